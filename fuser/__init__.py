@@ -1,0 +1,1 @@
+"""Many adapters into one MeteoRA bundle, and out again; verified both ways."""

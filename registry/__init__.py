@@ -1,0 +1,1 @@
+"""The application: catalog, content store, workflows and the command line."""

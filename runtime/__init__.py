@@ -1,0 +1,1 @@
+"""The PEFT tuner that runs a bundle."""
