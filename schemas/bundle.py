@@ -1,0 +1,241 @@
+"""The bundle's ``adapter_config.json``: who is in it, with which ranks and scalings, and how it routes.
+
+Ranks and scalings stand here and not among the tensors, because loaders cast tensors. The flat
+storage of a module follows from this document alone: member i owns the rows
+``offsets[i]:offsets[i+1]`` of ``meteora_A`` and ``meteora_B``, its rank rounded up to
+``rank_alignment``, the rest zero; a member that does not touch the module owns none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
+
+from .digest import Digest
+from .document import Document, load_json
+from .errors import BundleRefused
+from .names import Name
+
+BUNDLE_FORMAT = 1
+PEFT_TYPE = "METEORA"
+RANK_ALIGNMENT = 8
+NOT_FITTED = "not fitted"
+# What a bundle may require of its reader. Empty: format 1 as it stands needs nothing more.
+KNOWN_FEATURES: frozenset[str] = frozenset()
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+MANIFEST_FILE = "meteora_manifest.json"
+VERIFICATION_FILE = "verification.json"
+CARD_FILE = "README.md"
+EXPERTS_FOLDER = "experts"
+
+TENSOR_PREFIX = "base_model.model."
+TENSOR_A = "meteora_A"
+TENSOR_B = "meteora_B"
+TENSOR_GATE = "meteora_gate"
+TENSOR_GATE_BIAS = "meteora_gate_bias"
+
+ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=512)]
+
+
+def align_rank(rank: int, alignment: int = RANK_ALIGNMENT) -> int:
+    """``rank`` rounded up to a multiple of ``alignment``; 0 stays 0."""
+    return -(-rank // alignment) * alignment
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleLayout:
+    """Where each member's rows lie in one module's flat tensors.
+
+    ``ranks`` are the members' own, ``offsets`` has one entry more than there are members, and
+    ``offsets[-1]`` is the number of rows.
+    """
+
+    path: str
+    ranks: tuple[int, ...]
+    scalings: tuple[float, ...]
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: str, ranks: tuple[int, ...], scalings: tuple[float, ...]) -> Self:
+        """The layout of members with these ranks, in this order."""
+        padded = (align_rank(rank) for rank in ranks)
+        return cls(path, ranks, scalings, tuple(accumulate(padded, initial=0)))
+
+    @property
+    def rows(self) -> int:
+        """Rows of ``meteora_A`` and ``meteora_B``."""
+        return self.offsets[-1]
+
+    def rows_of(self, member: int) -> slice:
+        """The member's rows that carry its factors, without the padding."""
+        return slice(self.offsets[member], self.offsets[member] + self.ranks[member])
+
+    def padding_of(self, member: int) -> slice:
+        """The member's rows that are zero."""
+        return slice(self.offsets[member] + self.ranks[member], self.offsets[member + 1])
+
+
+class Override(Document):
+    """A member's rank and scaling in one module; rank 0 where it does not touch the module."""
+
+    rank: int = Field(ge=0)
+    scaling: FiniteFloat
+
+
+class BundleMember(Document):
+    """One adapter of a bundle: its rank and scaling, and the modules where they differ."""
+
+    name: Name
+    rank: int = Field(ge=1)
+    scaling: FiniteFloat
+    overrides: dict[ModulePath, Override]
+
+    def factors_in(self, path: str) -> tuple[int, float]:
+        """The member's own rank and scaling in a module."""
+        override = self.overrides.get(path)
+        return (self.rank, self.scaling) if override is None else (override.rank, override.scaling)
+
+
+class GateInitialisation(Document):
+    """How the gate's first values came about: reproducible from the members and the seed."""
+
+    method: Literal["arrow", "normal"]
+    seed: int = Field(ge=0, lt=1 << 32)
+
+
+class Gate(Document):
+    """How a module's gate turns a token into one logit per member, and where its values come from."""
+
+    kind: Literal["linear", "absolute", "normalised"]
+    scope: Literal["token"]
+    bias: bool
+    eps: FiniteFloat = Field(gt=0)
+    sources: dict[ModulePath, ModulePath] = Field(max_length=0)
+    initialisation: GateInitialisation
+    fitted: Literal["not fitted"]
+
+
+class BundleConfig(Document):
+    """A bundle's config, format 1; ``layouts`` is the flat storage that follows from it."""
+
+    # PEFT adds keys of its own when it saves. A key that changes the result must come with a
+    # required feature, so ignoring the others is safe.
+    model_config = ConfigDict(extra="ignore")
+
+    peft_type: Literal["METEORA"]
+    meteora_format: Literal[1]
+    required_features: tuple[str, ...]
+    task_type: str | None
+    base_model_name_or_path: str | None
+    revision: str | None
+    inference_mode: bool
+    target_modules: tuple[ModulePath, ...] = Field(min_length=1)
+    members: tuple[BundleMember, ...] = Field(min_length=1, max_length=4096)
+    rank_alignment: Literal[8]
+    top_k: int = Field(ge=1)
+    temperature: FiniteFloat = Field(gt=0)
+    gate: Gate
+
+    @classmethod
+    def read(cls, data: bytes, *, what: str = CONFIG_FILE, max_bytes: int = 64 << 20) -> Self:
+        """Read a config, refusing first what this reader does not know.
+
+        Raises:
+            BundleRefused: not a bundle, another format, or a required feature that is not known.
+            InvalidDocument: not JSON, or a field breaks the schema.
+        """
+        value = load_json(data, what=what, max_bytes=max_bytes)
+        check_readable(value, what=what)
+        return cls.from_value(value, what=what)
+
+    @model_validator(mode="after")
+    def _check_members(self) -> Self:
+        names = [member.name for member in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError(f"member names must differ, found {names}")
+        if self.top_k > len(names):
+            raise ValueError(f"top_k is {self.top_k}, expected at most the number of members, {len(names)}")
+        if list(self.target_modules) != sorted(set(self.target_modules)):
+            raise ValueError("target_modules must be sorted and differ")
+        known = set(self.target_modules)
+        for member in self.members:
+            if strangers := sorted(set(member.overrides) - known):
+                raise ValueError(
+                    f"member `{member.name}` overrides `{strangers[0]}`, which is no target module"
+                )
+        for path, layout in self.layouts.items():
+            if layout.rows == 0:
+                raise ValueError(f"no member touches the target module `{path}`")
+        return self
+
+    @cached_property
+    def layouts(self) -> dict[str, ModuleLayout]:
+        """The flat storage of every module, by path, in the order of ``target_modules``."""
+        layouts = {}
+        for path in self.target_modules:
+            factors = [member.factors_in(path) for member in self.members]
+            ranks = tuple(rank for rank, _ in factors)
+            layouts[path] = ModuleLayout.of(path, ranks, tuple(scaling for _, scaling in factors))
+        return layouts
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members' names in order."""
+        return tuple(member.name for member in self.members)
+
+    def index_of(self, name: str) -> int:
+        """The place of a member.
+
+        Raises:
+            BundleRefused: there is none of that name.
+        """
+        if name not in self.names:
+            raise BundleRefused(
+                f"the bundle has no member `{name}`, it has {', '.join(f'`{known}`' for known in self.names)}"
+            )
+        return self.names.index(name)
+
+
+def check_readable(value: Any, *, what: str) -> None:
+    """Refuse a parsed config that is no bundle, or one of a format or feature this reader does not know.
+
+    Raises:
+        BundleRefused: with what was found and what this reader knows.
+    """
+    if not isinstance(value, dict) or value.get("peft_type") != PEFT_TYPE:
+        found = value.get("peft_type") if isinstance(value, dict) else type(value).__name__
+        raise BundleRefused(f"`{what}` is no MeteoRA bundle: peft_type is `{found}`, expected `{PEFT_TYPE}`")
+    if value.get("meteora_format") != BUNDLE_FORMAT:
+        raise BundleRefused(
+            f"`{what}` has bundle format `{value.get('meteora_format')}`, "
+            f"this reader knows `{BUNDLE_FORMAT}`",
+            hint="upgrade meteora-registry, or fuse the bundle again with this version",
+        )
+    features = value.get("required_features")
+    unknown = (
+        [feature for feature in features if feature not in KNOWN_FEATURES]
+        if isinstance(features, list)
+        else []
+    )
+    if unknown:
+        listed = ", ".join(f"`{feature}`" for feature in unknown)
+        raise BundleRefused(
+            f"`{what}` requires {listed}, which this reader does not know",
+            hint="upgrade meteora-registry",
+        )
+
+
+def tensor_name(path: str, tensor: str) -> str:
+    """The name in the weights file of one of a module's tensors."""
+    return f"{TENSOR_PREFIX}{path}.{tensor}"
+
+
+def digest_of_config(config: BundleConfig) -> Digest:
+    """The digest of the canonical text of a config."""
+    return Digest.of_bytes(config.to_bytes())

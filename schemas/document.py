@@ -1,0 +1,129 @@
+"""JSON in and out: bounded and strict when read, the same bytes every time when written.
+
+``load_json`` is the only way a JSON text from outside becomes Python values: its size and depth are
+bounded, a key may stand once only, and ``NaN`` and ``Infinity`` are no JSON. ``Document`` is the
+base of everything this project writes, ``canonical_json`` its one spelling.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import InvalidDocument
+
+MAX_JSON_DEPTH = 64
+MAX_CONFIG_BYTES = 4 << 20
+# Linear: an escaped character, a quote, or a bracket.
+_STRUCTURE = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
+_BOM = "\ufeff"
+_SHOWN_PROBLEMS = 20
+
+
+def load_json(data: bytes, *, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> Any:
+    """The value of a JSON text in UTF-8; a byte order mark is skipped.
+
+    Args:
+        data: the bytes of the text.
+        what: how messages call it, such as a file name.
+        max_bytes: the largest text that is parsed.
+
+    Raises:
+        InvalidDocument: too large, too deep, not UTF-8, not JSON, a key twice, NaN or Infinity.
+    """
+    if len(data) > max_bytes:
+        raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {max_bytes}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidDocument(f"`{what}` is not UTF-8 text: byte {error.start} cannot be decoded") from error
+    text = text.removeprefix(_BOM)
+    _check_depth(text, what)
+    try:
+        return json.loads(text, object_pairs_hook=_object_of_unique_keys, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidDocument(f"`{what}` is not JSON: {error}") from error
+
+
+def _check_depth(text: str, what: str) -> None:
+    # The parser recurses, so the depth is known before it runs. Brackets inside strings do not count.
+    depth, in_string = 0, False
+    for token in _STRUCTURE.finditer(text):
+        mark = token[0]
+        if mark == '"':
+            in_string = not in_string
+        elif in_string or mark[0] == "\\":
+            continue
+        elif mark in "[{":
+            depth += 1
+            if depth > MAX_JSON_DEPTH:
+                raise InvalidDocument(f"`{what}` nests deeper than {MAX_JSON_DEPTH} levels")
+        else:
+            depth -= 1
+
+
+def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key `{key}` stands twice in one object")
+        result[key] = value
+    return result
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"`{name}` is not a JSON number")
+
+
+def canonical_json(value: Any) -> bytes:
+    """One spelling of a JSON value: keys sorted, two spaces, ASCII, a final newline.
+
+    Equal values give equal bytes, whatever the order in which they were built.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+class Document(BaseModel):
+    """Base of the documents that this project writes: immutable, strict about types."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON text of this document."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> Self:
+        """Read a document; every place that breaks the schema is in one ``InvalidDocument``."""
+        return cls.from_value(load_json(data, what=what, max_bytes=max_bytes), what=what)
+
+    @classmethod
+    def from_value(cls, value: Any, *, what: str) -> Self:
+        """Read a document from an already parsed JSON value."""
+        try:
+            # Through JSON's rules, so that a list may fill a tuple while a string never fills a number.
+            return cls.model_validate_json(json.dumps(value))
+        except ValidationError as error:
+            problems = describe_problems(error)
+            shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+            raise InvalidDocument(f"`{what}` breaks its schema: {shown}", problems=problems) from error
+
+
+def describe_problems(error: ValidationError) -> list[str]:
+    """One line per problem: the path into the document, what is wrong, and what was found."""
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if problem["type"] == "value_error":
+            # Our own validators say what they found; their input may be the whole document.
+            lines.append(f"{place}: {message}" if place else message)
+        else:
+            found = repr(problem["input"])
+            lines.append(f"{place}: {message}, found `{found if len(found) <= 60 else found[:57] + '...'}`")
+    return lines

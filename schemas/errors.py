@@ -1,0 +1,91 @@
+"""Every error the project raises on purpose, with the facts as attributes.
+
+One place (the command line's entry point) turns them into text and an exit code; everything else
+raises. A message names the thing, what was found and what was expected; ``hint`` is the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from .finding import Finding
+
+
+class MeteoraError(Exception):
+    """Base of all errors; ``exit_code`` is what the command line returns for it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(MeteoraError, ValueError):
+    """The request itself is wrong: an option, a name, a selector."""
+
+    exit_code = 2
+
+
+class SourceUnreadable(MeteoraError, OSError):
+    """A file or folder cannot be read or written: missing, not permitted, no space."""
+
+    exit_code = 2
+
+
+class MissingDependency(MeteoraError, ImportError):
+    """An optional part of the package is needed and not installed."""
+
+    exit_code = 2
+
+
+class InvalidDocument(MeteoraError, ValueError):
+    """A JSON or TOML document is malformed or breaks its schema; ``problems`` lists every place."""
+
+    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class AdapterRefused(MeteoraError, ValueError):
+    """An adapter is broken, or cannot be fused; ``findings`` says why."""
+
+    def __init__(self, message: str, *, findings: Sequence[Finding] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.findings = tuple(findings)
+
+
+class FuseRefused(MeteoraError, ValueError):
+    """These members cannot become one bundle; ``conflicts`` says who disagrees about what."""
+
+    def __init__(self, message: str, *, conflicts: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.conflicts = tuple(conflicts)
+
+
+class BundleRefused(MeteoraError, ValueError):
+    """A bundle breaks its format, or needs something that this reader does not know."""
+
+
+class NotInCatalog(MeteoraError, LookupError):
+    """No adapter, version, alias or bundle of that name is in the catalog."""
+
+
+class AlreadyInCatalog(MeteoraError, ValueError):
+    """The name is taken by something else."""
+
+
+class StillInUse(MeteoraError, ValueError):
+    """Something else depends on what was to be removed."""
+
+
+class CatalogUnusable(MeteoraError, OSError):
+    """The catalog cannot be opened: its schema is older or newer than this tool, or it is damaged."""
+
+    exit_code = 2

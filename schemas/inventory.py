@@ -1,0 +1,85 @@
+"""What the tensors of an adapter say: the truth that a config can only add alpha and patterns to."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from functools import cached_property
+
+from pydantic import Field
+
+from .digest import Digest
+from .document import Document
+
+
+class Dtype(StrEnum):
+    """The element types of LoRA factors, by their safetensors names."""
+
+    F64 = "F64"
+    F32 = "F32"
+    F16 = "F16"
+    BF16 = "BF16"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one element."""
+        return {"F64": 8, "F32": 4}.get(self.value, 2)
+
+
+class ModuleFactors(Document):
+    """The LoRA pair of one linear module, as the header and the config describe it.
+
+    ``a`` is the tensor name of A ``[rank, in_features]``, ``b`` that of B ``[out_features, rank]``;
+    ``scaling`` is alpha / rank, or alpha / sqrt(rank) with rsLoRA, of the adapter's own rank.
+    """
+
+    path: str
+    rank: int = Field(ge=1)
+    in_features: int = Field(ge=1)
+    out_features: int = Field(ge=1)
+    alpha: float
+    scaling: float
+    a: str
+    b: str
+    a_dtype: Dtype
+    b_dtype: Dtype
+
+    @property
+    def kind(self) -> str:
+        """The last part of the module path, such as ``q_proj``."""
+        return self.path.rpartition(".")[2]
+
+
+class Inventory(Document):
+    """Every LoRA pair of an adapter, ordered by module path.
+
+    ``rank`` and ``scaling`` are what the config gives a module that no pattern names.
+    """
+
+    modules: tuple[ModuleFactors, ...]
+    rank: int
+    scaling: float
+
+    @cached_property
+    def by_path(self) -> dict[str, ModuleFactors]:
+        """The modules by their paths."""
+        return {module.path: module for module in self.modules}
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any module."""
+        return max(module.rank for module in self.modules)
+
+    @property
+    def dtypes(self) -> tuple[Dtype, ...]:
+        """The element types that occur, sorted by name."""
+        return tuple(sorted({dtype for module in self.modules for dtype in (module.a_dtype, module.b_dtype)}))
+
+    @property
+    def shape_signature(self) -> Digest:
+        """A digest of module paths and shapes.
+
+        Equal signatures prove that two adapters fit the same shapes, not that they share a base.
+        """
+        lines = (f"{module.path} {module.in_features} {module.out_features}\n" for module in self.modules)
+        return Digest(hashlib.sha256("".join(lines).encode()).hexdigest())

@@ -1,0 +1,80 @@
+"""``meteora_manifest.json``: the digest of every other file of a bundle, and where its members came from.
+
+It holds each member's own config and safetensors header word for word, so that ``extract`` can give
+back the very bytes that went in and prove it by their digest. It names no time and no local path:
+the same members and the same recipe give the same manifest.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from .digest import Digest
+from .document import Document
+from .inventory import Dtype
+from .names import Name
+
+MAX_MANIFEST_BYTES = 256 << 20
+# A file of the bundle, by its path inside the folder: no absolute path, no `..`, no hidden part.
+RelativePath = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$", max_length=512),
+]
+
+
+class FileRecord(Document):
+    """One file's digest and size."""
+
+    sha256: Digest
+    size_bytes: int = Field(ge=0)
+
+
+class Origin(Document):
+    """Where an adapter came from: a Hub repository at a commit, or a folder known by its last name."""
+
+    kind: Literal["hub", "folder"]
+    location: str
+    commit: str | None
+
+    def __str__(self) -> str:
+        return self.location
+
+
+class Cast(Document):
+    """A change of element type that loses precision, asked for with ``--dtype``."""
+
+    source: tuple[Dtype, ...]
+    target: Dtype
+    max_relative_error: float = Field(ge=0)
+
+
+class ManifestMember(Document):
+    """What is known of one member: origin, license, digests, and its own files as far as they differ."""
+
+    name: Name
+    origin: Origin
+    license: str | None
+    base: str | None
+    weights_sha256: Digest
+    config_sha256: Digest
+    config_text: str
+    weights_header: str
+    cast: Cast | None
+
+    @model_validator(mode="after")
+    def _check_config_text(self) -> Self:
+        if Digest.of_bytes(self.config_text.encode("utf-8")) != self.config_sha256:
+            raise ValueError(
+                f"the config text of member `{self.name}` does not have the digest recorded for it"
+            )
+        return self
+
+
+class Manifest(Document):
+    """The manifest of a bundle, format 1."""
+
+    meteora_manifest: Literal[1]
+    files: dict[RelativePath, FileRecord]
+    members: tuple[ManifestMember, ...] = Field(min_length=1)

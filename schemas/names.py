@@ -1,0 +1,130 @@
+"""What adapters, bundles, versions and sources are called, and how a SOURCE on the command line is read.
+
+A SOURCE is a folder if it starts with ``.`` or ``/`` or exists; ``hf://...`` or ``org/name`` is the
+Hub; otherwise it names something in the catalog: ``name``, ``name@3`` or ``name@alias``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+from .errors import UsageError
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
+_NAME = re.compile(NAME_PATTERN)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """A folder on this machine."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repository on the Hub; ``revision`` is a branch, a tag or a commit."""
+
+    repository: str
+    revision: str | None = None
+    subfolder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSource:
+    """Something catalogued: its latest version, one version, or what an alias points at."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        selector = self.version if self.version is not None else self.alias
+        return self.name if selector is None else f"{self.name}@{selector}"
+
+
+Source = FolderSource | HubSource | CatalogSource
+
+
+def check_name(text: str, *, what: str = "name") -> str:
+    """``text`` itself, if it may name an adapter, a bundle, a tag or an alias.
+
+    Raises:
+        UsageError: any other text.
+    """
+    if not _NAME.fullmatch(text):
+        raise UsageError(
+            f"`{text[:120]}` is no valid {what}: expected 1 to 96 of `a-z 0-9 . _ -`, "
+            "the first a letter or a digit",
+            hint=f"such as `{suggest_name(text)}`",
+        )
+    return text
+
+
+def check_alias(text: str) -> str:
+    """``text`` itself, if it may be an alias: a name that is not a number, so that ``@3`` stays a version.
+
+    Raises:
+        UsageError: any other text.
+    """
+    if text.isdigit():
+        raise UsageError(f"the alias `{text[:120]}` is a number, which names a version", hint="use a word")
+    return check_name(text, what="alias")
+
+
+def suggest_name(text: str) -> str:
+    """The nearest valid name to any text: lower case, other characters replaced by ``-``."""
+    cleaned = re.sub(r"[^a-z0-9._-]+", "-", text.lower())[:96].strip("-._")
+    return cleaned or "adapter"
+
+
+def parse_catalog_source(text: str) -> CatalogSource:
+    """``name``, ``name@3`` or ``name@alias``.
+
+    Raises:
+        UsageError: the name or the selector is malformed.
+    """
+    name, at, selector = text.partition("@")
+    check_name(name)
+    if not at:
+        return CatalogSource(name)
+    if _VERSION.fullmatch(selector):
+        return CatalogSource(name, version=int(selector))
+    return CatalogSource(name, alias=check_alias(selector))
+
+
+def parse_source(text: str) -> Source:
+    """What a SOURCE on the command line means.
+
+    Raises:
+        UsageError: it is none of folder, Hub repository and catalogued name.
+    """
+    if text.startswith(("hf://", "hf:")):
+        return _parse_hub(text.removeprefix("hf:").removeprefix("//"))
+    if text.startswith((".", "/")) or Path(text).exists():
+        return FolderSource(Path(text))
+    if "/" in text:
+        return _parse_hub(text)
+    return parse_catalog_source(text)
+
+
+def _parse_hub(text: str) -> HubSource:
+    parts = text.split("/")
+    organisation, name = parts[0], parts[1] if len(parts) > 1 else ""
+    name, _, revision = name.partition("@")
+    repository = f"{organisation}/{name}"
+    if not _REPOSITORY.fullmatch(repository):
+        raise UsageError(
+            f"`{text[:200]}` is neither an existing folder nor a Hub repository such as `org/name`",
+            hint="write a folder as `./folder`",
+        )
+    return HubSource(repository, revision or None, "/".join(parts[2:]) or None)

@@ -1,0 +1,99 @@
+"""``verification.json``: what was checked of a bundle, by which backends, and how exact it came out.
+
+The record is bound to one manifest by its digest, and to itself: ``record_sha256`` is the digest of
+the record without that field, so a changed byte anywhere in the file shows.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from .digest import Digest
+from .document import Document, canonical_json
+from .errors import InvalidDocument
+
+
+class Level(StrEnum):
+    """How far a verification went: the bundle in itself, or against the members' own files."""
+
+    INTEGRITY = "integrity"
+    SOURCE = "source"
+
+
+class Outcome(StrEnum):
+    """What a verification came to."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+class BackendRun(Document):
+    """One backend's worst errors, as max|e| / max|reference|, with the tolerance they were held to."""
+
+    backend: str
+    device: str
+    compute_dtype: str
+    modules: int = Field(ge=0)
+    max_error: float
+    tolerance: float
+
+
+class BackendNotRun(Document):
+    """A backend that was not run, and why."""
+
+    backend: str
+    reason: str
+
+
+class ModuleError(Document):
+    """The worst errors of one module over all backends, as max|e| / max|reference|."""
+
+    routed: float
+    forced: float | None
+
+
+class VerificationRecord(Document):
+    """One verification of one bundle."""
+
+    meteora_verification: Literal[1]
+    manifest_sha256: Digest
+    level: Level
+    outcome: Outcome
+    problems: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    backends_run: tuple[BackendRun, ...]
+    backends_not_run: tuple[BackendNotRun, ...]
+    modules: dict[str, ModuleError]
+    sampled: bool
+    versions: dict[str, str]
+    created_at: str
+
+    def seal(self) -> bytes:
+        """The text of the record with its own digest in it."""
+        body = self.model_dump(mode="json")
+        return canonical_json(body | {"record_sha256": _digest_of(body)})
+
+    @classmethod
+    def unseal(cls, value: Any, data: bytes, *, what: str) -> Self:
+        """Read a sealed record.
+
+        Raises:
+            InvalidDocument: a byte differs from what was sealed, or the record breaks its schema.
+        """
+        if not isinstance(value, dict) or "record_sha256" not in value:
+            raise InvalidDocument(f"`{what}` is no sealed verification record: it has no `record_sha256`")
+        body = {key: content for key, content in value.items() if key != "record_sha256"}
+        if value["record_sha256"] != _digest_of(body) or canonical_json(value) != data:
+            raise InvalidDocument(
+                f"`{what}` was changed after it was written: its digest does not match its content",
+                hint="run `meteora-registry verify` again",
+            )
+        return cls.from_value(body, what=what)
+
+
+def _digest_of(body: dict[str, Any]) -> str:
+    return str(Digest.of_bytes(canonical_json(body)))
