@@ -1,0 +1,110 @@
+"""Where each adapter's rows lie in the flat storage, and the shapes every kernel module speaks of.
+
+Shapes legend, used by all modules of this folder:
+
+    T   tokens (all leading dimensions of ``x`` flattened)
+    h   input features of the linear
+    D   output features of the linear
+    L   adapters (members) known to the linear
+    R   rank; ``R_i`` of adapter ``i``, after padding; 0 for an adapter that is absent there
+    N   all ranks together, ``sum R_i``
+    k   slots: adapters that serve one token
+
+Storage is flat: ``A [N, h]`` and ``Bt [N, D]`` (B transposed), the rows of adapter ``i`` being
+``offsets[i] : offsets[i + 1]`` of both. Adapter ``i`` contributes ``scaling[i] * (x A_i^T) Bt_i``; the
+scaling stays a Python float until it meets an fp32 product, so no cast ever rounds it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Offsets and scalings of one linear's adapters, with what the kernels derive from them."""
+
+    offsets: tuple[int, ...]
+    scaling: tuple[float, ...]
+    ranks: tuple[int, ...]
+    max_rank: int
+    equal_ranks: bool
+
+    @property
+    def adapters(self) -> int:
+        """L, absent adapters included."""
+        return len(self.scaling)
+
+    @property
+    def rows(self) -> int:
+        """N, the rows of A and of Bt."""
+        return self.offsets[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutTensors:
+    """A layout as tensors of length L on one device: row starts and ranks (int64), scaling."""
+
+    starts: Tensor
+    ranks: Tensor
+    scaling: Tensor
+
+
+def layout_of(offsets: Sequence[int], scaling: Sequence[float]) -> Layout:
+    """Return the checked layout; the same offsets and scaling cost one look-up the second time.
+
+    Raises:
+        ValueError: if the offsets do not start at 0, fall, or do not match the number of scalings, or
+            if a scaling is not finite.
+    """
+    return _layout(tuple(offsets), tuple(scaling))
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(offsets: tuple[int, ...], scaling: tuple[float, ...]) -> Layout:
+    _check_layout(offsets, scaling)
+    ranks = tuple(end - start for start, end in itertools.pairwise(offsets))
+    return Layout(offsets, scaling, ranks, max(ranks), equal_ranks=len(set(ranks)) == 1)
+
+
+def _check_layout(offsets: tuple[int, ...], scaling: tuple[float, ...]) -> None:
+    if not scaling:
+        raise ValueError("`scaling` is empty, expected one float per adapter and at least one adapter")
+    if len(offsets) != len(scaling) + 1:
+        raise ValueError(
+            f"`offsets` has {len(offsets)} entries for {len(scaling)} adapters, expected "
+            f"{len(scaling) + 1}: where each adapter's rows start, then where the last ends"
+        )
+    if offsets[0] != 0:
+        raise ValueError(f"`offsets` starts at {offsets[0]}, expected 0")
+    for index, (start, end) in enumerate(itertools.pairwise(offsets)):
+        if end < start:
+            raise ValueError(
+                f"`offsets` falls from {start} to {end} at adapter {index}, expected offsets that never "
+                "fall; an adapter that is absent repeats its start"
+            )
+    for index, value in enumerate(scaling):
+        if not math.isfinite(value):
+            raise ValueError(f"`scaling` of adapter {index} is {value}, expected a finite number")
+
+
+@functools.lru_cache(maxsize=4096)
+def layout_tensors(layout: Layout, device: torch.device, dtype: torch.dtype) -> LayoutTensors:
+    """Return the layout's tensors on `device`, made once and kept.
+
+    Made outside inference mode, so that a layout first met there can still serve a training step. On a
+    GPU the first call copies from the host: call once before capturing a CUDA graph.
+    """
+    with torch.inference_mode(mode=False):
+        return LayoutTensors(
+            torch.tensor(layout.offsets[:-1], dtype=torch.int64, device=device),
+            torch.tensor(layout.ranks, dtype=torch.int64, device=device),
+            torch.tensor(layout.scaling, dtype=dtype, device=device),
+        )

@@ -1,0 +1,111 @@
+"""The door of the kernels: every shape and dtype is checked here once, nothing behind it checks again.
+
+No check reads a tensor's values: on a GPU that would stop the host until the device catches up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+EXPERT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_operands(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> None:
+    """Refuse operands that do not fit together; offsets and scaling are checked by `layout_of`.
+
+    Raises:
+        ValueError: naming the operand, what was found, what was expected and the way out.
+    """
+    _check_dtypes(x, A, Bt, selection, weights)
+    _check_devices(x, A, Bt, selection, weights)
+    _check_experts(x, A, Bt, rows=offsets[-1])
+    _check_routing(x, selection, weights, adapters=len(scaling))
+
+
+def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
+    """Refuse an `out` that cannot be added into: it must be [..., D] like the result, and writable.
+
+    Raises:
+        ValueError: if its shape, dtype or device differs from the result's.
+    """
+    expected = (*x.shape[:-1], Bt.shape[1])
+    if out.shape != expected:
+        raise ValueError(f"`out` is {list(out.shape)}, expected {list(expected)}")
+    if out.dtype != x.dtype:
+        raise ValueError(f"`out` is {out.dtype} for `x` {x.dtype}, expected one dtype; cast `x` first")
+    if out.device != x.device:
+        raise ValueError(f"`out` is on {out.device} and `x` on {x.device}, expected one device")
+
+
+def _check_dtypes(x: Tensor, A: Tensor, Bt: Tensor, selection: Tensor, weights: Tensor) -> None:
+    if x.dtype not in EXPERT_DTYPES:
+        raise ValueError(f"`x` is {x.dtype}, expected one of {', '.join(map(str, EXPERT_DTYPES))}")
+    if A.dtype != x.dtype or Bt.dtype != x.dtype:
+        raise ValueError(
+            f"`x`, `A` and `Bt` are {x.dtype}, {A.dtype} and {Bt.dtype}, expected one dtype; "
+            "cast `x` to the experts' dtype before the call"
+        )
+    if selection.dtype != torch.int64:
+        raise ValueError(f"`selection` is {selection.dtype}, expected torch.int64")
+    if weights.dtype != torch.float32 and weights.dtype != accumulation_dtype(x.dtype):
+        raise ValueError(
+            f"`weights` is {weights.dtype}, expected torch.float32; keep routing out of autocast"
+        )
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which products are summed and z is kept: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _check_devices(x: Tensor, A: Tensor, Bt: Tensor, selection: Tensor, weights: Tensor) -> None:
+    named = {"A": A, "Bt": Bt, "selection": selection, "weights": weights}
+    for name, tensor in named.items():
+        if tensor.device != x.device:
+            raise ValueError(f"`{name}` is on {tensor.device} and `x` on {x.device}, expected one device")
+
+
+def _check_experts(x: Tensor, A: Tensor, Bt: Tensor, *, rows: int) -> None:
+    if x.ndim < 1 or A.ndim != 2 or Bt.ndim != 2:
+        raise ValueError(
+            f"`x`, `A` and `Bt` are {list(x.shape)}, {list(A.shape)} and {list(Bt.shape)}, expected "
+            "[..., h], [N, h] and [N, D]"
+        )
+    if A.shape[1] != x.shape[-1]:
+        raise ValueError(f"`A` has {A.shape[1]} columns, expected {x.shape[-1]}, the last dimension of `x`")
+    for name, found in (("A", A.shape[0]), ("Bt", Bt.shape[0])):
+        if found != rows:
+            raise ValueError(
+                f"`{name}` has {found} rows, expected {rows}, where the last of `offsets` ends; "
+                "Bt is B transposed"
+            )
+    if not (A.is_contiguous() and Bt.is_contiguous()):
+        raise ValueError("`A` or `Bt` is a strided view, expected contiguous rows; call `.contiguous()` once")
+
+
+def _check_routing(x: Tensor, selection: Tensor, weights: Tensor, *, adapters: int) -> None:
+    if selection.shape != weights.shape:
+        raise ValueError(
+            f"`selection` is {list(selection.shape)} and `weights` {list(weights.shape)}, expected one shape"
+        )
+    if selection.ndim != x.ndim or selection.shape[:-1] != x.shape[:-1]:
+        raise ValueError(
+            f"`selection` is {list(selection.shape)} for `x` {list(x.shape)}, expected "
+            f"{[*x.shape[:-1], 'k']}: k adapters for each token"
+        )
+    if not 1 <= selection.shape[-1] <= adapters:
+        raise ValueError(
+            f"`selection` names {selection.shape[-1]} adapters per token, expected 1 to {adapters}, "
+            "the adapters known here"
+        )

@@ -1,0 +1,36 @@
+"""The reference every backend is judged by: two loops in float64, to be checked by eye, never optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def reference_routed_lora(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return ``sum over slots j of w_j * s_i * (x A_i^T) Bt_i`` with ``i = selection_j``, float64 [..., D].
+
+    Differentiable in `x`, `A`, `Bt` and `weights`. Shapes are those of ``layout.py``.
+    """
+    tokens = x.double().reshape(-1, x.shape[-1])
+    A, Bt = A.double(), Bt.double()
+    chosen = selection.reshape(tokens.shape[0], -1).tolist()
+    shares = weights.double().reshape(tokens.shape[0], -1)
+    rows = []
+    for t, adapters in enumerate(chosen):
+        y = tokens.new_zeros(Bt.shape[1])
+        for j, i in enumerate(adapters):
+            start, end = offsets[i], offsets[i + 1]
+            y = y + shares[t, j] * scaling[i] * (tokens[t] @ A[start:end].T @ Bt[start:end])
+        rows.append(y)
+    out = torch.stack(rows) if rows else tokens.new_zeros(0, Bt.shape[1])
+    return out.reshape(*x.shape[:-1], Bt.shape[1])

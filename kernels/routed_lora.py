@@ -1,0 +1,269 @@
+"""Routed LoRA as two torch operators: the dispatcher that inference, training and verification share.
+
+`routed_lora` returns the adapters' contribution and is differentiable; `routed_lora_` adds it into the
+base output and is for inference. Both are ``torch.library`` custom operators of the namespace
+``meteora``, so that ``torch.compile`` keeps them whole. The forward returns, next to the output, the z of
+each slot, which with the selection is all that a backward pass over frozen adapters needs. Shapes are
+those of ``layout.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dense import dense_forward, dense_input_gradient, dense_slot_gradient, slot_factors
+from .experts_gradient import slot_outer_products
+from .layout import layout_of
+from .operands import accumulation_dtype, check_operands, check_output
+
+
+def routed_lora(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return ``sum over slots j of w_j * s_i * (x A_i^T) Bt_i`` with ``i = selection_j``, [..., D].
+
+    Sums in fp32 (float64 for float64) and rounds to the dtype of `x`. Gradients flow to `x` and `weights`,
+    and to `A` and `Bt` where they require them. An adapter selected twice by one token counts twice; one
+    of rank 0 adds nothing. The experts must be finite: a NaN in an adapter's weights may reach tokens that
+    did not select it.
+
+    Args:
+        x: [..., h]; fp32, bf16, fp16 or float64.
+        A: [N, h], the dtype of `x`.
+        Bt: [N, D], the dtype of `x`.
+        offsets: L + 1 row offsets into A and Bt, the first 0, the last N.
+        scaling: L factors.
+        selection: int64 [..., k], each 0 to L - 1.
+        weights: float32 [..., k].
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+    """
+    if not torch.compiler.is_compiling():
+        layout_of(offsets, scaling)
+    check_operands(x, A, Bt, offsets, scaling, selection, weights)
+    slots = selection.shape[-1]
+    x2, selection2, weights2 = (
+        x.reshape(-1, x.shape[-1]),
+        selection.reshape(-1, slots),
+        weights.reshape(-1, slots),
+    )
+    keep_z = _needs_gradient(x, A, Bt, weights)
+    out: Tensor
+    if _is_traced(x):
+        out, _ = _forward_op(x2, A, Bt, tuple(offsets), tuple(scaling), selection2, weights2, keep_z)
+    elif keep_z:
+        out, _ = _differentiable(x2, A, Bt, offsets, scaling, selection2, weights2, True)
+    else:
+        out, _ = _forward(x2, A, Bt, offsets, scaling, selection2, weights2, False)
+    return out.view(*x.shape[:-1], Bt.shape[1])
+
+
+def routed_lora_(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return `out` [..., D] after adding to it, in place, what `routed_lora` would return.
+
+    For inference: torch gives no gradient through an operator that writes into its input, it silently
+    drops it, so that this refuses instead.
+
+    Raises:
+        ValueError: as `routed_lora`, and if `out` is not shaped, typed or placed like the result.
+        RuntimeError: if gradients are enabled and an operand requires them.
+    """
+    if not torch.compiler.is_compiling():
+        layout_of(offsets, scaling)
+    check_operands(x, A, Bt, offsets, scaling, selection, weights)
+    check_output(out, x, Bt)
+    if _needs_gradient(out, x, A, Bt, weights):
+        raise RuntimeError(
+            "`routed_lora_` writes into its output and passes no gradient, but gradients are enabled and an "
+            "operand requires them; use `routed_lora`, or call under `torch.no_grad()`"
+        )
+    slots = selection.shape[-1]
+    add = _add_op if _is_traced(x) else _add
+    add(
+        out.view(-1, Bt.shape[1]),
+        x.reshape(-1, x.shape[-1]),
+        A,
+        Bt,
+        tuple(offsets),
+        tuple(scaling),
+        selection.reshape(-1, slots),
+        weights.reshape(-1, slots),
+    )
+    return out
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Return whether a compiler or a fake tensor needs the operator; eager calls skip its 130 us."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+
+
+def _forward(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+    keep_z: bool,
+) -> tuple[Tensor, Tensor]:
+    layout = layout_of(offsets, scaling)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        out, z = dense_forward(x, A, Bt, layout, selection, weights)
+    return out, z if keep_z else z.new_empty(0)
+
+
+_forward_op = torch.library.custom_op("meteora::routed_lora", _forward, mutates_args=())
+
+
+@_forward_op.register_fake
+def _(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+    keep_z: bool,
+) -> tuple[Tensor, Tensor]:
+    max_rank = layout_of(offsets, scaling).max_rank
+    z_shape = (*selection.shape, max_rank) if keep_z else (0,)
+    out = x.new_empty(x.shape[0], Bt.shape[1])
+    return out, x.new_empty(z_shape, dtype=accumulation_dtype(x.dtype))
+
+
+def _add(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> None:
+    layout = layout_of(offsets, scaling)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        out += dense_forward(x, A, Bt, layout, selection, weights)[0]
+
+
+_add_op = torch.library.custom_op("meteora::routed_lora_", _add, mutates_args=("out",))
+
+
+@_add_op.register_fake
+def _(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> None:
+    return None
+
+
+def _backward_impl(
+    grad: Tensor,
+    x: Tensor | None,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+    z: Tensor,
+    for_A: bool,
+    for_Bt: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layout = layout_of(offsets, scaling)
+    with torch.autocast(device_type=grad.device.type, enabled=False):
+        factors = slot_factors(layout, selection, weights).unsqueeze(-1)
+        u = dense_slot_gradient(grad, Bt, layout, selection)
+        du = u * factors
+        dx = dense_input_gradient(du, A, layout, selection)
+        unit = torch.ones_like(weights)
+        d_weights = (u * z).sum(-1).to(weights.dtype) * slot_factors(layout, selection, unit)
+        dA = slot_outer_products(du, x, layout, selection) if for_A and x is not None else A.new_empty(0)
+        dBt = slot_outer_products(z * factors, grad, layout, selection) if for_Bt else Bt.new_empty(0)
+    return dx, dA, dBt, d_weights
+
+
+_backward_op = torch.library.custom_op("meteora::routed_lora_backward", _backward_impl, mutates_args=())
+
+
+@_backward_op.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor | None,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+    z: Tensor,
+    for_A: bool,
+    for_Bt: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dA = torch.empty_like(A) if for_A else A.new_empty(0)
+    dBt = torch.empty_like(Bt) if for_Bt else Bt.new_empty(0)
+    return grad.new_empty(grad.shape[0], A.shape[1]), dA, dBt, torch.empty_like(weights)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, A, Bt, offsets, scaling, selection, weights, _ = inputs
+    z = output[1]
+    ctx.mark_non_differentiable(z)
+    ctx.offsets, ctx.scaling = offsets, scaling
+    ctx.save_for_backward(x if A.requires_grad else None, A, Bt, selection, weights, z)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    backward = _backward_op if _is_traced(grad) else _backward_impl
+    x, A, Bt, selection, weights, z = ctx.saved_tensors
+    _, for_A, for_Bt, *_ = ctx.needs_input_grad
+    dx, dA, dBt, d_weights = backward(
+        grad.contiguous(), x, A, Bt, ctx.offsets, ctx.scaling, selection, weights, z, for_A, for_Bt
+    )
+    return dx, dA if for_A else None, dBt if for_Bt else None, None, None, None, d_weights, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator's autograd without the operator, for calls that nothing traces."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_save_for_backward)
+    backward = staticmethod(_backward)
+
+
+_differentiable: Callable[..., tuple[Tensor, Tensor]] = _Eager.apply

@@ -1,0 +1,116 @@
+"""Routing: which adapters serve each token, and with what weight.
+
+Kept apart from the expert kernels on purpose. A `Routing` can come from a linear's own gate, from the
+gate of another linear that shares its decision, or from a fixed choice, and the kernels cannot tell.
+Logits are fp32 whatever the model computes in: bf16 logits of 28 adapters tie often enough to change
+which adapter a token takes. Shapes are those of ``layout.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GATE_KINDS = ("linear", "absolute", "normalised")
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The k adapters of each token and their weights: int64 and float32, both [..., k]."""
+
+    selection: Tensor
+    weights: Tensor
+
+
+def gate_logits(
+    x: Tensor, gate: Tensor, bias: Tensor | None = None, *, kind: str, eps: float = 1e-6
+) -> Tensor:
+    """Return the gate's float32 logits [..., L], computed in fp32 whatever autocast says.
+
+    With ``G`` the gate and ``b`` the bias (0 without one): `linear` is ``G x + b``, `absolute` is
+    ``|G x| + b``, `normalised` is ``G x / (||x|| + eps) + b``.
+
+    Args:
+        x: [..., h], any floating dtype.
+        gate: float32 [L, h].
+        bias: float32 [L], or None.
+        kind: one of `GATE_KINDS`.
+        eps: read by `normalised` alone.
+
+    Raises:
+        ValueError: if the kind is unknown or a dtype or shape does not fit.
+    """
+    _check_gate(x, gate, bias, kind)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x = x.float()
+        logits = torch.nn.functional.linear(x, gate)
+        if kind == "absolute":
+            logits = logits.abs()
+        elif kind == "normalised":
+            logits = logits / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + eps)
+        return logits if bias is None else logits + bias
+
+
+def select_top_k(logits: Tensor, k: int, *, temperature: float = 1.0) -> Routing:
+    """Return the k highest logits' adapters, best first, weighted by ``softmax(logits / temperature)``.
+
+    Equal logits go to the lowest index first, which `torch.topk` does not promise. The softmax runs over
+    the kept k alone, so k = 1 gives exactly 1.0 and its gradient is exactly zero. Differentiable in
+    `logits` through the weights.
+
+    Args:
+        logits: float32 [..., L].
+        k: slots per token, 1 to L.
+        temperature: above 0.
+
+    Raises:
+        ValueError: if k, the temperature or the dtype does not fit.
+    """
+    _check_top_k(logits, k, temperature)
+    kept, selection = torch.sort(logits, dim=-1, descending=True, stable=True)
+    weights = torch.softmax(kept[..., :k] / temperature, dim=-1)
+    return Routing(selection[..., :k].contiguous(), weights)
+
+
+def route_to(index: int, leading_shape: Sequence[int], device: torch.device | str) -> Routing:
+    """Return the routing that sends every token to adapter `index` with weight 1; k is 1."""
+    shape = (*leading_shape, 1)
+    return Routing(
+        torch.full(shape, index, dtype=torch.int64, device=device),
+        torch.ones(shape, dtype=torch.float32, device=device),
+    )
+
+
+def _check_gate(x: Tensor, gate: Tensor, bias: Tensor | None, kind: str) -> None:
+    if kind not in GATE_KINDS:
+        raise ValueError(
+            f"gate kind is `{kind}`, expected one of {', '.join(f'`{name}`' for name in GATE_KINDS)}"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"`x` is {x.dtype}, expected a floating dtype")
+    if gate.dtype != torch.float32:
+        raise ValueError(
+            f"`gate` is {gate.dtype}, expected torch.float32; keep gates out of a model-wide cast"
+        )
+    if gate.ndim != 2 or x.ndim < 1 or gate.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"`gate` is {list(gate.shape)} for `x` {list(x.shape)}, expected [L, h] with h the last of `x`"
+        )
+    if bias is not None and (bias.dtype != torch.float32 or bias.shape != gate.shape[:1]):
+        raise ValueError(
+            f"gate bias is {bias.dtype} {list(bias.shape)}, expected torch.float32 [{gate.shape[0]}]"
+        )
+
+
+def _check_top_k(logits: Tensor, k: int, temperature: float) -> None:
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`logits` is {logits.dtype}, expected torch.float32; half types tie too often")
+    if logits.ndim < 1 or not 1 <= k <= logits.shape[-1]:
+        raise ValueError(
+            f"k is {k} for logits {list(logits.shape)}, expected 1 to the number of adapters, the last dimension"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected a number above 0")
