@@ -89,3 +89,9 @@ class CatalogUnusable(MeteoraError, OSError):
     """The catalog cannot be opened: its schema is older or newer than this tool, or it is damaged."""
 
     exit_code = 2
+
+
+class StoreDamaged(MeteoraError, OSError):
+    """A blob of the content store is missing, or its bytes are not those of its digest."""
+
+    exit_code = 2

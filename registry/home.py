@@ -1,0 +1,52 @@
+"""Where everything of one user or team lies: the content store and, unless told otherwise, the catalog."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import platformdirs
+
+from .store import Store
+
+HOME_VARIABLE = "METEORA_HOME"
+CATALOG_VARIABLE = "METEORA_CATALOG"
+CATALOG_FILE = "catalog.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A folder, and the URL of a catalog elsewhere; without one the catalog is ``catalog.db`` in it."""
+
+    folder: Path
+    catalog_url: str | None = None
+
+    @classmethod
+    def locate(
+        cls,
+        folder: Path | None = None,
+        catalog_url: str | None = None,
+        *,
+        environment: Mapping[str, str] = os.environ,
+    ) -> Self:
+        """The home that the arguments name, else the environment, else the user's data folder.
+
+        Nothing is read or created. An empty variable counts as not set.
+        """
+        named = folder or environment.get(HOME_VARIABLE) or platformdirs.user_data_path("meteora-registry")
+        return cls(
+            Path(named).expanduser().absolute(), catalog_url or environment.get(CATALOG_VARIABLE) or None
+        )
+
+    @property
+    def catalog_file(self) -> Path:
+        """The default catalog."""
+        return self.folder / CATALOG_FILE
+
+    @property
+    def store(self) -> Store:
+        """The content store."""
+        return Store(self.folder)
