@@ -1,1 +1,36 @@
-"""The PEFT tuner that runs a bundle."""
+"""The PEFT tuner that runs a bundle.
+
+Importing this package registers the peft type ``METEORA`` with PEFT, so that
+``PeftModel.from_pretrained(base, DIR)``, ``AutoPeftModelForCausalLM.from_pretrained(DIR)``,
+``AutoModelForCausalLM.from_pretrained(DIR)`` and ``model.load_adapter(DIR)`` accept a bundle. It costs
+the import of torch, peft and transformers.
+"""
+
+from __future__ import annotations
+
+from ..schemas.errors import MissingDependency
+
+try:
+    from .config import GateNotFittedWarning, MeteoraConfig
+    from .forcing import force_adapter
+    from .layer import MeteoraLayer
+    from .model import MeteoraModel
+    from .registration import register
+except ModuleNotFoundError as error:
+    if error.name not in ("torch", "peft", "transformers", "safetensors"):
+        raise
+    raise MissingDependency(
+        f"loading a bundle needs `{error.name}`, which is not installed",
+        hint="pip install 'meteora-registry[runtime]'",
+    ) from error
+
+register()
+
+__all__ = [
+    "GateNotFittedWarning",
+    "MeteoraConfig",
+    "MeteoraLayer",
+    "MeteoraModel",
+    "force_adapter",
+    "register",
+]

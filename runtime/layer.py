@@ -1,0 +1,220 @@
+"""One linear module with its routed adapters: y = base(x) + sum of w_i s_i B_i A_i x over the gate's choice.
+
+The base layer is a black box that is called and added to: ``nn.Linear``, transformers' ``Conv1D`` and any
+quantised linear look the same from here, and the adapters' A and B are never transposed with the base's
+weight. Tensors are kept per bundle under PEFT's adapter name; everything that must not be cast (ranks,
+scalings, k, T) stands in a plan beside them. The tensors keep the dtypes of the bundle whatever casts the
+model: A and B the members', the gate float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..kernels.routed_lora import routed_lora, routed_lora_
+from ..kernels.routing import Routing, gate_logits, route_to, select_top_k
+from ..schemas.bundle import (
+    TENSOR_A,
+    TENSOR_B,
+    TENSOR_GATE,
+    TENSOR_GATE_BIAS,
+    BundleConfig,
+    ModuleLayout,
+)
+from ..schemas.errors import BundleRefused, UsageError
+
+_FROZEN = (TENSOR_A, TENSOR_B)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What one bundle's config says of one module."""
+
+    layout: ModuleLayout
+    members: tuple[str, ...]
+    top_k: int
+    temperature: float
+    gate_kind: str
+    gate_eps: float
+    gate_bias: bool
+
+    @classmethod
+    def of(cls, bundle: BundleConfig, path: str) -> Self:
+        """The plan of the module at ``path``."""
+        return cls(
+            layout=bundle.layouts[path],
+            members=bundle.names,
+            top_k=bundle.top_k,
+            temperature=bundle.temperature,
+            gate_kind=bundle.gate.kind,
+            gate_eps=bundle.gate.eps,
+            gate_bias=bundle.gate.bias,
+        )
+
+    def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each of the module's tensors, by tensor name."""
+        shapes: dict[str, tuple[int, ...]] = {
+            TENSOR_A: (self.layout.rows, in_features),
+            TENSOR_B: (self.layout.rows, out_features),
+            TENSOR_GATE: (len(self.members), in_features),
+        }
+        return shapes | ({TENSOR_GATE_BIAS: (len(self.members),)} if self.gate_bias else {})
+
+
+class BundleParameters(nn.ParameterDict):
+    """One tensor of the layer for every bundle: moved with the model, never cast with it.
+
+    ``model.to(torch.bfloat16)`` would round the gate and change what a save writes.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        applied: Self = super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]  # torch's
+        return applied
+
+
+class MeteoraLayer(nn.Module, BaseTunerLayer):
+    """A base layer and the bundles that route to adapters around it."""
+
+    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS)
+    other_param_names = ("meteora_plans", "meteora_forced")
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = features_of(base_layer)
+        for tensor in self.adapter_layer_names:
+            setattr(self, tensor, BundleParameters())
+        self.meteora_plans: dict[str, LayerPlan] = {}
+        self.meteora_forced: dict[str, int] = {}
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self.train(base_layer.training)
+
+    def add_bundle(self, adapter_name: str, plan: LayerPlan) -> None:
+        """Make room for a bundle's tensors, on the meta device until their dtypes are known."""
+        self.meteora_plans[adapter_name] = plan
+        self.frozen_peft_weight_names[adapter_name] = _FROZEN
+        shapes = plan.shapes(self.in_features or 0, self.out_features or 0)
+        self.allocate(
+            adapter_name, {tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()}
+        )
+
+    def allocate(
+        self, adapter_name: str, like: dict[str, Tensor], *, device: torch.device | None = None
+    ) -> None:
+        """Replace a bundle's tensors by uninitialised ones of these shapes and dtypes.
+
+        ``device`` is that of ``like`` unless stated.
+        """
+        for tensor, pattern in like.items():
+            parameters = getattr(self, tensor)
+            trained = adapter_name in parameters and parameters[adapter_name].requires_grad
+            parameters[adapter_name] = nn.Parameter(
+                torch.empty_like(pattern, device=device or pattern.device), requires_grad=trained
+            )
+
+    def tensor_of(self, tensor: str, adapter_name: str) -> nn.Parameter:
+        """One of a bundle's tensors in this module, such as ``meteora_gate``."""
+        parameter: nn.Parameter = getattr(self, tensor)[adapter_name]
+        return parameter
+
+    @property
+    def base_device(self) -> torch.device:
+        """Where the base layer's weights lie; the CPU if it shows none."""
+        base = self.get_base_layer()
+        first = next(itertools.chain(base.parameters(), base.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output with the active bundles' contributions added."""
+        out: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return out
+        for adapter_name in self.active_adapters:
+            if adapter_name in self.meteora_plans:
+                out = self._add_contribution(out, x, adapter_name)
+        return out
+
+    def route(self, x: Tensor, adapter_name: str) -> Routing:
+        """Which members serve each token of ``x`` [..., in], by the gate or as forced."""
+        plan = self.meteora_plans[adapter_name]
+        forced = self.meteora_forced.get(adapter_name)
+        if forced is not None:
+            return route_to(forced, x.shape[:-1], x.device)
+        gate = self.tensor_of(TENSOR_GATE, adapter_name)
+        bias = self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None
+        logits = gate_logits(x, gate, bias, kind=plan.gate_kind, eps=plan.gate_eps)
+        return select_top_k(logits, plan.top_k, temperature=plan.temperature)
+
+    def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str) -> Tensor:
+        A, Bt = self.tensor_of(TENSOR_A, adapter_name), self.tensor_of(TENSOR_B, adapter_name)
+        if A.is_meta:
+            raise BundleRefused(
+                f"the tensors of bundle `{adapter_name}` were never loaded: "
+                f"`{self.meteora_plans[adapter_name].layout.path}` has none",
+                hint="load the bundle's folder with `PeftModel.from_pretrained` or `model.load_adapter`",
+            )
+        layout = self.meteora_plans[adapter_name].layout
+        routing = self.route(x, adapter_name)
+        operands = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings, routing.selection, routing.weights)
+        if self._may_add_in_place(out, A):
+            return routed_lora_(out, *operands)
+        # Promotion makes the sum at the wider dtype, so that it is rounded once.
+        return (out + routed_lora(*operands)).to(out.dtype)
+
+    def _may_add_in_place(self, out: Tensor, A: Tensor) -> bool:
+        # A black box may return a view of its input, and a hook may keep the base's output.
+        base = self.base_layer
+        return (
+            not torch.is_grad_enabled()
+            and out.dtype == A.dtype
+            and type(base) in (nn.Linear, Conv1D)
+            and not base._forward_hooks
+        )
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
+        """Refuse: the weights that a token meets depend on the token."""
+        refuse_merge()
+
+    def unmerge(self) -> NoReturn:
+        """Refuse: nothing was ever merged."""
+        refuse_merge()
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        # PEFT's own would cast to the base layer's dtype on the way.
+        for tensor in self.adapter_layer_names:
+            parameters = getattr(self, tensor)
+            if adapter_name in parameters and not parameters[adapter_name].is_meta:
+                parameters[adapter_name] = parameters[adapter_name].to(device or self.base_device)
+
+
+def features_of(layer: nn.Module) -> tuple[int | None, int | None]:
+    """The input and output features that a layer states; None for a black box that states none.
+
+    Decided by the layer's type: ``Conv1D`` keeps its weight transposed and has names of its own.
+    """
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    found = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
+    return found if all(isinstance(features, int) for features in found) else (None, None)
+
+
+def refuse_merge() -> NoReturn:
+    """Raise the error of every attempt to merge."""
+    raise UsageError(
+        "a routed model cannot be merged or unmerged: its weights differ from token to token",
+        hint="to merge one member, load it alone from the bundle's `experts/NAME` or after `extract`",
+    )

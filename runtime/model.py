@@ -1,0 +1,136 @@
+"""The tuner: puts a bundle's layers into a base model at exactly the paths that the bundle names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from ..schemas.bundle import BundleConfig, ModuleLayout
+from ..schemas.errors import BundleRefused, UsageError
+from .config import MeteoraConfig, warn_unless_fitted
+from .layer import LayerPlan, MeteoraLayer, refuse_merge
+from .tensors import allocate_for
+from .transformers_load import check_next_load, release
+
+# What is no linear layer, and the projection that torch's attention uses without ever calling it.
+_NOT_CALLED_AS_LINEAR = (nn.Embedding, nn.MultiheadAttention, _ConvNd, NonDynamicallyQuantizableLinear)
+
+
+class MeteoraModel(BaseTuner):
+    """A base model with one or more bundles."""
+
+    prefix = "meteora_"
+    tuner_layer_cls = MeteoraLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT declares it so)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig | dict[str, PeftConfig],
+        adapter_name: str,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
+        # PeftModel passes a dictionary and then loads through `_remap_adapter_state_dict_for_load`.
+        if isinstance(peft_config, MeteoraConfig):
+            check_next_load(model, adapter_name)
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Put a bundle's layers into ``model``, or change nothing.
+
+        Raises:
+            BundleRefused: the base lacks a module, or has something there that is no linear layer.
+        """
+        config: Any = self.peft_config[adapter_name]
+        bundle: BundleConfig = config.bundle
+        _check_targets(model, bundle)
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        warn_unless_fitted(bundle, adapter_name)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: Any, key: str) -> bool:
+        # Exact: PEFT's own matches suffixes, and would put layers where the bundle has no tensors.
+        layouts: dict[str, ModuleLayout] = peft_config.bundle.layouts
+        return key in layouts
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, MeteoraLayer) else MeteoraLayer(target)
+        layer.add_bundle(adapter_name, LayerPlan.of(peft_config.bundle, current_key))
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # PEFT's own copies `weight` and `bias`, which a black box need not have.
+        setattr(parent, child_name, new_module)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # A bundle keeps the dtypes it was written with.
+        return
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        release(model)
+        allocate_for(model, adapter_name, state_dict, on_base=True)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # Without this PEFT drops the argument and answers with the routed model.
+        if kwargs.get("adapter_names") is not None:
+            raise UsageError(
+                "`adapter_names` is not supported: a bundle routes every token of a mixed batch by itself",
+                hint="to choose the member yourself, call the model within `force_adapter(model, NAME)`",
+            )
+        yield
+
+    def _check_merge_allowed(self) -> NoReturn:
+        refuse_merge()
+
+
+def _check_targets(model: nn.Module, bundle: BundleConfig) -> None:
+    modules = dict(model.named_modules())
+    missing = [path for path in bundle.target_modules if path not in modules]
+    if missing:
+        raise BundleRefused(
+            f"the base `{type(model).__name__}` has no module `{missing[0]}`; "
+            f"it lacks {len(missing)} of the bundle's {len(bundle.target_modules)} modules",
+            hint=f"load the bundle on the model it was fused for, `{bundle.base_model_name_or_path}`",
+        )
+    for path in bundle.target_modules:
+        module = modules[path]
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, MeteoraLayer):
+            raise BundleRefused(
+                f"`{path}` already carries an adapter of another kind, `{type(module).__name__}`",
+                hint="unload it first, or load the bundle on a fresh base",
+            )
+        if isinstance(module, _NOT_CALLED_AS_LINEAR):
+            raise BundleRefused(
+                f"`{path}` of the base is `{type(module).__name__}`, expected a linear layer that is called"
+            )

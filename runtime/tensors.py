@@ -1,0 +1,107 @@
+"""The tensors of a bundle against its config: every one that it names, and no other.
+
+PEFT and transformers only warn of a missing tensor and then compute with whatever memory held; what they
+load is checked here first, whichever of them loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..schemas.bundle import TENSOR_A, TENSOR_B, TENSOR_PREFIX
+from ..schemas.errors import BundleRefused
+from .layer import MeteoraLayer
+
+FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_SHOWN_PROBLEMS = 5
+
+
+def layers_with(model: nn.Module, adapter_name: str) -> dict[str, MeteoraLayer]:
+    """The layers that a bundle was injected into, by module path."""
+    return {
+        name.removeprefix(TENSOR_PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, MeteoraLayer) and adapter_name in module.meteora_plans
+    }
+
+
+def allocate_for(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor], *, on_base: bool) -> None:
+    """Check the tensors that are about to be loaded, and make room for them in their own dtypes.
+
+    Args:
+        model: carries the bundle's layers.
+        adapter_name: PEFT's name of the bundle.
+        found: what the file or the state dict has, by its names; only shapes and dtypes are read.
+        on_base: make the room on the base layers' devices, else leave it on the meta device.
+
+    Raises:
+        BundleRefused: a tensor is missing, unexpected or mis-shaped, or has a dtype that no bundle has.
+    """
+    layers = layers_with(model, adapter_name)
+    found = {name.removeprefix(TENSOR_PREFIX): tensor for name, tensor in found.items()}
+    problems = [*_problems(layers, adapter_name, found)]
+    if problems:
+        raise _refusal(adapter_name, problems)
+    for path, layer in layers.items():
+        patterns = {
+            tensor: found[f"{path}.{tensor}"].to("meta") for tensor in _tensor_names(layer, adapter_name)
+        }
+        layer.allocate(adapter_name, patterns, device=layer.base_device if on_base else None)
+
+
+def _tensor_names(layer: MeteoraLayer, adapter_name: str) -> list[str]:
+    return list(layer.meteora_plans[adapter_name].shapes(0, 0))
+
+
+def _problems(
+    layers: Mapping[str, MeteoraLayer], adapter_name: str, found: Mapping[str, Tensor]
+) -> Iterator[str]:
+    expected = {
+        f"{path}.{tensor}" for path, layer in layers.items() for tensor in _tensor_names(layer, adapter_name)
+    }
+    for name in sorted(expected - found.keys()):
+        yield f"`{name}` is missing"
+    for name in sorted(found.keys() - expected):
+        yield f"`{name}` is unexpected"
+    for path, layer in layers.items():
+        yield from _misfits(path, layer, adapter_name, found)
+    factors = {tensor.dtype for name, tensor in found.items() if name in expected and _is_factor(name)}
+    if len(factors) > 1 or not factors <= set(FACTOR_DTYPES):
+        listed = ", ".join(sorted(f"`{dtype}`" for dtype in factors))
+        allowed = ", ".join(f"`{dtype}`" for dtype in FACTOR_DTYPES)
+        yield f"`{TENSOR_A}` and `{TENSOR_B}` are {listed}, expected one of {allowed} throughout"
+
+
+def _is_factor(name: str) -> bool:
+    return name.rpartition(".")[2] in (TENSOR_A, TENSOR_B)
+
+
+def _misfits(path: str, layer: MeteoraLayer, adapter_name: str, found: Mapping[str, Tensor]) -> Iterator[str]:
+    # A black box that states no features takes those of the bundle, which must then agree in themselves.
+    in_features = layer.in_features or _columns(found.get(f"{path}.{TENSOR_A}"))
+    out_features = layer.out_features or _columns(found.get(f"{path}.{TENSOR_B}"))
+    shapes = layer.meteora_plans[adapter_name].shapes(in_features, out_features)
+    for tensor, shape in shapes.items():
+        actual = found.get(f"{path}.{tensor}")
+        if actual is None:
+            continue
+        if actual.shape != shape:
+            yield f"`{path}.{tensor}` is {list(actual.shape)}, expected {list(shape)}"
+        if tensor not in (TENSOR_A, TENSOR_B) and actual.dtype != torch.float32:
+            yield f"`{path}.{tensor}` is `{actual.dtype}`, expected `{torch.float32}`"
+
+
+def _columns(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.ndim != 2 else tensor.shape[1]
+
+
+def _refusal(adapter_name: str, problems: list[str]) -> BundleRefused:
+    shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+    more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    return BundleRefused(
+        f"the tensors of bundle `{adapter_name}` are not those of its config and base: {shown}{more}",
+        hint="check that the base is the right one, and with `meteora-registry verify` that the files are",
+    )
