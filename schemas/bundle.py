@@ -109,16 +109,40 @@ class GateInitialisation(Document):
     seed: int = Field(ge=0, lt=1 << 32)
 
 
+class FittingData(Document):
+    """The data set of one member that a gate was fitted on."""
+
+    member: Name
+    sha256: Digest
+    samples: int = Field(ge=1)
+
+
+class Fitting(Document):
+    """How a gate's values came about, and on what; ``imported`` values came with another layout."""
+
+    method: str = Field(min_length=1, max_length=200)
+    data: tuple[FittingData, ...]
+
+
 class Gate(Document):
-    """How a module's gate turns a token into one logit per member, and where its values come from."""
+    """How a module's gate turns a token into one logit per member, and where its values come from.
+
+    ``initialisation`` is None for values that came from outside; then ``fitted`` says how.
+    """
 
     kind: Literal["linear", "absolute", "normalised"]
     scope: Literal["token"]
     bias: bool
     eps: FiniteFloat = Field(gt=0)
     sources: dict[ModulePath, ModulePath] = Field(max_length=0)
-    initialisation: GateInitialisation
-    fitted: Literal["not fitted"]
+    initialisation: GateInitialisation | None
+    fitted: Literal["not fitted"] | Fitting
+
+    @model_validator(mode="after")
+    def _check_values_are_accounted_for(self) -> Self:
+        if self.initialisation is None and self.fitted == NOT_FITTED:
+            raise ValueError("a gate that is not fitted states its initialisation, found none")
+        return self
 
 
 class BundleConfig(Document):
@@ -231,11 +255,12 @@ def check_readable(value: Any, *, what: str) -> None:
         )
 
 
+def expected_tensors(config: BundleConfig) -> set[str]:
+    """The names of all tensors that a bundle of this config has."""
+    tensors = [TENSOR_A, TENSOR_B, TENSOR_GATE] + ([TENSOR_GATE_BIAS] if config.gate.bias else [])
+    return {tensor_name(path, tensor) for path in config.target_modules for tensor in tensors}
+
+
 def tensor_name(path: str, tensor: str) -> str:
     """The name in the weights file of one of a module's tensors."""
     return f"{TENSOR_PREFIX}{path}.{tensor}"
-
-
-def digest_of_config(config: BundleConfig) -> Digest:
-    """The digest of the canonical text of a config."""
-    return Digest.of_bytes(config.to_bytes())

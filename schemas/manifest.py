@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from .bundle import ModulePath
 from .digest import Digest
 from .document import Document
 from .inventory import Dtype
@@ -51,7 +52,11 @@ class Cast(Document):
 
 
 class ManifestMember(Document):
-    """What is known of one member: origin, license, digests, and its own files as far as they differ."""
+    """What is known of one member: origin, license, digests, and its own config and header word for word.
+
+    ``renamed_modules`` maps a module path of the member's own to the bundle's, where the base's
+    current implementation calls it something else.
+    """
 
     name: Name
     origin: Origin
@@ -61,6 +66,7 @@ class ManifestMember(Document):
     config_sha256: Digest
     config_text: str
     weights_header: str
+    renamed_modules: dict[ModulePath, ModulePath]
     cast: Cast | None
 
     @model_validator(mode="after")

@@ -110,11 +110,19 @@ def parse_source(text: str) -> Source:
     """
     if text.startswith(("hf://", "hf:")):
         return _parse_hub(text.removeprefix("hf:").removeprefix("//"))
-    if text.startswith((".", "/")) or Path(text).exists():
+    if text.startswith((".", "/")) or _exists(text):
         return FolderSource(Path(text))
     if "/" in text:
         return _parse_hub(text)
     return parse_catalog_source(text)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except OSError:
+        # A name too long for the file system is no folder.
+        return False
 
 
 def _parse_hub(text: str) -> HubSource:

@@ -32,13 +32,16 @@ class Outcome(StrEnum):
 
 
 class BackendRun(Document):
-    """One backend's worst errors, as max|e| / max|reference|, with the tolerance they were held to."""
+    """One backend's worst error, as max|e| / max|reference|, and the tolerance it was held to.
+
+    ``max_error`` is None where the output was not finite.
+    """
 
     backend: str
     device: str
     compute_dtype: str
     modules: int = Field(ge=0)
-    max_error: float
+    max_error: float | None
     tolerance: float
 
 
@@ -50,9 +53,9 @@ class BackendNotRun(Document):
 
 
 class ModuleError(Document):
-    """The worst errors of one module over all backends, as max|e| / max|reference|."""
+    """The worst errors of one module over all backends; None where the output was not finite."""
 
-    routed: float
+    routed: float | None
     forced: float | None
 
 
@@ -68,7 +71,6 @@ class VerificationRecord(Document):
     backends_run: tuple[BackendRun, ...]
     backends_not_run: tuple[BackendNotRun, ...]
     modules: dict[str, ModuleError]
-    sampled: bool
     versions: dict[str, str]
     created_at: str
 

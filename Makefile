@@ -1,0 +1,33 @@
+# The two commands of the README; each makes its own environment in .venv first.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+# A top-level folder is called kernels, and so is a package that transformers looks for: the current
+# folder must not be on the path.
+export PYTHONSAFEPATH := 1
+
+.PHONY: demo test lint types docs clean
+
+demo: $(STAMP)
+	$(VENV)/bin/python examples/demo.py
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+types: $(STAMP)
+	$(VENV)/bin/mypy
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[runtime,postgres]" --group dev
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) demo-output dist

@@ -1,0 +1,77 @@
+"""What a fuse would write, worked out from headers alone; ``--dry-run`` prints it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .bundle import ModulePath
+from .document import Document
+from .inventory import Dtype
+from .names import Name
+
+
+class Conflict(Document):
+    """Why these members cannot become one bundle: who, about what."""
+
+    members: tuple[str, ...]
+    subject: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.message}; {self.remedy}"
+
+
+class PlannedMember(Document):
+    """One member, in order; ``cast_from`` lists its element types that the bundle's cannot hold exactly."""
+
+    name: Name
+    adapter: str
+    rank: int
+    scaling: float
+    modules: int
+    cast_from: tuple[Dtype, ...]
+    renamed_modules: dict[ModulePath, ModulePath]
+
+
+class PlannedModule(Document):
+    """One module: every member's rank (0 where it is absent) and scaling, and the bytes that come of it."""
+
+    path: ModulePath
+    in_features: int = Field(ge=1)
+    out_features: int = Field(ge=1)
+    ranks: tuple[int, ...]
+    scalings: tuple[float, ...]
+    rows: int
+    size_bytes: int
+    padding_bytes: int
+
+
+class FusePlan(Document):
+    """The whole plan; it can be carried out when ``conflicts`` is empty."""
+
+    base: str | None
+    base_revision: str | None
+    task_type: str | None
+    dtype: Dtype
+    top_k: int
+    temperature: float
+    gate: Literal["arrow", "normal"]
+    seed: int
+    with_experts: bool
+    members: tuple[PlannedMember, ...]
+    modules: tuple[PlannedModule, ...]
+    conflicts: tuple[Conflict, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(module.size_bytes for module in self.modules)
+
+    @property
+    def padding_bytes(self) -> int:
+        """Bytes of the zero rows that alignment adds."""
+        return sum(module.padding_bytes for module in self.modules)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meteora_registry.schemas.bundle import BundleConfig, ModuleLayout, expected_tensors
+from meteora_registry.schemas.errors import BundleRefused, InvalidDocument
+
+
+def config_value(**changes: Any) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "peft_type": "METEORA",
+        "meteora_format": 1,
+        "required_features": [],
+        "task_type": None,
+        "base_model_name_or_path": "org/base",
+        "revision": None,
+        "inference_mode": True,
+        "target_modules": ["a.q", "a.v"],
+        "members": [
+            {"name": "one", "rank": 4, "scaling": 2.0, "overrides": {}},
+            {"name": "two", "rank": 9, "scaling": 1 / 3, "overrides": {"a.q": {"rank": 0, "scaling": 1.0}}},
+        ],
+        "rank_alignment": 8,
+        "top_k": 2,
+        "temperature": 1.0,
+        "gate": {
+            "kind": "absolute",
+            "scope": "token",
+            "bias": False,
+            "eps": 1e-6,
+            "sources": {},
+            "initialisation": {"method": "arrow", "seed": 0},
+            "fitted": "not fitted",
+        },
+    }
+    return value | changes
+
+
+def read(value: dict[str, Any]) -> BundleConfig:
+    return BundleConfig.read(json.dumps(value).encode())
+
+
+def test_layouts_give_each_member_its_own_aligned_rows() -> None:
+    layouts = read(config_value()).layouts
+    assert layouts["a.q"] == ModuleLayout("a.q", (4, 0), (2.0, 1.0), (0, 8, 8))
+    assert layouts["a.v"] == ModuleLayout("a.v", (4, 9), (2.0, 1 / 3), (0, 8, 24))
+    assert layouts["a.v"].rows_of(1) == slice(8, 17)
+    assert layouts["a.v"].padding_of(1) == slice(17, 24)
+
+
+def test_config_keeps_scalings_exactly() -> None:
+    config = read(config_value())
+    assert BundleConfig.read(config.to_bytes()).members[1].scaling == 1 / 3
+
+
+def test_config_ignores_the_keys_that_peft_adds() -> None:
+    assert read(config_value(peft_version="0.21.2", auto_mapping=None)) == read(config_value())
+
+
+def test_expected_tensors_name_a_bias_only_where_the_gate_has_one() -> None:
+    config = read(config_value())
+    assert len(expected_tensors(config)) == 6
+    biased = read(config_value(gate=config_value()["gate"] | {"bias": True}))
+    assert expected_tensors(biased) - expected_tensors(config) == {
+        "base_model.model.a.q.meteora_gate_bias",
+        "base_model.model.a.v.meteora_gate_bias",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"peft_type": "LORA"},
+            "`adapter_config.json` is no MeteoRA bundle: peft_type is `LORA`, expected `METEORA`",
+        ),
+        ({"meteora_format": 2}, "`adapter_config.json` has bundle format `2`, this reader knows `1`"),
+        (
+            {"required_features": ["later"]},
+            "`adapter_config.json` requires `later`, which this reader does not know",
+        ),
+    ],
+    ids=["peft type", "format", "feature"],
+)
+def test_reader_refuses_what_it_does_not_know(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleRefused) as caught:
+        read(config_value(**changes))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"top_k": 3}, "top_k is 3, expected at most the number of members, 2"),
+        ({"top_k": 0}, "top_k: input should be greater than or equal to 1, found `0`"),
+        ({"temperature": "1"}, "temperature: input should be a valid number, found `'1'`"),
+        ({"temperature": 0.0}, "temperature: input should be greater than 0, found `0.0`"),
+        ({"target_modules": ["a.v", "a.q"]}, "target_modules must be sorted and differ"),
+        ({"target_modules": ["a.q", "a.v", "a.z/../x"]}, "target_modules.2: string should match pattern"),
+        ({"rank_alignment": 16}, "rank_alignment: input should be 8, found `16`"),
+        ({"gate": {}}, "gate.kind: field required"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_reader_refuses_what_breaks_the_schema(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidDocument) as caught:
+        read(config_value(**changes))
+    assert any(found.startswith(problem) for found in caught.value.problems), caught.value.problems
+
+
+def test_reader_refuses_members_that_do_not_fit_together() -> None:
+    one = {"name": "one", "rank": 4, "scaling": 2.0, "overrides": {}}
+    absent = {path: {"rank": 0, "scaling": 1.0} for path in ("a.q", "a.v")}
+    for members, problem in (
+        ([one, one], "member names must differ, found ['one', 'one']"),
+        (
+            [one, one | {"name": "two", "overrides": {"b.q": {"rank": 1, "scaling": 1.0}}}],
+            "member `two` overrides `b.q`, which is no target module",
+        ),
+        (
+            [one | {"overrides": absent}, one | {"name": "two", "overrides": absent}],
+            "no member touches the target module `a.q`",
+        ),
+    ):
+        with pytest.raises(InvalidDocument) as caught:
+            read(config_value(members=members))
+        assert caught.value.problems == (problem,)
+
+
+def test_gate_without_initialisation_says_how_it_was_fitted() -> None:
+    gate = config_value()["gate"] | {"initialisation": None}
+    with pytest.raises(InvalidDocument, match="a gate that is not fitted states its initialisation"):
+        read(config_value(gate=gate))
+    fitted = gate | {"fitted": {"method": "imported", "data": []}}
+    assert read(config_value(gate=fitted)).gate.initialisation is None
+
+
+@given(st.lists(st.integers(min_value=0, max_value=300), min_size=1, max_size=40))
+def test_layout_rows_are_disjoint_and_cover_everything(ranks: list[int]) -> None:
+    layout = ModuleLayout.of("m", tuple(ranks), (1.0,) * len(ranks))
+    covered: list[int] = []
+    for member, rank in enumerate(ranks):
+        rows, padding = layout.rows_of(member), layout.padding_of(member)
+        assert rows.stop - rows.start == rank
+        assert padding.stop - padding.start < 8
+        covered += [*range(rows.start, rows.stop), *range(padding.start, padding.stop)]
+    assert covered == list(range(layout.rows))

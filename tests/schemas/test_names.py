@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meteora_registry.schemas.errors import UsageError
+from meteora_registry.schemas.names import (
+    CatalogSource,
+    FolderSource,
+    HubSource,
+    check_alias,
+    check_name,
+    parse_source,
+    suggest_name,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("legal", CatalogSource("legal")),
+        ("legal@3", CatalogSource("legal", version=3)),
+        ("legal@champion", CatalogSource("legal", alias="champion")),
+        ("./legal", FolderSource(Path("./legal"))),
+        ("/data/legal", FolderSource(Path("/data/legal"))),
+        ("org/legal", HubSource("org/legal")),
+        ("org/legal@main", HubSource("org/legal", "main")),
+        ("hf://org/legal@v1/sub/folder", HubSource("org/legal", "v1", "sub/folder")),
+    ],
+)
+def test_parse_source_tells_folder_hub_and_catalog_apart(text: str, source: object) -> None:
+    assert parse_source(text) == source
+
+
+def test_parse_source_takes_an_existing_folder_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "legal").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parse_source("legal") == FolderSource(Path("legal"))
+
+
+@pytest.mark.parametrize("text", ["", "Legal", "-a", "a" * 97, "a b", "legal@", "legal@-x", "é", "a\n", "x" * 5000])
+def test_parse_source_refuses_malformed_names(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_source(text)
+
+
+def test_check_name_says_what_it_expects_and_suggests_one() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_name("My Adapter!")
+    assert str(caught.value) == (
+        "`My Adapter!` is no valid name: expected 1 to 96 of `a-z 0-9 . _ -`, the first a letter or a digit"
+    )
+    assert caught.value.hint == "such as `my-adapter`"
+
+
+def test_check_alias_refuses_a_number() -> None:
+    with pytest.raises(UsageError, match="names a version"):
+        check_alias("3")
+
+
+@given(st.text(max_size=300))
+def test_suggest_name_always_gives_a_valid_name(text: str) -> None:
+    assert check_name(suggest_name(text))
