@@ -63,6 +63,7 @@ class ManifestMember(Document):
     license: str | None
     base: str | None
     weights_sha256: Digest
+    weights_bytes: int = Field(ge=0)
     config_sha256: Digest
     config_text: str
     weights_header: str

@@ -1,0 +1,282 @@
+"""The layout of the MeteoRA authors' own code, out and in.
+
+There every module holds ``lora_A.weight [L*R, in]``, ``lora_B.weight [out, L*R]`` and
+``moe_gate.weight [L, in]``, all members padded to one rank R, and each member's scaling is the
+alpha / r of a PEFT folder of its own. The layout has no names, ranks, alphas, top_k, temperature or
+base; the export writes them beside it, the import has to be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..inspection.header import Header, read_header
+from ..schemas import bundle as names
+from ..schemas.bundle import ModuleLayout
+from ..schemas.document import canonical_json
+from ..schemas.errors import BundleRefused
+from ..schemas.inventory import Dtype
+from ..schemas.names import check_name
+from .bundle import Bundle, BundleTensors, ModuleTensors, module_shapes, open_bundle
+from .factors import TORCH_DTYPES, TensorFile
+from .staging import staged_folder
+from .weights import TensorSpec, WeightsWriter
+
+MOE_FILE = "moe_lora.safetensors"
+FACTS_FILE = "export.json"
+ADAPTERS_FOLDER = "adapters"
+_A, _B, _GATE = "lora_A.weight", "lora_B.weight", "moe_gate.weight"
+_METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True, slots=True)
+class OfficialExport:
+    """What was written; ``losses`` says, in words, what the layout could not carry."""
+
+    folder: Path
+    rank: int
+    losses: tuple[str, ...]
+
+
+def export_official(bundle_folder: Path, target: Path) -> OfficialExport:
+    """Write a bundle in the authors' layout into a new folder.
+
+    Raises:
+        BundleRefused: it is no bundle that this reader knows.
+        UsageError: the target exists and is not empty.
+    """
+    bundle = open_bundle(bundle_folder)
+    rank = max(max(layout.ranks) for layout in bundle.config.layouts.values())
+    losses = tuple(_losses(bundle))
+    with staged_folder(target) as folder, BundleTensors(bundle) as tensors:
+        _write_moe(bundle, tensors, rank, folder / MOE_FILE)
+        for index in range(len(bundle.config.members)):
+            _write_adapter(bundle, tensors, rank, index, folder)
+        (folder / FACTS_FILE).write_bytes(canonical_json(_facts(bundle, rank, losses)))
+    return OfficialExport(target, rank, losses)
+
+
+def _losses(bundle: Bundle) -> list[str]:
+    config, losses = bundle.config, []
+    if config.gate.kind != "linear" or config.gate.bias:
+        losses.append(
+            f"the gate is `{config.gate.kind}`{' with a bias' if config.gate.bias else ''}, "
+            "their code scores linearly without one: it will route differently"
+        )
+    for member in config.members:
+        scalings = {o.scaling for o in member.overrides.values() if o.rank} - {member.scaling}
+        if scalings:
+            losses.append(
+                f"`{member.name}` has scalings that differ by module: they were multiplied into its B"
+            )
+    return losses
+
+
+def _facts(bundle: Bundle, rank: int, losses: Sequence[str]) -> dict[str, object]:
+    config = bundle.config
+    return {
+        "base": config.base_model_name_or_path,
+        "top_k": config.top_k,
+        "temperature": config.temperature,
+        "padded_rank": rank,
+        "members": [
+            {"name": member.name, "rank": member.rank, "alpha": member.scaling * member.rank}
+            for member in config.members
+        ],
+        "losses": list(losses),
+    }
+
+
+def _write_moe(bundle: Bundle, tensors: BundleTensors, rank: int, path: Path) -> None:
+    members, specs = len(bundle.config.members), []
+    for module, (in_features, out_features) in module_shapes(bundle).items():
+        prefix = f"{names.TENSOR_PREFIX}{module}"
+        specs += [
+            TensorSpec(f"{prefix}.{_A}", bundle.dtype, (members * rank, in_features)),
+            TensorSpec(f"{prefix}.{_B}", bundle.dtype, (out_features, members * rank)),
+            TensorSpec(f"{prefix}.{_GATE}", Dtype.F32, (members, in_features)),
+        ]
+    with WeightsWriter(path, specs, metadata=_METADATA) as writer:
+        for module, layout in bundle.config.layouts.items():
+            stored = tensors.read(module)
+            pairs = [_padded_factors(bundle, layout, stored, index, rank) for index in range(members)]
+            prefix = f"{names.TENSOR_PREFIX}{module}"
+            writer.write(f"{prefix}.{_A}", torch.cat([A for A, _ in pairs]))
+            writer.write(f"{prefix}.{_B}", torch.cat([B for _, B in pairs], dim=1))
+            writer.write(f"{prefix}.{_GATE}", stored.gate)
+
+
+def _write_adapter(bundle: Bundle, tensors: BundleTensors, rank: int, index: int, folder: Path) -> None:
+    member = bundle.config.members[index]
+    adapter = folder / ADAPTERS_FOLDER / member.name
+    adapter.mkdir(parents=True)
+    config = lora_config(
+        rank,
+        member.scaling * rank,
+        bundle.config.target_modules,
+        bundle.config.base_model_name_or_path,
+        bundle.config.task_type,
+    )
+    (adapter / names.CONFIG_FILE).write_bytes(config)
+    specs = [
+        spec
+        for module, shape in module_shapes(bundle).items()
+        for spec in _factor_specs(module, bundle.dtype, rank, *shape)
+    ]
+    with WeightsWriter(adapter / names.WEIGHTS_FILE, specs, metadata=_METADATA) as writer:
+        for module, layout in bundle.config.layouts.items():
+            A, B = _padded_factors(bundle, layout, tensors.read(module), index, rank)
+            writer.write(f"{names.TENSOR_PREFIX}{module}.{_A}", A)
+            writer.write(f"{names.TENSOR_PREFIX}{module}.{_B}", B)
+
+
+def _factor_specs(
+    module: str, dtype: Dtype, rank: int, in_features: int, out_features: int
+) -> list[TensorSpec]:
+    prefix = f"{names.TENSOR_PREFIX}{module}"
+    return [
+        TensorSpec(f"{prefix}.{_A}", dtype, (rank, in_features)),
+        TensorSpec(f"{prefix}.{_B}", dtype, (out_features, rank)),
+    ]
+
+
+def _padded_factors(
+    bundle: Bundle, layout: ModuleLayout, stored: ModuleTensors, index: int, rank: int
+) -> tuple[Tensor, Tensor]:
+    """One member's A ``[R, in]`` and B ``[out, R]``, zero beyond its rank."""
+    member, rows = bundle.config.members[index], layout.rows_of(index)
+    A = torch.zeros(rank, stored.A.shape[1], dtype=stored.A.dtype)
+    B = torch.zeros(stored.Bt.shape[1], rank, dtype=stored.Bt.dtype)
+    A[: layout.ranks[index]], B[:, : layout.ranks[index]] = stored.A[rows], stored.Bt[rows].T
+    # One alpha per member is all the layout has, so a module's own scaling goes into its B.
+    return A, B if layout.scalings[index] == member.scaling else B * (layout.scalings[index] / member.scaling)
+
+
+def lora_config(
+    rank: int, alpha: float, targets: Sequence[str], base: str | None, task_type: str | None
+) -> bytes:
+    """The ``adapter_config.json`` of a plain LoRA adapter."""
+    return canonical_json(
+        {
+            "base_model_name_or_path": base,
+            "bias": "none",
+            "inference_mode": True,
+            "lora_alpha": alpha,
+            "lora_dropout": 0.0,
+            "peft_type": "LORA",
+            "r": rank,
+            "target_modules": list(targets),
+            "task_type": task_type,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedMember:
+    """What the layout does not say of a member: its name, its rank before padding, its alpha."""
+
+    name: str
+    rank: int
+    alpha: float
+
+
+class OfficialWeights:
+    """A file in the authors' layout, read module by module.
+
+    Raises:
+        BundleRefused: the file is no such layout for this many members of these ranks.
+    """
+
+    def __init__(self, path: Path, members: Sequence[ImportedMember]) -> None:
+        for member in members:
+            check_name(member.name, what="member name")
+        self.members = tuple(members)
+        self._path, self._header = path, read_header(path)
+        self._modules = _official_modules(self._header)
+        self.padded_rank = self._padded_rank()
+
+    def write_adapters(self, folder: Path, *, base: str | None) -> list[Path]:
+        """Each member as a plain PEFT adapter of its own rank, in ``folder/<name>``."""
+        with TensorFile(self._path, self._header) as file:
+            return [self._write_adapter(file, index, folder, base) for index in range(len(self.members))]
+
+    def gate(self, module: str) -> Tensor:
+        """A module's gate, float32 ``[L, in]``."""
+        with TensorFile(self._path, self._header) as file:
+            return file.read(f"{self._modules[module]}.{_GATE}").to(torch.float32)
+
+    def _padded_rank(self) -> int:
+        shapes = {entry.name: entry.shape for entry in self._header.tensors}
+        rows = {shapes[f"{prefix}.{_A}"][0] for prefix in self._modules.values()}
+        gates = {shapes[f"{prefix}.{_GATE}"][0] for prefix in self._modules.values()}
+        count = len(self.members)
+        if gates != {count}:
+            raise BundleRefused(
+                f"the gates have {sorted(gates)} rows, {count} members are named",
+                hint="name every member once, in their order",
+            )
+        if len(rows) != 1 or (total := rows.pop()) % count:
+            raise BundleRefused(f"lora_A has rows that {count} members of one rank cannot share")
+        rank = total // count
+        for member in self.members:
+            if not 1 <= member.rank <= rank:
+                raise BundleRefused(f"`{member.name}` has rank {member.rank}, expected 1 to {rank}")
+        return rank
+
+    def _write_adapter(self, file: TensorFile, index: int, folder: Path, base: str | None) -> Path:
+        member, pairs = self.members[index], {}
+        for module, prefix in self._modules.items():
+            A, B = self._unpad(file, prefix, index)
+            if bool(A.any()) or bool(B.any()):
+                pairs[module] = (A, B)
+        if not pairs:
+            raise BundleRefused(f"every factor of `{member.name}` is zero: there is nothing to import")
+        adapter = folder / member.name
+        adapter.mkdir(parents=True)
+        config = lora_config(member.rank, member.alpha, list(pairs), base, None)
+        (adapter / names.CONFIG_FILE).write_bytes(config)
+        specs = [
+            spec
+            for module, (A, B) in pairs.items()
+            for spec in _factor_specs(module, _dtype_of(A), member.rank, A.shape[1], B.shape[0])
+        ]
+        with WeightsWriter(adapter / names.WEIGHTS_FILE, specs, metadata=_METADATA) as writer:
+            for module, (A, B) in pairs.items():
+                writer.write(f"{names.TENSOR_PREFIX}{module}.{_A}", A)
+                writer.write(f"{names.TENSOR_PREFIX}{module}.{_B}", B)
+        return adapter
+
+    def _unpad(self, file: TensorFile, prefix: str, index: int) -> tuple[Tensor, Tensor]:
+        member, start = self.members[index], index * self.padded_rank
+        A = file.read(f"{prefix}.{_A}")[start : start + self.padded_rank]
+        B = file.read(f"{prefix}.{_B}")[:, start : start + self.padded_rank]
+        if bool(A[member.rank :].any()) or bool(B[:, member.rank :].any()):
+            raise BundleRefused(
+                f"`{prefix}`: `{member.name}` has values beyond rank {member.rank}",
+                hint=f"its rank is larger, at most {self.padded_rank}",
+            )
+        return A[: member.rank].contiguous(), B[:, : member.rank].contiguous()
+
+
+def _official_modules(header: Header) -> dict[str, str]:
+    """The tensor prefix of every module path."""
+    found: dict[str, set[str]] = {}
+    for entry in header.tensors:
+        for tensor in (_A, _B, _GATE):
+            if entry.name.endswith(f".{tensor}"):
+                found.setdefault(entry.name.removesuffix(f".{tensor}"), set()).add(tensor)
+    complete = {prefix for prefix, tensors in found.items() if tensors == {_A, _B, _GATE}}
+    if not complete or len(complete) != len(found):
+        partial = sorted(set(found) - complete)
+        example = f", the first incomplete one `{partial[0]}`" if partial else ""
+        raise BundleRefused(f"found no modules with {_A}, {_B} and {_GATE} throughout{example}")
+    return {prefix.removeprefix(names.TENSOR_PREFIX): prefix for prefix in sorted(complete)}
+
+
+def _dtype_of(tensor: Tensor) -> Dtype:
+    return next(dtype for dtype, torch_dtype in TORCH_DTYPES.items() if torch_dtype == tensor.dtype)

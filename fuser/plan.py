@@ -1,0 +1,267 @@
+"""The plan of a fuse: pure, from headers and configs; no weight is read.
+
+Every reason why the members do not go together is collected, so that one run tells all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from ..schemas.bundle import ModuleLayout, align_rank
+from ..schemas.finding import Severity
+from ..schemas.inventory import Dtype, ModuleFactors
+from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
+from .member import Member
+
+DEFAULT_TOP_K = 2
+# PEFT reads one file. Above the first figure hosts and loaders get slow, above the second they fail.
+LARGE_BUNDLE_BYTES = 5 * 10**9
+MAX_BUNDLE_BYTES = 50 * 10**9
+_GATE_BYTES = 4
+
+DTYPES_BY_NAME = {"float32": Dtype.F32, "float16": Dtype.F16, "bfloat16": Dtype.BF16}
+# What a type holds exactly, besides itself.
+_HOLDS: dict[Dtype, set[Dtype]] = {Dtype.F32: {Dtype.F16, Dtype.BF16}, Dtype.F16: set(), Dtype.BF16: set()}
+
+
+@dataclass(frozen=True, slots=True)
+class FuseOptions:
+    """What a recipe or the command line asks for; ``None`` leaves the choice to the plan."""
+
+    base: str | None = None
+    base_revision: str | None = None
+    top_k: int | None = None
+    temperature: float = 1.0
+    dtype: Dtype | None = None
+    gate: Literal["arrow", "normal"] = "arrow"
+    seed: int = 0
+    with_experts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModules:
+    """What is known of the base: the shape of every linear module, and the new names of old ones.
+
+    ``shapes`` maps a module path to ``(in_features, out_features)``.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    renamed: Mapping[str, str]
+
+
+def make_plan(
+    members: Sequence[Member], options: FuseOptions, *, base_modules: BaseModules | None = None
+) -> FusePlan:
+    """The plan for these members in this order, with every conflict in it."""
+    renamed = base_modules.renamed if base_modules else {}
+    factors = [{renamed.get(f.path, f.path): f for f in member.inventory.modules} for member in members]
+    dtype = options.dtype or _common_dtype(members)
+    top_k = options.top_k if options.top_k is not None else min(DEFAULT_TOP_K, len(members))
+    defaults = [member.inventory.scaling for member in members]
+    modules = tuple(_plan_module(path, factors, defaults, dtype) for path in sorted(set().union(*factors)))
+    base, base_conflicts = _settle_base(members, options)
+    conflicts = [
+        *_member_conflicts(members),
+        *base_conflicts,
+        *_shape_conflicts(members, factors),
+        *(_missing_modules(members, factors, base_modules) if base_modules else ()),
+        *_routing_conflicts(members, top_k),
+        *_dtype_conflicts(members, dtype, stated=options.dtype is not None),
+    ]
+    size_bytes = sum(module.size_bytes for module in modules)
+    if size_bytes > MAX_BUNDLE_BYTES:
+        conflicts.append(_too_large(size_bytes))
+    return FusePlan(
+        base=base,
+        base_revision=options.base_revision or _agreed(member.base_revision for member in members),
+        task_type=_agreed(member.task_type for member in members),
+        dtype=dtype,
+        top_k=top_k,
+        temperature=options.temperature,
+        gate=options.gate,
+        seed=options.seed,
+        with_experts=options.with_experts,
+        members=tuple(_plan_member(member, dtype, renamed) for member in members),
+        modules=modules,
+        conflicts=tuple(conflicts),
+        warnings=tuple(_warnings(members, options, size_bytes)),
+    )
+
+
+def _plan_member(member: Member, dtype: Dtype, renamed: Mapping[str, str]) -> PlannedMember:
+    own_paths = [module.path for module in member.inventory.modules]
+    return PlannedMember(
+        name=member.name,
+        adapter=member.adapter,
+        rank=member.inventory.rank,
+        scaling=member.inventory.scaling,
+        modules=len(own_paths),
+        cast_from=_lossy(member, dtype),
+        renamed_modules={path: renamed[path] for path in own_paths if renamed.get(path, path) != path},
+    )
+
+
+def _plan_module(
+    path: str, factors: Sequence[Mapping[str, ModuleFactors]], defaults: Sequence[float], dtype: Dtype
+) -> PlannedModule:
+    present = [by_path.get(path) for by_path in factors]
+    first = next(module for module in present if module is not None)
+    ranks = tuple(module.rank if module else 0 for module in present)
+    scalings = tuple(m.scaling if m else default for m, default in zip(present, defaults, strict=True))
+    layout = ModuleLayout.of(path, ranks, scalings)
+    row_bytes = (first.in_features + first.out_features) * dtype.size_bytes
+    return PlannedModule(
+        path=path,
+        in_features=first.in_features,
+        out_features=first.out_features,
+        ranks=ranks,
+        scalings=scalings,
+        rows=layout.rows,
+        size_bytes=layout.rows * row_bytes + len(factors) * first.in_features * _GATE_BYTES,
+        padding_bytes=sum(align_rank(rank) - rank for rank in ranks) * row_bytes,
+    )
+
+
+def _common_dtype(members: Sequence[Member]) -> Dtype:
+    found = {dtype for member in members for dtype in member.inventory.dtypes}
+    common = next(iter(found)) if len(found) == 1 else Dtype.F32
+    return Dtype.F32 if common is Dtype.F64 else common
+
+
+def _lossy(member: Member, dtype: Dtype) -> tuple[Dtype, ...]:
+    return tuple(d for d in member.inventory.dtypes if d is not dtype and d not in _HOLDS[dtype])
+
+
+def _agreed(values: Iterable[str | None]) -> str | None:
+    """The one value that all who have one agree on."""
+    stated = {value for value in values if value}
+    return stated.pop() if len(stated) == 1 else None
+
+
+def looks_like_path(base: str) -> bool:
+    """Whether a base's name is a folder of somebody's machine and no Hub repository."""
+    return base.startswith((".", "/", "~")) or "\\" in base or len(PurePosixPath(base).parts) > 2
+
+
+def _settle_base(members: Sequence[Member], options: FuseOptions) -> tuple[str | None, list[Conflict]]:
+    if options.base is not None:
+        return options.base, []
+    named = {member.name: member.base for member in members if member.base}
+    remedy = "state the base that all were trained on with `--base ORG/MODEL`"
+    if len(set(named.values())) > 1:
+        listed = ", ".join(f"`{name}` names `{base}`" for name, base in named.items())
+        return None, [_conflict(named, "base", f"the members name different bases: {listed}", remedy)]
+    base = _agreed(named.values())
+    if base is None or looks_like_path(base):
+        found = "no member names its base" if base is None else f"the base `{base}` is a path, no Hub id"
+        return None, [_conflict([member.name for member in members], "base", found, remedy)]
+    return base, []
+
+
+def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
+    conflicts = []
+    for name, count in Counter(member.name for member in members).items():
+        if count > 1:
+            message = f"the name `{name}` stands {count} times"
+            remedy = "give each member a name of its own in the recipe"
+            conflicts.append(_conflict([name] * count, "name", message, remedy))
+    first_of: dict[tuple[str, str], str] = {}
+    for member in members:
+        content = (member.weights_sha256, member.config_sha256)
+        if content in first_of:
+            message = f"`{first_of[content]}` and `{member.adapter}` are the same adapter, byte for byte"
+            conflicts.append(
+                _conflict([first_of[content], member.adapter], "duplicate", message, "leave one out")
+            )
+        first_of.setdefault(content, member.adapter)
+    for member in members:
+        if not member.verdict.fusable:
+            refusals = [f for f in member.findings if f.severity is Severity.REFUSE]
+            message = f"`{member.adapter}` is {member.verdict}: " + "; ".join(
+                f"{f.code} {f.title}" for f in refusals
+            )
+            remedy = "`meteora-registry show` and `validate` tell more; leave it out"
+            conflicts.append(_conflict([member.name], "verdict", message, remedy))
+    return conflicts
+
+
+def _shape_conflicts(
+    members: Sequence[Member], factors: Sequence[Mapping[str, ModuleFactors]]
+) -> list[Conflict]:
+    conflicts = []
+    for path in sorted(set().union(*factors)):
+        shapes = {
+            member.name: (by_path[path].in_features, by_path[path].out_features)
+            for member, by_path in zip(members, factors, strict=True)
+            if path in by_path
+        }
+        if len(set(shapes.values())) > 1:
+            listed = ", ".join(f"`{name}` has {i} -> {o}" for name, (i, o) in shapes.items())
+            message = f"`{path}` has different shapes: {listed}"
+            conflicts.append(_conflict(shapes, "shape", message, "these adapters are for different bases"))
+    return conflicts
+
+
+def _missing_modules(
+    members: Sequence[Member], factors: Sequence[Mapping[str, ModuleFactors]], base: BaseModules
+) -> list[Conflict]:
+    conflicts = []
+    for member, by_path in zip(members, factors, strict=True):
+        for path, module in by_path.items():
+            found = (module.in_features, module.out_features)
+            if path not in base.shapes:
+                message = f"`{member.name}` has factors for `{path}`, which the base does not have"
+            elif base.shapes[path] != found:
+                message = f"`{path}` of `{member.name}` is {found}, the base's is {base.shapes[path]}"
+            else:
+                continue
+            conflicts.append(_conflict([member.name], "base", message, "it was trained on another base"))
+    return conflicts
+
+
+def _routing_conflicts(members: Sequence[Member], top_k: int) -> list[Conflict]:
+    if top_k <= len(members):
+        return []
+    message = f"top_k is {top_k}, expected at most the number of members, {len(members)}"
+    return [_conflict([], "top_k", message, "lower `--top-k` or add members")]
+
+
+def _dtype_conflicts(members: Sequence[Member], dtype: Dtype, *, stated: bool) -> list[Conflict]:
+    if stated:
+        return []
+    return [
+        _conflict(
+            [member.name],
+            "dtype",
+            f"`{member.name}` has {', '.join(lossy)} factors, which {dtype} does not hold exactly",
+            "ask for the loss with `--dtype float32`",
+        )
+        for member in members
+        if (lossy := _lossy(member, dtype))
+    ]
+
+
+def _too_large(size_bytes: int) -> Conflict:
+    message = f"the bundle would have {size_bytes} bytes, expected at most {MAX_BUNDLE_BYTES}"
+    return _conflict([], "size", message, "fuse fewer members or choose `--dtype bfloat16`")
+
+
+def _warnings(members: Sequence[Member], options: FuseOptions, size_bytes: int) -> Iterable[str]:
+    if LARGE_BUNDLE_BYTES < size_bytes <= MAX_BUNDLE_BYTES:
+        yield f"the bundle will have {size_bytes / 1e9:.1f} GB in one file, which some loaders read slowly"
+    stated = {member.base for member in members if member.base}
+    if options.base is not None and stated - {options.base}:
+        listed = ", ".join(f"`{base}`" for base in sorted(stated - {options.base}))
+        yield f"the base is stated as `{options.base}`, the members name {listed}"
+    if options.base is not None and looks_like_path(options.base):
+        yield f"the bundle names the folder `{options.base}` as its base, which exists on this machine only"
+    if len({member.task_type for member in members if member.task_type}) > 1:
+        yield "the members were made for different tasks, so the bundle states none"
+
+
+def _conflict(members: Iterable[str], subject: str, message: str, remedy: str) -> Conflict:
+    return Conflict(members=tuple(members), subject=subject, message=message, remedy=remedy)

@@ -1,0 +1,251 @@
+"""Verifying a bundle at one of two levels, and the record of it.
+
+``integrity`` looks at the bundle alone; ``source`` also works out what the members' own files give.
+A verification that finds something wrong fails; one that could not check what its level asks for is
+inconclusive. Memory holds one module; every file is read about twice, for digests and for tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..kernels.tolerance import TOLERANCES
+from ..schemas import bundle as names
+from ..schemas.bundle import ModuleLayout
+from ..schemas.digest import Digest
+from ..schemas.errors import MeteoraError
+from ..schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
+from ..schemas.verification import (
+    BackendNotRun,
+    BackendRun,
+    Level,
+    ModuleError,
+    Outcome,
+    VerificationRecord,
+)
+from .arithmetic import Backend, MemberFactors, ModuleErrors, compare_module
+from .bundle import Bundle, BundleTensors, ModuleTensors, module_shapes, open_bundle, read_bounded
+from .factors import TORCH_DTYPES
+from .integrity import check_files, check_members, check_record, check_tensors
+from .source import SourceMember, check_initial_gate, open_source_member
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFiles:
+    """Where a member's own two files lie; their digests are checked before they are believed."""
+
+    config_path: Path
+    weights_path: Path
+
+
+def verify_bundle(
+    folder: Path,
+    *,
+    level: Level,
+    sources: Mapping[str, MemberFiles] | None = None,
+    progress: Progress | None = None,
+) -> VerificationRecord:
+    """Check a bundle and return the record; nothing is written.
+
+    Args:
+        folder: the bundle.
+        level: how far to go.
+        sources: the members' own files by member name, for level source. A member that is not
+            named is looked for in the bundle's ``experts/``.
+        progress: called with (modules done, modules in all).
+
+    Raises:
+        SourceUnreadable: the manifest is missing or cannot be read.
+    """
+    run = _Run(folder, level)
+    manifest = run.read_manifest()
+    if manifest is not None:
+        run.problems += check_files(folder, manifest) + check_record(folder, run.manifest_sha256)
+        bundle = run.open_bundle()
+        if bundle is not None and not run.problems:
+            run.problems += check_members(bundle.config, manifest, module_shapes(bundle))
+        if bundle is not None and not run.problems:
+            run.check_modules(bundle, manifest, sources or {}, progress)
+    return run.record()
+
+
+def available_backends(dtype: torch.dtype) -> tuple[list[Backend], list[BackendNotRun]]:
+    """The backends of this machine, in float32 and in the bundle's own element type."""
+    dtypes = [torch.float32] if dtype == torch.float32 else [torch.float32, dtype]
+    run = [Backend("cpu", torch.device("cpu"), dtype) for dtype in dtypes]
+    if torch.cuda.is_available():
+        run += [Backend("cuda", torch.device("cuda"), dtype) for dtype in dtypes]
+        return run, []
+    return run, [BackendNotRun(backend="cuda", reason="this machine has no CUDA device")]
+
+
+@dataclass(slots=True)
+class _Run:
+    """One verification under way: what was found so far."""
+
+    folder: Path
+    level: Level
+    problems: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    backends_run: list[BackendRun] = field(default_factory=list)
+    backends_not_run: list[BackendNotRun] = field(default_factory=list)
+    modules: dict[str, ModuleError] = field(default_factory=dict)
+    manifest_sha256: Digest = field(default_factory=lambda: Digest.of_bytes(b""))
+
+    def read_manifest(self) -> Manifest | None:
+        data = read_bounded(self.folder / names.MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        self.manifest_sha256 = Digest.of_bytes(data)
+        try:
+            return Manifest.from_bytes(data, what=names.MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
+        except MeteoraError as error:
+            self.problems.append(str(error))
+            return None
+
+    def open_bundle(self) -> Bundle | None:
+        try:
+            return open_bundle(self.folder)
+        except MeteoraError as error:
+            self.problems.append(str(error))
+            return None
+
+    def check_modules(
+        self,
+        bundle: Bundle,
+        manifest: Manifest,
+        sources: Mapping[str, MemberFiles],
+        progress: Progress | None,
+    ) -> None:
+        """Padding, finite values and arithmetic of every module, on every backend."""
+        backends, self.backends_not_run = available_backends(TORCH_DTYPES[bundle.dtype])
+        worst = dict.fromkeys(backends, 0.0)
+        with ExitStack() as stack:
+            tensors_of = stack.enter_context(BundleTensors(bundle))
+            members = self._open_sources(stack, manifest, sources) if self.level is Level.SOURCE else None
+            for done, (path, layout) in enumerate(bundle.config.layouts.items(), start=1):
+                tensors = tensors_of.read(path)
+                factors = None if members is None else [member.read(path) for member in members]
+                self.problems += check_tensors(layout, tensors, bundle.config.names)
+                if factors is not None:
+                    self.problems += check_initial_gate(bundle.config, path, tensors.gate, factors)
+                self._compare(bundle, layout, tensors, worst, factors)
+                if progress:
+                    progress(done, len(bundle.config.layouts))
+        self.backends_run = [_backend_run(b, error, len(self.modules)) for b, error in worst.items()]
+
+    def _open_sources(
+        self, stack: ExitStack, manifest: Manifest, sources: Mapping[str, MemberFiles]
+    ) -> list[SourceMember] | None:
+        """Every member's own files, or None with the reason noted when one is not to be had."""
+        opened = []
+        for member in manifest.members:
+            files = sources.get(member.name) or _files_in_experts(self.folder, member)
+            if files is None:
+                self.unchecked.append(f"the own files of member `{member.name}` were not found")
+                continue
+            try:
+                opened.append(
+                    stack.enter_context(open_source_member(member, files.config_path, files.weights_path))
+                )
+            except MeteoraError as error:
+                self.problems.append(str(error))
+        return opened if len(opened) == len(manifest.members) else None
+
+    def _compare(
+        self,
+        bundle: Bundle,
+        layout: ModuleLayout,
+        tensors: ModuleTensors,
+        worst: dict[Backend, float],
+        factors: Sequence[MemberFactors | None] | None,
+    ) -> None:
+        routed, forced = 0.0, 0.0
+        for backend in worst:
+            errors = compare_module(bundle.config, layout, tensors, backend, sources=factors)
+            self.problems += _describe(layout.path, backend, errors)
+            worst[backend] = max(worst[backend], errors.routed, errors.forced)
+            routed, forced = max(routed, errors.routed), max(forced, errors.forced)
+        self.modules[layout.path] = ModuleError(routed=_finite(routed), forced=_finite(forced))
+
+    def record(self) -> VerificationRecord:
+        outcome = Outcome.FAIL if self.problems else Outcome.INCONCLUSIVE if self.unchecked else Outcome.PASS
+        return VerificationRecord(
+            meteora_verification=1,
+            manifest_sha256=self.manifest_sha256,
+            level=self.level,
+            outcome=outcome,
+            problems=tuple(self.problems),
+            unchecked=tuple(self.unchecked),
+            backends_run=tuple(self.backends_run),
+            backends_not_run=tuple(self.backends_not_run),
+            modules=self.modules,
+            versions=_versions(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _describe(path: str, backend: Backend, errors: ModuleErrors) -> Iterator[str]:
+    tolerance = TOLERANCES[backend.dtype]
+    where = f"`{path}` on {backend.name} in {_name_of(backend.dtype)}"
+    if not errors.routed <= tolerance:
+        yield f"{where}: the routed output is off by {errors.routed:.2g}, tolerance {tolerance:g}"
+    if not errors.forced <= tolerance:
+        yield (
+            f"{where}: member `{errors.worst_member}` alone is off by {errors.forced:.2g}, "
+            f"tolerance {tolerance:g}"
+        )
+    if errors.wrong_choices:
+        yield f"{where}: {errors.wrong_choices} tokens were routed to members that are not the top ones"
+
+
+def _backend_run(backend: Backend, max_error: float, modules: int) -> BackendRun:
+    return BackendRun(
+        backend=backend.name,
+        device=_device_name(backend.device),
+        compute_dtype=_name_of(backend.dtype),
+        modules=modules,
+        max_error=_finite(max_error),
+        tolerance=TOLERANCES[backend.dtype],
+    )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine()
+
+
+def _finite(error: float) -> float | None:
+    return error if math.isfinite(error) else None
+
+
+def _files_in_experts(folder: Path, member: ManifestMember) -> MemberFiles | None:
+    expert = folder / names.EXPERTS_FOLDER / member.name
+    files = MemberFiles(expert / names.CONFIG_FILE, expert / names.WEIGHTS_FILE)
+    return files if files.config_path.is_file() and files.weights_path.is_file() else None
+
+
+def _versions() -> dict[str, str]:
+    versions = {
+        "meteora-registry": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    with suppress(metadata.PackageNotFoundError):
+        versions["triton"] = metadata.version("triton")
+    return versions
