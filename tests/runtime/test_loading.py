@@ -1,0 +1,193 @@
+"""The matrix: entry point, base dtype, PEFT's casts, low memory, ``.to()``, save and reload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from support.bundles import write_bundle
+from support.models import (
+    LOADS_UNFITTED,
+    LOADS_WITH_PEFT,
+    make_llama_adapters,
+    save_base,
+    some_tokens,
+    tiny_llama,
+)
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.runtime import GateNotFittedWarning, MeteoraLayer
+
+pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+Load = Callable[[Path, torch.dtype], nn.Module]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One base with a bundle per dtype of the factors."""
+
+    base: Path
+    bundles: dict[torch.dtype, Path]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder = tmp_path_factory.mktemp("loading")
+    base = save_base(tiny_llama(), folder / "base")
+    adapters = make_llama_adapters(folder / "adapters", base=str(base))
+    bundles = {
+        dtype: write_bundle(folder / f"bundle-{dtype}", adapters, base=str(base), dtype=dtype, gate_bias=True)
+        for dtype in DTYPES
+    }
+    yield Setting(base, bundles)
+
+
+def through_peft_model(bundle: Path, base_dtype: torch.dtype, **options: Any) -> nn.Module:
+    return PeftModel.from_pretrained(tiny_llama(base_dtype), bundle, **options)
+
+
+def through_auto_peft(bundle: Path, base_dtype: torch.dtype, **options: Any) -> nn.Module:
+    return AutoPeftModelForCausalLM.from_pretrained(bundle, dtype=base_dtype, **options)
+
+
+def through_auto_model(bundle: Path, base_dtype: torch.dtype) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(bundle, dtype=base_dtype)
+
+
+def through_load_adapter(bundle: Path, base_dtype: torch.dtype, **options: Any) -> nn.Module:
+    model = tiny_llama(base_dtype)
+    model.load_adapter(bundle, **options)
+    return model
+
+
+def _with(load: Callable[..., nn.Module], **options: Any) -> Load:
+    return lambda bundle, base_dtype: load(bundle, base_dtype, **options)
+
+
+LOADS: dict[str, Load] = {
+    "PeftModel": through_peft_model,
+    "PeftModel-no-autocast": _with(through_peft_model, autocast_adapter_dtype=False),
+    "PeftModel-low-memory": _with(through_peft_model, low_cpu_mem_usage=True),
+    "PeftModel-low-memory-no-autocast": _with(
+        through_peft_model, low_cpu_mem_usage=True, autocast_adapter_dtype=False
+    ),
+    "PeftModel-trainable": _with(through_peft_model, is_trainable=True),
+    "AutoPeftModel": through_auto_peft,
+    "AutoPeftModel-low-memory": _with(through_auto_peft, low_cpu_mem_usage=True),
+    "AutoModel": through_auto_model,
+    "load_adapter": through_load_adapter,
+    "load_adapter-trainable": _with(through_load_adapter, is_trainable=True),
+}
+every_load = pytest.mark.parametrize("load", LOADS.values(), ids=LOADS.keys())
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same_bytes(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def logits_of(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(some_tokens()).logits
+    return logits
+
+
+@every_load
+@pytest.mark.parametrize(
+    ("base_dtype", "dtype"),
+    [
+        pytest.param(torch.float32, torch.float32, id="base-fp32-bundle-fp32"),
+        pytest.param(torch.float32, torch.bfloat16, id="base-fp32-bundle-bf16"),
+        pytest.param(torch.bfloat16, torch.float32, id="base-bf16-bundle-fp32"),
+        pytest.param(torch.bfloat16, torch.bfloat16, id="base-bf16-bundle-bf16"),
+        pytest.param(torch.float16, torch.float32, id="base-fp16-bundle-fp32"),
+        pytest.param(torch.float16, torch.float16, id="base-fp16-bundle-fp16"),
+    ],
+)
+def test_save_after_load_writes_the_same_tensors(
+    setting: Setting, tmp_path: Path, load: Load, base_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    model = load(setting.bundles[dtype], base_dtype)
+    before = logits_of(model)
+    assert before.dtype == base_dtype
+    model.save_pretrained(tmp_path)
+    assert_same_bytes(tensors_in(tmp_path), tensors_in(setting.bundles[dtype]))
+    assert torch.equal(logits_of(load(tmp_path, base_dtype)), before)
+
+
+@every_load
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda dtype: f"bundle-{dtype}")
+def test_cast_of_the_model_leaves_the_bundle_as_it_is(
+    setting: Setting, tmp_path: Path, load: Load, dtype: torch.dtype
+) -> None:
+    model = load(setting.bundles[dtype], torch.float32)
+    for cast in (model.half, model.bfloat16, model.float):
+        cast()
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    assert_same_bytes(tensors_in(tmp_path), tensors_in(setting.bundles[dtype]))
+    assert logits_of(model).dtype == torch.bfloat16
+
+
+@every_load
+def test_every_entry_point_computes_the_same(setting: Setting, load: Load) -> None:
+    bundle = setting.bundles[torch.float32]
+    reference = logits_of(through_peft_model(bundle, torch.float32))
+    assert torch.equal(logits_of(load(bundle, torch.float32)), reference)
+    assert relative_error(logits_of(tiny_llama()), reference) > 0.1
+
+
+@every_load
+def test_gate_alone_is_trained_and_only_when_asked(
+    setting: Setting, load: Load, request: pytest.FixtureRequest
+) -> None:
+    model = load(setting.bundles[torch.float32], torch.bfloat16)
+    trained = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
+    asked = "-trainable" in request.node.name
+    assert trained == ({"meteora_gate", "meteora_gate_bias"} if asked else set())
+
+
+@every_load
+def test_load_says_once_that_the_gate_is_not_fitted(setting: Setting, load: Load) -> None:
+    with pytest.warns() as seen:
+        load(setting.bundles[torch.float32], torch.float32)
+    (warning,) = [entry for entry in seen if entry.category is GateNotFittedWarning]
+    assert str(warning.message) == (
+        "the gate of bundle `default` is not fitted: which of its 5 members a token takes means nothing yet; "
+        "use one member with `force_adapter(model, NAME)`, or fit the gate with `meteora-registry gate fit`"
+    )
+
+
+@every_load
+def test_load_leaves_no_hook_behind(setting: Setting, load: Load) -> None:
+    model = load(setting.bundles[torch.float32], torch.float32)
+    assert not [m for m in model.modules() if "_load_pretrained_model" in m.__dict__]
+
+
+def test_layers_stand_at_exactly_the_paths_of_the_bundle(setting: Setting) -> None:
+    model = through_load_adapter(setting.bundles[torch.float32], torch.float32)
+    found = {name for name, module in model.named_modules() if isinstance(module, MeteoraLayer)}
+    assert found == set(model.peft_config["default"].bundle.target_modules)
+    assert "model.layers.1.mlp.up_proj" in found
+
+
+def test_save_keeps_the_config(setting: Setting, tmp_path: Path) -> None:
+    model = through_peft_model(setting.bundles[torch.float32], torch.float32)
+    model.save_pretrained(tmp_path)
+    saved = PeftModel.from_pretrained(tiny_llama(), tmp_path).peft_config["default"]
+    assert saved.bundle == model.peft_config["default"].bundle
