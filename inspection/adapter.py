@@ -1,0 +1,185 @@
+"""The inspection of one adapter: everything that its files say, and everything that is wrong with them.
+
+Whatever is wrong inside an adapter is a finding; an exception says only that its files cannot be
+read. Each stage judges its part and hands it on, so one run reports everything that can be known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..schemas.digest import Digest
+from ..schemas.document import MAX_CONFIG_BYTES, canonical_json
+from ..schemas.errors import AdapterRefused
+from ..schemas.finding import Finding, Verdict
+from ..schemas.inventory import Inventory
+from .card import read_license
+from .config import Config, LoraConfig, Resolution
+from .config_file import ConfigFile
+from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder, read_small
+from .header import Header, open_regular, read_header
+from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
+from .rules.rule import examine, order
+from .scan import Scan, scan_weights
+from .tensors import Tensors, build_inventory
+from .weights import Weights, find_overflows
+
+__all__ = ["Inspection", "inspect_adapter", "inspect_config", "inspect_files"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What an inspection found.
+
+    Texts from the config are escaped, fit for a terminal or a page. ``config_text`` and the digests
+    are of the files as they are; ``inventory`` is there only if every module's arithmetic is known.
+    """
+
+    config_text: str | None = None
+    config_sha256: Digest | None = None
+    canonical_config_sha256: Digest | None = None
+    weights_sha256: Digest | None = None
+    weights_bytes: int | None = None
+    header: Header | None = None
+    declared_base: str | None = None
+    base_revision: str | None = None
+    task_type: str | None = None
+    license: str | None = None
+    peft_version: str | None = None
+    target_modules: str | tuple[str, ...] | None = None
+    inventory: Inventory | None = None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the findings come to."""
+        return Verdict.of(self.findings)
+
+
+def inspect_adapter(folder: Path, *, scan_weights: bool = True) -> Inspection:
+    """Inspect the adapter in a folder; links in it are not followed.
+
+    Args:
+        folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` lie.
+        scan_weights: whether to read the weights, for their digest and their numbers, or only the header.
+
+    Raises:
+        SourceUnreadable: the folder, or a file in it, cannot be read.
+    """
+    listing = Folder.read(folder)
+    config = read_small(folder / CONFIG_FILE, MAX_CONFIG_BYTES) if listing.has_file(CONFIG_FILE) else None
+    weights = folder / WEIGHTS_FILE if listing.has_file(WEIGHTS_FILE) else None
+    card = read_license(folder / CARD_FILE) if listing.has_file(CARD_FILE) else None
+    return _inspect(config, weights, card, examine(listing), scan=scan_weights)
+
+
+def inspect_files(config: Path, weights: Path, *, scan_weights: bool = True) -> Inspection:
+    """Inspect an adapter given by two files of any name, such as those of a content store.
+
+    Raises:
+        SourceUnreadable: one of them cannot be read.
+    """
+    return _inspect(_read_config(config), weights, None, (), scan=scan_weights)
+
+
+def inspect_config(config: Path) -> Inspection:
+    """Inspect a config alone: what can be said of an adapter without its weights.
+
+    Raises:
+        SourceUnreadable: it cannot be read.
+    """
+    return _inspect(_read_config(config), None, None, (), scan=False)
+
+
+def _read_config(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(MAX_CONFIG_BYTES + 1)
+
+
+def _inspect(
+    config_data: bytes | None,
+    weights_path: Path | None,
+    license_name: str | None,
+    findings: tuple[Finding, ...],
+    *,
+    scan: bool,
+) -> Inspection:
+    config_file = None if config_data is None else ConfigFile.parse(config_data)
+    config = _config_of(config_file, has_tensors=weights_path is not None)
+    if config_file is not None:
+        findings += examine(config_file)
+    if config is not None:
+        findings += _examine_config(config)
+    weights = _Readings() if weights_path is None else _read_weights(weights_path, config, scan=scan)
+    value: dict[str, Any] = {} if config is None else config.value
+    return Inspection(
+        config_text=_text_of(config_file),
+        config_sha256=None if config_data is None else Digest.of_bytes(config_data),
+        canonical_config_sha256=None if config is None else Digest.of_bytes(canonical_json(value)),
+        weights_sha256=weights.scan.sha256 if weights.scan else None,
+        weights_bytes=weights.header.file_bytes if weights.header else None,
+        header=weights.header,
+        declared_base=config.text("base_model_name_or_path") if config else None,
+        base_revision=config.text("revision") if config else None,
+        task_type=config.text("task_type") if config else None,
+        license=license_name,
+        peft_version=config.text("peft_version") if config else None,
+        target_modules=(config.targets or config.text("target_modules")) if config else None,
+        inventory=weights.inventory,
+        findings=order(findings + weights.findings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Readings:
+    """What the weights file gave."""
+
+    header: Header | None = None
+    scan: Scan | None = None
+    inventory: Inventory | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def _config_of(file: ConfigFile | None, *, has_tensors: bool) -> Config | None:
+    if file is None or file.problem is not None or not isinstance(file.value, dict):
+        return None
+    config = Config(file.value)
+    return LoraConfig(file.value, has_tensors=has_tensors) if config.is_lora else config
+
+
+def _examine_config(config: Config) -> tuple[Finding, ...]:
+    findings = examine(Config(config.value))
+    return findings + examine(config) if isinstance(config, LoraConfig) else findings
+
+
+def _text_of(file: ConfigFile | None) -> str | None:
+    if file is None or file.is_too_large:
+        return None
+    try:
+        return file.data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _read_weights(path: Path, config: Config | None, *, scan: bool) -> _Readings:
+    try:
+        header = read_header(path)
+    except AdapterRefused as error:
+        return _Readings(findings=error.findings)
+    # Without a readable config the tensors are still sorted, so that one run reports everything.
+    judged = LoraConfig({}) if config is None else config
+    if isinstance(judged, LoraConfig):
+        tensors = Tensors.sort(header, judged)
+        findings = examine(tensors)
+    else:
+        # The tensors of another method follow other rules; only their numbers are looked at.
+        tensors = Tensors(judged, header, (), {}, Resolution({}, {}, frozenset(), is_complete=True))
+        findings = ()
+    inventory = build_inventory(tensors)
+    if not scan:
+        return _Readings(header, None, inventory, findings)
+    scanned = scan_weights(path, header)
+    overflows = find_overflows(path, tensors, inventory, scanned) if inventory else ()
+    return _Readings(header, scanned, inventory, findings + examine(Weights(tensors, scanned, overflows)))

@@ -1,0 +1,59 @@
+"""The model card beside an adapter, of which only the license is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..schemas.errors import SourceUnreadable
+from .folder import read_small
+from .quotation import escape
+
+MAX_FRONT_MATTER_BYTES = 32 << 10
+_FENCE = "---"
+_OTHER = "other"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, with which a few lines can expand without bound."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def read_license(card: Path) -> str | None:
+    """The license in a card's front matter; nothing if there is none, or no readable one."""
+    try:
+        data = read_small(card, MAX_FRONT_MATTER_BYTES)
+    except SourceUnreadable:
+        return None
+    return parse_license(data)
+
+
+def parse_license(data: bytes) -> str | None:
+    """The license that the front matter at the beginning of a card's bytes names."""
+    lines = data.decode("utf-8", errors="replace").removeprefix("\ufeff").splitlines()
+    if not lines or lines[0].strip() != _FENCE:
+        return None
+    end = next((number for number, line in enumerate(lines[1:], start=1) if line.strip() == _FENCE), None)
+    if end is None:
+        return None
+    try:
+        # A SafeLoader: it builds plain values only.
+        front = yaml.load("\n".join(lines[1:end]), Loader=_PlainLoader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError):
+        return None
+    return _license_of(front) if isinstance(front, dict) else None
+
+
+def _license_of(front: dict[Any, Any]) -> str | None:
+    found = front.get("license")
+    if isinstance(found, list):
+        found = next((name for name in found if isinstance(name, str)), None)
+    if found == _OTHER and isinstance(front.get("license_name"), str):
+        found = front["license_name"]
+    return escape(found.strip()) if isinstance(found, str) and found.strip() else None

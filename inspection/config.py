@@ -1,0 +1,159 @@
+"""An adapter's config as it was written: nothing is filled in, nothing is believed.
+
+``Config`` answers what the fields that matter for the arithmetic say, or that they say nothing
+usable. What is wrong with a field is for the rules to tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from .patterns import Budget, Pattern, PatternsTooCostly, find_first
+from .quotation import escape
+
+# Fields of LoraConfig in PEFT 0.21.2. A test compares them with the installed PEFT.
+KNOWN_FIELDS = frozenset(
+    # A list would take fifty lines.
+    """
+    alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config
+    ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights kasa_config
+    layer_replication layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout
+    lora_ga_config megatron_config megatron_core modules_to_save monteclora_config peft_type peft_version
+    qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters task_type
+    trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config
+    """.split()  # noqa: SIM905
+)
+PEFT_TYPE = "LORA"
+HEAD_TASKS = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
+TASK_TYPES = HEAD_TASKS | {"SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION"}
+MAX_RANK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """A parsed ``adapter_config.json``: any JSON object."""
+
+    value: dict[str, Any]
+    budget: Budget = field(default_factory=Budget, compare=False)
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the config says so."""
+        return self.value.get("peft_type") == PEFT_TYPE
+
+    def text(self, name: str) -> str | None:
+        """A field that holds text, escaped, or nothing."""
+        found = self.value.get(name)
+        return escape(found, limit=512) if isinstance(found, str) and found else None
+
+    @property
+    def rank(self) -> int | None:
+        """``r``, if it is a rank."""
+        return as_rank(self.value.get("r"))
+
+    @property
+    def alpha(self) -> float | None:
+        """``lora_alpha``, if it is a positive number."""
+        return as_alpha(self.value.get("lora_alpha"))
+
+    @property
+    def uses_rslora(self) -> bool:
+        """Whether the scaling is alpha / sqrt(rank)."""
+        return self.value.get("use_rslora") is True
+
+    def patterns(self, name: str) -> dict[str, Any]:
+        """``rank_pattern`` or ``alpha_pattern``; empty if it is no object."""
+        found = self.value.get(name)
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def rank_patterns(self) -> list[Pattern]:
+        """The patterns of ``rank_pattern`` in their order."""
+        return [Pattern(text) for text in self.patterns("rank_pattern")]
+
+    @cached_property
+    def alpha_patterns(self) -> list[Pattern]:
+        """The patterns of ``alpha_pattern`` in their order."""
+        return [Pattern(text) for text in self.patterns("alpha_pattern")]
+
+    @property
+    def targets(self) -> tuple[str, ...] | None:
+        """``target_modules`` as a list of names, if it is one."""
+        found = self.value.get("target_modules")
+        if isinstance(found, list) and all(isinstance(name, str) for name in found):
+            return tuple(found)
+        return None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether PEFT saves a newly trained head for this kind of task."""
+        task = self.value.get("task_type")
+        return isinstance(task, str) and task in HEAD_TASKS
+
+    @property
+    def saved_modules(self) -> tuple[str, ...]:
+        """``modules_to_save``."""
+        found = self.value.get("modules_to_save")
+        return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
+
+
+@dataclass(frozen=True)
+class LoraConfig(Config):
+    """The config of a LoRA adapter; ``has_tensors`` where the tensors can be asked instead."""
+
+    has_tensors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What the config says of each module: rank and alpha, or that it could not be worked out.
+
+    ``used`` holds the patterns that some module took; ``is_complete`` is false if matching took too long.
+    """
+
+    ranks: dict[str, int | None]
+    alphas: dict[str, float | None]
+    used: frozenset[str]
+    is_complete: bool
+
+    @classmethod
+    def of(cls, config: Config, paths: Iterable[str]) -> Resolution:
+        """Ranks and alphas of the modules at ``paths``, as PEFT 0.21.2 resolves them."""
+        listed, ranks, alphas, used = list(paths), {}, {}, set()
+        rank_values, alpha_values = config.patterns("rank_pattern"), config.patterns("alpha_pattern")
+        try:
+            for path in listed:
+                rank_key = find_first(config.rank_patterns, path, config.budget)
+                alpha_key = find_first(config.alpha_patterns, path, config.budget)
+                ranks[path] = as_rank(rank_values[rank_key.text]) if rank_key else config.rank
+                alphas[path] = as_alpha(alpha_values[alpha_key.text]) if alpha_key else config.alpha
+                used |= {f"rank_pattern.{rank_key.text}"} if rank_key else set()
+                used |= {f"alpha_pattern.{alpha_key.text}"} if alpha_key else set()
+        except PatternsTooCostly:
+            return cls({}, {}, frozenset(), is_complete=False)
+        return cls(ranks, alphas, frozenset(used), is_complete=True)
+
+
+def as_rank(value: Any) -> int | None:
+    """A whole number from 1 on that can be a rank, or nothing."""
+    return value if type(value) is int and 1 <= value <= MAX_RANK else None
+
+
+def as_alpha(value: Any) -> float | None:
+    """A positive finite number, or nothing."""
+    if type(value) not in (int, float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def scale(alpha: float, rank: int, *, rslora: bool) -> float:
+    """Alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA (Kalajdzievski, arXiv 2312.03732)."""
+    return alpha / math.sqrt(rank) if rslora else alpha / rank

@@ -1,0 +1,136 @@
+"""Tensor names: which module and factor a name stands for, and what the other names are.
+
+PEFT writes ``base_model.model.<module>.lora_A.weight``. Wrappers (DDP, torch.compile, FSDP) and old
+versions of PEFT leave known marks in a name; these, and only these, are taken out, exactly. A name
+that is no factor falls into one of a few known kinds; what is in none of them is unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from ..schemas.bundle import TENSOR_PREFIX
+
+# Marks that wrappers insert anywhere in a path, as whole parts of it.
+WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# DistributedDataParallel and DeepSpeed put this in front of everything; within a path it may be real.
+_DDP_PREFIX = "module."
+# The name under which PEFT holds an adapter unless told otherwise; its own files do not carry it.
+_ADAPTER_PART = "default"
+
+_FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<factor>[AB])(?P<adapter>\.default)?\.weight")
+_EMBEDDING_FACTOR = re.compile(r"(?P<path>.+)\.lora_embedding_(?P<factor>[AB])(\.default)?(\.weight)?")
+_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+MAX_PATH_CHARACTERS = 512
+
+# Names that only one tool writes, and the tool.
+_FOREIGN = (
+    (re.compile(r"lora_(unet|te\d?|transformer)_.*"), "kohya"),
+    (re.compile(r".*\.(lora_(down|up)\.weight|lora\.(down|up)\.weight)"), "kohya or old diffusers"),
+    (re.compile(r"diffusion_model\..*"), "ComfyUI"),
+    (re.compile(r"(unet|text_encoder(_2)?|transformer\.(single_)?transformer_blocks)\..*"), "diffusers"),
+    (re.compile(r".*\.lora_[ab]"), "MLX"),
+    (re.compile(r".*\.(hada_w[12]_[ab]|lokr_w[12].*|oft_blocks|dora_scale)"), "LyCORIS"),
+    (re.compile(r".*\.adapter_layer\..*|.*\.lora_magnitude"), "another tool"),
+    (re.compile(r".*\.(meteora_(A|B|gate|gate_bias)|moe_gate\.weight)"), "MeteoRA bundle"),
+)
+
+
+class TensorKind(StrEnum):
+    """What a tensor is, by its name alone; ``FACTOR`` is an A or a B of a linear module."""
+
+    FACTOR = "factor"
+    EMBEDDING_FACTOR = "embedding factor"
+    MAGNITUDE = "DoRA magnitude"
+    FACTOR_BIAS = "bias of a LoRA factor"
+    VARIANT = "part of a LoRA variant"
+    TOKENS = "trained token rows"
+    FULL_WEIGHT = "full weight"
+    FULL_BIAS = "full bias"
+    FOREIGN = "foreign"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class FactorKey:
+    """A module's path in the base model, the factor, and the marks taken out of the name to get there."""
+
+    path: str
+    factor: Literal["A", "B"]
+    marks: tuple[str, ...] = ()
+
+
+def parse_key(name: str) -> FactorKey | None:
+    """The module and factor a tensor name stands for, if it is a LoRA factor of a plain module."""
+    match = _FACTOR.fullmatch(name)
+    if not match or is_parameter_key(name):
+        return None
+    stripped, marks = strip_marks(match["path"])
+    if match["adapter"]:
+        marks = (*marks, f".{_ADAPTER_PART}")
+    return FactorKey(stripped, "A" if match["factor"] == "A" else "B", marks)
+
+
+def strip_marks(path: str) -> tuple[str, tuple[str, ...]]:
+    """A module path without the prefix of PEFT and the marks of wrappers, and which marks there were."""
+    marks: list[str] = []
+    if any(part in WRAPPER_PARTS for part in path.split(".")):
+        marks += [f"{part}." for part in WRAPPER_PARTS if part in path.split(".")]
+        path = ".".join(part for part in path.split(".") if part not in WRAPPER_PARTS)
+    if path.startswith(_DDP_PREFIX):
+        marks.append(_DDP_PREFIX)
+        path = path.removeprefix(_DDP_PREFIX)
+    if not path.startswith(TENSOR_PREFIX):
+        return path, (*marks, "no prefix")
+    path = path.removeprefix(TENSOR_PREFIX)
+    while path.startswith(TENSOR_PREFIX):
+        marks.append(f"doubled {TENSOR_PREFIX}")
+        path = path.removeprefix(TENSOR_PREFIX)
+    if path.startswith(_DDP_PREFIX):
+        marks.append(_DDP_PREFIX)
+        path = path.removeprefix(_DDP_PREFIX)
+    return path, tuple(marks)
+
+
+def is_module_path(path: str) -> bool:
+    """Whether a path can be one of a module: dotted words, not endlessly long."""
+    return len(path) <= MAX_PATH_CHARACTERS and _PATH.fullmatch(path) is not None
+
+
+def name_format(name: str) -> str | None:
+    """The tool that writes such names, if it is a known one other than PEFT."""
+    if ".lora_A." in name or ".lora_B." in name:
+        # A diffusers pipeline is the one user of PEFT's factor names under names of its own.
+        return "diffusers" if _FOREIGN[3][0].fullmatch(name) else None
+    return next((tool for pattern, tool in _FOREIGN if pattern.fullmatch(name)), None)
+
+
+def is_parameter_key(name: str) -> bool:
+    """Whether the factor is one of a bare parameter (PEFT nests those in ``base_layer``)."""
+    return ".base_layer.lora_" in name
+
+
+def classify(name: str) -> TensorKind:
+    """What a tensor is, by its name."""
+    if name_format(name):
+        return TensorKind.FOREIGN
+    if parse_key(name):
+        return TensorKind.FACTOR
+    if _EMBEDDING_FACTOR.fullmatch(name):
+        return TensorKind.EMBEDDING_FACTOR
+    if "lora_magnitude_vector" in name:
+        return TensorKind.MAGNITUDE
+    if re.search(r"\.lora_[AB](\.default)?\.bias$", name):
+        return TensorKind.FACTOR_BIAS
+    if "trainable_tokens" in name:
+        return TensorKind.TOKENS
+    if ".lora_" in name:
+        return TensorKind.VARIANT
+    if name.endswith(".bias"):
+        return TensorKind.FULL_BIAS
+    if name.endswith((".weight", ".gamma", ".beta")):
+        return TensorKind.FULL_WEIGHT
+    return TensorKind.UNKNOWN

@@ -1,0 +1,230 @@
+r"""Patterns from a config, matched without ever giving one to a backtracking engine.
+
+PEFT compiles ``rank_pattern``, ``alpha_pattern`` and the target fields with ``re``, where sixty bytes
+are enough to hang a process. Here a plain name is compared as a string; anything else goes to RE2,
+whose time is linear and whose memory is bounded. RE2 has no look-around and no back-references, and
+reads a few constructs otherwise than ``re`` does: such a pattern is not evaluated, and says so.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+# The package carries no annotations.
+import re2  # type: ignore[import-untyped]
+
+MAX_PATTERN_CHARACTERS = 2048
+MAX_PATTERN_DEPTH = 40
+_MAX_AUTOMATON_BYTES = 1 << 20
+_PLAIN = re.compile(r"[A-Za-z0-9_.\-]+")
+# What `re` and RE2 read alike: escapes of these, groups that begin so, and no nested sets.
+_TOKEN = re.compile(
+    r"\\(?P<escape>.?)|\((?P<group>\?.{0,2})?|(?P<close>\))|\[(?P<posix>\[)?|(?P<other>&&|--|~~|\{,)",
+    re.DOTALL,
+)
+_SHARED_ESCAPES = set("dDwWsSbBA.*+?()[]{}|^$\\/-_ ")
+_SHARED_GROUPS = ("?:", "?P<")
+# A group with a repeat inside it and one behind it, the shape on which backtracking explodes.
+_REPEAT = re.compile(r"[*+]|\{\d+,\d*\}")
+
+
+class Standing(StrEnum):
+    """What can be done with a pattern."""
+
+    PLAIN = "plain"
+    REGULAR = "regular"
+    BROKEN = "broken"
+    TOO_LONG = "too long"
+    UNSUPPORTED = "unsupported"
+
+
+@dataclass(slots=True)
+class Budget:
+    """The time that all matching for one adapter may take together."""
+
+    seconds: float = 0.4
+    _deadline: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._deadline = time.monotonic() + self.seconds
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self._deadline
+
+
+class PatternsTooCostly(Exception):
+    """The patterns cannot be evaluated within their budget."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One pattern of a config, matched only through this class."""
+
+    text: str
+
+    @cached_property
+    def standing(self) -> Standing:
+        """Whether the pattern can be matched, and if not, why."""
+        if _PLAIN.fullmatch(self.text):
+            return Standing.PLAIN
+        if len(self.text) > MAX_PATTERN_CHARACTERS or self.text.count("(") > MAX_PATTERN_CHARACTERS // 8:
+            return Standing.TOO_LONG
+        if _depth(self.text) > MAX_PATTERN_DEPTH:
+            return Standing.TOO_LONG
+        if not _compiles_in_python(self.text):
+            return Standing.BROKEN
+        if not _reads_alike(self.text) or self._automaton is None or self._tail_automaton is None:
+            return Standing.UNSUPPORTED
+        return Standing.REGULAR
+
+    @cached_property
+    def _automaton(self) -> Any:
+        return _build_automaton(self.text)
+
+    @cached_property
+    def _tail_automaton(self) -> Any:
+        return _build_automaton(rf"(?:.*\.)?(?:{self.text})")
+
+    @property
+    def can_match(self) -> bool:
+        """Whether `matches` has an answer."""
+        return self.standing in (Standing.PLAIN, Standing.REGULAR)
+
+    @property
+    def nests_repeats(self) -> bool:
+        """Whether a repeated group holds a repeat: what makes backtracking engines hang."""
+        return self.standing is not Standing.PLAIN and _nests_repeats(self.text)
+
+    def matches(self, text: str) -> bool:
+        """Whether the pattern matches the whole of ``text``, as ``re.fullmatch`` would say.
+
+        Raises:
+            ValueError: the pattern cannot be matched at all.
+        """
+        if self.standing is Standing.PLAIN:
+            return _matches_plain(self.text, text)
+        if self.standing is not Standing.REGULAR:
+            raise ValueError(f"the pattern is {self.standing}")
+        return self._automaton.fullmatch(text) is not None
+
+    def matches_tail(self, path: str) -> bool:
+        r"""Whether the pattern matches ``path`` or what follows one of its dots: ``(.*\.)?(pattern)$``."""
+        if self.standing is Standing.PLAIN:
+            return any(_matches_plain(self.text, tail) for tail in tails_of(path))
+        if self.standing is not Standing.REGULAR:
+            raise ValueError(f"the pattern is {self.standing}")
+        return self._tail_automaton.fullmatch(path) is not None
+
+
+def tails_of(path: str) -> Iterable[str]:
+    """A path, and what follows each of its dots."""
+    yield path
+    position = path.find(".")
+    while position >= 0:
+        yield path[position + 1 :]
+        position = path.find(".", position + 1)
+
+
+def find_first(patterns: list[Pattern], path: str, budget: Budget) -> Pattern | None:
+    """The first pattern that matches the path or a tail of it, as PEFT resolves its pattern fields.
+
+    Raises:
+        PatternsTooCostly: the budget is spent.
+    """
+    for pattern in patterns:
+        if budget.is_spent:
+            raise PatternsTooCostly
+        if pattern.can_match and pattern.matches_tail(path):
+            return pattern
+    return None
+
+
+def _build_automaton(text: str) -> Any:
+    options = re2.Options()
+    options.max_mem = _MAX_AUTOMATON_BYTES
+    options.log_errors = False
+    try:
+        return re2.compile(text, options)
+    except (re2.error, UnicodeEncodeError):
+        return None
+
+
+def _matches_plain(pattern: str, text: str) -> bool:
+    # A dot of a plain pattern is a wildcard to PEFT, so it is one here.
+    if len(pattern) != len(text):
+        return False
+    return pattern == text or all(p in (".", t) for p, t in zip(pattern, text, strict=True))
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for token in _TOKEN.finditer(text):
+        if token[0].startswith("("):
+            depth += 1
+        elif token["close"]:
+            depth -= 1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _compiles_in_python(text: str) -> bool:
+    # Compiling is bounded by the length and depth checked before; only matching can run away.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def _reads_alike(text: str) -> bool:
+    for token in _TOKEN.finditer(text):
+        if token[0].startswith("\\") and (token["escape"] not in _SHARED_ESCAPES or not token["escape"]):
+            return False
+        if token["group"] and not token["group"].startswith(_SHARED_GROUPS):
+            return False
+        if token["posix"] or token["other"]:
+            return False
+    return True
+
+
+def _nests_repeats(text: str) -> bool:
+    repeats_at_depth = [False]
+    position = 0
+    while position < len(text):
+        character = text[position]
+        if character == "\\":
+            position += 2
+            continue
+        if character == "[":
+            position = _end_of_set(text, position)
+        elif character == "(":
+            repeats_at_depth.append(False)
+        elif character == ")" and len(repeats_at_depth) > 1:
+            inner = repeats_at_depth.pop()
+            outer = _REPEAT.match(text, position + 1) is not None
+            if inner and outer:
+                return True
+            repeats_at_depth[-1] |= inner or outer
+        elif _REPEAT.match(text, position):
+            repeats_at_depth[-1] = True
+        position += 1
+    return False
+
+
+def _end_of_set(text: str, begin: int) -> int:
+    position = begin + 1 + text.startswith("^", begin + 1)
+    position += text.startswith("]", position)
+    while position < len(text) and text[position] != "]":
+        position += 2 if text[position] == "\\" else 1
+    return position

@@ -1,0 +1,1 @@
+"""The validation rules, one function each, in one module per noun."""

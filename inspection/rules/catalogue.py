@@ -1,0 +1,28 @@
+"""All rules, by code: the one place that imports every module of rules."""
+
+from __future__ import annotations
+
+from ...schemas.errors import UsageError
+from . import base_name, files, header, method, scaling, targets, tensors, weights
+from .rule import Rule, registered_rules
+
+MODULES = (files, method, scaling, targets, base_name, header, tensors, weights)
+
+
+def all_rules() -> tuple[Rule, ...]:
+    """Every rule, by code."""
+    return registered_rules()
+
+
+def find_rule(code: str) -> Rule:
+    """The rule of a code, in capitals or not.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for rule in registered_rules():
+        if rule.code == code.upper():
+            return rule
+    raise UsageError(
+        f"there is no rule `{code[:40]}`", hint="`validate --explain all` lists the rules with their codes"
+    )

@@ -1,0 +1,195 @@
+"""Rules about rank and alpha, and about the patterns that set them per module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...schemas.finding import Effect, Severity
+from ..config import LoraConfig, as_alpha, as_rank
+from ..patterns import MAX_PATTERN_CHARACTERS, Pattern, Standing
+from ..quotation import quote, quote_name
+from ..tensors import Tensors
+from .rule import CONFIG_FILE, Observation, Observations, rule
+
+_PATTERN_FIELDS = ("rank_pattern", "alpha_pattern")
+_TEXT_FIELDS = ("target_modules", "exclude_modules", "layers_pattern")
+_NO_EFFECT = "the delta is scaled by alpha / r: without both, every result is scaled by a guess"
+
+
+@rule(
+    "MR111",
+    LoraConfig,
+    Effect.BROKEN,
+    file=CONFIG_FILE,
+    why=_NO_EFFECT,
+    remedy="write the rank that the adapter was trained with, a whole number",
+)
+def rank_is_unusable(config: LoraConfig) -> Observations:
+    """`r` is missing or no rank."""
+    if config.rank is None:
+        yield Observation(_found(config, "r"), "a whole number from 1 on", field="r")
+
+
+@rule(
+    "MR112",
+    LoraConfig,
+    Effect.BROKEN,
+    file=CONFIG_FILE,
+    why=_NO_EFFECT + "; PEFT silently takes alpha for 8 where it is missing",
+    remedy="write the alpha that the adapter was trained with, a positive number",
+)
+def alpha_is_unusable(config: LoraConfig) -> Observations:
+    """`lora_alpha` is missing or no positive number."""
+    if config.alpha is None:
+        yield Observation(_found(config, "lora_alpha"), "a positive number", field="lora_alpha")
+
+
+@rule(
+    "MR113",
+    LoraConfig,
+    Effect.BROKEN,
+    file=CONFIG_FILE,
+    why="PEFT cannot build the layers, or builds them with another rank or scale than was trained",
+    remedy="write an object from module name to rank (whole number) or alpha (positive number)",
+)
+def pattern_field_is_malformed(config: LoraConfig) -> Observations:
+    """A pattern field does not map names to numbers."""
+    for name, read, expected in (
+        ("rank_pattern", as_rank, "a whole number from 1 on"),
+        ("alpha_pattern", as_alpha, "a positive number"),
+    ):
+        found = config.value.get(name)
+        if found is None:
+            continue
+        if not isinstance(found, dict):
+            yield Observation(quote(found), "an object", field=name)
+            continue
+        for pattern, value in found.items():
+            if read(value) is None:
+                yield Observation(quote(value), expected, field=f"{name}.{pattern}")
+
+
+@rule(
+    "MR114",
+    LoraConfig,
+    Effect.BROKEN,
+    file=CONFIG_FILE,
+    why="loaders stop with an error of their regular expression engine",
+    remedy="correct the expression, or list the module names",
+)
+def pattern_is_broken(config: LoraConfig) -> Observations:
+    """A pattern is no regular expression."""
+    for place, pattern in _all_patterns(config):
+        if pattern.standing is Standing.BROKEN:
+            yield Observation(quote_name(pattern.text), "a regular expression", field=place)
+
+
+@rule(
+    "MR115",
+    LoraConfig,
+    Effect.NOT_FUSABLE,
+    file=CONFIG_FILE,
+    why="it decides which modules have which scale, and no engine with a time bound reads it as PEFT does",
+    remedy="list the module names instead of an expression with look-around, back-references or great length",
+)
+def pattern_cannot_be_evaluated(config: LoraConfig) -> Observations:
+    """A rank or alpha pattern cannot be evaluated safely."""
+    for place, pattern in _scale_patterns(config):
+        if pattern.standing in (Standing.TOO_LONG, Standing.UNSUPPORTED):
+            yield Observation(
+                f"{quote_name(pattern.text)} ({pattern.standing})",
+                f"an expression that RE2 reads, of at most {MAX_PATTERN_CHARACTERS} characters",
+                field=place,
+            )
+
+
+@rule(
+    "MR116",
+    LoraConfig,
+    Severity.WARN,
+    file=CONFIG_FILE,
+    why="PEFT and vLLM match with backtracking: a name that nearly fits can keep them busy for ever",
+    remedy="list the module names, or write the expression without a repeat inside a repeat",
+)
+def pattern_may_hang_loaders(config: LoraConfig) -> Observations:
+    """A pattern repeats a repeat."""
+    for place, pattern in _all_patterns(config):
+        if pattern.nests_repeats:
+            yield Observation(quote_name(pattern.text), "no repeat inside a repeated group", field=place)
+
+
+@rule(
+    "MR117",
+    Tensors,
+    Severity.WARN,
+    file=CONFIG_FILE,
+    why="an entry without effect is usually a misspelt module name: the module has the default rank or scale",
+    remedy="correct the name, or remove the entry",
+)
+def pattern_matches_nothing(tensors: Tensors) -> Observations:
+    """A rank or alpha pattern matches no module."""
+    if not tensors.pairs or not tensors.resolution.is_complete:
+        return
+    for place, pattern in _scale_patterns(tensors.config):
+        if pattern.can_match and place not in tensors.resolution.used:
+            yield Observation("no module that takes it", "at least one", field=place)
+
+
+@rule(
+    "MR118",
+    Tensors,
+    Effect.NOT_FUSABLE,
+    file=CONFIG_FILE,
+    why="which module has which scale cannot be worked out in reasonable time",
+    remedy="use fewer patterns; one module name per entry is the cheapest",
+)
+def patterns_are_too_costly(tensors: Tensors) -> Observations:
+    """Matching the patterns takes too long."""
+    if not tensors.resolution.is_complete:
+        count = sum(len(tensors.config.patterns(name)) for name in _PATTERN_FIELDS)
+        yield Observation(f"{count} patterns for {len(tensors.pairs)} modules", "a fraction of a second")
+
+
+@rule(
+    "MR119",
+    Tensors,
+    Effect.BROKEN,
+    file=CONFIG_FILE,
+    why="loaders build layers of the config's rank and fail on the tensors, or scale by the wrong rank",
+    remedy="restore the config that the adapter was saved with",
+)
+def rank_disagrees_with_tensors(tensors: Tensors) -> Observations:
+    """The config's rank is not that of the tensors."""
+    for pair in tensors.pairs:
+        declared = tensors.resolution.ranks.get(pair.path)
+        if pair.a is None or not pair.is_sound or declared is None or pair.a.shape[0] == declared:
+            continue
+        yield Observation(
+            f"rank {pair.a.shape[0]} in the tensors, {declared} in the config",
+            "the same rank",
+            tensor=pair.a.name,
+            field="r",
+        )
+
+
+def _found(config: LoraConfig, name: str) -> str:
+    return quote(config.value[name]) if name in config.value else "nothing"
+
+
+def _scale_patterns(config: Any) -> Iterator[tuple[str, Pattern]]:
+    for name, patterns in zip(_PATTERN_FIELDS, (config.rank_patterns, config.alpha_patterns), strict=True):
+        for pattern in patterns:
+            yield f"{name}.{pattern.text}", pattern
+
+
+def _all_patterns(config: LoraConfig) -> Iterator[tuple[str, Pattern]]:
+    yield from _scale_patterns(config)
+    for name in _TEXT_FIELDS:
+        found = config.value.get(name)
+        if isinstance(found, str) and found:
+            yield name, Pattern(found)
+    saved = config.value.get("modules_to_save")
+    for text in saved if isinstance(saved, list) else ():
+        if isinstance(text, str) and text:
+            yield "modules_to_save", Pattern(text)

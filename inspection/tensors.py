@@ -1,0 +1,114 @@
+"""The tensors of an adapter, each in exactly one bucket, and the pairs that the factors form."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ..schemas.inventory import Dtype, Inventory, ModuleFactors
+from .config import Config, Resolution, scale
+from .header import Header
+from .keys import TensorKind, classify, is_module_path, parse_key
+from .safetensors_file import TensorEntry
+
+_FLOATS = frozenset(Dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What was found for one module; a tensor that stands twice after normalising is in ``repeated``."""
+
+    path: str
+    a: TensorEntry | None
+    b: TensorEntry | None
+    marks: tuple[str, ...]
+    repeated: tuple[TensorEntry, ...] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether these are the two factors of a linear module, whatever the config says."""
+        if self.a is None or self.b is None or self.repeated or not is_module_path(self.path):
+            return False
+        if len(self.a.shape) != 2 or len(self.b.shape) != 2 or self.a.dtype not in _FLOATS:
+            return False
+        sizes = (*self.a.shape, *self.b.shape)
+        return self.b.dtype in _FLOATS and self.a.shape[0] == self.b.shape[1] and min(sizes) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """An adapter's tensors beside its config.
+
+    ``pairs`` are ordered by module path, ``others`` hold the tensors that are no factor, by kind.
+    """
+
+    config: Config
+    header: Header
+    pairs: tuple[Pair, ...]
+    others: dict[TensorKind, tuple[TensorEntry, ...]]
+    resolution: Resolution
+
+    @classmethod
+    def sort(cls, header: Header, config: Config) -> Tensors:
+        """Put every tensor of the header into its bucket."""
+        factors: dict[str, list[tuple[str, TensorEntry, tuple[str, ...]]]] = defaultdict(list)
+        others: dict[TensorKind, list[TensorEntry]] = defaultdict(list)
+        for entry in header.tensors:
+            kind = classify(entry.name)
+            key = parse_key(entry.name) if kind is TensorKind.FACTOR else None
+            if key is None:
+                others[kind].append(entry)
+            else:
+                factors[key.path].append((key.factor, entry, key.marks))
+        pairs = tuple(_pair(path, factors[path]) for path in sorted(factors))
+        resolution = Resolution.of(config, [pair.path for pair in pairs])
+        return cls(config, header, pairs, {kind: tuple(found) for kind, found in others.items()}, resolution)
+
+    def of_kind(self, kind: TensorKind) -> tuple[TensorEntry, ...]:
+        """The tensors of one kind other than factors."""
+        return self.others.get(kind, ())
+
+
+def _pair(path: str, found: list[tuple[str, TensorEntry, tuple[str, ...]]]) -> Pair:
+    by_factor: dict[str, list[TensorEntry]] = {"A": [], "B": []}
+    for factor, entry, _ in found:
+        by_factor[factor].append(entry)
+    repeated = tuple(entry for entries in by_factor.values() for entry in entries[1:])
+    marks = tuple(sorted({mark for _, _, marks in found for mark in marks}))
+    first = {factor: entries[0] if entries else None for factor, entries in by_factor.items()}
+    return Pair(path, first["A"], first["B"], marks, repeated)
+
+
+def build_inventory(tensors: Tensors) -> Inventory | None:
+    """The inventory of an adapter whose pairs and scalings are all in order, else nothing."""
+    config, resolution = tensors.config, tensors.resolution
+    if not tensors.pairs or config.rank is None or config.alpha is None or not resolution.is_complete:
+        return None
+    if any(not pattern.can_match for pattern in (*config.rank_patterns, *config.alpha_patterns)):
+        return None
+    modules = []
+    for pair in tensors.pairs:
+        alpha = resolution.alphas[pair.path]
+        if not pair.is_sound or alpha is None or pair.a is None or pair.b is None:
+            return None
+        if pair.a.shape[0] != resolution.ranks[pair.path]:
+            return None
+        modules.append(_module(pair.path, pair.a, pair.b, alpha, rslora=config.uses_rslora))
+    default = scale(config.alpha, config.rank, rslora=config.uses_rslora)
+    return Inventory(modules=tuple(modules), rank=config.rank, scaling=default)
+
+
+def _module(path: str, a: TensorEntry, b: TensorEntry, alpha: float, *, rslora: bool) -> ModuleFactors:
+    rank = a.shape[0]
+    return ModuleFactors(
+        path=path,
+        rank=rank,
+        in_features=a.shape[1],
+        out_features=b.shape[0],
+        alpha=alpha,
+        scaling=scale(alpha, rank, rslora=rslora),
+        a=a.name,
+        b=b.name,
+        a_dtype=Dtype(a.dtype),
+        b_dtype=Dtype(b.dtype),
+    )

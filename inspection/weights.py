@@ -1,0 +1,83 @@
+"""The numbers of an adapter beside its tensors: what the rules about weights judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..schemas.inventory import Dtype, Inventory, ModuleFactors
+from .header import open_regular
+from .scan import Scan, read_tensor
+from .tensors import Tensors
+
+LIMITS = {
+    Dtype.F64: float(np.finfo(np.float64).max),
+    Dtype.F32: float(np.finfo(np.float32).max),
+    Dtype.F16: float(np.finfo(np.float16).max),
+    Dtype.BF16: float.fromhex("0x1.fep127"),
+}
+_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """A module whose scaled product passes a limit; no ``dtype`` where only float16 is too small."""
+
+    path: str
+    tensor: str
+    largest: float
+    limit: float
+    dtype: Dtype | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The result of the scan, the tensors it belongs to, and the products that overflow."""
+
+    tensors: Tensors
+    scan: Scan
+    overflows: tuple[Overflow, ...]
+
+
+def find_overflows(path: Path, tensors: Tensors, inventory: Inventory, scan: Scan) -> tuple[Overflow, ...]:
+    """The modules whose scaled product B A does not fit its dtype, or float16.
+
+    The product is bounded by rank * max|A| * max|B| * scaling; only where the bound is too large is
+    it multiplied out, in blocks of rows, which needs one module's factors in memory.
+    """
+    found = []
+    suspects = [module for module in inventory.modules if bound_product(module, scan) > LIMITS[Dtype.F16]]
+    if not suspects:
+        return ()
+    with open_regular(path) as file:
+        for module in suspects:
+            largest = _largest_product(file, module, tensors)
+            own = min((module.a_dtype, module.b_dtype), key=lambda dtype: LIMITS[dtype])
+            if largest > LIMITS[own]:
+                found.append(Overflow(module.path, module.b, largest, LIMITS[own], own))
+            elif largest > LIMITS[Dtype.F16]:
+                found.append(Overflow(module.path, module.b, largest, LIMITS[Dtype.F16], None))
+    return tuple(found)
+
+
+def bound_product(module: ModuleFactors, scan: Scan) -> float:
+    """An upper bound of every entry of the scaled product; zero where a number is not finite."""
+    a, b = scan.magnitudes[module.a], scan.magnitudes[module.b]
+    if not a.is_finite or not b.is_finite:
+        return 0.0
+    return module.rank * a.largest * b.largest * module.scaling
+
+
+def _largest_product(file: BinaryIO, module: ModuleFactors, tensors: Tensors) -> float:
+    a = read_tensor(file, tensors.header[module.a])
+    b = read_tensor(file, tensors.header[module.b])
+    largest = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for begin in range(0, b.shape[0], _ROWS):
+            block = np.abs(b[begin : begin + _ROWS] @ a * module.scaling)
+            # An entry whose terms overflow even float64 is infinite, or NaN if they cancel.
+            largest = max(largest, float(np.where(np.isnan(block), np.inf, block).max()))
+    return largest
