@@ -25,6 +25,12 @@ class Pair:
     repeated: tuple[TensorEntry, ...] = ()
 
     @property
+    def any_name(self) -> str | None:
+        """The name of a tensor of this module."""
+        entry = self.a or self.b
+        return entry.name if entry else None
+
+    @property
     def is_sound(self) -> bool:
         """Whether these are the two factors of a linear module, whatever the config says."""
         if self.a is None or self.b is None or self.repeated or not is_module_path(self.path):

@@ -43,7 +43,7 @@ _STATE_IT = "state the base with `--base`, or write its Hub id into the config"
     Config,
     Severity.WARN,
     file=CONFIG_FILE,
-    why="nobody can tell what the adapter belongs to; on another base of the same shapes it is silently wrong",
+    why="nobody can tell what the adapter belongs to; on another base of these shapes it is silently wrong",
     remedy=_STATE_IT,
 )
 def base_is_missing(config: Config) -> Observations:

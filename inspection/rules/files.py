@@ -225,7 +225,7 @@ def config_is_no_object(config: ConfigFile) -> Observations:
     ConfigFile,
     Severity.NOTE,
     file=CONFIG_FILE,
-    why="PEFT cannot read a config that begins with a byte order mark; the digest is over the bytes as they are",
+    why="PEFT cannot read a config that begins with one; the digest is over the bytes as they are",
     remedy="nothing needs doing here; save the file as UTF-8 without a mark for other loaders",
 )
 def config_has_byte_order_mark(config: ConfigFile) -> Observations:

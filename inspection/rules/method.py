@@ -126,7 +126,7 @@ def task_type_is_unknown(config: Config) -> Observations:
     LoraConfig,
     Effect.BROKEN,
     file=CONFIG_FILE,
-    why='Python takes every non-empty text for true, `"false"` too: loaders do the opposite of what is written',
+    why='Python takes every non-empty text for true, `"false"` too: loaders may do the opposite of the word',
     remedy="write true or false without quotes",
 )
 def switch_is_no_boolean(config: LoraConfig) -> Observations:

@@ -18,7 +18,7 @@ _EXPERT = re.compile(r"(^|\.)experts?(\.|$)")
 _LAYER = re.compile(r"\.(\d+)(?=\.|$)")
 _FLOATS = frozenset(Dtype)
 _RETRAIN = (
-    "restore the file that the training wrote; a checkpoint that was gathered wrongly cannot be repaired"
+    "restore the file that the training wrote; one that was gathered wrongly cannot be repaired"
 )
 
 
@@ -48,7 +48,7 @@ def file_holds_no_lora(tensors: Tensors) -> Observations:
     Tensors,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="PEFT finds none of its names and answers with the base's output; some layouts are transposed as well",
+    why="PEFT finds none of its names and answers with the base's output; some layouts are transposed too",
     remedy="convert the file with the tool that wrote it, to PEFT's names",
 )
 def names_are_foreign(tensors: Tensors) -> Observations:
@@ -76,11 +76,10 @@ def names_carry_marks(tensors: Tensors) -> Observations:
     """Tensor names carry the marks of a wrapper, or lack PEFT's prefix."""
     for marks, count in sorted(Counter(pair.marks for pair in tensors.pairs if pair.marks).items()):
         first = next(pair for pair in tensors.pairs if pair.marks == marks)
-        entry = first.a or first.b
         yield Observation(
             f"{quote_names(list(marks))} in the names of {count} modules",
             "`base_model.model.<module>.lora_A.weight`",
-            tensor=entry.name if entry else None,
+            tensor=first.any_name,
         )
 
 
@@ -95,15 +94,14 @@ def names_carry_marks(tensors: Tensors) -> Observations:
 def module_path_is_unusable(tensors: Tensors) -> Observations:
     """A module path is none."""
     for pair in tensors.pairs:
-        entry = pair.a or pair.b
         if not is_module_path(pair.path):
             expected = f"letters, digits, `_` and dots, at most {MAX_PATH_CHARACTERS}"
-            yield Observation(quote_name(pair.path), expected, tensor=entry.name if entry else None)
+            yield Observation(quote_name(pair.path), expected, tensor=pair.any_name)
         elif pair.path == "base_model" or pair.path.startswith("base_model."):
             yield Observation(
                 "the prefix `base_model.` without `model.`",
                 "`base_model.model.`",
-                tensor=entry.name if entry else None,
+                tensor=pair.any_name,
             )
 
 
@@ -136,9 +134,8 @@ def factor_is_missing(tensors: Tensors) -> Observations:
     """A module has an A without B, or a B without A."""
     for pair in tensors.pairs:
         if (pair.a is None) != (pair.b is None):
-            entry = pair.a or pair.b
-            missing = "B" if pair.b is None else "A"
-            yield Observation(f"no {missing}", "both", tensor=entry.name if entry else None)
+                missing = "B" if pair.b is None else "A"
+            yield Observation(f"no {missing}", "both", tensor=pair.any_name)
 
 
 @rule(
@@ -146,9 +143,9 @@ def factor_is_missing(tensors: Tensors) -> Observations:
     Tensors,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="the tensors were saved while they were spread over several processes (ZeRO-3, FSDP), or flattened",
-    remedy="gather the parameters before saving (`stage3_gather_16bit_weights_on_model_save`, or a full state "
-    "dict), and save again",
+    why="the tensors were saved while they were spread over processes (ZeRO-3, FSDP), or flattened",
+    remedy="gather the parameters before saving (`stage3_gather_16bit_weights_on_model_save`, or a full "
+    "state dict), and save again",
 )
 def factor_is_empty_or_flat(tensors: Tensors) -> Observations:
     """A factor has no elements, or no two dimensions."""
@@ -246,7 +243,7 @@ def factors_are_double(tensors: Tensors) -> Observations:
     Severity.WARN,
     file=WEIGHTS_FILE,
     why="a layer without tensors stays as it is in the base, silently",
-    remedy="check that the file is complete; set `layers_to_transform` if the layers were left out on purpose",
+    remedy="check that the file is complete; set `layers_to_transform` if they were left out on purpose",
 )
 def layers_are_missing(tensors: Tensors) -> Observations:
     """Some layers have modules that others lack."""
@@ -299,10 +296,9 @@ def file_holds_magnitudes(tensors: Tensors) -> Observations:
 def file_holds_biases(tensors: Tensors) -> Observations:
     """The file holds biases."""
     factor_biases = tensors.of_kind(TensorKind.FACTOR_BIAS)
-    biases = [
-        *factor_biases,
-        *(() if tensors.config.saved_modules else tensors.of_kind(TensorKind.FULL_BIAS)),
-    ]
+    biases = factor_biases + tuple(
+        entry for entry in tensors.of_kind(TensorKind.FULL_BIAS) if not _is_saved(entry.name, tensors)
+    )
     if biases:
         yield Observation(f"{len(biases)} biases", "none", tensor=biases[0].name)
 
@@ -318,9 +314,9 @@ def file_holds_biases(tensors: Tensors) -> Observations:
 )
 def file_holds_full_weights(tensors: Tensors) -> Observations:
     """The file holds full weights beside the factors."""
+    biases = tensors.of_kind(TensorKind.FULL_BIAS)
     found = [*tensors.of_kind(TensorKind.FULL_WEIGHT)]
-    if tensors.config.saved_modules:
-        found += tensors.of_kind(TensorKind.FULL_BIAS)
+    found += [entry for entry in biases if _is_saved(entry.name, tensors)]
     if not found or not (tensors.pairs or tensors.of_kind(TensorKind.EMBEDDING_FACTOR)):
         return
     head = ": the head of a classifier" if tensors.config.has_head else ""
@@ -340,10 +336,9 @@ def vocabulary_layers_are_adapted(tensors: Tensors) -> Observations:
     for entry in tensors.of_kind(TensorKind.EMBEDDING_FACTOR):
         yield Observation("a LoRA factor of an embedding", "factors of linear layers", tensor=entry.name)
     for pair in tensors.pairs:
-        entry = pair.a or pair.b
-        if pair.path.rpartition(".")[2] in OUTPUT_LAYERS | EMBEDDING_LAYERS and entry:
+        if pair.path.rpartition(".")[2] in OUTPUT_LAYERS | EMBEDDING_LAYERS:
             yield Observation(
-                f"LoRA on {quote_name(pair.path)}", "linear layers in between", tensor=entry.name
+                f"LoRA on {quote_name(pair.path)}", "linear layers in between", tensor=pair.any_name
             )
 
 
@@ -367,16 +362,15 @@ def file_holds_token_rows(tensors: Tensors) -> Observations:
     Tensors,
     Effect.NOT_FUSABLE,
     file=WEIGHTS_FILE,
-    why="transformers 5 keeps the experts of a mixture in one parameter, so the module may not exist any more",
+    why="transformers 5 keeps the experts of a mixture in one parameter, so the module may be gone",
     remedy="use the adapter by itself with PEFT; bundle format 1 has no expert modules",
 )
 def experts_are_adapted(tensors: Tensors) -> Observations:
     """The file adapts the experts of a mixture model."""
     paths = [pair for pair in tensors.pairs if _EXPERT.search(pair.path)]
     if paths:
-        entry = paths[0].a or paths[0].b
         yield Observation(
-            f"{len(paths)} expert modules", "none", tensor=entry.name if entry is not None else None
+            f"{len(paths)} expert modules", "none", tensor=paths[0].any_name
         )
 
 
@@ -409,3 +403,9 @@ def tensor_is_unknown(tensors: Tensors) -> Observations:
         yield Observation(
             f"{entry.dtype} {list(entry.shape)}", "an A, a B, or a known extra", tensor=entry.name
         )
+
+
+def _is_saved(name: str, tensors: Tensors) -> bool:
+    """Whether a tensor belongs to a module that `modules_to_save` names."""
+    parts = name.split(".")
+    return any(saved.rpartition(".")[2] in parts for saved in tensors.config.saved_modules)
