@@ -17,9 +17,7 @@ from .rule import WEIGHTS_FILE, Observation, Observations, rule
 _EXPERT = re.compile(r"(^|\.)experts?(\.|$)")
 _LAYER = re.compile(r"\.(\d+)(?=\.|$)")
 _FLOATS = frozenset(Dtype)
-_RETRAIN = (
-    "restore the file that the training wrote; one that was gathered wrongly cannot be repaired"
-)
+_RETRAIN = "restore the file that the training wrote; one that was gathered wrongly cannot be repaired"
 
 
 @rule(
@@ -134,7 +132,7 @@ def factor_is_missing(tensors: Tensors) -> Observations:
     """A module has an A without B, or a B without A."""
     for pair in tensors.pairs:
         if (pair.a is None) != (pair.b is None):
-                missing = "B" if pair.b is None else "A"
+            missing = "B" if pair.b is None else "A"
             yield Observation(f"no {missing}", "both", tensor=pair.any_name)
 
 
@@ -369,9 +367,7 @@ def experts_are_adapted(tensors: Tensors) -> Observations:
     """The file adapts the experts of a mixture model."""
     paths = [pair for pair in tensors.pairs if _EXPERT.search(pair.path)]
     if paths:
-        yield Observation(
-            f"{len(paths)} expert modules", "none", tensor=paths[0].any_name
-        )
+        yield Observation(f"{len(paths)} expert modules", "none", tensor=paths[0].any_name)
 
 
 @rule(
