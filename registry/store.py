@@ -20,9 +20,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, BinaryIO
 
-from meteora_registry.schemas.digest import Digest
-from meteora_registry.schemas.errors import SourceUnreadable, StoreDamaged
-
+from ..schemas.digest import Digest
+from ..schemas.errors import SourceUnreadable, StoreDamaged
 from .lock import hold_lock
 
 _CHUNK_BYTES = 1 << 20

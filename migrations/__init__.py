@@ -1,0 +1,1 @@
+"""The alembic environment and revisions of the catalog, shipped with the package."""

@@ -1,0 +1,71 @@
+"""Column types that mean the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import DateTime, Dialect, String, Text
+from sqlalchemy.types import TypeDecorator
+
+from ...schemas.digest import Digest
+
+MAX_FOREIGN_CHARACTERS = 1024
+
+
+class DigestText(TypeDecorator[Digest]):
+    """A SHA-256 digest as 64 hexadecimal digits."""
+
+    impl = String(64)
+    cache_ok = True
+
+    def process_bind_param(self, value: Digest | None, dialect: Dialect) -> str | None:
+        """The digits."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Digest | None:
+        """The digest; ``ValueError`` if the column holds anything else."""
+        return None if value is None else Digest(value)
+
+
+class ForeignText(TypeDecorator[str]):
+    """Text that somebody else wrote, such as a base's name in a config.
+
+    At most 1024 characters are kept; what no database can hold, a zero character or half a surrogate
+    pair, becomes U+FFFD. The bytes themselves are in the content store.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """The text as it can be stored."""
+        return None if value is None else clean_foreign_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        """The text as it was stored."""
+        return None if value is None else str(value)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment, always in UTC; SQLite stores no time zone, so none but UTC ever gets there."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The moment in UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """The moment in UTC."""
+        if value is None:
+            return None
+        moment: datetime = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+        return moment.astimezone(UTC)
+
+
+def clean_foreign_text(text: str) -> str:
+    """``text`` as ``ForeignText`` stores it."""
+    cut = text[:MAX_FOREIGN_CHARACTERS].replace("\0", "\ufffd")
+    return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in cut)

@@ -1,0 +1,161 @@
+"""How a catalog is reached: the engine, its transactions, and the database's errors in our words.
+
+Writers take turns, so a version number read inside a transaction is still the next one when it is
+written: on SQLite by ``BEGIN IMMEDIATE``, which waits for the other writer, on PostgreSQL by one
+advisory lock. Readers never wait (WAL, MVCC) and see one state throughout their transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session
+
+from ...schemas.errors import CatalogUnusable, MissingDependency, UsageError
+
+BUSY_TIMEOUT_SECONDS = 60.0
+# The execution option of a connection whose transactions write.
+WRITES = "meteora_writes"
+# Any fixed number: writers of one PostgreSQL database that know it take turns.
+_WRITER_LOCK_KEY = 0x6D65_7465
+
+
+def parse_catalog_url(catalog: str) -> URL:
+    """The URL of a catalog: ``sqlite:////folder/catalog.db`` or ``postgresql://user@host/name``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    hint = "such as `sqlite:////folder/catalog.db` or `postgresql://user@host/name`"
+    try:
+        url = make_url(catalog)
+    except ArgumentError as error:
+        raise UsageError("the catalog is no URL that can be read", hint=hint) from error
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise UsageError(f"a catalog cannot be kept in `{url.drivername}`", hint=hint)
+    if not url.database or url.database == ":memory:":
+        raise UsageError(f"the catalog `{describe_url(url)}` names no database", hint=hint)
+    return url
+
+
+def sqlite_url(path: Path) -> URL:
+    """The URL of a SQLite file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(path))
+
+
+def describe_url(url: URL) -> str:
+    """The URL for people, without its password."""
+    return url.render_as_string(hide_password=True)
+
+
+def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
+    """An engine for a catalog; nothing is opened yet.
+
+    ``foreign_keys`` is off for migrations alone: SQLite changes a table by making it again, and
+    dropping the old one would cascade into every table that refers to it.
+
+    Raises:
+        MissingDependency: PostgreSQL, and no driver for it is installed.
+    """
+    sqlite = url.get_backend_name() == "sqlite"
+    arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_SECONDS} if sqlite else {}
+    try:
+        engine = create_engine(url, connect_args=arguments)
+    except (ImportError, NoSuchModuleError) as error:
+        raise MissingDependency(
+            "a catalog on PostgreSQL needs the package `psycopg`",
+            hint="pip install 'meteora-registry[postgres]'",
+        ) from error
+    if sqlite:
+        event.listen(engine, "connect", _prepare_with_foreign_keys if foreign_keys else _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "begin", _begin_postgresql)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    # The driver would begin transactions by itself, late and deferred; `_begin_sqlite` does it instead.
+    connection.isolation_level = None
+
+
+def _prepare_with_foreign_keys(connection: sqlite3.Connection, record: object) -> None:
+    _prepare_sqlite(connection, record)
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get(WRITES, False):
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK_KEY})
+    else:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+
+
+@contextmanager
+def connection_to(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
+    """A connection in one transaction: committed when the block ends, undone when it raises.
+
+    Raises:
+        CatalogUnusable: the database cannot be opened, is damaged, read-only, or stayed busy.
+    """
+    with (
+        translated_errors(engine),
+        engine.connect().execution_options(**{WRITES: writes}) as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def transaction(engine: Engine, *, writes: bool = False) -> Iterator[Session]:
+    """A session in one transaction, as ``connection_to``."""
+    with connection_to(engine, writes=writes) as connection, Session(connection) as session:
+        yield session
+        session.flush()
+
+
+@contextmanager
+def translated_errors(engine: Engine) -> Iterator[None]:
+    """Errors of the database as ``CatalogUnusable``."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _describe_failure(error, describe_url(engine.url)) from error
+
+
+def _describe_failure(error: DBAPIError, catalog: str) -> CatalogUnusable:
+    reason = str(error.orig).strip().partition("\n")[0]
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    # The lower byte is the primary code; the rest says more.
+    primary = code & 0xFF if isinstance(code, int) else None
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return CatalogUnusable(
+            f"the catalog `{catalog}` stayed busy: another process has been writing to it "
+            f"for {BUSY_TIMEOUT_SECONDS:.0f} seconds",
+            hint="try again when that process has ended",
+        )
+    if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return CatalogUnusable(
+            f"the catalog `{catalog}` is damaged or no catalog: {reason}",
+            hint="put a backup in its place, or move it away to begin a new one",
+        )
+    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return CatalogUnusable(
+            f"the catalog `{catalog}` cannot be opened for writing: {reason}",
+            hint="check the permissions of the file and of its folder, or name another with `--home`",
+        )
+    return CatalogUnusable(f"the catalog `{catalog}` failed: {reason}")

@@ -1,0 +1,357 @@
+"""The tables, as SQLAlchemy models; nothing outside this package sees them.
+
+An entry is a name, of an adapter or of a bundle, and the number of its latest version. Adapters and
+bundles share one space of names, so ``show NAME`` is never ambiguous. A version's own facts lie in
+``adapter_versions`` or ``bundle_versions``; tags and aliases, the only things about a version that
+change, lie beside it. An entry outlives its versions: its counter goes on, so a removed ``name@3``
+never comes to mean other bytes.
+
+What the code promises is also a constraint of the database, for others may write to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.schema import SchemaItem
+
+from ...schemas.digest import Digest
+from .columns import DigestText, ForeignText, UtcDateTime
+
+ADAPTER = "adapter"
+BUNDLE = "bundle"
+MAX_NAME_CHARACTERS = 96
+
+_NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """The metadata that the migrations are held to."""
+
+    metadata = MetaData(naming_convention=_NAMING)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        Digest: DigestText(),
+        dict[str, Any]: JSON(),
+        list[dict[str, Any]]: JSON(),
+        float: Double(),
+    }
+
+
+class Entry(Base):
+    """A name, and the number of the latest version it ever had."""
+
+    __tablename__ = "entries"
+    __table_args__ = (
+        CheckConstraint("kind IN ('adapter', 'bundle')", name="kind_known"),
+        CheckConstraint("name = lower(name) AND length(name) BETWEEN 1 AND 96", name="name_valid"),
+        CheckConstraint("latest_version >= 0", name="latest_version_counts"),
+        UniqueConstraint("name"),
+        UniqueConstraint("id", "kind"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(MAX_NAME_CHARACTERS))
+    latest_version: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+
+    versions: Mapped[list[Version]] = relationship(
+        back_populates="entry", order_by="Version.number", passive_deletes=True
+    )
+    aliases: Mapped[list[Alias]] = relationship(
+        back_populates="entry", order_by="Alias.alias", passive_deletes=True, overlaps="version"
+    )
+
+
+class Version(Base):
+    """One version of an entry; immutable but for its tags and aliases."""
+
+    __tablename__ = "versions"
+    __table_args__: tuple[SchemaItem, ...] = (
+        ForeignKeyConstraint(["entry_id", "kind"], ["entries.id", "entries.kind"]),
+        CheckConstraint("number >= 1", name="number_counts"),
+        UniqueConstraint("entry_id", "number"),
+    )
+    __mapper_args__: Mapping[str, Any] = {"polymorphic_on": "kind"}
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    entry_id: Mapped[int] = mapped_column(Integer)
+    kind: Mapped[str] = mapped_column(String(16))
+    number: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+
+    entry: Mapped[Entry] = relationship(back_populates="versions")
+    tags: Mapped[list[Tag]] = relationship(
+        order_by="Tag.tag", cascade="all, delete-orphan", passive_deletes=True
+    )
+    aliases: Mapped[list[Alias]] = relationship(
+        back_populates="version", order_by="Alias.alias", passive_deletes=True, overlaps="aliases"
+    )
+
+
+class Tag(Base):
+    """A word attached to a version."""
+
+    __tablename__ = "tags"
+    __table_args__ = (
+        CheckConstraint("tag = lower(tag) AND length(tag) BETWEEN 1 AND 96", name="tag_valid"),
+        Index(None, "tag"),
+    )
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(MAX_NAME_CHARACTERS), primary_key=True)
+
+
+class Alias(Base):
+    """A movable name for one version of an entry."""
+
+    __tablename__ = "aliases"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["entry_id", "number"], ["versions.entry_id", "versions.number"], ondelete="CASCADE"
+        ),
+        CheckConstraint("alias = lower(alias) AND length(alias) BETWEEN 1 AND 96", name="alias_valid"),
+    )
+
+    entry_id: Mapped[int] = mapped_column(ForeignKey("entries.id"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(MAX_NAME_CHARACTERS), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer)
+
+    entry: Mapped[Entry] = relationship(back_populates="aliases", overlaps="version,aliases")
+    version: Mapped[Version] = relationship(back_populates="aliases", overlaps="entry,aliases")
+
+
+class BaseModel(Base):
+    """A base model, under the name that this catalog calls it by."""
+
+    __tablename__ = "base_models"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(ForeignText())
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+
+    spellings: Mapped[list[BaseSpelling]] = relationship(back_populates="base_model")
+
+
+class BaseSpelling(Base):
+    """One way in which adapters write a base's name; ``spelling_key`` disregards the case."""
+
+    __tablename__ = "base_spellings"
+    __table_args__ = (UniqueConstraint("spelling_key"), Index(None, "base_model_id"))
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    base_model_id: Mapped[int] = mapped_column(ForeignKey("base_models.id"))
+    spelling: Mapped[str] = mapped_column(ForeignText())
+    spelling_key: Mapped[str] = mapped_column(ForeignText())
+
+    base_model: Mapped[BaseModel] = relationship(back_populates="spellings")
+
+
+class AdapterVersion(Version):
+    """What is known of one adapter version; null where the adapter does not say or carries no LoRA."""
+
+    __tablename__ = "adapter_versions"
+    __table_args__ = (
+        CheckConstraint("origin_kind IN ('hub', 'folder')", name="origin_kind_known"),
+        CheckConstraint("length(weights_sha256) = 64", name="weights_sha256_length"),
+        CheckConstraint("length(config_sha256) = 64", name="config_sha256_length"),
+        CheckConstraint("length(canonical_config_sha256) = 64", name="canonical_config_sha256_length"),
+        CheckConstraint("length(shape_signature) = 64", name="shape_signature_length"),
+        CheckConstraint("weights_bytes >= 0", name="weights_bytes_counts"),
+        CheckConstraint("max_rank >= 1", name="max_rank_counts"),
+        Index(None, "weights_sha256", "canonical_config_sha256"),
+        Index(None, "shape_signature"),
+        Index(None, "base_model_id"),
+    )
+    __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": ADAPTER}
+
+    id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    origin_kind: Mapped[str] = mapped_column(String(16))
+    origin_location: Mapped[str] = mapped_column(ForeignText())
+    origin_commit: Mapped[str | None] = mapped_column(String(64))
+    weights_sha256: Mapped[Digest]
+    config_sha256: Mapped[Digest]
+    canonical_config_sha256: Mapped[Digest]
+    weights_bytes: Mapped[int] = mapped_column(BigInteger)
+    declared_base: Mapped[str | None] = mapped_column(ForeignText())
+    stated_base: Mapped[str | None] = mapped_column(ForeignText())
+    base_revision: Mapped[str | None] = mapped_column(ForeignText())
+    base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"))
+    task_type: Mapped[str | None] = mapped_column(ForeignText())
+    license: Mapped[str | None] = mapped_column(ForeignText())
+    peft_version: Mapped[str | None] = mapped_column(ForeignText())
+    shape_signature: Mapped[Digest | None]
+    rank: Mapped[int | None] = mapped_column(Integer)
+    max_rank: Mapped[int | None] = mapped_column(Integer)
+    scaling: Mapped[float | None]
+    dtypes: Mapped[str | None] = mapped_column(String(64))
+    sound: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="sound_boolean"))
+    fusable: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="fusable_boolean"))
+    findings: Mapped[list[dict[str, Any]]]
+
+    base_model: Mapped[BaseModel | None] = relationship()
+    files: Mapped[list[StoredFile]] = relationship(order_by="StoredFile.name", passive_deletes=True)
+    targets: Mapped[list[Target]] = relationship(order_by="Target.id", passive_deletes=True)
+
+
+class StoredFile(Base):
+    """One file of an adapter version, in the content store."""
+
+    __tablename__ = "adapter_files"
+    __table_args__ = (
+        CheckConstraint("length(sha256) = 64", name="sha256_length"),
+        CheckConstraint("size_bytes >= 0", name="size_bytes_counts"),
+        Index(None, "sha256"),
+    )
+
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("adapter_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    sha256: Mapped[Digest]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class Target(Base):
+    """The modules of one kind and shape that an adapter version touches, and the ranks it has there."""
+
+    __tablename__ = "adapter_targets"
+    __table_args__ = (
+        CheckConstraint("in_features >= 1 AND out_features >= 1", name="features_count"),
+        CheckConstraint("1 <= min_rank AND min_rank <= max_rank", name="ranks_ordered"),
+        CheckConstraint("min_scaling <= max_scaling", name="scalings_ordered"),
+        CheckConstraint("layers >= 1", name="layers_count"),
+        UniqueConstraint("version_id", "kind", "in_features", "out_features"),
+        Index(None, "kind"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("adapter_versions.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(ForeignText())
+    in_features: Mapped[int] = mapped_column(Integer)
+    out_features: Mapped[int] = mapped_column(Integer)
+    min_rank: Mapped[int] = mapped_column(Integer)
+    max_rank: Mapped[int] = mapped_column(Integer)
+    min_scaling: Mapped[float]
+    max_scaling: Mapped[float]
+    layers: Mapped[int] = mapped_column(Integer)
+
+
+class BundleVersion(Version):
+    """What is known of one bundle version; ``path`` is where it was last written, as it was given."""
+
+    __tablename__ = "bundle_versions"
+    __table_args__ = (
+        CheckConstraint("length(manifest_sha256) = 64", name="manifest_sha256_length"),
+        CheckConstraint("top_k >= 1", name="top_k_counts"),
+        CheckConstraint("temperature > 0", name="temperature_positive"),
+        Index(None, "manifest_sha256"),
+    )
+    __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": BUNDLE}
+
+    id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    manifest_sha256: Mapped[Digest]
+    path: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    base: Mapped[str | None] = mapped_column(ForeignText())
+    base_revision: Mapped[str | None] = mapped_column(ForeignText())
+    dtype: Mapped[str] = mapped_column(String(16))
+    top_k: Mapped[int] = mapped_column(Integer)
+    temperature: Mapped[float]
+    gate_kind: Mapped[str] = mapped_column(String(16))
+    gate_scope: Mapped[str] = mapped_column(String(16))
+    gate_fitted: Mapped[str] = mapped_column(Text)
+
+    members: Mapped[list[BundleMember]] = relationship(order_by="BundleMember.position", passive_deletes=True)
+    verifications: Mapped[list[Verification]] = relationship(order_by="Verification.id", passive_deletes=True)
+
+
+class BundleMember(Base):
+    """One member in its place; ``adapter_version_id`` is null for a member that was never catalogued."""
+
+    __tablename__ = "bundle_members"
+    __table_args__ = (
+        CheckConstraint("position >= 0", name="position_counts"),
+        UniqueConstraint("bundle_version_id", "name"),
+        Index(None, "adapter_version_id"),
+    )
+
+    bundle_version_id: Mapped[int] = mapped_column(
+        ForeignKey("bundle_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(MAX_NAME_CHARACTERS))
+    adapter_version_id: Mapped[int | None] = mapped_column(
+        ForeignKey("adapter_versions.id", ondelete="RESTRICT")
+    )
+    weights_sha256: Mapped[Digest]
+    config_sha256: Mapped[Digest]
+
+    adapter_version: Mapped[AdapterVersion | None] = relationship()
+
+
+class Verification(Base):
+    """One verification record of a bundle version, word for word."""
+
+    __tablename__ = "verifications"
+    __table_args__ = (
+        CheckConstraint("level IN ('integrity', 'source')", name="level_known"),
+        CheckConstraint("outcome IN ('pass', 'fail', 'inconclusive')", name="outcome_known"),
+        Index(None, "bundle_version_id"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    bundle_version_id: Mapped[int] = mapped_column(ForeignKey("bundle_versions.id", ondelete="CASCADE"))
+    level: Mapped[str] = mapped_column(String(16))
+    outcome: Mapped[str] = mapped_column(String(16))
+    record: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+
+
+class Event(Base):
+    """One change to the catalog; rows are only ever added, and refer to names, which outlive rows."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        CheckConstraint("subject IN ('adapter', 'bundle', 'base')", name="subject_known"),
+        Index(None, "name"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=_now)
+    actor: Mapped[str] = mapped_column(ForeignText())
+    action: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(ForeignText())
+    version: Mapped[int | None] = mapped_column(Integer)
+    details: Mapped[dict[str, Any]]

@@ -1,0 +1,188 @@
+"""The catalog's schema: which revision a database has, and how it gets to the one this version needs.
+
+The schema changes through the alembic revisions in ``meteora_registry.migrations`` and in no other
+way. A new SQLite catalog is made beside its place, with every revision applied, and moved there in
+one step, so no other process ever sees half of one.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.engine import URL
+
+import meteora_registry
+
+from ...schemas.errors import CatalogUnusable
+from ..lock import hold_lock
+from .engine import WRITES, connection_to, describe_url, make_engine, sqlite_url, translated_errors
+from .models import Base
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+# The newest revision; kept here so that no command needs alembic to know it.
+HEAD_REVISION = "0001"
+_REVISION = re.compile(r"[0-9]{4}")
+
+
+def find_revision(engine: Engine) -> str | None:
+    """The revision of the database; None if it holds no catalog.
+
+    Raises:
+        CatalogUnusable: it cannot be opened, or is damaged.
+    """
+    path = sqlite_path(engine.url)
+    # Connecting would create the file.
+    if path is not None and not path.exists():
+        return None
+    with connection_to(engine) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return revision
+
+
+def require_head(engine: Engine) -> None:
+    """Refuse a database whose schema is not the one this version needs.
+
+    Raises:
+        CatalogUnusable: no catalog, an older or a newer schema; the hint says what to do.
+    """
+    found = find_revision(engine)
+    if found == HEAD_REVISION:
+        return
+    catalog = describe_url(engine.url)
+    if found is None:
+        raise CatalogUnusable(
+            f"there is no catalog at `{catalog}`", hint="create it with `meteora-registry db upgrade`"
+        )
+    if _REVISION.fullmatch(found) and found < HEAD_REVISION:
+        raise CatalogUnusable(
+            f"the catalog `{catalog}` has the schema `{found}`, this version needs `{HEAD_REVISION}`",
+            hint="upgrade it with `meteora-registry db upgrade`",
+        )
+    raise _newer(catalog, found)
+
+
+def upgrade(url: URL) -> None:
+    """Bring a database to the newest schema; a SQLite file that is not there is created.
+
+    Two processes do this one after the other, and the second finds nothing left to do. Each revision
+    is one transaction: after a failure the database has the last revision that was complete.
+
+    Raises:
+        CatalogUnusable: the schema is newer than this version knows, or the database fails.
+    """
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        create(path)
+        return
+    with _sole_migration(url):
+        _run_revisions(url)
+
+
+def create(path: Path) -> None:
+    """Make a new SQLite catalog, unless another process was quicker."""
+    beside = path.with_name(path.name + ".new")
+    with hold_lock(_lock_of(path)):
+        if path.exists():
+            return
+        beside.unlink(missing_ok=True)
+        _run_revisions(sqlite_url(beside))
+        with closing(sqlite3.connect(beside)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        beside.replace(path)
+
+
+def find_problems(engine: Engine) -> list[str]:
+    """What is wrong with a catalog: drift from the models, damage, broken references; empty if nothing."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with connection_to(engine) as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+        problems = [f"the schema differs from this version's: {difference}" for difference in differences]
+        if engine.dialect.name == "sqlite":
+            problems += _find_damage(connection)
+        return problems
+
+
+def sqlite_path(url: URL) -> Path | None:
+    """The file of a SQLite catalog; None for another database."""
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def _find_damage(connection: Connection) -> list[str]:
+    damage = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+    dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    return [f"the file is damaged: {line}" for line in damage if line != "ok"] + [
+        f"row {row[1]} of `{row[0]}` refers to a row of `{row[2]}` that is not there" for row in dangling
+    ]
+
+
+def _run_revisions(url: URL) -> None:
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    config = alembic_config()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    engine = make_engine(url, foreign_keys=False)
+    try:
+        found = find_revision(engine)
+        if found is not None and found not in known:
+            raise _newer(describe_url(url), found)
+        with translated_errors(engine), engine.connect() as connection:
+            # On PostgreSQL `_sole_migration` holds the writers' lock: this connection must not wait for it.
+            config.attributes["connection"] = connection.execution_options(
+                **{WRITES: engine.dialect.name == "sqlite"}
+            )
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def alembic_config() -> Config:
+    """What alembic needs to find the revisions, wherever the package is installed."""
+    from alembic.config import Config
+
+    config = Config()
+    folder = Path(meteora_registry.__file__).parent / "migrations"
+    # The value is interpolated, so a per cent sign in the path is doubled.
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    # What alembic would do with colons and spaces in this path otherwise.
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+@contextmanager
+def _sole_migration(url: URL) -> Iterator[None]:
+    path = sqlite_path(url)
+    if path is not None:
+        with hold_lock(_lock_of(path)):
+            yield
+        return
+    # The writers' lock, held by a second connection while the first migrates.
+    engine = make_engine(url)
+    try:
+        with connection_to(engine, writes=True):
+            yield
+    finally:
+        engine.dispose()
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _newer(catalog: str, found: str) -> CatalogUnusable:
+    return CatalogUnusable(
+        f"the catalog `{catalog}` has the schema `{found}`, this version knows `{HEAD_REVISION}` at most",
+        hint="upgrade meteora-registry",
+    )
