@@ -92,14 +92,16 @@ def make_adapter(
     **options: Any,
 ) -> Path:
     """Have PEFT write a LoRA adapter whose A and B are random, so that every module's delta shows."""
+    base_model = make_base()
     torch.manual_seed(seed)
-    model = get_peft_model(make_base(), LoraConfig(task_type="CAUSAL_LM", **options))
+    model = get_peft_model(base_model, LoraConfig(task_type="CAUSAL_LM", **options))
     model.peft_config["default"].base_model_name_or_path = base
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.3)
-    model.to(dtype).save_pretrained(folder)
+    # Else PEFT asks the Hub whether the base is there.
+    model.to(dtype).save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 

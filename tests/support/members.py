@@ -1,0 +1,46 @@
+"""Members of a fuse straight from adapter folders, without a catalog; and bundles made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.plan import FuseOptions, make_plan
+from meteora_registry.fuser.verify import MemberFiles
+from meteora_registry.fuser.write import write_bundle
+from meteora_registry.inspection.adapter import inspect_adapter
+from meteora_registry.schemas import bundle as names
+from meteora_registry.schemas.manifest import Origin
+
+BASE = "org/base"
+
+
+def read_member(folder: Path, name: str | None = None, *, base: str | None = BASE) -> Member:
+    """The adapter in a folder as a member, under the folder's name unless told otherwise."""
+    return Member.of(
+        inspect_adapter(folder),
+        name=name or folder.name,
+        adapter=name or folder.name,
+        config_path=folder / names.CONFIG_FILE,
+        weights_path=folder / names.WEIGHTS_FILE,
+        origin=Origin(kind="folder", location=folder.name, commit=None),
+        base=base,
+    )
+
+
+def read_members(folders: Mapping[str, Path]) -> list[Member]:
+    """Members by name, in the order given."""
+    return [read_member(folder, name) for name, folder in folders.items()]
+
+
+def fuse(members: Sequence[Member], folder: Path, options: FuseOptions | None = None) -> Path:
+    """A bundle of these members, unverified, in a new folder."""
+    folder.mkdir(parents=True)
+    write_bundle(make_plan(members, options or FuseOptions()), members, folder)
+    return folder
+
+
+def files_of(members: Sequence[Member]) -> dict[str, MemberFiles]:
+    """Where verification finds each member's own files."""
+    return {member.name: MemberFiles(member.config_path, member.weights_path) for member in members}
