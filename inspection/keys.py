@@ -47,6 +47,8 @@ class TensorKind(StrEnum):
     MAGNITUDE = "DoRA magnitude"
     FACTOR_BIAS = "bias of a LoRA factor"
     VARIANT = "part of a LoRA variant"
+    # What VeLoRA keeps for its backward pass; the forward pass does not use it.
+    TRAINING_STATE = "training state"
     TOKENS = "trained token rows"
     FULL_WEIGHT = "full weight"
     FULL_BIAS = "full bias"
@@ -127,6 +129,8 @@ def classify(name: str) -> TensorKind:
         return TensorKind.FACTOR_BIAS
     if "trainable_tokens" in name:
         return TensorKind.TOKENS
+    if ".lora_velora_" in name:
+        return TensorKind.TRAINING_STATE
     if ".lora_" in name:
         return TensorKind.VARIANT
     if name.endswith(".bias"):

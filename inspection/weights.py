@@ -10,6 +10,7 @@ import numpy as np
 
 from ..schemas.inventory import Dtype, Inventory, ModuleFactors
 from .header import open_regular
+from .rules.rule import MAX_FINDINGS_PER_RULE
 from .scan import Scan, read_tensor
 from .tensors import Tensors
 
@@ -45,15 +46,18 @@ class Weights:
 def find_overflows(path: Path, tensors: Tensors, inventory: Inventory, scan: Scan) -> tuple[Overflow, ...]:
     """The modules whose scaled product B A does not fit its dtype, or float16.
 
-    The product is bounded by rank * max|A| * max|B| * scaling; only where the bound is too large is
-    it multiplied out, in blocks of rows, which needs one module's factors in memory.
+    The product is bounded by rank * max|A| * max|B| * scaling, then by the sum over the rank of the
+    largest magnitudes; only where both bounds are too large is it multiplied out, in blocks of rows,
+    which needs one module's factors in memory. The search ends after twenty modules that overflow.
     """
-    found = []
+    found: list[Overflow] = []
     suspects = [module for module in inventory.modules if bound_product(module, scan) > LIMITS[Dtype.F16]]
     if not suspects:
         return ()
     with open_regular(path) as file:
         for module in suspects:
+            if len(found) == MAX_FINDINGS_PER_RULE:
+                break
             largest = _largest_product(file, module, tensors)
             own = min((module.a_dtype, module.b_dtype), key=lambda dtype: LIMITS[dtype])
             if largest > LIMITS[own]:
@@ -64,7 +68,7 @@ def find_overflows(path: Path, tensors: Tensors, inventory: Inventory, scan: Sca
 
 
 def bound_product(module: ModuleFactors, scan: Scan) -> float:
-    """An upper bound of every entry of the scaled product; zero where a number is not finite."""
+    """What no entry of the scaled product can pass; zero where a factor is not finite."""
     a, b = scan.magnitudes[module.a], scan.magnitudes[module.b]
     if not a.is_finite or not b.is_finite:
         return 0.0
@@ -72,10 +76,14 @@ def bound_product(module: ModuleFactors, scan: Scan) -> float:
 
 
 def _largest_product(file: BinaryIO, module: ModuleFactors, tensors: Tensors) -> float:
+    """The largest entry of the scaled product, or a bound of it that fits float16."""
     a = read_tensor(file, tensors.header[module.a])
     b = read_tensor(file, tensors.header[module.b])
     largest = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
+        bound = float((np.abs(b).max(axis=0) * np.abs(a).max(axis=1)).sum()) * module.scaling
+        if bound <= LIMITS[Dtype.F16]:
+            return bound
         for begin in range(0, b.shape[0], _ROWS):
             block = np.abs(b[begin : begin + _ROWS] @ a * module.scaling)
             # An entry whose terms overflow even float64 is infinite, or NaN if they cancel.

@@ -33,7 +33,7 @@ def config_is_missing(folder: Folder) -> Observations:
         yield Observation(
             f"no config here, but in the subfolders {quote_names(list(folder.adapters))}",
             quote_name(CONFIG_FILE),
-            remedy=f"choose one, such as `--subfolder {escape(folder.adapters[0])}`",
+            remedy=f"point at one of them, such as the subfolder {quote_name(folder.adapters[0])}",
         )
     else:
         yield Observation("no config", quote_name(CONFIG_FILE))
@@ -91,7 +91,7 @@ def weights_are_pickled(folder: Folder) -> Observations:
     Effect.BROKEN,
     file=INDEX_FILE,
     why="PEFT reads one file of weights and finds none",
-    remedy="save the adapter into one file: `save_pretrained(..., max_shard_size=...)` is for full models",
+    remedy="load all shards with safetensors and save them as one `adapter_model.safetensors`",
 )
 def weights_are_sharded(folder: Folder) -> Observations:
     """The weights are spread over several files."""

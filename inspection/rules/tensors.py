@@ -317,8 +317,13 @@ def file_holds_full_weights(tensors: Tensors) -> Observations:
     found += [entry for entry in biases if _is_saved(entry.name, tensors)]
     if not found or not (tensors.pairs or tensors.of_kind(TensorKind.EMBEDDING_FACTOR)):
         return
-    head = ": the head of a classifier" if tensors.config.has_head else ""
-    yield Observation(f"{len(found)} full weights{head}", "LoRA factors only", tensor=found[0].name)
+    vocabulary = [entry for entry in found if _module_of(entry.name) in OUTPUT_LAYERS | EMBEDDING_LAYERS]
+    if vocabulary:
+        kind = ": embedding or output layer, saved in full (a resized or tied vocabulary)"
+    else:
+        kind = ": the head of a classifier" if tensors.config.has_head else ""
+    first = (vocabulary or found)[0]
+    yield Observation(f"{len(found)} full weights{kind}", "LoRA factors only", tensor=first.name)
 
 
 @rule(
@@ -399,6 +404,11 @@ def tensor_is_unknown(tensors: Tensors) -> Observations:
         yield Observation(
             f"{entry.dtype} {list(entry.shape)}", "an A, a B, or a known extra", tensor=entry.name
         )
+
+
+def _module_of(name: str) -> str:
+    """The last part of the path of the module that a weight or bias belongs to."""
+    return name.rpartition(".")[0].rpartition(".")[2]
 
 
 def _is_saved(name: str, tensors: Tensors) -> bool:
