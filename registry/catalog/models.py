@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
     JSON,
@@ -36,8 +36,8 @@ from sqlalchemy.schema import SchemaItem
 from ...schemas.digest import Digest
 from .columns import DigestText, ForeignText, UtcDateTime
 
-ADAPTER = "adapter"
-BUNDLE = "bundle"
+ADAPTER: Final = "adapter"
+BUNDLE: Final = "bundle"
 MAX_NAME_CHARACTERS = 96
 
 _NAMING = {

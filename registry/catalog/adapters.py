@@ -1,0 +1,213 @@
+"""Adapter versions: from what is to be recorded to rows, and from rows to records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, defer, joinedload, selectinload
+
+from ...schemas.digest import Digest
+from ...schemas.errors import AlreadyInCatalog
+from ...schemas.finding import Finding, Verdict
+from ...schemas.manifest import Origin
+from ...schemas.names import CatalogSource
+from . import models
+from .bases import resolve_base
+from .columns import clean_foreign_text
+from .entries import begin_version, change_tags, source_of
+from .events import record_event
+from .records import AdapterSummary, AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
+
+
+def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -> Added:
+    """The version with this content: made, or the one that the name has already, with the tags added.
+
+    Raises:
+        UsageError: the name or a tag is malformed.
+        AlreadyInCatalog: a bundle has the name, or the content is there with another stated base.
+    """
+    known = _find_content_of(session, new)
+    row = known or _insert(session, new)
+    session.flush()
+    change_tags(session, source_of(row), add=tags, remove=())
+    session.flush()
+    return Added(adapter_record(row), created=known is None)
+
+
+def find_content(
+    session: Session, weights_sha256: Digest, canonical_config_sha256: Digest
+) -> tuple[CatalogSource, ...]:
+    """Every version with these weights and this config, whatever its name."""
+    return tuple(source_of(row) for row in _rows_with(session, weights_sha256, canonical_config_sha256))
+
+
+def list_adapters(session: Session) -> tuple[AdapterSummary, ...]:
+    """The latest version of every adapter, ordered by name."""
+    latest = (
+        select(func.max(models.Version.number))
+        .where(models.Version.entry_id == models.Entry.id)
+        .correlate(models.Entry)
+        .scalar_subquery()
+    )
+    query = (
+        select(models.AdapterVersion)
+        .join(models.AdapterVersion.entry)
+        .where(models.AdapterVersion.number == latest)
+        .order_by(models.Entry.name)
+        .options(
+            defer(models.AdapterVersion.findings),
+            joinedload(models.AdapterVersion.entry),
+            selectinload(models.AdapterVersion.tags),
+            selectinload(models.AdapterVersion.aliases),
+        )
+    )
+    return tuple(_summary(row) for row in session.scalars(query))
+
+
+def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
+    """A row with everything that hangs on it, as a value."""
+    return AdapterVersion(
+        id=row.id,
+        name=row.entry.name,
+        version=row.number,
+        origin=Origin.model_validate(
+            {"kind": row.origin_kind, "location": row.origin_location, "commit": row.origin_commit}
+        ),
+        files=tuple(StoredFile(file.name, file.sha256, file.size_bytes) for file in row.files),
+        weights_sha256=row.weights_sha256,
+        config_sha256=row.config_sha256,
+        canonical_config_sha256=row.canonical_config_sha256,
+        weights_bytes=row.weights_bytes,
+        declared_base=row.declared_base,
+        stated_base=row.stated_base,
+        base_revision=row.base_revision,
+        base_model=row.base_model.name if row.base_model else None,
+        task_type=row.task_type,
+        license=row.license,
+        peft_version=row.peft_version,
+        rank=row.rank,
+        max_rank=row.max_rank,
+        scaling=row.scaling,
+        dtypes=_dtypes_of(row),
+        shape_signature=row.shape_signature,
+        targets=tuple(map(_target_record, row.targets)),
+        verdict=Verdict(sound=row.sound, fusable=row.fusable),
+        findings=tuple(Finding.from_value(finding, what="finding") for finding in row.findings),
+        tags=tuple(tag.tag for tag in row.tags),
+        aliases=tuple(alias.alias for alias in row.aliases),
+        created_at=row.created_at,
+    )
+
+
+def _rows_with(
+    session: Session, weights_sha256: Digest, canonical_config_sha256: Digest
+) -> Iterable[models.AdapterVersion]:
+    return session.scalars(
+        select(models.AdapterVersion)
+        .where(
+            models.AdapterVersion.weights_sha256 == weights_sha256,
+            models.AdapterVersion.canonical_config_sha256 == canonical_config_sha256,
+        )
+        .order_by(models.AdapterVersion.id)
+    )
+
+
+def _find_content_of(session: Session, new: NewAdapterVersion) -> models.AdapterVersion | None:
+    same = _rows_with(session, new.weights_sha256, new.canonical_config_sha256)
+    row = next((row for row in same if row.entry.name == new.name), None)
+    if row is not None and new.stated_base is not None:
+        stated = clean_foreign_text(new.stated_base)
+        if stated != row.stated_base:
+            found = f"with the base `{row.stated_base}`" if row.stated_base else "without a stated base"
+            raise AlreadyInCatalog(
+                f"`{source_of(row)}` has this very content, {found}, and a version never changes",
+                hint=f"remove `{source_of(row)}` first, or state another name",
+            )
+    return row
+
+
+def _insert(session: Session, new: NewAdapterVersion) -> models.AdapterVersion:
+    entry, number = begin_version(session, new.name, models.ADAPTER)
+    verdict = Verdict.of(new.findings)
+    inventory = new.inventory
+    row = models.AdapterVersion(
+        entry=entry,
+        number=number,
+        origin_kind=new.origin.kind,
+        origin_location=new.origin.location,
+        origin_commit=new.origin.commit,
+        weights_sha256=new.weights_sha256,
+        config_sha256=new.config_sha256,
+        canonical_config_sha256=new.canonical_config_sha256,
+        weights_bytes=new.weights_bytes,
+        declared_base=new.declared_base,
+        stated_base=new.stated_base,
+        base_revision=new.base_revision,
+        base_model=resolve_base(session, new.stated_base, new.declared_base),
+        task_type=new.task_type,
+        license=new.license,
+        peft_version=new.peft_version,
+        shape_signature=inventory.shape_signature if inventory else None,
+        rank=inventory.rank if inventory else None,
+        max_rank=inventory.max_rank if inventory else None,
+        scaling=inventory.scaling if inventory else None,
+        dtypes=" ".join(inventory.dtypes) if inventory else None,
+        sound=verdict.sound,
+        fusable=verdict.fusable,
+        findings=[finding.model_dump(mode="json") for finding in new.findings],
+        files=[_file_row(file) for file in new.files],
+        targets=[_target_row(target) for target in Target.all_of(inventory)] if inventory else [],
+    )
+    session.add(row)
+    record_event(session, "add", models.ADAPTER, new.name, number, weights_sha256=str(new.weights_sha256))
+    return row
+
+
+def _file_row(file: StoredFile) -> models.StoredFile:
+    return models.StoredFile(name=file.name, sha256=file.sha256, size_bytes=file.size_bytes)
+
+
+def _target_row(target: Target) -> models.Target:
+    return models.Target(
+        kind=target.kind,
+        in_features=target.in_features,
+        out_features=target.out_features,
+        min_rank=target.min_rank,
+        max_rank=target.max_rank,
+        min_scaling=target.min_scaling,
+        max_scaling=target.max_scaling,
+        layers=target.layers,
+    )
+
+
+def _target_record(row: models.Target) -> Target:
+    return Target(
+        kind=row.kind,
+        in_features=row.in_features,
+        out_features=row.out_features,
+        min_rank=row.min_rank,
+        max_rank=row.max_rank,
+        min_scaling=row.min_scaling,
+        max_scaling=row.max_scaling,
+        layers=row.layers,
+    )
+
+
+def _dtypes_of(row: models.AdapterVersion) -> tuple[str, ...]:
+    return tuple((row.dtypes or "").split())
+
+
+def _summary(row: models.AdapterVersion) -> AdapterSummary:
+    return AdapterSummary(
+        name=row.entry.name,
+        version=row.number,
+        base=row.stated_base or row.declared_base,
+        max_rank=row.max_rank,
+        dtypes=_dtypes_of(row),
+        weights_bytes=row.weights_bytes,
+        license=row.license,
+        verdict=Verdict(sound=row.sound, fusable=row.fusable),
+        tags=tuple(tag.tag for tag in row.tags),
+        aliases=tuple(alias.alias for alias in row.aliases),
+    )

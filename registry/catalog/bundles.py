@@ -1,0 +1,153 @@
+"""Bundle versions, their members and their verifications: from values to rows and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ...schemas.document import load_json
+from ...schemas.names import CatalogSource
+from ...schemas.verification import Level, Outcome, VerificationRecord
+from . import models
+from .entries import begin_version, source_of
+from .events import record_event
+from .records import BundleMember, BundleVersion, NewBundleVersion, NewMember, Verification
+
+_MAX_RECORD_BYTES = 256 << 20
+
+
+def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
+    """The version with this manifest: made, or the one that the name has already, now at ``new.path``.
+
+    Raises:
+        UsageError: the name is malformed.
+        AlreadyInCatalog: an adapter has the name.
+    """
+    row = _find_manifest_of(session, new)
+    if row is None:
+        row = _insert(session, new)
+    elif row.path != str(new.path):
+        record_event(session, "move", models.BUNDLE, new.name, row.number, previous=row.path)
+        row.path = str(new.path)
+    session.flush()
+    if new.verification is not None:
+        _add_verification(session, row, new.verification)
+    session.flush()
+    return bundle_record(row)
+
+
+def record_verification(session: Session, record: VerificationRecord) -> tuple[CatalogSource, ...]:
+    """The bundle versions with the record's manifest, to which it was added; none if none is known."""
+    rows = session.scalars(
+        select(models.BundleVersion)
+        .where(models.BundleVersion.manifest_sha256 == record.manifest_sha256)
+        .order_by(models.BundleVersion.id)
+    ).all()
+    for row in rows:
+        _add_verification(session, row, record)
+    return tuple(map(source_of, rows))
+
+
+def list_bundles(session: Session) -> tuple[BundleVersion, ...]:
+    """The latest version of every bundle, ordered by name."""
+    entries = session.scalars(
+        select(models.Entry).where(models.Entry.kind == models.BUNDLE).order_by(models.Entry.name)
+    )
+    latest = [entry.versions[-1] for entry in entries if entry.versions]
+    return tuple(bundle_record(row) for row in latest if isinstance(row, models.BundleVersion))
+
+
+def bundle_record(row: models.BundleVersion) -> BundleVersion:
+    """A row with everything that hangs on it, as a value."""
+    return BundleVersion(
+        id=row.id,
+        name=row.entry.name,
+        version=row.number,
+        manifest_sha256=row.manifest_sha256,
+        path=Path(row.path),
+        size_bytes=row.size_bytes,
+        base=row.base,
+        base_revision=row.base_revision,
+        dtype=row.dtype,
+        top_k=row.top_k,
+        temperature=row.temperature,
+        gate_kind=row.gate_kind,
+        gate_scope=row.gate_scope,
+        gate_fitted=row.gate_fitted,
+        members=tuple(map(_member_record, row.members)),
+        verifications=tuple(map(_verification_record, row.verifications)),
+        tags=tuple(tag.tag for tag in row.tags),
+        aliases=tuple(alias.alias for alias in row.aliases),
+        created_at=row.created_at,
+    )
+
+
+def _find_manifest_of(session: Session, new: NewBundleVersion) -> models.BundleVersion | None:
+    return session.scalars(
+        select(models.BundleVersion)
+        .join(models.BundleVersion.entry)
+        .where(models.Entry.name == new.name, models.BundleVersion.manifest_sha256 == new.manifest_sha256)
+    ).first()
+
+
+def _insert(session: Session, new: NewBundleVersion) -> models.BundleVersion:
+    entry, number = begin_version(session, new.name, models.BUNDLE)
+    row = models.BundleVersion(
+        entry=entry,
+        number=number,
+        manifest_sha256=new.manifest_sha256,
+        path=str(new.path),
+        size_bytes=new.size_bytes,
+        base=new.base,
+        base_revision=new.base_revision,
+        dtype=new.dtype,
+        top_k=new.top_k,
+        temperature=new.temperature,
+        gate_kind=new.gate_kind,
+        gate_scope=new.gate_scope,
+        gate_fitted=new.gate_fitted,
+        members=[_member_row(position, member) for position, member in enumerate(new.members)],
+    )
+    session.add(row)
+    record_event(session, "add", models.BUNDLE, new.name, number, manifest_sha256=str(new.manifest_sha256))
+    return row
+
+
+def _member_row(position: int, member: NewMember) -> models.BundleMember:
+    return models.BundleMember(
+        position=position,
+        name=member.name,
+        adapter_version_id=member.adapter.id if member.adapter else None,
+        weights_sha256=member.weights_sha256,
+        config_sha256=member.config_sha256,
+    )
+
+
+def _member_record(row: models.BundleMember) -> BundleMember:
+    adapter = source_of(row.adapter_version) if row.adapter_version else None
+    return BundleMember(row.position, row.name, adapter, row.weights_sha256, row.config_sha256)
+
+
+def _add_verification(session: Session, row: models.BundleVersion, record: VerificationRecord) -> None:
+    row.verifications.append(
+        models.Verification(level=record.level, outcome=record.outcome, record=record.seal().decode())
+    )
+    record_event(
+        session,
+        "verify",
+        models.BUNDLE,
+        row.entry.name,
+        row.number,
+        level=str(record.level),
+        outcome=str(record.outcome),
+    )
+
+
+def _verification_record(row: models.Verification) -> Verification:
+    data = row.record.encode()
+    what = "verification record"
+    value = load_json(data, what=what, max_bytes=_MAX_RECORD_BYTES)
+    record = VerificationRecord.unseal(value, data, what=what)
+    return Verification(Level(row.level), Outcome(row.outcome), row.created_at, record)

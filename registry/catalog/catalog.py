@@ -1,0 +1,207 @@
+"""The catalog as the rest of the application sees it: values in, values out, one transaction a call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Engine
+
+from ...schemas.digest import Digest
+from ...schemas.names import CatalogSource
+from ...schemas.verification import VerificationRecord
+from ..home import Home
+from . import adapters, bundles, entries, events, models
+from .engine import make_engine, parse_catalog_url, sqlite_url, transaction
+from .records import (
+    AdapterSummary,
+    AdapterVersion,
+    Added,
+    BundleVersion,
+    Event,
+    NewAdapterVersion,
+    NewBundleVersion,
+    Removal,
+)
+from .schema import create, require_head
+
+
+class Catalog:
+    """An open catalog; close it, or use it in a ``with`` statement.
+
+    Every method is one transaction, so what it does is done wholly or not at all. Each may raise
+    ``CatalogUnusable`` when the database fails.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, home: Home) -> Self:
+        """The catalog of a home; the default one is created when it is not there yet.
+
+        Raises:
+            CatalogUnusable: it cannot be opened, is damaged, or its schema is not this version's.
+            UsageError: the catalog's URL is malformed.
+            MissingDependency: it is on PostgreSQL, and no driver for that is installed.
+        """
+        if home.catalog_url is None and not home.catalog_file.exists():
+            create(home.catalog_file)
+        url = parse_catalog_url(home.catalog_url) if home.catalog_url else sqlite_url(home.catalog_file)
+        engine = make_engine(url)
+        try:
+            require_head(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add_version(self, new: NewAdapterVersion, *, tags: Iterable[str] = ()) -> Added:
+        """The version with this content: a new one, or the one that the name has already.
+
+        Tags are added in either case.
+
+        Raises:
+            UsageError: the name or a tag is malformed.
+            AlreadyInCatalog: a bundle has the name, or the content is there with another stated base.
+        """
+        with transaction(self._engine, writes=True) as session:
+            return adapters.add_adapter(session, new, tags)
+
+    def find(self, source: CatalogSource) -> AdapterVersion:
+        """The adapter version that is named: the latest, unless ``source`` says which.
+
+        Raises:
+            NotInCatalog: there is none.
+        """
+        with transaction(self._engine) as session:
+            return adapters.adapter_record(entries.find_version(session, source, models.AdapterVersion))
+
+    def find_content(
+        self, weights_sha256: Digest, canonical_config_sha256: Digest
+    ) -> tuple[CatalogSource, ...]:
+        """Every adapter version with these weights and this config, the oldest first."""
+        with transaction(self._engine) as session:
+            return adapters.find_content(session, weights_sha256, canonical_config_sha256)
+
+    def find_any(self, source: CatalogSource) -> AdapterVersion | BundleVersion:
+        """The adapter or bundle version that is named.
+
+        Raises:
+            NotInCatalog: there is neither.
+        """
+        with transaction(self._engine) as session:
+            row = entries.find_version(session, source, models.Version)
+            if isinstance(row, models.BundleVersion):
+                return bundles.bundle_record(row)
+            return adapters.adapter_record(entries.find_version(session, source, models.AdapterVersion))
+
+    def versions_of(self, name: str) -> tuple[int, ...]:
+        """The numbers of an adapter's or a bundle's versions, in order; none for an unknown name."""
+        with transaction(self._engine) as session:
+            entry = entries.find_entry(session, name)
+            return tuple(version.number for version in entry.versions) if entry else ()
+
+    def list_adapters(self) -> tuple[AdapterSummary, ...]:
+        """The latest version of every adapter, ordered by name."""
+        with transaction(self._engine) as session:
+            return adapters.list_adapters(session)
+
+    def change_tags(
+        self, source: CatalogSource, *, add: Iterable[str] = (), remove: Iterable[str] = ()
+    ) -> tuple[str, ...]:
+        """The tags of a version after the change.
+
+        Raises:
+            NotInCatalog: there is no such version.
+            UsageError: a tag is malformed.
+        """
+        with transaction(self._engine, writes=True) as session:
+            version = entries.change_tags(session, source, add=add, remove=remove)
+            return tuple(sorted(tag.tag for tag in version.tags))
+
+    def set_alias(self, source: CatalogSource, alias: str) -> CatalogSource:
+        """The version that the alias points at from now on.
+
+        Raises:
+            NotInCatalog: there is no such version.
+            UsageError: the alias is malformed.
+        """
+        with transaction(self._engine, writes=True) as session:
+            return entries.source_of(entries.set_alias(session, source, alias))
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Delete an alias.
+
+        Raises:
+            NotInCatalog: there is none.
+        """
+        with transaction(self._engine, writes=True) as session:
+            entries.remove_alias(session, name, alias)
+
+    def remove(self, source: CatalogSource) -> Removal:
+        """Remove one version, or every version when ``source`` does not say which.
+
+        The bytes stay: ``Store.drop`` takes away those of the returned digests that nothing refers to.
+
+        Raises:
+            NotInCatalog: there is nothing of that name.
+            StillInUse: a bundle has one of them as a member.
+        """
+        with transaction(self._engine, writes=True) as session:
+            return entries.remove(session, source)
+
+    def referenced(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those of ``digests`` that some adapter version refers to."""
+        with transaction(self._engine) as session:
+            return entries.referenced_digests(session, digests)
+
+    def register_bundle(self, new: NewBundleVersion) -> BundleVersion:
+        """The version with this manifest: a new one, or the one that the name has, at its new place.
+
+        Raises:
+            UsageError: the name is malformed.
+            AlreadyInCatalog: an adapter has the name.
+        """
+        with transaction(self._engine, writes=True) as session:
+            return bundles.register_bundle(session, new)
+
+    def find_bundle(self, source: CatalogSource) -> BundleVersion:
+        """The bundle version that is named: the latest, unless ``source`` says which.
+
+        Raises:
+            NotInCatalog: there is none.
+        """
+        with transaction(self._engine) as session:
+            return bundles.bundle_record(entries.find_version(session, source, models.BundleVersion))
+
+    def list_bundles(self) -> tuple[BundleVersion, ...]:
+        """The latest version of every bundle, ordered by name."""
+        with transaction(self._engine) as session:
+            return bundles.list_bundles(session)
+
+    def record_verification(self, record: VerificationRecord) -> tuple[CatalogSource, ...]:
+        """The bundle versions with this manifest, to which the record was added; none if none is known."""
+        with transaction(self._engine, writes=True) as session:
+            return bundles.record_verification(session, record)
+
+    def list_events(self, name: str | None = None, *, limit: int = 100) -> tuple[Event, ...]:
+        """The latest changes, of one name or of all, the newest first."""
+        with transaction(self._engine) as session:
+            return events.list_events(session, name, limit=limit)

@@ -1,0 +1,209 @@
+"""Names, versions, tags and aliases: what adapters and bundles have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, cast
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from ...schemas.digest import Digest
+from ...schemas.errors import AlreadyInCatalog, NotInCatalog, StillInUse
+from ...schemas.names import CatalogSource, check_alias, check_name
+from . import models
+from .events import record_event
+from .records import Kind, Removal, join_sources
+
+VersionModel = TypeVar("VersionModel", bound=models.Version)
+_SHOWN_CHOICES = 20
+
+
+def find_entry(session: Session, name: str) -> models.Entry | None:
+    """The entry of that name, with or without versions."""
+    return session.scalars(select(models.Entry).where(models.Entry.name == name)).one_or_none()
+
+
+def begin_version(session: Session, name: str, kind: Kind) -> tuple[models.Entry, int]:
+    """The entry, made if it is new, and the number of its next version.
+
+    Raises:
+        UsageError: the name is malformed.
+        AlreadyInCatalog: the name is one of the other kind.
+    """
+    entry = find_entry(session, check_name(name))
+    if entry is None:
+        entry = models.Entry(name=name, kind=kind, latest_version=0)
+        session.add(entry)
+    elif entry.kind != kind and _latest(session, entry) is not None:
+        raise AlreadyInCatalog(
+            f"the name `{name}` is taken by {_article(entry.kind)}", hint="choose another name"
+        )
+    entry.kind = kind
+    entry.latest_version += 1
+    return entry, entry.latest_version
+
+
+def find_version(session: Session, source: CatalogSource, model: type[VersionModel]) -> VersionModel:
+    """The version that ``source`` names: the latest, unless it says which.
+
+    Raises:
+        NotInCatalog: nothing of that name, that version or that alias, or it is of the other kind.
+    """
+    expected = _kind_of(model)
+    entry = find_entry(session, source.name)
+    latest = _latest(session, entry) if entry else None
+    if entry is None or latest is None:
+        raise NotInCatalog(
+            f"the catalog has no {expected or 'adapter or bundle'} `{source.name}`",
+            hint="see what there is with `meteora-registry list`",
+        )
+    if expected is not None and entry.kind != expected:
+        raise NotInCatalog(f"`{source.name}` is {_article(entry.kind)}, expected {_article(expected)}")
+    is_selected = source.version is not None or source.alias is not None
+    return cast(VersionModel, _select_version(session, entry, source) if is_selected else latest)
+
+
+def change_tags(
+    session: Session, source: CatalogSource, *, add: Iterable[str], remove: Iterable[str]
+) -> models.Version:
+    """The version, after its tags were changed; adding one it has, or removing one it lacks, is nothing."""
+    version = find_version(session, source, models.Version)
+    known = {tag.tag for tag in version.tags}
+    added = sorted({check_name(tag, what="tag") for tag in add} - known)
+    removed = sorted(known.intersection(remove))
+    version.tags = [tag for tag in version.tags if tag.tag not in removed]
+    version.tags += [models.Tag(tag=tag) for tag in added]
+    if added or removed:
+        _record(session, "tags", version, added=added, removed=removed)
+    return version
+
+
+def set_alias(session: Session, source: CatalogSource, alias: str) -> models.Version:
+    """The version, after the alias was made to point at it, wherever it pointed before."""
+    version = find_version(session, source, models.Version)
+    row = session.get(models.Alias, (version.entry_id, check_alias(alias)))
+    previous = row.number if row else None
+    if row is None:
+        session.add(models.Alias(entry_id=version.entry_id, alias=alias, number=version.number))
+    elif previous != version.number:
+        row.number = version.number
+    if previous != version.number:
+        _record(session, "alias", version, alias=alias, previous=previous)
+    return version
+
+
+def remove_alias(session: Session, name: str, alias: str) -> None:
+    """Delete an alias.
+
+    Raises:
+        NotInCatalog: there is none.
+    """
+    version = find_version(session, CatalogSource(name, alias=alias), models.Version)
+    session.execute(
+        delete(models.Alias).where(models.Alias.entry_id == version.entry_id, models.Alias.alias == alias)
+    )
+    _record(session, "alias", version, alias=alias, previous=version.number, removed=True)
+
+
+def remove(session: Session, source: CatalogSource) -> Removal:
+    """Remove one version, or every version when ``source`` does not say which.
+
+    Raises:
+        NotInCatalog: there is nothing of that name.
+        StillInUse: a bundle has one of them as a member.
+    """
+    version = find_version(session, source, models.Version)
+    is_selected = source.version is not None or source.alias is not None
+    versions = [version] if is_selected else list(version.entry.versions)
+    identifiers = [each.id for each in versions]
+    _check_unused(session, identifiers)
+    digests = session.scalars(
+        select(models.StoredFile.sha256).where(models.StoredFile.version_id.in_(identifiers))
+    )
+    removal = Removal(cast(Kind, version.kind), tuple(map(source_of, versions)), frozenset(digests))
+    for each in versions:
+        _record(session, "remove", each)
+    # The database removes what hangs on them.
+    session.execute(
+        delete(models.Version).where(models.Version.id.in_(identifiers)),
+        execution_options={"synchronize_session": False},
+    )
+    return removal
+
+
+def referenced_digests(session: Session, digests: Iterable[Digest]) -> set[Digest]:
+    """Those of ``digests`` that some adapter version refers to."""
+    wanted = list(digests)
+    return set(session.scalars(select(models.StoredFile.sha256).where(models.StoredFile.sha256.in_(wanted))))
+
+
+def source_of(version: models.Version) -> CatalogSource:
+    """How a version is named."""
+    return CatalogSource(version.entry.name, version.number)
+
+
+def _latest(session: Session, entry: models.Entry) -> models.Version | None:
+    return session.scalars(
+        select(models.Version)
+        .where(models.Version.entry_id == entry.id)
+        .order_by(models.Version.number.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def _select_version(session: Session, entry: models.Entry, source: CatalogSource) -> models.Version:
+    query = select(models.Version).where(models.Version.entry_id == entry.id)
+    if source.alias is not None:
+        query = query.join(models.Version.aliases).where(models.Alias.alias == source.alias)
+    else:
+        query = query.where(models.Version.number == source.version)
+    row = session.scalars(query).one_or_none()
+    if row is None:
+        raise _no_such(entry, source)
+    return row
+
+
+def _no_such(entry: models.Entry, source: CatalogSource) -> NotInCatalog:
+    if source.alias is not None:
+        known = _choices([alias.alias for alias in entry.aliases])
+        return NotInCatalog(f"`{entry.name}` has no alias `{source.alias}`{known}")
+    known = _choices([str(version.number) for version in entry.versions])
+    return NotInCatalog(f"`{entry.name}` has no version {source.version}{known}")
+
+
+def _choices(known: Sequence[str]) -> str:
+    if not known:
+        return ", it has none"
+    more = ", ..." if len(known) > _SHOWN_CHOICES else ""
+    return f", it has {', '.join(f'`{each}`' for each in known[:_SHOWN_CHOICES])}{more}"
+
+
+def _check_unused(session: Session, identifiers: Sequence[int]) -> None:
+    users = session.scalars(
+        select(models.BundleVersion)
+        .join(models.BundleMember)
+        .where(models.BundleMember.adapter_version_id.in_(identifiers))
+        .order_by(models.BundleVersion.id)
+        .distinct()
+    ).all()
+    if users:
+        raise StillInUse(
+            f"it is a member of {join_sources(map(source_of, users))}", hint="remove what uses it first"
+        )
+
+
+def _record(session: Session, action: str, version: models.Version, **details: object) -> None:
+    record_event(session, action, version.kind, version.entry.name, version.number, **details)
+
+
+def _kind_of(model: type[models.Version]) -> Kind | None:
+    kinds: dict[type[models.Version], Kind] = {
+        models.AdapterVersion: models.ADAPTER,
+        models.BundleVersion: models.BUNDLE,
+    }
+    return kinds.get(model)
+
+
+def _article(kind: str) -> str:
+    return "an adapter" if kind == models.ADAPTER else "a bundle"

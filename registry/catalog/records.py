@@ -1,0 +1,273 @@
+"""What the catalog takes and gives: plain immutable values, never rows of an open session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from ...schemas.digest import Digest
+from ...schemas.finding import Finding, Verdict
+from ...schemas.inventory import Inventory, ModuleFactors
+from ...schemas.manifest import Origin
+from ...schemas.names import CatalogSource
+from ...schemas.verification import Level, Outcome, VerificationRecord
+
+Kind = Literal["adapter", "bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of an adapter version; its bytes are the store's blob of that digest."""
+
+    name: str
+    sha256: Digest
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The modules of one kind and shape, such as ``q_proj``, and the ranks and scalings there."""
+
+    kind: str
+    in_features: int
+    out_features: int
+    min_rank: int
+    max_rank: int
+    min_scaling: float
+    max_scaling: float
+    layers: int
+
+    @classmethod
+    def all_of(cls, inventory: Inventory) -> tuple[Self, ...]:
+        """One target per kind and shape, ordered by kind."""
+        modules = sorted(inventory.modules, key=_target_key)
+        return tuple(cls._of(list(group)) for _, group in groupby(modules, key=_target_key))
+
+    @classmethod
+    def _of(cls, modules: list[ModuleFactors]) -> Self:
+        ranks = [module.rank for module in modules]
+        scalings = [module.scaling for module in modules]
+        return cls(
+            kind=modules[0].kind,
+            in_features=modules[0].in_features,
+            out_features=modules[0].out_features,
+            min_rank=min(ranks),
+            max_rank=max(ranks),
+            min_scaling=min(scalings),
+            max_scaling=max(scalings),
+            layers=len(modules),
+        )
+
+
+def _target_key(module: ModuleFactors) -> tuple[str, int, int]:
+    return module.kind, module.in_features, module.out_features
+
+
+@dataclass(frozen=True, slots=True)
+class NewAdapterVersion:
+    """What is to be recorded of an adapter whose bytes are in the store."""
+
+    name: str
+    origin: Origin
+    files: tuple[StoredFile, ...]
+    weights_sha256: Digest
+    config_sha256: Digest
+    canonical_config_sha256: Digest
+    weights_bytes: int
+    declared_base: str | None
+    stated_base: str | None
+    base_revision: str | None
+    task_type: str | None
+    license: str | None
+    peft_version: str | None
+    inventory: Inventory | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One catalogued adapter version.
+
+    ``rank`` and ``scaling`` are the config's own, which patterns may change for some modules; they,
+    ``max_rank``, ``dtypes`` and ``shape_signature`` are None for an adapter without LoRA factors.
+    ``base_model`` is what this catalog calls the base, whichever way the adapter spells it.
+    """
+
+    id: int
+    name: str
+    version: int
+    origin: Origin
+    files: tuple[StoredFile, ...]
+    weights_sha256: Digest
+    config_sha256: Digest
+    canonical_config_sha256: Digest
+    weights_bytes: int
+    declared_base: str | None
+    stated_base: str | None
+    base_revision: str | None
+    base_model: str | None
+    task_type: str | None
+    license: str | None
+    peft_version: str | None
+    rank: int | None
+    max_rank: int | None
+    scaling: float | None
+    dtypes: tuple[str, ...]
+    shape_signature: Digest | None
+    targets: tuple[Target, ...]
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+    created_at: datetime
+
+    @property
+    def source(self) -> CatalogSource:
+        """How to name exactly this version."""
+        return CatalogSource(self.name, self.version)
+
+    @property
+    def base(self) -> str | None:
+        """The base that a person stated, else the one that the adapter declares."""
+        return self.stated_base or self.declared_base
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSummary:
+    """The latest version of an adapter, in one line."""
+
+    name: str
+    version: int
+    base: str | None
+    max_rank: int | None
+    dtypes: tuple[str, ...]
+    weights_bytes: int
+    license: str | None
+    verdict: Verdict
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """An adapter version, and whether this call made it or it was there already."""
+
+    version: AdapterVersion
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewMember:
+    """One member of a bundle to be recorded; ``adapter`` is None if it was never catalogued."""
+
+    name: str
+    adapter: AdapterVersion | None
+    weights_sha256: Digest
+    config_sha256: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class NewBundleVersion:
+    """What is to be recorded of a bundle that lies in ``path``; the members in their order."""
+
+    name: str
+    manifest_sha256: Digest
+    path: Path
+    size_bytes: int
+    base: str | None
+    base_revision: str | None
+    dtype: str
+    top_k: int
+    temperature: float
+    gate_kind: str
+    gate_scope: str
+    gate_fitted: str
+    members: tuple[NewMember, ...]
+    verification: VerificationRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BundleMember:
+    """One member of a catalogued bundle; ``adapter`` is None if it was never catalogued."""
+
+    position: int
+    name: str
+    adapter: CatalogSource | None
+    weights_sha256: Digest
+    config_sha256: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What one verification of a bundle version came to, with its whole record."""
+
+    level: Level
+    outcome: Outcome
+    created_at: datetime
+    record: VerificationRecord
+
+
+@dataclass(frozen=True, slots=True)
+class BundleVersion:
+    """One catalogued bundle version; ``path`` is where it was last written."""
+
+    id: int
+    name: str
+    version: int
+    manifest_sha256: Digest
+    path: Path
+    size_bytes: int
+    base: str | None
+    base_revision: str | None
+    dtype: str
+    top_k: int
+    temperature: float
+    gate_kind: str
+    gate_scope: str
+    gate_fitted: str
+    members: tuple[BundleMember, ...]
+    verifications: tuple[Verification, ...]
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+    created_at: datetime
+
+    @property
+    def source(self) -> CatalogSource:
+        """How to name exactly this version."""
+        return CatalogSource(self.name, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What was removed from the catalog, and the digests of the blobs that it referred to."""
+
+    kind: Kind
+    versions: tuple[CatalogSource, ...]
+    digests: frozenset[Digest]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change to the catalog: when, by whom, what was done to what."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    name: str
+    version: int | None
+    details: dict[str, Any]
+
+
+def join_sources(sources: Iterable[CatalogSource]) -> str:
+    """The names for a message."""
+    return ", ".join(f"`{source}`" for source in sources)
