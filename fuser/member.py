@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from ..inspection.adapter import Inspection
 from ..inspection.header import Header
 from ..schemas.digest import Digest
+from ..schemas.errors import AdapterRefused
 from ..schemas.finding import Finding, Verdict
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import Origin
@@ -37,3 +40,47 @@ class Member:
     base: str | None
     base_revision: str | None
     task_type: str | None
+
+    @classmethod
+    def of(
+        cls,
+        inspection: Inspection,
+        *,
+        name: str,
+        adapter: str,
+        config_path: Path,
+        weights_path: Path,
+        origin: Origin,
+        base: str | None,
+    ) -> Self:
+        """The member that an inspection of its two files describes.
+
+        Raises:
+            AdapterRefused: its ranks and scalings cannot be worked out.
+        """
+        if (
+            inspection.inventory is None
+            or inspection.header is None
+            or inspection.config_text is None
+            or inspection.config_sha256 is None
+            or inspection.weights_sha256 is None
+        ):
+            raise AdapterRefused(f"`{adapter}` is {inspection.verdict}", findings=inspection.findings)
+        return cls(
+            name=name,
+            adapter=adapter,
+            config_path=config_path,
+            weights_path=weights_path,
+            config_text=inspection.config_text,
+            config_sha256=inspection.config_sha256,
+            weights_sha256=inspection.weights_sha256,
+            header=inspection.header,
+            inventory=inspection.inventory,
+            verdict=inspection.verdict,
+            findings=inspection.findings,
+            origin=origin,
+            license=inspection.license,
+            base=base,
+            base_revision=inspection.base_revision,
+            task_type=inspection.task_type,
+        )

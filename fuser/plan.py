@@ -150,12 +150,13 @@ def looks_like_path(base: str) -> bool:
 def _settle_base(members: Sequence[Member], options: FuseOptions) -> tuple[str | None, list[Conflict]]:
     if options.base is not None:
         return options.base, []
-    named = {member.name: member.base for member in members if member.base}
+    named = [(member.name, member.base) for member in members if member.base]
     remedy = "state the base that all were trained on with `--base ORG/MODEL`"
-    if len(set(named.values())) > 1:
-        listed = ", ".join(f"`{name}` names `{base}`" for name, base in named.items())
-        return None, [_conflict(named, "base", f"the members name different bases: {listed}", remedy)]
-    base = _agreed(named.values())
+    if len({base for _, base in named}) > 1:
+        listed = ", ".join(f"`{name}` names `{base}`" for name, base in named)
+        message = f"the members name different bases: {listed}"
+        return None, [_conflict([name for name, _ in named], "base", message, remedy)]
+    base = _agreed(base for _, base in named)
     if base is None or looks_like_path(base):
         found = "no member names its base" if base is None else f"the base `{base}` is a path, no Hub id"
         return None, [_conflict([member.name for member in members], "base", found, remedy)]
@@ -194,15 +195,16 @@ def _shape_conflicts(
 ) -> list[Conflict]:
     conflicts = []
     for path in sorted(set().union(*factors)):
-        shapes = {
-            member.name: (by_path[path].in_features, by_path[path].out_features)
+        found = [
+            (member.name, by_path[path].in_features, by_path[path].out_features)
             for member, by_path in zip(members, factors, strict=True)
             if path in by_path
-        }
-        if len(set(shapes.values())) > 1:
-            listed = ", ".join(f"`{name}` has {i} -> {o}" for name, (i, o) in shapes.items())
+        ]
+        if len({entry[1:] for entry in found}) > 1:
+            listed = ", ".join(f"`{name}` has {i} -> {o}" for name, i, o in found)
             message = f"`{path}` has different shapes: {listed}"
-            conflicts.append(_conflict(shapes, "shape", message, "these adapters are for different bases"))
+            remedy = "these adapters are for different bases"
+            conflicts.append(_conflict([name for name, *_ in found], "shape", message, remedy))
     return conflicts
 
 

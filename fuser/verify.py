@@ -8,6 +8,7 @@ inconclusive. Memory holds one module; every file is read about twice, for diges
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -23,7 +24,7 @@ from ..kernels.tolerance import TOLERANCES
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout
 from ..schemas.digest import Digest
-from ..schemas.errors import MeteoraError
+from ..schemas.errors import MeteoraError, SourceUnreadable
 from ..schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
 from ..schemas.verification import (
     BackendNotRun,
@@ -79,6 +80,21 @@ def verify_bundle(
         if bundle is not None and not run.problems:
             run.check_modules(bundle, manifest, sources or {}, progress)
     return run.record()
+
+
+def write_record(folder: Path, record: VerificationRecord) -> None:
+    """Put a record into the bundle it is about, in one step: the old one stays until the new one is whole."""
+    target = folder / names.VERIFICATION_FILE
+    partial = folder / f".{names.VERIFICATION_FILE}.partial"
+    try:
+        with partial.open("wb") as file:
+            file.write(record.seal())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise SourceUnreadable(f"cannot write `{target}`: {error.strerror or error}") from error
 
 
 def available_backends(dtype: torch.dtype) -> tuple[list[Backend], list[BackendNotRun]]:

@@ -43,7 +43,9 @@ def test_parse_source_takes_an_existing_folder_for_a_folder(
     assert parse_source("legal") == FolderSource(Path("legal"))
 
 
-@pytest.mark.parametrize("text", ["", "Legal", "-a", "a" * 97, "a b", "legal@", "legal@-x", "é", "a\n", "x" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "Legal", "-a", "a" * 97, "a b", "legal@", "legal@-x", "é", "a\n", "x" * 5000]
+)
 def test_parse_source_refuses_malformed_names(text: str) -> None:
     with pytest.raises(UsageError):
         parse_source(text)

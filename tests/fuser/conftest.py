@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.plan import FuseOptions
+from support.members import fuse, read_members
+from support.models import make_llama_adapters
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapters that PEFT made for a tiny Llama, different in everything a LoRA can differ in."""
+    return make_llama_adapters(tmp_path_factory.mktemp("adapters"), base="org/base")
+
+
+@pytest.fixture(scope="session")
+def members(adapters: dict[str, Path]) -> list[Member]:
+    return read_members(adapters)
+
+
+@pytest.fixture(scope="session")
+def fused(members: list[Member], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of all of them; read only, copy it before changing it."""
+    return fuse(members, tmp_path_factory.mktemp("bundles") / "bundle", FuseOptions(top_k=2))

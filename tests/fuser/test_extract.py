@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from meteora_registry.fuser.extract import extract_member
+from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.plan import FuseOptions
+from meteora_registry.schemas.errors import BundleRefused, UsageError
+from meteora_registry.schemas.inventory import Dtype
+from support.members import fuse, read_members
+from support.models import make_adapter, tiny_llama
+from support.tampering import Tensors, change_tensors, copy_bundle
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def test_every_member_comes_out_byte_for_byte(fused: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    for name, original in adapters.items():
+        extraction = extract_member(fused, name, tmp_path / name)
+        assert extraction.identical
+        for file in FILES:
+            assert (tmp_path / name / file).read_bytes() == (original / file).read_bytes()
+
+
+def test_members_of_different_element_types_come_out_in_their_own(tmp_path: Path) -> None:
+    folders = {
+        "half": make_adapter(tiny_llama, tmp_path / "half", seed=1, dtype=torch.bfloat16, r=4),
+        "full": make_adapter(tiny_llama, tmp_path / "full", seed=2, r=4),
+    }
+    bundle = fuse(read_members(folders), tmp_path / "bundle")
+    for name, original in folders.items():
+        assert extract_member(bundle, name, tmp_path / f"out-{name}").identical
+        assert (tmp_path / f"out-{name}" / FILES[1]).read_bytes() == (original / FILES[1]).read_bytes()
+
+
+def test_a_lossy_cast_is_said_to_be_no_identical_copy(members: list[Member], tmp_path: Path) -> None:
+    bundle = fuse(members[:1], tmp_path / "bundle", FuseOptions(dtype=Dtype.BF16))
+    extraction = extract_member(bundle, "rank4", tmp_path / "out")
+    assert not extraction.identical
+    own = load_file(members[0].weights_path)
+    out = load_file(tmp_path / "out" / FILES[1])
+    assert all(torch.equal(out[name], own[name].bfloat16().float()) for name in own)
+
+
+def test_a_damaged_bundle_gives_nothing_out(fused: Path, tmp_path: Path) -> None:
+    def damage(tensors: Tensors) -> None:
+        tensors["base_model.model.model.layers.0.self_attn.q_proj.meteora_A"][0, 0] += 1
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, damage)
+    with pytest.raises(BundleRefused, match="come out with another digest than went in"):
+        extract_member(bundle, "rank4", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_an_unknown_member_is_refused_with_the_known_ones(fused: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleRefused) as caught:
+        extract_member(fused, "nobody", tmp_path / "out")
+    assert str(caught.value) == (
+        "the bundle has no member `nobody`, it has `rank4`, `rank8`, `rslora16`, `patterns`, `last-layer`"
+    )
+
+
+def test_a_target_that_is_not_empty_is_left_alone(fused: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        extract_member(fused, "rank4", tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "keep"

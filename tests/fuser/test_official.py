@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from meteora_registry.fuser.bundle import open_bundle
+from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.official import ImportedMember, OfficialWeights, export_official
+from meteora_registry.fuser.plan import FuseOptions, make_plan
+from meteora_registry.fuser.write import GivenGate, write_bundle
+from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.schemas.bundle import Fitting
+from meteora_registry.schemas.errors import BundleRefused
+from support.members import fuse, read_member, read_members
+from support.models import LOADS_WITH_PEFT, logits_alone, make_adapter, some_tokens, tiny_llama
+
+pytestmark = LOADS_WITH_PEFT
+Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def exported(fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("official") / "export"
+    export_official(fused, target)
+    return target
+
+
+def test_export_pads_every_member_to_the_largest_rank(exported: Path) -> None:
+    tensors = load_file(exported / "moe_lora.safetensors")
+    assert len(tensors) == 3 * 14
+    assert tensors[f"{Q_PROJ}.lora_A.weight"].shape == (5 * 16, 32)
+    assert tensors[f"{Q_PROJ}.lora_B.weight"].shape == (32, 5 * 16)
+    assert tensors[f"{Q_PROJ}.moe_gate.weight"].shape == (5, 32)
+
+
+def test_export_says_what_the_layout_cannot_carry(fused: Path, tmp_path: Path) -> None:
+    losses = export_official(fused, tmp_path / "export").losses
+    assert losses == (
+        "the gate is `absolute`, their code scores linearly without one: it will route differently",
+        "`patterns` has scalings that differ by module: they were multiplied into its B",
+        "`last-layer` has scalings that differ by module: they were multiplied into its B",
+    )
+
+
+def test_peft_loads_each_padded_folder_and_gets_the_members_own_logits(
+    exported: Path, adapters: dict[str, Path]
+) -> None:
+    tokens = some_tokens()
+    for name, original in adapters.items():
+        config = json.loads((exported / "adapters" / name / "adapter_config.json").read_bytes())
+        assert config["r"] == 16
+        padded = logits_alone(tiny_llama(), exported / "adapters" / name, tokens)
+        assert relative_error(padded, logits_alone(tiny_llama(), original, tokens).double()) <= 1e-5, name
+
+
+def test_import_gives_back_what_was_exported(tmp_path: Path) -> None:
+    ranks = {"one": 4, "two": 8, "three": 5}
+    folders = {
+        name: make_adapter(
+            tiny_llama,
+            tmp_path / name,
+            seed=rank,
+            base="org/base",
+            r=rank,
+            lora_alpha=6,
+            target_modules=targets,
+        )
+        for (name, rank), targets in zip(
+            ranks.items(), (["q_proj"], ["q_proj", "up_proj"], ["o_proj"]), strict=True
+        )
+    }
+    members = read_members(folders)
+    bundle = fuse(members, tmp_path / "bundle", FuseOptions(gate="normal"))
+    export_official(bundle, tmp_path / "export")
+    weights = OfficialWeights(
+        tmp_path / "export" / "moe_lora.safetensors",
+        [ImportedMember(name, rank, 6.0) for name, rank in ranks.items()],
+    )
+    assert weights.padded_rank == 8
+    imported = [
+        read_member(folder) for folder in weights.write_adapters(tmp_path / "imported", base="org/base")
+    ]
+    assert [m.inventory.shape_signature for m in imported] == [m.inventory.shape_signature for m in members]
+    again = tmp_path / "again"
+    again.mkdir()
+    gate = GivenGate(Fitting(method="imported", data=()), weights.gate)
+    write_bundle(make_plan(imported, FuseOptions()), imported, again, given_gate=gate)
+    found, expected = (
+        load_file(again / "adapter_model.safetensors"),
+        load_file(bundle / "adapter_model.safetensors"),
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert open_bundle(again).config.layouts == open_bundle(bundle).config.layouts
+    assert open_bundle(again).gate_is_fitted
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        ([16] * 4, "the gates have [5] rows, 4 members are named"),
+        ([17, 16, 16, 16, 16], "`m0` has rank 17, expected 1 to 16"),
+        ([3, 16, 16, 16, 16], "`m0` has values beyond rank 3"),
+    ],
+    ids=["members", "above", "below"],
+)
+def test_import_refuses_what_does_not_fit(
+    exported: Path, tmp_path: Path, ranks: list[int], message: str
+) -> None:
+    named = [ImportedMember(f"m{index}", rank, 8.0) for index, rank in enumerate(ranks)]
+    with pytest.raises(BundleRefused) as caught:
+        OfficialWeights(exported / "moe_lora.safetensors", named).write_adapters(tmp_path / "out", base=None)
+    assert message in str(caught.value)
+
+
+def test_import_refuses_a_file_of_another_kind(members: list[Member]) -> None:
+    with pytest.raises(BundleRefused, match=r"found no modules with lora_A\.weight"):
+        OfficialWeights(members[0].weights_path, [ImportedMember("one", 4, 8.0)])

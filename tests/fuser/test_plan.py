@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.plan import BaseModules, FuseOptions, make_plan
+from meteora_registry.schemas.finding import Verdict
+from meteora_registry.schemas.inventory import Dtype
+from support.members import read_member
+from support.models import make_adapter, tiny_gpt2, tiny_llama
+
+
+def wide_llama() -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    return LlamaForCausalLM(config)
+
+
+def subjects(plan_conflicts: tuple[object, ...]) -> list[str]:
+    return [conflict.subject for conflict in plan_conflicts]  # type: ignore[attr-defined]
+
+
+def test_plan_of_members_that_fit_has_no_conflict(members: list[Member]) -> None:
+    plan = make_plan(members, FuseOptions())
+    assert plan.conflicts == ()
+    assert plan.base == "org/base"
+    assert (plan.dtype, plan.top_k, plan.task_type) == (Dtype.F32, 2, "CAUSAL_LM")
+
+
+def test_plan_gives_every_module_the_members_own_ranks(members: list[Member]) -> None:
+    plan = make_plan(members, FuseOptions())
+    ranks = {module.path: module.ranks for module in plan.modules}
+    assert ranks["model.layers.0.self_attn.q_proj"] == (4, 8, 0, 4, 0)
+    assert ranks["model.layers.1.self_attn.q_proj"] == (4, 8, 0, 12, 5)
+    assert ranks["model.layers.1.mlp.up_proj"] == (0, 8, 0, 0, 9)
+    rows = {module.path: module.rows for module in plan.modules}
+    assert rows["model.layers.1.self_attn.q_proj"] == 8 + 8 + 16 + 8
+
+
+def test_plan_counts_the_bytes_that_will_be_written(members: list[Member], fused: Path) -> None:
+    plan = make_plan(members, FuseOptions(top_k=2))
+    weights = fused / "adapter_model.safetensors"
+    header_bytes = int.from_bytes(weights.read_bytes()[:8], "little")
+    assert weights.stat().st_size == 8 + header_bytes + plan.size_bytes
+
+
+def test_plan_takes_one_for_top_k_when_there_is_one_member(members: list[Member]) -> None:
+    assert make_plan(members[:1], FuseOptions()).top_k == 1
+
+
+def test_plan_refuses_top_k_above_the_number_of_members(members: list[Member]) -> None:
+    plan = make_plan(members, FuseOptions(top_k=6))
+    assert [str(conflict) for conflict in plan.conflicts] == [
+        "top_k: top_k is 6, expected at most the number of members, 5; lower `--top-k` or add members"
+    ]
+
+
+def test_plan_refuses_the_same_adapter_under_two_names(members: list[Member]) -> None:
+    twin = dataclasses.replace(members[0], name="twin", adapter="twin")
+    plan = make_plan([*members, twin], FuseOptions())
+    assert [str(conflict) for conflict in plan.conflicts] == [
+        "duplicate: `rank4` and `twin` are the same adapter, byte for byte; leave one out"
+    ]
+
+
+def test_plan_refuses_one_name_twice(members: list[Member]) -> None:
+    named_alike = dataclasses.replace(members[1], name="rank4")
+    assert subjects(make_plan([members[0], named_alike], FuseOptions()).conflicts) == ["name"]
+
+
+def test_plan_refuses_different_bases_unless_one_is_stated(members: list[Member]) -> None:
+    stranger = dataclasses.replace(members[1], base="org/other")
+    plan = make_plan([members[0], stranger], FuseOptions())
+    assert [str(conflict) for conflict in plan.conflicts] == [
+        "base: the members name different bases: `rank4` names `org/base`, `rank8` names `org/other`; "
+        "state the base that all were trained on with `--base ORG/MODEL`"
+    ]
+    stated = make_plan([members[0], stranger], FuseOptions(base="org/base"))
+    assert stated.conflicts == ()
+    assert stated.warnings == ("the base is stated as `org/base`, the members name `org/other`",)
+
+
+@pytest.mark.parametrize("base", [None, "/content/model", "D:\\models\\llama", "./base"])
+def test_plan_asks_for_the_base_when_no_member_names_a_hub_id(
+    members: list[Member], base: str | None
+) -> None:
+    nameless = [dataclasses.replace(member, base=base) for member in members]
+    assert subjects(make_plan(nameless, FuseOptions()).conflicts) == ["base"]
+    assert make_plan(nameless, FuseOptions(base="org/base")).conflicts == ()
+
+
+def test_plan_refuses_shapes_that_disagree_and_says_who(members: list[Member], tmp_path: Path) -> None:
+    wide = read_member(make_adapter(wide_llama, tmp_path / "wide", seed=9, r=4, target_modules=["q_proj"]))
+    plan = make_plan([members[0], wide], FuseOptions())
+    assert [str(conflict) for conflict in plan.conflicts] == [
+        "shape: `model.layers.0.self_attn.q_proj` has different shapes: "
+        "`rank4` has 32 -> 32, `wide` has 64 -> 64; these adapters are for different bases"
+    ]
+
+
+def test_plan_refuses_a_member_that_cannot_be_fused(members: list[Member]) -> None:
+    refused = dataclasses.replace(members[0], verdict=Verdict(sound=True, fusable=False))
+    assert subjects(make_plan([refused, members[1]], FuseOptions()).conflicts) == ["verdict"]
+
+
+def test_plan_collects_all_conflicts_at_once(members: list[Member]) -> None:
+    stranger = dataclasses.replace(members[1], base="org/other", name="rank4")
+    plan = make_plan([members[0], stranger], FuseOptions(top_k=3))
+    assert subjects(plan.conflicts) == ["name", "base", "top_k"]
+
+
+def test_plan_takes_the_common_element_type_else_float32(members: list[Member], tmp_path: Path) -> None:
+    half = [
+        read_member(make_adapter(tiny_llama, tmp_path / name, seed=seed, r=4, dtype=torch.bfloat16))
+        for seed, name in enumerate(("half-one", "half-two"))
+    ]
+    assert make_plan(half, FuseOptions()).dtype is Dtype.BF16
+    mixed = make_plan([half[0], members[0]], FuseOptions())
+    assert (mixed.dtype, mixed.conflicts) == (Dtype.F32, ())
+
+
+def test_plan_records_who_loses_by_the_element_type_asked_for(members: list[Member]) -> None:
+    plan = make_plan(members[:2], FuseOptions(dtype=Dtype.BF16))
+    assert [member.cast_from for member in plan.members] == [(Dtype.F32,), (Dtype.F32,)]
+    assert plan.conflicts == ()
+
+
+def test_plan_refuses_a_member_with_modules_that_the_base_lacks(
+    members: list[Member], tmp_path: Path
+) -> None:
+    gpt2 = read_member(
+        make_adapter(
+            tiny_gpt2, tmp_path / "gpt2", seed=1, r=4, target_modules=["c_attn"], fan_in_fan_out=True
+        )
+    )
+    shapes = {m.path: (m.in_features, m.out_features) for m in members[1].inventory.modules}
+    plan = make_plan([members[0], gpt2], FuseOptions(), base_modules=BaseModules(shapes, {}))
+    assert subjects(plan.conflicts) == ["base", "base"]
+    assert "which the base does not have" in plan.conflicts[0].message
+
+
+def test_plan_renames_modules_to_the_bases_current_names(members: list[Member]) -> None:
+    renamed = {m.path: f"language_model.{m.path}" for m in members[0].inventory.modules}
+    shapes = {renamed[m.path]: (m.in_features, m.out_features) for m in members[0].inventory.modules}
+    plan = make_plan(members[:1], FuseOptions(), base_modules=BaseModules(shapes, renamed))
+    assert plan.conflicts == ()
+    assert {module.path for module in plan.modules} == set(shapes)
+    assert plan.members[0].renamed_modules == renamed

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.plan import FuseOptions
+from meteora_registry.fuser.verify import MemberFiles, verify_bundle, write_record
+from meteora_registry.schemas.inventory import Dtype
+from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
+from support.members import files_of, fuse, read_members
+from support.models import make_adapter, tiny_llama
+from support.tampering import (
+    Json,
+    Tensors,
+    change_config,
+    change_manifest,
+    change_tensors,
+    copy_bundle,
+    flip_byte,
+    make_digests_right,
+)
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+def check(bundle: Path, members: list[Member] | None = None) -> VerificationRecord:
+    """Level source when the members are given, else integrity."""
+    if members is None:
+        return verify_bundle(bundle, level=Level.INTEGRITY)
+    return verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members))
+
+
+def assert_fails(record: VerificationRecord, text: str) -> None:
+    assert record.outcome is Outcome.FAIL
+    assert any(text in problem for problem in record.problems), record.problems
+
+
+def test_whole_bundle_passes_both_levels(fused: Path, members: list[Member]) -> None:
+    for record in (check(fused), check(fused, members)):
+        assert (record.outcome, record.problems, record.unchecked) == (Outcome.PASS, (), ())
+        assert len(record.modules) == 14
+        assert all(run.max_error is not None and run.max_error <= 1e-5 for run in record.backends_run)
+
+
+def test_record_names_what_ran_and_what_did_not(fused: Path) -> None:
+    record = check(fused)
+    first = record.backends_run[0]
+    assert (first.backend, first.compute_dtype, first.modules) == ("cpu", "float32", 14)
+    named = {run.backend for run in record.backends_run} | {skip.backend for skip in record.backends_not_run}
+    assert {"cpu", "cuda"} <= named
+    assert all(skip.reason for skip in record.backends_not_run)
+    assert {"torch", "python", "meteora-registry"} <= set(record.versions)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_bundle_passes_in_float32_and_in_its_own_type(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folders = {
+        name: make_adapter(tiny_llama, tmp_path / name, seed=seed, dtype=dtype, base="org/base", r=4 + seed)
+        for seed, name in enumerate(("one", "two"))
+    }
+    members = read_members(folders)
+    record = check(fuse(members, tmp_path / "bundle"), members)
+    assert record.outcome is Outcome.PASS, record.problems
+    assert {run.compute_dtype for run in record.backends_run} == {
+        "float32",
+        str(dtype).removeprefix("torch."),
+    }
+
+
+def test_bundle_with_a_lossy_cast_passes_level_source(members: list[Member], tmp_path: Path) -> None:
+    bundle = fuse(members, tmp_path / "bundle", FuseOptions(dtype=Dtype.BF16))
+    record = check(bundle, members)
+    assert record.outcome is Outcome.PASS, record.problems
+
+
+@pytest.mark.parametrize("gate", ["arrow", "normal"])
+def test_unfitted_gate_passes_level_source(members: list[Member], tmp_path: Path, gate: str) -> None:
+    bundle = fuse(members[:3], tmp_path / "bundle", FuseOptions(gate=gate, seed=7))  # type: ignore[arg-type]
+    assert check(bundle, members[:3]).outcome is Outcome.PASS
+
+
+def test_level_source_without_the_members_files_is_inconclusive(fused: Path, members: list[Member]) -> None:
+    record = check(fused, members[1:])
+    assert record.outcome is Outcome.INCONCLUSIVE
+    assert record.unchecked == ("the own files of member `rank4` were not found",)
+
+
+def test_level_source_finds_the_members_files_among_the_experts(
+    members: list[Member], tmp_path: Path
+) -> None:
+    bundle = fuse(members[:2], tmp_path / "bundle", FuseOptions(with_experts=True))
+    assert verify_bundle(bundle, level=Level.SOURCE).outcome is Outcome.PASS
+
+
+def test_another_adapters_files_are_no_witness(fused: Path, members: list[Member]) -> None:
+    files = files_of(members)
+    files["rank4"], files["rank8"] = files["rank8"], files["rank4"]
+    record = verify_bundle(fused, level=Level.SOURCE, sources=files)
+    assert_fails(record, "the config of member `rank4` has digest")
+
+
+def test_a_flipped_byte_anywhere_in_any_file_fails(members: list[Member], tmp_path: Path) -> None:
+    bundle = fuse(members[:2], tmp_path / "bundle", FuseOptions(with_experts=True))
+    write_record(bundle, check(bundle, members[:2]))
+    assert check(bundle).outcome is Outcome.PASS
+    for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        for offset in sorted({0, 1, size // 3, size // 2, size - 2, size - 1}):
+            flip_byte(path, offset)
+            assert check(bundle).outcome is Outcome.FAIL, f"{path.name} at {offset}"
+            flip_byte(path, offset)
+    assert check(bundle).outcome is Outcome.PASS
+
+
+def test_a_flipped_byte_in_every_place_of_the_record_fails(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    write_record(bundle, check(bundle))
+    from meteora_registry.fuser.integrity import check_record
+    from meteora_registry.schemas.digest import Digest
+
+    manifest = Digest.of_file(bundle / "meteora_manifest.json")
+    record = bundle / "verification.json"
+    assert check_record(bundle, manifest) == []
+    for offset in range(record.stat().st_size):
+        flip_byte(record, offset)
+        assert check_record(bundle, manifest), offset
+        flip_byte(record, offset)
+
+
+def swap_names(config: Json) -> None:
+    one, two = config["members"][0], config["members"][1]
+    one["name"], two["name"] = two["name"], one["name"]
+
+
+def test_two_members_swapped_in_the_config_fail(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_config(bundle, swap_names)
+    assert_fails(check(bundle), "the config has the members ['rank8', 'rank4'")
+
+
+def test_two_members_of_equal_ranks_swapped_everywhere_fail_at_level_source(tmp_path: Path) -> None:
+    # Nothing but the members' own numbers can tell: names, ranks, scalings and digests all agree.
+    folders = {
+        name: make_adapter(tiny_llama, tmp_path / name, seed=seed, base="org/base", r=4)
+        for seed, name in enumerate(("one", "two"))
+    }
+    members = read_members(folders)
+    bundle = fuse(members, tmp_path / "bundle")
+
+    def swap_factors(tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            if not name.endswith("gate"):
+                tensors[name] = torch.cat([tensor[8:], tensor[:8]])
+
+    change_tensors(bundle, swap_factors)
+    assert check(bundle).outcome is Outcome.PASS
+    assert_fails(check(bundle, members), "alone is off by")
+
+
+def test_one_module_scaled_wrongly_fails(fused: Path, tmp_path: Path) -> None:
+    def double(config: Json) -> None:
+        config["members"][0]["overrides"][Q_PROJ] = {"rank": 4, "scaling": 4.0}
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_config(bundle, double)
+    assert_fails(check(bundle), f"`{Q_PROJ}`: `rank4` has scaling 4.0, its own config says 2.0")
+
+
+def test_one_module_scaled_wrongly_in_the_factors_fails(
+    fused: Path, members: list[Member], tmp_path: Path
+) -> None:
+    def scale(tensors: Tensors) -> None:
+        tensors[f"base_model.model.{Q_PROJ}.meteora_B"][:4] *= 1.001
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, scale)
+    assert_fails(
+        check(bundle, members), f"`{Q_PROJ}` on cpu in float32: member `rank4` alone is off by 0.001"
+    )
+
+
+def test_scaling_by_the_padded_rank_fails(fused: Path, tmp_path: Path) -> None:
+    def use_padded_rank(config: Json) -> None:
+        config["members"][0]["scaling"] = 8 / 8
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_config(bundle, use_padded_rank)
+    assert_fails(check(bundle), "`rank4` has scaling 1.0, its own config says 2.0")
+
+
+def test_a_gate_row_moved_fails(fused: Path, members: list[Member], tmp_path: Path) -> None:
+    def move(tensors: Tensors) -> None:
+        gate = tensors[f"base_model.model.{Q_PROJ}.meteora_gate"]
+        gate[[0, 1]] = gate[[1, 0]].clone()
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, move)
+    assert_fails(check(bundle, members), f"`{Q_PROJ}`: the gate row of `rank4` is not what `arrow` gives")
+
+
+def test_padding_that_is_not_zero_fails(fused: Path, tmp_path: Path) -> None:
+    def dirty(tensors: Tensors) -> None:
+        tensors[f"base_model.model.{Q_PROJ}.meteora_A"][4, 0] = 1e-30
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, dirty)
+    assert_fails(check(bundle), f"`{Q_PROJ}`: the padding of `rank4` is not zero")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
+def test_values_that_are_not_finite_fail(fused: Path, tmp_path: Path, value: float) -> None:
+    def spoil(tensors: Tensors) -> None:
+        tensors[f"base_model.model.{Q_PROJ}.meteora_gate"][0, 0] = value
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, spoil)
+    assert_fails(check(bundle), f"`{Q_PROJ}`: gate has values that are not finite")
+
+
+def test_the_manifest_of_another_bundle_fails(fused: Path, members: list[Member], tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    other = fuse(members[:2], tmp_path / "other")
+    shutil.copy(other / "meteora_manifest.json", bundle)
+    assert_fails(check(bundle), "the manifest says")
+
+
+def test_the_record_of_another_bundle_fails(fused: Path, members: list[Member], tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    other = fuse(members[:2], tmp_path / "other")
+    write_record(bundle, check(other))
+    assert_fails(check(bundle), "`verification.json` is for the manifest")
+
+
+def test_a_file_that_the_manifest_does_not_list_fails(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    (bundle / "adapter_model.bin").write_bytes(b"pickle")
+    assert_fails(check(bundle), "`adapter_model.bin` is not in the manifest")
+
+
+def test_a_missing_file_fails(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    (bundle / "README.md").unlink()
+    assert_fails(check(bundle), "`README.md` is missing")
+
+
+def test_what_hosts_put_beside_a_bundle_does_not_fail_it(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    (bundle / ".gitattributes").write_text("*.safetensors filter=lfs")
+    assert check(bundle).outcome is Outcome.PASS
+
+
+def test_a_manifest_that_points_out_of_the_folder_fails(fused: Path, tmp_path: Path) -> None:
+    def escape(manifest: Json) -> None:
+        manifest["files"]["../outside"] = manifest["files"]["README.md"]
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_manifest(bundle, escape)
+    assert_fails(check(bundle), "`meteora_manifest.json` breaks its schema")
+
+
+def test_a_missing_tensor_fails(fused: Path, tmp_path: Path) -> None:
+    def remove(tensors: Tensors) -> None:
+        del tensors[f"base_model.model.{Q_PROJ}.meteora_gate"]
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, remove)
+    assert_fails(check(bundle), "the bundle lacks 1 of 42 tensors")
+
+
+def test_an_own_config_altered_in_the_manifest_fails(fused: Path, tmp_path: Path) -> None:
+    def alter(manifest: Json) -> None:
+        member = manifest["members"][0]
+        member["config_text"] = member["config_text"].replace('"lora_alpha": 8', '"lora_alpha": 9')
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_manifest(bundle, alter)
+    assert_fails(check(bundle), "the config text of member `rank4` does not have the digest recorded for it")
+
+
+def test_member_files_that_are_gone_are_reported(fused: Path, members: list[Member], tmp_path: Path) -> None:
+    files = files_of(members) | {"rank4": MemberFiles(tmp_path / "no.json", tmp_path / "no.safetensors")}
+    record = verify_bundle(fused, level=Level.SOURCE, sources=files)
+    assert record.outcome is Outcome.FAIL
+
+
+def test_digests_made_right_again_pass(fused: Path, tmp_path: Path) -> None:
+    # The control of the tests above: tampering's own bookkeeping is not what fails them.
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, lambda tensors: None)
+    make_digests_right(bundle)
+    assert check(bundle).outcome is Outcome.PASS
