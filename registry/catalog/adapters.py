@@ -32,6 +32,8 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
     session.flush()
     change_tags(session, source_of(row), add=tags, remove=())
     session.flush()
+    # So that the record says what was stored, and not what was handed in.
+    session.expire_all()
     return Added(adapter_record(row), created=known is None)
 
 

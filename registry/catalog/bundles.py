@@ -35,6 +35,8 @@ def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
     if new.verification is not None:
         _add_verification(session, row, new.verification)
     session.flush()
+    # So that the record says what was stored, and not what was handed in.
+    session.expire_all()
     return bundle_record(row)
 
 

@@ -1,0 +1,1 @@
+"""What the application does, as functions: each command of the command line is one of them."""

@@ -1,0 +1,171 @@
+"""``add``: an adapter in a folder becomes a version in the catalog, its bytes in the store.
+
+The folder is inspected where it lies; then its files are copied, and the copies must have the digests
+that the inspection saw, so what is recorded is what was judged. The bytes come first and the record
+last: whenever this is killed, the catalog names nothing that is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...inspection.adapter import Inspection, inspect_adapter
+from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
+from ...schemas.digest import Digest
+from ...schemas.errors import AdapterRefused, SourceUnreadable, UsageError
+from ...schemas.manifest import Origin
+from ...schemas.names import CatalogSource, check_name, suggest_name
+from ..catalog.catalog import Catalog
+from ..catalog.columns import clean_foreign_text
+from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile
+from ..store import Advance, Intake, Store
+
+# Kept for people and for a bundle's card, when they are there and not larger than this.
+TEXT_FILES = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
+MAX_TEXT_BYTES = 4 << 20
+MAX_BASE_CHARACTERS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What came of adding a folder.
+
+    ``created`` is False if the name had this content already; ``duplicates`` are the versions of
+    other names with the same content; ``skipped`` says which text files were not kept, and why.
+    """
+
+    folder: Path
+    version: AdapterVersion
+    created: bool
+    duplicates: tuple[CatalogSource, ...]
+    skipped: tuple[str, ...]
+
+
+def add_folder(
+    catalog: Catalog,
+    store: Store,
+    folder: Path,
+    *,
+    name: str | None = None,
+    base: str | None = None,
+    tags: Iterable[str] = (),
+    advance: Advance | None = None,
+) -> Addition:
+    """Put the adapter in a folder into the store and the catalog.
+
+    Args:
+        catalog: where it is recorded.
+        store: where its bytes go.
+        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``; links are not followed.
+        name: by default made from the folder's name.
+        base: the base model, as the person who adds it knows it; by default what the adapter declares.
+        tags: words attached to the version.
+        advance: told the number of bytes of each chunk that was copied.
+
+    Raises:
+        AdapterRefused: it is broken; ``findings`` has the reasons, and nothing was recorded.
+        UsageError: the name, the base or a tag is malformed.
+        AlreadyInCatalog: a bundle has the name, or the content is there with another stated base.
+        SourceUnreadable: a file cannot be read, or changed while it was being read.
+    """
+    wanted_name = check_name(name if name is not None else suggest_name(folder.resolve().name))
+    wanted_tags = tuple(check_name(tag, what="tag") for tag in tags)
+    if base is not None:
+        check_base(base)
+    inspection = inspect_adapter(folder)
+    new = _describe(inspection, folder, wanted_name, base)
+    same = catalog.find_content(new.weights_sha256, new.canonical_config_sha256)
+    duplicates = tuple(source for source in same if source.name != wanted_name)
+    if len(duplicates) < len(same):
+        # The name has this content: nothing to copy.
+        added = catalog.add_version(new, tags=wanted_tags)
+        return Addition(folder, added.version, added.created, duplicates, ())
+    added, skipped = _store_and_record(catalog, store, folder, new, wanted_tags, advance)
+    return Addition(folder, added.version, added.created, duplicates, skipped)
+
+
+def check_base(base: str) -> str:
+    """``base`` itself, if it may name a base model: 1 to 512 printable characters.
+
+    Raises:
+        UsageError: any other text.
+    """
+    if not base.strip() or len(base) > MAX_BASE_CHARACTERS or not base.isprintable():
+        raise UsageError(
+            f"{base[:80]!r} names no base model, expected 1 to {MAX_BASE_CHARACTERS} printable characters",
+            hint="such as `meta-llama/Llama-3.1-8B`",
+        )
+    return base
+
+
+def _describe(inspection: Inspection, folder: Path, name: str, base: str | None) -> NewAdapterVersion:
+    weights, config, canonical, size_bytes = (
+        inspection.weights_sha256,
+        inspection.config_sha256,
+        inspection.canonical_config_sha256,
+        inspection.weights_bytes,
+    )
+    if not inspection.verdict.sound or not (weights and config and canonical) or size_bytes is None:
+        raise AdapterRefused(f"`{folder}` is broken and was not added", findings=inspection.findings)
+    location = clean_foreign_text(folder.resolve().name)
+    return NewAdapterVersion(
+        name=name,
+        origin=Origin(kind="folder", location=location, commit=None),
+        files=(),
+        weights_sha256=weights,
+        config_sha256=config,
+        canonical_config_sha256=canonical,
+        weights_bytes=size_bytes,
+        declared_base=inspection.declared_base,
+        stated_base=base,
+        base_revision=inspection.base_revision,
+        task_type=inspection.task_type,
+        license=inspection.license,
+        peft_version=inspection.peft_version,
+        inventory=inspection.inventory,
+        findings=inspection.findings,
+    )
+
+
+def _store_and_record(
+    catalog: Catalog,
+    store: Store,
+    folder: Path,
+    new: NewAdapterVersion,
+    tags: tuple[str, ...],
+    advance: Advance | None,
+) -> tuple[Added, tuple[str, ...]]:
+    with store.intake() as intake:
+        expected = {CONFIG_FILE: new.config_sha256, WEIGHTS_FILE: new.weights_sha256}
+        files = [_copy_judged(intake, folder / name, digest, advance) for name, digest in expected.items()]
+        texts, skipped = _copy_texts(intake, folder)
+        with intake.published():
+            complete = dataclasses.replace(new, files=(*files, *texts))
+            return catalog.add_version(complete, tags=tags), skipped
+
+
+def _copy_judged(intake: Intake, path: Path, digest: Digest, advance: Advance | None) -> StoredFile:
+    blob = intake.copy(path, advance=advance)
+    if blob.sha256 != digest:
+        raise SourceUnreadable(
+            f"`{path}` changed while it was being read", hint="add it again when nothing writes to it"
+        )
+    return StoredFile(path.name, blob.sha256, blob.size_bytes)
+
+
+def _copy_texts(intake: Intake, folder: Path) -> tuple[list[StoredFile], tuple[str, ...]]:
+    files, skipped = [], []
+    for path in (folder / name for name in TEXT_FILES):
+        if not os.path.lexists(path):
+            continue
+        try:
+            blob = intake.copy(path, max_bytes=MAX_TEXT_BYTES)
+        except SourceUnreadable as error:
+            skipped.append(f"{error}, and was not kept")
+        else:
+            files.append(StoredFile(path.name, blob.sha256, blob.size_bytes))
+    return files, tuple(skipped)
