@@ -51,6 +51,7 @@ class Member:
         config_path: Path,
         weights_path: Path,
         origin: Origin,
+        license: str | None,  # noqa: A002  # the field's name everywhere
         base: str | None,
     ) -> Self:
         """The member that an inspection of its two files describes.
@@ -79,7 +80,7 @@ class Member:
             verdict=inspection.verdict,
             findings=inspection.findings,
             origin=origin,
-            license=inspection.license,
+            license=license,
             base=base,
             base_revision=inspection.base_revision,
             task_type=inspection.task_type,

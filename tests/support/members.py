@@ -18,13 +18,15 @@ BASE = "org/base"
 
 def read_member(folder: Path, name: str | None = None, *, base: str | None = BASE) -> Member:
     """The adapter in a folder as a member, under the folder's name unless told otherwise."""
+    inspection = inspect_adapter(folder)
     return Member.of(
-        inspect_adapter(folder),
+        inspection,
         name=name or folder.name,
         adapter=name or folder.name,
         config_path=folder / names.CONFIG_FILE,
         weights_path=folder / names.WEIGHTS_FILE,
         origin=Origin(kind="folder", location=folder.name, commit=None),
+        license=inspection.license,
         base=base,
     )
 

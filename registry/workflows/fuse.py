@@ -1,0 +1,179 @@
+"""``fuse``: catalogued adapters become one verified bundle on disk, and a version in the catalog.
+
+The bundle is written beside its target and verified there at level ``source``; only then does it move
+into place, and the catalog learns of it last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...fuser.member import Member
+from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
+from ...fuser.staging import staged_folder
+from ...fuser.verify import MemberFiles, verify_bundle, write_record
+from ...fuser.write import GivenGate, bundle_config, require_no_conflicts, write_bundle
+from ...schemas.bundle import MANIFEST_FILE
+from ...schemas.digest import Digest
+from ...schemas.errors import AlreadyInCatalog, FuseRefused, NotInCatalog
+from ...schemas.names import CatalogSource, check_name, parse_catalog_source, suggest_name
+from ...schemas.plan import FusePlan
+from ...schemas.recipe import Recipe
+from ...schemas.verification import Level, Outcome, VerificationRecord
+from ..catalog.catalog import Catalog
+from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
+from ..store import Store
+from .member import open_member
+
+# Told the name of a step and how much of it is done: ("writing", 3, 36).
+Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Members that were opened, their versions in the catalog, and the plan made of them."""
+
+    versions: tuple[AdapterVersion, ...]
+    members: tuple[Member, ...]
+    plan: FusePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """What came of a fuse."""
+
+    folder: Path
+    plan: FusePlan
+    record: VerificationRecord
+    version: BundleVersion
+
+
+def prepare_fuse(
+    catalog: Catalog, store: Store, recipe: Recipe, *, base_modules: BaseModules | None = None
+) -> Prepared:
+    """Open the members of a recipe and make the plan; nothing is written.
+
+    Raises:
+        UsageError: a member's name is malformed.
+        NotInCatalog: a member is not catalogued.
+        StoreDamaged: a member's bytes are missing or changed.
+        AdapterRefused: a member has no LoRA factors.
+    """
+    versions = tuple(catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
+    members = tuple(
+        open_member(store, version, name=entry.name)
+        for version, entry in zip(versions, recipe.members, strict=True)
+    )
+    options = FuseOptions(
+        base=recipe.base,
+        base_revision=recipe.base_revision,
+        top_k=recipe.top_k,
+        temperature=recipe.temperature,
+        dtype=DTYPES_BY_NAME[recipe.dtype] if recipe.dtype else None,
+        gate=recipe.gate,
+        seed=recipe.seed,
+        with_experts=recipe.with_experts,
+    )
+    return Prepared(versions, members, make_plan(members, options, base_modules=base_modules))
+
+
+def fuse(
+    catalog: Catalog,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    name: str | None = None,
+    given_gate: GivenGate | None = None,
+    advance: Advance | None = None,
+) -> Fusion:
+    """Write, verify and register the bundle of a plan.
+
+    Args:
+        catalog: where it is registered.
+        prepared: members and plan.
+        folder: the new folder.
+        name: what the catalog calls the bundle, by default made from the folder's name.
+        given_gate: used in place of the plan's initialisation.
+        advance: told how far it got.
+
+    Raises:
+        FuseRefused: the plan has conflicts, or what was written does not verify; nothing is left.
+        UsageError: the folder exists and is not empty, or the name is malformed.
+        AlreadyInCatalog: an adapter has the name.
+        SourceUnreadable: the folder cannot be written.
+    """
+    bundle_name = check_name(name or suggest_name(folder.absolute().name))
+    require_no_conflicts(prepared.plan)
+    _check_no_adapter_has(catalog, bundle_name)
+    with staged_folder(folder) as staging:
+        write_bundle(
+            prepared.plan,
+            prepared.members,
+            staging,
+            given_gate=given_gate,
+            progress=_step(advance, "writing"),
+        )
+        record = _verify(staging, prepared.members, advance)
+        write_record(staging, record)
+        size_bytes = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+    new = _describe(prepared, folder, bundle_name, size_bytes, record, given_gate)
+    return Fusion(folder, prepared.plan, record, catalog.register_bundle(new))
+
+
+def _verify(folder: Path, members: Sequence[Member], advance: Advance | None) -> VerificationRecord:
+    sources = {member.name: MemberFiles(member.config_path, member.weights_path) for member in members}
+    record = verify_bundle(folder, level=Level.SOURCE, sources=sources, progress=_step(advance, "verifying"))
+    if record.outcome is not Outcome.PASS:
+        raise FuseRefused(
+            f"the bundle was written and did not verify: {record.outcome}",
+            conflicts=(*record.problems, *record.unchecked),
+            hint="nothing was left on disk; this is a fault of the disk or of meteora-registry",
+        )
+    return record
+
+
+def _step(advance: Advance | None, step: str) -> Callable[[int, int], None] | None:
+    return None if advance is None else lambda done, total: advance(step, done, total)
+
+
+def _check_no_adapter_has(catalog: Catalog, name: str) -> None:
+    # Asked before anything is written; registering asks again.
+    with suppress(NotInCatalog):
+        if isinstance(catalog.find_any(CatalogSource(name)), AdapterVersion):
+            raise AlreadyInCatalog(
+                f"the name `{name}` is taken by an adapter", hint="choose another with `--name`"
+            )
+
+
+def _describe(
+    prepared: Prepared,
+    folder: Path,
+    name: str,
+    size_bytes: int,
+    record: VerificationRecord,
+    given_gate: GivenGate | None,
+) -> NewBundleVersion:
+    config = bundle_config(prepared.plan, given_gate)
+    fitted = config.gate.fitted
+    return NewBundleVersion(
+        name=name,
+        manifest_sha256=Digest.of_file(folder / MANIFEST_FILE),
+        path=folder.absolute(),
+        size_bytes=size_bytes,
+        base=config.base_model_name_or_path,
+        base_revision=config.revision,
+        dtype=str(prepared.plan.dtype),
+        top_k=config.top_k,
+        temperature=config.temperature,
+        gate_kind=config.gate.kind,
+        gate_scope=config.gate.scope,
+        gate_fitted=fitted if isinstance(fitted, str) else fitted.method,
+        members=tuple(
+            NewMember(member.name, version, member.weights_sha256, member.config_sha256)
+            for version, member in zip(prepared.versions, prepared.members, strict=True)
+        ),
+        verification=record,
+    )

@@ -1,0 +1,77 @@
+"""``verify``: a bundle on disk, against itself or against its members' own files in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ...fuser.bundle import read_manifest
+from ...fuser.verify import MemberFiles, verify_bundle, write_record
+from ...schemas.bundle import MANIFEST_FILE
+from ...schemas.errors import MeteoraError, SourceUnreadable, UsageError
+from ...schemas.names import CatalogSource, FolderSource, parse_source
+from ...schemas.verification import Level, VerificationRecord
+from ..catalog.catalog import Catalog
+from ..store import Store
+from .member import stored_sources
+
+
+def find_bundle_folder(catalog: Catalog, text: str) -> Path:
+    """The folder of a bundle: the one that ``text`` is, or where the catalog last saw the one it names.
+
+    Raises:
+        UsageError: it is malformed, or names a repository on the Hub.
+        NotInCatalog: no bundle of that name is catalogued.
+        SourceUnreadable: there is no bundle in the folder.
+    """
+    source = parse_source(text)
+    if isinstance(source, FolderSource):
+        folder = source.path
+    elif isinstance(source, CatalogSource):
+        folder = catalog.find_bundle(source).path
+    else:
+        raise UsageError(f"`{text}` is a repository on the Hub, expected a folder or a catalogued bundle")
+    if not (folder / MANIFEST_FILE).is_file():
+        raise SourceUnreadable(
+            f"`{folder}` holds no bundle: it has no `{MANIFEST_FILE}`",
+            hint="`meteora-registry fuse` makes one",
+        )
+    return folder
+
+
+def verify(
+    catalog: Catalog,
+    store: Store,
+    folder: Path,
+    *,
+    level: Level,
+    keep_record: bool = False,
+    advance: Callable[[int, int], None] | None = None,
+) -> VerificationRecord:
+    """Verify the bundle in a folder and note it in the catalog, if the catalog knows the bundle.
+
+    Args:
+        catalog: where the outcome is noted.
+        store: where the members' own files are looked for.
+        folder: the bundle.
+        level: how far to go.
+        keep_record: write the record into the bundle, in place of the one that is there.
+        advance: told how many modules of how many are done.
+
+    Raises:
+        SourceUnreadable: the manifest cannot be read, or the record cannot be written.
+    """
+    sources = _sources(store, folder) if level is Level.SOURCE else {}
+    record = verify_bundle(folder, level=level, sources=sources, progress=advance)
+    if keep_record:
+        write_record(folder, record)
+    catalog.record_verification(record)
+    return record
+
+
+def _sources(store: Store, folder: Path) -> dict[str, MemberFiles]:
+    try:
+        return stored_sources(store, read_manifest(folder))
+    except MeteoraError:
+        # The verification itself says what is wrong with the manifest.
+        return {}
