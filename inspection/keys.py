@@ -29,12 +29,11 @@ MAX_PATH_CHARACTERS = 512
 # Names that only one tool writes, and the tool.
 _FOREIGN = (
     (re.compile(r"lora_(unet|te\d?|transformer)_.*"), "kohya"),
-    (re.compile(r".*\.(lora_(down|up)\.weight|lora\.(down|up)\.weight)"), "kohya or old diffusers"),
+    (re.compile(r".*[._]lora[._](down|up)\.weight"), "kohya or old diffusers"),
     (re.compile(r"diffusion_model\..*"), "ComfyUI"),
     (re.compile(r"(unet|text_encoder(_2)?|transformer\.(single_)?transformer_blocks)\..*"), "diffusers"),
     (re.compile(r".*\.lora_[ab]"), "MLX"),
     (re.compile(r".*\.(hada_w[12]_[ab]|lokr_w[12].*|oft_blocks|dora_scale)"), "LyCORIS"),
-    (re.compile(r".*\.adapter_layer\..*|.*\.lora_magnitude"), "another tool"),
     (re.compile(r".*\.(meteora_(A|B|gate|gate_bias)|moe_gate\.weight)"), "MeteoRA bundle"),
 )
 
@@ -104,9 +103,6 @@ def is_module_path(path: str) -> bool:
 
 def name_format(name: str) -> str | None:
     """The tool that writes such names, if it is a known one other than PEFT."""
-    if ".lora_A." in name or ".lora_B." in name:
-        # A diffusers pipeline is the one user of PEFT's factor names under names of its own.
-        return "diffusers" if _FOREIGN[3][0].fullmatch(name) else None
     return next((tool for pattern, tool in _FOREIGN if pattern.fullmatch(name)), None)
 
 

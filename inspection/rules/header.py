@@ -30,8 +30,13 @@ def looks_like_html(first: bytes) -> bool:
 
 def _is_recognised(start: FileStart) -> bool:
     first = start.first
-    named = first.startswith((LFS_START, _ZIP_START, *_PICKLE_STARTS)) or looks_like_html(first)
+    named = first.startswith(LFS_START) or looks_like_html(first) or _is_pickle(first)
     return start.file_bytes == 0 or named
+
+
+def _is_pickle(first: bytes) -> bool:
+    # A header of 640 bytes begins with the bytes of a pickle too, but then its text follows.
+    return first.startswith((_ZIP_START, *_PICKLE_STARTS)) and first[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{"
 
 
 @rule(
@@ -72,7 +77,7 @@ def weights_are_web_page(start: FileStart) -> Observations:
 )
 def weights_are_pickle(start: FileStart) -> Observations:
     """A pickle or zip archive is named as safetensors."""
-    if start.first.startswith((_ZIP_START, *_PICKLE_STARTS)):
+    if _is_pickle(start.first):
         yield Observation("the first bytes of a pickle or a zip archive", "a safetensors file")
 
 

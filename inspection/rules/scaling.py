@@ -165,8 +165,9 @@ def rank_disagrees_with_tensors(tensors: Tensors) -> Observations:
         declared = tensors.resolution.ranks.get(pair.path)
         if pair.a is None or not pair.is_sound or declared is None or pair.a.shape[0] == declared:
             continue
+        swapped = ": A and B are swapped or transposed" if pair.a.shape[1] == declared else ""
         yield Observation(
-            f"rank {pair.a.shape[0]} in the tensors, {declared} in the config",
+            f"rank {pair.a.shape[0]} in the tensors, {declared} in the config{swapped}",
             "the same rank",
             tensor=pair.a.name,
             field="r",

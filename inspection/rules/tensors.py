@@ -72,8 +72,9 @@ def names_are_foreign(tensors: Tensors) -> Observations:
 )
 def names_carry_marks(tensors: Tensors) -> Observations:
     """Tensor names carry the marks of a wrapper, or lack PEFT's prefix."""
-    for marks, count in sorted(Counter(pair.marks for pair in tensors.pairs if pair.marks).items()):
-        first = next(pair for pair in tensors.pairs if pair.marks == marks)
+    marked = [pair for pair in tensors.pairs if pair.marks and not _begins_unknown(pair.path)]
+    for marks, count in sorted(Counter(pair.marks for pair in marked).items()):
+        first = next(pair for pair in marked if pair.marks == marks)
         yield Observation(
             f"{quote_names(list(marks))} in the names of {count} modules",
             "`base_model.model.<module>.lora_A.weight`",
@@ -95,7 +96,7 @@ def module_path_is_unusable(tensors: Tensors) -> Observations:
         if not is_module_path(pair.path):
             expected = f"letters, digits, `_` and dots, at most {MAX_PATH_CHARACTERS}"
             yield Observation(quote_name(pair.path), expected, tensor=pair.any_name)
-        elif pair.path == "base_model" or pair.path.startswith("base_model."):
+        elif _begins_unknown(pair.path):
             yield Observation(
                 "the prefix `base_model.` without `model.`",
                 "`base_model.model.`",
@@ -404,6 +405,11 @@ def tensor_is_unknown(tensors: Tensors) -> Observations:
         yield Observation(
             f"{entry.dtype} {list(entry.shape)}", "an A, a B, or a known extra", tensor=entry.name
         )
+
+
+def _begins_unknown(path: str) -> bool:
+    """Whether half of PEFT's prefix stands in front of a path."""
+    return path == "base_model" or path.startswith("base_model.")
 
 
 def _module_of(name: str) -> str:

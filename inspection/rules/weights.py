@@ -71,7 +71,7 @@ def product_overflows_half(weights: Weights) -> Observations:
 )
 def adapter_is_untrained(weights: Weights) -> Observations:
     """Every product B A is zero."""
-    pairs = [(pair.a, pair.b) for pair in weights.tensors.pairs if pair.a and pair.b]
+    pairs = [(pair.a, pair.b) for pair in weights.tensors.pairs if pair.is_sound and pair.a and pair.b]
     seen = weights.scan.magnitudes
     if pairs and all(
         any(entry.name in seen and seen[entry.name].is_zero for entry in pair) for pair in pairs
