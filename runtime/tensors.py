@@ -52,6 +52,15 @@ def allocate_for(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor
         layer.allocate(adapter_name, patterns, device=layer.base_device if on_base else None)
 
 
+def restore_dtypes(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor]) -> None:
+    """Give loaded tensors their dtypes in ``found`` back, where a loader widened them."""
+    found = {name.removeprefix(TENSOR_PREFIX): tensor for name, tensor in found.items()}
+    for path, layer in layers_with(model, adapter_name).items():
+        for tensor in _tensor_names(layer, adapter_name):
+            parameter = layer.tensor_of(tensor, adapter_name)
+            parameter.data = parameter.data.to(found[f"{path}.{tensor}"].dtype)
+
+
 def _tensor_names(layer: MeteoraLayer, adapter_name: str) -> list[str]:
     return list(layer.meteora_plans[adapter_name].shapes(0, 0))
 

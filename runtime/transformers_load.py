@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..schemas.errors import BundleRefused
-from .tensors import allocate_for, layers_with
+from ..schemas.errors import BundleRefused, SourceUnreadable
+from .tensors import allocate_for, layers_with, restore_dtypes
 
 _HOOKED = "_load_pretrained_model"
 # Every element type of safetensors that may meet a refusal which names it.
@@ -50,6 +50,8 @@ class CheckedLoad:
         found = kwargs.get("state_dict") or _headers_of(kwargs.get("checkpoint_files") or ())
         allocate_for(self.model, self.adapter_name, found, on_base=False)
         result = getattr(self.model, _HOOKED)(*args, **kwargs)
+        # Some architectures name modules that are to be float32 whatever the rest is, and theirs too.
+        restore_dtypes(self.model, self.adapter_name, found)
         for layer in layers_with(self.model, self.adapter_name).values():
             layer._freeze_non_trainable_peft_weights(self.adapter_name)
         return result
@@ -80,6 +82,8 @@ def _header_of(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return {name: _like(piece.get_shape(), piece.get_dtype()) for name, piece in slices.items()}
+    except OSError as error:
+        raise SourceUnreadable(f"`{path}` cannot be read: {error.strerror or 'no such file'}") from error
     except SafetensorError as error:
         raise BundleRefused(f"`{path.name}` is no safetensors file: {error}") from error
 

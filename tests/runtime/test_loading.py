@@ -11,6 +11,11 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.runtime import GateNotFittedWarning, MeteoraLayer
 from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
@@ -20,11 +25,6 @@ from support.models import (
     some_tokens,
     tiny_llama,
 )
-from torch import nn
-from transformers import AutoModelForCausalLM
-
-from meteora_registry.kernels.tolerance import relative_error
-from meteora_registry.runtime import GateNotFittedWarning, MeteoraLayer
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -142,6 +142,16 @@ def test_cast_of_the_model_leaves_the_bundle_as_it_is(
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     assert_same_bytes(tensors_in(tmp_path), tensors_in(setting.bundles[dtype]))
     assert logits_of(model).dtype == torch.bfloat16
+
+
+def test_module_that_transformers_keeps_in_float32_keeps_the_bundle_as_it_is(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", ["o_proj"])
+    model = through_auto_model(setting.bundles[torch.bfloat16], torch.bfloat16)
+    assert model.get_submodule("model.layers.0.self_attn.o_proj").weight.dtype == torch.float32
+    model.save_pretrained(tmp_path)
+    assert_same_bytes(tensors_in(tmp_path), tensors_in(setting.bundles[torch.bfloat16]))
 
 
 @every_load

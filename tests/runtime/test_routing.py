@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor, nn
+
+from meteora_registry.kernels.reference import reference_routed_lora
+from meteora_registry.kernels.routing import GATE_KINDS
+from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
+from meteora_registry.runtime import MeteoraLayer, force_adapter
 from support.bundles import write_bundle
 from support.models import (
     CORPUS,
@@ -24,12 +30,6 @@ from support.models import (
     tiny_gpt2,
     tiny_llama,
 )
-from torch import Tensor, nn
-
-from meteora_registry.kernels.reference import reference_routed_lora
-from meteora_registry.kernels.routing import GATE_KINDS
-from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
-from meteora_registry.runtime import MeteoraLayer, force_adapter
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 

@@ -1,0 +1,103 @@
+"""The linear modules of a base model, read without its weights, and the present names of renamed ones.
+
+transformers 5 gave the modules of many architectures new paths and converts checkpoints as it loads them,
+adapters only if their peft type is LORA. A bundle therefore stores present names: when the base is at
+hand, the paths of its members are resolved here, on a model without memory, before they are fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+
+from ..schemas.errors import SourceUnreadable, UsageError
+from .layer import features_of
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleShape:
+    """A linear module: ``linear``, ``conv1d``, or the class of another layer that states its features."""
+
+    kind: str
+    in_features: int
+    out_features: int
+
+
+def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
+    """The model that a config, or the folder of a base, describes: on the meta device, without weights.
+
+    Only ``config.json`` is read and no code of the folder is run.
+
+    Raises:
+        SourceUnreadable: the folder has no config that transformers can read.
+        UsageError: transformers does not have the architecture.
+    """
+    config = _read_config(source) if isinstance(source, Path) else source
+    with torch.device("meta"):
+        if not config.architectures:
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            return model
+        return _model_class(config.architectures[0])(config)
+
+
+def module_shapes(base: PreTrainedModel) -> dict[str, ModuleShape]:
+    """Every module that states its input and output features, by path."""
+    shapes = {}
+    for path, module in base.named_modules():
+        in_features, out_features = features_of(module)
+        if in_features is not None and out_features is not None:
+            shapes[path] = ModuleShape(_kind_of(module), in_features, out_features)
+    return shapes
+
+
+def resolve_paths(paths: Iterable[str], base: PreTrainedModel) -> dict[str, str]:
+    """The present name of each module path; a path that the base has under no name is left out."""
+    weights = base.state_dict()
+    # A converter joins or splits tensors: what was two modules is then one, and no adapter fits it.
+    renamings = [entry for entry in get_model_conversion_mapping(base) if isinstance(entry, WeightRenaming)]
+    modules = {path for path, _ in base.named_modules()}
+    resolved = {}
+    for path in paths:
+        renamed, _ = rename_source_key(f"{path}.weight", renamings, [], base.base_model_prefix, weights)
+        present = path if path in modules else renamed.removesuffix(".weight")
+        if present in modules:
+            resolved[path] = present
+    return resolved
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise SourceUnreadable(
+            f"`{folder}` is no base model: {first_line}",
+            hint="name the folder that holds the base's `config.json`",
+        ) from error
+    return config
+
+
+def _model_class(name: str) -> type[PreTrainedModel]:
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        return found
+    raise UsageError(
+        f"the base is a `{name}`, which transformers {transformers.__version__} does not have",
+        hint="fuse without a local base folder: then the members' own module paths are kept",
+    )
+
+
+def _kind_of(module: torch.nn.Module) -> str:
+    if isinstance(module, Conv1D):
+        return "conv1d"
+    return "linear" if isinstance(module, torch.nn.Linear) else type(module).__name__

@@ -1,0 +1,71 @@
+"""What ``import meteora_registry.runtime`` does to PEFT, and says where PEFT is absent or too old."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import peft.mapping
+import pytest
+from peft.tuners.tuners_utils import BaseTuner
+
+from meteora_registry.runtime import MeteoraConfig, MeteoraModel, register
+from meteora_registry.schemas.errors import MissingDependency
+
+
+def entries() -> list[object]:
+    mappings = (
+        peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
+        peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING,
+        peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
+    )
+    return [mapping["METEORA"] for mapping in mappings]
+
+
+def test_import_registers_the_type_once_and_for_all() -> None:
+    assert entries() == [MeteoraConfig, MeteoraModel, "meteora_"]
+    sizes = len(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
+    register()
+    assert len(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING) == sizes
+    assert entries() == [MeteoraConfig, MeteoraModel, "meteora_"]
+
+
+def test_import_replaces_nothing_of_peft() -> None:
+    # The names of PEFT's own classes, before and after, in a process of its own.
+    code = """
+import peft, peft.mapping, peft.tuners.tuners_utils as t
+own = lambda: {c: dict(vars(c)) for c in (peft.PeftModel, peft.PeftConfig, t.BaseTuner, t.BaseTunerLayer)}
+before, types = own(), dict(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
+import meteora_registry.runtime
+assert own() == before
+after = dict(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
+assert after.pop("METEORA") and after == types
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("library", ["torch", "peft", "transformers"])
+def test_missing_library_is_named_with_the_way_out(tmp_path: Path, library: str) -> None:
+    code = f"""
+import sys
+from meteora_registry.schemas.errors import MissingDependency
+sys.modules[{library!r}] = None
+try:
+    import meteora_registry.runtime
+except MissingDependency as error:
+    print(error, error.hint, sep=chr(10))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        f"loading a bundle needs `{library}`, which is not installed",
+        "pip install 'meteora-registry[runtime]'",
+    ]
+
+
+def test_peft_that_lets_no_tuner_check_its_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(BaseTuner, "_remap_adapter_state_dict_for_load")
+    with pytest.raises(MissingDependency, match=r"peft is \d+\.\d+\S*, expected 0.21 or later"):
+        register()
