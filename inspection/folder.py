@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -15,9 +14,10 @@ from ..schemas.bundle import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..schemas.document import load_json
 from ..schemas.errors import InvalidDocument, SourceUnreadable
 from .quotation import quote_name
+from .safetensors_file import LFS_START
 
 INDEX_FILE = "adapter_model.safetensors.index.json"
-PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+PICKLED_WEIGHTS = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 MAX_ENTRIES = 10_000
 _MAX_SUBFOLDERS = 200
 
@@ -38,12 +38,14 @@ class Folder:
     """An adapter's folder.
 
     ``entries`` are sorted by name; ``adapters`` are the subfolders that hold a config of their own;
-    ``shards`` is what the index of a sharded file names.
+    ``shards`` is what the index of a sharded file names; ``pointers`` are the pickles that are only
+    git-lfs pointers.
     """
 
     entries: dict[str, Kind]
     adapters: tuple[str, ...] = ()
-    shards: tuple[str, ...] = field(default=())
+    shards: tuple[str, ...] = ()
+    pointers: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Folder:
@@ -64,16 +66,13 @@ class Folder:
         folders = [name for name, kind in entries.items() if kind is Kind.FOLDER][:_MAX_SUBFOLDERS]
         adapters = tuple(name for name in folders if (path / name / CONFIG_FILE).is_file())
         shards = _read_index(path / INDEX_FILE) if entries.get(INDEX_FILE) is Kind.FILE else ()
-        return cls(entries, adapters, shards)
+        pickles = [name for name in PICKLED_WEIGHTS if entries.get(name) is Kind.FILE]
+        pointers = tuple(name for name in pickles if read_small(path / name, 64).startswith(LFS_START))
+        return cls(entries, adapters, shards, pointers)
 
     def has_file(self, name: str) -> bool:
         """Whether a regular file of that name lies here."""
         return self.entries.get(name) is Kind.FILE
-
-    @property
-    def pickles(self) -> list[str]:
-        """The files whose names say pickle."""
-        return [name for name, kind in self.entries.items() if Path(name).suffix.lower() in PICKLE_SUFFIXES]
 
 
 def _kind(entry: os.DirEntry[str]) -> Kind:
@@ -109,7 +108,7 @@ def _read_index(path: Path) -> tuple[str, ...]:
     max_bytes = 8 << 20
     try:
         index: Any = load_json(read_small(path, max_bytes), what=path.name, max_bytes=max_bytes)
-    except (InvalidDocument, json.JSONDecodeError):
+    except InvalidDocument:
         return ()
     named = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(named, dict):

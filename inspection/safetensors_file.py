@@ -12,6 +12,8 @@ from typing import Any
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 8 << 20
 START_BYTES = 512
+# How a git-lfs pointer begins, which stands in a clone for the file itself.
+LFS_START = b"version https://git-lfs.github.com/spec/"
 METADATA = "__metadata__"
 # Bits of one element. The names are those of the format, including what no adapter may hold.
 DTYPE_BITS = {

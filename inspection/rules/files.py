@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 from ...schemas.document import MAX_CONFIG_BYTES
 from ...schemas.finding import Effect, Severity
 from ..config_file import ConfigFile
-from ..folder import INDEX_FILE, Folder, Kind
+from ..folder import INDEX_FILE, PICKLED_WEIGHTS, Folder, Kind
 from ..quotation import escape, quote_name, quote_names
-from .header import LFS_START, looks_like_html
+from ..safetensors_file import LFS_START
+from .header import looks_like_html
 from .rule import CONFIG_FILE, WEIGHTS_FILE, Observation, Observations, rule
 
 _BESIDE_SUFFIXES = frozenset({".py", ".sh", ".so", ".zip", ".tar", ".gz", ".7z", ".exe", ".ipynb"})
-_PICKLED_WEIGHTS = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 _SAVE_AGAIN = "save the adapter with `save_pretrained(..., safe_serialization=True)`"
 
 
@@ -80,9 +80,10 @@ def weights_are_missing(folder: Folder) -> Observations:
 )
 def weights_are_pickled(folder: Folder) -> Observations:
     """The weights are there as a pickle only."""
-    pickles = [name for name in _PICKLED_WEIGHTS if name in folder.entries]
+    pickles = [name for name in PICKLED_WEIGHTS if name in folder.entries]
     if pickles and WEIGHTS_FILE not in folder.entries and INDEX_FILE not in folder.entries:
-        yield Observation("a pickle", quote_name(WEIGHTS_FILE), file=pickles[0])
+        pointer = ", and of that the git-lfs pointer only" if pickles[0] in folder.pointers else ""
+        yield Observation(f"a pickle{pointer}", quote_name(WEIGHTS_FILE), file=pickles[0])
 
 
 @rule(
@@ -124,7 +125,7 @@ def index_leaves_folder(folder: Folder) -> Observations:
 )
 def weights_are_there_twice(folder: Folder) -> Observations:
     """The weights are there as a pickle too."""
-    pickles = [name for name in _PICKLED_WEIGHTS if name in folder.entries]
+    pickles = [name for name in PICKLED_WEIGHTS if name in folder.entries]
     if pickles and WEIGHTS_FILE in folder.entries:
         yield Observation(f"{quote_names(pickles)} beside the safetensors file", "one file", file=pickles[0])
 
@@ -235,4 +236,4 @@ def config_has_byte_order_mark(config: ConfigFile) -> Observations:
 
 
 def _has_any_weights(folder: Folder) -> bool:
-    return any(name in folder.entries for name in (WEIGHTS_FILE, INDEX_FILE, *_PICKLED_WEIGHTS))
+    return any(name in folder.entries for name in (WEIGHTS_FILE, INDEX_FILE, *PICKLED_WEIGHTS))

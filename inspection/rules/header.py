@@ -6,6 +6,7 @@ from ...schemas.finding import Effect
 from ..safetensors_file import (
     DTYPE_BITS,
     LENGTH_BYTES,
+    LFS_START,
     MAX_HEADER_BYTES,
     FileStart,
     HeaderEntries,
@@ -14,7 +15,6 @@ from ..safetensors_file import (
 )
 from .rule import WEIGHTS_FILE, Observation, Observations, rule
 
-LFS_START = b"version https://git-lfs.github.com/spec/"
 _HTML_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _ZIP_START = b"PK\x03\x04"
 # Every pickle protocol from 2 on begins so, with its number.
