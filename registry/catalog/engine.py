@@ -83,6 +83,16 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     return engine
 
 
+@contextmanager
+def engine_for(url: URL, *, foreign_keys: bool = True) -> Iterator[Engine]:
+    """An engine, as ``make_engine``, whose connections are closed when the block ends."""
+    engine = make_engine(url, foreign_keys=foreign_keys)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     # The driver would begin transactions by itself, late and deferred; `_begin_sqlite` does it instead.
     connection.isolation_level = None

@@ -117,7 +117,7 @@ def remove(session: Session, source: CatalogSource) -> Removal:
     is_selected = source.version is not None or source.alias is not None
     versions = [version] if is_selected else list(version.entry.versions)
     identifiers = [each.id for each in versions]
-    _check_unused(session, identifiers)
+    _check_unused(session, versions)
     digests = session.scalars(
         select(models.StoredFile.sha256).where(models.StoredFile.version_id.in_(identifiers))
     )
@@ -179,18 +179,18 @@ def _choices(known: Sequence[str]) -> str:
     return f", it has {', '.join(f'`{each}`' for each in known[:_SHOWN_CHOICES])}{more}"
 
 
-def _check_unused(session: Session, identifiers: Sequence[int]) -> None:
-    users = session.scalars(
-        select(models.BundleVersion)
-        .join(models.BundleMember)
-        .where(models.BundleMember.adapter_version_id.in_(identifiers))
+def _check_unused(session: Session, versions: Sequence[models.Version]) -> None:
+    uses = session.execute(
+        select(models.BundleMember.adapter_version_id, models.BundleVersion)
+        .join(models.BundleVersion, models.BundleVersion.id == models.BundleMember.bundle_version_id)
+        .where(models.BundleMember.adapter_version_id.in_([version.id for version in versions]))
         .order_by(models.BundleVersion.id)
-        .distinct()
     ).all()
-    if users:
-        raise StillInUse(
-            f"it is a member of {join_sources(map(source_of, users))}", hint="remove what uses it first"
-        )
+    if uses:
+        used = {identifier for identifier, _ in uses}
+        members = join_sources(source_of(version) for version in versions if version.id in used)
+        bundles = join_sources(dict.fromkeys(source_of(bundle) for _, bundle in uses))
+        raise StillInUse(f"{members} cannot be removed: used by {bundles}", hint=f"remove {bundles} first")
 
 
 def _record(session: Session, action: str, version: models.Version, **details: object) -> None:

@@ -21,7 +21,7 @@ import meteora_registry
 
 from ...schemas.errors import CatalogUnusable
 from ..lock import hold_lock
-from .engine import WRITES, connection_to, describe_url, make_engine, sqlite_url, translated_errors
+from .engine import WRITES, connection_to, describe_url, engine_for, sqlite_url, translated_errors
 from .models import Base
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def _run_revisions(url: URL) -> None:
 
     config = alembic_config()
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    engine = make_engine(url, foreign_keys=False)
-    try:
+    with engine_for(url, foreign_keys=False) as engine:
         found = find_revision(engine)
         if found is not None and found not in known:
             raise _newer(describe_url(url), found)
@@ -144,8 +143,6 @@ def _run_revisions(url: URL) -> None:
                 **{WRITES: engine.dialect.name == "sqlite"}
             )
             command.upgrade(config, "head")
-    finally:
-        engine.dispose()
 
 
 def alembic_config() -> Config:
@@ -169,12 +166,8 @@ def _sole_migration(url: URL) -> Iterator[None]:
             yield
         return
     # The writers' lock, held by a second connection while the first migrates.
-    engine = make_engine(url)
-    try:
-        with connection_to(engine, writes=True):
-            yield
-    finally:
-        engine.dispose()
+    with engine_for(url) as engine, connection_to(engine, writes=True):
+        yield
 
 
 def _lock_of(path: Path) -> Path:

@@ -1,0 +1,71 @@
+"""What a person is told when a command fails, and which exit code follows."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterable
+
+import click
+
+from ...schemas.errors import AdapterRefused, FuseRefused, MeteoraError
+from .output import escape
+
+DONE, REFUSED, USAGE, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
+DEBUG_VARIABLE = "METEORA_DEBUG"
+# In a batch the first of these that occurred is the code of the whole.
+_WORST_FIRST = (INTERRUPTED, USAGE, REFUSED, INCONCLUSIVE)
+
+
+def report_failure(error: Exception) -> int:
+    """Say on stderr what went wrong and what to do; the exit code.
+
+    With ``METEORA_DEBUG=1`` the traceback stands before it.
+    """
+    if os.environ.get(DEBUG_VARIABLE) == "1":
+        traceback.print_exception(error)
+    match error:
+        case MeteoraError():
+            _say(error.message, hint=error.hint, details=_details_of(error))
+            return error.exit_code
+        case click.Abort():
+            _say("interrupted")
+            return INTERRUPTED
+        case click.ClickException():
+            context = getattr(error, "ctx", None)
+            _say(error.format_message(), hint=f"see `{context.command_path} --help`" if context else None)
+            return USAGE
+        case OSError():
+            _say(_describe_os_error(error))
+            return USAGE
+        case _:
+            _say(
+                f"a defect of meteora-registry: {type(error).__name__}: {error}",
+                hint=f"run it again with {DEBUG_VARIABLE}=1 and report the traceback",
+            )
+            return USAGE
+
+
+def worst_code(codes: Iterable[int]) -> int:
+    """The exit code of a batch: 2 over 1 over 3 over 0."""
+    found = set(codes)
+    return next((code for code in _WORST_FIRST if code in found), DONE)
+
+
+def _say(message: str, *, hint: str | None = None, details: Iterable[str] = ()) -> None:
+    click.echo(f"error: {escape(message)}", err=True)
+    for detail in details:
+        click.echo(f"  {escape(detail)}", err=True)
+    if hint:
+        click.echo(f"hint: {escape(hint)}", err=True)
+
+
+def _details_of(error: MeteoraError) -> list[str]:
+    if isinstance(error, AdapterRefused):
+        return [finding.describe() for finding in error.findings]
+    return list(error.conflicts) if isinstance(error, FuseRefused) else []
+
+
+def _describe_os_error(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f"`{error.filename}`: {reason}" if error.filename else reason

@@ -1,0 +1,64 @@
+"""``list``: what is in the catalog, one line for each name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ..home import Home
+from .output import describe_bytes, print_json, print_remark, print_table
+from .parameters import examples, format_option, pass_home
+
+if TYPE_CHECKING:
+    from ..catalog.records import AdapterSummary, BundleVersion
+
+_COLUMNS = ("NAME", "KIND", "VERSION", "BASE", "RANK", "DTYPE", "SIZE", "VERDICT", "ALIASES", "TAGS")
+
+
+@click.command("list", epilog=examples("list", "list --format json"))
+@format_option
+@pass_home
+def command(home: Home, *, as_json: bool) -> None:
+    """List every adapter and bundle with its latest version."""
+    from ..catalog.catalog import Catalog
+
+    with Catalog.open(home) as catalog:
+        adapters, bundles = catalog.list_adapters(), catalog.list_bundles()
+    if as_json:
+        print_json({"adapters": adapters, "bundles": bundles})
+    elif adapters or bundles:
+        print_table(_COLUMNS, [*map(_adapter_row, adapters), *map(_bundle_row, bundles)])
+    else:
+        print_remark("the catalog is empty; add an adapter with `meteora-registry add FOLDER`")
+
+
+def _adapter_row(adapter: AdapterSummary) -> tuple[str, ...]:
+    return (
+        adapter.name,
+        "adapter",
+        str(adapter.version),
+        adapter.base or "-",
+        str(adapter.max_rank or "-"),
+        " ".join(adapter.dtypes) or "-",
+        describe_bytes(adapter.weights_bytes),
+        str(adapter.verdict),
+        " ".join(adapter.aliases) or "-",
+        " ".join(adapter.tags) or "-",
+    )
+
+
+def _bundle_row(bundle: BundleVersion) -> tuple[str, ...]:
+    last = bundle.verifications[-1] if bundle.verifications else None
+    return (
+        bundle.name,
+        "bundle",
+        str(bundle.version),
+        bundle.base or "-",
+        "-",
+        bundle.dtype,
+        describe_bytes(bundle.size_bytes),
+        f"{last.level} {last.outcome}" if last else "not verified",
+        " ".join(bundle.aliases) or "-",
+        " ".join(bundle.tags) or "-",
+    )

@@ -1,0 +1,85 @@
+"""The entry point: finds the command, runs it, and turns what it raises into text and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+import meteora_registry
+
+from ..home import CATALOG_VARIABLE, HOME_VARIABLE, Home
+from .failures import report_failure
+from .parameters import examples
+
+# In the order in which `--help` lists them; each is `command` in the module of its name.
+COMMANDS = ("add", "list", "show", "tag", "alias", "remove", "db")
+# A module cannot be called by a word of the language.
+_MODULES = {"import": "import_"}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name; None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{_MODULES.get(cmd_name, cmd_name)}", __package__)
+        command: click.Command = module.command
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=examples("add ./my-adapter --base meta-llama/Llama-3.1-8B", "list", "show my-adapter"),
+)
+@click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    help=f"Folder of catalog and content store. Default: {HOME_VARIABLE}, else the user's data folder.",
+)
+@click.option(
+    "--catalog",
+    metavar="URL",
+    help=f"A catalog elsewhere, such as postgresql://user@host/name. Default: {CATALOG_VARIABLE}, else "
+    "catalog.db in the home.",
+)
+@click.version_option(
+    meteora_registry.__version__, prog_name="meteora-registry", message="%(prog)s %(version)s"
+)
+@click.pass_context
+def cli(context: click.Context, home: Path | None, catalog: str | None) -> None:
+    """Catalogue LoRA adapters, check them, and fuse them into one model that routes every token.
+
+    Exit codes: 0 done, 1 refused or failed, 2 usage or I/O, 3 inconclusive, 130 interrupted.
+    """
+    context.obj = Home.locate(home, catalog)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a command line, after it ran; what it raised stands on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the locale, a name in another alphabet must not end a command.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = cli.main(args=arguments, prog_name="meteora-registry", standalone_mode=False)
+    # The one place where every failure ends: what is not known here is a defect, and is said to be one.
+    except Exception as error:  # noqa: BLE001
+        return report_failure(error)
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,111 @@
+"""What commands print: data on stdout, as text or JSON, and remarks on stderr.
+
+Names, bases and licences come from files that somebody else wrote. Everything printed is escaped
+here, so none of it moves the cursor, changes a colour or hides a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from ...schemas.document import canonical_json
+
+# Control, format (which reorders or hides text), surrogate, private use, and line separators.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_UNITS = ("kB", "MB", "GB", "TB")
+
+
+def escape(text: str) -> str:
+    r"""``text`` on one line, with every character that a terminal would act on written as ``\x1b``."""
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _UNPRINTABLE
+        else character
+        for character in text
+    )
+
+
+def print_line(text: str = "") -> None:
+    """One line of data."""
+    click.echo(escape(text))
+
+
+def print_remark(text: str) -> None:
+    """One line on stderr, for people."""
+    click.echo(escape(text), err=True)
+
+
+def print_json(value: Any) -> None:
+    """Records as JSON: dataclasses and documents as objects, in one canonical spelling."""
+    click.echo(canonical_json(to_json(value)).decode("ascii"), nl=False)
+
+
+def to_json(value: Any) -> Any:
+    """A record as JSON values."""
+    match value:
+        case BaseModel():
+            return value.model_dump(mode="json")
+        case datetime():
+            return value.isoformat()
+        case Path():
+            return str(value)
+        case Mapping():
+            return {str(key): to_json(each) for key, each in value.items()}
+        case list() | tuple() | frozenset() | set():
+            return [to_json(each) for each in value]
+        case _ if dataclasses.is_dataclass(value):
+            fields = dataclasses.fields(value)
+            return {field.name: to_json(getattr(value, field.name)) for field in fields}
+        case _:
+            return value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: drawn to the terminal's width, or whole and aligned where there is no terminal."""
+    escaped = [[escape(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _draw_table(columns, escaped)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *escaped, strict=True)]
+    for row in (columns, *escaped):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
+    """Labels and values, one a line; a value that is not known is a dash."""
+    width = max(len(label) for label, _ in facts)
+    for label, value in facts:
+        click.echo(f"{label.ljust(width)}  {escape(value) if value else '-'}")
+
+
+def describe_bytes(size_bytes: int) -> str:
+    """A size for people: ``12.3 MB``, in powers of 1000."""
+    if size_bytes < 1000:
+        return f"{size_bytes} bytes"
+    # From 999950 on a thousand of one unit would be printed.
+    power = next((i for i in range(1, len(_UNITS)) if size_bytes < 999.95 * 1000**i), len(_UNITS))
+    return f"{size_bytes / 1000**power:.1f} {_UNITS[power - 1]}"
+
+
+def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        # Too long for the terminal, a cell goes on in the next line; nothing is cut off.
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)

@@ -1,0 +1,46 @@
+"""Options and arguments that commands share, and the examples below their help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ...schemas.names import CatalogSource, parse_catalog_source
+from ..home import Home
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+pass_home = click.make_pass_decorator(Home)
+
+
+class CatalogSourceType(click.ParamType[CatalogSource]):
+    """``NAME``, ``NAME@3`` or ``NAME@alias``."""
+
+    name = "name"
+
+    def convert(
+        self, value: str | CatalogSource, param: click.Parameter | None, ctx: click.Context | None
+    ) -> CatalogSource:
+        """What the text names; ``UsageError`` if it is malformed."""
+        return parse_catalog_source(value) if isinstance(value, str) else value
+
+
+def examples(*lines: str) -> str:
+    """An epilog for a command's help; each line is what follows ``meteora-registry``."""
+    shown = "\n".join(f"  meteora-registry {line}" for line in lines)
+    return f"\b\nExamples:\n{shown}"
+
+
+def format_option(function: Function) -> Function:
+    """The option ``--format text|json``, passed as ``as_json``."""
+    return click.option(
+        "--format",
+        "as_json",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        callback=lambda _context, _parameter, value: value == "json",
+        help="How the data on stdout is written.",
+    )(function)

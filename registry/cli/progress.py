@@ -1,0 +1,69 @@
+"""A progress bar for what takes longer than a second, on stderr when that is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..store import Advance
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_DELAY_SECONDS = 1.0
+
+
+@contextmanager
+def progress_bar(label: str, total_bytes: int) -> Iterator[Advance | None]:
+    """What to call with the number of bytes of each chunk; None where no bar can be shown."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = _DelayedBar(label, total_bytes)
+    try:
+        yield bar.advance
+    finally:
+        bar.stop()
+
+
+class _DelayedBar:
+    """A bar that shows itself once the work has lasted a second."""
+
+    def __init__(self, label: str, total_bytes: int) -> None:
+        self._label = label
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._began = time.monotonic()
+        self._shown: tuple[Progress, TaskID] | None = None
+
+    def advance(self, size_bytes: int) -> None:
+        """Count a chunk."""
+        self._done_bytes += size_bytes
+        if self._shown is None and time.monotonic() - self._began > _DELAY_SECONDS:
+            self._shown = self._show()
+        if self._shown is not None:
+            progress, task = self._shown
+            progress.update(task, completed=self._done_bytes)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._shown is not None:
+            self._shown[0].stop()
+
+    def _show(self) -> tuple[Progress, TaskID]:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        progress.start()
+        return progress, progress.add_task(self._label, total=self._total_bytes)

@@ -1,0 +1,37 @@
+"""``remove``: adapters and bundles out of the catalog."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ...schemas.names import CatalogSource
+from ..home import Home
+from .output import describe_bytes, escape, print_line, print_remark
+from .parameters import CatalogSourceType, examples, pass_home
+
+
+@click.command("remove", epilog=examples("remove summarise@2", "remove summarise --yes"))
+@click.argument("source", metavar="NAME[@VERSION|@ALIAS]", type=CatalogSourceType())
+@click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked either where stdin is no terminal.")
+@pass_home
+def command(home: Home, source: CatalogSource, *, yes: bool) -> None:
+    """Remove a version, or every version of a name.
+
+    The bytes that nothing else uses go with it. Refused while a bundle uses the adapter. Of a bundle only the record is removed; its folder stays.
+    """
+    from ..catalog.catalog import Catalog
+    from ..workflows.remove import remove_versions
+
+    with Catalog.open(home) as catalog:
+        found = catalog.find_any(source)
+        is_one = source.version is not None or source.alias is not None
+        what = str(found.source) if is_one else f"every version of {found.name}"
+        if not yes and sys.stdin.isatty():
+            click.confirm(f"Remove {escape(what)}?", abort=True, err=True)
+        removed = remove_versions(catalog, home.store, source)
+    for version in removed.removal.versions:
+        print_line(f"removed: {version}")
+    if removed.freed_bytes:
+        print_remark(f"{describe_bytes(removed.freed_bytes)} set free")
