@@ -19,7 +19,7 @@ Written by `docs/generate_cli.py` from the commands themselves; change them, not
 
 def render() -> str:
     """The whole page."""
-    context = click.Context(cli, info_name="meteora-registry")
+    context = click.Context(cli, info_name="meteora-registry", **cli.context_settings)
     return "\n".join([PREFACE, *(section for section in _sections(cli, context))])
 
 
@@ -35,7 +35,8 @@ def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
 def _section(command: click.Command, context: click.Context) -> str:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     parts = [f"## {context.command_path}", f"```\n{usage}\n```", inspect.cleandoc(command.help or "")]
-    records = [record for each in command.get_params(context) if (record := each.get_help_record(context))]
+    options = [each for each in command.get_params(context) if isinstance(each, click.Option)]
+    records = [record for each in options if (record := each.get_help_record(context))]
     if records:
         parts.append("| option | |\n|---|---|\n" + "\n".join(_row(*record) for record in records))
     if command.epilog:

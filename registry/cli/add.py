@@ -46,9 +46,9 @@ def command(
 ) -> None:
     """Check adapters and record them as versions.
 
-    Their bytes go into the content store. A broken adapter is refused with every finding, and nothing is recorded. One that is sound and
-    cannot be fused is recorded, and said to be so. Content that the name has already makes no new
-    version. Of several folders each is tried.
+    Their bytes go into the content store. A broken adapter is refused with every finding, and nothing
+    is recorded. One that is sound and cannot be fused is recorded, and said to be so. Content that the
+    name has already makes no new version. Of several folders each is tried.
     """
     from ..catalog.catalog import Catalog
     from ..workflows.add import add_folder

@@ -19,7 +19,8 @@ from .parameters import CatalogSourceType, examples, pass_home
 def command(home: Home, source: CatalogSource, *, yes: bool) -> None:
     """Remove a version, or every version of a name.
 
-    The bytes that nothing else uses go with it. Refused while a bundle uses the adapter. Of a bundle only the record is removed; its folder stays.
+    The bytes that nothing else uses go with it. Refused while a bundle uses the adapter. Of a bundle
+    only the record is removed; its folder stays.
     """
     from ..catalog.catalog import Catalog
     from ..workflows.remove import remove_versions
