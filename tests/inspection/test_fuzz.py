@@ -1,0 +1,115 @@
+"""Arbitrary bytes and documents: always findings, never an exception, each of them fit to be shown."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meteora_registry.inspection.adapter import inspect_adapter
+from meteora_registry.inspection.config import KNOWN_FIELDS
+from meteora_registry.inspection.header import parse_header
+from meteora_registry.inspection.safetensors_file import DTYPE_BITS
+from meteora_registry.schemas.errors import AdapterRefused
+from support.adapters import entry, safetensors_bytes
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20), st.just("LORA")
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+)
+CONFIGS = st.fixed_dictionaries(
+    {"peft_type": st.just("LORA") | VALUES},
+    optional=dict.fromkeys(sorted(KNOWN_FIELDS - {"peft_type"}), VALUES),
+) | st.dictionaries(st.text(max_size=12), VALUES, max_size=6)
+NAMES = st.text(max_size=30) | st.builds(
+    "{}{}.lora_{}{}".format,
+    st.sampled_from(["base_model.model.", "module.", "", "_orig_mod.", "base_model."]),
+    st.sampled_from(["q_proj", "layers.0.q", "layers.1.q", "lm_head", "a b", "experts.0.w"]),
+    st.sampled_from("ABC"),
+    st.sampled_from([".weight", ".default.weight", ".bias", ""]),
+)
+ENTRIES = st.builds(
+    entry,
+    st.sampled_from(sorted(DTYPE_BITS)),
+    st.lists(st.integers(-1, 5), max_size=4),
+    st.integers(-1, 64),
+    st.integers(-1, 64),
+)
+HEADERS = st.dictionaries(NAMES, ENTRIES | VALUES, max_size=4)
+LENIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
+
+
+def consistent(tensors: dict[str, tuple[str, list[int]]]) -> bytes:
+    """A well-formed file with these tensors, of zeros."""
+    header: dict[str, Any] = {}
+    position = 0
+    for name, (dtype, shape) in tensors.items():
+        bits = DTYPE_BITS[dtype]
+        for size in shape:
+            bits *= size
+        header[name] = entry(dtype, shape, position, position + bits // 8)
+        position += bits // 8
+    return safetensors_bytes(header, bytes(position))
+
+
+def inspect(config: bytes, weights: bytes) -> None:
+    """Inspect an adapter of these bytes; every finding must be writable and printable."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "adapter_config.json").write_bytes(config)
+        (Path(folder) / "adapter_model.safetensors").write_bytes(weights)
+        inspection = inspect_adapter(Path(folder))
+    for finding in inspection.findings:
+        assert json.loads(finding.to_bytes())["code"] == finding.code
+        assert finding.describe().isprintable()
+    for text in (inspection.declared_base, inspection.task_type, inspection.peft_version):
+        assert text is None or text.isprintable()
+
+
+@LENIENT
+@given(config=CONFIGS)
+def test_any_config_gives_findings(config: dict[str, Any]) -> None:
+    factors = {f"base_model.model.l.0.q.lora_{factor}.weight": ("F32", [4, 4]) for factor in "AB"}
+    inspect(json.dumps(config).encode(), consistent(factors))
+
+
+@LENIENT
+@given(config=st.binary(max_size=64), weights=st.binary(max_size=64))
+def test_any_bytes_give_findings(config: bytes, weights: bytes) -> None:
+    inspect(config, weights)
+
+
+@LENIENT
+@given(header=HEADERS, data=st.binary(max_size=64))
+def test_any_header_is_read_or_refused(header: dict[str, Any], data: bytes) -> None:
+    content = safetensors_bytes(header, data)
+    try:
+        parsed = parse_header(content, len(content))
+    except AdapterRefused as error:
+        assert error.findings
+    else:
+        assert sum(tensor.size_bytes for tensor in parsed.tensors) == len(data)
+    inspect(b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8}', content)
+
+
+@LENIENT
+@given(
+    tensors=st.dictionaries(
+        NAMES,
+        st.tuples(
+            st.sampled_from(["F32", "F16", "BF16", "F64", "I8", "U8"]),
+            st.lists(st.integers(0, 4), max_size=4),
+        ),
+        max_size=5,
+    ),
+    config=CONFIGS,
+)
+def test_any_tensors_give_findings(tensors: dict[str, tuple[str, list[int]]], config: dict[str, Any]) -> None:
+    tensors.pop("__metadata__", None)
+    inspect(json.dumps({"r": 4, "lora_alpha": 8} | config).encode(), consistent(tensors))
