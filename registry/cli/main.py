@@ -17,7 +17,20 @@ from .failures import report_failure
 from .parameters import examples
 
 # In the order in which `--help` lists them; each is `command` in the module of its name.
-COMMANDS = ("add", "list", "show", "tag", "alias", "remove", "db")
+COMMANDS = (
+    "add",
+    "list",
+    "show",
+    "tag",
+    "alias",
+    "remove",
+    "fuse",
+    "verify",
+    "extract",
+    "export",
+    "import",
+    "db",
+)
 # A module cannot be called by a word of the language.
 _MODULES = {"import": "import_"}
 

@@ -44,3 +44,14 @@ def format_option(function: Function) -> Function:
         callback=lambda _context, _parameter, value: value == "json",
         help="How the data on stdout is written.",
     )(function)
+
+
+def layout_option(function: Function) -> Function:
+    """The option ``--layout``; there is one so far, and it is named so that another can come."""
+    return click.option(
+        "--layout",
+        type=click.Choice(["official"]),
+        required=True,
+        help="official: that of the MeteoRA authors' own code.",
+        expose_value=False,
+    )(function)

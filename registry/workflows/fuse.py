@@ -6,7 +6,7 @@ into place, and the catalog learns of it last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,9 @@ from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
 from ..store import Store
+from .base import read_base_modules
 from .member import open_member
-
-# Told the name of a step and how much of it is done: ("writing", 3, 36).
-Advance = Callable[[str, int, int], None]
+from .steps import Advance, step_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +50,17 @@ class Fusion:
     version: BundleVersion
 
 
-def prepare_fuse(
-    catalog: Catalog, store: Store, recipe: Recipe, *, base_modules: BaseModules | None = None
-) -> Prepared:
+def prepare_fuse(catalog: Catalog, store: Store, recipe: Recipe) -> Prepared:
     """Open the members of a recipe and make the plan; nothing is written.
+
+    Where the recipe's base is a folder of this machine, every module is looked up there.
 
     Raises:
         UsageError: a member's name is malformed.
         NotInCatalog: a member is not catalogued.
         StoreDamaged: a member's bytes are missing or changed.
         AdapterRefused: a member has no LoRA factors.
+        SourceUnreadable: the base's folder has no config that transformers can read.
     """
     versions = tuple(catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
     members = tuple(
@@ -77,7 +77,16 @@ def prepare_fuse(
         seed=recipe.seed,
         with_experts=recipe.with_experts,
     )
-    return Prepared(versions, members, make_plan(members, options, base_modules=base_modules))
+    return Prepared(
+        versions, members, make_plan(members, options, base_modules=_look_at_base(recipe, members))
+    )
+
+
+def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | None:
+    if recipe.base is None or not Path(recipe.base).is_dir():
+        return None
+    paths = {module.path for member in members for module in member.inventory.modules}
+    return read_base_modules(Path(recipe.base), sorted(paths))
 
 
 def fuse(
@@ -114,7 +123,7 @@ def fuse(
             prepared.members,
             staging,
             given_gate=given_gate,
-            progress=_step(advance, "writing"),
+            progress=step_of(advance, "writing"),
         )
         record = _verify(staging, prepared.members, advance)
         write_record(staging, record)
@@ -125,7 +134,9 @@ def fuse(
 
 def _verify(folder: Path, members: Sequence[Member], advance: Advance | None) -> VerificationRecord:
     sources = {member.name: MemberFiles(member.config_path, member.weights_path) for member in members}
-    record = verify_bundle(folder, level=Level.SOURCE, sources=sources, progress=_step(advance, "verifying"))
+    record = verify_bundle(
+        folder, level=Level.SOURCE, sources=sources, progress=step_of(advance, "verifying")
+    )
     if record.outcome is not Outcome.PASS:
         raise FuseRefused(
             f"the bundle was written and did not verify: {record.outcome}",
@@ -133,10 +144,6 @@ def _verify(folder: Path, members: Sequence[Member], advance: Advance | None) ->
             hint="nothing was left on disk; this is a fault of the disk or of meteora-registry",
         )
     return record
-
-
-def _step(advance: Advance | None, step: str) -> Callable[[int, int], None] | None:
-    return None if advance is None else lambda done, total: advance(step, done, total)
 
 
 def _check_no_adapter_has(catalog: Catalog, name: str) -> None:

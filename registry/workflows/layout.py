@@ -13,7 +13,8 @@ from ...schemas.recipe import Recipe, RecipeMember
 from ..catalog.catalog import Catalog
 from ..store import Store
 from .add import add_folder
-from .fuse import Advance, Fusion, fuse, prepare_fuse
+from .fuse import Fusion, fuse, prepare_fuse
+from .steps import Advance
 
 IMPORTED = "imported"
 

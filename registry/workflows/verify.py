@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from ...fuser.bundle import read_manifest
+from ...fuser.bundle import open_bundle, read_manifest
 from ...fuser.verify import MemberFiles, verify_bundle, write_record
 from ...schemas.bundle import MANIFEST_FILE
 from ...schemas.errors import MeteoraError, SourceUnreadable, UsageError
@@ -14,6 +13,7 @@ from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..store import Store
 from .member import stored_sources
+from .steps import Advance, step_of
 
 
 def find_bundle_folder(catalog: Catalog, text: str) -> Path:
@@ -39,6 +39,15 @@ def find_bundle_folder(catalog: Catalog, text: str) -> Path:
     return folder
 
 
+def gate_is_fitted(folder: Path) -> bool:
+    """Whether the bundle's gate was fitted; True also where the bundle cannot be opened at all."""
+    try:
+        return open_bundle(folder).gate_is_fitted
+    except MeteoraError:
+        # Whoever asked has already been told what is wrong.
+        return True
+
+
 def verify(
     catalog: Catalog,
     store: Store,
@@ -46,7 +55,7 @@ def verify(
     *,
     level: Level,
     keep_record: bool = False,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Advance | None = None,
 ) -> VerificationRecord:
     """Verify the bundle in a folder and note it in the catalog, if the catalog knows the bundle.
 
@@ -56,13 +65,13 @@ def verify(
         folder: the bundle.
         level: how far to go.
         keep_record: write the record into the bundle, in place of the one that is there.
-        advance: told how many modules of how many are done.
+        advance: told how far it got.
 
     Raises:
         SourceUnreadable: the manifest cannot be read, or the record cannot be written.
     """
     sources = _sources(store, folder) if level is Level.SOURCE else {}
-    record = verify_bundle(folder, level=level, sources=sources, progress=advance)
+    record = verify_bundle(folder, level=level, sources=sources, progress=step_of(advance, "verifying"))
     if keep_record:
         write_record(folder, record)
     catalog.record_verification(record)

@@ -1,0 +1,40 @@
+"""``export``: a bundle in the layout of the MeteoRA authors' own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..dependencies import require_torch
+from ..home import Home
+from .output import print_json, print_line, print_remark
+from .parameters import examples, format_option, layout_option, pass_home
+
+
+@click.command("export", epilog=examples("export ./bundle --layout official --out ./official"))
+@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@layout_option
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
+@format_option
+@pass_home
+def command(home: Home, bundle: str, *, out: Path, as_json: bool) -> None:
+    """Write a bundle as the MeteoRA authors' code reads it: one rank, one PEFT folder per member.
+
+    The layout has no place for names, ranks, alphas, top k, temperature and base; they go into
+    export.json beside it. What it cannot carry at all is said.
+    """
+    require_torch("exporting")
+    from ...fuser.official import export_official
+    from ..catalog.catalog import Catalog
+    from ..workflows.verify import find_bundle_folder
+
+    with Catalog.open(home) as catalog:
+        folder = find_bundle_folder(catalog, bundle)
+    exported = export_official(folder, out)
+    if as_json:
+        print_json(exported)
+    else:
+        print_line(f"exported: {exported.folder}, every member padded to rank {exported.rank}")
+    for loss in exported.losses:
+        print_remark(f"warning: {loss}")

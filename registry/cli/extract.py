@@ -1,0 +1,39 @@
+"""``extract``: a member out of its bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..dependencies import require_torch
+from ..home import Home
+from .output import print_json, print_line, print_remark
+from .parameters import examples, format_option, pass_home
+
+
+@click.command("extract", epilog=examples("extract ./bundle legal --out ./legal-again"))
+@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.argument("member")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
+@format_option
+@pass_home
+def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -> None:
+    """Give one member back as the plain PEFT adapter it was, byte for byte."""
+    require_torch("extracting")
+    from ...fuser.extract import extract_member
+    from ..catalog.catalog import Catalog
+    from ..workflows.verify import find_bundle_folder
+
+    with Catalog.open(home) as catalog:
+        folder = find_bundle_folder(catalog, bundle)
+    extraction = extract_member(folder, member, out)
+    if as_json:
+        print_json(extraction)
+    else:
+        likeness = "identical to what was fused" if extraction.identical else "not the bytes that were fused"
+        print_line(f"extracted: {extraction.name} in {extraction.folder}: {likeness}")
+    if not extraction.identical:
+        print_remark(
+            "warning: the bundle was made with a cast that loses precision; the manifest says how much"
+        )

@@ -1,0 +1,193 @@
+"""``fuse``: catalogued adapters into one verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...schemas.errors import SourceUnreadable, UsageError
+from ...schemas.plan import FusePlan, PlannedModule
+from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
+from ..dependencies import require_torch
+from ..home import Home
+from .failures import DONE, REFUSED
+from .output import describe_bytes, print_facts, print_json, print_line, print_remark, print_table
+from .parameters import examples, format_option, pass_home
+from .progress import step_bar
+
+if TYPE_CHECKING:
+    from ..workflows.fuse import Fusion
+
+GATE_NOT_FITTED = (
+    "the gate is not fitted: left to itself the bundle often picks the wrong adapter; "
+    "force one with meteora_registry.runtime.force_adapter"
+)
+
+
+@click.command(
+    "fuse",
+    epilog=examples(
+        "fuse legal medical sports --out bundle",
+        "fuse legal@3 medical@champion --out bundle --top-k 1 --dtype bfloat16",
+        "fuse --recipe bundle.toml --out bundle",
+        "fuse legal medical --dry-run",
+    ),
+)
+@click.argument("adapters", metavar="[NAME[@VERSION|@ALIAS]]...", nargs=-1)
+@click.option(
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="A TOML file that says it all."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The new folder. Needed but for --dry-run.")
+@click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
+@click.option(
+    "--base", help="The base model, where the members disagree or name none; a folder is looked into."
+)
+@click.option("--base-revision", help="The base's revision.")
+@click.option("--top-k", type=int, help="Adapters for each token. Default: 2, or 1 for a single member.")
+@click.option("--temperature", type=float, help="Of the softmax over the chosen adapters. Default: 1.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Element type of the factors. Default: the members' common one, else float32.",
+)
+@click.option(
+    "--gate",
+    type=click.Choice(["arrow", "normal"]),
+    help="First values of the gates: each adapter's main direction, or random. Default: arrow.",
+)
+@click.option("--seed", type=int, help="Of the random gates. Default: 0.")
+@click.option("--with-experts", is_flag=True, help="Also put each member in as a plain PEFT adapter.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and every conflict; write nothing.")
+@format_option
+@pass_home
+@click.pass_context
+def command(
+    context: click.Context,
+    home: Home,
+    /,
+    adapters: tuple[str, ...],
+    *,
+    recipe_file: Path | None,
+    out: Path | None,
+    name: str | None,
+    with_experts: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Fuse catalogued adapters into one bundle that picks among them for every token.
+
+    Ranks, targets, scalings and element types may differ. The bundle is written beside its target,
+    verified against the members' own files, and only then moved into place and catalogued.
+    """
+    require_torch("fusing")
+    recipe = _make_recipe(adapters, recipe_file, options, with_experts=with_experts)
+    if out is None and not dry_run:
+        raise UsageError(
+            "`--out` is missing: the folder that the bundle becomes", hint="or look with `--dry-run`"
+        )
+    from ..catalog.catalog import Catalog
+    from ..workflows.fuse import fuse, prepare_fuse
+
+    with Catalog.open(home) as catalog:
+        prepared = prepare_fuse(catalog, home.store, recipe)
+        for warning in prepared.plan.warnings:
+            print_remark(f"warning: {warning}")
+        if dry_run or out is None:
+            context.exit(_print_plan(prepared.plan, as_json=as_json))
+        with step_bar() as advance:
+            fusion = fuse(catalog, prepared, out, name=name, advance=advance)
+    _print_fusion(fusion, as_json=as_json)
+
+
+def _make_recipe(
+    adapters: tuple[str, ...], file: Path | None, options: dict[str, Any], *, with_experts: bool
+) -> Recipe:
+    stated = {key: value for key, value in options.items() if value is not None}
+    if file is None:
+        if not adapters:
+            raise UsageError("no adapters to fuse were named", hint="name them, or a file with `--recipe`")
+        value = stated | {"members": [{"adapter": text} for text in adapters], "with_experts": with_experts}
+        return Recipe.from_value(value, what="the options")
+    if adapters or stated or with_experts:
+        given = ", ".join([*adapters, *(f"--{key.replace('_', '-')}" for key in stated)]) or "--with-experts"
+        raise UsageError(
+            f"the recipe `{file}` says it all, found also {given}", hint="put it into the recipe"
+        )
+    return Recipe.from_toml(_read_recipe(file), what=str(file))
+
+
+def _read_recipe(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise SourceUnreadable(f"cannot read the recipe `{file}`: {error.strerror or error}") from error
+
+
+def _print_plan(plan: FusePlan, *, as_json: bool) -> int:
+    if as_json:
+        print_json(plan)
+    else:
+        _print_plan_text(plan)
+    for conflict in plan.conflicts:
+        print_remark(f"conflict: {conflict}")
+    return REFUSED if plan.conflicts else DONE
+
+
+def _print_plan_text(plan: FusePlan) -> None:
+    print_facts(
+        [
+            ("base", plan.base),
+            ("dtype", str(plan.dtype)),
+            ("top k", str(plan.top_k)),
+            ("temperature", f"{plan.temperature:g}"),
+            ("gate", f"{plan.gate}, seed {plan.seed}, not fitted"),
+            ("modules", str(len(plan.modules))),
+            (
+                "size",
+                f"{describe_bytes(plan.size_bytes)}, of it padding {describe_bytes(plan.padding_bytes)}",
+            ),
+        ]
+    )
+    print_line()
+    print_table(
+        ("MEMBER", "ADAPTER", "RANK", "SCALING", "MODULES", "CAST FROM"),
+        [
+            (m.name, m.adapter, str(m.rank), f"{m.scaling:g}", str(m.modules), " ".join(m.cast_from) or "-")
+            for m in plan.members
+        ],
+    )
+    print_line()
+    ranks = "RANK OF " + " ".join(member.name for member in plan.members)
+    columns = ("MODULE", "IN", "OUT", ranks, "ROWS", "PADDING", "BYTES")
+    print_table(columns, [_module_row(module) for module in plan.modules])
+
+
+def _module_row(module: PlannedModule) -> tuple[str, ...]:
+    return (
+        module.path,
+        str(module.in_features),
+        str(module.out_features),
+        " ".join(str(rank) if rank else "-" for rank in module.ranks),
+        str(module.rows),
+        str(module.padding_bytes),
+        str(module.size_bytes),
+    )
+
+
+def _print_fusion(fusion: Fusion, *, as_json: bool) -> None:
+    record, plan = fusion.record, fusion.plan
+    if as_json:
+        print_json({"version": fusion.version, "verification": record, "plan": plan})
+    else:
+        errors = [run.max_error for run in record.backends_run if run.max_error is not None]
+        print_line(
+            f"fused: {fusion.version.source} in {fusion.folder}: {len(plan.members)} members, "
+            f"{len(plan.modules)} modules, {describe_bytes(fusion.version.size_bytes)}"
+        )
+        print_line(f"verified: level {record.level}, {record.outcome}, largest error {max(errors):.1e}")
+    if fusion.version.gate_fitted == "not fitted":
+        print_remark(f"note: {GATE_NOT_FITTED}")

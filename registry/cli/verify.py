@@ -1,0 +1,91 @@
+"""``verify``: is this bundle what it says, and does it compute what its members do?"""
+
+from __future__ import annotations
+
+import click
+
+from ...schemas.verification import Level, Outcome, VerificationRecord
+from ..dependencies import require_torch
+from ..home import Home
+from .failures import DONE, INCONCLUSIVE, REFUSED
+from .fuse import GATE_NOT_FITTED
+from .output import print_facts, print_json, print_line, print_remark, print_table
+from .parameters import examples, format_option, pass_home
+from .progress import step_bar
+
+EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
+
+
+@click.command("verify", epilog=examples("verify ./bundle", "verify bundle@2 --level source"))
+@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.option(
+    "--level",
+    type=click.Choice([level.value for level in Level]),
+    default=Level.INTEGRITY.value,
+    show_default=True,
+    help="integrity looks at the bundle alone; source also at the members' own files.",
+)
+@click.option(
+    "--record", "keep_record", is_flag=True, help="Write the outcome into the bundle's verification.json."
+)
+@format_option
+@pass_home
+@click.pass_context
+def command(
+    context: click.Context, home: Home, bundle: str, *, level: str, keep_record: bool, as_json: bool
+) -> None:
+    """Check a bundle: digests, structure, padding, and the kernel against a float64 reference.
+
+    Exit code 0 if it passes, 1 if it fails, 3 if something that the level asks for could not be looked
+    at, such as a member's own files.
+    """
+    require_torch("verifying")
+    from ..catalog.catalog import Catalog
+    from ..workflows.verify import find_bundle_folder, gate_is_fitted, verify
+
+    with Catalog.open(home) as catalog:
+        folder = find_bundle_folder(catalog, bundle)
+        with step_bar() as advance:
+            record = verify(
+                catalog, home.store, folder, level=Level(level), keep_record=keep_record, advance=advance
+            )
+    if as_json:
+        print_json(record)
+    else:
+        _print_record(record)
+    if not gate_is_fitted(folder):
+        print_remark(f"note: {GATE_NOT_FITTED}")
+    context.exit(EXIT_CODES[record.outcome])
+
+
+def _print_record(record: VerificationRecord) -> None:
+    print_facts(
+        [
+            ("outcome", str(record.outcome)),
+            ("level", str(record.level)),
+            ("manifest sha256", record.manifest_sha256),
+            ("modules", str(len(record.modules))),
+        ]
+    )
+    if record.backends_run:
+        print_line()
+        print_table(
+            ("BACKEND", "DEVICE", "COMPUTED IN", "MODULES", "LARGEST ERROR", "TOLERANCE"),
+            [
+                (
+                    run.backend,
+                    run.device,
+                    run.compute_dtype,
+                    str(run.modules),
+                    "not finite" if run.max_error is None else f"{run.max_error:.1e}",
+                    f"{run.tolerance:g}",
+                )
+                for run in record.backends_run
+            ],
+        )
+    for skipped in record.backends_not_run:
+        print_line(f"not run: {skipped.backend}: {skipped.reason}")
+    for problem in record.problems:
+        print_line(f"problem: {problem}")
+    for gap in record.unchecked:
+        print_line(f"not checked: {gap}")
