@@ -1,6 +1,7 @@
 """The door of the kernels: every shape and dtype is checked here once, nothing behind it checks again.
 
-No check reads a tensor's values: on a GPU that would stop the host until the device catches up.
+Values are read on the CPU alone: on a GPU that would stop the host until the device catches up, and the
+kernels there treat an adapter that does not exist as one of rank 0.
 """
 
 from __future__ import annotations
@@ -48,6 +49,21 @@ def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
         raise ValueError(f"`out` is on {out.device} and `x` on {x.device}, expected one device")
 
 
+def check_selection(selection: Tensor, adapters: int) -> None:
+    """Refuse a selection on the CPU that names an adapter which does not exist.
+
+    Raises:
+        ValueError: naming the first such adapter found.
+    """
+    if not selection.numel():
+        return
+    for found in map(int, selection.aminmax()):
+        if not 0 <= found < adapters:
+            raise ValueError(
+                f"`selection` names adapter {found}, expected 0 to {adapters - 1}, the adapters known here"
+            )
+
+
 def _check_dtypes(x: Tensor, A: Tensor, Bt: Tensor, selection: Tensor, weights: Tensor) -> None:
     if x.dtype not in EXPERT_DTYPES:
         raise ValueError(f"`x` is {x.dtype}, expected one of {', '.join(map(str, EXPERT_DTYPES))}")
@@ -67,6 +83,11 @@ def _check_dtypes(x: Tensor, A: Tensor, Bt: Tensor, selection: Tensor, weights: 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which products are summed and z is kept: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def multipliable(tensor: Tensor) -> Tensor:
+    """Return fp16 on a CPU as fp32: multiplied there an element at a time, and z would overflow it."""
+    return tensor.float() if tensor.dtype == torch.float16 and tensor.device.type == "cpu" else tensor
 
 
 def _check_devices(x: Tensor, A: Tensor, Bt: Tensor, selection: Tensor, weights: Tensor) -> None:

@@ -23,8 +23,8 @@ def reference_routed_lora(
     """
     tokens = x.double().reshape(-1, x.shape[-1])
     A, Bt = A.double(), Bt.double()
-    chosen = selection.reshape(tokens.shape[0], -1).tolist()
-    shares = weights.double().reshape(tokens.shape[0], -1)
+    chosen = selection.reshape(-1, selection.shape[-1]).tolist()
+    shares = weights.double().reshape(-1, selection.shape[-1])
     rows = []
     for t, adapters in enumerate(chosen):
         y = tokens.new_zeros(Bt.shape[1])

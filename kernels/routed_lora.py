@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dense import dense_forward, dense_input_gradient, dense_slot_gradient, slot_factors
-from .experts_gradient import slot_outer_products
+from .grouped import slot_outer_products
 from .layout import layout_of
-from .operands import accumulation_dtype, check_operands, check_output
+from .operands import accumulation_dtype, check_operands, check_output, check_selection
+from .products import expand, shrink
+from .slots import slot_factors, slot_scaling
 
 
 def routed_lora(
@@ -132,8 +133,11 @@ def _forward(
     keep_z: bool,
 ) -> tuple[Tensor, Tensor]:
     layout = layout_of(offsets, scaling)
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        out, z = dense_forward(x, A, Bt, layout, selection, weights)
+    if selection.device.type == "cpu":
+        check_selection(selection, layout.adapters)
+    with _without_autocast(x):
+        z = shrink(x, A, layout, selection)
+        out = expand(z, weights, Bt, layout, selection)
     return out, z if keep_z else z.new_empty(0)
 
 
@@ -151,8 +155,7 @@ def _(
     weights: Tensor,
     keep_z: bool,
 ) -> tuple[Tensor, Tensor]:
-    max_rank = layout_of(offsets, scaling).max_rank
-    z_shape = (*selection.shape, max_rank) if keep_z else (0,)
+    z_shape = (*selection.shape, layout_of(offsets, scaling).max_rank) if keep_z else (0,)
     out = x.new_empty(x.shape[0], Bt.shape[1])
     return out, x.new_empty(z_shape, dtype=accumulation_dtype(x.dtype))
 
@@ -168,8 +171,11 @@ def _add(
     weights: Tensor,
 ) -> None:
     layout = layout_of(offsets, scaling)
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        out += dense_forward(x, A, Bt, layout, selection, weights)[0]
+    if selection.device.type == "cpu":
+        check_selection(selection, layout.adapters)
+    with _without_autocast(x):
+        z = shrink(x, A, layout, selection)
+        expand(z, weights, Bt, layout, selection, out)
 
 
 _add_op = torch.library.custom_op("meteora::routed_lora_", _add, mutates_args=("out",))
@@ -189,7 +195,7 @@ def _(
     return None
 
 
-def _backward_impl(
+def _backward(
     grad: Tensor,
     x: Tensor | None,
     A: Tensor,
@@ -203,19 +209,20 @@ def _backward_impl(
     for_Bt: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout = layout_of(offsets, scaling)
-    with torch.autocast(device_type=grad.device.type, enabled=False):
-        factors = slot_factors(layout, selection, weights).unsqueeze(-1)
-        u = dense_slot_gradient(grad, Bt, layout, selection)
-        du = u * factors
-        dx = dense_input_gradient(du, A, layout, selection)
-        unit = torch.ones_like(weights)
-        d_weights = (u * z).sum(-1).to(weights.dtype) * slot_factors(layout, selection, unit)
-        dA = slot_outer_products(du, x, layout, selection) if for_A and x is not None else A.new_empty(0)
-        dBt = slot_outer_products(z * factors, grad, layout, selection) if for_Bt else Bt.new_empty(0)
-    return dx, dA, dBt, d_weights
+    dA, dBt = A.new_empty(0), Bt.new_empty(0)
+    with _without_autocast(grad):
+        u = shrink(grad, Bt, layout, selection)
+        dx = expand(u, weights, A, layout, selection)
+        d_weights = (u * z).sum(-1) * slot_scaling(layout, selection, z.dtype)
+        factors = slot_factors(layout, selection, weights, z.dtype).unsqueeze(-1)
+        if for_A and x is not None:
+            dA = slot_outer_products(u * factors, x, layout, selection)
+        if for_Bt:
+            dBt = slot_outer_products(z * factors, grad, layout, selection)
+    return dx, dA, dBt, d_weights.to(weights.dtype)
 
 
-_backward_op = torch.library.custom_op("meteora::routed_lora_backward", _backward_impl, mutates_args=())
+_backward_op = torch.library.custom_op("meteora::routed_lora_backward", _backward, mutates_args=())
 
 
 @_backward_op.register_fake
@@ -245,17 +252,17 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.save_for_backward(x if A.requires_grad else None, A, Bt, selection, weights, z)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
-    backward = _backward_op if _is_traced(grad) else _backward_impl
+def _pass_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     x, A, Bt, selection, weights, z = ctx.saved_tensors
     _, for_A, for_Bt, *_ = ctx.needs_input_grad
+    backward = _backward_op if _is_traced(grad) else _backward
     dx, dA, dBt, d_weights = backward(
         grad.contiguous(), x, A, Bt, ctx.offsets, ctx.scaling, selection, weights, z, for_A, for_Bt
     )
     return dx, dA if for_A else None, dBt if for_Bt else None, None, None, None, d_weights, None
 
 
-_forward_op.register_autograd(_backward, setup_context=_save_for_backward)
+_forward_op.register_autograd(_pass_gradient, setup_context=_save_for_backward)
 
 
 class _Eager(torch.autograd.Function):
@@ -263,7 +270,12 @@ class _Eager(torch.autograd.Function):
 
     forward = staticmethod(_forward)
     setup_context = staticmethod(_save_for_backward)
-    backward = staticmethod(_backward)
+    backward = staticmethod(_pass_gradient)
 
 
 _differentiable: Callable[..., tuple[Tensor, Tensor]] = _Eager.apply
+
+
+def _without_autocast(x: Tensor) -> torch.autocast:
+    """Return a context in which products keep the operands' dtype, whatever autocast surrounds it."""
+    return torch.autocast(device_type=x.device.type, enabled=False)

@@ -110,7 +110,8 @@ def _check_top_k(logits: Tensor, k: int, temperature: float) -> None:
         raise ValueError(f"`logits` is {logits.dtype}, expected torch.float32; half types tie too often")
     if logits.ndim < 1 or not 1 <= k <= logits.shape[-1]:
         raise ValueError(
-            f"k is {k} for logits {list(logits.shape)}, expected 1 to the number of adapters, the last dimension"
+            f"k is {k} for logits {list(logits.shape)}, expected 1 to the number of adapters, the last "
+            "dimension"
         )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, expected a number above 0")

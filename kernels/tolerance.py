@@ -22,6 +22,15 @@ TOLERANCES: dict[torch.dtype, float] = {
 }
 
 
+def gradient_tolerance(dtype: torch.dtype, grad: Tensor) -> float:
+    """Return the bound of a gradient of a call in `dtype`.
+
+    Twice the output's, since two rounded products meet in it; the dtype of the gradient itself where that is
+    coarser (fp32 weights in a float64 call).
+    """
+    return 2 * max(TOLERANCES[dtype], TOLERANCES[grad.dtype])
+
+
 def relative_error(found: Tensor, reference: Tensor) -> float:
     """Return ``max|found - reference| / max|reference|``; inf when `found` is not finite where it should be.
 

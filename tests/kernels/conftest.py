@@ -1,0 +1,10 @@
+"""Let the kernels' tests run with torch and pytest alone, where no project configuration is read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TESTS = str(Path(__file__).parents[1])
+if TESTS not in sys.path:
+    sys.path.insert(0, TESTS)

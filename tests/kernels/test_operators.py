@@ -1,0 +1,108 @@
+"""The torch operators: schema, fake kernels, autograd registration, compilation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from meteora_registry.kernels import routed_lora as module
+from meteora_registry.kernels.routed_lora import routed_lora, routed_lora_
+from support.routed_cases import Operands, operands
+
+OPERATORS = torch.ops.meteora
+
+
+def positional(case: Operands) -> tuple[object, ...]:
+    return (case.x, case.A, case.Bt, case.offsets, case.scaling, case.selection, case.weights)
+
+
+@pytest.mark.parametrize("ranks", [[8, 8, 8], [8, 0, 3]], ids=str)
+@pytest.mark.parametrize("T", [1, 20])
+def test_forward_passes_opcheck(ranks: list[int], T: int) -> None:
+    case = operands(ranks, T=T)
+    torch.library.opcheck(OPERATORS.routed_lora.default, (*positional(case), False))
+    for tensor in (case.x, case.A, case.Bt, case.weights):
+        tensor.requires_grad_()
+    torch.library.opcheck(OPERATORS.routed_lora.default, (*positional(case), True))
+
+
+@pytest.mark.parametrize("ranks", [[8, 8, 8], [8, 0, 3]], ids=str)
+def test_in_place_passes_opcheck(ranks: list[int]) -> None:
+    case = operands(ranks)
+    torch.library.opcheck(OPERATORS.routed_lora_.default, (torch.zeros(5, 24), *positional(case)))
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_backward_passes_opcheck(trained: bool) -> None:
+    case = operands([8, 0, 3])
+    z = torch.randn(5, 2, 8)
+    arguments = (
+        torch.randn(5, 24),
+        case.x if trained else None,
+        case.A,
+        case.Bt,
+        case.offsets,
+        case.scaling,
+        case.selection,
+        case.weights,
+        z,
+        trained,
+        trained,
+    )
+    torch.library.opcheck(OPERATORS.routed_lora_backward.default, arguments)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_compiled_call_is_one_graph_and_the_same(grad: bool) -> None:
+    case = operands([8, 0, 8], leading=(2, 3))
+    case.x.requires_grad_(grad)
+
+    def block(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        y = routed_lora(x * 2, case.A, case.Bt, case.offsets, case.scaling, case.selection, weights)
+        return torch.relu(y)
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    found, expected = compiled(case.x, case.weights), block(case.x, case.weights)
+    torch.testing.assert_close(found, expected)
+    if grad:
+        found_grad, expected_grad = (torch.autograd.grad(y.sum(), case.x)[0] for y in (found, expected))
+        torch.testing.assert_close(found_grad, expected_grad)
+
+
+def test_compiled_in_place_call_is_one_graph_and_the_same() -> None:
+    case = operands([8, 0, 8])
+
+    def block(base: torch.Tensor) -> torch.Tensor:
+        out = base * 2
+        return routed_lora_(out, **vars(case))
+
+    base = torch.randn(5, 24)
+    with torch.inference_mode():
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(base), block(base))
+
+
+def test_compiled_call_takes_another_number_of_tokens_without_a_new_graph_each() -> None:
+    shapes = (3, 5, 7, 9)
+    compiled = torch.compile(
+        lambda **kwargs: routed_lora(**kwargs), fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    for T in shapes:
+        case = operands([8, 8], T=T)
+        torch.testing.assert_close(compiled(**vars(case)), case.routed())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference_modes_are_the_same_function(mode: type) -> None:
+    case = operands([8, 3, 8])
+    expected = case.routed()
+    with mode():
+        assert torch.equal(case.routed(), expected)
+
+
+def test_operator_and_eager_call_are_the_same_function() -> None:
+    case = operands([8, 3, 8])
+    out, z = OPERATORS.routed_lora(*positional(case), True)
+    assert torch.equal(out, case.routed())
+    assert z.shape == (5, 2, 8)
+    assert module.__name__ == "meteora_registry.kernels.routed_lora"
