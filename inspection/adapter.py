@@ -13,13 +13,14 @@ from typing import Any
 from ..schemas.digest import Digest
 from ..schemas.document import MAX_CONFIG_BYTES, canonical_json
 from ..schemas.errors import AdapterRefused
-from ..schemas.finding import Finding, Verdict
+from ..schemas.finding import Finding
 from ..schemas.inventory import Inventory
 from .card import read_license
 from .config import Config, LoraConfig, Resolution
 from .config_file import ConfigFile
 from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder, read_small
 from .header import Header, open_regular, read_header
+from .inspection import Inspection
 from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
 from .rules.rule import examine, order
 from .scan import Scan, scan_weights
@@ -27,35 +28,6 @@ from .tensors import Tensors, build_inventory
 from .weights import Weights, find_overflows
 
 __all__ = ["Inspection", "inspect_adapter", "inspect_config", "inspect_files"]
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What an inspection found.
-
-    Texts from the config are escaped, fit for a terminal or a page. ``config_text`` and the digests
-    are of the files as they are; ``inventory`` is there only if every module's arithmetic is known.
-    """
-
-    config_text: str | None = None
-    config_sha256: Digest | None = None
-    canonical_config_sha256: Digest | None = None
-    weights_sha256: Digest | None = None
-    weights_bytes: int | None = None
-    header: Header | None = None
-    declared_base: str | None = None
-    base_revision: str | None = None
-    task_type: str | None = None
-    license: str | None = None
-    peft_version: str | None = None
-    target_modules: str | tuple[str, ...] | None = None
-    inventory: Inventory | None = None
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the findings come to."""
-        return Verdict.of(self.findings)
 
 
 def inspect_adapter(folder: Path, *, scan_weights: bool = True) -> Inspection:

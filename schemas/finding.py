@@ -28,6 +28,8 @@ class Effect(StrEnum):
 
     BROKEN = "broken"
     NOT_FUSABLE = "not fusable"
+    # A policy refuses it; the adapter itself may be sound and fusable.
+    POLICY = "policy"
     NONE = "none"
 
 

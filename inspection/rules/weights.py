@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...schemas.finding import Effect, Severity
+from ..deep import DeepLook
 from ..quotation import quote_name
 from ..weights import Weights
 from .rule import WEIGHTS_FILE, Observation, Observations, rule
@@ -78,3 +79,23 @@ def adapter_is_untrained(weights: Weights) -> Observations:
     ):
         zero = "B" if all(seen[b.name].is_zero for _, b in pairs) else "A or B"
         yield Observation(f"{zero} is zero in all {len(pairs)} modules", "trained factors")
+
+
+@rule(
+    "MR411",
+    DeepLook,
+    Severity.NOTE,
+    file=WEIGHTS_FILE,
+    why="the rest of the rank costs memory and time in every bundle and adds next to nothing",
+    remedy="nothing needs doing; a smaller rank in training would save it",
+)
+def rank_is_hardly_used(look: DeepLook) -> Observations:
+    """Most of the rank is hardly used."""
+    wasteful = [each for each in look.ranks if each.effective * 4 <= each.rank]
+    if wasteful:
+        first = wasteful[0]
+        yield Observation(
+            f"{len(wasteful)} of {len(look.ranks)} modules hold 99 % of their change in a quarter of "
+            f"the rank, such as {first.effective} of {first.rank} in {quote_name(first.path)}",
+            "more than a quarter of the rank in use",
+        )

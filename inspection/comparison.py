@@ -1,0 +1,75 @@
+"""An inspected adapter beside something else: its base, others it is to be fused with, a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+
+from ..schemas.document import load_json
+from ..schemas.finding import Finding
+from ..schemas.policy import Policy
+from .base_facts import BaseComparison, BaseFacts
+from .companions import Companions
+from .config import LoraConfig
+from .deep import measure_cosine, measure_ranks
+from .inspection import Inspection
+from .policy import PolicyCase, apply_severities
+from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
+from .rules.rule import examine, order
+from .tensors import Tensors
+
+
+def compare_with_base(inspection: Inspection, facts: BaseFacts) -> tuple[Finding, ...]:
+    """What does not fit between a LoRA adapter and its base."""
+    if inspection.header is None or inspection.config_text is None:
+        return ()
+    config = LoraConfig(load_json(inspection.config_text.encode("utf-8"), what="adapter_config.json"))
+    if not config.is_lora:
+        return ()
+    return examine(BaseComparison(Tensors.sort(inspection.header, config), facts))
+
+
+def module_paths(inspection: Inspection) -> list[str]:
+    """The module paths of an adapter, sound or not, for whoever looks them up in a base."""
+    if inspection.header is None:
+        return []
+    return [pair.path for pair in Tensors.sort(inspection.header, LoraConfig({})).pairs]
+
+
+def look_deeper(inspection: Inspection, weights: Path) -> tuple[Finding, ...]:
+    """What a measurement of the effective ranks finds; nothing for an adapter that is not fusable."""
+    if inspection.header is None or inspection.inventory is None or not inspection.verdict.fusable:
+        return ()
+    return examine(measure_ranks(weights, inspection.header, inspection.inventory))
+
+
+def compare_companions(
+    members: Mapping[str, Inspection],
+    *,
+    stated_base: str | None = None,
+    weights: Mapping[str, Path] | None = None,
+) -> tuple[Finding, ...]:
+    """What keeps adapters from being fused together.
+
+    With ``weights``, the files by name, the deltas of all pairs of fusable members are compared too.
+    """
+    alike = {}
+    sources = {
+        name: (path, inspection.header, inspection.inventory)
+        for name, path in (weights or {}).items()
+        if (inspection := members[name]).verdict.fusable and inspection.header and inspection.inventory
+    }
+    for one, other in combinations(sources, 2):
+        cosine = measure_cosine(sources[one], sources[other])
+        if cosine is not None:
+            alike[one, other] = cosine
+    return examine(Companions(members, stated_base, alike))
+
+
+def apply_policy(
+    inspection: Inspection, findings: tuple[Finding, ...], policy: Policy, *, base: str | None = None
+) -> tuple[Finding, ...]:
+    """The findings after a policy: severities changed, and what it does not allow added."""
+    case = PolicyCase(policy, inspection, base or inspection.declared_base)
+    return order(apply_severities(findings + examine(case), policy))

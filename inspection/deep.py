@@ -1,0 +1,105 @@
+"""A closer look at the numbers: how much of the rank is used, and how alike two adapters are.
+
+Nothing of the size of a weight is ever formed. With thin QR decompositions B = Q_B R_B and
+A^T = Q_A R_A, the singular values of B A are those of the small matrix R_B R_A^T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..schemas.inventory import Inventory, ModuleFactors
+from .header import Header, open_regular
+from .scan import read_tensor
+
+# The share of the squared singular values that the effective rank must hold.
+ENERGY = 0.99
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveRank:
+    """How many singular values of a module's delta hold 99 % of its squared norm."""
+
+    path: str
+    rank: int
+    effective: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeepLook:
+    """The effective ranks of all modules of an adapter whose numbers are finite."""
+
+    ranks: tuple[EffectiveRank, ...]
+
+
+def measure_ranks(weights: Path, header: Header, inventory: Inventory) -> DeepLook:
+    """The effective rank of every module; one module's factors are in memory at a time."""
+    with open_regular(weights) as file:
+        return DeepLook(
+            tuple(
+                EffectiveRank(
+                    module.path,
+                    module.rank,
+                    effective_rank(read_tensor(file, header[module.a]), read_tensor(file, header[module.b])),
+                )
+                for module in inventory.modules
+            )
+        )
+
+
+def effective_rank(a: Matrix, b: Matrix) -> int:
+    """How many singular values of ``b @ a`` hold 99 % of its squared norm; 0 if it is zero."""
+    # Scaling first keeps the squares in range whatever the magnitudes.
+    peaks = float(np.abs(a).max()), float(np.abs(b).max())
+    if 0.0 in peaks:
+        return 0
+    core = _triangle(b / peaks[1]) @ _triangle(a.T / peaks[0]).T
+    energy = np.cumsum(np.linalg.svd(core, compute_uv=False) ** 2)
+    return int(np.searchsorted(energy, ENERGY * energy[-1]) + 1) if energy[-1] > 0 else 0
+
+
+def measure_cosine(
+    one: tuple[Path, Header, Inventory], other: tuple[Path, Header, Inventory]
+) -> float | None:
+    """The cosine between the whole deltas of two adapters; nothing where one of them is zero.
+
+    <B1 A1, B2 A2> is the trace of (B1^T B2)(A2 A1^T), so only rank x rank matrices are formed.
+    """
+    cross = norm_one = norm_other = 0.0
+    with open_regular(one[0]) as first, open_regular(other[0]) as second:
+        for path in sorted({*one[2].by_path, *other[2].by_path}):
+            left = _read_factors(first, one[1], one[2].by_path.get(path))
+            right = _read_factors(second, other[1], other[2].by_path.get(path))
+            norm_one += _product(left, left)
+            norm_other += _product(right, right)
+            cross += _product(left, right)
+    scale = float(np.sqrt(norm_one) * np.sqrt(norm_other))
+    return cross / scale if scale > 0 and np.isfinite(scale) else None
+
+
+def _read_factors(
+    file: BinaryIO, header: Header, module: ModuleFactors | None
+) -> tuple[Matrix, Matrix] | None:
+    if module is None:
+        return None
+    return read_tensor(file, header[module.a]), read_tensor(file, header[module.b]) * module.scaling
+
+
+def _triangle(matrix: Matrix) -> Matrix:
+    """R of the thin QR decomposition."""
+    return np.asarray(np.linalg.qr(matrix).R, dtype=np.float64)
+
+
+def _product(left: tuple[Matrix, Matrix] | None, right: tuple[Matrix, Matrix] | None) -> float:
+    """The inner product of two deltas; zero where one of them is absent or of another shape."""
+    if left is None or right is None:
+        return 0.0
+    if left[0].shape[1] != right[0].shape[1] or left[1].shape[0] != right[1].shape[0]:
+        return 0.0
+    return float(np.sum((left[1].T @ right[1]) * (left[0] @ right[0].T)))

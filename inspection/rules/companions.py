@@ -1,0 +1,132 @@
+"""Rules about adapters that are to be fused into one bundle."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import combinations
+
+from ...schemas.finding import Effect, Severity
+from ..companions import Companions
+from ..quotation import quote_name, quote_names
+from .base_name import present_name
+from .rule import Observation, Observations, rule
+
+NEAR_DUPLICATE_COSINE = 0.99
+
+
+@rule(
+    "MR601",
+    Companions,
+    Effect.NOT_FUSABLE,
+    why="one bundle runs on one base, where a module has one shape",
+    remedy="fuse only adapters of the same base",
+)
+def module_shapes_disagree(companions: Companions) -> Observations:
+    """The adapters disagree about a module's shape."""
+    for path, shapes in companions.shapes():
+        if len(shapes) > 1:
+            said = "; ".join(
+                f"{i} in, {o} out in {quote_names(who)}" for (i, o), who in sorted(shapes.items())
+            )
+            yield Observation(f"{quote_name(path)}: {said}", "one shape")
+
+
+@rule(
+    "MR602",
+    Companions,
+    Effect.NOT_FUSABLE,
+    why="equal shapes do not make equal bases: an adapter on another base is silently wrong",
+    remedy="state the base that all of them fit with `--base`, or leave out those of another",
+)
+def bases_disagree(companions: Companions) -> Observations:
+    """The adapters declare different bases."""
+    bases: dict[str, list[str]] = defaultdict(list)
+    for name, inspection in companions.members.items():
+        if inspection.declared_base:
+            bases[present_name(inspection.declared_base) or inspection.declared_base].append(name)
+    if len(bases) > 1 and companions.stated_base is None:
+        said = "; ".join(f"{quote_name(base)} in {quote_names(who)}" for base, who in sorted(bases.items()))
+        yield Observation(said, "one base")
+
+
+@rule(
+    "MR603",
+    Companions,
+    Effect.NOT_FUSABLE,
+    why="a bundle holds only members whose arithmetic is known and carried by its format",
+    remedy="leave the adapter out, or take away what its own findings name",
+)
+def member_is_not_fusable(companions: Companions) -> Observations:
+    """An adapter cannot be fused by itself."""
+    for name, inspection in companions.members.items():
+        if not inspection.verdict.fusable:
+            yield Observation(f"{quote_name(name)} is {inspection.verdict}", "sound, fusable", file=name)
+
+
+@rule(
+    "MR604",
+    Companions,
+    Severity.NOTE,
+    why="a bundle has one dtype; without a common one it is float32",
+    remedy="nothing needs doing; choose another with `--dtype` when fusing",
+)
+def dtypes_disagree(companions: Companions) -> Observations:
+    """The adapters are stored in different dtypes."""
+    dtypes: dict[str, list[str]] = defaultdict(list)
+    for name, inspection in companions.members.items():
+        if inspection.inventory:
+            dtypes[" and ".join(inspection.inventory.dtypes)].append(name)
+    if len(dtypes) > 1:
+        said = "; ".join(f"{dtype} in {quote_names(who)}" for dtype, who in sorted(dtypes.items()))
+        yield Observation(said, "one dtype")
+
+
+@rule(
+    "MR605",
+    Companions,
+    Severity.WARN,
+    why="adapters of one base usually share modules; paths that never meet are often of two models",
+    remedy="compare each with the base (`--base FOLDER`)",
+)
+def adapters_share_no_module(companions: Companions) -> Observations:
+    """Two adapters have no module in common."""
+    paths = {name: set(i.inventory.by_path) for name, i in companions.members.items() if i.inventory}
+    for (one, own), (other, others) in combinations(paths.items(), 2):
+        if not own & others:
+            first, second = quote_name(min(own)), quote_name(min(others))
+            found = f"{first} in {quote_name(one)}, {second} in {quote_name(other)}"
+            yield Observation(found, "a module in common")
+
+
+@rule(
+    "MR606",
+    Companions,
+    Severity.WARN,
+    why="the gate cannot tell equal members apart, and each takes its share of the memory",
+    remedy="leave one of them out",
+)
+def adapters_are_equal(companions: Companions) -> Observations:
+    """Two adapters are the same bytes."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for name, inspection in companions.members.items():
+        if inspection.weights_sha256:
+            same[inspection.weights_sha256].append(name)
+    for names in same.values():
+        if len(names) > 1:
+            yield Observation(quote_names(names), "different weights")
+
+
+@rule(
+    "MR607",
+    Companions,
+    Severity.WARN,
+    why="members that do almost the same leave the gate nothing to choose by",
+    remedy="leave one of them out, such as the earlier checkpoint",
+)
+def adapters_are_nearly_equal(companions: Companions) -> Observations:
+    """Two adapters change the base in almost the same way."""
+    for (one, other), cosine in sorted(companions.alike.items()):
+        equal = companions.members[one].weights_sha256 == companions.members[other].weights_sha256
+        if cosine > NEAR_DUPLICATE_COSINE and not equal:
+            found = f"a cosine of {cosine:.4f} between {quote_name(one)} and {quote_name(other)}"
+            yield Observation(found, f"at most {NEAR_DUPLICATE_COSINE}")

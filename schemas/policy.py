@@ -1,0 +1,56 @@
+"""A policy: the TOML file in which a team says which adapters it takes.
+
+It can only be stricter than the rules: what protects a result cannot be switched off, and only the
+severity of what is a matter of taste can be changed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from .document import Document
+from .errors import InvalidDocument
+from .inventory import Dtype
+
+MAX_POLICY_BYTES = 1 << 20
+RuleCode = Annotated[str, StringConstraints(pattern=r"^MR[0-9]{3}$")]
+Setting = Literal["off", "note", "warn", "refuse"]
+Names = Annotated[tuple[str, ...], Field(max_length=10_000)]
+
+
+class Policy(Document):
+    """What a team takes; what is not stated is not restricted.
+
+    ``allowed_bases`` are names, or an organisation as ``org/*``; ``allowed_targets`` the last parts
+    of module paths, such as ``q_proj``.
+    """
+
+    # A policy is typed by hand, with no place to learn of a misspelt key but here.
+    model_config = ConfigDict(extra="forbid")
+
+    meteora_policy: Literal[1]
+    allowed_bases: Names | None = None
+    allowed_licenses: Names | None = None
+    allowed_targets: Names | None = None
+    allowed_dtypes: tuple[Dtype, ...] | None = None
+    max_rank: int | None = Field(default=None, ge=1)
+    max_weights_bytes: int | None = Field(default=None, ge=1)
+    severity: dict[RuleCode, Setting] = Field(default_factory=dict)
+
+    @classmethod
+    def from_toml(cls, data: bytes, *, what: str) -> Self:
+        """Read a policy.
+
+        Raises:
+            InvalidDocument: too large, not TOML, or a field breaks the schema.
+        """
+        if len(data) > MAX_POLICY_BYTES:
+            raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {MAX_POLICY_BYTES}")
+        try:
+            value = tomllib.loads(data.decode("utf-8"))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            raise InvalidDocument(f"`{what}` is not TOML: {error}") from error
+        return cls.from_value(value, what=what)
