@@ -195,9 +195,10 @@ def open_regular_file(path: Path) -> Iterator[BinaryIO]:
         if path.is_symlink():
             raise SourceUnreadable(f"`{path}` is a symbolic link, which is never followed") from error
         raise SourceUnreadable(f"`{path}` cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SourceUnreadable(f"`{path}` is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SourceUnreadable(f"`{path}` is no regular file")
         yield file
 
 

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.engine import parse_catalog_url
+from meteora_registry.registry.home import CATALOG_VARIABLE, HOME_VARIABLE, Home
+from support.postgres import postgres_server, postgres_url
+from support.small_adapters import make_adapter
+
+__all__ = ["postgres_server", "postgres_url"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """An empty home, also the one that the environment names."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv(HOME_VARIABLE, str(folder))
+    monkeypatch.delenv(CATALOG_VARIABLE, raising=False)
+    return Home(folder)
+
+
+@pytest.fixture
+def catalog(home: Home) -> Iterator[Catalog]:
+    """The default catalog of that home."""
+    with Catalog.open(home) as catalog:
+        yield catalog
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_catalog(request: pytest.FixtureRequest, home: Home) -> Iterator[Catalog]:
+    """An empty catalog in each database that there may be one in."""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+        schema.upgrade(parse_catalog_url(url))
+        home = Home(home.folder, url)
+    with Catalog.open(home) as catalog:
+        yield catalog
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A small adapter."""
+    return make_adapter(tmp_path / "summarise")

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.records import AdapterVersion, Target
+from meteora_registry.schemas.errors import (
+    AlreadyInCatalog,
+    MeteoraError,
+    NotInCatalog,
+    StillInUse,
+    UsageError,
+)
+from meteora_registry.schemas.finding import Effect, Finding, Place, Severity
+from meteora_registry.schemas.manifest import Origin
+from meteora_registry.schemas.names import CatalogSource, parse_catalog_source
+from meteora_registry.schemas.verification import Outcome
+from support.catalogued import new_adapter, new_bundle, some_inventory, some_verification
+
+FINDING = Finding(
+    code="MR121",
+    title="The adapter uses DoRA",
+    severity=Severity.REFUSE,
+    effect=Effect.NOT_FUSABLE,
+    place=Place(file="adapter_config.json", field="use_dora"),
+    found="`true`",
+    expected="`false`",
+    why="the delta depends on the base",
+    remedy="train it again without",
+)
+
+
+def find(catalog: Catalog, text: str) -> AdapterVersion:
+    """The adapter version of that name."""
+    return catalog.find(parse_catalog_source(text))
+
+
+def test_everything_recorded_of_an_adapter_comes_back(any_catalog: Catalog) -> None:
+    new = new_adapter(
+        origin=Origin(kind="hub", location="hf://org/legal@abc", commit="abc"),
+        stated_base="org/other",
+        base_revision="main",
+        findings=(FINDING,),
+    )
+    added = any_catalog.add_version(new, tags=["good", "english"])
+    assert added.created
+    version = find(any_catalog, "legal")
+    assert version == added.version
+    for field in dataclasses.fields(new):
+        if field.name != "inventory":
+            assert getattr(version, field.name) == getattr(new, field.name), field.name
+    assert (version.name, version.version, version.tags) == ("legal", 1, ("english", "good"))
+    assert (version.rank, version.max_rank, version.scaling, version.dtypes) == (4, 16, 2.0, ("BF16", "F32"))
+    assert version.shape_signature == some_inventory().shape_signature
+    assert version.targets == (
+        Target("q_proj", 32, 32, min_rank=4, max_rank=16, min_scaling=0.5, max_scaling=2.0, layers=2),
+        Target("up_proj", 32, 48, min_rank=8, max_rank=8, min_scaling=1.0, max_scaling=1.0, layers=1),
+    )
+    assert str(version.verdict) == "sound, not fusable"
+    assert version.base == "org/other"
+    assert version.size_bytes == 1100
+    assert version.created_at.utcoffset() is not None
+
+
+def test_an_adapter_without_lora_factors_is_recorded(catalog: Catalog) -> None:
+    version = catalog.add_version(new_adapter(inventory=None)).version
+    assert (version.rank, version.max_rank, version.scaling, version.dtypes) == (None, None, None, ())
+    assert version.targets == ()
+
+
+def test_new_content_is_the_next_version_and_old_content_none(any_catalog: Catalog) -> None:
+    assert any_catalog.add_version(new_adapter(content="1")).version.version == 1
+    assert any_catalog.add_version(new_adapter(content="2")).version.version == 2
+    again = any_catalog.add_version(new_adapter(content="1"), tags=["seen"])
+    assert (again.created, str(again.version.source), again.version.tags) == (False, "legal@1", ("seen",))
+    assert any_catalog.versions_of("legal") == (1, 2)
+    assert find(any_catalog, "legal").version == 2
+    assert find(any_catalog, "legal@1").version == 1
+
+
+def test_the_same_content_with_another_stated_base_is_refused(catalog: Catalog) -> None:
+    catalog.add_version(new_adapter())
+    assert not catalog.add_version(new_adapter()).created
+    with pytest.raises(AlreadyInCatalog) as caught:
+        catalog.add_version(new_adapter(stated_base="org/other"))
+    assert str(caught.value) == (
+        "`legal@1` has this very content, without a stated base, and a version never changes"
+    )
+    assert caught.value.hint == "remove `legal@1` first, or state another name"
+
+
+def test_content_is_found_under_every_name(catalog: Catalog) -> None:
+    new = new_adapter()
+    assert catalog.find_content(new.weights_sha256, new.canonical_config_sha256) == ()
+    for name in ("legal", "copy"):
+        catalog.add_version(dataclasses.replace(new, name=name))
+    found = catalog.find_content(new.weights_sha256, new.canonical_config_sha256)
+    assert [str(source) for source in found] == ["legal@1", "copy@1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing", "the catalog has no adapter `nothing`"),
+        ("legal@7", "`legal` has no version 7, it has `1`, `2`"),
+        ("legal@best", "`legal` has no alias `best`, it has `champion`"),
+        ("plain@best", "`plain` has no alias `best`, it has none"),
+        ("team", "`team` is a bundle, expected an adapter"),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(catalog: Catalog, text: str, message: str) -> None:
+    catalog.add_version(new_adapter(content="1"))
+    catalog.add_version(new_adapter(content="2"))
+    catalog.set_alias(CatalogSource("legal"), "champion")
+    plain = catalog.add_version(new_adapter("plain", content="3")).version
+    catalog.register_bundle(new_bundle(plain))
+    with pytest.raises(NotInCatalog) as caught:
+        find(catalog, text)
+    assert str(caught.value) == message
+
+
+def test_an_alias_moves_and_goes(any_catalog: Catalog) -> None:
+    any_catalog.add_version(new_adapter(content="1"))
+    any_catalog.add_version(new_adapter(content="2"))
+    assert str(any_catalog.set_alias(CatalogSource("legal", 1), "champion")) == "legal@1"
+    assert find(any_catalog, "legal@champion").version == 1
+    assert str(any_catalog.set_alias(CatalogSource("legal"), "champion")) == "legal@2"
+    assert find(any_catalog, "legal@champion").aliases == ("champion",)
+    assert find(any_catalog, "legal@1").aliases == ()
+    any_catalog.remove_alias("legal", "champion")
+    with pytest.raises(NotInCatalog):
+        find(any_catalog, "legal@champion")
+
+
+def test_tags_are_added_and_removed(any_catalog: Catalog) -> None:
+    any_catalog.add_version(new_adapter())
+    source = CatalogSource("legal")
+    assert any_catalog.change_tags(source, add=["b", "a", "a"]) == ("a", "b")
+    assert any_catalog.change_tags(source, add=["a"], remove=["b", "unknown"]) == ("a",)
+    assert find(any_catalog, "legal").tags == ("a",)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(lambda c: c.add_version(new_adapter("Legal", "2")), id="name"),
+        pytest.param(
+            lambda c: c.add_version(new_adapter(content="2"), tags=["No Tag"]), id="tag of a new version"
+        ),
+        pytest.param(lambda c: c.change_tags(CatalogSource("legal"), add=["No Tag"]), id="tag"),
+        pytest.param(lambda c: c.set_alias(CatalogSource("legal"), "3"), id="alias"),
+    ],
+)
+def test_a_malformed_word_is_refused_and_changes_nothing(catalog: Catalog, act: object) -> None:
+    catalog.add_version(new_adapter())
+    before = (catalog.list_adapters(), catalog.list_events())
+    with pytest.raises(UsageError):
+        act(catalog)  # type: ignore[operator]
+    assert (catalog.list_adapters(), catalog.list_events()) == before
+
+
+def test_list_gives_the_latest_version_of_each_adapter_by_name(any_catalog: Catalog) -> None:
+    for name, content in (("legal", "1"), ("code", "2"), ("legal", "3")):
+        any_catalog.add_version(new_adapter(name, content), tags=[f"tag{content}"])
+    any_catalog.register_bundle(new_bundle(find(any_catalog, "code")))
+    listed = any_catalog.list_adapters()
+    assert [(each.name, each.version, each.tags) for each in listed] == [
+        ("code", 1, ("tag2",)),
+        ("legal", 2, ("tag3",)),
+    ]
+    assert [bundle.name for bundle in any_catalog.list_bundles()] == ["team"]
+
+
+def test_a_removed_number_never_comes_again(any_catalog: Catalog) -> None:
+    any_catalog.add_version(new_adapter(content="1"))
+    any_catalog.add_version(new_adapter(content="2"))
+    any_catalog.set_alias(CatalogSource("legal", 2), "champion")
+    removal = any_catalog.remove(CatalogSource("legal", 2))
+    assert (removal.kind, [str(each) for each in removal.versions]) == ("adapter", ["legal@2"])
+    assert any_catalog.versions_of("legal") == (1,)
+    any_catalog.remove(CatalogSource("legal"))
+    with pytest.raises(NotInCatalog, match="has no adapter `legal`"):
+        find(any_catalog, "legal")
+    assert any_catalog.list_adapters() == ()
+    assert any_catalog.add_version(new_adapter(content="2")).version.version == 3
+
+
+def test_remove_gives_the_digests_and_the_catalog_says_which_are_still_referred_to(catalog: Catalog) -> None:
+    first = catalog.add_version(new_adapter("legal", "1")).version
+    catalog.add_version(new_adapter("code", "2"))
+    removal = catalog.remove(CatalogSource("legal"))
+    assert removal.digests == {first.weights_sha256, first.config_sha256}
+    # Both have the same config.
+    assert catalog.referenced(removal.digests) == {first.config_sha256}
+
+
+def test_a_member_of_a_bundle_cannot_be_removed(any_catalog: Catalog) -> None:
+    for content in ("1", "2"):
+        any_catalog.add_version(new_adapter(content=content))
+    any_catalog.register_bundle(new_bundle(find(any_catalog, "legal@1")))
+    for text in ("legal", "legal@1"):
+        with pytest.raises(StillInUse) as caught:
+            any_catalog.remove(parse_catalog_source(text))
+        assert str(caught.value) == "`legal@1` cannot be removed: used by `team@1`"
+    any_catalog.remove(CatalogSource("legal", 2))
+    any_catalog.remove(CatalogSource("team"))
+    any_catalog.remove(CatalogSource("legal"))
+    assert any_catalog.versions_of("legal") == ()
+
+
+def test_everything_recorded_of_a_bundle_comes_back(any_catalog: Catalog) -> None:
+    adapters = [any_catalog.add_version(new_adapter(name, name)).version for name in ("legal", "code")]
+    new = new_bundle(*adapters, verification=some_verification())
+    bundle = any_catalog.register_bundle(new)
+    assert bundle == any_catalog.find_bundle(CatalogSource("team"))
+    for field in dataclasses.fields(new):
+        if field.name not in ("members", "verification"):
+            assert getattr(bundle, field.name) == getattr(new, field.name), field.name
+    assert [(each.position, each.name, str(each.adapter)) for each in bundle.members] == [
+        (0, "legal", "legal@1"),
+        (1, "code", "code@1"),
+    ]
+    assert [each.record for each in bundle.verifications] == [some_verification()]
+
+
+def test_a_member_that_was_never_catalogued_is_recorded_by_its_digests(catalog: Catalog) -> None:
+    adapter = catalog.add_version(new_adapter()).version
+    new = new_bundle(adapter)
+    members = tuple(dataclasses.replace(member, adapter=None) for member in new.members)
+    bundle = catalog.register_bundle(dataclasses.replace(new, members=members))
+    assert [(each.adapter, each.weights_sha256) for each in bundle.members] == [
+        (None, adapter.weights_sha256)
+    ]
+    catalog.remove(CatalogSource("legal"))
+
+
+def test_the_same_manifest_elsewhere_is_the_same_version_at_its_new_place(catalog: Catalog) -> None:
+    adapter = catalog.add_version(new_adapter()).version
+    catalog.register_bundle(new_bundle(adapter))
+    assert catalog.register_bundle(new_bundle(adapter, content="2")).version == 2
+    moved = catalog.register_bundle(new_bundle(adapter, path=Path("/elsewhere")))
+    assert (moved.version, moved.path) == (1, Path("/elsewhere"))
+
+
+def test_adapters_and_bundles_share_their_names(any_catalog: Catalog) -> None:
+    adapter = any_catalog.add_version(new_adapter("team")).version
+    with pytest.raises(AlreadyInCatalog) as caught:
+        any_catalog.register_bundle(new_bundle(adapter))
+    assert str(caught.value) == "the name `team` is taken by an adapter"
+    any_catalog.remove(CatalogSource("team"))
+    bundle = any_catalog.register_bundle(new_bundle())
+    assert bundle.version == 2
+
+
+def test_a_verification_goes_to_every_bundle_with_its_manifest(any_catalog: Catalog) -> None:
+    assert any_catalog.record_verification(some_verification()) == ()
+    adapter = any_catalog.add_version(new_adapter()).version
+    for name in ("team", "copy"):
+        any_catalog.register_bundle(new_bundle(adapter, name=name))
+    failed = some_verification(outcome=Outcome.FAIL)
+    assert [str(each) for each in any_catalog.record_verification(failed)] == ["team@1", "copy@1"]
+    assert any_catalog.find_bundle(CatalogSource("copy")).verifications[-1].outcome is Outcome.FAIL
+
+
+def test_every_change_leaves_an_event(catalog: Catalog) -> None:
+    adapter = catalog.add_version(new_adapter(), tags=["good"]).version
+    source = CatalogSource("legal")
+    catalog.set_alias(source, "champion")
+    catalog.remove_alias("legal", "champion")
+    catalog.change_tags(source, remove=["good"])
+    catalog.register_bundle(new_bundle(adapter, verification=some_verification()))
+    catalog.register_bundle(new_bundle(adapter, path=Path("/elsewhere")))
+    catalog.remove(CatalogSource("team"))
+    catalog.remove(source)
+    events = [
+        (each.action, each.subject, each.name, each.version) for each in reversed(catalog.list_events())
+    ]
+    assert events == [
+        ("spelling", "base", "org/base", None),
+        ("add", "adapter", "legal", 1),
+        ("tags", "adapter", "legal", 1),
+        ("alias", "adapter", "legal", 1),
+        ("alias", "adapter", "legal", 1),
+        ("tags", "adapter", "legal", 1),
+        ("add", "bundle", "team", 1),
+        ("verify", "bundle", "team", 1),
+        ("move", "bundle", "team", 1),
+        ("remove", "bundle", "team", 1),
+        ("remove", "adapter", "legal", 1),
+    ]
+    assert [each.action for each in catalog.list_events("team", limit=2)] == ["remove", "move"]
+
+
+def test_what_changes_nothing_leaves_no_event(catalog: Catalog) -> None:
+    adapter = catalog.add_version(new_adapter(), tags=["good"]).version
+    catalog.set_alias(CatalogSource("legal"), "champion")
+    catalog.register_bundle(new_bundle(adapter))
+    before = catalog.list_events()
+    catalog.add_version(new_adapter(), tags=["good"])
+    catalog.set_alias(CatalogSource("legal"), "champion")
+    catalog.change_tags(CatalogSource("legal"), add=["good"], remove=["other"])
+    catalog.register_bundle(new_bundle(adapter))
+    assert catalog.list_events() == before
+
+
+LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b-bnb-4bit"
+
+
+@pytest.mark.parametrize(
+    ("stated", "declared", "base_model"),
+    [
+        pytest.param(None, LLAMA, LLAMA, id="declared"),
+        pytest.param(None, LLAMA.upper(), LLAMA, id="whatever the case"),
+        pytest.param(None, MIRROR, LLAMA, id="a spelling it learned"),
+        pytest.param("org/base", MIRROR, "org/base", id="what is stated comes first"),
+        pytest.param(None, "/content/llama", None, id="a path was never learned"),
+        pytest.param(LLAMA, "D:\\models\\llama", LLAMA, id="stated for a path"),
+        pytest.param(None, None, None, id="nobody says"),
+    ],
+)
+def test_a_base_is_known_by_its_spellings(
+    catalog: Catalog, stated: str | None, declared: str | None, base_model: str | None
+) -> None:
+    catalog.add_version(new_adapter("a", "1", declared_base=LLAMA))
+    catalog.add_version(new_adapter("b", "2", declared_base=MIRROR, stated_base=LLAMA))
+    catalog.add_version(new_adapter("c", "3", declared_base="/content/llama", stated_base=LLAMA))
+    added = catalog.add_version(new_adapter("d", "4", declared_base=declared, stated_base=stated))
+    assert added.version.base_model == base_model
+
+
+def test_foreign_text_that_no_database_can_hold_is_kept_as_far_as_it_can_be(any_catalog: Catalog) -> None:
+    version = any_catalog.add_version(
+        new_adapter(declared_base="a\0b", license="\ud800x", task_type="y" * 5000)
+    ).version
+    assert (version.declared_base, version.license) == ("a\ufffdb", "\ufffdx")
+    assert version.task_type == "y" * 1024
+
+
+def test_a_failure_undoes_the_whole_call(catalog: Catalog) -> None:
+    catalog.add_version(new_adapter())
+    unknown = dataclasses.replace(find(catalog, "legal"), id=999)
+    with pytest.raises(MeteoraError):
+        catalog.register_bundle(new_bundle(unknown))
+    assert catalog.list_bundles() == ()
+    assert catalog.versions_of("team") == ()
+    assert [event.name for event in catalog.list_events("team")] == []

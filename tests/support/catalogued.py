@@ -1,0 +1,113 @@
+"""Adapters and bundles to put into a catalog, without files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from meteora_registry.registry.catalog.records import (
+    AdapterVersion,
+    NewAdapterVersion,
+    NewBundleVersion,
+    NewMember,
+    StoredFile,
+)
+from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.inventory import Dtype, Inventory, ModuleFactors
+from meteora_registry.schemas.manifest import Origin
+from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
+
+
+def some_inventory() -> Inventory:
+    """Two layers of ``q_proj`` that differ in rank, and one ``up_proj``."""
+    return Inventory(
+        modules=(
+            _module("model.layers.0.self_attn.q_proj", rank=4, out_features=32),
+            _module("model.layers.1.mlp.up_proj", rank=8, out_features=48),
+            _module("model.layers.1.self_attn.q_proj", rank=16, out_features=32),
+        ),
+        rank=4,
+        scaling=2.0,
+    )
+
+
+def _module(path: str, *, rank: int, out_features: int) -> ModuleFactors:
+    return ModuleFactors(
+        path=path,
+        rank=rank,
+        in_features=32,
+        out_features=out_features,
+        alpha=8.0,
+        scaling=8.0 / rank,
+        a=f"{path}.lora_A.weight",
+        b=f"{path}.lora_B.weight",
+        a_dtype=Dtype.BF16,
+        b_dtype=Dtype.F32,
+    )
+
+
+def new_adapter(name: str = "legal", content: str = "1", **changes: Any) -> NewAdapterVersion:
+    """An adapter whose digests follow from ``content``."""
+    weights, config = Digest.of_bytes(f"weights {content}".encode()), Digest.of_bytes(b"config")
+    values: dict[str, Any] = {
+        "name": name,
+        "origin": Origin(kind="folder", location="folder", commit=None),
+        "files": (
+            StoredFile("adapter_config.json", config, 100),
+            StoredFile("adapter_model.safetensors", weights, 1000),
+        ),
+        "weights_sha256": weights,
+        "config_sha256": config,
+        "canonical_config_sha256": config,
+        "weights_bytes": 1000,
+        "declared_base": "org/base",
+        "stated_base": None,
+        "base_revision": None,
+        "task_type": "CAUSAL_LM",
+        "license": "apache-2.0",
+        "peft_version": "0.21.2",
+        "inventory": some_inventory(),
+        "findings": (),
+    }
+    return NewAdapterVersion(**values | changes)
+
+
+def new_bundle(
+    *members: AdapterVersion, name: str = "team", content: str = "1", **changes: Any
+) -> NewBundleVersion:
+    """A bundle of these members, with a manifest digest that follows from ``content``."""
+    values: dict[str, Any] = {
+        "name": name,
+        "manifest_sha256": Digest.of_bytes(f"manifest {content}".encode()),
+        "path": Path("/bundles/team"),
+        "size_bytes": 5000,
+        "base": "org/base",
+        "base_revision": None,
+        "dtype": "F32",
+        "top_k": 2,
+        "temperature": 1.0,
+        "gate_kind": "linear",
+        "gate_scope": "token",
+        "gate_fitted": "not fitted",
+        "members": tuple(
+            NewMember(member.name, member, member.weights_sha256, member.config_sha256) for member in members
+        ),
+    }
+    return NewBundleVersion(**values | changes)
+
+
+def some_verification(content: str = "1", outcome: Outcome = Outcome.PASS) -> VerificationRecord:
+    """A record for the bundle of that content."""
+    return VerificationRecord(
+        meteora_verification=1,
+        manifest_sha256=Digest.of_bytes(f"manifest {content}".encode()),
+        level=Level.SOURCE,
+        outcome=outcome,
+        problems=(),
+        unchecked=(),
+        backends_run=(),
+        backends_not_run=(),
+        modules={},
+        versions={},
+        created_at="2026-01-01T00:00:00Z",
+    )
