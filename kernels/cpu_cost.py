@@ -37,6 +37,8 @@ CACHED_ADAPTERS_MB = 10.0
 CACHED_COPY_MB = 24.0
 MEASURED_THREADS = 2
 SMALL_SELECTION = 64
+HANDFUL_SLOTS = 4
+HANDFUL_WIDENED = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,16 @@ BF16_EXPAND = {
     "grouped": Constants(105, call=64, rate=187, read=126, copy=194),
     "grouped_mm": Constants(180, call=21, rate=248, read=131, copy=98, far=394),
 }
+
+
+def is_a_handful(x: Tensor, layout: Layout, selection: Tensor) -> bool:
+    """Return whether a forward on a CPU is so small that `routed_views` does it in the least operations.
+
+    It widens half types, which costs more than it saves once the adapters are more than a few rows.
+    """
+    if x.device.type != "cpu" or not 0 < selection.numel() <= HANDFUL_SLOTS:
+        return False
+    return x.dtype != torch.bfloat16 or layout.max_rank * x.shape[1] <= HANDFUL_WIDENED
 
 
 def cheapest_shrink(W: Tensor, layout: Layout, selection: Tensor) -> str:

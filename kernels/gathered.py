@@ -1,9 +1,10 @@
 """Shrink and expand for which each token reads its own adapters' rows, with nothing sorted.
 
-`shrink_views` and `expand_views` take one slot at a time as a view of the storage: nothing beats them for
-a handful of slots. `expand_bag` is `torch.nn.functional.embedding_bag`: a weighted sum of rows of W per
-token, in one pass, summed in fp32 and stored once. The CPU alone takes these; the selection is read on
-the host. Shapes are those of ``layout.py``.
+`routed_views` takes one slot at a time, as views of the storage, from input to output: the form of a single
+decoded token, where every tensor operation counts. `shrink_views` and `expand_views` are its halves, for a
+handful of tokens and for training, which needs z. `expand_bag` is `torch.nn.functional.embedding_bag`: a
+weighted sum of rows of W per token, in one pass, summed in fp32 and stored once. The CPU alone takes these;
+the selection is read on the host. Shapes are those of ``layout.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,26 @@ from torch.nn.functional import embedding_bag
 from .layout import Layout
 from .operands import accumulation_dtype, multipliable
 from .slots import slot_rows
+
+
+def routed_views(
+    x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, selection: Tensor, weights: Tensor, out: Tensor | None
+) -> Tensor:
+    """Return the routed output [T, D] in the dtype of `x`, added into `out` where one is given.
+
+    Products and sum are in the accumulation dtype; weight and scaling are multiplied in double.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    in_place = out is not None and out.dtype == dtype
+    total = out if out is not None and in_place else x.new_zeros(x.shape[0], Bt.shape[1], dtype=dtype)
+    for t, (adapters, shares) in enumerate(zip(selection.tolist(), weights.tolist(), strict=True)):
+        token, row = x[t : t + 1].to(dtype), total[t : t + 1]
+        for i, share in zip(adapters, shares, strict=True):
+            rows = slice(layout.offsets[i], layout.offsets[i + 1])
+            row.addmm_(token @ A[rows].to(dtype).T, Bt[rows].to(dtype), alpha=share * layout.scaling[i])
+    if out is None:
+        return total.to(x.dtype)
+    return out if in_place else out.add_(total)
 
 
 def shrink_views(v: Tensor, W: Tensor, layout: Layout, selection: Tensor) -> Tensor:

@@ -27,9 +27,13 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Offsets and scalings of one linear's adapters, with what the kernels derive from them."""
+    """Offsets and scalings of one linear's adapters, with what the kernels derive from them.
+
+    `layout_of` keeps one object per layout, so that equality and hash are the object's own: hashing 512
+    adapters at each look-up would cost more than some calls do.
+    """
 
     offsets: tuple[int, ...]
     scaling: tuple[float, ...]

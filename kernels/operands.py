@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FEW_VALUES = 16
 EXPERT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -57,7 +58,9 @@ def check_selection(selection: Tensor, adapters: int) -> None:
     """
     if not selection.numel():
         return
-    for found in map(int, selection.aminmax()):
+    few = selection.numel() <= FEW_VALUES
+    values = selection.flatten() if few else torch.stack(selection.aminmax())
+    for found in values.tolist():
         if not 0 <= found < adapters:
             raise ValueError(
                 f"`selection` names adapter {found}, expected 0 to {adapters - 1}, the adapters known here"

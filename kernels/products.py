@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import cpu_cost
 from .dense import expand_dense, shrink_dense
-from .gathered import expand_bag, expand_views, shrink_views
+from .gathered import expand_bag, expand_views, routed_views, shrink_views
 from .grouped import expand_grouped, expand_grouped_mm, shrink_grouped, shrink_grouped_mm
 from .layout import Layout
 from .operands import accumulation_dtype
@@ -31,6 +31,21 @@ CPU_EXPANDS = {
     "grouped": expand_grouped,
     "grouped_mm": expand_grouped_mm,
 }
+
+
+def forward(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    layout: Layout,
+    selection: Tensor,
+    weights: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return the routed output [T, D], added into `out` where one is given; z is not kept."""
+    if cpu_cost.is_a_handful(x, layout, selection):
+        return routed_views(x, A, Bt, layout, selection, weights, out)
+    return expand(shrink(x, A, layout, selection), weights, Bt, layout, selection, out)
 
 
 def shrink(v: Tensor, W: Tensor, layout: Layout, selection: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ those of ``layout.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from .grouped import slot_outer_products
 from .layout import layout_of
 from .operands import accumulation_dtype, check_operands, check_output, check_selection
-from .products import expand, shrink
+from .products import expand, forward, shrink
 from .slots import slot_factors, slot_scaling
 
 
@@ -136,9 +137,12 @@ def _forward(
     if selection.device.type == "cpu":
         check_selection(selection, layout.adapters)
     with _without_autocast(x):
+        if not keep_z:
+            return forward(x, A, Bt, layout, selection, weights), x.new_empty(
+                0, dtype=accumulation_dtype(x.dtype)
+            )
         z = shrink(x, A, layout, selection)
-        out = expand(z, weights, Bt, layout, selection)
-    return out, z if keep_z else z.new_empty(0)
+        return expand(z, weights, Bt, layout, selection), z
 
 
 _forward_op = torch.library.custom_op("meteora::routed_lora", _forward, mutates_args=())
@@ -174,8 +178,7 @@ def _add(
     if selection.device.type == "cpu":
         check_selection(selection, layout.adapters)
     with _without_autocast(x):
-        z = shrink(x, A, layout, selection)
-        expand(z, weights, Bt, layout, selection, out)
+        forward(x, A, Bt, layout, selection, weights, out)
 
 
 _add_op = torch.library.custom_op("meteora::routed_lora_", _add, mutates_args=("out",))
@@ -276,6 +279,8 @@ class _Eager(torch.autograd.Function):
 _differentiable: Callable[..., tuple[Tensor, Tensor]] = _Eager.apply
 
 
-def _without_autocast(x: Tensor) -> torch.autocast:
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which products keep the operands' dtype, whatever autocast surrounds it."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
     return torch.autocast(device_type=x.device.type, enabled=False)

@@ -88,11 +88,11 @@ REFUSALS = {
         "`scaling` of adapter 1 is nan, expected a finite number",
     ),
     "unknown-adapter": (
-        {"selection": lambda c: c.selection + 2},
+        {"selection": lambda c: c.selection * 0 + 4},
         "`selection` names adapter 4, expected 0 to 2, the adapters known here",
     ),
     "negative-adapter": (
-        {"selection": lambda c: c.selection - 1},
+        {"selection": lambda c: c.selection * 0 - 1},
         "`selection` names adapter -1, expected 0 to 2, the adapters known here",
     ),
 }
