@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,12 +28,12 @@ OUTPUT = Path(__file__).resolve().parent.parent / "demo-output"
 BASE_NAME = "demo/tiny-llama"
 VOCABULARY = 64
 LENGTH = 24
-TRAINING_STEPS = 60
+TRAINING_STEPS = 200
 
 # Three tasks over numbers, told apart by their step: each adapter learns to go on counting its way.
 TASKS = {
     "count-by-one": (1, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])),
-    "count-by-five": (5, LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules="all-linear")),
+    "count-by-five": (5, LoraConfig(r=8, lora_alpha=4, use_rslora=True, target_modules="all-linear")),
     "count-down": (
         -1,
         LoraConfig(r=16, lora_alpha=8, target_modules=["gate_proj", "up_proj", "down_proj", "o_proj"]),
@@ -42,6 +43,9 @@ TASKS = {
 
 def main() -> None:
     """Run the demo; a failed step ends it with its error."""
+    transformers.utils.logging.disable_progress_bar()
+    # PEFT asks transformers for something deprecated; nobody here can act on it.
+    warnings.simplefilter("ignore", FutureWarning)
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir()
     torch.manual_seed(0)
@@ -83,7 +87,7 @@ def train_adapter(name: str) -> tuple[float, float]:
     step, config = TASKS[name]
     model = get_peft_model(LlamaForCausalLM.from_pretrained(OUTPUT / "base"), config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-2)
+    optimizer = torch.optim.AdamW(trained, lr=5e-3)
     losses = []
     for _ in range(TRAINING_STEPS):
         batch = sequences(step, count=16)
