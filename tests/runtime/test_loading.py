@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import (
+    AutoPeftModelForCausalLM,
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -20,9 +28,11 @@ from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
+    make_adapter,
     make_llama_adapters,
     save_base,
     some_tokens,
+    tiny_gpt2,
     tiny_llama,
 )
 
@@ -132,15 +142,13 @@ def test_save_after_load_writes_the_same_tensors(
 
 
 @every_load
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda dtype: f"bundle-{dtype}")
-def test_cast_of_the_model_leaves_the_bundle_as_it_is(
-    setting: Setting, tmp_path: Path, load: Load, dtype: torch.dtype
-) -> None:
-    model = load(setting.bundles[dtype], torch.float32)
+def test_cast_of_the_model_leaves_the_bundle_as_it_is(setting: Setting, tmp_path: Path, load: Load) -> None:
+    bundle = setting.bundles[torch.float16]
+    model = load(bundle, torch.float32)
     for cast in (model.half, model.bfloat16, model.float):
         cast()
     model.to(torch.bfloat16).save_pretrained(tmp_path)
-    assert_same_bytes(tensors_in(tmp_path), tensors_in(setting.bundles[dtype]))
+    assert_same_bytes(tensors_in(tmp_path), tensors_in(bundle))
     assert logits_of(model).dtype == torch.bfloat16
 
 
@@ -158,8 +166,10 @@ def test_module_that_transformers_keeps_in_float32_keeps_the_bundle_as_it_is(
 def test_every_entry_point_computes_the_same(setting: Setting, load: Load) -> None:
     bundle = setting.bundles[torch.float32]
     reference = logits_of(through_peft_model(bundle, torch.float32))
-    assert torch.equal(logits_of(load(bundle, torch.float32)), reference)
+    model = load(bundle, torch.float32)
+    assert torch.equal(logits_of(model), reference)
     assert relative_error(logits_of(tiny_llama()), reference) > 0.1
+    assert not [module for module in model.modules() if "_load_pretrained_model" in module.__dict__]
 
 
 @every_load
@@ -183,17 +193,31 @@ def test_load_says_once_that_the_gate_is_not_fitted(setting: Setting, load: Load
     )
 
 
-@every_load
-def test_load_leaves_no_hook_behind(setting: Setting, load: Load) -> None:
-    model = load(setting.bundles[torch.float32], torch.float32)
-    assert not [m for m in model.modules() if "_load_pretrained_model" in m.__dict__]
-
-
-def test_layers_stand_at_exactly_the_paths_of_the_bundle(setting: Setting) -> None:
-    model = through_load_adapter(setting.bundles[torch.float32], torch.float32)
+@pytest.mark.parametrize(
+    "load", [LOADS["PeftModel"], LOADS["load_adapter"]], ids=["PeftModel", "load_adapter"]
+)
+def test_layers_stand_at_exactly_the_paths_of_the_bundle(
+    setting: Setting, tmp_path: Path, load: Load
+) -> None:
+    adapter = setting.base.parent / "adapters" / "last-layer"
+    model = load(write_bundle(tmp_path, {"only": adapter}, top_k=1), torch.float32)
     found = {name for name, module in model.named_modules() if isinstance(module, MeteoraLayer)}
-    assert found == set(model.peft_config["default"].bundle.target_modules)
-    assert "model.layers.1.mlp.up_proj" in found
+    assert {name.removeprefix("base_model.model.") for name in found} == {
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.mlp.up_proj",
+    }
+
+
+def test_injection_and_state_dict_by_hand_give_the_same_model(setting: Setting) -> None:
+    bundle = setting.bundles[torch.bfloat16]
+    model = inject_adapter_in_model(PeftConfig.from_pretrained(bundle), tiny_llama())
+    set_peft_model_state_dict(model, tensors_in(bundle))
+    assert torch.equal(logits_of(model), logits_of(through_peft_model(bundle, torch.float32)))
+    assert_same_bytes(
+        {f"base_model.model.{name}": t for name, t in get_peft_model_state_dict(model).items()},
+        tensors_in(bundle),
+    )
+    assert "_load_pretrained_model" not in model.__dict__
 
 
 def test_save_keeps_the_config(setting: Setting, tmp_path: Path) -> None:
@@ -201,3 +225,17 @@ def test_save_keeps_the_config(setting: Setting, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     saved = PeftModel.from_pretrained(tiny_llama(), tmp_path).peft_config["default"]
     assert saved.bundle == model.peft_config["default"].bundle
+
+
+def test_save_keeps_the_paths_of_many_modules(tmp_path: Path) -> None:
+    # PEFT shortens a list of twenty paths or more to suffixes.
+    def base() -> nn.Module:
+        return tiny_gpt2(layers=7)
+
+    targets = ["c_attn", "c_proj", "c_fc"]
+    adapter = make_adapter(base, tmp_path / "a", seed=1, r=2, target_modules=targets, fan_in_fan_out=True)
+    model = PeftModel.from_pretrained(base(), write_bundle(tmp_path / "bundle", {"a": adapter}, top_k=1))
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert len(saved["target_modules"]) == 28
+    assert "transformer.h.6.mlp.c_fc" in saved["target_modules"]

@@ -258,6 +258,16 @@ def test_refused_second_bundle_leaves_the_first_working(bundle: Path, tmp_path: 
         assert torch.equal(model(some_tokens()).logits, before)
 
 
+def test_refused_bundle_can_be_deleted_from_a_transformers_model(bundle: Path) -> None:
+    model = tiny_llama()
+    change_tensors(bundle, remove_a_tensor)
+    with pytest.raises(BundleRefused):
+        model.load_adapter(bundle)
+    model.delete_adapter("default")
+    with torch.no_grad():
+        assert torch.equal(model(some_tokens()).logits, tiny_llama()(some_tokens()).logits)
+
+
 def test_pickled_weights_are_refused(bundle: Path) -> None:
     torch.save(load_file(bundle / "adapter_model.safetensors"), bundle / "adapter_model.bin")
     with pytest.raises(BundleRefused, match=r"are `adapter_model.bin`, expected `adapter_model.safetensors`"):
