@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -80,9 +79,11 @@ class Pattern:
             return Standing.TOO_LONG
         if _depth(self.text) > MAX_PATTERN_DEPTH:
             return Standing.TOO_LONG
+        if not _reads_alike(self.text):
+            return Standing.UNSUPPORTED
         if not _compiles_in_python(self.text):
             return Standing.BROKEN
-        if not _reads_alike(self.text) or self._automaton is None or self._tail_automaton is None:
+        if self._automaton is None or self._tail_automaton is None:
             return Standing.UNSUPPORTED
         return Standing.REGULAR
 
@@ -179,9 +180,7 @@ def _depth(text: str) -> int:
 def _compiles_in_python(text: str) -> bool:
     # Compiling is bounded by the length and depth checked before; only matching can run away.
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            re.compile(text)
+        re.compile(text)
     except (re.error, RecursionError, OverflowError):
         return False
     return True

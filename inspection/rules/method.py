@@ -84,7 +84,7 @@ def peft_type_is_another_method(config: Config) -> Observations:
     Effect.NOT_FUSABLE,
     file=CONFIG_FILE,
     why="a bundle holds many adapters already and is no member of another bundle",
-    remedy="take the members out with `meteora-registry bundle extract` and fuse those",
+    remedy="take the members out with `meteora-registry extract` and fuse those",
 )
 def adapter_is_bundle(config: Config) -> Observations:
     """This is a MeteoRA bundle, no single adapter."""

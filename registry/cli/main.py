@@ -18,6 +18,7 @@ from .parameters import examples
 
 # In the order in which `--help` lists them; each is `command` in the module of its name.
 COMMANDS = (
+    "validate",
     "add",
     "list",
     "show",

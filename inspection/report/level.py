@@ -1,0 +1,17 @@
+"""How loud a finding is in the formats that know error, warning and note."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ...schemas.finding import Finding, Severity
+from ...schemas.report import Report, counts_against
+
+Level = Literal["error", "warning", "note"]
+
+
+def level_of(finding: Finding, report: Report) -> Level:
+    """Error is what stands against the purpose; a refusal of another purpose is only a note."""
+    if counts_against(finding, report.purpose, report.fail_on):
+        return "error"
+    return "warning" if finding.severity is Severity.WARN else "note"

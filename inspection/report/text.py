@@ -1,0 +1,48 @@
+"""A report for a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from ...schemas.finding import Finding
+from ...schemas.report import AdapterReport, Report
+from ..quotation import escape
+
+
+def format_text(report: Report) -> str:
+    """Each adapter with its findings, what was not checked, and a summary of many."""
+    lines = [line for adapter in report.adapters for line in _describe(adapter)]
+    if report.together:
+        lines += ["together:", *(f"  {line}" for each in report.together for line in describe_finding(each))]
+    lines += [f"not checked: {what}" for what in report.not_asked]
+    if len(report.adapters) > 1:
+        lines.append(summarise(report))
+    return "\n".join(lines) + "\n"
+
+
+def summarise(report: Report) -> str:
+    """How many adapters came to which outcome."""
+    counts = Counter(adapter.outcome for adapter in report.adapters)
+    said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    return f"{len(report.adapters)} adapters: {said}"
+
+
+def describe_finding(finding: Finding) -> list[str]:
+    """A finding in three lines: what and where, found and expected, why and the way out."""
+    return [
+        f"{finding.code} {finding.severity}: {finding.title} ({finding.place})",
+        f"  found {finding.found}, expected {finding.expected}",
+        f"  {finding.why}; {finding.remedy}",
+    ]
+
+
+def _describe(adapter: AdapterReport) -> Iterator[str]:
+    verdict = f" ({adapter.verdict})" if adapter.verdict else ""
+    yield f"{escape(adapter.name, limit=4096)}: {adapter.outcome}{verdict}"
+    if adapter.error:
+        yield f"  {escape(adapter.error, limit=4096)}"
+    for finding in adapter.findings:
+        yield from (f"  {line}" for line in describe_finding(finding))
+    for what in adapter.unchecked:
+        yield f"  could not be checked: {what}"

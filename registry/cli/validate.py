@@ -1,0 +1,179 @@
+"""``validate``: judge adapters before anybody uses them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...schemas.errors import SourceUnreadable, UsageError
+from ...schemas.finding import Severity
+from ...schemas.policy import MAX_POLICY_BYTES, Policy
+from ...schemas.report import Outcome, Purpose
+from ..home import Home
+from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
+from .output import print_line
+from .parameters import examples, pass_home
+
+if TYPE_CHECKING:
+    from ..workflows.validate import Companion
+
+EXIT_CODES = {
+    Outcome.ACCEPTED: DONE,
+    Outcome.REFUSED: REFUSED,
+    Outcome.INCONCLUSIVE: INCONCLUSIVE,
+    Outcome.UNREADABLE: USAGE,
+}
+_MAX_LIST_BYTES = 16 << 20
+_ALL = "all"
+
+
+@click.command(
+    "validate",
+    epilog=examples(
+        "validate ./adapter",
+        "validate adapters/ --for fuse --jobs 4 --format sarif",
+        "validate ./adapter --base ./llama --with summarise --policy policy.toml",
+        "validate --explain MR104",
+    ),
+)
+@click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice([purpose.value for purpose in Purpose]),
+    default=Purpose.USE.value,
+    show_default=True,
+    help="use refuses what is broken; fuse also what a bundle cannot hold.",
+)
+@click.option(
+    "--base", metavar="FOLDER|CONFIG|ID", help="Compare with this base; an id states its name only."
+)
+@click.option(
+    "--with",
+    "companions",
+    metavar="FOLDER|BUNDLE|NAME",
+    multiple=True,
+    help="Say whether they can be fused with this; may be repeated.",
+)
+@click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with what the team takes.")
+@click.option("--deep", is_flag=True, help="Measure effective ranks, and how alike the deltas of --with are.")
+@click.option(
+    "--fail-on",
+    type=click.Choice([Severity.REFUSE.value, Severity.WARN.value]),
+    default=Severity.REFUSE.value,
+    show_default=True,
+    help="The least severity that refuses.",
+)
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Adapters at once.")
+@click.option("--list", "list_file", type=click.Path(path_type=Path), help="A file with one path a line.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json", "sarif", "junit", "markdown", "github"]),
+    default="text",
+    show_default=True,
+    help="How the report on stdout is written.",
+)
+@click.option("--explain", metavar="CODE", help="Say what a rule is about; `all` lists the rules.")
+@pass_home
+@click.pass_context
+def command(
+    context: click.Context,
+    home: Home,
+    paths: tuple[Path, ...],
+    *,
+    purpose: str,
+    base: str | None,
+    companions: tuple[str, ...],
+    policy: Path | None,
+    deep: bool,
+    fail_on: str,
+    jobs: int,
+    list_file: Path | None,
+    output_format: str,
+    explain: str | None,
+) -> None:
+    """Find what is wrong with adapters, in one run, each with the way out.
+
+    PATH is an adapter's folder, a folder with adapters below it, or a config alone. Exit code 0 if all
+    are accepted, 1 if one is refused, 2 if one cannot be read, 3 if something that was asked for could
+    not be looked at.
+    """
+    if explain is not None:
+        _explain(explain)
+        return
+    from ...inspection.report import FORMATS
+    from ..workflows.validate import ValidateOptions, find_adapters, validate
+
+    listed = (*paths, *(_read_list(list_file) if list_file else ()))
+    if not listed:
+        raise UsageError("no adapter was named", hint="such as `meteora-registry validate ./adapter`")
+    options = ValidateOptions(
+        purpose=Purpose(purpose),
+        fail_on=Severity(fail_on),
+        base=base,
+        policy=_read_policy(policy) if policy else None,
+        deep=deep,
+        jobs=jobs,
+    )
+    report = validate(find_adapters(listed), options, companions=_open_companions(home, companions))
+    # Every text in it is escaped already, each format in its own way.
+    sys.stdout.write(FORMATS[output_format](report))
+    context.exit(EXIT_CODES[report.outcome])
+
+
+def _open_companions(home: Home, sources: tuple[str, ...]) -> dict[str, Companion]:
+    if not sources:
+        return {}
+    from ..catalog.catalog import Catalog
+    from ..workflows.validate import inspect_companion
+
+    with Catalog.open(home) as catalog:
+        found: dict[str, Companion] = {}
+        for source in sources:
+            found |= inspect_companion(source, catalog, home.store)
+    return found
+
+
+def _read_list(path: Path) -> list[Path]:
+    lines = _read_small(path, _MAX_LIST_BYTES).decode("utf-8", errors="surrogateescape").splitlines()
+    return [Path(line.strip()) for line in lines if line.strip()]
+
+
+def _read_policy(path: Path) -> Policy:
+    from ...inspection.policy import check_policy
+
+    policy = Policy.from_toml(_read_small(path, MAX_POLICY_BYTES), what=str(path))
+    check_policy(policy)
+    return policy
+
+
+def _read_small(path: Path, max_bytes: int) -> bytes:
+    from ...inspection.header import open_regular
+
+    with open_regular(path) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise SourceUnreadable(f"`{path}` has more than {max_bytes} bytes")
+    return data
+
+
+def _explain(code: str) -> None:
+    from ...inspection.rules.catalogue import all_rules, find_rule
+
+    if code.lower() == _ALL:
+        for rule in all_rules():
+            print_line(f"{rule.code} {rule.severity}: {rule.title}")
+        return
+    rule = find_rule(code)
+    print_line(f"{rule.code} {rule.name}")
+    print_line(f"{rule.title}.")
+    print_line()
+    print_line(f"severity: {rule.severity}" + (", a policy may change it" if rule.is_adjustable else ""))
+    print_line(f"verdict:  {rule.effect}")
+    print_line(f"place:    {rule.file or 'named by the finding'}")
+    print_line(f"why:      {rule.why}")
+    print_line(f"way out:  {rule.remedy}")
