@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import SourceUnreadable, UsageError
 from ...schemas.plan import FusePlan, PlannedModule
 from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
@@ -189,5 +190,5 @@ def _print_fusion(fusion: Fusion, *, as_json: bool) -> None:
             f"{len(plan.modules)} modules, {describe_bytes(fusion.version.size_bytes)}"
         )
         print_line(f"verified: level {record.level}, {record.outcome}, largest error {max(errors):.1e}")
-    if fusion.version.gate_fitted == "not fitted":
+    if fusion.version.gate_fitted == NOT_FITTED:
         print_remark(f"note: {GATE_NOT_FITTED}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...schemas.bundle import NOT_FITTED
 from ..home import Home
 from .output import describe_bytes, print_json, print_remark, print_table
 from .parameters import examples, format_option, pass_home
@@ -49,7 +50,6 @@ def _adapter_row(adapter: AdapterSummary) -> tuple[str, ...]:
 
 
 def _bundle_row(bundle: BundleVersion) -> tuple[str, ...]:
-    last = bundle.verifications[-1] if bundle.verifications else None
     return (
         bundle.name,
         "bundle",
@@ -58,7 +58,13 @@ def _bundle_row(bundle: BundleVersion) -> tuple[str, ...]:
         "-",
         bundle.dtype,
         describe_bytes(bundle.size_bytes),
-        f"{last.level} {last.outcome}" if last else "not verified",
+        _bundle_verdict(bundle),
         " ".join(bundle.aliases) or "-",
         " ".join(bundle.tags) or "-",
     )
+
+
+def _bundle_verdict(bundle: BundleVersion) -> str:
+    last = bundle.verifications[-1] if bundle.verifications else None
+    verified = f"{last.level} {last.outcome}" if last else "not verified"
+    return f"{verified}, gate not fitted" if bundle.gate_fitted == NOT_FITTED else verified

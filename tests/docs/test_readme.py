@@ -1,0 +1,51 @@
+"""The README's promises, kept: its session runs as it stands, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from support.models import make_adapter, tiny_llama
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def session() -> list[str]:
+    block = re.search(r"<!-- session: .*?-->\n```\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    return block[1].splitlines()
+
+
+def test_the_session_has_five_commands_and_runs_as_it_stands(tmp_path: Path) -> None:
+    for seed, name in enumerate(("legal", "medical")):
+        make_adapter(
+            tiny_llama, tmp_path / "adapters" / name, seed=seed, r=4 + seed, target_modules=["q_proj"]
+        )
+    environment = os.environ | {
+        "METEORA_HOME": str(tmp_path / "home"),
+        "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
+    }
+    commands = session()
+    assert len(commands) == 5
+    for command in commands:
+        result = subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_the_docs_leads_to_a_file(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
