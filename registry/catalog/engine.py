@@ -53,7 +53,9 @@ def sqlite_url(path: Path) -> URL:
 
 
 def describe_url(url: URL) -> str:
-    """The URL for people, without its password."""
+    """The catalog for people: the path of a SQLite file, else the URL without its password."""
+    if url.get_backend_name() == "sqlite":
+        return url.database or "sqlite://"
     return url.render_as_string(hide_password=True)
 
 

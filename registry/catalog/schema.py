@@ -94,7 +94,9 @@ def create(path: Path) -> None:
     with hold_lock(_lock_of(path)):
         if path.exists():
             return
-        beside.unlink(missing_ok=True)
+        # A journal that a crash left would be replayed into the new file.
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
         _run_revisions(sqlite_url(beside))
         with closing(sqlite3.connect(beside)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")

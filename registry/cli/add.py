@@ -85,6 +85,10 @@ def _describe(addition: Addition, *, as_json: bool) -> None:
     if not as_json:
         verb = "added" if addition.created else "already there"
         print_line(f"{verb}: {version.source} ({version.verdict})")
+    if version.base_model not in (None, version.base):
+        print_remark(
+            f"note: {version.source}: its base `{version.base}` is known here as `{version.base_model}`"
+        )
     for source in addition.duplicates:
         print_remark(f"note: {version.source} has the same content as {source}")
     for line in addition.skipped:

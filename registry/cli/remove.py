@@ -8,6 +8,7 @@ import click
 
 from ...schemas.names import CatalogSource
 from ..home import Home
+from .failures import REFUSED
 from .output import describe_bytes, escape, print_line, print_remark
 from .parameters import CatalogSourceType, examples, pass_home
 
@@ -16,7 +17,8 @@ from .parameters import CatalogSourceType, examples, pass_home
 @click.argument("source", metavar="NAME[@VERSION|@ALIAS]", type=CatalogSourceType())
 @click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked either where stdin is no terminal.")
 @pass_home
-def command(home: Home, source: CatalogSource, *, yes: bool) -> None:
+@click.pass_context
+def command(context: click.Context, home: Home, source: CatalogSource, *, yes: bool) -> None:
     """Remove a version, or every version of a name.
 
     The bytes that nothing else uses go with it. Refused while a bundle uses the adapter. Of a bundle
@@ -29,8 +31,9 @@ def command(home: Home, source: CatalogSource, *, yes: bool) -> None:
         found = catalog.find_any(source)
         is_one = source.version is not None or source.alias is not None
         what = str(found.source) if is_one else f"every version of {found.name}"
-        if not yes and sys.stdin.isatty():
-            click.confirm(f"Remove {escape(what)}?", abort=True, err=True)
+        if not yes and sys.stdin.isatty() and not click.confirm(f"Remove {escape(what)}?", err=True):
+            print_remark("nothing was removed")
+            context.exit(REFUSED)
         removed = remove_versions(catalog, home.store, source)
     for version in removed.removal.versions:
         print_line(f"removed: {version}")

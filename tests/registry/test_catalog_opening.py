@@ -1,0 +1,179 @@
+"""How a catalog is found and opened, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.registry.catalog import engine as engines
+from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.engine import describe_url, parse_catalog_url
+from meteora_registry.registry.home import Home
+from meteora_registry.schemas.errors import CatalogUnusable, UsageError
+from support.catalogued import new_adapter
+
+
+@contextmanager
+def sqlite(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file behind a catalog's back; what is done is committed."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        yield connection
+
+
+def test_the_home_is_the_argument_then_the_variable_then_the_users_folder(tmp_path: Path) -> None:
+    variables = {"METEORA_HOME": str(tmp_path / "b"), "METEORA_CATALOG": "sqlite:////b.db"}
+    assert Home.locate(tmp_path / "a", "sqlite:////a.db", environment=variables) == Home(
+        tmp_path / "a", "sqlite:////a.db"
+    )
+    assert Home.locate(environment=variables) == Home(tmp_path / "b", "sqlite:////b.db")
+    assert Home.locate(environment={"METEORA_HOME": "", "METEORA_CATALOG": ""}).catalog_url is None
+    assert Home.locate(environment={}).folder.name == "meteora-registry"
+    assert Home.locate(Path("relative"), environment={}).folder == Path("relative").absolute()
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space", "per%20cent", "ä:b?c#d"])
+def test_the_default_catalog_is_created_on_first_use(tmp_path: Path, folder: str) -> None:
+    home = Home(tmp_path / folder)
+    with Catalog.open(home) as catalog:
+        catalog.add_version(new_adapter())
+    with Catalog.open(home) as catalog:
+        assert catalog.versions_of("legal") == (1,)
+    left = {path.name for path in home.folder.iterdir()}
+    assert left == {"catalog.db", "catalog.db.lock"}
+
+
+def test_a_sqlite_catalog_uses_a_write_ahead_log_and_foreign_keys(home: Home, catalog: Catalog) -> None:
+    with engines.connection_to(catalog._engine) as connection:
+        values = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "foreign_keys", "busy_timeout")
+        ]
+    assert values == ["wal", 1, engines.BUSY_TIMEOUT_SECONDS * 1000]
+
+
+def test_what_a_crash_left_of_a_new_catalog_is_no_hindrance(home: Home) -> None:
+    home.folder.mkdir()
+    for name in ("catalog.db.new", "catalog.db.new-journal", "catalog.db.new-wal", "catalog.db.new-shm"):
+        (home.folder / name).write_bytes(b"half of one")
+    with Catalog.open(home) as catalog:
+        assert catalog.list_adapters() == ()
+    assert {path.name for path in home.folder.iterdir()} == {"catalog.db", "catalog.db.lock"}
+
+
+def test_a_catalog_named_by_its_url_is_not_created_by_itself(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere" / "catalog.db"
+    elsewhere = Home(home.folder, f"sqlite:///{path}")
+    with pytest.raises(CatalogUnusable) as caught:
+        Catalog.open(elsewhere)
+    assert str(caught.value) == f"there is no catalog at `{path}`"
+    assert caught.value.hint == "create it with `meteora-registry db upgrade`"
+    assert not path.parent.exists()
+    schema.upgrade(parse_catalog_url(f"sqlite:///{path}"))
+    with Catalog.open(elsewhere) as catalog:
+        assert catalog.list_adapters() == ()
+
+
+@pytest.mark.parametrize(
+    ("found", "message", "hint"),
+    [
+        (
+            "0000",
+            "has the schema `0000`, this version needs `0001`",
+            "upgrade it with `meteora-registry db upgrade`",
+        ),
+        ("0002", "has the schema `0002`, this version knows `0001` at most", "upgrade meteora-registry"),
+        (
+            "deadbeef",
+            "has the schema `deadbeef`, this version knows `0001` at most",
+            "upgrade meteora-registry",
+        ),
+    ],
+)
+def test_another_schema_is_refused_with_what_to_do(home: Home, found: str, message: str, hint: str) -> None:
+    Catalog.open(home).close()
+    with sqlite(home.catalog_file) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (found,))
+    with pytest.raises(CatalogUnusable) as caught:
+        Catalog.open(home)
+    assert str(caught.value) == f"the catalog `{home.catalog_file}` {message}"
+    assert caught.value.hint == hint
+
+
+def test_a_newer_schema_is_never_upgraded(home: Home) -> None:
+    Catalog.open(home).close()
+    with sqlite(home.catalog_file) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0099'")
+    with pytest.raises(CatalogUnusable, match="this version knows `0001` at most"):
+        schema.upgrade(engines.sqlite_url(home.catalog_file))
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_damaged_catalog_is_said_to_be_damaged(home: Home, content: bytes) -> None:
+    home.folder.mkdir()
+    home.catalog_file.write_bytes(content)
+    with pytest.raises(CatalogUnusable) as caught:
+        Catalog.open(home)
+    assert str(caught.value) == (
+        f"the catalog `{home.catalog_file}` is damaged or no catalog: file is not a database"
+    )
+    assert caught.value.hint == "put a backup in its place, or move it away to begin a new one"
+
+
+def test_damage_inside_a_catalog_is_found_by_the_check(home: Home) -> None:
+    with Catalog.open(home) as catalog:
+        catalog.add_version(new_adapter())
+    with sqlite(home.catalog_file) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("DELETE FROM entries")
+    with engines.engine_for(engines.sqlite_url(home.catalog_file)) as engine:
+        assert schema.find_problems(engine) == [
+            "row 1 of `versions` refers to a row of `entries` that is not there"
+        ]
+
+
+def test_a_catalog_that_stays_busy_is_said_to_be_busy(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_SECONDS", 0.05)
+    with Catalog.open(home) as catalog, closing(sqlite3.connect(home.catalog_file)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert catalog.list_adapters() == ()
+        with pytest.raises(CatalogUnusable, match="stayed busy: another process has been writing to it"):
+            catalog.add_version(new_adapter())
+        other.rollback()
+        catalog.add_version(new_adapter())
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("catalog.db", "the catalog is no URL that can be read"),
+        ("mysql://host/name", "a catalog cannot be kept in `mysql`"),
+        ("sqlite://", "the catalog `sqlite://` names no database"),
+        ("sqlite:///:memory:", "the catalog `:memory:` names no database"),
+        (
+            "postgresql://user:secret@host",
+            "the catalog `postgresql+psycopg://user:***@host` names no database",
+        ),
+    ],
+)
+def test_a_url_that_is_none_is_refused(url: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_catalog_url(url)
+    assert str(caught.value) == message
+    assert caught.value.hint == "such as `sqlite:////folder/catalog.db` or `postgresql://user@host/name`"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_a_password_is_never_shown(scheme: str) -> None:
+    url = parse_catalog_url(f"{scheme}://user:secret@host/name")
+    assert describe_url(url) == "postgresql+psycopg://user:***@host/name"
+
+
+def test_a_server_that_is_not_there_is_a_catalog_that_cannot_be_used(tmp_path: Path, home: Home) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(CatalogUnusable, match="the catalog `postgresql"):
+        Catalog.open(Home(home.folder, f"postgresql://user:secret@/name?host={tmp_path}"))

@@ -1,0 +1,89 @@
+"""The order of the folders: each imports what stands above it in the design's table, nothing below."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "meteora_registry"
+# What each folder may import of the project, besides itself.
+ALLOWED = {
+    "schemas": set(),
+    "inspection": {"schemas"},
+    "kernels": set(),
+    "fuser": {"schemas", "inspection", "kernels"},
+    "runtime": {"schemas", "inspection", "kernels", "fuser"},
+    "registry": {"schemas", "inspection", "kernels", "fuser", "runtime"},
+    "migrations": {"registry"},
+}
+
+
+def modules_of(folder: str) -> list[Path]:
+    """Every Python file of a folder."""
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Every module that a file imports, anywhere in it, by its full name and with the line."""
+    place = (PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = ".".join([*place[: -node.level], *filter(None, [module])])
+            # A name may itself be a module: `from meteora_registry import fuser`.
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_a_folder_imports_only_what_stands_above_it(folder: str) -> None:
+    assert modules_of(folder), f"the folder {folder} is empty"
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in modules_of(folder)
+        for line, name in imports_of(path)
+        if name.startswith(f"{PACKAGE}.")
+        and name.split(".")[1] in ALLOWED.keys() - ALLOWED[folder] - {folder}
+    ]
+    assert wrong == []
+
+
+def test_the_kernels_need_torch_and_triton_alone() -> None:
+    allowed = {"torch", "triton", PACKAGE} | sys.stdlib_module_names
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in modules_of("kernels")
+        for line, name in imports_of(path)
+        if name.split(".")[0] not in allowed
+    ]
+    assert wrong == []
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_every_folder_of_the_package_is_in_the_table() -> None:
+    linked = {path.name for path in (ROOT / "src" / PACKAGE).iterdir() if path.is_dir()}
+    assert linked - {"__pycache__"} == set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("meteora_registry", {"torch", "pydantic", "click", "sqlalchemy"}),
+        ("meteora_registry.schemas.bundle", {"torch", "numpy", "sqlalchemy"}),
+        ("meteora_registry.inspection.adapter", {"torch", "sqlalchemy", "transformers"}),
+        ("meteora_registry.registry.workflows.add", {"torch", "transformers", "alembic", "click"}),
+        ("meteora_registry.registry.cli.main", {"torch", "transformers", "sqlalchemy", "numpy", "rich"}),
+    ],
+)
+def test_importing_a_module_leaves_out_what_it_does_not_need(module: str, unwanted: set[str]) -> None:
+    script = f"import {module}, sys; print(*sorted({unwanted!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
