@@ -14,7 +14,7 @@ from .rule import CONFIG_FILE, Observation, Observations, rule
 
 _PATTERN_FIELDS = ("rank_pattern", "alpha_pattern")
 _TEXT_FIELDS = ("target_modules", "exclude_modules", "layers_pattern")
-_NO_EFFECT = "the delta is scaled by alpha / r: without both, every result is scaled by a guess"
+_GUESS = "without rank and alpha every result is scaled by a guess"
 
 
 @rule(
@@ -22,7 +22,7 @@ _NO_EFFECT = "the delta is scaled by alpha / r: without both, every result is sc
     LoraConfig,
     Effect.BROKEN,
     file=CONFIG_FILE,
-    why=_NO_EFFECT,
+    why=_GUESS,
     remedy="write the rank that the adapter was trained with, a whole number",
 )
 def rank_is_unusable(config: LoraConfig) -> Observations:
@@ -36,7 +36,7 @@ def rank_is_unusable(config: LoraConfig) -> Observations:
     LoraConfig,
     Effect.BROKEN,
     file=CONFIG_FILE,
-    why=_NO_EFFECT + "; PEFT silently takes alpha for 8 where it is missing",
+    why=_GUESS + "; PEFT silently takes 8 where alpha is missing",
     remedy="write the alpha that the adapter was trained with, a positive number",
 )
 def alpha_is_unusable(config: LoraConfig) -> Observations:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import deserialize
 
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.inspection.config import KNOWN_FIELDS
@@ -113,3 +114,28 @@ def test_any_header_is_read_or_refused(header: dict[str, Any], data: bytes) -> N
 def test_any_tensors_give_findings(tensors: dict[str, tuple[str, list[int]]], config: dict[str, Any]) -> None:
     tensors.pop("__metadata__", None)
     inspect(json.dumps({"r": 4, "lora_alpha": 8} | config).encode(), consistent(tensors))
+
+
+@LENIENT
+@given(header=HEADERS, data=st.binary(max_size=64))
+def test_header_is_accepted_by_us_only_if_safetensors_accepts_it(header: dict[str, Any], data: bytes) -> None:
+    content = safetensors_bytes(header, data)
+    try:
+        parse_header(content, len(content))
+    except AdapterRefused:
+        return
+    deserialize(content)
+
+
+@LENIENT
+@given(
+    tensors=st.dictionaries(
+        NAMES,
+        st.tuples(st.sampled_from(["F32", "BF16", "U8", "I64"]), st.lists(st.integers(0, 5), max_size=4)),
+        max_size=5,
+    )
+)
+def test_whatever_is_well_formed_is_read(tensors: dict[str, tuple[str, list[int]]]) -> None:
+    tensors.pop("__metadata__", None)
+    content = consistent(tensors)
+    assert len(parse_header(content, len(content)).tensors) == len(tensors) == len(deserialize(content))

@@ -1,0 +1,131 @@
+"""An inspection as its callers see it: what it tells, what it raises, what it leaves alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.inspection.adapter import inspect_adapter, inspect_config, inspect_files
+from meteora_registry.inspection.card import parse_license
+from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.document import canonical_json, load_json
+from meteora_registry.schemas.errors import SourceUnreadable
+from support.small_adapters import make_adapter
+
+
+def test_inspection_tells_what_a_catalog_needs(tmp_path: Path) -> None:
+    folder = make_adapter(
+        tmp_path / "a",
+        rank_pattern={"v_proj": 2},
+        rslora=True,
+        card="---\nlicense: mit\n---\n",
+        revision="abc",
+    )
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    found = inspect_adapter(folder)
+    assert found.config_text == config.read_text()
+    assert found.config_sha256 == Digest.of_file(config)
+    assert found.canonical_config_sha256 == Digest.of_bytes(
+        canonical_json(load_json(config.read_bytes(), what="config"))
+    )
+    assert found.weights_sha256 == Digest.of_file(weights)
+    assert found.weights_bytes == weights.stat().st_size
+    assert (found.declared_base, found.base_revision, found.license) == ("org/base", "abc", "mit")
+    assert found.task_type == "CAUSAL_LM"
+    assert found.target_modules == ("q_proj", "v_proj")
+    assert found.inventory is not None
+    assert {module.kind: (module.rank, module.scaling) for module in found.inventory.modules} == {
+        "q_proj": (4, 8 / 2),
+        "v_proj": (2, 8 / 2**0.5),
+    }
+    assert found.findings == ()
+
+
+def test_two_files_of_any_name_are_the_same_adapter(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+    config = (folder / "adapter_config.json").rename(tmp_path / "0123")
+    weights = (folder / "adapter_model.safetensors").rename(tmp_path / "4567")
+    moved = inspect_files(config, weights)
+    assert moved.inventory == inspect_adapter(make_adapter(tmp_path / "b")).inventory
+    assert moved.findings == ()
+
+
+def test_without_a_scan_the_weights_are_not_read(tmp_path: Path) -> None:
+    found = inspect_adapter(make_adapter(tmp_path / "a"), scan_weights=False)
+    assert found.weights_sha256 is None
+    assert found.inventory is not None
+
+
+def test_config_alone_says_what_it_can(tmp_path: Path) -> None:
+    found = inspect_config(make_adapter(tmp_path / "a", lora_alpha="8") / "adapter_config.json")
+    assert [finding.code for finding in found.findings] == ["MR112"]
+    assert found.inventory is None
+
+
+@pytest.mark.parametrize("inspect", [inspect_adapter, inspect_config])
+def test_what_is_not_there_is_no_finding(inspect: object, tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable, match="cannot be read: No such file or directory"):
+        inspect(tmp_path / "absent")  # type: ignore[operator]
+
+
+def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceUnreadable, match="Not a directory"):
+        inspect_adapter(tmp_path / "file")
+
+
+def test_pipe_in_place_of_weights_does_not_block(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+    (folder / "adapter_model.safetensors").unlink()
+    os.mkfifo(folder / "adapter_model.safetensors")
+    found = inspect_adapter(folder)
+    assert [(finding.code, finding.found) for finding in found.findings] == [
+        ("MR002", "a pipe, socket or device")
+    ]
+
+
+def test_no_path_of_a_config_is_opened(tmp_path: Path) -> None:
+    """The audit hook sees every file that the process opens."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    folder = make_adapter(
+        tmp_path / "a", base=str(secret), corda_config={"cache_file": str(secret / "x")}, revision=str(secret)
+    )
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from meteora_registry.inspection.adapter import inspect_adapter\nopened = []\n"
+        "seen = ('open', 'os.scandir', 'os.listdir')\n"
+        "sys.addaudithook(lambda name, args: name in seen and opened.append(str(args[0])))\n"
+        f"inspect_adapter(Path({str(folder)!r}))\n"
+        "print('\\n'.join(opened))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert str(folder) in result.stdout
+    assert str(secret) not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("card", "license_name"),
+    [
+        (b"---\nlicense: apache-2.0\n---\n# text", "apache-2.0"),
+        (b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\n", "mit"),
+        (b"---\nlicense: [mit, gpl]\n---\n", "mit"),
+        (b"---\nlicense: other\nlicense_name: llama3\n---\n", "llama3"),
+        (b'---\nlicense: "mit\\e[31m"\n---\n', "mit\\x1b[31m"),
+        (b"---\nlicense: mit\n", None),
+        (b"# license: mit", None),
+        (b"---\n- a\n---\n", None),
+        (b"---\nlicense: {a: b}\n---\n", None),
+        (b"---\na: &a [x]\nb: [*a, *a]\nlicense: mit\n---\n", None),
+        (b"---\nlicense: !!python/object/apply:os.system [ls]\n---\n", None),
+        (b"---\n" + b"[" * 5000 + b"\n---\n", None),
+        (b"---\nd: 2024-99-99\nlicense: mit\n---\n", None),
+        (b"", None),
+    ],
+)
+def test_license_is_read_from_the_front_matter_alone(card: bytes, license_name: str | None) -> None:
+    assert parse_license(card) == license_name
