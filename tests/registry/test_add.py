@@ -197,6 +197,29 @@ def test_remove_of_a_member_leaves_everything(home: Home, catalog: Catalog, adap
     assert blobs_of(home) == {file.sha256 for file in version.files}
 
 
+KILLED_BEFORE_THE_RECORD = """
+import os, signal, sys
+from pathlib import Path
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.home import Home
+from meteora_registry.registry.workflows.add import add_folder
+
+Catalog.add_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+home = Home(Path(sys.argv[1]))
+with Catalog.open(home) as catalog:
+    add_folder(catalog, home.store, Path(sys.argv[2]))
+"""
+
+
+def test_the_bytes_come_first_and_the_record_last(home: Home, adapter: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_RECORD, str(home.folder), str(adapter)])
+    assert killed.returncode == -signal.SIGKILL
+    assert blobs_of(home) == {Digest.of_file(adapter / file) for file in FILES}
+    with Catalog.open(home) as catalog:
+        assert catalog.list_adapters() == ()
+        assert add_folder(catalog, home.store, adapter).created
+
+
 ADD = """
 import sys
 from pathlib import Path

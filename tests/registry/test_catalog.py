@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from meteora_registry.registry.catalog.adapters import add_adapter
 from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.engine import transaction
 from meteora_registry.registry.catalog.records import AdapterVersion, Target
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
@@ -329,6 +332,19 @@ def test_a_base_is_known_by_its_spellings(
     catalog.add_version(new_adapter("c", "3", declared_base="/content/llama", stated_base=LLAMA))
     added = catalog.add_version(new_adapter("d", "4", declared_base=declared, stated_base=stated))
     assert added.version.base_model == base_model
+
+
+def test_a_writer_waits_for_the_other_and_takes_the_next_number(any_catalog: Catalog) -> None:
+    with ThreadPoolExecutor() as pool:
+        with transaction(any_catalog._engine, writes=True) as session:
+            add_adapter(session, new_adapter(content="1"), tags=())
+            second = pool.submit(any_catalog.add_version, new_adapter(content="2"))
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.2)
+            # A reader does not wait.
+            assert any_catalog.versions_of("legal") == ()
+        assert second.result().version.version == 2
+    assert any_catalog.versions_of("legal") == (1, 2)
 
 
 def test_foreign_text_that_no_database_can_hold_is_kept_as_far_as_it_can_be(any_catalog: Catalog) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from meteora_registry.registry.catalog import schema
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import describe_url, parse_catalog_url
 from meteora_registry.registry.home import Home
+from meteora_registry.registry.lock import hold_lock
 from meteora_registry.schemas.errors import CatalogUnusable, UsageError
 from support.catalogued import new_adapter
 
@@ -63,6 +65,21 @@ def test_what_a_crash_left_of_a_new_catalog_is_no_hindrance(home: Home) -> None:
     with Catalog.open(home) as catalog:
         assert catalog.list_adapters() == ()
     assert {path.name for path in home.folder.iterdir()} == {"catalog.db", "catalog.db.lock"}
+
+
+def test_of_two_that_create_a_catalog_the_second_takes_the_first_ones(home: Home, tmp_path: Path) -> None:
+    first = Home(tmp_path / "first")
+    with Catalog.open(first) as catalog:
+        catalog.add_version(new_adapter())
+    with ThreadPoolExecutor() as pool:
+        with hold_lock(home.folder / "catalog.db.lock"):
+            second = pool.submit(schema.create, home.catalog_file)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.2)
+            first.catalog_file.rename(home.catalog_file)
+        second.result()
+    with Catalog.open(home) as catalog:
+        assert catalog.versions_of("legal") == (1,)
 
 
 def test_a_catalog_named_by_its_url_is_not_created_by_itself(home: Home, tmp_path: Path) -> None:
