@@ -15,11 +15,12 @@ from torch.nn.functional import embedding_bag
 
 from .layout import Layout
 from .operands import accumulation_dtype, multipliable
+from .routing import Routing
 from .slots import slot_rows
 
 
 def routed_views(
-    x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, selection: Tensor, weights: Tensor, out: Tensor | None
+    x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None
 ) -> Tensor:
     """Return the routed output [T, D] in the dtype of `x`, added into `out` where one is given.
 
@@ -28,7 +29,8 @@ def routed_views(
     dtype = accumulation_dtype(x.dtype)
     in_place = out is not None and out.dtype == dtype
     total = out if out is not None and in_place else x.new_zeros(x.shape[0], Bt.shape[1], dtype=dtype)
-    for t, (adapters, shares) in enumerate(zip(selection.tolist(), weights.tolist(), strict=True)):
+    per_token = zip(routing.selection.tolist(), routing.weights.tolist(), strict=True)
+    for t, (adapters, shares) in enumerate(per_token):
         token, row = x[t : t + 1].to(dtype), total[t : t + 1]
         for i, share in zip(adapters, shares, strict=True):
             rows = slice(layout.offsets[i], layout.offsets[i + 1])

@@ -54,11 +54,19 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class LayoutTensors:
-    """A layout as tensors of length L on one device: row starts and ranks (int64), scaling."""
+    """A layout as tensors on one device.
+
+    Attributes:
+        starts: int64 [L], each adapter's first row.
+        ranks: int64 [L].
+        scaling: [L].
+        owners: int32 [N], each row's adapter.
+    """
 
     starts: Tensor
     ranks: Tensor
     scaling: Tensor
+    owners: Tensor
 
 
 def layout_of(offsets: Sequence[int], scaling: Sequence[float]) -> Layout:
@@ -107,8 +115,11 @@ def layout_tensors(layout: Layout, device: torch.device, dtype: torch.dtype) -> 
     GPU the first call copies from the host: call once before capturing a CUDA graph.
     """
     with torch.inference_mode(mode=False):
+        ranks = torch.tensor(layout.ranks, dtype=torch.int64)
+        owners = torch.repeat_interleave(torch.arange(layout.adapters, dtype=torch.int32), ranks)
         return LayoutTensors(
             torch.tensor(layout.offsets[:-1], dtype=torch.int64, device=device),
-            torch.tensor(layout.ranks, dtype=torch.int64, device=device),
+            ranks.to(device),
             torch.tensor(layout.scaling, dtype=dtype, device=device),
+            owners.to(device),
         )

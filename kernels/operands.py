@@ -29,10 +29,40 @@ def check_operands(
     Raises:
         ValueError: naming the operand, what was found, what was expected and the way out.
     """
-    _check_dtypes(x, A, Bt, selection, weights)
-    _check_devices(x, A, Bt, selection, weights)
-    _check_experts(x, A, Bt, rows=offsets[-1])
+    check_experts(x, A, Bt, offsets)
     _check_routing(x, selection, weights, adapters=len(scaling))
+
+
+def check_experts(x: Tensor, A: Tensor, Bt: Tensor, offsets: Sequence[int]) -> None:
+    """Refuse experts that do not fit x [..., h] or one another.
+
+    Raises:
+        ValueError: as `check_operands`.
+    """
+    if x.dtype not in EXPERT_DTYPES:
+        raise ValueError(f"`x` is {x.dtype}, expected one of {', '.join(map(str, EXPERT_DTYPES))}")
+    if A.dtype != x.dtype or Bt.dtype != x.dtype:
+        raise ValueError(
+            f"`x`, `A` and `Bt` are {x.dtype}, {A.dtype} and {Bt.dtype}, expected one dtype; "
+            "cast `x` to the experts' dtype before the call"
+        )
+    _check_devices(x, A=A, Bt=Bt)
+    _check_shapes(x, A, Bt, rows=offsets[-1])
+
+
+def check_gate_serves(gate: Tensor, x: Tensor, *, adapters: int) -> None:
+    """Refuse a gate [L, h] that chooses among other adapters than there are, or stands elsewhere.
+
+    Raises:
+        ValueError: naming both numbers, or both devices.
+    """
+    if gate.shape[0] != adapters:
+        raise ValueError(
+            f"`gate` chooses among {gate.shape[0]} adapters, expected {adapters}, as in `scaling`"
+        )
+    if not gate.is_contiguous():
+        raise ValueError("`gate` is a strided view, expected contiguous rows; call `.contiguous()` once")
+    _check_devices(x, gate=gate)
 
 
 def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
@@ -51,12 +81,12 @@ def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
 
 
 def check_selection(selection: Tensor, adapters: int) -> None:
-    """Refuse a selection on the CPU that names an adapter which does not exist.
+    """Refuse a selection that names an adapter which does not exist; looks on a CPU alone.
 
     Raises:
         ValueError: naming the first such adapter found.
     """
-    if not selection.numel():
+    if not selection.numel() or selection.device.type != "cpu":
         return
     few = selection.numel() <= FEW_VALUES
     values = selection.flatten() if few else torch.stack(selection.aminmax())
@@ -65,22 +95,6 @@ def check_selection(selection: Tensor, adapters: int) -> None:
             raise ValueError(
                 f"`selection` names adapter {found}, expected 0 to {adapters - 1}, the adapters known here"
             )
-
-
-def _check_dtypes(x: Tensor, A: Tensor, Bt: Tensor, selection: Tensor, weights: Tensor) -> None:
-    if x.dtype not in EXPERT_DTYPES:
-        raise ValueError(f"`x` is {x.dtype}, expected one of {', '.join(map(str, EXPERT_DTYPES))}")
-    if A.dtype != x.dtype or Bt.dtype != x.dtype:
-        raise ValueError(
-            f"`x`, `A` and `Bt` are {x.dtype}, {A.dtype} and {Bt.dtype}, expected one dtype; "
-            "cast `x` to the experts' dtype before the call"
-        )
-    if selection.dtype != torch.int64:
-        raise ValueError(f"`selection` is {selection.dtype}, expected torch.int64")
-    if weights.dtype != torch.float32 and weights.dtype != accumulation_dtype(x.dtype):
-        raise ValueError(
-            f"`weights` is {weights.dtype}, expected torch.float32; keep routing out of autocast"
-        )
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -93,14 +107,13 @@ def multipliable(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float16 and tensor.device.type == "cpu" else tensor
 
 
-def _check_devices(x: Tensor, A: Tensor, Bt: Tensor, selection: Tensor, weights: Tensor) -> None:
-    named = {"A": A, "Bt": Bt, "selection": selection, "weights": weights}
-    for name, tensor in named.items():
+def _check_devices(x: Tensor, **others: Tensor) -> None:
+    for name, tensor in others.items():
         if tensor.device != x.device:
             raise ValueError(f"`{name}` is on {tensor.device} and `x` on {x.device}, expected one device")
 
 
-def _check_experts(x: Tensor, A: Tensor, Bt: Tensor, *, rows: int) -> None:
+def _check_shapes(x: Tensor, A: Tensor, Bt: Tensor, *, rows: int) -> None:
     if x.ndim < 1 or A.ndim != 2 or Bt.ndim != 2:
         raise ValueError(
             f"`x`, `A` and `Bt` are {list(x.shape)}, {list(A.shape)} and {list(Bt.shape)}, expected "
@@ -119,6 +132,13 @@ def _check_experts(x: Tensor, A: Tensor, Bt: Tensor, *, rows: int) -> None:
 
 
 def _check_routing(x: Tensor, selection: Tensor, weights: Tensor, *, adapters: int) -> None:
+    if selection.dtype != torch.int64:
+        raise ValueError(f"`selection` is {selection.dtype}, expected torch.int64")
+    if weights.dtype != torch.float32 and weights.dtype != accumulation_dtype(x.dtype):
+        raise ValueError(
+            f"`weights` is {weights.dtype}, expected torch.float32; keep routing out of autocast"
+        )
+    _check_devices(x, selection=selection, weights=weights)
     if selection.shape != weights.shape:
         raise ValueError(
             f"`selection` is {list(selection.shape)} and `weights` {list(weights.shape)}, expected one shape"

@@ -1,26 +1,32 @@
-"""Routed LoRA as two torch operators: the dispatcher that inference, training and verification share.
+"""Routed LoRA: the dispatcher that inference, training and verification share.
 
 `routed_lora` returns the adapters' contribution and is differentiable; `routed_lora_` adds it into the
-base output and is for inference. Both are ``torch.library`` custom operators of the namespace
-``meteora``, so that ``torch.compile`` keeps them whole. The forward returns, next to the output, the z of
-each slot, which with the selection is all that a backward pass over frozen adapters needs. Shapes are
-those of ``layout.py``.
+base output and is for inference, and `gated_lora_` moreover takes the gate instead of a routing, so that a
+GPU decodes with two launches per linear. All take their routing as they find it: a linear that shares
+another's decision passes the `Routing` that `gated_lora_` returned there. Shapes are those of ``layout.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .grouped import slot_outer_products
 from .layout import layout_of
-from .operands import accumulation_dtype, check_operands, check_output, check_selection
-from .products import expand, forward, shrink
-from .slots import slot_factors, slot_scaling
+from .operands import check_experts, check_gate_serves, check_operands, check_output
+from .operators import (
+    add,
+    add_operator,
+    differentiable_forward,
+    forward,
+    forward_operator,
+    gated_add,
+    gated_add_operator,
+    is_traced,
+    needs_gradient,
+)
+from .routing import Gate, Routing, check_gate, check_top_k
 
 
 def routed_lora(
@@ -49,25 +55,27 @@ def routed_lora(
         weights: float32 [..., k].
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit together.
+        ValueError: if shapes, dtypes or devices do not fit together; on a CPU also if `selection` names an
+            adapter that does not exist (on a GPU such a slot adds nothing).
     """
-    if not torch.compiler.is_compiling():
-        layout_of(offsets, scaling)
-    check_operands(x, A, Bt, offsets, scaling, selection, weights)
-    slots = selection.shape[-1]
-    x2, selection2, weights2 = (
+    _check(x, A, Bt, offsets, scaling, selection, weights)
+    arguments = (
         x.reshape(-1, x.shape[-1]),
-        selection.reshape(-1, slots),
-        weights.reshape(-1, slots),
+        A,
+        Bt,
+        tuple(offsets),
+        tuple(scaling),
+        selection.reshape(-1, selection.shape[-1]),
+        weights.reshape(-1, weights.shape[-1]),
     )
-    keep_z = _needs_gradient(x, A, Bt, weights)
+    keep_z = needs_gradient(x, A, Bt, weights)
     out: Tensor
-    if _is_traced(x):
-        out, _ = _forward_op(x2, A, Bt, tuple(offsets), tuple(scaling), selection2, weights2, keep_z)
+    if is_traced(x):
+        out, _ = forward_operator(*arguments, keep_z)
     elif keep_z:
-        out, _ = _differentiable(x2, A, Bt, offsets, scaling, selection2, weights2, True)
+        out, _ = differentiable_forward(*arguments, True)
     else:
-        out, _ = _forward(x2, A, Bt, offsets, scaling, selection2, weights2, False)
+        out, _ = forward(*arguments, keep_z=False)
     return out.view(*x.shape[:-1], Bt.shape[1])
 
 
@@ -90,197 +98,90 @@ def routed_lora_(
         ValueError: as `routed_lora`, and if `out` is not shaped, typed or placed like the result.
         RuntimeError: if gradients are enabled and an operand requires them.
     """
-    if not torch.compiler.is_compiling():
-        layout_of(offsets, scaling)
-    check_operands(x, A, Bt, offsets, scaling, selection, weights)
+    _check(x, A, Bt, offsets, scaling, selection, weights)
     check_output(out, x, Bt)
-    if _needs_gradient(out, x, A, Bt, weights):
-        raise RuntimeError(
-            "`routed_lora_` writes into its output and passes no gradient, but gradients are enabled and an "
-            "operand requires them; use `routed_lora`, or call under `torch.no_grad()`"
-        )
-    slots = selection.shape[-1]
-    add = _add_op if _is_traced(x) else _add
-    add(
+    refuse_gradients("routed_lora_", out, x, A, Bt, weights)
+    compute = add_operator if is_traced(x) else add
+    compute(
         out.view(-1, Bt.shape[1]),
         x.reshape(-1, x.shape[-1]),
         A,
         Bt,
         tuple(offsets),
         tuple(scaling),
-        selection.reshape(-1, slots),
-        weights.reshape(-1, slots),
+        selection.reshape(-1, selection.shape[-1]),
+        weights.reshape(-1, weights.shape[-1]),
     )
     return out
 
 
-def _needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _is_traced(x: Tensor) -> bool:
-    """Return whether a compiler or a fake tensor needs the operator; eager calls skip its 130 us."""
-    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
-
-
-def _forward(
-    x: Tensor,
-    A: Tensor,
-    Bt: Tensor,
-    offsets: Sequence[int],
-    scaling: Sequence[float],
-    selection: Tensor,
-    weights: Tensor,
-    keep_z: bool,
-) -> tuple[Tensor, Tensor]:
-    layout = layout_of(offsets, scaling)
-    if selection.device.type == "cpu":
-        check_selection(selection, layout.adapters)
-    with _without_autocast(x):
-        if not keep_z:
-            return forward(x, A, Bt, layout, selection, weights), x.new_empty(
-                0, dtype=accumulation_dtype(x.dtype)
-            )
-        z = shrink(x, A, layout, selection)
-        return expand(z, weights, Bt, layout, selection), z
-
-
-_forward_op = torch.library.custom_op("meteora::routed_lora", _forward, mutates_args=())
-
-
-@_forward_op.register_fake
-def _(
-    x: Tensor,
-    A: Tensor,
-    Bt: Tensor,
-    offsets: Sequence[int],
-    scaling: Sequence[float],
-    selection: Tensor,
-    weights: Tensor,
-    keep_z: bool,
-) -> tuple[Tensor, Tensor]:
-    z_shape = (*selection.shape, layout_of(offsets, scaling).max_rank) if keep_z else (0,)
-    out = x.new_empty(x.shape[0], Bt.shape[1])
-    return out, x.new_empty(z_shape, dtype=accumulation_dtype(x.dtype))
-
-
-def _add(
+def gated_lora_(
     out: Tensor,
     x: Tensor,
     A: Tensor,
     Bt: Tensor,
     offsets: Sequence[int],
     scaling: Sequence[float],
-    selection: Tensor,
-    weights: Tensor,
-) -> None:
-    layout = layout_of(offsets, scaling)
-    if selection.device.type == "cpu":
-        check_selection(selection, layout.adapters)
-    with _without_autocast(x):
-        forward(x, A, Bt, layout, selection, weights, out)
+    gate: Gate,
+) -> Routing:
+    """Return the gate's routing [..., k] of `x`, after adding what it routes to `out` [..., D] in place.
 
+    The same as `gate.route(x)` and `routed_lora_`, in fewer launches. For inference.
 
-_add_op = torch.library.custom_op("meteora::routed_lora_", _add, mutates_args=("out",))
-
-
-@_add_op.register_fake
-def _(
-    out: Tensor,
-    x: Tensor,
-    A: Tensor,
-    Bt: Tensor,
-    offsets: Sequence[int],
-    scaling: Sequence[float],
-    selection: Tensor,
-    weights: Tensor,
-) -> None:
-    return None
-
-
-def _backward(
-    grad: Tensor,
-    x: Tensor | None,
-    A: Tensor,
-    Bt: Tensor,
-    offsets: Sequence[int],
-    scaling: Sequence[float],
-    selection: Tensor,
-    weights: Tensor,
-    z: Tensor,
-    for_A: bool,
-    for_Bt: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layout = layout_of(offsets, scaling)
-    dA, dBt = A.new_empty(0), Bt.new_empty(0)
-    with _without_autocast(grad):
-        u = shrink(grad, Bt, layout, selection)
-        dx = expand(u, weights, A, layout, selection)
-        d_weights = (u * z).sum(-1) * slot_scaling(layout, selection, z.dtype)
-        factors = slot_factors(layout, selection, weights, z.dtype).unsqueeze(-1)
-        if for_A and x is not None:
-            dA = slot_outer_products(u * factors, x, layout, selection)
-        if for_Bt:
-            dBt = slot_outer_products(z * factors, grad, layout, selection)
-    return dx, dA, dBt, d_weights.to(weights.dtype)
-
-
-_backward_op = torch.library.custom_op("meteora::routed_lora_backward", _backward, mutates_args=())
-
-
-@_backward_op.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor | None,
-    A: Tensor,
-    Bt: Tensor,
-    offsets: Sequence[int],
-    scaling: Sequence[float],
-    selection: Tensor,
-    weights: Tensor,
-    z: Tensor,
-    for_A: bool,
-    for_Bt: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dA = torch.empty_like(A) if for_A else A.new_empty(0)
-    dBt = torch.empty_like(Bt) if for_Bt else Bt.new_empty(0)
-    return grad.new_empty(grad.shape[0], A.shape[1]), dA, dBt, torch.empty_like(weights)
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, A, Bt, offsets, scaling, selection, weights, _ = inputs
-    z = output[1]
-    ctx.mark_non_differentiable(z)
-    ctx.offsets, ctx.scaling = offsets, scaling
-    ctx.save_for_backward(x if A.requires_grad else None, A, Bt, selection, weights, z)
-
-
-def _pass_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, A, Bt, selection, weights, z = ctx.saved_tensors
-    _, for_A, for_Bt, *_ = ctx.needs_input_grad
-    backward = _backward_op if _is_traced(grad) else _backward
-    dx, dA, dBt, d_weights = backward(
-        grad.contiguous(), x, A, Bt, ctx.offsets, ctx.scaling, selection, weights, z, for_A, for_Bt
+    Raises:
+        ValueError: as `routed_lora_`, `gate_logits` and `select_top_k`.
+        RuntimeError: if gradients are enabled and an operand requires them.
+    """
+    if not torch.compiler.is_compiling():
+        layout_of(offsets, scaling)
+    check_experts(x, A, Bt, offsets)
+    check_gate(x, gate.weight, gate.bias, gate.kind)
+    check_gate_serves(gate.weight, x, adapters=len(scaling))
+    check_top_k(gate.weight.shape[:1], gate.k, gate.temperature)
+    check_output(out, x, Bt)
+    refuse_gradients("gated_lora_", out, x, A, Bt, gate.weight)
+    compute = gated_add_operator if is_traced(x) else gated_add
+    selection, weights = compute(
+        out.view(-1, Bt.shape[1]),
+        x.reshape(-1, x.shape[-1]),
+        A,
+        Bt,
+        tuple(offsets),
+        tuple(scaling),
+        gate.weight,
+        gate.bias,
+        gate.kind,
+        gate.k,
+        gate.temperature,
+        gate.eps,
     )
-    return dx, dA if for_A else None, dBt if for_Bt else None, None, None, None, d_weights, None
+    shape = (*x.shape[:-1], gate.k)
+    return Routing(selection.view(shape), weights.view(shape))
 
 
-_forward_op.register_autograd(_pass_gradient, setup_context=_save_for_backward)
+def refuse_gradients(name: str, *tensors: Tensor) -> None:
+    """Refuse a call that would lose a gradient.
+
+    Raises:
+        RuntimeError: if gradients are enabled and one of the tensors requires them.
+    """
+    if needs_gradient(*tensors):
+        raise RuntimeError(
+            f"`{name}` writes into its output and passes no gradient, but gradients are enabled and an "
+            "operand requires them; use `routed_lora`, or call under `torch.no_grad()`"
+        )
 
 
-class _Eager(torch.autograd.Function):
-    """The operator's autograd without the operator, for calls that nothing traces."""
-
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_save_for_backward)
-    backward = staticmethod(_pass_gradient)
-
-
-_differentiable: Callable[..., tuple[Tensor, Tensor]] = _Eager.apply
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which products keep the operands' dtype, whatever autocast surrounds it."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return nullcontext()
-    return torch.autocast(device_type=x.device.type, enabled=False)
+def _check(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> None:
+    # A compiler would trace the layout's loops; it meets their checks in the operator's fake kernel.
+    if not torch.compiler.is_compiling():
+        layout_of(offsets, scaling)
+    check_operands(x, A, Bt, offsets, scaling, selection, weights)

@@ -25,6 +25,32 @@ class Routing:
     weights: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What turns a token into a routing: the arguments of `gate_logits` and `select_top_k` in one.
+
+    Attributes:
+        weight: float32 [L, h].
+        bias: float32 [L], or None.
+        kind: one of `GATE_KINDS`.
+        k: slots per token.
+        temperature: of the softmax over the kept logits.
+        eps: read by the kind `normalised` alone.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    kind: str
+    k: int
+    temperature: float = 1.0
+    eps: float = 1e-6
+
+    def route(self, x: Tensor) -> Routing:
+        """Return the routing of x [..., h]."""
+        logits = gate_logits(x, self.weight, self.bias, kind=self.kind, eps=self.eps)
+        return select_top_k(logits, self.k, temperature=self.temperature)
+
+
 def gate_logits(
     x: Tensor, gate: Tensor, bias: Tensor | None = None, *, kind: str, eps: float = 1e-6
 ) -> Tensor:
@@ -43,7 +69,7 @@ def gate_logits(
     Raises:
         ValueError: if the kind is unknown or a dtype or shape does not fit.
     """
-    _check_gate(x, gate, bias, kind)
+    check_gate(x, gate, bias, kind)
     with torch.autocast(device_type=x.device.type, enabled=False):
         x = x.float()
         logits = torch.nn.functional.linear(x, gate)
@@ -69,7 +95,9 @@ def select_top_k(logits: Tensor, k: int, *, temperature: float = 1.0) -> Routing
     Raises:
         ValueError: if k, the temperature or the dtype does not fit.
     """
-    _check_top_k(logits, k, temperature)
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`logits` is {logits.dtype}, expected torch.float32; half types tie too often")
+    check_top_k(logits.shape, k, temperature)
     kept, selection = torch.sort(logits, dim=-1, descending=True, stable=True)
     weights = torch.softmax(kept[..., :k] / temperature, dim=-1)
     return Routing(selection[..., :k].contiguous(), weights)
@@ -84,7 +112,12 @@ def route_to(index: int, leading_shape: Sequence[int], device: torch.device | st
     )
 
 
-def _check_gate(x: Tensor, gate: Tensor, bias: Tensor | None, kind: str) -> None:
+def check_gate(x: Tensor, gate: Tensor, bias: Tensor | None, kind: str) -> None:
+    """Refuse a gate that does not fit x [..., h].
+
+    Raises:
+        ValueError: if the kind is unknown or a dtype or shape does not fit.
+    """
     if kind not in GATE_KINDS:
         raise ValueError(
             f"gate kind is `{kind}`, expected one of {', '.join(f'`{name}`' for name in GATE_KINDS)}"
@@ -105,12 +138,15 @@ def _check_gate(x: Tensor, gate: Tensor, bias: Tensor | None, kind: str) -> None
         )
 
 
-def _check_top_k(logits: Tensor, k: int, temperature: float) -> None:
-    if logits.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"`logits` is {logits.dtype}, expected torch.float32; half types tie too often")
-    if logits.ndim < 1 or not 1 <= k <= logits.shape[-1]:
+def check_top_k(logits_shape: Sequence[int], k: int, temperature: float) -> None:
+    """Refuse a selection that logits [..., L] cannot give.
+
+    Raises:
+        ValueError: if k or the temperature does not fit.
+    """
+    if not logits_shape or not 1 <= k <= logits_shape[-1]:
         raise ValueError(
-            f"k is {k} for logits {list(logits.shape)}, expected 1 to the number of adapters, the last "
+            f"k is {k} for logits {list(logits_shape)}, expected 1 to the number of adapters, the last "
             "dimension"
         )
     if not temperature > 0:

@@ -1,0 +1,98 @@
+"""Routed LoRA on a GPU: which of the Triton kernels and cuBLAS products a call takes, by shapes alone.
+
+With a routing given: two launches (shrink, expand), which touch only the adapters selected; or three where
+many tokens meet so few rows that cuBLAS over all of them is cheaper (product, spread, product). With a gate:
+a decoding step projects x on A and on the gate in one launch, and the expansion finds its routing itself, two
+launches in all; with more rows or tokens the routing is made first, in two. Nothing is read on the host.
+The functions are those of ``products.py``; shapes are those of ``layout.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import gpu_launch
+from .layout import Layout
+from .routing import Gate, Routing
+
+# Dense over all adapters is within 2 to 18 % of the floor up to here (roofline of an H100, 4096 features);
+# below as many tokens a call is bound by launches and by reading the adapters, and skipping them wins.
+DENSE_ROWS = 512
+FEW_TOKENS = 64
+# A decoding step may read all adapters, routing unknown, while that costs less than the two launches saved.
+GATED_ROWS = 768
+
+
+def serves(x: Tensor, layout: Layout) -> bool:
+    """Return whether the kernels take this call: fp32, bf16 or fp16, and something to do."""
+    return x.dtype in (torch.float32, torch.bfloat16, torch.float16) and x.shape[0] > 0 and layout.rows > 0
+
+
+def takes_dense(tokens: int, layout: Layout, dtype: torch.dtype) -> bool:
+    """Return whether a product over all adapters is cheaper; never in fp16, where its z could overflow."""
+    return tokens > FEW_TOKENS and layout.rows <= DENSE_ROWS and dtype != torch.float16
+
+
+def forward(
+    x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None = None
+) -> Tensor:
+    """Return the routed output [T, D], added into `out` where one is given; z is not kept."""
+    return _apply(x, A, Bt, layout, routing, out, keep_z=False)[0]
+
+
+def forward_with_z(
+    x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing
+) -> tuple[Tensor, Tensor]:
+    """Return the routed output [T, D] and z [T, k, R]."""
+    return _apply(x, A, Bt, layout, routing, None, keep_z=True)
+
+
+def gated_forward(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
+    """Return the gate's routing of x [T, h], after adding the output it routes to `out` [T, D]."""
+    x = _rows(x)
+    if x.shape[0] <= FEW_TOKENS and layout.rows <= GATED_ROWS and out.stride(-1) == 1:
+        return gpu_launch.route_and_expand(gpu_launch.project(x, A, layout, gate), Bt, layout, gate, out)
+    routing = gpu_launch.route(gpu_launch.project(x, None, layout, gate), gate)
+    forward(x, A, Bt, layout, routing, out)
+    return routing
+
+
+def backward(grad: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing) -> tuple[Tensor, Tensor]:
+    """Return dx [T, h] and ``u = dO Bt_i^T`` per slot, [T, k, R]: the forward with the operands swapped."""
+    return _apply(grad, Bt, A, layout, routing, None, keep_z=True)
+
+
+def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
+    """Return [N, d]: per adapter ``sum over its slots of w_j s_i z_j^T v_t``."""
+    return gpu_launch.outer(z, _rows(v), layout, routing)
+
+
+def _apply(
+    v: Tensor,
+    inward: Tensor,
+    outward: Tensor,
+    layout: Layout,
+    routing: Routing,
+    out: Tensor | None,
+    *,
+    keep_z: bool,
+) -> tuple[Tensor, Tensor]:
+    v = _rows(v)
+    add = out is not None and out.stride(-1) == 1
+    target = out if out is not None and add else v.new_empty(v.shape[0], outward.shape[1])
+    if takes_dense(v.shape[0], layout, v.dtype):
+        weighted, z = gpu_launch.spread(v @ inward.T, layout, routing, keep_z=keep_z)
+        target = target.addmm_(weighted, outward) if add else torch.mm(weighted, outward, out=target)
+    else:
+        planes = gpu_launch.shrink(v, inward, layout, routing.selection)
+        gpu_launch.expand(planes, outward, layout, routing, target, add=add)
+        z = planes[0] if planes.shape[0] == 1 or not keep_z else planes.sum(0)
+    if out is not None and not add:
+        target = out.add_(target)
+    return target, z
+
+
+def _rows(v: Tensor) -> Tensor:
+    """Return `v` with contiguous features, as the kernels read it."""
+    return v if v.stride(-1) == 1 else v.contiguous()

@@ -1,0 +1,236 @@
+"""The torch operators of the namespace ``meteora``: what ``torch.compile`` keeps whole.
+
+Each is a plain function first, registered with ``torch.library.custom_op`` and given a fake kernel. Calls
+that nothing traces take the plain function (or its ``torch.autograd.Function``) itself, since the operator's
+own machinery costs about 100 microseconds a call. The forward returns z next to the output: with the
+routing it is all that a backward over frozen adapters needs. Leading dimensions are flattened here: x is
+[T, h]. Shapes are those of ``layout.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backend import backend_for
+from .layout import layout_of
+from .operands import accumulation_dtype, check_selection
+from .routing import Gate, Routing
+from .slots import slot_scaling
+
+
+def is_traced(x: Tensor) -> bool:
+    """Return whether a compiler or a fake tensor asks for the operator rather than its function."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Return whether gradients are enabled and one of the tensors requires them."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which products keep the operands' dtype, whatever autocast surrounds it."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(device_type=x.device.type, enabled=False)
+
+
+def forward(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+    keep_z: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the routed output [T, D], and z [T, k, R], or an empty tensor unless `keep_z`."""
+    layout = layout_of(offsets, scaling)
+    check_selection(selection, layout.adapters)
+    backend, routing = backend_for(x, layout), Routing(selection, weights)
+    with without_autocast(x):
+        if keep_z:
+            out, z = backend.forward_with_z(x, A, Bt, layout, routing)
+        else:
+            out = backend.forward(x, A, Bt, layout, routing)
+            z = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
+    return out, z
+
+
+def add(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> None:
+    """Add the routed output to `out` [T, D]."""
+    layout = layout_of(offsets, scaling)
+    check_selection(selection, layout.adapters)
+    with without_autocast(x):
+        backend_for(x, layout).forward(x, A, Bt, layout, Routing(selection, weights), out)
+
+
+def gated_add(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    gate: Tensor,
+    bias: Tensor | None,
+    kind: str,
+    k: int,
+    temperature: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the selection and weights [T, k] of the gate, after adding what they route to `out` [T, D]."""
+    layout = layout_of(offsets, scaling)
+    with without_autocast(x):
+        routing = backend_for(x, layout).gated_forward(
+            x, A, Bt, layout, Gate(gate, bias, kind, k, temperature, eps), out
+        )
+    return routing.selection, routing.weights
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor | None,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+    z: Tensor,
+    for_A: bool,
+    for_Bt: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, A, Bt and weights; those of A and Bt are empty unless asked for."""
+    layout, routing = layout_of(offsets, scaling), Routing(selection, weights)
+    backend = backend_for(grad, layout)
+    dA, dBt = A.new_empty(0), Bt.new_empty(0)
+    with without_autocast(grad):
+        dx, u = backend.backward(grad, A, Bt, layout, routing)
+        d_weights = (u * z).sum(-1) * slot_scaling(layout, selection, z.dtype)
+        if for_A and x is not None:
+            dA = backend.experts_gradient(u, x, layout, routing)
+        if for_Bt:
+            dBt = backend.experts_gradient(z, grad, layout, routing)
+    return dx, dA, dBt, d_weights.to(weights.dtype)
+
+
+forward_operator = torch.library.custom_op("meteora::routed_lora", forward, mutates_args=())
+add_operator = torch.library.custom_op("meteora::routed_lora_", add, mutates_args=("out",))
+gated_add_operator = torch.library.custom_op("meteora::gated_lora_", gated_add, mutates_args=("out",))
+backward_operator = torch.library.custom_op("meteora::routed_lora_backward", backward, mutates_args=())
+
+
+@forward_operator.register_fake
+def _(
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+    keep_z: bool,
+) -> tuple[Tensor, Tensor]:
+    z_shape = (*selection.shape, layout_of(offsets, scaling).max_rank) if keep_z else (0,)
+    out = x.new_empty(x.shape[0], Bt.shape[1])
+    return out, x.new_empty(z_shape, dtype=accumulation_dtype(x.dtype))
+
+
+@add_operator.register_fake
+def _(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+) -> None:
+    return None
+
+
+@gated_add_operator.register_fake
+def _(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    gate: Tensor,
+    bias: Tensor | None,
+    kind: str,
+    k: int,
+    temperature: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    weights = gate.new_empty(x.shape[0], k)
+    return weights.new_empty(weights.shape, dtype=torch.int64), weights
+
+
+@backward_operator.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor | None,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    selection: Tensor,
+    weights: Tensor,
+    z: Tensor,
+    for_A: bool,
+    for_Bt: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dA = torch.empty_like(A) if for_A else A.new_empty(0)
+    dBt = torch.empty_like(Bt) if for_Bt else Bt.new_empty(0)
+    return grad.new_empty(grad.shape[0], A.shape[1]), dA, dBt, torch.empty_like(weights)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, A, Bt, offsets, scaling, selection, weights, _ = inputs
+    z = output[1]
+    ctx.mark_non_differentiable(z)
+    ctx.offsets, ctx.scaling = offsets, scaling
+    ctx.save_for_backward(x if A.requires_grad else None, A, Bt, selection, weights, z)
+
+
+def _pass_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, A, Bt, selection, weights, z = ctx.saved_tensors
+    _, for_A, for_Bt, *_ = ctx.needs_input_grad
+    compute = backward_operator if is_traced(grad) else backward
+    dx, dA, dBt, d_weights = compute(
+        grad.contiguous(), x, A, Bt, ctx.offsets, ctx.scaling, selection, weights, z, for_A, for_Bt
+    )
+    return dx, dA if for_A else None, dBt if for_Bt else None, None, None, None, d_weights, None
+
+
+forward_operator.register_autograd(_pass_gradient, setup_context=_save_for_backward)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator's autograd without the operator."""
+
+    forward = staticmethod(forward)
+    setup_context = staticmethod(_save_for_backward)
+    backward = staticmethod(_pass_gradient)
+
+
+differentiable_forward: Callable[..., tuple[Tensor, Tensor]] = _Eager.apply
