@@ -7,7 +7,7 @@ usable. What is wrong with a field is for the rules to tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ KNOWN_FIELDS = frozenset(
     """.split()  # noqa: SIM905
 )
 PEFT_TYPE = "LORA"
+SCALE_FIELDS = ("rank_pattern", "alpha_pattern")
 HEAD_TASKS = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
 TASK_TYPES = HEAD_TASKS | {"SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION"}
 MAX_RANK = 1 << 20
@@ -71,14 +72,29 @@ class Config:
         return found if isinstance(found, dict) else {}
 
     @cached_property
-    def rank_patterns(self) -> list[Pattern]:
-        """The patterns of ``rank_pattern`` in their order."""
-        return [Pattern(text) for text in self.patterns("rank_pattern")]
+    def declared_patterns(self) -> list[tuple[str, Pattern]]:
+        """Every pattern of the config with the field it stands in; equal texts share one pattern."""
+        known: dict[str, Pattern] = {}
+        found = []
+        with self.budget.running():
+            for place, text in self._pattern_texts():
+                if text not in known:
+                    known[text] = Pattern.judge(text, self.budget)
+                found.append((place, known[text]))
+        return found
 
-    @cached_property
-    def alpha_patterns(self) -> list[Pattern]:
-        """The patterns of ``alpha_pattern`` in their order."""
-        return [Pattern(text) for text in self.patterns("alpha_pattern")]
+    def _pattern_texts(self) -> Iterator[tuple[str, str]]:
+        for name in SCALE_FIELDS:
+            yield from ((name, text) for text in self.patterns(name))
+        for name in ("target_modules", "exclude_modules", "layers_pattern"):
+            found = self.value.get(name)
+            if isinstance(found, str) and found:
+                yield name, found
+        yield from (("modules_to_save", text) for text in self.saved_modules if text)
+
+    def patterns_in(self, name: str) -> list[Pattern]:
+        """The patterns of one field in their order."""
+        return [pattern for place, pattern in self.declared_patterns if place == name]
 
     @property
     def targets(self) -> tuple[str, ...] | None:
@@ -112,27 +128,30 @@ class LoraConfig(Config):
 class Resolution:
     """What the config says of each module: rank and alpha, or that it could not be worked out.
 
-    ``used`` holds the patterns that some module took; ``is_complete`` is false if matching took too long.
+    ``used`` holds field and text of the patterns that some module took; ``is_complete`` is false if
+    matching took too long.
     """
 
     ranks: dict[str, int | None]
     alphas: dict[str, float | None]
-    used: frozenset[str]
+    used: frozenset[tuple[str, str]]
     is_complete: bool
 
     @classmethod
     def of(cls, config: Config, paths: Iterable[str]) -> Resolution:
         """Ranks and alphas of the modules at ``paths``, as PEFT 0.21.2 resolves them."""
         listed, ranks, alphas, used = list(paths), {}, {}, set()
-        rank_values, alpha_values = config.patterns("rank_pattern"), config.patterns("alpha_pattern")
+        rank_values, alpha_values = (config.patterns(name) for name in SCALE_FIELDS)
+        rank_patterns, alpha_patterns = (config.patterns_in(name) for name in SCALE_FIELDS)
         try:
-            for path in listed:
-                rank_key = find_first(config.rank_patterns, path, config.budget)
-                alpha_key = find_first(config.alpha_patterns, path, config.budget)
-                ranks[path] = as_rank(rank_values[rank_key.text]) if rank_key else config.rank
-                alphas[path] = as_alpha(alpha_values[alpha_key.text]) if alpha_key else config.alpha
-                used |= {f"rank_pattern.{rank_key.text}"} if rank_key else set()
-                used |= {f"alpha_pattern.{alpha_key.text}"} if alpha_key else set()
+            with config.budget.running():
+                for path in listed:
+                    rank_key = find_first(rank_patterns, path, config.budget)
+                    alpha_key = find_first(alpha_patterns, path, config.budget)
+                    ranks[path] = as_rank(rank_values[rank_key.text]) if rank_key else config.rank
+                    alphas[path] = as_alpha(alpha_values[alpha_key.text]) if alpha_key else config.alpha
+                    used |= {(SCALE_FIELDS[0], rank_key.text)} if rank_key else set()
+                    used |= {(SCALE_FIELDS[1], alpha_key.text)} if alpha_key else set()
         except PatternsTooCostly:
             return cls({}, {}, frozenset(), is_complete=False)
         return cls(ranks, alphas, frozenset(used), is_complete=True)

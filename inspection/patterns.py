@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 from typing import Any
 
 # The package carries no annotations.
 import re2  # type: ignore[import-untyped]
 
-MAX_PATTERN_CHARACTERS = 2048
+MAX_PATTERN_CHARACTERS = 1024
 MAX_PATTERN_DEPTH = 40
 _MAX_AUTOMATON_BYTES = 1 << 20
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]+")
@@ -41,59 +41,59 @@ class Standing(StrEnum):
     REGULAR = "regular"
     BROKEN = "broken"
     TOO_LONG = "too long"
+    TOO_COSTLY = "too costly"
     UNSUPPORTED = "unsupported"
 
 
 @dataclass(slots=True)
 class Budget:
-    """The time that all matching for one adapter may take together."""
+    """The time that all work on the patterns of one adapter may take together."""
 
     seconds: float = 0.4
-    _deadline: float = field(init=False)
+    _began: float = field(default=0.0, init=False)
 
-    def __post_init__(self) -> None:
-        self._deadline = time.monotonic() + self.seconds
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of the block."""
+        self._began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds -= time.monotonic() - self._began
 
     @property
     def is_spent(self) -> bool:
-        """Whether the time is over."""
-        return time.monotonic() > self._deadline
+        """Whether the time is over; asked within a running block."""
+        return time.monotonic() - self._began > self.seconds
 
 
 class PatternsTooCostly(Exception):
     """The patterns cannot be evaluated within their budget."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pattern:
     """One pattern of a config, matched only through this class."""
 
     text: str
+    standing: Standing
+    _whole: Any = field(default=None, repr=False, compare=False)
+    _tail: Any = field(default=None, repr=False, compare=False)
 
-    @cached_property
-    def standing(self) -> Standing:
-        """Whether the pattern can be matched, and if not, why."""
-        if _PLAIN.fullmatch(self.text):
-            return Standing.PLAIN
-        if len(self.text) > MAX_PATTERN_CHARACTERS or self.text.count("(") > MAX_PATTERN_CHARACTERS // 8:
-            return Standing.TOO_LONG
-        if _depth(self.text) > MAX_PATTERN_DEPTH:
-            return Standing.TOO_LONG
-        if not _reads_alike(self.text):
-            return Standing.UNSUPPORTED
-        if not _compiles_in_python(self.text):
-            return Standing.BROKEN
-        if self._automaton is None or self._tail_automaton is None:
-            return Standing.UNSUPPORTED
-        return Standing.REGULAR
-
-    @cached_property
-    def _automaton(self) -> Any:
-        return _build_automaton(self.text)
-
-    @cached_property
-    def _tail_automaton(self) -> Any:
-        return _build_automaton(rf"(?:.*\.)?(?:{self.text})")
+    @classmethod
+    def judge(cls, text: str, budget: Budget | None = None) -> Pattern:
+        """The pattern of this text, compiled if it can be; not at all once the budget is spent."""
+        standing = _read_standing(text)
+        if standing is not Standing.REGULAR:
+            return cls(text, standing)
+        if budget is not None and budget.is_spent:
+            return cls(text, Standing.TOO_COSTLY)
+        if not _compiles_in_python(text):
+            return cls(text, Standing.BROKEN)
+        whole, tail = _build_automaton(text), _build_automaton(rf"(?:.*\.)?(?:{text})")
+        if whole is None or tail is None:
+            return cls(text, Standing.UNSUPPORTED)
+        return cls(text, Standing.REGULAR, whole, tail)
 
     @property
     def can_match(self) -> bool:
@@ -113,17 +113,19 @@ class Pattern:
         """
         if self.standing is Standing.PLAIN:
             return _matches_plain(self.text, text)
-        if self.standing is not Standing.REGULAR:
-            raise ValueError(f"the pattern is {self.standing}")
-        return self._automaton.fullmatch(text) is not None
+        self._require_automaton()
+        return self._whole.fullmatch(text) is not None
 
     def matches_tail(self, path: str) -> bool:
         r"""Whether the pattern matches ``path`` or what follows one of its dots: ``(.*\.)?(pattern)$``."""
         if self.standing is Standing.PLAIN:
             return any(_matches_plain(self.text, tail) for tail in tails_of(path))
+        self._require_automaton()
+        return self._tail.fullmatch(path) is not None
+
+    def _require_automaton(self) -> None:
         if self.standing is not Standing.REGULAR:
             raise ValueError(f"the pattern is {self.standing}")
-        return self._tail_automaton.fullmatch(path) is not None
 
 
 def tails_of(path: str) -> Iterable[str]:
@@ -138,6 +140,8 @@ def tails_of(path: str) -> Iterable[str]:
 def find_first(patterns: list[Pattern], path: str, budget: Budget) -> Pattern | None:
     """The first pattern that matches the path or a tail of it, as PEFT resolves its pattern fields.
 
+    Call it within ``budget.running()``.
+
     Raises:
         PatternsTooCostly: the budget is spent.
     """
@@ -147,6 +151,17 @@ def find_first(patterns: list[Pattern], path: str, budget: Budget) -> Pattern | 
         if pattern.can_match and pattern.matches_tail(path):
             return pattern
     return None
+
+
+def _read_standing(text: str) -> Standing:
+    """What the text alone says; ``REGULAR`` where only compiling can tell more."""
+    if len(text) > MAX_PATTERN_CHARACTERS:
+        return Standing.TOO_LONG
+    if _PLAIN.fullmatch(text):
+        return Standing.PLAIN
+    if _depth(text) > MAX_PATTERN_DEPTH:
+        return Standing.TOO_LONG
+    return Standing.REGULAR if _reads_alike(text) else Standing.UNSUPPORTED
 
 
 def _build_automaton(text: str) -> Any:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from ..schemas.inventory import Dtype, Inventory, ModuleFactors
-from .config import Config, Resolution, scale
+from .config import SCALE_FIELDS, Config, Resolution, scale
 from .header import Header
 from .keys import TensorKind, classify, is_module_path, parse_key
 from .safetensors_file import TensorEntry
@@ -90,7 +90,7 @@ def build_inventory(tensors: Tensors) -> Inventory | None:
     config, resolution = tensors.config, tensors.resolution
     if not tensors.pairs or config.rank is None or config.alpha is None or not resolution.is_complete:
         return None
-    if any(not pattern.can_match for pattern in (*config.rank_patterns, *config.alpha_patterns)):
+    if any(not pattern.can_match for name in SCALE_FIELDS for pattern in config.patterns_in(name)):
         return None
     modules = []
     for pair in tensors.pairs:

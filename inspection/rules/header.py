@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...schemas.finding import Effect
+from ..quotation import escape
 from ..safetensors_file import (
     DTYPE_BITS,
     LENGTH_BYTES,
@@ -124,7 +125,7 @@ def header_length_is_absurd(start: FileStart) -> Observations:
 def header_is_no_json(header: HeaderText) -> Observations:
     """The header is no JSON object with unique names."""
     if header.problem is not None:
-        yield Observation(header.problem, "a JSON object in which a name stands once")
+        yield Observation(escape(header.problem, limit=300), "a JSON object in which a name stands once")
     elif not isinstance(header.value, dict):
         yield Observation(f"a JSON {type(header.value).__name__}", "a JSON object")
     elif not header.text.startswith(b"{"):

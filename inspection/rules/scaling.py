@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from ...schemas.finding import Effect, Severity
-from ..config import LoraConfig, as_alpha, as_rank
+from ..config import SCALE_FIELDS, Config, LoraConfig, as_alpha, as_rank
 from ..patterns import MAX_PATTERN_CHARACTERS, Pattern, Standing
 from ..quotation import quote, quote_name
 from ..tensors import Tensors
 from .rule import CONFIG_FILE, Observation, Observations, rule
 
-_PATTERN_FIELDS = ("rank_pattern", "alpha_pattern")
-_TEXT_FIELDS = ("target_modules", "exclude_modules", "layers_pattern")
 _GUESS = "without rank and alpha every result is scaled by a guess"
 
 
@@ -80,9 +77,9 @@ def pattern_field_is_malformed(config: LoraConfig) -> Observations:
 )
 def pattern_is_broken(config: LoraConfig) -> Observations:
     """A pattern is no regular expression."""
-    for place, pattern in _all_patterns(config):
+    for name, pattern in config.declared_patterns:
         if pattern.standing is Standing.BROKEN:
-            yield Observation(quote_name(pattern.text), "a regular expression", field=place)
+            yield Observation(quote_name(pattern.text), "a regular expression", field=_place(name, pattern))
 
 
 @rule(
@@ -95,12 +92,12 @@ def pattern_is_broken(config: LoraConfig) -> Observations:
 )
 def pattern_cannot_be_evaluated(config: LoraConfig) -> Observations:
     """A rank or alpha pattern cannot be evaluated safely."""
-    for place, pattern in _scale_patterns(config):
-        if pattern.standing in (Standing.TOO_LONG, Standing.UNSUPPORTED):
+    for name, pattern in _scale_patterns(config):
+        if pattern.standing in (Standing.TOO_LONG, Standing.TOO_COSTLY, Standing.UNSUPPORTED):
             yield Observation(
                 f"{quote_name(pattern.text)} ({pattern.standing})",
                 f"an expression that RE2 reads, of at most {MAX_PATTERN_CHARACTERS} characters",
-                field=place,
+                field=_place(name, pattern),
             )
 
 
@@ -114,8 +111,9 @@ def pattern_cannot_be_evaluated(config: LoraConfig) -> Observations:
 )
 def pattern_may_hang_loaders(config: LoraConfig) -> Observations:
     """A pattern repeats a repeat."""
-    for place, pattern in _all_patterns(config):
+    for name, pattern in config.declared_patterns:
         if pattern.nests_repeats:
+            place = _place(name, pattern)
             yield Observation(quote_name(pattern.text), "no repeat inside a repeated group", field=place)
 
 
@@ -131,8 +129,9 @@ def pattern_matches_nothing(tensors: Tensors) -> Observations:
     """A rank or alpha pattern matches no module."""
     if not tensors.pairs or not tensors.resolution.is_complete:
         return
-    for place, pattern in _scale_patterns(tensors.config):
-        if pattern.can_match and place not in tensors.resolution.used:
+    for name, pattern in _scale_patterns(tensors.config):
+        if pattern.can_match and (name, pattern.text) not in tensors.resolution.used:
+            place = _place(name, pattern)
             yield Observation("no module that takes it", "at least one", field=place)
 
 
@@ -147,7 +146,7 @@ def pattern_matches_nothing(tensors: Tensors) -> Observations:
 def patterns_are_too_costly(tensors: Tensors) -> Observations:
     """Matching the patterns takes too long."""
     if not tensors.resolution.is_complete:
-        count = sum(len(tensors.config.patterns(name)) for name in _PATTERN_FIELDS)
+        count = sum(len(tensors.config.patterns(name)) for name in SCALE_FIELDS)
         yield Observation(f"{count} patterns for {len(tensors.pairs)} modules", "a fraction of a second")
 
 
@@ -178,19 +177,9 @@ def _found(config: LoraConfig, name: str) -> str:
     return quote(config.value[name]) if name in config.value else "nothing"
 
 
-def _scale_patterns(config: Any) -> Iterator[tuple[str, Pattern]]:
-    for name, patterns in zip(_PATTERN_FIELDS, (config.rank_patterns, config.alpha_patterns), strict=True):
-        for pattern in patterns:
-            yield f"{name}.{pattern.text}", pattern
+def _scale_patterns(config: Config) -> Iterator[tuple[str, Pattern]]:
+    return (found for found in config.declared_patterns if found[0] in SCALE_FIELDS)
 
 
-def _all_patterns(config: LoraConfig) -> Iterator[tuple[str, Pattern]]:
-    yield from _scale_patterns(config)
-    for name in _TEXT_FIELDS:
-        found = config.value.get(name)
-        if isinstance(found, str) and found:
-            yield name, Pattern(found)
-    saved = config.value.get("modules_to_save")
-    for text in saved if isinstance(saved, list) else ():
-        if isinstance(text, str) and text:
-            yield "modules_to_save", Pattern(text)
+def _place(name: str, pattern: Pattern) -> str:
+    return f"{name}.{pattern.text}" if name in SCALE_FIELDS else name

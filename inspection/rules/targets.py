@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from ...schemas.finding import Effect, Severity
-from ..config import LoraConfig
+from ..config import Config, LoraConfig
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
-from ..patterns import Pattern, Standing, tails_of
+from ..patterns import tails_of
 from ..quotation import quote, quote_name, quote_names
 from ..tensors import Tensors
 from .rule import CONFIG_FILE, Observation, Observations, rule
@@ -173,14 +173,25 @@ def match_targets(tensors: Tensors) -> set[str] | None:
     declared = tensors.config.value.get("target_modules")
     paths = [pair.path for pair in tensors.pairs]
     if isinstance(declared, str) and declared and declared != _ALL_LINEAR:
-        pattern = Pattern(declared)
-        if pattern.standing is Standing.PLAIN or not pattern.can_match or tensors.config.budget.is_spent:
-            return None if not pattern.can_match else {path for path in paths if pattern.matches(path)}
-        return {path for path in paths if not tensors.config.budget.is_spent and pattern.matches(path)}
+        return _match_text(tensors.config, paths)
     if not tensors.config.targets:
         return None
     names = set(tensors.config.targets)
     return {path for path in paths if any(tail in names for tail in tails_of(path))}
+
+
+def _match_text(config: Config, paths: list[str]) -> set[str] | None:
+    (pattern,) = config.patterns_in("target_modules")
+    if not pattern.can_match:
+        return None
+    matched = set()
+    with config.budget.running():
+        for path in paths:
+            if config.budget.is_spent:
+                return None
+            if pattern.matches(path):
+                matched.add(path)
+    return matched
 
 
 def _last(name: str) -> str:

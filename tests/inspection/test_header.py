@@ -93,7 +93,7 @@ def test_tensors_are_in_order_of_their_bytes() -> None:
         pytest.param(b'{"a":1,"a":2}', b"", "MR206", None, id="name-twice"),
         pytest.param(b" {}", b"", "MR206", "other bytes before the opening brace", id="space-first"),
         pytest.param(
-            b"{" + b"[" * 90 + b"}", b"", "MR206", "`header` nests deeper than 64 levels", id="deep"
+            b"{" + b"[" * 90 + b"}", b"", "MR206", "'header' nests deeper than 64 levels", id="deep"
         ),
         pytest.param(b'{"\xff":1}', b"", "MR206", None, id="not-utf8"),
     ],
@@ -153,6 +153,14 @@ def test_header_whose_length_looks_like_a_pickle_is_read(header_bytes: int) -> N
     content = safetensors_bytes(text, b"x")
     assert content[:2] == bytes((0x80, header_bytes >> 8))
     assert parse_header(content, len(content)).data_start == header_bytes + 8
+
+
+def test_name_that_stands_twice_is_shown_escaped() -> None:
+    content = safetensors_bytes(b'{"\\u001b[31m":1,"\\u001b[31m":1}')
+    with pytest.raises(AdapterRefused) as caught:
+        parse_header(content, len(content))
+    (found,) = caught.value.findings
+    assert found.found == "'header' is not JSON: the key '\\x1b[31m' stands twice in one object"
 
 
 def test_only_beginning_of_file_is_needed() -> None:

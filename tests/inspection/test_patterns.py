@@ -18,13 +18,15 @@ PATTERNS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join
 
 @given(patterns=st.lists(PATTERNS, max_size=4, unique=True), path=PATHS)
 def test_first_match_is_the_one_peft_takes(patterns: list[str], path: str) -> None:
-    ours = find_first([Pattern(text) for text in patterns], path, Budget())
+    budget = Budget()
+    with budget.running():
+        ours = find_first([Pattern.judge(text) for text in patterns], path, budget)
     assert (ours.text if ours else path) == get_pattern_key(patterns, path)
 
 
 @given(pattern=PATTERNS, path=PATHS)
 def test_whole_match_is_that_of_re(pattern: str, path: str) -> None:
-    assert Pattern(pattern).matches(path) == bool(re.fullmatch(pattern, path))
+    assert Pattern.judge(pattern).matches(path) == bool(re.fullmatch(pattern, path))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_whole_match_is_that_of_re(pattern: str, path: str) -> None:
     ids=lambda value: str(value).encode("unicode_escape").decode()[:30],
 )
 def test_standing_of_a_pattern(text: str, standing: Standing) -> None:
-    assert Pattern(text).standing is standing
+    assert Pattern.judge(text).standing is standing
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_standing_of_a_pattern(text: str, standing: Standing) -> None:
     ],
 )
 def test_repeated_repeats_are_seen(text: str, nests: bool) -> None:
-    assert Pattern(text).nests_repeats is nests
+    assert Pattern.judge(text).nests_repeats is nests
 
 
 @pytest.mark.timeout(20)
@@ -79,7 +81,11 @@ def test_hostile_pattern_has_an_answer(text: str) -> None:
 
 
 def test_spent_budget_ends_the_search() -> None:
-    with pytest.raises(PatternsTooCostly):
-        find_first([Pattern("a")], "b", Budget(seconds=-1))
+    budget = Budget(seconds=-1)
+    with budget.running(), pytest.raises(PatternsTooCostly):
+        find_first([Pattern.judge("a")], "b", budget)
+    with budget.running():
+        assert Pattern.judge("a.*", budget).standing is Standing.TOO_COSTLY
+        assert Pattern.judge("a", budget).standing is Standing.PLAIN
     config = LoraConfig({"r": 8, "lora_alpha": 8, "rank_pattern": {"a": 4}}, Budget(seconds=-1))
     assert Resolution.of(config, ["b"]) == Resolution({}, {}, frozenset(), is_complete=False)
