@@ -18,6 +18,7 @@ from .safetensors_file import LFS_START
 
 INDEX_FILE = "adapter_model.safetensors.index.json"
 PICKLED_WEIGHTS = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+_EXPECTED = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, CARD_FILE, *PICKLED_WEIGHTS)
 MAX_ENTRIES = 10_000
 _MAX_SUBFOLDERS = 200
 
@@ -56,13 +57,15 @@ class Folder:
         """
         try:
             with os.scandir(path) as found:
-                entries = {entry.name: _kind(entry) for entry in islice(found, MAX_ENTRIES)}
+                names = [entry.name for entry in islice(found, MAX_ENTRIES)]
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise SourceUnreadable(
                 f"{quote_name(str(path))} cannot be read: {reason}", hint="expected a folder with an adapter"
             ) from error
-        entries = dict(sorted(entries.items()))
+        # In a folder of more names than are listed, those that matter are looked up.
+        kinds = {name: _kind_of(path / name) for name in {*names, *_EXPECTED}}
+        entries = {name: kind for name, kind in sorted(kinds.items()) if kind is not None}
         folders = [name for name, kind in entries.items() if kind is Kind.FOLDER][:_MAX_SUBFOLDERS]
         adapters = tuple(name for name in folders if (path / name / CONFIG_FILE).is_file())
         shards = _read_index(path / INDEX_FILE) if entries.get(INDEX_FILE) is Kind.FILE else ()
@@ -75,10 +78,13 @@ class Folder:
         return self.entries.get(name) is Kind.FILE
 
 
-def _kind(entry: os.DirEntry[str]) -> Kind:
-    if entry.is_symlink():
+def _kind_of(path: Path) -> Kind | None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return None
+    if stat.S_ISLNK(mode):
         return Kind.LINK
-    mode = entry.stat(follow_symlinks=False).st_mode
     if stat.S_ISDIR(mode):
         return Kind.FOLDER
     return Kind.FILE if stat.S_ISREG(mode) else Kind.OTHER

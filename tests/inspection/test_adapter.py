@@ -11,6 +11,11 @@ import pytest
 
 from meteora_registry.inspection.adapter import inspect_adapter, inspect_config, inspect_files
 from meteora_registry.inspection.card import parse_license
+from meteora_registry.inspection.config import LoraConfig
+from meteora_registry.inspection.header import read_header
+from meteora_registry.inspection.patterns import Budget
+from meteora_registry.inspection.rules.rule import examine
+from meteora_registry.inspection.tensors import Tensors, build_inventory
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.document import canonical_json, load_json
 from meteora_registry.schemas.errors import SourceUnreadable
@@ -129,3 +134,25 @@ def test_no_path_of_a_config_is_opened(tmp_path: Path) -> None:
 )
 def test_license_is_read_from_the_front_matter_alone(card: bytes, license_name: str | None) -> None:
     assert parse_license(card) == license_name
+
+
+def test_config_among_very_many_files_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_adapter(tmp_path / "a")
+    for number in range(30):
+        (folder / f"log{number}").touch()
+    monkeypatch.setattr("meteora_registry.inspection.folder.MAX_ENTRIES", 3)
+    assert inspect_adapter(folder).findings == ()
+
+
+def test_vocabulary_layers_count_from_the_config_only_without_tensors(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a", target_modules=["q_proj", "v_proj", "lm_head"])
+    assert [each.code for each in inspect_adapter(folder).findings] == ["MR135"]
+    assert [each.code for each in inspect_config(folder / "adapter_config.json").findings] == ["MR136"]
+
+
+def test_patterns_that_cannot_be_matched_in_time_are_said_to_be_so(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+    config = LoraConfig({"r": 4, "lora_alpha": 8, "alpha_pattern": {"q.*": 4}}, Budget(seconds=-1))
+    tensors = Tensors.sort(read_header(folder / "adapter_model.safetensors"), config)
+    assert [each.code for each in examine(tensors)] == ["MR118"]
+    assert build_inventory(tensors) is None

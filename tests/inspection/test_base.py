@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from meteora_registry.registry.workflows.validate import ValidateOptions, validate
 from meteora_registry.schemas.report import Outcome, Purpose
@@ -101,6 +101,29 @@ def test_tied_output_layer_is_found(tmp_path: Path) -> None:
     lora = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["lm_head"]}
     codes = codes_against(tmp_path / "base", AdapterFiles(lora, tensors), tmp_path / "a")
     assert codes == ["MR141", "MR324", "MR508"]
+
+
+def test_old_names_of_a_renamed_architecture_are_noted(files: AdapterFiles, tmp_path: Path) -> None:
+    text = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=32,
+        patch_size=16,
+    )  # fmt: skip
+    config = LlavaConfig(
+        text_config=text, vision_config=vision, architectures=["LlavaForConditionalGeneration"]
+    )
+    config.save_pretrained(tmp_path / "base")
+    files.rename("base_model.model.model.", "base_model.model.language_model.model.")
+    report = validate([files.write(tmp_path / "a")], ValidateOptions(base=str(tmp_path / "base")))
+    (found,) = report.adapters[0].findings
+    assert (found.code, found.found, found.expected) == (
+        "MR504",
+        "4 modules under old names, such as `language_model.model.layers.0.self_attn.q_proj`",
+        "`model.language_model.layers.0.self_attn.q_proj`",
+    )
 
 
 def test_base_that_is_only_a_name_leaves_the_answer_open(files: AdapterFiles, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_all_findings_come_in_one_run(good: AdapterFiles, tmp_path: Path) -> Non
 
 
 def test_every_rule_about_an_adapter_is_proven() -> None:
+    # In the tests of good adapters, of inspections, and of companions.
     elsewhere = {"MR015", "MR118", "MR136", "MR137", "MR411"}
     proven = {code for defect in DEFECTS for code in defect.codes} | elsewhere
     assert {rule.code for rule in all_rules() if rule.code < "MR500"} <= proven
