@@ -21,7 +21,8 @@ class Member:
 
     ``name`` is what the bundle will call it, ``adapter`` what people know it by (such as
     ``legal@3``). ``config_path`` and ``weights_path`` may have any name: the content store keeps
-    files by their digests. ``base`` is the base that the owner stated, else the one declared.
+    files by their digests. ``base`` is what the base is called where members are compared,
+    ``spelled_base`` what the owner or the adapter itself calls it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Member:
     origin: Origin
     license: str | None
     base: str | None
+    spelled_base: str | None
     base_revision: str | None
     task_type: str | None
 
@@ -53,6 +55,7 @@ class Member:
         origin: Origin,
         license: str | None,  # noqa: A002  # the field's name everywhere
         base: str | None,
+        spelled_base: str | None,
     ) -> Self:
         """The member that an inspection of its two files describes.
 
@@ -82,6 +85,7 @@ class Member:
             origin=origin,
             license=license,
             base=base,
+            spelled_base=spelled_base,
             base_revision=inspection.base_revision,
             task_type=inspection.task_type,
         )

@@ -88,7 +88,7 @@ def make_plan(
         members=tuple(_plan_member(member, dtype, renamed) for member in members),
         modules=modules,
         conflicts=tuple(conflicts),
-        warnings=tuple(_warnings(members, options, size_bytes)),
+        warnings=tuple(_warnings(members, options, base, size_bytes)),
     )
 
 
@@ -252,13 +252,16 @@ def _too_large(size_bytes: int) -> Conflict:
     return _conflict([], "size", message, "fuse fewer members or choose `--dtype bfloat16`")
 
 
-def _warnings(members: Sequence[Member], options: FuseOptions, size_bytes: int) -> Iterable[str]:
+def _warnings(
+    members: Sequence[Member], options: FuseOptions, base: str | None, size_bytes: int
+) -> Iterable[str]:
     if LARGE_BUNDLE_BYTES < size_bytes <= MAX_BUNDLE_BYTES:
         yield f"the bundle will have {size_bytes / 1e9:.1f} GB in one file, which some loaders read slowly"
-    stated = {member.base for member in members if member.base}
-    if options.base is not None and stated - {options.base}:
-        listed = ", ".join(f"`{base}`" for base in sorted(stated - {options.base}))
-        yield f"the base is stated as `{options.base}`, the members name {listed}"
+    # Taken for one base because somebody said so, here or when adding: worth a look all the same.
+    strangers = [(m.name, m.spelled_base) for m in members if m.spelled_base not in (None, base)]
+    if base is not None and strangers:
+        listed = ", ".join(f"`{name}` names `{spelled}`" for name, spelled in strangers)
+        yield f"the base is taken to be `{base}`: {listed}"
     if options.base is not None and looks_like_path(options.base):
         yield f"the bundle names the folder `{options.base}` as its base, which exists on this machine only"
     if len({member.task_type for member in members if member.task_type}) > 1:

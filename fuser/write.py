@@ -240,7 +240,7 @@ def _manifest_member(planned: PlannedMember, member: Member, loss: _CastLoss, dt
         name=member.name,
         origin=member.origin,
         license=member.license,
-        base=member.base,
+        base=member.spelled_base,
         weights_sha256=member.weights_sha256,
         weights_bytes=member.header.file_bytes,
         config_sha256=member.config_sha256,

@@ -46,6 +46,7 @@ def open_member(store: Store, version: AdapterVersion, *, name: str | None = Non
         license=version.license,
         # What this catalog calls the base, whichever way the adapter spells it.
         base=version.base_model or version.base,
+        spelled_base=version.base,
     )
 
 

@@ -75,7 +75,7 @@ def test_plan_refuses_one_name_twice(members: list[Member]) -> None:
 
 
 def test_plan_refuses_different_bases_unless_one_is_stated(members: list[Member]) -> None:
-    stranger = dataclasses.replace(members[1], base="org/other")
+    stranger = dataclasses.replace(members[1], base="org/other", spelled_base="org/other")
     plan = make_plan([members[0], stranger], FuseOptions())
     assert [str(conflict) for conflict in plan.conflicts] == [
         "base: the members name different bases: `rank4` names `org/base`, `rank8` names `org/other`; "
@@ -83,7 +83,14 @@ def test_plan_refuses_different_bases_unless_one_is_stated(members: list[Member]
     ]
     stated = make_plan([members[0], stranger], FuseOptions(base="org/base"))
     assert stated.conflicts == ()
-    assert stated.warnings == ("the base is stated as `org/base`, the members name `org/other`",)
+    assert stated.warnings == ("the base is taken to be `org/base`: `rank8` names `org/other`",)
+
+
+def test_plan_warns_where_one_base_is_spelled_in_two_ways(members: list[Member]) -> None:
+    mirror = dataclasses.replace(members[1], spelled_base="mirror/base-bnb-4bit")
+    plan = make_plan([members[0], mirror], FuseOptions())
+    assert plan.conflicts == ()
+    assert plan.warnings == ("the base is taken to be `org/base`: `rank8` names `mirror/base-bnb-4bit`",)
 
 
 @pytest.mark.parametrize("base", [None, "/content/model", "D:\\models\\llama", "./base"])

@@ -28,6 +28,7 @@ def read_member(folder: Path, name: str | None = None, *, base: str | None = BAS
         origin=Origin(kind="folder", location=folder.name, commit=None),
         license=inspection.license,
         base=base,
+        spelled_base=base,
     )
 
 
