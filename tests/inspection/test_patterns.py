@@ -24,6 +24,23 @@ def test_first_match_is_the_one_peft_takes(patterns: list[str], path: str) -> No
     assert (ours.text if ours else path) == get_pattern_key(patterns, path)
 
 
+@given(data=st.data(), path=PATHS)
+def test_pattern_made_from_a_path_matches_as_peft_matches_it(data: st.DataObject, path: str) -> None:
+    parts = path.split(".")
+    kept = parts[data.draw(st.integers(0, len(parts) - 1)) :]
+    disguises = [
+        lambda part: part,
+        lambda part: f"({part}|x)",
+        lambda part: f"[{part[0]}]{part[1:]}",
+        lambda part: ".+",
+    ]
+    text = r"\.".join(data.draw(st.sampled_from(disguises))(part) for part in kept)
+    budget = Budget()
+    with budget.running():
+        ours = find_first([Pattern.judge(text)], path, budget)
+    assert (ours.text if ours else path) == get_pattern_key([text], path) == text
+
+
 @given(pattern=PATTERNS, path=PATHS)
 def test_whole_match_is_that_of_re(pattern: str, path: str) -> None:
     assert Pattern.judge(pattern).matches(path) == bool(re.fullmatch(pattern, path))
