@@ -33,8 +33,8 @@ def _chosen(selection, tokens, T, L, K: tl.constexpr, KP: tl.constexpr):
     slots = tl.arange(0, KP)
     inside = (tokens < T)[:, None] & (slots < K)[None, :]
     at = tokens.to(tl.int64)[:, None] * K + slots[None, :]
-    chosen = tl.load(selection + at, mask=inside, other=-1).to(tl.int32)
-    return tl.where((chosen >= 0) & (chosen < L), chosen, L)
+    chosen = tl.load(selection + at, mask=inside, other=-1)
+    return tl.where((chosen >= 0) & (chosen < L), chosen, L).to(tl.int32)
 
 
 @triton.jit
@@ -213,7 +213,7 @@ def project_kernel(
         inside = (tokens < T)[:, None] & (n < L)[None, :]
         tl.store(logit_planes + at[:, None] * L + n[None, :], z, mask=inside)
         if SQUARES:
-            tl.store(squares + at, norm, mask=(tokens < T) & (tile == A_TILES))
+            tl.store(squares + at, norm, mask=tokens < tl.where(tile == A_TILES, T, 0))
 
 
 @triton.jit(do_not_specialize=SIZES)

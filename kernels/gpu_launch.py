@@ -50,7 +50,7 @@ def shrink(v: Tensor, W: Tensor, layout: Layout, selection: Tensor) -> Tensor:
     """Return planes [S, T, k, R] whose sum is z: ``v_t W_i^T`` of each slot, zero past its rank."""
     T, k = selection.shape
     d = v.shape[1]
-    blocks = blocks_for("shrink", T, v.device)
+    blocks = blocks_for("shrink", T, v.device, v.dtype)
     rank_tile = _tile(layout.max_rank, blocks.rank)
     tiles = triton.cdiv(T, blocks.tokens), triton.cdiv(layout.max_rank, rank_tile)
     step, chunk = _steps(v, blocks, tiles[0] * tiles[1])
@@ -60,7 +60,7 @@ def shrink(v: Tensor, W: Tensor, layout: Layout, selection: Tensor) -> Tensor:
         v, W, known.starts, known.ranks, selection, planes, T, d, layout.rows, layout.adapters,
         layout.max_rank, chunk, v.stride(0), K=k, KP=_power(k), BT=blocks.tokens, BR=rank_tile, BK=step,
         EVEN=d % chunk == 0 == chunk % step, UPCAST=INTERPRETED, PRECISION=_precision(v.dtype),
-        num_warps=blocks.warps, num_stages=blocks.stages,
+        num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return planes
 
@@ -77,7 +77,7 @@ def expand(planes: Tensor, W: Tensor, layout: Layout, routing: Routing, out: Ten
 def project(x: Tensor, A: Tensor | None, layout: Layout, gate: Gate) -> Projection:
     """Return the planes of x against the gate's rows, and against all of A's where A is given."""
     T, h = x.shape
-    blocks = blocks_for("project", T, x.device)
+    blocks = blocks_for("project", T, x.device, x.dtype)
     rows = 0 if A is None else layout.rows
     rank_tile = _tile(max(rows, layout.adapters), blocks.rank)
     a_tiles, gate_tiles = triton.cdiv(rows, rank_tile), triton.cdiv(layout.adapters, rank_tile)
@@ -92,7 +92,7 @@ def project(x: Tensor, A: Tensor | None, layout: Layout, gate: Gate) -> Projecti
         x, x if A is None else A, gate.weight, z, logits, squares, T, h, rows, layout.adapters, chunk,
         x.stride(0), a_tiles, BT=blocks.tokens, BR=rank_tile, BK=step, EVEN=h % chunk == 0 == chunk % step,
         SQUARES=gate.kind == "normalised", UPCAST=INTERPRETED, PRECISION=_precision(x.dtype),
-        num_warps=blocks.warps, num_stages=blocks.stages,
+        num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return Projection(z, logits, squares)
 
@@ -100,12 +100,13 @@ def project(x: Tensor, A: Tensor | None, layout: Layout, gate: Gate) -> Projecti
 def route(projection: Projection, gate: Gate) -> Routing:
     """Return the top-k routing of projected logits."""
     S, T, L = projection.logits.shape
-    blocks = blocks_for("route", T, projection.logits.device)
+    blocks = blocks_for("route", T, projection.logits.device, projection.logits.dtype)
     routing = _empty_routing(T, gate.k, projection.logits.device)
     route_kernel[(triton.cdiv(T, blocks.tokens),)](
         projection.logits, projection.squares, _bias(gate), routing.selection, routing.weights, T, L, S,
         gate.temperature, gate.eps, KIND=KINDS[gate.kind], BIASED=gate.bias is not None, K=gate.k,
         KP=_power(gate.k), BT=blocks.tokens, LP=_power(L), num_warps=blocks.warps, num_stages=blocks.stages,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return routing
 
@@ -123,7 +124,7 @@ def spread(dense: Tensor, layout: Layout, routing: Routing, *, keep_z: bool) -> 
     z is [T, k, R], unweighted, or empty unless `keep_z`.
     """
     T, k = routing.selection.shape
-    blocks = blocks_for("spread", T, dense.device)
+    blocks = blocks_for("spread", T, dense.device, dense.dtype)
     row_tile = _tile(layout.rows, blocks.rank)
     known = layout_tensors(layout, dense.device, torch.float32)
     result = torch.empty_like(dense)
@@ -131,7 +132,7 @@ def spread(dense: Tensor, layout: Layout, routing: Routing, *, keep_z: bool) -> 
     spread_kernel[(triton.cdiv(T, blocks.tokens), triton.cdiv(layout.rows, row_tile))](
         dense, result, z, known.starts, known.owners, known.scaling, routing.selection, routing.weights, T,
         layout.rows, layout.adapters, layout.max_rank, K=k, KP=_power(k), BT=blocks.tokens, BN=row_tile,
-        KEEP=keep_z, num_warps=blocks.warps, num_stages=blocks.stages,
+        KEEP=keep_z, num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return result, z
 
@@ -140,7 +141,7 @@ def outer(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
     """Return [N, d] in the dtype of `v`: per adapter ``sum over its slots of w_j s_i z_j^T v_t``."""
     T, k = routing.selection.shape
     d = v.shape[1]
-    blocks = blocks_for("outer", T, v.device)
+    blocks = blocks_for("outer", T, v.device, v.dtype)
     rank_tile, features = _tile(layout.max_rank, blocks.rank), _tile(d, blocks.features)
     rank_tiles = triton.cdiv(layout.max_rank, rank_tile)
     known = layout_tensors(layout, v.device, torch.float32)
@@ -149,7 +150,7 @@ def outer(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
         z, v, result, known.starts, known.ranks, known.scaling, routing.selection, routing.weights, T, d,
         layout.adapters, layout.max_rank, v.stride(0), rank_tiles, K=k, KP=_power(k), BT=blocks.tokens,
         BR=rank_tile, BD=features, UPCAST=_widened(v.dtype), PRECISION=_precision(v.dtype),
-        num_warps=blocks.warps, num_stages=blocks.stages,
+        num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return result
 
@@ -168,7 +169,7 @@ def _launch_expand(
 ) -> None:
     T, k = routing.selection.shape
     d = W.shape[1]
-    blocks = blocks_for("expand", T, W.device)
+    blocks = blocks_for("expand", T, W.device, W.dtype)
     features = _tile(d, blocks.features)
     known = layout_tensors(layout, W.device, torch.float32)
     expand_kernel[(triton.cdiv(T, blocks.tokens), triton.cdiv(d, features))](
@@ -178,7 +179,7 @@ def _launch_expand(
         BT=blocks.tokens, BR=_tile(layout.max_rank, blocks.rank), BD=features, LP=_power(layout.adapters),
         KIND=KINDS[gate.kind], BIASED=gate.bias is not None, GATED=gated, ADD=add,
         UPCAST=_widened(W.dtype), PRECISION=_precision(W.dtype), num_warps=blocks.warps,
-        num_stages=blocks.stages,
+        num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 

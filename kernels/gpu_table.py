@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,21 @@ class Blocks:
     features: int = 128
     programs: int = 1
 
+    def halved(self) -> Blocks:
+        """Return the row with its tiles halved, none below what `tl.dot` takes."""
+        tokens, rank, features = (max(16, extent // 2) for extent in (self.tokens, self.rank, self.features))
+        return replace(self, tokens=tokens, rank=rank, features=features)
 
-def blocks_for(kernel: str, tokens: int, device: torch.device) -> Blocks:
-    """Return the row of the first bucket that holds `tokens` on the device's architecture."""
-    rows = _rows(architecture(device), kernel)
-    return next(row for limit, row in rows if limit is None or tokens <= limit)
+
+def blocks_for(kernel: str, tokens: int, device: torch.device, dtype: torch.dtype) -> Blocks:
+    """Return the row of the first bucket that holds `tokens` on the device's architecture.
+
+    Exact fp32 products run beside the tensor cores, on registers: their tiles are halved each way, or they
+    spill.
+    """
+    key = architecture(device)
+    row = next(row for limit, row in _rows(key, kernel) if limit is None or tokens <= limit)
+    return row.halved() if dtype == torch.float32 and key != "interpreter" else row
 
 
 @functools.cache

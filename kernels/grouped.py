@@ -139,10 +139,10 @@ def expand_grouped_mm(z: Tensor, W: Tensor, layout: Layout, selection: Tensor, o
     sorted_z = z.to(W.dtype).flatten(0, 1).index_select(0, groups.order)
     sorted_out = grouped_mm(sorted_z, stacked, offs=_ends(groups))
     places = torch.empty_like(groups.order)
-    places[groups.order] = torch.arange(places.numel())
+    places[groups.order] = torch.arange(places.numel(), device=z.device)
     result = embedding_bag(places.view_as(selection), sorted_out, mode="sum")
     return result if out is None else out.add_(result)
 
 
 def _ends(groups: Groups) -> Tensor:
-    return torch.tensor(groups.sizes).cumsum(0).to(torch.int32)
+    return torch.tensor(groups.sizes, device=groups.order.device).cumsum(0).to(torch.int32)

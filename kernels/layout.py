@@ -115,8 +115,9 @@ def layout_tensors(layout: Layout, device: torch.device, dtype: torch.dtype) -> 
     GPU the first call copies from the host: call once before capturing a CUDA graph.
     """
     with torch.inference_mode(mode=False):
-        ranks = torch.tensor(layout.ranks, dtype=torch.int64)
-        owners = torch.repeat_interleave(torch.arange(layout.adapters, dtype=torch.int32), ranks)
+        ranks = torch.tensor(layout.ranks, dtype=torch.int64, device="cpu")
+        adapters = torch.arange(layout.adapters, dtype=torch.int32, device="cpu")
+        owners = torch.repeat_interleave(adapters, ranks)
         return LayoutTensors(
             torch.tensor(layout.offsets[:-1], dtype=torch.int64, device=device),
             ranks.to(device),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meteora_registry.kernels import routed_lora as module
-from meteora_registry.kernels.routed_lora import routed_lora, routed_lora_
+from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
+from meteora_registry.kernels.routing import GATE_KINDS, Gate
 from support.routed_cases import Operands, operands
 
 OPERATORS = torch.ops.meteora
@@ -30,6 +30,22 @@ def test_forward_passes_opcheck(ranks: list[int], T: int) -> None:
 def test_in_place_passes_opcheck(ranks: list[int]) -> None:
     case = operands(ranks)
     torch.library.opcheck(OPERATORS.routed_lora_.default, (torch.zeros(5, 24), *positional(case)))
+
+
+@pytest.mark.parametrize("kind", GATE_KINDS)
+def test_gated_passes_opcheck(kind: str) -> None:
+    case = operands([8, 0, 3])
+    arguments = (
+        torch.zeros(5, 24),
+        *positional(case)[:5],
+        torch.randn(3, 16),
+        torch.randn(3),
+        kind,
+        2,
+        0.7,
+        1e-6,
+    )
+    torch.library.opcheck(OPERATORS.gated_lora_.default, arguments)
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
@@ -82,6 +98,21 @@ def test_compiled_in_place_call_is_one_graph_and_the_same() -> None:
         torch.testing.assert_close(compiled(base), block(base))
 
 
+def test_compiled_gated_call_is_one_graph_and_the_same() -> None:
+    case = operands([8, 0, 8], leading=(2, 3))
+    gate = Gate(torch.randn(3, 16), None, "absolute", 2)
+
+    def block(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        out = base * 2
+        routing = gated_lora_(out, case.x, case.A, case.Bt, case.offsets, case.scaling, gate)
+        return out, routing.selection, routing.weights
+
+    base = torch.randn(2, 3, 24)
+    with torch.inference_mode():
+        found = torch.compile(block, fullgraph=True, backend="aot_eager")(base)
+        torch.testing.assert_close(found, block(base))
+
+
 def test_compiled_call_takes_another_number_of_tokens_without_a_new_graph_each() -> None:
     shapes = (3, 5, 7, 9)
     compiled = torch.compile(
@@ -105,4 +136,3 @@ def test_operator_and_eager_call_are_the_same_function() -> None:
     out, z = OPERATORS.routed_lora(*positional(case), True)
     assert torch.equal(out, case.routed())
     assert z.shape == (5, 2, 8)
-    assert module.__name__ == "meteora_registry.kernels.routed_lora"

@@ -271,3 +271,11 @@ def test_strided_input_is_taken_as_it_is() -> None:
     expected = case.routed()
     case.x = wide[:, 4:20]
     torch.testing.assert_close(case.routed(), expected)
+
+
+def test_a_default_device_elsewhere_changes_nothing() -> None:
+    case = operands([8, 24, 8], T=30)
+    case.scaling = [0.321, 0.654, 0.987]
+    with torch.device("meta"):
+        out = routed_lora(**vars(case))
+    assert relative_error(out, case.reference()) <= TOLERANCES[torch.float32]

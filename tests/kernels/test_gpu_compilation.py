@@ -1,0 +1,66 @@
+"""Each kernel compiles for the GPUs it is meant for, fits their shared memory and spills no registers.
+
+No GPU is needed: the launches run on tensors without storage, their calls are recorded and compiled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from meteora_registry.kernels import gpu_launch, gpu_products, gpu_table
+from meteora_registry.kernels.layout import layout_of
+from meteora_registry.kernels.routing import Gate, Routing
+from support.gpu_compilation import Call, Recorder, compiled
+
+KERNELS = ("shrink", "expand", "project", "route", "spread", "outer")
+# The least that a GPU since sm80 gives one block (sm86 and sm89).
+SHARED_BYTES = 99 * 1024
+# Room for the compiler's own few bytes; a spilling fp32 tile takes thousands.
+STACK_BYTES = 64
+
+
+def launches(monkeypatch: pytest.MonkeyPatch, T: int, dtype: torch.dtype, ranks: list[int]) -> list[Call]:
+    """Return the distinct launches of every entry point for `T` tokens of a linear 4096 x 4096."""
+    calls: list[Call] = []
+    for name in KERNELS:
+        kernel = getattr(gpu_launch, f"{name}_kernel")
+        monkeypatch.setattr(gpu_launch, f"{name}_kernel", Recorder(kernel, calls))
+    monkeypatch.setattr(gpu_table, "architecture", lambda device: "default")
+    offsets = [sum(ranks[:i]) for i in range(len(ranks) + 1)]
+    layout = layout_of(offsets, [1.0] * len(ranks))
+    with torch.device("meta"):
+        x, out = torch.empty(2, T, 4096, dtype=dtype)
+        A, Bt = torch.empty(2, layout.rows, 4096, dtype=dtype)
+        routing = Routing(torch.empty(T, 2, dtype=torch.int64), torch.empty(T, 2))
+        gate = Gate(torch.empty(len(ranks), 4096), torch.empty(len(ranks)), "normalised", 2)
+    gpu_products.gated_forward(x, A, Bt, layout, gate, out)
+    _, z = gpu_products.forward_with_z(x, A, Bt, layout, routing)
+    gpu_products.experts_gradient(z, x, layout, routing)
+    return list({call.variant: call for call in calls}.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("T", "ranks"), [(1, [8] * 28), (4096, [8] * 28), (4096, [64] * 28)])
+def test_kernels_fit_a_gpu(
+    T: int, ranks: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    for call in launches(monkeypatch, T, dtype, ranks):
+        binary = compiled(call, 90, tmp_path)
+        assert binary.shared_bytes <= SHARED_BYTES, call.variant
+        assert binary.stack_bytes <= STACK_BYTES, call.variant
+
+
+@pytest.mark.parametrize("capability", [80, 89, 100])
+def test_kernels_compile_for_other_gpus(
+    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    for call in launches(monkeypatch, 32, torch.float16, [16] * 4):
+        binary = compiled(call, capability, tmp_path)
+        assert binary.shared_bytes <= SHARED_BYTES, call.variant
+        assert binary.stack_bytes <= STACK_BYTES, call.variant
