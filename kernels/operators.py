@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .backend import backend_for
-from .layout import layout_of
+from .layout import Layout, layout_of
 from .operands import accumulation_dtype, check_selection
 from .routing import Gate, Routing
 from .slots import slot_scaling
@@ -40,6 +40,15 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device_type=x.device.type, enabled=False)
 
 
+def infer(
+    x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None = None
+) -> Tensor:
+    """Return the routed output [T, D], added into `out` where one is given."""
+    check_selection(routing.selection, layout.adapters)
+    with without_autocast(x):
+        return backend_for(x, layout).forward(x, A, Bt, layout, routing, out)
+
+
 def forward(
     x: Tensor,
     A: Tensor,
@@ -51,16 +60,13 @@ def forward(
     keep_z: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the routed output [T, D], and z [T, k, R], or an empty tensor unless `keep_z`."""
-    layout = layout_of(offsets, scaling)
+    layout, routing = layout_of(offsets, scaling), Routing(selection, weights)
+    if not keep_z:
+        no_z = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
+        return infer(x, A, Bt, layout, routing), no_z
     check_selection(selection, layout.adapters)
-    backend, routing = backend_for(x, layout), Routing(selection, weights)
     with without_autocast(x):
-        if keep_z:
-            out, z = backend.forward_with_z(x, A, Bt, layout, routing)
-        else:
-            out = backend.forward(x, A, Bt, layout, routing)
-            z = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
-    return out, z
+        return backend_for(x, layout).forward_with_z(x, A, Bt, layout, routing)
 
 
 def add(
@@ -74,10 +80,7 @@ def add(
     weights: Tensor,
 ) -> None:
     """Add the routed output to `out` [T, D]."""
-    layout = layout_of(offsets, scaling)
-    check_selection(selection, layout.adapters)
-    with without_autocast(x):
-        backend_for(x, layout).forward(x, A, Bt, layout, Routing(selection, weights), out)
+    infer(x, A, Bt, layout_of(offsets, scaling), Routing(selection, weights), out)
 
 
 def gated_add(

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .layout import layout_of
 from .operands import check_experts, check_gate_serves, check_operands, check_output
 from .operators import (
-    add,
     add_operator,
     differentiable_forward,
-    forward,
     forward_operator,
     gated_add,
     gated_add_operator,
+    infer,
     is_traced,
     needs_gradient,
 )
@@ -58,25 +56,23 @@ def routed_lora(
         ValueError: if shapes, dtypes or devices do not fit together; on a CPU also if `selection` names an
             adapter that does not exist (on a GPU such a slot adds nothing).
     """
-    _check(x, A, Bt, offsets, scaling, selection, weights)
-    arguments = (
-        x.reshape(-1, x.shape[-1]),
-        A,
-        Bt,
-        tuple(offsets),
-        tuple(scaling),
-        selection.reshape(-1, selection.shape[-1]),
-        weights.reshape(-1, weights.shape[-1]),
-    )
-    keep_z = needs_gradient(x, A, Bt, weights)
     out: Tensor
     if is_traced(x):
-        out, _ = forward_operator(*arguments, keep_z)
-    elif keep_z:
-        out, _ = differentiable_forward(*arguments, True)
+        check_operands(x, A, Bt, offsets, scaling, selection, weights)
+        keep_z = needs_gradient(x, A, Bt, weights)
+        out, _ = forward_operator(
+            flat(x), A, Bt, tuple(offsets), tuple(scaling), flat(selection), flat(weights), keep_z
+        )
     else:
-        out, _ = forward(*arguments, keep_z=False)
-    return out.view(*x.shape[:-1], Bt.shape[1])
+        layout = layout_of(offsets, scaling)
+        check_operands(x, A, Bt, offsets, scaling, selection, weights)
+        if needs_gradient(x, A, Bt, weights):
+            out, _ = differentiable_forward(
+                flat(x), A, Bt, layout.offsets, layout.scaling, flat(selection), flat(weights), True
+            )
+        else:
+            out = infer(flat(x), A, Bt, layout, Routing(flat(selection), flat(weights)))
+    return out if x.ndim == 2 else out.view(*x.shape[:-1], Bt.shape[1])
 
 
 def routed_lora_(
@@ -98,20 +94,17 @@ def routed_lora_(
         ValueError: as `routed_lora`, and if `out` is not shaped, typed or placed like the result.
         RuntimeError: if gradients are enabled and an operand requires them.
     """
-    _check(x, A, Bt, offsets, scaling, selection, weights)
+    traced = is_traced(x)
+    layout = None if traced else layout_of(offsets, scaling)
+    check_operands(x, A, Bt, offsets, scaling, selection, weights)
     check_output(out, x, Bt)
     refuse_gradients("routed_lora_", out, x, A, Bt, weights)
-    compute = add_operator if is_traced(x) else add
-    compute(
-        out.view(-1, Bt.shape[1]),
-        x.reshape(-1, x.shape[-1]),
-        A,
-        Bt,
-        tuple(offsets),
-        tuple(scaling),
-        selection.reshape(-1, selection.shape[-1]),
-        weights.reshape(-1, weights.shape[-1]),
-    )
+    if layout is None:
+        add_operator(
+            rows_of(out), flat(x), A, Bt, tuple(offsets), tuple(scaling), flat(selection), flat(weights)
+        )
+    else:
+        infer(flat(x), A, Bt, layout, Routing(flat(selection), flat(weights)), rows_of(out))
     return out
 
 
@@ -132,7 +125,7 @@ def gated_lora_(
         ValueError: as `routed_lora_`, `gate_logits` and `select_top_k`.
         RuntimeError: if gradients are enabled and an operand requires them.
     """
-    if not torch.compiler.is_compiling():
+    if not is_traced(x):
         layout_of(offsets, scaling)
     check_experts(x, A, Bt, offsets)
     check_gate(x, gate.weight, gate.bias, gate.kind)
@@ -142,8 +135,8 @@ def gated_lora_(
     refuse_gradients("gated_lora_", out, x, A, Bt, gate.weight)
     compute = gated_add_operator if is_traced(x) else gated_add
     selection, weights = compute(
-        out.view(-1, Bt.shape[1]),
-        x.reshape(-1, x.shape[-1]),
+        rows_of(out),
+        flat(x),
         A,
         Bt,
         tuple(offsets),
@@ -172,16 +165,23 @@ def refuse_gradients(name: str, *tensors: Tensor) -> None:
         )
 
 
-def _check(
-    x: Tensor,
-    A: Tensor,
-    Bt: Tensor,
-    offsets: Sequence[int],
-    scaling: Sequence[float],
-    selection: Tensor,
-    weights: Tensor,
-) -> None:
-    # A compiler would trace the layout's loops; it meets their checks in the operator's fake kernel.
-    if not torch.compiler.is_compiling():
-        layout_of(offsets, scaling)
-    check_operands(x, A, Bt, offsets, scaling, selection, weights)
+def flat(tensor: Tensor) -> Tensor:
+    """Return [..., n] as [T, n]."""
+    return tensor if tensor.ndim == 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
+def rows_of(out: Tensor) -> Tensor:
+    """Return `out` [..., D] as [T, D], a view of it.
+
+    Raises:
+        ValueError: if its leading dimensions are strided so that no view has them as one.
+    """
+    if out.ndim == 2:
+        return out
+    try:
+        return out.view(-1, out.shape[-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"`out` {list(out.shape)} has strides {list(out.stride())}, expected leading dimensions that "
+            "flatten without a copy; pass a contiguous `out`"
+        ) from error

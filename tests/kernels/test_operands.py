@@ -127,6 +127,16 @@ def test_output_that_does_not_fit_is_refused(refusal: str) -> None:
     assert str(caught.value) == message
 
 
+def test_output_that_no_view_flattens_is_refused() -> None:
+    case = operands([8, 8], leading=(2, 3))
+    with pytest.raises(ValueError) as caught:
+        routed_lora_(torch.zeros(3, 2, 24).transpose(0, 1), **vars(case))
+    assert str(caught.value) == (
+        "`out` [2, 3, 24] has strides [24, 48, 1], expected leading dimensions that flatten without a copy; "
+        "pass a contiguous `out`"
+    )
+
+
 @pytest.mark.parametrize("name", ["out", "x", "A", "Bt", "weights"])
 def test_adding_in_place_refuses_to_lose_a_gradient(name: str) -> None:
     case, out = replaced(), torch.zeros(5, 24)
