@@ -6,24 +6,27 @@ read. Each stage judges its part and hands it on, so one run reports everything 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..schemas.digest import Digest
-from ..schemas.document import MAX_CONFIG_BYTES, canonical_json
+from ..schemas.document import canonical_json
 from ..schemas.errors import AdapterRefused
 from ..schemas.finding import Finding
 from ..schemas.inventory import Inventory
 from .card import read_license
+from .collector import collector_held
 from .config import Config, LoraConfig, Resolution
-from .config_file import ConfigFile
-from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder, read_small
-from .header import Header, open_regular, read_header
+from .config_file import MAX_CONFIG_BYTES, ConfigFile
+from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder
+from .header import Header, read_header_of
 from .inspection import Inspection
+from .regular_file import open_folder, open_regular, read_start
 from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
 from .rules.rule import examine, order
-from .scan import Scan, scan_weights
+from .scan import Scan, scan_file
 from .tensors import Tensors, build_inventory
 from .weights import Weights, find_overflows
 
@@ -40,11 +43,16 @@ def inspect_adapter(folder: Path, *, scan_weights: bool = True) -> Inspection:
     Raises:
         SourceUnreadable: the folder, or a file in it, cannot be read.
     """
-    listing = Folder.read(folder)
-    config = read_small(folder / CONFIG_FILE, MAX_CONFIG_BYTES) if listing.has_file(CONFIG_FILE) else None
-    weights = folder / WEIGHTS_FILE if listing.has_file(WEIGHTS_FILE) else None
-    card = read_license(folder / CARD_FILE) if listing.has_file(CARD_FILE) else None
-    return _inspect(config, weights, card, examine(listing), scan=scan_weights)
+    with open_folder(folder) as opened, ExitStack() as files:
+        listing = Folder.read(opened)
+        config = None
+        if listing.has_file(CONFIG_FILE):
+            config = read_start(CONFIG_FILE, MAX_CONFIG_BYTES, folder=opened)
+        weights = None
+        if listing.has_file(WEIGHTS_FILE):
+            weights = files.enter_context(open_regular(WEIGHTS_FILE, folder=opened))
+        card = read_license(opened) if listing.has_file(CARD_FILE) else None
+        return _inspect(config, weights, card, examine(listing), scan=scan_weights)
 
 
 def inspect_files(config: Path, weights: Path, *, scan_weights: bool = True) -> Inspection:
@@ -53,7 +61,8 @@ def inspect_files(config: Path, weights: Path, *, scan_weights: bool = True) -> 
     Raises:
         SourceUnreadable: one of them cannot be read.
     """
-    return _inspect(_read_config(config), weights, None, (), scan=scan_weights)
+    with open_regular(weights, follows_links=True) as file:
+        return _inspect(_read_config(config), file, None, (), scan=scan_weights)
 
 
 def inspect_config(config: Path) -> Inspection:
@@ -66,25 +75,37 @@ def inspect_config(config: Path) -> Inspection:
 
 
 def _read_config(path: Path) -> bytes:
-    with open_regular(path) as file:
+    with open_regular(path, follows_links=True) as file:
         return file.read(MAX_CONFIG_BYTES + 1)
 
 
 def _inspect(
     config_data: bytes | None,
-    weights_path: Path | None,
+    weights_file: BinaryIO | None,
+    license_name: str | None,
+    findings: tuple[Finding, ...],
+    *,
+    scan: bool,
+) -> Inspection:
+    with collector_held():
+        return _judge(config_data, weights_file, license_name, findings, scan=scan)
+
+
+def _judge(
+    config_data: bytes | None,
+    weights_file: BinaryIO | None,
     license_name: str | None,
     findings: tuple[Finding, ...],
     *,
     scan: bool,
 ) -> Inspection:
     config_file = None if config_data is None else ConfigFile.parse(config_data)
-    config = _config_of(config_file, has_tensors=weights_path is not None)
+    config = _config_of(config_file, has_tensors=weights_file is not None)
     if config_file is not None:
         findings += examine(config_file)
     if config is not None:
         findings += _examine_config(config)
-    weights = _Readings() if weights_path is None else _read_weights(weights_path, config, scan=scan)
+    weights = _Readings() if weights_file is None else _read_weights(weights_file, config, scan=scan)
     value: dict[str, Any] = {} if config is None else config.value
     return Inspection(
         config_text=_text_of(config_file),
@@ -135,9 +156,9 @@ def _text_of(file: ConfigFile | None) -> str | None:
         return None
 
 
-def _read_weights(path: Path, config: Config | None, *, scan: bool) -> _Readings:
+def _read_weights(file: BinaryIO, config: Config | None, *, scan: bool) -> _Readings:
     try:
-        header = read_header(path)
+        header = read_header_of(file, WEIGHTS_FILE)
     except AdapterRefused as error:
         return _Readings(findings=error.findings)
     # Without a readable config the tensors are still sorted, so that one run reports everything.
@@ -152,6 +173,6 @@ def _read_weights(path: Path, config: Config | None, *, scan: bool) -> _Readings
     inventory = build_inventory(tensors)
     if not scan:
         return _Readings(header, None, inventory, findings)
-    scanned = scan_weights(path, header)
-    overflows = find_overflows(path, tensors, inventory, scanned) if inventory else ()
+    scanned = scan_file(file, header)
+    overflows = find_overflows(file, tensors, inventory, scanned) if inventory else ()
     return _Readings(header, scanned, inventory, findings + examine(Weights(tensors, scanned, overflows)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..schemas.errors import SourceUnreadable
-from .folder import read_small
+from .folder import CARD_FILE
 from .quotation import escape
+from .regular_file import read_start
 
 MAX_FRONT_MATTER_BYTES = 32 << 10
 _FENCE = "---"
@@ -25,10 +25,10 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def read_license(card: Path) -> str | None:
-    """The license in a card's front matter; nothing if there is none, or no readable one."""
+def read_license(folder: int) -> str | None:
+    """The license in the front matter of an open folder's card; nothing if there is no readable one."""
     try:
-        data = read_small(card, MAX_FRONT_MATTER_BYTES)
+        data = read_start(CARD_FILE, MAX_FRONT_MATTER_BYTES, folder=folder)
     except SourceUnreadable:
         return None
     return parse_license(data)

@@ -140,18 +140,25 @@ class Resolution:
     @classmethod
     def of(cls, config: Config, paths: Iterable[str]) -> Resolution:
         """Ranks and alphas of the modules at ``paths``, as PEFT 0.21.2 resolves them."""
-        listed, ranks, alphas, used = list(paths), {}, {}, set()
+        listed = list(paths)
+        ranks: dict[str, int | None] = dict.fromkeys(listed, config.rank)
+        alphas: dict[str, float | None] = dict.fromkeys(listed, config.alpha)
         rank_values, alpha_values = (config.patterns(name) for name in SCALE_FIELDS)
         rank_patterns, alpha_patterns = (config.patterns_in(name) for name in SCALE_FIELDS)
+        if not rank_patterns and not alpha_patterns:
+            return cls(ranks, alphas, frozenset(), is_complete=True)
+        used = set()
         try:
             with config.budget.running():
                 for path in listed:
                     rank_key = find_first(rank_patterns, path, config.budget)
                     alpha_key = find_first(alpha_patterns, path, config.budget)
-                    ranks[path] = as_rank(rank_values[rank_key.text]) if rank_key else config.rank
-                    alphas[path] = as_alpha(alpha_values[alpha_key.text]) if alpha_key else config.alpha
-                    used |= {(SCALE_FIELDS[0], rank_key.text)} if rank_key else set()
-                    used |= {(SCALE_FIELDS[1], alpha_key.text)} if alpha_key else set()
+                    if rank_key:
+                        ranks[path] = as_rank(rank_values[rank_key.text])
+                        used.add((SCALE_FIELDS[0], rank_key.text))
+                    if alpha_key:
+                        alphas[path] = as_alpha(alpha_values[alpha_key.text])
+                        used.add((SCALE_FIELDS[1], alpha_key.text))
         except PatternsTooCostly:
             return cls({}, {}, frozenset(), is_complete=False)
         return cls(ranks, alphas, frozenset(used), is_complete=True)

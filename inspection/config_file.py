@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..schemas.document import MAX_CONFIG_BYTES, load_json
+from ..schemas.document import load_json
 from ..schemas.errors import InvalidDocument
+
+# The largest one known of a public adapter has two thousand bytes.
+MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class ConfigFile:
     def parse(cls, data: bytes) -> ConfigFile:
         """Parse a config's bytes."""
         try:
-            return cls(data, value=load_json(data, what="adapter_config.json"))
+            return cls(data, value=load_json(data, what="adapter_config.json", max_bytes=MAX_CONFIG_BYTES))
         except InvalidDocument as error:
             return cls(data, problem=error.message)
 

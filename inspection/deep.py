@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..schemas.inventory import Inventory, ModuleFactors
-from .header import Header, open_regular
+from .header import Header
+from .regular_file import open_regular
 from .scan import read_tensor
 
 # The share of the squared singular values that the effective rank must hold.

@@ -7,13 +7,12 @@ import stat
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from ..schemas.bundle import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..schemas.document import load_json
 from ..schemas.errors import InvalidDocument, SourceUnreadable
-from .quotation import quote_name
+from .regular_file import read_start
 from .safetensors_file import LFS_START
 
 INDEX_FILE = "adapter_model.safetensors.index.json"
@@ -22,7 +21,7 @@ _EXPECTED = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, CARD_FILE, *PICKLED_WEIGHTS)
 MAX_ENTRIES = 10_000
 _MAX_SUBFOLDERS = 200
 
-__all__ = ["CARD_FILE", "CONFIG_FILE", "INDEX_FILE", "WEIGHTS_FILE", "Folder", "Kind", "read_small"]
+__all__ = ["CARD_FILE", "CONFIG_FILE", "INDEX_FILE", "WEIGHTS_FILE", "Folder", "Kind"]
 
 
 class Kind(StrEnum):
@@ -49,28 +48,26 @@ class Folder:
     pointers: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> Folder:
-        """List a folder.
+    def read(cls, folder: int) -> Folder:
+        """List the folder of an open descriptor.
 
         Raises:
-            SourceUnreadable: it is missing, no folder, or cannot be read.
+            SourceUnreadable: it, or a file in it, cannot be read.
         """
         try:
-            with os.scandir(path) as found:
+            with os.scandir(folder) as found:
                 names = [entry.name for entry in islice(found, MAX_ENTRIES)]
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise SourceUnreadable(
-                f"{quote_name(str(path))} cannot be read: {reason}", hint="expected a folder with an adapter"
-            ) from error
+        except OSError as error:
+            raise SourceUnreadable(f"the folder cannot be read: {error.strerror}") from error
         # In a folder of more names than are listed, those that matter are looked up.
-        kinds = {name: _kind_of(path / name) for name in {*names, *_EXPECTED}}
+        kinds = {name: _kind_of(name, folder) for name in {*names, *_EXPECTED}}
         entries = {name: kind for name, kind in sorted(kinds.items()) if kind is not None}
         folders = [name for name, kind in entries.items() if kind is Kind.FOLDER][:_MAX_SUBFOLDERS]
-        adapters = tuple(name for name in folders if (path / name / CONFIG_FILE).is_file())
-        shards = _read_index(path / INDEX_FILE) if entries.get(INDEX_FILE) is Kind.FILE else ()
+        adapters = tuple(name for name in folders if _kind_of(f"{name}/{CONFIG_FILE}", folder) is Kind.FILE)
+        shards = _read_index(folder) if entries.get(INDEX_FILE) is Kind.FILE else ()
         pickles = [name for name in PICKLED_WEIGHTS if entries.get(name) is Kind.FILE]
-        pointers = tuple(name for name in pickles if read_small(path / name, 64).startswith(LFS_START))
+        starts = {name: read_start(name, len(LFS_START), folder=folder) for name in pickles}
+        pointers = tuple(name for name in pickles if starts[name].startswith(LFS_START))
         return cls(entries, adapters, shards, pointers)
 
     def has_file(self, name: str) -> bool:
@@ -78,9 +75,9 @@ class Folder:
         return self.entries.get(name) is Kind.FILE
 
 
-def _kind_of(path: Path) -> Kind | None:
+def _kind_of(name: str, folder: int) -> Kind | None:
     try:
-        mode = path.lstat().st_mode
+        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
     except OSError:
         return None
     if stat.S_ISLNK(mode):
@@ -90,30 +87,12 @@ def _kind_of(path: Path) -> Kind | None:
     return Kind.FILE if stat.S_ISREG(mode) else Kind.OTHER
 
 
-def read_small(path: Path, max_bytes: int) -> bytes:
-    """The first ``max_bytes + 1`` bytes of a regular file; a link is not followed.
-
-    Raises:
-        SourceUnreadable: it is missing, a link, no regular file, or cannot be read.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+def _read_index(folder: int) -> tuple[str, ...]:
+    max_bytes = 4 << 20
     try:
-        descriptor = os.open(path, flags)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SourceUnreadable(f"{quote_name(str(path))} is no regular file")
-            return file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, SourceUnreadable):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SourceUnreadable(f"{quote_name(str(path))} cannot be read: {reason}") from error
-
-
-def _read_index(path: Path) -> tuple[str, ...]:
-    max_bytes = 8 << 20
-    try:
-        index: Any = load_json(read_small(path, max_bytes), what=path.name, max_bytes=max_bytes)
+        index: Any = load_json(
+            read_start(INDEX_FILE, max_bytes, folder=folder), what=INDEX_FILE, max_bytes=max_bytes
+        )
     except InvalidDocument:
         return ()
     named = index.get("weight_map") if isinstance(index, dict) else None

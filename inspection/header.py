@@ -7,8 +7,8 @@ is checked: a file that passes can be sliced by the offsets given here without l
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ from ..schemas.document import load_json
 from ..schemas.errors import AdapterRefused, InvalidDocument, SourceUnreadable
 from ..schemas.finding import Finding
 from .quotation import quote_name
+from .regular_file import open_regular
 from .rules import header as _rules  # noqa: F401 - registers the rules that `examine` runs
 from .rules.rule import examine
 from .safetensors_file import (
@@ -32,8 +33,9 @@ from .safetensors_file import (
 
 MAX_DIMENSIONS = 16
 _MAX_SIZE = 1 << 53
+_ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
-__all__ = ["Header", "TensorEntry", "open_regular", "parse_header", "read_header"]
+__all__ = ["Header", "TensorEntry", "parse_header", "read_header", "read_header_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +70,26 @@ def read_header(path: Path) -> Header:
         SourceUnreadable: it is missing, no regular file, or cannot be read.
         AdapterRefused: it is no safetensors file, or a damaged one; with all findings.
     """
+    with open_regular(path, follows_links=True) as file:
+        return read_header_of(file, path.name)
+
+
+def read_header_of(file: BinaryIO, name: str) -> Header:
+    """The header of an open file, which messages call ``name``; only its first bytes and header are read.
+
+    Raises:
+        SourceUnreadable: it cannot be read.
+        AdapterRefused: it is no safetensors file, or a damaged one; with all findings.
+    """
     try:
-        with open_regular(path) as file:
-            file_bytes = os.fstat(file.fileno()).st_size
-            start = FileStart(file.read(START_BYTES), file_bytes)
-            _refuse(path, examine(start))
-            file.seek(LENGTH_BYTES)
-            text = file.read(start.header_bytes)
+        file_bytes = os.fstat(file.fileno()).st_size
+        start = FileStart(file.read(START_BYTES), file_bytes)
+        _refuse(name, examine(start))
+        file.seek(LENGTH_BYTES)
+        text = file.read(start.header_bytes)
     except OSError as error:
-        if isinstance(error, SourceUnreadable):
-            raise
-        raise SourceUnreadable(f"{quote_name(str(path))} cannot be read: {error.strerror}") from error
-    return _build(path, text, file_bytes)
+        raise SourceUnreadable(f"{quote_name(name)} cannot be read: {error.strerror}") from error
+    return _build(name, text, file_bytes)
 
 
 def parse_header(data: bytes, file_bytes: int) -> Header:
@@ -99,27 +109,9 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
     return _build(None, text, file_bytes)
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file opened for reading; a pipe or a device, which might block for ever, is not.
-
-    Raises:
-        SourceUnreadable: it is missing, something else than a file, or cannot be read.
-    """
-    try:
-        # A pipe without a writer would block here but for O_NONBLOCK.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SourceUnreadable(f"{quote_name(str(path))} cannot be read: {reason}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise SourceUnreadable(f"{quote_name(str(path))} is no regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def _refuse(path: Path | None, findings: tuple[Finding, ...]) -> None:
+def _refuse(file_name: str | None, findings: tuple[Finding, ...]) -> None:
     if findings:
-        name = "the weights file" if path is None else quote_name(path.name)
+        name = "the weights file" if file_name is None else quote_name(file_name)
         first = findings[0]
         raise AdapterRefused(
             f"{name} is refused: {first.title}: found {first.found}, expected {first.expected}",
@@ -128,22 +120,18 @@ def _refuse(path: Path | None, findings: tuple[Finding, ...]) -> None:
         )
 
 
-def _build(path: Path | None, text: bytes, file_bytes: int) -> Header:
+def _build(name: str | None, text: bytes, file_bytes: int) -> Header:
     parsed = _parse_text(text)
-    _refuse(path, examine(parsed))
+    _refuse(name, examine(parsed))
     data_start = LENGTH_BYTES + len(text)
     entries = _read_entries(parsed.value, file_bytes - data_start)
-    _refuse(path, examine(entries))
+    _refuse(name, examine(entries))
     tensors = sorted(
-        (_entry(name, value) for name, value in entries.declared.items()),
-        key=lambda entry: (entry.begin, entry.end, entry.name),
+        (_entry(tensor, value, data_start) for tensor, value in entries.declared.items()),
+        key=attrgetter("begin", "end", "name"),
     )
-    _refuse(path, examine(TensorLayout(tuple(tensors), entries.data_bytes)))
-    placed = tuple(
-        TensorEntry(entry.name, entry.dtype, entry.shape, entry.begin + data_start, entry.end + data_start)
-        for entry in tensors
-    )
-    return Header(placed, entries.metadata or {}, text.decode("utf-8"), data_start, file_bytes)
+    _refuse(name, examine(TensorLayout(tuple(tensors), data_start, entries.data_bytes)))
+    return Header(tuple(tensors), entries.metadata or {}, text.decode("utf-8"), data_start, file_bytes)
 
 
 def _parse_text(text: bytes) -> HeaderText:
@@ -164,7 +152,7 @@ def _read_entries(value: dict[str, Any], data_bytes: int) -> HeaderEntries:
 
 def _describe_problem(entry: Any) -> str | None:
     """What keeps an entry from being one, or nothing."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
         return "an entry without exactly `dtype`, `shape` and `data_offsets`"
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPE_BITS:
         return "an unknown dtype"
@@ -176,9 +164,13 @@ def _describe_problem(entry: Any) -> str | None:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item <= _MAX_SIZE for item in value)
+    return isinstance(value, list) and all(map(_is_size, value))
 
 
-def _entry(name: str, value: dict[str, Any]) -> TensorEntry:
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_SIZE
+
+
+def _entry(name: str, value: dict[str, Any], data_start: int) -> TensorEntry:
     begin, end = value["data_offsets"]
-    return TensorEntry(name, value["dtype"], tuple(value["shape"]), begin, end)
+    return TensorEntry(name, value["dtype"], tuple(value["shape"]), begin + data_start, end + data_start)

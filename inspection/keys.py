@@ -38,6 +38,10 @@ _FOREIGN = (
 )
 
 
+# Whether any of them fits, at the price of one look.
+_ANY_FOREIGN = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in _FOREIGN))
+
+
 class TensorKind(StrEnum):
     """What a tensor is, by its name alone; ``FACTOR`` is an A or a B of a linear module."""
 
@@ -78,9 +82,10 @@ def parse_key(name: str) -> FactorKey | None:
 def strip_marks(path: str) -> tuple[str, tuple[str, ...]]:
     """A module path without the prefix of PEFT and the marks of wrappers, and which marks there were."""
     marks: list[str] = []
-    if any(part in WRAPPER_PARTS for part in path.split(".")):
-        marks += [f"{part}." for part in WRAPPER_PARTS if part in path.split(".")]
-        path = ".".join(part for part in path.split(".") if part not in WRAPPER_PARTS)
+    if any(part in path for part in WRAPPER_PARTS):
+        parts = path.split(".")
+        marks += [f"{part}." for part in WRAPPER_PARTS if part in parts]
+        path = ".".join(part for part in parts if part not in WRAPPER_PARTS)
     if path.startswith(_DDP_PREFIX):
         marks.append(_DDP_PREFIX)
         path = path.removeprefix(_DDP_PREFIX)
@@ -103,7 +108,9 @@ def is_module_path(path: str) -> bool:
 
 def name_format(name: str) -> str | None:
     """The tool that writes such names, if it is a known one other than PEFT."""
-    return next((tool for pattern, tool in _FOREIGN if pattern.fullmatch(name)), None)
+    if not _ANY_FOREIGN.fullmatch(name):
+        return None
+    return next(tool for pattern, tool in _FOREIGN if pattern.fullmatch(name))
 
 
 def is_parameter_key(name: str) -> bool:
@@ -113,10 +120,20 @@ def is_parameter_key(name: str) -> bool:
 
 def classify(name: str) -> TensorKind:
     """What a tensor is, by its name."""
+    return read_name(name)[0]
+
+
+def read_name(name: str) -> tuple[TensorKind, FactorKey | None]:
+    """What a tensor is, by its name, with the module and factor of one that is a factor."""
+    key = parse_key(name)
+    if key and name.startswith(TENSOR_PREFIX):
+        return TensorKind.FACTOR, key
     if name_format(name):
-        return TensorKind.FOREIGN
-    if parse_key(name):
-        return TensorKind.FACTOR
+        return TensorKind.FOREIGN, None
+    return (TensorKind.FACTOR, key) if key else (_classify_other(name), None)
+
+
+def _classify_other(name: str) -> TensorKind:
     if _EMBEDDING_FACTOR.fullmatch(name):
         return TensorKind.EMBEDDING_FACTOR
     if "lora_magnitude_vector" in name:

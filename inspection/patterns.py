@@ -49,7 +49,7 @@ class Standing(StrEnum):
 class Budget:
     """The time that all work on the patterns of one adapter may take together."""
 
-    seconds: float = 0.4
+    seconds: float = 0.25
     _began: float = field(default=0.0, init=False)
 
     @contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 8 << 20
+# An adapter of every expert of a large mixture model has about 40 000.
+MAX_TENSORS = 50_000
 START_BYTES = 512
 # How a git-lfs pointer begins, which stands in a clone for the file itself.
 LFS_START = b"version https://git-lfs.github.com/spec/"
@@ -100,7 +102,8 @@ class HeaderEntries:
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """Well-formed entries in the order of their bytes, offsets counted from the start of the data."""
+    """Well-formed entries in the order of their bytes; the data begins at ``data_start`` of the file."""
 
     tensors: tuple[TensorEntry, ...]
+    data_start: int
     data_bytes: int

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -20,8 +21,8 @@ import numpy.typing as npt
 from ..schemas.digest import Digest
 from ..schemas.errors import SourceUnreadable
 from ..schemas.inventory import Dtype
-from .header import Header, open_regular
-from .quotation import quote_name
+from .header import Header
+from .regular_file import open_regular
 from .safetensors_file import TensorEntry
 
 CHUNK_BYTES = 256 << 10
@@ -29,20 +30,36 @@ CHUNK_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a float lies in memory: its bits as integers, and the bits of infinity."""
+    """How a float lies in memory: its bits as integers, and the bits of infinity.
+
+    ``padding_bytes`` is how many zero bytes before it make it one of ``struct``'s formats.
+    """
 
     unsigned: npt.DTypeLike
     signed: npt.DTypeLike
     infinity: int
     size_bytes: int
+    unpack: Callable[[bytes], tuple[float]]
+    padding_bytes: int = 0
+
+    @property
+    def sign(self) -> int:
+        """The bit that negative numbers have: to an unsigned integer they are the largest."""
+        return 1 << (self.size_bytes * 8 - 1)
+
+    def number(self, bits: int) -> float:
+        """The float of these bits."""
+        data = bytes(self.padding_bytes) + bits.to_bytes(self.size_bytes, "little")
+        return self.unpack(data)[0]
 
 
 _FORMATS = {
-    Dtype.F64: Format(np.uint64, np.int64, 0x7FF0_0000_0000_0000, 8),
-    Dtype.F32: Format(np.uint32, np.int32, 0x7F80_0000, 4),
-    Dtype.F16: Format(np.uint16, np.int16, 0x7C00, 2),
-    Dtype.BF16: Format(np.uint16, np.int16, 0x7F80, 2),
+    Dtype.F64: Format(np.uint64, np.int64, 0x7FF0_0000_0000_0000, 8, Struct("<d").unpack),
+    Dtype.F32: Format(np.uint32, np.int32, 0x7F80_0000, 4, Struct("<f").unpack),
+    Dtype.F16: Format(np.uint16, np.int16, 0x7C00, 2, Struct("<e").unpack),
+    Dtype.BF16: Format(np.uint16, np.int16, 0x7F80, 2, Struct("<f").unpack, padding_bytes=2),
 }
+_BY_NAME = {str(dtype): layout for dtype, layout in _FORMATS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +97,20 @@ def scan_weights(path: Path, header: Header) -> Scan:
     Raises:
         SourceUnreadable: the file cannot be read, or has changed since its header was.
     """
+    with open_regular(path) as file:
+        return scan_file(file, header)
+
+
+def scan_file(file: BinaryIO, header: Header) -> Scan:
+    """The same of an open file, from its beginning."""
     digest = hashlib.sha256()
     try:
-        with open_regular(path) as file:
-            magnitudes = scan_stream(file, header, digest)
+        file.seek(0)
+        magnitudes = scan_stream(file, header, digest)
     except OSError as error:
         if isinstance(error, SourceUnreadable):
             raise
-        raise SourceUnreadable(f"{quote_name(str(path))} cannot be read: {error.strerror}") from error
+        raise SourceUnreadable(f"the weights file cannot be read: {error.strerror}") from error
     return Scan(Digest(digest.hexdigest()), magnitudes)
 
 
@@ -97,14 +120,44 @@ def scan_stream(file: BinaryIO, header: Header, digest: _Digest | None) -> dict[
         raise SourceUnreadable("the weights file has changed while it was read")
     buffer = memoryview(bytearray(CHUNK_BYTES))
     _read(file, buffer, header.data_start, digest, None)
-    magnitudes = {}
-    for tensor in header.tensors:
-        known = tensor.dtype in _FORMATS
-        peak = _Peak(_FORMATS[Dtype(tensor.dtype)]) if known else None
-        _read(file, buffer, tensor.size_bytes, digest, peak.see if peak else None)
-        if peak is not None:
-            magnitudes[tensor.name] = peak.magnitude()
+    magnitudes: dict[str, Magnitude] = {}
+    for run in _runs(header.tensors):
+        layout = _BY_NAME.get(run[0].dtype)
+        if len(run) > 1 and layout is not None:
+            size_bytes = run[-1].end - run[0].begin
+            _read(file, buffer, size_bytes, digest, None)
+            magnitudes |= _see_small(buffer[:size_bytes], run, layout)
+            continue
+        for tensor in run:
+            peak = _Peak(layout) if layout else None
+            _read(file, buffer, tensor.size_bytes, digest, peak.see if peak else None)
+            if peak is not None:
+                magnitudes[tensor.name] = peak.magnitude()
     return magnitudes
+
+
+def _runs(tensors: tuple[TensorEntry, ...]) -> Iterator[list[TensorEntry]]:
+    """Neighbours of one dtype that fit the buffer together, none of them empty; or one tensor."""
+    run: list[TensorEntry] = []
+    for tensor in tensors:
+        fits = run and run[0].dtype == tensor.dtype and tensor.end - run[0].begin <= CHUNK_BYTES
+        if run and not (fits and tensor.size_bytes and run[-1].size_bytes):
+            yield run
+            run = []
+        run.append(tensor)
+    if run:
+        yield run
+
+
+def _see_small(data: memoryview, run: list[TensorEntry], layout: Format) -> dict[str, Magnitude]:
+    """The magnitudes of many tensors at once: one by one they would cost a hundred times their bytes."""
+    begins = np.array([(tensor.begin - run[0].begin) // layout.size_bytes for tensor in run])
+    positive = np.maximum.reduceat(np.frombuffer(data, layout.signed), begins).tolist()
+    negative = np.maximum.reduceat(np.frombuffer(data, layout.unsigned), begins).tolist()
+    return {
+        tensor.name: _magnitude(layout, most, least - layout.sign)
+        for tensor, most, least in zip(run, positive, negative, strict=True)
+    }
 
 
 def read_tensor(file: BinaryIO, entry: TensorEntry) -> npt.NDArray[np.float64]:
@@ -133,21 +186,20 @@ class _Peak:
     def see(self, chunk: memoryview) -> None:
         """Take a chunk of whole numbers into account."""
         # Negative numbers are negative as signed integers too, and the largest as unsigned ones.
-        sign = 1 << (self._layout.size_bytes * 8 - 1)
-        self._positive = max(self._positive, int(np.frombuffer(chunk, self._layout.signed).max()))
-        self._negative = max(self._negative, int(np.frombuffer(chunk, self._layout.unsigned).max()) - sign)
+        layout = self._layout
+        self._positive = max(self._positive, int(np.frombuffer(chunk, layout.signed).max()))
+        self._negative = max(self._negative, int(np.frombuffer(chunk, layout.unsigned).max()) - layout.sign)
 
     def magnitude(self) -> Magnitude:
         """What the bits come to."""
-        bits = max(self._positive, self._negative)
-        if bits >= self._layout.infinity:
-            return Magnitude(float("inf"), has_nan=bits > self._layout.infinity, is_finite=False)
-        largest = decode(bits.to_bytes(self._layout.size_bytes, "little"), _dtype_of(self._layout))[0]
-        return Magnitude(float(largest), has_nan=False, is_finite=True)
+        return _magnitude(self._layout, self._positive, self._negative)
 
 
-def _dtype_of(layout: Format) -> Dtype:
-    return next(dtype for dtype, known in _FORMATS.items() if known is layout)
+def _magnitude(layout: Format, positive: int, negative: int) -> Magnitude:
+    bits = max(positive, negative, 0)
+    if bits >= layout.infinity:
+        return Magnitude(float("inf"), has_nan=bits > layout.infinity, is_finite=False)
+    return Magnitude(layout.number(bits), has_nan=False, is_finite=True)
 
 
 def _read(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from ..schemas.inventory import Dtype, Inventory, ModuleFactors
 from .config import SCALE_FIELDS, Config, Resolution, scale
 from .header import Header
-from .keys import TensorKind, classify, is_module_path, parse_key
+from .keys import TensorKind, is_module_path, read_name
 from .safetensors_file import TensorEntry
 
 _FLOATS = frozenset(Dtype)
@@ -16,13 +17,20 @@ _FLOATS = frozenset(Dtype)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What was found for one module; a tensor that stands twice after normalising is in ``repeated``."""
+    """What was found for one module; a tensor that stands twice after normalising is in ``repeated``.
+
+    ``is_sound`` says whether these are the two factors of a linear module, whatever the config says.
+    """
 
     path: str
     a: TensorEntry | None
     b: TensorEntry | None
     marks: tuple[str, ...]
     repeated: tuple[TensorEntry, ...] = ()
+    is_sound: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_sound", self._judge())
 
     @property
     def any_name(self) -> str | None:
@@ -30,9 +38,7 @@ class Pair:
         entry = self.a or self.b
         return entry.name if entry else None
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether these are the two factors of a linear module, whatever the config says."""
+    def _judge(self) -> bool:
         if self.a is None or self.b is None or self.repeated or not is_module_path(self.path):
             return False
         if len(self.a.shape) != 2 or len(self.b.shape) != 2 or self.a.dtype not in _FLOATS:
@@ -60,8 +66,7 @@ class Tensors:
         factors: dict[str, list[tuple[str, TensorEntry, tuple[str, ...]]]] = defaultdict(list)
         others: dict[TensorKind, list[TensorEntry]] = defaultdict(list)
         for entry in header.tensors:
-            kind = classify(entry.name)
-            key = parse_key(entry.name) if kind is TensorKind.FACTOR else None
+            kind, key = read_name(entry.name)
             if key is None:
                 others[kind].append(entry)
             else:
@@ -69,6 +74,11 @@ class Tensors:
         pairs = tuple(_pair(path, factors[path]) for path in sorted(factors))
         resolution = Resolution.of(config, [pair.path for pair in pairs])
         return cls(config, header, pairs, {kind: tuple(found) for kind, found in others.items()}, resolution)
+
+    @property
+    def unsound(self) -> Iterator[Pair]:
+        """The modules that do not have the two factors of a linear module."""
+        return (pair for pair in self.pairs if not pair.is_sound)
 
     def of_kind(self, kind: TensorKind) -> tuple[TensorEntry, ...]:
         """The tensors of one kind other than factors."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from ..schemas.inventory import Dtype, Inventory, ModuleFactors
-from .header import open_regular
 from .rules.rule import MAX_FINDINGS_PER_RULE
 from .scan import Scan, read_tensor
 from .tensors import Tensors
@@ -43,7 +41,9 @@ class Weights:
     overflows: tuple[Overflow, ...]
 
 
-def find_overflows(path: Path, tensors: Tensors, inventory: Inventory, scan: Scan) -> tuple[Overflow, ...]:
+def find_overflows(
+    file: BinaryIO, tensors: Tensors, inventory: Inventory, scan: Scan
+) -> tuple[Overflow, ...]:
     """The modules whose scaled product B A does not fit its dtype, or float16.
 
     The product is bounded by rank * max|A| * max|B| * scaling, then by the sum over the rank of the
@@ -52,18 +52,15 @@ def find_overflows(path: Path, tensors: Tensors, inventory: Inventory, scan: Sca
     """
     found: list[Overflow] = []
     suspects = [module for module in inventory.modules if bound_product(module, scan) > LIMITS[Dtype.F16]]
-    if not suspects:
-        return ()
-    with open_regular(path) as file:
-        for module in suspects:
-            if len(found) == MAX_FINDINGS_PER_RULE:
-                break
-            largest = _largest_product(file, module, tensors)
-            own = min((module.a_dtype, module.b_dtype), key=lambda dtype: LIMITS[dtype])
-            if largest > LIMITS[own]:
-                found.append(Overflow(module.path, module.b, largest, LIMITS[own], own))
-            elif largest > LIMITS[Dtype.F16]:
-                found.append(Overflow(module.path, module.b, largest, LIMITS[Dtype.F16], None))
+    for module in suspects:
+        if len(found) == MAX_FINDINGS_PER_RULE:
+            break
+        largest = _largest_product(file, module, tensors)
+        own = min((module.a_dtype, module.b_dtype), key=lambda dtype: LIMITS[dtype])
+        if largest > LIMITS[own]:
+            found.append(Overflow(module.path, module.b, largest, LIMITS[own], own))
+        elif largest > LIMITS[Dtype.F16]:
+            found.append(Overflow(module.path, module.b, largest, LIMITS[Dtype.F16], None))
     return tuple(found)
 
 

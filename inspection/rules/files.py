@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from ...schemas.document import MAX_CONFIG_BYTES
 from ...schemas.finding import Effect, Severity
-from ..config_file import ConfigFile
+from ..config_file import MAX_CONFIG_BYTES, ConfigFile
 from ..folder import INDEX_FILE, PICKLED_WEIGHTS, Folder, Kind
 from ..quotation import escape, quote_name, quote_names
 from ..safetensors_file import LFS_START

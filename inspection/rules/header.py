@@ -9,6 +9,7 @@ from ..safetensors_file import (
     LENGTH_BYTES,
     LFS_START,
     MAX_HEADER_BYTES,
+    MAX_TENSORS,
     FileStart,
     HeaderEntries,
     HeaderText,
@@ -132,6 +133,20 @@ def header_is_no_json(header: HeaderText) -> Observations:
         yield Observation("other bytes before the opening brace", "a header that begins with `{`")
 
 
+@rule(
+    "MR211",
+    HeaderText,
+    Effect.BROKEN,
+    file=WEIGHTS_FILE,
+    why="no adapter has so many; looking at each of them would only cost time and memory",
+    remedy=_EXPORT_AGAIN,
+)
+def tensors_are_too_many(header: HeaderText) -> Observations:
+    """The header lists more tensors than any adapter has."""
+    if isinstance(header.value, dict) and len(header.value) > MAX_TENSORS + 1:
+        yield Observation(f"{len(header.value)} entries", f"at most {MAX_TENSORS} tensors")
+
+
 @rule("MR207", HeaderEntries, Effect.BROKEN, file=WEIGHTS_FILE, why=_DAMAGED, remedy=_EXPORT_AGAIN)
 def entry_is_malformed(header: HeaderEntries) -> Observations:
     """An entry of the header does not describe a tensor."""
@@ -167,13 +182,12 @@ def size_disagrees_with_shape(layout: TensorLayout) -> Observations:
 )
 def offsets_are_not_contiguous(layout: TensorLayout) -> Observations:
     """Tensors overlap or leave holes between them."""
-    position = 0
+    position = layout.data_start
     for tensor in layout.tensors:
         if tensor.begin != position:
             kind = "an overlap" if tensor.begin < position else "a hole"
-            yield Observation(
-                f"{kind}: the tensor begins at {tensor.begin}", f"byte {position}", tensor=tensor.name
-            )
+            begin, expected = tensor.begin - layout.data_start, position - layout.data_start
+            yield Observation(f"{kind}: the tensor begins at {begin}", f"byte {expected}", tensor=tensor.name)
         position = max(position, tensor.end)
 
 
@@ -187,7 +201,7 @@ def offsets_are_not_contiguous(layout: TensorLayout) -> Observations:
 )
 def file_is_truncated_or_longer(layout: TensorLayout) -> Observations:
     """The file ends before its last tensor, or after it."""
-    end = max((tensor.end for tensor in layout.tensors), default=0)
+    end = max((tensor.end - layout.data_start for tensor in layout.tensors), default=0)
     if end > layout.data_bytes:
         yield Observation(
             f"{layout.data_bytes} bytes of data, {end - layout.data_bytes} too few: truncated", f"{end} bytes"

@@ -7,7 +7,6 @@ import re
 from ...schemas.finding import Effect, Severity
 from ..config import Config, LoraConfig
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
-from ..patterns import tails_of
 from ..quotation import quote, quote_name, quote_names
 from ..tensors import Tensors
 from .rule import CONFIG_FILE, Observation, Observations, rule
@@ -101,8 +100,9 @@ def target_matches_nothing(tensors: Tensors) -> Observations:
     """A target entry matches no module of the file."""
     if not tensors.pairs:
         return
-    tails = {tail for pair in tensors.pairs for tail in tails_of(pair.path)}
-    absent = [name for name in tensors.config.targets or () if name not in tails]
+    names = set(tensors.config.targets or ())
+    depths = _depths_of(names)
+    absent = names.difference(*(_tails_of(pair.path, depths) for pair in tensors.pairs))
     matched = match_targets(tensors) if isinstance(tensors.config.value.get("target_modules"), str) else None
     if absent:
         yield Observation(
@@ -177,7 +177,21 @@ def match_targets(tensors: Tensors) -> set[str] | None:
     if not tensors.config.targets:
         return None
     names = set(tensors.config.targets)
-    return {path for path in paths if any(tail in names for tail in tails_of(path))}
+    depths = _depths_of(names)
+    return {path for path in paths if not names.isdisjoint(_tails_of(path, depths))}
+
+
+def _depths_of(names: set[str]) -> list[int]:
+    """The numbers of dots that occur in the names."""
+    return sorted({name.count(".") for name in names})
+
+
+def _tails_of(path: str, depths: list[int]) -> list[str]:
+    """The ends of a path that have so many dots, from a dot on or whole."""
+    if depths == [0]:
+        return [path.rpartition(".")[2]]
+    parts = path.split(".")
+    return [".".join(parts[-depth - 1 :]) for depth in depths if depth < len(parts)]
 
 
 def _match_text(config: Config, paths: list[str]) -> set[str] | None:

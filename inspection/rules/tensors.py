@@ -52,8 +52,9 @@ def file_holds_no_lora(tensors: Tensors) -> Observations:
 def names_are_foreign(tensors: Tensors) -> Observations:
     """The tensor names are those of another tool."""
     found = tensors.of_kind(TensorKind.FOREIGN)
-    for tool, count in sorted(Counter(name_format(entry.name) or "" for entry in found).items()):
-        first = next(entry for entry in found if name_format(entry.name) == tool)
+    tools = [name_format(entry.name) or "" for entry in found]
+    for tool, count in sorted(Counter(tools).items()):
+        first = found[tools.index(tool)]
         yield Observation(
             f"{count} names of {tool}",
             "`base_model.model.<module>.lora_A.weight`",
@@ -114,7 +115,7 @@ def module_path_is_unusable(tensors: Tensors) -> Observations:
 )
 def factor_stands_twice(tensors: Tensors) -> Observations:
     """Two tensors stand for the same factor."""
-    for pair in tensors.pairs:
+    for pair in tensors.unsound:
         for entry in pair.repeated:
             yield Observation(
                 f"a second factor of {quote_name(pair.path)}", "one A and one B", tensor=entry.name
@@ -131,7 +132,7 @@ def factor_stands_twice(tensors: Tensors) -> Observations:
 )
 def factor_is_missing(tensors: Tensors) -> Observations:
     """A module has an A without B, or a B without A."""
-    for pair in tensors.pairs:
+    for pair in tensors.unsound:
         if (pair.a is None) != (pair.b is None):
             missing = "B" if pair.b is None else "A"
             yield Observation(f"no {missing}", "both", tensor=pair.any_name)
@@ -148,7 +149,7 @@ def factor_is_missing(tensors: Tensors) -> Observations:
 )
 def factor_is_empty_or_flat(tensors: Tensors) -> Observations:
     """A factor has no elements, or no two dimensions."""
-    for pair in tensors.pairs:
+    for pair in tensors.unsound:
         for entry in filter(None, (pair.a, pair.b)):
             if entry.elements == 0:
                 found = f"shape {list(entry.shape)}: no elements"
@@ -167,7 +168,7 @@ def factor_is_empty_or_flat(tensors: Tensors) -> Observations:
 )
 def factors_disagree_in_rank(tensors: Tensors) -> Observations:
     """A and B disagree in rank."""
-    for pair in tensors.pairs:
+    for pair in tensors.unsound:
         if pair.a is None or pair.b is None or len(pair.a.shape) != 2 or len(pair.b.shape) != 2:
             continue
         if pair.a.shape[0] != pair.b.shape[1] and pair.a.elements and pair.b.elements:
@@ -196,7 +197,7 @@ def _explain(pair: Pair) -> str:
 )
 def factor_is_of_convolution(tensors: Tensors) -> Observations:
     """A factor has more than two dimensions."""
-    for pair in tensors.pairs:
+    for pair in tensors.unsound:
         for entry in filter(None, (pair.a, pair.b)):
             if len(entry.shape) > 2 and entry.elements:
                 found = f"shape {list(entry.shape)}: a convolution"
@@ -213,7 +214,7 @@ def factor_is_of_convolution(tensors: Tensors) -> Observations:
 )
 def factor_is_no_float(tensors: Tensors) -> Observations:
     """A factor is neither F64, F32, F16 nor BF16."""
-    for pair in tensors.pairs:
+    for pair in tensors.unsound:
         for entry in filter(None, (pair.a, pair.b)):
             if entry.dtype not in _FLOATS:
                 yield Observation(entry.dtype, "F32, F16 or BF16", tensor=entry.name)
@@ -295,8 +296,9 @@ def file_holds_magnitudes(tensors: Tensors) -> Observations:
 def file_holds_biases(tensors: Tensors) -> Observations:
     """The file holds biases."""
     factor_biases = tensors.of_kind(TensorKind.FACTOR_BIAS)
+    saved = _saved_names(tensors)
     biases = factor_biases + tuple(
-        entry for entry in tensors.of_kind(TensorKind.FULL_BIAS) if not _is_saved(entry.name, tensors)
+        entry for entry in tensors.of_kind(TensorKind.FULL_BIAS) if saved.isdisjoint(entry.name.split("."))
     )
     if biases:
         yield Observation(f"{len(biases)} biases", "none", tensor=biases[0].name)
@@ -313,9 +315,9 @@ def file_holds_biases(tensors: Tensors) -> Observations:
 )
 def file_holds_full_weights(tensors: Tensors) -> Observations:
     """The file holds full weights beside the factors."""
-    biases = tensors.of_kind(TensorKind.FULL_BIAS)
+    biases, saved = tensors.of_kind(TensorKind.FULL_BIAS), _saved_names(tensors)
     found = [*tensors.of_kind(TensorKind.FULL_WEIGHT)]
-    found += [entry for entry in biases if _is_saved(entry.name, tensors)]
+    found += [entry for entry in biases if not saved.isdisjoint(entry.name.split("."))]
     if not found or not (tensors.pairs or tensors.of_kind(TensorKind.EMBEDDING_FACTOR)):
         return
     vocabulary = [entry for entry in found if _module_of(entry.name) in OUTPUT_LAYERS | EMBEDDING_LAYERS]
@@ -417,7 +419,6 @@ def _module_of(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
-def _is_saved(name: str, tensors: Tensors) -> bool:
-    """Whether a tensor belongs to a module that `modules_to_save` names."""
-    parts = name.split(".")
-    return any(saved.rpartition(".")[2] in parts for saved in tensors.config.saved_modules)
+def _saved_names(tensors: Tensors) -> frozenset[str]:
+    """The last parts of the module names in `modules_to_save`."""
+    return frozenset(name.rpartition(".")[2] for name in tensors.config.saved_modules)

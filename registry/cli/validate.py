@@ -152,9 +152,9 @@ def _read_policy(path: Path) -> Policy:
 
 
 def _read_small(path: Path, max_bytes: int) -> bytes:
-    from ...inspection.header import open_regular
+    from ...inspection.regular_file import open_regular
 
-    with open_regular(path) as file:
+    with open_regular(path, follows_links=True) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise SourceUnreadable(f"`{path}` has more than {max_bytes} bytes")

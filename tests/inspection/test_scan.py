@@ -75,6 +75,20 @@ def test_peak_of_any_bits_is_that_of_the_numbers(bits: list[int], dtype: Dtype) 
     assert np.array_equal(np.abs(decode(data, dtype)), numbers, equal_nan=True)
 
 
+def test_small_neighbours_are_told_apart(tmp_path: Path) -> None:
+    numbers = [1.0, -2.0, 0.0, math.inf, -0.0, math.nan, -3.5]
+    tensors = {f"t{n}": torch.full((1 + n % 3,), value) for n, value in enumerate(numbers)}
+    path = write(
+        tmp_path, **tensors, empty=torch.zeros(0), half=torch.ones(3).half(), wide=torch.ones(70_000)
+    )
+    found = scan_weights(path, read_header(path))
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    seen = [found.magnitudes[f"t{n}"] for n in range(len(numbers))]
+    assert [each.largest for each in seen] == [1.0, 2.0, 0.0, math.inf, 0.0, math.inf, 3.5]
+    assert [each.has_nan for each in seen] == [False] * 5 + [True, False]
+    assert [found.magnitudes[name].largest for name in ("empty", "half", "wide")] == [0.0, 1.0, 1.0]
+
+
 def test_memory_is_one_buffer_however_large_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     real = np.frombuffer

@@ -222,7 +222,7 @@ CONFIG_DEFECTS = [
     Defect("config-list", BROKEN, ["MR014"], raw_config(b"[]")),
     Defect("config-lfs", BROKEN, ["MR011"], raw_config(LFS)),
     Defect("config-html", BROKEN, ["MR011"], raw_config(HTML)),
-    Defect("config-huge", BROKEN, ["MR012"], raw_config(b" " * ((4 << 20) + 1))),
+    Defect("config-huge", BROKEN, ["MR012"], raw_config(b" " * ((1 << 20) + 1))),
     Defect("config-empty", BROKEN, ["MR013"], raw_config(b"")),
 ]
 
@@ -292,6 +292,12 @@ WEIGHT_DEFECTS = [
     Defect("weights-absurd-length", BROKEN, ["MR205"], raw_weights(b"\xff" * 99)),
     Defect("weights-no-json", BROKEN, ["MR206"], raw_weights(safetensors_bytes(b"{not json}"))),
     Defect("weights-name-twice", BROKEN, ["MR206"], raw_weights(safetensors_bytes(b'{"a":1,"a":1}'))),
+    Defect(
+        "weights-tensors",
+        BROKEN,
+        ["MR211"],
+        raw_weights(safetensors_bytes(b"{" + b",".join(b'"%d":1' % n for n in range(50_002)) + b"}")),
+    ),
     Defect("weights-entry", BROKEN, ["MR207"], raw_weights(safetensors_bytes({"a": 1}))),
     Defect(
         "weights-size",
