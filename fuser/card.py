@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from ..schemas.bundle import NOT_FITTED, Fitting, Gate
+from ..schemas.bundle import IMPORTED, NOT_FITTED, Fitting, Gate
 from ..schemas.manifest import ManifestMember
 from ..schemas.plan import FusePlan
 
@@ -25,6 +26,8 @@ Without the first line PEFT answers `KeyError: 'METEORA'`. Install it with
 `pip install "meteora-registry[runtime]"`.
 """
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
+
 _NOT_FITTED = """\
 **The gate is not fitted.** It was initialised with `{method}`, which knows nothing of the tasks: left
 to itself the model will often pick the wrong adapter. Force one with
@@ -33,6 +36,9 @@ to itself the model will often pick the wrong adapter. Force one with
 
 
 _FITTED = "The gate is fitted: {method}.\n"
+_IMPORTED = """\
+The gate came with another layout, which does not say on what it was fitted, or whether it was.
+"""
 
 
 def write_card(path: Path, plan: FusePlan, gate: Gate, members: Sequence[ManifestMember]) -> None:
@@ -55,8 +61,8 @@ def _body(plan: FusePlan, gate: Gate, members: Sequence[ManifestMember]) -> str:
     count = len(members)
     title = f"# MeteoRA bundle of {count} adapter{'s' if count > 1 else ''}\n"
     facts = (
-        f"Base: `{plan.base}`. Each linear layer picks the top {plan.top_k} of {count} adapters for each "
-        f"token. {len(plan.modules)} modules, {plan.dtype} factors, "
+        f"Base: {_cell(plan.base or 'unknown')}. Each linear layer picks the top {plan.top_k} of {count} "
+        f"adapters for each token. {len(plan.modules)} modules, {plan.dtype} factors, "
         f"{plan.size_bytes} bytes of tensors, {plan.padding_bytes} of them padding.\n"
     )
     rows = "".join(_row(plan, index, member) for index, member in enumerate(members))
@@ -65,9 +71,11 @@ def _body(plan: FusePlan, gate: Gate, members: Sequence[ManifestMember]) -> str:
         + rows
     )
     fitted = _NOT_FITTED.format(method=plan.gate) if gate.fitted == NOT_FITTED else ""
-    if isinstance(gate.fitted, Fitting):
+    if isinstance(gate.fitted, Fitting) and gate.fitted.method == IMPORTED:
+        fitted = _IMPORTED
+    elif isinstance(gate.fitted, Fitting):
         fitted = _FITTED.format(method=_cell(gate.fitted.method))
-    example = "## Loading\n\n" + _EXAMPLE.format(base=plan.base or "the/base")
+    example = "## Loading\n\n" + _EXAMPLE.format(base=_plain_name(plan.base))
     return "\n".join([title, facts, table, "## Gate\n\n" + fitted, example])
 
 
@@ -83,6 +91,11 @@ def _row(plan: FusePlan, index: int, member: ManifestMember) -> str:
         f"`{member.weights_sha256.short}`",
     )
     return "| " + " | ".join(cells) + " |\n"
+
+
+def _plain_name(base: str | None) -> str:
+    """The base, where it can stand in code as it is; else a place for it."""
+    return base if base and _PLAIN_NAME.fullmatch(base) else "the/base"
 
 
 def _cell(text: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from ...schemas.errors import MeteoraError
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
 from ..home import Home
@@ -28,11 +31,23 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
 @click.option(
     "--record", "keep_record", is_flag=True, help="Write the outcome into the bundle's verification.json."
 )
+@click.option(
+    "--base",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Folder of the base model, asked where the bundle says that the base renamed modules.",
+)
 @format_option
 @pass_home
 @click.pass_context
 def command(
-    context: click.Context, home: Home, bundle: str, *, level: str, keep_record: bool, as_json: bool
+    context: click.Context,
+    home: Home,
+    bundle: str,
+    *,
+    level: str,
+    base: Path | None,
+    keep_record: bool,
+    as_json: bool,
 ) -> None:
     """Check a bundle: digests, structure, padding, and the kernel against a float64 reference.
 
@@ -43,12 +58,12 @@ def command(
     from ..catalog.catalog import Catalog
     from ..workflows.verify import find_bundle_folder, gate_is_fitted, verify
 
-    with Catalog.open(home) as catalog:
-        folder = find_bundle_folder(catalog, bundle)
-        with step_bar() as advance:
-            record = verify(
-                catalog, home.store, folder, level=Level(level), keep_record=keep_record, advance=advance
-            )
+    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
+    with step_bar() as advance:
+        record = verify(
+            home.store, folder, level=Level(level), base=base, keep_record=keep_record, advance=advance
+        )
+    _note_in_catalog(home, folder, record)
     if as_json:
         print_json(record)
     else:
@@ -56,6 +71,17 @@ def command(
     if not gate_is_fitted(folder):
         print_remark(f"note: {GATE_NOT_FITTED}")
     context.exit(EXIT_CODES[record.outcome])
+
+
+def _note_in_catalog(home: Home, folder: Path, record: VerificationRecord) -> None:
+    from ..catalog.catalog import Catalog
+
+    try:
+        with Catalog.open(home) as catalog:
+            catalog.record_verification(record, folder.resolve())
+    except (MeteoraError, OSError) as error:
+        # A bundle is as sound as it is, whether or not there is a catalog to note it in.
+        print_remark(f"warning: not noted in the catalog: {error}")
 
 
 def _print_record(record: VerificationRecord) -> None:
@@ -89,3 +115,5 @@ def _print_record(record: VerificationRecord) -> None:
         print_line(f"problem: {problem}")
     for gap in record.unchecked:
         print_line(f"not checked: {gap}")
+    for note in record.notes:
+        print_line(f"note: {note}")
