@@ -47,24 +47,24 @@ class Standing(StrEnum):
 
 @dataclass(slots=True)
 class Budget:
-    """The time that all work on the patterns of one adapter may take together."""
+    """The processor time that all work on the patterns of one adapter may take together."""
 
-    seconds: float = 0.25
+    seconds: float = 0.15
     _began: float = field(default=0.0, init=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time of the block."""
-        self._began = time.monotonic()
+        self._began = time.thread_time()
         try:
             yield
         finally:
-            self.seconds -= time.monotonic() - self._began
+            self.seconds -= time.thread_time() - self._began
 
     @property
     def is_spent(self) -> bool:
         """Whether the time is over; asked within a running block."""
-        return time.monotonic() - self._began > self.seconds
+        return time.thread_time() - self._began > self.seconds
 
 
 class PatternsTooCostly(Exception):
