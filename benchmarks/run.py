@@ -12,6 +12,7 @@ import sys
 
 SUBJECTS = {
     "kernels": "benchmarks.kernels",
+    "kernel-tables": "benchmarks.kernel_tables",
 }
 
 

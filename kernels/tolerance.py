@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 TOLERANCES: dict[torch.dtype, float] = {
-    # Measured 1.1e-7.
+    # Measured 7e-7 on the CPU, 9e-7 in Triton's interpreter; 4096 features.
     torch.float32: 1e-5,
-    # Measured 6e-3: z and its weighted copy are each rounded to 8 bits.
+    # Measured 6e-3 on the CPU: z and its weighted copy are each rounded to 8 bits. 9e-3 in the interpreter,
+    # whose stores truncate.
     torch.bfloat16: 2e-2,
-    # Measured 8e-4.
-    torch.float16: 3e-3,
-    # Measured 3e-16.
+    # Measured 4e-4 on the CPU, 5e-4 in the interpreter.
+    torch.float16: 2e-3,
+    # Measured 6e-16.
     torch.float64: 1e-12,
 }
 

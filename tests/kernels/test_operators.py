@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -136,3 +138,16 @@ def test_operator_and_eager_call_are_the_same_function() -> None:
     out, z = OPERATORS.routed_lora(*positional(case), True)
     assert torch.equal(out, case.routed())
     assert z.shape == (5, 2, 8)
+
+
+# torch 2.13's own inductor scripts a class while it is imported.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inductor_keeps_the_call_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    case = operands([8, 0, 8])
+    case.x.requires_grad_()
+    compiled = torch.compile(lambda x: routed_lora(**{**vars(case), "x": x}), fullgraph=True)
+    found, expected = compiled(case.x), case.routed()
+    torch.testing.assert_close(found, expected)
+    found_grad, expected_grad = (torch.autograd.grad(y.sum(), case.x)[0] for y in (found, expected))
+    torch.testing.assert_close(found_grad, expected_grad)

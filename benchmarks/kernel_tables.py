@@ -1,0 +1,137 @@
+"""The tables and claims of docs/kernels.md, from rows: ``python -m benchmarks.run kernel-tables FILE``.
+
+Everything is a ratio within one pass. `best` is the fastest of all measured formulations that do the same
+work, ours and others'; the plain LoRA and the base GEMM do less and stand beside for scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+FLOORS = ("one_lora", "base_gemm", "meteora_")
+COLUMNS = ("meteora", "official_loop", "present_loop", "gathered_bmm", "dense", "one_lora", "base_gemm")
+
+
+class Rows:
+    """Measured rows by point, mode and provider; of a repeated measurement the last counts."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.measured = {(r["point"], r["mode"], r["provider"]): r for r in rows if "p50" in r}
+
+    def points(self, mode: str) -> list[str]:
+        """Return the points measured in a mode, in order."""
+        return list(dict.fromkeys(point for point, found, _ in self.measured if found == mode))
+
+    def time(self, point: str, mode: str, provider: str) -> float | None:
+        """Return a median in milliseconds, None where it was not measured."""
+        row = self.measured.get((point, mode, provider))
+        return None if row is None else row["p50"]
+
+    def ratio(self, point: str, mode: str, provider: str) -> float | None:
+        """Return how many times ours another provider takes."""
+        ours, other = self.time(point, mode, "meteora"), self.time(point, mode, provider)
+        return None if ours is None or other is None else other / ours
+
+    def best(self, point: str, mode: str) -> tuple[str, float]:
+        """Return the fastest provider of the full work, and its median."""
+        times = {
+            provider: row["p50"]
+            for (found, of_mode, provider), row in self.measured.items()
+            if found == point and of_mode == mode and provider not in FLOORS
+        }
+        provider = min(times, key=lambda name: times[name])
+        return provider, times[provider]
+
+
+def main(arguments: list[str]) -> None:
+    """Print the tables of one file of rows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run kernel-tables", description=__doc__)
+    parser.add_argument("rows", type=Path)
+    path: Path = parser.parse_args(arguments).rows
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    sys.stdout.write("\n".join(document(lines)) + "\n")
+
+
+def document(lines: list[Row]) -> Iterator[str]:
+    """Yield the lines of the report."""
+    rows = Rows(lines)
+    first = lines[0]
+    yield f"Device: {first['device']}; threads {first['threads']}; torch {first['torch']}."
+    yield ""
+    for mode in ("forward", "forward+backward", "graph"):
+        if rows.points(mode):
+            yield from table(rows, mode)
+    yield "Claims:"
+    yield ""
+    yield from (f"- {claim}" for claim in claims(rows))
+
+
+def table(rows: Rows, mode: str) -> Iterator[str]:
+    """Yield one mode's table, medians in milliseconds; `-` where a variant was not measured."""
+    yield f"{mode}, p50 in ms"
+    yield ""
+    yield "| point | " + " | ".join(COLUMNS) + " | best |"
+    yield "|---" * (len(COLUMNS) + 2) + "|"
+    for point in rows.points(mode):
+        times = [rows.time(point, mode, column) for column in COLUMNS]
+        cells = ["-" if time is None else f"{time:.3g}" for time in times]
+        provider, best = rows.best(point, mode)
+        yield f"| {point} | " + " | ".join(cells) + f" | {provider} {best:.3g} |"
+    yield ""
+
+
+def claims(rows: Rows) -> Iterator[str]:
+    """Yield what the measurements say of the library's promises."""
+    yield from regret(rows)
+    for T, wanted in ((1, 8), (16, 4), (128, 3), (512, 2)):
+        point = f"4096x4096-L28-r8-k2-T{T}-fp32-uniform"
+        official, plain = (rows.ratio(point, "forward", p) for p in ("official_loop", "present_loop"))
+        if official is not None and plain is not None:
+            yield (
+                f"{point}: {official:.1f}x the official-style loop (wanted {wanted}), {plain:.1f}x the loop "
+                "over the members present (wanted 1)"
+            )
+        trained = rows.ratio(point, "forward+backward", "official_loop")
+        if trained is not None:
+            yield f"{point}, forward + backward: {trained:.1f}x the official-style loop (wanted 3)"
+    gathered = rows.ratio("4096x4096-L28-r8-k2-T512-fp32-uniform", "forward", "gathered_bmm")
+    if gathered is not None:
+        yield f"4096x4096-L28-r8-k2-T512-fp32-uniform: {gathered:.0f}x the gathered bmm (wanted 20)"
+    yield from ragged(rows)
+
+
+def regret(rows: Rows) -> Iterator[str]:
+    """Yield how far ours is from the best measured formulation."""
+    for mode in ("forward", "forward+backward"):
+        shares = {}
+        for point in rows.points(mode):
+            ours = rows.time(point, mode, "meteora")
+            if ours is not None:
+                shares[point] = ours / rows.best(point, mode)[1]
+        if shares:
+            mean = math.exp(sum(map(math.log, shares.values())) / len(shares))
+            worst = max(shares, key=lambda point: shares[point])
+            yield (
+                f"{mode}: {mean:.3f} of the best of all formulations in geometric mean over {len(shares)} "
+                f"points (wanted 1.1), at worst {shares[worst]:.2f} at {worst} (wanted 1.5)"
+            )
+
+
+def ragged(rows: Rows) -> Iterator[str]:
+    """Yield what one member of rank 64 among 27 of 8 costs."""
+    for point in rows.points("forward"):
+        if "-ragged-" not in point:
+            continue
+        even = point.replace("-ragged-", "-r8-")
+        mine = rows.measured[point, "forward", "meteora"]
+        theirs = rows.measured.get((even, "forward", "meteora"))
+        if theirs is not None:
+            time, memory = mine["p50"] / theirs["p50"], mine["peak_mb"] / theirs["peak_mb"]
+            yield f"{point}: {time:.2f}x the time and {memory:.2f}x the memory of all-8 (wanted 1.3)"
