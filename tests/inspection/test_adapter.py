@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from meteora_registry.inspection.adapter import inspect_adapter, inspect_config, inspect_files
+from meteora_registry.inspection.adapter import Inspection, inspect_adapter, inspect_config, inspect_files
 from meteora_registry.inspection.card import parse_license
 from meteora_registry.inspection.config import LoraConfig
 from meteora_registry.inspection.header import read_header
@@ -72,9 +73,9 @@ def test_config_alone_says_what_it_can(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inspect", [inspect_adapter, inspect_config])
-def test_what_is_not_there_is_no_finding(inspect: object, tmp_path: Path) -> None:
+def test_what_is_not_there_is_no_finding(inspect: Callable[[Path], Inspection], tmp_path: Path) -> None:
     with pytest.raises(SourceUnreadable, match="cannot be read: No such file or directory"):
-        inspect(tmp_path / "absent")  # type: ignore[operator]
+        inspect(tmp_path / "absent")
 
 
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
