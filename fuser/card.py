@@ -101,10 +101,10 @@ def _body(plan: FusePlan, gate: Gate, members: Sequence[ManifestMember]) -> str:
 def _base(plan: FusePlan) -> str:
     if plan.base is None:
         return "not stated"
-    at = f" at `{plan.base_revision}`" if plan.base_revision else ""
+    at = f" at {_cell(plan.base_revision)}" if plan.base_revision else ""
     if _HUB_NAME.fullmatch(plan.base):
         return f"[`{plan.base}`](https://huggingface.co/{plan.base}){at}"
-    return f"`{plan.base}`{at}"
+    return f"{_cell(plan.base)}{at}"
 
 
 def _row(plan: FusePlan, index: int, member: ManifestMember) -> str:

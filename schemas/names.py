@@ -70,6 +70,17 @@ def check_name(text: str, *, what: str = "name") -> str:
     return text
 
 
+def check_repository(text: str) -> str:
+    """``text`` itself, if it may name a repository on the Hub: ``org/name``.
+
+    Raises:
+        UsageError: any other text.
+    """
+    if not _REPOSITORY.fullmatch(text):
+        raise UsageError(f"`{text[:200]}` is no Hub repository, expected `org/name`")
+    return text
+
+
 def check_alias(text: str) -> str:
     """``text`` itself, if it may be an alias: a name that is not a number, so that ``@3`` stays a version.
 
@@ -108,13 +119,22 @@ def parse_source(text: str) -> Source:
     Raises:
         UsageError: it is none of folder, Hub repository and catalogued name.
     """
-    if text.startswith(("hf://", "hf:")):
-        return _parse_hub(text.removeprefix("hf:").removeprefix("//"))
+    if text.startswith("hf:"):
+        return parse_repository(text)
     if text.startswith((".", "/")) or _exists(text):
         return FolderSource(Path(text))
     if "/" in text:
         return _parse_hub(text)
     return parse_catalog_source(text)
+
+
+def parse_repository(text: str) -> HubSource:
+    """What a text means that can only name a repository on the Hub, with or without ``hf://``.
+
+    Raises:
+        UsageError: it names none.
+    """
+    return _parse_hub(text.removeprefix("hf:").removeprefix("//"))
 
 
 def _exists(text: str) -> bool:

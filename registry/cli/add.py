@@ -48,7 +48,9 @@ class AddOptions:
     ),
 )
 @click.argument("sources", metavar="[FOLDER|ORG/NAME[@REVISION]]...", nargs=-1)
-@click.option("--name", help="What to call the adapter. Default: made from the folder's or repository's name.")
+@click.option(
+    "--name", help="What to call the adapter. Default: made from the folder's or repository's name."
+)
 @click.option("--base", help="The base model, where the adapter names none or the wrong one.")
 @click.option("--tag", "tags", multiple=True, help="A word to attach to the version; may be repeated.")
 @click.option("--subfolder", help="The adapter's folder in a repository that holds several.")
@@ -119,7 +121,8 @@ def _with_subfolder(source: FolderSource | HubSource, subfolder: str | None) -> 
         return source
     if isinstance(source, FolderSource) or source.subfolder is not None:
         raise UsageError(
-            "`--subfolder` goes with a repository such as `org/name`", hint="write a folder with its subfolder"
+            "`--subfolder` goes with a repository such as `org/name`",
+            hint="write a folder with its subfolder",
         )
     return dataclasses.replace(source, subfolder=subfolder.strip("/"))
 

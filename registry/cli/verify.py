@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ...schemas.errors import UsageError
+from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
 from ..home import Home
@@ -16,8 +18,11 @@ from .progress import step_bar
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
 
 
-@click.command("verify", epilog=examples("verify ./bundle", "verify bundle@2 --level source"))
-@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.command(
+    "verify",
+    epilog=examples("verify ./bundle", "verify bundle@2 --level source", "verify org/our-bundle@v2"),
+)
+@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]|ORG/NAME[@REVISION]")
 @click.option(
     "--level",
     type=click.Choice([level.value for level in Level]),
@@ -37,9 +42,15 @@ def command(
     """Check a bundle: digests, structure, padding, and the kernel against a float64 reference.
 
     Exit code 0 if it passes, 1 if it fails, 3 if something that the level asks for could not be looked
-    at, such as a member's own files.
+    at, such as a member's own files. A bundle on the Hub is fetched, held against its manifest and its
+    record, verified, and not kept.
     """
     require_torch("verifying")
+    source = parse_source(bundle)
+    if isinstance(source, HubSource):
+        if keep_record:
+            raise UsageError("`--record` goes with a bundle on this machine", hint="pull it first")
+        context.exit(EXIT_CODES[_verify_on_hub(home, source, Level(level), as_json=as_json).outcome])
     from ..catalog.catalog import Catalog
     from ..workflows.verify import find_bundle_folder, gate_is_fitted, verify
 
@@ -49,13 +60,31 @@ def command(
             record = verify(
                 catalog, home.store, folder, level=Level(level), keep_record=keep_record, advance=advance
             )
+    _show(record, as_json=as_json)
+    if not gate_is_fitted(folder):
+        print_remark(f"note: {GATE_NOT_FITTED}")
+    context.exit(EXIT_CODES[record.outcome])
+
+
+def _verify_on_hub(home: Home, source: HubSource, level: Level, *, as_json: bool) -> VerificationRecord:
+    from ..hub.client import Hub
+    from ..workflows.pull import fetched_bundle, verify_fetched
+    from ..workflows.verify import gate_is_fitted
+
+    with step_bar() as advance, fetched_bundle(Hub(), source, advance=advance) as folder:
+        record = verify_fetched(home.store, folder, level=level, advance=advance)
+        is_fitted = gate_is_fitted(folder)
+    _show(record, as_json=as_json)
+    if not is_fitted:
+        print_remark(f"note: {GATE_NOT_FITTED}")
+    return record
+
+
+def _show(record: VerificationRecord, *, as_json: bool) -> None:
     if as_json:
         print_json(record)
     else:
         _print_record(record)
-    if not gate_is_fitted(folder):
-        print_remark(f"note: {GATE_NOT_FITTED}")
-    context.exit(EXIT_CODES[record.outcome])
 
 
 def _print_record(record: VerificationRecord) -> None:

@@ -8,6 +8,7 @@ try again itself is tried again here, for as long as the server asks.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from huggingface_hub import (
     is_offline_mode,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ... import __version__
 from ...schemas.digest import Digest
@@ -57,6 +59,9 @@ class Hub:
         self._api = HfApi(library_name="meteora-registry", library_version=__version__)
         # One for all, so that it asks about a repository once.
         self._files = HfFileSystem(skip_instance_cache=True)
+        # Its bars for uploads do not ask whether there is a terminal.
+        if not sys.stderr.isatty():
+            disable_progress_bars()
         for handler in logging.getLogger("huggingface_hub").handlers:
             handler.addFilter(SecretFilter())
 
@@ -103,9 +108,7 @@ class Hub:
             return Listing(repository, commit, files)
         entries = self._ask(
             lambda: list(
-                islice(
-                    self._api.list_repo_tree(repository, recursive=True, revision=commit), MAX_FILES + 1
-                )
+                islice(self._api.list_repo_tree(repository, recursive=True, revision=commit), MAX_FILES + 1)
             ),
             subject,
         )
@@ -171,14 +174,13 @@ class Hub:
         collection = self._ask(lambda: self._api.get_collection(slug), Subject(slug))
         return tuple(item.item_id for item in collection.items if item.item_type == "model")
 
-    def find_repository(self, repository: str) -> str | None:
-        """The commit of the main branch; None if there is no such repository, or it may not be seen."""
+    def find_repository(self, repository: str) -> tuple[str, bool] | None:
+        """The commit of the main branch and whether it is private; None if there is none to be seen."""
         try:
-            return str(
-                self._ask(lambda: self._api.model_info(repository), Subject(repository)).sha
-            )
+            info = self._ask(lambda: self._api.model_info(repository), Subject(repository))
         except HubNotFound:
             return None
+        return str(info.sha), bool(info.private)
 
     def create_repository(self, repository: str, *, private: bool) -> None:
         """Create a repository that is not there yet; one that is stays as it is."""
@@ -198,7 +200,8 @@ class Hub:
     ) -> tuple[str, str | None]:
         """One commit on the main branch, or a pull request: its id, and the pull request's address.
 
-        Tried once, because a second try could not tell our commit from somebody else's.
+        Tried again only when the Hub was too busy to look at it: after any other failure nobody knows
+        whether the commit was made.
 
         Raises:
             HubConflict: the main branch is no longer at ``parent``.
@@ -218,7 +221,7 @@ class Hub:
                     create_pr=as_pull_request,
                 ),
                 Subject(repository),
-                attempts=1,
+                may_repeat=lambda error: status_of(error) == BUSY,
             )
         return made.oid, made.pr_url
 
@@ -248,13 +251,19 @@ class Hub:
                     name if len(name) == 40 else None,
                 )
 
-    def _ask(self, call: Callable[[], T], subject: Subject, *, attempts: int = _ATTEMPTS) -> T:
-        for attempt in range(1, attempts + 1):
+    def _ask(
+        self,
+        call: Callable[[], T],
+        subject: Subject,
+        *,
+        may_repeat: Callable[[BaseException], bool] = is_transient,
+    ) -> T:
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return call()
             except FOREIGN_ERRORS as error:
-                pause = _pause_before_next(error, attempt)
-                if attempt == attempts or pause is None:
+                pause = _pause_before_next(error, attempt) if may_repeat(error) else None
+                if attempt == _ATTEMPTS or pause is None:
                     raise translate(error, subject) from error
                 reason = "is busy (429)" if status_of(error) == BUSY else "did not answer as it should"
                 _logger.warning("the Hub %s; asking again in %.0f seconds", reason, pause)
@@ -263,9 +272,7 @@ class Hub:
 
 
 def _pause_before_next(error: BaseException, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None if another would not help, or not soon enough."""
-    if not is_transient(error):
-        return None
+    """Seconds to wait before the next attempt; None if the server asks for too many."""
     asked = asked_pause_seconds(error)
     if asked is None:
         return float(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))

@@ -62,17 +62,15 @@ def download_files(
 
 
 def _copy_checked(source: Path, target: Path, file: RemoteFile, advance: Advance | None) -> bool:
-    size_bytes = 0
     found = ContentHash(file.size_bytes)
     # The cache's names are links to its blobs.
     with open_regular_file(Path(os.path.realpath(source))) as opened, target.open("xb") as copy:
         while chunk := opened.read(_CHUNK_BYTES):
             found.update(chunk)
             copy.write(chunk)
-            size_bytes += len(chunk)
             if advance is not None:
                 advance(len(chunk))
-    return size_bytes == file.size_bytes and found.is_that_of(file)
+    return found.result().are_those_of(file)
 
 
 def read_small_file(hub: Hub, listing: Listing, file: RemoteFile, *, max_bytes: int) -> bytes:
@@ -91,7 +89,7 @@ def read_small_file(hub: Hub, listing: Listing, file: RemoteFile, *, max_bytes: 
     data = hub.read_start(listing, file, file.size_bytes)
     found = ContentHash(len(data))
     found.update(data)
-    if len(data) != file.size_bytes or not found.is_that_of(file):
+    if not found.result().are_those_of(file):
         raise HubMismatch(
             f"`{file.path}` of `{listing.repository}@{listing.commit}` came with other bytes than the Hub lists"
         )

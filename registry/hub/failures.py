@@ -86,6 +86,11 @@ def translate(error: BaseException, subject: Subject) -> MeteoraError:
             )
         case HFValidationError():
             return UsageError(f"{subject} is no repository name that the Hub knows, expected `org/name`")
+        case ValueError() if str(cause).startswith("Invalid metadata in README.md"):
+            return HubRefused(
+                f"the Hub does not accept the front matter of `README.md`: {_words_of(cause)}",
+                hint="correct it in the adapter's own README.md, and add that as a new version",
+            )
         case httpx2.HTTPError() | httpx2.InvalidURL():
             return HubUnavailable(
                 f"the Hub at `{hide_secrets(constants.ENDPOINT)}` cannot be reached for {subject}: "
@@ -198,9 +203,7 @@ def _describe_status(error: HfHubHTTPError, status: int, subject: Subject) -> Me
     if status == 409:
         return HubConflict(f"another operation on {subject} is under way (409)", hint=_AGAIN)
     if status == 412:
-        return HubConflict(
-            f"somebody changed {subject} in between (412); nothing was committed", hint=_AGAIN
-        )
+        return HubConflict(f"somebody changed {subject} in between (412); nothing was committed", hint=_AGAIN)
     if status == BUSY:
         pause = asked_pause_seconds(error)
         asked = "" if pause is None else f" and asks to wait {pause:.0f} seconds"

@@ -1,4 +1,4 @@
-"""What a repository holds at one commit, as values: files with sizes and digests, and the adapters among them.
+"""What a repository holds at one commit: files with sizes and digests, and the adapters among them.
 
 Nothing here asks the network.
 """
@@ -6,6 +6,7 @@ Nothing here asks the network.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,36 +35,52 @@ class RemoteFile:
         return PurePosixPath(self.path).name
 
 
+@dataclass(frozen=True, slots=True)
+class FileDigests:
+    """A local file's size, and the two digests by which the Hub may know it."""
+
+    size_bytes: int
+    sha256: Digest
+    git_oid: str
+
+    def are_those_of(self, file: RemoteFile) -> bool:
+        """Whether the Hub lists this very content: by SHA-256 if it states it, else by git's name."""
+        if self.size_bytes != file.size_bytes:
+            return False
+        if file.sha256 is not None:
+            return self.sha256 == file.sha256
+        return file.git_oid is None or self.git_oid == file.git_oid
+
+
 class ContentHash:
-    """The two digests by which the Hub knows a file of ``size_bytes`` bytes."""
+    """The digests of bytes that come piece by piece; their number must be known before."""
 
     def __init__(self, size_bytes: int) -> None:
         self._sha256 = hashlib.sha256()
-        # Git names a blob so; it protects nothing here that the manifest's SHA-256 does not.
+        # Git names a blob so; it is how the Hub lists what LFS does not keep.
         self._git = hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
+        self._size_bytes = 0
 
     def update(self, data: bytes) -> None:
         """Take the next bytes."""
         self._sha256.update(data)
         self._git.update(data)
+        self._size_bytes += len(data)
 
-    def is_that_of(self, file: RemoteFile) -> bool:
-        """Whether the bytes so far are the file's: by SHA-256 if the Hub states it, else by git's name."""
-        if file.sha256 is not None:
-            return self._sha256.hexdigest() == file.sha256
-        return file.git_oid is None or self._git.hexdigest() == file.git_oid
+    def result(self) -> FileDigests:
+        """The digests of the bytes so far."""
+        return FileDigests(self._size_bytes, Digest(self._sha256.hexdigest()), self._git.hexdigest())
 
 
-def is_same_content(path: Path, file: RemoteFile) -> bool:
-    """Whether a local file has the size and the digest that the Hub lists; read in chunks of 1 MiB."""
-    size_bytes = path.stat().st_size
-    if size_bytes != file.size_bytes:
-        return False
-    found = ContentHash(size_bytes)
-    with path.open("rb") as opened:
-        while chunk := opened.read(_CHUNK_BYTES):
+def digest_file(path: Path, advance: Callable[[int], None] | None = None) -> FileDigests:
+    """The digests of a local file, read once in chunks of 1 MiB."""
+    found = ContentHash(path.stat().st_size)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
             found.update(chunk)
-    return found.is_that_of(file)
+            if advance is not None:
+                advance(len(chunk))
+    return found.result()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,9 @@ MAX_BASE_CHARACTERS = 512
 class Addition:
     """What came of adding an adapter.
 
-    ``source`` is where it was: a folder, or a repository at a commit. ``created`` is False if the name had this content already; ``duplicates`` are the versions of
-    other names with the same content; ``skipped`` says which text files were not kept, and why.
+    ``source`` is where it was: a folder, or a repository at a commit. ``created`` is False if the name
+    had this content already; ``duplicates`` are the versions of other names with the same content;
+    ``skipped`` says which text files were not kept, and why.
     """
 
     source: str
@@ -54,6 +55,7 @@ def add_folder(
     base: str | None = None,
     tags: Iterable[str] = (),
     origin: Origin | None = None,
+    license_name: str | None = None,
     advance: Advance | None = None,
 ) -> Addition:
     """Put the adapter in a folder into the store and the catalog.
@@ -66,6 +68,7 @@ def add_folder(
         base: the base model, as the person who adds it knows it; by default what the adapter declares.
         tags: words attached to the version.
         origin: where the folder's files came from; by default the folder, by its last name.
+        license_name: its licence, where no card beside it names one.
         advance: told the number of bytes of each chunk that was copied.
 
     Raises:
@@ -80,10 +83,10 @@ def add_folder(
         check_base(base)
     inspection = inspect_adapter(folder)
     label = str(folder) if origin is None else str(origin)
-    stated = origin or Origin(
-        kind="folder", location=clean_foreign_text(folder.resolve().name), commit=None
-    )
+    stated = origin or Origin(kind="folder", location=clean_foreign_text(folder.resolve().name), commit=None)
     new = _describe(inspection, label, wanted_name, base, stated)
+    if new.license is None:
+        new = dataclasses.replace(new, license=license_name)
     same = catalog.find_content(new.weights_sha256, new.canonical_config_sha256)
     duplicates = tuple(source for source in same if source.name != wanted_name)
     if len(duplicates) < len(same):

@@ -38,7 +38,9 @@ class Found:
     inspection: Inspection
 
 
-def find_adapters(hub: Hub, source: HubSource, *, every: bool = False) -> tuple[Listing, tuple[Candidate, ...]]:
+def find_adapters(
+    hub: Hub, source: HubSource, *, every: bool = False
+) -> tuple[Listing, tuple[Candidate, ...]]:
     """The commit that a source means, and its adapter; with ``every`` all that the repository holds.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A Hub on loopback: real HTTP, git commits, LFS, tags, branches, pull requests, ranges, and faults on demand.
+"""A Hub on loopback: real HTTP, commits, LFS, tags, branches, pull requests, ranges, faults on demand.
 
 It speaks what huggingface_hub asks of huggingface.co for these workflows, and keeps everything in
 memory. Large files answer with a redirect to a signed address, as the real one does.
@@ -72,9 +72,7 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
     meta: list[str] = field(default_factory=list)
 
-    def commit(
-        self, title: str, changes: dict[str, File | None], *, parent: str | None, ref: str
-    ) -> Commit:
+    def commit(self, title: str, changes: dict[str, File | None], *, parent: str | None, ref: str) -> Commit:
         """A new commit on a ref; None deletes a file."""
         files = dict(self.commits[parent].files) if parent else {}
         for path, file in changes.items():
@@ -166,9 +164,7 @@ class LoopbackHub:
         """A commit on main that somebody else made; its id."""
         with self.lock:
             repository = self.repositories[name]
-            changes = {
-                path: None if data is None else make_file(path, data) for path, data in files.items()
-            }
+            changes = {path: None if data is None else make_file(path, data) for path, data in files.items()}
             return repository.commit(title, changes, parent=repository.refs["main"], ref="main").oid
 
     def fault(self, method: str, pattern: str, **facts: Any) -> Fault:
@@ -214,9 +210,7 @@ def serve() -> Iterator[LoopbackHub]:
     hub.url, hub.storage_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
     for server in servers:
         server.daemon_threads = True
-        threading.Thread(
-            target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        ).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         yield hub
     finally:
@@ -341,7 +335,12 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Refusal(404, message=f"the test Hub does not serve {self.command} {self.path}")
 
     def _send(
-        self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, *, size: int | None = None
+        self,
+        body: bytes,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        *,
+        size: int | None = None,
     ) -> None:
         if self.fault is not None and self.fault.action == "lost" and status < 400:
             status, body, headers = self.fault.status, self.fault.body, self.fault.headers
@@ -380,7 +379,9 @@ class _Handler(BaseHTTPRequestHandler):
         if write and token != TOKEN:
             raise _Refusal(403, message="this token may not write here")
         if content and repository.gated and token not in repository.readers:
-            raise _Refusal(401 if token is None else 403, "GatedRepo", f"Access to model {name} is restricted")
+            raise _Refusal(
+                401 if token is None else 403, "GatedRepo", f"Access to model {name} is restricted"
+            )
         return repository
 
     def _commit(self, repository: Repository, revision: str) -> Commit:
@@ -482,7 +483,8 @@ class _Handler(BaseHTTPRequestHandler):
 
         def entries(refs: dict[str, str], prefix: str) -> list[dict[str, str]]:
             return [
-                {"name": ref, "ref": f"{prefix}{ref}", "targetCommit": oid} for ref, oid in sorted(refs.items())
+                {"name": ref, "ref": f"{prefix}{ref}", "targetCommit": oid}
+                for ref, oid in sorted(refs.items())
             ]
 
         branches = {ref: oid for ref, oid in repository.refs.items() if not ref.startswith("refs/")}

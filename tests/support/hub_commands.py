@@ -107,4 +107,13 @@ def workplace(folder: Path, hub: LoopbackHub, *, token: str | None = TOKEN) -> W
     return Workplace(folder, hub.url, token)
 
 
-_KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHASHSEED", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+_KEPT = (
+    "PATH",
+    "PYTHONPATH",
+    "PYTHONSAFEPATH",
+    "PYTHONHASHSEED",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+)
