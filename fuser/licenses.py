@@ -20,8 +20,8 @@ _GROUPS = (
     "afl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc-by-2.0 "
     "cc-by-2.5 cc-by-3.0 cc-by-4.0 cdla-permissive-1.0 cdla-permissive-2.0 ecl-2.0 etalab-2.0 isc mit ms-pl "
     "ncsa odc-by ofl-1.1 postgresql zlib",
-    "agpl-3.0 cc-by-sa-3.0 cc-by-sa-4.0 cdla-sharing-1.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 gpl gpl-2.0 gpl-3.0 "
-    "lgpl lgpl-2.1 lgpl-3.0 mpl-2.0 odbl osl-3.0",
+    "agpl-3.0 cc-by-sa-3.0 cc-by-sa-4.0 cdla-sharing-1.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 gpl gpl-2.0 "
+    "gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 mpl-2.0 odbl osl-3.0",
     "bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m creativeml-openrail-m gemma llama2 "
     "llama3 llama3.1 llama3.2 llama3.3 llama4 openrail openrail++",
     "cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0",

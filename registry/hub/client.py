@@ -119,7 +119,7 @@ class Hub:
         return Listing(repository, commit, tuple(map(_remote_file, _only_files(entries))))
 
     def read_start(self, listing: Listing, file: RemoteFile, count: int, *, skip: int = 0) -> bytes:
-        """At most ``count`` bytes of a file from ``skip`` on, by one range request; offline from the cache."""
+        """At most ``count`` bytes of a file from ``skip`` on, by a range request; offline from the cache."""
         end = min(skip + count, file.size_bytes)
         if end <= skip:
             return b""

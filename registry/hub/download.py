@@ -55,8 +55,7 @@ def download_files(
             target.unlink()
             hub.forget(cached)
             raise HubMismatch(
-                f"`{file.path}` of `{listing.repository}@{listing.commit}` came with other bytes than the Hub "
-                "lists, and was not kept",
+                f"{_place_of(file, listing)} came with other bytes than the Hub lists, and was not kept",
                 hint="run it again; if it stays so, the repository or the mirror is damaged",
             )
 
@@ -83,15 +82,14 @@ def read_small_file(hub: Hub, listing: Listing, file: RemoteFile, *, max_bytes: 
     """
     if file.size_bytes > max_bytes:
         raise HubRefused(
-            f"`{file.path}` of `{listing.repository}@{listing.commit}` has {file.size_bytes} bytes, "
-            f"expected at most {max_bytes}"
+            f"{_place_of(file, listing)} has {file.size_bytes} bytes, expected at most {max_bytes}"
         )
     data = hub.read_start(listing, file, file.size_bytes)
     found = ContentHash(len(data))
     found.update(data)
     if not found.result().are_those_of(file):
         raise HubMismatch(
-            f"`{file.path}` of `{listing.repository}@{listing.commit}` came with other bytes than the Hub lists"
+            f"{_place_of(file, listing)} came with other bytes than the Hub lists, and was not kept"
         )
     return data
 
@@ -124,3 +122,7 @@ def _read_header(hub: Hub, listing: Listing, file: RemoteFile) -> bytes:
         # Whole, or not to be believed: the inspection says what is wrong with it.
         return start
     return start + hub.read_start(listing, file, end - len(start), skip=len(start))
+
+
+def _place_of(file: RemoteFile, listing: Listing) -> str:
+    return f"`{file.path}` of `{listing.repository}@{listing.commit}`"

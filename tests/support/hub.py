@@ -64,6 +64,7 @@ class Repository:
     """A repository: its commits, and what branches, tags and pull requests point at."""
 
     name: str
+    generation: int
     private: bool = False
     gated: bool = False
     readers: set[str] = field(default_factory=set)
@@ -80,7 +81,7 @@ class Repository:
                 files.pop(path, None)
             else:
                 files[path] = file
-        seed = f"{self.name} {parent} {title} {len(self.commits)}".encode()
+        seed = f"{self.generation} {self.name} {parent} {title} {len(self.commits)}".encode()
         made = Commit(hashlib.sha1(seed).hexdigest(), title, files)
         self.commits[made.oid] = made
         self.refs[ref] = made.oid
@@ -143,6 +144,7 @@ class LoopbackHub:
         self.lock = threading.RLock()
         self.url = ""
         self.storage_url = ""
+        self.generation = 0
 
     def create(self, name: str, files: dict[str, bytes] | Path | None = None, **facts: Any) -> Repository:
         """A repository with these files on its main branch, and git's usual .gitattributes."""
@@ -152,7 +154,7 @@ class LoopbackHub:
                 for path in sorted(files.rglob("*"))
                 if path.is_file()
             }
-        repository = Repository(name, **facts)
+        repository = Repository(name, self.generation, **facts)
         attributes = {".gitattributes": File(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", False)}
         repository.commit("initial commit", attributes, parent=None, ref="main")
         self.repositories[name] = repository
@@ -173,6 +175,16 @@ class LoopbackHub:
         with self.lock:
             self.faults.append(fault)
         return fault
+
+    def forget(self) -> None:
+        """Begin anew: no repositories, no faults, no requests; later commits get other ids."""
+        with self.lock:
+            self.repositories.clear()
+            self.collections.clear()
+            self.large.clear()
+            self.faults.clear()
+            self.requests.clear()
+            self.generation += 1
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:

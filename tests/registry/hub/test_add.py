@@ -16,15 +16,6 @@ CARD = "---\nlicense: mit\n---\n"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-@pytest.fixture
-def legal(hub: LoopbackHub, tmp_path: Path) -> Path:
-    """An adapter, also at ``org/legal``, among files that nobody asked for."""
-    folder = make_adapter(tmp_path / "legal", card=CARD)
-    hub.create("org/legal", folder)
-    hub.push("org/legal", {"run.py": b"raise SystemExit", "model.bin": b"pickle", "LICENSE": b"MIT"})
-    return folder
-
-
 def fetched(hub: LoopbackHub) -> set[str]:
     """The files of which any byte was asked for."""
     return {request.path.split("/", 5)[-1] for request in hub.requests if "/resolve/" in request.path}
@@ -135,7 +126,8 @@ def test_a_broken_adapter_of_84_megabytes_is_refused_for_less_than_200_kilobytes
     record_property("bytes_over_the_wire", hub.bytes_over_the_wire)
     print(f"{wrong}: {hub.bytes_over_the_wire} bytes over the wire")
     assert 0 < hub.bytes_over_the_wire < 200_000
-    assert here.files() == {}
+    assert here.blobs() == set()
+    here.assert_whole()
 
 
 def test_a_file_over_the_limit_is_refused_before_anything_is_fetched(
@@ -164,9 +156,9 @@ def test_pickled_weights_are_never_fetched(hub: LoopbackHub, here: Workplace, le
 def test_offline_the_cache_is_all_there_is(hub: LoopbackHub, here: Workplace, legal: Path) -> None:
     assert here.run("add", "org/legal").code == 0
     hub.requests.clear()
-    again = here.run("add", "org/legal", "--name", "again", HF_HUB_OFFLINE="1")
+    again = here.run_alone("add", "org/legal", "--name", "again", HF_HUB_OFFLINE="1")
     assert (again.code, again.out) == (0, "added: again@1 (sound, fusable)\n")
-    other = here.run("add", "org/other", HF_HUB_OFFLINE="1")
+    other = here.run_alone("add", "org/other", HF_HUB_OFFLINE="1")
     assert other.code == 2
     assert other.err == (
         "error: `org/other` is not in the local cache, and offline mode is on\nhint: unset HF_HUB_OFFLINE\n"
@@ -178,20 +170,19 @@ def test_private_and_gated_repositories_need_the_usual_token(
     hub: LoopbackHub, here: Workplace, legal: Path
 ) -> None:
     hub.repositories["org/legal"].private = True
-    here.token = None
-    refused = here.run("add", "org/legal")
+    refused = here.run("add", "org/legal", HF_TOKEN="")
     assert refused.code == 1
     assert refused.err == (
         "error: the Hub has no repository `org/legal`, or none that you may see (401)\n"
         "hint: check the spelling; for a private one log in with `hf auth login`, or set HF_TOKEN\n"
     )
+    assert here.run("add", "org/legal").code == 0
     hub.repositories["org/legal"].private, hub.repositories["org/legal"].gated = False, True
-    here.token = READ_TOKEN
-    gated = here.run("add", "org/legal")
+    gated = here.run("add", "org/legal", "--name", "gated", HF_TOKEN=READ_TOKEN)
     assert gated.code == 1
     assert gated.err == (
         "error: `org/legal` is gated: its owner decides who may read it (403)\n"
         "hint: ask for access on its page, then log in with `hf auth login`, or set HF_TOKEN\n"
     )
     hub.repositories["org/legal"].readers.add(READ_TOKEN)
-    assert here.run("add", "org/legal").code == 0
+    assert here.run("add", "org/legal", "--name", "gated", HF_TOKEN=READ_TOKEN).code == 0
