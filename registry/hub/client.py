@@ -111,6 +111,8 @@ class Hub:
                 islice(self._api.list_repo_tree(repository, recursive=True, revision=commit), MAX_FILES + 1)
             ),
             subject,
+            # Every page is tried again by huggingface_hub itself.
+            attempts=1,
         )
         if len(entries) > MAX_FILES:
             raise HubUnavailable(
@@ -138,7 +140,8 @@ class Hub:
                 remote.seek(skip)
                 return bytes(remote.read(end - skip))
 
-        return self._ask(read, Subject(listing.repository, listing.commit))
+        # Only the first of its requests is not tried again by huggingface_hub itself.
+        return self._ask(read, Subject(listing.repository, listing.commit), attempts=2)
 
     def download(self, listing: Listing, file: RemoteFile, *, cache: Path | None = None) -> Path:
         """The file in huggingface_hub's cache, fetched when it is not there; its bytes are not checked yet.
@@ -257,13 +260,14 @@ class Hub:
         subject: Subject,
         *,
         may_repeat: Callable[[BaseException], bool] = is_transient,
+        attempts: int = _ATTEMPTS,
     ) -> T:
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             try:
                 return call()
             except FOREIGN_ERRORS as error:
                 pause = _pause_before_next(error, attempt) if may_repeat(error) else None
-                if attempt == _ATTEMPTS or pause is None:
+                if attempt == attempts or pause is None:
                     raise translate(error, subject) from error
                 reason = "is busy (429)" if status_of(error) == BUSY else "did not answer as it should"
                 _logger.warning("the Hub %s; asking again in %.0f seconds", reason, pause)

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...inspection.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import MAX_CONFIG_BYTES
-from ...schemas.errors import HubMismatch, HubRefused
+from ...schemas.errors import HubMismatch, HubRefused, SourceUnreadable
 from ..store import Advance, open_regular_file
 from .client import Hub
 from .listing import Candidate, ContentHash, Listing, RemoteFile
@@ -50,8 +50,17 @@ def download_files(
     for place, file in files.items():
         cached = hub.download(listing, file, cache=cache)
         target = folder / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not _copy_checked(cached, target, file, advance):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            is_right = _copy_checked(cached, target, file, advance)
+        except OSError as error:
+            if isinstance(error, SourceUnreadable):
+                raise
+            raise SourceUnreadable(
+                f"cannot write `{target}`: {error.strerror or error}",
+                hint="make room and run it again; what was fetched whole is kept in huggingface_hub's cache",
+            ) from error
+        if not is_right:
             target.unlink()
             hub.forget(cached)
             raise HubMismatch(

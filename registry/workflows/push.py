@@ -28,8 +28,8 @@ _SHORT = 12
 class Upload:
     """What is to lie in the repository: ``files`` by their paths there, with their digests.
 
-    ``replaces`` are the names that an earlier push of the same kind may have left; anything else in the
-    repository is somebody else's, unless it ``holds_bundle`` and so does the upload.
+    A repository that holds other files than ``replaces`` is somebody else's, unless the upload
+    ``holds_bundle`` and a bundle is what lies there.
     """
 
     title: str

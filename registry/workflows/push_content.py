@@ -50,7 +50,7 @@ def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
         tag=f"meteora-{manifest_sha256.short}",
         files=files,
         digests=digests,
-        replaces=frozenset(files),
+        replaces=frozenset(),
         holds_bundle=True,
     )
 

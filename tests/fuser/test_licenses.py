@@ -45,7 +45,17 @@ NOT_KNOWN = "The licence of 1 of 2 members is not known, so that of the whole is
         ),
         (["`x`](http://a)|"], "other", "x-http-a", "Every member is under `?x???http???a??`."),
     ],
-    ids=["same", "ordered", "equally strict", "one unknown", "said unknown", "all", "own", "unranked", "markup"],
+    ids=[
+        "same",
+        "ordered",
+        "equally strict",
+        "one unknown",
+        "said unknown",
+        "all",
+        "own",
+        "unranked",
+        "markup",
+    ],
 )
 def test_the_most_restrictive_is_named_and_unknown_stays_unknown(
     licenses: list[str | None], identifier: str, name: str | None, statement: str

@@ -240,6 +240,11 @@ class _Counting:
         self._file = file
         self.count = 0
 
+    def take(self) -> int:
+        """The bytes since this was last asked."""
+        count, self.count = self.count, 0
+        return count
+
     def write(self, data: bytes) -> Any:
         self.count += len(data)
         return self._file.write(data)
@@ -271,8 +276,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = _Counting(self.rfile)  # type: ignore[assignment]  # counts for the tests
-        self.wfile = _Counting(self.wfile)  # type: ignore[assignment]  # counts for the tests
+        self._received, self._sent = _Counting(self.rfile), _Counting(self.wfile)
+        self.rfile: Any = self._received
+        self.wfile: Any = self._sent
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -290,7 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._handle()
 
     def _handle(self) -> None:
-        started, self._status = (self.rfile.count, self.wfile.count), 0  # type: ignore[attr-defined]
+        self._status = 0
         self._body = self._read_body()
         self.fault = self.state.take_fault(self.command, self.path)
         try:
@@ -310,8 +316,8 @@ class _Handler(BaseHTTPRequestHandler):
                         self.path,
                         {key.lower(): value for key, value in self.headers.items()},
                         self._status,
-                        self.rfile.count - started[0] + len(self.requestline),  # type: ignore[attr-defined]
-                        self.wfile.count - started[1],  # type: ignore[attr-defined]
+                        self._received.take(),
+                        self._sent.take(),
                         time.monotonic(),
                     )
                 )

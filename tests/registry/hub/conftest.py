@@ -52,7 +52,8 @@ def here(shared_machine: Machine, hub: LoopbackHub, tmp_path: Path, empty_catalo
 @pytest.fixture
 def legal(hub: LoopbackHub, tmp_path: Path) -> Path:
     """An adapter, also at ``org/legal``, among files that nobody asked for."""
-    folder = make_adapter(tmp_path / "legal", card=CARD)
+    # Weights of its own, which the machine's cache cannot have from another test.
+    folder = make_adapter(tmp_path / "legal", card=CARD, seed=1000 + hub.generation)
     hub.create("org/legal", folder)
     hub.push("org/legal", {"run.py": b"raise SystemExit", "model.bin": b"pickle", "LICENSE": b"MIT"})
     return folder

@@ -13,7 +13,7 @@ from peft import PeftModel
 
 import meteora_registry.runtime  # noqa: F401 - registers the tuner
 from support.hub import SIGNATURE, TOKEN, LoopbackHub, Repository, serve
-from support.hub_commands import Result, Workplace, machine, workplace
+from support.hub_commands import Result, Workplace, finish, machine, workplace
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, some_tokens, tiny_llama
 from support.small_adapters import make_adapter
 
@@ -88,7 +88,7 @@ def test_what_was_pulled_is_what_was_pushed_byte_for_byte(journey: Journey) -> N
 
 def test_a_push_is_one_commit_with_a_tag_in_a_private_repository(journey: Journey) -> None:
     repository = journey.repository
-    assert [commit.title for commit in repository.commits.values()][0] == "initial commit"
+    assert [commit.title for commit in repository.commits.values()][:1] == ["initial commit"]
     assert len(repository.commits) == 2
     assert repository.private
     assert list(repository.tags.values()) == [repository.head.oid]
@@ -133,7 +133,8 @@ def test_the_card_says_what_the_members_are_and_the_hub_accepts_it(journey: Jour
     assert card.startswith(
         "---\nbase_model: org/base\nbase_model_relation: adapter\nlibrary_name: peft\nlicense: cc-by-nc-4.0\n"
     )
-    row = f"| legal | 4 | 4 | mit | [org/legal](https://huggingface.co/org/legal/tree/{commit}) at `{commit[:12]}`"
+    link = f"[org/legal](https://huggingface.co/org/legal/tree/{commit}) at `{commit[:12]}`"
+    row = f"| legal | 4 | 4 | mit | {link}"
     assert row in card
     assert "The most restrictive: `cc-by-nc-4.0` (no commercial use)." in card
     assert "**The gate is not fitted.**" in card
@@ -169,7 +170,9 @@ def test_a_changed_byte_is_refused_and_nothing_is_kept(
     journey: Journey, tmp_path: Path, empty_catalog: Path, name: str, edit: object
 ) -> None:
     data = journey.repository.head.files[name].data
-    journey.hub.create("org/forged", {path: file.data for path, file in journey.repository.head.files.items()})
+    journey.hub.create(
+        "org/forged", {path: file.data for path, file in journey.repository.head.files.items()}
+    )
     journey.hub.push("org/forged", {name: edit(data)})  # type: ignore[operator]  # a function of bytes
     place = workplace(tmp_path / "place", journey.here.machine, empty_catalog)
     result = journey.run(place, "pull", "org/forged", code=1)
@@ -217,6 +220,22 @@ def test_a_changed_file_is_refused_before_anything_is_sent(
     refused = journey.run(place, "push", "bundle", "org/changed", code=1)
     assert f"error: `{CARD}` in `bundle` was changed: it has the digest" in refused.err
     assert journey.hub.requests == []
+
+
+def test_an_interrupted_pull_leaves_nothing_and_the_next_finishes_the_job(
+    journey: Journey, tmp_path: Path, empty_catalog: Path
+) -> None:
+    place = workplace(tmp_path / "place", journey.here.machine, empty_catalog)
+    held = journey.hub.fault("GET", "^/storage/", action="hold")
+    process = place.start("pull", "org/bundle")
+    assert held.reached.wait(60)
+    result = finish(process, interrupt=True)
+    held.release.set()
+    assert (result.code, result.out) == (130, "")
+    assert sorted(path.name for path in place.folder.iterdir()) == ["home"]
+    place.assert_whole()
+    journey.run(place, "pull", "org/bundle")
+    assert files_of(place.folder / "bundle") == files_of(journey.here.folder / "bundle")
 
 
 def test_the_token_is_sent_to_the_hub_alone_and_stands_nowhere(journey: Journey) -> None:
