@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -26,7 +26,7 @@ from huggingface_hub import (
     is_offline_mode,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
 from ... import __version__
 from ...schemas.digest import Digest
@@ -47,6 +47,7 @@ MAX_FILES = 10_000
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 1.0
 _MAX_ASKED_SECONDS = 300.0
+_BAR_DELAY_SECONDS = 1.0
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -151,7 +152,11 @@ class Hub:
         return Path(
             self._ask(
                 lambda: self._api.hf_hub_download(
-                    listing.repository, file.path, revision=listing.commit, cache_dir=cache
+                    listing.repository,
+                    file.path,
+                    revision=listing.commit,
+                    cache_dir=cache,
+                    tqdm_class=_bar_named(file.name),
                 ),
                 Subject(listing.repository, listing.commit),
             )
@@ -273,6 +278,21 @@ class Hub:
                 _logger.warning("the Hub %s; asking again in %.0f seconds", reason, pause)
                 time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _bar_named(name: str) -> type[tqdm]:
+    """A bar for one download, shown once that has lasted a second.
+
+    Left to itself the library may label it with the end of a storage address, signature and all.
+    """
+
+    class NamedBar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options |= {"desc": name, "delay": _BAR_DELAY_SECONDS, "leave": False}
+            # The library states no types for its own bar.
+            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+
+    return NamedBar
 
 
 def _pause_before_next(error: BaseException, attempt: int) -> float | None:

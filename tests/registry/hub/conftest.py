@@ -7,8 +7,9 @@ import pytest
 
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from support.hub import LoopbackHub, serve
+from support.hub import LoopbackHub
 from support.hub_commands import Machine, Workplace, machine, workplace
+from support.hub_server import serve
 from support.small_adapters import make_adapter
 
 CARD = "---\nlicense: mit\n---\n"

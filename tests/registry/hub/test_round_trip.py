@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 
 import meteora_registry.runtime  # noqa: F401 - registers the tuner
-from support.hub import SIGNATURE, TOKEN, LoopbackHub, Repository, serve
+from support.hub import SIGNATURE, TOKEN, LoopbackHub, Repository
 from support.hub_commands import Result, Workplace, finish, machine, workplace
+from support.hub_server import serve
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, some_tokens, tiny_llama
 from support.small_adapters import make_adapter
 
