@@ -76,9 +76,9 @@ def compare_module(
             reference reads the bundle's tensors.
     """
     ours = tensors.A.to(backend.device, backend.dtype), tensors.Bt.to(backend.device, backend.dtype)
-    x = _random_tokens(layout.path, ROUTED_TOKENS, tensors.A.shape[1]).to(backend.device, backend.dtype)
+    x = random_tokens(layout.path, ROUTED_TOKENS, tensors.A.shape[1]).to(backend.device, backend.dtype)
     routing = _route(config, tensors, x)
-    routed = _routed_error(layout, tensors, ours, x, routing, sources)
+    routed = _routed_error(config, layout, tensors, ours, x, routing, sources)
     forced = [_forced_error(layout, tensors, ours, member, sources) for member in range(len(config.members))]
     worst = max(range(len(forced)), key=forced.__getitem__)
     return ModuleErrors(
@@ -89,7 +89,8 @@ def compare_module(
     )
 
 
-def _random_tokens(path: str, tokens: int, features: int) -> Tensor:
+def random_tokens(path: str, tokens: int, features: int) -> Tensor:
+    """Standard normal tokens, float32 ``[tokens, features]``, the same at every call for one module."""
     # Seeded by the module's name, so that a verification repeated is the same verification.
     seed = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "little", signed=True)
     return torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed))
@@ -103,6 +104,7 @@ def _route(config: BundleConfig, tensors: ModuleTensors, x: Tensor) -> Routing:
 
 
 def _routed_error(
+    config: BundleConfig,
     layout: ModuleLayout,
     tensors: ModuleTensors,
     ours: tuple[Tensor, Tensor],
@@ -110,9 +112,13 @@ def _routed_error(
     routing: Routing,
     sources: Sequence[MemberFactors | None] | None,
 ) -> float:
-    selection, weights = routing.selection, routing.weights
-    found = routed_lora(x, *ours, layout.offsets, layout.scalings, selection, weights)
-    expected = _expected(layout, tensors, x.cpu(), selection.cpu(), weights.cpu(), sources)
+    found = routed_lora(x, *ours, layout.offsets, layout.scalings, routing.selection, routing.weights)
+    # The choice is the gate's (judged apart), but the weights are worked out again: else a wrong
+    # softmax or temperature would stand on both sides.
+    selection = routing.selection.cpu()
+    logits = _exact_logits(config, tensors, x.cpu().to(torch.float64))
+    weights = torch.softmax(logits.gather(1, selection) / config.temperature, dim=1)
+    expected = expected_output(layout, tensors, x.cpu(), selection, weights, sources)
     return relative_error(found.cpu(), expected)
 
 
@@ -124,15 +130,15 @@ def _forced_error(
     sources: Sequence[MemberFactors | None] | None,
 ) -> float:
     A, Bt = ours
-    x = _random_tokens(f"{layout.path}:{member}", FORCED_TOKENS, A.shape[1]).to(A.device, A.dtype)
+    x = random_tokens(f"{layout.path}:{member}", FORCED_TOKENS, A.shape[1]).to(A.device, A.dtype)
     selection = torch.full((FORCED_TOKENS, 1), member, device=A.device)
     weights = torch.ones(FORCED_TOKENS, 1, device=A.device)
     found = routed_lora(x, A, Bt, layout.offsets, layout.scalings, selection, weights)
-    expected = _expected(layout, tensors, x.cpu(), selection.cpu(), weights.cpu(), sources)
+    expected = expected_output(layout, tensors, x.cpu(), selection.cpu(), weights.cpu(), sources)
     return relative_error(found.cpu(), expected)
 
 
-def _expected(
+def expected_output(
     layout: ModuleLayout,
     tensors: ModuleTensors,
     x: Tensor,
@@ -140,6 +146,7 @@ def _expected(
     weights: Tensor,
     sources: Sequence[MemberFactors | None] | None,
 ) -> Tensor:
+    """The right output for these choices and weights, float64 ``[T, out]``: of the sources where given."""
     if sources is None:
         return reference_routed_lora(
             x, tensors.A, tensors.Bt, layout.offsets, layout.scalings, selection, weights

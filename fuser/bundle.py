@@ -13,6 +13,7 @@ from typing import Self
 from torch import Tensor
 
 from ..inspection.header import Header, TensorEntry, read_header
+from ..inspection.regular_file import open_regular
 from ..schemas import bundle as names
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import BundleRefused, SourceUnreadable
@@ -83,8 +84,11 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         SourceUnreadable: it is missing, too large, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        # In a Hub cache every file is a link; the bytes are judged by their digests.
+        with open_regular(path, follows_links=True) as file:
             data = file.read(max_bytes + 1)
+    except SourceUnreadable:
+        raise
     except OSError as error:
         raise SourceUnreadable(f"cannot read `{path}`: {error.strerror or error}") from error
     if len(data) > max_bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from ..schemas.bundle import NOT_FITTED, VERIFICATION_FILE, Fitting, Gate
+from ..schemas.bundle import IMPORTED, NOT_FITTED, VERIFICATION_FILE, Fitting, Gate
 from ..schemas.manifest import ManifestMember
 from ..schemas.plan import FusePlan
 from .licenses import combine_licenses
@@ -24,6 +24,7 @@ _HUB_ORIGIN = re.compile(
     re.ASCII,
 )
 _COMMIT_DIGITS = 12
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 
 _EXAMPLE = """\
 ```python
@@ -46,6 +47,9 @@ to itself the model will often pick the wrong adapter. Force one with
 """
 
 _FITTED = "The gate is fitted: {method}.\n"
+_IMPORTED = """\
+The gate came with another layout, which does not say on what it was fitted, or whether it was.
+"""
 
 _VERIFICATION = f"""\
 The bundle was compared with its members' own files when it was made: every module, routed and each
@@ -90,10 +94,11 @@ def _body(plan: FusePlan, gate: Gate, members: Sequence[ManifestMember]) -> str:
     statement = combine_licenses(member.license for member in members).statement
     licenses = f"## Licences\n\n{statement} Each member stays under its own licence.\n"
     fitted = _NOT_FITTED.format(method=plan.gate) if gate.fitted == NOT_FITTED else ""
-    if isinstance(gate.fitted, Fitting):
+    if isinstance(gate.fitted, Fitting) and gate.fitted.method == IMPORTED:
+        fitted = _IMPORTED
+    elif isinstance(gate.fitted, Fitting):
         fitted = _FITTED.format(method=_cell(gate.fitted.method))
-    revision = "" if plan.base_revision is None else f", revision={plan.base_revision!r}"
-    example = "## Loading\n\n" + _EXAMPLE.format(base=plan.base or "the/base", revision=revision)
+    example = "## Loading\n\n" + _EXAMPLE.format(base=_plain_name(plan.base), revision=_revision(plan))
     verification = "## Verification\n\n" + _VERIFICATION
     return "\n".join([title, facts, table, licenses, "## Gate\n\n" + fitted, verification, example])
 
@@ -129,6 +134,17 @@ def _origin(member: ManifestMember) -> str:
     repository, commit, folder = found["repository"], found["commit"], found["folder"]
     address = f"https://huggingface.co/{repository}/tree/{commit}{folder}"
     return f"[{_cell(repository + folder)}]({address}) at `{commit[:_COMMIT_DIGITS]}`"
+
+
+def _plain_name(base: str | None) -> str:
+    """The base, where it can stand in code as it is; else a place for it."""
+    return base if base and _PLAIN_NAME.fullmatch(base) else "the/base"
+
+
+def _revision(plan: FusePlan) -> str:
+    """The base's revision as an argument of the example, where it can stand in code as it is."""
+    revision = plan.base_revision
+    return f", revision={revision!r}" if revision and _PLAIN_NAME.fullmatch(revision) else ""
 
 
 def _cell(text: str) -> str:

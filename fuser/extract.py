@@ -13,9 +13,9 @@ from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
-from .bundle import Bundle, BundleTensors, open_bundle, read_manifest
+from .bundle import Bundle, BundleTensors, module_shapes, open_bundle, read_manifest
 from .factors import TORCH_DTYPES, bytes_of
-from .integrity import member_header
+from .integrity import check_members, member_header
 from .staging import staged_folder
 
 
@@ -35,15 +35,18 @@ def extract_member(bundle_folder: Path, name: str, target: Path) -> Extraction:
     """Write one member as a PEFT adapter into a new folder.
 
     Raises:
-        BundleRefused: no such member, or what comes out does not have the digest of what went in
-            although no cast explains it: the bundle was damaged.
+        BundleRefused: no such member, the bundle's parts do not agree, or what comes out does not have
+            the digest of what went in although no cast explains it.
         UsageError: the target exists and is not empty.
     """
     bundle = open_bundle(bundle_folder)
     index = bundle.config.index_of(name)
-    member = read_manifest(bundle_folder).members[index]
-    if member.name != name:
-        raise BundleRefused(f"the manifest has `{member.name}` where the config has `{name}`")
+    manifest = read_manifest(bundle_folder)
+    if problems := check_members(bundle.config, manifest, module_shapes(bundle)):
+        raise BundleRefused(
+            f"the bundle is damaged: {problems[0]}", hint="run `meteora-registry verify` on it"
+        )
+    member = manifest.members[index]
     with staged_folder(target) as folder:
         (folder / names.CONFIG_FILE).write_bytes(member.config_text.encode("utf-8"))
         weights = folder / names.WEIGHTS_FILE

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 from ..inspection.header import Header, TensorEntry
+from ..inspection.regular_file import open_regular
 from ..schemas.errors import SourceUnreadable
 from ..schemas.inventory import Dtype
 
@@ -26,7 +28,7 @@ class TensorFile:
     """An open safetensors file whose header was already checked; holds no tensor in memory."""
 
     def __init__(self, path: Path, header: Header) -> None:
-        self._file = path.open("rb")
+        self._file = cast(BufferedReader, open_regular(path, follows_links=True))
         self._path = path
         self._entries = {entry.name: entry for entry in header.tensors}
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,8 +21,6 @@ from ..schemas.plan import FusePlan
 
 # The usual spread of a linear layer's first weights in transformers.
 NORMAL_STANDARD_DEVIATION = 0.02
-
-GATE_KINDS: dict[str, Literal["linear", "absolute"]] = {"arrow": "absolute", "normal": "linear"}
 
 
 def initial_gate(plan: FusePlan, path: str, factors: Sequence[tuple[Tensor, Tensor] | None]) -> Tensor:

@@ -17,13 +17,15 @@ from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.digest import Digest
 from ..schemas.document import load_json
 from ..schemas.errors import BundleRefused, MeteoraError
-from ..schemas.inventory import Inventory
+from ..schemas.inventory import Inventory, ModuleFactors
 from ..schemas.manifest import Manifest, ManifestMember
 from ..schemas.verification import VerificationRecord
 from .bundle import ModuleTensors, read_bounded
 
+# A record on its way in; a process that died may have left it.
+PARTIAL_RECORD = f".{names.VERIFICATION_FILE}.partial"
 # What hosts and version control put beside the files; it is no part of the bundle.
-_FOREIGN = frozenset({".git", ".gitattributes", ".gitignore", ".cache"})
+_FOREIGN = frozenset({".git", ".gitattributes", ".gitignore", ".cache", PARTIAL_RECORD})
 _UNLISTED = frozenset({names.MANIFEST_FILE, names.VERIFICATION_FILE})
 MAX_RECORD_BYTES = 64 << 20
 
@@ -49,7 +51,9 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _files_in(folder: Path) -> set[str]:
-    relative = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    # A linked folder counts as a file: what lies behind it is no part of the bundle.
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    relative = (path.relative_to(folder) for path in files)
     return {path.as_posix() for path in relative if path.parts[0] not in _FOREIGN}
 
 
@@ -128,6 +132,23 @@ def member_header(member: ManifestMember) -> Header:
     return parse_header(len(text).to_bytes(8, "little") + text, member.weights_bytes)
 
 
+def modules_by_bundle_path(member: ManifestMember, inventory: Inventory) -> dict[str, ModuleFactors]:
+    """The member's modules, by what the bundle calls them."""
+    renamed = member.renamed_modules
+    return {renamed.get(module.path, module.path): module for module in inventory.modules}
+
+
+def check_renaming(member: ManifestMember, inventory: Inventory) -> Iterator[str]:
+    """The renaming takes own modules to other names, and no two to one."""
+    own = {module.path for module in inventory.modules}
+    for path in sorted(set(member.renamed_modules) - own):
+        yield f"the manifest renames `{path}`, which member `{member.name}` does not have"
+    for path in sorted(own & set(member.renamed_modules.values())):
+        yield f"the manifest renames a module of `{member.name}` to `{path}`, which it has already"
+    if len(modules_by_bundle_path(member, inventory)) < len(own):
+        yield f"the manifest renames two modules of `{member.name}` to one name"
+
+
 def _compare_member(
     config: BundleConfig,
     index: int,
@@ -135,8 +156,8 @@ def _compare_member(
     inventory: Inventory,
     shapes: dict[str, tuple[int, int]],
 ) -> Iterator[str]:
-    renamed = member.renamed_modules
-    own = {renamed.get(module.path, module.path): module for module in inventory.modules}
+    yield from check_renaming(member, inventory)
+    own = modules_by_bundle_path(member, inventory)
     for path in sorted(set(own) - set(config.layouts)):
         yield f"member `{member.name}` has factors for `{path}`, which the bundle does not have"
     for path, layout in config.layouts.items():

@@ -31,6 +31,7 @@ class Member:
     weights_path: Path
     config_text: str
     config_sha256: Digest
+    canonical_config_sha256: Digest
     weights_sha256: Digest
     header: Header
     inventory: Inventory
@@ -67,6 +68,7 @@ class Member:
             or inspection.header is None
             or inspection.config_text is None
             or inspection.config_sha256 is None
+            or inspection.canonical_config_sha256 is None
             or inspection.weights_sha256 is None
         ):
             raise AdapterRefused(f"`{adapter}` is {inspection.verdict}", findings=inspection.findings)
@@ -77,6 +79,7 @@ class Member:
             weights_path=weights_path,
             config_text=inspection.config_text,
             config_sha256=inspection.config_sha256,
+            canonical_config_sha256=inspection.canonical_config_sha256,
             weights_sha256=inspection.weights_sha256,
             header=inspection.header,
             inventory=inspection.inventory,

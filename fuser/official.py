@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..inspection.header import Header, read_header
+from ..inspection.header import Header, TensorEntry, read_header
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout
 from ..schemas.document import canonical_json
-from ..schemas.errors import BundleRefused
+from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.names import check_name
 from .bundle import Bundle, BundleTensors, ModuleTensors, module_shapes, open_bundle
@@ -84,12 +84,22 @@ def _facts(bundle: Bundle, rank: int, losses: Sequence[str]) -> dict[str, object
         "top_k": config.top_k,
         "temperature": config.temperature,
         "padded_rank": rank,
+        "gate": "not fitted" if not bundle.gate_is_fitted else config.gate.model_dump(mode="json")["fitted"],
+        # What ``import`` asks for: a rank that no module's factors go beyond, and the alpha to it.
         "members": [
-            {"name": member.name, "rank": member.rank, "alpha": member.scaling * member.rank}
-            for member in config.members
+            {
+                "name": member.name,
+                "rank": (largest := _largest_rank(bundle, index)),
+                "alpha": member.scaling * largest,
+            }
+            for index, member in enumerate(config.members)
         ],
         "losses": list(losses),
     }
+
+
+def _largest_rank(bundle: Bundle, index: int) -> int:
+    return max(layout.ranks[index] for layout in bundle.config.layouts.values())
 
 
 def _write_moe(bundle: Bundle, tensors: BundleTensors, rank: int, path: Path) -> None:
@@ -189,12 +199,18 @@ class OfficialWeights:
     """A file in the authors' layout, read module by module.
 
     Raises:
+        UsageError: two members have one name, or a name is malformed.
         BundleRefused: the file is no such layout for this many members of these ranks.
     """
 
     def __init__(self, path: Path, members: Sequence[ImportedMember]) -> None:
         for member in members:
             check_name(member.name, what="member name")
+        if len({member.name for member in members}) < len(members):
+            raise UsageError(
+                f"member names must differ, found {', '.join(f'`{member.name}`' for member in members)}",
+                hint="give each member a name of its own",
+            )
         self.members = tuple(members)
         self._path, self._header = path, read_header(path)
         self._modules = _official_modules(self._header)
@@ -229,26 +245,25 @@ class OfficialWeights:
         return rank
 
     def _write_adapter(self, file: TensorFile, index: int, folder: Path, base: str | None) -> Path:
-        member, pairs = self.members[index], {}
+        member, specs = self.members[index], []
+        # Twice through the modules rather than all of a member's factors in memory.
         for module, prefix in self._modules.items():
             A, B = self._unpad(file, prefix, index)
             if bool(A.any()) or bool(B.any()):
-                pairs[module] = (A, B)
-        if not pairs:
+                specs.append(
+                    (module, _factor_specs(module, _dtype_of(A), member.rank, A.shape[1], B.shape[0]))
+                )
+        if not specs:
             raise BundleRefused(f"every factor of `{member.name}` is zero: there is nothing to import")
         adapter = folder / member.name
         adapter.mkdir(parents=True)
-        config = lora_config(member.rank, member.alpha, list(pairs), base, None)
+        config = lora_config(member.rank, member.alpha, [module for module, _ in specs], base, None)
         (adapter / names.CONFIG_FILE).write_bytes(config)
-        specs = [
-            spec
-            for module, (A, B) in pairs.items()
-            for spec in _factor_specs(module, _dtype_of(A), member.rank, A.shape[1], B.shape[0])
-        ]
-        with WeightsWriter(adapter / names.WEIGHTS_FILE, specs, metadata=_METADATA) as writer:
-            for module, (A, B) in pairs.items():
-                writer.write(f"{names.TENSOR_PREFIX}{module}.{_A}", A)
-                writer.write(f"{names.TENSOR_PREFIX}{module}.{_B}", B)
+        every_spec = [spec for _, pair in specs for spec in pair]
+        with WeightsWriter(adapter / names.WEIGHTS_FILE, every_spec, metadata=_METADATA) as writer:
+            for module, pair in specs:
+                for spec, factor in zip(pair, self._unpad(file, self._modules[module], index), strict=True):
+                    writer.write(spec.name, factor)
         return adapter
 
     def _unpad(self, file: TensorFile, prefix: str, index: int) -> tuple[Tensor, Tensor]:
@@ -275,7 +290,23 @@ def _official_modules(header: Header) -> dict[str, str]:
         partial = sorted(set(found) - complete)
         example = f", the first incomplete one `{partial[0]}`" if partial else ""
         raise BundleRefused(f"found no modules with {_A}, {_B} and {_GATE} throughout{example}")
+    for prefix in complete:
+        _check_shapes(prefix, *(header[f"{prefix}.{tensor}"] for tensor in (_A, _B, _GATE)))
     return {prefix.removeprefix(names.TENSOR_PREFIX): prefix for prefix in sorted(complete)}
+
+
+def _check_shapes(prefix: str, A: TensorEntry, B: TensorEntry, gate: TensorEntry) -> None:
+    for entry in (A, B, gate):
+        if entry.dtype not in set(TORCH_DTYPES) or len(entry.shape) != 2 or 0 in entry.shape:
+            raise BundleRefused(
+                f"`{entry.name}` is {entry.shape} of {entry.dtype}, expected a matrix of floats"
+            )
+    if A.dtype != B.dtype or A.shape[0] != B.shape[1] or A.shape[1] != gate.shape[1]:
+        raise BundleRefused(
+            f"the tensors of `{prefix}` do not fit together: A {A.shape} of {A.dtype}, "
+            f"B {B.shape} of {B.dtype}, gate {gate.shape}, "
+            "expected A (L*R, in), B (out, L*R) and gate (L, in)"
+        )
 
 
 def _dtype_of(tensor: Tensor) -> Dtype:

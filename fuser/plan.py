@@ -67,6 +67,7 @@ def make_plan(
     conflicts = [
         *_member_conflicts(members),
         *base_conflicts,
+        *_renaming_conflicts(members, renamed),
         *_shape_conflicts(members, factors),
         *(_missing_modules(members, factors, base_modules) if base_modules else ()),
         *_routing_conflicts(members, top_k),
@@ -172,9 +173,9 @@ def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
             conflicts.append(_conflict([name] * count, "name", message, remedy))
     first_of: dict[tuple[str, str], str] = {}
     for member in members:
-        content = (member.weights_sha256, member.config_sha256)
+        content = (member.weights_sha256, member.canonical_config_sha256)
         if content in first_of:
-            message = f"`{first_of[content]}` and `{member.adapter}` are the same adapter, byte for byte"
+            message = f"`{first_of[content]}` and `{member.adapter}` have the same content"
             conflicts.append(
                 _conflict([first_of[content], member.adapter], "duplicate", message, "leave one out")
             )
@@ -187,6 +188,16 @@ def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
             )
             remedy = "`meteora-registry show` and `validate` tell more; leave it out"
             conflicts.append(_conflict([member.name], "verdict", message, remedy))
+    return conflicts
+
+
+def _renaming_conflicts(members: Sequence[Member], renamed: Mapping[str, str]) -> list[Conflict]:
+    conflicts = []
+    for member in members:
+        counts = Counter(renamed.get(module.path, module.path) for module in member.inventory.modules)
+        for path in sorted(path for path, count in counts.items() if count > 1):
+            message = f"`{member.name}` has factors for `{path}` under its old name and its new one"
+            conflicts.append(_conflict([member.name], "base", message, "only one can be meant; leave it out"))
     return conflicts
 
 

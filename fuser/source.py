@@ -16,8 +16,10 @@ from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import ManifestMember
 from .arithmetic import MemberFactors
+from .bundle import ModuleTensors
 from .factors import TORCH_DTYPES, TensorFile
 from .gates import normal_gate
+from .integrity import modules_by_bundle_path
 
 # A gate row is rounded to float32 once; a vector of unit length keeps about seven digits.
 _GATE_TOLERANCE = 1e-5
@@ -48,8 +50,7 @@ class SourceMember:
     """One member's own factors, read module by module by the bundle's module paths."""
 
     def __init__(self, member: ManifestMember, inventory: Inventory, file: TensorFile) -> None:
-        renamed = member.renamed_modules
-        self._modules = {renamed.get(module.path, module.path): module for module in inventory.modules}
+        self._modules = modules_by_bundle_path(member, inventory)
         self._cast = member.cast
         self._file = file
 
@@ -75,6 +76,26 @@ class SourceMember:
             target = TORCH_DTYPES[self._cast.target]
             A, B = A.to(target), B.to(target)
         return MemberFactors(A, B, module.scaling)
+
+
+def check_factors(
+    config: BundleConfig, path: str, tensors: ModuleTensors, factors: Sequence[MemberFactors | None]
+) -> list[str]:
+    """Whether the bundle holds the members' very factors and scalings; problems in words.
+
+    The outputs for some tokens could agree where the factors do not; equal numbers cannot differ.
+    """
+    layout, problems = config.layouts[path], []
+    for index, (name, own) in enumerate(zip(config.names, factors, strict=True)):
+        if own is None:
+            continue
+        rows, dtype = layout.rows_of(index), tensors.A.dtype
+        same = torch.equal(tensors.A[rows], own.A.to(dtype)) and torch.equal(
+            tensors.Bt[rows].T, own.B.to(dtype)
+        )
+        if not same or layout.scalings[index] != own.scaling:
+            problems.append(f"`{path}`: the factors of `{name}` are not those of its own files")
+    return problems
 
 
 def check_initial_gate(

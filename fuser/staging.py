@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..schemas.errors import SourceUnreadable, UsageError
+from ..schemas.bundle import MANIFEST_FILE
+from ..schemas.errors import MeteoraError, SourceUnreadable, UsageError
 
 
 @contextmanager
@@ -22,11 +23,11 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """A new empty folder; on leaving without an exception it becomes ``target``.
 
     Raises:
-        UsageError: ``target`` exists and is not empty, or another process is making it.
+        UsageError: ``target`` cannot be a new folder (``check_target``), or another process is making it.
         SourceUnreadable: the folder cannot be made, or the disk is full.
     """
-    target = target.absolute()
-    _check_target(target)
+    check_target(target)
+    target = target.resolve()
     staging = target.parent / f".{target.name}.partial"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,32 +37,53 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         yield staging
         _sync_tree(staging)
-        _check_target(target)
+        check_target(target)
         staging.rename(target)
-        _sync(target.parent)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    finally:
+    except BaseException as error:
+        # Not after the rename: then another process may be staging here already.
         shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _unwritable(target, error) from error
+        raise
+    finally:
         os.close(lock)
+    _sync(target.parent)
 
 
-def _unwritable(target: Path, error: OSError) -> OSError:
-    if isinstance(error, SourceUnreadable):
-        return error
-    return SourceUnreadable(
-        f"cannot write `{target}`: {error.strerror or error}",
-        hint="check the free space and the permissions; nothing was left in its place",
-    )
+def check_target(target: Path) -> None:
+    """Pass if a new folder can be put there.
 
-
-def _check_target(target: Path) -> None:
+    Raises:
+        UsageError: something is there, it lies inside a bundle, or its name cannot be recorded.
+    """
+    try:
+        str(target.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the path {str(target)!a} is not valid UTF-8", hint="choose another path with `--out`"
+        ) from None
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError(f"`{target}` exists and is no folder", hint="choose another path with `--out`")
     if target.is_dir() and any(target.iterdir()):
         raise UsageError(
             f"`{target}` exists and is not empty", hint="choose another path with `--out`, or remove it first"
         )
+    around = next((each for each in target.resolve().parents if (each / MANIFEST_FILE).is_file()), None)
+    if around is not None:
+        raise UsageError(
+            f"`{target}` lies inside the bundle `{around}`, which holds only what its manifest lists",
+            hint="choose another path with `--out`",
+        )
+
+
+def _unwritable(target: Path, error: OSError) -> OSError:
+    # Ours say what happened, though it had nothing to do with this folder: a Hub that does not answer.
+    if isinstance(error, MeteoraError):
+        return error
+    return SourceUnreadable(
+        f"cannot write `{target}`: {error.strerror or error}",
+        hint="check the path, its permissions and the free space; nothing was left in its place",
+    )
 
 
 def _claim(staging: Path) -> int:
@@ -72,15 +94,25 @@ def _claim(staging: Path) -> int:
     lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        _check_still_there(lock, staging)
+        for entry in staging.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    except (BlockingIOError, FileNotFoundError):
         os.close(lock)
         raise UsageError(
             f"another process is writing `{staging}` at this moment",
             hint="wait for it, or choose another path",
         ) from None
-    for entry in staging.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    except BaseException:
+        os.close(lock)
+        raise
     return lock
+
+
+def _check_still_there(lock: int, staging: Path) -> None:
+    if not os.path.samestat(os.fstat(lock), staging.lstat()):
+        # Its maker moved it into place after we had opened it.
+        raise BlockingIOError
 
 
 def _sync_tree(folder: Path) -> None:

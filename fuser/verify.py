@@ -37,8 +37,9 @@ from ..schemas.verification import (
 from .arithmetic import Backend, MemberFactors, ModuleErrors, compare_module
 from .bundle import Bundle, BundleTensors, ModuleTensors, module_shapes, open_bundle, read_bounded
 from .factors import TORCH_DTYPES
-from .integrity import check_files, check_members, check_record, check_tensors
-from .source import SourceMember, check_initial_gate, open_source_member
+from .integrity import PARTIAL_RECORD, check_files, check_members, check_record, check_tensors
+from .source import SourceMember, check_factors, check_initial_gate, open_source_member
+from .triton_sample import check_with_triton, smallest_module
 
 Progress = Callable[[int, int], None]
 
@@ -56,6 +57,8 @@ def verify_bundle(
     *,
     level: Level,
     sources: Mapping[str, MemberFiles] | None = None,
+    renamed: Mapping[str, str] | None = None,
+    with_triton: bool = False,
     progress: Progress | None = None,
 ) -> VerificationRecord:
     """Check a bundle and return the record; nothing is written.
@@ -64,13 +67,16 @@ def verify_bundle(
         folder: the bundle.
         level: how far to go.
         sources: the members' own files by member name, for level source. A member that is not
-            named is looked for in the bundle's ``experts/``.
+            named, or whose files are not those of the manifest, is looked for in ``experts/``.
+        renamed: what the base calls module paths of old adapters, from the base itself. Without
+            it a bundle that renames modules is taken at its word, and level source is inconclusive.
+        with_triton: also run the Triton kernels: on a GPU, else one module in Triton's interpreter.
         progress: called with (modules done, modules in all).
 
     Raises:
         SourceUnreadable: the manifest is missing or cannot be read.
     """
-    run = _Run(folder, level)
+    run = _Run(folder, level, renamed, with_triton)
     manifest = run.read_manifest()
     if manifest is not None:
         run.problems += check_files(folder, manifest) + check_record(folder, run.manifest_sha256)
@@ -84,16 +90,17 @@ def verify_bundle(
 
 def write_record(folder: Path, record: VerificationRecord) -> None:
     """Put a record into the bundle it is about, in one step: the old one stays until the new one is whole."""
-    target = folder / names.VERIFICATION_FILE
-    partial = folder / f".{names.VERIFICATION_FILE}.partial"
+    target, partial = folder / names.VERIFICATION_FILE, folder / PARTIAL_RECORD
     try:
-        with partial.open("wb") as file:
+        # Whatever lies there is not ours to write through: a bundle from elsewhere may hold a link.
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(record.seal())
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise SourceUnreadable(f"cannot write `{target}`: {error.strerror or error}") from error
 
 
@@ -113,8 +120,11 @@ class _Run:
 
     folder: Path
     level: Level
+    renamed: Mapping[str, str] | None
+    with_triton: bool
     problems: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     backends_run: list[BackendRun] = field(default_factory=list)
     backends_not_run: list[BackendNotRun] = field(default_factory=list)
     modules: dict[str, ModuleError] = field(default_factory=dict)
@@ -146,6 +156,11 @@ class _Run:
         """Padding, finite values and arithmetic of every module, on every backend."""
         backends, self.backends_not_run = available_backends(TORCH_DTYPES[bundle.dtype])
         worst = dict.fromkeys(backends, 0.0)
+        sample = smallest_module(bundle) if self.with_triton else None
+        if not self.with_triton:
+            self.backends_not_run.append(BackendNotRun(backend="triton", reason="it was not asked for"))
+        if self.level is Level.SOURCE and bundle.gate_is_fitted:
+            self.notes.append("the gate's values have no witness but their digest")
         with ExitStack() as stack:
             tensors_of = stack.enter_context(BundleTensors(bundle))
             members = self._open_sources(stack, manifest, sources) if self.level is Level.SOURCE else None
@@ -154,29 +169,73 @@ class _Run:
                 factors = None if members is None else [member.read(path) for member in members]
                 self.problems += check_tensors(layout, tensors, bundle.config.names)
                 if factors is not None:
+                    self.problems += check_factors(bundle.config, path, tensors, factors)
                     self.problems += check_initial_gate(bundle.config, path, tensors.gate, factors)
                 self._compare(bundle, layout, tensors, worst, factors)
+                if path == sample:
+                    self._run_triton(bundle, layout, tensors, factors)
                 if progress:
                     progress(done, len(bundle.config.layouts))
-        self.backends_run = [_backend_run(b, error, len(self.modules)) for b, error in worst.items()]
+        self.backends_run[:0] = [_backend_run(b, error, len(self.modules)) for b, error in worst.items()]
+
+    def _run_triton(
+        self,
+        bundle: Bundle,
+        layout: ModuleLayout,
+        tensors: ModuleTensors,
+        factors: Sequence[MemberFactors | None] | None,
+    ) -> None:
+        outcome = check_with_triton(bundle.config, layout, tensors, sources=factors)
+        if isinstance(outcome, BackendNotRun):
+            self.backends_not_run.append(outcome)
+            return
+        self.backends_run.append(outcome)
+        if outcome.max_error is None or outcome.max_error > outcome.tolerance:
+            self.problems.append(
+                f"`{layout.path}` on triton ({outcome.device}): off by {outcome.max_error}, "
+                f"tolerance {outcome.tolerance:g}"
+            )
 
     def _open_sources(
         self, stack: ExitStack, manifest: Manifest, sources: Mapping[str, MemberFiles]
     ) -> list[SourceMember] | None:
         """Every member's own files, or None with the reason noted when one is not to be had."""
-        opened = []
+        opened = [self._open_source(stack, member, sources.get(member.name)) for member in manifest.members]
         for member in manifest.members:
-            files = sources.get(member.name) or _files_in_experts(self.folder, member)
-            if files is None:
-                self.unchecked.append(f"the own files of member `{member.name}` were not found")
+            if member.renamed_modules and not self._is_known(member.renamed_modules):
+                self.unchecked.append(f"that the base renamed the modules of member `{member.name}`")
+        found = [member for member in opened if member is not None]
+        return found if len(found) == len(opened) else None
+
+    def _open_source(
+        self, stack: ExitStack, member: ManifestMember, files: MemberFiles | None
+    ) -> SourceMember | None:
+        experts = MemberFiles(
+            *(
+                self.folder / names.EXPERTS_FOLDER / member.name / file
+                for file in (names.CONFIG_FILE, names.WEIGHTS_FILE)
+            )
+        )
+        reason = f"the own files of member `{member.name}` were not found"
+        for candidate in (files, experts):
+            if candidate is None or not (
+                candidate.config_path.is_file() and candidate.weights_path.is_file()
+            ):
                 continue
             try:
-                opened.append(
-                    stack.enter_context(open_source_member(member, files.config_path, files.weights_path))
-                )
+                source = open_source_member(member, candidate.config_path, candidate.weights_path)
             except MeteoraError as error:
-                self.problems.append(str(error))
-        return opened if len(opened) == len(manifest.members) else None
+                # A witness that is not the one named proves nothing, for or against.
+                reason = str(error)
+                continue
+            if candidate is experts:
+                self.notes.append(f"the own files of member `{member.name}` are those that the bundle brings")
+            return stack.enter_context(source)
+        self.unchecked.append(reason)
+        return None
+
+    def _is_known(self, renaming: Mapping[str, str]) -> bool:
+        return self.renamed is not None and all(self.renamed.get(old) == new for old, new in renaming.items())
 
     def _compare(
         self,
@@ -203,6 +262,7 @@ class _Run:
             outcome=outcome,
             problems=tuple(self.problems),
             unchecked=tuple(self.unchecked),
+            notes=tuple(self.notes),
             backends_run=tuple(self.backends_run),
             backends_not_run=tuple(self.backends_not_run),
             modules=self.modules,
@@ -248,12 +308,6 @@ def _device_name(device: torch.device) -> str:
 
 def _finite(error: float) -> float | None:
     return error if math.isfinite(error) else None
-
-
-def _files_in_experts(folder: Path, member: ManifestMember) -> MemberFiles | None:
-    expert = folder / names.EXPERTS_FOLDER / member.name
-    files = MemberFiles(expert / names.CONFIG_FILE, expert / names.WEIGHTS_FILE)
-    return files if files.config_path.is_file() and files.weights_path.is_file() else None
 
 
 def _versions() -> dict[str, str]:

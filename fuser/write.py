@@ -32,7 +32,7 @@ from ..schemas.manifest import Cast, FileRecord, Manifest, ManifestMember
 from ..schemas.plan import FusePlan, PlannedMember, PlannedModule
 from .card import write_card
 from .factors import TORCH_DTYPES, TensorFile
-from .gates import GATE_KINDS, initial_gate
+from .gates import initial_gate
 from .member import Member
 from .weights import TensorSpec, WeightsWriter
 
@@ -127,7 +127,7 @@ def bundle_config(plan: FusePlan, given_gate: GivenGate | None = None) -> Bundle
 def _gate(plan: FusePlan, given: GivenGate | None) -> Gate:
     initialisation = None if given else GateInitialisation(method=plan.gate, seed=plan.seed)
     return Gate(
-        kind="linear" if given else GATE_KINDS[plan.gate],
+        kind="linear" if given else names.INITIAL_GATE_KINDS[plan.gate],
         scope="token",
         bias=False,
         eps=_GATE_EPS,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .patterns import Budget, Pattern, PatternsTooCostly, find_first
+from .patterns import Budget, Pattern, PatternList, PatternsTooCostly
 from .quotation import escape
 
 # Fields of LoraConfig in PEFT 0.21.2. A test compares them with the installed PEFT.
@@ -144,15 +144,15 @@ class Resolution:
         ranks: dict[str, int | None] = dict.fromkeys(listed, config.rank)
         alphas: dict[str, float | None] = dict.fromkeys(listed, config.alpha)
         rank_values, alpha_values = (config.patterns(name) for name in SCALE_FIELDS)
-        rank_patterns, alpha_patterns = (config.patterns_in(name) for name in SCALE_FIELDS)
+        rank_patterns, alpha_patterns = (PatternList(config.patterns_in(name)) for name in SCALE_FIELDS)
         if not rank_patterns and not alpha_patterns:
             return cls(ranks, alphas, frozenset(), is_complete=True)
         used = set()
         try:
             with config.budget.running():
                 for path in listed:
-                    rank_key = find_first(rank_patterns, path, config.budget)
-                    alpha_key = find_first(alpha_patterns, path, config.budget)
+                    rank_key = rank_patterns.first(path, config.budget)
+                    alpha_key = alpha_patterns.first(path, config.budget)
                     if rank_key:
                         ranks[path] = as_rank(rank_values[rank_key.text])
                         used.add((SCALE_FIELDS[0], rank_key.text))

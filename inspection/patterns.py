@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -83,11 +83,11 @@ class Pattern:
     @classmethod
     def judge(cls, text: str, budget: Budget | None = None) -> Pattern:
         """The pattern of this text, compiled if it can be; not at all once the budget is spent."""
+        if budget is not None and budget.is_spent and not _PLAIN.fullmatch(text):
+            return cls(text, Standing.TOO_COSTLY)
         standing = _read_standing(text)
         if standing is not Standing.REGULAR:
             return cls(text, standing)
-        if budget is not None and budget.is_spent:
-            return cls(text, Standing.TOO_COSTLY)
         if not _compiles_in_python(text):
             return cls(text, Standing.BROKEN)
         whole, tail = _build_automaton(text), _build_automaton(rf"(?:.*\.)?(?:{text})")
@@ -103,7 +103,8 @@ class Pattern:
     @property
     def nests_repeats(self) -> bool:
         """Whether a repeated group holds a repeat: what makes backtracking engines hang."""
-        return self.standing is not Standing.PLAIN and _nests_repeats(self.text)
+        unread = self.standing in (Standing.PLAIN, Standing.TOO_COSTLY)
+        return not unread and _nests_repeats(self.text)
 
     def matches(self, text: str) -> bool:
         """Whether the pattern matches the whole of ``text``, as ``re.fullmatch`` would say.
@@ -137,20 +138,59 @@ def tails_of(path: str) -> Iterable[str]:
         position = path.find(".", position + 1)
 
 
-def find_first(patterns: list[Pattern], path: str, budget: Budget) -> Pattern | None:
-    """The first pattern that matches the path or a tail of it, as PEFT resolves its pattern fields.
+class PatternList:
+    """Patterns in their order, of which the first that matches is found without trying each.
 
-    Call it within ``budget.running()``.
-
-    Raises:
-        PatternsTooCostly: the budget is spent.
+    A dot of a plain pattern stands for any character: the plain ones are kept by their length and the
+    places of their dots, and a path is looked up with dots in those places.
     """
-    for pattern in patterns:
+
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self._patterns = patterns
+        self._regular: list[int] = []
+        self._plain: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        for position, pattern in enumerate(patterns):
+            if pattern.standing is Standing.PLAIN:
+                text = pattern.text
+                dots = tuple(place for place, character in enumerate(text) if character == ".")
+                self._plain.setdefault(len(text), {}).setdefault(dots, {}).setdefault(text, position)
+            elif pattern.can_match:
+                self._regular.append(position)
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns)
+
+    def first(self, path: str, budget: Budget) -> Pattern | None:
+        """The first pattern that matches the path or a tail of it, as PEFT resolves its pattern fields.
+
+        Call it within ``budget.running()``.
+
+        Raises:
+            PatternsTooCostly: the budget is spent.
+        """
         if budget.is_spent:
             raise PatternsTooCostly
-        if pattern.can_match and pattern.matches_tail(path):
-            return pattern
-    return None
+        found = min(self._plain_matches(path, budget), default=len(self._patterns))
+        for position in self._regular:
+            if budget.is_spent:
+                raise PatternsTooCostly
+            if position > found:
+                break
+            if self._patterns[position].matches_tail(path):
+                return self._patterns[position]
+        return self._patterns[found] if found < len(self._patterns) else None
+
+    def _plain_matches(self, path: str, budget: Budget) -> Iterator[int]:
+        for tail in tails_of(path):
+            for dots, texts in self._plain.get(len(tail), {}).items():
+                if budget.is_spent:
+                    raise PatternsTooCostly
+                masked = list(tail)
+                for place in dots:
+                    masked[place] = "."
+                position = texts.get("".join(masked))
+                if position is not None:
+                    yield position
 
 
 def _read_standing(text: str) -> Standing:

@@ -8,22 +8,22 @@ With P slots, n_i of them on adapter i, p adapters present, times in microsecond
                                                               fit the cache, else `far` for `read`
     grouped     fixed + p call + 2 sum n_i R_i d / rate       p products on sorted slots, features
                 + read * sum_present R_i d + copy * P d       copied group by group
-    grouped_mm  the same, the loop run inside torch           less per adapter, but all P d copied at
-                                                              once: `far` for `copy` beyond the cache
+    grouped_mm  the same, the loop run inside torch, over     less per adapter, but all the blocks'
+                blocks of the rank g that divides all ranks   features copied at once: sum n_i R_i / g d,
+                                                              `far` for `copy` beyond the cache
 
 What enters is what the routing selected, not what it could have selected: a concentrated routing is
 cheaper, and an adapter of a large rank that few tokens chose costs the others nothing.
 
-Constants: 2 cores of an AVX-512 EPYC with avx512_bf16 and 32 MB of L3, torch 2.13; h = 4096 and 14336,
-L = 4 to 128, R = 8 to 64, T = 1 to 4096; fitted to the lower envelope of noisy passes, since a neighbour
-only ever adds time. bf16 without such arithmetic follows the fp32 constants. Work is divided by the threads
-in use, overheads are not. Shapes are those of ``layout.py``.
+Constants: one thread of an AVX-512 EPYC with avx512_bf16 and 32 MB of L3, torch 2.13, in processor time;
+d = 4096 and 14336, L = 4 to 128, R = 8 to 64, T = 1 to 1024. With them the formulation taken costs 1 to 4 %
+more than the best measured one, in geometric mean. bf16 without such arithmetic follows the fp32 constants.
+Work is divided by the threads in use, overheads are not. Shapes are those of ``layout.py``.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,13 +32,12 @@ from torch import Tensor
 
 from .grouped import fits_grouped_mm
 from .layout import Layout
+from .slots import Slots
 
 CACHED_ADAPTERS_MB = 10.0
 CACHED_COPY_MB = 24.0
-MEASURED_THREADS = 2
-SMALL_SELECTION = 64
 HANDFUL_SLOTS = 4
-HANDFUL_WIDENED = 65536
+HANDFUL_WIDENED = 131072
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +51,14 @@ class Work:
     slot_mb: float
     adapter_mb: float
     copy_mb: float
+    block_copy_mb: float
     dense_mflop: float
     dense_mb: float
 
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """Microseconds, microseconds per MB, and GFLOP/s, of one formulation at `MEASURED_THREADS`."""
+    """Microseconds, microseconds per MB, and GFLOP/s, of one formulation on one thread."""
 
     fixed: float
     call: float = 0.0
@@ -87,8 +87,8 @@ def _grouped(c: Constants, w: Work, speed: float) -> float:
 
 
 def _grouped_mm(c: Constants, w: Work, speed: float) -> float:
-    copy = c.copy if w.copy_mb <= CACHED_COPY_MB else c.far
-    work = 1e3 * w.mflop / c.rate + c.read * w.adapter_mb + copy * w.copy_mb
+    copy = c.copy if w.block_copy_mb <= CACHED_COPY_MB else c.far
+    work = 1e3 * w.mflop / c.rate + c.read * w.adapter_mb + copy * w.block_copy_mb
     return c.fixed + c.call * w.adapters + work / speed
 
 
@@ -100,92 +100,89 @@ FORMULAS: dict[str, Callable[[Constants, Work, float], float]] = {
     "grouped_mm": _grouped_mm,
 }
 FP32_SHRINK = {
-    "views": Constants(13, call=4, read=58),
-    "dense": Constants(25, rate=148, read=58),
-    "grouped": Constants(50, call=20, rate=144, read=82, copy=131),
-    "grouped_mm": Constants(75, call=9, rate=123, read=59, copy=138, far=480),
+    "views": Constants(17, call=9, read=63),
+    "dense": Constants(30, rate=75, read=67),
+    "grouped": Constants(115, call=20, rate=94, read=88, copy=198),
+    "grouped_mm": Constants(120, call=1, rate=82, read=72, copy=229, far=817),
 }
 FP32_EXPAND = {
-    "views": Constants(13, call=4.5, read=45),
-    "dense": Constants(28, rate=115, read=58),
-    "bag": Constants(42, read=14, far=38),
-    "grouped": Constants(50, call=15, rate=90, read=100, copy=208),
-    "grouped_mm": Constants(110, call=5, rate=70, read=73, copy=116, far=430),
+    "views": Constants(15, call=5, read=50),
+    "dense": Constants(45, rate=67, read=67),
+    "bag": Constants(40, read=21, far=63),
+    "grouped": Constants(128, call=20, rate=62, read=90, copy=199),
+    "grouped_mm": Constants(172, call=1, rate=65, read=69, copy=162, far=697),
 }
 BF16_SHRINK = {
-    "views": Constants(30, call=38, read=97),
-    "dense": Constants(80, rate=390, read=49),
-    "grouped": Constants(100, call=58, rate=387, read=137, copy=148),
-    "grouped_mm": Constants(140, call=25, rate=348, read=107, copy=132, far=457),
+    "views": Constants(31, call=32, read=145),
+    "dense": Constants(93, rate=195, read=75),
+    "grouped": Constants(190, call=68, rate=353, read=115, copy=235),
+    "grouped_mm": Constants(222, call=23, rate=341, read=100, copy=253, far=527),
 }
 BF16_EXPAND = {
-    "dense": Constants(66, rate=380, read=75),
-    "bag": Constants(40, read=14, far=42),
-    "grouped": Constants(105, call=64, rate=187, read=126, copy=194),
-    "grouped_mm": Constants(180, call=21, rate=248, read=131, copy=98, far=394),
+    "dense": Constants(95, rate=191, read=135),
+    "bag": Constants(55, read=25, far=68),
+    "grouped": Constants(163, call=68, rate=185, read=196, copy=525),
+    "grouped_mm": Constants(210, call=24, rate=203, read=168, copy=189, far=427),
 }
 
 
 def is_a_handful(x: Tensor, layout: Layout, selection: Tensor) -> bool:
     """Return whether a forward on a CPU is so small that `routed_views` does it in the least operations.
 
-    It widens half types, which costs more than it saves once the adapters are more than a few rows.
+    It widens half types, which costs more than it saves once the adapters selected are more than a few rows.
     """
     if x.device.type != "cpu" or not 0 < selection.numel() <= HANDFUL_SLOTS:
         return False
-    return x.dtype != torch.bfloat16 or layout.max_rank * x.shape[1] <= HANDFUL_WIDENED
+    if x.dtype != torch.bfloat16:
+        return True
+    rows: int = sum(layout.ranks[i] for token in selection.tolist() for i in token)
+    return rows * x.shape[1] <= HANDFUL_WIDENED
 
 
-def cheapest_shrink(W: Tensor, layout: Layout, selection: Tensor) -> str:
-    """Return the name of the cheapest formulation of a shrink of W [N, d] under `selection` [T, k]."""
-    return _cheapest(BF16_SHRINK if _multiplies_bf16(W.dtype) else FP32_SHRINK, W, layout, selection)
+def cheapest_shrink(W: Tensor, slots: Slots) -> str:
+    """Return the name of the cheapest formulation of a shrink of W [N, d]."""
+    return _cheapest(BF16_SHRINK if _multiplies_bf16(W.dtype) else FP32_SHRINK, W, slots)
 
 
-def cheapest_expand(W: Tensor, layout: Layout, selection: Tensor) -> str:
-    """Return the name of the cheapest formulation of an expand by W [N, d] under `selection` [T, k]."""
-    return _cheapest(BF16_EXPAND if _multiplies_bf16(W.dtype) else FP32_EXPAND, W, layout, selection)
+def cheapest_expand(W: Tensor, slots: Slots) -> str:
+    """Return the name of the cheapest formulation of an expand by W [N, d]."""
+    return _cheapest(BF16_EXPAND if _multiplies_bf16(W.dtype) else FP32_EXPAND, W, slots)
 
 
-def _cheapest(constants: dict[str, Constants], W: Tensor, layout: Layout, selection: Tensor) -> str:
-    work = work_of(W, layout, selection)
-    speed = torch.get_num_threads() / MEASURED_THREADS
-    names = [name for name in constants if serves(name, W, layout)]
+def _cheapest(constants: dict[str, Constants], W: Tensor, slots: Slots) -> str:
+    work = work_of(W, slots)
+    speed = float(torch.get_num_threads())
+    names = [name for name in constants if serves(name, W, slots.layout)]
     return min(names, key=lambda name: FORMULAS[name](constants[name], work, speed))
 
 
 def serves(name: str, W: Tensor, layout: Layout) -> bool:
-    """Return whether a formulation is right for W: fp16 must be widened, which two of them do."""
+    """Return whether a formulation is right for W: fp16 must be widened, which not all of them do."""
     if W.dtype == torch.float16:
         return name in ("views", "grouped")
-    return name != "grouped_mm" or fits_grouped_mm(W, layout)
+    return name != "grouped_mm" or fits_grouped_mm(W, layout.block_rank)
 
 
-def work_of(W: Tensor, layout: Layout, selection: Tensor) -> Work:
-    """Return what `selection` [T, k] asks of W [N, d]."""
-    slots_of = _slots_per_adapter(layout, selection)
-    slot_rows = sum(count * layout.ranks[i] for i, count in slots_of.items())
-    adapter_rows = sum(layout.ranks[i] for i in slots_of)
-    tokens, slots = selection.shape[0], selection.numel()
+def work_of(W: Tensor, slots: Slots) -> Work:
+    """Return what the slots ask of W [N, d]."""
+    layout = slots.layout
+    slot_rows = sum(count * layout.ranks[i] for i, count in slots.counts.items())
+    adapter_rows = sum(layout.ranks[i] for i in slots.counts)
+    tokens, number = slots.selection.shape[0], slots.selection.numel()
     d = W.shape[1]
     row_mb = d * W.element_size() / 1e6
     return Work(
         tokens=tokens,
-        slots=slots,
-        adapters=len(slots_of),
+        slots=number,
+        adapters=len(slots.counts),
         mflop=2e-6 * slot_rows * d,
         slot_mb=slot_rows * row_mb,
         adapter_mb=adapter_rows * row_mb,
-        copy_mb=slots * row_mb,
+        copy_mb=number * row_mb,
+        block_copy_mb=slot_rows / max(1, layout.block_rank) * row_mb,
         dense_mflop=2e-6 * tokens * layout.rows * d,
         dense_mb=layout.rows * row_mb,
     )
-
-
-def _slots_per_adapter(layout: Layout, selection: Tensor) -> dict[int, int]:
-    if selection.numel() <= SMALL_SELECTION:
-        return dict(Counter(selection.flatten().tolist()))
-    counts = torch.bincount(selection.flatten(), minlength=layout.adapters).tolist()
-    return {i: count for i, count in enumerate(counts) if count}
 
 
 @functools.cache

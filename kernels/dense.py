@@ -1,27 +1,32 @@
 """Shrink and expand as one matrix product over all adapters, whatever the tokens selected.
 
-Each token's slots are picked out of the product and put back into zeros, rather than multiplied by a mask,
+Each token's blocks are picked out of the product and put back into zeros, rather than multiplied by a mask,
 so that an Inf or NaN in an adapter's z stays away from the tokens that did not select it (0 * Inf is NaN).
-No step reads a value on the host, so this form also runs inside a CUDA graph. Shapes are those of
-``layout.py``.
+Shapes are those of ``layout.py``, the block form of z is that of ``slots.py``.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .layout import Layout
-from .operands import accumulation_dtype
-from .slots import slot_rows
+from .operands import accumulation_dtype, multipliable
+from .slots import Slots
 
 
-def shrink_dense(v: Tensor, W: Tensor, layout: Layout, selection: Tensor) -> Tensor:
-    """Return z [T, k, R] of ``v [T, d]`` and ``W [N, d]``, in the accumulation dtype."""
-    z = slot_rows(layout, selection).pick(v @ W.T)
-    return z.to(accumulation_dtype(v.dtype)).view(*selection.shape, layout.max_rank)
+def shrink_dense(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
+    """Return z in block form, [S, g] in the accumulation dtype, of ``v [T, d]`` and ``W [N, d]``."""
+    of_all = (multipliable(v) @ multipliable(W).T).view(v.shape[0], -1, slots.layout.block_rank)
+    return of_all[slots.block_tokens, slots.blocks].to(accumulation_dtype(v.dtype))
 
 
-def expand_dense(z: Tensor, W: Tensor, layout: Layout, selection: Tensor, out: Tensor | None) -> Tensor:
+def expand_dense(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     """Return ``sum_j z_j W_i`` [T, d] in the dtype of `W`, added into `out` where one is given."""
-    spread = slot_rows(layout, selection).put(z.to(W.dtype).flatten(1), layout.rows)
-    return spread @ W if out is None else out.addmm_(spread, W)
+    weight = multipliable(W)
+    T, g = slots.selection.shape[0], slots.layout.block_rank
+    spread = weight.new_zeros(T, weight.shape[0] // g, g)
+    # Accumulating, since a token may select an adapter twice.
+    spread.index_put_((slots.block_tokens, slots.blocks), z.to(weight.dtype), accumulate=True)
+    if out is not None and out.dtype == weight.dtype:
+        return out.addmm_(spread.flatten(1), weight)
+    result = spread.flatten(1) @ weight
+    return result.to(W.dtype) if out is None else out.add_(result)

@@ -3,8 +3,8 @@
 `routed_views` takes one slot at a time, as views of the storage, from input to output: the form of a single
 decoded token, where every tensor operation counts. `shrink_views` and `expand_views` are its halves, for a
 handful of tokens and for training, which needs z. `expand_bag` is `torch.nn.functional.embedding_bag`: a
-weighted sum of rows of W per token, in one pass, summed in fp32 and stored once. The CPU alone takes these;
-the selection is read on the host. Shapes are those of ``layout.py``.
+weighted sum of rows of W per token, in one pass, summed in fp32 and stored once. For the CPU; shapes are
+those of ``layout.py``, the block form of z is that of ``slots.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 from .layout import Layout
 from .operands import accumulation_dtype, multipliable
 from .routing import Routing
-from .slots import slot_rows
+from .slots import Slots
 
 
 def routed_views(
@@ -40,39 +40,46 @@ def routed_views(
     return out if in_place else out.add_(total)
 
 
-def shrink_views(v: Tensor, W: Tensor, layout: Layout, selection: Tensor) -> Tensor:
-    """Return z [T, k, R] of ``v [T, d]`` and ``W [N, d]``, in the accumulation dtype."""
-    z = v.new_zeros(*selection.shape, layout.max_rank, dtype=accumulation_dtype(v.dtype))
-    v = multipliable(v)
-    for t, adapters in enumerate(selection.tolist()):
-        token = v[t : t + 1]
-        for j, i in enumerate(adapters):
-            rows = multipliable(W[layout.offsets[i] : layout.offsets[i + 1]])
-            z[t, j, : layout.ranks[i]] = (token @ rows.T)[0]
-    return z
+def shrink_views(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
+    """Return z in block form, [S, g] in the accumulation dtype, of ``v [T, d]`` and ``W [N, d]``."""
+    v, offsets = multipliable(v), slots.layout.offsets
+    parts = [
+        v[t : t + 1] @ multipliable(W[offsets[i] : offsets[i + 1]]).T
+        for t, adapters in enumerate(slots.members)
+        for i in adapters
+    ]
+    return torch.cat(parts, dim=1).view(-1, slots.layout.block_rank).to(accumulation_dtype(v.dtype))
 
 
-def expand_views(z: Tensor, W: Tensor, layout: Layout, selection: Tensor, out: Tensor | None) -> Tensor:
+def expand_views(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     """Return ``sum_j z_j W_i`` [T, d] in the dtype of `W`, added into `out` where one is given.
 
     Products and sum are in the accumulation dtype.
     """
-    total = z.new_zeros(selection.shape[0], W.shape[1])
-    for t, adapters in enumerate(selection.tolist()):
+    total, values, offsets = (
+        z.new_zeros(slots.selection.shape[0], W.shape[1]),
+        z.flatten(),
+        slots.layout.offsets,
+    )
+    start = 0
+    for t, adapters in enumerate(slots.members):
         row = total[t : t + 1]
-        for j, i in enumerate(adapters):
-            rows = W[layout.offsets[i] : layout.offsets[i + 1]].to(z.dtype)
-            row.addmm_(z[t, j : j + 1, : layout.ranks[i]], rows)
+        for i in adapters:
+            end = start + slots.layout.ranks[i]
+            row.addmm_(values[start:end].unsqueeze(0), W[offsets[i] : offsets[i + 1]].to(z.dtype))
+            start = end
     return total.to(W.dtype) if out is None else out.add_(total)
 
 
-def expand_bag(z: Tensor, W: Tensor, layout: Layout, selection: Tensor, out: Tensor | None) -> Tensor:
+def expand_bag(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     """Return ``sum_j z_j W_i`` [T, d] in the dtype of `W`, added into `out` where one is given."""
-    slots = slot_rows(layout, selection)
-    rows, shares, starts = slots.rows, z.to(W.dtype).flatten(1), None
-    if slots.beyond is not None:
-        real = ~slots.beyond
-        starts = torch.cat([real.new_zeros(1, dtype=torch.int64), real.sum(1).cumsum(0)[:-1]])
-        rows, shares = rows[real], shares[real]
-    result = embedding_bag(rows, W, starts, mode="sum", per_sample_weights=shares)
+    T, k = slots.selection.shape
+    g = slots.layout.block_rank
+    rows = (slots.blocks * g).unsqueeze(-1) + torch.arange(g, device=z.device)
+    shares = z.to(W.dtype)
+    if slots.layout.equal_ranks:
+        result = embedding_bag(rows.view(T, k * g), W, mode="sum", per_sample_weights=shares.view(T, k * g))
+    else:
+        starts = slots.first_blocks[::k] * g
+        result = embedding_bag(rows.flatten(), W, starts, mode="sum", per_sample_weights=shares.flatten())
     return result if out is None else out.add_(result)

@@ -103,8 +103,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def multipliable(tensor: Tensor) -> Tensor:
-    """Return fp16 on a CPU as fp32: multiplied there an element at a time, and z would overflow it."""
-    return tensor.float() if tensor.dtype == torch.float16 and tensor.device.type == "cpu" else tensor
+    """Return fp16 as fp32: z would overflow it, and CPUs multiply it an element at a time."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _check_devices(x: Tensor, **others: Tensor) -> None:

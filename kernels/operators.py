@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from .backend import backend_for
-from .layout import Layout, layout_of
+from .layout import Layout, layout_of, layout_tensors
 from .operands import accumulation_dtype, check_selection
 from .routing import Gate, Routing
-from .slots import slot_scaling
 
 
 def is_traced(x: Tensor) -> bool:
@@ -125,7 +124,8 @@ def backward(
     dA, dBt = A.new_empty(0), Bt.new_empty(0)
     with without_autocast(grad):
         dx, u = backend.backward(grad, A, Bt, layout, routing)
-        d_weights = (u * z).sum(-1) * slot_scaling(layout, selection, z.dtype)
+        of_slot = layout_tensors(layout, grad.device, z.dtype).scaling[selection]
+        d_weights = (u * z).sum(-1) * of_slot
         if for_A and x is not None:
             dA = backend.experts_gradient(u, x, layout, routing)
         if for_Bt:

@@ -4,7 +4,7 @@ A *shrink* takes d features to the slots' ranks, an *expand* takes them to d fea
 ``z = shrink(x, A)``, ``y = expand(w, z, Bt)``; the backward, experts frozen, is ``u = shrink(dO, Bt)``,
 ``dx = expand(w, u, A)``: the same two with the operands swapped, so that it costs what the forward costs
 and needs nothing but the routing (and z, for the gradient of the weights). On a CPU each takes the
-formulation that ``cpu_cost.py`` calls cheapest; elsewhere the dense one, which reads nothing on the host.
+formulation that ``cpu_cost.py`` calls cheapest; elsewhere the dense one.
 Shapes are those of ``layout.py``.
 """
 
@@ -18,14 +18,14 @@ from .gathered import expand_bag, expand_views, routed_views, shrink_views
 from .grouped import (
     expand_grouped,
     expand_grouped_mm,
+    outer_products,
     shrink_grouped,
     shrink_grouped_mm,
-    slot_outer_products,
 )
 from .layout import Layout
 from .operands import accumulation_dtype
 from .routing import Gate, Routing
-from .slots import slot_factors
+from .slots import Slots
 
 CPU_SHRINKS = {
     "views": shrink_views,
@@ -48,15 +48,22 @@ def forward(
     """Return the routed output [T, D], added into `out` where one is given; z is not kept."""
     if cpu_cost.is_a_handful(x, layout, routing.selection):
         return routed_views(x, A, Bt, layout, routing, out)
-    return _expand(_shrink(x, A, layout, routing), Bt, layout, routing, out)
+    if not layout.rows or not x.shape[0]:
+        return x.new_zeros(x.shape[0], Bt.shape[1]) if out is None else out
+    slots = Slots(layout, routing)
+    return _expand(slots.weighted(_shrink(x, A, slots)), Bt, slots, out)
 
 
 def forward_with_z(
     x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing
 ) -> tuple[Tensor, Tensor]:
     """Return the routed output [T, D], and z [T, k, R] in the accumulation dtype."""
-    z = _shrink(x, A, layout, routing)
-    return _expand(z, Bt, layout, routing, None), z
+    if not layout.rows or not x.shape[0]:
+        z = x.new_zeros(*routing.selection.shape, layout.max_rank, dtype=accumulation_dtype(x.dtype))
+        return x.new_zeros(x.shape[0], Bt.shape[1]), z
+    slots = Slots(layout, routing)
+    z = _shrink(x, A, slots)
+    return _expand(slots.weighted(z), Bt, slots, None), slots.compact(z)
 
 
 def gated_forward(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
@@ -76,27 +83,19 @@ def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> 
 
     With ``z = u`` and ``v = x`` it is dA, with z itself and ``v = dO`` it is dBt.
     """
-    return slot_outer_products(_weighted(z, layout, routing), v, layout, routing.selection)
-
-
-def _shrink(v: Tensor, W: Tensor, layout: Layout, routing: Routing) -> Tensor:
-    selection = routing.selection
-    if not layout.max_rank or not selection.numel():
-        return v.new_zeros(*selection.shape, layout.max_rank, dtype=accumulation_dtype(v.dtype))
-    if v.device.type != "cpu":
-        return shrink_dense(v, W, layout, selection)
-    return CPU_SHRINKS[cpu_cost.cheapest_shrink(W, layout, selection)](v, W, layout, selection)
-
-
-def _expand(z: Tensor, W: Tensor, layout: Layout, routing: Routing, out: Tensor | None) -> Tensor:
-    selection = routing.selection
     if not z.numel():
-        return W.new_zeros(selection.shape[0], W.shape[1]) if out is None else out
-    weighted = _weighted(z, layout, routing)
+        return v.new_zeros(layout.rows, v.shape[1])
+    slots = Slots(layout, routing)
+    return outer_products(slots.weighted(slots.block_form(z)), v, slots)
+
+
+def _shrink(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
+    if v.device.type != "cpu":
+        return shrink_dense(v, W, slots)
+    return CPU_SHRINKS[cpu_cost.cheapest_shrink(W, slots)](v, W, slots)
+
+
+def _expand(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     if z.device.type != "cpu":
-        return expand_dense(weighted, W, layout, selection, out)
-    return CPU_EXPANDS[cpu_cost.cheapest_expand(W, layout, selection)](weighted, W, layout, selection, out)
-
-
-def _weighted(z: Tensor, layout: Layout, routing: Routing) -> Tensor:
-    return z * slot_factors(layout, routing.selection, routing.weights, z.dtype).unsqueeze(-1)
+        return expand_dense(z, W, slots, out)
+    return CPU_EXPANDS[cpu_cost.cheapest_expand(W, slots)](z, W, slots, out)

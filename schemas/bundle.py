@@ -40,6 +40,15 @@ TENSOR_B = "meteora_B"
 TENSOR_GATE = "meteora_gate"
 TENSOR_GATE_BIAS = "meteora_gate_bias"
 
+# How a gate scores that still has the values its initialisation gave it.
+INITIAL_GATE_KINDS: dict[str, Literal["linear", "absolute"]] = {"arrow": "absolute", "normal": "linear"}
+IMPORTED = "imported"
+MAX_RANK = 1 << 20
+MAX_MODULES = 1 << 16
+# Members times modules: what the layouts of a config cost before a single tensor was looked at.
+MAX_LAYOUT_ENTRIES = 1_000_000
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+
 ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=512)]
 
 
@@ -84,16 +93,16 @@ class ModuleLayout:
 class Override(Document):
     """A member's rank and scaling in one module; rank 0 where it does not touch the module."""
 
-    rank: int = Field(ge=0)
-    scaling: FiniteFloat
+    rank: int = Field(ge=0, le=MAX_RANK)
+    scaling: FiniteFloat = Field(gt=0)
 
 
 class BundleMember(Document):
     """One adapter of a bundle: its rank and scaling, and the modules where they differ."""
 
     name: Name
-    rank: int = Field(ge=1)
-    scaling: FiniteFloat
+    rank: int = Field(ge=1, le=MAX_RANK)
+    scaling: FiniteFloat = Field(gt=0)
     overrides: dict[ModulePath, Override]
 
     def factors_in(self, path: str) -> tuple[int, float]:
@@ -118,7 +127,11 @@ class FittingData(Document):
 
 
 class Fitting(Document):
-    """How a gate's values came about, and on what; ``imported`` values came with another layout."""
+    """How a gate's values came about, and on what: one data set per member.
+
+    ``imported`` values came with another layout, which does not say on what they were fitted, or
+    whether they were.
+    """
 
     method: str = Field(min_length=1, max_length=200)
     data: tuple[FittingData, ...]
@@ -140,8 +153,16 @@ class Gate(Document):
 
     @model_validator(mode="after")
     def _check_values_are_accounted_for(self) -> Self:
-        if self.initialisation is None and self.fitted == NOT_FITTED:
+        if self.fitted != NOT_FITTED:
+            return self
+        if self.initialisation is None:
             raise ValueError("a gate that is not fitted states its initialisation, found none")
+        method = self.initialisation.method
+        if self.bias or self.kind != INITIAL_GATE_KINDS[method]:
+            raise ValueError(
+                f"a gate that is not fitted has the kind `{INITIAL_GATE_KINDS[method]}` of `{method}` and no "
+                f"bias, found `{self.kind}`{' with a bias' if self.bias else ''}"
+            )
         return self
 
 
@@ -159,11 +180,11 @@ class BundleConfig(Document):
     base_model_name_or_path: str | None
     revision: str | None
     inference_mode: bool
-    target_modules: tuple[ModulePath, ...] = Field(min_length=1)
+    target_modules: tuple[ModulePath, ...] = Field(min_length=1, max_length=MAX_MODULES)
     members: tuple[BundleMember, ...] = Field(min_length=1, max_length=4096)
     rank_alignment: Literal[8]
     top_k: int = Field(ge=1)
-    temperature: FiniteFloat = Field(gt=0)
+    temperature: FiniteFloat = Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     gate: Gate
 
     @classmethod
@@ -187,6 +208,12 @@ class BundleConfig(Document):
             raise ValueError(f"top_k is {self.top_k}, expected at most the number of members, {len(names)}")
         if list(self.target_modules) != sorted(set(self.target_modules)):
             raise ValueError("target_modules must be sorted and differ")
+        if len(names) * len(self.target_modules) > MAX_LAYOUT_ENTRIES:
+            raise ValueError(
+                f"{len(names)} members of {len(self.target_modules)} modules are more than "
+                f"{MAX_LAYOUT_ENTRIES} entries"
+            )
+        self._check_fitting(names)
         known = set(self.target_modules)
         for member in self.members:
             if strangers := sorted(set(member.overrides) - known):
@@ -197,6 +224,13 @@ class BundleConfig(Document):
             if layout.rows == 0:
                 raise ValueError(f"no member touches the target module `{path}`")
         return self
+
+    def _check_fitting(self, names: list[str]) -> None:
+        fitted = self.gate.fitted
+        if isinstance(fitted, Fitting) and fitted.method != IMPORTED:
+            found = [data.member for data in fitted.data]
+            if found != names:
+                raise ValueError(f"a fitted gate names the data of every member in order, found {found}")
 
     @cached_property
     def layouts(self) -> dict[str, ModuleLayout]:
@@ -235,18 +269,18 @@ def check_readable(value: Any, *, what: str) -> None:
     if not isinstance(value, dict) or value.get("peft_type") != PEFT_TYPE:
         found = value.get("peft_type") if isinstance(value, dict) else type(value).__name__
         raise BundleRefused(f"`{what}` is no MeteoRA bundle: peft_type is `{found}`, expected `{PEFT_TYPE}`")
-    if value.get("meteora_format") != BUNDLE_FORMAT:
+    found_format = value.get("meteora_format")
+    if type(found_format) is not int or found_format != BUNDLE_FORMAT:
         raise BundleRefused(
             f"`{what}` has bundle format `{value.get('meteora_format')}`, "
             f"this reader knows `{BUNDLE_FORMAT}`",
             hint="upgrade meteora-registry, or fuse the bundle again with this version",
         )
     features = value.get("required_features")
-    unknown = (
-        [feature for feature in features if feature not in KNOWN_FEATURES]
-        if isinstance(features, list)
-        else []
+    named = (
+        [feature for feature in features if isinstance(feature, str)] if isinstance(features, list) else []
     )
+    unknown = [feature for feature in named if feature not in KNOWN_FEATURES]
     if unknown:
         listed = ", ".join(f"`{feature}`" for feature in unknown)
         raise BundleRefused(

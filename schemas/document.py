@@ -11,6 +11,7 @@ import json
 import math
 import re
 from array import array
+from collections import Counter
 from itertools import accumulate
 from typing import Any, Self
 
@@ -81,8 +82,7 @@ def _drop_strings(data: bytes) -> bytes:
 def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key `{repeated}` stands twice in one object")
     return result
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 
+from .bundle import MAX_TEMPERATURE, MIN_TEMPERATURE
 from .document import Document
 from .errors import InvalidDocument
 from .names import Name
@@ -37,7 +39,7 @@ class Recipe(Document):
     base: str | None = None
     base_revision: str | None = None
     top_k: int | None = Field(default=None, ge=1)
-    temperature: FiniteFloat = Field(default=1.0, gt=0)
+    temperature: FiniteFloat = Field(default=1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     dtype: DtypeName | None = None
     gate: Literal["arrow", "normal"] = "arrow"
     seed: int = Field(default=0, ge=0, lt=1 << 32)
@@ -54,8 +56,11 @@ class Recipe(Document):
             raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {MAX_RECIPE_BYTES}")
         try:
             value = tomllib.loads(data.decode("utf-8"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            json.dumps(value)
+        except (ValueError, RecursionError) as error:
             raise InvalidDocument(f"`{what}` is not TOML: {error}") from error
+        except TypeError as error:
+            raise InvalidDocument(f"`{what}` holds a date or a time, which no field takes") from error
         return cls.from_value(value, what=what)
 
     @model_validator(mode="after")

@@ -60,7 +60,11 @@ class ModuleError(Document):
 
 
 class VerificationRecord(Document):
-    """One verification of one bundle."""
+    """One verification of one bundle.
+
+    ``problems`` fail it and ``unchecked`` leaves it inconclusive; ``notes`` say what the verdict rests
+    on, such as a witness that came with the bundle itself.
+    """
 
     meteora_verification: Literal[1]
     manifest_sha256: Digest
@@ -68,6 +72,7 @@ class VerificationRecord(Document):
     outcome: Outcome
     problems: tuple[str, ...]
     unchecked: tuple[str, ...]
+    notes: tuple[str, ...]
     backends_run: tuple[BackendRun, ...]
     backends_not_run: tuple[BackendNotRun, ...]
     modules: dict[str, ModuleError]

@@ -40,11 +40,19 @@ def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
     return bundle_record(row)
 
 
-def record_verification(session: Session, record: VerificationRecord) -> tuple[CatalogSource, ...]:
-    """The bundle versions with the record's manifest, to which it was added; none if none is known."""
+def record_verification(
+    session: Session, record: VerificationRecord, path: Path
+) -> tuple[CatalogSource, ...]:
+    """The versions with the record's manifest that lie in ``path``, to which it was added.
+
+    A copy elsewhere that was tampered with says nothing about the bundle that the catalog knows.
+    """
     rows = session.scalars(
         select(models.BundleVersion)
-        .where(models.BundleVersion.manifest_sha256 == record.manifest_sha256)
+        .where(
+            models.BundleVersion.manifest_sha256 == record.manifest_sha256,
+            models.BundleVersion.path == str(path),
+        )
         .order_by(models.BundleVersion.id)
     ).all()
     for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -196,10 +197,10 @@ class Catalog:
         with transaction(self._engine) as session:
             return bundles.list_bundles(session)
 
-    def record_verification(self, record: VerificationRecord) -> tuple[CatalogSource, ...]:
-        """The bundle versions with this manifest, to which the record was added; none if none is known."""
+    def record_verification(self, record: VerificationRecord, path: Path) -> tuple[CatalogSource, ...]:
+        """The bundle versions with this manifest that lie in ``path``, to which the record was added."""
         with transaction(self._engine, writes=True) as session:
-            return bundles.record_verification(session, record)
+            return bundles.record_verification(session, record, path)
 
     def list_events(self, name: str | None = None, *, limit: int = 100) -> tuple[Event, ...]:
         """The latest changes, of one name or of all, the newest first."""

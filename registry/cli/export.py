@@ -8,6 +8,7 @@ import click
 
 from ..dependencies import require_torch
 from ..home import Home
+from .fuse import GATE_NOT_FITTED
 from .output import print_json, print_line, print_remark
 from .parameters import examples, format_option, layout_option, pass_home
 
@@ -27,10 +28,9 @@ def command(home: Home, bundle: str, *, out: Path, as_json: bool) -> None:
     require_torch("exporting")
     from ...fuser.official import export_official
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder
+    from ..workflows.verify import find_bundle_folder, gate_is_fitted
 
-    with Catalog.open(home) as catalog:
-        folder = find_bundle_folder(catalog, bundle)
+    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     exported = export_official(folder, out)
     if as_json:
         print_json(exported)
@@ -38,3 +38,5 @@ def command(home: Home, bundle: str, *, out: Path, as_json: bool) -> None:
         print_line(f"exported: {exported.folder}, every member padded to rank {exported.rank}")
     for loss in exported.losses:
         print_remark(f"warning: {loss}")
+    if not gate_is_fitted(folder):
+        print_remark(f"note: {GATE_NOT_FITTED}")

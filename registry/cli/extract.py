@@ -8,6 +8,7 @@ import click
 
 from ..dependencies import require_torch
 from ..home import Home
+from .fuse import GATE_NOT_FITTED
 from .output import print_json, print_line, print_remark
 from .parameters import examples, format_option, pass_home
 
@@ -23,10 +24,9 @@ def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -
     require_torch("extracting")
     from ...fuser.extract import extract_member
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder
+    from ..workflows.verify import find_bundle_folder, gate_is_fitted
 
-    with Catalog.open(home) as catalog:
-        folder = find_bundle_folder(catalog, bundle)
+    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     extraction = extract_member(folder, member, out)
     if as_json:
         print_json(extraction)
@@ -37,3 +37,5 @@ def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -
         print_remark(
             "warning: the bundle was made with a cast that loses precision; the manifest says how much"
         )
+    if not gate_is_fitted(folder):
+        print_remark(f"note: {GATE_NOT_FITTED}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...schemas.bundle import NOT_FITTED
-from ...schemas.errors import SourceUnreadable, UsageError
+from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.plan import FusePlan, PlannedModule
 from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
 from ..dependencies import require_torch
@@ -111,21 +112,24 @@ def _make_recipe(
         if not adapters:
             raise UsageError("no adapters to fuse were named", hint="name them, or a file with `--recipe`")
         value = stated | {"members": [{"adapter": text} for text in adapters], "with_experts": with_experts}
-        return Recipe.from_value(value, what="the options")
+        return _as_usage(lambda: Recipe.from_value(value, what="the options"))
     if adapters or stated or with_experts:
         given = ", ".join([*adapters, *(f"--{key.replace('_', '-')}" for key in stated)]) or "--with-experts"
         raise UsageError(
             f"the recipe `{file}` says it all, found also {given}", hint="put it into the recipe"
         )
-    return Recipe.from_toml(_read_recipe(file), what=str(file))
+    from ...fuser.bundle import read_bounded
+
+    data = read_bounded(file, MAX_RECIPE_BYTES)
+    return _as_usage(lambda: Recipe.from_toml(data, what=str(file)))
 
 
-def _read_recipe(file: Path) -> bytes:
+def _as_usage(make: Callable[[], Recipe]) -> Recipe:
+    # What a person typed wrongly is a matter of usage, in a file as on the command line.
     try:
-        with file.open("rb") as opened:
-            return opened.read(MAX_RECIPE_BYTES + 1)
-    except OSError as error:
-        raise SourceUnreadable(f"cannot read the recipe `{file}`: {error.strerror or error}") from error
+        return make()
+    except InvalidDocument as error:
+        raise UsageError(error.message, hint=error.hint) from error
 
 
 def _print_plan(plan: FusePlan, *, as_json: bool) -> int:

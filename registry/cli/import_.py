@@ -11,7 +11,7 @@ import click
 from ...schemas.errors import UsageError
 from ..dependencies import require_torch
 from ..home import Home
-from .output import describe_bytes, print_json, print_line
+from .output import describe_bytes, print_json, print_line, print_remark
 from .parameters import examples, format_option, layout_option, pass_home
 from .progress import step_bar
 
@@ -85,6 +85,9 @@ def command(
             f"imported: {fusion.version.source} in {fusion.folder}: {len(described)} members, "
             f"{describe_bytes(fusion.version.size_bytes)}, verified at level {fusion.record.level}"
         )
+    print_remark(
+        "note: the gate is imported as it is; the layout does not say whether it was fitted, or on what"
+    )
 
 
 def _parse_member(text: str) -> ImportedMember:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...schemas.bundle import NOT_FITTED
+from ...schemas.verification import Level
 from ..home import Home
 from .output import describe_bytes, print_json, print_remark, print_table
 from .parameters import examples, format_option, pass_home
@@ -66,5 +67,8 @@ def _bundle_row(bundle: BundleVersion) -> tuple[str, ...]:
 
 def _bundle_verdict(bundle: BundleVersion) -> str:
     last = bundle.verifications[-1] if bundle.verifications else None
-    verified = f"{last.level} {last.outcome}" if last else "not verified"
+    # The bundle has not changed since it passed at a deeper level: its manifest is the same.
+    alike = [each for each in bundle.verifications if last and each.outcome is last.outcome]
+    deepest = next((each for each in alike if each.level is Level.SOURCE), last)
+    verified = f"{deepest.level} {deepest.outcome}" if deepest else "not verified"
     return f"{verified}, gate not fitted" if bundle.gate_fitted == NOT_FITTED else verified

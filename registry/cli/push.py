@@ -76,18 +76,19 @@ def _open(home: Home, text: str, scratch: Path, advance: Advance | None) -> Uplo
     from ..catalog.records import AdapterVersion
     from ..dependencies import require_torch
     from ..workflows.push_content import adapter_upload, bundle_upload
-    from ..workflows.verify import find_bundle_folder
 
     parsed = parse_source(text)
     if isinstance(parsed, HubSource):
         raise UsageError(f"`{text}` is a repository on the Hub, expected a folder or a catalogued name")
-    with Catalog.open(home) as catalog:
-        if isinstance(parsed, CatalogSource):
+    if isinstance(parsed, CatalogSource):
+        with Catalog.open(home) as catalog:
             version = catalog.find_any(parsed)
-            if isinstance(version, AdapterVersion):
-                return adapter_upload(home.store, version, scratch, advance=advance)
-        require_torch("pushing a bundle")
-        folder = find_bundle_folder(catalog, text)
+        if isinstance(version, AdapterVersion):
+            return adapter_upload(home.store, version, scratch, advance=advance)
+    require_torch("pushing a bundle")
+    from ..workflows.verify import find_bundle_folder
+
+    folder = find_bundle_folder(lambda: Catalog.open(home), text)
     return bundle_upload(folder, advance=advance)
 
 

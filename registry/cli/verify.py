@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from ...schemas.errors import UsageError
+from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
@@ -33,11 +35,23 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
 @click.option(
     "--record", "keep_record", is_flag=True, help="Write the outcome into the bundle's verification.json."
 )
+@click.option(
+    "--base",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Folder of the base model, asked where the bundle says that the base renamed modules.",
+)
 @format_option
 @pass_home
 @click.pass_context
 def command(
-    context: click.Context, home: Home, bundle: str, *, level: str, keep_record: bool, as_json: bool
+    context: click.Context,
+    home: Home,
+    bundle: str,
+    *,
+    level: str,
+    base: Path | None,
+    keep_record: bool,
+    as_json: bool,
 ) -> None:
     """Check a bundle: digests, structure, padding, and the kernel against a float64 reference.
 
@@ -50,41 +64,54 @@ def command(
     if isinstance(source, HubSource):
         if keep_record:
             raise UsageError("`--record` goes with a bundle on this machine", hint="pull it first")
-        context.exit(EXIT_CODES[_verify_on_hub(home, source, Level(level), as_json=as_json).outcome])
+        found = _verify_on_hub(home, source, Level(level), base, as_json=as_json)
+        context.exit(EXIT_CODES[found.outcome])
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder, gate_is_fitted, verify
+    from ..workflows.verify import find_bundle_folder, verify
 
-    with Catalog.open(home) as catalog:
-        folder = find_bundle_folder(catalog, bundle)
-        with step_bar() as advance:
-            record = verify(
-                catalog, home.store, folder, level=Level(level), keep_record=keep_record, advance=advance
-            )
-    _show(record, as_json=as_json)
-    if not gate_is_fitted(folder):
-        print_remark(f"note: {GATE_NOT_FITTED}")
+    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
+    with step_bar() as advance:
+        record = verify(
+            home.store, folder, level=Level(level), base=base, keep_record=keep_record, advance=advance
+        )
+    _note_in_catalog(home, folder, record)
+    _show(record, folder, as_json=as_json)
     context.exit(EXIT_CODES[record.outcome])
 
 
-def _verify_on_hub(home: Home, source: HubSource, level: Level, *, as_json: bool) -> VerificationRecord:
+def _verify_on_hub(
+    home: Home, source: HubSource, level: Level, base: Path | None, *, as_json: bool
+) -> VerificationRecord:
     from ..hub.client import Hub
-    from ..workflows.pull import fetched_bundle, verify_fetched
-    from ..workflows.verify import gate_is_fitted
+    from ..workflows.pull import fetched_bundle
+    from ..workflows.verify import verify
 
     with step_bar() as advance, fetched_bundle(Hub(), source, advance=advance) as folder:
-        record = verify_fetched(home.store, folder, level=level, advance=advance)
-        is_fitted = gate_is_fitted(folder)
-    _show(record, as_json=as_json)
-    if not is_fitted:
-        print_remark(f"note: {GATE_NOT_FITTED}")
+        record = verify(home.store, folder, level=level, base=base, advance=advance)
+        _show(record, folder, as_json=as_json)
     return record
 
 
-def _show(record: VerificationRecord, *, as_json: bool) -> None:
+def _show(record: VerificationRecord, folder: Path, *, as_json: bool) -> None:
+    from ..workflows.verify import gate_is_fitted
+
     if as_json:
         print_json(record)
     else:
         _print_record(record)
+    if not gate_is_fitted(folder):
+        print_remark(f"note: {GATE_NOT_FITTED}")
+
+
+def _note_in_catalog(home: Home, folder: Path, record: VerificationRecord) -> None:
+    from ..catalog.catalog import Catalog
+
+    try:
+        with Catalog.open(home) as catalog:
+            catalog.record_verification(record, folder.resolve())
+    except (MeteoraError, OSError) as error:
+        # A bundle is as sound as it is, whether or not there is a catalog to note it in.
+        print_remark(f"warning: not noted in the catalog: {error}")
 
 
 def _print_record(record: VerificationRecord) -> None:
@@ -118,3 +145,5 @@ def _print_record(record: VerificationRecord) -> None:
         print_line(f"problem: {problem}")
     for gap in record.unchecked:
         print_line(f"not checked: {gap}")
+    for note in record.notes:
+        print_line(f"note: {note}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
-from ...schemas.errors import AdapterRefused, SourceUnreadable, UsageError
+from ...schemas.errors import AdapterRefused, SourceUnreadable, StoreDamaged, UsageError
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, check_name, suggest_name
 from ..catalog.catalog import Catalog
@@ -89,12 +89,23 @@ def add_folder(
         new = dataclasses.replace(new, license=license_name)
     same = catalog.find_content(new.weights_sha256, new.canonical_config_sha256)
     duplicates = tuple(source for source in same if source.name != wanted_name)
-    if len(duplicates) < len(same):
-        # The name has this content: nothing to copy.
+    known = next((source for source in same if source.name == wanted_name), None)
+    if known is not None and _is_stored(store, catalog.find(known)):
+        # The name has this content, and the store its bytes: nothing to copy.
         added = catalog.add_version(new, tags=wanted_tags)
         return Addition(label, added.version, added.created, duplicates, ())
     added, skipped = _store_and_record(catalog, store, folder, new, wanted_tags, advance)
     return Addition(label, added.version, added.created, duplicates, skipped)
+
+
+def _is_stored(store: Store, version: AdapterVersion) -> bool:
+    """Whether the bytes are there unchanged; if not, adding the same content again mends them."""
+    try:
+        for digest in (version.config_sha256, version.weights_sha256):
+            store.check(digest)
+    except StoreDamaged:
+        return False
+    return True
 
 
 def check_base(base: str) -> str:

@@ -6,19 +6,22 @@ into place, and the catalog learns of it last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...fuser.member import Member
 from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
-from ...fuser.staging import staged_folder
+from ...fuser.staging import check_target, staged_folder
 from ...fuser.verify import MemberFiles, verify_bundle, write_record
 from ...fuser.write import GivenGate, bundle_config, require_no_conflicts, write_bundle
 from ...schemas.bundle import MANIFEST_FILE
 from ...schemas.digest import Digest
-from ...schemas.errors import AlreadyInCatalog, FuseRefused, NotInCatalog
+from ...schemas.errors import AlreadyInCatalog, FuseRefused, MeteoraError, NotInCatalog
+from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, check_name, parse_catalog_source, suggest_name
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
@@ -26,18 +29,25 @@ from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
 from ..store import Store
+from .add import check_base
 from .base import read_base_modules
 from .member import open_member
 from .steps import Advance, step_of
 
+_SHOWN_REASONS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Members that were opened, their versions in the catalog, and the plan made of them."""
+    """Members that were opened, their versions in the catalog, and the plan made of them.
+
+    ``renamed`` is what the base calls module paths of old adapters, where the base was at hand.
+    """
 
     versions: tuple[AdapterVersion, ...]
     members: tuple[Member, ...]
     plan: FusePlan
+    renamed: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +66,14 @@ def prepare_fuse(catalog: Catalog, store: Store, recipe: Recipe) -> Prepared:
     Where the recipe's base is a folder of this machine, every module is looked up there.
 
     Raises:
-        UsageError: a member's name is malformed.
+        UsageError: a member's name or the base is malformed.
         NotInCatalog: a member is not catalogued.
         StoreDamaged: a member's bytes are missing or changed.
         AdapterRefused: a member has no LoRA factors.
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
+    if recipe.base is not None:
+        check_base(recipe.base)
     versions = tuple(catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
     members = tuple(
         open_member(store, version, name=entry.name)
@@ -77,9 +89,9 @@ def prepare_fuse(catalog: Catalog, store: Store, recipe: Recipe) -> Prepared:
         seed=recipe.seed,
         with_experts=recipe.with_experts,
     )
-    return Prepared(
-        versions, members, make_plan(members, options, base_modules=_look_at_base(recipe, members))
-    )
+    base_modules = _look_at_base(recipe, members)
+    plan = make_plan(members, options, base_modules=base_modules)
+    return Prepared(versions, members, plan, base_modules.renamed if base_modules else {})
 
 
 def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | None:
@@ -110,38 +122,69 @@ def fuse(
 
     Raises:
         FuseRefused: the plan has conflicts, or what was written does not verify; nothing is left.
-        UsageError: the folder exists and is not empty, or the name is malformed.
+        UsageError: the folder exists and is not empty, unless it is this very bundle, which is then
+            catalogued; or the name is malformed.
         AlreadyInCatalog: an adapter has the name.
         SourceUnreadable: the folder cannot be written.
     """
-    bundle_name = check_name(name or suggest_name(folder.absolute().name))
+    bundle_name = check_name(name or suggest_name(folder.resolve().name))
     require_no_conflicts(prepared.plan)
     check_no_adapter_has(catalog, bundle_name)
-    with staged_folder(folder) as staging:
-        write_bundle(
-            prepared.plan,
-            prepared.members,
-            staging,
-            given_gate=given_gate,
-            progress=step_of(advance, "writing"),
-        )
-        record = _verify(staging, prepared.members, advance)
-        write_record(staging, record)
-        size_bytes = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
-    new = _describe(prepared, folder, bundle_name, size_bytes, record, given_gate)
-    return Fusion(folder, prepared.plan, record, catalog.register_bundle(new))
+    write = partial(
+        write_bundle,
+        prepared.plan,
+        prepared.members,
+        given_gate=given_gate,
+        progress=step_of(advance, "writing"),
+    )
+    if (folder / MANIFEST_FILE).is_file():
+        _check_is_the_same(folder, write)
+        record = _verify(folder, prepared, advance)
+    else:
+        with staged_folder(folder) as staging:
+            write(staging)
+            record = _verify(staging, prepared, advance)
+            write_record(staging, record)
+    new = _describe(prepared, folder.resolve(), bundle_name, record, given_gate)
+    try:
+        version = catalog.register_bundle(new)
+    except MeteoraError as error:
+        error.hint = f"the bundle stands whole in `{folder}`; the same command again catalogues it"
+        raise
+    return Fusion(folder, prepared.plan, record, version)
 
 
-def _verify(folder: Path, members: Sequence[Member], advance: Advance | None) -> VerificationRecord:
-    sources = {member.name: MemberFiles(member.config_path, member.weights_path) for member in members}
+def _check_is_the_same(folder: Path, write: Callable[[Path], Manifest]) -> None:
+    """Pass if the bundle that is there is the one that would be written.
+
+    Then an earlier run was interrupted after the bundle moved into place, and only the catalog lacks it.
+
+    Raises:
+        UsageError: it is another bundle.
+    """
+    with tempfile.TemporaryDirectory(
+        dir=folder.resolve().parent, prefix=f".{folder.name}.compared-"
+    ) as scratch:
+        write(Path(scratch))
+        if Digest.of_file(Path(scratch, MANIFEST_FILE)) != Digest.of_file(folder / MANIFEST_FILE):
+            check_target(folder)
+
+
+def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> VerificationRecord:
     record = verify_bundle(
-        folder, level=Level.SOURCE, sources=sources, progress=step_of(advance, "verifying")
+        folder,
+        level=Level.SOURCE,
+        sources={m.name: MemberFiles(m.config_path, m.weights_path) for m in prepared.members},
+        renamed=prepared.renamed,
+        progress=step_of(advance, "verifying"),
     )
     if record.outcome is not Outcome.PASS:
+        reasons = (*record.problems, *record.unchecked)
+        more = [f"and {len(reasons) - _SHOWN_REASONS} more"] if len(reasons) > _SHOWN_REASONS else []
         raise FuseRefused(
-            f"the bundle was written and did not verify: {record.outcome}",
-            conflicts=(*record.problems, *record.unchecked),
-            hint="nothing was left on disk; this is a fault of the disk or of meteora-registry",
+            f"the bundle in `{folder}` does not verify: {record.outcome}",
+            conflicts=[*reasons[:_SHOWN_REASONS], *more],
+            hint="nothing was catalogued; if it was just written, the disk or meteora-registry is at fault",
         )
     return record
 
@@ -163,7 +206,6 @@ def _describe(
     prepared: Prepared,
     folder: Path,
     name: str,
-    size_bytes: int,
     record: VerificationRecord,
     given_gate: GivenGate | None,
 ) -> NewBundleVersion:
@@ -172,8 +214,8 @@ def _describe(
     return NewBundleVersion(
         name=name,
         manifest_sha256=Digest.of_file(folder / MANIFEST_FILE),
-        path=folder.absolute(),
-        size_bytes=size_bytes,
+        path=folder,
+        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         base=config.base_model_name_or_path,
         base_revision=config.revision,
         dtype=str(prepared.plan.dtype),

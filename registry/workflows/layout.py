@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...fuser.official import ImportedMember, OfficialWeights
+from ...fuser.staging import check_target
 from ...fuser.write import GivenGate
-from ...schemas.bundle import Fitting
-from ...schemas.recipe import Recipe, RecipeMember
+from ...schemas.bundle import IMPORTED, Fitting
+from ...schemas.errors import InvalidDocument, UsageError
+from ...schemas.recipe import Recipe
 from ..catalog.catalog import Catalog
 from ..store import Store
 from .add import add_folder
 from .fuse import Fusion, fuse, prepare_fuse
 from .steps import Advance
-
-IMPORTED = "imported"
 
 
 def import_official(
@@ -39,22 +39,33 @@ def import_official(
 
     Raises:
         BundleRefused: the file is no such layout for these members.
-        FuseRefused, UsageError, AlreadyInCatalog, SourceUnreadable: as ``fuse`` and ``add`` do.
+        UsageError: the folder is taken, or an option is out of range; nothing was catalogued.
+        FuseRefused, AlreadyInCatalog, SourceUnreadable: as ``fuse`` and ``add`` do.
     """
     official = OfficialWeights(weights, members)
+    value: dict[str, object] = {"base": base, "top_k": top_k, "temperature": temperature}
+    # Everything that can be refused is asked before the members are catalogued.
+    check_target(folder)
+    _make_recipe(value, [member.name for member in members], members)
+    if top_k is not None and top_k > len(members):
+        raise UsageError(f"top_k is {top_k}, expected at most the number of members, {len(members)}")
     with tempfile.TemporaryDirectory(prefix="meteora-import-") as scratch:
         adapters = official.write_adapters(Path(scratch), base=base)
         versions = [add_folder(catalog, store, adapter, base=base).version for adapter in adapters]
-    recipe = Recipe(
-        members=tuple(
-            RecipeMember(adapter=str(version.source), name=member.name)
-            for version, member in zip(versions, members, strict=True)
-        ),
-        base=base,
-        top_k=top_k,
-        temperature=temperature,
-    )
+    recipe = _make_recipe(value, [str(version.source) for version in versions], members)
     gate = GivenGate(Fitting(method=IMPORTED, data=()), official.gate)
     return fuse(
         catalog, prepare_fuse(catalog, store, recipe), folder, name=name, given_gate=gate, advance=advance
     )
+
+
+def _make_recipe(
+    value: dict[str, object], adapters: Sequence[str], members: Sequence[ImportedMember]
+) -> Recipe:
+    named = [
+        {"adapter": adapter, "name": member.name} for adapter, member in zip(adapters, members, strict=True)
+    ]
+    try:
+        return Recipe.from_value(value | {"members": named}, what="the options")
+    except InvalidDocument as error:
+        raise UsageError(error.message, hint=error.hint) from error

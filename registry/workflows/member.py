@@ -34,7 +34,7 @@ def open_member(store: Store, version: AdapterVersion, *, name: str | None = Non
         if found != expected:
             raise StoreDamaged(
                 f"the blob `{path}` was changed: its bytes have the digest `{found}`",
-                hint=f"remove `{version.source}` and add it again from its source",
+                hint=f"add `{version.name}` again from its source, which mends it",
             )
     return Member.of(
         inspection,

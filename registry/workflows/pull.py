@@ -31,7 +31,6 @@ from ..hub.listing import Listing, RemoteFile
 from ..store import Store
 from .add import add_folder
 from .fuse import check_no_adapter_has
-from .member import stored_sources
 from .source_record import require_source_record
 from .steps import Advance, step_of
 
@@ -122,7 +121,7 @@ def pull(
         claimed, record = _verify(folder, remote, advance)
     members = _register_members(catalog, store, folder, bundle_name)
     version = catalog.register_bundle(_describe(folder, bundle_name, members, claimed))
-    catalog.record_verification(record)
+    catalog.record_verification(record, folder.resolve())
     return Pulled(
         folder, remote.listing.repository, remote.listing.commit, created, record, version, remote.ignored
     )
@@ -141,14 +140,6 @@ def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = Non
         _fetch(hub, remote, folder, max_bytes=DEFAULT_MAX_BYTES, cache=cache, advance=advance)
         require_source_record(folder, str(remote), hint=_NO_RECORD)
         yield folder
-
-
-def verify_fetched(
-    store: Store, folder: Path, *, level: Level, advance: Advance | None = None
-) -> VerificationRecord:
-    """The verification of a fetched bundle; level source looks for the members' files in the store."""
-    sources = stored_sources(store, read_manifest(folder)) if level is Level.SOURCE else {}
-    return verify_bundle(folder, level=level, sources=sources, progress=step_of(advance, "verifying"))
 
 
 def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | None = None) -> RemoteBundle:
@@ -301,7 +292,7 @@ def _describe(
     return NewBundleVersion(
         name=name,
         manifest_sha256=claimed.manifest_sha256,
-        path=folder.absolute(),
+        path=folder.resolve(),
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         base=config.base_model_name_or_path,
         base_revision=config.revision,

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...fuser.bundle import open_bundle, read_manifest
-from ...fuser.verify import MemberFiles, verify_bundle, write_record
+from ...fuser.verify import verify_bundle, write_record
 from ...schemas.bundle import MANIFEST_FILE
 from ...schemas.errors import MeteoraError, SourceUnreadable, UsageError
+from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, FolderSource, parse_source
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..store import Store
+from .base import read_base_modules
 from .member import stored_sources
 from .steps import Advance, step_of
 
 
-def find_bundle_folder(catalog: Catalog, text: str) -> Path:
+def find_bundle_folder(open_catalog: Callable[[], Catalog], text: str) -> Path:
     """The folder of a bundle: the one that ``text`` is, or where the catalog last saw the one it names.
+
+    The catalog is opened only where it is asked, so that a folder can be looked at without one.
 
     Raises:
         UsageError: it is malformed, or names a repository on the Hub.
@@ -28,7 +33,8 @@ def find_bundle_folder(catalog: Catalog, text: str) -> Path:
     if isinstance(source, FolderSource):
         folder = source.path
     elif isinstance(source, CatalogSource):
-        folder = catalog.find_bundle(source).path
+        with open_catalog() as catalog:
+            folder = catalog.find_bundle(source).path
     else:
         raise UsageError(f"`{text}` is a repository on the Hub, expected a folder or a catalogued bundle")
     if not (folder / MANIFEST_FILE).is_file():
@@ -49,38 +55,50 @@ def gate_is_fitted(folder: Path) -> bool:
 
 
 def verify(
-    catalog: Catalog,
     store: Store,
     folder: Path,
     *,
     level: Level,
+    base: Path | None = None,
     keep_record: bool = False,
     advance: Advance | None = None,
 ) -> VerificationRecord:
-    """Verify the bundle in a folder and note it in the catalog, if the catalog knows the bundle.
+    """Verify the bundle in a folder on every backend of this machine.
 
     Args:
-        catalog: where the outcome is noted.
         store: where the members' own files are looked for.
         folder: the bundle.
         level: how far to go.
+        base: the folder of the base model, asked where the bundle says that the base renamed modules.
         keep_record: write the record into the bundle, in place of the one that is there.
         advance: told how far it got.
 
     Raises:
-        SourceUnreadable: the manifest cannot be read, or the record cannot be written.
+        SourceUnreadable: the manifest or the base cannot be read, or the record cannot be written.
     """
-    sources = _sources(store, folder) if level is Level.SOURCE else {}
-    record = verify_bundle(folder, level=level, sources=sources, progress=step_of(advance, "verifying"))
+    manifest = _manifest_if_sound(folder)
+    sources = stored_sources(store, manifest) if manifest and level is Level.SOURCE else {}
+    record = verify_bundle(
+        folder,
+        level=level,
+        sources=sources,
+        renamed=_renaming_by(base, manifest) if base and manifest else None,
+        with_triton=True,
+        progress=step_of(advance, "verifying"),
+    )
     if keep_record:
         write_record(folder, record)
-    catalog.record_verification(record)
     return record
 
 
-def _sources(store: Store, folder: Path) -> dict[str, MemberFiles]:
+def _renaming_by(base: Path, manifest: Manifest) -> Mapping[str, str]:
+    old_paths = {path for member in manifest.members for path in member.renamed_modules}
+    return read_base_modules(base, sorted(old_paths)).renamed
+
+
+def _manifest_if_sound(folder: Path) -> Manifest | None:
     try:
-        return stored_sources(store, read_manifest(folder))
+        return read_manifest(folder)
     except MeteoraError:
         # The verification itself says what is wrong with the manifest.
-        return {}
+        return None

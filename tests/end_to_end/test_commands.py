@@ -1,4 +1,4 @@
-"""The main job through the real command line, in processes of its own."""
+"""The main job through the command line: the installed program, or its entry point in this process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.registry.cli import main
 from support.members import BASE
 from support.models import make_llama_adapters
 from support.tampering import flip_byte
@@ -36,11 +37,23 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(workplace: Path) -> Run:
-    return lambda *arguments: run_in(workplace, *arguments)
+def run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The same entry point within this process, which spares the import of torch each time."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("METEORA_HOME", str(workplace / "home"))
+    monkeypatch.delenv("METEORA_CATALOG", raising=False)
+
+    def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        code = main.run(arguments)
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+
+    return run_here
 
 
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed program in a process of its own, in a folder with a home of its own."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("METEORA_")}
     environment["METEORA_HOME"] = str(folder / "home")
     return subprocess.run(
@@ -157,13 +170,13 @@ def test_fuse_refuses_what_conflicts_and_leaves_nothing(run: Run, workplace: Pat
         (["fuse", "rank4", "--out", "rank8"], 1, "error: the name `rank8` is taken by an adapter"),
         (
             ["fuse", "rank4", "--temperature", "nan", "--out", "x"],
-            1,
-            "temperature: input should be a finite number",
+            2,
+            "temperature: ",
         ),
         (
             ["fuse", "--recipe", "nowhere.toml", "--out", "x"],
             2,
-            "error: cannot read the recipe `nowhere.toml`",
+            "error: `nowhere.toml` cannot be read",
         ),
         (["extract", "bundle", "nobody", "--out", "x"], 1, "error: the bundle has no member `nobody`"),
         (
@@ -240,7 +253,7 @@ def test_recipe_gives_the_same_bundle_as_the_options(run: Run, workplace: Path) 
 def test_recipe_with_a_misspelt_key_is_refused(run: Run, workplace: Path) -> None:
     (workplace / "misspelt.toml").write_text('topk = 2\n[[members]]\nadapter = "rank4"\n')
     result = run("fuse", "--recipe", "misspelt.toml", "--dry-run")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert (
         "error: `misspelt.toml` breaks its schema: topk: extra inputs are not permitted, found `2`"
         in result.stderr
@@ -258,6 +271,8 @@ def test_extract_gives_the_adapter_back(run: Run, workplace: Path) -> None:
 def test_export_and_import_go_round(run: Run, workplace: Path) -> None:
     exported = run("export", "bundle", "--layout", "official", "--out", "official")
     assert exported.returncode == 0
+    assert "the gate is not fitted" in exported.stderr
+    assert json.loads((workplace / "official" / "export.json").read_bytes())["gate"] == "not fitted"
     assert "warning: the gate is `absolute`" in exported.stderr
     members = [
         f"--member={name}-again:{rank}:{alpha}"
@@ -267,6 +282,7 @@ def test_export_and_import_go_round(run: Run, workplace: Path) -> None:
     imported = run("import", "official/moe_lora.safetensors", *arguments)
     assert imported.returncode == 0, imported.stderr
     assert "verified at level source" in imported.stdout
+    assert "does not say whether it was fitted" in imported.stderr
     shown = json.loads(run("show", "imported", "--format", "json").stdout)
     assert shown["gate_fitted"] == "imported"
 
@@ -288,3 +304,69 @@ def test_a_changed_blob_is_noticed_before_anything_is_fused(workplace: Path, tmp
     assert result.returncode in (1, 2)
     assert "was changed: its bytes have the digest" in result.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_that_the_catalog_missed_is_catalogued_by_the_same_command(
+    workplace: Path, tmp_path: Path
+) -> None:
+    # As after a kill between the move into place and the catalog's record.
+    shutil.copytree(workplace / "home", tmp_path / "home")
+    shutil.copytree(workplace / "bundle", tmp_path / "left-over")
+    again = run_in(tmp_path, "fuse", "rank4", "rank8", "rslora16", "--out", "left-over")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("fused: left-over@1 in left-over: 3 members")
+    other = run_in(tmp_path, "fuse", "rank4", "rank8", "--out", "left-over")
+    assert other.returncode == 2
+    assert "`left-over` exists and is not empty" in other.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "left-over"]
+
+
+def test_a_tampered_copy_says_nothing_about_the_catalogued_bundle(
+    run: Run, workplace: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(workplace / "bundle", tmp_path / "copy")
+    (tmp_path / "copy" / "extra.txt").write_text("extra")
+    before = json.loads(run("show", "bundle", "--format", "json").stdout)["verifications"]
+    assert run("verify", str(tmp_path / "copy")).returncode == 1
+    assert json.loads(run("show", "bundle", "--format", "json").stdout)["verifications"] == before
+
+
+def test_adding_again_mends_a_damaged_blob(workplace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workplace / "home", tmp_path / "home")
+    shutil.copytree(workplace / "adapters", tmp_path / "adapters")
+    blobs = [path for path in (tmp_path / "home" / "blobs" / "sha256").rglob("*") if path.is_file()]
+    for blob in blobs:
+        blob.chmod(0o644)
+        flip_byte(blob, blob.stat().st_size - 1)
+    assert run_in(tmp_path, "fuse", "rank4", "rank8", "--out", "bundle").returncode == 2
+    added = run_in(tmp_path, "add", "adapters/rank4", "adapters/rank8")
+    assert added.stdout.startswith("already there: rank4@1")
+    assert run_in(tmp_path, "fuse", "rank4", "rank8", "--out", "bundle").returncode == 0
+
+
+def test_an_import_that_is_refused_catalogues_nothing(run: Run, workplace: Path) -> None:
+    assert run("export", "bundle", "--layout", "official", "--out", "to-refuse").returncode == 0
+    before = run("list").stdout
+    arguments = ["import", "to-refuse/moe_lora.safetensors", "--layout", "official", "--base", BASE]
+    members = ["--member=a:4:8", "--member=b:8:4", "--member=c:16:32"]
+    for refused, message in (
+        ([*members, "--out", "bundle"], "`bundle` exists and is not empty"),
+        ([*members, "--top-k", "9", "--out", "x"], "top_k is 9, expected at most the number of members, 3"),
+        (
+            [*members, "--temperature", "0", "--out", "x"],
+            "temperature: input should be greater than or equal",
+        ),
+        ([*members[:2], "--member=a:16:32", "--out", "x"], "member names must differ, found `a`, `b`, `a`"),
+    ):
+        result = run(*arguments, *refused)
+        assert (result.returncode, message in result.stderr) == (2, True), result.stderr
+        assert "Traceback" not in result.stderr
+    assert run("list").stdout == before
+
+
+def test_verify_works_where_no_catalog_can_be_opened(workplace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workplace / "bundle", tmp_path / "bundle")
+    (tmp_path / "home").write_text("a file where the home should be")
+    result = run_in(tmp_path, "verify", "./bundle")
+    assert result.returncode == 0, result.stderr
+    assert "warning: not noted in the catalog" in result.stderr

@@ -13,7 +13,7 @@ from meteora_registry.schemas.errors import BundleRefused, UsageError
 from meteora_registry.schemas.inventory import Dtype
 from support.members import fuse, read_members
 from support.models import make_adapter, tiny_llama
-from support.tampering import Tensors, change_tensors, copy_bundle
+from support.tampering import Json, Tensors, change_manifest, change_tensors, copy_bundle
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -72,3 +72,24 @@ def test_a_target_that_is_not_empty_is_left_alone(fused: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match="exists and is not empty"):
         extract_member(fused, "rank4", tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "keep"
+
+
+def test_a_manifest_with_other_members_than_the_config_is_refused(fused: Path, tmp_path: Path) -> None:
+    def shorten(manifest: Json) -> None:
+        del manifest["members"][1:]
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_manifest(bundle, shorten)
+    with pytest.raises(BundleRefused, match="the bundle is damaged: the config has the members"):
+        extract_member(bundle, "patterns", tmp_path / "out")
+
+
+def test_a_quoted_header_of_another_kind_is_refused(fused: Path, tmp_path: Path) -> None:
+    def make_integers(manifest: Json) -> None:
+        member = manifest["members"][0]
+        member["weights_header"] = member["weights_header"].replace('"F32"', '"I32"')
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_manifest(bundle, make_integers)
+    with pytest.raises(BundleRefused, match="the bundle is damaged"):
+        extract_member(bundle, "rank4", tmp_path / "out")

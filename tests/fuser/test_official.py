@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from meteora_registry.fuser.bundle import open_bundle
 from meteora_registry.fuser.member import Member
@@ -97,6 +97,40 @@ def test_import_gives_back_what_was_exported(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert open_bundle(again).config.layouts == open_bundle(bundle).config.layouts
     assert open_bundle(again).gate_is_fitted
+
+
+def test_import_takes_what_the_export_states_for_members_with_patterns(
+    exported: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    facts = json.loads((exported / "export.json").read_bytes())
+    stated = [ImportedMember(m["name"], m["rank"], m["alpha"]) for m in facts["members"]]
+    assert [member.rank for member in stated] == [4, 8, 16, 12, 9]
+    weights = OfficialWeights(exported / "moe_lora.safetensors", stated)
+    tokens = some_tokens()
+    for folder in weights.write_adapters(tmp_path / "imported", base=None):
+        alone = logits_alone(tiny_llama(), adapters[folder.name], tokens)
+        assert relative_error(logits_alone(tiny_llama(), folder, tokens), alone.double()) <= 1e-5, folder.name
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("lora_A.weight", torch.zeros(8)),
+        ("lora_A.weight", torch.zeros(80, 32, dtype=torch.int8)),
+        ("lora_B.weight", torch.zeros(32, 72)),
+        ("moe_gate.weight", torch.zeros(5, 31)),
+        ("moe_gate.weight", torch.zeros(())),
+    ],
+    ids=["one dimension", "integers", "too few columns", "narrow gate", "no dimension"],
+)
+def test_import_refuses_tensors_that_do_not_fit_together(
+    exported: Path, tmp_path: Path, name: str, tensor: torch.Tensor
+) -> None:
+    tensors = load_file(exported / "moe_lora.safetensors")
+    tensors[f"{Q_PROJ}.{name}"] = tensor
+    save_file(tensors, tmp_path / "moe.safetensors")
+    with pytest.raises(BundleRefused, match=r"expected (a matrix of floats|A \(L\*R, in\))"):
+        OfficialWeights(tmp_path / "moe.safetensors", [ImportedMember(f"m{i}", 16, 8.0) for i in range(5)])
 
 
 @pytest.mark.parametrize(

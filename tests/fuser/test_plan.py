@@ -65,7 +65,7 @@ def test_plan_refuses_the_same_adapter_under_two_names(members: list[Member]) ->
     twin = dataclasses.replace(members[0], name="twin", adapter="twin")
     plan = make_plan([*members, twin], FuseOptions())
     assert [str(conflict) for conflict in plan.conflicts] == [
-        "duplicate: `rank4` and `twin` are the same adapter, byte for byte; leave one out"
+        "duplicate: `rank4` and `twin` have the same content; leave one out"
     ]
 
 
@@ -159,3 +159,13 @@ def test_plan_renames_modules_to_the_bases_current_names(members: list[Member]) 
     assert plan.conflicts == ()
     assert {module.path for module in plan.modules} == set(shapes)
     assert plan.members[0].renamed_modules == renamed
+
+
+def test_plan_refuses_a_module_under_its_old_name_and_its_new_one(members: list[Member]) -> None:
+    paths = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    shapes = {m.path: (m.in_features, m.out_features) for m in members[0].inventory.modules}
+    plan = make_plan(members[:1], FuseOptions(), base_modules=BaseModules(shapes, {paths[0]: paths[1]}))
+    assert [str(conflict) for conflict in plan.conflicts] == [
+        f"base: `rank4` has factors for `{paths[1]}` under its old name and its new one; "
+        "only one can be meant; leave it out"
+    ]

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from meteora_registry.fuser import arithmetic
+from meteora_registry.fuser.arithmetic import FORCED_TOKENS, ROUTED_TOKENS, random_tokens
 from meteora_registry.fuser.member import Member
-from meteora_registry.fuser.plan import FuseOptions
+from meteora_registry.fuser.plan import BaseModules, FuseOptions, make_plan
 from meteora_registry.fuser.verify import MemberFiles, verify_bundle, write_record
+from meteora_registry.fuser.write import write_bundle
+from meteora_registry.kernels.routing import Routing, select_top_k
+from meteora_registry.schemas.errors import SourceUnreadable
 from meteora_registry.schemas.inventory import Dtype
 from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
 from support.members import files_of, fuse, read_members
@@ -25,6 +31,7 @@ from support.tampering import (
 )
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
+DOWN_PROJ = "model.layers.0.mlp.down_proj"
 
 
 def check(bundle: Path, members: list[Member] | None = None) -> VerificationRecord:
@@ -102,7 +109,20 @@ def test_another_adapters_files_are_no_witness(fused: Path, members: list[Member
     files = files_of(members)
     files["rank4"], files["rank8"] = files["rank8"], files["rank4"]
     record = verify_bundle(fused, level=Level.SOURCE, sources=files)
-    assert_fails(record, "the config of member `rank4` has digest")
+    assert record.outcome is Outcome.INCONCLUSIVE
+    assert "the config of member `rank4` has digest" in record.unchecked[0]
+
+
+def test_experts_stand_in_for_a_witness_that_is_not_the_one_named(
+    members: list[Member], tmp_path: Path
+) -> None:
+    bundle = fuse(members[:2], tmp_path / "bundle", FuseOptions(with_experts=True))
+    files = files_of(members)
+    record = verify_bundle(
+        bundle, level=Level.SOURCE, sources={"rank4": files["rank8"], "rank8": files["rank8"]}
+    )
+    assert record.outcome is Outcome.PASS
+    assert record.notes == ("the own files of member `rank4` are those that the bundle brings",)
 
 
 def test_a_flipped_byte_anywhere_in_any_file_fails(members: list[Member], tmp_path: Path) -> None:
@@ -283,10 +303,127 @@ def test_an_own_config_altered_in_the_manifest_fails(fused: Path, tmp_path: Path
     assert_fails(check(bundle), "the config text of member `rank4` does not have the digest recorded for it")
 
 
-def test_member_files_that_are_gone_are_reported(fused: Path, members: list[Member], tmp_path: Path) -> None:
+def test_member_files_that_are_gone_leave_it_open(fused: Path, members: list[Member], tmp_path: Path) -> None:
     files = files_of(members) | {"rank4": MemberFiles(tmp_path / "no.json", tmp_path / "no.safetensors")}
     record = verify_bundle(fused, level=Level.SOURCE, sources=files)
-    assert record.outcome is Outcome.FAIL
+    assert record.outcome is Outcome.INCONCLUSIVE
+    assert record.unchecked == ("the own files of member `rank4` were not found",)
+
+
+def test_factors_changed_where_no_token_looks_fail_at_level_source(
+    fused: Path, members: list[Member], tmp_path: Path
+) -> None:
+    # The tokens of a verification are known: here A changes by rows that are orthogonal to all of them.
+    def change(tensors: Tensors) -> None:
+        A = tensors[f"base_model.model.{DOWN_PROJ}.meteora_A"]
+        tokens = [random_tokens(DOWN_PROJ, ROUTED_TOKENS, A.shape[1])]
+        tokens += [random_tokens(f"{DOWN_PROJ}:{index}", FORCED_TOKENS, A.shape[1]) for index in range(5)]
+        blind = torch.linalg.svd(torch.cat(tokens).double())[2][-1]
+        A[:8] += 3 * blind.float()
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, change)
+    assert_fails(
+        check(bundle, members), f"`{DOWN_PROJ}`: the factors of `rank8` are not those of its own files"
+    )
+
+
+def swap_layers(path: str) -> str:
+    return (
+        path.replace("layers.0", "layers.x").replace("layers.1", "layers.0").replace("layers.x", "layers.1")
+    )
+
+
+def test_a_renaming_that_only_the_bundle_knows_of_is_not_believed(tmp_path: Path) -> None:
+    folder = make_adapter(
+        tiny_llama, tmp_path / "one", seed=1, base="org/base", r=4, target_modules=["q_proj"]
+    )
+    members = read_members({"one": folder})
+    bundle = fuse(members, tmp_path / "bundle")
+
+    def swap(tensors: Tensors) -> None:
+        old = dict(tensors)
+        tensors.update({swap_layers(name): tensor for name, tensor in old.items()})
+
+    def rename(manifest: Json) -> None:
+        paths = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+        manifest["members"][0]["renamed_modules"] = {path: swap_layers(path) for path in paths}
+
+    change_tensors(bundle, swap)
+    change_manifest(bundle, rename)
+    assert_fails(
+        check(bundle, members), "renames a module of `one` to `model.layers.0.self_attn.q_proj`, which it has"
+    )
+
+
+def test_a_renaming_needs_the_base_as_its_witness(members: list[Member], tmp_path: Path) -> None:
+    old_names = members[0].inventory.by_path
+    renamed = {path: f"language_model.{path}" for path in old_names}
+    shapes = {renamed[path]: (module.in_features, module.out_features) for path, module in old_names.items()}
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    write_bundle(
+        make_plan(members[:1], FuseOptions(), base_modules=BaseModules(shapes, renamed)), members[:1], bundle
+    )
+    record = check(bundle, members)
+    assert record.outcome is Outcome.INCONCLUSIVE
+    assert record.unchecked == ("that the base renamed the modules of member `rank4`",)
+    witnessed = verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members), renamed=renamed)
+    assert witnessed.outcome is Outcome.PASS, witnessed.problems
+
+
+def test_a_wrong_softmax_is_caught(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_flat(logits: torch.Tensor, k: int, *, temperature: float) -> Routing:
+        return select_top_k(logits, k, temperature=1000 * temperature)
+
+    monkeypatch.setattr(arithmetic, "select_top_k", too_flat)
+    assert_fails(check(fused), "the routed output is off by")
+
+
+def test_a_wrong_choice_of_members_is_caught(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lowest(logits: torch.Tensor, k: int, *, temperature: float) -> Routing:
+        return select_top_k(-logits, k, temperature=temperature)
+
+    monkeypatch.setattr(arithmetic, "select_top_k", lowest)
+    assert_fails(check(fused), "tokens were routed to members that are not the top ones")
+
+
+def test_a_record_is_never_written_through_a_link(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in (".verification.json.partial", "verification.json"):
+        (bundle / name).symlink_to(victim)
+        write_record(bundle, check(bundle))
+        assert victim.read_text() == "mine"
+        assert not (bundle / "verification.json").is_symlink()
+        (bundle / "verification.json").unlink()
+
+
+def test_a_linked_folder_in_a_bundle_fails(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    (bundle / "extra").symlink_to(tmp_path)
+    assert_fails(check(bundle), "`extra` is not in the manifest")
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    (bundle / "meteora_manifest.json").unlink()
+    os.mkfifo(bundle / "meteora_manifest.json")
+    with pytest.raises(SourceUnreadable, match="is no regular file"):
+        check(bundle)
+
+
+def test_triton_is_run_on_one_module_when_asked_for(fused: Path) -> None:
+    record = verify_bundle(fused, level=Level.INTEGRITY, with_triton=True)
+    assert record.outcome is Outcome.PASS
+    run = next((run for run in record.backends_run if run.backend == "triton"), None)
+    if run is None:
+        reason = next(skip.reason for skip in record.backends_not_run if skip.backend == "triton")
+        assert "triton" in reason
+    else:
+        assert run.modules == 1
+        assert run.max_error is not None and run.max_error <= 1e-5
 
 
 def test_digests_made_right_again_pass(fused: Path, tmp_path: Path) -> None:

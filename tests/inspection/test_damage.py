@@ -70,6 +70,8 @@ def with_defect(name: str, files: AdapterFiles) -> AdapterFiles:
         "comfyui",
         "lora-down",
         "prefix-unknown",
+        "no-lora",
+        "full-model",
     ],
 )
 def test_peft_answers_with_the_base_where_names_are_not_its_own(
@@ -83,7 +85,20 @@ def test_peft_answers_with_the_base_where_names_are_not_its_own(
 
 @pytest.mark.parametrize(
     "name",
-    ["alpha-missing", "a-alone", "b-alone", "targets-narrower", "rank-missing", "pattern-alpha-zero", "int8"],
+    [
+        "alpha-missing",
+        "a-alone",
+        "b-alone",
+        "targets-narrower",
+        "rank-missing",
+        "pattern-alpha-zero",
+        "int8",
+        "float8",
+        "rslora-text",
+        "path-unusable",
+        "factor-named-otherwise",
+        "pattern-look-ahead",
+    ],
 )
 def test_peft_is_wrong_or_fails(name: str, files: AdapterFiles, tmp_path: Path) -> None:
     right = load(files, tmp_path / "right")
@@ -120,6 +135,12 @@ def test_peft_is_wrong_or_fails(name: str, files: AdapterFiles, tmp_path: Path) 
         "weights-truncated",
         "layers-beside-text",
         "targets-number",
+        "config-missing",
+        "config-lfs",
+        "config-html",
+        "weights-missing",
+        "sharded",
+        "type-bundle",
     ],
 )
 def test_peft_stops_with_an_error(name: str, files: AdapterFiles, tmp_path: Path) -> None:

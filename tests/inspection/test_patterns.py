@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
 from meteora_registry.inspection.config import LoraConfig, Resolution
-from meteora_registry.inspection.patterns import Budget, Pattern, PatternsTooCostly, Standing, find_first
+from meteora_registry.inspection.patterns import Budget, Pattern, PatternList, PatternsTooCostly, Standing
 
 PARTS = ["model", "layers", "0", "1", "11", "self_attn", "q_proj", "v_proj", "qxproj"]
 PATHS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map(".".join)
@@ -20,7 +20,7 @@ PATTERNS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join
 def test_first_match_is_the_one_peft_takes(patterns: list[str], path: str) -> None:
     budget = Budget()
     with budget.running():
-        ours = find_first([Pattern.judge(text) for text in patterns], path, budget)
+        ours = PatternList([Pattern.judge(text) for text in patterns]).first(path, budget)
     assert (ours.text if ours else path) == get_pattern_key(patterns, path)
 
 
@@ -37,7 +37,7 @@ def test_pattern_made_from_a_path_matches_as_peft_matches_it(data: st.DataObject
     text = r"\.".join(data.draw(st.sampled_from(disguises))(part) for part in kept)
     budget = Budget()
     with budget.running():
-        ours = find_first([Pattern.judge(text)], path, budget)
+        ours = PatternList([Pattern.judge(text)]).first(path, budget)
     assert (ours.text if ours else path) == get_pattern_key([text], path) == text
 
 
@@ -100,9 +100,20 @@ def test_hostile_pattern_has_an_answer(text: str) -> None:
 def test_spent_budget_ends_the_search() -> None:
     budget = Budget(seconds=-1)
     with budget.running(), pytest.raises(PatternsTooCostly):
-        find_first([Pattern.judge("a")], "b", budget)
+        PatternList([Pattern.judge("a")]).first("b", budget)
     with budget.running():
         assert Pattern.judge("a.*", budget).standing is Standing.TOO_COSTLY
         assert Pattern.judge("a", budget).standing is Standing.PLAIN
     config = LoraConfig({"r": 8, "lora_alpha": 8, "rank_pattern": {"a": 4}}, Budget(seconds=-1))
     assert Resolution.of(config, ["b"]) == Resolution({}, {}, frozenset(), is_complete=False)
+
+
+def test_pattern_for_every_module_of_a_large_model_is_found_in_time() -> None:
+    """EVA writes a rank for each module by its whole path."""
+    names = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
+    paths = [f"model.layers.{layer}.{name}" for layer in range(126) for name in names]
+    ranks = {path: 1 + number % 9 for number, path in enumerate(paths)}
+    config = LoraConfig({"r": 4, "lora_alpha": 8, "rank_pattern": ranks, "alpha_pattern": ranks})
+    resolution = Resolution.of(config, paths)
+    assert resolution.is_complete
+    assert resolution.ranks == ranks

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from meteora_registry.kernels import cpu_cost
-from meteora_registry.kernels.layout import Layout, layout_of
+from meteora_registry.kernels.layout import layout_of
 from meteora_registry.kernels.products import CPU_EXPANDS, CPU_SHRINKS
-from meteora_registry.kernels.slots import slot_factors, slot_rows
+from meteora_registry.kernels.routing import Routing
+from meteora_registry.kernels.slots import Slots
 from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
 from support.routed_cases import Operands, operands
 
@@ -19,9 +20,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RANKS = {"equal": [8] * 6, "ragged": [8, 64, 0, 8, 24], "unpadded": [3, 1, 17, 5]}
 
 
-def case_of(ranks: str, T: int, dtype: torch.dtype) -> tuple[Operands, Layout]:
+def case_of(ranks: str, T: int, dtype: torch.dtype) -> tuple[Operands, Slots]:
     case = operands(RANKS[ranks], T=T, h=32, D=48, dtype=dtype)
-    return case, layout_of(case.offsets, case.scaling)
+    layout = layout_of(case.offsets, case.scaling)
+    return case, Slots(layout, Routing(case.selection, case.weights))
 
 
 def served(names: Iterable[str], features: int) -> list[tuple[str, str, torch.dtype]]:
@@ -29,18 +31,23 @@ def served(names: Iterable[str], features: int) -> list[tuple[str, str, torch.dt
     return [
         (name, ranks, dtype)
         for name, ranks, dtype in itertools.product(names, RANKS, DTYPES)
-        if cpu_cost.serves(name, torch.empty(1, features, dtype=dtype), case_of(ranks, 1, dtype)[1])
+        if cpu_cost.serves(name, torch.empty(1, features, dtype=dtype), case_of(ranks, 1, dtype)[1].layout)
     ]
 
 
 @pytest.mark.parametrize(("name", "ranks", "dtype"), served(CPU_SHRINKS, 32))
 @pytest.mark.parametrize("T", [1, 7, 90])
 def test_shrink_is_each_slots_product(name: str, T: int, ranks: str, dtype: torch.dtype) -> None:
-    case, layout = case_of(ranks, T, dtype)
-    z = CPU_SHRINKS[name](case.x, case.A, layout, case.selection)
-    expected = slot_rows(layout, case.selection).pick(case.x.double() @ case.A.double().T)
-    assert (z.dtype, z.shape) == (torch.float32, (T, 2, layout.max_rank))
-    assert relative_error(z.flatten(1), expected) <= TOLERANCES[dtype]
+    case, slots = case_of(ranks, T, dtype)
+    z = CPU_SHRINKS[name](case.x, case.A, slots)
+    of_all = case.x.double() @ case.A.double().T
+    expected = [
+        of_all[t, case.offsets[i] : case.offsets[i + 1]]
+        for t, token in enumerate(slots.members)
+        for i in token
+    ]
+    assert z.dtype == torch.float32
+    assert relative_error(z.flatten(), torch.cat(expected)) <= TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize(("name", "ranks", "dtype"), served(CPU_EXPANDS, 48))
@@ -49,51 +56,61 @@ def test_shrink_is_each_slots_product(name: str, T: int, ranks: str, dtype: torc
 def test_expand_is_the_sum_of_the_slots(
     name: str, in_place: bool, T: int, ranks: str, dtype: torch.dtype
 ) -> None:
-    case, layout = case_of(ranks, T, dtype)
-    z = CPU_SHRINKS["views"](case.x, case.A, layout, case.selection)
-    z = z * slot_factors(layout, case.selection, case.weights, z.dtype).unsqueeze(-1)
+    case, slots = case_of(ranks, T, dtype)
+    z = slots.weighted(CPU_SHRINKS["views"](case.x, case.A, slots))
     base = torch.randn(T, 48).to(dtype) if in_place else None
     start = torch.zeros(T, 48) if base is None else base.clone()
-    out = CPU_EXPANDS[name](z, case.Bt, layout, case.selection, base)
+    out = CPU_EXPANDS[name](z, case.Bt, slots, base)
     assert out.dtype == dtype
     assert base is None or out is base
     assert relative_error(out, start.double() + case.reference()) <= TOLERANCES[dtype]
 
 
+@pytest.mark.parametrize("ranks", RANKS)
+def test_block_form_and_compact_form_are_one_another(ranks: str) -> None:
+    _, slots = case_of(ranks, 9, torch.float32)
+    z = torch.randn(slots.blocks.numel(), slots.layout.block_rank)
+    compact = slots.compact(z)
+    assert compact.shape == (9, 2, slots.layout.max_rank)
+    assert torch.equal(slots.block_form(compact), z)
+    assert compact.abs().sum() == pytest.approx(z.abs().sum())
+
+
+def slots_of(ranks: list[int], selection: torch.Tensor) -> Slots:
+    offsets = [0, *itertools.accumulate(ranks)]
+    routing = Routing(selection, torch.ones(selection.shape))
+    return Slots(layout_of(offsets, [1.0] * len(ranks)), routing)
+
+
 def test_model_takes_views_for_one_token_and_never_all_adapters() -> None:
-    layout = layout_of(range(0, 29 * 8, 8), [1.0] * 28)
-    W = torch.empty(28 * 8, 4096)
-    token = torch.tensor([[3, 17]])
-    assert cpu_cost.cheapest_shrink(W, layout, token) == "views"
-    assert cpu_cost.cheapest_expand(W, layout, token) == "views"
+    W, token = torch.empty(28 * 8, 4096), slots_of([8] * 28, torch.tensor([[3, 17]]))
+    assert cpu_cost.cheapest_shrink(W, token) == "views"
+    assert cpu_cost.cheapest_expand(W, token) == "views"
 
 
 def test_model_takes_all_adapters_when_they_are_few_and_tokens_many() -> None:
-    layout = layout_of([0, 8, 16, 24, 32], [1.0] * 4)
-    selection = torch.arange(4096).remainder(4).unsqueeze(1)
-    assert cpu_cost.cheapest_shrink(torch.empty(32, 4096), layout, selection) == "dense"
+    slots = slots_of([8] * 4, torch.arange(4096).remainder(4).unsqueeze(1))
+    assert cpu_cost.cheapest_shrink(torch.empty(32, 4096), slots) == "dense"
 
 
 @pytest.mark.parametrize("formulas", [cpu_cost.FP32_SHRINK, cpu_cost.BF16_EXPAND], ids=["shrink", "expand"])
 def test_a_rare_large_rank_is_not_paid_by_the_others(formulas: dict[str, cpu_cost.Constants]) -> None:
     selection = torch.arange(512).remainder(27).unsqueeze(1)
-    even = layout_of(range(0, 29 * 8, 8), [1.0] * 28)
-    ragged = layout_of([*range(0, 28 * 8, 8), 28 * 8 + 56], [1.0] * 28)
+    even, ragged = (slots_of([8] * 27 + [last], selection) for last in (8, 64))
     for name in formulas:
         if name != "dense":
             costs = [
                 cpu_cost.FORMULAS[name](
-                    formulas[name], cpu_cost.work_of(torch.empty(layout.rows, 4096), layout, selection), 1.0
+                    formulas[name], cpu_cost.work_of(torch.empty(slots.layout.rows, 4096), slots), 1.0
                 )
-                for layout in (even, ragged)
+                for slots in (even, ragged)
             ]
             assert costs[0] == costs[1], name
 
 
-def test_fp16_is_only_served_where_it_is_widened() -> None:
-    layout = layout_of(range(0, 29 * 8, 8), [1.0] * 28)
+@pytest.mark.parametrize("T", [1, 16, 512])
+def test_fp16_is_only_served_where_it_is_widened(T: int) -> None:
     W = torch.empty(28 * 8, 4096, dtype=torch.float16)
-    for T in (1, 16, 512):
-        selection = torch.arange(T).remainder(28).unsqueeze(1)
-        assert cpu_cost.cheapest_shrink(W, layout, selection) in ("views", "grouped")
-        assert cpu_cost.cheapest_expand(W, layout, selection) in ("views", "grouped")
+    slots = slots_of([8] * 28, torch.arange(T).remainder(28).unsqueeze(1))
+    assert cpu_cost.cheapest_shrink(W, slots) in ("views", "grouped")
+    assert cpu_cost.cheapest_expand(W, slots) in ("views", "grouped")

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from meteora_registry.kernels import gpu_launch, gpu_products, operators
-from meteora_registry.kernels.gpu_table import INTERPRETED, Blocks
+from meteora_registry.kernels import gpu_products, operators
+from meteora_registry.kernels.gpu_table import INTERPRETED, OVERRIDES, Blocks
 from meteora_registry.kernels.layout import layout_of
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
 from meteora_registry.kernels.routing import GATE_KINDS, Gate, Routing
@@ -37,7 +37,8 @@ def _triton_serves_and_buffers_are_poisoned(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every extent overrun its tile, and every reduction split."""
-    monkeypatch.setattr(gpu_launch, "blocks_for", lambda kernel, tokens, device, dtype: SMALL)
+    for kernel in ("shrink", "expand", "project", "route", "spread", "outer"):
+        monkeypatch.setitem(OVERRIDES, kernel, SMALL)
 
 
 def poisoned(case: Operands) -> Operands:

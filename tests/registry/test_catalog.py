@@ -258,13 +258,15 @@ def test_adapters_and_bundles_share_their_names(any_catalog: Catalog) -> None:
     assert bundle.version == 2
 
 
-def test_a_verification_goes_to_every_bundle_with_its_manifest(any_catalog: Catalog) -> None:
-    assert any_catalog.record_verification(some_verification()) == ()
+def test_a_verification_goes_to_every_bundle_with_its_manifest_in_its_place(any_catalog: Catalog) -> None:
+    path = Path("/bundles/team")
+    assert any_catalog.record_verification(some_verification(), path) == ()
     adapter = any_catalog.add_version(new_adapter()).version
     for name in ("team", "copy"):
         any_catalog.register_bundle(new_bundle(adapter, name=name))
     failed = some_verification(outcome=Outcome.FAIL)
-    assert [str(each) for each in any_catalog.record_verification(failed)] == ["team@1", "copy@1"]
+    assert any_catalog.record_verification(failed, Path("/elsewhere/team")) == ()
+    assert [str(each) for each in any_catalog.record_verification(failed, path)] == ["team@1", "copy@1"]
     assert any_catalog.find_bundle(CatalogSource("copy")).verifications[-1].outcome is Outcome.FAIL
 
 

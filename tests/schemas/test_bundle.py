@@ -65,11 +65,22 @@ def test_config_ignores_the_keys_that_peft_adds() -> None:
 def test_expected_tensors_name_a_bias_only_where_the_gate_has_one() -> None:
     config = read(config_value())
     assert len(expected_tensors(config)) == 6
-    biased = read(config_value(gate=config_value()["gate"] | {"bias": True}))
+    imported = {"bias": True, "initialisation": None, "fitted": {"method": "imported", "data": []}}
+    biased = read(config_value(gate=config_value()["gate"] | imported))
     assert expected_tensors(biased) - expected_tensors(config) == {
         "base_model.model.a.q.meteora_gate_bias",
         "base_model.model.a.v.meteora_gate_bias",
     }
+
+
+GATE = config_value()["gate"]
+
+
+def test_reader_bounds_members_times_modules_before_laying_them_out() -> None:
+    many = [{"name": f"m{index}", "rank": 1, "scaling": 1.0, "overrides": {}} for index in range(4096)]
+    paths = sorted(f"m{index}" for index in range(6000))
+    with pytest.raises(InvalidDocument, match="4096 members of 6000 modules are more than 1000000 entries"):
+        read(config_value(members=many, target_modules=paths))
 
 
 @pytest.mark.parametrize(
@@ -80,12 +91,13 @@ def test_expected_tensors_name_a_bias_only_where_the_gate_has_one() -> None:
             "`adapter_config.json` is no MeteoRA bundle: peft_type is `LORA`, expected `METEORA`",
         ),
         ({"meteora_format": 2}, "`adapter_config.json` has bundle format `2`, this reader knows `1`"),
+        ({"meteora_format": True}, "`adapter_config.json` has bundle format `True`, this reader knows `1`"),
         (
-            {"required_features": ["later"]},
+            {"required_features": ["later", {"x": 1}]},
             "`adapter_config.json` requires `later`, which this reader does not know",
         ),
     ],
-    ids=["peft type", "format", "feature"],
+    ids=["peft type", "format", "format true", "feature"],
 )
 def test_reader_refuses_what_it_does_not_know(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BundleRefused) as caught:
@@ -99,11 +111,31 @@ def test_reader_refuses_what_it_does_not_know(changes: dict[str, Any], message: 
         ({"top_k": 3}, "top_k is 3, expected at most the number of members, 2"),
         ({"top_k": 0}, "top_k: input should be greater than or equal to 1, found `0`"),
         ({"temperature": "1"}, "temperature: input should be a valid number, found `'1'`"),
-        ({"temperature": 0.0}, "temperature: input should be greater than 0, found `0.0`"),
+        ({"temperature": 0.0}, "temperature: input should be greater than or equal to 0.000001, found `0.0`"),
         ({"target_modules": ["a.v", "a.q"]}, "target_modules must be sorted and differ"),
         ({"target_modules": ["a.q", "a.v", "a.z/../x"]}, "target_modules.2: string should match pattern"),
         ({"rank_alignment": 16}, "rank_alignment: input should be 8, found `16`"),
         ({"gate": {}}, "gate.kind: field required"),
+        (
+            {"gate": GATE | {"bias": True}},
+            "gate: a gate that is not fitted has the kind `absolute` of `arrow` and no",
+        ),
+        (
+            {"gate": GATE | {"kind": "linear"}},
+            "gate: a gate that is not fitted has the kind `absolute` of `arrow`",
+        ),
+        (
+            {"gate": GATE | {"fitted": {"method": "closed form", "data": []}}},
+            "a fitted gate names the data of every member in order, found []",
+        ),
+        (
+            {"members": [{"name": "one", "rank": 4, "scaling": 0.0, "overrides": {}}]},
+            "members.0.scaling: input should",
+        ),
+        (
+            {"members": [{"name": "one", "rank": 1 << 30, "scaling": 1.0, "overrides": {}}]},
+            "members.0.rank: input",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -33,6 +33,7 @@ def write_bundle(
     factors = {name: read_factors(path) for name, path in members.items()}
     configs = {name: json.loads((path / "adapter_config.json").read_text()) for name, path in members.items()}
     paths = sorted({path for own in factors.values() for path in own})
+    is_fresh = gate_kind == "linear" and not gate_bias
     config = {
         "peft_type": "METEORA",
         "meteora_format": 1,
@@ -52,8 +53,9 @@ def write_bundle(
             "bias": gate_bias,
             "eps": 1e-6,
             "sources": {},
-            "initialisation": {"method": "normal", "seed": seed},
-            "fitted": "not fitted",
+            # Only a linear gate without a bias can be one that nobody touched since it was drawn.
+            "initialisation": {"method": "normal", "seed": seed} if is_fresh else None,
+            "fitted": "not fitted" if is_fresh else {"method": "imported", "data": []},
         },
     }
     generator = torch.Generator().manual_seed(seed)

@@ -105,6 +105,7 @@ def some_verification(content: str = "1", outcome: Outcome = Outcome.PASS) -> Ve
         outcome=outcome,
         problems=(),
         unchecked=(),
+        notes=(),
         backends_run=(),
         backends_not_run=(),
         modules={},

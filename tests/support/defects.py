@@ -336,6 +336,12 @@ WEIGHT_DEFECTS = [
         ["MR303", "MR305"],
         lambda files: add(files.names("lora_A.weight")[0].removeprefix(PREFIX), torch.ones(4, 32))(files),
     ),
+    Defect(
+        "factor-named-otherwise",
+        BROKEN,
+        ["MR301", "MR328"],
+        both(rename(".lora_", ".low_rank_"), rename(".weight", "")),
+    ),
     Defect("unknown-tensor", BROKEN, ["MR328"], add("mystery", torch.ones(3))),
     Defect("magnitudes", NOT_FUSABLE, ["MR321"], add(LAYER + "q_proj.lora_magnitude_vector", torch.ones(32))),
     Defect("bias-in-file", NOT_FUSABLE, ["MR322"], add(LAYER + "q_proj.bias", torch.ones(32))),

@@ -1,0 +1,200 @@
+"""What is measured: our dispatcher, our formulations one by one, and published formulations, re-implemented.
+
+The re-implementations are plain torch, written for this comparison from the papers' formulae: a loop over all
+members with B as a strided slice of ``[D, L R]`` (the layout in which MeteoRA's authors store it, every
+member padded to one R), a loop over the members present, the gather of every slot's A and B with two batched
+products, and two products over all members. One plain LoRA and the base GEMM stand for the floor.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from benchmarks.kernel_points import Point
+from torch import Tensor
+from torch.nn.functional import linear
+
+from meteora_registry.kernels.layout import Layout, layout_of
+from meteora_registry.kernels.products import CPU_EXPANDS, CPU_SHRINKS
+from meteora_registry.kernels.routed_lora import routed_lora, routed_lora_
+from meteora_registry.kernels.routing import Routing
+from meteora_registry.kernels.slots import Slots
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Formulations of ours that the dispatcher chooses from, as (shrink, expand).
+OURS = (
+    ("views", "views"),
+    ("dense", "dense"),
+    ("dense", "bag"),
+    ("grouped", "grouped"),
+    ("grouped_mm", "bag"),
+)
+CONCENTRATED_SHARE = 0.9
+CONCENTRATED_MEMBERS = 3
+
+Forward = Callable[[], Tensor]
+
+
+class NotMeasurable(Exception):
+    """A variant cannot be measured at a point; the message says why."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One point's tensors; the padded copies are what the official layout stores."""
+
+    point: Point
+    x: Tensor
+    W: Tensor
+    A: Tensor
+    Bt: Tensor
+    layout: Layout
+    selection: Tensor
+    weights: Tensor
+    padded_a: Tensor
+    padded_b: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Return the rank that the padded layout gives every member."""
+        return self.layout.max_rank
+
+    @property
+    def factors(self) -> Tensor:
+        """Return ``w_j s_i`` per slot, in the experts' dtype."""
+        scaling = torch.tensor(self.layout.scaling, device=self.x.device)
+        return (self.weights * scaling[self.selection]).to(self.x.dtype)
+
+
+def problem_of(point: Point, device: str) -> Problem:
+    """Return a point's operands, the same for the same point."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = DTYPES[point.dtype]
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * scale).to(device, dtype)
+
+    ranks = point.rank_list
+    layout = layout_of([0, *itertools.accumulate(ranks)], [2.0] * point.L)
+    A, Bt = normal(layout.rows, point.h, scale=point.h**-0.5), normal(layout.rows, point.D)
+    selection = selection_of(point, generator)
+    weights = torch.softmax(torch.randn(point.T, point.k, generator=generator), dim=-1)
+    return Problem(
+        point,
+        normal(point.T, point.h),
+        normal(point.D, point.h, scale=point.h**-0.5),
+        A,
+        Bt,
+        layout,
+        selection.to(device),
+        weights.to(device),
+        padded(A, layout),
+        padded(Bt, layout).T.contiguous(),
+    )
+
+
+def padded(rows: Tensor, layout: Layout) -> Tensor:
+    """Return the members' rows with every member padded to the largest rank, [L R, d]."""
+    if layout.equal_ranks:
+        return rows.clone()
+    parts = torch.split(rows, list(layout.ranks))
+    wide = rows.new_zeros(layout.adapters, layout.max_rank, rows.shape[1])
+    for member, part in zip(wide, parts, strict=True):
+        member[: part.shape[0]] = part
+    return wide.flatten(0, 1)
+
+
+def selection_of(point: Point, generator: torch.Generator) -> Tensor:
+    """Return k different members per token.
+
+    `uniform`: any; `concentrated`: nine tokens in ten choose among three; `one`: all tokens the same k.
+    """
+    scores = torch.rand(point.T, point.L, generator=generator)
+    if point.routing == "concentrated":
+        scores[: int(point.T * CONCENTRATED_SHARE), :CONCENTRATED_MEMBERS] += 1
+    elif point.routing == "one":
+        scores = scores[:1].expand(point.T, -1)
+    return scores.topk(point.k).indices.contiguous()
+
+
+def variants_of(problem: Problem) -> dict[str, Forward]:
+    """Return every forward of a point, by provider; each returns the routed output [T, D]."""
+    named = {
+        "meteora": lambda: ours(problem),
+        "official_loop": lambda: official_loop(problem),
+        "present_loop": lambda: present_loop(problem),
+        "gathered_bmm": lambda: gathered_bmm(problem),
+        "dense": lambda: dense(problem),
+    }
+    if problem.x.device.type == "cpu":
+        for shrink, expand in OURS:
+            named[f"{shrink}+{expand}"] = functools.partial(formulation, problem, shrink, expand)
+    return named
+
+
+def floors_of(problem: Problem) -> dict[str, Forward]:
+    """Return what stands for the floor: one plain LoRA of the largest rank, the base GEMM."""
+    A, B = problem.padded_a[: problem.rank], problem.padded_b[:, : problem.rank].contiguous()
+    return {
+        "one_lora": lambda: linear(linear(problem.x, A), B) * 2.0,
+        "base_gemm": lambda: linear(problem.x, problem.W),
+    }
+
+
+def ours(p: Problem) -> Tensor:
+    """Return what the library's dispatcher computes."""
+    return routed_lora(p.x, p.A, p.Bt, p.layout.offsets, p.layout.scaling, p.selection, p.weights)
+
+
+def ours_in_place(p: Problem, out: Tensor) -> Tensor:
+    """Return `out` after the library added to it."""
+    return routed_lora_(out, p.x, p.A, p.Bt, p.layout.offsets, p.layout.scaling, p.selection, p.weights)
+
+
+def formulation(p: Problem, shrink: str, expand: str) -> Tensor:
+    """Return the output of one pair of our formulations, whatever the cost model would choose."""
+    slots = Slots(p.layout, Routing(p.selection, p.weights))
+    return CPU_EXPANDS[expand](slots.weighted(CPU_SHRINKS[shrink](p.x, p.A, slots)), p.Bt, slots, None)
+
+
+def official_loop(p: Problem) -> Tensor:
+    """Loop over all L members; B's slice is strided."""
+    out, factors = p.x.new_zeros(p.point.T, p.point.D), p.factors
+    for i in range(p.point.L):
+        t, j = torch.where(p.selection == i)
+        z = linear(p.x[t], p.padded_a[i * p.rank : (i + 1) * p.rank])
+        y = linear(z, p.padded_b[:, i * p.rank : (i + 1) * p.rank])
+        out = out.index_add(0, t, y * factors[t, j].unsqueeze(-1))
+    return out
+
+
+def present_loop(p: Problem) -> Tensor:
+    """Loop over the members that some token selected, each at its own rank."""
+    out, factors = p.x.new_zeros(p.point.T, p.point.D), p.factors
+    for i in torch.unique(p.selection).tolist():
+        t, j = torch.where(p.selection == i)
+        rows = slice(p.layout.offsets[i], p.layout.offsets[i + 1])
+        z = linear(p.x[t], p.A[rows]) * factors[t, j].unsqueeze(-1)
+        out = out.index_add(0, t, z @ p.Bt[rows])
+    return out
+
+
+def gathered_bmm(p: Problem) -> Tensor:
+    """Copy every slot's A and B, then two batched products."""
+    T, k, R = p.point.T, p.point.k, p.rank
+    A = p.padded_a.view(p.point.L, R, -1)[p.selection].view(T, k * R, -1)
+    Bt = p.padded_b.view(-1, p.point.L, R).permute(1, 2, 0)[p.selection].reshape(T, k * R, -1)
+    z = torch.bmm(A, p.x.unsqueeze(-1)).view(T, k, R) * p.factors.unsqueeze(-1)
+    return torch.bmm(z.view(T, 1, k * R), Bt).squeeze(1)
+
+
+def dense(p: Problem) -> Tensor:
+    """Two products over all members, z masked between them."""
+    share = p.x.new_zeros(p.point.T, p.point.L).scatter_add(1, p.selection, p.factors)
+    ranks = torch.tensor(p.layout.ranks, device=p.x.device)
+    mask = share.repeat_interleave(ranks, dim=1, output_size=p.layout.rows)
+    return (p.x @ p.A.T * mask) @ p.Bt

@@ -1,0 +1,193 @@
+"""Routed LoRA beside published formulations: ``python -m benchmarks.run kernels [--device cpu|cuda]``.
+
+At each point every variant is first held against the float64 reference: no time is taken of a wrong result.
+Then the variants take turns, forward and forward + backward (gradients of x and of the routing's weights,
+experts frozen), with one plain LoRA and the base GEMM in the same pass. On a GPU each forward is timed by
+events, launched from the host and replayed as a CUDA graph. One JSON object per row; what a variant cannot do
+at a point is a row that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks import kernel_variants, machine, timing
+from benchmarks.kernel_points import Point, all_points
+from benchmarks.kernel_variants import Problem
+from torch import Tensor
+
+from meteora_registry.kernels.cpu_cost import serves
+from meteora_registry.kernels.reference import reference_routed_lora
+from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
+
+# The reference is a loop in float64: some tokens of the point stand for all.
+CHECKED_TOKENS = 24
+# A plain re-implementation rounds oftener than the library does.
+OTHERS_TOLERANCE = 3.0
+GATHERED_BYTES = 6e8
+DENSE_FLOP = 1.5e11
+VIEWS_SLOTS = 64
+
+
+def main(arguments: list[str]) -> None:
+    """Measure the points asked for and write one line of JSON per row."""
+    options = parse(arguments)
+    torch.manual_seed(0)
+    described = machine.description(options.device)
+    points = [point for point in all_points() if options.only in point.name]
+    out = options.out.open("a", encoding="utf-8") if options.out else sys.stdout
+    for number, point in enumerate(points, 1):
+        print(f"{number}/{len(points)} {point.name}", file=sys.stderr, flush=True)
+        for row in measure(point, options.device, options.seconds):
+            print(
+                json.dumps({**dataclasses.asdict(point), "point": point.name, **row, **described}),
+                file=out,
+                flush=True,
+            )
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run kernels", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", default="", help="measure the points whose name contains this")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each pass over the variants")
+    parser.add_argument("--out", type=Path, help="append the rows to this file")
+    return parser.parse_args(arguments)
+
+
+def measure(point: Point, device: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one point."""
+    problem = kernel_variants.problem_of(point, device)
+    forwards: dict[str, Callable[[], Tensor]] = {}
+    errors: dict[str, float] = {}
+    for name, call in kernel_variants.variants_of(problem).items():
+        reason = why_not(name, problem)
+        if reason is not None:
+            yield {"provider": name, "skipped": reason}
+            continue
+        forwards[name], errors[name] = call, checked(name, call, problem)
+    forwards |= kernel_variants.floors_of(problem)
+    out = problem.x.new_zeros(point.T, point.D)
+    with torch.no_grad():
+        in_place = {"meteora_": lambda: kernel_variants.ours_in_place(problem, out)}
+        yield from rows("forward", {**forwards, **in_place}, errors, device, seconds)
+        if device == "cuda":
+            yield from graph_rows(forwards | in_place, errors, seconds)
+    trained = {name: call for name, call in forwards.items() if name != "base_gemm" and "+" not in name}
+    yield from backward_rows(problem, trained, errors, device, seconds)
+
+
+def why_not(name: str, problem: Problem) -> str | None:
+    """Return why a variant is not measured at a point, None if it is."""
+    p = problem.point
+    gathered = p.T * p.k * problem.rank * (p.h + p.D) * problem.x.element_size()
+    if name == "gathered_bmm" and gathered > GATHERED_BYTES:
+        return f"would copy {gathered / 1e9:.1f} GB of experts"
+    flop = 2.0 * p.T * problem.layout.rows * (p.h + p.D)
+    if name.startswith("dense") and problem.x.device.type == "cpu" and flop > DENSE_FLOP:
+        return f"would take {flop / 1e9:.0f} GFLOP"
+    if name.startswith("views") and p.T * p.k > VIEWS_SLOTS:
+        return f"takes {p.T * p.k} slots one at a time"
+    if "grouped_mm" in name and not serves("grouped_mm", problem.A, problem.layout):
+        return "takes members of one rank"
+    return None
+
+
+def checked(name: str, call: Callable[[], Tensor], problem: Problem) -> float:
+    """Return a variant's error against the float64 reference.
+
+    Raises:
+        AssertionError: if it is beyond the tolerance.
+    """
+    p = problem
+    some = slice(0, CHECKED_TOKENS)
+    with torch.no_grad():
+        found = call()[some]
+        expected = reference(p, some)
+    error = relative_error(found, expected)
+    bound = TOLERANCES[p.x.dtype] * (1.0 if name.startswith("meteora") else OTHERS_TOLERANCE)
+    if error > bound:
+        raise AssertionError(
+            f"`{name}` is wrong at {p.point.name}: error {error:.1e}, expected at most {bound:.0e}"
+        )
+    return error
+
+
+@functools.lru_cache(maxsize=1)
+def _reference(point: Point, start: int, stop: int, device: str) -> Tensor:
+    p = kernel_variants.problem_of(point, "cpu")
+    some = slice(start, stop)
+    return reference_routed_lora(
+        p.x[some], p.A, p.Bt, p.layout.offsets, p.layout.scaling, p.selection[some], p.weights[some]
+    ).to(device)
+
+
+def reference(problem: Problem, some: slice) -> Tensor:
+    """Return the float64 output of some tokens, computed once per point."""
+    return _reference(problem.point, some.start, some.stop, problem.x.device.type)
+
+
+def rows(
+    mode: str,
+    calls: Mapping[str, Callable[[], object]],
+    errors: dict[str, float],
+    device: str,
+    seconds: float,
+) -> Iterator[dict[str, Any]]:
+    """Yield one row per variant of an interleaved pass."""
+    for name, times in timing.interleaved(calls, device=device, seconds=seconds).items():
+        peak = timing.peak_megabytes(calls[name], device=device)
+        yield {
+            "provider": name,
+            "mode": mode,
+            "unit": "ms",
+            **dataclasses.asdict(times),
+            "peak_mb": round(peak, 3),
+            "error": errors.get(name),
+        }
+
+
+def graph_rows(
+    forwards: Mapping[str, Callable[[], object]], errors: dict[str, float], seconds: float
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the forwards that a CUDA graph can hold, replayed; why not, for the others."""
+    graphs = {}
+    for name, call in forwards.items():
+        if name in ("official_loop", "present_loop"):
+            yield {"provider": name, "mode": "graph", "skipped": "reads the routing on the host"}
+        else:
+            graphs[name] = timing.captured(call)
+    for name, times in timing.interleaved(graphs, device="cuda", seconds=seconds).items():
+        row = {"provider": name, "mode": "graph", "unit": "ms", **dataclasses.asdict(times)}
+        yield {**row, "error": errors.get(name)}
+
+
+def backward_rows(
+    problem: Problem,
+    forwards: dict[str, Callable[[], Tensor]],
+    errors: dict[str, float],
+    device: str,
+    seconds: float,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of forward + backward, gradients of x and of the weights."""
+    problem.x.requires_grad_()
+    problem.weights.requires_grad_()
+    cotangent = torch.randn_like(problem.x.new_empty(problem.point.T, problem.point.D))
+
+    def step(forward: Callable[[], Tensor]) -> None:
+        problem.x.grad = problem.weights.grad = None
+        forward().backward(cotangent)
+
+    calls: dict[str, Callable[[], object]] = {
+        name: functools.partial(step, forward) for name, forward in forwards.items()
+    }
+    yield from rows("forward+backward", calls, errors, device, seconds)

@@ -1,0 +1,28 @@
+"""Run one subject's benchmark: ``python -m benchmarks.run SUBJECT [options]`` from the repository's root.
+
+Each subject is a module of this folder with a function ``main(arguments)``. Rows go to standard output or
+to a file as JSON lines, progress to standard error; committed rows stand under ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+SUBJECTS = {
+    "kernels": "benchmarks.kernels",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the subject named first with the rest of the arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="the subject's own; try --help after it")
+    parsed = parser.parse_args(arguments)
+    importlib.import_module(SUBJECTS[parsed.subject]).main(parsed.options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

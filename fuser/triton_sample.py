@@ -1,0 +1,62 @@
+"""The Triton kernels on one module of a bundle, against float64.
+
+On a GPU this is what inference runs; elsewhere Triton's interpreter computes the same kernels on the CPU,
+slowly and in a process of its own, so that one module has to do. The record says which it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..kernels.tolerance import TOLERANCES, relative_error
+from ..kernels.triton_check import TritonRunError, TritonUnavailableError, run_triton
+from ..schemas.bundle import BundleConfig, ModuleLayout
+from ..schemas.verification import BackendNotRun, BackendRun
+from .arithmetic import MemberFactors, expected_output, random_tokens
+from .bundle import Bundle, ModuleTensors, module_shapes
+
+_BACKEND = "triton"
+
+
+def smallest_module(bundle: Bundle) -> str:
+    """The module whose factors have the fewest numbers; of equals the first."""
+    shapes = module_shapes(bundle)
+    return min(
+        bundle.config.target_modules, key=lambda path: bundle.config.layouts[path].rows * sum(shapes[path])
+    )
+
+
+def check_with_triton(
+    config: BundleConfig,
+    layout: ModuleLayout,
+    tensors: ModuleTensors,
+    *,
+    sources: Sequence[MemberFactors | None] | None,
+) -> BackendRun | BackendNotRun:
+    """Run every member alone on one token, and each beside its neighbour, in float32.
+
+    Returns the run with its error, or why there was none.
+    """
+    A, Bt = tensors.A.float(), tensors.Bt.float()
+    members = len(config.members)
+    each = torch.arange(members)
+    selection = torch.stack([each, (each + 1) % members], dim=1)
+    weights = torch.tensor([[0.75, 0.25]]).repeat(members, 1)
+    x = random_tokens(layout.path, members, A.shape[1])
+    try:
+        run = run_triton(x, A, Bt, layout.offsets, layout.scalings, selection, weights)
+    except (TritonUnavailableError, TritonRunError) as error:
+        return BackendNotRun(backend=_BACKEND, reason=str(error))
+    expected = expected_output(layout, tensors, x, selection, weights, sources)
+    found = relative_error(run.output, expected)
+    return BackendRun(
+        backend=_BACKEND,
+        device=run.device,
+        compute_dtype="float32",
+        modules=1,
+        max_error=found if math.isfinite(found) else None,
+        tolerance=TOLERANCES[torch.float32],
+    )
