@@ -223,6 +223,18 @@ def test_a_changed_file_is_refused_before_anything_is_sent(
     assert journey.hub.requests == []
 
 
+def test_a_refusal_in_the_middle_of_a_pull_is_not_taken_for_a_fault_of_the_disk(
+    journey: Journey, tmp_path: Path, empty_catalog: Path
+) -> None:
+    journey.hub.create("org/copy", {path: file.data for path, file in journey.repository.head.files.items()})
+    place = workplace(tmp_path / "place", journey.here.machine, empty_catalog)
+    journey.hub.fault("GET", "^/storage/", status=403)
+    result = journey.run(place, "pull", "org/copy", code=1)
+    commit = journey.hub.repositories["org/copy"].head.oid
+    assert f"error: the Hub does not allow this for `org/copy@{commit}` (403)\n" in result.err
+    assert sorted(path.name for path in place.folder.iterdir()) == ["home"]
+
+
 def test_an_interrupted_pull_leaves_nothing_and_the_next_finishes_the_job(
     journey: Journey, tmp_path: Path, empty_catalog: Path
 ) -> None:
