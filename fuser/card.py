@@ -1,4 +1,9 @@
-"""The bundle's ``README.md``: what is in it, how it was made, and a loading example that works."""
+"""The bundle's ``README.md``: what is in it, how it was made, and a loading example that works.
+
+It is written when the bundle is, from what the manifest and the config say, so it is one of the files
+whose digests the manifest lists, and the page on the Hub is that very file. What depends on the machine
+that verified stands in ``verification.json``, which the card points at.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,18 @@ from pathlib import Path
 
 import yaml
 
-from ..schemas.bundle import IMPORTED, NOT_FITTED, Fitting, Gate
+from ..schemas.bundle import IMPORTED, NOT_FITTED, VERIFICATION_FILE, Fitting, Gate
 from ..schemas.manifest import ManifestMember
 from ..schemas.plan import FusePlan
+from .licenses import combine_licenses
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HUB_ORIGIN = re.compile(
+    r"hf://(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@(?P<commit>[0-9a-f]{40})(?P<folder>(/[\w.-]+)*)",
+    re.ASCII,
+)
+_COMMIT_DIGITS = 12
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 
 _EXAMPLE = """\
 ```python
@@ -18,7 +32,7 @@ import meteora_registry.runtime  # registers the peft type METEORA
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({base!r})
+base = AutoModelForCausalLM.from_pretrained({base!r}{revision})
 model = PeftModel.from_pretrained(base, "path/or/repository/of/this/bundle")
 ```
 
@@ -26,18 +40,21 @@ Without the first line PEFT answers `KeyError: 'METEORA'`. Install it with
 `pip install "meteora-registry[runtime]"`.
 """
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
-
 _NOT_FITTED = """\
 **The gate is not fitted.** It was initialised with `{method}`, which knows nothing of the tasks: left
 to itself the model will often pick the wrong adapter. Force one with
 `meteora_registry.runtime.force_adapter(model, name)`, or fit the gate before relying on it.
 """
 
-
 _FITTED = "The gate is fitted: {method}.\n"
 _IMPORTED = """\
 The gate came with another layout, which does not say on what it was fitted, or whether it was.
+"""
+
+_VERIFICATION = f"""\
+The bundle was compared with its members' own files when it was made: every module, routed and each
+member alone, against float64. `{VERIFICATION_FILE}` has the outcome, the errors and the backends, and is
+bound to this bundle's manifest by its digest. `meteora-registry verify` repeats it on your machine.
 """
 
 
@@ -49,11 +66,14 @@ def write_card(path: Path, plan: FusePlan, gate: Gate, members: Sequence[Manifes
 
 def _front_matter(plan: FusePlan, members: Sequence[ManifestMember]) -> str:
     facts: dict[str, object] = {"library_name": "peft", "tags": ["lora", "meteora", "mixture-of-experts"]}
-    if plan.base is not None:
+    # The Hub refuses a card whose base is no repository's name, such as a folder.
+    if plan.base is not None and _HUB_NAME.fullmatch(plan.base):
         facts["base_model"] = plan.base
-    licenses = {member.license for member in members}
-    if len(licenses) == 1 and (only := licenses.pop()):
-        facts["license"] = only
+        facts["base_model_relation"] = "adapter"
+    combined = combine_licenses(member.license for member in members)
+    facts["license"] = combined.identifier
+    if combined.name is not None:
+        facts["license_name"] = combined.name
     return f"---\n{yaml.safe_dump(facts, allow_unicode=False)}---\n\n"
 
 
@@ -61,22 +81,35 @@ def _body(plan: FusePlan, gate: Gate, members: Sequence[ManifestMember]) -> str:
     count = len(members)
     title = f"# MeteoRA bundle of {count} adapter{'s' if count > 1 else ''}\n"
     facts = (
-        f"Base: {_cell(plan.base or 'unknown')}. Each linear layer picks the top {plan.top_k} of {count} "
-        f"adapters for each token. {len(plan.modules)} modules, {plan.dtype} factors, "
-        f"{plan.size_bytes} bytes of tensors, {plan.padding_bytes} of them padding.\n"
+        f"Base: {_base(plan)}. Each linear layer picks the top {plan.top_k} of {count} adapters for each "
+        f"token. {len(plan.modules)} modules, {plan.dtype} factors, "
+        f"{plan.size_bytes} bytes of tensors, {plan.padding_bytes} of them padding: each member's rank is "
+        "stored rounded up to a multiple of 8, the rest zero.\n"
     )
     rows = "".join(_row(plan, index, member) for index, member in enumerate(members))
     table = (
         "## Members\n\n| name | rank | modules | license | from | weights |\n|---|---|---|---|---|---|\n"
         + rows
     )
+    statement = combine_licenses(member.license for member in members).statement
+    licenses = f"## Licences\n\n{statement} Each member stays under its own licence.\n"
     fitted = _NOT_FITTED.format(method=plan.gate) if gate.fitted == NOT_FITTED else ""
     if isinstance(gate.fitted, Fitting) and gate.fitted.method == IMPORTED:
         fitted = _IMPORTED
     elif isinstance(gate.fitted, Fitting):
         fitted = _FITTED.format(method=_cell(gate.fitted.method))
-    example = "## Loading\n\n" + _EXAMPLE.format(base=_plain_name(plan.base))
-    return "\n".join([title, facts, table, "## Gate\n\n" + fitted, example])
+    example = "## Loading\n\n" + _EXAMPLE.format(base=_plain_name(plan.base), revision=_revision(plan))
+    verification = "## Verification\n\n" + _VERIFICATION
+    return "\n".join([title, facts, table, licenses, "## Gate\n\n" + fitted, verification, example])
+
+
+def _base(plan: FusePlan) -> str:
+    if plan.base is None:
+        return "not stated"
+    at = f" at {_cell(plan.base_revision)}" if plan.base_revision else ""
+    if _HUB_NAME.fullmatch(plan.base):
+        return f"[`{plan.base}`](https://huggingface.co/{plan.base}){at}"
+    return f"{_cell(plan.base)}{at}"
 
 
 def _row(plan: FusePlan, index: int, member: ManifestMember) -> str:
@@ -87,15 +120,31 @@ def _row(plan: FusePlan, index: int, member: ManifestMember) -> str:
         shown,
         str(plan.members[index].modules),
         _cell(member.license or "unknown"),
-        _cell(str(member.origin)),
+        _origin(member),
         f"`{member.weights_sha256.short}`",
     )
     return "| " + " | ".join(cells) + " |\n"
 
 
+def _origin(member: ManifestMember) -> str:
+    """Where a member came from: a link to its repository at the commit, or the folder's name."""
+    found = _HUB_ORIGIN.fullmatch(member.origin.location) if member.origin.kind == "hub" else None
+    if found is None:
+        return _cell(str(member.origin))
+    repository, commit, folder = found["repository"], found["commit"], found["folder"]
+    address = f"https://huggingface.co/{repository}/tree/{commit}{folder}"
+    return f"[{_cell(repository + folder)}]({address}) at `{commit[:_COMMIT_DIGITS]}`"
+
+
 def _plain_name(base: str | None) -> str:
     """The base, where it can stand in code as it is; else a place for it."""
     return base if base and _PLAIN_NAME.fullmatch(base) else "the/base"
+
+
+def _revision(plan: FusePlan) -> str:
+    """The base's revision as an argument of the example, where it can stand in code as it is."""
+    revision = plan.base_revision
+    return f", revision={revision!r}" if revision and _PLAIN_NAME.fullmatch(revision) else ""
 
 
 def _cell(text: str) -> str:

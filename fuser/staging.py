@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..schemas.bundle import MANIFEST_FILE
-from ..schemas.errors import SourceUnreadable, UsageError
+from ..schemas.errors import MeteoraError, SourceUnreadable, UsageError
 
 
 @contextmanager
@@ -77,7 +77,8 @@ def check_target(target: Path) -> None:
 
 
 def _unwritable(target: Path, error: OSError) -> OSError:
-    if isinstance(error, SourceUnreadable):
+    # Ours say what happened, though it had nothing to do with this folder: a Hub that does not answer.
+    if isinstance(error, MeteoraError):
         return error
     return SourceUnreadable(
         f"cannot write `{target}`: {error.strerror or error}",

@@ -95,3 +95,25 @@ class StoreDamaged(MeteoraError, OSError):
     """A blob of the content store is missing, or its bytes are not those of its digest."""
 
     exit_code = 2
+
+
+class HubUnavailable(MeteoraError, OSError):
+    """The Hub cannot be reached, is busy or failed, or offline mode is on and the cache lacks the file."""
+
+    exit_code = 2
+
+
+class HubRefused(MeteoraError, PermissionError):
+    """The Hub answered, and the answer is no: not there, not permitted, gated, not acceptable."""
+
+
+class HubNotFound(HubRefused):
+    """The Hub has no such repository, or none that this user may see; it does not say which."""
+
+
+class HubConflict(HubRefused):
+    """Somebody else changed the repository in between; nothing of ours was committed."""
+
+
+class HubMismatch(MeteoraError, ValueError):
+    """What came from the Hub, or what it lists, is not what was promised; it was not kept."""

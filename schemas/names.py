@@ -18,6 +18,10 @@ from .errors import UsageError
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
 _NAME = re.compile(NAME_PATTERN)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+# A revision is one part, but for those that the Hub keeps of pull requests and conversions.
+_HUB_SOURCE = re.compile(
+    r"(?P<repository>[^/@]*/[^/@]*)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<folder>.*))?"
+)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -70,6 +74,17 @@ def check_name(text: str, *, what: str = "name") -> str:
     return text
 
 
+def check_repository(text: str) -> str:
+    """``text`` itself, if it may name a repository on the Hub: ``org/name``.
+
+    Raises:
+        UsageError: any other text.
+    """
+    if not _REPOSITORY.fullmatch(text):
+        raise UsageError(f"`{text[:200]}` is no Hub repository, expected `org/name`")
+    return text
+
+
 def check_alias(text: str) -> str:
     """``text`` itself, if it may be an alias: a name that is not a number, so that ``@3`` stays a version.
 
@@ -108,13 +123,22 @@ def parse_source(text: str) -> Source:
     Raises:
         UsageError: it is none of folder, Hub repository and catalogued name.
     """
-    if text.startswith(("hf://", "hf:")):
-        return _parse_hub(text.removeprefix("hf:").removeprefix("//"))
+    if text.startswith("hf:"):
+        return parse_repository(text)
     if text.startswith((".", "/")) or _exists(text):
         return FolderSource(Path(text))
     if "/" in text:
         return _parse_hub(text)
     return parse_catalog_source(text)
+
+
+def parse_repository(text: str) -> HubSource:
+    """What a text means that can only name a repository on the Hub, with or without ``hf://``.
+
+    Raises:
+        UsageError: it names none.
+    """
+    return _parse_hub(text.removeprefix("hf:").removeprefix("//"))
 
 
 def _exists(text: str) -> bool:
@@ -126,13 +150,10 @@ def _exists(text: str) -> bool:
 
 
 def _parse_hub(text: str) -> HubSource:
-    parts = text.split("/")
-    organisation, name = parts[0], parts[1] if len(parts) > 1 else ""
-    name, _, revision = name.partition("@")
-    repository = f"{organisation}/{name}"
-    if not _REPOSITORY.fullmatch(repository):
+    found = _HUB_SOURCE.fullmatch(text)
+    if found is None or not _REPOSITORY.fullmatch(found["repository"]):
         raise UsageError(
             f"`{text[:200]}` is neither an existing folder nor a Hub repository such as `org/name`",
             hint="write a folder as `./folder`",
         )
-    return HubSource(repository, revision or None, "/".join(parts[2:]) or None)
+    return HubSource(found["repository"], found["revision"], found["folder"] or None)

@@ -1,7 +1,9 @@
-"""``add``: adapters from folders into the catalog."""
+"""``add``: adapters from folders and from the Hub into the catalog."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +11,28 @@ import click
 
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.finding import Finding, Severity
+from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
 from ..home import Home
 from .failures import DONE, report_failure, worst_code
 from .output import escape, print_json, print_line, print_remark, to_json
 from .parameters import examples, format_option, pass_home
-from .progress import progress_bar
+from .progress import progress_bar, step_bar
 
 if TYPE_CHECKING:
+    from ..catalog.catalog import Catalog
+    from ..hub.client import Hub
     from ..workflows.add import Addition
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AddOptions:
+    """What is said of every adapter of one command."""
+
+    name: str | None
+    base: str | None
+    tags: tuple[str, ...]
+    every: bool = False
+    max_bytes: int | None = None
 
 
 @click.command(
@@ -25,55 +41,158 @@ if TYPE_CHECKING:
         "add ./summarise",
         "add ./checkpoint-500 --name summarise --base meta-llama/Llama-3.1-8B --tag candidate",
         "add adapters/*",
+        "add org/summarise@v2 hf://org/legal",
+        "add org/many --subfolder legal",
+        "add org/many --all",
+        "add --collection org/our-adapters-64f9a55bb3115b4f513ec026",
     ),
 )
-@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--name", help="What to call the adapter. Default: made from the folder's name.")
+@click.argument("sources", metavar="[FOLDER|ORG/NAME[@REVISION]]...", nargs=-1)
+@click.option(
+    "--name", help="What to call the adapter. Default: made from the folder's or repository's name."
+)
 @click.option("--base", help="The base model, where the adapter names none or the wrong one.")
 @click.option("--tag", "tags", multiple=True, help="A word to attach to the version; may be repeated.")
+@click.option("--subfolder", help="The adapter's folder in a repository that holds several.")
+@click.option("--all", "every", is_flag=True, help="Every adapter of a repository that holds several.")
+@click.option("--collection", metavar="SLUG", help="Every model repository of a collection on the Hub.")
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(1),
+    help="The largest file that is downloaded. Default: 5000000000.",
+)
 @format_option
 @pass_home
 @click.pass_context
 def command(
     context: click.Context,
     home: Home,
-    folders: tuple[Path, ...],
+    sources: tuple[str, ...],
     *,
     name: str | None,
     base: str | None,
     tags: tuple[str, ...],
+    subfolder: str | None,
+    every: bool,
+    collection: str | None,
+    max_bytes: int | None,
     as_json: bool,
 ) -> None:
     """Check adapters and record them as versions.
 
     Their bytes go into the content store. A broken adapter is refused with every finding, and nothing
     is recorded. One that is sound and cannot be fused is recorded, and said to be so. Content that the
-    name has already makes no new version. Of several folders each is tried.
+    name has already makes no new version. Of several each is tried.
+
+    From the Hub an adapter is pinned to a commit, and judged by its config and header before its
+    weights are downloaded. Token, cache, mirror and offline mode are huggingface_hub's: HF_TOKEN,
+    HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE.
     """
     from ..catalog.catalog import Catalog
-    from ..workflows.add import add_folder
 
-    if name is not None and len(folders) > 1:
+    parsed = [_with_subfolder(_parse(text), subfolder) for text in sources]
+    if not parsed and collection is None:
         raise UsageError(
-            f"`--name` names one adapter, found {len(folders)} folders", hint="add them one by one"
+            "no adapter was named", hint="such as `meteora-registry add ./adapter` or `add org/name`"
         )
-    codes, additions = [], []
+    if name is not None and (len(parsed) != 1 or every or collection):
+        found = f"{len(parsed)} sources" if len(parsed) > 1 else "a request for several"
+        raise UsageError(f"`--name` names one adapter, found {found}", hint="add them one by one")
+    options = AddOptions(name, base, tags, every, max_bytes)
+    codes: list[int] = []
+    additions: list[Addition] = []
     with Catalog.open(home) as catalog:
-        for folder in folders:
-            try:
-                with progress_bar(f"storing {escape(folder.name)}", _size_of(folder)) as advance:
-                    addition = add_folder(
-                        catalog, home.store, folder, name=name, base=base, tags=tags, advance=advance
-                    )
-            except (MeteoraError, OSError) as error:
-                codes.append(report_failure(error))
-                continue
-            codes.append(DONE)
+        for addition in _add_each(catalog, home, parsed, collection, options, codes):
             additions.append(addition)
             _describe(addition, as_json=as_json)
     if as_json:
         print_json([_to_json(addition) for addition in additions])
     context.exit(worst_code(codes))
+
+
+def _parse(text: str) -> FolderSource | HubSource:
+    source = parse_source(text)
+    # A word that is no folder and no repository can only be a folder that is not there.
+    return FolderSource(Path(text)) if isinstance(source, CatalogSource) else source
+
+
+def _with_subfolder(source: FolderSource | HubSource, subfolder: str | None) -> FolderSource | HubSource:
+    if subfolder is None:
+        return source
+    if isinstance(source, FolderSource) or source.subfolder is not None:
+        raise UsageError(
+            "`--subfolder` goes with a repository such as `org/name`",
+            hint="write a folder with its subfolder",
+        )
+    return dataclasses.replace(source, subfolder=subfolder.strip("/"))
+
+
+def _add_each(
+    catalog: Catalog,
+    home: Home,
+    sources: list[FolderSource | HubSource],
+    collection: str | None,
+    options: AddOptions,
+    codes: list[int],
+) -> Iterator[Addition]:
+    """Every addition that succeeded; the exit code of each try goes to ``codes``."""
+    hub: Hub | None = None
+    if collection is not None or any(isinstance(source, HubSource) for source in sources):
+        from ..hub.client import Hub
+
+        hub = Hub()
+    if collection is not None and hub is not None:
+        sources = [*sources, *map(HubSource, hub.list_collection(collection))]
+    for source in sources:
+        try:
+            if isinstance(source, FolderSource):
+                yield _add_folder(catalog, home, source.path, options)
+            elif hub is not None:
+                yield from _add_repository(catalog, home, hub, source, options, codes)
+        except (MeteoraError, OSError) as error:
+            codes.append(report_failure(error))
+        else:
+            codes.append(DONE)
+
+
+def _add_folder(catalog: Catalog, home: Home, folder: Path, options: AddOptions) -> Addition:
+    from ..workflows.add import add_folder
+
+    with progress_bar(f"storing {escape(folder.name)}", _size_of(folder)) as advance:
+        return add_folder(
+            catalog,
+            home.store,
+            folder,
+            name=options.name,
+            base=options.base,
+            tags=options.tags,
+            advance=advance,
+        )
+
+
+def _add_repository(
+    catalog: Catalog, home: Home, hub: Hub, source: HubSource, options: AddOptions, codes: list[int]
+) -> Iterator[Addition]:
+    from ..workflows.add_hub import DEFAULT_MAX_BYTES, add_from_hub, find_adapters
+
+    listing, candidates = find_adapters(hub, source, every=options.every)
+    for candidate in candidates:
+        try:
+            with step_bar() as advance:
+                yield add_from_hub(
+                    catalog,
+                    home.store,
+                    hub,
+                    listing,
+                    candidate,
+                    name=options.name,
+                    base=options.base,
+                    tags=options.tags,
+                    max_bytes=options.max_bytes or DEFAULT_MAX_BYTES,
+                    advance=advance,
+                )
+        except (MeteoraError, OSError) as error:
+            codes.append(report_failure(error))
 
 
 def _size_of(folder: Path) -> int:
@@ -85,10 +204,6 @@ def _describe(addition: Addition, *, as_json: bool) -> None:
     if not as_json:
         verb = "added" if addition.created else "already there"
         print_line(f"{verb}: {version.source} ({version.verdict})")
-    if version.base_model not in (None, version.base):
-        print_remark(
-            f"note: {version.source}: its base `{version.base}` is known here as `{version.base_model}`"
-        )
     for source in addition.duplicates:
         print_remark(f"note: {version.source} has the same content as {source}")
     for line in addition.skipped:
@@ -103,7 +218,7 @@ def _label(finding: Finding) -> str:
 
 def _to_json(addition: Addition) -> object:
     return {
-        "folder": str(addition.folder),
+        "source": addition.source,
         "created": addition.created,
         "duplicates": [str(source) for source in addition.duplicates],
         "skipped": list(addition.skipped),

@@ -30,10 +30,14 @@ COMMANDS = (
     "extract",
     "export",
     "import",
+    "push",
+    "pull",
+    "refresh",
+    "search-hub",
     "db",
 )
-# A module cannot be called by a word of the language.
-_MODULES = {"import": "import_"}
+# A module cannot be called by a word of the language, or have a hyphen.
+_MODULES = {"import": "import_", "search-hub": "search_hub"}
 
 
 class LazyGroup(click.Group):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ...schemas.errors import MeteoraError
+from ...schemas.errors import MeteoraError, UsageError
+from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
 from ..home import Home
@@ -19,8 +20,11 @@ from .progress import step_bar
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
 
 
-@click.command("verify", epilog=examples("verify ./bundle", "verify bundle@2 --level source"))
-@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.command(
+    "verify",
+    epilog=examples("verify ./bundle", "verify bundle@2 --level source", "verify org/our-bundle@v2"),
+)
+@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]|ORG/NAME[@REVISION]")
 @click.option(
     "--level",
     type=click.Choice([level.value for level in Level]),
@@ -52,11 +56,18 @@ def command(
     """Check a bundle: digests, structure, padding, and the kernel against a float64 reference.
 
     Exit code 0 if it passes, 1 if it fails, 3 if something that the level asks for could not be looked
-    at, such as a member's own files.
+    at, such as a member's own files. A bundle on the Hub is fetched, held against its manifest and its
+    record, verified, and not kept.
     """
     require_torch("verifying")
+    source = parse_source(bundle)
+    if isinstance(source, HubSource):
+        if keep_record:
+            raise UsageError("`--record` goes with a bundle on this machine", hint="pull it first")
+        found = _verify_on_hub(home, source, Level(level), base, as_json=as_json)
+        context.exit(EXIT_CODES[found.outcome])
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder, gate_is_fitted, verify
+    from ..workflows.verify import find_bundle_folder, verify
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     with step_bar() as advance:
@@ -64,13 +75,32 @@ def command(
             home.store, folder, level=Level(level), base=base, keep_record=keep_record, advance=advance
         )
     _note_in_catalog(home, folder, record)
+    _show(record, folder, as_json=as_json)
+    context.exit(EXIT_CODES[record.outcome])
+
+
+def _verify_on_hub(
+    home: Home, source: HubSource, level: Level, base: Path | None, *, as_json: bool
+) -> VerificationRecord:
+    from ..hub.client import Hub
+    from ..workflows.pull import fetched_bundle
+    from ..workflows.verify import verify
+
+    with step_bar() as advance, fetched_bundle(Hub(), source, advance=advance) as folder:
+        record = verify(home.store, folder, level=level, base=base, advance=advance)
+        _show(record, folder, as_json=as_json)
+    return record
+
+
+def _show(record: VerificationRecord, folder: Path, *, as_json: bool) -> None:
+    from ..workflows.verify import gate_is_fitted
+
     if as_json:
         print_json(record)
     else:
         _print_record(record)
     if not gate_is_fitted(folder):
         print_remark(f"note: {GATE_NOT_FITTED}")
-    context.exit(EXIT_CODES[record.outcome])
 
 
 def _note_in_catalog(home: Home, folder: Path, record: VerificationRecord) -> None:

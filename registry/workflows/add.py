@@ -32,13 +32,14 @@ MAX_BASE_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """What came of adding a folder.
+    """What came of adding an adapter.
 
-    ``created`` is False if the name had this content already; ``duplicates`` are the versions of
-    other names with the same content; ``skipped`` says which text files were not kept, and why.
+    ``source`` is where it was: a folder, or a repository at a commit. ``created`` is False if the name
+    had this content already; ``duplicates`` are the versions of other names with the same content;
+    ``skipped`` says which text files were not kept, and why.
     """
 
-    folder: Path
+    source: str
     version: AdapterVersion
     created: bool
     duplicates: tuple[CatalogSource, ...]
@@ -53,6 +54,8 @@ def add_folder(
     name: str | None = None,
     base: str | None = None,
     tags: Iterable[str] = (),
+    origin: Origin | None = None,
+    license_name: str | None = None,
     advance: Advance | None = None,
 ) -> Addition:
     """Put the adapter in a folder into the store and the catalog.
@@ -64,6 +67,8 @@ def add_folder(
         name: by default made from the folder's name.
         base: the base model, as the person who adds it knows it; by default what the adapter declares.
         tags: words attached to the version.
+        origin: where the folder's files came from; by default the folder, by its last name.
+        license_name: its licence, where no card beside it names one.
         advance: told the number of bytes of each chunk that was copied.
 
     Raises:
@@ -77,16 +82,20 @@ def add_folder(
     if base is not None:
         check_base(base)
     inspection = inspect_adapter(folder)
-    new = _describe(inspection, folder, wanted_name, base)
+    label = str(folder) if origin is None else str(origin)
+    stated = origin or Origin(kind="folder", location=clean_foreign_text(folder.resolve().name), commit=None)
+    new = _describe(inspection, label, wanted_name, base, stated)
+    if new.license is None:
+        new = dataclasses.replace(new, license=license_name)
     same = catalog.find_content(new.weights_sha256, new.canonical_config_sha256)
     duplicates = tuple(source for source in same if source.name != wanted_name)
     known = next((source for source in same if source.name == wanted_name), None)
     if known is not None and _is_stored(store, catalog.find(known)):
         # The name has this content, and the store its bytes: nothing to copy.
         added = catalog.add_version(new, tags=wanted_tags)
-        return Addition(folder, added.version, added.created, duplicates, ())
+        return Addition(label, added.version, added.created, duplicates, ())
     added, skipped = _store_and_record(catalog, store, folder, new, wanted_tags, advance)
-    return Addition(folder, added.version, added.created, duplicates, skipped)
+    return Addition(label, added.version, added.created, duplicates, skipped)
 
 
 def _is_stored(store: Store, version: AdapterVersion) -> bool:
@@ -113,7 +122,9 @@ def check_base(base: str) -> str:
     return base
 
 
-def _describe(inspection: Inspection, folder: Path, name: str, base: str | None) -> NewAdapterVersion:
+def _describe(
+    inspection: Inspection, label: str, name: str, base: str | None, origin: Origin
+) -> NewAdapterVersion:
     weights, config, canonical, size_bytes = (
         inspection.weights_sha256,
         inspection.config_sha256,
@@ -121,11 +132,10 @@ def _describe(inspection: Inspection, folder: Path, name: str, base: str | None)
         inspection.weights_bytes,
     )
     if not inspection.verdict.sound or not (weights and config and canonical) or size_bytes is None:
-        raise AdapterRefused(f"`{folder}` is broken and was not added", findings=inspection.findings)
-    location = clean_foreign_text(folder.resolve().name)
+        raise AdapterRefused(f"`{label}` is broken and was not added", findings=inspection.findings)
     return NewAdapterVersion(
         name=name,
-        origin=Origin(kind="folder", location=location, commit=None),
+        origin=origin,
         files=(),
         weights_sha256=weights,
         config_sha256=config,

@@ -129,7 +129,7 @@ def fuse(
     """
     bundle_name = check_name(name or suggest_name(folder.resolve().name))
     require_no_conflicts(prepared.plan)
-    _check_no_adapter_has(catalog, bundle_name)
+    check_no_adapter_has(catalog, bundle_name)
     write = partial(
         write_bundle,
         prepared.plan,
@@ -189,8 +189,12 @@ def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> Verifi
     return record
 
 
-def _check_no_adapter_has(catalog: Catalog, name: str) -> None:
-    # Asked before anything is written; registering asks again.
+def check_no_adapter_has(catalog: Catalog, name: str) -> None:
+    """Pass if a bundle may have the name; asked before anything is written, and again when registering.
+
+    Raises:
+        AlreadyInCatalog: an adapter has it.
+    """
     with suppress(NotInCatalog):
         if isinstance(catalog.find_any(CatalogSource(name)), AdapterVersion):
             raise AlreadyInCatalog(

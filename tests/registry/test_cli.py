@@ -221,7 +221,7 @@ def test_in_a_batch_two_is_over_one_over_three_over_zero(codes: list[int], code:
         ),
         (
             ["add", "a", "b", "--name", "c"],
-            "error: `--name` names one adapter, found 2 folders\nhint: add them one by one\n",
+            "error: `--name` names one adapter, found 2 sources\nhint: add them one by one\n",
         ),
         (
             ["--catalog", "nonsense", "list"],

@@ -1,0 +1,115 @@
+"""``push``: a verified bundle or a catalogued adapter to the Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...schemas.errors import UsageError
+from ...schemas.names import CatalogSource, HubSource, check_repository, parse_source
+from ..home import Home
+from .output import describe_bytes, print_json, print_line
+from .parameters import examples, format_option, pass_home
+from .progress import step_bar
+
+if TYPE_CHECKING:
+    from ..workflows.push import Pushed, Upload
+    from ..workflows.steps import Advance
+
+
+@click.command(
+    "push",
+    epilog=examples(
+        "push ./bundle org/our-bundle",
+        "push bundle@2 org/our-bundle --tag v2",
+        "push summarise@3 org/summarise --private",
+        "push ./bundle org/our-bundle --dry-run",
+    ),
+)
+@click.argument("source", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.argument("repository", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make a new repository private; a public one is refused.")
+@click.option(
+    "--pr", "as_pull_request", is_flag=True, help="Open a pull request in place of a commit on main."
+)
+@click.option("--tag", help="The tag to set. Default: `meteora-` and the content's digest.")
+@click.option("--dry-run", is_flag=True, help="Say what would be pushed; change nothing.")
+@format_option
+@pass_home
+def command(
+    home: Home,
+    source: str,
+    repository: str,
+    *,
+    private: bool,
+    as_pull_request: bool,
+    tag: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Publish a bundle that is verified at level source, or one catalogued adapter.
+
+    Everything goes into one commit, on top of the one that was looked at: if somebody pushes in
+    between, theirs stands and ours is refused. Afterwards the Hub's list of files is compared with the
+    digests here. The same push again does nothing.
+    """
+    from ..hub.client import Hub
+    from ..workflows.push import PushOptions, push
+
+    check_repository(repository)
+    options = PushOptions(private, as_pull_request, dry_run, tag)
+    with tempfile.TemporaryDirectory(prefix="meteora-push-") as scratch:
+        with step_bar() as advance:
+            upload = _open(home, source, Path(scratch), advance)
+        pushed = push(Hub(), upload, repository, options)
+    if as_json:
+        print_json({"dry_run": dry_run, "pushed": pushed})
+    else:
+        _print(pushed, upload, dry_run=dry_run)
+
+
+def _open(home: Home, text: str, scratch: Path, advance: Advance | None) -> Upload:
+    from ..catalog.catalog import Catalog
+    from ..catalog.records import AdapterVersion
+    from ..dependencies import require_torch
+    from ..workflows.push_content import adapter_upload, bundle_upload
+
+    parsed = parse_source(text)
+    if isinstance(parsed, HubSource):
+        raise UsageError(f"`{text}` is a repository on the Hub, expected a folder or a catalogued name")
+    if isinstance(parsed, CatalogSource):
+        with Catalog.open(home) as catalog:
+            version = catalog.find_any(parsed)
+        if isinstance(version, AdapterVersion):
+            return adapter_upload(home.store, version, scratch, advance=advance)
+    require_torch("pushing a bundle")
+    from ..workflows.verify import find_bundle_folder
+
+    folder = find_bundle_folder(lambda: Catalog.open(home), text)
+    return bundle_upload(folder, advance=advance)
+
+
+def _print(pushed: Pushed, upload: Upload, *, dry_run: bool) -> None:
+    place = pushed.repository if pushed.commit is None else f"{pushed.repository}@{pushed.commit}"
+    if not (pushed.added or pushed.deleted):
+        print_line(f"nothing to do: {place} has these very files")
+        return
+    size = describe_bytes(sum(upload.digests[path].size_bytes for path in pushed.added))
+    what = f"{len(pushed.added)} files, {size}" + (
+        f"; {len(pushed.deleted)} deleted" if pushed.deleted else ""
+    )
+    if dry_run:
+        print_line(
+            f"would push: {pushed.repository}: {what}" + ("; a new repository" if pushed.created else "")
+        )
+        for path in pushed.added:
+            print_line(f"  {path}")
+        for path in pushed.deleted:
+            print_line(f"  delete {path}")
+    elif pushed.pull_request is not None:
+        print_line(f"proposed: {pushed.pull_request}: {what}")
+    else:
+        print_line(f"pushed: {place} as {pushed.tag}: {what}")

@@ -1,0 +1,59 @@
+"""``refresh``: what moved on upstream."""
+
+from __future__ import annotations
+
+import click
+
+from ...schemas.errors import MeteoraError
+from ..home import Home
+from .failures import report_failure, worst_code
+from .output import print_json, print_line, print_remark, print_table
+from .parameters import examples, format_option, pass_home
+
+
+@click.command("refresh", epilog=examples("refresh", "refresh summarise legal"))
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@format_option
+@pass_home
+@click.pass_context
+def command(context: click.Context, home: Home, names: tuple[str, ...], *, as_json: bool) -> None:
+    """Say which catalogued adapters moved on where they came from, and what changed.
+
+    Each latest version that came from the Hub is compared with its repository's main branch. Nothing is
+    recorded: `add` the repository again to make the next version. Exit code 0 whatever moved on.
+    """
+    from ..catalog.catalog import Catalog
+    from ..hub.client import Hub
+    from ..workflows.refresh import check_freshness, hub_versions
+
+    codes, found = [], []
+    with Catalog.open(home) as catalog:
+        versions = hub_versions(catalog, names)
+    hub = Hub()
+    for version in versions:
+        try:
+            found.append(check_freshness(home.store, hub, version))
+        except MeteoraError as error:
+            codes.append(report_failure(error))
+    if as_json:
+        print_json(found)
+    elif found:
+        print_table(
+            ("ADAPTER", "REPOSITORY", "CATALOGUED", "NOW", "STATE"),
+            [
+                (
+                    str(each.version),
+                    "/".join(part for part in (each.origin.repository, each.origin.subfolder) if part),
+                    (each.origin.revision or "")[:12],
+                    each.commit[:12],
+                    each.state,
+                )
+                for each in found
+            ],
+        )
+        for each in found:
+            for change in each.changes:
+                print_line(f"{each.version}: {change}")
+    elif not codes:
+        print_remark("no adapter in the catalog came from the Hub")
+    context.exit(worst_code(codes))

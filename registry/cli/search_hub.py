@@ -1,0 +1,111 @@
+"""``search-hub``: adapters of a base on the Hub."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ...schemas.errors import MeteoraError, UsageError
+from ...schemas.names import check_repository
+from ..home import Home
+from .failures import DONE, report_failure, worst_code
+from .output import describe_bytes, print_json, print_line, print_remark, print_table
+from .parameters import examples, format_option, pass_home
+
+if TYPE_CHECKING:
+    from ..hub.client import Hub
+    from ..workflows.search_hub import Match
+
+
+@click.command(
+    "search-hub",
+    epilog=examples(
+        "search-hub --base meta-llama/Llama-3.1-8B",
+        "search-hub --base meta-llama/Llama-3.1-8B --limit 5 --add 1 --add 3",
+    ),
+)
+@click.option("--base", required=True, metavar="ORG/MODEL", help="The base model that they must name.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Repositories to look into."
+)
+@click.option(
+    "--add",
+    "chosen",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Add the adapter of this number in the list; may be repeated.",
+)
+@format_option
+@pass_home
+@click.pass_context
+def command(
+    context: click.Context, home: Home, *, base: str, limit: int, chosen: tuple[int, ...], as_json: bool
+) -> None:
+    """List adapters of a base, the most downloaded first, and add the chosen ones.
+
+    Rank, size and verdict come from each adapter's config and header, a few kilobytes each. What is
+    added is the commit that was listed.
+    """
+    from ..hub.client import Hub
+    from ..workflows.search_hub import search
+
+    check_repository(base)
+    hub = Hub()
+    matches = list(search(hub, base, limit=limit))
+    if as_json:
+        print_json([_to_json(number, match) for number, match in enumerate(matches, start=1)])
+    elif matches:
+        columns = ("NUMBER", "REPOSITORY", "FOLDER", "COMMIT", "RANK", "SIZE", "VERDICT")
+        print_table(columns, [_row(number, match) for number, match in enumerate(matches, start=1)])
+    else:
+        print_remark(f"no repository on the Hub says that it holds PEFT adapters of {base}")
+    if chosen:
+        context.exit(_add(home, hub, matches, chosen))
+
+
+def _add(home: Home, hub: Hub, matches: list[Match], chosen: tuple[int, ...]) -> int:
+    from ..catalog.catalog import Catalog
+    from ..workflows.add_hub import add_from_hub
+
+    if max(chosen) > len(matches):
+        raise UsageError(f"the list has {len(matches)} adapters, found `--add {max(chosen)}`")
+    codes = []
+    with Catalog.open(home) as catalog:
+        for match in (matches[number - 1] for number in chosen):
+            try:
+                if match.place is None:
+                    raise UsageError(f"`{match.repository}` cannot be added: {match.problem}")
+                addition = add_from_hub(catalog, home.store, hub, *match.place)
+            except (MeteoraError, OSError) as error:
+                codes.append(report_failure(error))
+            else:
+                codes.append(DONE)
+                verb = "added" if addition.created else "already there"
+                print_line(f"{verb}: {addition.version.source} ({addition.version.verdict})")
+    return worst_code(codes)
+
+
+def _row(number: int, match: Match) -> tuple[str, ...]:
+    return (
+        str(number),
+        match.repository,
+        match.folder or "-",
+        (match.commit or "-")[:12],
+        str(match.max_rank or "-"),
+        "-" if match.size_bytes is None else describe_bytes(match.size_bytes),
+        str(match.verdict) if match.verdict else match.problem or "-",
+    )
+
+
+def _to_json(number: int, match: Match) -> dict[str, object]:
+    return {
+        "number": number,
+        "repository": match.repository,
+        "commit": match.commit,
+        "folder": match.folder,
+        "max_rank": match.max_rank,
+        "size_bytes": match.size_bytes,
+        "verdict": None if match.verdict is None else str(match.verdict),
+        "problem": match.problem,
+    }

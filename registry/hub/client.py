@@ -1,0 +1,320 @@
+"""The Hub as the workflows see it: commits, lists of files, beginnings of files, downloads, commits of ours.
+
+Everything goes through huggingface_hub, so the token, the cache, offline mode and a mirror are those
+of every other tool on the machine (HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT). What it does not
+try again itself is tried again here, for as long as the server asks.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    HfFileSystem,
+    constants,
+    is_offline_mode,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
+
+from ... import __version__
+from ...schemas.digest import Digest
+from ...schemas.errors import HubNotFound, HubUnavailable
+from .failures import (
+    BUSY,
+    FOREIGN_ERRORS,
+    SecretFilter,
+    Subject,
+    asked_pause_seconds,
+    is_transient,
+    status_of,
+    translate,
+)
+from .listing import Listing, RemoteFile
+
+MAX_FILES = 10_000
+_ATTEMPTS = 4
+_FIRST_PAUSE_SECONDS = 1.0
+_MAX_ASKED_SECONDS = 300.0
+_BAR_DELAY_SECONDS = 1.0
+
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
+
+
+class Hub:
+    """The Hub that HF_ENDPOINT names, as the user whose token is in the usual place."""
+
+    def __init__(self) -> None:
+        self._api = HfApi(library_name="meteora-registry", library_version=__version__)
+        # One for all, so that it asks about a repository once.
+        self._files = HfFileSystem(skip_instance_cache=True)
+        # Its bars for uploads do not ask whether there is a terminal.
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        for handler in logging.getLogger("huggingface_hub").handlers:
+            handler.addFilter(SecretFilter())
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether nothing may be asked: only what the cache has is there."""
+        return bool(is_offline_mode())
+
+    def resolve(self, repository: str, revision: str | None = None) -> str:
+        """The commit that a branch, a tag or a commit names; by default the main branch.
+
+        Offline the cache's last answer.
+
+        Raises:
+            HubRefused: there is no such repository or revision, or it may not be read.
+            HubUnavailable: the Hub did not answer, or offline the cache has no answer.
+        """
+        subject = Subject(repository, revision)
+        if not self.is_offline:
+            # First, because `resolve_revision` answers from the cache when the Hub fails.
+            self._ask(lambda: self._api.model_info(repository, revision=revision), subject)
+        resolved = self._ask(
+            lambda: self._api.resolve_revision(
+                repository, revision=revision, local_files_only=self.is_offline
+            ),
+            subject,
+        )
+        return str(resolved.resolved)
+
+    def list_files(self, repository: str, commit: str) -> Listing:
+        """Every file of a repository at a commit; offline those that the cache has.
+
+        Raises:
+            HubRefused, HubUnavailable: as ``resolve``; also for more than 10 000 files.
+        """
+        subject = Subject(repository, commit)
+        if self.is_offline:
+            files = tuple(self._cached_files(repository, commit))
+            if not files:
+                raise HubUnavailable(
+                    f"{subject} is not in the local cache, and offline mode is on",
+                    hint="unset HF_HUB_OFFLINE",
+                )
+            return Listing(repository, commit, files)
+        entries = self._ask(
+            lambda: list(
+                islice(self._api.list_repo_tree(repository, recursive=True, revision=commit), MAX_FILES + 1)
+            ),
+            subject,
+            # Every page is tried again by huggingface_hub itself.
+            attempts=1,
+        )
+        if len(entries) > MAX_FILES:
+            raise HubUnavailable(
+                f"{subject} has more than {MAX_FILES} files and folders, which is no adapter repository"
+            )
+        return Listing(repository, commit, tuple(map(_remote_file, _only_files(entries))))
+
+    def read_start(self, listing: Listing, file: RemoteFile, count: int, *, skip: int = 0) -> bytes:
+        """At most ``count`` bytes of a file from ``skip`` on, by a range request; offline from the cache."""
+        end = min(skip + count, file.size_bytes)
+        if end <= skip:
+            return b""
+        if self.is_offline:
+            with self.download(listing, file).open("rb") as cached:
+                cached.seek(skip)
+                return cached.read(end - skip)
+
+        def read() -> bytes:
+            path = f"{listing.repository}/{file.path}"
+            # The size is known, so nothing else is asked about the file; without a cache of its own
+            # it fetches the range and not a byte more.
+            with self._files.open(
+                path, "rb", revision=listing.commit, size=file.size_bytes, cache_type="none", block_size=count
+            ) as remote:
+                remote.seek(skip)
+                return bytes(remote.read(end - skip))
+
+        # Only the first of its requests is not tried again by huggingface_hub itself.
+        return self._ask(read, Subject(listing.repository, listing.commit), attempts=2)
+
+    def download(self, listing: Listing, file: RemoteFile, *, cache: Path | None = None) -> Path:
+        """The file in huggingface_hub's cache, fetched when it is not there; its bytes are not checked yet.
+
+        A connection that breaks is taken up where it broke.
+        """
+        return Path(
+            self._ask(
+                lambda: self._api.hf_hub_download(
+                    listing.repository,
+                    file.path,
+                    revision=listing.commit,
+                    cache_dir=cache,
+                    tqdm_class=_bar_named(file.name),
+                ),
+                Subject(listing.repository, listing.commit),
+            )
+        )
+
+    def forget(self, cached: Path) -> None:
+        """Take a file with wrong bytes out of the cache, so that the next run fetches it anew."""
+        blob = cached.parent / cached.readlink() if cached.is_symlink() else None
+        cached.unlink(missing_ok=True)
+        if blob is not None:
+            blob.unlink(missing_ok=True)
+
+    def find_adapters(self, base: str, *, limit: int) -> tuple[str, ...]:
+        """Repositories that say they hold PEFT adapters of a base, the most downloaded first."""
+        filters = ["peft", f"base_model:adapter:{base}"]
+        found = self._ask(
+            lambda: list(self._api.list_models(filter=filters, sort="downloads", limit=limit)), Subject(base)
+        )
+        return tuple(model.id for model in found)
+
+    def list_collection(self, slug: str) -> tuple[str, ...]:
+        """The model repositories of a collection, in its order."""
+        collection = self._ask(lambda: self._api.get_collection(slug), Subject(slug))
+        return tuple(item.item_id for item in collection.items if item.item_type == "model")
+
+    def find_repository(self, repository: str) -> tuple[str, bool] | None:
+        """The commit of the main branch and whether it is private; None if there is none to be seen."""
+        try:
+            info = self._ask(lambda: self._api.model_info(repository), Subject(repository))
+        except HubNotFound:
+            return None
+        return str(info.sha), bool(info.private)
+
+    def create_repository(self, repository: str, *, private: bool) -> None:
+        """Create a repository that is not there yet; one that is stays as it is."""
+        self._ask(
+            lambda: self._api.create_repo(repository, private=private, exist_ok=True), Subject(repository)
+        )
+
+    def commit(
+        self,
+        repository: str,
+        *,
+        add: dict[str, Path],
+        delete: Iterable[str],
+        parent: str,
+        message: str,
+        as_pull_request: bool,
+    ) -> tuple[str, str | None]:
+        """One commit on the main branch, or a pull request: its id, and the pull request's address.
+
+        Tried again only when the Hub was too busy to look at it: after any other failure nobody knows
+        whether the commit was made.
+
+        Raises:
+            HubConflict: the main branch is no longer at ``parent``.
+            HubRefused, HubUnavailable: the Hub said no, or its answer did not come.
+        """
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path, str(source)) for path, source in sorted(add.items())
+        ]
+        operations += [CommitOperationDelete(path, is_folder=False) for path in sorted(delete)]
+        with _quiet_warnings():
+            made = self._ask(
+                lambda: self._api.create_commit(
+                    repository,
+                    operations,
+                    commit_message=message,
+                    parent_commit=parent,
+                    create_pr=as_pull_request,
+                ),
+                Subject(repository),
+                may_repeat=lambda error: status_of(error) == BUSY,
+            )
+        return made.oid, made.pr_url
+
+    def list_tags(self, repository: str) -> dict[str, str]:
+        """The tags of a repository and their commits."""
+        refs = self._ask(lambda: self._api.list_repo_refs(repository), Subject(repository))
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def tag(self, repository: str, tag: str, commit: str) -> None:
+        """Set a tag; one of that name that is there already stays where it is."""
+        self._ask(
+            lambda: self._api.create_tag(repository, tag=tag, revision=commit, exist_ok=True),
+            Subject(repository, commit),
+        )
+
+    def _cached_files(self, repository: str, commit: str) -> Iterator[RemoteFile]:
+        folder = "models--" + repository.replace("/", "--")
+        snapshot = Path(constants.HF_HUB_CACHE) / folder / "snapshots" / commit
+        for path in sorted(snapshot.rglob("*")):
+            if path.is_file():
+                # The cache names a blob by its ETag: the SHA-256 of what LFS keeps, else git's name.
+                name = path.readlink().name if path.is_symlink() else ""
+                yield RemoteFile(
+                    path.relative_to(snapshot).as_posix(),
+                    path.stat().st_size,
+                    Digest(name) if len(name) == 64 else None,
+                    name if len(name) == 40 else None,
+                )
+
+    def _ask(
+        self,
+        call: Callable[[], T],
+        subject: Subject,
+        *,
+        may_repeat: Callable[[BaseException], bool] = is_transient,
+        attempts: int = _ATTEMPTS,
+    ) -> T:
+        for attempt in range(1, attempts + 1):
+            try:
+                return call()
+            except FOREIGN_ERRORS as error:
+                pause = _pause_before_next(error, attempt) if may_repeat(error) else None
+                if attempt == attempts or pause is None:
+                    raise translate(error, subject) from error
+                reason = "is busy (429)" if status_of(error) == BUSY else "did not answer as it should"
+                _logger.warning("the Hub %s; asking again in %.0f seconds", reason, pause)
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _bar_named(name: str) -> type[tqdm]:
+    """A bar for one download, shown once that has lasted a second.
+
+    Left to itself the library may label it with the end of a storage address, signature and all.
+    """
+
+    class NamedBar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options |= {"desc": name, "delay": _BAR_DELAY_SECONDS, "leave": False}
+            # The library states no types for its own bar.
+            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+
+    return NamedBar
+
+
+def _pause_before_next(error: BaseException, attempt: int) -> float | None:
+    """Seconds to wait before the next attempt; None if the server asks for too many."""
+    asked = asked_pause_seconds(error)
+    if asked is None:
+        return float(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+    return asked if asked <= _MAX_ASKED_SECONDS else None
+
+
+def _only_files(entries: Iterable[object]) -> Iterator[RepoFile]:
+    return (entry for entry in entries if isinstance(entry, RepoFile))
+
+
+def _remote_file(entry: RepoFile) -> RemoteFile:
+    sha256 = Digest(entry.lfs.sha256) if entry.lfs is not None else None
+    return RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
+
+
+@contextmanager
+def _quiet_warnings() -> Iterator[None]:
+    # The Hub's remarks on a model card, such as an empty front matter, come as Python warnings.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

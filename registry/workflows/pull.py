@@ -1,0 +1,307 @@
+"""``pull``: a bundle from the Hub onto this machine, every byte held against its manifest.
+
+The manifest and the small files come first and are judged; the weights follow. The bundle appears in
+its place only when it verified, and is catalogued last, together with its members.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...fuser.bundle import open_bundle, read_manifest
+from ...fuser.extract import extract_member
+from ...fuser.staging import staged_folder
+from ...fuser.verify import verify_bundle
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, BundleConfig
+from ...schemas.digest import Digest
+from ...schemas.document import canonical_json, load_json
+from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
+from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
+from ...schemas.names import HubSource, check_name, suggest_name
+from ...schemas.verification import Level, Outcome, VerificationRecord
+from ..catalog.catalog import Catalog
+from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
+from ..hub.client import Hub
+from ..hub.download import download_files
+from ..hub.listing import Listing, RemoteFile
+from ..store import Store
+from .add import add_folder
+from .fuse import check_no_adapter_has
+from .source_record import require_source_record
+from .steps import Advance, step_of
+
+DEFAULT_MAX_BYTES = 50_000_000_000
+_MAX_CONFIG_BYTES = 64 << 20
+# What the Hub or git puts beside a bundle's files.
+_FOREIGN = frozenset({".gitattributes", ".gitignore"})
+_NO_RECORD = "ask whoever pushed it to push it with `meteora-registry push`, which requires the record"
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What came of a pull; ``created`` is False where the folder held this very bundle already.
+
+    ``ignored`` are files of the repository that are no part of the bundle, and were not fetched.
+    """
+
+    folder: Path
+    repository: str
+    commit: str
+    created: bool
+    record: VerificationRecord
+    version: BundleVersion
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteBundle:
+    """A bundle on the Hub: its files at a commit, and its manifest."""
+
+    listing: Listing
+    manifest: Manifest
+
+    def __str__(self) -> str:
+        return f"`{self.listing.repository}@{self.listing.commit}`"
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The repository's files that the manifest does not list."""
+        own = {*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE, *_FOREIGN}
+        return tuple(file.path for file in self.listing.files if file.path not in own)
+
+
+def pull(
+    catalog: Catalog,
+    store: Store,
+    hub: Hub,
+    source: HubSource,
+    folder: Path,
+    *,
+    name: str | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    advance: Advance | None = None,
+) -> Pulled:
+    """Fetch, verify and register a bundle and its members.
+
+    A member whose content the catalog has is taken as that; another one is catalogued under its name,
+    or, where that is taken, under the bundle's name and its own.
+
+    Args:
+        catalog: where bundle and members are recorded.
+        store: where the members' own bytes go, which the bundle gives back.
+        hub: where it is fetched.
+        source: the repository and the revision.
+        folder: the new folder, or one that holds this very bundle already.
+        name: what the catalog calls the bundle, by default made from the repository's name.
+        max_bytes: a larger bundle is refused before its weights are downloaded.
+        advance: told how far it got.
+
+    Raises:
+        HubRefused, HubUnavailable: it cannot be had.
+        HubMismatch, BundleRefused, InvalidDocument: it is not what its manifest says, or did not verify;
+            nothing is left.
+        UsageError: the folder exists and holds something else, or the name is malformed.
+        AlreadyInCatalog: an adapter has the name.
+        SourceUnreadable: the folder cannot be written.
+    """
+    bundle_name = check_name(name or suggest_name(source.repository.partition("/")[2]))
+    check_no_adapter_has(catalog, bundle_name)
+    with tempfile.TemporaryDirectory(prefix="meteora-pull-") as scratch:
+        remote = find_bundle(hub, source, Path(scratch))
+        created = not _is_here(folder, Path(scratch))
+    if created:
+        with staged_folder(folder) as staging:
+            _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, advance=advance)
+            claimed, record = _verify(staging, remote, advance)
+    else:
+        claimed, record = _verify(folder, remote, advance)
+    members = _register_members(catalog, store, folder, bundle_name)
+    version = catalog.register_bundle(_describe(folder, bundle_name, members, claimed))
+    catalog.record_verification(record, folder.resolve())
+    return Pulled(
+        folder, remote.listing.repository, remote.listing.commit, created, record, version, remote.ignored
+    )
+
+
+@contextmanager
+def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = None) -> Iterator[Path]:
+    """A bundle of the Hub in a folder of its own, with its record checked; nothing of it is kept.
+
+    Raises:
+        HubRefused, HubUnavailable, HubMismatch, BundleRefused, InvalidDocument: as ``pull``.
+    """
+    with tempfile.TemporaryDirectory(prefix="meteora-verify-") as scratch:
+        start, folder, cache = (Path(scratch, name) for name in ("start", "bundle", "cache"))
+        remote = find_bundle(hub, source, start, cache=cache)
+        _fetch(hub, remote, folder, max_bytes=DEFAULT_MAX_BYTES, cache=cache, advance=advance)
+        require_source_record(folder, str(remote), hint=_NO_RECORD)
+        yield folder
+
+
+def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | None = None) -> RemoteBundle:
+    """The bundle in a repository, judged by its config, its manifest and the list of files.
+
+    Raises:
+        HubRefused: there is no repository, or no bundle in it.
+        HubMismatch: the list of files is not that of the manifest.
+        BundleRefused, InvalidDocument: this reader does not know the format, or it is malformed.
+    """
+    if source.subfolder is not None:
+        raise UsageError(f"a bundle lies at the root of its repository, found `{source.subfolder}`")
+    listing = hub.list_files(source.repository, hub.resolve(source.repository, source.revision))
+    start = {name: listing.find(name) for name in (CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE)}
+    files = {name: file for name, file in start.items() if file is not None}
+    if MANIFEST_FILE not in files or CONFIG_FILE not in files:
+        raise HubRefused(
+            f"`{listing.repository}@{listing.commit}` holds no bundle: it has no `{MANIFEST_FILE}`",
+            hint=f"an adapter is added with `meteora-registry add {source.repository}`",
+        )
+    for name, limit in ((CONFIG_FILE, _MAX_CONFIG_BYTES), (MANIFEST_FILE, MAX_MANIFEST_BYTES)):
+        if files[name].size_bytes > limit:
+            raise BundleRefused(f"`{name}` has {files[name].size_bytes} bytes, expected at most {limit}")
+    download_files(hub, listing, files, scratch, cache=cache)
+    BundleConfig.read((scratch / CONFIG_FILE).read_bytes(), max_bytes=_MAX_CONFIG_BYTES)
+    remote = RemoteBundle(listing, read_manifest(scratch))
+    _compare_listing(remote)
+    return remote
+
+
+def _compare_listing(remote: RemoteBundle) -> None:
+    """Refuse, before the weights are fetched, what the list of files already shows to be changed."""
+    for name, record in sorted(remote.manifest.files.items()):
+        file = remote.listing.find(name)
+        if file is None:
+            raise HubMismatch(f"{remote} lacks `{name}`, which its manifest lists")
+        if file.size_bytes != record.size_bytes or file.sha256 not in (None, record.sha256):
+            raise HubMismatch(
+                f"{remote} was changed: `{name}` is not the file that the manifest lists; nothing was kept",
+                hint="pull an earlier revision, such as the tag that `push` set",
+            )
+
+
+def _is_here(folder: Path, scratch: Path) -> bool:
+    """Whether the folder holds a bundle with the manifest that was just fetched."""
+    own = folder / MANIFEST_FILE
+    return own.is_file() and Digest.of_file(own) == Digest.of_file(scratch / MANIFEST_FILE)
+
+
+def _fetch(
+    hub: Hub,
+    remote: RemoteBundle,
+    folder: Path,
+    *,
+    max_bytes: int,
+    cache: Path | None,
+    advance: Advance | None,
+) -> None:
+    wanted = (*remote.manifest.files, MANIFEST_FILE, VERIFICATION_FILE)
+    found = {name: file for name in wanted if (file := remote.listing.find(name)) is not None}
+    total = sum(file.size_bytes for file in found.values())
+    if total > max_bytes:
+        raise HubRefused(
+            f"{remote} has {total} bytes, the limit is {max_bytes}; its weights were not downloaded",
+            hint="raise the limit with `--max-bytes`",
+        )
+    done = 0
+
+    def count(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        if advance is not None:
+            advance("checking", done, total)
+
+    small = {name: file for name, file in found.items() if file.sha256 is None}
+    large = {name: file for name, file in found.items() if name not in small}
+    folder.mkdir(exist_ok=True)
+    for part in (small, large):
+        download_files(hub, remote.listing, part, folder, cache=cache, advance=count)
+        _check_digests(remote, part, folder)
+
+
+def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: Path) -> None:
+    for name in sorted(set(files) & set(remote.manifest.files)):
+        found, listed = Digest.of_file(folder / name), remote.manifest.files[name].sha256
+        if found != listed:
+            raise HubMismatch(
+                f"{remote} was changed: `{name}` has the digest `{found}`, its manifest says `{listed}`; "
+                "nothing was kept",
+                hint="pull an earlier revision, such as the tag that `push` set",
+            )
+
+
+def _verify(
+    folder: Path, remote: RemoteBundle, advance: Advance | None
+) -> tuple[VerificationRecord, VerificationRecord]:
+    """The record that came with the bundle, and the one of this machine."""
+    claimed = require_source_record(folder, str(remote), hint=_NO_RECORD)
+    record = verify_bundle(folder, level=Level.INTEGRITY, progress=step_of(advance, "verifying"))
+    if record.outcome is not Outcome.PASS:
+        reasons = "; ".join((*record.problems, *record.unchecked)[:5])
+        raise BundleRefused(f"{remote} does not verify here ({record.outcome}): {reasons}")
+    return claimed, record
+
+
+def _register_members(
+    catalog: Catalog, store: Store, folder: Path, bundle_name: str
+) -> tuple[NewMember, ...]:
+    members = []
+    for member in read_manifest(folder).members:
+        version = _find_member(catalog, member) or _add_member(catalog, store, folder, member, bundle_name)
+        members.append(NewMember(member.name, version, member.weights_sha256, member.config_sha256))
+    return tuple(members)
+
+
+def _find_member(catalog: Catalog, member: ManifestMember) -> AdapterVersion | None:
+    config = load_json(member.config_text.encode(), what=CONFIG_FILE)
+    same = catalog.find_content(member.weights_sha256, Digest.of_bytes(canonical_json(config)))
+    return catalog.find(same[0]) if same else None
+
+
+def _add_member(
+    catalog: Catalog, store: Store, folder: Path, member: ManifestMember, bundle_name: str
+) -> AdapterVersion | None:
+    """The member catalogued as the adapter it was; None where a cast lost its very bytes."""
+    is_taken = bool(catalog.versions_of(member.name))
+    name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
+    with tempfile.TemporaryDirectory(prefix="meteora-member-") as scratch:
+        target = Path(scratch) / member.name
+        if not extract_member(folder, member.name, target).identical:
+            return None
+        config = load_json(member.config_text.encode(), what=CONFIG_FILE)
+        declared = config.get("base_model_name_or_path")
+        return add_folder(
+            catalog,
+            store,
+            target,
+            name=name,
+            base=member.base if member.base != declared else None,
+            origin=member.origin,
+            license_name=member.license,
+        ).version
+
+
+def _describe(
+    folder: Path, name: str, members: tuple[NewMember, ...], claimed: VerificationRecord
+) -> NewBundleVersion:
+    bundle = open_bundle(folder)
+    config, fitted = bundle.config, bundle.config.gate.fitted
+    return NewBundleVersion(
+        name=name,
+        manifest_sha256=claimed.manifest_sha256,
+        path=folder.resolve(),
+        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        base=config.base_model_name_or_path,
+        base_revision=config.revision,
+        dtype=str(bundle.dtype),
+        top_k=config.top_k,
+        temperature=config.temperature,
+        gate_kind=config.gate.kind,
+        gate_scope=config.gate.scope,
+        gate_fitted=fitted if isinstance(fitted, str) else fitted.method,
+        members=members,
+        verification=claimed,
+    )

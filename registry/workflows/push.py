@@ -1,0 +1,208 @@
+"""``push``: a verified bundle, or a catalogued adapter, becomes one commit on the Hub.
+
+Everything is checked before anything is sent, all of it goes into one commit on top of the commit that
+was looked at, and afterwards the Hub's own list of files is compared with the digests here. Somebody
+else's push in between makes the Hub refuse ours, so two pushes never mix.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...schemas.bundle import CARD_FILE
+from ...schemas.errors import HubConflict, HubMismatch, HubRefused, HubUnavailable
+from ..hub.client import Hub
+from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
+from .steps import Advance
+
+# What the Hub or git puts there; never touched.
+_FOREIGN = frozenset({".gitattributes", ".gitignore"})
+_PAUSES_SECONDS = (1.0, 2.0, 4.0)
+_SHORT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What is to lie in the repository: ``files`` by their paths there, with their digests.
+
+    A repository that holds other files than ``replaces`` is somebody else's, unless the upload
+    ``holds_bundle`` and a bundle is what lies there.
+    """
+
+    title: str
+    tag: str
+    files: Mapping[str, Path]
+    digests: Mapping[str, FileDigests]
+    replaces: frozenset[str]
+    holds_bundle: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all files."""
+        return sum(each.size_bytes for each in self.digests.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What came of a push; ``commit`` is None after a dry run for a repository that is not there yet.
+
+    ``added`` and ``deleted`` are empty when the repository had these very files.
+    """
+
+    repository: str
+    commit: str | None
+    tag: str | None
+    pull_request: str | None
+    created: bool
+    added: tuple[str, ...]
+    deleted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """``private`` holds for a repository that is made; ``tag`` is used in place of the upload's own."""
+
+    private: bool = False
+    as_pull_request: bool = False
+    dry_run: bool = False
+    tag: str | None = None
+
+
+def digest_files(files: Mapping[str, Path], advance: Advance | None = None) -> dict[str, FileDigests]:
+    """The digests of local files, by the same keys."""
+    total, done = sum(path.stat().st_size for path in files.values()), 0
+
+    def count(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        if advance is not None:
+            advance("hashing", done, total)
+
+    return {name: digest_file(path, count) for name, path in files.items()}
+
+
+def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pushed:
+    """Make the repository hold exactly the upload, by one commit.
+
+    Raises:
+        HubConflict: somebody pushed in between; nothing of ours was committed.
+        HubRefused: not permitted, or the repository holds something else.
+        HubMismatch: the Hub lists other digests than were sent.
+        HubUnavailable: the Hub did not answer; nothing was committed unless the message says so.
+    """
+    found = hub.find_repository(repository)
+    if found is None and options.dry_run:
+        return Pushed(repository, None, upload.tag, None, True, tuple(sorted(upload.files)), ())
+    if found is None:
+        hub.create_repository(repository, private=options.private)
+    elif options.private and not found[1]:
+        raise HubRefused(
+            f"`{repository}` exists and is public, so `--private` would not hold; nothing was pushed",
+            hint="make it private in its settings, or choose another name",
+        )
+    head = found[0] if found else hub.resolve(repository)
+    listing = hub.list_files(repository, head)
+    _check_owner(listing, upload)
+    add, delete = find_changes(listing, upload)
+    tag = options.tag or upload.tag
+    _check_tag(hub, repository, options, head if not (add or delete) else None)
+    commit, pull_request = head, None
+    if options.dry_run:
+        return Pushed(repository, head, tag, None, found is None, add, delete)
+    if add or delete:
+        commit, pull_request = _commit(hub, upload, listing, add, delete, options)
+        _check_result(hub.list_files(repository, commit), upload)
+    if options.as_pull_request:
+        return Pushed(repository, commit, None, pull_request, found is None, add, delete)
+    hub.tag(repository, tag, commit)
+    return Pushed(repository, commit, tag, None, found is None, add, delete)
+
+
+def find_changes(listing: Listing, upload: Upload) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths to add and the paths to delete, so that the repository holds exactly the upload."""
+    remote = {file.path: file for file in listing.files if file.path not in _FOREIGN}
+    add = tuple(sorted(path for path, own in upload.digests.items() if not _is_there(remote.get(path), own)))
+    return add, tuple(sorted(set(remote) - set(upload.files)))
+
+
+def _is_there(file: RemoteFile | None, own: FileDigests) -> bool:
+    return file is not None and own.are_those_of(file)
+
+
+def _check_owner(listing: Listing, upload: Upload) -> None:
+    if listing.is_bundle and upload.holds_bundle:
+        return
+    strangers = sorted(
+        file.path for file in listing.files if file.path not in _FOREIGN | upload.replaces | {CARD_FILE}
+    )
+    if strangers or listing.is_bundle:
+        shown = ", ".join(f"`{path}`" for path in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+        raise HubRefused(
+            f"`{listing.repository}` holds something else: {shown}; nothing was pushed",
+            hint="choose a repository of its own",
+        )
+
+
+def _check_tag(hub: Hub, repository: str, options: PushOptions, head: str | None) -> None:
+    """Refuse a tag that a person named and that stands elsewhere; ours names the content itself."""
+    if options.tag is None or options.as_pull_request:
+        return
+    there = hub.list_tags(repository).get(options.tag)
+    if there is not None and there != head:
+        raise HubRefused(
+            f"`{repository}` has the tag `{options.tag}` at `{there[:_SHORT]}` already; nothing was pushed",
+            hint="choose another with `--tag`",
+        )
+
+
+def _commit(
+    hub: Hub,
+    upload: Upload,
+    listing: Listing,
+    add: tuple[str, ...],
+    delete: tuple[str, ...],
+    options: PushOptions,
+) -> tuple[str, str | None]:
+    """One commit; where the answer was lost, the repository itself says whether it was made."""
+    for pause in (*_PAUSES_SECONDS, None):
+        try:
+            return hub.commit(
+                listing.repository,
+                add={path: upload.files[path] for path in add},
+                delete=delete,
+                parent=listing.commit,
+                message=upload.title,
+                as_pull_request=options.as_pull_request,
+            )
+        except (HubUnavailable, HubConflict) as error:
+            if options.as_pull_request:
+                error.hint = "look at the repository's pull requests before you run it again"
+                raise
+            now = hub.resolve(listing.repository)
+            if now == listing.commit:
+                if pause is None or isinstance(error, HubConflict):
+                    raise
+                time.sleep(pause)
+                continue
+            if find_changes(hub.list_files(listing.repository, now), upload) == ((), ()):
+                return now, None
+            raise HubConflict(
+                f"somebody pushed to `{listing.repository}` in between: it was at "
+                f"`{listing.commit[:_SHORT]}` and is at `{now[:_SHORT]}`; nothing of this push was committed",
+                hint="look at what they changed; the same command again makes a commit on top of theirs",
+            ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _check_result(listing: Listing, upload: Upload) -> None:
+    add, delete = find_changes(listing, upload)
+    if add or delete:
+        wrong = ", ".join(f"`{path}`" for path in (*add, *delete))
+        raise HubMismatch(
+            f"`{listing.repository}@{listing.commit}` does not hold what was pushed: {wrong}; "
+            "the commit is there and was not tagged",
+            hint="run `meteora-registry verify` on the bundle here, then push again",
+        )

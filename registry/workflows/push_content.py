@@ -1,0 +1,115 @@
+"""What is pushed: the files of a verified bundle, or those of a catalogued adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from ...fuser.licenses import combine_licenses
+from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
+from ...schemas.digest import Digest
+from ...schemas.errors import BundleRefused, StoreDamaged
+from ...schemas.manifest import Manifest
+from ..catalog.records import AdapterVersion
+from ..hub.listing import FileDigests
+from ..store import Store
+from .add import TEXT_FILES
+from .push import Upload, digest_files
+from .steps import Advance
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"
+
+
+def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
+    """The files of a bundle that passed a verification at level source, for this very manifest.
+
+    Raises:
+        BundleRefused: it was not verified so, or a file is not what the manifest says.
+        InvalidDocument: the manifest or the record is damaged.
+        SourceUnreadable: a file cannot be read.
+    """
+    from ...fuser.bundle import read_manifest
+    from .source_record import require_source_record
+
+    manifest = read_manifest(folder)
+    manifest_sha256 = require_source_record(
+        folder, f"`{folder}`", hint=_VERIFY.format(folder=folder)
+    ).manifest_sha256
+    files = {name: folder / name for name in (*sorted(manifest.files), MANIFEST_FILE, VERIFICATION_FILE)}
+    if missing := [name for name, path in files.items() if not path.is_file() or path.is_symlink()]:
+        raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
+    digests = digest_files(files, advance)
+    _compare_with_manifest(folder, manifest, digests)
+    names = ", ".join(member.name for member in manifest.members)
+    return Upload(
+        title=f"MeteoRA bundle {manifest_sha256.short} of {names}"[:200],
+        tag=f"meteora-{manifest_sha256.short}",
+        files=files,
+        digests=digests,
+        replaces=frozenset(),
+        holds_bundle=True,
+    )
+
+
+def adapter_upload(
+    store: Store, version: AdapterVersion, scratch: Path, *, advance: Advance | None = None
+) -> Upload:
+    """The files of a catalogued adapter; one without a card gets a short one, written into ``scratch``.
+
+    Raises:
+        StoreDamaged: its bytes are missing or changed.
+    """
+    files = {}
+    for file in version.files:
+        # A name of its own, because progress and messages show it; the blob's is its digest.
+        files[file.name] = scratch / file.name
+        files[file.name].symlink_to(store.path_of(file.sha256))
+    if CARD_FILE not in files:
+        files[CARD_FILE] = scratch / CARD_FILE
+        files[CARD_FILE].write_text(_card_of(version), encoding="utf-8", newline="\n")
+    digests = digest_files(files, advance)
+    for file in version.files:
+        if digests[file.name].sha256 != file.sha256:
+            raise StoreDamaged(
+                f"the blob of `{file.name}` of `{version.source}` was changed",
+                hint="add the adapter again from its source",
+            )
+    content = Digest.of_bytes(f"{version.weights_sha256} {version.canonical_config_sha256}".encode())
+    return Upload(
+        title=f"LoRA adapter {version.source}",
+        tag=f"meteora-{content.short}",
+        files=files,
+        digests=digests,
+        replaces=frozenset({CONFIG_FILE, WEIGHTS_FILE, *TEXT_FILES}),
+        holds_bundle=False,
+    )
+
+
+def _compare_with_manifest(folder: Path, manifest: Manifest, digests: Mapping[str, FileDigests]) -> None:
+    for name, listed in manifest.files.items():
+        if digests[name].sha256 != listed.sha256:
+            raise BundleRefused(
+                f"`{name}` in `{folder}` was changed: it has the digest `{digests[name].sha256}`, "
+                f"the manifest says `{listed.sha256}`",
+                hint="fuse the bundle again",
+            )
+
+
+def _card_of(version: AdapterVersion) -> str:
+    facts: dict[str, object] = {"library_name": "peft", "tags": ["lora"]}
+    base = version.base_model or version.base
+    if base is not None and _HUB_NAME.fullmatch(base):
+        facts |= {"base_model": base, "base_model_relation": "adapter"}
+    combined = combine_licenses([version.license])
+    facts["license"] = combined.identifier
+    if combined.name is not None:
+        facts["license_name"] = combined.name
+    rank = "unknown" if version.max_rank is None else version.max_rank
+    return (
+        f"---\n{yaml.safe_dump(facts, allow_unicode=False)}---\n\n# {version.name}\n\n"
+        f"A LoRA adapter of rank {rank}, {version.weights_bytes} bytes, weights `{version.weights_sha256}`.\n"
+    )

@@ -1,0 +1,173 @@
+"""``push``: one commit, on top of what was looked at, and nobody else's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.hub import READ_TOKEN, LoopbackHub
+from support.hub_commands import Workplace, finish
+from support.small_adapters import make_adapter
+
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+
+
+@pytest.fixture
+def adapters(here: Workplace, tmp_path: Path) -> dict[str, Path]:
+    """Two catalogued adapters; only the first has a card."""
+    folders = {
+        "first": make_adapter(tmp_path / "first", card="---\nlicense: mit\n---\n# First\n"),
+        "second": make_adapter(tmp_path / "second", seed=1),
+    }
+    assert here.run("add", *folders.values()).code == 0
+    return folders
+
+
+def content(hub: LoopbackHub, name: str) -> dict[str, bytes]:
+    files = {path: file.data for path, file in hub.repositories[name].head.files.items()}
+    files.pop(".gitattributes")
+    return files
+
+
+def test_an_adapter_is_pushed_as_it_was_added(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    result = here.run("push", "first@1", "org/first")
+    repository = hub.repositories["org/first"]
+    (tag,) = repository.tags
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"pushed: org/first@{repository.head.oid} as {tag}: 3 files, ")
+    assert content(hub, "org/first") == {
+        name: (adapters["first"] / name).read_bytes() for name in (CARD, CONFIG, WEIGHTS)
+    }
+    again = here.run("push", "first", "org/first")
+    assert again.out == f"nothing to do: org/first@{repository.head.oid} has these very files\n"
+    assert len(repository.commits) == 2
+
+
+def test_an_adapter_without_a_card_gets_one_that_the_hub_accepts(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    assert here.run("push", "second", "org/second").code == 0
+    card = content(hub, "org/second")[CARD].decode()
+    assert card.startswith(
+        "---\nbase_model: org/base\nbase_model_relation: adapter\nlibrary_name: peft\nlicense: unknown\n"
+    )
+
+
+def test_a_dry_run_changes_nothing(hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]) -> None:
+    result = here.run("push", "first", "org/first", "--dry-run")
+    assert result.code == 0
+    assert result.out.splitlines()[1:] == [f"  {CARD}", f"  {CONFIG}", f"  {WEIGHTS}"]
+    assert hub.repositories == {}
+
+
+def test_a_pull_request_leaves_the_main_branch_alone_and_can_be_added_from(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    hub.create("org/first")
+    before = hub.repositories["org/first"].head
+    result = here.run("push", "first", "org/first", "--pr")
+    repository = hub.repositories["org/first"]
+    assert result.out.startswith(f"proposed: {hub.url}/org/first/discussions/1: 3 files, ")
+    assert repository.head is before
+    assert set(repository.commits[repository.refs["refs/pr/1"]].files) >= {CARD, CONFIG, WEIGHTS}
+    assert repository.tags == {}
+    added = here.run("add", "org/first@refs/pr/1", "--name", "proposed")
+    assert added.out == "added: proposed@1 (sound, fusable)\n"
+
+
+def test_a_repository_that_holds_something_else_is_left_alone(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    hub.create("org/other", {"model.py": b"print()", "data/notes.txt": b"notes", CARD: b"# Other\n"})
+    result = here.run("push", "first", "org/other")
+    assert result.code == 1
+    assert result.err == (
+        "error: `org/other` holds something else: `data/notes.txt`, `model.py`; nothing was pushed\n"
+        "hint: choose a repository of its own\n"
+    )
+    assert len(hub.repositories["org/other"].commits) == 2
+
+
+def test_private_is_refused_for_a_repository_that_is_public(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    hub.create("org/open")
+    result = here.run("push", "first", "org/open", "--private")
+    assert result.code == 1
+    assert result.err == (
+        "error: `org/open` exists and is public, so `--private` would not hold; nothing was pushed\n"
+        "hint: make it private in its settings, or choose another name\n"
+    )
+    assert here.run("push", "first", "org/closed", "--private").code == 0
+    assert hub.repositories["org/closed"].private
+
+
+def test_a_new_version_replaces_the_old_one_whole_and_a_tag_is_never_moved(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    assert here.run("push", "first", "org/adapter", "--tag", "v1").code == 0
+    hub.push("org/adapter", {"LICENSE": b"MIT"})
+    first = hub.repositories["org/adapter"].head.oid
+    refused = here.run("push", "second", "org/adapter", "--tag", "v1")
+    assert refused.code == 1
+    assert "error: `org/adapter` has the tag `v1` at " in refused.err
+    assert hub.repositories["org/adapter"].head.oid == first
+    assert here.run("push", "second", "org/adapter", "--tag", "v2").code == 0
+    assert set(content(hub, "org/adapter")) == {CARD, CONFIG, WEIGHTS}
+    assert content(hub, "org/adapter")[WEIGHTS] == (adapters["second"] / WEIGHTS).read_bytes()
+
+
+def test_a_token_that_may_only_read_cannot_push(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    hub.create("org/first")
+    result = here.run("push", "first", "org/first", HF_TOKEN=READ_TOKEN)
+    assert result.code == 1
+    assert result.err == (
+        "error: the Hub does not allow this for `org/first` (403)\n"
+        "hint: the token must have the right to do it; see `hf auth whoami`\n"
+    )
+    assert len(hub.repositories["org/first"].commits) == 1
+
+
+def test_of_two_pushes_at_once_one_wins_the_other_is_told_and_nothing_is_mixed(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    hub.create("org/shared")
+    start = hub.repositories["org/shared"].head.oid
+    held = [hub.fault("POST", "/commit/", action="hold") for _ in adapters]
+    processes = {name: here.start("push", name, "org/shared") for name in adapters}
+    # Both have looked at the repository and are about to commit.
+    assert all(fault.reached.wait(60) for fault in held)
+    for fault in held:
+        fault.release.set()
+    results = {name: finish(process) for name, process in processes.items()}
+    codes = {name: result.code for name, result in results.items()}
+    assert sorted(codes.values()) == [0, 1]
+    winner, loser = sorted(codes, key=lambda name: codes[name])
+    repository = hub.repositories["org/shared"]
+    assert results[loser].err == (
+        f"error: somebody pushed to `org/shared` in between: it was at `{start[:12]}` and is at "
+        f"`{repository.head.oid[:12]}`; nothing of this push was committed\n"
+        "hint: look at what they changed; the same command again makes a commit on top of theirs\n"
+    )
+    assert content(hub, "org/shared")[WEIGHTS] == (adapters[winner] / WEIGHTS).read_bytes()
+    assert content(hub, "org/shared")[CONFIG] == (adapters[winner] / CONFIG).read_bytes()
+    assert list(repository.tags.values()) == [repository.head.oid]
+    assert len(repository.commits) == 2
+    assert here.run("push", loser, "org/shared").code == 0
+    assert content(hub, "org/shared")[WEIGHTS] == (adapters[loser] / WEIGHTS).read_bytes()
+
+
+def test_a_commit_whose_answer_was_lost_is_recognised(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+) -> None:
+    hub.fault("POST", "/commit/", action="lost", status=502)
+    result = here.run("push", "first", "org/first")
+    repository = hub.repositories["org/first"]
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"pushed: org/first@{repository.head.oid} as ")
+    assert len(repository.commits) == 2
