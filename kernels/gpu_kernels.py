@@ -182,11 +182,11 @@ def project_kernel(
     """Write ``x [A ; gate]^T`` over chunk s of h: planes [S, T, N] and logit_planes [S, T, L], both fp32.
 
     The gate's rows are fp32 whatever A is, and multiplied so. ``SQUARES`` also writes ``||x||^2`` [S, T].
-    Grid: tiles of A's rows then of the gate's, S, token tiles.
+    Grid: token tiles, tiles of A's rows then of the gate's, S.
     """
-    tile = tl.program_id(0)
-    split = tl.program_id(1)
-    tokens = tl.program_id(2) * BT + tl.arange(0, BT)
+    tokens = tl.program_id(0) * BT + tl.arange(0, BT)
+    tile = tl.program_id(1)
+    split = tl.program_id(2)
     begin = split * chunk
     end = tl.minimum(begin + chunk, h)
     at = split.to(tl.int64) * T + tokens

@@ -88,7 +88,7 @@ def project(x: Tensor, A: Tensor | None, layout: Layout, gate: Gate) -> Projecti
         torch.empty(S, T, *columns, dtype=torch.float32, device=x.device)
         for columns in ((rows,), (layout.adapters,), ())
     )
-    project_kernel[(a_tiles + gate_tiles, S, token_tiles)](
+    project_kernel[(token_tiles, a_tiles + gate_tiles, S)](
         x, x if A is None else A, gate.weight, z, logits, squares, T, h, rows, layout.adapters, chunk,
         x.stride(0), a_tiles, BT=blocks.tokens, BR=rank_tile, BK=step, EVEN=h % chunk == 0 == chunk % step,
         SQUARES=gate.kind == "normalised", UPCAST=INTERPRETED, PRECISION=_precision(x.dtype),
@@ -104,8 +104,8 @@ def route(projection: Projection, gate: Gate) -> Routing:
     routing = _empty_routing(T, gate.k, projection.logits.device)
     route_kernel[(triton.cdiv(T, blocks.tokens),)](
         projection.logits, projection.squares, _bias(gate), routing.selection, routing.weights, T, L, S,
-        gate.temperature, gate.eps, KIND=KINDS[gate.kind], BIASED=gate.bias is not None, K=gate.k,
-        KP=_power(gate.k), BT=blocks.tokens, LP=_power(L), num_warps=blocks.warps, num_stages=blocks.stages,
+        float(gate.temperature), float(gate.eps), KIND=KINDS[gate.kind], BIASED=gate.bias is not None,
+        K=gate.k, KP=_power(gate.k), BT=blocks.tokens, LP=_power(L), num_warps=blocks.warps, num_stages=blocks.stages,
         enable_fp_fusion=True,
     )  # fmt: skip
     return routing
@@ -175,8 +175,8 @@ def _launch_expand(
     expand_kernel[(triton.cdiv(T, blocks.tokens), triton.cdiv(d, features))](
         planes, W, out, known.starts, known.ranks, known.scaling, routing.selection, routing.weights,
         projection.logits, projection.squares, _bias(gate), T, d, layout.rows, layout.adapters,
-        layout.max_rank, planes.shape[0], out.stride(0), gate.temperature, gate.eps, K=k, KP=_power(k),
-        BT=blocks.tokens, BR=_tile(layout.max_rank, blocks.rank), BD=features, LP=_power(layout.adapters),
+        layout.max_rank, planes.shape[0], out.stride(0), float(gate.temperature), float(gate.eps), K=k,
+        KP=_power(k), BT=blocks.tokens, BR=_tile(layout.max_rank, blocks.rank), BD=features, LP=_power(layout.adapters),
         KIND=KINDS[gate.kind], BIASED=gate.bias is not None, GATED=gated, ADD=add,
         UPCAST=_widened(W.dtype), PRECISION=_precision(W.dtype), num_warps=blocks.warps,
         num_stages=blocks.stages, enable_fp_fusion=True,

@@ -9,6 +9,8 @@ The functions are those of ``products.py``; shapes are those of ``layout.py``.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -51,9 +53,10 @@ def forward_with_z(
 def gated_forward(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
     """Return the gate's routing of x [T, h], after adding the output it routes to `out` [T, D]."""
     x = _rows(x)
-    if x.shape[0] <= FEW_TOKENS and layout.rows <= GATED_ROWS and out.stride(-1) == 1:
-        return gpu_launch.route_and_expand(gpu_launch.project(x, A, layout, gate), Bt, layout, gate, out)
-    routing = gpu_launch.route(gpu_launch.project(x, None, layout, gate), gate)
+    with _current_device(x):
+        if x.shape[0] <= FEW_TOKENS and layout.rows <= GATED_ROWS and out.stride(-1) == 1:
+            return gpu_launch.route_and_expand(gpu_launch.project(x, A, layout, gate), Bt, layout, gate, out)
+        routing = gpu_launch.route(gpu_launch.project(x, None, layout, gate), gate)
     forward(x, A, Bt, layout, routing, out)
     return routing
 
@@ -65,7 +68,8 @@ def backward(grad: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routi
 
 def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
     """Return [N, d]: per adapter ``sum over its slots of w_j s_i z_j^T v_t``."""
-    return gpu_launch.outer(z, _rows(v), layout, routing)
+    with _current_device(v):
+        return gpu_launch.outer(z, _rows(v), layout, routing)
 
 
 def _apply(
@@ -81,13 +85,14 @@ def _apply(
     v = _rows(v)
     add = out is not None and out.stride(-1) == 1
     target = out if out is not None and add else v.new_empty(v.shape[0], outward.shape[1])
-    if takes_dense(v.shape[0], layout, v.dtype):
-        weighted, z = gpu_launch.spread(v @ inward.T, layout, routing, keep_z=keep_z)
-        target = target.addmm_(weighted, outward) if add else torch.mm(weighted, outward, out=target)
-    else:
-        planes = gpu_launch.shrink(v, inward, layout, routing.selection)
-        gpu_launch.expand(planes, outward, layout, routing, target, add=add)
-        z = planes[0] if planes.shape[0] == 1 or not keep_z else planes.sum(0)
+    with _current_device(v):
+        if takes_dense(v.shape[0], layout, v.dtype):
+            weighted, z = gpu_launch.spread(v @ inward.T, layout, routing, keep_z=keep_z)
+            target = target.addmm_(weighted, outward) if add else torch.mm(weighted, outward, out=target)
+        else:
+            planes = gpu_launch.shrink(v, inward, layout, routing.selection)
+            gpu_launch.expand(planes, outward, layout, routing, target, add=add)
+            z = planes[0] if planes.shape[0] == 1 or not keep_z else planes.sum(0)
     if out is not None and not add:
         target = out.add_(target)
     return target, z
@@ -96,3 +101,8 @@ def _apply(
 def _rows(v: Tensor) -> Tensor:
     """Return `v` with contiguous features, as the kernels read it."""
     return v if v.stride(-1) == 1 else v.contiguous()
+
+
+def _current_device(v: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which Triton launches on the GPU of `v`; it launches on the current one."""
+    return torch.cuda.device(v.device) if v.is_cuda else nullcontext()

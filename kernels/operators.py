@@ -218,7 +218,13 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _pass_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     x, A, Bt, selection, weights, z = ctx.saved_tensors
     _, for_A, for_Bt, *_ = ctx.needs_input_grad
-    compute = backward_operator if is_traced(grad) else backward
+    traced = is_traced(grad)
+    # z is kept as a constant: a graph of this backward would give second derivatives that are wrong.
+    if torch.is_grad_enabled() and not traced:
+        raise RuntimeError(
+            "`routed_lora` has no second derivative, expected a backward without `create_graph=True`"
+        )
+    compute = backward_operator if traced else backward
     dx, dA, dBt, d_weights = compute(
         grad.contiguous(), x, A, Bt, ctx.offsets, ctx.scaling, selection, weights, z, for_A, for_Bt
     )

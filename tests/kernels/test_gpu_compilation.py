@@ -23,8 +23,15 @@ SHARED_BYTES = 99 * 1024
 STACK_BYTES = 64
 
 
-def launches(monkeypatch: pytest.MonkeyPatch, T: int, dtype: torch.dtype, ranks: list[int]) -> list[Call]:
-    """Return the distinct launches of every entry point for `T` tokens of a linear 4096 x 4096."""
+def launches(
+    monkeypatch: pytest.MonkeyPatch,
+    T: int,
+    dtype: torch.dtype,
+    ranks: list[int],
+    features: int = 4096,
+    k: int = 2,
+) -> list[Call]:
+    """Return the distinct launches of every entry point for `T` tokens of a square linear."""
     calls: list[Call] = []
     for name in KERNELS:
         kernel = getattr(gpu_launch, f"{name}_kernel")
@@ -33,10 +40,10 @@ def launches(monkeypatch: pytest.MonkeyPatch, T: int, dtype: torch.dtype, ranks:
     offsets = [sum(ranks[:i]) for i in range(len(ranks) + 1)]
     layout = layout_of(offsets, [1.0] * len(ranks))
     with torch.device("meta"):
-        x, out = torch.empty(2, T, 4096, dtype=dtype)
-        A, Bt = torch.empty(2, layout.rows, 4096, dtype=dtype)
-        routing = Routing(torch.empty(T, 2, dtype=torch.int64), torch.empty(T, 2))
-        gate = Gate(torch.empty(len(ranks), 4096), torch.empty(len(ranks)), "normalised", 2)
+        x, out = torch.empty(2, T, features, dtype=dtype)
+        A, Bt = torch.empty(2, layout.rows, features, dtype=dtype)
+        routing = Routing(torch.empty(T, k, dtype=torch.int64), torch.empty(T, k))
+        gate = Gate(torch.empty(len(ranks), features), torch.empty(len(ranks)), "normalised", k)
     gpu_products.gated_forward(x, A, Bt, layout, gate, out)
     _, z = gpu_products.forward_with_z(x, A, Bt, layout, routing)
     gpu_products.experts_gradient(z, x, layout, routing)
@@ -64,3 +71,16 @@ def test_kernels_compile_for_other_gpus(
         binary = compiled(call, capability, tmp_path)
         assert binary.shared_bytes <= SHARED_BYTES, call.variant
         assert binary.stack_bytes <= STACK_BYTES, call.variant
+
+
+def test_sizes_of_one_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Triton makes a constant of an argument that is 1, which not every operation takes."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    for call in launches(monkeypatch, 1, torch.bfloat16, [1], features=1, k=1):
+        assert compiled(call, 90, tmp_path).stack_bytes <= STACK_BYTES, call.variant
+
+
+def test_many_slots_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    for call in launches(monkeypatch, 1, torch.bfloat16, [8] * 64, features=72, k=8):
+        assert compiled(call, 90, tmp_path).shared_bytes <= SHARED_BYTES, call.variant

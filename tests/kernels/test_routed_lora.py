@@ -94,6 +94,17 @@ def test_gradients_pass_gradcheck(ranks: list[int], T: int) -> None:
     assert torch.autograd.gradcheck(routed, (case.x, case.A, case.Bt, case.weights))
 
 
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    case = operands([8, 8, 8])
+    case.x.requires_grad_()
+    case.weights.requires_grad_()
+    with pytest.raises(RuntimeError) as caught:
+        torch.autograd.grad(case.routed().sum(), case.x, create_graph=True)
+    assert str(caught.value) == (
+        "`routed_lora` has no second derivative, expected a backward without `create_graph=True`"
+    )
+
+
 def test_frozen_experts_keep_no_gradient_and_save_no_input() -> None:
     case = operands([8, 8, 8])
     case.x.requires_grad_()

@@ -83,7 +83,8 @@ def compiled(call: Call, capability: int, folder: Path) -> Binary:
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for index, param in enumerate(call.kernel.params):
         value = call.arguments[param.name]
-        if param.is_constexpr:
+        one = isinstance(value, int) and value == 1 and not param.do_not_specialize
+        if param.is_constexpr or one:
             signature[param.name], constants[(index,)] = "constexpr", value
             continue
         signature[param.name] = type_of(value)
