@@ -105,8 +105,8 @@ def route(projection: Projection, gate: Gate) -> Routing:
     route_kernel[(triton.cdiv(T, blocks.tokens),)](
         projection.logits, projection.squares, _bias(gate), routing.selection, routing.weights, T, L, S,
         float(gate.temperature), float(gate.eps), KIND=KINDS[gate.kind], BIASED=gate.bias is not None,
-        K=gate.k, KP=_power(gate.k), BT=blocks.tokens, LP=_power(L), num_warps=blocks.warps, num_stages=blocks.stages,
-        enable_fp_fusion=True,
+        K=gate.k, KP=_power(gate.k), BT=blocks.tokens, LP=_power(L), num_warps=blocks.warps,
+        num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return routing
 
@@ -176,8 +176,8 @@ def _launch_expand(
         planes, W, out, known.starts, known.ranks, known.scaling, routing.selection, routing.weights,
         projection.logits, projection.squares, _bias(gate), T, d, layout.rows, layout.adapters,
         layout.max_rank, planes.shape[0], out.stride(0), float(gate.temperature), float(gate.eps), K=k,
-        KP=_power(k), BT=blocks.tokens, BR=_tile(layout.max_rank, blocks.rank), BD=features, LP=_power(layout.adapters),
-        KIND=KINDS[gate.kind], BIASED=gate.bias is not None, GATED=gated, ADD=add,
+        KP=_power(k), BT=blocks.tokens, BR=_tile(layout.max_rank, blocks.rank), BD=features,
+        LP=_power(layout.adapters), KIND=KINDS[gate.kind], BIASED=gate.bias is not None, GATED=gated, ADD=add,
         UPCAST=_widened(W.dtype), PRECISION=_precision(W.dtype), num_warps=blocks.warps,
         num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
