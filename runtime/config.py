@@ -13,7 +13,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from ..schemas.bundle import NOT_FITTED, PEFT_TYPE, BundleConfig, check_readable
+from ..schemas.bundle import IMPORTED, PEFT_TYPE, BundleConfig, Fitting, check_readable
 
 
 class GateNotFittedWarning(UserWarning):
@@ -61,12 +61,17 @@ class MeteoraConfig(PeftConfig):
 
 
 def warn_unless_fitted(bundle: BundleConfig, adapter_name: str) -> None:
-    """Say once for this load that the gate has not been fitted, and what to do about it."""
-    if bundle.gate.fitted == NOT_FITTED:
-        warnings.warn(
-            f"the gate of bundle `{adapter_name}` is not fitted: which of its {len(bundle.members)} members "
-            "a token takes means nothing yet; use one member with `force_adapter(model, NAME)`, or fit the "
-            "gate with `meteora-registry gate fit`",
-            GateNotFittedWarning,
-            stacklevel=2,
-        )
+    """Say once for this load that nobody fitted the gate, or that nobody knows, and what to do about it."""
+    fitted = bundle.gate.fitted
+    if not isinstance(fitted, Fitting):
+        state = f"is not fitted: which of its {len(bundle.members)} members a token takes means nothing yet"
+    elif fitted.method == IMPORTED:
+        state = "came with another layout, which does not say whether it was fitted, or on what"
+    else:
+        return
+    warnings.warn(
+        f"the gate of bundle `{adapter_name}` {state}; use one member with `force_adapter(model, NAME)`, "
+        "or train the gates (`is_trainable=True`)",
+        GateNotFittedWarning,
+        stacklevel=2,
+    )

@@ -47,6 +47,7 @@ class Setting:
     """One base with a bundle per dtype of the factors."""
 
     base: Path
+    adapters: dict[str, Path]
     bundles: dict[torch.dtype, Path]
 
 
@@ -59,7 +60,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         dtype: write_bundle(folder / f"bundle-{dtype}", adapters, base=str(base), dtype=dtype, gate_bias=True)
         for dtype in DTYPES
     }
-    yield Setting(base, bundles)
+    yield Setting(base, adapters, bundles)
 
 
 def through_peft_model(bundle: Path, base_dtype: torch.dtype, **options: Any) -> nn.Module:
@@ -182,14 +183,28 @@ def test_gate_alone_is_trained_and_only_when_asked(
     assert trained == ({"meteora_gate", "meteora_gate_bias"} if asked else set())
 
 
-@every_load
-def test_load_says_once_that_the_gate_is_not_fitted(setting: Setting, load: Load) -> None:
+def warning_of(load: Load, bundle: Path) -> str:
     with pytest.warns() as seen:
-        load(setting.bundles[torch.float32], torch.float32)
+        load(bundle, torch.float32)
     (warning,) = [entry for entry in seen if entry.category is GateNotFittedWarning]
-    assert str(warning.message) == (
+    return str(warning.message)
+
+
+@every_load
+def test_load_says_once_that_nobody_knows_whether_a_gate_was_fitted(setting: Setting, load: Load) -> None:
+    assert warning_of(load, setting.bundles[torch.float32]) == (
+        "the gate of bundle `default` came with another layout, which does not say whether it was fitted, "
+        "or on what; use one member with `force_adapter(model, NAME)`, or train the gates (`is_trainable=True`)"
+    )
+
+
+@every_load
+def test_load_says_once_that_the_gate_is_not_fitted(setting: Setting, load: Load, tmp_path: Path) -> None:
+    # A bundle like the setting's, but for the gate: linear and without a bias, it is the drawn one.
+    bundle = write_bundle(tmp_path / "bundle", setting.adapters, base=str(setting.base))
+    assert warning_of(load, bundle) == (
         "the gate of bundle `default` is not fitted: which of its 5 members a token takes means nothing yet; "
-        "use one member with `force_adapter(model, NAME)`, or fit the gate with `meteora-registry gate fit`"
+        "use one member with `force_adapter(model, NAME)`, or train the gates (`is_trainable=True`)"
     )
 
 
