@@ -6,6 +6,7 @@ by several times. Interleaved, every variant meets the same neighbours, and the 
 
 from __future__ import annotations
 
+import random
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -43,9 +44,12 @@ def interleaved(variants: Mapping[str, Call], *, device: str, seconds: float) ->
         for _ in range(WARM_UP_CALLS):
             call()
     times: dict[str, list[float]] = {name: [] for name in variants}
+    turns, order = list(variants.items()), random.Random(0)
     deadline = time.perf_counter() + seconds
     for turn in range(MOST_ROUNDS):
-        for name, call in variants.items():
+        # Another order each turn: who runs after whom decides what is in the caches.
+        order.shuffle(turns)
+        for name, call in turns:
             times[name].append(one_call(call))
         if turn + 1 >= LEAST_ROUNDS and time.perf_counter() > deadline:
             break

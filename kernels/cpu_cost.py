@@ -103,7 +103,7 @@ FP32_SHRINK = {
     "views": Constants(17, call=9, read=63),
     "dense": Constants(30, rate=75, read=67),
     "grouped": Constants(115, call=20, rate=94, read=88, copy=198),
-    "grouped_mm": Constants(120, call=1, rate=82, read=72, copy=229, far=817),
+    "grouped_mm": Constants(60, call=1, rate=82, read=72, copy=229, far=817),
 }
 FP32_EXPAND = {
     "views": Constants(15, call=5, read=50),

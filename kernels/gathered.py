@@ -21,23 +21,26 @@ from .slots import Slots
 
 def routed_views(
     x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None
-) -> Tensor:
-    """Return the routed output [T, D] in the dtype of `x`, added into `out` where one is given.
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the routed output [T, D] in the dtype of `x`, and z of each slot, [1, R_i].
 
-    Products and sum are in the accumulation dtype; weight and scaling are multiplied in double.
+    The output is added into `out` where one is given. Products and sum are in the accumulation dtype; weight
+    and scaling are multiplied in double.
     """
     dtype = accumulation_dtype(x.dtype)
     in_place = out is not None and out.dtype == dtype
     total = out if out is not None and in_place else x.new_zeros(x.shape[0], Bt.shape[1], dtype=dtype)
+    z = []
     per_token = zip(routing.selection.tolist(), routing.weights.tolist(), strict=True)
     for t, (adapters, shares) in enumerate(per_token):
         token, row = x[t : t + 1].to(dtype), total[t : t + 1]
         for i, share in zip(adapters, shares, strict=True):
             rows = slice(layout.offsets[i], layout.offsets[i + 1])
-            row.addmm_(token @ A[rows].to(dtype).T, Bt[rows].to(dtype), alpha=share * layout.scaling[i])
+            z.append(token @ A[rows].to(dtype).T)
+            row.addmm_(z[-1], Bt[rows].to(dtype), alpha=share * layout.scaling[i])
     if out is None:
-        return total.to(x.dtype)
-    return out if in_place else out.add_(total)
+        return total.to(x.dtype), z
+    return out if in_place else out.add_(total), z
 
 
 def shrink_views(v: Tensor, W: Tensor, slots: Slots) -> Tensor:

@@ -235,10 +235,17 @@ forward_operator.register_autograd(_pass_gradient, setup_context=_save_for_backw
 
 
 class _Eager(torch.autograd.Function):
-    """The operator's autograd without the operator."""
+    """The operator's autograd without the operator.
 
-    forward = staticmethod(forward)
-    setup_context = staticmethod(_save_for_backward)
+    Without `setup_context` either: torch would bind the arguments by name at every call, 30 microseconds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = forward(*inputs)
+        _save_for_backward(ctx, inputs, output)
+        return output
+
     backward = staticmethod(_pass_gradient)
 
 

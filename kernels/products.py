@@ -10,7 +10,9 @@ Shapes are those of ``layout.py``.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import cpu_cost
 from .dense import expand_dense, shrink_dense
@@ -47,7 +49,7 @@ def forward(
 ) -> Tensor:
     """Return the routed output [T, D], added into `out` where one is given; z is not kept."""
     if cpu_cost.is_a_handful(x, layout, routing.selection):
-        return routed_views(x, A, Bt, layout, routing, out)
+        return routed_views(x, A, Bt, layout, routing, out)[0]
     if not layout.rows or not x.shape[0]:
         return x.new_zeros(x.shape[0], Bt.shape[1]) if out is None else out
     slots = Slots(layout, routing)
@@ -58,6 +60,11 @@ def forward_with_z(
     x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing
 ) -> tuple[Tensor, Tensor]:
     """Return the routed output [T, D], and z [T, k, R] in the accumulation dtype."""
+    if cpu_cost.is_a_handful(x, layout, routing.selection):
+        output, parts = routed_views(x, A, Bt, layout, routing, None)
+        if not layout.equal_ranks:
+            parts = [pad(part, (0, layout.max_rank - part.shape[1])) for part in parts]
+        return output, torch.cat(parts, dim=1).view(*routing.selection.shape, layout.max_rank)
     if not layout.rows or not x.shape[0]:
         z = x.new_zeros(*routing.selection.shape, layout.max_rank, dtype=accumulation_dtype(x.dtype))
         return x.new_zeros(x.shape[0], Bt.shape[1]), z
