@@ -97,7 +97,7 @@ def why_not(name: str, problem: Problem) -> str | None:
         return f"would take {flop / 1e9:.0f} GFLOP"
     if name.startswith("views") and p.T * p.k > VIEWS_SLOTS:
         return f"takes {p.T * p.k} slots one at a time"
-    if "grouped_mm" in name and not serves("grouped_mm", problem.A, problem.layout):
+    if "grouped_mm" in name and not serves("grouped_mm", problem.layout, p.h, problem.x.dtype):
         return "takes members of one rank"
     return None
 

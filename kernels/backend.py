@@ -46,7 +46,7 @@ class Backend(Protocol):
 
 def backend_for(x: Tensor, layout: Layout) -> Backend:
     """Return the module that serves the call, decided by device, dtype and shapes alone."""
-    if x.device.type != "cuda" or not has_triton(x.device):
+    if not x.is_cuda or not has_triton(x.device):
         return products
     from . import gpu_products
 

@@ -40,11 +40,14 @@ HANDFUL_SLOTS = 4
 HANDFUL_WIDENED = 131072
 
 
+# Tokens, slots, adapters present, and the ranks of the slots and of those adapters, each summed.
+Usage = tuple[int, int, int, int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one shrink or expand has to do under a given selection; MB are 1e6 bytes of W's dtype."""
+    """What one shrink or expand has to do under a given routing; MB are 1e6 bytes of W's dtype."""
 
-    tokens: int
     slots: int
     adapters: int
     mflop: float
@@ -126,61 +129,74 @@ BF16_EXPAND = {
 }
 
 
-def is_a_handful(x: Tensor, layout: Layout, selection: Tensor) -> bool:
+CONSTANTS = {
+    ("shrink", False): FP32_SHRINK,
+    ("shrink", True): BF16_SHRINK,
+    ("expand", False): FP32_EXPAND,
+    ("expand", True): BF16_EXPAND,
+}
+
+
+def is_a_handful(x: Tensor, slots: Slots) -> bool:
     """Return whether a forward on a CPU is so small that `routed_views` does it in the least operations.
 
     It widens half types, which costs more than it saves once the adapters selected are more than a few rows.
     """
-    if x.device.type != "cpu" or not 0 < selection.numel() <= HANDFUL_SLOTS:
+    if slots.selection.numel() > HANDFUL_SLOTS:
         return False
-    if x.dtype != torch.bfloat16:
-        return True
-    rows: int = sum(layout.ranks[i] for token in selection.tolist() for i in token)
-    return rows * x.shape[1] <= HANDFUL_WIDENED
+    ranks = slots.layout.ranks
+    rows = sum(count * ranks[i] for i, count in slots.counts.items())
+    return x.dtype != torch.bfloat16 or rows * x.shape[1] <= HANDFUL_WIDENED
 
 
 def cheapest_shrink(W: Tensor, slots: Slots) -> str:
     """Return the name of the cheapest formulation of a shrink of W [N, d]."""
-    return _cheapest(BF16_SHRINK if _multiplies_bf16(W.dtype) else FP32_SHRINK, W, slots)
+    return _cheapest("shrink", slots.layout, W.shape[1], W.dtype, _usage(slots), torch.get_num_threads())
 
 
 def cheapest_expand(W: Tensor, slots: Slots) -> str:
     """Return the name of the cheapest formulation of an expand by W [N, d]."""
-    return _cheapest(BF16_EXPAND if _multiplies_bf16(W.dtype) else FP32_EXPAND, W, slots)
+    return _cheapest("expand", slots.layout, W.shape[1], W.dtype, _usage(slots), torch.get_num_threads())
 
 
-def _cheapest(constants: dict[str, Constants], W: Tensor, slots: Slots) -> str:
-    work = work_of(W, slots)
-    speed = float(torch.get_num_threads())
-    names = [name for name in constants if serves(name, W, slots.layout)]
-    return min(names, key=lambda name: FORMULAS[name](constants[name], work, speed))
+def _usage(slots: Slots) -> Usage:
+    """Return what of a routing enters the model: few enough numbers that most decisions are looked up."""
+    ranks, counts = slots.layout.ranks, slots.counts
+    T, k = slots.selection.shape
+    slot_rows = sum(count * ranks[i] for i, count in counts.items())
+    return T, T * k, len(counts), slot_rows, sum(ranks[i] for i in counts)
 
 
-def serves(name: str, W: Tensor, layout: Layout) -> bool:
-    """Return whether a formulation is right for W: fp16 must be widened, which not all of them do."""
-    if W.dtype == torch.float16:
+@functools.lru_cache(maxsize=65536)
+def _cheapest(
+    product: str, layout: Layout, features: int, dtype: torch.dtype, usage: Usage, threads: int
+) -> str:
+    constants = CONSTANTS[product, _multiplies_bf16(dtype)]
+    work = work_of(layout, features, dtype, usage)
+    names = [name for name in constants if serves(name, layout, features, dtype)]
+    return min(names, key=lambda name: FORMULAS[name](constants[name], work, float(threads)))
+
+
+def serves(name: str, layout: Layout, features: int, dtype: torch.dtype) -> bool:
+    """Return whether a formulation is right for W [N, features]: fp16 must be widened, which few do."""
+    if dtype == torch.float16:
         return name in ("views", "grouped")
-    return name != "grouped_mm" or fits_grouped_mm(W, layout.block_rank)
+    return name != "grouped_mm" or fits_grouped_mm(layout.block_rank, features, dtype)
 
 
-def work_of(W: Tensor, slots: Slots) -> Work:
-    """Return what the slots ask of W [N, d]."""
-    layout = slots.layout
-    slot_rows = sum(count * layout.ranks[i] for i, count in slots.counts.items())
-    adapter_rows = sum(layout.ranks[i] for i in slots.counts)
-    tokens, number = slots.selection.shape[0], slots.selection.numel()
-    d = W.shape[1]
-    row_mb = d * W.element_size() / 1e6
+def work_of(layout: Layout, features: int, dtype: torch.dtype, usage: Usage) -> Work:
+    """Return what a routing asks of W [N, features]."""
+    tokens, slots, adapters, slot_rows, adapter_rows = usage
+    row_mb = features * dtype.itemsize / 1e6
     return Work(
-        tokens=tokens,
-        slots=number,
-        adapters=len(slots.counts),
-        mflop=2e-6 * slot_rows * d,
+        slots=slots,
+        adapters=adapters,
+        mflop=2e-6 * slot_rows * features,
         slot_mb=slot_rows * row_mb,
         adapter_mb=adapter_rows * row_mb,
-        copy_mb=number * row_mb,
+        copy_mb=slots * row_mb,
         block_copy_mb=slot_rows / max(1, layout.block_rank) * row_mb,
-        dense_mflop=2e-6 * tokens * layout.rows * d,
+        dense_mflop=2e-6 * tokens * layout.rows * features,
         dense_mb=layout.rows * row_mb,
     )
 

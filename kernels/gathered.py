@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from .layout import Layout
 from .operands import accumulation_dtype, multipliable
-from .routing import Routing
 from .slots import Slots
 
 
 def routed_views(
-    x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None
+    x: Tensor, A: Tensor, Bt: Tensor, slots: Slots, out: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the routed output [T, D] in the dtype of `x`, and z of each slot, [1, R_i].
 
@@ -30,8 +28,8 @@ def routed_views(
     dtype = accumulation_dtype(x.dtype)
     in_place = out is not None and out.dtype == dtype
     total = out if out is not None and in_place else x.new_zeros(x.shape[0], Bt.shape[1], dtype=dtype)
-    z = []
-    per_token = zip(routing.selection.tolist(), routing.weights.tolist(), strict=True)
+    layout, z = slots.layout, []
+    per_token = zip(slots.members, slots.weights.tolist(), strict=True)
     for t, (adapters, shares) in enumerate(per_token):
         token, row = x[t : t + 1].to(dtype), total[t : t + 1]
         for i, share in zip(adapters, shares, strict=True):

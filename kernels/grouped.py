@@ -96,10 +96,10 @@ def outer_products(z: Tensor, v: Tensor, slots: Slots) -> Tensor:
     return result
 
 
-def fits_grouped_mm(W: Tensor, g: int) -> bool:
-    """Return whether `shrink_grouped_mm` and `expand_grouped_mm` can take W: blocks of g and rows aligned."""
-    aligned = all(extent * W.element_size() % 16 == 0 for extent in (g, W.shape[1]))
-    return g > 0 and aligned and W.dtype in (torch.float32, torch.bfloat16)
+def fits_grouped_mm(g: int, features: int, dtype: torch.dtype) -> bool:
+    """Return whether `grouped_mm` takes blocks [g, features] of that dtype: 16-byte strides, and not fp16."""
+    aligned = all(extent * dtype.itemsize % 16 == 0 for extent in (g, features))
+    return g > 0 and aligned and dtype in (torch.float32, torch.bfloat16)
 
 
 def shrink_grouped_mm(v: Tensor, W: Tensor, slots: Slots) -> Tensor:

@@ -1,7 +1,8 @@
 """The door of the kernels: every shape and dtype is checked here once, nothing behind it checks again.
 
-Values are read on the CPU alone: on a GPU that would stop the host until the device catches up, and the
-kernels there treat an adapter that does not exist as one of rank 0.
+No value is read here. On the CPU the selection's are read anyway, and checked, where they are first used; on
+a GPU that would stop the host until the device catches up, and the kernels treat an adapter that does not
+exist as one of rank 0.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FEW_VALUES = 16
 EXPERT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -78,23 +78,6 @@ def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
         raise ValueError(f"`out` is {out.dtype} for `x` {x.dtype}, expected one dtype; cast `x` first")
     if out.device != x.device:
         raise ValueError(f"`out` is on {out.device} and `x` on {x.device}, expected one device")
-
-
-def check_selection(selection: Tensor, adapters: int) -> None:
-    """Refuse a selection that names an adapter which does not exist; looks on a CPU alone.
-
-    Raises:
-        ValueError: naming the first such adapter found.
-    """
-    if not selection.numel() or selection.device.type != "cpu":
-        return
-    few = selection.numel() <= FEW_VALUES
-    values = selection.flatten() if few else torch.stack(selection.aminmax())
-    for found in values.tolist():
-        if not 0 <= found < adapters:
-            raise ValueError(
-                f"`selection` names adapter {found}, expected 0 to {adapters - 1}, the adapters known here"
-            )
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -48,11 +48,11 @@ def forward(
     x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None = None
 ) -> Tensor:
     """Return the routed output [T, D], added into `out` where one is given; z is not kept."""
-    if cpu_cost.is_a_handful(x, layout, routing.selection):
-        return routed_views(x, A, Bt, layout, routing, out)[0]
     if not layout.rows or not x.shape[0]:
         return x.new_zeros(x.shape[0], Bt.shape[1]) if out is None else out
     slots = Slots(layout, routing)
+    if x.is_cpu and cpu_cost.is_a_handful(x, slots):
+        return routed_views(x, A, Bt, slots, out)[0]
     return _expand(slots.weighted(_shrink(x, A, slots)), Bt, slots, out)
 
 
@@ -60,15 +60,15 @@ def forward_with_z(
     x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing
 ) -> tuple[Tensor, Tensor]:
     """Return the routed output [T, D], and z [T, k, R] in the accumulation dtype."""
-    if cpu_cost.is_a_handful(x, layout, routing.selection):
-        output, parts = routed_views(x, A, Bt, layout, routing, None)
-        if not layout.equal_ranks:
-            parts = [pad(part, (0, layout.max_rank - part.shape[1])) for part in parts]
-        return output, torch.cat(parts, dim=1).view(*routing.selection.shape, layout.max_rank)
     if not layout.rows or not x.shape[0]:
         z = x.new_zeros(*routing.selection.shape, layout.max_rank, dtype=accumulation_dtype(x.dtype))
         return x.new_zeros(x.shape[0], Bt.shape[1]), z
     slots = Slots(layout, routing)
+    if x.is_cpu and cpu_cost.is_a_handful(x, slots):
+        output, parts = routed_views(x, A, Bt, slots, None)
+        if not layout.equal_ranks:
+            parts = [pad(part, (0, layout.max_rank - part.shape[1])) for part in parts]
+        return output, torch.cat(parts, dim=1).view(*routing.selection.shape, layout.max_rank)
     z = _shrink(x, A, slots)
     return _expand(slots.weighted(z), Bt, slots, None), slots.compact(z)
 
@@ -97,12 +97,12 @@ def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> 
 
 
 def _shrink(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
-    if v.device.type != "cpu":
+    if not v.is_cpu:
         return shrink_dense(v, W, slots)
     return CPU_SHRINKS[cpu_cost.cheapest_shrink(W, slots)](v, W, slots)
 
 
 def _expand(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
-    if z.device.type != "cpu":
+    if not z.is_cpu:
         return expand_dense(z, W, slots, out)
     return CPU_EXPANDS[cpu_cost.cheapest_expand(W, slots)](z, W, slots, out)

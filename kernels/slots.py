@@ -40,10 +40,18 @@ class Slots:
 
     @cached_property
     def counts(self) -> dict[int, int]:
-        """The number of slots of each adapter that has any, by ascending adapter."""
+        """The number of slots of each adapter that has any, by ascending adapter.
+
+        Raises:
+            ValueError: if a slot names an adapter that does not exist.
+        """
         if self.selection.numel() <= FEW_SLOTS:
-            return dict(sorted(Counter(i for token in self.members for i in token).items()))
-        counts = torch.bincount(self.selection.flatten(), minlength=self.layout.adapters).tolist()
+            chosen = Counter(i for token in self.members for i in token)
+            _check_range([min(chosen), max(chosen)], self.layout.adapters)
+            return dict(sorted(chosen.items()))
+        flat = self.selection.flatten()
+        _check_range(torch.stack(flat.aminmax()).tolist(), self.layout.adapters)
+        counts = torch.bincount(flat, minlength=self.layout.adapters).tolist()
         return {i: count for i, count in enumerate(counts) if count}
 
     @cached_property
@@ -127,3 +135,11 @@ class Slots:
 
     def _per_block(self, of_slot: Tensor) -> Tensor:
         return of_slot if self.layout.equal_ranks else of_slot[self.block_slots]
+
+
+def _check_range(extremes: list[int], adapters: int) -> None:
+    for found in extremes:
+        if not 0 <= found < adapters:
+            raise ValueError(
+                f"`selection` names adapter {found}, expected 0 to {adapters - 1}, the adapters known here"
+            )

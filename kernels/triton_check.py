@@ -25,9 +25,10 @@ from torch import Tensor
 
 from .backend import has_triton
 from .layout import layout_of
-from .operands import check_operands, check_selection
-from .routed_lora import routed_lora
+from .operands import check_operands
+from .routed_lora import flat, routed_lora
 from .routing import Routing
+from .slots import Slots
 
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int64)}
 TENSORS = ("x", "A", "Bt", "selection", "weights")
@@ -82,15 +83,19 @@ def run_triton(
         TritonUnavailableError: if there is neither a GPU nor an interpreter.
         TritonRunError: if the interpreter fails or runs out of time.
     """
-    layout_of(offsets, scaling)
+    layout = layout_of(offsets, scaling)
     check_operands(x, A, Bt, offsets, scaling, selection, weights)
-    check_selection(selection, len(scaling))
-    tensors = {"x": x, "A": A, "Bt": Bt, "selection": selection, "weights": weights}
     if x.dtype not in DTYPES.values():
         raise ValueError(f"`x` is {x.dtype}, expected one of {', '.join(DTYPES)}; Triton has no other")
+    tensors = {"x": flat(x), "A": A, "Bt": Bt, "selection": flat(selection), "weights": flat(weights)}
+    if selection.numel():
+        # Counting checks the selection, which the kernels do not.
+        _ = Slots(layout, Routing(tensors["selection"], tensors["weights"])).counts
     if torch.cuda.is_available() and has_triton(torch.device("cuda", torch.cuda.current_device())):
-        return _run_on_gpu(tensors, offsets, scaling)
-    return _run_in_interpreter(tensors, offsets, scaling, timeout_seconds)
+        run = _run_on_gpu(tensors, offsets, scaling)
+    else:
+        run = _run_in_interpreter(tensors, offsets, scaling, timeout_seconds)
+    return TritonRun(run.output.view(*x.shape[:-1], Bt.shape[1]), run.device)
 
 
 def _run_on_gpu(tensors: dict[str, Tensor], offsets: Sequence[int], scaling: Sequence[float]) -> TritonRun:
@@ -106,12 +111,7 @@ def _run_in_interpreter(
     for package in ("triton", "numpy"):
         if importlib.util.find_spec(package) is None:
             raise TritonUnavailableError(f"`{package}` is not installed and there is no GPU, expected either")
-    x = tensors["x"]
-    flat = {
-        name: t.reshape(-1, t.shape[-1]) if name in ("x", "selection", "weights") else t
-        for name, t in tensors.items()
-    }
-    request = encode(flat, {"offsets": list(offsets), "scaling": list(scaling)})
+    request = encode(tensors, {"offsets": list(offsets), "scaling": list(scaling)})
     try:
         # S603: the command is this very module, run by this very Python; nothing in it comes from outside.
         child = subprocess.run(  # noqa: S603
@@ -127,8 +127,7 @@ def _run_in_interpreter(
     if child.returncode != 0:
         said = child.stderr.decode(errors="replace")[-2000:]
         raise TritonRunError(f"the interpreter left with status {child.returncode}: {said}")
-    output = decode(child.stdout)[0]["output"]
-    return TritonRun(output.view(*x.shape[:-1], output.shape[-1]), "interpreter")
+    return TritonRun(decode(child.stdout)[0]["output"], "interpreter")
 
 
 def encode(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> bytes:
