@@ -73,6 +73,14 @@ class BundleRefused(MeteoraError, ValueError):
     """A bundle breaks its format, or needs something that this reader does not know."""
 
 
+class DataRefused(MeteoraError, ValueError):
+    """Data to fit or judge a gate on is not what was expected; ``problems`` names file and line of each."""
+
+    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
 class NotInCatalog(MeteoraError, LookupError):
     """No adapter, version, alias or bundle of that name is in the catalog."""
 

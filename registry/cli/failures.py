@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import click
 
-from ...schemas.errors import AdapterRefused, FuseRefused, MeteoraError
+from ...schemas.errors import AdapterRefused, DataRefused, FuseRefused, MeteoraError
 from .output import escape
 
 DONE, REFUSED, USAGE, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -63,6 +63,8 @@ def _say(message: str, *, hint: str | None = None, details: Iterable[str] = ()) 
 def _details_of(error: MeteoraError) -> list[str]:
     if isinstance(error, AdapterRefused):
         return [finding.describe() for finding in error.findings]
+    if isinstance(error, DataRefused):
+        return list(error.problems)
     return list(error.conflicts) if isinstance(error, FuseRefused) else []
 
 

@@ -1,0 +1,247 @@
+"""Task data: one JSONL file per member, from which a gate learns which member a text is for.
+
+A line is ``{"prompt": ..., "response": ...}``, ``{"messages": [...]}`` (written out by the base's chat
+template) or ``{"text": ...}``; other keys are ignored. Everything that is wrong in the whole folder is
+found before a model is loaded, and told with file and line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from ...inspection.quotation import quote_name
+from ...inspection.regular_file import open_folder, read_start
+from ...schemas.digest import Digest
+from ...schemas.document import load_json
+from ...schemas.errors import DataRefused, MeteoraError, SourceUnreadable
+
+MAX_FILE_BYTES = 64 << 20
+MAX_LINE_BYTES = 1 << 20
+MAX_SAMPLES = 100_000
+SUFFIX = ".jsonl"
+_MAX_MESSAGES = 1000
+_SHOWN_PROBLEMS = 50
+_SHAPES = {
+    "prompt": '{"prompt": ..., "response": ...}',
+    "messages": '{"messages": [...]}',
+    "text": '{"text": ...}',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line: what is asked and, unless the line is a plain text, what should be answered.
+
+    A prompt made from messages is written out by the chat template, the cue to answer included, and
+    without the token that the tokenizer itself puts first.
+    """
+
+    prompt: str
+    response: str | None
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """The data of one member: ``sha256`` is that of the whole file."""
+
+    member: str
+    path: Path
+    sha256: Digest
+    samples: tuple[Sample, ...]
+
+
+def read_task_data(
+    folder: Path,
+    members: Sequence[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    context_tokens: int | None,
+    may_lack: Collection[str] = (),
+) -> dict[str, TaskData]:
+    """The data of every member, in the members' order; of those in ``may_lack`` only where there is some.
+
+    Args:
+        folder: has a file ``MEMBER.jsonl`` for each member and no other file of that ending.
+        members: their names.
+        tokenizer: of the base; it writes messages out and says how long a prompt is.
+        context_tokens: the longest prompt that the base takes, in tokens; None if there is no bound.
+        may_lack: members whose file may be missing.
+
+    Raises:
+        SourceUnreadable: the folder cannot be read.
+        DataRefused: with every problem: a file that is missing, one too many, empty, too large, no regular
+            file or not UTF-8; a line that is too long, no JSON, of another shape, or longer than the context.
+    """
+    if not folder.is_dir():
+        raise SourceUnreadable(
+            f"`{folder}` is no folder", hint=f"expected one with a file `MEMBER{SUFFIX}` for every member"
+        )
+    problems: list[str] = []
+    with open_folder(folder) as descriptor:
+        with os.scandir(descriptor) as entries:
+            present = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
+        files = {member: f"{member}{SUFFIX}" for member in members}
+        problems += _misplaced(present, files, may_lack)
+        data = {
+            member: _read_file(folder / name, descriptor, member, tokenizer, context_tokens, problems)
+            for member, name in files.items()
+            if name in present
+        }
+    if problems:
+        raise _refusal(folder, problems)
+    return data
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """How many tokens the base takes at once; None where its config states no bound."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _refusal(folder: Path, problems: list[str]) -> DataRefused:
+    count, shown = len(problems), problems[:_SHOWN_PROBLEMS]
+    more = [f"and {count - len(shown)} more"] if count > len(shown) else []
+    return DataRefused(
+        f"the data in `{folder}` cannot be used: {count} problem{'s' if count > 1 else ''}",
+        problems=[*shown, *more],
+        hint=f"every member has a file `MEMBER{SUFFIX}`, each line one of {', '.join(_SHAPES.values())}",
+    )
+
+
+def _misplaced(present: Sequence[str], files: dict[str, str], may_lack: Collection[str]) -> Iterator[str]:
+    for member, name in files.items():
+        if name not in present and member not in may_lack:
+            yield f"`{name}` is missing: there is no data for the member `{member}`"
+    for name in present:
+        if name not in files.values():
+            yield f"{quote_name(name)} belongs to no member, they are {', '.join(f'`{m}`' for m in files)}"
+
+
+def _read_file(
+    path: Path,
+    folder: int,
+    member: str,
+    tokenizer: PreTrainedTokenizerBase,
+    context_tokens: int | None,
+    problems: list[str],
+) -> TaskData:
+    samples: tuple[Sample, ...] = ()
+    data = b""
+    try:
+        data = read_start(path.name, MAX_FILE_BYTES, folder=folder)
+    except SourceUnreadable as error:
+        problems.append(str(error))
+    else:
+        found = list(_file_problems(path.name, data))
+        samples = () if found else tuple(_read_samples(path.name, data, tokenizer, problems))
+        problems += [*found, *_overlong(path.name, samples, tokenizer, context_tokens)]
+    return TaskData(member, path, Digest.of_bytes(data), samples)
+
+
+def _file_problems(name: str, data: bytes) -> Iterator[str]:
+    if len(data) > MAX_FILE_BYTES:
+        yield f"`{name}` has more than {MAX_FILE_BYTES} bytes"
+    elif not data.strip():
+        yield f"`{name}` is empty, expected at least one line"
+
+
+def _read_samples(
+    name: str, data: bytes, tokenizer: PreTrainedTokenizerBase, problems: list[str]
+) -> Iterator[Sample]:
+    count = 0
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        count += 1
+        if count > MAX_SAMPLES:
+            problems.append(f"`{name}` has more than {MAX_SAMPLES} lines")
+            return
+        try:
+            yield _parse_line(line, f"{name}:{number}", number, tokenizer)
+        except MeteoraError as error:
+            problems.append(str(error))
+
+
+def _parse_line(line: bytes, place: str, number: int, tokenizer: PreTrainedTokenizerBase) -> Sample:
+    value = load_json(line, what=place, max_bytes=MAX_LINE_BYTES)
+    found = [key for key in _SHAPES if isinstance(value, dict) and key in value]
+    if len(found) != 1:
+        keys = ", ".join(f"`{key}`" for key in found) or "none of them"
+        raise DataRefused(f"`{place}` is of no known shape: found {keys}, expected one of {_listed_shapes()}")
+    if found == ["messages"]:
+        return _from_messages(value["messages"], place, number, tokenizer)
+    prompt = _text(value, found[0], place)
+    return Sample(prompt, None if found == ["text"] else _text(value, "response", place), number)
+
+
+def _listed_shapes() -> str:
+    return ", ".join(f"`{shape}`" for shape in _SHAPES.values())
+
+
+def _text(value: dict[str, Any], key: str, place: str) -> str:
+    text = value.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise DataRefused(f"`{place}` has no text in `{key}`, expected a string that is not empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataRefused(
+            f"`{place}` has half a character in `{key}`: an escape such as `\\ud800` stands alone"
+        ) from error
+    return text
+
+
+def _from_messages(messages: Any, place: str, number: int, tokenizer: PreTrainedTokenizerBase) -> Sample:
+    if not isinstance(messages, list) or not 0 < len(messages) <= _MAX_MESSAGES:
+        raise DataRefused(f"`{place}` has no list of 1 to {_MAX_MESSAGES} entries in `messages`")
+    turns = [_turn(message, place) for message in messages]
+    answer = turns.pop()["content"] if turns[-1]["role"] == "assistant" else None
+    if not turns:
+        raise DataRefused(f"`{place}` has an answer and no question before it")
+    if tokenizer.chat_template is None:
+        raise DataRefused(f"`{place}` has `messages`, and the base's tokenizer has no chat template for them")
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise DataRefused(f"`{place}` is refused by the base's chat template: {error}") from error
+    return Sample(_without_first_token(str(text), tokenizer), answer, number)
+
+
+def _turn(message: Any, place: str) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise DataRefused(f"`{place}` has a message that is no object with `role` and `content`")
+    return {key: _text(message, key, place) for key in ("role", "content")}
+
+
+def _without_first_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    # Many templates write the token of the beginning out, and the tokenizer would put it there again.
+    first = tokenizer.bos_token
+    if not isinstance(first, str) or not text.startswith(first):
+        return text
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    return text.removeprefix(first) if ids[:2] == [tokenizer.bos_token_id] * 2 else text
+
+
+def _overlong(
+    name: str,
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    context_tokens: int | None,
+) -> Iterator[str]:
+    if context_tokens is None or not samples:
+        return
+    lengths = tokenizer([sample.prompt for sample in samples], verbose=False)["input_ids"]
+    for sample, ids in zip(samples, lengths, strict=True):
+        if len(ids) > context_tokens:
+            yield (
+                f"`{name}:{sample.line}` has a prompt of {len(ids)} tokens, "
+                f"the base takes at most {context_tokens}"
+            )
