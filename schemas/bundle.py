@@ -13,7 +13,15 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from .digest import Digest
 from .document import Document, load_json
@@ -24,8 +32,11 @@ BUNDLE_FORMAT = 1
 PEFT_TYPE = "METEORA"
 RANK_ALIGNMENT = 8
 NOT_FITTED = "not fitted"
-# What a bundle may require of its reader. Empty: format 1 as it stands needs nothing more.
-KNOWN_FEATURES: frozenset[str] = frozenset()
+# What a bundle may require of its reader, beyond one gate for every module that decides for every token.
+GATE_SOURCES = "gate-sources"
+GATE_SCOPE = "gate-scope"
+GATE_ABSTAIN = "gate-abstain"
+KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN})
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -48,6 +59,10 @@ MAX_MODULES = 1 << 16
 # Members times modules: what the layouts of a config cost before a single tensor was looked at.
 MAX_LAYOUT_ENTRIES = 1_000_000
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+
+Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
+# The scopes that settle several tokens at once, and so can settle that no member serves them.
+DECISION_SCOPES: frozenset[Scope] = frozenset({"prompt", "prompt+token", "segment"})
 
 ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=512)]
 
@@ -140,16 +155,55 @@ class Fitting(Document):
 class Gate(Document):
     """How a module's gate turns a token into one logit per member, and where its values come from.
 
-    ``initialisation`` is None for values that came from outside; then ``fitted`` says how.
+    ``scope`` says what one decision serves. ``sources`` takes a module to the one whose routing it uses;
+    such a module has no gate of its own. ``abstain`` is the confidence below which a decision serves
+    the base's own answer. ``initialisation`` is None for values that came from outside; then ``fitted``
+    says how.
     """
 
     kind: Literal["linear", "absolute", "normalised"]
-    scope: Literal["token"]
+    scope: Scope
     bias: bool
     eps: FiniteFloat = Field(gt=0)
-    sources: dict[ModulePath, ModulePath] = Field(max_length=0)
+    sources: dict[ModulePath, ModulePath] = Field(max_length=MAX_MODULES)
+    abstain: FiniteFloat | None = Field(default=None, gt=0, le=1)
     initialisation: GateInitialisation | None
     fitted: Literal["not fitted"] | Fitting
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What a reader of a bundle with this gate must know, sorted."""
+        needed = {
+            GATE_SOURCES: bool(self.sources),
+            GATE_SCOPE: self.scope != "token",
+            GATE_ABSTAIN: self.abstain is not None,
+        }
+        return tuple(sorted(feature for feature, is_needed in needed.items() if is_needed))
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_threshold(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A bundle without the feature keeps the bytes it had before there was one.
+        value: dict[str, Any] = handler(self)
+        if value["abstain"] is None:
+            del value["abstain"]
+        return value
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        for path, source in self.sources.items():
+            if source in self.sources:
+                raise ValueError(
+                    f"`{path}` takes its routing from `{source}`, which has none of its own: "
+                    f"it takes it from `{self.sources[source]}`"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_somebody_can_abstain(self) -> Self:
+        if self.abstain is not None and self.scope not in DECISION_SCOPES:
+            listed = ", ".join(f"`{scope}`" for scope in sorted(DECISION_SCOPES))
+            raise ValueError(f"`abstain` goes with the scopes {listed}, found `{self.scope}`")
+        return self
 
     @model_validator(mode="after")
     def _check_values_are_accounted_for(self) -> Self:
@@ -214,6 +268,7 @@ class BundleConfig(Document):
                 f"{MAX_LAYOUT_ENTRIES} entries"
             )
         self._check_fitting(names)
+        self._check_gate()
         known = set(self.target_modules)
         for member in self.members:
             if strangers := sorted(set(member.overrides) - known):
@@ -224,6 +279,18 @@ class BundleConfig(Document):
             if layout.rows == 0:
                 raise ValueError(f"no member touches the target module `{path}`")
         return self
+
+    def _check_gate(self) -> None:
+        known = set(self.target_modules)
+        for path, source in self.gate.sources.items():
+            for end in (path, source):
+                if end not in known:
+                    raise ValueError(
+                        f"`gate.sources` takes `{path}` to `{source}`, but `{end}` is no target module"
+                    )
+        for feature in self.gate.features:
+            if feature not in self.required_features:
+                raise ValueError(f"the gate needs `{feature}` in `required_features`, which lacks it")
 
     def _check_fitting(self, names: list[str]) -> None:
         fitted = self.gate.fitted
@@ -241,6 +308,10 @@ class BundleConfig(Document):
             ranks = tuple(rank for rank, _ in factors)
             layouts[path] = ModuleLayout.of(path, ranks, tuple(scaling for _, scaling in factors))
         return layouts
+
+    def has_gate(self, path: str) -> bool:
+        """Whether a module has a gate of its own, and does not take another's routing."""
+        return path not in self.gate.sources
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -291,8 +362,12 @@ def check_readable(value: Any, *, what: str) -> None:
 
 def expected_tensors(config: BundleConfig) -> set[str]:
     """The names of all tensors that a bundle of this config has."""
-    tensors = [TENSOR_A, TENSOR_B, TENSOR_GATE] + ([TENSOR_GATE_BIAS] if config.gate.bias else [])
-    return {tensor_name(path, tensor) for path in config.target_modules for tensor in tensors}
+    gate = {TENSOR_GATE, TENSOR_GATE_BIAS} if config.gate.bias else {TENSOR_GATE}
+    return {
+        tensor_name(path, tensor)
+        for path in config.target_modules
+        for tensor in {TENSOR_A, TENSOR_B} | (gate if config.has_gate(path) else set())
+    }
 
 
 def tensor_name(path: str, tensor: str) -> str:

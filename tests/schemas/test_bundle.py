@@ -182,3 +182,79 @@ def test_layout_rows_are_disjoint_and_cover_everything(ranks: list[int]) -> None
         assert padding.stop - padding.start < 8
         covered += [*range(rows.start, rows.stop), *range(padding.start, padding.stop)]
     assert covered == list(range(layout.rows))
+
+
+def gate_value(**changes: Any) -> dict[str, Any]:
+    value: dict[str, Any] = GATE | changes
+    return value
+
+
+@pytest.mark.parametrize(
+    ("features", "changes"),
+    [
+        (["gate-sources"], {"sources": {"a.v": "a.q"}}),
+        (["gate-scope"], {"scope": "layer"}),
+        (["gate-scope"], {"scope": "prompt+token"}),
+        (["gate-abstain", "gate-scope"], {"scope": "segment", "abstain": 0.5}),
+    ],
+    ids=["sources", "layer", "prompt+token", "abstain"],
+)
+def test_config_with_a_feature_is_read_and_written_alike(
+    features: list[str], changes: dict[str, Any]
+) -> None:
+    config = read(config_value(required_features=features, gate=gate_value(**changes)))
+    assert list(config.gate.features) == features
+    assert BundleConfig.read(config.to_bytes()) == config
+    with pytest.raises(InvalidDocument) as caught:
+        read(config_value(gate=gate_value(**changes)))
+    assert caught.value.problems == (
+        f"the gate needs `{features[0]}` in `required_features`, which lacks it",
+    )
+
+
+def test_config_without_a_feature_is_written_as_before_there_was_one() -> None:
+    value = config_value()
+    written = read(value).to_bytes()
+    assert json.loads(written) == value
+    assert b"abstain" not in written
+
+
+def test_module_with_a_source_has_no_gate_tensors() -> None:
+    shared = gate_value(sources={"a.v": "a.q"})
+    config = read(config_value(required_features=["gate-sources"], gate=shared))
+    assert config.has_gate("a.q")
+    assert not config.has_gate("a.v")
+    assert expected_tensors(read(config_value())) - expected_tensors(config) == {
+        "base_model.model.a.v.meteora_gate"
+    }
+
+
+@pytest.mark.parametrize(
+    ("gate", "problem"),
+    [
+        (
+            {"sources": {"a.v": "a.q", "a.q": "a.z"}},
+            "gate: `a.v` takes its routing from `a.q`, which has none of its own: it takes it from `a.z`",
+        ),
+        (
+            {"sources": {"a.q": "a.q"}},
+            "gate: `a.q` takes its routing from `a.q`, which has none of its own: it takes it from `a.q`",
+        ),
+        (
+            {"sources": {"a.v": "a.z"}},
+            "`gate.sources` takes `a.v` to `a.z`, but `a.z` is no target module",
+        ),
+        (
+            {"abstain": 0.5},
+            "gate: `abstain` goes with the scopes `prompt`, `prompt+token`, `segment`, found `token`",
+        ),
+        ({"scope": "prompt", "abstain": 1.5}, "gate.abstain: input should be less than or equal to 1"),
+        ({"scope": "page"}, "gate.scope: input should be 'token', 'layer', 'prompt', 'prompt+token' or"),
+    ],
+    ids=["chain", "itself", "stranger", "abstain alone", "abstain range", "scope"],
+)
+def test_reader_refuses_a_gate_that_cannot_route(gate: dict[str, Any], problem: str) -> None:
+    features = ["gate-abstain", "gate-scope", "gate-sources"]
+    with pytest.raises(InvalidDocument) as caught:
+        read(config_value(required_features=features, gate=gate_value(**gate)))
+    assert caught.value.problems[0].startswith(problem), caught.value.problems
