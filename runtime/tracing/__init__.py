@@ -1,0 +1,1 @@
+"""Which member each token took: recorded from a model, drawn as one self-contained page."""
