@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +14,8 @@ from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
 from ..home import Home
-from . import adapters, bundles, entries, events, models
+from ..store import References
+from . import adapters, bundles, entries, events, models, references
 from .engine import make_engine, parse_catalog_url, sqlite_url, transaction
 from .records import (
     AdapterSummary,
@@ -25,6 +27,7 @@ from .records import (
     NewBundleVersion,
     Removal,
 )
+from .references import BundlePlace, Reference
 from .schema import create, require_head
 
 
@@ -73,17 +76,33 @@ class Catalog:
     ) -> None:
         self.close()
 
-    def add_version(self, new: NewAdapterVersion, *, tags: Iterable[str] = ()) -> Added:
+    def add_version(
+        self,
+        new: NewAdapterVersion,
+        *,
+        tags: Iterable[str] = (),
+        confirm: Callable[[Digest], None] | None = None,
+    ) -> Added:
         """The version with this content: a new one, or the one that the name has already.
 
         Tags are added in either case.
+
+        Args:
+            new: what is recorded.
+            tags: words attached to the version.
+            confirm: called last in the transaction, while no other writer can commit, with what
+                identifies this catalog; nothing is recorded if it raises.
 
         Raises:
             UsageError: the name or a tag is malformed.
             AlreadyInCatalog: a bundle has the name, or the content is there with another stated base.
         """
         with transaction(self._engine, writes=True) as session:
-            return adapters.add_adapter(session, new, tags)
+            added = adapters.add_adapter(session, new, tags)
+            identity = references.identify(session)
+            if confirm is not None and identity is not None:
+                confirm(identity)
+            return added
 
     def find(self, source: CatalogSource) -> AdapterVersion:
         """The adapter version that is named: the latest, unless ``source`` says which.
@@ -172,6 +191,23 @@ class Catalog:
         """Those of ``digests`` that some adapter version refers to."""
         with transaction(self._engine) as session:
             return entries.referenced_digests(session, digests)
+
+    @contextmanager
+    def hold_references(self) -> Iterator[References]:
+        """What the catalog refers to, and goes on to: no other writer commits until the block ends."""
+        with transaction(self._engine, writes=True) as session:
+            yield References(
+                catalog=references.identify(session),
+                among=lambda digests: entries.referenced_digests(session, digests),
+            )
+
+    def list_references(self) -> Iterator[Reference]:
+        """Every file of every adapter version, ordered by digest, read a page at a time."""
+        return references.list_references(self._engine)
+
+    def list_bundle_places(self) -> Iterator[BundlePlace]:
+        """Every bundle version and where it lies, the oldest first, read a page at a time."""
+        return references.list_bundle_places(self._engine)
 
     def register_bundle(self, new: NewBundleVersion) -> BundleVersion:
         """The version with this manifest: a new one, or the one that the name has, at its new place.

@@ -166,7 +166,7 @@ def _store_and_record(
         texts, skipped = _copy_texts(intake, folder)
         with intake.published():
             complete = dataclasses.replace(new, files=(*files, *texts))
-            return catalog.add_version(complete, tags=tags), skipped
+            return catalog.add_version(complete, tags=tags, confirm=intake.confirm), skipped
 
 
 def _copy_judged(intake: Intake, path: Path, digest: Digest, advance: Advance | None) -> StoredFile:

@@ -54,9 +54,10 @@ def stored_sources(store: Store, manifest: Manifest) -> dict[str, MemberFiles]:
     """The own files of those members of a bundle whose bytes this store has, by member name."""
     found = {}
     for member in manifest.members:
-        files = MemberFiles(store.place_of(member.config_sha256), store.place_of(member.weights_sha256))
-        if files.config_path.is_file() and files.weights_path.is_file():
-            found[member.name] = files
+        config_path = store.find(member.config_sha256)
+        weights_path = store.find(member.weights_sha256) if config_path else None
+        if config_path and weights_path:
+            found[member.name] = MemberFiles(config_path, weights_path)
     return found
 
 

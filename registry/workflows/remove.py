@@ -29,5 +29,5 @@ def remove_versions(catalog: Catalog, store: Store, source: CatalogSource) -> Re
         StillInUse: a bundle has one of them as a member.
     """
     removal = catalog.remove(source)
-    freed_bytes = store.drop(removal.digests, referenced=catalog.referenced) if removal.digests else 0
+    freed_bytes = store.drop(removal.digests, references=catalog.hold_references) if removal.digests else 0
     return Removed(removal, freed_bytes)

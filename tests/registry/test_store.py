@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from meteora_registry.registry.lock import hold_lock
-from meteora_registry.registry.store import Store
+from meteora_registry.registry.store import References, Store
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import SourceUnreadable, StoreDamaged
 
@@ -40,6 +42,12 @@ def files_below(folder: Path) -> list[str]:
     return sorted(
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "lock"
     )
+
+
+@contextmanager
+def references_to(*digests: Digest) -> Iterator[References]:
+    """A catalog that refers to these."""
+    yield References(None, lambda _: digests)
 
 
 def test_a_blob_lies_under_its_digest_and_cannot_be_written(
@@ -130,7 +138,7 @@ def test_drop_spares_what_is_referred_to_and_what_is_not_there(
     other.write_bytes(b"other")
     kept, dropped = keep(store, source), keep(store, other)
     absent = Digest.of_bytes(b"absent")
-    assert store.drop([kept, dropped, absent], referenced=lambda _: {kept}) == len(b"other")
+    assert store.drop([kept, dropped, absent], references=lambda: references_to(kept)) == len(b"other")
     assert store.path_of(kept)
     assert not store.place_of(dropped).exists()
 
@@ -138,12 +146,12 @@ def test_drop_spares_what_is_referred_to_and_what_is_not_there(
 def test_drop_asks_what_is_referred_to_while_nothing_can_be_published(store: Store, source: Path) -> None:
     keep(store, source)
 
-    def referenced(digests: object) -> list[Digest]:
+    def referenced(digests: Collection[Digest]) -> list[Digest]:
         with pytest.raises(BlockingIOError):
             _try_lock(store.lock_path)
         return []
 
-    store.drop([DIGEST], referenced=referenced)
+    store.drop([DIGEST], references=lambda: nullcontext(References(None, referenced)))
     with store.intake() as intake:
         intake.copy(source)
         with intake.published(), pytest.raises(BlockingIOError):

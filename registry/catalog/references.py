@@ -1,0 +1,119 @@
+"""What the catalog refers to: blobs of the content store and folders of bundles, page by page.
+
+A page is one short transaction, so that reading a whole store against the catalog holds nobody up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+
+from sqlalchemy import Engine, select, tuple_
+from sqlalchemy.orm import Session
+
+from ...schemas.digest import Digest
+from ...schemas.manifest import Origin
+from ...schemas.names import CatalogSource
+from . import models
+from .engine import transaction
+
+_PAGE_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A file of an adapter version, and where the version came from."""
+
+    sha256: Digest
+    size_bytes: int
+    file_name: str
+    version: CatalogSource
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class BundlePlace:
+    """Where a bundle version was last written, and the adapter versions that are its members."""
+
+    version: CatalogSource
+    path: Path
+    manifest_sha256: Digest
+    size_bytes: int
+    member_sha256s: frozenset[Digest]
+
+
+def identify(session: Session) -> Digest | None:
+    """Which catalog this is: the digest of its first event, which never changes; None before there is one.
+
+    A copy that was moved to another database is the same catalog.
+    """
+    event = session.scalars(select(models.Event).order_by(models.Event.id).limit(1)).one_or_none()
+    if event is None:
+        return None
+    at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
+    return Digest.of_bytes("\n".join((at, event.actor, event.action, event.name)).encode())
+
+
+def list_references(engine: Engine) -> Iterator[Reference]:
+    """Every file of every adapter version, ordered by digest."""
+    file, version = models.StoredFile, models.AdapterVersion
+    key = tuple_(file.sha256, file.version_id, file.name)
+    query = (
+        select(file, version, models.Entry.name)
+        .join(version, version.id == file.version_id)
+        .join(models.Entry, models.Entry.id == version.entry_id)
+        .order_by(file.sha256, file.version_id, file.name)
+        .limit(_PAGE_ROWS)
+    )
+    last: tuple[object, ...] | None = None
+    while True:
+        with transaction(engine) as session:
+            rows = session.execute(query.where(key > last) if last else query).all()
+            page = [_reference(*row) for row in rows]
+            last = (rows[-1][0].sha256, rows[-1][0].version_id, rows[-1][0].name) if rows else last
+        yield from page
+        if len(page) < _PAGE_ROWS:
+            return
+
+
+def list_bundle_places(engine: Engine) -> Iterator[BundlePlace]:
+    """Every bundle version, the oldest first."""
+    bundle = models.BundleVersion
+    query = select(bundle).order_by(bundle.id).limit(_PAGE_ROWS)
+    last = 0
+    while True:
+        with transaction(engine) as session:
+            rows = session.scalars(query.where(bundle.id > last)).all()
+            page = [_bundle_place(row) for row in rows]
+            last = rows[-1].id if rows else last
+        yield from page
+        if len(page) < _PAGE_ROWS:
+            return
+
+
+def _reference(file: models.StoredFile, version: models.AdapterVersion, name: str) -> Reference:
+    origin = {
+        "kind": version.origin_kind,
+        "location": version.origin_location,
+        "commit": version.origin_commit,
+    }
+    return Reference(
+        file.sha256,
+        file.size_bytes,
+        file.name,
+        CatalogSource(name, version.number),
+        Origin.model_validate(origin),
+    )
+
+
+def _bundle_place(row: models.BundleVersion) -> BundlePlace:
+    digests = {digest for each in row.members for digest in (each.weights_sha256, each.config_sha256)}
+    return BundlePlace(
+        CatalogSource(row.entry.name, row.number),
+        Path(row.path),
+        row.manifest_sha256,
+        row.size_bytes,
+        frozenset(digests),
+    )

@@ -1,0 +1,138 @@
+"""Files on their way into a store.
+
+They lie in a folder of their own below ``incoming``, on which a lock is held for as long as its maker
+lives; a folder there that nobody holds was left by a process that died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...schemas.digest import Digest
+from ...schemas.errors import SourceUnreadable
+from ..lock import hold_lock
+from .blob import Advance, Blob, open_regular_file, read_chunks, write_chunks
+
+if TYPE_CHECKING:
+    from .local import Store
+
+
+class Intake:
+    """Files on their way into the store: copied and hashed, not yet under their digests.
+
+    One thread at a time; several intakes may be open at once.
+    """
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self._store = store
+        self._folder = folder
+        self._staged: dict[Digest, Path] = {}
+        self._published: tuple[Digest, ...] = ()
+
+    def copy(self, source: Path, *, max_bytes: int | None = None, advance: Advance | None = None) -> Blob:
+        """Copy one file, hashing it on the way; memory: one chunk of 1 MiB.
+
+        Raises:
+            SourceUnreadable: missing, a symbolic link, no regular file, or larger than ``max_bytes``.
+        """
+        path = self._folder / str(len(self._staged))
+        with open_regular_file(source) as file, path.open("xb") as target:
+            chunks = read_chunks(file, advance)
+            try:
+                blob = write_chunks(_limited(chunks, source, max_bytes), target)
+            except BaseException:
+                path.unlink()
+                raise
+        if blob.sha256 in self._staged:
+            path.unlink()
+        else:
+            self._staged[blob.sha256] = path
+        return blob
+
+    @contextmanager
+    def published(self) -> Iterator[None]:
+        """Everything copied is in its place, and no removal takes it away until the block ends.
+
+        Where the store is elsewhere, that holds only for a record made with ``confirm``.
+
+        Raises:
+            StoreUnavailable: the store is elsewhere, and did not take it.
+        """
+        with hold_lock(self._store.lock_path, shared=True):
+            for digest, path in self._staged.items():
+                self._store.publish(digest, path)
+            self._published += tuple(self._staged)
+            self._staged.clear()
+            yield
+
+    def confirm(self, catalog: Digest) -> None:
+        """Make sure that what was published is still there, in the transaction that records it.
+
+        Args:
+            catalog: which catalog records it.
+
+        Raises:
+            StoreUnavailable: the store is elsewhere, and does not answer.
+        """
+        self._store.confirm(self._published, catalog)
+
+
+def _limited(chunks: Iterator[bytes], source: Path, max_bytes: int | None) -> Iterator[bytes]:
+    size_bytes = 0
+    for chunk in chunks:
+        size_bytes += len(chunk)
+        if max_bytes is not None and size_bytes > max_bytes:
+            raise SourceUnreadable(f"`{source}` is larger than {max_bytes} bytes")
+        yield chunk
+
+
+@contextmanager
+def claimed_folder(incoming: Path, lock_path: Path) -> Iterator[Path]:
+    """A new folder below ``incoming``, locked while the block runs and gone afterwards.
+
+    Raises:
+        SourceUnreadable: none can be made there.
+    """
+    try:
+        incoming.mkdir(parents=True, exist_ok=True)
+        # Between making and locking it, nobody may take it for a leftover.
+        with hold_lock(lock_path, shared=True):
+            folder = Path(tempfile.mkdtemp(dir=incoming))
+            claim = _open_folder(folder)
+            fcntl.flock(claim, fcntl.LOCK_EX)
+    except OSError as error:
+        raise SourceUnreadable(
+            f"the content store `{incoming.parent}` cannot be written: {error.strerror or error}",
+            hint="check its permissions and the free space, or name another home with `--home`",
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(claim)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether nobody holds a file or folder of ``incoming``."""
+    try:
+        claim = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(claim)
+    return True
+
+
+def _open_folder(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

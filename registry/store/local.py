@@ -1,0 +1,262 @@
+"""A content store in a folder of this machine.
+
+A blob is hashed while it is copied, written beside its place, flushed to the disk and moved there in
+one step, so a name in the store always has all of its bytes. Whoever publishes shares a lock until the
+record is committed, and whoever deletes holds it alone, so nothing is deleted that is being added.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ...schemas.digest import Digest
+from ...schemas.errors import StoreDamaged
+from ..lock import hold_lock
+from .blob import Advance, Blob, hash_file, move_into_place
+from .intake import Intake, claimed_folder, is_abandoned
+
+READD_HINT = "add the adapter again from its source"
+_SHARD = re.compile(r"[0-9a-f]{2}")
+_REST = re.compile(r"[0-9a-f]{62}")
+# So many are asked about and deleted in one transaction of the catalog, whose writers wait meanwhile.
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What a catalog refers to, for as long as nobody can change it.
+
+    ``catalog`` says which catalog it is, None if nothing was ever recorded in it; ``among`` gives those
+    of some digests that a version refers to.
+    """
+
+    catalog: Digest | None
+    among: Callable[[Collection[Digest]], Collection[Digest]]
+
+
+# Opens the references: while the block lasts, nobody commits another.
+HeldReferences = Callable[[], AbstractContextManager[References]]
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something that a process left in ``incoming`` when it died, or a blob that was put aside."""
+
+    place: str
+    size_bytes: int
+
+
+class Store:
+    """The blobs below one folder.
+
+    Its methods may be called by several threads and processes at once.
+    """
+
+    # A lock says what is in use, so what is unused may go at once.
+    grace_seconds = 0.0
+
+    def __init__(self, folder: Path) -> None:
+        self._blobs = folder / "blobs"
+
+    def __str__(self) -> str:
+        return str(self._blobs)
+
+    @property
+    def incoming(self) -> Path:
+        """Where copies lie until they are published; the same file system as their places."""
+        return self._blobs / "incoming"
+
+    @property
+    def lock_path(self) -> Path:
+        """Shared while blobs are published and recorded, held alone while blobs are dropped."""
+        return self._blobs / "lock"
+
+    def place_of(self, digest: Digest) -> Path:
+        """Where the blob lies, if it is there."""
+        return self._blobs / "sha256" / digest[:2] / digest[2:]
+
+    def find(self, digest: Digest) -> Path | None:
+        """The blob's file, to be read only; None if there is none."""
+        place = self.place_of(digest)
+        return place if place.is_file() else None
+
+    def path_of(self, digest: Digest) -> Path:
+        """The blob's file, to be read only.
+
+        Raises:
+            StoreDamaged: there is none.
+        """
+        path = self.find(digest)
+        if path is None:
+            raise self._missing(digest)
+        return path
+
+    def check(self, digest: Digest, *, advance: Advance | None = None) -> Path:
+        """The blob's file, after its bytes were read and found to have this digest.
+
+        Raises:
+            StoreDamaged: missing, or changed since it was stored.
+        """
+        path = self.path_of(digest)
+        found = hash_file(path, advance)
+        if found != digest:
+            raise _changed(path, found)
+        return path
+
+    def read(self, digest: Digest) -> bytes:
+        """The bytes of a small blob, such as a config, checked against the digest.
+
+        Raises:
+            StoreDamaged: missing, or changed since it was stored.
+        """
+        path = self.path_of(digest)
+        data = path.read_bytes()
+        if Digest.of_bytes(data) != digest:
+            raise _changed(path, Digest.of_bytes(data))
+        return data
+
+    def rehash(self, digest: Digest, *, advance: Advance | None = None) -> Digest | None:
+        """The digest that the stored bytes have now; None if there are none."""
+        try:
+            return hash_file(self.place_of(digest), advance)
+        except FileNotFoundError:
+            return None
+
+    def size_of(self, digest: Digest) -> int | None:
+        """The number of bytes stored under a digest; None if there is nothing."""
+        try:
+            return self.place_of(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def age_seconds(self, digest: Digest) -> float:
+        """How long ago the blob was put there; 0 if it is not there."""
+        try:
+            return time.time() - self.place_of(digest).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    @contextmanager
+    def intake(self) -> Iterator[Intake]:
+        """Take files in; whatever was not published when the block ends is deleted.
+
+        Raises:
+            SourceUnreadable: the store cannot be written.
+        """
+        with claimed_folder(self.incoming, self.lock_path) as folder:
+            yield Intake(self, folder)
+
+    def publish(self, digest: Digest, path: Path) -> None:
+        """Put a copied file in its place, whatever lies there; called by ``Intake.published``."""
+        move_into_place(path, self.place_of(digest))
+
+    def confirm(self, digests: Iterable[Digest], catalog: Digest) -> None:
+        """Make sure that these are still there; called by ``Intake.confirm``.
+
+        Here the lock that ``Intake.published`` holds has already made sure.
+        """
+
+    def list_blobs(self) -> Iterator[Blob]:
+        """Every blob, ordered by digest, a shard at a time."""
+        for shard in _children(self._blobs / "sha256", _SHARD):
+            for path in _children(shard, _REST):
+                with suppress(FileNotFoundError):
+                    yield Blob(Digest(shard.name + path.name), path.stat().st_size)
+
+    def list_leftovers(self, *, grace_seconds: float | None = None) -> list[Leftover]:
+        """What processes that died left in ``incoming``.
+
+        Args:
+            grace_seconds: how long something must have been there where no lock says whose it is.
+        """
+        return [Leftover(str(path), _size_of(path)) for path in self._abandoned()]
+
+    def clear_leftovers(self, *, grace_seconds: float | None = None) -> int:
+        """Delete the leftovers; the number of bytes set free."""
+        freed_bytes = 0
+        if not self.incoming.is_dir():
+            return 0
+        with hold_lock(self.lock_path):
+            for path in self._abandoned():
+                freed_bytes += _size_of(path)
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return freed_bytes
+
+    def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
+        """Delete those blobs that nothing refers to; the number of bytes set free.
+
+        The references are asked while no blob can be published, so none is deleted that is being added.
+        """
+        freed_bytes = 0
+        for batch in batches(sorted(set(digests))):
+            with hold_lock(self.lock_path), references() as held:
+                for digest in sorted(set(batch) - set(held.among(batch))):
+                    freed_bytes += self.size_of(digest) or 0
+                    self.place_of(digest).unlink(missing_ok=True)
+        return freed_bytes
+
+    def set_aside(self, digest: Digest) -> str:
+        """Where a damaged blob lies now, out of the way of the right bytes.
+
+        Raises:
+            StoreDamaged: there is none.
+        """
+        place = self._blobs / "quarantine" / digest
+        with hold_lock(self.lock_path):
+            if not self.place_of(digest).is_file():
+                raise self._missing(digest)
+            move_into_place(self.place_of(digest), place)
+        return str(place)
+
+    def list_set_aside(self) -> Iterator[Blob]:
+        """What was put aside, under the digests that it should have had."""
+        for path in _children(self._blobs / "quarantine", re.compile("[0-9a-f]{64}")):
+            with suppress(FileNotFoundError):
+                yield Blob(Digest(path.name), path.stat().st_size)
+
+    def drop_aside(self, digest: Digest) -> None:
+        """Delete what was put aside."""
+        (self._blobs / "quarantine" / digest).unlink(missing_ok=True)
+
+    def _abandoned(self) -> list[Path]:
+        if not self.incoming.is_dir():
+            return []
+        return [path for path in sorted(self.incoming.iterdir()) if is_abandoned(path)]
+
+    def _missing(self, digest: Digest) -> StoreDamaged:
+        return StoreDamaged(
+            f"the content store has no blob `{digest}`, expected the file `{self.place_of(digest)}`",
+            hint=READD_HINT,
+        )
+
+
+def batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
+    """The digests, a few hundred at a time."""
+    rest = iter(digests)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
+def _changed(path: Path, found: Digest) -> StoreDamaged:
+    return StoreDamaged(
+        f"the blob `{path}` was changed: its bytes have the digest `{found}`", hint=READD_HINT
+    )
+
+
+def _children(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if names.fullmatch(path.name))
+
+
+def _size_of(path: Path) -> int:
+    if not path.is_dir():
+        return path.lstat().st_size
+    return sum(each.lstat().st_size for each in path.rglob("*") if each.is_file())
