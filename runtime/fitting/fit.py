@@ -1,0 +1,329 @@
+"""Fitting every gate of a bundle: one pass of the plain base over the data, then one small solve per input.
+
+The base alone is what is watched: with the right adapter forced, its deltas mark the inputs of later
+modules with the very label that is to be learned, and routed for itself the model knows no such mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...schemas.bundle import BundleConfig, Fitting, FittingData
+from ...schemas.errors import DataRefused, UsageError
+from ...schemas.statistics import (
+    MAX_FEATURES,
+    StatisticsDescription,
+    StatisticsInput,
+    StatisticsMember,
+    TokenSettings,
+)
+from .inputs import ModuleInput, find_inputs
+from .moments import Moments, collect_moments, split_inputs
+from .sequences import (
+    Batch,
+    choose_samples,
+    concatenate,
+    count_tokens,
+    encode_samples,
+    make_batches,
+)
+from .solve import Method, solve_gate
+from .statistics import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
+from .task_data import TaskData
+
+# Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.
+MAX_MEMORY_BYTES = 4 << 30
+_EPS = 1e-6
+
+# Told the name of a step and how much of it is done.
+Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How gates are fitted.
+
+    Attributes:
+        method: the classifier.
+        kind: ``normalised`` divides every input by its length, as the gate then does.
+        shrinkage: above 0, at most 1; how much of the covariance is replaced by a multiple of the identity.
+        max_samples: of each member, spread evenly over its file.
+        max_tokens: where a sample is cut off.
+        skip_tokens: at the beginning of every sample, that are not counted.
+        concatenated: also read samples behind those of other members.
+        max_memory_bytes: of second moments held at once; more of them take another pass.
+    """
+
+    method: Method = "lda"
+    kind: Literal["linear", "normalised"] = "normalised"
+    shrinkage: float = 0.1
+    max_samples: int = 32
+    max_tokens: int = 1024
+    skip_tokens: int = 0
+    concatenated: bool = False
+    max_memory_bytes: int = MAX_MEMORY_BYTES
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shrinkage <= 1:
+            raise UsageError(f"the shrinkage is {self.shrinkage}, expected above 0 and at most 1")
+        for name in ("max_samples", "max_tokens", "max_memory_bytes"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.skip_tokens < self.max_tokens:
+            raise UsageError(f"`skip_tokens` is {self.skip_tokens}, expected 0 to {self.max_tokens - 1}")
+
+    @property
+    def settings(self) -> TokenSettings:
+        """What statistics must have in common to be added."""
+        return TokenSettings(
+            kind=self.kind,
+            eps=_EPS,
+            max_tokens=self.max_tokens,
+            skip_tokens=self.skip_tokens,
+            concatenated=self.concatenated,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FittedGates:
+    """The gates of a bundle: ``values`` has rows ``[L, h]`` and bias ``[L]``, float32, by source module.
+
+    ``sources`` takes every other module to the one whose input, and hence whose gate, it shares.
+    """
+
+    kind: Literal["linear", "normalised"]
+    eps: float
+    values: dict[str, tuple[Tensor, Tensor]]
+    sources: dict[str, str]
+    fitting: Fitting
+
+
+def fit_gates(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: BundleConfig,
+    data: Mapping[str, TaskData],
+    *,
+    options: FitOptions | None = None,
+    statistics: Path | None = None,
+    advance: Advance | None = None,
+) -> FittedGates:
+    """Fit the gates of every module of a bundle.
+
+    Memory beside the base: ``max_memory_bytes``, or one second moment if that is larger, and for the solve
+    two matrices of the widest input in float64.
+
+    Args:
+        base: the plain base.
+        tokenizer: the base's.
+        config: of the bundle, for its members and modules.
+        data: of the members. One that the statistics have already may be missing; if it is there, it must
+            be the same.
+        options: how; by default as measured best.
+        statistics: a file of statistics. If it exists the members in it are taken from there; what was
+            worked out is kept in it.
+        advance: told how far it got.
+
+    Raises:
+        UsageError: the model carries adapters.
+        BundleRefused: the base does not fit the bundle's modules.
+        DataRefused: a member has no data, the data are too short, or the statistics do not fit.
+        SourceUnreadable: the statistics cannot be read or written.
+    """
+    options = options or FitOptions()
+    inputs = find_inputs(base, config.target_modules)
+    _check_features(inputs)
+    with ExitStack() as stack:
+        old = None
+        if statistics is not None and statistics.exists():
+            old = stack.enter_context(StatisticsFile(statistics))
+            old.check_fits(digest_of_base(base), options.settings)
+        known = _known_members(old, config, data)
+        new = _read_new(config, data, known, tokenizer, options)
+        description = _describe(base, config, inputs, known, new, options)
+        writer = None
+        if statistics is not None and new.names:
+            writer = stack.enter_context(StatisticsWriter(statistics, description))
+        values = _fit_inputs(base, inputs, description, old, new, writer, options, advance)
+    return FittedGates(
+        kind=options.kind,
+        eps=_EPS,
+        values=values,
+        sources={path: each.source for each in inputs for path in each.modules[1:]},
+        fitting=_fitting(description, options),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _NewData:
+    """What the base is to read: the new members' tokens in batches, labelled by their place in ``names``."""
+
+    names: tuple[str, ...]
+    parts: dict[str, StatisticsMember]
+    batches: list[Batch]
+    tokens: dict[int, int]
+
+
+def _check_features(inputs: Sequence[ModuleInput]) -> None:
+    for each in inputs:
+        if each.features > MAX_FEATURES:
+            raise UsageError(
+                f"`{each.source}` has {each.features} input features, "
+                f"a gate can be fitted for at most {MAX_FEATURES}"
+            )
+
+
+def _known_members(
+    old: StatisticsFile | None, config: BundleConfig, data: Mapping[str, TaskData]
+) -> dict[str, StatisticsMember]:
+    """The members whose part the statistics have, by name."""
+    if old is None:
+        return {}
+    known = {part.member: part for part in old.description.members}
+    if strangers := sorted(known.keys() - set(config.names)):
+        raise DataRefused(
+            f"the statistics have data of `{strangers[0]}`, which is no member of the bundle",
+            hint="their sums cannot be taken apart: fit without them, with the data of every member",
+        )
+    for name, part in known.items():
+        if name in data and data[name].sha256 != part.sha256:
+            raise DataRefused(
+                f"`{data[name].path.name}` has the digest `{data[name].sha256.short}`, the statistics were "
+                f"made of one with `{part.sha256.short}`",
+                hint="fit without these statistics, with the data of every member",
+            )
+    return known
+
+
+def _read_new(
+    config: BundleConfig,
+    data: Mapping[str, TaskData],
+    known: Mapping[str, StatisticsMember],
+    tokenizer: PreTrainedTokenizerBase,
+    options: FitOptions,
+) -> _NewData:
+    names = tuple(name for name in config.names if name not in known)
+    if missing := [name for name in names if name not in data]:
+        raise DataRefused(f"there is no data for the member `{missing[0]}`")
+    if options.concatenated and known and names:
+        raise DataRefused(
+            "samples behind those of other members cannot be added to statistics: they need all the data",
+            hint="fit without these statistics, with the data of every member",
+        )
+    chosen = {name: choose_samples(data[name].samples, options.max_samples) for name in names}
+    sequences = [
+        encode_samples(
+            chosen[name], tokenizer, place, max_tokens=options.max_tokens, skip_tokens=options.skip_tokens
+        )
+        for place, name in enumerate(names)
+    ]
+    alone = [sequence for own in sequences for sequence in own]
+    joined = concatenate(sequences, max_tokens=options.max_tokens) if options.concatenated else []
+    tokens = count_tokens(alone + joined)
+    parts = {name: _part_of(data[name], len(chosen[name]), tokens.get(i, 0)) for i, name in enumerate(names)}
+    return _NewData(names, parts, make_batches(alone + joined), dict(tokens))
+
+
+def _part_of(data: TaskData, samples: int, tokens: int) -> StatisticsMember:
+    if tokens == 0:
+        raise DataRefused(
+            f"no token of `{data.path.name}` counts: all are among the first of their sample, "
+            "which are left out"
+        )
+    return StatisticsMember(member=data.member, sha256=data.sha256, samples=samples, tokens=tokens)
+
+
+def _describe(
+    base: PreTrainedModel,
+    config: BundleConfig,
+    inputs: Sequence[ModuleInput],
+    known: Mapping[str, StatisticsMember],
+    new: _NewData,
+    options: FitOptions,
+) -> StatisticsDescription:
+    parts = {**known, **new.parts}
+    return StatisticsDescription(
+        meteora_statistics=1,
+        base_sha256=digest_of_base(base),
+        settings=options.settings,
+        members=tuple(parts[name] for name in config.names),
+        inputs=tuple(
+            StatisticsInput(source=each.source, modules=each.modules, features=each.features)
+            for each in inputs
+        ),
+    )
+
+
+def _fit_inputs(
+    base: PreTrainedModel,
+    inputs: Sequence[ModuleInput],
+    description: StatisticsDescription,
+    old: StatisticsFile | None,
+    new: _NewData,
+    writer: StatisticsWriter | None,
+    options: FitOptions,
+    advance: Advance | None,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    values: dict[str, tuple[Tensor, Tensor]] = {}
+    groups = list(split_inputs(inputs, options.max_memory_bytes))
+    for turn, group in enumerate(groups, start=1):
+        step = "reading" if len(groups) == 1 else f"reading, pass {turn} of {len(groups)}"
+        collected = _collect(base, group, new, options, advance, step)
+        for each in group:
+            moments = merge_moments(
+                old.read(each) if old else None,
+                old.description.names if old else (),
+                collected.pop(each.source, None),
+                new.names,
+                description.names,
+            )
+            if writer:
+                writer.write(each.source, moments)
+            values[each.source] = solve_gate(
+                moments, options.method, shrinkage=options.shrinkage, what=f"the input of `{each.source}`"
+            )
+            if advance:
+                advance("solving", len(values), len(inputs))
+    return values
+
+
+def _collect(
+    base: PreTrainedModel,
+    group: Sequence[ModuleInput],
+    new: _NewData,
+    options: FitOptions,
+    advance: Advance | None,
+    step: str,
+) -> dict[str, Moments]:
+    if not new.names:
+        return {}
+    return collect_moments(
+        base,
+        group,
+        new.batches,
+        new.tokens,
+        eps=_EPS if options.kind == "normalised" else None,
+        progress=None if advance is None else lambda done, total: advance(step, done, total),
+    )
+
+
+def _fitting(description: StatisticsDescription, options: FitOptions) -> Fitting:
+    how = f"{options.method}, shrinkage {options.shrinkage:g}, on the plain base"
+    if options.skip_tokens:
+        how += f", without the first {options.skip_tokens} tokens"
+    if options.concatenated:
+        how += ", also behind other members' samples"
+    return Fitting(
+        method=how,
+        data=tuple(
+            FittingData(member=part.member, sha256=part.sha256, samples=part.samples)
+            for part in description.members
+        ),
+    )

@@ -1,0 +1,131 @@
+"""First and second moments of the inputs, summed up while the base passes over the data.
+
+For one input x in R^h: the mean of x over each member's tokens, float64, and the sum over members of the
+mean of x x^T, float32. Each token has the weight one over its member's number of tokens, so every member
+counts the same however long its data. A second moment takes nearly all the memory and all the work, and
+float32 suffices: it is a sum of a few hundred products, each exact to float32, and what is solved has a
+multiple of the identity added to it that is far above their rounding. The means are subtracted from it,
+squared, and cost nothing, hence float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...schemas.errors import BundleRefused
+from .inputs import ModuleInput, run, watched
+from .sequences import Batch
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Of one input: ``means`` float64 ``[L, h]``, ``second`` float32 ``[h, h]``."""
+
+    means: Tensor
+    second: Tensor
+
+
+def split_inputs(inputs: Sequence[ModuleInput], max_bytes: int) -> Iterator[tuple[ModuleInput, ...]]:
+    """The inputs in groups whose second moments have at most ``max_bytes``; a larger one stands alone."""
+    group: list[ModuleInput] = []
+    size = 0
+    for each in inputs:
+        own = 4 * each.features**2
+        if group and size + own > max_bytes:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(each)
+        size += own
+    if group:
+        yield tuple(group)
+
+
+def collect_moments(
+    base: PreTrainedModel,
+    inputs: Sequence[ModuleInput],
+    batches: Sequence[Batch],
+    tokens: Mapping[int, int],
+    *,
+    eps: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Moments]:
+    """The moments of these inputs by source, in one pass of the base over the batches.
+
+    Args:
+        base: the plain base.
+        inputs: what is watched.
+        batches: their labels are the members' places.
+        tokens: how many tokens of each member count, by place from 0.
+        eps: divide each x by ||x|| + eps; None leaves it as it is.
+        progress: called with (batches done, batches in all).
+
+    Raises:
+        BundleRefused: a module is not called with one vector per token.
+    """
+    sums = {each.source: _Sums(each.features, tokens, eps) for each in inputs}
+    for done, batch in enumerate(batches, start=1):
+        _pass_over(base, batch, sums)
+        if progress:
+            progress(done, len(batches))
+    return {source: each.moments() for source, each in sums.items()}
+
+
+def _pass_over(base: PreTrainedModel, batch: Batch, sums: Mapping[str, _Sums]) -> None:
+    def add(source: str, x: Tensor) -> None:
+        sums[source].add(source, x, batch.labels)
+
+    with watched(base, sums, add):
+        run(base, sums, batch.ids.to(base.device), batch.mask.to(base.device))
+
+
+class _Sums:
+    """The running sums of one input, on the device where it first arrives."""
+
+    def __init__(self, features: int, tokens: Mapping[int, int], eps: float | None) -> None:
+        self._features = features
+        self._weights = torch.tensor([1 / tokens[place] for place in range(len(tokens))], dtype=torch.float64)
+        self._eps = eps
+        self._moments: Moments | None = None
+
+    def add(self, path: str, x: Tensor, labels: Tensor) -> None:
+        """Add the labelled tokens of a batch: x [B, T, h] or [B * T, h], labels [B, T]."""
+        if x.shape[-1] != self._features or x.shape[:-1].numel() != labels.numel():
+            raise BundleRefused(
+                f"`{path}` is called with {list(x.shape)} for tokens {list(labels.shape)}, expected one "
+                f"vector of {self._features} per token: no gate can be fitted for it"
+            )
+        flat = labels.reshape(-1)
+        counted = flat >= 0
+        rows = x.reshape(-1, self._features)[counted.to(x.device)].to(torch.float32)
+        if self._eps is not None:
+            rows = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + self._eps)
+        self._accumulate(rows, flat[counted])
+
+    def _accumulate(self, rows: Tensor, labels: Tensor) -> None:
+        weights = self._weights[labels]
+        # A product and no scattered sum, which would add in another order every time on a GPU.
+        members = torch.zeros(len(self._weights), len(labels), dtype=torch.float64)
+        members[labels, torch.arange(len(labels))] = weights
+        moments = self._on(rows.device)
+        moments.means.addmm_(members.to(rows.device), rows.to(torch.float64))
+        weighted = rows * weights.to(rows.device, torch.float32)[:, None]
+        moments.second.addmm_(weighted.T, rows)
+
+    def _on(self, device: torch.device) -> Moments:
+        if self._moments is None:
+            self._moments = Moments(
+                torch.zeros(len(self._weights), self._features, dtype=torch.float64, device=device),
+                torch.zeros(self._features, self._features, device=device),
+            )
+        return self._moments
+
+    def moments(self) -> Moments:
+        """What was summed up so far."""
+        return self._on(torch.device("cpu"))

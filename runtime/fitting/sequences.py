@@ -1,0 +1,119 @@
+"""From samples to padded batches in which every token that counts is labelled with its member."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .task_data import Sample
+
+# The place of a token that does not count: padding, and those left out at the beginning of a sample.
+NO_MEMBER = -1
+MAX_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTokens:
+    """One sequence: token ids, and for each the place of its member or ``NO_MEMBER``."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    def __add__(self, other: LabelledTokens) -> LabelledTokens:
+        return LabelledTokens(self.ids + other.ids, self.labels + other.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences padded on the right: ids, mask and labels, int64 ``[B, T]``."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+def choose_samples(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
+    """At most ``limit`` of the samples, spread evenly over the file, in its order."""
+    count = min(limit, len(samples))
+    return tuple(samples[place * len(samples) // count] for place in range(count))
+
+
+def encode_samples(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    label: int,
+    *,
+    max_tokens: int,
+    skip_tokens: int,
+) -> list[LabelledTokens]:
+    """Prompt and response of each sample as tokens of one member, cut to ``max_tokens``."""
+    sequences = []
+    for sample in samples:
+        ids = tokenizer(sample.prompt, verbose=False)["input_ids"]
+        if sample.response is not None:
+            ids = ids + tokenizer(sample.response, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = ids[:max_tokens]
+        skipped = min(skip_tokens, len(ids))
+        labels = (NO_MEMBER,) * skipped + (label,) * (len(ids) - skipped)
+        sequences.append(LabelledTokens(tuple(ids), labels))
+    return sequences
+
+
+def concatenate(members: Sequence[Sequence[LabelledTokens]], *, max_tokens: int) -> list[LabelledTokens]:
+    """Sequences of one sample of every member each, so that every member also stands behind the others.
+
+    The order of the members goes round by one from sequence to sequence. There are as many as the
+    shortest list has samples; what lies beyond ``max_tokens`` is cut off.
+    """
+    joined = []
+    for place in range(min(len(own) for own in members)):
+        turn = place % len(members)
+        parts = [own[place] for own in (*members[turn:], *members[:turn])]
+        whole = sum(parts[1:], start=parts[0])
+        joined.append(LabelledTokens(whole.ids[:max_tokens], whole.labels[:max_tokens]))
+    return joined
+
+
+def count_tokens(sequences: Sequence[LabelledTokens]) -> Mapping[int, int]:
+    """How many tokens of each member count."""
+    counts = Counter(label for sequence in sequences for label in sequence.labels)
+    del counts[NO_MEMBER]
+    return counts
+
+
+def make_batches(
+    sequences: Sequence[LabelledTokens], *, max_batch_tokens: int = MAX_BATCH_TOKENS
+) -> list[Batch]:
+    """The sequences by length; a batch has at most ``max_batch_tokens`` with its padding, or one sequence."""
+    ordered = sorted((each for each in sequences if each.ids), key=lambda each: len(each.ids))
+    return [_pad(rows) for rows in _rows_of_batches(ordered, max_batch_tokens)]
+
+
+def _rows_of_batches(
+    ordered: Sequence[LabelledTokens], max_batch_tokens: int
+) -> Iterator[list[LabelledTokens]]:
+    rows: list[LabelledTokens] = []
+    for sequence in ordered:
+        if rows and (len(rows) + 1) * len(sequence.ids) > max_batch_tokens:
+            yield rows
+            rows = []
+        rows.append(sequence)
+    if rows:
+        yield rows
+
+
+def _pad(rows: Sequence[LabelledTokens]) -> Batch:
+    shape = len(rows), max(len(row.ids) for row in rows)
+    ids, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    labels = torch.full(shape, NO_MEMBER, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        length = len(row.ids)
+        ids[place, :length] = torch.tensor(row.ids)
+        mask[place, :length] = 1
+        labels[place, :length] = torch.tensor(row.labels)
+    return Batch(ids, mask, labels)

@@ -1,0 +1,91 @@
+"""The description inside a file of gate statistics: of which base, of whose data, and in which units.
+
+The file is a safetensors file; this document stands as JSON in its metadata. Per distinct input it has
+``SOURCE.means``, F64 ``[L, h]``, the mean over each member's tokens, and ``SOURCE.second_moment``,
+F32 ``[h, h]``, the sum over the members of the mean of x x^T. Both are sums over members, so those of a
+new member are added without the old members' data.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from .bundle import MAX_MODULES, ModulePath
+from .digest import Digest
+from .document import Document
+from .names import Name
+
+STATISTICS_KEY = "meteora_statistics"
+TENSOR_MEANS = "means"
+TENSOR_SECOND_MOMENT = "second_moment"
+# A square matrix of this many columns has 4.3 GB; the widest inputs in use have about 30 000.
+MAX_FEATURES = 1 << 15
+
+
+class StatisticsMember(Document):
+    """One member's part: its data, and how much of it was read."""
+
+    member: Name
+    sha256: Digest
+    samples: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+
+
+class StatisticsInput(Document):
+    """One distinct input: the modules that read it, of which ``source`` is called first."""
+
+    source: ModulePath
+    modules: tuple[ModulePath, ...] = Field(min_length=1)
+    features: int = Field(ge=1, le=MAX_FEATURES)
+
+    @model_validator(mode="after")
+    def _check_source_is_a_module(self) -> Self:
+        if self.source not in self.modules:
+            raise ValueError(f"the source `{self.source}` is none of the input's modules")
+        return self
+
+
+class TokenSettings(Document):
+    """Which tokens were counted, and in which units.
+
+    ``normalised`` inputs were divided by their length plus ``eps``. ``skip_tokens`` at the beginning of
+    every sample were not counted; what lies beyond ``max_tokens`` was cut off. ``concatenated`` says that
+    samples were also read behind those of other members.
+    """
+
+    kind: Literal["linear", "normalised"]
+    eps: FiniteFloat = Field(gt=0)
+    max_tokens: int = Field(ge=1)
+    skip_tokens: int = Field(ge=0)
+    concatenated: bool
+
+
+class StatisticsDescription(Document):
+    """All that the file says of itself; members and inputs differ among themselves."""
+
+    meteora_statistics: Literal[1]
+    base_sha256: Digest
+    settings: TokenSettings
+    members: tuple[StatisticsMember, ...] = Field(min_length=1, max_length=4096)
+    inputs: tuple[StatisticsInput, ...] = Field(min_length=1, max_length=MAX_MODULES)
+
+    @model_validator(mode="after")
+    def _check_names_differ(self) -> Self:
+        members = [member.member for member in self.members]
+        modules = [path for each in self.inputs for path in each.modules]
+        for what, found in (("member", members), ("module", modules)):
+            if len(set(found)) < len(found):
+                raise ValueError(f"a {what} stands in it twice")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members' names in the order of the rows of the means."""
+        return tuple(member.member for member in self.members)
+
+
+def statistics_tensor(source: str, tensor: str) -> str:
+    """The name in the file of one of an input's tensors."""
+    return f"{source}.{tensor}"

@@ -1,0 +1,355 @@
+"""The fit: the pass against a plain computation, the solves against numpy, and statistics that add up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from meteora_registry.kernels.routing import gate_logits
+from meteora_registry.runtime.fitting import FitOptions, FittedGates, fit_gates, read_task_data
+from meteora_registry.runtime.fitting.inputs import find_inputs
+from meteora_registry.runtime.fitting.moments import Moments
+from meteora_registry.runtime.fitting.sequences import encode_samples
+from meteora_registry.runtime.fitting.solve import solve_gate
+from meteora_registry.runtime.fitting.task_data import TaskData
+from meteora_registry.schemas.bundle import BundleConfig
+from meteora_registry.schemas.errors import BundleRefused, DataRefused, UsageError
+from support.bundles import write_bundle
+from support.models import make_adapter, tiny_gpt2, tiny_llama
+from support.task_data import tiny_tokenizer, write_task_data
+
+NAMES = ("legal", "medical", "sports")
+LAYER = "model.layers.0"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> BundleConfig:
+    """The config of three adapters on every linear module of the tiny Llama."""
+    return make_config(tmp_path_factory.mktemp("bundle"), NAMES)
+
+
+def make_config(folder: Path, names: tuple[str, ...]) -> BundleConfig:
+    adapters = {
+        name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules="all-linear")
+        for seed, name in enumerate(names)
+    }
+    bundle = write_bundle(folder / "bundle", adapters)
+    return BundleConfig.read((bundle / "adapter_config.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskData]:
+    return read_data(write_task_data(tmp_path_factory.mktemp("data"), NAMES), NAMES)
+
+
+def read_data(folder: Path, names: tuple[str, ...]) -> dict[str, TaskData]:
+    return read_task_data(folder, names, tokenizer=tiny_tokenizer(), context_tokens=64)
+
+
+def fit(config: BundleConfig, data: dict[str, TaskData], options: FitOptions | None = None) -> FittedGates:
+    return fit_gates(tiny_llama(), tiny_tokenizer(), config, data, options=options)
+
+
+def inputs_of(base: PreTrainedModel, path: str, data: dict[str, TaskData]) -> list[np.ndarray]:
+    """Every member's inputs of a module, float64 ``[tokens, h]``, sample by sample through a plain hook."""
+    kept: list[torch.Tensor] = []
+    base.get_submodule(path).register_forward_hook(lambda _module, args, _out: kept.append(args[0][0]))
+    result = []
+    for own in data.values():
+        kept.clear()
+        for sequence in encode_samples(own.samples, tiny_tokenizer(), 0, max_tokens=64, skip_tokens=0):
+            with torch.no_grad():
+                base(torch.tensor([sequence.ids]))
+        result.append(torch.cat(kept).double().numpy())
+    return result
+
+
+def plain_lda(inputs: list[np.ndarray], shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and bias of shrunken discriminants with equal priors, as the textbook has them."""
+    means = np.stack([x.mean(axis=0) for x in inputs])
+    within = np.mean([(x - m).T @ (x - m) / len(x) for x, m in zip(inputs, means, strict=True)], axis=0)
+    size = within.shape[0]
+    shrunken = (1 - shrinkage) * within + shrinkage * np.trace(within) / size * np.eye(size)
+    rows = np.linalg.solve(shrunken, means.T).T
+    return rows, -np.sum(rows * means, axis=1) / 2
+
+
+def plain_ridge(inputs: list[np.ndarray], shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and bias of weighted least squares on indicators, solved with an explicit intercept."""
+    members, size = len(inputs), inputs[0].shape[1]
+    weights = np.concatenate([np.full(len(x), 1 / (members * len(x))) for x in inputs])
+    x = np.concatenate(inputs)
+    y = np.concatenate([np.tile(np.eye(members)[i], (len(own), 1)) for i, own in enumerate(inputs)])
+    centre = weights @ x
+    total = (x - centre).T @ (weights[:, None] * (x - centre))
+    penalty = np.zeros((size + 1, size + 1))
+    penalty[:size, :size] = shrinkage * np.trace(total) / size * np.eye(size)
+    design = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    solved = np.linalg.solve(
+        design.T @ (weights[:, None] * design) + penalty, design.T @ (weights[:, None] * y)
+    )
+    return solved[:size].T, solved[size]
+
+
+def differences(rows: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Logits without what all members share."""
+    logits = x @ rows.T + bias
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+def test_inputs_are_shared_where_the_same_tensor_arrives() -> None:
+    paths = [path for path, module in tiny_llama().named_modules() if isinstance(module, torch.nn.Linear)]
+    found = find_inputs(tiny_llama(), [path for path in sorted(paths) if path.startswith(LAYER)])
+    assert [tuple(path.rpartition(".")[2] for path in each.modules) for each in found] == [
+        ("q_proj", "k_proj", "v_proj"),
+        ("o_proj",),
+        ("gate_proj", "up_proj"),
+        ("down_proj",),
+    ]
+    assert [each.features for each in found] == [32, 32, 32, 48]
+
+
+def test_inputs_changed_in_place_are_not_shared() -> None:
+    base = tiny_llama()
+    base.get_submodule(f"{LAYER}.self_attn.q_proj").register_forward_hook(
+        lambda _module, args, _out: args[0].add_(1)
+    )
+    found = find_inputs(base, [f"{LAYER}.self_attn.{name}_proj" for name in ("q", "k", "v")])
+    assert [len(each.modules) for each in found] == [1, 2]
+
+
+def test_a_module_that_is_not_called_is_refused() -> None:
+    base = tiny_llama()
+    base.model.layers[0].extra = torch.nn.Linear(32, 32)
+    with pytest.raises(BundleRefused) as caught:
+        find_inputs(base, [f"{LAYER}.extra"])
+    assert str(caught.value) == (
+        "the base calls `model.layers.0.extra` 0 times in a pass, expected once: no gate can be fitted for it"
+    )
+
+
+@pytest.mark.parametrize("kind", ["linear", "normalised"])
+@pytest.mark.parametrize("module", ["self_attn.q_proj", "mlp.down_proj"])
+def test_lda_is_that_of_a_plain_computation_in_float64(
+    config: BundleConfig, data: dict[str, TaskData], kind: str, module: str
+) -> None:
+    inputs = inputs_of(tiny_llama(), f"{LAYER}.{module}", data)
+    if kind == "normalised":
+        inputs = [x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-6) for x in inputs]
+    expected = plain_lda(inputs, 0.1)
+    gates = fit(config, data, FitOptions(kind=kind))
+    rows, bias = (tensor.double().numpy() for tensor in gates.values[f"{LAYER}.{module}"])
+    x = np.concatenate(inputs)
+    found, wanted = differences(rows, bias, x), differences(*expected, x)
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_ridge_is_least_squares_with_a_penalty_but_for_one_factor(
+    config: BundleConfig, data: dict[str, TaskData]
+) -> None:
+    inputs = inputs_of(tiny_llama(), f"{LAYER}.mlp.down_proj", data)
+    wanted = differences(*plain_ridge(inputs, 0.1), np.concatenate(inputs))
+    gates = fit(config, data, FitOptions(method="ridge", kind="linear"))
+    rows, bias = (tensor.double().numpy() for tensor in gates.values[f"{LAYER}.mlp.down_proj"])
+    found = differences(rows, bias, np.concatenate(inputs))
+    factor = (found * wanted).sum() / (wanted * wanted).sum()
+    assert factor > 0
+    assert np.abs(found - factor * wanted).max() < 1e-4 * np.abs(found).max()
+
+
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+def test_logits_are_log_posteriors_where_the_model_is_true(method: str) -> None:
+    # Two Gaussians one apart in the first direction: the log ratio is x_1 - 1/2.
+    means = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    second = (2 * torch.eye(2) + means.T @ means).float()
+    rows, bias = solve_gate(Moments(means, second), method, shrinkage=1e-9)
+    assert torch.allclose(rows[1] - rows[0], torch.tensor([1.0, 0.0]), atol=1e-6)
+    assert (bias[1] - bias[0]).item() == pytest.approx(-0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lda", "ridge"])
+@pytest.mark.parametrize("kind", ["linear", "normalised"])
+def test_fitted_gates_tell_new_samples_apart(
+    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path, method: str, kind: str
+) -> None:
+    gates = fit(config, data, FitOptions(method=method, kind=kind))
+    new = read_data(write_task_data(tmp_path, NAMES, seed=1), NAMES)
+    for path in (f"{LAYER}.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+        rows, bias = gates.values[path]
+        for place, x in enumerate(inputs_of(tiny_llama(), path, new)):
+            logits = gate_logits(torch.from_numpy(x).float(), rows, bias, kind=kind)
+            # Each sample's ten tokens together.
+            chosen = torch.log_softmax(logits, dim=-1).reshape(-1, 10, len(NAMES)).sum(dim=1).argmax(dim=1)
+            assert (chosen == place).float().mean() > 0.9
+
+
+def test_every_module_has_a_gate_or_a_source_with_one(
+    config: BundleConfig, data: dict[str, TaskData]
+) -> None:
+    gates = fit(config, data)
+    assert gates.values.keys().isdisjoint(gates.sources)
+    assert gates.values.keys() | gates.sources.keys() == set(config.target_modules)
+    assert set(gates.sources.values()) <= gates.values.keys()
+    assert gates.sources[f"{LAYER}.self_attn.v_proj"] == f"{LAYER}.self_attn.q_proj"
+
+
+def test_a_member_counts_the_same_however_long_its_data(config: BundleConfig, tmp_path: Path) -> None:
+    folder = write_task_data(tmp_path, NAMES)
+    once = fit(config, read_data(folder, NAMES))
+    doubled = folder / "legal.jsonl"
+    doubled.write_text(doubled.read_text() * 2)
+    twice = fit(config, read_data(folder, NAMES))
+    assert close(once, twice, 1e-4)
+
+
+@pytest.mark.parametrize("limit", [1, 40 * 32 * 32, 1 << 30], ids=["one-at-a-time", "some", "all"])
+def test_gates_do_not_depend_on_how_many_passes_there_are(
+    config: BundleConfig, data: dict[str, TaskData], limit: int
+) -> None:
+    steps: list[str] = []
+    gates = fit_gates(
+        tiny_llama(),
+        tiny_tokenizer(),
+        config,
+        data,
+        options=FitOptions(max_memory_bytes=limit),
+        advance=lambda step, _done, _total: steps.append(step),
+    )
+    passes = {1: 8, 1 << 30: 1}
+    if limit in passes:
+        assert len({step for step in steps if step.startswith("reading")}) == passes[limit]
+    reference = fit(config, data)
+    assert all(
+        torch.equal(a, b)
+        for path in gates.values
+        for a, b in zip(gates.values[path], reference.values[path], strict=True)
+    )
+
+
+def test_a_member_added_to_statistics_gives_the_joint_fit(tmp_path: Path) -> None:
+    folder = write_task_data(tmp_path / "data", NAMES)
+    everyone = read_data(folder, NAMES)
+    joint = fit(make_config(tmp_path / "three", NAMES), everyone)
+    file = tmp_path / "statistics.safetensors"
+    first = {name: everyone[name] for name in NAMES[:2]}
+    fit_gates(
+        tiny_llama(), tiny_tokenizer(), make_config(tmp_path / "two", NAMES[:2]), first, statistics=file
+    )
+    # The new member stands first, so that the order is not that of the file.
+    config = make_config(tmp_path / "added", (NAMES[2], *NAMES[:2]))
+    added = fit_gates(tiny_llama(), tiny_tokenizer(), config, {NAMES[2]: everyone[NAMES[2]]}, statistics=file)
+    assert [part.member for part in added.fitting.data] == [NAMES[2], *NAMES[:2]]
+    turned = {path: (rows[[1, 2, 0]], bias[[1, 2, 0]]) for path, (rows, bias) in added.values.items()}
+    assert close(joint, replace(added, values=turned), 1e-4)
+
+
+def test_all_statistics_at_hand_need_no_data(
+    tmp_path: Path, config: BundleConfig, data: dict[str, TaskData]
+) -> None:
+    file = tmp_path / "statistics.safetensors"
+    first = fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file)
+    before = file.read_bytes()
+    again = fit_gates(tiny_llama(), tiny_tokenizer(), config, {}, statistics=file)
+    assert close(first, again, 0)
+    assert first.fitting == again.fitting
+    assert file.read_bytes() == before
+
+
+def close(first: FittedGates, second: FittedGates, tolerance: float) -> bool:
+    """Whether two fits have the same gates, to a part of each tensor's largest entry."""
+    pairs = [
+        (a, b) for path in first.values for a, b in zip(first.values[path], second.values[path], strict=True)
+    ]
+    return all((a - b).abs().max() <= tolerance * a.abs().max() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (FitOptions(kind="linear"), "were made with kind `normalised`, this fit asks for `linear`"),
+        (FitOptions(skip_tokens=2), "were made with skip_tokens `0`, this fit asks for `2`"),
+    ],
+    ids=["kind", "skip-tokens"],
+)
+def test_statistics_in_other_units_are_refused(
+    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path, changed: FitOptions, message: str
+) -> None:
+    file = tmp_path / "statistics.safetensors"
+    fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file)
+    with pytest.raises(DataRefused, match=message):
+        fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file, options=changed)
+
+
+def test_statistics_of_another_base_are_refused(
+    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path
+) -> None:
+    file = tmp_path / "statistics.safetensors"
+    fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file)
+    other = tiny_llama()
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[0, 0] += 1
+    with pytest.raises(DataRefused, match="were made with another base"):
+        fit_gates(other, tiny_tokenizer(), config, data, statistics=file)
+
+
+def test_statistics_of_other_data_or_members_are_refused(
+    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path
+) -> None:
+    file = tmp_path / "statistics.safetensors"
+    fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file)
+    changed = read_data(write_task_data(tmp_path / "changed", NAMES, seed=3), NAMES)
+    with pytest.raises(DataRefused, match=r"`legal.jsonl` has the digest"):
+        fit_gates(tiny_llama(), tiny_tokenizer(), config, changed, statistics=file)
+    fewer = make_config(tmp_path / "fewer", NAMES[1:])
+    with pytest.raises(DataRefused, match="the statistics have data of `legal`, which is no member"):
+        fit_gates(tiny_llama(), tiny_tokenizer(), fewer, data, statistics=file)
+
+
+def test_concatenated_samples_change_the_fit_and_are_not_added_later(
+    tmp_path: Path, data: dict[str, TaskData]
+) -> None:
+    options = FitOptions(concatenated=True)
+    two = {name: data[name] for name in NAMES[:2]}
+    config = make_config(tmp_path / "two", NAMES[:2])
+    file = tmp_path / "statistics.safetensors"
+    joined = fit_gates(tiny_llama(), tiny_tokenizer(), config, two, options=options, statistics=file)
+    assert not close(joined, fit(config, two), 1e-3)
+    with pytest.raises(DataRefused, match="cannot be added to statistics"):
+        fit_gates(
+            tiny_llama(),
+            tiny_tokenizer(),
+            make_config(tmp_path / "three", NAMES),
+            data,
+            options=options,
+            statistics=file,
+        )
+
+
+def test_a_base_with_an_adapter_is_refused() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from meteora_registry.runtime.fitting import check_shapes
+
+    model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(UsageError, match="carries an adapter, expected the plain base"):
+        check_shapes(model, {})
+
+
+def test_conv1d_and_a_bfloat16_base_are_fitted(tmp_path: Path) -> None:
+    adapters = {
+        name: make_adapter(
+            tiny_gpt2, tmp_path / name, seed=seed, r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True
+        )
+        for seed, name in enumerate(NAMES)
+    }
+    bundle = write_bundle(tmp_path / "bundle", adapters)
+    config = BundleConfig.read((bundle / "adapter_config.json").read_bytes())
+    data = read_data(write_task_data(tmp_path / "data", NAMES), NAMES)
+    gates = fit_gates(tiny_gpt2().to(torch.bfloat16), tiny_tokenizer(), config, data)
+    assert set(gates.values) == set(config.target_modules)
+    assert all(rows.isfinite().all() for rows, _ in gates.values.values())
