@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from ..schemas.bundle import IMPORTED, NOT_FITTED, VERIFICATION_FILE, Fitting, Gate
+from ..schemas.bundle import IMPORTED, VERIFICATION_FILE, BundleConfig, Fitting, Gate, Scope
+from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
-from ..schemas.plan import FusePlan
 from .licenses import combine_licenses
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -43,10 +44,10 @@ Without the first line PEFT answers `KeyError: 'METEORA'`. Install it with
 _NOT_FITTED = """\
 **The gate is not fitted.** It was initialised with `{method}`, which knows nothing of the tasks: left
 to itself the model will often pick the wrong adapter. Force one with
-`meteora_registry.runtime.force_adapter(model, name)`, or fit the gate before relying on it.
+`meteora_registry.runtime.force_adapter(model, name)`, or fit the gate with `meteora-registry gate fit`.
 """
 
-_FITTED = "The gate is fitted: {method}.\n"
+_FITTED = "The gate is fitted: {method}. It saw {samples}.\n"
 _IMPORTED = """\
 The gate came with another layout, which does not say on what it was fitted, or whether it was.
 """
@@ -58,17 +59,37 @@ bound to this bundle's manifest by its digest. `meteora-registry verify` repeats
 """
 
 
-def write_card(path: Path, plan: FusePlan, gate: Gate, members: Sequence[ManifestMember]) -> None:
-    """Write the card of a bundle that was just fused; the same plan and members give the same bytes."""
-    text = _front_matter(plan, members) + _body(plan, gate, members)
+_DECISIONS: dict[Scope, str] = {
+    "token": "Each linear layer picks the top {top_k} of {count} adapters for each token",
+    "layer": "Each layer picks the top {top_k} of {count} adapters for each token",
+    "prompt": "One decision about the prompt picks the top {top_k} of {count} adapters for all that follows",
+    "prompt+token": "One decision picks among {count} adapters for the prompt; from there on each linear "
+    "layer picks the top {top_k} for each token",
+    "segment": "One decision for each segment of the text picks the top {top_k} of {count} adapters",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What the tensors of a bundle take; ``padding_bytes`` of ``size_bytes`` are zero rows."""
+
+    dtype: Dtype
+    size_bytes: int
+    padding_bytes: int
+
+
+def write_card(path: Path, config: BundleConfig, storage: Storage, members: Sequence[ManifestMember]) -> None:
+    """Write the card of a bundle; the same config and members give the same bytes."""
+    text = _front_matter(config, members) + _body(config, storage, members)
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _front_matter(plan: FusePlan, members: Sequence[ManifestMember]) -> str:
+def _front_matter(config: BundleConfig, members: Sequence[ManifestMember]) -> str:
     facts: dict[str, object] = {"library_name": "peft", "tags": ["lora", "meteora", "mixture-of-experts"]}
+    base = config.base_model_name_or_path
     # The Hub refuses a card whose base is no repository's name, such as a folder.
-    if plan.base is not None and _HUB_NAME.fullmatch(plan.base):
-        facts["base_model"] = plan.base
+    if base is not None and _HUB_NAME.fullmatch(base):
+        facts["base_model"] = base
         facts["base_model_relation"] = "adapter"
     combined = combine_licenses(member.license for member in members)
     facts["license"] = combined.identifier
@@ -77,48 +98,63 @@ def _front_matter(plan: FusePlan, members: Sequence[ManifestMember]) -> str:
     return f"---\n{yaml.safe_dump(facts, allow_unicode=False)}---\n\n"
 
 
-def _body(plan: FusePlan, gate: Gate, members: Sequence[ManifestMember]) -> str:
+def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMember]) -> str:
     count = len(members)
     title = f"# MeteoRA bundle of {count} adapter{'s' if count > 1 else ''}\n"
+    decision = _DECISIONS[config.gate.scope].format(top_k=config.top_k, count=count)
     facts = (
-        f"Base: {_base(plan)}. Each linear layer picks the top {plan.top_k} of {count} adapters for each "
-        f"token. {len(plan.modules)} modules, {plan.dtype} factors, "
-        f"{plan.size_bytes} bytes of tensors, {plan.padding_bytes} of them padding: each member's rank is "
-        "stored rounded up to a multiple of 8, the rest zero.\n"
+        f"Base: {_base(config)}. {decision}. {len(config.target_modules)} modules, {storage.dtype} factors, "
+        f"{storage.size_bytes} bytes of tensors, {storage.padding_bytes} of them padding: each member's rank "
+        "is stored rounded up to a multiple of 8, the rest zero.\n"
     )
-    rows = "".join(_row(plan, index, member) for index, member in enumerate(members))
+    rows = "".join(_row(config, index, member) for index, member in enumerate(members))
     table = (
         "## Members\n\n| name | rank | modules | license | from | weights |\n|---|---|---|---|---|---|\n"
         + rows
     )
     statement = combine_licenses(member.license for member in members).statement
     licenses = f"## Licences\n\n{statement} Each member stays under its own licence.\n"
-    fitted = _NOT_FITTED.format(method=plan.gate) if gate.fitted == NOT_FITTED else ""
-    if isinstance(gate.fitted, Fitting) and gate.fitted.method == IMPORTED:
-        fitted = _IMPORTED
-    elif isinstance(gate.fitted, Fitting):
-        fitted = _FITTED.format(method=_cell(gate.fitted.method))
-    example = "## Loading\n\n" + _EXAMPLE.format(base=_plain_name(plan.base), revision=_revision(plan))
-    verification = "## Verification\n\n" + _VERIFICATION
-    return "\n".join([title, facts, table, licenses, "## Gate\n\n" + fitted, verification, example])
+    loading = _EXAMPLE.format(base=_plain_name(config.base_model_name_or_path), revision=_revision(config))
+    parts = [
+        title,
+        facts,
+        table,
+        licenses,
+        "## Gate\n\n" + _describe_gate(config.gate),
+        "## Verification\n\n" + _VERIFICATION,
+        "## Loading\n\n" + loading,
+    ]
+    return "\n".join(parts)
 
 
-def _base(plan: FusePlan) -> str:
-    if plan.base is None:
+def _describe_gate(gate: Gate) -> str:
+    match gate.fitted, gate.initialisation:
+        case Fitting(method=method), _ if method == IMPORTED:
+            return _IMPORTED
+        case Fitting(method=method, data=data), _:
+            samples = ", ".join(f"{each.samples} of `{each.member}`" for each in data)
+            return _FITTED.format(method=_cell(method), samples=f"samples: {samples}")
+        case _, initialisation:
+            return _NOT_FITTED.format(method=initialisation.method if initialisation else "nothing")
+
+
+def _base(config: BundleConfig) -> str:
+    base = config.base_model_name_or_path
+    if base is None:
         return "not stated"
-    at = f" at {_cell(plan.base_revision)}" if plan.base_revision else ""
-    if _HUB_NAME.fullmatch(plan.base):
-        return f"[`{plan.base}`](https://huggingface.co/{plan.base}){at}"
-    return f"{_cell(plan.base)}{at}"
+    at = f" at {_cell(config.revision)}" if config.revision else ""
+    if _HUB_NAME.fullmatch(base):
+        return f"[`{base}`](https://huggingface.co/{base}){at}"
+    return f"{_cell(base)}{at}"
 
 
-def _row(plan: FusePlan, index: int, member: ManifestMember) -> str:
-    ranks = sorted({module.ranks[index] for module in plan.modules if module.ranks[index]})
-    shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+def _row(config: BundleConfig, index: int, member: ManifestMember) -> str:
+    ranks = [layout.ranks[index] for layout in config.layouts.values() if layout.ranks[index]]
+    shown = str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
     cells = (
         member.name,
         shown,
-        str(plan.members[index].modules),
+        str(len(ranks)),
         _cell(member.license or "unknown"),
         _origin(member),
         f"`{member.weights_sha256.short}`",
@@ -141,9 +177,9 @@ def _plain_name(base: str | None) -> str:
     return base if base and _PLAIN_NAME.fullmatch(base) else "the/base"
 
 
-def _revision(plan: FusePlan) -> str:
+def _revision(config: BundleConfig) -> str:
     """The base's revision as an argument of the example, where it can stand in code as it is."""
-    revision = plan.base_revision
+    revision = config.revision
     return f", revision={revision!r}" if revision and _PLAIN_NAME.fullmatch(revision) else ""
 
 

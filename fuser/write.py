@@ -7,7 +7,7 @@ function of the members and the plan alone.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..schemas.errors import FuseRefused
 from ..schemas.inventory import Dtype, ModuleFactors
 from ..schemas.manifest import Cast, FileRecord, Manifest, ManifestMember
 from ..schemas.plan import FusePlan, PlannedMember, PlannedModule
-from .card import write_card
+from .card import Storage, write_card
 from .factors import TORCH_DTYPES, TensorFile
 from .gates import initial_gate
 from .member import Member
@@ -81,12 +81,21 @@ def write_bundle(
     records = [
         _manifest_member(*entry, plan.dtype) for entry in zip(plan.members, members, casts, strict=True)
     ]
-    write_card(folder / names.CARD_FILE, plan, config.gate, records)
+    storage = Storage(plan.dtype, plan.size_bytes, plan.padding_bytes)
+    write_card(folder / names.CARD_FILE, config, storage, records)
+    return write_manifest(folder, files, records)
+
+
+def write_manifest(
+    folder: Path, known: Mapping[str, FileRecord], members: Sequence[ManifestMember]
+) -> Manifest:
+    """Write the manifest of the files in a folder; those that are ``known`` are not read again."""
+    files = dict(known)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in files:
             files[name] = FileRecord(sha256=Digest.of_file(path), size_bytes=path.stat().st_size)
-    manifest = Manifest(meteora_manifest=1, files=files, members=tuple(records))
+    manifest = Manifest(meteora_manifest=1, files=files, members=tuple(members))
     (folder / names.MANIFEST_FILE).write_bytes(manifest.to_bytes())
     return manifest
 

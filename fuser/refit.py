@@ -1,0 +1,157 @@
+"""A bundle with other gates: a new folder of the same members, their factors bit for bit.
+
+What is new is the gate, in the weights and in the config, the card that tells of it, and the manifest.
+Provenance, each member's own config and header, and ``experts/`` are taken over as they are. Memory is
+bounded by one module. The bytes are a function of the bundle and the new gates alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..schemas import bundle as names
+from ..schemas.bundle import BundleConfig, Gate
+from ..schemas.errors import BundleRefused
+from ..schemas.inventory import Dtype
+from ..schemas.manifest import FileRecord, Manifest
+from .bundle import Bundle, BundleTensors, module_shapes, read_manifest
+from .card import Storage, write_card
+from .integrity import check_files
+from .weights import TensorSpec, WeightsWriter
+from .write import WEIGHTS_METADATA, write_manifest
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class NewGates:
+    """What a bundle is to route by: the config's part and the tensors.
+
+    Attributes:
+        gate: with ``fitted`` saying on what.
+        top_k: members per token.
+        temperature: of the softmax over them.
+        values: float32 rows ``[L, in]`` and bias ``[L]``, the latter read only if the gate has one, of every
+            module that has a gate of its own.
+    """
+
+    gate: Gate
+    top_k: int
+    temperature: float
+    values: Mapping[str, tuple[Tensor, Tensor]]
+
+
+def refit_bundle(
+    bundle: Bundle, new: NewGates, folder: Path, *, progress: Progress | None = None
+) -> Manifest:
+    """Write the bundle with other gates into an empty folder, everything but the verification.
+
+    Args:
+        bundle: the old one; it is read and not changed.
+        new: the gates.
+        folder: an empty folder.
+        progress: called with (modules done, modules in all).
+
+    Raises:
+        BundleRefused: a file of the old bundle is not what its manifest says, or a module gets no gate.
+        InvalidDocument: the new config breaks its schema.
+        SourceUnreadable: a file cannot be read.
+    """
+    manifest = read_manifest(bundle.folder)
+    if problems := check_files(bundle.folder, manifest):
+        raise BundleRefused(
+            f"the bundle in `{bundle.folder}` is damaged: {problems[0]}",
+            hint="run `meteora-registry verify` on it",
+        )
+    config = refitted_config(bundle.config, new)
+    _check_values(config, new)
+    files = {names.WEIGHTS_FILE: _write_weights(bundle, config, new, folder, progress)}
+    (folder / names.CONFIG_FILE).write_bytes(config.to_bytes())
+    files |= _copy_experts(bundle, manifest, folder)
+    write_card(folder / names.CARD_FILE, config, _storage(bundle, config), manifest.members)
+    return write_manifest(folder, files, manifest.members)
+
+
+def refitted_config(config: BundleConfig, new: NewGates) -> BundleConfig:
+    """The config of the bundle with other gates.
+
+    Raises:
+        InvalidDocument: they do not go with the members.
+    """
+    changes = {
+        "gate": new.gate.model_dump(mode="json"),
+        "required_features": new.gate.features,
+        "top_k": new.top_k,
+        "temperature": new.temperature,
+    }
+    return BundleConfig.from_value(config.model_dump(mode="json") | changes, what="the new config")
+
+
+def _check_values(config: BundleConfig, new: NewGates) -> None:
+    wanted = {path for path in config.target_modules if config.has_gate(path)}
+    if missing := sorted(wanted - new.values.keys()):
+        raise BundleRefused(f"there are no new values for the gate of `{missing[0]}`")
+
+
+def _specs(bundle: Bundle, config: BundleConfig) -> Iterator[TensorSpec]:
+    """The tensors of every module, in the order in which they lie in the file."""
+    members = len(config.members)
+    for path, (in_features, out_features) in module_shapes(bundle).items():
+        rows = config.layouts[path].rows
+        yield TensorSpec(names.tensor_name(path, names.TENSOR_A), bundle.dtype, (rows, in_features))
+        yield TensorSpec(names.tensor_name(path, names.TENSOR_B), bundle.dtype, (rows, out_features))
+        if config.has_gate(path):
+            yield TensorSpec(names.tensor_name(path, names.TENSOR_GATE), Dtype.F32, (members, in_features))
+            if config.gate.bias:
+                yield TensorSpec(names.tensor_name(path, names.TENSOR_GATE_BIAS), Dtype.F32, (members,))
+
+
+def _write_weights(
+    bundle: Bundle, config: BundleConfig, new: NewGates, folder: Path, progress: Progress | None
+) -> FileRecord:
+    with ExitStack() as stack:
+        old = stack.enter_context(BundleTensors(bundle))
+        specs = list(_specs(bundle, config))
+        writer = WeightsWriter(folder / names.WEIGHTS_FILE, specs, metadata=WEIGHTS_METADATA)
+        stack.enter_context(writer)
+        for done, (path, layout) in enumerate(config.layouts.items(), start=1):
+            for tensor in (names.TENSOR_A, names.TENSOR_B):
+                writer.write(
+                    names.tensor_name(path, tensor), old.read_factor(path, tensor, slice(0, layout.rows))
+                )
+            if config.has_gate(path):
+                rows, bias = new.values[path]
+                writer.write(names.tensor_name(path, names.TENSOR_GATE), rows)
+                if config.gate.bias:
+                    writer.write(names.tensor_name(path, names.TENSOR_GATE_BIAS), bias)
+            if progress:
+                progress(done, len(config.layouts))
+    return FileRecord(sha256=writer.sha256, size_bytes=writer.size_bytes)
+
+
+def _copy_experts(bundle: Bundle, manifest: Manifest, folder: Path) -> dict[str, FileRecord]:
+    experts = {
+        name: record for name, record in manifest.files.items() if name.startswith(f"{names.EXPERTS_FOLDER}/")
+    }
+    for name in experts:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.folder / name, folder / name)
+    return experts
+
+
+def _storage(bundle: Bundle, config: BundleConfig) -> Storage:
+    shapes = module_shapes(bundle)
+    padding = sum(
+        (layout.rows - sum(layout.ranks)) * sum(shapes[path]) for path, layout in config.layouts.items()
+    )
+    return Storage(
+        dtype=bundle.dtype,
+        size_bytes=sum(spec.size_bytes for spec in _specs(bundle, config)),
+        padding_bytes=padding * bundle.dtype.size_bytes,
+    )
