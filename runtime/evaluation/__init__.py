@@ -1,0 +1,1 @@
+"""How well a bundle answers its members' tasks: routed, each member alone, and against plain baselines."""

@@ -1,0 +1,91 @@
+"""Two evaluations against each other, item by item.
+
+The same items were asked, so what differs is the difference of each item's two scores; its bootstrap has a
+far narrower interval than two intervals side by side, which also hold what is hard about the items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...schemas.errors import UsageError
+from ...schemas.evaluation import (
+    Comparison,
+    EvaluatedTask,
+    Evaluation,
+    ModeDifference,
+    ModeScore,
+    ScoreDifference,
+)
+from .intervals import interval_of, mean_of_tasks
+
+
+def compare(first: Evaluation, second: Evaluation) -> Comparison:
+    """How much higher the second scores than the first, in every mode that both have.
+
+    Raises:
+        UsageError: other data, items, metrics or lengths of answer, or no mode in common.
+    """
+    _check_same_questions(first.tasks, second.tasks)
+    pairs = [(mode, second.mode(mode.mode)) for mode in first.modes]
+    common = [_difference(mode, other) for mode, other in pairs if other is not None]
+    if not common:
+        raise UsageError(
+            f"no mode is in both evaluations: the first has {_listed(first)}, the second {_listed(second)}"
+        )
+    return Comparison(meteora_comparison=1, first=first.bundle, second=second.bundle, modes=tuple(common))
+
+
+def _check_same_questions(first: Sequence[EvaluatedTask], second: Sequence[EvaluatedTask]) -> None:
+    tasks, others = ({task.member: task for task in each} for each in (first, second))
+    for member in [*tasks, *(other for other in others if other not in tasks)]:
+        if member not in tasks or member not in others:
+            side = "first" if member in tasks else "second"
+            raise UsageError(f"only the {side} evaluation has the task `{member}`", hint=_SAME_DATA)
+        _check_same_task(tasks[member], others[member])
+
+
+_SAME_DATA = "evaluate both on the same folder, with the same `--limit`, `--metric` and `--max-new-tokens`"
+
+
+def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
+    for what, ours, theirs in (
+        ("data of sha256", task.data_sha256.short, other.data_sha256.short),
+        ("the metric", task.metric, other.metric),
+        ("answers of at most this many tokens:", str(task.max_new_tokens), str(other.max_new_tokens)),
+    ):
+        if ours != theirs:
+            raise UsageError(
+                f"the evaluations did not ask the same: the task `{task.member}` has {what} `{ours}` in the "
+                f"first and `{theirs}` in the second",
+                hint=_SAME_DATA,
+            )
+    if task.lines != other.lines:
+        raise UsageError(
+            f"the evaluations did not ask the same: the task `{task.member}` has {len(task.lines)} items in "
+            f"the first and {len(other.lines)} in the second, or other lines of the same file",
+            hint=_SAME_DATA,
+        )
+
+
+def _difference(first: ModeScore, second: ModeScore) -> ModeDifference:
+    items = {task.member: task.items for task in second.tasks}
+    differences = {
+        task.member: [b - a for a, b in zip(task.items, items[task.member], strict=True)]
+        for task in first.tasks
+    }
+    return ModeDifference(
+        mode=first.mode,
+        first=first.score,
+        second=second.score,
+        overall=_judge(list(differences.values())),
+        tasks={member: _judge([each]) for member, each in differences.items()},
+    )
+
+
+def _judge(tasks: Sequence[Sequence[float]]) -> ScoreDifference:
+    return ScoreDifference(difference=mean_of_tasks(tasks), interval=interval_of(tasks))
+
+
+def _listed(evaluation: Evaluation) -> str:
+    return ", ".join(f"`{mode.mode}`" for mode in evaluation.modes)

@@ -1,0 +1,177 @@
+"""An evaluation: what a bundle's members, its routing and plain baselines scored on the same task data.
+
+A mode says who serves the tokens. Every mode answers the same items of every member's task, so any two
+modes, of one evaluation or of two, are compared item by item. ``data_sha256`` of a task is the digest of
+its whole file; with the items' lines it says whether two evaluations asked the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from .bundle import ModulePath, Scope
+from .digest import Digest
+from .document import Document
+from .names import Name
+
+MAX_EVALUATION_BYTES = 256 << 20
+
+Metric = Literal["exact", "accuracy", "rouge"]
+# base: no adapter; member: the task's own, for every token; routed: by the bundle's own rule; the scopes:
+# by its gates with another scope; arrow: by gates computed from the factors alone; uniform: all, 1/L each.
+Mode = Literal["base", "member", "routed", Scope, "arrow", "uniform"]
+MODES: tuple[Mode, ...] = ("base", "member", "routed", *get_args(Scope), "arrow", "uniform")
+UNROUTED: frozenset[Mode] = frozenset({"base", "member", "uniform"})
+
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+class Interval(Document):
+    """A 95 % interval of the bootstrap."""
+
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class EvaluatedTask(Document):
+    """One member's task: its data, how answers are judged, and the longest answer that was waited for."""
+
+    member: Name
+    data_sha256: Digest
+    samples: int = Field(ge=1)
+    lines: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    metric: Metric
+    max_new_tokens: int = Field(ge=1)
+
+
+class TaskScore(Document):
+    """What one mode scored on one task: item by item, in the order of the task's ``lines``.
+
+    ``interval`` is None for a single item.
+    """
+
+    member: Name
+    score: Share
+    interval: Interval | None
+    items: tuple[Share, ...] = Field(min_length=1)
+    answers: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _check_every_item_is_answered(self) -> Self:
+        if len(self.items) != len(self.answers):
+            raise ValueError(f"`{self.member}` has {len(self.items)} scores and {len(self.answers)} answers")
+        return self
+
+
+class PositionAccuracy(Document):
+    """Routing accuracy of the tokens at one place: of the prompt, or of the answer; counted from 0."""
+
+    answer: bool
+    position: int = Field(ge=0)
+    tokens: int = Field(ge=1)
+    accuracy: Share
+
+
+class RoutingAccuracy(Document):
+    """How often the member with the largest weight was the task's own, over the tokens of all tasks.
+
+    ``shares`` has a row for each task: how much of its routing weight each member took, in order, and in
+    the last column what no member took. ``modules`` and ``layers`` weigh every task the same.
+    """
+
+    accuracy: Share
+    modules: dict[ModulePath, Share]
+    layers: dict[str, Share]
+    positions: tuple[PositionAccuracy, ...]
+    shares: dict[Name, tuple[Share, ...]]
+
+
+class Cost(Document):
+    """What a mode cost: its generation alone, on one machine, with the routing written down where it routes.
+
+    ``peak_memory_bytes`` is the device's peak on a GPU and the process's resident set elsewhere; None where
+    the system does not tell.
+    """
+
+    seconds: FiniteFloat = Field(ge=0)
+    prompt_tokens: int = Field(ge=1)
+    new_tokens: int = Field(ge=0)
+    new_tokens_per_second: FiniteFloat = Field(ge=0)
+    peak_memory_bytes: int | None
+
+
+class ModeScore(Document):
+    """One mode: the mean of its tasks' scores, each task weighing the same."""
+
+    mode: Mode
+    score: Share
+    interval: Interval | None
+    tasks: tuple[TaskScore, ...] = Field(min_length=1)
+    routing: RoutingAccuracy | None
+    cost: Cost
+
+
+class Evaluation(Document):
+    """An evaluation of one bundle on one base."""
+
+    meteora_evaluation: Literal[1]
+    bundle: str
+    manifest_sha256: Digest | None
+    base: str
+    members: tuple[Name, ...] = Field(min_length=1)
+    scope: Scope
+    gate_fitted: bool
+    tasks: tuple[EvaluatedTask, ...] = Field(min_length=1)
+    modes: tuple[ModeScore, ...] = Field(min_length=1)
+    batch_size: int = Field(ge=1)
+    device: str
+    dtype: str
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _check_modes_answer_every_task(self) -> Self:
+        expected = [(task.member, len(task.lines)) for task in self.tasks]
+        for mode in self.modes:
+            found = [(task.member, len(task.items)) for task in mode.tasks]
+            if found != expected:
+                raise ValueError(f"mode `{mode.mode}` does not answer every item of every task")
+        return self
+
+    def mode(self, name: str) -> ModeScore | None:
+        """The mode of that name, if it was evaluated."""
+        return next((mode for mode in self.modes if mode.mode == name), None)
+
+
+class ScoreDifference(Document):
+    """How much higher the second of two scores is on the same items; None for a single item."""
+
+    difference: FiniteFloat
+    interval: Interval | None
+
+    @property
+    def verdict(self) -> Literal["higher", "lower", "not told apart"]:
+        """What the interval says: on one side of zero, or neither."""
+        if self.interval is None or self.interval.low <= 0 <= self.interval.high:
+            return "not told apart"
+        return "higher" if self.interval.low > 0 else "lower"
+
+
+class ModeDifference(Document):
+    """The second evaluation's mode against the first's: over all tasks, and in each."""
+
+    mode: Mode
+    first: Share
+    second: Share
+    overall: ScoreDifference
+    tasks: dict[Name, ScoreDifference]
+
+
+class Comparison(Document):
+    """Two evaluations that asked the same, mode by mode."""
+
+    meteora_comparison: Literal[1]
+    first: str
+    second: str
+    modes: tuple[ModeDifference, ...] = Field(min_length=1)
