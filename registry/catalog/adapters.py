@@ -18,6 +18,15 @@ from .columns import clean_foreign_text
 from .entries import begin_version, change_tags, source_of
 from .events import record_event
 from .records import AdapterSummary, AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
+from .search_index import index_version
+
+# What ``adapter_summary`` needs, in as few statements as possible.
+SUMMARY_OPTIONS = (
+    defer(models.AdapterVersion.findings),
+    joinedload(models.AdapterVersion.entry),
+    selectinload(models.AdapterVersion.tags),
+    selectinload(models.AdapterVersion.aliases),
+)
 
 
 def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -> Added:
@@ -30,6 +39,8 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
     known = _find_content_of(session, new)
     row = known or _insert(session, new)
     session.flush()
+    if known is None:
+        index_version(session, row.id)
     change_tags(session, source_of(row), add=tags, remove=())
     session.flush()
     # So that the record says what was stored, and not what was handed in.
@@ -57,14 +68,26 @@ def list_adapters(session: Session) -> tuple[AdapterSummary, ...]:
         .join(models.AdapterVersion.entry)
         .where(models.AdapterVersion.number == latest)
         .order_by(models.Entry.name)
-        .options(
-            defer(models.AdapterVersion.findings),
-            joinedload(models.AdapterVersion.entry),
-            selectinload(models.AdapterVersion.tags),
-            selectinload(models.AdapterVersion.aliases),
-        )
+        .options(*SUMMARY_OPTIONS)
     )
-    return tuple(_summary(row) for row in session.scalars(query))
+    return tuple(adapter_summary(row) for row in session.scalars(query))
+
+
+def adapter_summary(row: models.AdapterVersion) -> AdapterSummary:
+    """A row in one line, as a value."""
+    return AdapterSummary(
+        name=row.entry.name,
+        version=row.number,
+        base=row.stated_base or row.declared_base,
+        max_rank=row.max_rank,
+        dtypes=_dtypes_of(row),
+        weights_bytes=row.weights_bytes,
+        license=row.license,
+        verdict=Verdict(sound=row.sound, fusable=row.fusable),
+        tags=tuple(tag.tag for tag in row.tags),
+        aliases=tuple(alias.alias for alias in row.aliases),
+        created_at=row.created_at,
+    )
 
 
 def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
@@ -198,18 +221,3 @@ def _target_record(row: models.Target) -> Target:
 
 def _dtypes_of(row: models.AdapterVersion) -> tuple[str, ...]:
     return tuple((row.dtypes or "").split())
-
-
-def _summary(row: models.AdapterVersion) -> AdapterSummary:
-    return AdapterSummary(
-        name=row.entry.name,
-        version=row.number,
-        base=row.stated_base or row.declared_base,
-        max_rank=row.max_rank,
-        dtypes=_dtypes_of(row),
-        weights_bytes=row.weights_bytes,
-        license=row.license,
-        verdict=Verdict(sound=row.sound, fusable=row.fusable),
-        tags=tuple(tag.tag for tag in row.tags),
-        aliases=tuple(alias.alias for alias in row.aliases),
-    )

@@ -32,6 +32,12 @@ def resolve_base(session: Session, stated: str | None, declared: str | None) -> 
     return base
 
 
+def find_base_id(session: Session, spelling: str) -> int | None:
+    """The base model that is spelled so; None if the catalog knows none."""
+    found = _find(session, spelling)
+    return found.id if found else None
+
+
 def _find(session: Session, spelling: str) -> models.BaseModel | None:
     row = session.scalars(
         select(models.BaseSpelling).where(models.BaseSpelling.spelling_key == _key(spelling))

@@ -17,6 +17,7 @@ from ..home import Home
 from ..store import References
 from . import adapters, bundles, entries, events, models, references
 from .engine import make_engine, parse_catalog_url, sqlite_url, transaction
+from .query import AdapterQuery, Page
 from .records import (
     AdapterSummary,
     AdapterVersion,
@@ -29,6 +30,7 @@ from .records import (
 )
 from .references import BundlePlace, Reference
 from .schema import create, require_head
+from .search import search
 
 
 class Catalog:
@@ -142,6 +144,15 @@ class Catalog:
         """The latest version of every adapter, ordered by name."""
         with transaction(self._engine) as session:
             return adapters.list_adapters(session)
+
+    def search(self, query: AdapterQuery) -> Page[AdapterSummary]:
+        """One page of the adapter versions that meet a query.
+
+        Raises:
+            UsageError: the cursor is none of this query's.
+        """
+        with transaction(self._engine) as session:
+            return search(session, query)
 
     def change_tags(
         self, source: CatalogSource, *, add: Iterable[str] = (), remove: Iterable[str] = ()

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import DateTime, Dialect, String, Text
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ...schemas.digest import Digest
 
@@ -63,6 +63,11 @@ class UtcDateTime(TypeDecorator[datetime]):
             return None
         moment: datetime = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
         return moment.astimezone(UTC)
+
+
+def ordered_text(max_characters: int) -> TypeEngine[str]:
+    """Text in the order of its code points, as SQLite has it, whatever language the database is set to."""
+    return String(max_characters).with_variant(String(max_characters, collation="C"), "postgresql")
 
 
 def clean_foreign_text(text: str) -> str:

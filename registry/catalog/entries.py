@@ -14,6 +14,7 @@ from ...schemas.names import CatalogSource, check_alias, check_name
 from . import models
 from .events import record_event
 from .records import Kind, Removal, join_sources
+from .search_index import index_tags
 
 VersionModel = TypeVar("VersionModel", bound=models.Version)
 _SHOWN_CHOICES = 20
@@ -76,6 +77,9 @@ def change_tags(
     version.tags += [models.Tag(tag=tag) for tag in added]
     if added or removed:
         _record(session, "tags", version, added=added, removed=removed)
+        session.flush()
+        if version.kind == models.ADAPTER:
+            index_tags(session, version.id)
     return version
 
 

@@ -7,6 +7,10 @@ change, lie beside it. An entry outlives its versions: its counter goes on, so a
 never comes to mean other bytes.
 
 What the code promises is also a constraint of the database, for others may write to it.
+
+``search_adapters`` and ``search_words`` say nothing that the other tables do not: they are the search's
+index, one row per adapter version with everything that answers are filtered and ordered by, and the words
+of its texts. ``search_index`` keeps them, in the transaction of every change.
 """
 
 from __future__ import annotations
@@ -34,10 +38,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.schema import SchemaItem
 
 from ...schemas.digest import Digest
-from .columns import DigestText, ForeignText, UtcDateTime
+from .columns import DigestText, ForeignText, UtcDateTime, ordered_text
+from .words import MAX_WORD_CHARACTERS
 
 ADAPTER: Final = "adapter"
 BUNDLE: Final = "bundle"
+CATALOG: Final = "catalog"
 MAX_NAME_CHARACTERS = 96
 
 _NAMING = {
@@ -267,6 +273,45 @@ class Target(Base):
     layers: Mapped[int] = mapped_column(Integer)
 
 
+class SearchRow(Base):
+    """An adapter version as it is searched; ``max_rank`` is 0 for one without LoRA factors."""
+
+    __tablename__ = "search_adapters"
+    __table_args__ = (
+        Index(None, "name", "number", unique=True),
+        Index(None, "added_at", "version_id"),
+        Index(None, "weights_bytes", "version_id"),
+        Index(None, "max_rank", "version_id"),
+        Index(None, "base_model_id", "max_rank"),
+        Index(None, "license"),
+    )
+
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("adapter_versions.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    name: Mapped[str] = mapped_column(ordered_text(MAX_NAME_CHARACTERS))
+    number: Mapped[int] = mapped_column(Integer)
+    base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"))
+    max_rank: Mapped[int] = mapped_column(Integer)
+    weights_bytes: Mapped[int] = mapped_column(BigInteger)
+    license: Mapped[str | None] = mapped_column(ForeignText())
+    sound: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="sound_boolean"))
+    fusable: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="fusable_boolean"))
+    added_at: Mapped[datetime]
+
+
+class SearchWord(Base):
+    """One word by which an adapter version is found."""
+
+    __tablename__ = "search_words"
+    __table_args__ = (Index(None, "word", "version_id"), {"sqlite_with_rowid": False})
+
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("search_adapters.version_id", ondelete="CASCADE"), primary_key=True
+    )
+    word: Mapped[str] = mapped_column(ordered_text(MAX_WORD_CHARACTERS), primary_key=True)
+
+
 class BundleVersion(Version):
     """What is known of one bundle version; ``path`` is where it was last written, as it was given."""
 
@@ -343,8 +388,8 @@ class Event(Base):
 
     __tablename__ = "events"
     __table_args__ = (
-        CheckConstraint("subject IN ('adapter', 'bundle', 'base')", name="subject_known"),
-        Index(None, "name"),
+        CheckConstraint("subject IN ('adapter', 'bundle', 'base', 'catalog', 'store')", name="subject_known"),
+        Index(None, "name", "id"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)

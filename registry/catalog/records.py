@@ -143,7 +143,7 @@ class AdapterVersion:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSummary:
-    """The latest version of an adapter, in one line."""
+    """One adapter version, in one line."""
 
     name: str
     version: int
@@ -155,6 +155,7 @@ class AdapterSummary:
     verdict: Verdict
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

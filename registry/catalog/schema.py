@@ -23,12 +23,13 @@ from ...schemas.errors import CatalogUnusable
 from ..lock import hold_lock
 from .engine import WRITES, connection_to, describe_url, engine_for, sqlite_url, translated_errors
 from .models import Base
+from .search_index import find_index_problems
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 # The newest revision; kept here so that no command needs alembic to know it.
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 _REVISION = re.compile(r"[0-9]{4}")
 
 
@@ -113,7 +114,8 @@ def find_problems(engine: Engine) -> list[str]:
         problems = [f"the schema differs from this version's: {difference}" for difference in differences]
         if engine.dialect.name == "sqlite":
             problems += _find_damage(connection)
-        return problems
+        # A table that is not there has been named already.
+        return problems or find_index_problems(connection)
 
 
 def sqlite_path(url: URL) -> Path | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,42 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import IntegrityError
 
 from meteora_registry.registry.catalog import schema
-from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url, sqlite_url
+from meteora_registry.registry.catalog.engine import (
+    connection_to,
+    engine_for,
+    parse_catalog_url,
+    sqlite_url,
+)
+from meteora_registry.registry.catalog.search_index import rebuild_index
+from meteora_registry.schemas.errors import CatalogUnusable
+from support import first_catalog
 from support.postgres import postgres_server, postgres_url
 
 __all__ = ["postgres_server", "postgres_url"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
-    """An empty database, brought to the newest schema."""
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> sa.URL:
+    """An empty database."""
     if request.param == "sqlite":
-        url = sqlite_url(tmp_path / "catalog.db")
-    else:
-        url = parse_catalog_url(request.getfixturevalue("postgres_url"))
+        return sqlite_url(tmp_path / "catalog.db")
+    return parse_catalog_url(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def engine(url: sa.URL) -> Iterator[sa.Engine]:
+    """An empty catalog with the newest schema."""
     schema.upgrade(url)
     with engine_for(url) as engine:
+        yield engine
+
+
+@pytest.fixture
+def first(url: sa.URL) -> Iterator[sa.Engine]:
+    """A catalog that the first revision made, with rows in every table."""
+    first_catalog.migrate(url, "0001")
+    with engine_for(url) as engine:
+        first_catalog.fill(engine)
         yield engine
 
 
@@ -65,16 +87,114 @@ def test_downgrade_undoes_every_table(engine: sa.Engine) -> None:
     assert sa.inspect(engine).get_table_names() == ["alembic_version"]
 
 
-def test_a_migration_that_fails_leaves_the_revision_before_it(tmp_path: Path) -> None:
-    # The first migration finds one of its tables already there, after it has made others.
+def test_the_first_catalog_upgrades_and_goes_back_without_loss(first: sa.Engine) -> None:
+    before = first_catalog.read(first)
+    assert all(before.values()), "a table without rows proves nothing"
+    assert before == {name: before[name] for name in before if name in first_catalog.ROWS}
+    schema.upgrade(first.url)
+    after = first_catalog.read(first)
+    assert {name: after[name] for name in before} == before
+    assert schema.find_problems(first) == []
+    first_catalog.migrate(first.url, "0001")
+    assert first_catalog.read(first) == before
+    assert schema.find_revision(first) == "0001"
+
+
+def test_the_first_catalog_can_be_searched_once_it_is_upgraded(first: sa.Engine) -> None:
+    schema.upgrade(first.url)
+    rows = first_catalog.read(first)
+    assert [(row["name"], row["number"], row["max_rank"]) for row in rows["search_adapters"]] == [
+        ("legal", 8, 64),
+        ("legal", 9, 0),
+    ]
+    words: dict[int, set[str]] = {}
+    for row in rows["search_words"]:
+        words.setdefault(row["version_id"], set()).add(row["word"])
+    assert words[12] == {"legal", "folder"}
+    assert {"legal", "good", "strasse", "漢字", "mirror", "llama", "7b", "apache", "causal"} <= words[11]
+
+
+def test_the_index_of_an_upgraded_catalog_is_the_one_that_the_code_makes(first: sa.Engine) -> None:
+    schema.upgrade(first.url)
+    migrated = first_catalog.read(first)
+    with connection_to(first, writes=True) as connection:
+        rebuild_index(connection)
+    assert first_catalog.read(first) == migrated
+
+
+def test_what_the_first_catalog_cannot_hold_is_all_that_a_downgrade_drops(first: sa.Engine) -> None:
+    before = first_catalog.read(first)
+    schema.upgrade(first.url)
+    with first.begin() as connection:
+        events = first_catalog.reflect(connection).tables["events"]
+        row = {"at": datetime.now(UTC), "actor": "x", "action": "import", "name": "catalog", "details": {}}
+        connection.execute(events.insert().values(row | {"id": 99, "subject": "catalog"}))
+    first_catalog.migrate(first.url, "0001")
+    assert first_catalog.read(first) == before
+
+
+def test_a_migration_that_fails_in_the_middle_leaves_the_old_catalog(first: sa.Engine) -> None:
+    # The second migration finds its second table already there, after it has made its first one.
+    with first.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE search_words (x INTEGER PRIMARY KEY)"))
+        connection.execute(sa.text("INSERT INTO search_words VALUES (5)"))
+    rows, tables = first_catalog.read(first), describe(first)
+    with pytest.raises(CatalogUnusable, match="already exists"):
+        schema.upgrade(first.url)
+    assert schema.find_revision(first) == "0001"
+    assert (first_catalog.read(first), describe(first)) == (rows, tables)
+    with first.begin() as connection:
+        connection.execute(sa.text("DROP TABLE search_words"))
+    schema.upgrade(first.url)
+    assert schema.find_problems(first) == []
+
+
+def test_the_first_migration_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    # It finds one of its tables already there, after it has made others.
     path = tmp_path / "catalog.db"
     with engine_for(sqlite_url(path)) as engine:
         with engine.begin() as connection:
             connection.execute(sa.text("CREATE TABLE versions (id INTEGER)"))
-        with pytest.raises(schema.CatalogUnusable, match="table versions already exists"):
+        with pytest.raises(CatalogUnusable, match="table versions already exists"):
             schema.upgrade(engine.url)
         tables = set(sa.inspect(engine).get_table_names())
     assert tables - {"alembic_version"} == {"versions"}
+
+
+def describe(engine: sa.Engine) -> dict[str, object]:
+    """Columns, constraints and indexes of every table, as the database describes them."""
+    inspector = sa.inspect(engine)
+    return {
+        name: [
+            [(column["name"], str(column["type"])) for column in inspector.get_columns(name)],
+            inspector.get_indexes(name),
+            inspector.get_foreign_keys(name),
+            sorted(check["sqltext"] for check in inspector.get_check_constraints(name)),
+        ]
+        for name in inspector.get_table_names()
+    }
+
+
+def test_an_upgraded_catalog_has_the_constraints_of_a_new_one(first: sa.Engine, tmp_path: Path) -> None:
+    schema.upgrade(first.url)
+    upgraded = describe(first)
+    if first.dialect.name == "sqlite":
+        fresh = sqlite_url(tmp_path / "fresh.db")
+        schema.upgrade(fresh)
+        with engine_for(fresh) as engine:
+            assert describe(engine) == upgraded
+    accepted = refused_by(first, AFTER_UPGRADE)
+    assert accepted == []
+
+
+AFTER_UPGRADE = {
+    "a subject that is none": "INSERT INTO events (id, at, actor, action, subject, name, details) "
+    "VALUES (90, '2026-01-01', 'x', 'x', 'model', 'x', '{}')",
+    "a word of nothing": "INSERT INTO search_words (version_id, word) VALUES (77, 'x')",
+    "a row of the index for a bundle": "INSERT INTO search_adapters (version_id, name, number, max_rank, "
+    "weights_bytes, sound, fusable, added_at) VALUES (13, 'x', 1, 1, 1, true, true, '2026-01-01')",
+    "the removal of a member": "DELETE FROM versions WHERE id = 11",
+}
 
 
 BASE = "INSERT INTO base_models (id, name, created_at) VALUES (1, 'b', '2026-01-01')"
@@ -101,9 +221,14 @@ def test_the_database_itself_refuses_what_the_code_never_writes(engine: sa.Engin
     with engine.begin() as connection:
         connection.execute(sa.text(ENTRY + "(1, 'adapter', 'legal', 1, '2026-01-01')"))
         connection.execute(sa.text(VERSION + "(1, 1, 'adapter', 1, '2026-01-01')"))
+    assert refused_by(engine, REFUSED) == []
+
+
+def refused_by(engine: sa.Engine, statements: dict[str, str]) -> list[str]:
+    """Those of the statements that the database did not refuse."""
     accepted = []
-    for what, statement in REFUSED.items():
+    for what, statement in statements.items():
         with suppress(IntegrityError), engine.begin() as connection:
             connection.execute(sa.text(statement))
             accepted.append(what)
-    assert accepted == []
+    return accepted

@@ -99,14 +99,18 @@ def test_a_catalog_named_by_its_url_is_not_created_by_itself(home: Home, tmp_pat
     ("found", "message", "hint"),
     [
         (
-            "0000",
-            "has the schema `0000`, this version needs `0001`",
+            "0001",
+            f"has the schema `0001`, this version needs `{schema.HEAD_REVISION}`",
             "upgrade it with `meteora-registry db upgrade`",
         ),
-        ("0002", "has the schema `0002`, this version knows `0001` at most", "upgrade meteora-registry"),
+        (
+            "0099",
+            f"has the schema `0099`, this version knows `{schema.HEAD_REVISION}` at most",
+            "upgrade meteora-registry",
+        ),
         (
             "deadbeef",
-            "has the schema `deadbeef`, this version knows `0001` at most",
+            f"has the schema `deadbeef`, this version knows `{schema.HEAD_REVISION}` at most",
             "upgrade meteora-registry",
         ),
     ],
@@ -125,7 +129,7 @@ def test_a_newer_schema_is_never_upgraded(home: Home) -> None:
     Catalog.open(home).close()
     with sqlite(home.catalog_file) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0099'")
-    with pytest.raises(CatalogUnusable, match="this version knows `0001` at most"):
+    with pytest.raises(CatalogUnusable, match=f"this version knows `{schema.HEAD_REVISION}` at most"):
         schema.upgrade(engines.sqlite_url(home.catalog_file))
 
 

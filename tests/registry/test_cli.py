@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import meteora_registry
 from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.schema import HEAD_REVISION
 from meteora_registry.registry.cli.failures import worst_code
 from meteora_registry.registry.cli.main import cli, run
 from meteora_registry.registry.cli.output import describe_bytes, escape
@@ -246,11 +247,11 @@ def test_a_wrong_request_is_code_two_with_a_way_out(
 
 def test_db_commands(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["db", "current"]) == 0
-    assert capsys.readouterr() == ("none\n", "this version of meteora-registry needs 0001\n")
+    assert capsys.readouterr() == ("none\n", f"this version of meteora-registry needs {HEAD_REVISION}\n")
     assert not home.folder.exists()
     assert run(["db", "upgrade"]) == 0
     assert run(["db", "current"]) == 0
-    assert capsys.readouterr() == ("0001\n0001\n", "")
+    assert capsys.readouterr() == (f"{HEAD_REVISION}\n{HEAD_REVISION}\n", "")
     assert run(["db", "check"]) == 0
     assert capsys.readouterr().err == "the catalog is sound, and its schema is this version's\n"
     with Catalog.open(home) as catalog, catalog._engine.begin() as connection:
