@@ -1,4 +1,4 @@
-"""Where everything of one user or team lies: the content store and, unless told otherwise, the catalog."""
+"""Where everything of one user or team lies: content store and catalog, unless those are elsewhere."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ from typing import Self
 
 import platformdirs
 
-from .store import Store
+from .store import RemoteStore, Store
 
 HOME_VARIABLE = "METEORA_HOME"
 CATALOG_VARIABLE = "METEORA_CATALOG"
+STORE_VARIABLE = "METEORA_STORE"
 CATALOG_FILE = "catalog.db"
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A folder, and the URL of a catalog elsewhere; without one the catalog is ``catalog.db`` in it."""
+    """A folder, and the URLs of a catalog and of a content store elsewhere.
+
+    Without them the catalog is ``catalog.db`` in the folder, and the content store ``blobs``.
+    """
 
     folder: Path
     catalog_url: str | None = None
+    store_url: str | None = None
 
     @classmethod
     def locate(
         cls,
         folder: Path | None = None,
         catalog_url: str | None = None,
+        store_url: str | None = None,
         *,
         environment: Mapping[str, str] = os.environ,
     ) -> Self:
@@ -38,7 +44,9 @@ class Home:
         """
         named = folder or environment.get(HOME_VARIABLE) or platformdirs.user_data_path("meteora-registry")
         return cls(
-            Path(named).expanduser().absolute(), catalog_url or environment.get(CATALOG_VARIABLE) or None
+            Path(named).expanduser().absolute(),
+            catalog_url or environment.get(CATALOG_VARIABLE) or None,
+            store_url or environment.get(STORE_VARIABLE) or None,
         )
 
     @property
@@ -48,5 +56,9 @@ class Home:
 
     @property
     def store(self) -> Store:
-        """The content store."""
-        return Store(self.folder)
+        """The content store; one elsewhere is not opened yet, and keeps its copies in ``cache``.
+
+        Raises:
+            UsageError: its URL is malformed.
+        """
+        return RemoteStore(self.store_url, self.folder / "cache") if self.store_url else Store(self.folder)

@@ -105,6 +105,12 @@ class StoreDamaged(MeteoraError, OSError):
     exit_code = 2
 
 
+class StoreUnavailable(MeteoraError, OSError):
+    """The content store elsewhere cannot be reached, does not permit it, or failed."""
+
+    exit_code = 2
+
+
 class HubUnavailable(MeteoraError, OSError):
     """The Hub cannot be reached, is busy or failed, or offline mode is on and the cache lacks the file."""
 

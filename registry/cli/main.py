@@ -12,7 +12,7 @@ import click
 
 import meteora_registry
 
-from ..home import CATALOG_VARIABLE, HOME_VARIABLE, Home
+from ..home import CATALOG_VARIABLE, HOME_VARIABLE, STORE_VARIABLE, Home
 from .failures import report_failure
 from .parameters import examples
 
@@ -72,16 +72,22 @@ class LazyGroup(click.Group):
     help=f"A catalog elsewhere, such as postgresql://user@host/name. Default: {CATALOG_VARIABLE}, else "
     "catalog.db in the home.",
 )
+@click.option(
+    "--store",
+    metavar="URL",
+    help="A content store elsewhere, such as s3://bucket/adapters or file:///shared/adapters. "
+    f"Default: {STORE_VARIABLE}, else blobs in the home.",
+)
 @click.version_option(
     meteora_registry.__version__, prog_name="meteora-registry", message="%(prog)s %(version)s"
 )
 @click.pass_context
-def cli(context: click.Context, home: Path | None, catalog: str | None) -> None:
+def cli(context: click.Context, home: Path | None, catalog: str | None, store: str | None) -> None:
     """Catalogue LoRA adapters, check them, and fuse them into one model that routes every token.
 
     Exit codes: 0 done, 1 refused or failed, 2 usage or I/O, 3 inconclusive, 130 interrupted.
     """
-    context.obj = Home.locate(home, catalog)
+    context.obj = Home.locate(home, catalog, store)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

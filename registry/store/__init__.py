@@ -11,6 +11,8 @@ Nothing here knows what the bytes mean, or opens a catalog: ``References`` is wh
 from .blob import Advance, Blob, open_regular_file
 from .intake import Intake
 from .local import Leftover, References, Store
+from .remote import Remote
+from .shared import RemoteStore
 
 __all__ = [
     "Advance",
@@ -18,6 +20,8 @@ __all__ = [
     "Intake",
     "Leftover",
     "References",
+    "Remote",
+    "RemoteStore",
     "Store",
     "open_regular_file",
 ]

@@ -1,0 +1,252 @@
+"""A content store at a URL, with a folder of this machine in front that holds what was read or put.
+
+No lock reaches every machine that uses it. What keeps a blob that is being added from being deleted is
+the catalog, whose writers take turns: a blob is deleted inside a writing transaction that finds no
+reference to it, and recorded inside one that finds the blob still there, or puts it again. Whichever of
+the two comes first, no record is left without its bytes.
+
+So a store must know its catalog. Each that ever recorded something leaves its mark in ``catalogs/``,
+and while there are marks of others nothing is deleted, for what those refer to is not known here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ...schemas.digest import Digest
+from ...schemas.errors import StillInUse, StoreDamaged
+from ..lock import hold_lock
+from .blob import Advance, Blob, hash_chunks, hash_file, move_into_place, write_chunks
+from .intake import claimed_folder
+from .local import READD_HINT, HeldReferences, Leftover, Store, batches
+from .remote import INCOMING, Remote
+
+_CATALOGS = "catalogs"
+_QUARANTINE = "quarantine"
+_SHARD = re.compile(r"[0-9a-f]{2}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class RemoteStore(Store):
+    """The blobs at a URL; what it shares with ``Store`` is done to the copies in the cache.
+
+    Bytes are checked when they enter the cache. Its methods may be called by several threads,
+    processes and machines at once. Each may raise ``StoreUnavailable``.
+    """
+
+    # An upload whose record is not made yet is younger than this.
+    grace_seconds = 24 * 3600.0
+
+    def __init__(self, url: str, caches: Path) -> None:
+        self.remote = Remote(url)
+        # A cache of its own, so that what one store lacks is never taken from another.
+        super().__init__(caches / Digest.of_bytes(self.remote.url.encode()).short)
+
+    def __str__(self) -> str:
+        return self.remote.url
+
+    def find(self, digest: Digest) -> Path | None:
+        """The file of a copy, fetched and checked if there is none yet; None if the store has no blob.
+
+        Raises:
+            StoreDamaged: its bytes have another digest; nothing was kept.
+            SourceUnreadable: the cache cannot be written.
+        """
+        return self.find_cached(digest) or self._fetch(digest, None)
+
+    def find_cached(self, digest: Digest) -> Path | None:
+        """The file of a copy that is here already."""
+        return super().find(digest)
+
+    def check(self, digest: Digest, *, advance: Advance | None = None) -> Path:
+        """The file of a copy with this digest, of a blob that is there and has the copy's size.
+
+        A changed copy is fetched again.
+
+        Raises:
+            StoreDamaged: the blob is missing or changed.
+        """
+        size_bytes = self.size_of(digest)
+        if size_bytes is None:
+            raise self._missing(digest)
+        copy = self.find_cached(digest)
+        if copy is not None and hash_file(copy, advance) != digest:
+            copy.unlink(missing_ok=True)
+            copy = None
+        if copy is not None and copy.stat().st_size != size_bytes:
+            raise StoreDamaged(
+                f"the blob `{self._url_of(digest)}` has {size_bytes} bytes, expected {copy.stat().st_size}",
+                hint=READD_HINT,
+            )
+        path = copy or self._fetch(digest, advance)
+        if path is None:
+            raise self._missing(digest)
+        return path
+
+    def rehash(self, digest: Digest, *, advance: Advance | None = None) -> Digest | None:
+        """The digest of the bytes in the store itself, all of which are transferred; None if none."""
+        if self.size_of(digest) is None:
+            return None
+        return hash_chunks(self._read(digest, advance))
+
+    def size_of(self, digest: Digest) -> int | None:
+        """The number of bytes stored under a digest; None if there is nothing."""
+        return self.remote.size_of(_name_of(digest))
+
+    def age_seconds(self, digest: Digest) -> float:
+        """How long ago the blob was put there last; 0 if it is not there."""
+        return self.remote.age_seconds(_name_of(digest))
+
+    def publish(self, digest: Digest, path: Path) -> None:
+        """Put a copied file in its place there, and then into the cache.
+
+        It is put even where it is already: that mends a damaged blob, and makes an old one young.
+        """
+        self.remote.put(path, _name_of(digest))
+        super().publish(digest, path)
+
+    def confirm(self, digests: Iterable[Digest], catalog: Digest) -> None:
+        """Leave the catalog's mark, and put again what was deleted since it was published."""
+        mark = f"{_CATALOGS}/{catalog}"
+        if self.remote.size_of(mark) is None:
+            with claimed_folder(self.incoming, self.lock_path) as folder:
+                (folder / "mark").write_bytes(b"")
+                self.remote.put(folder / "mark", mark)
+        for digest in digests:
+            copy = self.place_of(digest)
+            if self.size_of(digest) != copy.stat().st_size:
+                self.remote.put(copy, _name_of(digest))
+
+    def mend(self, digest: Digest, source: Path) -> None:
+        """Put the blob's own bytes there, from a file that has them."""
+        self.remote.put(source, _name_of(digest))
+
+    def list_blobs(self) -> Iterator[Blob]:
+        """Every blob in the store, ordered by digest, a shard at a time."""
+        for shard, _ in self.remote.list_names("sha256"):
+            if _SHARD.fullmatch(shard):
+                for rest, size_bytes in self.remote.list_names(f"sha256/{shard}"):
+                    if _DIGEST.fullmatch(shard + rest):
+                        yield Blob(Digest(shard + rest), size_bytes)
+
+    def list_cached(self) -> Iterator[Blob]:
+        """Every copy in the cache."""
+        return super().list_blobs()
+
+    def drop_cached(self, digests: Iterable[Digest]) -> None:
+        """Delete copies from the cache; the blobs stay where they are."""
+        with hold_lock(self.lock_path):
+            for digest in digests:
+                self.place_of(digest).unlink(missing_ok=True)
+
+    def list_leftovers(self, *, grace_seconds: float | None = None) -> list[Leftover]:
+        """What died on the way into the cache, or, that long ago, on the way into the store."""
+        remote = [
+            Leftover(self.remote.url_of(name), size_bytes)
+            for name, size_bytes in self._abandoned_there(grace_seconds)
+        ]
+        return super().list_leftovers() + remote
+
+    def clear_leftovers(self, *, grace_seconds: float | None = None) -> int:
+        """Delete the leftovers; the number of bytes set free."""
+        freed_bytes = super().clear_leftovers()
+        for name, size_bytes in self._abandoned_there(grace_seconds):
+            self.remote.delete(name)
+            freed_bytes += size_bytes
+        return freed_bytes
+
+    def require_sole(self, catalog: Digest | None) -> None:
+        """Pass if this catalog, and no other, ever recorded something that lies here.
+
+        Raises:
+            StillInUse: what may be deleted is not known here.
+        """
+        marks = {name for name, _ in self.remote.list_names(_CATALOGS)}
+        others = sorted(marks - {catalog or ""})
+        if catalog is None or catalog not in marks:
+            raise StillInUse(
+                f"the store `{self}` holds nothing of this catalog, so what may be deleted is not known",
+                hint="name the catalog that uses the store with `--catalog`",
+            )
+        if others:
+            places = ", ".join(f"`{self.remote.url_of(f'{_CATALOGS}/{name}')}`" for name in others[:5])
+            raise StillInUse(
+                f"the store `{self}` is also used by {len(others)} other catalog"
+                f"{'s' if len(others) > 1 else ''}, so what may be deleted is not known",
+                hint=f"give each catalog a store of its own; if they are gone, delete their marks: {places}",
+            )
+
+    def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
+        """Delete those blobs that nothing refers to; the number of bytes set free.
+
+        Raises:
+            StillInUse: other catalogs use the store too.
+        """
+        freed_bytes = 0
+        for batch in batches(sorted(set(digests))):
+            # The cache's lock too: whoever adds on this machine may have to put its copy again.
+            with hold_lock(self.lock_path), references() as held:
+                self.require_sole(held.catalog)
+                for digest in sorted(set(batch) - set(held.among(batch))):
+                    freed_bytes += self.size_of(digest) or 0
+                    self.remote.delete(_name_of(digest))
+                    self.place_of(digest).unlink(missing_ok=True)
+        return freed_bytes
+
+    def set_aside(self, digest: Digest) -> str:
+        """Where a damaged blob lies now, out of the way of the right bytes."""
+        name = f"{_QUARANTINE}/{digest}"
+        self.remote.move(_name_of(digest), name)
+        return self.remote.url_of(name)
+
+    def list_set_aside(self) -> Iterator[Blob]:
+        """What was put aside, under the digests that it should have had."""
+        for name, size_bytes in self.remote.list_names(_QUARANTINE):
+            if _DIGEST.fullmatch(name):
+                yield Blob(Digest(name), size_bytes)
+
+    def drop_aside(self, digest: Digest) -> None:
+        """Delete what was put aside."""
+        self.remote.delete(f"{_QUARANTINE}/{digest}")
+
+    def _fetch(self, digest: Digest, advance: Advance | None) -> Path | None:
+        if self.size_of(digest) is None:
+            return None
+        with claimed_folder(self.incoming, self.lock_path) as folder:
+            path = folder / "copy"
+            with path.open("xb") as target:
+                blob = write_chunks(self._read(digest, advance), target)
+            if blob.sha256 != digest:
+                raise StoreDamaged(
+                    f"the blob `{self._url_of(digest)}` was changed: its bytes have the digest "
+                    f"`{blob.sha256}`; nothing was kept",
+                    hint=READD_HINT,
+                )
+            move_into_place(path, self.place_of(digest))
+        return self.place_of(digest)
+
+    def _read(self, digest: Digest, advance: Advance | None) -> Iterator[bytes]:
+        for chunk in self.remote.read_chunks(_name_of(digest)):
+            yield chunk
+            if advance is not None:
+                advance(len(chunk))
+
+    def _abandoned_there(self, grace_seconds: float | None) -> list[tuple[str, int]]:
+        # What is on its way into an object store is nowhere to be seen.
+        grace = self.grace_seconds if grace_seconds is None else grace_seconds
+        entries = [(f"{INCOMING}/{name}", size) for name, size in self.remote.list_names(INCOMING)]
+        return [entry for entry in entries if self.remote.age_seconds(entry[0]) >= grace]
+
+    def _url_of(self, digest: Digest) -> str:
+        return self.remote.url_of(_name_of(digest))
+
+    def _missing(self, digest: Digest) -> StoreDamaged:
+        return StoreDamaged(
+            f"the content store has no blob `{digest}`, expected `{self._url_of(digest)}`", hint=READD_HINT
+        )
+
+
+def _name_of(digest: Digest) -> str:
+    return f"sha256/{digest[:2]}/{digest[2:]}"
