@@ -77,15 +77,20 @@ def compare_module(
     """
     ours = tensors.A.to(backend.device, backend.dtype), tensors.Bt.to(backend.device, backend.dtype)
     x = random_tokens(layout.path, ROUTED_TOKENS, tensors.A.shape[1]).to(backend.device, backend.dtype)
-    routing = _route(config, tensors, x)
-    routed = _routed_error(config, layout, tensors, ours, x, routing, sources)
+    # The tokens that the gate sees: those of another module where this one takes its routing.
+    seen = random_tokens(
+        config.gate.sources.get(layout.path, layout.path), ROUTED_TOKENS, tensors.gate.shape[1]
+    )
+    seen = seen.to(backend.device, backend.dtype)
+    routing = _route(config, tensors, seen)
+    routed = _routed_error(config, layout, tensors, ours, (x, seen), routing, sources)
     forced = [_forced_error(layout, tensors, ours, member, sources) for member in range(len(config.members))]
     worst = max(range(len(forced)), key=forced.__getitem__)
     return ModuleErrors(
         routed=routed,
         forced=forced[worst],
         worst_member=config.names[worst],
-        wrong_choices=_wrong_choices(config, tensors, x, routing),
+        wrong_choices=_wrong_choices(config, tensors, seen, routing),
     )
 
 
@@ -108,15 +113,16 @@ def _routed_error(
     layout: ModuleLayout,
     tensors: ModuleTensors,
     ours: tuple[Tensor, Tensor],
-    x: Tensor,
+    tokens: tuple[Tensor, Tensor],
     routing: Routing,
     sources: Sequence[MemberFactors | None] | None,
 ) -> float:
+    x, seen = tokens
     found = routed_lora(x, *ours, layout.offsets, layout.scalings, routing.selection, routing.weights)
     # The choice is the gate's (judged apart), but the weights are worked out again: else a wrong
     # softmax or temperature would stand on both sides.
     selection = routing.selection.cpu()
-    logits = _exact_logits(config, tensors, x.cpu().to(torch.float64))
+    logits = _exact_logits(config, tensors, seen.cpu().to(torch.float64))
     weights = torch.softmax(logits.gather(1, selection) / config.temperature, dim=1)
     expected = expected_output(layout, tensors, x.cpu(), selection, weights, sources)
     return relative_error(found.cpu(), expected)

@@ -41,7 +41,10 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class ModuleTensors:
-    """One module: A ``[rows, in]``, Bt ``[rows, out]``, gate float32 ``[L, in]``, bias float32 ``[L]``."""
+    """One module: A ``[rows, in]``, Bt ``[rows, out]``, gate float32 ``[L, in]``, bias float32 ``[L]``.
+
+    Where a module takes another's routing, the gate is that one's, and ``in`` its input features.
+    """
 
     A: Tensor
     Bt: Tensor
@@ -125,12 +128,13 @@ class BundleTensors:
 
     def read(self, path: str) -> ModuleTensors:
         """The tensors of one module."""
-        has_bias = self._bundle.config.gate.bias
+        gate = self._bundle.config.gate
+        source = gate.sources.get(path, path)
         return ModuleTensors(
             A=self._file.read(names.tensor_name(path, names.TENSOR_A)),
             Bt=self._file.read(names.tensor_name(path, names.TENSOR_B)),
-            gate=self._file.read(names.tensor_name(path, names.TENSOR_GATE)),
-            bias=self._file.read(names.tensor_name(path, names.TENSOR_GATE_BIAS)) if has_bias else None,
+            gate=self._file.read(names.tensor_name(source, names.TENSOR_GATE)),
+            bias=self._file.read(names.tensor_name(source, names.TENSOR_GATE_BIAS)) if gate.bias else None,
         )
 
     def read_factor(self, path: str, tensor: str, rows: slice) -> Tensor:
@@ -166,26 +170,29 @@ def _refuse_strangers(expected: set[str], found: set[str]) -> None:
 
 def _check_module(config: BundleConfig, path: str, entries: dict[str, TensorEntry]) -> Dtype:
     layout = config.layouts[path]
-    A, Bt, gate = (
-        entries[names.tensor_name(path, tensor)]
-        for tensor in (names.TENSOR_A, names.TENSOR_B, names.TENSOR_GATE)
-    )
-    members = len(config.members)
+    A, Bt = (entries[names.tensor_name(path, tensor)] for tensor in (names.TENSOR_A, names.TENSOR_B))
     if len(A.shape) != 2 or A.shape[0] != layout.rows:
         raise _misshaped(A, f"({layout.rows}, in)")
     if len(Bt.shape) != 2 or Bt.shape[0] != layout.rows:
         raise _misshaped(Bt, f"({layout.rows}, out)")
-    if gate.shape != (members, A.shape[1]) or gate.dtype != Dtype.F32:
-        raise _misshaped(gate, f"({members}, {A.shape[1]}) of F32")
-    if config.gate.bias:
-        bias = entries[names.tensor_name(path, names.TENSOR_GATE_BIAS)]
-        if bias.shape != (members,) or bias.dtype != Dtype.F32:
-            raise _misshaped(bias, f"({members},) of F32")
+    if config.has_gate(path):
+        _check_gate(config, path, entries, A.shape[1])
     if A.dtype != Bt.dtype or A.dtype not in (Dtype.F32, Dtype.F16, Dtype.BF16):
         raise BundleRefused(
             f"`{path}` has factors of {A.dtype} and {Bt.dtype}, expected one of F32, F16, BF16"
         )
     return Dtype(A.dtype)
+
+
+def _check_gate(config: BundleConfig, path: str, entries: dict[str, TensorEntry], in_features: int) -> None:
+    members = len(config.members)
+    gate = entries[names.tensor_name(path, names.TENSOR_GATE)]
+    if gate.shape != (members, in_features) or gate.dtype != Dtype.F32:
+        raise _misshaped(gate, f"({members}, {in_features}) of F32")
+    if config.gate.bias:
+        bias = entries[names.tensor_name(path, names.TENSOR_GATE_BIAS)]
+        if bias.shape != (members,) or bias.dtype != Dtype.F32:
+            raise _misshaped(bias, f"({members},) of F32")
 
 
 def _misshaped(entry: TensorEntry, expected: str) -> BundleRefused:

@@ -52,6 +52,7 @@ def export_official(bundle_folder: Path, target: Path) -> OfficialExport:
     """
     bundle = open_bundle(bundle_folder)
     rank = max(max(layout.ranks) for layout in bundle.config.layouts.values())
+    _check_sources(bundle)
     losses = tuple(_losses(bundle))
     with staged_folder(target) as folder, BundleTensors(bundle) as tensors:
         _write_moe(bundle, tensors, rank, folder / MOE_FILE)
@@ -61,12 +62,32 @@ def export_official(bundle_folder: Path, target: Path) -> OfficialExport:
     return OfficialExport(target, rank, losses)
 
 
+def _check_sources(bundle: Bundle) -> None:
+    """Refuse a module that takes the routing of one with another input: their gates read their own.
+
+    Raises:
+        BundleRefused: naming both.
+    """
+    shapes = module_shapes(bundle)
+    for path, source in bundle.config.gate.sources.items():
+        if shapes[path][0] != shapes[source][0]:
+            raise BundleRefused(
+                f"`{path}` takes its routing from `{source}`, which has another input: "
+                "their layout has no place for that"
+            )
+
+
 def _losses(bundle: Bundle) -> list[str]:
     config, losses = bundle.config, []
     if config.gate.kind != "linear" or config.gate.bias:
         losses.append(
             f"the gate is `{config.gate.kind}`{' with a bias' if config.gate.bias else ''}, "
             "their code scores linearly without one: it will route differently"
+        )
+    if config.gate.scope != "token":
+        losses.append(
+            f"one decision of the gate serves a `{config.gate.scope}`, their code decides for every token: "
+            "it will route differently"
         )
     for member in config.members:
         scalings = {o.scaling for o in member.overrides.values() if o.rank} - {member.scaling}

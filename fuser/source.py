@@ -103,7 +103,7 @@ def check_initial_gate(
 ) -> list[str]:
     """Whether a gate that nobody fitted has the values its initialisation gives; problems in words."""
     initialisation = config.gate.initialisation
-    if config.gate.fitted != NOT_FITTED or initialisation is None:
+    if config.gate.fitted != NOT_FITTED or initialisation is None or not config.has_gate(path):
         return []
     if initialisation.method == "normal":
         expected = normal_gate(path, len(config.members), gate.shape[1], seed=initialisation.seed)
