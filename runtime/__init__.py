@@ -12,10 +12,14 @@ from ..schemas.errors import MissingDependency
 
 try:
     from .config import GateNotFittedWarning, MeteoraConfig
-    from .forcing import force_adapter
+    from .forcing import force_adapter, route_as, uniform
     from .layer import MeteoraLayer
+    from .loading import LoadedBundle, generate, load_bundle
     from .model import MeteoraModel
+    from .record import RoutingRecord
+    from .recording import routing
     from .registration import register
+    from .scopes.scope import Decision
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "peft", "transformers", "safetensors"):
         raise
@@ -27,10 +31,18 @@ except ModuleNotFoundError as error:
 register()
 
 __all__ = [
+    "Decision",
     "GateNotFittedWarning",
+    "LoadedBundle",
     "MeteoraConfig",
     "MeteoraLayer",
     "MeteoraModel",
+    "RoutingRecord",
     "force_adapter",
+    "generate",
+    "load_bundle",
     "register",
+    "route_as",
+    "routing",
+    "uniform",
 ]

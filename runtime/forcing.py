@@ -1,14 +1,29 @@
-"""Routing set aside: one member serves every token, as if it were loaded alone."""
+"""Routing set aside for a block of code: one member for everything, all alike, or another rule."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
+from typing import Any
 
 from torch import nn
 
+from ..schemas.bundle import Scope
 from ..schemas.errors import UsageError
-from .layer import MeteoraLayer
+from .active import active_routers
+from .router import BundleRouter
+from .scopes.passes import ForcedPass, RoutingPass, UniformPass
+from .scopes.rule import changed_rule
+
+
+class Unchanged(Enum):
+    """The value of an argument that was not stated, where None is a statement."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
 
 
 @contextmanager
@@ -18,36 +33,84 @@ def force_adapter(model: nn.Module, name: str) -> Iterator[None]:
     Works on a ``PeftModel`` and on a transformers model with a loaded bundle, for the bundles that are
     active on entry. Blocks nest; leaving one, by an exception too, brings back what was before. A
     backward pass that recomputes its forward (gradient checkpointing) belongs inside the block. The
-    choice is kept on the model's layers: threads that share a model share it, so force from one thread
-    at a time.
+    choice is kept on the model: threads that share a model share it, so force from one thread at a time.
 
     Raises:
         UsageError: the model has no active bundle, or a bundle without such a member.
     """
-    layers = [module for module in model.modules() if isinstance(module, MeteoraLayer)]
-    forced = [_forced_in(layer, name) for layer in layers]
-    if not any(forced):
-        raise UsageError(
-            "the model has no active bundle to force a member of",
-            hint="load one with `PeftModel.from_pretrained` or `model.load_adapter`, or set it active",
-        )
-    before = [dict(layer.meteora_forced) for layer in layers]
+    with _settle(model, lambda router: ForcedPass(_index_of(router, name))):
+        yield
+
+
+@contextmanager
+def uniform(model: nn.Module) -> Iterator[None]:
+    """Within the block every member serves every token, each with weight 1 / L; else as ``force_adapter``.
+
+    Raises:
+        UsageError: the model has no active bundle.
+    """
+    with _settle(model, lambda router: UniformPass(len(router.members))):
+        yield
+
+
+@contextmanager
+def _settle(model: nn.Module, pass_for: Callable[[BundleRouter], RoutingPass]) -> Iterator[None]:
+    routers = active_routers(model)
+    passes = [pass_for(router) for router in routers]
+    before = [router.settled for router in routers]
     try:
-        for layer, choice in zip(layers, forced, strict=True):
-            layer.meteora_forced |= choice
+        for router, settled in zip(routers, passes, strict=True):
+            router.settled = settled
         yield
     finally:
-        for layer, choice in zip(layers, before, strict=True):
-            layer.meteora_forced = choice
+        for router, earlier in zip(routers, before, strict=True):
+            router.settled = earlier
 
 
-def _forced_in(layer: MeteoraLayer, name: str) -> dict[str, int]:
-    active = [adapter for adapter in layer.active_adapters if adapter in layer.meteora_plans]
-    for adapter in active:
-        members = layer.meteora_plans[adapter].members
-        if name not in members:
-            raise UsageError(
-                f"bundle `{adapter}` has no member `{name}`, "
-                f"it has {', '.join(f'`{member}`' for member in members)}"
-            )
-    return {adapter: layer.meteora_plans[adapter].members.index(name) for adapter in active}
+def _index_of(router: BundleRouter, name: str) -> int:
+    if name not in router.members:
+        raise UsageError(
+            f"bundle `{router.adapter_name}` has no member `{name}`, "
+            f"it has {', '.join(f'`{member}`' for member in router.members)}"
+        )
+    return router.members.index(name)
+
+
+@contextmanager
+def route_as(
+    model: nn.Module,
+    *,
+    scope: Scope | None = None,
+    top_k: int | None = None,
+    temperature: float | None = None,
+    abstain: float | Unchanged | None = UNCHANGED,
+) -> Iterator[None]:
+    """Within the block the active bundles route by another rule; what is not stated stays their own.
+
+    Blocks nest. A cache belongs to the rule it was begun under: a request that began in the block ends in
+    it. A scope without decisions has no use for a threshold, and drops the bundle's.
+
+    Args:
+        model: as for ``force_adapter``.
+        scope: what one decision serves.
+        top_k: members for each token.
+        temperature: of the softmax over them.
+        abstain: the confidence below which a decision serves the base's own answer; None for never.
+
+    Raises:
+        UsageError: the model has no active bundle, or a value is out of range or does not fit the scope.
+    """
+    routers = active_routers(model)
+    stated = {"scope": scope, "top_k": top_k, "temperature": temperature}
+    changes: dict[str, Any] = {key: value for key, value in stated.items() if value is not None}
+    if not isinstance(abstain, Unchanged):
+        changes["abstain"] = abstain
+    rules = [changed_rule(router.rule, changes, members=len(router.members)) for router in routers]
+    before = [router.rule for router in routers]
+    try:
+        for router, rule in zip(routers, rules, strict=True):
+            router.rule = rule
+        yield
+    finally:
+        for router, rule in zip(routers, before, strict=True):
+            router.rule = rule

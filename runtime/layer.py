@@ -19,8 +19,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..kernels.routed_lora import routed_lora, routed_lora_
-from ..kernels.routing import Routing, gate_logits, route_to, select_top_k
+from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
+from ..kernels.routing import Gate
 from ..schemas.bundle import (
     TENSOR_A,
     TENSOR_B,
@@ -30,6 +30,7 @@ from ..schemas.bundle import (
     ModuleLayout,
 )
 from ..schemas.errors import BundleRefused, UsageError
+from .router import BundleRouter
 
 _FROZEN = (TENSOR_A, TENSOR_B)
 
@@ -45,6 +46,7 @@ class LayerPlan:
     gate_kind: str
     gate_eps: float
     gate_bias: bool
+    has_gate: bool
 
     @classmethod
     def of(cls, bundle: BundleConfig, path: str) -> Self:
@@ -57,6 +59,7 @@ class LayerPlan:
             gate_kind=bundle.gate.kind,
             gate_eps=bundle.gate.eps,
             gate_bias=bundle.gate.bias,
+            has_gate=bundle.has_gate(path),
         )
 
     def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
@@ -64,9 +67,12 @@ class LayerPlan:
         shapes: dict[str, tuple[int, ...]] = {
             TENSOR_A: (self.layout.rows, in_features),
             TENSOR_B: (self.layout.rows, out_features),
-            TENSOR_GATE: (len(self.members), in_features),
         }
-        return shapes | ({TENSOR_GATE_BIAS: (len(self.members),)} if self.gate_bias else {})
+        if self.has_gate:
+            shapes[TENSOR_GATE] = (len(self.members), in_features)
+        if self.has_gate and self.gate_bias:
+            shapes[TENSOR_GATE_BIAS] = (len(self.members),)
+        return shapes
 
 
 class BundleParameters(nn.ParameterDict):
@@ -88,7 +94,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
     adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS)
-    other_param_names = ("meteora_plans", "meteora_forced")
+    other_param_names = ("meteora_plans", "meteora_routers")
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -97,13 +103,16 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         for tensor in self.adapter_layer_names:
             setattr(self, tensor, BundleParameters())
         self.meteora_plans: dict[str, LayerPlan] = {}
-        self.meteora_forced: dict[str, int] = {}
+        self.meteora_routers: dict[str, BundleRouter] = {}
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.train(base_layer.training)
 
-    def add_bundle(self, adapter_name: str, plan: LayerPlan) -> None:
+    def add_bundle(self, plan: LayerPlan, router: BundleRouter) -> None:
         """Make room for a bundle's tensors, on the meta device until their dtypes are known."""
+        adapter_name = router.adapter_name
         self.meteora_plans[adapter_name] = plan
+        self.meteora_routers[adapter_name] = router
+        router.layers[plan.layout.path] = self
         self.frozen_peft_weight_names[adapter_name] = _FROZEN
         shapes = plan.shapes(self.in_features or 0, self.out_features or 0)
         self.allocate(
@@ -146,32 +155,45 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
                 out = self._add_contribution(out, x, adapter_name)
         return out
 
-    def route(self, x: Tensor, adapter_name: str) -> Routing:
-        """Which members serve each token of ``x`` [..., in], by the gate or as forced."""
+    def gate_of(self, adapter_name: str) -> Gate | None:
+        """A bundle's gate in this module, or None where it takes another module's routing."""
         plan = self.meteora_plans[adapter_name]
-        forced = self.meteora_forced.get(adapter_name)
-        if forced is not None:
-            return route_to(forced, x.shape[:-1], x.device)
-        gate = self.tensor_of(TENSOR_GATE, adapter_name)
-        bias = self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None
-        logits = gate_logits(x, gate, bias, kind=plan.gate_kind, eps=plan.gate_eps)
-        return select_top_k(logits, plan.top_k, temperature=plan.temperature)
+        if not plan.has_gate:
+            return None
+        rule = self.meteora_routers[adapter_name].rule
+        return Gate(
+            weight=self.tensor_of(TENSOR_GATE, adapter_name),
+            bias=self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
+            kind=plan.gate_kind,
+            k=rule.top_k,
+            temperature=rule.temperature,
+            eps=plan.gate_eps,
+        )
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str) -> Tensor:
         A, Bt = self.tensor_of(TENSOR_A, adapter_name), self.tensor_of(TENSOR_B, adapter_name)
+        layout = self.meteora_plans[adapter_name].layout
         if A.is_meta:
             raise BundleRefused(
-                f"the tensors of bundle `{adapter_name}` were never loaded: "
-                f"`{self.meteora_plans[adapter_name].layout.path}` has none",
+                f"the tensors of bundle `{adapter_name}` were never loaded: `{layout.path}` has none",
                 hint="load the bundle's folder with `PeftModel.from_pretrained` or `model.load_adapter`",
             )
-        layout = self.meteora_plans[adapter_name].layout
-        routing = self.route(x, adapter_name)
-        operands = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings, routing.selection, routing.weights)
-        if self._may_add_in_place(out, A):
-            return routed_lora_(out, *operands)
+        router = self.meteora_routers[adapter_name]
+        choice = router.choose(layout.path, x, self.gate_of(adapter_name))
+        if choice is None:
+            return out
+        in_place = self._may_add_in_place(out, A)
+        experts = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
+        if isinstance(choice, Gate):
+            if in_place and x.dtype == A.dtype:
+                router.settle(layout.path, gated_lora_(out, *experts, choice))
+                return out
+            choice = choice.route(x)
+            router.settle(layout.path, choice)
+        if in_place:
+            return routed_lora_(out, *experts, choice.selection, choice.weights)
         # Promotion makes the sum at the wider dtype, so that it is rounded once.
-        return (out + routed_lora(*operands)).to(out.dtype)
+        return (out + routed_lora(*experts, choice.selection, choice.weights)).to(out.dtype)
 
     def _may_add_in_place(self, out: Tensor, A: Tensor) -> bool:
         # A black box may return a view of its input, and a hook may keep the base's output.

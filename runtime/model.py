@@ -15,7 +15,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.errors import BundleRefused, UsageError
 from .config import MeteoraConfig, warn_unless_fitted
+from .hooks import ModelHooks
 from .layer import LayerPlan, MeteoraLayer, refuse_merge
+from .router import BundleRouter
 from .tensors import allocate_for
 from .transformers_load import check_next_load, release
 
@@ -59,7 +61,9 @@ class MeteoraModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         bundle: BundleConfig = config.bundle
         _check_targets(model, bundle)
+        self._router = BundleRouter(adapter_name, bundle)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        ModelHooks.of(model).routers[adapter_name] = self._router
         warn_unless_fitted(bundle, adapter_name)
 
     @staticmethod
@@ -79,7 +83,7 @@ class MeteoraModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         layer = target if isinstance(target, MeteoraLayer) else MeteoraLayer(target)
-        layer.add_bundle(adapter_name, LayerPlan.of(peft_config.bundle, current_key))
+        layer.add_bundle(LayerPlan.of(peft_config.bundle, current_key), self._router)
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(
@@ -109,6 +113,12 @@ class MeteoraModel(BaseTuner):
                 hint="to choose the member yourself, call the model within `force_adapter(model, NAME)`",
             )
         yield
+
+    def unload(self) -> nn.Module:
+        """The base model as it was, without layers and hooks."""
+        base: nn.Module = super().unload()
+        ModelHooks.remove(base)
+        return base
 
     def _check_merge_allowed(self) -> NoReturn:
         refuse_merge()

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from meteora_registry.runtime import force_adapter
+from meteora_registry.runtime import force_adapter, routing
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_adapter, some_tokens, tiny_llama
@@ -95,17 +95,18 @@ def test_unknown_member_is_refused_and_changes_nothing(bundle: Path, load: Load)
 def test_model_without_a_bundle_is_refused() -> None:
     with pytest.raises(UsageError) as caught, force_adapter(tiny_llama(), "one"):
         pass
-    assert str(caught.value) == "the model has no active bundle to force a member of"
+    assert str(caught.value) == "the model has no active bundle"
 
 
 def test_forced_member_serves_every_token_of_every_module(bundle: Path) -> None:
     model = in_peft(bundle)
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
     x = torch.zeros(2, 3, 32)
-    with force_adapter(model, "three"):
-        routing = layer.route(x, "default")
-    assert torch.equal(routing.selection, torch.full((2, 3, 1), 2))
-    assert torch.equal(routing.weights, torch.ones(2, 3, 1))
+    with force_adapter(model, "three"), routing(model) as record:
+        layer(x)
+    found = record.modules["model.layers.0.self_attn.q_proj"]
+    assert torch.equal(found.selection, torch.full((1, 6, 1), 2))
+    assert torch.equal(found.weights, torch.ones(1, 6, 1))
 
 
 def test_force_does_nothing_while_adapters_are_disabled(bundle: Path) -> None:

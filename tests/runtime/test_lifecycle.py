@@ -87,14 +87,15 @@ def test_two_bundles_on_a_transformers_model(bundles: dict[str, Path]) -> None:
     model = tiny_llama()
     for name, bundle in bundles.items():
         model.load_adapter(bundle, adapter_name=name)
-        assert torch.equal(logits_of(model), alone(bundle))
+        # To the last bits: transformers places tensors where another product sums in another order.
+        assert relative_error(logits_of(model), alone(bundle)) <= 1e-6
     model.set_adapter("first")
-    assert torch.equal(logits_of(model), alone(bundles["first"]))
+    assert relative_error(logits_of(model), alone(bundles["first"])) <= 1e-6
     model.disable_adapters()
     assert torch.equal(logits_of(model), logits_of(tiny_llama()))
     model.enable_adapters()
     model.delete_adapter("first")
-    assert torch.equal(logits_of(model), alone(bundles["second"]))
+    assert relative_error(logits_of(model), alone(bundles["second"])) <= 1e-6
 
 
 def test_each_of_two_bundles_is_saved_by_itself(bundles: dict[str, Path], tmp_path: Path) -> None:

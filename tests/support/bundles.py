@@ -26,10 +26,15 @@ def write_bundle(
     temperature: float = 1.0,
     gate_kind: str = "linear",
     gate_bias: bool = False,
+    scope: str = "token",
+    sources: dict[str, str] | None = None,
+    abstain: float | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Path:
     """Write config and weights of a bundle of PEFT adapters; the gate is random normal."""
+    sources = sources or {}
+    features = {"gate-abstain": abstain is not None, "gate-scope": scope != "token", "gate-sources": sources}
     factors = {name: read_factors(path) for name, path in members.items()}
     configs = {name: json.loads((path / "adapter_config.json").read_text()) for name, path in members.items()}
     paths = sorted({path for own in factors.values() for path in own})
@@ -37,7 +42,7 @@ def write_bundle(
     config = {
         "peft_type": "METEORA",
         "meteora_format": 1,
-        "required_features": [],
+        "required_features": [feature for feature, needed in features.items() if needed],
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "revision": None,
@@ -49,10 +54,11 @@ def write_bundle(
         "temperature": temperature,
         "gate": {
             "kind": gate_kind,
-            "scope": "token",
+            "scope": scope,
             "bias": gate_bias,
             "eps": 1e-6,
-            "sources": {},
+            "sources": sources,
+            "abstain": abstain,
             # Only a linear gate without a bias can be one that nobody touched since it was drawn.
             "initialisation": {"method": "normal", "seed": seed} if is_fresh else None,
             "fitted": "not fitted" if is_fresh else {"method": "imported", "data": []},
@@ -67,9 +73,12 @@ def write_bundle(
         tensors[f"{_PREFIX}{path}.meteora_B"] = torch.cat([_pad(pair[1].T) for pair in pairs if pair]).to(
             dtype
         )
-        tensors[f"{_PREFIX}{path}.meteora_gate"] = torch.randn(len(members), in_features, generator=generator)
-        if gate_bias:
-            tensors[f"{_PREFIX}{path}.meteora_gate_bias"] = torch.randn(len(members), generator=generator)
+        gate = torch.randn(len(members), in_features, generator=generator)
+        bias = torch.randn(len(members), generator=generator) if gate_bias else None
+        # Drawn all the same, so that the other modules' gates are those of a bundle without sources.
+        if path not in sources:
+            tensors[f"{_PREFIX}{path}.meteora_gate"] = gate
+            tensors |= {} if bias is None else {f"{_PREFIX}{path}.meteora_gate_bias": bias}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_bytes(BundleConfig.from_value(config, what="config").to_bytes())
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"meteora_format": "1"})

@@ -1,0 +1,79 @@
+"""What bundles remember of the sequences in a cache, kept on the cache itself.
+
+So it lives exactly as long as the sequences, is copied with them, and no two requests share it. When a beam
+search reorders the rows of the cache, the memory's rows follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .scopes.scope import RequestDecision
+
+_ATTRIBUTE = "_meteora_memory"
+
+
+class CacheMemory:
+    """What each bundle, by PEFT's adapter name, remembers of one cache's sequences."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, RequestDecision] = {}
+
+    @classmethod
+    def of(cls, cache: Any) -> Self | None:
+        """The memory of a cache, if it has one."""
+        found: Self | None = getattr(cache, _ATTRIBUTE, None)
+        return found
+
+    @classmethod
+    def attach(cls, cache: Any, kept: dict[str, RequestDecision]) -> None:
+        """Let a cache remember; what it remembers of bundles that are not named is kept."""
+        memory = cls.of(cache)
+        if memory is None:
+            memory = cls()
+            setattr(cache, _ATTRIBUTE, memory)
+            _follow_rows(cache)
+        memory.kept |= kept
+
+    def select(self, rows: Tensor) -> None:
+        """Row i becomes row ``rows[i]``."""
+        self.kept = {name: kept.select(rows) for name, kept in self.kept.items()}
+
+    def repeat(self, repeats: int) -> None:
+        """Every row stands ``repeats`` times, one after the other."""
+        self.kept = {
+            name: kept.select(torch.arange(kept.sequences).repeat_interleave(repeats))
+            for name, kept in self.kept.items()
+        }
+
+
+# The methods of a cache that move its rows.
+_MOVERS: dict[str, Callable[[CacheMemory, Any], None]] = {
+    "reorder_cache": CacheMemory.select,
+    "batch_select_indices": CacheMemory.select,
+    "batch_repeat_interleave": CacheMemory.repeat,
+}
+
+
+class _Followed:
+    """A method of one cache that moves its rows, and the memory's with them."""
+
+    def __init__(self, cache: Any, name: str) -> None:
+        self._cache, self._name = cache, name
+
+    def __call__(self, argument: Any) -> None:
+        """Move the rows of both."""
+        getattr(type(self._cache), self._name)(self._cache, argument)
+        memory = CacheMemory.of(self._cache)
+        if memory is not None:
+            _MOVERS[self._name](memory, argument)
+
+
+def _follow_rows(cache: Any) -> None:
+    for name in _MOVERS:
+        if hasattr(type(cache), name):
+            setattr(cache, name, _Followed(cache, name))

@@ -1,0 +1,151 @@
+"""One call of a base model, read from its arguments: which tokens, whose, and is it a new request.
+
+A call whose cache is absent or empty begins new sequences; any other goes on with the cache's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..schemas.errors import UsageError
+from .scopes.scope import Stretch
+
+# transformers' names of the argument that carries what a sequence leaves behind.
+_CACHE_NAMES = ("past_key_values", "cache_params")
+_IGNORED_LABEL = -100
+# What the plain base's look at a request does not need.
+_NOT_OBSERVED = frozenset(
+    {
+        *_CACHE_NAMES,
+        "cache_position",
+        "labels",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_cache",
+    }
+)
+
+
+class ForwardCall:
+    """The arguments of one forward pass of ``module``."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.module = module
+        self._args = args
+        self._kwargs = kwargs
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Every argument by its name."""
+        if not self._args:
+            return self._kwargs
+        names = [*inspect.signature(self.module.forward).parameters]
+        return dict(zip(names, self._args, strict=False)) | self._kwargs
+
+    @property
+    def cache(self) -> Any:
+        """The cache that was passed in, or None."""
+        return next(
+            (self.arguments[name] for name in _CACHE_NAMES if self.arguments.get(name) is not None), None
+        )
+
+    @cached_property
+    def past_tokens(self) -> int | None:
+        """Tokens that the cache holds, 0 without one; None if the cache does not say."""
+        if self.cache is None:
+            return 0
+        if not hasattr(self.cache, "get_seq_length"):
+            return None
+        try:
+            return int(self.cache.get_seq_length())
+        except ValueError:
+            # A cache without attention layers counts no tokens.
+            return None if self.cache.has_previous_state() else 0
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the call begins new sequences."""
+        return self.past_tokens == 0
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Sequences and tokens of each, [B, T].
+
+        Raises:
+            UsageError: the model was given no tokens.
+        """
+        ids, embeddings = self.arguments.get("input_ids"), self.arguments.get("inputs_embeds")
+        if ids is not None and ids.ndim == 2:
+            return ids.shape[0], ids.shape[1]
+        if embeddings is not None and embeddings.ndim == 3:
+            return embeddings.shape[0], embeddings.shape[1]
+        raise UsageError(
+            "the bundle's scope decides for a whole request, but the model was given no `input_ids` [B, T] "
+            "and no `inputs_embeds` [B, T, h]",
+            hint="route by token within `route_as(model, scope='token')`",
+        )
+
+    @property
+    def leading_shape(self) -> tuple[int, int]:
+        """The same, or one sequence of no tokens where the model is given something else."""
+        ids, embeddings = self.arguments.get("input_ids"), self.arguments.get("inputs_embeds")
+        return (1, 0) if ids is None and embeddings is None else self.shape
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the tokens lie."""
+        ids = self.arguments.get("input_ids")
+        found: torch.device = (self.arguments["inputs_embeds"] if ids is None else ids).device
+        return found
+
+    @cached_property
+    def stretch(self) -> Stretch:
+        """The tokens of this call.
+
+        The prompt of a new sequence ends before its first label, where there are labels.
+        """
+        if not self.is_new:
+            every = torch.ones(self.shape, dtype=torch.bool, device=self.device)
+            return Stretch(every, ~every, has_prompt=False)
+        own, labels = self._own_tokens(), self.arguments.get("labels")
+        if labels is None:
+            return Stretch(own, own, has_prompt=True)
+        is_answer = (labels != _IGNORED_LABEL).to(own.device).cumsum(dim=1) > 0
+        return Stretch(own, own & ~is_answer, has_prompt=True)
+
+    def _own_tokens(self) -> Tensor:
+        mask: Tensor | dict[str, Tensor] | None = self.arguments.get("attention_mask")
+        if isinstance(mask, dict):
+            mask = mask.get("full_attention")
+        if mask is None:
+            return torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        if mask.shape == self.shape:
+            return mask.bool()
+        if mask.ndim == 4 and mask.shape[2] == self.shape[1]:
+            # Each token's view of all; the last one sees every token but padding.
+            seen = mask[:, 0, -1, : self.shape[1]]
+            return (seen if seen.dtype == torch.bool else seen == 0).expand(self.shape)
+        raise UsageError(
+            f"`attention_mask` is {list(mask.shape)}, expected {list(self.shape)}: the bundle's scope "
+            "decides for a whole request and has to know its tokens",
+            hint="pass a mask [B, T], or route by token within `route_as(model, scope='token')`",
+        )
+
+    def observed_arguments(self) -> dict[str, Any]:
+        """The arguments for the plain base's look at the same new tokens: no cache, no labels, no logits."""
+        parameters = inspect.signature(self.module.forward).parameters
+        kept = {name: value for name, value in self.arguments.items() if name not in _NOT_OBSERVED}
+        return (
+            kept
+            | {"attention_mask": self._own_tokens().long()}
+            | ({"use_cache": False} if "use_cache" in parameters else {})
+            | ({"logits_to_keep": 1} if "logits_to_keep" in parameters else {})
+        )

@@ -1,0 +1,114 @@
+"""What a base model does around each of its forward passes for the bundles on it.
+
+The routed layers alone cannot know where a request begins, nor see all of it before they answer. So the
+base model itself, whoever calls it (PEFT, transformers' ``generate``, a training loop), has hooks: before
+a pass the routers are told of the call, after it the cache is given what they decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .cache_memory import CacheMemory
+from .calls import ForwardCall
+from .router import BundleRouter
+from .scopes.evidence import Evidence
+from .scopes.passes import ObservedPass
+from .scopes.scope import RequestDecision
+
+_ATTRIBUTE = "_meteora_hooks"
+
+
+class ModelHooks:
+    """The hooks of one base model, and the routers of the bundles on it by PEFT's adapter name."""
+
+    def __init__(self) -> None:
+        self.routers: dict[str, BundleRouter] = {}
+        self._handles: list[RemovableHandle] = []
+        self._decided: dict[str, RequestDecision] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """The hooks of a model, which gets them now if it has none."""
+        found: Self | None = model.__dict__.get(_ATTRIBUTE)
+        if found is None:
+            found = cls()
+            setattr(model, _ATTRIBUTE, found)
+            found._handles = [
+                model.register_forward_pre_hook(found.before, with_kwargs=True),
+                model.register_forward_hook(found.after, with_kwargs=True),
+            ]
+        return found
+
+    @staticmethod
+    def remove(model: nn.Module) -> None:
+        """Leave a model without them."""
+        found: ModelHooks | None = model.__dict__.pop(_ATTRIBUTE, None)
+        for handle in found._handles if found else ():
+            handle.remove()
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Set up the pass of every active bundle."""
+        self.routers = {name: router for name, router in self.routers.items() if router.is_loaded}
+        active = [router for router in self.routers.values() if router.is_active]
+        call = ForwardCall(module, args, kwargs)
+        asking = [router for router in active if router.needs_evidence(call)]
+        evidence = self._observe(call, asking) if asking else {}
+        decided = {
+            router.adapter_name: router.begin(call, evidence.get(router.adapter_name)) for router in active
+        }
+        self._decided = {name: decision for name, decision in decided.items() if decision is not None}
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Let the cache that the pass leaves behind remember what was decided."""
+        decided, self._decided = self._decided, {}
+        if decided:
+            cache = ForwardCall(module, args, kwargs).cache
+            cache = _cache_in(output) if cache is None else cache
+            if cache is not None:
+                CacheMemory.attach(cache, decided)
+
+    def _observe(self, call: ForwardCall, asking: Sequence[BundleRouter]) -> dict[str, Evidence]:
+        """What each asking router's gates say of the call's tokens on the plain base."""
+        evidence = {name: Evidence(*call.shape, len(router.members)) for name, router in self.routers.items()}
+        # Called past the hooks. Every bundle is silent meanwhile, whether or not it asked.
+        with torch.no_grad(), _evaluated(call.module), ExitStack() as stack:
+            for name, router in self.routers.items():
+                stack.enter_context(_observed(router, ObservedPass(evidence[name])))
+            call.module.forward(**call.observed_arguments())
+        return {router.adapter_name: evidence[router.adapter_name] for router in asking}
+
+
+@contextmanager
+def _observed(router: BundleRouter, observed: ObservedPass) -> Iterator[None]:
+    router.observed = observed
+    try:
+        yield
+    finally:
+        router.observed = None
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Without dropout, which would make the same request look different each time."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _cache_in(output: Any) -> Any:
+    """The cache in a model's output, or None."""
+    if isinstance(output, tuple):
+        return next((part for part in output if hasattr(part, "get_seq_length")), None)
+    return getattr(output, "past_key_values", None)

@@ -1,0 +1,141 @@
+"""One bundle's routing on one model: what its layers ask, and what each forward pass begins with.
+
+A router is shared by all layers of its bundle. Before each forward pass of the model it is told of the
+call and sets up the pass: by the bundle's scope, unless a member is forced or another rule stands in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..kernels.routing import Gate, Routing
+from ..schemas.bundle import BundleConfig
+from ..schemas.errors import UsageError
+from .cache_memory import CacheMemory
+from .calls import ForwardCall
+from .record import RoutingRecord
+from .scopes.evidence import Evidence
+from .scopes.layer import LayerPass
+from .scopes.passes import RoutingPass, UndecidedPass
+from .scopes.prompt import PromptDecision
+from .scopes.rule import RoutingRule
+from .scopes.scope import RequestDecision
+from .scopes.token import SharedRoutings, TokenPass
+
+if TYPE_CHECKING:
+    from .layer import MeteoraLayer
+
+
+class BundleRouter:
+    """Routes for one bundle.
+
+    Attributes:
+        layers: the bundle's layers by module path.
+        rule: the bundle's own, or the one that stands in for it.
+        settled: a pass that stands in for every other, such as that of a forced member.
+        observed: the pass of the plain base, while one is under way.
+        record: where routings are written down, while somebody asked for them.
+    """
+
+    def __init__(self, adapter_name: str, bundle: BundleConfig) -> None:
+        self.adapter_name = adapter_name
+        self.members = bundle.names
+        self.layers: dict[str, MeteoraLayer] = {}
+        self.settled: RoutingPass | None = None
+        self.observed: RoutingPass | None = None
+        self.record: RoutingRecord | None = None
+        self._shared = SharedRoutings(bundle.gate.sources)
+        self._by_token = TokenPass(self._shared)
+        self.own_rule = RoutingRule.of(bundle)
+        self.rule = self.own_rule
+
+    @property
+    def rule(self) -> RoutingRule:
+        """How the bundle routes; a new rule holds from the next forward pass on."""
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: RoutingRule) -> None:
+        self._rule = rule
+        self._current = self._idle_pass()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the bundle takes part in the model's forward passes."""
+        layer = next(iter(self.layers.values()))
+        return self.is_loaded and self.adapter_name in layer.active_adapters and not layer.disable_adapters
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the bundle is still on the model."""
+        return self.adapter_name in next(iter(self.layers.values())).meteora_plans
+
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
+        """What serves the tokens x [..., in] of a module: its gate, a routing, or no member at all."""
+        choice = (self.observed or self.settled or self._current).choose(path, x, gate)
+        if isinstance(choice, Routing):
+            self._write_down(path, choice)
+        return choice
+
+    def settle(self, path: str, routing: Routing) -> None:
+        """Be told what a module's gate decided."""
+        (self.settled or self._current).settle(path, routing)
+        self._write_down(path, routing)
+
+    def needs_evidence(self, call: ForwardCall) -> bool:
+        """Whether the plain base has to look at the call's tokens before the routed pass."""
+        return self.settled is None and self.rule.decides_ahead and self._kept_for(call) is None
+
+    def begin(self, call: ForwardCall, evidence: Evidence | None) -> RequestDecision | None:
+        """Set up the pass of a call; return what its cache is to remember."""
+        self._shared.clear()
+        self._current = self._idle_pass()
+        if self.record is not None:
+            self.record.begin(call)
+        if self.settled is not None or not self.rule.decides_ahead:
+            return None
+        decision = self._decide(call, evidence)
+        self._current = decision.begin(call.stretch, self._by_token)
+        if self.record is not None:
+            self.record.decide(decision)
+        return decision
+
+    def _decide(self, call: ForwardCall, evidence: Evidence | None) -> RequestDecision:
+        kept = self._kept_for(call)
+        if kept is not None:
+            return kept.advance(call.past_tokens, None if evidence is None else evidence.mean)
+        if evidence is None:
+            raise RuntimeError(
+                f"bundle `{self.adapter_name}` has to decide, and nobody looked at the request"
+            )
+        return PromptDecision.decide(self.rule, evidence.mean, call.stretch)
+
+    def _kept_for(self, call: ForwardCall) -> RequestDecision | None:
+        """What the call's cache remembers of this bundle; None for new sequences.
+
+        Raises:
+            UsageError: the sequences have begun, but not under this bundle's present rule.
+        """
+        if call.is_new:
+            return None
+        memory = CacheMemory.of(call.cache)
+        kept = None if memory is None else memory.kept.get(self.adapter_name)
+        if kept is None or kept.rule != self.rule:
+            raise UsageError(
+                f"the cache holds tokens of which bundle `{self.adapter_name}` decided nothing by its "
+                "present rule: the base, a forced member or another rule wrote them",
+                hint="begin the request without a cache, or route by token within "
+                "`route_as(model, scope='token')`",
+            )
+        return kept
+
+    def _idle_pass(self) -> RoutingPass:
+        if self.rule.scope == "token":
+            return self._by_token
+        return LayerPass() if self.rule.scope == "layer" else UndecidedPass(self.rule.scope)
+
+    def _write_down(self, path: str, routing: Routing) -> None:
+        if self.record is not None and self.observed is None:
+            self.record.add(path, routing)

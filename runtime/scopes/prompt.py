@@ -1,0 +1,158 @@
+"""Scopes ``prompt`` and ``prompt+token``: one decision for each request, from the plain base's view of it.
+
+The evidence of all gates is averaged over modules and the prompt's own tokens, and that average is treated
+as a token's logits are: the k highest are chosen and weighted by softmax at the temperature. With
+``prompt`` the decision serves the answer too; with ``prompt+token`` every module decides for each token of
+the answer. A request whose best member is less likely than ``abstain``, as the geometric mean over
+modules and tokens has it, is served by the base alone to its end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ...kernels.routing import Gate, Routing, select_top_k
+from .passes import DecidedPass, RoutingPass, fit_tokens
+from .rule import RoutingRule
+from .scope import Decision, Stretch
+from .token import TokenPass
+
+
+@dataclass(frozen=True, slots=True)
+class PromptDecision:
+    """What serves each request of a batch.
+
+    Attributes:
+        rule: what it was decided by.
+        routing: [B, k]; the weights are 0 where the request is left to the base.
+        confidence: float32 [B], the geometric mean posterior of the most likely member.
+        prompt_tokens: int64 [B], the place of the first token of the answer.
+    """
+
+    rule: RoutingRule
+    routing: Routing
+    confidence: Tensor
+    prompt_tokens: Tensor
+
+    @classmethod
+    def decide(cls, rule: RoutingRule, log_posterior: Tensor, stretch: Stretch) -> Self:
+        """Decide for each sequence from the evidence [B, T, L] of its prompt.
+
+        A sequence without a prompt says nothing: all members are equally likely.
+        """
+        logits = mean_over(log_posterior, stretch.prompt)
+        confidence = logits.amax(dim=-1).exp()
+        places = torch.arange(1, stretch.prompt.shape[1] + 1, device=stretch.prompt.device)
+        prompt_tokens = (places * stretch.prompt).amax(dim=1)
+        return cls(rule, route_decided(logits, confidence, rule), confidence, prompt_tokens)
+
+    @property
+    def sequences(self) -> int:
+        """How many requests there are."""
+        return self.confidence.shape[0]
+
+    def select(self, rows: Tensor) -> Self:
+        """The decisions of other rows."""
+        rows = rows.to(self.confidence.device)
+        return replace(
+            self,
+            routing=Routing(self.routing.selection[rows], self.routing.weights[rows]),
+            confidence=self.confidence[rows],
+            prompt_tokens=self.prompt_tokens[rows.to(self.prompt_tokens.device)],
+        )
+
+    def advance(self, past_tokens: int | None, log_posterior: Tensor | None) -> Self:
+        """The same: the prompt decided."""
+        return self
+
+    def begin(self, stretch: Stretch, by_token: TokenPass) -> RoutingPass:
+        """The decision for every token, or for those of the prompt alone."""
+        is_decided = stretch.prompt
+        if self.rule.scope == "prompt+token":
+            if self.rule.abstain is None and not stretch.has_prompt:
+                return by_token
+            is_decided = is_decided | self._abstained.unsqueeze(1).to(is_decided.device)
+            return AnswerPass(self._for_tokens(stretch), is_decided, by_token)
+        return DecidedPass(self._for_tokens(stretch))
+
+    def describe(self, members: tuple[str, ...], tokens: int) -> tuple[Decision, ...]:
+        """One decision for each request; with ``prompt+token`` it ends with the prompt."""
+        selection, weights = self.routing.selection.tolist(), self.routing.weights.tolist()
+        answers_too = self.rule.scope == "prompt"
+        abstained, ends = self._abstained.tolist(), self.prompt_tokens.tolist()
+        return tuple(
+            Decision(
+                sequence=row,
+                start=0,
+                end=tokens if answers_too or abstained[row] else ends[row],
+                members=() if abstained[row] else tuple(members[index] for index in selection[row]),
+                weights=() if abstained[row] else tuple(weights[row]),
+                confidence=confidence,
+            )
+            for row, confidence in enumerate(self.confidence.tolist())
+        )
+
+    @property
+    def _abstained(self) -> Tensor:
+        """Bool [B], whether the base alone serves the request."""
+        return ~self.routing.weights.bool().any(dim=-1)
+
+    def _for_tokens(self, stretch: Stretch) -> Routing:
+        tokens = stretch.own.shape[1]
+        selection, weights = (
+            tensor.unsqueeze(1).repeat(1, tokens, 1)
+            for tensor in (self.routing.selection, self.routing.weights)
+        )
+        return Routing(selection, weights)
+
+
+def mean_over(log_posterior: Tensor, own: Tensor) -> Tensor:
+    """Float32 [B, L], the mean evidence of each sequence's own tokens; uniform where it has none."""
+    own = own.to(log_posterior.device)
+    count = own.sum(dim=1, keepdim=True)
+    total = torch.where(own.unsqueeze(-1), log_posterior, 0.0).sum(dim=1)
+    uniform = -math.log(log_posterior.shape[-1])
+    return torch.where(count > 0, total / count.clamp(min=1), uniform)
+
+
+def route_decided(logits: Tensor, confidence: Tensor, rule: RoutingRule) -> Routing:
+    """The routing [..., k] of decisions with these logits [..., L]; weights 0 below the threshold."""
+    routing = select_top_k(logits, rule.top_k, temperature=rule.temperature)
+    if rule.abstain is None:
+        return routing
+    return Routing(routing.selection, routing.weights * (confidence >= rule.abstain).unsqueeze(-1))
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPass:
+    """A pass in which some tokens are decided and the gates decide for the others.
+
+    ``is_decided`` is bool [B, T], ``decided`` [B, T, k] what serves those.
+    """
+
+    decided: Routing
+    is_decided: Tensor
+    by_token: TokenPass
+
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
+        """The gate's own routing, with the decided tokens put in."""
+        choice = self.by_token.choose(path, x, gate)
+        if isinstance(choice, Gate):
+            found = choice.route(x)
+            self.by_token.settle(path, found)
+        else:
+            found = choice
+        decided = fit_tokens(self.decided, x, path)
+        is_decided = self.is_decided.to(x.device).reshape(*x.shape[:-1], 1)
+        return Routing(
+            torch.where(is_decided, decided.selection, found.selection),
+            torch.where(is_decided, decided.weights, found.weights),
+        )
+
+    def settle(self, path: str, routing: Routing) -> None:
+        """Nothing to do: no gate is left to the module."""

@@ -1,0 +1,59 @@
+"""How a bundle routes: its scope, how many members serve a token, and when none does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self, get_args
+
+from ...schemas.bundle import DECISION_SCOPES, MAX_TEMPERATURE, MIN_TEMPERATURE, BundleConfig, Scope
+from ...schemas.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRule:
+    """What a bundle's config says of its routing, or what `route_as` says in its place."""
+
+    scope: Scope
+    top_k: int
+    temperature: float
+    abstain: float | None
+
+    @classmethod
+    def of(cls, bundle: BundleConfig) -> Self:
+        """The bundle's own rule."""
+        return cls(bundle.gate.scope, bundle.top_k, bundle.temperature, bundle.gate.abstain)
+
+    @property
+    def decides_ahead(self) -> bool:
+        """Whether members are chosen from a pass of the plain base, before the routed pass."""
+        return self.scope in DECISION_SCOPES
+
+
+def changed_rule(rule: RoutingRule, changes: Mapping[str, Any], *, members: int) -> RoutingRule:
+    """The rule with some of its fields changed, for a bundle of this many members.
+
+    A threshold that is not among the changes goes when the new scope has no decisions.
+
+    Raises:
+        UsageError: a value is out of range, or a threshold is asked of a scope without decisions.
+    """
+    changed = replace(rule, **changes)
+    if changed.scope not in get_args(Scope):
+        listed = ", ".join(f"`{scope}`" for scope in get_args(Scope))
+        raise UsageError(f"the scope is `{changed.scope}`, expected one of {listed}")
+    if not changed.decides_ahead and "abstain" not in changes:
+        changed = replace(changed, abstain=None)
+    if not 1 <= changed.top_k <= members:
+        raise UsageError(f"top_k is {changed.top_k}, expected 1 to the number of members, {members}")
+    if not MIN_TEMPERATURE <= changed.temperature <= MAX_TEMPERATURE:
+        raise UsageError(
+            f"the temperature is {changed.temperature}, expected {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+        )
+    if changed.abstain is None:
+        return changed
+    if not changed.decides_ahead:
+        raise UsageError(f"the scope `{changed.scope}` decides token by token and cannot abstain")
+    if not 0 < changed.abstain <= 1:
+        raise UsageError(f"abstain is {changed.abstain}, expected above 0 and at most 1")
+    return changed
