@@ -27,11 +27,10 @@ from meteora_registry.kernels.slots import Slots
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Formulations of ours that the dispatcher chooses from, as (shrink, expand).
 OURS = (
-    ("views", "views"),
     ("dense", "dense"),
     ("dense", "bag"),
+    ("sampled", "bag"),
     ("grouped", "grouped"),
-    ("grouped_mm", "bag"),
 )
 CONCENTRATED_SHARE = 0.9
 CONCENTRATED_MEMBERS = 3

@@ -24,7 +24,6 @@ from benchmarks.kernel_points import Point, all_points
 from benchmarks.kernel_variants import Problem
 from torch import Tensor
 
-from meteora_registry.kernels.cpu_cost import serves
 from meteora_registry.kernels.reference import reference_routed_lora
 from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
 
@@ -34,7 +33,6 @@ CHECKED_TOKENS = 24
 OTHERS_TOLERANCE = 3.0
 GATHERED_BYTES = 6e8
 DENSE_FLOP = 1.5e11
-VIEWS_SLOTS = 64
 
 
 def main(arguments: list[str]) -> None:
@@ -95,10 +93,6 @@ def why_not(name: str, problem: Problem) -> str | None:
     flop = 2.0 * p.T * problem.layout.rows * (p.h + p.D)
     if name.startswith("dense") and problem.x.device.type == "cpu" and flop > DENSE_FLOP:
         return f"would take {flop / 1e9:.0f} GFLOP"
-    if name.startswith("views") and p.T * p.k > VIEWS_SLOTS:
-        return f"takes {p.T * p.k} slots one at a time"
-    if "grouped_mm" in name and not serves("grouped_mm", problem.layout, p.h, problem.x.dtype):
-        return "takes members of one rank"
     return None
 
 

@@ -1,23 +1,17 @@
 """Which formulation the CPU takes for a shrink or an expand: the one a written cost model calls cheapest.
 
-With P slots, n_i of them on adapter i, p adapters present, times in microseconds:
+With n_i slots on adapter i, p adapters present, P slots in all, times in microseconds:
 
-    views       fixed + P call + read * sum n_i R_i d         one matrix-vector product per slot
-    dense       fixed + 2 T N d / rate + read * N d           one product over all adapters
-    bag         fixed + read * sum n_i R_i d                  rows added up, while the adapters present
-                                                              fit the cache, else `far` for `read`
-    grouped     fixed + p call + 2 sum n_i R_i d / rate       p products on sorted slots, features
-                + read * sum_present R_i d + copy * P d       copied group by group
-    grouped_mm  the same, the loop run inside torch, over     less per adapter, but all the blocks'
-                blocks of the rank g that divides all ranks   features copied at once: sum n_i R_i / g d,
-                                                              `far` for `copy` beyond the cache
+    sampled, bag  fixed + read * sum n_i R_i d            rows read where they lie, while the adapters
+                                                          present fit the cache, else `far` for `read`
+    dense         fixed + 2 T N d / rate + read * N d     one product over all adapters
+    grouped       fixed + p call + 2 sum n_i R_i d / rate p products on sorted slots, features
+                  + read * sum_present R_i d + copy * P d copied group by group
 
 What enters is what the routing selected, not what it could have selected: a concentrated routing is
 cheaper, and an adapter of a large rank that few tokens chose costs the others nothing.
 
-Constants: one thread of an AVX-512 EPYC with avx512_bf16 and 32 MB of L3, torch 2.13, in processor time;
-d = 4096 and 14336, L = 4 to 128, R = 8 to 64, T = 1 to 1024. With them the formulation taken costs 1 to 4 %
-more than the best measured one, in geometric mean. bf16 without such arithmetic follows the fp32 constants.
+CONSTANTS_TEXT
 Work is divided by the threads in use, overheads are not. Shapes are those of ``layout.py``.
 """
 
@@ -30,15 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .grouped import fits_grouped_mm
 from .layout import Layout
 from .slots import Slots
 
-CACHED_ADAPTERS_MB = 10.0
-CACHED_COPY_MB = 24.0
-HANDFUL_SLOTS = 4
+CACHED_ADAPTERS_MB = 12.0
+HANDFUL_SLOTS = 8
 HANDFUL_WIDENED = 131072
-
 
 # Tokens, slots, adapters present, and the ranks of the slots and of those adapters, each summed.
 Usage = tuple[int, int, int, int, int]
@@ -48,13 +39,11 @@ Usage = tuple[int, int, int, int, int]
 class Work:
     """What one shrink or expand has to do under a given routing; MB are 1e6 bytes of W's dtype."""
 
-    slots: int
     adapters: int
     mflop: float
     slot_mb: float
     adapter_mb: float
     copy_mb: float
-    block_copy_mb: float
     dense_mflop: float
     dense_mb: float
 
@@ -71,17 +60,13 @@ class Constants:
     far: float = 0.0
 
 
-def _views(c: Constants, w: Work, speed: float) -> float:
-    return c.fixed + c.call * w.slots + c.read * w.slot_mb / speed
+def _rows(c: Constants, w: Work, speed: float) -> float:
+    read = c.read if w.adapter_mb <= CACHED_ADAPTERS_MB else c.far
+    return c.fixed + read * w.slot_mb / speed
 
 
 def _dense(c: Constants, w: Work, speed: float) -> float:
     return c.fixed + (1e3 * w.dense_mflop / c.rate + c.read * w.dense_mb) / speed
-
-
-def _bag(c: Constants, w: Work, speed: float) -> float:
-    read = c.read if w.adapter_mb <= CACHED_ADAPTERS_MB else c.far
-    return c.fixed + read * w.slot_mb / speed
 
 
 def _grouped(c: Constants, w: Work, speed: float) -> float:
@@ -89,46 +74,32 @@ def _grouped(c: Constants, w: Work, speed: float) -> float:
     return c.fixed + c.call * w.adapters + work / speed
 
 
-def _grouped_mm(c: Constants, w: Work, speed: float) -> float:
-    copy = c.copy if w.block_copy_mb <= CACHED_COPY_MB else c.far
-    work = 1e3 * w.mflop / c.rate + c.read * w.adapter_mb + copy * w.block_copy_mb
-    return c.fixed + c.call * w.adapters + work / speed
-
-
 FORMULAS: dict[str, Callable[[Constants, Work, float], float]] = {
-    "views": _views,
+    "sampled": _rows,
+    "bag": _rows,
     "dense": _dense,
-    "bag": _bag,
     "grouped": _grouped,
-    "grouped_mm": _grouped_mm,
 }
 FP32_SHRINK = {
-    "views": Constants(17, call=9, read=63),
-    "dense": Constants(30, rate=75, read=67),
-    "grouped": Constants(115, call=20, rate=94, read=88, copy=198),
-    "grouped_mm": Constants(60, call=1, rate=82, read=72, copy=229, far=817),
+    "sampled": Constants(570, read=42, far=79),
+    "dense": Constants(530, rate=62, read=130),
+    "grouped": Constants(510, call=25, rate=167, read=144, copy=392),
 }
 FP32_EXPAND = {
-    "views": Constants(15, call=5, read=50),
-    "dense": Constants(45, rate=67, read=67),
-    "bag": Constants(40, read=21, far=63),
-    "grouped": Constants(128, call=20, rate=62, read=90, copy=199),
-    "grouped_mm": Constants(172, call=1, rate=65, read=69, copy=162, far=697),
+    "bag": Constants(220, read=27, far=55),
+    "dense": Constants(320, rate=59, read=169),
+    "grouped": Constants(530, call=11, rate=60, read=117, copy=506),
 }
 BF16_SHRINK = {
-    "views": Constants(31, call=32, read=145),
-    "dense": Constants(93, rate=195, read=75),
-    "grouped": Constants(190, call=68, rate=353, read=115, copy=235),
-    "grouped_mm": Constants(222, call=23, rate=341, read=100, copy=253, far=527),
+    "sampled": Constants(610, read=70, far=104),
+    "dense": Constants(920, rate=168, read=58),
+    "grouped": Constants(1240, call=110, rate=175, copy=184),
 }
 BF16_EXPAND = {
-    "dense": Constants(95, rate=191, read=135),
-    "bag": Constants(55, read=25, far=68),
-    "grouped": Constants(163, call=68, rate=185, read=196, copy=525),
-    "grouped_mm": Constants(210, call=24, rate=203, read=168, copy=189, far=427),
+    "bag": Constants(290, read=28, far=59),
+    "dense": Constants(440, rate=166, read=162),
+    "grouped": Constants(1350, call=73, rate=45, read=25),
 }
-
-
 CONSTANTS = {
     ("shrink", False): FP32_SHRINK,
     ("shrink", True): BF16_SHRINK,
@@ -144,9 +115,10 @@ def is_a_handful(x: Tensor, slots: Slots) -> bool:
     """
     if slots.selection.numel() > HANDFUL_SLOTS:
         return False
-    ranks = slots.layout.ranks
-    rows = sum(count * ranks[i] for i, count in slots.counts.items())
-    return x.dtype != torch.bfloat16 or rows * x.shape[1] <= HANDFUL_WIDENED
+    if x.dtype != torch.bfloat16:
+        return True
+    rows = sum(map(slots.layout.ranks.__getitem__, slots.named))
+    return rows * x.shape[1] <= HANDFUL_WIDENED
 
 
 def cheapest_shrink(W: Tensor, slots: Slots) -> str:
@@ -173,15 +145,13 @@ def _cheapest(
 ) -> str:
     constants = CONSTANTS[product, _multiplies_bf16(dtype)]
     work = work_of(layout, features, dtype, usage)
-    names = [name for name in constants if serves(name, layout, features, dtype)]
+    names = [name for name in constants if serves(name, dtype)]
     return min(names, key=lambda name: FORMULAS[name](constants[name], work, float(threads)))
 
 
-def serves(name: str, layout: Layout, features: int, dtype: torch.dtype) -> bool:
-    """Return whether a formulation is right for W [N, features]: fp16 must be widened, which few do."""
-    if dtype == torch.float16:
-        return name in ("views", "grouped")
-    return name != "grouped_mm" or fits_grouped_mm(layout.block_rank, features, dtype)
+def serves(name: str, dtype: torch.dtype) -> bool:
+    """Return whether a formulation is right for a dtype: fp16 must be widened, group by group."""
+    return name == "grouped" or dtype != torch.float16
 
 
 def work_of(layout: Layout, features: int, dtype: torch.dtype, usage: Usage) -> Work:
@@ -189,13 +159,11 @@ def work_of(layout: Layout, features: int, dtype: torch.dtype, usage: Usage) -> 
     tokens, slots, adapters, slot_rows, adapter_rows = usage
     row_mb = features * dtype.itemsize / 1e6
     return Work(
-        slots=slots,
         adapters=adapters,
         mflop=2e-6 * slot_rows * features,
         slot_mb=slot_rows * row_mb,
         adapter_mb=adapter_rows * row_mb,
         copy_mb=slots * row_mb,
-        block_copy_mb=slot_rows / max(1, layout.block_rank) * row_mb,
         dense_mflop=2e-6 * tokens * layout.rows * features,
         dense_mb=layout.rows * row_mb,
     )

@@ -1,8 +1,8 @@
 """Shrink and expand as one matrix product over all adapters, whatever the tokens selected.
 
-Each token's blocks are picked out of the product and put back into zeros, rather than multiplied by a mask,
+Each token's rows are picked out of the product and put back into zeros, rather than multiplied by a mask,
 so that an Inf or NaN in an adapter's z stays away from the tokens that did not select it (0 * Inf is NaN).
-Shapes are those of ``layout.py``, the block form of z is that of ``slots.py``.
+Shapes are those of ``layout.py``, the row form of z is that of ``slots.py``.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from .slots import Slots
 
 
 def shrink_dense(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
-    """Return z in block form, [S, g] in the accumulation dtype, of ``v [T, d]`` and ``W [N, d]``."""
-    of_all = (multipliable(v) @ multipliable(W).T).view(v.shape[0], -1, slots.layout.block_rank)
-    return of_all[slots.block_tokens, slots.blocks].to(accumulation_dtype(v.dtype))
+    """Return z in row form, in the accumulation dtype, of ``v [T, d]`` and ``W [N, d]``."""
+    of_all = multipliable(v) @ multipliable(W).T
+    return of_all.flatten()[slots.row_tokens * W.shape[0] + slots.rows].to(accumulation_dtype(v.dtype))
 
 
 def expand_dense(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     """Return ``sum_j z_j W_i`` [T, d] in the dtype of `W`, added into `out` where one is given."""
     weight = multipliable(W)
-    T, g = slots.selection.shape[0], slots.layout.block_rank
-    spread = weight.new_zeros(T, weight.shape[0] // g, g)
+    spread = weight.new_zeros(slots.selection.shape[0], weight.shape[0])
     # Accumulating, since a token may select an adapter twice.
-    spread.index_put_((slots.block_tokens, slots.blocks), z.to(weight.dtype), accumulate=True)
+    spread.index_put_((slots.row_tokens, slots.rows), z.to(weight.dtype), accumulate=True)
     if out is not None and out.dtype == weight.dtype:
-        return out.addmm_(spread.flatten(1), weight)
-    result = spread.flatten(1) @ weight
+        return out.addmm_(spread, weight)
+    result = spread @ weight
     return result.to(W.dtype) if out is None else out.add_(result)

@@ -31,8 +31,6 @@ from torch import Tensor
 class Layout:
     """Offsets and scalings of one linear's adapters, with what the kernels derive from them.
 
-    `block_rank` is the greatest rank that divides all ranks; bundles pad ranks to multiples of 8.
-
     `layout_of` keeps one object per layout, so that equality and hash are the object's own: hashing 512
     adapters at each look-up would cost more than some calls do.
     """
@@ -41,7 +39,6 @@ class Layout:
     scaling: tuple[float, ...]
     ranks: tuple[int, ...]
     max_rank: int
-    block_rank: int
     equal_ranks: bool
 
     @property
@@ -86,7 +83,7 @@ def layout_of(offsets: Sequence[int], scaling: Sequence[float]) -> Layout:
 def _layout(offsets: tuple[int, ...], scaling: tuple[float, ...]) -> Layout:
     _check_layout(offsets, scaling)
     ranks = tuple(end - start for start, end in itertools.pairwise(offsets))
-    return Layout(offsets, scaling, ranks, max(ranks), math.gcd(*ranks), equal_ranks=len(set(ranks)) == 1)
+    return Layout(offsets, scaling, ranks, max(ranks), equal_ranks=len(set(ranks)) == 1)
 
 
 def _check_layout(offsets: tuple[int, ...], scaling: tuple[float, ...]) -> None:

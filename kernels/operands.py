@@ -87,7 +87,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def multipliable(tensor: Tensor) -> Tensor:
     """Return fp16 as fp32: z would overflow it, and CPUs multiply it an element at a time."""
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
+    return tensor.to(multiplied_dtype(tensor.dtype))
+
+
+def multiplied_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which matrix products of that dtype are computed."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _check_devices(x: Tensor, **others: Tensor) -> None:

@@ -16,32 +16,15 @@ from torch.nn.functional import pad
 
 from . import cpu_cost
 from .dense import expand_dense, shrink_dense
-from .gathered import expand_bag, expand_views, routed_views, shrink_views
-from .grouped import (
-    expand_grouped,
-    expand_grouped_mm,
-    outer_products,
-    shrink_grouped,
-    shrink_grouped_mm,
-)
+from .gathered import expand_bag, routed_views, shrink_sampled
+from .grouped import expand_grouped, outer_products, shrink_grouped
 from .layout import Layout
 from .operands import accumulation_dtype
 from .routing import Gate, Routing
 from .slots import Slots
 
-CPU_SHRINKS = {
-    "views": shrink_views,
-    "dense": shrink_dense,
-    "grouped": shrink_grouped,
-    "grouped_mm": shrink_grouped_mm,
-}
-CPU_EXPANDS = {
-    "views": expand_views,
-    "dense": expand_dense,
-    "bag": expand_bag,
-    "grouped": expand_grouped,
-    "grouped_mm": expand_grouped_mm,
-}
+CPU_SHRINKS = {"sampled": shrink_sampled, "dense": shrink_dense, "grouped": shrink_grouped}
+CPU_EXPANDS = {"bag": expand_bag, "dense": expand_dense, "grouped": expand_grouped}
 
 
 def forward(
@@ -67,8 +50,8 @@ def forward_with_z(
     if x.is_cpu and cpu_cost.is_a_handful(x, slots):
         output, parts = routed_views(x, A, Bt, slots, None)
         if not layout.equal_ranks:
-            parts = [pad(part, (0, layout.max_rank - part.shape[1])) for part in parts]
-        return output, torch.cat(parts, dim=1).view(*routing.selection.shape, layout.max_rank)
+            parts = [pad(part, (0, layout.max_rank - part.numel())) for part in parts]
+        return output, torch.cat(parts).view(*routing.selection.shape, layout.max_rank)
     z = _shrink(x, A, slots)
     return _expand(slots.weighted(z), Bt, slots, None), slots.compact(z)
 
@@ -93,7 +76,7 @@ def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> 
     if not z.numel():
         return v.new_zeros(layout.rows, v.shape[1])
     slots = Slots(layout, routing)
-    return outer_products(slots.weighted(slots.block_form(z)), v, slots)
+    return outer_products(slots.weighted(slots.row_form(z)), v, slots)
 
 
 def _shrink(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
