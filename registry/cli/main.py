@@ -21,6 +21,7 @@ COMMANDS = (
     "validate",
     "add",
     "list",
+    "search",
     "show",
     "tag",
     "alias",

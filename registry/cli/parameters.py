@@ -46,6 +46,15 @@ def format_option(function: Function) -> Function:
     )(function)
 
 
+def page_options(function: Function) -> Function:
+    """The options ``--limit`` and ``--after`` of a list that comes in pages."""
+    limit = click.option(
+        "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="The most on a page."
+    )
+    after = click.option("--after", metavar="CURSOR", help="The page after the one that printed this cursor.")
+    return limit(after(function))
+
+
 def layout_option(function: Function) -> Function:
     """The option ``--layout``; there is one so far, and it is named so that another can come."""
     return click.option(
