@@ -13,7 +13,7 @@ _MAX_PENDING_TOKENS = 4
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to what stands before it; together they are the whole text.
+    """The text that each token adds to what stands before it; of a text in UTF-8 together the whole.
 
     A token decoded alone would lose the space before its word, and part of a character would be a
     question mark. So a token is decoded with those before it, and where a character takes several tokens

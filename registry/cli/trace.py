@@ -1,0 +1,87 @@
+"""``trace``: which member each token of a prompt and its answer took."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ...schemas.errors import UsageError
+from ..dependencies import require_torch
+from ..home import Home
+from .fuse import GATE_NOT_FITTED
+from .output import print_json, print_remark
+from .parameters import examples, format_option, pass_home
+
+_STDIN = "-"
+_MAX_PROMPT_BYTES = 1 << 20
+
+
+@click.command(
+    "trace",
+    epilog=examples(
+        "trace ./bundle --base ./llama --prompt 'Write 1987 in roman numerals.'",
+        "trace bundle@2 --base ./llama --prompt 'Hello' --max-new-tokens 100 --html trace.html",
+        "trace ./bundle --base ./llama --prompt - --format json < prompt.txt > trace.json",
+    ),
+)
+@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.option(
+    "--base", metavar="FOLDER|ID", required=True, help="The base model that the bundle was fused for."
+)
+@click.option(
+    "--prompt", metavar="TEXT", required=True, help="What the model is given, as it is; - reads stdin."
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="The longest answer; 0 reads the prompt alone.",
+)
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the trace as one HTML page; a file that is there is replaced.",
+)
+@format_option
+@pass_home
+def command(
+    home: Home, bundle: str, *, base: str, prompt: str, max_new_tokens: int, html: Path | None, as_json: bool
+) -> None:
+    """Show which member each token of a prompt and its answer took.
+
+    A token is marked with the letter of the member that took the largest share of it over all modules, as
+    the model read it; on a terminal also with its colour, unless NO_COLOR is set. The page shows the
+    weights, and every layer and module apart.
+    """
+    require_torch("tracing")
+    from ..catalog.catalog import Catalog
+    from ..workflows.trace import trace, write_page
+    from ..workflows.verify import find_bundle_folder
+    from .trace_text import print_trace
+
+    text = _read_stdin() if prompt == _STDIN else prompt
+    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
+    found = trace(folder, base, text, max_new_tokens=max_new_tokens, page=html)
+    if html is not None:
+        write_page(html, found)
+        print_remark(f"the page is in `{html}`")
+    if as_json:
+        print_json(found)
+    else:
+        print_trace(found)
+    if not found.gate_fitted:
+        print_remark(f"note: {GATE_NOT_FITTED}")
+
+
+def _read_stdin() -> str:
+    data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+    if len(data) > _MAX_PROMPT_BYTES:
+        raise UsageError(f"the prompt on stdin has more than {_MAX_PROMPT_BYTES} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("the prompt on stdin is not UTF-8") from error

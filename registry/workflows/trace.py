@@ -1,0 +1,43 @@
+"""``trace``: a bundle's folder and a prompt in, which member each token took out."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from ...runtime import GateNotFittedWarning, load_bundle, tracing
+from ...schemas.trace import Trace
+from .result_file import check_writable, replace_file
+
+
+def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Path | None = None) -> Trace:
+    """Load a bundle on its base and trace one prompt and its greedy answer.
+
+    Args:
+        folder: the bundle.
+        base: the name or the folder of its base.
+        prompt: taken as it is.
+        max_new_tokens: the longest answer; 0 reads the prompt alone.
+        page: where ``write_page`` will be asked to write; looked at before anything is loaded.
+
+    Raises:
+        SourceUnreadable: bundle or base cannot be read, or no file can be put at ``page``.
+        BundleRefused: it is no bundle, or not one of this base.
+        UsageError: the prompt is empty, or too long for the base or for a trace.
+    """
+    if page is not None:
+        check_writable(page)
+    with warnings.catch_warnings():
+        # The trace says itself that its gate is not fitted.
+        warnings.simplefilter("ignore", GateNotFittedWarning)
+        loaded = load_bundle(folder, base)
+    return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=folder.resolve().name)
+
+
+def write_page(path: Path, found: Trace) -> None:
+    """Write a trace as one HTML page, in place of what is there.
+
+    Raises:
+        SourceUnreadable: it cannot be written.
+    """
+    replace_file(path, tracing.render_page(found).encode("utf-8"))

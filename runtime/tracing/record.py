@@ -1,0 +1,119 @@
+"""A trace recorded from a model that answers one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.routing import Routing
+from ...schemas.bundle import NOT_FITTED
+from ...schemas.errors import UsageError
+from ...schemas.trace import (
+    MAX_TRACE_ENTRIES,
+    MAX_TRACE_TOKENS,
+    NO_MEMBER,
+    Trace,
+    TraceModule,
+    TraceRouting,
+    TraceToken,
+)
+from ..active import only_router
+from ..fitting.task_data import context_of
+from ..loading import LoadedBundle
+from ..recording import routing
+from .texts import token_texts
+
+# More digits than anybody reads, and a tenth of the size.
+_WEIGHT_DECIMALS = 4
+
+
+def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str) -> Trace:
+    """Which members served each token of ``prompt`` and of its greedy answer.
+
+    The bundle routes by its rule of the moment, so within ``route_as`` another one is traced.
+
+    Args:
+        loaded: the bundle on its base.
+        prompt: taken as it is.
+        max_new_tokens: the longest answer; 0 reads the prompt alone.
+        bundle: what the trace calls it.
+
+    Raises:
+        UsageError: the prompt has no tokens, is longer with its answer than the base takes, or the trace
+            would be larger than ``MAX_TRACE_TOKENS`` and ``MAX_TRACE_ENTRIES``.
+    """
+    router = only_router(loaded.model)
+    batch = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
+    prompt_tokens = batch["input_ids"].shape[1]
+    _check_size(loaded, prompt_tokens, max_new_tokens, slots=router.rule.top_k)
+    with torch.no_grad(), routing(loaded.model) as record:
+        if max_new_tokens:
+            pad = loaded.tokenizer.pad_token_id
+            # PEFT leaves it untyped.
+            ids = loaded.model.generate(  # type: ignore[no-untyped-call]
+                **batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad
+            )[0].tolist()
+        else:
+            loaded.model(**batch)
+            ids = batch["input_ids"][0].tolist()
+        modules, routings = _tables(record.modules, tokens=len(ids))
+    return Trace(
+        meteora_trace=1,
+        bundle=bundle,
+        base=loaded.config.base_model_name_or_path,
+        scope=router.rule.scope,
+        top_k=router.rule.top_k,
+        temperature=router.rule.temperature,
+        gate_fitted=loaded.config.gate.fitted != NOT_FITTED,
+        members=loaded.config.names,
+        tokens=tuple(
+            TraceToken(id=token, text=text, generated=place >= prompt_tokens)
+            for place, (token, text) in enumerate(zip(ids, token_texts(loaded.tokenizer, ids), strict=True))
+        ),
+        modules=modules,
+        routings=routings,
+    )
+
+
+def _check_size(loaded: LoadedBundle, prompt_tokens: int, max_new_tokens: int, *, slots: int) -> None:
+    tokens = prompt_tokens + max_new_tokens
+    if not prompt_tokens:
+        raise UsageError("the prompt has no tokens, expected some text")
+    context = context_of(loaded.model.config)
+    if context is not None and tokens > context:
+        raise UsageError(
+            f"the prompt has {prompt_tokens} tokens and the answer up to {max_new_tokens}, the base takes "
+            f"{context} together"
+        )
+    most = min(MAX_TRACE_TOKENS, MAX_TRACE_ENTRIES // (len(loaded.config.target_modules) * slots))
+    if tokens > most:
+        raise UsageError(
+            f"the prompt has {prompt_tokens} tokens and the answer up to {max_new_tokens}, a trace of this "
+            f"bundle holds at most {most}",
+            hint="trace a shorter prompt or answer",
+        )
+
+
+def _tables(
+    found: Mapping[str, Routing], *, tokens: int
+) -> tuple[tuple[TraceModule, ...], tuple[TraceRouting, ...]]:
+    # Modules that share a decision have equal tables, and one of them is kept.
+    routings: dict[TraceRouting, int] = {}
+    modules = []
+    for path, routed in found.items():
+        table = TraceRouting(
+            selection=_rows(routed.selection[0], tokens, NO_MEMBER),
+            weights=_rows(routed.weights[0].double(), tokens, 0.0),
+        )
+        modules.append(TraceModule(path=path, routing=routings.setdefault(table, len(routings))))
+    return tuple(modules), tuple(routings)
+
+
+def _rows(table: Tensor, tokens: int, value: float) -> tuple[tuple[Any, ...], ...]:
+    # The last token of an answer was written and never read.
+    padded = torch.nn.functional.pad(table, (0, 0, 0, tokens - len(table)), value=value)
+    rounded = padded.round(decimals=_WEIGHT_DECIMALS) if padded.is_floating_point() else padded
+    return tuple(map(tuple, rounded.tolist()))

@@ -1,0 +1,57 @@
+"""What each token adds to a text, with a tokenizer of bytes: characters of several tokens, and of none."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from meteora_registry.runtime.tracing.texts import token_texts
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """One token for each byte, and one that merges the space and `a`."""
+    alphabet = sorted(ByteLevel.alphabet())
+    vocabulary = {symbol: place for place, symbol in enumerate([*alphabet, "\u0120a"])}
+    tokenizer = Tokenizer(BPE(vocabulary, merges=[("\u0120", "a")]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+TOKENIZER = byte_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a a", ["a", " a"]),
+        ("\u00e9!", ["", "\u00e9", "!"]),
+        ("\u65e5\n", ["", "", "\u65e5", "\n"]),
+        ("\U0001f469", ["", "", "", "\U0001f469"]),
+    ],
+    ids=["space-before-a-word", "two-tokens", "three-tokens", "four-tokens"],
+)
+def test_character_goes_to_the_last_of_its_tokens(text: str, expected: list[str]) -> None:
+    assert token_texts(TOKENIZER, TOKENIZER(text)["input_ids"]) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=20))
+def test_texts_together_are_the_whole_text(text: str) -> None:
+    ids = TOKENIZER(text)["input_ids"]
+    texts = token_texts(TOKENIZER, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == text
+
+
+def test_bytes_that_are_no_character_do_not_hold_back_what_follows() -> None:
+    lone = TOKENIZER("\u65e5")["input_ids"][1]
+    texts = token_texts(TOKENIZER, [lone] * 6 + TOKENIZER("a")["input_ids"])
+    assert texts[-1].endswith("a")
+    assert max(map(len, texts)) <= 4
