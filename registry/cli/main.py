@@ -28,6 +28,7 @@ COMMANDS = (
     "remove",
     "fuse",
     "verify",
+    "trace",
     "extract",
     "export",
     "import",

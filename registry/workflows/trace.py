@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
-from ...runtime import GateNotFittedWarning, load_bundle, tracing
+from ...runtime import tracing
 from ...schemas.trace import Trace
+from .loading import load_for_command
 from .result_file import check_writable, replace_file
 
 
@@ -27,10 +27,7 @@ def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Pa
     """
     if page is not None:
         check_writable(page)
-    with warnings.catch_warnings():
-        # The trace says itself that its gate is not fitted.
-        warnings.simplefilter("ignore", GateNotFittedWarning)
-        loaded = load_bundle(folder, base)
+    loaded = load_for_command(folder, base)
     return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=folder.resolve().name)
 
 

@@ -1,0 +1,25 @@
+"""A bundle on its base, as commands load it: without progress bars where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+from transformers.utils import logging
+
+from ...runtime import GateNotFittedWarning, LoadedBundle, load_bundle
+
+
+def load_for_command(folder: Path, base: str) -> LoadedBundle:
+    """Load a bundle on its base; that its gate is not fitted is for the command to say.
+
+    Raises:
+        SourceUnreadable: bundle or base cannot be read.
+        BundleRefused: it is no bundle, or not one of this base.
+    """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GateNotFittedWarning)
+        return load_bundle(folder, base)
