@@ -203,6 +203,11 @@ class Catalog:
         with transaction(self._engine) as session:
             return entries.referenced_digests(session, digests)
 
+    def identify(self) -> Digest | None:
+        """Which catalog this is, wherever it is moved; None before anything was recorded in it."""
+        with transaction(self._engine) as session:
+            return references.identify(session)
+
     @contextmanager
     def hold_references(self) -> Iterator[References]:
         """What the catalog refers to, and goes on to: no other writer commits until the block ends."""

@@ -36,6 +36,7 @@ COMMANDS = (
     "pull",
     "refresh",
     "search-hub",
+    "store",
     "db",
 )
 # A module cannot be called by a word of the language, or have a hyphen.

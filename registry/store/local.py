@@ -26,7 +26,7 @@ READD_HINT = "add the adapter again from its source"
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{62}")
 # So many are asked about and deleted in one transaction of the catalog, whose writers wait meanwhile.
-_BATCH = 500
+BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ HeldReferences = Callable[[], AbstractContextManager[References]]
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that a process left in ``incoming`` when it died, or a blob that was put aside."""
+    """Something that a process left in ``incoming`` when it died."""
 
     place: str
     size_bytes: int
@@ -170,15 +170,11 @@ class Store:
                 with suppress(FileNotFoundError):
                     yield Blob(Digest(shard.name + path.name), path.stat().st_size)
 
-    def list_leftovers(self, *, grace_seconds: float | None = None) -> list[Leftover]:
-        """What processes that died left in ``incoming``.
-
-        Args:
-            grace_seconds: how long something must have been there where no lock says whose it is.
-        """
+    def list_leftovers(self) -> list[Leftover]:
+        """What processes that died left in ``incoming``."""
         return [Leftover(str(path), _size_of(path)) for path in self._abandoned()]
 
-    def clear_leftovers(self, *, grace_seconds: float | None = None) -> int:
+    def clear_leftovers(self) -> int:
         """Delete the leftovers; the number of bytes set free."""
         freed_bytes = 0
         if not self.incoming.is_dir():
@@ -240,7 +236,7 @@ class Store:
 def batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
     """The digests, a few hundred at a time."""
     rest = iter(digests)
-    while batch := list(islice(rest, _BATCH)):
+    while batch := list(islice(rest, BATCH)):
         yield batch
 
 

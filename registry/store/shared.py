@@ -25,6 +25,8 @@ from .remote import INCOMING, Remote
 
 _CATALOGS = "catalogs"
 _QUARANTINE = "quarantine"
+# No upload that lives stands still for so long.
+_IDLE_SECONDS = 3600.0
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -141,18 +143,15 @@ class RemoteStore(Store):
             for digest in digests:
                 self.place_of(digest).unlink(missing_ok=True)
 
-    def list_leftovers(self, *, grace_seconds: float | None = None) -> list[Leftover]:
-        """What died on the way into the cache, or, that long ago, on the way into the store."""
-        remote = [
-            Leftover(self.remote.url_of(name), size_bytes)
-            for name, size_bytes in self._abandoned_there(grace_seconds)
-        ]
+    def list_leftovers(self) -> list[Leftover]:
+        """What died on the way into the cache, or over an hour ago on the way into the store."""
+        remote = [Leftover(self.remote.url_of(name), size) for name, size in self._abandoned_there()]
         return super().list_leftovers() + remote
 
-    def clear_leftovers(self, *, grace_seconds: float | None = None) -> int:
+    def clear_leftovers(self) -> int:
         """Delete the leftovers; the number of bytes set free."""
         freed_bytes = super().clear_leftovers()
-        for name, size_bytes in self._abandoned_there(grace_seconds):
+        for name, size_bytes in self._abandoned_there():
             self.remote.delete(name)
             freed_bytes += size_bytes
         return freed_bytes
@@ -233,11 +232,10 @@ class RemoteStore(Store):
             if advance is not None:
                 advance(len(chunk))
 
-    def _abandoned_there(self, grace_seconds: float | None) -> list[tuple[str, int]]:
-        # What is on its way into an object store is nowhere to be seen.
-        grace = self.grace_seconds if grace_seconds is None else grace_seconds
+    def _abandoned_there(self) -> list[tuple[str, int]]:
+        # What is on its way into an object store is nowhere to be seen; elsewhere it grows as it comes.
         entries = [(f"{INCOMING}/{name}", size) for name, size in self.remote.list_names(INCOMING)]
-        return [entry for entry in entries if self.remote.age_seconds(entry[0]) >= grace]
+        return [entry for entry in entries if self.remote.age_seconds(entry[0]) >= _IDLE_SECONDS]
 
     def _url_of(self, digest: Digest) -> str:
         return self.remote.url_of(_name_of(digest))

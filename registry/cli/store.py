@@ -1,0 +1,170 @@
+"""``store``: what the content store holds, whether it is whole, and what of it nothing needs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from ..home import Home
+from .failures import REFUSED
+from .output import describe_bytes, print_facts, print_json, print_line, print_remark, print_table
+from .parameters import examples, format_option, pass_home
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..workflows.store import BlobState, Garbage, Usage
+
+_MAX_JOBS = 64
+
+
+@click.group("store", epilog=examples("store du", "store verify", "store gc --dry-run"))
+def command() -> None:
+    """Look after the content store, where the bytes of adapters lie."""
+
+
+@command.command("gc", epilog=examples("store gc --dry-run", "store gc", "store gc --grace 1"))
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option(
+    "--grace",
+    "grace_hours",
+    metavar="HOURS",
+    type=click.FloatRange(0),
+    help="Spare what is younger. Default: 24 in a store elsewhere; 0 on this machine, where locks say "
+    "what is in use.",
+)
+@format_option
+@pass_home
+def gc(home: Home, *, dry_run: bool, grace_hours: float | None, as_json: bool) -> None:
+    """Delete the blobs that nothing refers to, and what interrupted commands left.
+
+    In a store elsewhere nothing is deleted while other catalogs use it too.
+    """
+    from ..catalog.catalog import Catalog
+    from ..workflows.store import collect_garbage
+
+    grace = None if grace_hours is None else grace_hours * 3600
+    with Catalog.open(home) as catalog:
+        garbage = collect_garbage(catalog, home.store, grace_seconds=grace, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "size_bytes": garbage.size_bytes, "garbage": garbage})
+        return
+    _describe_garbage(garbage, dry_run=dry_run)
+
+
+@command.command("verify", epilog=examples("store verify", "store verify --jobs 8 --format json"))
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, _MAX_JOBS),
+    default=lambda: min(4, os.cpu_count() or 1),
+    show_default="up to 4",
+    help="How many blobs are read at once.",
+)
+@format_option
+@pass_home
+@click.pass_context
+def verify(context: click.Context, home: Home, *, jobs: int, as_json: bool) -> None:
+    """Read every blob that the catalog refers to, and compare it with its digest.
+
+    Of a store elsewhere the bytes there are read, all of them. Exit code 1 if one is missing or changed.
+    """
+    from ..catalog.catalog import Catalog
+    from ..workflows.store import Condition, referenced_bytes, verify_store
+
+    count, broken = 0, []
+    with (
+        Catalog.open(home) as catalog,
+        progress_bar("reading", referenced_bytes(catalog)) as advance,
+    ):
+        for state in verify_store(catalog, home.store, jobs=jobs, advance=advance):
+            count += 1
+            if state.condition is not Condition.WHOLE:
+                broken.append(state)
+    if as_json:
+        print_json({"blobs": count, "broken": [_blob_to_json(state) for state in broken]})
+    elif broken:
+        print_table(("BLOB", "CONDITION", "SIZE", "FILE", "USED BY"), [_blob_row(each) for each in broken])
+    print_remark(f"{count} blobs were read, {len(broken)} of them are not whole")
+    if broken:
+        print_remark("hint: `meteora-registry doctor --fix` mends what it can, and says what to add again")
+        context.exit(REFUSED)
+
+
+@command.command("du", epilog=examples("store du", "store du --format json"))
+@format_option
+@pass_home
+def du(home: Home, *, as_json: bool) -> None:
+    """Say how much the content store holds, and for which adapters and bundles.
+
+    OWN is what no other adapter refers to. A bundle's folder lies outside the store; its members are
+    what it has there.
+    """
+    from ..catalog.catalog import Catalog
+    from ..workflows.store import measure_store
+
+    with Catalog.open(home) as catalog:
+        usage = measure_store(catalog, home.store)
+    if as_json:
+        print_json(usage)
+        return
+    _describe_usage(usage)
+
+
+def _describe_garbage(garbage: Garbage, *, dry_run: bool) -> None:
+    print_facts(
+        [
+            ("unreferenced blobs", f"{garbage.blobs}, {describe_bytes(garbage.blob_bytes)}"),
+            ("leftovers", f"{garbage.leftovers}, {describe_bytes(garbage.leftover_bytes)}"),
+            ("cached copies", f"{garbage.copies}, {describe_bytes(garbage.copy_bytes)}"),
+            ("would be set free" if dry_run else "set free", describe_bytes(garbage.size_bytes)),
+        ]
+    )
+    if garbage.young:
+        print_remark(f"note: {garbage.young} unreferenced blobs are young, and were spared; see `--grace`")
+
+
+def _describe_usage(usage: Usage) -> None:
+    print_facts(
+        [
+            ("store", usage.store),
+            ("blobs", f"{usage.blobs}, {describe_bytes(usage.size_bytes)}"),
+            ("shared", describe_bytes(usage.shared_bytes)),
+            ("saved by sharing", describe_bytes(usage.saved_bytes)),
+            ("reclaimable", describe_bytes(usage.reclaimable_bytes)),
+            ("missing blobs", str(usage.missing)),
+        ]
+    )
+    sizes = describe_bytes
+    rows = [
+        (each.name, "adapter", str(each.versions), sizes(each.size_bytes), sizes(each.own_bytes), "-")
+        for each in usage.adapters
+    ]
+    rows += [
+        (each.name, "bundle", str(each.versions), sizes(each.member_bytes), "-", sizes(each.folder_bytes))
+        for each in usage.bundles
+    ]
+    if rows:
+        print_line()
+        print_table(("NAME", "KIND", "VERSIONS", "IN STORE", "OWN", "FOLDER"), rows)
+
+
+def _blob_row(state: BlobState) -> tuple[str, ...]:
+    return (
+        state.sha256.short,
+        str(state.condition),
+        describe_bytes(state.size_bytes),
+        ", ".join(state.file_names),
+        ", ".join(map(str, state.used_by)),
+    )
+
+
+def _blob_to_json(state: BlobState) -> dict[str, object]:
+    return {
+        "sha256": state.sha256,
+        "condition": state.condition,
+        "found": state.found,
+        "size_bytes": state.size_bytes,
+        "file_names": state.file_names,
+        "used_by": [str(source) for source in state.used_by],
+    }

@@ -1,0 +1,315 @@
+"""``store``: what lies in the content store, whether it is whole, and what of it nothing needs.
+
+Everything is read a page of the catalog and a shard of the store at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby, islice
+from threading import Lock
+
+from ...schemas.digest import Digest
+from ...schemas.manifest import Origin
+from ...schemas.names import CatalogSource
+from ..catalog.catalog import Catalog
+from ..catalog.references import Reference
+from ..store import Advance, Blob, RemoteStore, Store
+from ..store.local import BATCH
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """What nothing needs, and was deleted unless this was a dry run.
+
+    ``young`` counts unreferenced blobs that were spared because they came too recently; ``copies`` are
+    blobs in the cache of a store elsewhere that the catalog does not refer to.
+    """
+
+    blobs: int
+    blob_bytes: int
+    leftovers: int
+    leftover_bytes: int
+    copies: int
+    copy_bytes: int
+    young: int
+
+    @property
+    def size_bytes(self) -> int:
+        """All that is, or was, set free."""
+        return self.blob_bytes + self.leftover_bytes + self.copy_bytes
+
+
+class Condition(StrEnum):
+    """What became of a blob."""
+
+    WHOLE = "whole"
+    MISSING = "missing"
+    DAMAGED = "damaged"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobState:
+    """One blob that the catalog refers to.
+
+    ``found`` is the digest of its bytes where it is damaged, ``origin`` where the first of the versions
+    that use it came from.
+    """
+
+    sha256: Digest
+    size_bytes: int
+    condition: Condition
+    found: Digest | None
+    used_by: tuple[CatalogSource, ...]
+    file_names: tuple[str, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShare:
+    """What an adapter's versions take: each blob counted once.
+
+    ``own_bytes`` belong to blobs that no other adapter refers to, which removing it would set free.
+    """
+
+    name: str
+    versions: int
+    size_bytes: int
+    own_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BundleShare:
+    """What a bundle's versions take: their folders, and in the store the blobs of their members."""
+
+    name: str
+    versions: int
+    folder_bytes: int
+    member_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the store holds.
+
+    ``shared_bytes`` belong to blobs that several adapters refer to; ``saved_bytes`` is what the files of
+    all versions would take beyond that if each had its own copy; ``reclaimable_bytes`` is what a
+    collection would set free once nothing is too young.
+    """
+
+    store: str
+    blobs: int
+    size_bytes: int
+    referenced_bytes: int
+    shared_bytes: int
+    saved_bytes: int
+    reclaimable_bytes: int
+    missing: int
+    adapters: tuple[AdapterShare, ...]
+    bundles: tuple[BundleShare, ...]
+
+
+def collect_garbage(
+    catalog: Catalog, store: Store, *, grace_seconds: float | None = None, dry_run: bool = False
+) -> Garbage:
+    """Delete the blobs that no version refers to, and what processes that died left behind.
+
+    Args:
+        catalog: knows what is referred to.
+        store: is swept.
+        grace_seconds: what is younger is spared; by default nothing in a store of this machine, where
+            locks say what is in use, and a day in one elsewhere.
+        dry_run: delete nothing.
+
+    Raises:
+        StillInUse: the store is elsewhere, and other catalogs use it too.
+    """
+    grace = store.grace_seconds if grace_seconds is None else grace_seconds
+    if isinstance(store, RemoteStore):
+        store.require_sole(catalog.identify())
+    leftovers = store.list_leftovers()
+    if not dry_run:
+        store.clear_leftovers()
+    old, young = [], 0
+    for blob in _unreferenced(catalog, store.list_blobs()):
+        if grace == 0 or store.age_seconds(blob.sha256) >= grace:
+            old.append(blob)
+        else:
+            young += 1
+    if not dry_run:
+        store.drop((blob.sha256 for blob in old), references=catalog.hold_references)
+    aside = _drop_aside(catalog, store, dry_run=dry_run)
+    copies = _drop_copies(catalog, store, dry_run=dry_run)
+    return Garbage(
+        blobs=len(old) + len(aside),
+        blob_bytes=_sum(old) + _sum(aside),
+        leftovers=len(leftovers),
+        leftover_bytes=sum(each.size_bytes for each in leftovers),
+        copies=len(copies),
+        copy_bytes=_sum(copies),
+        young=young,
+    )
+
+
+def verify_store(
+    catalog: Catalog, store: Store, *, jobs: int = 1, advance: Advance | None = None
+) -> Iterator[BlobState]:
+    """Read every blob that the catalog refers to, and say of each whether it is whole.
+
+    Of a store elsewhere the bytes there are read, and not the copies in the cache.
+
+    Args:
+        catalog: knows what is referred to, and how large it was.
+        store: is read.
+        jobs: how many blobs are read at once.
+        advance: told the number of bytes of each chunk, by one thread at a time.
+    """
+    told = _one_at_a_time(advance) if advance else None
+    references = groupby(catalog.list_references(), key=lambda each: each.sha256)
+    grouped = (tuple(group) for _, group in references)
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        while some := list(islice(grouped, _AT_ONCE)):
+            yield from pool.map(lambda group: _look_at(store, group, told), some)
+
+
+def referenced_bytes(catalog: Catalog) -> int:
+    """The size of all blobs that the catalog refers to, by what it recorded of them."""
+    groups = groupby(catalog.list_references(), key=lambda each: each.sha256)
+    return sum(next(group).size_bytes for _, group in groups)
+
+
+def measure_store(catalog: Catalog, store: Store) -> Usage:
+    """What the store holds, for whom, and what of it nothing needs."""
+    sizes = {blob.sha256: blob.size_bytes for blob in store.list_blobs()}
+    count = _Count(sizes)
+    for digest, group in groupby(catalog.list_references(), key=lambda each: each.sha256):
+        count.add(digest, tuple(group))
+    aside = sum(blob.size_bytes for blob in store.list_set_aside())
+    leftovers = sum(each.size_bytes for each in store.list_leftovers())
+    total = sum(sizes.values())
+    return Usage(
+        store=str(store),
+        blobs=len(sizes),
+        size_bytes=total,
+        referenced_bytes=count.referenced_bytes,
+        shared_bytes=count.shared_bytes,
+        saved_bytes=count.saved_bytes,
+        reclaimable_bytes=total - count.referenced_bytes + aside + leftovers,
+        missing=count.missing,
+        adapters=count.adapters(),
+        bundles=_measure_bundles(catalog, sizes),
+    )
+
+
+class _Count:
+    """Blobs counted for the adapters that refer to them."""
+
+    def __init__(self, sizes: Mapping[Digest, int]) -> None:
+        self._sizes = sizes
+        self._versions: defaultdict[str, set[CatalogSource]] = defaultdict(set)
+        self._bytes: Counter[str] = Counter()
+        self._own_bytes: Counter[str] = Counter()
+        self.referenced_bytes = self.shared_bytes = self.saved_bytes = self.missing = 0
+
+    def add(self, digest: Digest, references: Sequence[Reference]) -> None:
+        """Count one blob with all that refers to it."""
+        size_bytes = self._sizes.get(digest, 0)
+        names = {each.version.name for each in references}
+        for each in references:
+            self._versions[each.version.name].add(each.version)
+        for name in names:
+            self._bytes[name] += size_bytes
+        if len(names) == 1:
+            self._own_bytes[references[0].version.name] += size_bytes
+        else:
+            self.shared_bytes += size_bytes
+        self.referenced_bytes += size_bytes
+        self.saved_bytes += size_bytes * (len(references) - 1)
+        self.missing += digest not in self._sizes
+
+    def adapters(self) -> tuple[AdapterShare, ...]:
+        """The share of each adapter, the largest first."""
+        shares = (
+            AdapterShare(name, len(versions), self._bytes[name], self._own_bytes[name])
+            for name, versions in self._versions.items()
+        )
+        return tuple(sorted(shares, key=lambda share: (-share.size_bytes, share.name)))
+
+
+def _measure_bundles(catalog: Catalog, sizes: Mapping[Digest, int]) -> tuple[BundleShare, ...]:
+    places = sorted(catalog.list_bundle_places(), key=lambda place: place.version.name)
+    shares = []
+    for name, group in groupby(places, key=lambda place: place.version.name):
+        versions = tuple(group)
+        digests = frozenset[Digest]().union(*(place.member_sha256s for place in versions))
+        folders = sum(place.size_bytes for place in versions)
+        members = sum(sizes.get(digest, 0) for digest in digests)
+        shares.append(BundleShare(name, len(versions), folders, members))
+    return tuple(sorted(shares, key=lambda share: (-share.folder_bytes, share.name)))
+
+
+def _unreferenced(catalog: Catalog, blobs: Iterable[Blob]) -> Iterator[Blob]:
+    rest = iter(blobs)
+    while batch := list(islice(rest, BATCH)):
+        referenced = catalog.referenced([blob.sha256 for blob in batch])
+        yield from (blob for blob in batch if blob.sha256 not in referenced)
+
+
+def _drop_aside(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]:
+    """What was put aside, and is whole again in its place or needed by nothing."""
+    aside = list(store.list_set_aside())
+    needed = catalog.referenced([blob.sha256 for blob in aside]) if aside else set()
+    done = [b for b in aside if b.sha256 not in needed or store.size_of(b.sha256) is not None]
+    if not dry_run:
+        for blob in done:
+            store.drop_aside(blob.sha256)
+    return done
+
+
+def _drop_copies(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]:
+    if not isinstance(store, RemoteStore):
+        return []
+    copies = list(_unreferenced(catalog, store.list_cached()))
+    if not dry_run:
+        store.drop_cached(copy.sha256 for copy in copies)
+    return copies
+
+
+def _look_at(store: Store, references: Sequence[Reference], advance: Advance | None) -> BlobState:
+    digest = references[0].sha256
+    try:
+        found = store.rehash(digest, advance=advance)
+        condition = Condition.MISSING if found is None else Condition.WHOLE
+        condition = condition if found in (None, digest) else Condition.DAMAGED
+    except PermissionError:
+        found, condition = None, Condition.UNREADABLE
+    return BlobState(
+        sha256=digest,
+        size_bytes=references[0].size_bytes,
+        condition=condition,
+        found=found if condition is Condition.DAMAGED else None,
+        used_by=tuple(dict.fromkeys(each.version for each in references)),
+        file_names=tuple(dict.fromkeys(each.file_name for each in references)),
+        origin=references[0].origin,
+    )
+
+
+def _one_at_a_time(advance: Advance) -> Advance:
+    lock = Lock()
+
+    def tell(size_bytes: int) -> None:
+        with lock:
+            advance(size_bytes)
+
+    return tell
+
+
+def _sum(blobs: Iterable[Blob]) -> int:
+    return sum(blob.size_bytes for blob in blobs)

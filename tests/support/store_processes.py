@@ -1,0 +1,36 @@
+"""What processes of their own do to one store at the same time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.home import Home
+from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.remove import remove_versions
+from meteora_registry.registry.workflows.store import collect_garbage
+from meteora_registry.schemas.errors import StillInUse
+from meteora_registry.schemas.names import CatalogSource
+from support.small_adapters import make_adapter
+
+
+def add_and_remove(home: Home, start: int) -> None:
+    """Add eight adapters, and remove every third again."""
+    with Catalog.open(home) as catalog:
+        for number in range(start, start + 8):
+            adapter = make_adapter(home.folder / f"{start}-{number}", seed=number, layers=1)
+            name = f"adapter-{start}-{number}"
+            add_folder(catalog, home.store, adapter, name=name)
+            if number % 3 == 0:
+                remove_versions(catalog, home.store, CatalogSource(name))
+
+
+def collect(home: Home, stop: Path) -> None:
+    """Collect garbage without any grace, until there is a file ``stop``."""
+    with Catalog.open(home) as catalog:
+        while not stop.exists():
+            try:
+                collect_garbage(catalog, home.store, grace_seconds=0)
+            except StillInUse as error:
+                # Before the first record the store does not know the catalog.
+                assert "holds nothing of this catalog" in str(error)
