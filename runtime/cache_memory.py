@@ -7,6 +7,7 @@ search reorders the rows of the cache, the memory's rows follow.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -17,11 +18,35 @@ from .scopes.scope import RequestDecision
 _ATTRIBUTE = "_meteora_memory"
 
 
+@dataclass(slots=True)
+class ObservedBase:
+    """The plain base's own view of the same sequences: its cache, and which tokens [B, T] are no padding."""
+
+    cache: Any
+    own: Tensor
+
+    def select(self, rows: Tensor) -> None:
+        """Row i becomes row ``rows[i]``."""
+        rows = rows.to(self.own.device)
+        self.cache.batch_select_indices(rows)
+        self.own = self.own[rows]
+
+    def crop(self, tokens: int) -> None:
+        """Go back to the first tokens."""
+        if surplus := self.own.shape[1] - tokens:
+            self.cache.crop(-surplus)
+            self.own = self.own[:, :tokens]
+
+
 class CacheMemory:
-    """What each bundle, by PEFT's adapter name, remembers of one cache's sequences."""
+    """What each bundle, by PEFT's adapter name, remembers of one cache's sequences.
+
+    ``observed`` is there where a bundle has the plain base go along.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[str, RequestDecision] = {}
+        self.observed: ObservedBase | None = None
 
     @classmethod
     def of(cls, cache: Any) -> Self | None:
@@ -30,25 +55,25 @@ class CacheMemory:
         return found
 
     @classmethod
-    def attach(cls, cache: Any, kept: dict[str, RequestDecision]) -> None:
-        """Let a cache remember; what it remembers of bundles that are not named is kept."""
+    def attach(cls, cache: Any, kept: dict[str, RequestDecision], observed: ObservedBase | None) -> None:
+        """Let a cache remember this, and nothing else."""
         memory = cls.of(cache)
         if memory is None:
             memory = cls()
             setattr(cache, _ATTRIBUTE, memory)
             _follow_rows(cache)
-        memory.kept |= kept
+        memory.kept, memory.observed = kept, observed
 
     def select(self, rows: Tensor) -> None:
         """Row i becomes row ``rows[i]``."""
         self.kept = {name: kept.select(rows) for name, kept in self.kept.items()}
+        if self.observed is not None:
+            self.observed.select(rows)
 
     def repeat(self, repeats: int) -> None:
         """Every row stands ``repeats`` times, one after the other."""
-        self.kept = {
-            name: kept.select(torch.arange(kept.sequences).repeat_interleave(repeats))
-            for name, kept in self.kept.items()
-        }
+        sequences = next(iter(self.kept.values())).sequences
+        self.select(torch.arange(sequences).repeat_interleave(repeats))
 
 
 # The methods of a cache that move its rows.

@@ -139,13 +139,20 @@ class ForwardCall:
             hint="pass a mask [B, T], or route by token within `route_as(model, scope='token')`",
         )
 
-    def observed_arguments(self) -> dict[str, Any]:
-        """The arguments for the plain base's look at the same new tokens: no cache, no labels, no logits."""
+    def observed_arguments(self, own: Tensor, *, past: Any, use_cache: bool) -> dict[str, Any]:
+        """The arguments for the plain base's look at the same tokens: its own cache, no labels, no logits.
+
+        Args:
+            own: bool [B, past and present tokens], False where one is padding.
+            past: the cache that it left behind the last time, or None.
+            use_cache: whether it is to leave one this time.
+        """
         parameters = inspect.signature(self.module.forward).parameters
         kept = {name: value for name, value in self.arguments.items() if name not in _NOT_OBSERVED}
         return (
             kept
-            | {"attention_mask": self._own_tokens().long()}
-            | ({"use_cache": False} if "use_cache" in parameters else {})
+            | {"attention_mask": own.long()}
+            | ({} if past is None else {"past_key_values": past})
+            | ({"use_cache": use_cache} if "use_cache" in parameters else {})
             | ({"logits_to_keep": 1} if "logits_to_keep" in parameters else {})
         )

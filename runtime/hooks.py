@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .cache_memory import CacheMemory
+from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall
 from .router import BundleRouter
 from .scopes.evidence import Evidence
@@ -32,6 +32,7 @@ class ModelHooks:
         self.routers: dict[str, BundleRouter] = {}
         self._handles: list[RemovableHandle] = []
         self._decided: dict[str, RequestDecision] = {}
+        self._observed: ObservedBase | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -58,6 +59,7 @@ class ModelHooks:
         self.routers = {name: router for name, router in self.routers.items() if router.is_loaded}
         active = [router for router in self.routers.values() if router.is_active]
         call = ForwardCall(module, args, kwargs)
+        self._observed = None
         asking = [router for router in active if router.needs_evidence(call)]
         evidence = self._observe(call, asking) if asking else {}
         decided = {
@@ -68,11 +70,12 @@ class ModelHooks:
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Let the cache that the pass leaves behind remember what was decided."""
         decided, self._decided = self._decided, {}
+        observed, self._observed = self._observed, None
         if decided:
             cache = ForwardCall(module, args, kwargs).cache
             cache = _cache_in(output) if cache is None else cache
             if cache is not None:
-                CacheMemory.attach(cache, decided)
+                CacheMemory.attach(cache, decided, observed)
 
     def _observe(self, call: ForwardCall, asking: Sequence[BundleRouter]) -> dict[str, Evidence]:
         """What each asking router's gates say of the call's tokens on the plain base."""
@@ -81,8 +84,21 @@ class ModelHooks:
         with torch.no_grad(), _evaluated(call.module), ExitStack() as stack:
             for name, router in self.routers.items():
                 stack.enter_context(_observed(router, ObservedPass(evidence[name])))
-            call.module.forward(**call.observed_arguments())
+            self._observed = _look(call, goes_on=any(router.rule.observes_answers for router in asking))
         return {router.adapter_name: evidence[router.adapter_name] for router in asking}
+
+
+def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
+    """Pass the call's tokens through the base; what it leaves behind, if it is to go on with them."""
+    own = call.stretch.own
+    before = None if call.is_new else CacheMemory.of(call.cache)
+    past = None if before is None else before.observed
+    if past is not None:
+        past.crop(own.shape[1] if call.past_tokens is None else call.past_tokens)
+        own = torch.cat([past.own, own], dim=1)
+    cache = None if past is None else past.cache
+    output = call.module.forward(**call.observed_arguments(own, past=cache, use_cache=goes_on))
+    return ObservedBase(_cache_in(output), own) if goes_on else None
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from .scopes.passes import RoutingPass, UndecidedPass
 from .scopes.prompt import PromptDecision
 from .scopes.rule import RoutingRule
 from .scopes.scope import RequestDecision
+from .scopes.segment import SegmentDecision
 from .scopes.token import SharedRoutings, TokenPass
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class BundleRouter:
 
     def needs_evidence(self, call: ForwardCall) -> bool:
         """Whether the plain base has to look at the call's tokens before the routed pass."""
-        return self.settled is None and self.rule.decides_ahead and self._kept_for(call) is None
+        if self.settled is not None or not self.rule.decides_ahead:
+            return False
+        return self._kept_for(call) is None or self.rule.observes_answers
 
     def begin(self, call: ForwardCall, evidence: Evidence | None) -> RequestDecision | None:
         """Set up the pass of a call; return what its cache is to remember."""
@@ -110,7 +113,8 @@ class BundleRouter:
             raise RuntimeError(
                 f"bundle `{self.adapter_name}` has to decide, and nobody looked at the request"
             )
-        return PromptDecision.decide(self.rule, evidence.mean, call.stretch)
+        kind = SegmentDecision if self.rule.observes_answers else PromptDecision
+        return kind.decide(self.rule, evidence.mean, call.stretch)
 
     def _kept_for(self, call: ForwardCall) -> RequestDecision | None:
         """What the call's cache remembers of this bundle; None for new sequences.

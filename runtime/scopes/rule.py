@@ -25,6 +25,11 @@ class RoutingRule:
         return cls(bundle.gate.scope, bundle.top_k, bundle.temperature, bundle.gate.abstain)
 
     @property
+    def observes_answers(self) -> bool:
+        """Whether the plain base goes along with the answer too, and not over the prompt alone."""
+        return self.scope == "segment"
+
+    @property
     def decides_ahead(self) -> bool:
         """Whether members are chosen from a pass of the plain base, before the routed pass."""
         return self.scope in DECISION_SCOPES

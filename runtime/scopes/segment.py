@@ -1,0 +1,197 @@
+"""Scope ``segment``: the member may change inside a sequence, but not from token to token.
+
+The plain base goes along with the routed model and its gates say of each token which member it looks like.
+A sticky chain over the members turns that into a decision: within the prompt every token is decided by the
+whole prompt, so that a segment's first tokens, of which nobody could tell, take the member that the
+later ones call for; in the answer by the tokens so far. In the answer a switch goes to a member in
+proportion to how much of the prompt is that member's, each counted one token more than it has: the prompt
+holds the tasks that the answer answers.
+
+The probabilities of a token's members are treated as its gate: the k highest are chosen, and weighted by
+softmax of their logarithms at the temperature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ...kernels.routing import Routing, select_top_k
+from .chain import filter_chain, normalise, smooth_chain
+from .passes import DecidedPass, RoutingPass
+from .rule import RoutingRule
+from .scope import Decision, Stretch
+from .token import TokenPass
+
+# How many independent gates the mean over all gates is worth at one token. They read the same residual
+# stream, so it is far fewer than there are.
+INDEPENDENT_GATES = 1.0
+_LEAST_PROBABILITY = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentDecision:
+    """What serves each token of each sequence, so far.
+
+    Attributes:
+        rule: what it was decided by.
+        log_posterior: float32 [B, T, L], the mean over modules of what the gates said.
+        own: bool [B, T], False for padding.
+        prompt: bool [B, T], the tokens that were decided with all of the prompt in view.
+        filtered: [B, T, L], the members' probabilities by the tokens up to each.
+        probability: [B, T, L], those that the decision rests on.
+        prior: [B, L], who is drawn at a switch in the answer.
+    """
+
+    rule: RoutingRule
+    log_posterior: Tensor
+    own: Tensor
+    prompt: Tensor
+    filtered: Tensor
+    probability: Tensor
+    prior: Tensor
+
+    @classmethod
+    def decide(cls, rule: RoutingRule, log_posterior: Tensor, stretch: Stretch) -> Self:
+        """Decide for sequences that begin, from the evidence [B, T, L] of their tokens."""
+        device = log_posterior.device
+        own, prompt = stretch.own.to(device), stretch.prompt.to(device)
+        likelihood = likelihood_of(log_posterior)
+        uniform = torch.full_like(likelihood[:, 0], 1 / likelihood.shape[-1])
+        filtered = filter_chain(uniform, likelihood, prompt, uniform)
+        smoothed = smooth_chain(filtered, likelihood, prompt, uniform)
+        prior = normalise((smoothed * prompt.unsqueeze(-1)).sum(dim=1) + 1)
+        # Where there are labels, the answer is here too, and is decided as it would be while decoding.
+        answered = filter_chain(filtered[:, -1], likelihood, own & ~prompt, prior)
+        is_prompt = prompt.unsqueeze(-1)
+        return cls(
+            rule=rule,
+            log_posterior=log_posterior,
+            own=own,
+            prompt=prompt,
+            filtered=torch.where(is_prompt, filtered, answered),
+            probability=torch.where(is_prompt, smoothed, answered),
+            prior=prior,
+        )
+
+    @property
+    def sequences(self) -> int:
+        """How many there are."""
+        return self.prior.shape[0]
+
+    def select(self, rows: Tensor) -> Self:
+        """The decisions of other rows."""
+        rows = rows.to(self.prior.device)
+        return replace(
+            self,
+            log_posterior=self.log_posterior[rows],
+            own=self.own[rows],
+            prompt=self.prompt[rows],
+            filtered=self.filtered[rows],
+            probability=self.probability[rows],
+            prior=self.prior[rows],
+        )
+
+    def advance(self, past_tokens: int | None, log_posterior: Tensor | None) -> Self:
+        """Decide for more tokens of the answer, behind the first ``past_tokens``."""
+        if log_posterior is None:
+            raise RuntimeError("a segment is decided token by token, and nobody looked at these")
+        every = torch.ones(log_posterior.shape[:2], dtype=torch.bool, device=log_posterior.device)
+        kept = slice(past_tokens)
+        start = self.filtered[:, kept][:, -1]
+        filtered = filter_chain(start, likelihood_of(log_posterior), every, self.prior)
+        return replace(
+            self,
+            log_posterior=torch.cat([self.log_posterior[:, kept], log_posterior], dim=1),
+            own=torch.cat([self.own[:, kept], every], dim=1),
+            prompt=torch.cat([self.prompt[:, kept], ~every], dim=1),
+            filtered=torch.cat([self.filtered[:, kept], filtered], dim=1),
+            probability=torch.cat([self.probability[:, kept], filtered], dim=1),
+        )
+
+    def begin(self, stretch: Stretch, by_token: TokenPass) -> RoutingPass:
+        """The decisions for the latest tokens."""
+        latest = slice(-stretch.own.shape[1], None)
+        logits = self.probability[:, latest].clamp(min=_LEAST_PROBABILITY).log()
+        routing = select_top_k(logits, self.rule.top_k, temperature=self.rule.temperature)
+        if self.rule.abstain is None:
+            return DecidedPass(routing)
+        is_sure = self.confidence[:, latest] >= self.rule.abstain
+        return DecidedPass(Routing(routing.selection, routing.weights * is_sure.unsqueeze(-1)))
+
+    def describe(self, members: tuple[str, ...], tokens: int) -> tuple[Decision, ...]:
+        """One decision for each stretch of tokens that have the same most likely member."""
+        winners, starts = self.winners.tolist(), self.starts.tolist()
+        own, confidence = self.own.tolist(), self.confidence.tolist()
+        return tuple(
+            self._describe_segment(members, row, start, end, winners[row][start], confidence[row][end - 1])
+            for row in range(self.sequences)
+            for start, end in _spans(starts[row], own[row])
+        )
+
+    def _describe_segment(
+        self, members: tuple[str, ...], row: int, start: int, end: int, winner: int, confidence: float
+    ) -> Decision:
+        abstained = self.rule.abstain is not None and confidence < self.rule.abstain
+        return Decision(
+            sequence=row,
+            start=start,
+            end=end,
+            members=() if abstained else (members[winner],),
+            weights=() if abstained else (1.0,),
+            confidence=confidence,
+        )
+
+    @property
+    def winners(self) -> Tensor:
+        """Int64 [B, T], the most likely member of each token."""
+        return self.probability.argmax(dim=-1)
+
+    @property
+    def starts(self) -> Tensor:
+        """Int64 [B, T], where each token's segment begins."""
+        winners = self.winners
+        places = torch.arange(winners.shape[1], device=winners.device)
+        is_first = torch.ones_like(winners, dtype=torch.bool)
+        is_first[:, 1:] = winners[:, 1:] != winners[:, :-1]
+        return torch.where(is_first, places, 0).cummax(dim=1).values
+
+    @property
+    def confidence(self) -> Tensor:
+        """Float32 [B, T], the geometric mean posterior of the member over its segment.
+
+        In the prompt over all of the segment that lies there, in the answer over what there is so far.
+        """
+        winners, starts = self.winners, self.starts
+        said = self.log_posterior.gather(-1, winners.unsqueeze(-1)).squeeze(-1)
+        said = torch.where(self.own, said, 0.0)
+        so_far = _since(said, starts) / _since(self.own.to(said.dtype), starts).clamp(min=1)
+        places = torch.arange(winners.shape[1], device=winners.device).expand_as(winners)
+        is_last = torch.ones_like(self.own)
+        is_last[:, :-1] = (starts[:, 1:] != starts[:, :-1]) | ~self.prompt[:, 1:]
+        ends = torch.where(is_last, places, places.shape[1] - 1).flip(1).cummin(dim=1).values.flip(1)
+        return so_far.gather(1, torch.where(self.prompt, ends, places)).exp()
+
+
+def likelihood_of(log_posterior: Tensor) -> Tensor:
+    """How likely each member makes a token, up to a factor; the gates' word counts as few, not as many."""
+    tempered = INDEPENDENT_GATES * log_posterior
+    return (tempered - tempered.amax(dim=-1, keepdim=True)).exp()
+
+
+def _since(values: Tensor, starts: Tensor) -> Tensor:
+    """The sum of values [B, T] from each token's start to the token."""
+    total = values.cumsum(dim=1)
+    return total - (total - values).gather(1, starts)
+
+
+def _spans(starts: list[int], own: list[bool]) -> list[tuple[int, int]]:
+    """Where the segments of one sequence begin and end, without padding."""
+    spans: dict[int, tuple[int, int]] = {}
+    for place, (start, is_own) in enumerate(zip(starts, own, strict=True)):
+        if is_own:
+            spans[start] = (spans.get(start, (place, place))[0], place + 1)
+    return list(spans.values())
