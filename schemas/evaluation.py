@@ -119,7 +119,7 @@ class Evaluation(Document):
     meteora_evaluation: Literal[1]
     bundle: str
     manifest_sha256: Digest | None
-    base: str
+    base: str | None
     members: tuple[Name, ...] = Field(min_length=1)
     scope: Scope
     gate_fitted: bool

@@ -1,1 +1,9 @@
 """How well a bundle answers its members' tasks: routed, each member alone, and against plain baselines."""
+
+from __future__ import annotations
+
+from .comparison import compare
+from .evaluator import evaluate
+from .tasks import DEFAULT_MODES, EvaluationOptions, Task, make_tasks
+
+__all__ = ["DEFAULT_MODES", "EvaluationOptions", "Task", "compare", "evaluate", "make_tasks"]

@@ -1,0 +1,89 @@
+"""Who serves the tokens while a mode answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import Tensor, nn
+
+from ...fuser.gates import arrow_gate
+from ...kernels.routing import Gate
+from ...schemas.bundle import INITIAL_GATE_KINDS, TENSOR_A, TENSOR_B, Scope
+from ...schemas.evaluation import Mode
+from ..active import only_router
+from ..forcing import force_adapter, route_as, uniform
+from ..layer import MeteoraLayer
+from ..loading import LoadedBundle
+from ..scopes.passes import SettledPass
+
+_SCOPES: Mapping[str, Scope] = {scope: scope for scope in get_args(Scope)}
+
+
+def serve_as(loaded: LoadedBundle, mode: Mode, member: str) -> AbstractContextManager[None]:
+    """Within the block the model answers in a mode, items of the task of ``member``."""
+    model = loaded.model
+    if mode in _SCOPES:
+        return route_as(model, scope=_SCOPES[mode])
+    match mode:
+        case "base":
+            without: AbstractContextManager[None] = model.disable_adapter()
+            return without
+        case "member":
+            return force_adapter(model, member)
+        case "arrow":
+            return arrow(model)
+        case "uniform":
+            return uniform(model)
+        case _:
+            return route_as(model)
+
+
+@contextmanager
+def arrow(model: nn.Module) -> Iterator[None]:
+    """Within the block the active bundle routes by arrow's gates, whatever gates it has of its own.
+
+    A member's row is the direction that its delta amplifies most, worked out of the factors, and every
+    module decides for every token (Ostapenko et al., arXiv 2405.11157). Slots and temperature stay the
+    bundle's.
+
+    Raises:
+        UsageError: the model has no active bundle, or more than one.
+    """
+    router = only_router(model)
+    gates = {
+        path: Gate(
+            weight=_arrow_of(layer, router.adapter_name),
+            bias=None,
+            kind=INITIAL_GATE_KINDS["arrow"],
+            k=router.rule.top_k,
+            temperature=router.rule.temperature,
+        )
+        for path, layer in router.layers.items()
+    }
+    before, router.settled = router.settled, _OwnGatesPass(gates)
+    try:
+        yield
+    finally:
+        router.settled = before
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnGatesPass(SettledPass):
+    """Every module decides for itself, by gates that stand in for the bundle's."""
+
+    gates: Mapping[str, Gate]
+
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate:
+        """The gate that stands in."""
+        return self.gates[path]
+
+
+def _arrow_of(layer: MeteoraLayer, adapter_name: str) -> Tensor:
+    A, Bt = (layer.tensor_of(tensor, adapter_name).detach() for tensor in (TENSOR_A, TENSOR_B))
+    layout = layer.meteora_plans[adapter_name].layout
+    rows = [layout.rows_of(member) if rank else None for member, rank in enumerate(layout.ranks)]
+    factors = [None if own is None else (A[own].cpu(), Bt[own].T.cpu()) for own in rows]
+    return arrow_gate(factors, A.shape[1]).to(A.device)

@@ -1,0 +1,133 @@
+"""How often the routing chose the right member: counted over modules, layers and places in the text.
+
+A token is right in a module if the member with the largest weight there is that of the token's task. Only
+tokens that were read count: the prompt's without padding, and the answer's before its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...kernels.routing import Routing
+from ...schemas.evaluation import PositionAccuracy, RoutingAccuracy
+from ...schemas.trace import ModulePlace
+
+# Places of the prompt, and of the answer, that are told apart; what stands later counts elsewhere.
+MAX_POSITIONS = 128
+
+Counts = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTokens:
+    """Which of a batch's tokens count: bool ``[B, T]`` for the prompts, padded left, then the answers."""
+
+    prompt: Tensor
+    answer: Tensor
+
+    @property
+    def places(self) -> Tensor:
+        """Each token's place in its prompt or answer from 0, int64 ``[B, T]``; what does not count is 0."""
+        counted = [(part.long().cumsum(dim=1) - 1).clamp(min=0) * part for part in (self.prompt, self.answer)]
+        return torch.cat(counted, dim=1)
+
+    @property
+    def counts(self) -> Tensor:
+        """Prompt and answer together, bool ``[B, T]``."""
+        return torch.cat([self.prompt, self.answer], dim=1)
+
+
+class RoutingTally:
+    """Counts of one mode over all tasks; ``members`` are the bundle's."""
+
+    def __init__(self, members: Sequence[str]) -> None:
+        self._members = tuple(members)
+        self._hits: dict[str, Counts] = {}
+        self._tokens = np.zeros(len(members))
+        self._weights = np.zeros((len(members), len(members)))
+        # Whether prompt or answer, and the place there.
+        self._position_hits = np.zeros((2, MAX_POSITIONS))
+        self._position_tokens = np.zeros((2, MAX_POSITIONS))
+
+    def add(self, member: str, modules: Mapping[str, Routing], tokens: ReadTokens) -> None:
+        """Count a batch of the task of ``member``.
+
+        Args:
+            member: whose task it is.
+            modules: the routing of every module, ``[B, T, k]``.
+            tokens: which of them count.
+        """
+        right = self._members.index(member)
+        counts = tokens.counts.cpu()
+        is_answer = torch.zeros_like(counts)
+        is_answer[:, tokens.prompt.shape[1] :] = True
+        places = tokens.places.cpu()
+        early = counts & (places < MAX_POSITIONS)
+        where = (is_answer.long() * MAX_POSITIONS + places)[early]
+        self._tokens[right] += int(counts.sum())
+        self._position_tokens += _count(where)
+        for path, routed in modules.items():
+            hits = (routed.selection[..., 0].cpu() == right) & counts
+            self._hits.setdefault(path, np.zeros(len(self._members)))[right] += int(hits.sum())
+            self._position_hits += _count(where[hits[early]]) / len(modules)
+            self._weights[right] += self._weights_of(routed, counts) / len(modules)
+
+    def _weights_of(self, routed: Routing, counts: Tensor) -> Counts:
+        selection, weights = routed.selection.cpu()[counts], routed.weights.cpu().double()[counts]
+        served = selection >= 0
+        total = torch.zeros(len(self._members), dtype=torch.float64)
+        found: Counts = total.index_add(0, selection[served], weights[served]).numpy()
+        return found
+
+    def result(self) -> RoutingAccuracy:
+        """What the counts come to; every task weighs the same but in ``positions``."""
+        asked = self._tokens > 0
+        modules = {
+            path: float((hits[asked] / self._tokens[asked]).mean()) for path, hits in self._hits.items()
+        }
+        layers: dict[str, list[float]] = {}
+        for path, accuracy in modules.items():
+            layers.setdefault(ModulePlace.of(path).layer, []).append(accuracy)
+        ordered = sorted(layers, key=lambda layer: ModulePlace(layer, "").order)
+        return RoutingAccuracy(
+            accuracy=_share(np.mean(list(modules.values()))),
+            modules=modules,
+            layers={layer: _share(np.mean(layers[layer])) for layer in ordered},
+            positions=tuple(self._positions()),
+            shares={
+                member: self._shares_of(place) for place, member in enumerate(self._members) if asked[place]
+            },
+        )
+
+    def _positions(self) -> list[PositionAccuracy]:
+        return [
+            PositionAccuracy(
+                answer=bool(answer),
+                position=int(position),
+                tokens=int(self._position_tokens[answer, position]),
+                accuracy=_share(
+                    self._position_hits[answer, position] / self._position_tokens[answer, position]
+                ),
+            )
+            for answer, position in np.argwhere(self._position_tokens)
+        ]
+
+    def _shares_of(self, task: int) -> tuple[float, ...]:
+        shares = self._weights[task] / self._tokens[task]
+        return (*map(_share, shares), _share(1 - shares.sum()))
+
+
+def _count(where: Tensor) -> Counts:
+    counted = np.bincount(where.numpy(), minlength=2 * MAX_POSITIONS)
+    return counted.reshape(2, MAX_POSITIONS).astype(np.float64)
+
+
+def _share(value: np.floating | float) -> float:
+    # Sums of float32 weights may miss 0 and 1 by their last digits.
+    return min(max(round(float(value), 6), 0.0), 1.0)

@@ -1,0 +1,174 @@
+"""What is asked of every mode: the items of each member's task, and how their answers are judged.
+
+Everything that can be refused of data and options is refused here, from the tokenizer alone, before a
+model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from ...schemas.errors import DataRefused, UsageError
+from ...schemas.evaluation import MODES, EvaluatedTask, Metric, Mode
+from ..fitting import Sample, TaskData
+from ..fitting.sequences import choose_samples
+from .metrics import Judge, judge_of
+
+DEFAULT_MODES: tuple[Mode, ...] = ("base", "member", "routed", "arrow", "uniform")
+# An answer that is right and goes on must not be cut off where it would be right.
+_MORE_THAN_EXPECTED = 8
+_SHOWN_PROBLEMS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """How a bundle is evaluated.
+
+    Attributes:
+        modes: who answers; see ``schemas.evaluation.Mode``.
+        metric: how answers are judged, but for the members in ``metrics``.
+        metrics: the metric of single members.
+        limit: at most so many items of each task, spread evenly over its file; None for all.
+        max_new_tokens: the longest answer; by default eight tokens more than the longest one expected.
+        batch_size: items that are answered at once.
+    """
+
+    modes: Sequence[Mode] = DEFAULT_MODES
+    metric: Metric = "exact"
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The items of one member's task, their lengths in tokens, and what judges their answers."""
+
+    description: EvaluatedTask
+    prompts: tuple[str, ...]
+    prompt_tokens: tuple[int, ...]
+    expected: tuple[str, ...]
+    judge: Judge
+
+    @property
+    def member(self) -> str:
+        """Whose task it is."""
+        return self.description.member
+
+
+def make_tasks(
+    data: Mapping[str, TaskData],
+    members: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    options: EvaluationOptions,
+    *,
+    context_tokens: int | None,
+) -> tuple[Task, ...]:
+    """The tasks in the members' order.
+
+    Args:
+        data: of every member.
+        members: of the bundle.
+        tokenizer: of the base.
+        options: which items, metrics and lengths.
+        context_tokens: what the base takes, prompt and answer together; None if there is no bound.
+
+    Raises:
+        UsageError: an option is out of range, or names what there is not.
+        DataRefused: with every problem: an item without an answer to compare with, or one that has no
+            room for its answer.
+        MissingDependency: a metric's library is not installed.
+    """
+    _check_options(options, members)
+    problems: list[str] = []
+    tasks = [_make_task(data[member], tokenizer, options, context_tokens, problems) for member in members]
+    if problems:
+        shown = problems[:_SHOWN_PROBLEMS]
+        more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise DataRefused(
+            f"the data cannot be evaluated: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
+            problems=[*shown, *more],
+            hint="every line has a `response`, or `messages` that end with an answer; see `--max-new-tokens`",
+        )
+    return tuple(task for task in tasks if task is not None)
+
+
+def _check_options(options: EvaluationOptions, members: Sequence[str]) -> None:
+    if not options.modes:
+        raise UsageError("there are no modes to evaluate")
+    for mode in options.modes:
+        if mode not in MODES:
+            raise UsageError(f"the mode is `{mode}`, expected one of {_listed(MODES)}")
+    if len(set(options.modes)) < len(options.modes):
+        raise UsageError(f"a mode is named twice: {_listed(options.modes)}")
+    for metric in (options.metric, *options.metrics.values()):
+        if metric not in get_args(Metric):
+            raise UsageError(f"the metric is `{metric}`, expected one of {_listed(get_args(Metric))}")
+    for member in options.metrics:
+        if member not in members:
+            raise UsageError(
+                f"a metric is stated for `{member}`, the bundle has the members {_listed(members)}"
+            )
+    for name in ("limit", "max_new_tokens", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}, expected at least 1")
+
+
+def _make_task(
+    data: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    options: EvaluationOptions,
+    context_tokens: int | None,
+    problems: list[str],
+) -> Task | None:
+    unanswered = [sample for sample in data.samples if sample.response is None]
+    if unanswered:
+        problems += [
+            f"`{data.path.name}:{sample.line}` has no answer to compare with" for sample in unanswered
+        ]
+        return None
+    samples = choose_samples(data.samples, options.limit or len(data.samples))
+    expected = tuple(_expected_of(sample) for sample in samples)
+    prompt_tokens = _lengths([sample.prompt for sample in samples], tokenizer, special=True)
+    room = max(_lengths(expected, tokenizer, special=False)) + _MORE_THAN_EXPECTED
+    max_new_tokens = options.max_new_tokens or room
+    for sample, tokens in zip(samples, prompt_tokens, strict=True):
+        if context_tokens is not None and tokens + max_new_tokens > context_tokens:
+            problems.append(
+                f"`{data.path.name}:{sample.line}` has a prompt of {tokens} tokens and its answer up to "
+                f"{max_new_tokens}, the base takes {context_tokens} together"
+            )
+    metric = options.metrics.get(data.member, options.metric)
+    return Task(
+        description=EvaluatedTask(
+            member=data.member,
+            data_sha256=data.sha256,
+            samples=len(data.samples),
+            lines=tuple(sample.line for sample in samples),
+            metric=metric,
+            max_new_tokens=max_new_tokens,
+        ),
+        prompts=tuple(sample.prompt for sample in samples),
+        prompt_tokens=prompt_tokens,
+        expected=expected,
+        judge=judge_of(metric, (_expected_of(sample) for sample in data.samples)),
+    )
+
+
+def _expected_of(sample: Sample) -> str:
+    return sample.response or ""
+
+
+def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool) -> tuple[int, ...]:
+    encoded = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+    return tuple(map(len, encoded))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
