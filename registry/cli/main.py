@@ -28,6 +28,7 @@ COMMANDS = (
     "remove",
     "fuse",
     "verify",
+    "gate",
     "trace",
     "extract",
     "export",

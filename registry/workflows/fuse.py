@@ -6,8 +6,7 @@ into place, and the catalog learns of it last.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,26 +14,21 @@ from pathlib import Path
 
 from ...fuser.member import Member
 from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
-from ...fuser.staging import check_target, staged_folder
-from ...fuser.verify import MemberFiles, verify_bundle, write_record
-from ...fuser.write import GivenGate, bundle_config, require_no_conflicts, write_bundle
-from ...schemas.bundle import MANIFEST_FILE
-from ...schemas.digest import Digest
-from ...schemas.errors import AlreadyInCatalog, FuseRefused, MeteoraError, NotInCatalog
-from ...schemas.manifest import Manifest
+from ...fuser.verify import MemberFiles, verify_bundle
+from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
+from ...schemas.errors import AlreadyInCatalog, NotInCatalog
 from ...schemas.names import CatalogSource, check_name, parse_catalog_source, suggest_name
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
-from ...schemas.verification import Level, Outcome, VerificationRecord
+from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
-from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
+from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..store import Store
 from .add import check_base
 from .base import read_base_modules
+from .bundle_folder import register_bundle, write_verified
 from .member import open_member
 from .steps import Advance, step_of
-
-_SHOWN_REASONS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,56 +131,23 @@ def fuse(
         given_gate=given_gate,
         progress=step_of(advance, "writing"),
     )
-    if (folder / MANIFEST_FILE).is_file():
-        _check_is_the_same(folder, write)
-        record = _verify(folder, prepared, advance)
-    else:
-        with staged_folder(folder) as staging:
-            write(staging)
-            record = _verify(staging, prepared, advance)
-            write_record(staging, record)
-    new = _describe(prepared, folder.resolve(), bundle_name, record, given_gate)
-    try:
-        version = catalog.register_bundle(new)
-    except MeteoraError as error:
-        error.hint = f"the bundle stands whole in `{folder}`; the same command again catalogues it"
-        raise
+    record = write_verified(folder, write, lambda written: _verify(written, prepared, advance))
+    members = [
+        NewMember(member.name, version, member.weights_sha256, member.config_sha256)
+        for version, member in zip(prepared.versions, prepared.members, strict=True)
+    ]
+    version = register_bundle(catalog, folder, bundle_name, members, record)
     return Fusion(folder, prepared.plan, record, version)
 
 
-def _check_is_the_same(folder: Path, write: Callable[[Path], Manifest]) -> None:
-    """Pass if the bundle that is there is the one that would be written.
-
-    Then an earlier run was interrupted after the bundle moved into place, and only the catalog lacks it.
-
-    Raises:
-        UsageError: it is another bundle.
-    """
-    with tempfile.TemporaryDirectory(
-        dir=folder.resolve().parent, prefix=f".{folder.name}.compared-"
-    ) as scratch:
-        write(Path(scratch))
-        if Digest.of_file(Path(scratch, MANIFEST_FILE)) != Digest.of_file(folder / MANIFEST_FILE):
-            check_target(folder)
-
-
 def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> VerificationRecord:
-    record = verify_bundle(
+    return verify_bundle(
         folder,
         level=Level.SOURCE,
         sources={m.name: MemberFiles(m.config_path, m.weights_path) for m in prepared.members},
         renamed=prepared.renamed,
         progress=step_of(advance, "verifying"),
     )
-    if record.outcome is not Outcome.PASS:
-        reasons = (*record.problems, *record.unchecked)
-        more = [f"and {len(reasons) - _SHOWN_REASONS} more"] if len(reasons) > _SHOWN_REASONS else []
-        raise FuseRefused(
-            f"the bundle in `{folder}` does not verify: {record.outcome}",
-            conflicts=[*reasons[:_SHOWN_REASONS], *more],
-            hint="nothing was catalogued; if it was just written, the disk or meteora-registry is at fault",
-        )
-    return record
 
 
 def check_no_adapter_has(catalog: Catalog, name: str) -> None:
@@ -200,33 +161,3 @@ def check_no_adapter_has(catalog: Catalog, name: str) -> None:
             raise AlreadyInCatalog(
                 f"the name `{name}` is taken by an adapter", hint="choose another with `--name`"
             )
-
-
-def _describe(
-    prepared: Prepared,
-    folder: Path,
-    name: str,
-    record: VerificationRecord,
-    given_gate: GivenGate | None,
-) -> NewBundleVersion:
-    config = bundle_config(prepared.plan, given_gate)
-    fitted = config.gate.fitted
-    return NewBundleVersion(
-        name=name,
-        manifest_sha256=Digest.of_file(folder / MANIFEST_FILE),
-        path=folder,
-        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        base=config.base_model_name_or_path,
-        base_revision=config.revision,
-        dtype=str(prepared.plan.dtype),
-        top_k=config.top_k,
-        temperature=config.temperature,
-        gate_kind=config.gate.kind,
-        gate_scope=config.gate.scope,
-        gate_fitted=fitted if isinstance(fitted, str) else fitted.method,
-        members=tuple(
-            NewMember(member.name, version, member.weights_sha256, member.config_sha256)
-            for version, member in zip(prepared.versions, prepared.members, strict=True)
-        ),
-        verification=record,
-    )

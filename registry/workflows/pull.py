@@ -12,24 +12,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...fuser.bundle import open_bundle, read_manifest
+from ...fuser.bundle import read_manifest
 from ...fuser.extract import extract_member
 from ...fuser.staging import staged_folder
 from ...fuser.verify import verify_bundle
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, BundleConfig
 from ...schemas.digest import Digest
-from ...schemas.document import canonical_json, load_json
+from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
 from ...schemas.names import HubSource, check_name, suggest_name
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
-from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
+from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..hub.client import Hub
 from ..hub.download import download_files
 from ..hub.listing import Listing, RemoteFile
 from ..store import Store
 from .add import add_folder
+from .bundle_folder import find_member, register_bundle
 from .fuse import check_no_adapter_has
 from .source_record import require_source_record
 from .steps import Advance, step_of
@@ -120,7 +121,7 @@ def pull(
     else:
         claimed, record = _verify(folder, remote, advance)
     members = _register_members(catalog, store, folder, bundle_name)
-    version = catalog.register_bundle(_describe(folder, bundle_name, members, claimed))
+    version = register_bundle(catalog, folder, bundle_name, members, claimed)
     catalog.record_verification(record, folder.resolve())
     return Pulled(
         folder, remote.listing.repository, remote.listing.commit, created, record, version, remote.ignored
@@ -250,15 +251,9 @@ def _register_members(
 ) -> tuple[NewMember, ...]:
     members = []
     for member in read_manifest(folder).members:
-        version = _find_member(catalog, member) or _add_member(catalog, store, folder, member, bundle_name)
+        version = find_member(catalog, member) or _add_member(catalog, store, folder, member, bundle_name)
         members.append(NewMember(member.name, version, member.weights_sha256, member.config_sha256))
     return tuple(members)
-
-
-def _find_member(catalog: Catalog, member: ManifestMember) -> AdapterVersion | None:
-    config = load_json(member.config_text.encode(), what=CONFIG_FILE)
-    same = catalog.find_content(member.weights_sha256, Digest.of_bytes(canonical_json(config)))
-    return catalog.find(same[0]) if same else None
 
 
 def _add_member(
@@ -282,26 +277,3 @@ def _add_member(
             origin=member.origin,
             license_name=member.license,
         ).version
-
-
-def _describe(
-    folder: Path, name: str, members: tuple[NewMember, ...], claimed: VerificationRecord
-) -> NewBundleVersion:
-    bundle = open_bundle(folder)
-    config, fitted = bundle.config, bundle.config.gate.fitted
-    return NewBundleVersion(
-        name=name,
-        manifest_sha256=claimed.manifest_sha256,
-        path=folder.resolve(),
-        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        base=config.base_model_name_or_path,
-        base_revision=config.revision,
-        dtype=str(bundle.dtype),
-        top_k=config.top_k,
-        temperature=config.temperature,
-        gate_kind=config.gate.kind,
-        gate_scope=config.gate.scope,
-        gate_fitted=fitted if isinstance(fitted, str) else fitted.method,
-        members=members,
-        verification=claimed,
-    )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from .base import OpenedBase, open_base
 from .fit import FitOptions, FittedGates, fit_gates
 from .inputs import check_shapes
+from .statistics import names_in
 from .task_data import Sample, TaskData, context_of, read_task_data
 
 __all__ = [
     "FitOptions",
     "FittedGates",
+    "OpenedBase",
     "Sample",
     "TaskData",
     "check_shapes",
     "context_of",
     "fit_gates",
+    "names_in",
+    "open_base",
     "read_task_data",
 ]

@@ -163,6 +163,19 @@ class StatisticsWriter:
         )
 
 
+def names_in(path: Path) -> tuple[str, ...]:
+    """The members whose part a file of statistics has; none if there is no file.
+
+    Raises:
+        SourceUnreadable: it cannot be read.
+        DataRefused: it is no file of statistics, or a damaged one.
+    """
+    if not path.exists():
+        return ()
+    with StatisticsFile(path) as file:
+        return file.description.names
+
+
 def digest_of_base(base: PreTrainedModel) -> Digest:
     """A digest that another base of the same architecture does not have.
 

@@ -1,0 +1,106 @@
+"""``gate``: the gates of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
+
+import click
+
+from ...schemas.bundle import Scope
+from ..dependencies import require_torch
+from ..home import Home
+from .output import describe_bytes, print_json, print_line, print_table
+from .parameters import examples, format_option, pass_home
+from .progress import step_bar
+
+if TYPE_CHECKING:
+    from ..workflows.gate_fit import GateFit
+
+
+@click.group("gate", epilog=examples("gate fit bundle --base ./base --data ./data --out fitted"))
+def command() -> None:
+    """Look after the gates of a bundle, which choose a member for every token."""
+
+
+@command.command(
+    "fit",
+    epilog=examples(
+        "gate fit bundle --base ./base --data ./data --out fitted",
+        "gate fit ./bundle --base org/base --data ./data --out fitted --scope token",
+        "gate fit bundle --base ./base --data ./new --out fitted --statistics bundle.statistics",
+    ),
+)
+@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.option(
+    "--base", required=True, metavar="FOLDER|ORG/NAME", help="The base model, with weights and tokenizer."
+)
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder with MEMBER.jsonl for every member.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
+@click.option("--name", help="What the catalog calls it. Default: as the bundle it was made from.")
+@click.option(
+    "--scope",
+    type=click.Choice(get_args(Scope)),
+    default="prompt",
+    show_default=True,
+    help="What one decision serves.",
+)
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="A file that keeps what was worked out; members that it has need no data again.",
+)
+@format_option
+@pass_home
+def fit(
+    home: Home,
+    /,
+    bundle: str,
+    *,
+    base: str,
+    data: Path,
+    out: Path,
+    name: str | None,
+    scope: str,
+    statistics: Path | None,
+    as_json: bool,
+) -> None:
+    """Fit the gates of a bundle on a few dozen texts of each member, and register the new version.
+
+    A line of MEMBER.jsonl is {"prompt": ..., "response": ...}, {"messages": [...]} or {"text": ...}. The
+    base reads them once, without adapters, and every gate is then solved directly. The factors are taken
+    over bit for bit; the new bundle is verified and catalogued like one that was just fused.
+    """
+    require_torch("fitting gates")
+    from ..catalog.catalog import Catalog
+    from ..workflows.gate_fit import FitRequest, fit_bundle
+    from ..workflows.verify import find_bundle_folder
+
+    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
+    request = FitRequest(base, data, scope=cast("Scope", scope), statistics=statistics)
+    with Catalog.open(home) as catalog, step_bar() as advance:
+        found = fit_bundle(catalog, home.store, folder, out, request, name=name, advance=advance)
+    if as_json:
+        print_json(found)
+    else:
+        _print_fit(found)
+
+
+def _print_fit(found: GateFit) -> None:
+    version, record = found.version, found.record
+    print_line(
+        f"fitted: {version.source} in {found.folder}: {found.gates} gates for {found.modules} modules, "
+        f"one decision per {version.gate_scope}, {describe_bytes(version.size_bytes)}"
+    )
+    errors = [run.max_error for run in record.backends_run if run.max_error is not None]
+    print_line(f"verified: level {record.level}, {record.outcome}, largest error {max(errors):.1e}")
+    print_line()
+    print_table(
+        ("MEMBER", "SAMPLES", "DATA"),
+        [(data.member, str(data.samples), data.sha256.short) for data in found.fitting.data],
+    )

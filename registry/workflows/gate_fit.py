@@ -1,0 +1,205 @@
+"""``gate fit``: a new version of a bundle whose gates were fitted on its members' own data.
+
+All that can be refused without the base's weights is asked before they are loaded: the data, the shapes of
+the base's modules, the statistics, the name and the new folder. The factors are taken over bit for bit,
+and the new bundle is verified against the members' own files like one that was just fused.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ...fuser.bundle import Bundle, module_shapes, open_bundle, read_manifest
+from ...fuser.extract import extract_member
+from ...fuser.refit import NewGates, refit_bundle
+from ...fuser.staging import check_target
+from ...fuser.verify import MemberFiles, verify_bundle
+from ...runtime.base_modules import read_base, resolve_paths
+from ...runtime.fitting import (
+    FitOptions,
+    FittedGates,
+    OpenedBase,
+    TaskData,
+    check_shapes,
+    context_of,
+    fit_gates,
+    names_in,
+    open_base,
+    read_task_data,
+)
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Gate, Scope
+from ...schemas.digest import Digest
+from ...schemas.manifest import Manifest
+from ...schemas.names import CatalogSource, check_name, suggest_name
+from ...schemas.verification import Level, VerificationRecord
+from ..catalog.catalog import Catalog
+from ..catalog.records import BundleVersion, NewMember
+from ..store import Store
+from .bundle_folder import find_member, register_bundle, write_verified
+from .fuse import check_no_adapter_has
+from .member import stored_sources
+from .result_file import check_writable
+from .steps import Advance, step_of
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """What is asked for.
+
+    Attributes:
+        base: the base model's folder, or its name on the Hub.
+        data: a folder with a file for every member.
+        scope: what one decision of the new gates serves. For `segment` the fit also reads samples behind
+            those of other members, because that is where they will stand.
+        statistics: where the statistics are read and kept, if anywhere.
+    """
+
+    base: str
+    data: Path
+    scope: Scope = "prompt"
+    statistics: Path | None = None
+
+    @property
+    def options(self) -> FitOptions:
+        """How the gates are fitted."""
+        return FitOptions(concatenated=self.scope == "segment")
+
+
+@dataclass(frozen=True, slots=True)
+class GateFit:
+    """What came of it; ``gates`` is how many gates serve the bundle's modules."""
+
+    folder: Path
+    version: BundleVersion
+    record: VerificationRecord
+    fitting: Fitting
+    gates: int
+    modules: int
+
+
+def fit_bundle(
+    catalog: Catalog,
+    store: Store,
+    source: Path,
+    folder: Path,
+    request: FitRequest,
+    *,
+    name: str | None = None,
+    advance: Advance | None = None,
+) -> GateFit:
+    """Fit the gates of the bundle in ``source`` and register the new version in ``folder``.
+
+    Args:
+        catalog: where it is registered.
+        store: where the members' own files are looked for; a member that is not there is extracted.
+        source: the bundle; it is not changed.
+        folder: the new folder.
+        request: on which base and data, and how.
+        name: what the catalog calls the bundle: by default what it calls the old one, else as the folder.
+        advance: told how far it got.
+
+    Raises:
+        DataRefused: the data or the statistics cannot be used.
+        BundleRefused: the bundle is damaged, or its modules are not those of the base.
+        UsageError: the folder is taken, the name is malformed, or an option is out of range.
+        FuseRefused: what was written does not verify; nothing is left.
+        AlreadyInCatalog: an adapter has the name.
+        SourceUnreadable: a file cannot be read or written.
+    """
+    bundle, manifest = open_bundle(source), read_manifest(source)
+    bundle_name = check_name(name or _name_of(catalog, source) or suggest_name(folder.resolve().name))
+    check_no_adapter_has(catalog, bundle_name)
+    if not (folder / MANIFEST_FILE).is_file():
+        check_target(folder)
+    opened = open_base(request.base)
+    meta = read_base(opened.config)
+    check_shapes(meta, module_shapes(bundle))
+    data = _read_data(bundle, request, opened)
+    fitted = fit_gates(
+        opened.load(),
+        opened.tokenizer,
+        bundle.config,
+        data,
+        options=request.options,
+        statistics=request.statistics,
+        advance=advance,
+    )
+    old_paths = {path for member in manifest.members for path in member.renamed_modules}
+    with _members_files(store, source, manifest) as files:
+        verify = partial(
+            verify_bundle,
+            level=Level.SOURCE,
+            sources=files,
+            renamed=resolve_paths(sorted(old_paths), meta),
+            progress=step_of(advance, "verifying"),
+        )
+        record = write_verified(folder, _writer(bundle, fitted, request.scope, advance), verify)
+    members = [
+        NewMember(each.name, find_member(catalog, each), each.weights_sha256, each.config_sha256)
+        for each in manifest.members
+    ]
+    version = register_bundle(catalog, folder, bundle_name, members, record)
+    return GateFit(
+        folder, version, record, fitted.fitting, len(fitted.values), len(bundle.config.target_modules)
+    )
+
+
+def _name_of(catalog: Catalog, folder: Path) -> str | None:
+    """What the catalog calls the bundle with the manifest that lies in a folder."""
+    manifest_sha256 = Digest.of_file(folder / MANIFEST_FILE)
+    for latest in catalog.list_bundles():
+        for number in catalog.versions_of(latest.name):
+            if catalog.find_bundle(CatalogSource(latest.name, number)).manifest_sha256 == manifest_sha256:
+                return latest.name
+    return None
+
+
+def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:
+    known: tuple[str, ...] = ()
+    if request.statistics is not None:
+        check_writable(request.statistics)
+        known = names_in(request.statistics)
+    return read_task_data(
+        request.data,
+        bundle.config.names,
+        tokenizer=opened.tokenizer,
+        context_tokens=context_of(opened.config),
+        may_lack=known,
+    )
+
+
+def _writer(
+    bundle: Bundle, fitted: FittedGates, scope: Scope, advance: Advance | None
+) -> Callable[[Path], Manifest]:
+    gate = Gate(
+        kind=fitted.kind,
+        scope=scope,
+        bias=True,
+        eps=fitted.eps,
+        sources=fitted.sources,
+        initialisation=None,
+        fitted=fitted.fitting,
+    )
+    new = NewGates(gate, bundle.config.top_k, bundle.config.temperature, fitted.values)
+    return partial(refit_bundle, bundle, new, progress=step_of(advance, "writing"))
+
+
+@contextmanager
+def _members_files(store: Store, bundle: Path, manifest: Manifest) -> Iterator[dict[str, MemberFiles]]:
+    """Every member's own files: the store's, else those that the old bundle gives back.
+
+    The latter have the very digests of the manifest, or the verification does not believe them.
+    """
+    files = stored_sources(store, manifest)
+    with tempfile.TemporaryDirectory(prefix="meteora-fit-") as scratch:
+        for member in manifest.members:
+            if member.name not in files:
+                target = Path(scratch) / member.name
+                extract_member(bundle, member.name, target)
+                files[member.name] = MemberFiles(target / CONFIG_FILE, target / WEIGHTS_FILE)
+        yield files

@@ -1,0 +1,207 @@
+"""Fitting gates through the command line, on a tiny base with adapters that PEFT made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import meteora_registry.runtime  # noqa: F401 - registers the peft type
+from meteora_registry.registry.cli import main
+from support.models import make_llama_adapters, save_base, tiny_llama
+from support.task_data import tiny_tokenizer, write_lines, write_task_data
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+NAMES = ("rank4", "rank8", "rslora16")
+BASE_ARGUMENTS = ("--base", "./base", "--data", "./data")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, data, and a catalog that has a bundle of three adapters."""
+    folder = tmp_path_factory.mktemp("workplace")
+    save_base(tiny_llama(), folder / "base")
+    tiny_tokenizer().save_pretrained(folder / "base")
+    write_task_data(folder / "data", NAMES)
+    make_llama_adapters(folder / "adapters", base="org/base")
+    return folder
+
+
+@pytest.fixture
+def run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The program's entry point within this process, which spares the import of torch each time."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("METEORA_HOME", str(workplace / "home"))
+    monkeypatch.delenv("METEORA_CATALOG", raising=False)
+
+    def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        code = main.run(arguments)
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+
+    if not (workplace / "bundle").exists():
+        assert run_here("add", *(f"adapters/{name}" for name in NAMES)).returncode == 0
+        assert run_here("fuse", *NAMES, "--out", "bundle", "--with-experts").returncode == 0
+    return run_here
+
+
+@pytest.fixture
+def fitted(run: Run, workplace: Path) -> Path:
+    """The bundle with fitted gates; made once, read only."""
+    folder = workplace / "fitted"
+    if not folder.exists():
+        result = run("gate", "fit", "bundle", *BASE_ARGUMENTS, "--out", "fitted")
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def config_of(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "adapter_config.json").read_bytes()))
+
+
+def test_fit_registers_a_verified_version_of_the_same_bundle(run: Run, fitted: Path) -> None:
+    shown = json.loads(run("show", "bundle", "--format", "json").stdout)
+    assert (shown["version"], shown["gate_scope"]) == (2, "prompt")
+    assert shown["gate_fitted"] == "lda, shrinkage 0.1, on the plain base"
+    assert [member["adapter"]["name"] for member in shown["members"]] == list(NAMES)
+    assert [(each["level"], each["outcome"]) for each in shown["verifications"]] == [("source", "pass")]
+    for level in ("integrity", "source"):
+        result = run("verify", "bundle@2", "--level", level)
+        assert (result.returncode, "not fitted" in result.stderr) == (0, False)
+
+
+def test_fit_leaves_the_factors_and_the_experts_bit_for_bit(fitted: Path, workplace: Path) -> None:
+    old = load_file(workplace / "bundle" / "adapter_model.safetensors")
+    new = load_file(fitted / "adapter_model.safetensors")
+    factors = [name for name in old if not name.endswith("gate")]
+    assert factors
+    assert all(torch.equal(old[name], new[name]) for name in factors)
+    for path in (workplace / "bundle" / "experts").rglob("*"):
+        if path.is_file():
+            assert (fitted / path.relative_to(workplace / "bundle")).read_bytes() == path.read_bytes()
+    manifests = [
+        json.loads((folder / "meteora_manifest.json").read_bytes())
+        for folder in (workplace / "bundle", fitted)
+    ]
+    assert manifests[0]["members"] == manifests[1]["members"]
+
+
+def test_fit_says_on_what_it_was_fitted(fitted: Path) -> None:
+    config = config_of(fitted)
+    assert config["required_features"] == ["gate-scope", "gate-sources"]
+    gate = config["gate"]
+    assert isinstance(gate, dict)
+    assert gate["bias"] is True
+    assert [(data["member"], data["samples"]) for data in gate["fitted"]["data"]] == [
+        (name, 12) for name in NAMES
+    ]
+    card = (fitted / "README.md").read_text()
+    assert "The gate is fitted: lda, shrinkage 0.1, on the plain base." in card
+    assert "12 of `rank4`, 12 of `rank8`, 12 of `rslora16`" in card
+
+
+def test_fitted_bundle_loads_and_computes(fitted: Path) -> None:
+    model = PeftModel.from_pretrained(tiny_llama(), fitted)
+    with torch.no_grad():
+        assert model(torch.arange(8)[None]).logits.isfinite().all()
+
+
+def test_the_same_fit_again_gives_the_same_bytes(run: Run, fitted: Path, workplace: Path) -> None:
+    assert run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, "--out", "again").returncode == 0
+    for path in fitted.rglob("*"):
+        if path.is_file() and path.name != "verification.json":
+            assert (workplace / "again" / path.relative_to(fitted)).read_bytes() == path.read_bytes()
+
+
+def test_an_interrupted_fit_is_catalogued_by_the_same_command(
+    run: Run, fitted: Path, workplace: Path, tmp_path: Path
+) -> None:
+    # The bundle stands, and another catalog knows nothing of it.
+    result = run("--home", str(tmp_path), "gate", "fit", "./bundle", *BASE_ARGUMENTS, "--out", "fitted")
+    assert result.returncode == 0, result.stderr
+    assert "fitted: fitted@1" in result.stdout
+
+
+def test_what_a_killed_fit_left_is_taken_over(run: Run, workplace: Path) -> None:
+    left = workplace / ".after-kill.partial"
+    left.mkdir()
+    (left / "adapter_model.safetensors").write_bytes(b"half")
+    assert run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, "--out", "after-kill").returncode == 0
+    assert not left.exists()
+
+
+def test_statistics_let_a_member_be_added_without_the_old_data(
+    run: Run, fitted: Path, workplace: Path
+) -> None:
+    file = ("--statistics", "both.statistics")
+    assert run("fuse", *NAMES[:2], "--out", "two").returncode == 0
+    shutil.copytree(workplace / "data", workplace / "first")
+    (workplace / "first" / "rslora16.jsonl").rename(workplace / "new.jsonl")
+    (workplace / "new").mkdir()
+    (workplace / "new.jsonl").rename(workplace / "new" / "rslora16.jsonl")
+    arguments = ("--base", "./base", *file)
+    assert run("gate", "fit", "two", *arguments, "--data", "first", "--out", "two-fitted").returncode == 0
+    assert run("gate", "fit", "bundle@1", *arguments, "--data", "new", "--out", "three").returncode == 0
+    joint, added = (
+        load_file(folder / "adapter_model.safetensors") for folder in (fitted, workplace / "three")
+    )
+    gates = [name for name in joint if "gate" in name]
+    assert all((joint[name] - added[name]).abs().max() <= 1e-4 * joint[name].abs().max() for name in gates)
+
+
+def test_wrong_data_are_refused_with_every_problem(run: Run, workplace: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_task_data(folder, [*NAMES[:2], "stranger"])
+    write_lines(folder / "rank8.jsonl", [{"text": "w1 " * 70}, {"question": "w1"}])
+    before = sorted(workplace.iterdir())
+    result = run("gate", "fit", "bundle@1", "--base", "./base", "--data", str(folder), "--out", "wrong")
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"error: the data in `{folder}` cannot be used: 4 problems",
+        "  `rslora16.jsonl` is missing: there is no data for the member `rslora16`",
+        "  `stranger.jsonl` belongs to no member, they are `rank4`, `rank8`, `rslora16`",
+        "  `rank8.jsonl:2` is of no known shape: found none of them, expected one of "
+        '`{"prompt": ..., "response": ...}`, `{"messages": [...]}`, `{"text": ...}`',
+        "  `rank8.jsonl:1` has a prompt of 70 tokens, the base takes at most 64",
+        'hint: every member has a file `MEMBER.jsonl`, each line one of {"prompt": ..., "response": ...}, '
+        '{"messages": [...]}, {"text": ...}',
+    ]
+    assert sorted(workplace.iterdir()) == before
+
+
+def test_another_base_is_refused_before_its_weights_are_loaded(
+    run: Run, workplace: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(workplace / "base", tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    config = json.loads((tmp_path / "base" / "config.json").read_bytes())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    result = run("gate", "fit", "bundle@1", "--base", str(tmp_path / "base"), "--data", "data", "--out", "x")
+    assert result.returncode == 1
+    assert result.stderr.startswith(
+        "error: `model.layers.0.mlp.down_proj` of the base is 40 -> 32, of the bundle 48 -> 32\n"
+    )
+
+
+def test_a_folder_that_is_taken_is_refused_with_exit_code_2(run: Run, workplace: Path) -> None:
+    result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, "--out", "data")
+    assert (result.returncode, result.stderr.splitlines()[0]) == (
+        2,
+        "error: `data` exists and is not empty",
+    )
+
+
+def test_members_that_the_store_lacks_are_verified_against_the_old_bundle(run: Run, tmp_path: Path) -> None:
+    result = run(
+        "--home", str(tmp_path), "gate", "fit", "./bundle", *BASE_ARGUMENTS, "--out", str(tmp_path / "b")
+    )
+    assert result.returncode == 0, result.stderr
+    assert "verified: level source, pass" in result.stdout
