@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..schemas.errors import UsageError
 from .scopes.scope import RequestDecision
 
 _ATTRIBUTE = "_meteora_memory"
@@ -31,9 +32,19 @@ class ObservedBase:
         self.cache.batch_select_indices(rows)
         self.own = self.own[rows]
 
-    def crop(self, tokens: int) -> None:
-        """Go back to the first tokens."""
-        if surplus := self.own.shape[1] - tokens:
+    def follow(self, tokens: int | None) -> None:
+        """Go back to the first ``tokens`` tokens, as the cache of the routed model did.
+
+        Raises:
+            UsageError: that one went on without the base.
+        """
+        surplus = 0 if tokens is None else self.own.shape[1] - tokens
+        if surplus < 0:
+            raise UsageError(
+                f"the cache holds {tokens} tokens, but the plain base went along with {self.own.shape[1]}",
+                hint="a request of scope `segment` must not be forced in between; begin it without a cache",
+            )
+        if surplus > 0:
             self.cache.crop(-surplus)
             self.own = self.own[:, :tokens]
 

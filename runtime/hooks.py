@@ -94,7 +94,7 @@ def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
     before = None if call.is_new else CacheMemory.of(call.cache)
     past = None if before is None else before.observed
     if past is not None:
-        past.crop(own.shape[1] if call.past_tokens is None else call.past_tokens)
+        past.follow(call.past_tokens)
         own = torch.cat([past.own, own], dim=1)
     cache = None if past is None else past.cache
     output = call.module.forward(**call.observed_arguments(own, past=cache, use_cache=goes_on))

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from meteora_registry.kernels.tolerance import relative_error
 from meteora_registry.runtime import force_adapter, route_as, routing, uniform
+from meteora_registry.runtime.scopes.chain import SWITCH_PROBABILITY
+from meteora_registry.runtime.scopes.segment import INDEPENDENT_GATES
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
 from support.models import (
@@ -32,7 +34,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
 ]
 
-SCOPES = ["token", "layer", "prompt", "prompt+token"]
+SCOPES = ["token", "layer", "prompt", "prompt+token", "segment"]
+REQUEST_SCOPES = ["prompt", "prompt+token", "segment"]
 PROMPT_SCOPES = ["prompt", "prompt+token"]
 MAX_ERROR = 1e-5
 
@@ -85,12 +88,37 @@ def by_prompt(bundle: PlainBundle, prompts: list[list[int]]) -> Tensor:
     return torch.stack([bundle.top_k(base_evidence(base, bundle, prompt).mean(dim=0)) for prompt in prompts])
 
 
+def by_segment(bundle: PlainBundle, tokens: list[int], prompt_tokens: int) -> Tensor:
+    """How much of each member every token takes, [T, L]: forward-backward with the whole matrix."""
+    evidence = (INDEPENDENT_GATES * base_evidence(tiny_llama(), bundle, tokens).double()).exp()
+    members = evidence.shape[-1]
+    identity, uniform = torch.eye(members, dtype=torch.float64), torch.full((members,), 1 / members).double()
+    move = (1 - SWITCH_PROBABILITY) * identity + SWITCH_PROBABILITY * uniform
+    forward, backward = [uniform * evidence[0]], [torch.ones_like(uniform)]
+    for token in range(1, prompt_tokens):
+        forward.append((forward[-1] @ move) * evidence[token])
+    for token in reversed(range(1, prompt_tokens)):
+        backward.insert(0, move @ (evidence[token] * backward[0]))
+    found = [a * b / (a * b).sum() for a, b in zip(forward, backward, strict=True)]
+    prior = (torch.stack(found).sum(dim=0) + 1) / (prompt_tokens + members)
+    move = (1 - SWITCH_PROBABILITY) * identity + SWITCH_PROBABILITY * prior
+    for token in range(prompt_tokens, len(tokens)):
+        found.append((found[-1] @ move) * evidence[token])
+        found[-1] /= found[-1].sum()
+    return bundle.top_k(torch.stack(found).log()).float()
+
+
 def expected_logits(scope: str, folder: Path, tokens: Tensor, prompt_tokens: int) -> Tensor:
     bundle = PlainBundle(folder)
     if scope == "layer":
         weights = by_layer(bundle)
     elif scope == "token":
         weights = by_token(bundle)
+    elif scope == "segment":
+        segments = torch.stack([by_segment(bundle, row, prompt_tokens) for row in tokens.tolist()])
+
+        def weights(path: str, x: Tensor) -> Tensor:
+            return segments
     else:
         prompts = [row[:prompt_tokens] for row in tokens.tolist()]
         request = by_prompt(bundle, prompts).unsqueeze(1)
@@ -186,14 +214,14 @@ def test_requests_of_a_batch_decide_apart(bundles: dict[str, Path]) -> None:
             assert answers(model, [prompt])[0] == answer
 
 
-@pytest.mark.parametrize("scope", PROMPT_SCOPES)
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
 def test_beam_search_of_a_batch_is_that_of_each_prompt_alone(bundles: dict[str, Path], scope: str) -> None:
     model = loaded(bundles[scope])
     together = answers(model, PROMPTS, num_beams=3)
     assert together == [answers(model, [prompt], num_beams=3)[0] for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("scope", PROMPT_SCOPES)
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
 def test_generation_without_a_cache_takes_each_pass_for_a_request(
     bundles: dict[str, Path], scope: str
 ) -> None:
@@ -206,8 +234,9 @@ def test_generation_without_a_cache_takes_each_pass_for_a_request(
     )
 
 
-def test_static_cache_answers_as_a_growing_one(bundles: dict[str, Path]) -> None:
-    model = loaded(bundles["prompt"])
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_static_cache_answers_as_a_growing_one(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
     assert answers(model, PROMPTS, cache_implementation="static") == answers(model, PROMPTS)
 
 
@@ -216,8 +245,9 @@ def started(model: nn.Module, tokens: Tensor) -> object:
         return model(tokens, use_cache=True).past_key_values
 
 
-def test_decision_goes_with_the_cache(bundles: dict[str, Path]) -> None:
-    model = loaded(bundles["prompt"])
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_decision_goes_with_the_cache(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
     first, second = some_tokens(batch=2, length=6), some_tokens(batch=2, length=6, seed=9)
     step = some_tokens(batch=2, length=1, seed=3)
     alone = logits_of(model, step, past_key_values=started(model, first))
@@ -229,7 +259,7 @@ def test_decision_goes_with_the_cache(bundles: dict[str, Path]) -> None:
     assert torch.equal(logits_of(model, step, past_key_values=cache), alone)
 
 
-@pytest.mark.parametrize("scope", PROMPT_SCOPES)
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
 def test_rows_of_a_cache_take_their_decisions_along(bundles: dict[str, Path], scope: str) -> None:
     model = loaded(bundles[scope])
     tokens, step = some_tokens(batch=3, length=6), some_tokens(batch=3, length=1, seed=3)
@@ -261,13 +291,13 @@ def test_cache_that_others_wrote_is_refused(bundles: dict[str, Path]) -> None:
         logits_of(model, some_tokens(length=1), past_key_values=cache)
 
 
-@pytest.mark.parametrize("scope", PROMPT_SCOPES)
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
 def test_unlikely_request_gets_the_base_alone(adapters: dict[str, Path], tmp_path: Path, scope: str) -> None:
     model = loaded(write_bundle(tmp_path, adapters, scope=scope, abstain=1.0))
     tokens = some_tokens(length=8)
     with routing(model) as record:
         assert torch.equal(logits_of(model, tokens), logits_of(tiny_llama(), tokens))
-    assert [decision.members for decision in record.decisions] == [(), (), ()]
+    assert {decision.members for decision in record.decisions} == {()}
     assert all(bool((found.selection == -1).all()) for found in record.modules.values())
     assert answers(model, PROMPTS) == answers(tiny_llama(), PROMPTS)
 
