@@ -7,9 +7,11 @@ advisory lock. Readers never wait (WAL, MVCC) and see one state throughout their
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +71,12 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
         MissingDependency: PostgreSQL, and no driver for it is installed.
     """
     sqlite = url.get_backend_name() == "sqlite"
-    arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_SECONDS} if sqlite else {}
+    immutable = sqlite and url.database is not None and _lies_read_only(Path(url.database))
+    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}} if sqlite else {}
+    if immutable:
+        options = {"creator": partial(_open_immutable, Path(url.database or ""))}
     try:
-        engine = create_engine(url, connect_args=arguments)
+        engine = create_engine(url, **options)
     except (ImportError, NoSuchModuleError) as error:
         raise MissingDependency(
             "a catalog on PostgreSQL needs the package `psycopg`",
@@ -79,7 +84,7 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
         ) from error
     if sqlite:
         event.listen(engine, "connect", _prepare_with_foreign_keys if foreign_keys else _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "begin", _begin_immutable if immutable else _begin_sqlite)
     else:
         event.listen(engine, "begin", _begin_postgresql)
     return engine
@@ -95,6 +100,17 @@ def engine_for(url: URL, *, foreign_keys: bool = True) -> Iterator[Engine]:
         engine.dispose()
 
 
+def _lies_read_only(path: Path) -> bool:
+    """Whether a SQLite file can only be read as it lies: its log cannot be made, and nobody else has one."""
+    effective = os.access in os.supports_effective_ids
+    writable = os.access(path.parent, os.W_OK, effective_ids=effective)
+    return path.exists() and not writable and not path.with_name(path.name + "-shm").exists()
+
+
+def _open_immutable(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
+
+
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     # The driver would begin transactions by itself, late and deferred; `_begin_sqlite` does it instead.
     connection.isolation_level = None
@@ -108,6 +124,13 @@ def _prepare_with_foreign_keys(connection: sqlite3.Connection, record: object) -
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _begin_immutable(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+    if connection.get_execution_options().get(WRITES, False):
+        # Fails in SQLite's own words, before anything is read that was to be changed.
+        connection.exec_driver_sql("PRAGMA user_version = 0")
 
 
 def _begin_postgresql(connection: Connection) -> None:

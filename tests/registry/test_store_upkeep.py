@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from meteora_registry.schemas.digest import Digest
 from support.catalogued import new_bundle
 from support.small_adapters import make_adapter
 from support.store_processes import add_and_remove, collect
+from support.users import as_ordinary_user
 
 
 def damage(path: Path) -> None:
@@ -240,3 +242,33 @@ def test_the_commands_say_what_they_found(
     assert run(["store", "verify", "--format", "json"]) == 1
     [broken] = json.loads(capsys.readouterr().out)["broken"]
     assert (broken["sha256"], broken["condition"]) == (digest, "damaged")
+
+
+def test_a_read_only_home_is_read_and_says_that_nothing_can_be_added(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Not below pytest's own folder, into which another user may not look.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        home, adapters = Path(name) / "home", Path(name) / "adapters"
+        known, new = (make_adapter(adapters / each, seed=n) for n, each in enumerate(("known", "new")))
+        (new / "adapter_model.safetensors").chmod(0o644)
+        assert run(["--home", str(home), "add", str(known)]) == 0
+        # Once as it should be, so that everything is imported.
+        assert run(["--home", str(home), "show", "known"]) == 0
+        shown = capsys.readouterr().out.partition("\n")[2]
+        for folder in [home, *(path for path in home.rglob("*") if path.is_dir())]:
+            folder.chmod(0o555)
+        with as_ordinary_user():
+            assert run(["--home", str(home), "show", "known"]) == 0
+            assert capsys.readouterr().out == shown
+            assert [run(["--home", str(home), *each]) for each in (["list"], ["store", "verify"])] == [0, 0]
+            capsys.readouterr()
+            assert run(["--home", str(home), "add", str(new)]) == 2
+        for folder in [home, *(path for path in home.rglob("*") if path.is_dir())]:
+            folder.chmod(0o755)
+    assert capsys.readouterr() == (
+        "",
+        f"error: the content store `{home / 'blobs'}` cannot be written: Permission denied\n"
+        "hint: check its permissions and the free space, or name another home with `--home`\n",
+    )
