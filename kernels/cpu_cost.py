@@ -25,14 +25,11 @@ import torch
 from torch import Tensor
 
 from .layout import Layout
+from .routing import Routing
 from .slots import Slots
 
 CACHED_ADAPTERS_MB = 12.0
 HANDFUL_SLOTS = 8
-HANDFUL_WIDENED = 131072
-
-# Tokens, slots, adapters present, and the ranks of the slots and of those adapters, each summed.
-Usage = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,53 +97,50 @@ BF16_EXPAND = {
     "dense": Constants(440, rate=166, read=162),
     "grouped": Constants(1350, call=73, rate=45, read=25),
 }
-CONSTANTS = {
-    ("shrink", False): FP32_SHRINK,
-    ("shrink", True): BF16_SHRINK,
-    ("expand", False): FP32_EXPAND,
-    ("expand", True): BF16_EXPAND,
-}
 
 
-def is_a_handful(x: Tensor, slots: Slots) -> bool:
+def is_a_handful(x: Tensor, routing: Routing) -> bool:
     """Return whether a forward on a CPU is so small that `routed_views` does it in the least operations.
 
-    It widens half types, which costs more than it saves once the adapters selected are more than a few rows.
+    It would widen bf16, which costs more than it saves.
     """
-    if slots.selection.numel() > HANDFUL_SLOTS:
-        return False
-    if x.dtype != torch.bfloat16:
-        return True
-    rows = sum(map(slots.layout.ranks.__getitem__, slots.named))
-    return rows * x.shape[1] <= HANDFUL_WIDENED
+    return x.dtype != torch.bfloat16 and routing.selection.numel() <= HANDFUL_SLOTS
 
 
-def cheapest_shrink(W: Tensor, slots: Slots) -> str:
-    """Return the name of the cheapest formulation of a shrink of W [N, d]."""
-    return _cheapest("shrink", slots.layout, W.shape[1], W.dtype, _usage(slots), torch.get_num_threads())
+def cheapest(slots: Slots, features: int, results: int, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the names of the cheapest shrink of `features` and expand to `results` features.
 
-
-def cheapest_expand(W: Tensor, slots: Slots) -> str:
-    """Return the name of the cheapest formulation of an expand by W [N, d]."""
-    return _cheapest("expand", slots.layout, W.shape[1], W.dtype, _usage(slots), torch.get_num_threads())
-
-
-def _usage(slots: Slots) -> Usage:
-    """Return what of a routing enters the model: few enough numbers that most decisions are looked up."""
-    ranks, counts = slots.layout.ranks, slots.counts
+    A decision depends on so few numbers of the routing that most are looked up.
+    """
     T, k = slots.selection.shape
-    slot_rows = sum(count * ranks[i] for i, count in counts.items())
-    return T, T * k, len(counts), slot_rows, sum(ranks[i] for i in counts)
+    return _cheapest(slots.layout, T, k, slots.usage, features, results, dtype, torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=65536)
 def _cheapest(
-    product: str, layout: Layout, features: int, dtype: torch.dtype, usage: Usage, threads: int
-) -> str:
-    constants = CONSTANTS[product, _multiplies_bf16(dtype)]
-    work = work_of(layout, features, dtype, usage)
-    names = [name for name in constants if serves(name, dtype)]
-    return min(names, key=lambda name: FORMULAS[name](constants[name], work, float(threads)))
+    layout: Layout,
+    T: int,
+    k: int,
+    usage: tuple[int, int, int],
+    features: int,
+    results: int,
+    dtype: torch.dtype,
+    threads: int,
+) -> tuple[str, str]:
+    def least(constants: dict[str, Constants], d: int) -> str:
+        work = work_of(layout, T, k, usage, d, dtype)
+        costs = {
+            name: FORMULAS[name](of_name, work, float(threads))
+            for name, of_name in constants.items()
+            if serves(name, dtype)
+        }
+        return min(costs, key=lambda name: costs[name])
+
+    fast_bf16 = _multiplies_bf16(dtype)
+    return (
+        least(BF16_SHRINK if fast_bf16 else FP32_SHRINK, features),
+        least(BF16_EXPAND if fast_bf16 else FP32_EXPAND, results),
+    )
 
 
 def serves(name: str, dtype: torch.dtype) -> bool:
@@ -154,17 +148,19 @@ def serves(name: str, dtype: torch.dtype) -> bool:
     return name == "grouped" or dtype != torch.float16
 
 
-def work_of(layout: Layout, features: int, dtype: torch.dtype, usage: Usage) -> Work:
-    """Return what a routing asks of W [N, features]."""
-    tokens, slots, adapters, slot_rows, adapter_rows = usage
+def work_of(
+    layout: Layout, T: int, k: int, usage: tuple[int, int, int], features: int, dtype: torch.dtype
+) -> Work:
+    """Return what a routing of T tokens and k slots asks of W [N, features]."""
+    adapters, slot_rows, adapter_rows = usage
     row_mb = features * dtype.itemsize / 1e6
     return Work(
         adapters=adapters,
         mflop=2e-6 * slot_rows * features,
         slot_mb=slot_rows * row_mb,
         adapter_mb=adapter_rows * row_mb,
-        copy_mb=slots * row_mb,
-        dense_mflop=2e-6 * tokens * layout.rows * features,
+        copy_mb=T * k * row_mb,
+        dense_mflop=2e-6 * T * layout.rows * features,
         dense_mb=layout.rows * row_mb,
     )
 

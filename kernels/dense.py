@@ -16,15 +16,15 @@ from .slots import Slots
 def shrink_dense(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
     """Return z in row form, in the accumulation dtype, of ``v [T, d]`` and ``W [N, d]``."""
     of_all = multipliable(v) @ multipliable(W).T
-    return of_all.flatten()[slots.row_tokens * W.shape[0] + slots.rows].to(accumulation_dtype(v.dtype))
+    return of_all.flatten().index_select(0, slots.dense_places).to(accumulation_dtype(v.dtype))
 
 
 def expand_dense(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     """Return ``sum_j z_j W_i`` [T, d] in the dtype of `W`, added into `out` where one is given."""
     weight = multipliable(W)
-    spread = weight.new_zeros(slots.selection.shape[0], weight.shape[0])
+    spread = weight.new_zeros(slots.selection.shape[0] * weight.shape[0])
     # Accumulating, since a token may select an adapter twice.
-    spread.index_put_((slots.row_tokens, slots.rows), z.to(weight.dtype), accumulate=True)
+    spread = spread.index_add_(0, slots.dense_places, z.to(weight.dtype)).view(-1, weight.shape[0])
     if out is not None and out.dtype == weight.dtype:
         return out.addmm_(spread, weight)
     result = spread @ weight

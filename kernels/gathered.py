@@ -14,36 +14,45 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from .layout import Layout
 from .operands import accumulation_dtype
-from .slots import Slots
+from .routing import Routing
+from .slots import Slots, check_range
 
-# `mode` and `offsets` of the operator: sums, and no offsets, since each row names its token.
+# The operator's `mode`, and its map from rows to tokens, which it makes of the tokens' starts.
 SUM = 0
-NO_OFFSETS = torch.empty(0, dtype=torch.int64, device="cpu")
+NO_MAP = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def routed_views(
-    x: Tensor, A: Tensor, Bt: Tensor, slots: Slots, out: Tensor | None
+    x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the routed output [T, D] in the dtype of `x`, and z of each slot, [R_i].
 
     The output is added into `out` where one is given. Products and sum are in the accumulation dtype; weight
     and scaling are multiplied in double.
+
+    Raises:
+        ValueError: if a slot names an adapter that does not exist.
     """
-    layout, (T, k) = slots.layout, slots.selection.shape
-    dtype = accumulation_dtype(x.dtype)
-    in_place = out is not None and out.dtype == dtype
-    total = out if out is not None and in_place else x.new_zeros(T, Bt.shape[1], dtype=dtype)
-    shares, z = slots.weights.flatten().tolist(), []
-    for slot, adapter in enumerate(slots.named):
-        if slot % k == 0:
-            token, row = x[slot // k].to(dtype), total[slot // k]
-        start, end = layout.offsets[adapter], layout.offsets[adapter + 1]
-        z.append(torch.mv(A[start:end].to(dtype), token))
-        row.addmv_(Bt[start:end].to(dtype).T, z[-1], alpha=shares[slot] * layout.scaling[adapter])
-    if out is None:
-        return total.to(x.dtype), z
-    return out if in_place else out.add_(total), z
+    dtype, z = accumulation_dtype(x.dtype), []
+    widen = x.dtype != dtype
+    total = x.new_zeros(x.shape[0], Bt.shape[1], dtype=dtype) if out is None or widen else out
+    tokens = x.to(dtype) if widen else x
+    choices = zip(routing.selection.tolist(), routing.weights.tolist(), strict=True)
+    for token, (adapters, shares) in enumerate(choices):
+        check_range(min(adapters), max(adapters), layout.adapters)
+        features, result = tokens[token], total[token]
+        for adapter, share in zip(adapters, shares, strict=True):
+            rows = slice(layout.offsets[adapter], layout.offsets[adapter + 1])
+            down, up = A[rows], Bt[rows]
+            if widen:
+                down, up = down.to(dtype), up.to(dtype)
+            z.append(torch.mv(down, features))
+            result.addmv_(up.T, z[-1], alpha=share * layout.scaling[adapter])
+    if widen:
+        total = total.to(x.dtype) if out is None else out.add_(total)
+    return total, z
 
 
 def shrink_sampled(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
@@ -51,18 +60,12 @@ def shrink_sampled(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
     # The operator checks no index.
     slots.check()
     z: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        v, W, slots.rows, NO_OFFSETS, slots.row_tokens, SUM
+        v, W, slots.rows, slots.token_starts, NO_MAP, SUM
     )
     return z.to(accumulation_dtype(v.dtype))
 
 
 def expand_bag(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     """Return ``sum_j z_j W_i`` [T, d] in the dtype of `W`, added into `out` where one is given."""
-    T, k = slots.selection.shape
-    shares, rows = z.to(W.dtype), slots.rows
-    if slots.layout.equal_ranks:
-        result = embedding_bag(rows.view(T, -1), W, mode="sum", per_sample_weights=shares.view(T, -1))
-    else:
-        starts = slots.first_rows[::k].contiguous()
-        result = embedding_bag(rows, W, starts, mode="sum", per_sample_weights=shares)
+    result = embedding_bag(slots.rows, W, slots.token_starts, mode="sum", per_sample_weights=z.to(W.dtype))
     return result if out is None else out.add_(result)

@@ -61,12 +61,14 @@ class LayoutTensors:
         ranks: int64 [L].
         scaling: [L].
         owners: int32 [N], each row's adapter.
+        rows: int64 [N], 0 .. N - 1.
     """
 
     starts: Tensor
     ranks: Tensor
     scaling: Tensor
     owners: Tensor
+    rows: Tensor
 
 
 def layout_of(offsets: Sequence[int], scaling: Sequence[float]) -> Layout:
@@ -123,4 +125,5 @@ def layout_tensors(layout: Layout, device: torch.device, dtype: torch.dtype) -> 
             ranks.to(device),
             torch.tensor(layout.scaling, dtype=dtype, device=device),
             owners.to(device),
+            torch.arange(layout.rows, dtype=torch.int64, device=device),
         )

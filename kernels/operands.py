@@ -39,15 +39,21 @@ def check_experts(x: Tensor, A: Tensor, Bt: Tensor, offsets: Sequence[int]) -> N
     Raises:
         ValueError: as `check_operands`.
     """
-    if x.dtype not in EXPERT_DTYPES:
-        raise ValueError(f"`x` is {x.dtype}, expected one of {', '.join(map(str, EXPERT_DTYPES))}")
-    if A.dtype != x.dtype or Bt.dtype != x.dtype:
+    dtype = x.dtype
+    if dtype not in EXPERT_DTYPES:
+        raise ValueError(f"`x` is {dtype}, expected one of {', '.join(map(str, EXPERT_DTYPES))}")
+    if A.dtype != dtype or Bt.dtype != dtype:
         raise ValueError(
-            f"`x`, `A` and `Bt` are {x.dtype}, {A.dtype} and {Bt.dtype}, expected one dtype; "
+            f"`x`, `A` and `Bt` are {dtype}, {A.dtype} and {Bt.dtype}, expected one dtype; "
             "cast `x` to the experts' dtype before the call"
         )
-    _check_devices(x, A=A, Bt=Bt)
-    _check_shapes(x, A, Bt, rows=offsets[-1])
+    if not x.device == A.device == Bt.device:
+        _refuse_devices(x, A=A, Bt=Bt)
+    rows, features = offsets[-1], x.shape[-1] if x.ndim else 0
+    if x.ndim < 1 or A.shape != (rows, features) or Bt.ndim != 2 or Bt.shape[0] != rows:
+        _refuse_shapes(x, A, Bt, rows=rows)
+    if not (A.is_contiguous() and Bt.is_contiguous()):
+        raise ValueError("`A` or `Bt` is a strided view, expected contiguous rows; call `.contiguous()` once")
 
 
 def check_gate_serves(gate: Tensor, x: Tensor, *, adapters: int) -> None:
@@ -62,7 +68,8 @@ def check_gate_serves(gate: Tensor, x: Tensor, *, adapters: int) -> None:
         )
     if not gate.is_contiguous():
         raise ValueError("`gate` is a strided view, expected contiguous rows; call `.contiguous()` once")
-    _check_devices(x, gate=gate)
+    if gate.device != x.device:
+        _refuse_devices(x, gate=gate)
 
 
 def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
@@ -95,13 +102,13 @@ def multiplied_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _check_devices(x: Tensor, **others: Tensor) -> None:
+def _refuse_devices(x: Tensor, **others: Tensor) -> None:
     for name, tensor in others.items():
         if tensor.device != x.device:
             raise ValueError(f"`{name}` is on {tensor.device} and `x` on {x.device}, expected one device")
 
 
-def _check_shapes(x: Tensor, A: Tensor, Bt: Tensor, *, rows: int) -> None:
+def _refuse_shapes(x: Tensor, A: Tensor, Bt: Tensor, *, rows: int) -> None:
     if x.ndim < 1 or A.ndim != 2 or Bt.ndim != 2:
         raise ValueError(
             f"`x`, `A` and `Bt` are {list(x.shape)}, {list(A.shape)} and {list(Bt.shape)}, expected "
@@ -115,8 +122,6 @@ def _check_shapes(x: Tensor, A: Tensor, Bt: Tensor, *, rows: int) -> None:
                 f"`{name}` has {found} rows, expected {rows}, where the last of `offsets` ends; "
                 "Bt is B transposed"
             )
-    if not (A.is_contiguous() and Bt.is_contiguous()):
-        raise ValueError("`A` or `Bt` is a strided view, expected contiguous rows; call `.contiguous()` once")
 
 
 def _check_routing(x: Tensor, selection: Tensor, weights: Tensor, *, adapters: int) -> None:
@@ -126,7 +131,8 @@ def _check_routing(x: Tensor, selection: Tensor, weights: Tensor, *, adapters: i
         raise ValueError(
             f"`weights` is {weights.dtype}, expected torch.float32; keep routing out of autocast"
         )
-    _check_devices(x, selection=selection, weights=weights)
+    if not x.device == selection.device == weights.device:
+        _refuse_devices(x, selection=selection, weights=weights)
     if selection.shape != weights.shape:
         raise ValueError(
             f"`selection` is {list(selection.shape)} and `weights` {list(weights.shape)}, expected one shape"

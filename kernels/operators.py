@@ -24,7 +24,7 @@ from .routing import Gate, Routing
 
 def is_traced(x: Tensor) -> bool:
     """Return whether a compiler or a fake tensor asks for the operator rather than its function."""
-    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+    return torch.compiler.is_dynamo_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
@@ -32,19 +32,26 @@ def needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Return whether autocast would change the dtype of products of `x`."""
+    # Asking a device for its type makes a string, which costs more than all the rest of this.
+    return torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which products keep the operands' dtype, whatever autocast surrounds it."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return nullcontext()
-    return torch.autocast(device_type=x.device.type, enabled=False)
+    return torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext()
 
 
 def infer(
     x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None = None
 ) -> Tensor:
     """Return the routed output [T, D], added into `out` where one is given."""
+    compute = backend_for(x, layout).forward
+    if not is_autocast(x):
+        return compute(x, A, Bt, layout, routing, out)
     with without_autocast(x):
-        return backend_for(x, layout).forward(x, A, Bt, layout, routing, out)
+        return compute(x, A, Bt, layout, routing, out)
 
 
 def forward(

@@ -10,6 +10,8 @@ Shapes are those of ``layout.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -23,8 +25,11 @@ from .operands import accumulation_dtype
 from .routing import Gate, Routing
 from .slots import Slots
 
-CPU_SHRINKS = {"sampled": shrink_sampled, "dense": shrink_dense, "grouped": shrink_grouped}
-CPU_EXPANDS = {"bag": expand_bag, "dense": expand_dense, "grouped": expand_grouped}
+Shrink = Callable[[Tensor, Tensor, Slots], Tensor]
+Expand = Callable[[Tensor, Tensor, Slots, Tensor | None], Tensor]
+
+CPU_SHRINKS: dict[str, Shrink] = {"sampled": shrink_sampled, "dense": shrink_dense, "grouped": shrink_grouped}
+CPU_EXPANDS: dict[str, Expand] = {"bag": expand_bag, "dense": expand_dense, "grouped": expand_grouped}
 
 
 def forward(
@@ -33,10 +38,11 @@ def forward(
     """Return the routed output [T, D], added into `out` where one is given; z is not kept."""
     if not layout.rows or not x.shape[0]:
         return x.new_zeros(x.shape[0], Bt.shape[1]) if out is None else out
+    if x.is_cpu and cpu_cost.is_a_handful(x, routing):
+        return routed_views(x, A, Bt, layout, routing, out)[0]
     slots = Slots(layout, routing)
-    if x.is_cpu and cpu_cost.is_a_handful(x, slots):
-        return routed_views(x, A, Bt, slots, out)[0]
-    return _expand(slots.weighted(_shrink(x, A, slots)), Bt, slots, out)
+    shrink, expand = _cheapest(x, A, Bt, slots)
+    return expand(slots.weighted(shrink(x, A, slots)), Bt, slots, out)
 
 
 def forward_with_z(
@@ -46,14 +52,15 @@ def forward_with_z(
     if not layout.rows or not x.shape[0]:
         z = x.new_zeros(*routing.selection.shape, layout.max_rank, dtype=accumulation_dtype(x.dtype))
         return x.new_zeros(x.shape[0], Bt.shape[1]), z
-    slots = Slots(layout, routing)
-    if x.is_cpu and cpu_cost.is_a_handful(x, slots):
-        output, parts = routed_views(x, A, Bt, slots, None)
+    if x.is_cpu and cpu_cost.is_a_handful(x, routing):
+        output, parts = routed_views(x, A, Bt, layout, routing, None)
         if not layout.equal_ranks:
             parts = [pad(part, (0, layout.max_rank - part.numel())) for part in parts]
         return output, torch.cat(parts).view(*routing.selection.shape, layout.max_rank)
-    z = _shrink(x, A, slots)
-    return _expand(slots.weighted(z), Bt, slots, None), slots.compact(z)
+    slots = Slots(layout, routing)
+    shrink, expand = _cheapest(x, A, Bt, slots)
+    z = shrink(x, A, slots)
+    return expand(slots.weighted(z), Bt, slots, None), slots.compact(z)
 
 
 def gated_forward(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
@@ -79,13 +86,8 @@ def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> 
     return outer_products(slots.weighted(slots.row_form(z)), v, slots)
 
 
-def _shrink(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
-    if not v.is_cpu:
-        return shrink_dense(v, W, slots)
-    return CPU_SHRINKS[cpu_cost.cheapest_shrink(W, slots)](v, W, slots)
-
-
-def _expand(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
-    if not z.is_cpu:
-        return expand_dense(z, W, slots, out)
-    return CPU_EXPANDS[cpu_cost.cheapest_expand(W, slots)](z, W, slots, out)
+def _cheapest(x: Tensor, A: Tensor, Bt: Tensor, slots: Slots) -> tuple[Shrink, Expand]:
+    if not x.is_cpu:
+        return shrink_dense, expand_dense
+    shrink, expand = cpu_cost.cheapest(slots, A.shape[1], Bt.shape[1], x.dtype)
+    return CPU_SHRINKS[shrink], CPU_EXPANDS[expand]

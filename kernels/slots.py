@@ -9,7 +9,8 @@ name are read, and checked, on the host. Shapes are those of ``layout.py``.
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,20 @@ from .routing import Routing
 FEW_SLOTS = 64
 
 
+Value = TypeVar("Value")
+
+
+class once(Generic[Value]):  # noqa: N801 - a decorator, named like property
+    """`functools.cached_property` without the lock that it takes before Python 3.12."""
+
+    def __init__(self, compute: Callable[[Slots], Value]) -> None:
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, slots: Slots, _: type[Slots] | None = None) -> Value:
+        value = slots.__dict__[self.name] = self.compute(slots)
+        return value
+
+
 class Slots:
     """The T * k slots of a routing, numbered token by token."""
 
@@ -29,8 +44,9 @@ class Slots:
         self.selection = routing.selection
         self.weights = routing.weights
         self.device = routing.selection.device
+        self.are_few = routing.selection.numel() <= FEW_SLOTS
 
-    @cached_property
+    @once
     def named(self) -> list[int]:
         """The adapter of each slot, on the host; for few slots.
 
@@ -38,22 +54,36 @@ class Slots:
             ValueError: if a slot names an adapter that does not exist.
         """
         named: list[int] = self.selection.flatten().tolist()
-        _check_range(min(named), max(named), self.layout.adapters)
+        check_range(min(named), max(named), self.layout.adapters)
         return named
 
-    @cached_property
+    @once
     def counts(self) -> dict[int, int]:
         """The number of slots of each adapter that has any, by ascending adapter.
 
         Raises:
             ValueError: as `named`.
         """
-        if self.selection.numel() <= FEW_SLOTS:
+        if self.are_few:
             return {i: self.named.count(i) for i in sorted(set(self.named))}
         flat = self.selection.flatten()
-        _check_range(*torch.stack(flat.aminmax()).tolist(), self.layout.adapters)
+        check_range(*torch.stack(flat.aminmax()).tolist(), self.layout.adapters)
         numbers = torch.bincount(flat, minlength=self.layout.adapters).tolist()
         return {i: number for i, number in enumerate(numbers) if number}
+
+    @once
+    def usage(self) -> tuple[int, int, int]:
+        """The adapters present, the ranks of all slots together, and of those adapters together.
+
+        Raises:
+            ValueError: as `named`.
+        """
+        ranks, size = self.layout.ranks, self.selection.numel()
+        present = set(self.named) if self.are_few else self.counts
+        if self.layout.equal_ranks:
+            return len(present), size * ranks[0], len(present) * ranks[0]
+        of_slots = sum(count * ranks[i] for i, count in self.counts.items())
+        return len(present), of_slots, sum(ranks[i] for i in present)
 
     def check(self) -> None:
         """Refuse slots that name an adapter that does not exist.
@@ -61,49 +91,59 @@ class Slots:
         Raises:
             ValueError: as `named`.
         """
-        _ = self.counts
+        _ = self.usage
 
-    @cached_property
+    @once
     def slot_rows(self) -> Tensor:
         """The rank of each slot's adapter: int64 [T * k]."""
         ranks = layout_tensors(self.layout, self.device, torch.float32).ranks
         return ranks[self.selection.flatten()]
 
-    @cached_property
+    @once
     def first_rows(self) -> Tensor:
         """The place of each slot's first row in the row form: int64 [T * k]."""
         return self.slot_rows.cumsum(0) - self.slot_rows
 
-    @cached_property
+    @once
     def row_slots(self) -> Tensor:
         """The slot of each row: int64 [S]."""
         return torch.repeat_interleave(self.slot_rows)
 
-    @cached_property
-    def row_tokens(self) -> Tensor:
-        """The token of each row: int64 [S]."""
-        T, k = self.selection.shape
+    @once
+    def dense_places(self) -> Tensor:
+        """The place of each row in z of all adapters, [T, N] flattened: int64 [S]."""
+        (T, k), N = self.selection.shape, self.layout.rows
         if not self.layout.equal_ranks:
-            return self.row_slots // k
-        tokens = torch.arange(T, device=self.device).unsqueeze(1)
-        return tokens.expand(T, k * self.layout.max_rank).flatten().contiguous()
+            return self.rows + (self.row_slots // k) * N
+        starts = torch.arange(0, T * N, N, device=self.device).unsqueeze(1)
+        return (self.rows.view(T, -1) + starts).flatten()
 
-    @cached_property
+    @once
+    def token_starts(self) -> Tensor:
+        """The place of each token's first row in the row form: int64 [T]."""
+        k = self.selection.shape[1]
+        if self.layout.equal_ranks:
+            per_token = k * self.layout.max_rank
+            return torch.arange(
+                0, self.selection.numel() * self.layout.max_rank, per_token, device=self.device
+            )
+        return self.first_rows[::k].contiguous()
+
+    @once
     def rows(self) -> Tensor:
         """The row of the storage behind each row: int64 [S]."""
+        flat, known = self.selection.flatten(), layout_tensors(self.layout, self.device, torch.float32)
         if self.layout.equal_ranks:
-            steps = torch.arange(self.layout.max_rank, device=self.device)
-            return (self.selection * self.layout.max_rank).unsqueeze(-1).add(steps).flatten()
-        starts = layout_tensors(self.layout, self.device, torch.float32).starts
-        shift = starts[self.selection.flatten()] - self.first_rows
-        return shift[self.row_slots] + torch.arange(self.row_slots.numel(), device=self.device)
+            return known.rows.view(self.layout.adapters, -1).index_select(0, flat).flatten()
+        places = torch.arange(self.row_slots.numel(), device=self.device)
+        return (known.starts[flat] - self.first_rows)[self.row_slots] + places
 
-    @cached_property
+    @once
     def within(self) -> Tensor:
         """The place of each row in its slot: int64 [S]."""
         return torch.arange(self.row_slots.numel(), device=self.device) - self.first_rows[self.row_slots]
 
-    @cached_property
+    @once
     def order(self) -> Tensor:
         """The slots sorted by adapter, ties by slot: int64 [T * k]."""
         return self.selection.flatten().argsort(stable=True)
@@ -144,15 +184,20 @@ class Slots:
             return torch.empty_like(rows).index_copy_(0, self.order, rows).flatten()
         return torch.empty_like(sorted_z).index_copy_(0, self.row_order, sorted_z)
 
-    @cached_property
+    @once
     def row_order(self) -> Tensor:
         """The rows of the row form in the order that `order` gives their slots: int64 [S]."""
         return self.selection.flatten()[self.row_slots].argsort(stable=True)
 
 
-def _check_range(least: int, greatest: int, adapters: int) -> None:
-    for found in (least, greatest):
-        if not 0 <= found < adapters:
-            raise ValueError(
-                f"`selection` names adapter {found}, expected 0 to {adapters - 1}, the adapters known here"
-            )
+def check_range(least: int, greatest: int, adapters: int) -> None:
+    """Refuse adapters that do not exist, given the least and the greatest.
+
+    Raises:
+        ValueError: naming one.
+    """
+    if least < 0 or greatest >= adapters:
+        raise ValueError(
+            f"`selection` names adapter {least if least < 0 else greatest}, expected 0 to {adapters - 1}, "
+            "the adapters known here"
+        )

@@ -11,7 +11,7 @@ import torch
 from meteora_registry.kernels import cpu_cost
 from meteora_registry.kernels.layout import layout_of
 from meteora_registry.kernels.products import CPU_EXPANDS, CPU_SHRINKS
-from meteora_registry.kernels.routing import Routing
+from meteora_registry.kernels.routing import Routing, route_to
 from meteora_registry.kernels.slots import Slots
 from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
 from support.routed_cases import Operands, operands
@@ -98,37 +98,30 @@ def slots_of(ranks: list[int], selection: torch.Tensor) -> Slots:
 
 
 def work_of(slots: Slots) -> cpu_cost.Work:
-    ranks = slots.layout.ranks
-    rows = [count * ranks[i] for i, count in slots.counts.items()]
     T, k = slots.selection.shape
-    usage = (T, T * k, len(rows), sum(rows), sum(ranks[i] for i in slots.counts))
-    return cpu_cost.work_of(slots.layout, 4096, torch.float32, usage)
+    return cpu_cost.work_of(slots.layout, T, k, slots.usage, 4096, torch.float32)
 
 
-def test_a_handful_is_few_slots_and_in_bf16_few_rows() -> None:
-    tokens = {T: slots_of([8, 64], torch.zeros(T, 2, dtype=torch.int64)) for T in (1, 4, 5)}
-    assert cpu_cost.is_a_handful(torch.empty(4, 4096), tokens[4])
-    assert not cpu_cost.is_a_handful(torch.empty(5, 4096), tokens[5])
-    assert cpu_cost.is_a_handful(torch.empty(1, 4096, dtype=torch.bfloat16), tokens[1])
-    large = slots_of([8, 64], torch.ones(1, 2, dtype=torch.int64))
-    assert not cpu_cost.is_a_handful(torch.empty(1, 4096, dtype=torch.bfloat16), large)
+def test_a_handful_is_few_slots_that_need_no_widening() -> None:
+    few, more = (route_to(0, (T,), "cpu") for T in (8, 9))
+    assert cpu_cost.is_a_handful(torch.empty(8, 16), few)
+    assert not cpu_cost.is_a_handful(torch.empty(9, 16), more)
+    assert not cpu_cost.is_a_handful(torch.empty(8, 16, dtype=torch.bfloat16), few)
 
 
 def test_model_reads_rows_where_they_lie_while_they_are_few() -> None:
-    W, slots = torch.empty(28 * 8, 4096), slots_of([8] * 28, torch.arange(32).view(16, 2) % 28)
-    assert cpu_cost.cheapest_shrink(W, slots) == "sampled"
-    assert cpu_cost.cheapest_expand(W, slots) == "bag"
+    slots = slots_of([8] * 28, torch.arange(32).view(16, 2) % 28)
+    assert cpu_cost.cheapest(slots, 4096, 4096, torch.float32) == ("sampled", "bag")
 
 
 def test_model_multiplies_by_groups_when_ranks_are_large_and_tokens_many() -> None:
-    W, slots = torch.empty(28 * 64, 4096), slots_of([64] * 28, torch.arange(1024).view(512, 2) % 28)
-    assert cpu_cost.cheapest_shrink(W, slots) == "grouped"
-    assert cpu_cost.cheapest_expand(W, slots) == "grouped"
+    slots = slots_of([64] * 28, torch.arange(1024).view(512, 2) % 28)
+    assert cpu_cost.cheapest(slots, 4096, 4096, torch.float32) == ("grouped", "grouped")
 
 
 def test_model_takes_all_adapters_when_they_are_few_and_tokens_many() -> None:
-    slots = slots_of([8] * 4, torch.arange(4096).remainder(4).unsqueeze(1))
-    assert cpu_cost.cheapest_shrink(torch.empty(32, 4096), slots) == "dense"
+    slots = slots_of([8] * 4, torch.arange(8192).view(4096, 2) % 4)
+    assert cpu_cost.cheapest(slots, 4096, 4096, torch.float32) == ("dense", "dense")
 
 
 @pytest.mark.parametrize("formulas", [cpu_cost.FP32_SHRINK, cpu_cost.BF16_EXPAND], ids=["shrink", "expand"])
@@ -143,7 +136,5 @@ def test_a_rare_large_rank_is_not_paid_by_the_others(formulas: dict[str, cpu_cos
 
 @pytest.mark.parametrize("T", [1, 16, 512])
 def test_fp16_is_only_served_where_it_is_widened(T: int) -> None:
-    W = torch.empty(28 * 8, 4096, dtype=torch.float16)
     slots = slots_of([8] * 28, torch.arange(T).remainder(28).unsqueeze(1))
-    assert cpu_cost.cheapest_shrink(W, slots) == "grouped"
-    assert cpu_cost.cheapest_expand(W, slots) == "grouped"
+    assert cpu_cost.cheapest(slots, 4096, 4096, torch.float16) == ("grouped", "grouped")
