@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from meteora_registry.fuser.plan import FuseOptions
 from support.members import fuse, read_members
 from support.models import make_adapter, save_base, tiny_llama
 from support.task_data import tiny_tokenizer
@@ -21,11 +22,11 @@ class Workplace:
 
 
 def make_workplace(folder: Path) -> Workplace:
-    """Adapters of PEFT, fused with gates that nobody fitted, and the base that they were made for."""
+    """Adapters of PEFT, fused with random gates, and the base that they were made for."""
     adapters = {
         name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules=["q_proj", "up_proj"])
         for seed, name in enumerate(MEMBERS)
     }
     base = save_base(tiny_llama(), folder / "base")
     tiny_tokenizer(pad_token="<unk>").save_pretrained(base)
-    return Workplace(fuse(read_members(adapters), folder / "bundle"), base)
+    return Workplace(fuse(read_members(adapters), folder / "bundle", FuseOptions(gate="normal")), base)

@@ -1,0 +1,253 @@
+"""Evaluations of a real model: every mode is what the same call of the model is."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from meteora_registry.fuser.gates import arrow_gate
+from meteora_registry.runtime import (
+    LoadedBundle,
+    force_adapter,
+    generate,
+    load_bundle,
+    route_as,
+    routing,
+    uniform,
+)
+from meteora_registry.runtime.evaluation import EvaluationOptions, evaluate
+from meteora_registry.runtime.evaluation.modes import arrow
+from meteora_registry.runtime.fitting import TaskData, context_of, read_task_data
+from meteora_registry.schemas.errors import DataRefused, UsageError
+from meteora_registry.schemas.evaluation import Evaluation, Mode
+from support.answering import MEMBERS, make_workplace
+from support.bundles import read_factors
+from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, some_tokens
+from support.task_data import write_lines
+
+pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
+NEW_TOKENS = 4
+# Of unlike lengths, so that a batch of them is padded.
+PROMPTS = ("w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w10 w11", "w12 w13 w14 w15")
+ALL_MODES: tuple[Mode, ...] = (
+    *("base", "member", "routed", "token", "layer", "prompt", "prompt+token"),
+    *("segment", "arrow", "uniform"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedBundle:
+    workplace = make_workplace(folder)
+    return load_bundle(workplace.bundle, workplace.base)
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path, loaded: LoadedBundle) -> dict[str, TaskData]:
+    """Prompts whose expected answers are what each member alone answers."""
+    (folder / "data").mkdir()
+    for member in MEMBERS:
+        with force_adapter(loaded.model, member):
+            answers = [generate(loaded, [prompt], max_new_tokens=NEW_TOKENS)[0] for prompt in PROMPTS]
+        lines = [{"prompt": p, "response": a} for p, a in zip(PROMPTS, answers, strict=True)]
+        write_lines(folder / "data" / f"{member}.jsonl", lines)
+    return read(folder / "data", loaded)
+
+
+def read(folder: Path, loaded: LoadedBundle) -> dict[str, TaskData]:
+    context = context_of(loaded.model.config)
+    return read_task_data(folder, MEMBERS, tokenizer=loaded.tokenizer, context_tokens=context)
+
+
+def run(loaded: LoadedBundle, data: dict[str, TaskData], *modes: Mode, **options: Any) -> Evaluation:
+    defaults = {"max_new_tokens": NEW_TOKENS, "batch_size": 2}
+    return evaluate(loaded, data, EvaluationOptions(modes=modes, **(defaults | options)), bundle="tiny")
+
+
+@pytest.fixture(scope="module")
+def evaluation(loaded: LoadedBundle, data: dict[str, TaskData]) -> Evaluation:
+    return run(loaded, data, *ALL_MODES)
+
+
+def block_of(model: PeftModel, mode: str, member: str) -> AbstractContextManager[Any]:
+    """What a mode is, said with the public functions."""
+    match mode:
+        case "base":
+            return model.disable_adapter()  # type: ignore[no-any-return]
+        case "member":
+            return force_adapter(model, member)
+        case "uniform":
+            return uniform(model)
+        case "arrow":
+            return arrow(model)
+        case "routed":
+            return nullcontext()
+        case _:
+            return route_as(model, scope=mode)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_mode_answers_what_the_model_answers_to_each_prompt_alone(
+    loaded: LoadedBundle, evaluation: Evaluation, mode: str
+) -> None:
+    found = evaluation.mode(mode)
+    assert found is not None
+    for task in found.tasks:
+        with block_of(loaded.model, mode, task.member):
+            alone = [generate(loaded, [prompt], max_new_tokens=NEW_TOKENS)[0] for prompt in PROMPTS]
+        assert list(task.answers) == alone
+
+
+def test_member_alone_scores_what_it_was_expected_to_and_others_less(evaluation: Evaluation) -> None:
+    scores = {mode.mode: mode.score for mode in evaluation.modes}
+    assert scores.pop("member") == 1.0
+    assert max(scores.values()) < 1.0
+
+
+def test_routing_is_counted_where_there_is_any(evaluation: Evaluation) -> None:
+    routed = {mode.mode for mode in evaluation.modes if mode.routing is not None}
+    assert routed == set(ALL_MODES) - {"base", "member", "uniform"}
+
+
+def test_accuracy_of_a_module_is_that_of_the_record(
+    loaded: LoadedBundle, data: dict[str, TaskData], evaluation: Evaluation
+) -> None:
+    path = loaded.config.target_modules[0]
+    shares = []
+    for place in range(len(MEMBERS)):
+        hits = []
+        for prompt in PROMPTS:
+            with routing(loaded.model) as record:
+                generate(loaded, [prompt], max_new_tokens=NEW_TOKENS)
+            hits += (record.modules[path].selection[0, :, 0] == place).tolist()
+        shares.append(sum(hits) / len(hits))
+    routed = evaluation.mode("routed")
+    assert routed is not None
+    assert routed.routing is not None
+    assert routed.routing.modules[path] == pytest.approx(sum(shares) / len(MEMBERS), abs=1e-6)
+
+
+def test_positions_count_prompt_and_answer(evaluation: Evaluation) -> None:
+    routed = evaluation.mode("routed")
+    assert routed is not None
+    assert routed.routing is not None
+    tokens = {(each.answer, each.position): each.tokens for each in routed.routing.positions}
+    longer_than = [sum(len(prompt.split()) > place for prompt in PROMPTS) for place in range(5)]
+    expected = {(False, place): 3 * count for place, count in enumerate(longer_than)}
+    # The last token of an answer was never read.
+    expected |= {(True, place): 3 * len(PROMPTS) for place in range(NEW_TOKENS - 1)}
+    assert tokens == expected
+
+
+def test_cost_counts_the_tokens(evaluation: Evaluation) -> None:
+    for mode in evaluation.modes:
+        assert mode.cost.prompt_tokens == 3 * sum(len(prompt.split()) for prompt in PROMPTS)
+        assert mode.cost.new_tokens == 3 * len(PROMPTS) * NEW_TOKENS
+        assert mode.cost.seconds > 0
+
+
+def test_arrow_takes_the_gates_of_the_factors(folder: Path, loaded: LoadedBundle) -> None:
+    path = "model.layers.1.self_attn.q_proj"
+    pairs = [read_factors(folder / member)[path] for member in MEMBERS]
+    layer = loaded.model.get_submodule(f"base_model.model.{path}")
+    inputs: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad(), arrow(loaded.model), routing(loaded.model) as record:
+        loaded.model(some_tokens())
+    handle.remove()
+    scores = (inputs[0] @ arrow_gate(pairs, pairs[0][0].shape[1]).T).abs()
+    assert torch.equal(record.modules[path].selection[..., 0], scores.argmax(dim=-1))
+
+
+def test_arrow_ends_with_its_block(loaded: LoadedBundle) -> None:
+    with torch.no_grad():
+        before = loaded.model(some_tokens()).logits
+        with arrow(loaded.model):
+            assert not torch.equal(loaded.model(some_tokens()).logits, before)
+        assert torch.equal(loaded.model(some_tokens()).logits, before)
+
+
+def test_evaluation_is_read_as_it_was_written(evaluation: Evaluation) -> None:
+    assert Evaluation.from_bytes(evaluation.to_bytes(), what="evaluation.json") == evaluation
+
+
+def test_limit_spreads_the_items_over_the_file(loaded: LoadedBundle, data: dict[str, TaskData]) -> None:
+    found = run(loaded, data, "base", limit=2)
+    assert [(task.lines, task.samples) for task in found.tasks] == [((1, 3), 5)] * 3
+
+
+def test_metric_is_that_of_the_member(loaded: LoadedBundle, data: dict[str, TaskData]) -> None:
+    found = run(loaded, data, "member", metric="accuracy", metrics={"two": "exact"}, limit=2)
+    assert [task.metric for task in found.tasks] == ["accuracy", "exact", "accuracy"]
+    assert found.modes[0].score == 1.0
+
+
+def test_longest_answer_is_that_of_the_data_and_some_more(
+    loaded: LoadedBundle, data: dict[str, TaskData]
+) -> None:
+    found = run(loaded, data, "base", limit=1, max_new_tokens=None)
+    assert [task.max_new_tokens for task in found.tasks] == [NEW_TOKENS + 8] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"modes": ("oracle",)},
+            "the mode is `oracle`, expected one of `base`, `member`, `routed`, `token`, ",
+        ),
+        ({"modes": ("base", "base")}, "a mode is named twice: `base`, `base`"),
+        ({"modes": ()}, "there are no modes to evaluate"),
+        ({"metric": "bleu"}, "the metric is `bleu`, expected one of `exact`, `accuracy`, `rouge`"),
+        (
+            {"metrics": {"four": "exact"}},
+            "a metric is stated for `four`, the bundle has the members `one`, `two`, `three`",
+        ),
+        ({"limit": 0}, "limit is 0, expected at least 1"),
+    ],
+    ids=["mode", "twice", "no-modes", "metric", "metric-of-a-stranger", "limit"],
+)
+def test_option_that_makes_no_sense_is_refused(
+    loaded: LoadedBundle, data: dict[str, TaskData], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        evaluate(loaded, data, EvaluationOptions(**options), bundle="tiny")
+    assert str(caught.value).startswith(message)
+
+
+def test_items_without_an_answer_or_room_for_one_are_refused_together(
+    loaded: LoadedBundle, data: dict[str, TaskData], tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "one.jsonl", [{"text": "w1 w2"}])
+    write_lines(tmp_path / "two.jsonl", [{"prompt": "w1", "response": "w2"}])
+    write_lines(tmp_path / "three.jsonl", [{"prompt": " ".join(["w1"] * 61), "response": "w2"}])
+    with pytest.raises(DataRefused) as caught:
+        run(loaded, read(tmp_path, loaded), "base")
+    assert caught.value.problems == (
+        "`one.jsonl:1` has no answer to compare with",
+        "`three.jsonl:1` has a prompt of 61 tokens and its answer up to 4, the base takes 64 together",
+    )
+
+
+def test_progress_ends_with_all_items_of_every_mode(loaded: LoadedBundle, data: dict[str, TaskData]) -> None:
+    told: list[tuple[str, int, int]] = []
+    options = EvaluationOptions(modes=("base", "member"), max_new_tokens=1, batch_size=3)
+    evaluate(loaded, data, options, bundle="tiny", progress=lambda *each: told.append(each))
+    assert told[-1] == ("member", 15, 15)
+    assert next(each for each in told if each[0] == "base") == ("base", 3, 15)
+
+
+def test_document_is_plain_json(evaluation: Evaluation) -> None:
+    value = json.loads(evaluation.to_bytes())
+    assert (value["meteora_evaluation"], value["bundle"], value["gate_fitted"]) == (1, "tiny", False)
+    assert set(value["versions"]) == {"meteora-registry", "peft", "torch", "transformers"}
