@@ -56,7 +56,8 @@ def load_bundle(
     tokenizer = _read(AutoTokenizer, named)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        # Masked out wherever it stands, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return LoadedBundle(PeftModel.from_pretrained(model, folder).eval(), tokenizer, config)
 
 

@@ -1,0 +1,90 @@
+"""Text in, text out: a bundle loaded with its base and tokenizer, and the example that shows it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from meteora_registry.runtime import force_adapter, generate, load_bundle
+from meteora_registry.schemas.errors import BundleRefused, SourceUnreadable, UsageError
+from support.bundles import write_bundle
+from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_llama_adapters, save_base, tiny_llama
+from support.task_data import tiny_tokenizer
+
+pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
+
+PROMPTS = ["w1 w2 w3 w4 w5", "w7", "w9 w11 w13"]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "route.py"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_base(tiny_llama(), tmp_path_factory.mktemp("base"))
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    members = dict(list(make_llama_adapters(folder / "adapters").items())[:3])
+    return write_bundle(folder / "bundle", members, top_k=1, scope="prompt")
+
+
+def test_batch_of_prompts_is_answered_as_each_alone(bundle: Path, base: Path) -> None:
+    loaded = load_bundle(bundle, base)
+    together = generate(loaded, PROMPTS, max_new_tokens=6)
+    assert together == [generate(loaded, [prompt], max_new_tokens=6)[0] for prompt in PROMPTS]
+    assert all(
+        answer and not answer.startswith(prompt) for answer, prompt in zip(together, PROMPTS, strict=True)
+    )
+    with force_adapter(loaded.model, "rank4"):
+        assert generate(loaded, PROMPTS, max_new_tokens=6) != together
+
+
+def test_base_in_memory_is_used_as_it_is(bundle: Path, base: Path) -> None:
+    model = type(tiny_llama()).from_pretrained(base)
+    loaded = load_bundle(bundle, model)
+    assert loaded.model.base_model.model is model
+    assert loaded.config.names == ("rank4", "rank8", "rslora16")
+    assert generate(loaded, PROMPTS, max_new_tokens=4) == generate(
+        load_bundle(bundle, base), PROMPTS, max_new_tokens=4
+    )
+    with pytest.raises(UsageError) as caught:
+        load_bundle(bundle, tiny_llama(), dtype=torch.bfloat16)
+    assert str(caught.value) == "the base is loaded in `torch.float32`, found also `dtype=torch.bfloat16`"
+
+
+def test_base_is_loaded_in_the_dtype_asked_for(bundle: Path, base: Path) -> None:
+    assert load_bundle(bundle, str(base), dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_what_cannot_be_loaded_is_refused(bundle: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable, match=r"cannot be loaded as the base"):
+        load_bundle(bundle, tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(BundleRefused, match="is no MeteoRA bundle"):
+        load_bundle(tmp_path, base)
+    with pytest.raises(UsageError) as caught:
+        generate(load_bundle(bundle, base), [])
+    assert str(caught.value) == "there are no prompts to answer"
+
+
+def test_example_shows_every_way_of_routing(
+    bundle: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("route", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(bundle, str(base), PROMPTS[:2])
+    printed = capsys.readouterr().out
+    assert "3 members, scope `prompt`" in printed
+    for title in ("as the bundle routes", "token by token", "`rslora16` alone", "the base alone"):
+        assert title in printed
+    assert "request 1, tokens 0 to 36: " in printed
+    answers = generate(load_bundle(bundle, base), PROMPTS[:2], max_new_tokens=example.MAX_NEW_TOKENS)
+    assert all(f"-> {answer!r}" in printed for answer in answers)
