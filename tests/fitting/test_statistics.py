@@ -1,0 +1,149 @@
+"""The file of statistics: nothing in it is believed, and it appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from meteora_registry.runtime.fitting.inputs import ModuleInput
+from meteora_registry.runtime.fitting.moments import Moments
+from meteora_registry.runtime.fitting.statistics import StatisticsFile, StatisticsWriter, names_in
+from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
+from meteora_registry.schemas.statistics import StatisticsDescription
+from support.tampering import flip_byte
+
+INPUT = ModuleInput(("layer.q", "layer.k"), 4)
+VALUE: dict[str, Any] = {
+    "meteora_statistics": 1,
+    "base_sha256": "a" * 64,
+    "settings": {"kind": "normalised", "eps": 1e-6, "max_tokens": 8, "skip_tokens": 0, "concatenated": False},
+    "members": [
+        {"member": name, "sha256": Digest.of_bytes(name.encode()), "samples": 3, "tokens": 9}
+        for name in ("legal", "medical")
+    ],
+    "inputs": [{"source": "layer.q", "modules": ["layer.q", "layer.k"], "features": 4}],
+}
+
+
+@pytest.fixture
+def moments() -> Moments:
+    return Moments(torch.randn(2, 4, dtype=torch.float64), torch.eye(4))
+
+
+@pytest.fixture
+def file(tmp_path: Path, moments: Moments) -> Path:
+    path = tmp_path / "bundle.statistics"
+    with StatisticsWriter(path, describe()) as writer:
+        writer.write("layer.q", moments)
+    return path
+
+
+def describe(**changes: Any) -> StatisticsDescription:
+    return StatisticsDescription.from_value(VALUE | changes, what="the description")
+
+
+def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """Change tensors and description, as somebody could who makes such a file."""
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        value = json.loads(opened.metadata()["meteora_statistics"])
+    change(tensors, value)
+    save_file(tensors, file, metadata={"meteora_statistics": json.dumps(value)})
+
+
+def test_statistics_come_back_by_any_module_of_an_input(file: Path, moments: Moments) -> None:
+    with StatisticsFile(file) as opened:
+        for modules in (INPUT.modules, ("layer.k",), ("layer.v", "layer.k")):
+            found = opened.read(ModuleInput(modules, 4))
+            assert torch.equal(found.means, moments.means)
+            assert torch.equal(found.second, moments.second)
+        assert opened.description == describe()
+    assert names_in(file) == ("legal", "medical")
+
+
+def test_a_file_of_statistics_is_a_safetensors_file(file: Path) -> None:
+    assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in load_file(file).items()} == {
+        "layer.q.means": (torch.float64, (2, 4)),
+        "layer.q.second_moment": (torch.float32, (4, 4)),
+    }
+
+
+@pytest.mark.parametrize(
+    "wanted", [ModuleInput(("layer.o",), 4), ModuleInput(("layer.q",), 5)], ids=["module", "features"]
+)
+def test_an_input_that_is_not_in_it_is_refused(file: Path, wanted: ModuleInput) -> None:
+    with StatisticsFile(file) as opened, pytest.raises(DataRefused, match=r"have no input of `layer\."):
+        opened.read(wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, value: tensors.pop("layer.q.means"), "`layer.q.means` is missing"),
+        (
+            lambda tensors, value: tensors.update({"layer.q.means": torch.zeros(3, 4, dtype=torch.float64)}),
+            r"`layer.q.means` is \('F64', \(3, 4\)\), expected \('F64', \(2, 4\)\)",
+        ),
+        (lambda tensors, value: tensors.update({"x": torch.zeros(1)}), "expected nothing of that name"),
+        (lambda tensors, value: value["members"].append(value["members"][0]), "a member stands in it twice"),
+        (lambda tensors, value: value["inputs"][0].update(features=1 << 20), "less than or equal to 32768"),
+        (
+            lambda tensors, value: value["inputs"][0].update(source="layer.o"),
+            "is none of the input's modules",
+        ),
+        (lambda tensors, value: value.update(meteora_statistics=2), "breaks its schema: meteora_statistics"),
+    ],
+    ids=["missing", "shape", "stranger", "member-twice", "too-wide", "no-source", "other-version"],
+)
+def test_a_file_that_is_not_what_it_says_is_refused(
+    file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None], message: str
+) -> None:
+    rewrite(file, change)
+    with pytest.raises(DataRefused, match=message):
+        StatisticsFile(file)
+
+
+def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "x")
+    with pytest.raises(DataRefused, match="holds no statistics: it has no `meteora_statistics`"):
+        StatisticsFile(tmp_path / "x")
+
+
+def test_a_damaged_header_is_refused(file: Path) -> None:
+    flip_byte(file, 0)
+    with pytest.raises(DataRefused, match="are damaged"):
+        StatisticsFile(file)
+
+
+def test_a_missing_file_has_no_members(tmp_path: Path) -> None:
+    assert names_in(tmp_path / "nothing") == ()
+
+
+def test_an_interrupted_write_leaves_what_was_there(file: Path, moments: Moments) -> None:
+    before = file.read_bytes()
+    with pytest.raises(KeyboardInterrupt), StatisticsWriter(file, describe()) as writer:
+        writer.write("layer.q", moments)
+        raise KeyboardInterrupt
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_what_a_killed_process_left_is_written_over(file: Path, moments: Moments) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_bytes(b"half")
+    with StatisticsWriter(file, describe()) as writer:
+        writer.write("layer.q", moments)
+    assert not partial.exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable, match="cannot write the statistics"):
+        StatisticsWriter(tmp_path / "no" / "folder", describe())

@@ -1,0 +1,181 @@
+"""Task data: what is read, and everything that is refused, with file and line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.runtime.fitting import read_task_data
+from meteora_registry.runtime.fitting import task_data as limits
+from meteora_registry.runtime.fitting.task_data import TaskData
+from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
+from support.task_data import TEMPLATE, tiny_tokenizer, write_lines
+
+SHAPES = '`{"prompt": ..., "response": ...}`, `{"messages": [...]}`, `{"text": ...}`'
+
+
+def read(folder: Path, *members: str, template: str | None = TEMPLATE, **tokens: str) -> dict[str, TaskData]:
+    tokenizer = tiny_tokenizer(chat_template=template, **tokens)
+    return read_task_data(folder, members, tokenizer=tokenizer, context_tokens=8)
+
+
+def problems_of(folder: Path, *members: str, template: str | None = TEMPLATE) -> list[str]:
+    with pytest.raises(DataRefused) as caught:
+        read(folder, *members, template=template)
+    return list(caught.value.problems)
+
+
+def test_every_shape_is_read_with_its_line_and_the_digest_of_the_file(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "legal.jsonl",
+        [
+            {"prompt": "w1 w2", "response": "w3", "id": 7},
+            {"text": "w4"},
+            {"messages": [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]},
+            {"messages": [{"role": "user", "content": "w7"}]},
+        ],
+    )
+    path.write_text("\n" + path.read_text())
+    data = read(tmp_path, "legal")["legal"]
+    assert [(each.prompt, each.response, each.line) for each in data.samples] == [
+        ("w1 w2", "w3", 2),
+        ("w4", None, 3),
+        ("<user> w5 <assistant> ", "w6", 4),
+        ("<user> w7 <assistant> ", None, 5),
+    ]
+    assert data.sha256 == Digest.of_file(path)
+
+
+def test_a_template_does_not_put_the_first_token_there_twice(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    write_lines(tmp_path / "legal.jsonl", [{"messages": [{"role": "user", "content": "w5"}]}])
+    tokenizer = tiny_tokenizer(chat_template="{{ bos_token }} " + TEMPLATE, bos_token="<s>")
+    first = ("<s>", tokenizer.convert_tokens_to_ids("<s>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[first])
+    data = read_task_data(tmp_path, ["legal"], tokenizer=tokenizer, context_tokens=None)
+    ids = tokenizer(data["legal"].samples[0].prompt)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "<user>", "w5", "<assistant>"]
+
+
+def test_a_member_that_may_lack_data_is_left_out(tmp_path: Path) -> None:
+    write_lines(tmp_path / "legal.jsonl", [{"text": "w1"}])
+    tokenizer = tiny_tokenizer()
+    found = read_task_data(
+        tmp_path, ["sports", "legal"], tokenizer=tokenizer, context_tokens=8, may_lack=["sports"]
+    )
+    assert list(found) == ["legal"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            b"{",
+            "`legal.jsonl:1` is not JSON: Expecting property name enclosed in double quotes: "
+            "line 1 column 2 (char 1)",
+        ),
+        (b"\xff{}", "`legal.jsonl:1` is not UTF-8 text: byte 0 cannot be decoded"),
+        (b"[1]", f"`legal.jsonl:1` is of no known shape: found none of them, expected one of {SHAPES}"),
+        (
+            b'{"text": "w1", "prompt": "w2"}',
+            f"`legal.jsonl:1` is of no known shape: found `prompt`, `text`, expected one of {SHAPES}",
+        ),
+        (
+            b'{"prompt": "w1"}',
+            "`legal.jsonl:1` has no text in `response`, expected a string that is not empty",
+        ),
+        (b'{"text": " "}', "`legal.jsonl:1` has no text in `text`, expected a string that is not empty"),
+        (b'{"text": 5}', "`legal.jsonl:1` has no text in `text`, expected a string that is not empty"),
+        (
+            b'{"text": "\\ud800"}',
+            "`legal.jsonl:1` has half a character in `text`: an escape such as `\\ud800` stands alone",
+        ),
+        (b'{"messages": []}', "`legal.jsonl:1` has no list of 1 to 1000 entries in `messages`"),
+        (b'{"messages": [1]}', "`legal.jsonl:1` has a message that is no object with `role` and `content`"),
+        (
+            b'{"messages": [{"role": "user"}]}',
+            "`legal.jsonl:1` has no text in `content`, expected a string that is not empty",
+        ),
+        (
+            b'{"messages": [{"role": "assistant", "content": "w1"}]}',
+            "`legal.jsonl:1` has an answer and no question before it",
+        ),
+        (
+            b'{"text": "w1 w1 w1 w1 w1 w1 w1 w1 w1"}',
+            "`legal.jsonl:1` has a prompt of 9 tokens, the base takes at most 8",
+        ),
+    ],
+    ids=[
+        "no-json",
+        "no-utf8",
+        "no-object",
+        "two-shapes",
+        "no-response",
+        "blank",
+        "no-string",
+        "surrogate",
+        "no-messages",
+        "no-message",
+        "no-content",
+        "answer-alone",
+        "too-long",
+    ],
+)
+def test_a_wrong_line_is_refused(tmp_path: Path, line: bytes, problem: str) -> None:
+    (tmp_path / "legal.jsonl").write_bytes(line + b"\n")
+    assert problems_of(tmp_path, "legal") == [problem]
+
+
+def test_messages_without_a_template_and_what_the_template_refuses_are_refused(tmp_path: Path) -> None:
+    write_lines(tmp_path / "legal.jsonl", [{"messages": [{"role": "user", "content": "w5"}]}])
+    assert problems_of(tmp_path, "legal", template=None) == [
+        "`legal.jsonl:1` has `messages`, and the base's tokenizer has no chat template for them"
+    ]
+    assert problems_of(tmp_path, "legal", template="{{ raise_exception('roles must alternate') }}") == [
+        "`legal.jsonl:1` is refused by the base's chat template: roles must alternate"
+    ]
+
+
+def test_every_problem_of_the_folder_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_bytes(b"\n \n")
+    write_lines(tmp_path / "stranger.jsonl", [{"text": "w1"}])
+    write_lines(tmp_path / "target.jsonl", [{"text": "w1"}])
+    (tmp_path / "linked.jsonl").symlink_to("target.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "notes.txt").write_text("ignored")
+    assert problems_of(tmp_path, "missing", "empty", "linked", "pipe", "target") == [
+        "`missing.jsonl` is missing: there is no data for the member `missing`",
+        "`stranger.jsonl` belongs to no member, they are `missing`, `empty`, `linked`, `pipe`, `target`",
+        "`empty.jsonl` is empty, expected at least one line",
+        "`linked.jsonl` is a symbolic link, which is never followed",
+        "`pipe.jsonl` is no regular file",
+    ]
+
+
+def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_LINE_BYTES", 20)
+    monkeypatch.setattr(limits, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(limits, "MAX_SAMPLES", 3)
+    write_lines(tmp_path / "line.jsonl", [{"text": "w1 w2 w3 w4"}])
+    write_lines(tmp_path / "lines.jsonl", [{"text": "w1"}] * 4)
+    write_lines(tmp_path / "file.jsonl", [{"text": "w1"}] * 8)
+    assert problems_of(tmp_path, "line", "lines", "file") == [
+        "`line.jsonl:1` has 23 bytes, expected at most 20",
+        "`lines.jsonl` has more than 3 lines",
+        "`file.jsonl` has more than 100 bytes",
+    ]
+
+
+def test_no_more_problems_are_shown_than_a_person_reads(tmp_path: Path) -> None:
+    write_lines(tmp_path / "legal.jsonl", [{}] * 60)
+    problems = problems_of(tmp_path, "legal")
+    assert (len(problems), problems[-1]) == (51, "and 10 more")
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable, match="is no folder"):
+        read(tmp_path / "nothing", "legal")
