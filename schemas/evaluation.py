@@ -23,6 +23,7 @@ Metric = Literal["exact", "accuracy", "rouge"]
 # by its gates with another scope; arrow: by gates computed from the factors alone; uniform: all, 1/L each.
 Mode = Literal["base", "member", "routed", Scope, "arrow", "uniform"]
 MODES: tuple[Mode, ...] = ("base", "member", "routed", *get_args(Scope), "arrow", "uniform")
+DEFAULT_MODES: tuple[Mode, ...] = ("base", "member", "routed", "arrow", "uniform")
 UNROUTED: frozenset[Mode] = frozenset({"base", "member", "uniform"})
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]

@@ -30,6 +30,7 @@ COMMANDS = (
     "verify",
     "gate",
     "trace",
+    "eval",
     "extract",
     "export",
     "import",

@@ -9,9 +9,10 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ...runtime import GateNotFittedWarning, LoadedBundle, load_bundle
+from ...runtime.fitting import OpenedBase
 
 
-def load_for_command(folder: Path, base: str) -> LoadedBundle:
+def load_for_command(folder: Path, base: OpenedBase) -> LoadedBundle:
     """Load a bundle on its base; that its gate is not fitted is for the command to say.
 
     Raises:
@@ -22,4 +23,4 @@ def load_for_command(folder: Path, base: str) -> LoadedBundle:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GateNotFittedWarning)
-        return load_bundle(folder, base)
+        return load_bundle(folder, base.load())

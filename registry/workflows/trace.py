@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...fuser.bundle import open_bundle
 from ...runtime import tracing
+from ...runtime.fitting import open_base
 from ...schemas.trace import Trace
 from .loading import load_for_command
 from .result_file import check_writable, replace_file
@@ -27,7 +29,9 @@ def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Pa
     """
     if page is not None:
         check_writable(page)
-    loaded = load_for_command(folder, base)
+    # Before the base is loaded, which takes longer.
+    open_bundle(folder)
+    loaded = load_for_command(folder, open_base(base))
     return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=folder.resolve().name)
 
 

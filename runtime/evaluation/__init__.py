@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .comparison import compare
 from .evaluator import evaluate
-from .tasks import DEFAULT_MODES, EvaluationOptions, Task, make_tasks
+from .tasks import EvaluationOptions, Task, make_tasks
 
-__all__ = ["DEFAULT_MODES", "EvaluationOptions", "Task", "compare", "evaluate", "make_tasks"]
+__all__ = ["EvaluationOptions", "Task", "compare", "evaluate", "make_tasks"]

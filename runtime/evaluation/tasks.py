@@ -13,12 +13,11 @@ from typing import get_args
 from transformers import PreTrainedTokenizerBase
 
 from ...schemas.errors import DataRefused, UsageError
-from ...schemas.evaluation import MODES, EvaluatedTask, Metric, Mode
+from ...schemas.evaluation import DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
 from ..fitting import Sample, TaskData
 from ..fitting.sequences import choose_samples
 from .metrics import Judge, judge_of
 
-DEFAULT_MODES: tuple[Mode, ...] = ("base", "member", "routed", "arrow", "uniform")
 # An answer that is right and goes on must not be cut off where it would be right.
 _MORE_THAN_EXPECTED = 8
 _SHOWN_PROBLEMS = 50

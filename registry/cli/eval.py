@@ -1,0 +1,209 @@
+"""``eval``: how well a bundle answers its members' tasks, and how two evaluations compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from ...schemas.errors import UsageError
+from ...schemas.evaluation import DEFAULT_MODES, MODES, Metric, Mode
+from ..dependencies import require_torch
+from ..home import Home
+from .eval_text import print_comparison, print_evaluation
+from .fuse import GATE_NOT_FITTED
+from .output import print_json, print_remark
+from .parameters import examples, format_option, pass_home
+from .progress import step_bar
+
+_RUN = "run"
+_ALL_MODES = "all"
+_DEFAULT_METRIC: Metric = "exact"
+
+
+class DefaultGroup(click.Group):
+    """A group in which ``eval BUNDLE`` is ``eval run BUNDLE``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments with ``run`` put first where no command is named."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = [_RUN, *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    "eval",
+    cls=DefaultGroup,
+    epilog=examples("eval ./bundle --base ./llama --data tasks/", "eval compare before.json after.json"),
+)
+def command() -> None:
+    """Score a bundle on its members' tasks, or compare two evaluations.
+
+    `eval BUNDLE ...` is `eval run BUNDLE ...`.
+    """
+
+
+@command.command(
+    _RUN,
+    epilog=examples(
+        "eval ./bundle --base ./llama --data tasks/",
+        "eval bundle@2 --base ./llama --data tasks/ --modes all --limit 40 --out all.json --plots plots/",
+        "eval ./bundle --base ./llama --data tasks/ --metric exact --metric summarise=rouge",
+    ),
+)
+@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.option(
+    "--base", metavar="FOLDER|ID", required=True, help="The base model that the bundle was fused for."
+)
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Has a file MEMBER.jsonl for each member.",
+)
+@click.option(
+    "--modes",
+    metavar="MODE,...",
+    default=",".join(DEFAULT_MODES),
+    show_default=True,
+    help=f"Who answers: {_ALL_MODES}, or some of {', '.join(MODES)}.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    metavar="[MEMBER=]METRIC",
+    multiple=True,
+    help=f"How answers are judged: {', '.join(get_args(Metric))}. Default: {_DEFAULT_METRIC}. Repeatable.",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="At most N items of each task, spread over its file.",
+)
+@click.option(
+    "--max-new-tokens",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="The longest answer. Default: eight tokens more than the longest expected one of the task.",
+)
+@click.option(
+    "--batch-size",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Items answered at once.",
+)
+@click.option(
+    "--out", metavar="FILE", type=click.Path(path_type=Path), help="Also write the evaluation as JSON there."
+)
+@click.option(
+    "--plots", metavar="FOLDER", type=click.Path(path_type=Path), help="Draw the figures as PNG there."
+)
+@format_option
+@pass_home
+def run(
+    home: Home,
+    bundle: str,
+    *,
+    base: str,
+    data: Path,
+    modes: str,
+    metrics: tuple[str, ...],
+    limit: int | None,
+    max_new_tokens: int | None,
+    batch_size: int,
+    out: Path | None,
+    plots: Path | None,
+    as_json: bool,
+) -> None:
+    """Score a bundle on its members' tasks: the base, each member alone, routed, and plain baselines.
+
+    Every mode answers the same items. A score is the mean of the tasks' means, with the 95 % interval of
+    the bootstrap over items. OF MEMBER is the score in percent of that of mode `member`, where each task
+    is answered by its own member; ROUTING is how often a token went to the member of its task.
+    """
+    require_torch("evaluating")
+    from ...runtime.evaluation import EvaluationOptions
+    from ..catalog.catalog import Catalog
+    from ..workflows.evaluate import evaluate
+    from ..workflows.verify import find_bundle_folder
+
+    metric, metric_of = parse_metrics(metrics)
+    options = EvaluationOptions(
+        modes=parse_modes(modes),
+        metric=metric,
+        metrics=metric_of,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
+    with step_bar() as advance:
+        found = evaluate(folder, base, data, options, out=out, plots=plots, advance=advance)
+    if as_json:
+        print_json(found)
+    else:
+        print_evaluation(found)
+    if not found.gate_fitted:
+        print_remark(f"note: {GATE_NOT_FITTED}")
+
+
+@command.command("compare", epilog=examples("eval compare before.json after.json"))
+@click.argument("first", metavar="FIRST.json", type=click.Path(path_type=Path))
+@click.argument("second", metavar="SECOND.json", type=click.Path(path_type=Path))
+@format_option
+def compare(first: Path, second: Path, *, as_json: bool) -> None:
+    """Compare two evaluations item by item: how much higher the second scores, with a 95 % interval.
+
+    Both must have asked the same items in the same way. A difference whose interval holds zero is one
+    that these items cannot tell from none.
+    """
+    require_torch("comparing")
+    from ..workflows.evaluate import compare_files
+
+    found = compare_files(first, second)
+    if as_json:
+        print_json(found)
+    else:
+        print_comparison(found)
+
+
+def parse_modes(text: str) -> tuple[Mode, ...]:
+    """The modes that a list with commas names.
+
+    Raises:
+        UsageError: a word is none.
+    """
+    if text == _ALL_MODES:
+        return MODES
+    known: dict[str, Mode] = {mode: mode for mode in MODES}
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in known:
+            listed = ", ".join(f"`{mode}`" for mode in (_ALL_MODES, *MODES))
+            raise UsageError(f"`--modes` names `{word}`, expected some of {listed}")
+    return tuple(known[word] for word in words)
+
+
+def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
+    """The metric of all members, and those of single ones.
+
+    Raises:
+        UsageError: a word is no metric, or one is stated twice.
+    """
+    known: dict[str, Metric] = {metric: metric for metric in get_args(Metric)}
+    found: dict[str, Metric] = {}
+    for text in texts:
+        member, _, metric = text.rpartition("=")
+        if metric not in known:
+            listed = ", ".join(f"`{name}`" for name in known)
+            raise UsageError(f"`--metric` names `{metric}`, expected one of {listed}")
+        if member in found:
+            raise UsageError(f"`--metric` is stated twice for {f'`{member}`' if member else 'all members'}")
+        found[member] = known[metric]
+    return found.pop("", _DEFAULT_METRIC), found

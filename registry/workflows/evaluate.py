@@ -1,0 +1,92 @@
+"""``eval``: a bundle's folder and its members' data in, an evaluation out; and two evaluations compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...fuser.bundle import open_bundle, read_bounded
+from ...runtime import evaluation
+from ...runtime.evaluation import EvaluationOptions
+from ...runtime.evaluation.plots import check_can_draw, draw_plots
+from ...runtime.fitting import context_of, open_base, read_task_data
+from ...schemas.bundle import MANIFEST_FILE
+from ...schemas.digest import Digest
+from ...schemas.errors import SourceUnreadable
+from ...schemas.evaluation import MAX_EVALUATION_BYTES, Comparison, Evaluation
+from .loading import load_for_command
+from .result_file import check_writable, replace_file
+from .steps import Advance
+
+
+def evaluate(
+    folder: Path,
+    base: str,
+    data: Path,
+    options: EvaluationOptions,
+    *,
+    out: Path | None = None,
+    plots: Path | None = None,
+    advance: Advance | None = None,
+) -> Evaluation:
+    """Evaluate the bundle in a folder.
+
+    Data, options and the places for results are looked at before the base's weights are loaded.
+
+    Args:
+        folder: the bundle.
+        base: the name or the folder of its base.
+        data: a folder with a file for each member.
+        options: modes, metrics, and how much is asked.
+        out: a file for the evaluation as JSON; one that is there is replaced.
+        plots: a folder for the figures, made if it is not there; files of the same names are replaced.
+        advance: told how far it got.
+
+    Raises:
+        SourceUnreadable: bundle, base or data cannot be read, or a result cannot be written.
+        DataRefused: the data cannot be used.
+        BundleRefused: it is no bundle, or not one of this base.
+        UsageError: an option is out of range, or the bundle cannot serve in a mode.
+        MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
+    """
+    members = open_bundle(folder).config.names
+    if out is not None:
+        check_writable(out)
+    if plots is not None:
+        check_can_draw()
+        _make_folder(plots)
+    opened = open_base(base)
+    context = context_of(opened.config)
+    tasks = read_task_data(data, members, tokenizer=opened.tokenizer, context_tokens=context)
+    evaluation.make_tasks(tasks, members, opened.tokenizer, options, context_tokens=context)
+    found = evaluation.evaluate(
+        load_for_command(folder, opened), tasks, options, bundle=folder.resolve().name, progress=advance
+    ).model_copy(update={"manifest_sha256": Digest.of_file(folder / MANIFEST_FILE)})
+    if out is not None:
+        replace_file(out, found.to_bytes())
+    if plots is not None:
+        for name, image in draw_plots(found).items():
+            replace_file(plots / name, image)
+    return found
+
+
+def compare_files(first: Path, second: Path) -> Comparison:
+    """How the evaluation in the second file compares with the one in the first.
+
+    Raises:
+        SourceUnreadable: a file cannot be read.
+        InvalidDocument: it is no evaluation.
+        UsageError: they did not ask the same.
+    """
+    return evaluation.compare(*(_read(path) for path in (first, second)))
+
+
+def _read(path: Path) -> Evaluation:
+    data = read_bounded(path, MAX_EVALUATION_BYTES)
+    return Evaluation.from_bytes(data, what=path.name, max_bytes=MAX_EVALUATION_BYTES)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SourceUnreadable(f"cannot make the folder `{path}`: {error.strerror or error}") from error

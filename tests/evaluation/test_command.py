@@ -1,0 +1,187 @@
+"""``eval`` on the command line: tables, documents, figures, comparisons, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.registry.cli import main
+from meteora_registry.schemas.evaluation import Evaluation
+from support.answering import MEMBERS, Workplace, make_workplace
+from support.evaluations import make_evaluation
+from support.models import LOADS_WITH_PEFT
+from support.task_data import write_lines, write_task_data
+
+pytestmark = [LOADS_WITH_PEFT]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    folder = tmp_path_factory.mktemp("eval")
+    write_task_data(folder / "data", MEMBERS, samples=4)
+    return make_workplace(folder)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.setenv("METEORA_HOME", str(tmp_path / "home"))
+
+    def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        code = main.run(["eval", *map(str, arguments)])
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+
+    return run_here
+
+
+def arguments_for(workplace: Workplace, *more: object) -> list[object]:
+    data = workplace.bundle.parent / "data"
+    return [workplace.bundle, "--base", workplace.base, "--data", data, "--max-new-tokens", 2, *more]
+
+
+def test_eval_prints_modes_and_tasks_and_writes_the_document(
+    run: Run, workplace: Workplace, tmp_path: Path
+) -> None:
+    out = tmp_path / "results.json"
+    result = run(*arguments_for(workplace, "--out", out))
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[:5] == [
+        "bundle  bundle",
+        "base    org/base",
+        "scope   token",
+        "items   12",
+        "device  cpu, float32",
+    ]
+    assert lines[6].split() == [
+        *("MODE", "SCORE", "95", "%", "INTERVAL", "OF", "MEMBER"),
+        *("ROUTING", "TOKENS/S", "PEAK", "MEMORY"),
+    ]
+    assert [line.split()[0] for line in lines[7:12]] == ["base", "member", "routed", "arrow", "uniform"]
+    assert lines[13].split() == ["TASK", "METRIC", "ITEMS", "BASE", "MEMBER", "ROUTED", "ARROW", "UNIFORM"]
+    assert [line.split()[:3] for line in lines[14:]] == [[name, "exact", "4"] for name in MEMBERS]
+    assert "the gate is not fitted" in result.stderr
+    evaluation = Evaluation.from_bytes(out.read_bytes(), what="results.json")
+    assert evaluation.manifest_sha256 is not None
+    assert [task.max_new_tokens for task in evaluation.tasks] == [2, 2, 2]
+
+
+def test_eval_prints_the_document_as_json(run: Run, workplace: Workplace) -> None:
+    result = run(*arguments_for(workplace, "--modes", "base,prompt", "--limit", 1, "--format", "json"))
+    evaluation = Evaluation.from_value(json.loads(result.stdout), what="stdout")
+    assert [mode.mode for mode in evaluation.modes] == ["base", "prompt"]
+    assert [mode.interval for mode in evaluation.modes] == [None, None]
+
+
+def test_eval_draws_its_figures(run: Run, workplace: Workplace, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    plots = tmp_path / "plots"
+    result = run(*arguments_for(workplace, "--modes", "base,routed,prompt+token", "--plots", plots))
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in plots.iterdir()} == {
+        "scores.png",
+        "tasks.png",
+        "routing-layers.png",
+        "routing-positions.png",
+        "shares-routed.png",
+        "shares-prompt-token.png",
+    }
+    assert all(path.read_bytes().startswith(PNG) for path in plots.iterdir())
+
+
+def test_data_is_refused_before_the_base_is_loaded(run: Run, workplace: Workplace, tmp_path: Path) -> None:
+    write_lines(tmp_path / "one.jsonl", [{"text": "w1"}])
+    weights = workplace.base / "model.safetensors"
+    hidden = weights.rename(tmp_path / "hidden")
+    try:
+        result = run(workplace.bundle, "--base", workplace.base, "--data", tmp_path)
+    finally:
+        hidden.rename(weights)
+    assert result.returncode == 1
+    assert "`two.jsonl` is missing: there is no data for the member `two`" in result.stderr
+
+
+def test_item_without_an_answer_is_refused_with_its_line(
+    run: Run, workplace: Workplace, tmp_path: Path
+) -> None:
+    for member in MEMBERS:
+        write_lines(tmp_path / f"{member}.jsonl", [{"prompt": "w1", "response": "w2"}, {"text": "w1"}])
+    result = run(workplace.bundle, "--base", workplace.base, "--data", tmp_path)
+    assert result.returncode == 1
+    assert "`two.jsonl:2` has no answer to compare with" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--modes", "base,oracle"],
+            "error: `--modes` names `oracle`, expected some of `all`, `base`, `member`",
+        ),
+        (
+            ["--metric", "bleu"],
+            "error: `--metric` names `bleu`, expected one of `exact`, `accuracy`, `rouge`",
+        ),
+        (["--metric", "exact", "--metric", "rouge"], "error: `--metric` is stated twice for all members"),
+        (
+            ["--metric", "one=exact", "--metric", "one=accuracy"],
+            "error: `--metric` is stated twice for `one`",
+        ),
+        (
+            ["--metric", "four=exact"],
+            "error: a metric is stated for `four`, the bundle has the members `one`",
+        ),
+    ],
+    ids=["mode", "metric", "twice", "twice-for-one", "stranger"],
+)
+def test_option_that_makes_no_sense_is_refused(
+    run: Run, workplace: Workplace, options: list[str], message: str
+) -> None:
+    result = run(*arguments_for(workplace, *options))
+    assert result.returncode == 2
+    assert result.stderr.startswith(message)
+
+
+def test_compare_prints_differences(run: Run, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_bytes(make_evaluation({"base": {"one": [0.0] * 8, "two": [0.0, 1.0] * 4}}).to_bytes())
+    better = make_evaluation({"base": {"one": [1.0] * 8, "two": [0.0, 1.0] * 4}}, bundle="after")
+    second.write_bytes(better.to_bytes())
+    result = run("compare", first, second)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "first   before",
+        "second  after",
+        "",
+        "MODE  FIRST  SECOND  DIFFERENCE  95 % INTERVAL   SECOND IS",
+        "base  25.0   75.0    +50.0       +50.0 to +50.0  higher",
+        "",
+        "MODE  TASK  DIFFERENCE  95 % INTERVAL     SECOND IS",
+        "base  one   +100.0      +100.0 to +100.0  higher",
+        "base  two   +0.0        +0.0 to +0.0      not told apart",
+    ]
+    as_json = run("compare", first, second, "--format", "json")
+    assert json.loads(as_json.stdout)["modes"][0]["overall"]["difference"] == 0.5
+
+
+def test_compare_refuses_other_data(run: Run, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_bytes(make_evaluation({"base": {"one": [0.0, 1.0]}}).to_bytes())
+    second.write_bytes(make_evaluation({"base": {"one": [0.0, 1.0]}}, data_sha256="b" * 64).to_bytes())
+    result = run("compare", first, second)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: the evaluations did not ask the same: ")
+
+
+def test_compare_refuses_what_is_no_evaluation(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    result = run("compare", tmp_path / "a.json", tmp_path / "a.json")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: `a.json` breaks its schema: ")
