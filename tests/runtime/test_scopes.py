@@ -21,9 +21,11 @@ from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
+    make_adapter,
     make_llama_adapters,
     save_base,
     some_tokens,
+    tiny_gpt2,
     tiny_llama,
 )
 from support.routed_reference import PlainBundle, Weights, base_evidence, routed
@@ -240,6 +242,14 @@ def test_static_cache_answers_as_a_growing_one(bundles: dict[str, Path], scope: 
     assert answers(model, PROMPTS, cache_implementation="static") == answers(model, PROMPTS)
 
 
+@pytest.mark.parametrize("scope", ["token", "layer"])
+def test_guessed_tokens_that_are_taken_back_change_no_answer(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    prompt = [[7, 9, 11] * 4]
+    expected = answers(model, prompt, 12)
+    assert answers(model, prompt, 12, prompt_lookup_num_tokens=3) == expected
+
+
 def started(model: nn.Module, tokens: Tensor) -> object:
     with torch.no_grad():
         return model(tokens, use_cache=True).past_key_values
@@ -450,3 +460,20 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     assert any(bool(gradient.any()) for gradient in found.values())
     return found
+
+
+def test_decision_of_a_request_in_training_is_without_dropout(tmp_path: Path) -> None:
+    members = {
+        name: make_adapter(tiny_gpt2, tmp_path / name, seed=rank, r=rank, fan_in_fan_out=True, target_modules=["c_attn"])
+        for name, rank in [("a", 4), ("b", 8)]
+    }
+    model = PeftModel.from_pretrained(
+        tiny_gpt2(), write_bundle(tmp_path / "bundle", members, scope="prompt"), is_trainable=True
+    )
+    with routing(model) as record:
+        logits_of(model.eval(), some_tokens())
+        expected = record.decisions
+        parts = [part.training for part in model.train().modules()]
+        assert not torch.equal(logits_of(model, some_tokens()), logits_of(model, some_tokens()))
+        assert record.decisions == expected
+    assert [part.training for part in model.modules()] == parts
