@@ -71,7 +71,7 @@ def warn_unless_fitted(bundle: BundleConfig, adapter_name: str) -> None:
         return
     warnings.warn(
         f"the gate of bundle `{adapter_name}` {state}; use one member with `force_adapter(model, NAME)`, "
-        "or train the gates (`is_trainable=True`)",
+        "or fit the gates with `meteora-registry gate fit`",
         GateNotFittedWarning,
         stacklevel=2,
     )

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ..workflows.fuse import Fusion
 
 GATE_NOT_FITTED = (
-    "the gate is not fitted: left to itself the bundle often picks the wrong adapter; "
-    "force one with meteora_registry.runtime.force_adapter"
+    "the gate is not fitted: left to itself the bundle often picks the wrong adapter; fit it with "
+    "`meteora-registry gate fit`, or force one with meteora_registry.runtime.force_adapter"
 )
 
 

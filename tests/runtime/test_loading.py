@@ -195,7 +195,7 @@ def test_load_says_once_that_nobody_knows_whether_a_gate_was_fitted(setting: Set
     assert warning_of(load, setting.bundles[torch.float32]) == (
         "the gate of bundle `default` came with another layout, which does not say whether it was fitted, "
         "or on what; use one member with `force_adapter(model, NAME)`, "
-        "or train the gates (`is_trainable=True`)"
+        "or fit the gates with `meteora-registry gate fit`"
     )
 
 
@@ -205,7 +205,7 @@ def test_load_says_once_that_the_gate_is_not_fitted(setting: Setting, load: Load
     bundle = write_bundle(tmp_path / "bundle", setting.adapters, base=str(setting.base))
     assert warning_of(load, bundle) == (
         "the gate of bundle `default` is not fitted: which of its 5 members a token takes means nothing yet; "
-        "use one member with `force_adapter(model, NAME)`, or train the gates (`is_trainable=True`)"
+        "use one member with `force_adapter(model, NAME)`, or fit the gates with `meteora-registry gate fit`"
     )
 
 
