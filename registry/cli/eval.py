@@ -48,9 +48,9 @@ def command() -> None:
 @command.command(
     _RUN,
     epilog=examples(
-        "eval ./bundle --base ./llama --data tasks/",
-        "eval bundle@2 --base ./llama --data tasks/ --modes all --limit 40 --out all.json --plots plots/",
-        "eval ./bundle --base ./llama --data tasks/ --metric exact --metric summarise=rouge",
+        "eval run ./bundle --base ./llama --data tasks/",
+        "eval run bundle@2 --base ./llama --data tasks/ --modes all --limit 40 --out all.json --plots pngs/",
+        "eval run ./bundle --base ./llama --data tasks/ --metric exact --metric summarise=rouge",
     ),
 )
 @click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
