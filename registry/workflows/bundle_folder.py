@@ -19,6 +19,10 @@ from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
 
 _SHOWN_REASONS = 20
+_HINTS = {
+    Outcome.FAIL: "nothing was catalogued; if it was just written, the disk or meteora-registry is at fault",
+    Outcome.INCONCLUSIVE: "nothing was catalogued; what is missing can be added with `meteora-registry add`",
+}
 
 
 def write_verified(
@@ -68,7 +72,7 @@ def _require_pass(record: VerificationRecord, folder: Path) -> VerificationRecor
         raise FuseRefused(
             f"the bundle in `{folder}` does not verify: {record.outcome}",
             conflicts=[*reasons[:_SHOWN_REASONS], *more],
-            hint="nothing was catalogued; if it was just written, the disk or meteora-registry is at fault",
+            hint=_HINTS[record.outcome],
         )
     return record
 

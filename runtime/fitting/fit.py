@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,7 @@ from .sequences import (
 )
 from .solve import Method, solve_gate
 from .statistics import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
-from .task_data import TaskData
+from .task_data import TaskData, context_of
 
 # Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.
 MAX_MEMORY_BYTES = 4 << 30
@@ -55,7 +55,7 @@ class FitOptions:
         kind: ``normalised`` divides every input by its length, as the gate then does.
         shrinkage: above 0, at most 1; how much of the covariance is replaced by a multiple of the identity.
         max_samples: of each member, spread evenly over its file.
-        max_tokens: where a sample is cut off.
+        max_tokens: where a sample is cut off, at the latest where the base's context ends.
         skip_tokens: at the beginning of every sample, that are not counted.
         concatenated: also read samples behind those of other members.
         max_memory_bytes: of second moments held at once; more of them take another pass.
@@ -137,7 +137,7 @@ def fit_gates(
         DataRefused: a member has no data, the data are too short, or the statistics do not fit.
         SourceUnreadable: the statistics cannot be read or written.
     """
-    options = options or FitOptions()
+    options = _within_context(options or FitOptions(), base)
     inputs = find_inputs(base, config.target_modules)
     _check_features(inputs)
     with ExitStack() as stack:
@@ -159,6 +159,11 @@ def fit_gates(
         sources={path: each.source for each in inputs for path in each.modules[1:]},
         fitting=_fitting(description, options),
     )
+
+
+def _within_context(options: FitOptions, base: PreTrainedModel) -> FitOptions:
+    context = context_of(base.config)
+    return options if context is None else replace(options, max_tokens=min(options.max_tokens, context))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from meteora_registry.runtime.fitting.inputs import find_inputs
 from meteora_registry.runtime.fitting.moments import Moments
 from meteora_registry.runtime.fitting.sequences import encode_samples
 from meteora_registry.runtime.fitting.solve import solve_gate
+from meteora_registry.runtime.fitting.statistics import StatisticsFile
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.bundle import BundleConfig
 from meteora_registry.schemas.errors import BundleRefused, DataRefused, UsageError
@@ -328,6 +330,55 @@ def test_concatenated_samples_change_the_fit_and_are_not_added_later(
             options=options,
             statistics=file,
         )
+
+
+def test_samples_end_where_the_context_of_the_base_ends(tmp_path: Path) -> None:
+    adapters = {
+        name: make_adapter(
+            tiny_gpt2, tmp_path / name, seed=0, r=4, target_modules=["c_attn"], fan_in_fan_out=True
+        )
+        for name in NAMES
+    }
+    bundle = write_bundle(tmp_path / "bundle", adapters)
+    config = BundleConfig.read((bundle / "adapter_config.json").read_bytes())
+    # Prompts fit into the context of 64, prompt and response together do not.
+    data = read_data(write_task_data(tmp_path / "data", NAMES, length=100), NAMES)
+    file = tmp_path / "statistics"
+    fit_gates(tiny_gpt2(), tiny_tokenizer(), config, data, statistics=file)
+    with StatisticsFile(file) as opened:
+        assert opened.description.settings.max_tokens == 64
+        assert [part.tokens for part in opened.description.members] == [12 * 64] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shrinkage": 0.0}, "the shrinkage is 0.0, expected above 0 and at most 1"),
+        ({"max_samples": 0}, "`max_samples` is 0, expected at least 1"),
+        ({"skip_tokens": 9, "max_tokens": 9}, "`skip_tokens` is 9, expected 0 to 8"),
+    ],
+    ids=["shrinkage", "samples", "skip"],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        FitOptions(**options)
+    assert str(caught.value) == message
+
+
+def test_leaving_out_every_token_of_a_member_is_refused(
+    config: BundleConfig, data: dict[str, TaskData]
+) -> None:
+    with pytest.raises(DataRefused, match=r"no token of `legal.jsonl` counts"):
+        fit(config, data, FitOptions(skip_tokens=10))
+
+
+def test_a_base_that_overflows_is_refused(config: BundleConfig, data: dict[str, TaskData]) -> None:
+    base = tiny_llama()
+    with torch.no_grad():
+        base.model.layers[0].mlp.up_proj.weight.fill_(float("inf"))
+    with pytest.raises(DataRefused) as caught:
+        fit_gates(base, tiny_tokenizer(), config, data)
+    assert str(caught.value) == "the moments of the input of `model.layers.0.mlp.down_proj` are not finite"
 
 
 def test_a_base_with_an_adapter_is_refused() -> None:
