@@ -16,6 +16,19 @@ depends_on = None
 
 SUBJECTS_BEFORE = "subject IN ('adapter', 'bundle', 'base')"
 SUBJECTS = "subject IN ('adapter', 'bundle', 'base', 'catalog', 'store')"
+# Indexes that answer a search only if they also have the rows' ids.
+WIDENED = (
+    ("events", ["name"], ["name", "id"]),
+    ("tags", ["tag"], ["tag", "version_id"]),
+    ("adapter_targets", ["kind"], ["kind", "version_id"]),
+)
+INDEXES = (
+    ["added_at", "version_id"],
+    ["weights_bytes", "version_id"],
+    ["max_rank", "version_id"],
+    ["base_model_id", "max_rank", "version_id"],
+    ["license", "version_id"],
+)
 BATCH = 1000
 VERSIONS = sa.text(
     "SELECT a.id, e.name, a.origin_location, a.stated_base, a.declared_base, b.name, a.license, a.task_type "
@@ -30,13 +43,15 @@ WORD = sa.text("INSERT INTO search_words (version_id, word) VALUES (:version_id,
 def upgrade() -> None:
     """Create the index and fill it from what is there."""
     _change_subjects(SUBJECTS)
-    op.drop_index("ix_events_name", "events")
-    op.create_index("ix_events_name_id", "events", ["name", "id"])
+    for table, before, after in WIDENED:
+        op.drop_index(_index_of(table, before), table)
+        op.create_index(_index_of(table, after), table, after)
     op.create_table(
         "search_adapters",
         sa.Column("version_id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("name", _ordered(96), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("is_latest", sa.Boolean(create_constraint=True, name="is_latest_boolean"), nullable=False),
         sa.Column("base_model_id", sa.Integer(), nullable=True),
         sa.Column("max_rank", sa.Integer(), nullable=False),
         sa.Column("weights_bytes", sa.BigInteger(), nullable=False),
@@ -69,23 +84,18 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.execute(
-        "INSERT INTO search_adapters (version_id, name, number, base_model_id, max_rank, weights_bytes, "
-        "license, sound, fusable, added_at) "
-        "SELECT a.id, e.name, v.number, a.base_model_id, coalesce(a.max_rank, 0), a.weights_bytes, "
+        "INSERT INTO search_adapters (version_id, name, number, is_latest, base_model_id, max_rank, "
+        "weights_bytes, license, sound, fusable, added_at) "
+        "SELECT a.id, e.name, v.number, "
+        "NOT EXISTS (SELECT 1 FROM versions n WHERE n.entry_id = v.entry_id AND n.number > v.number), "
+        "a.base_model_id, coalesce(a.max_rank, 0), a.weights_bytes, "
         "a.license, a.sound, a.fusable, v.created_at "
         "FROM adapter_versions a JOIN versions v ON v.id = a.id JOIN entries e ON e.id = v.entry_id"
     )
     _fill_words(op.get_bind())
     op.create_index("ix_search_adapters_name_number", "search_adapters", ["name", "number"], unique=True)
-    op.create_index("ix_search_adapters_added_at_version_id", "search_adapters", ["added_at", "version_id"])
-    op.create_index(
-        "ix_search_adapters_weights_bytes_version_id", "search_adapters", ["weights_bytes", "version_id"]
-    )
-    op.create_index("ix_search_adapters_max_rank_version_id", "search_adapters", ["max_rank", "version_id"])
-    op.create_index(
-        "ix_search_adapters_base_model_id_max_rank", "search_adapters", ["base_model_id", "max_rank"]
-    )
-    op.create_index("ix_search_adapters_license", "search_adapters", ["license"])
+    for columns in INDEXES:
+        op.create_index(_index_of("search_adapters", columns), "search_adapters", columns)
     op.create_index("ix_search_words_word_version_id", "search_words", ["word", "version_id"])
 
 
@@ -93,10 +103,15 @@ def downgrade() -> None:
     """Drop the index, and the events that the first catalog cannot hold."""
     op.drop_table("search_words")
     op.drop_table("search_adapters")
-    op.drop_index("ix_events_name_id", "events")
-    op.create_index("ix_events_name", "events", ["name"])
+    for table, before, after in WIDENED:
+        op.drop_index(_index_of(table, after), table)
+        op.create_index(_index_of(table, before), table, before)
     op.execute("DELETE FROM events WHERE subject IN ('catalog', 'store')")
     _change_subjects(SUBJECTS_BEFORE)
+
+
+def _index_of(table: str, columns: list[str]) -> str:
+    return f"ix_{table}_{'_'.join(columns)}"
 
 
 def _ordered(max_characters: int) -> sa.types.TypeEngine[str]:

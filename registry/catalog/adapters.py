@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session, defer, joinedload, selectinload
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
 from ...schemas.errors import AlreadyInCatalog
@@ -17,16 +17,8 @@ from .bases import resolve_base
 from .columns import clean_foreign_text
 from .entries import begin_version, change_tags, source_of
 from .events import record_event
-from .records import AdapterSummary, AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
+from .records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
 from .search_index import index_version
-
-# What ``adapter_summary`` needs, in as few statements as possible.
-SUMMARY_OPTIONS = (
-    defer(models.AdapterVersion.findings),
-    joinedload(models.AdapterVersion.entry),
-    selectinload(models.AdapterVersion.tags),
-    selectinload(models.AdapterVersion.aliases),
-)
 
 
 def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -> Added:
@@ -40,7 +32,7 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
     row = known or _insert(session, new)
     session.flush()
     if known is None:
-        index_version(session, row.id)
+        index_version(session, row.id, new.name)
     change_tags(session, source_of(row), add=tags, remove=())
     session.flush()
     # So that the record says what was stored, and not what was handed in.
@@ -53,41 +45,6 @@ def find_content(
 ) -> tuple[CatalogSource, ...]:
     """Every version with these weights and this config, whatever its name."""
     return tuple(source_of(row) for row in _rows_with(session, weights_sha256, canonical_config_sha256))
-
-
-def list_adapters(session: Session) -> tuple[AdapterSummary, ...]:
-    """The latest version of every adapter, ordered by name."""
-    latest = (
-        select(func.max(models.Version.number))
-        .where(models.Version.entry_id == models.Entry.id)
-        .correlate(models.Entry)
-        .scalar_subquery()
-    )
-    query = (
-        select(models.AdapterVersion)
-        .join(models.AdapterVersion.entry)
-        .where(models.AdapterVersion.number == latest)
-        .order_by(models.Entry.name)
-        .options(*SUMMARY_OPTIONS)
-    )
-    return tuple(adapter_summary(row) for row in session.scalars(query))
-
-
-def adapter_summary(row: models.AdapterVersion) -> AdapterSummary:
-    """A row in one line, as a value."""
-    return AdapterSummary(
-        name=row.entry.name,
-        version=row.number,
-        base=row.stated_base or row.declared_base,
-        max_rank=row.max_rank,
-        dtypes=_dtypes_of(row),
-        weights_bytes=row.weights_bytes,
-        license=row.license,
-        verdict=Verdict(sound=row.sound, fusable=row.fusable),
-        tags=tuple(tag.tag for tag in row.tags),
-        aliases=tuple(alias.alias for alias in row.aliases),
-        created_at=row.created_at,
-    )
 
 
 def adapter_record(row: models.AdapterVersion) -> AdapterVersion:

@@ -34,8 +34,8 @@ def resolve_base(session: Session, stated: str | None, declared: str | None) -> 
 
 def find_base_id(session: Session, spelling: str) -> int | None:
     """The base model that is spelled so; None if the catalog knows none."""
-    found = _find(session, spelling)
-    return found.id if found else None
+    key = models.BaseSpelling.spelling_key
+    return session.scalar(select(models.BaseSpelling.base_model_id).where(key == _key(spelling)))
 
 
 def _find(session: Session, spelling: str) -> models.BaseModel | None:

@@ -31,6 +31,7 @@ from .records import (
 from .references import BundlePlace, Reference
 from .schema import create, require_head
 from .search import search
+from .summaries import list_latest
 
 
 class Catalog:
@@ -143,7 +144,7 @@ class Catalog:
     def list_adapters(self) -> tuple[AdapterSummary, ...]:
         """The latest version of every adapter, ordered by name."""
         with transaction(self._engine) as session:
-            return adapters.list_adapters(session)
+            return list_latest(session)
 
     def search(self, query: AdapterQuery) -> Page[AdapterSummary]:
         """One page of the adapter versions that meet a query.

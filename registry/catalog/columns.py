@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, String, Text
+from sqlalchemy import ColumnElement, DateTime, Dialect, String, Text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ...schemas.digest import Digest
@@ -68,6 +71,27 @@ class UtcDateTime(TypeDecorator[datetime]):
 def ordered_text(max_characters: int) -> TypeEngine[str]:
     """Text in the order of its code points, as SQLite has it, whatever language the database is set to."""
     return String(max_characters).with_variant(String(max_characters, collation="C"), "postgresql")
+
+
+class Unindexed(FunctionElement[Any]):
+    """A column's value, which SQLite will not look up in an index; PostgreSQL chooses by its statistics."""
+
+    name = "unindexed"
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(Unindexed)
+def _as_it_is(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(next(iter(element.clauses)), **options)
+
+
+@compiles(Unindexed, "sqlite")
+def _with_a_plus(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:
+    return f"+{compiler.process(next(iter(element.clauses)), **options)}"
 
 
 def clean_foreign_text(text: str) -> str:

@@ -14,7 +14,7 @@ from ...schemas.names import CatalogSource, check_alias, check_name
 from . import models
 from .events import record_event
 from .records import Kind, Removal, join_sources
-from .search_index import index_tags
+from .search_index import index_removal, index_tags
 
 VersionModel = TypeVar("VersionModel", bound=models.Version)
 _SHOWN_CHOICES = 20
@@ -133,6 +133,8 @@ def remove(session: Session, source: CatalogSource) -> Removal:
         delete(models.Version).where(models.Version.id.in_(identifiers)),
         execution_options={"synchronize_session": False},
     )
+    if version.kind == models.ADAPTER:
+        index_removal(session, source.name)
     return removal
 
 

@@ -130,7 +130,7 @@ class Tag(Base):
     __tablename__ = "tags"
     __table_args__ = (
         CheckConstraint("tag = lower(tag) AND length(tag) BETWEEN 1 AND 96", name="tag_valid"),
-        Index(None, "tag"),
+        Index(None, "tag", "version_id"),
     )
 
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
@@ -258,7 +258,7 @@ class Target(Base):
         CheckConstraint("min_scaling <= max_scaling", name="scalings_ordered"),
         CheckConstraint("layers >= 1", name="layers_count"),
         UniqueConstraint("version_id", "kind", "in_features", "out_features"),
-        Index(None, "kind"),
+        Index(None, "kind", "version_id"),
     )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -282,8 +282,8 @@ class SearchRow(Base):
         Index(None, "added_at", "version_id"),
         Index(None, "weights_bytes", "version_id"),
         Index(None, "max_rank", "version_id"),
-        Index(None, "base_model_id", "max_rank"),
-        Index(None, "license"),
+        Index(None, "base_model_id", "max_rank", "version_id"),
+        Index(None, "license", "version_id"),
     )
 
     version_id: Mapped[int] = mapped_column(
@@ -291,6 +291,7 @@ class SearchRow(Base):
     )
     name: Mapped[str] = mapped_column(ordered_text(MAX_NAME_CHARACTERS))
     number: Mapped[int] = mapped_column(Integer)
+    is_latest: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="is_latest_boolean"))
     base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"))
     max_rank: Mapped[int] = mapped_column(Integer)
     weights_bytes: Mapped[int] = mapped_column(BigInteger)

@@ -5,7 +5,7 @@ A page is one short transaction, so that reading a whole store against the catal
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -35,13 +35,13 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class BundlePlace:
-    """Where a bundle version was last written, and the adapter versions that are its members."""
+    """Where a bundle version was last written, and the digests of each member's two files."""
 
     version: CatalogSource
     path: Path
     manifest_sha256: Digest
     size_bytes: int
-    member_sha256s: frozenset[Digest]
+    members: Mapping[str, frozenset[Digest]]
 
 
 def identify(session: Session) -> Digest | None:
@@ -109,11 +109,11 @@ def _reference(file: models.StoredFile, version: models.AdapterVersion, name: st
 
 
 def _bundle_place(row: models.BundleVersion) -> BundlePlace:
-    digests = {digest for each in row.members for digest in (each.weights_sha256, each.config_sha256)}
+    members = {each.name: frozenset({each.weights_sha256, each.config_sha256}) for each in row.members}
     return BundlePlace(
         CatalogSource(row.entry.name, row.number),
         Path(row.path),
         row.manifest_sha256,
         row.size_bytes,
-        frozenset(digests),
+        members,
     )

@@ -96,12 +96,25 @@ def create(path: Path) -> None:
         if path.exists():
             return
         # A journal that a crash left would be replayed into the new file.
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
+        for left in _unfinished(path):
+            left.unlink(missing_ok=True)
         _run_revisions(sqlite_url(beside))
         with closing(sqlite3.connect(beside)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
         beside.replace(path)
+
+
+def clear_unfinished(path: Path, *, dry_run: bool = False) -> list[Path]:
+    """What a process left beside a catalog's place that died while it made the catalog; deleted.
+
+    Waits for a process that is making one.
+    """
+    left = [each for each in _unfinished(path) if each.exists()]
+    if left and not dry_run:
+        with hold_lock(_lock_of(path)):
+            for each in left:
+                each.unlink(missing_ok=True)
+    return left
 
 
 def find_problems(engine: Engine) -> list[str]:
@@ -172,6 +185,11 @@ def _sole_migration(url: URL) -> Iterator[None]:
     # The writers' lock, held by a second connection while the first migrates.
     with engine_for(url) as engine, connection_to(engine, writes=True):
         yield
+
+
+def _unfinished(path: Path) -> list[Path]:
+    beside = path.name + ".new"
+    return [path.with_name(beside + suffix) for suffix in ("", "-journal", "-wal", "-shm")]
 
 
 def _lock_of(path: Path) -> Path:
