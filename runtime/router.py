@@ -49,8 +49,7 @@ class BundleRouter:
         self.record: RoutingRecord | None = None
         self._shared = SharedRoutings(bundle.gate.sources)
         self._by_token = TokenPass(self._shared)
-        self.own_rule = RoutingRule.of(bundle)
-        self.rule = self.own_rule
+        self.rule = RoutingRule.of(bundle)
 
     @property
     def rule(self) -> RoutingRule:
