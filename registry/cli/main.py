@@ -39,6 +39,7 @@ COMMANDS = (
     "refresh",
     "search-hub",
     "store",
+    "doctor",
     "db",
 )
 # A module cannot be called by a word of the language, or have a hyphen.

@@ -25,6 +25,7 @@ from .intake import Intake, claimed_folder, is_abandoned
 READD_HINT = "add the adapter again from its source"
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{62}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 # So many are asked about and deleted in one transaction of the catalog, whose writers wait meanwhile.
 BATCH = 500
 
@@ -81,6 +82,10 @@ class Store:
     def place_of(self, digest: Digest) -> Path:
         """Where the blob lies, if it is there."""
         return self._blobs / "sha256" / digest[:2] / digest[2:]
+
+    def place_aside(self, digest: Digest) -> Path:
+        """Where a blob lies that was put aside on this machine, if there is one."""
+        return self._blobs / "quarantine" / digest
 
     def find(self, digest: Digest) -> Path | None:
         """The blob's file, to be read only; None if there is none."""
@@ -170,6 +175,17 @@ class Store:
                 with suppress(FileNotFoundError):
                     yield Blob(Digest(shard.name + path.name), path.stat().st_size)
 
+    def list_files(self) -> Iterator[Path]:
+        """Everything on this machine where only blobs belong."""
+        return (
+            path for path in (self._blobs / "sha256").rglob("*") if path.is_symlink() or not path.is_dir()
+        )
+
+    def digest_at(self, path: Path) -> Digest | None:
+        """The digest whose place a path is; None if it is no blob's place."""
+        name = path.parent.name + path.name
+        return Digest(name) if _DIGEST.fullmatch(name) and self.place_of(Digest(name)) == path else None
+
     def list_leftovers(self) -> list[Leftover]:
         """What processes that died left in ``incoming``."""
         return [Leftover(str(path), _size_of(path)) for path in self._abandoned()]
@@ -204,7 +220,7 @@ class Store:
         Raises:
             StoreDamaged: there is none.
         """
-        place = self._blobs / "quarantine" / digest
+        place = self.place_aside(digest)
         with hold_lock(self.lock_path):
             if not self.place_of(digest).is_file():
                 raise self._missing(digest)
@@ -213,13 +229,13 @@ class Store:
 
     def list_set_aside(self) -> Iterator[Blob]:
         """What was put aside, under the digests that it should have had."""
-        for path in _children(self._blobs / "quarantine", re.compile("[0-9a-f]{64}")):
+        for path in _children(self._blobs / "quarantine", _DIGEST):
             with suppress(FileNotFoundError):
                 yield Blob(Digest(path.name), path.stat().st_size)
 
     def drop_aside(self, digest: Digest) -> None:
         """Delete what was put aside."""
-        (self._blobs / "quarantine" / digest).unlink(missing_ok=True)
+        self.place_aside(digest).unlink(missing_ok=True)
 
     def _abandoned(self) -> list[Path]:
         if not self.incoming.is_dir():

@@ -121,10 +121,6 @@ class RemoteStore(Store):
             if self.size_of(digest) != copy.stat().st_size:
                 self.remote.put(copy, _name_of(digest))
 
-    def mend(self, digest: Digest, source: Path) -> None:
-        """Put the blob's own bytes there, from a file that has them."""
-        self.remote.put(source, _name_of(digest))
-
     def list_blobs(self) -> Iterator[Blob]:
         """Every blob in the store, ordered by digest, a shard at a time."""
         for shard, _ in self.remote.list_names("sha256"):
@@ -136,6 +132,10 @@ class RemoteStore(Store):
     def list_cached(self) -> Iterator[Blob]:
         """Every copy in the cache."""
         return super().list_blobs()
+
+    def rehash_cached(self, digest: Digest) -> Digest | None:
+        """The digest that a copy in the cache has now; None if there is none."""
+        return super().rehash(digest)
 
     def drop_cached(self, digests: Iterable[Digest]) -> None:
         """Delete copies from the cache; the blobs stay where they are."""

@@ -248,7 +248,8 @@ def _measure_bundles(catalog: Catalog, sizes: Mapping[Digest, int]) -> tuple[Bun
     shares = []
     for name, group in groupby(places, key=lambda place: place.version.name):
         versions = tuple(group)
-        digests = frozenset[Digest]().union(*(place.member_sha256s for place in versions))
+        files = (digests for place in versions for digests in place.members.values())
+        digests = frozenset[Digest]().union(*files)
         folders = sum(place.size_bytes for place in versions)
         members = sum(sizes.get(digest, 0) for digest in digests)
         shares.append(BundleShare(name, len(versions), folders, members))

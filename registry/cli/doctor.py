@@ -1,0 +1,148 @@
+"""``doctor``: what a crash or a careless hand left, and mending it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ...schemas.errors import MeteoraError, UsageError
+from ..home import Home
+from .failures import DONE, REFUSED, report_failure, worst_code
+from .output import print_json, print_line, print_remark
+from .parameters import examples, format_option, pass_home
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..workflows.doctor import Examination, Problem
+
+_MAX_JOBS = 64
+
+
+@click.command("doctor", epilog=examples("doctor", "doctor --fix", "doctor --fix --yes --format json"))
+@click.option("--fix", is_flag=True, help="Mend what can be mended, after saying what will be done.")
+@click.option("--yes", is_flag=True, help="With --fix, do not ask.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, _MAX_JOBS),
+    default=lambda: min(4, os.cpu_count() or 1),
+    show_default="up to 4",
+    help="How many blobs are read at once.",
+)
+@format_option
+@pass_home
+@click.pass_context
+def command(context: click.Context, home: Home, *, fix: bool, yes: bool, jobs: int, as_json: bool) -> None:
+    """Find what a crash or a careless hand left, and mend it.
+
+    Looks at the catalog, at every byte of the content store, at the folders of bundles, and for what
+    interrupted commands left. Without --fix nothing is changed. What the catalog refers to is never
+    deleted: damaged bytes are put aside, and adding the adapter again puts the right ones back.
+
+    Exit code 1 if something is wrong and was not mended.
+    """
+    from ..workflows.doctor import examine
+
+    with progress_bar("reading", _bytes_to_read(home)) as advance:
+        examination = examine(home, jobs=jobs, advance=advance)
+    if not as_json:
+        _describe(examination)
+    outcomes: dict[int, str] = {}
+    codes = [REFUSED] if examination.problems else [DONE]
+    if fix and _may_mend(examination, yes=yes):
+        codes = _mend(examination, outcomes)
+        if not as_json:
+            _describe_outcomes(examination, outcomes)
+    if as_json:
+        print_json(_to_json(examination, outcomes))
+    context.exit(worst_code(codes))
+
+
+def _bytes_to_read(home: Home) -> int:
+    from ..catalog.catalog import Catalog
+    from ..workflows.store import referenced_bytes
+
+    # Nobody is shown how far it got; or the catalog cannot be asked, which the examination will say.
+    if not sys.stderr.isatty() or (home.catalog_url is None and not home.catalog_file.exists()):
+        return 0
+    try:
+        with Catalog.open(home) as catalog:
+            return referenced_bytes(catalog)
+    except MeteoraError:
+        return 0
+
+
+def _describe(examination: Examination) -> None:
+    for problem in examination.problems:
+        print_line(problem.describe())
+        print_line(f"    way out: {problem.way_out}")
+        if problem.mending is not None:
+            print_line(f"    --fix: {problem.mending.deed}")
+    for reason in examination.not_examined:
+        print_remark(f"note: not examined: {reason}")
+    if not examination.problems and not examination.not_examined:
+        print_remark("nothing is wrong")
+
+
+def _may_mend(examination: Examination, *, yes: bool) -> bool:
+    mendable = [each for each in examination.problems if each.mending is not None]
+    if not mendable:
+        return bool(examination.problems)
+    for problem in mendable:
+        print_remark(f"will: {problem.subject}: {problem.mending.deed if problem.mending else ''}")
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked: stdin is no terminal", hint="add `--yes`; nothing was changed")
+    if click.confirm("Do this?", err=True):
+        return True
+    print_remark("nothing was changed")
+    return False
+
+
+def _mend(examination: Examination, outcomes: dict[int, str]) -> list[int]:
+    codes = []
+    for number, problem in enumerate(examination.problems):
+        if problem.mending is None:
+            codes.append(REFUSED)
+            continue
+        try:
+            problem.mending.act()
+        except (MeteoraError, OSError) as error:
+            codes.append(report_failure(error))
+            outcomes[number] = "failed"
+        else:
+            codes.append(DONE if problem.mending.heals else REFUSED)
+            outcomes[number] = "mended" if problem.mending.heals else "half mended"
+    return codes
+
+
+def _describe_outcomes(examination: Examination, outcomes: dict[int, str]) -> None:
+    for number, problem in enumerate(examination.problems):
+        outcome = outcomes.get(number, "left")
+        print_line(f"{outcome}: {problem.code}: {problem.subject}")
+        if outcome != "mended":
+            print_line(f"    way out: {problem.way_out}")
+
+
+def _to_json(examination: Examination, outcomes: dict[int, str]) -> dict[str, object]:
+    return {
+        "problems": [
+            _problem_to_json(problem, outcomes.get(number))
+            for number, problem in enumerate(examination.problems)
+        ],
+        "not_examined": examination.not_examined,
+    }
+
+
+def _problem_to_json(problem: Problem, outcome: str | None) -> dict[str, object]:
+    return {
+        "code": problem.code,
+        "subject": problem.subject,
+        "found": problem.found,
+        "way_out": problem.way_out,
+        "fix": problem.mending.deed if problem.mending else None,
+        "outcome": outcome,
+    }

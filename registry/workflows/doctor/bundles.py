@@ -1,0 +1,55 @@
+"""Bundles: whether each lies where the catalog last saw it, with the manifest it had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ....schemas.bundle import MANIFEST_FILE
+from ....schemas.digest import Digest
+from ....schemas.errors import MeteoraError
+from ....schemas.manifest import MAX_MANIFEST_BYTES, Manifest
+from ...catalog.catalog import Catalog
+from ...catalog.references import BundlePlace
+from .leftovers import examine_neighbours
+from .problem import Code, Problem, join_some
+
+
+def examine_bundles(catalog: Catalog) -> Iterator[Problem]:
+    """What is wrong with the registered bundles, and what was left beside them.
+
+    Of a bundle's files the manifest is read, and of the others the sizes; ``verify`` reads them whole.
+    """
+    parents = set()
+    for place in catalog.list_bundle_places():
+        parents.add(place.path.parent)
+        problem = _examine(place)
+        if problem is not None:
+            yield problem
+    yield from examine_neighbours(parents)
+
+
+def _examine(place: BundlePlace) -> Problem | None:
+    manifest = place.path / MANIFEST_FILE
+    again = f"fuse or pull it again, or forget it with `meteora-registry remove {place.version}`"
+    if not manifest.is_file():
+        what = "holds no bundle any more" if place.path.is_dir() else "is not there"
+        found = f"`{place.path}` {what}"
+        return Problem(Code.BUNDLE_GONE, f"`{place.version}`", found, f"put it back; {again}")
+    if manifest.stat().st_size > MAX_MANIFEST_BYTES or Digest.of_file(manifest) != place.manifest_sha256:
+        found = f"`{manifest}` is not the one that was registered, `{place.manifest_sha256.short}`"
+        return Problem(Code.BUNDLE_CHANGED, f"`{place.version}`", found, again)
+    changed = _changed_files(place)
+    if changed:
+        found = f"in `{place.path}` these are missing or have another size: {join_some(changed)}"
+        return Problem(Code.BUNDLE_CHANGED, f"`{place.version}`", found, again)
+    return None
+
+
+def _changed_files(place: BundlePlace) -> list[str]:
+    try:
+        data = (place.path / MANIFEST_FILE).read_bytes()
+        files = Manifest.from_bytes(data, what=MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES).files
+    except MeteoraError:
+        return [MANIFEST_FILE]
+    paths = {name: (place.path / name, record.size_bytes) for name, record in files.items()}
+    return [name for name, (path, size) in paths.items() if not path.is_file() or path.stat().st_size != size]

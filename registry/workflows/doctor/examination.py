@@ -1,0 +1,85 @@
+"""The whole examination, from the home inwards: what rests on something unsound is not judged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ....schemas.errors import CatalogUnusable, MeteoraError, StillInUse, StoreUnavailable
+from ...catalog.catalog import Catalog
+from ...home import Home
+from ...store import Advance
+from .bundles import examine_bundles
+from .catalog import examine_catalog
+from .leftovers import examine_temporary_folder
+from .problem import Code, Problem
+from .store import examine_garbage, examine_store
+
+_UNSOUND = frozenset({Code.CATALOG_DAMAGED, Code.CATALOG_MISSING, Code.CATALOG_UNUSABLE})
+_REST = "the store and the bundles"
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found, and what could not be judged, with the reason."""
+
+    problems: tuple[Problem, ...]
+    not_examined: tuple[str, ...]
+
+
+def examine(home: Home, *, jobs: int = 1, advance: Advance | None = None) -> Examination:
+    """Look at everything, and change nothing.
+
+    Every byte of the store is read; of one elsewhere, every byte there.
+
+    Args:
+        home: what is examined.
+        jobs: how many blobs are read at once.
+        advance: told the number of bytes of each chunk.
+    """
+    problems = [*_examine_home(home), *examine_temporary_folder(), *examine_catalog(home)]
+    not_examined: list[str] = []
+    try:
+        if any(problem.code in _UNSOUND for problem in problems):
+            not_examined.append(f"{_REST}: what belongs there is in the catalog")
+        elif home.catalog_url is not None or home.catalog_file.exists():
+            with Catalog.open(home) as catalog:
+                problems += _examine_store(home, catalog, not_examined, jobs=jobs, advance=advance)
+                problems += examine_bundles(catalog)
+    except CatalogUnusable as error:
+        not_examined.append(f"{_REST}: {error}")
+    return Examination(tuple(problems), tuple(not_examined))
+
+
+def _examine_store(
+    home: Home, catalog: Catalog, not_examined: list[str], *, jobs: int, advance: Advance | None
+) -> Iterator[Problem]:
+    try:
+        yield from examine_store(home, catalog, jobs=jobs, advance=advance)
+        yield from examine_garbage(home, catalog)
+    except StillInUse as error:
+        not_examined.append(f"what of the store may be deleted: {error}")
+    except StoreUnavailable as error:
+        not_examined.append("the rest of the store: it cannot be reached")
+        yield _unavailable(home, error)
+
+
+def _unavailable(home: Home, error: MeteoraError) -> Problem:
+    return Problem(
+        Code.STORE_UNAVAILABLE,
+        f"`{home.store}`",
+        error.message,
+        error.hint or "see that it can be reached, and run this again",
+    )
+
+
+def _examine_home(home: Home) -> Iterator[Problem]:
+    folder = home.folder
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
+        yield Problem(
+            Code.HOME_PERMISSIONS,
+            f"`{folder}`",
+            "it is no folder that this user may read and write",
+            f"`chmod u+rwx {folder}` as its owner, or name another with `--home`",
+        )

@@ -1,0 +1,194 @@
+"""The content store: whether every blob is there and whole, and what lies there that nobody needs."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from ....schemas.digest import Digest
+from ....schemas.errors import SourceUnreadable
+from ...catalog.catalog import Catalog
+from ...home import Home
+from ...store import Advance, RemoteStore, Store
+from ...store.blob import READ_ONLY, hash_file
+from ..store import BlobState, Condition, collect_garbage, verify_store
+from .problem import Code, Mending, Problem, join_some
+
+_CODES = {
+    Condition.MISSING: Code.STORE_MISSING,
+    Condition.DAMAGED: Code.STORE_DAMAGED,
+    Condition.UNREADABLE: Code.STORE_UNREADABLE,
+}
+_HUB = re.compile(r"(?P<source>hf://[^/]+/[^/]+)(/(?P<folder>.+))?")
+
+
+def examine_store(home: Home, catalog: Catalog, *, jobs: int, advance: Advance | None) -> Iterator[Problem]:
+    """Every blob that the catalog refers to, the permissions of what lies on this machine, and strays."""
+    store = home.store
+    yield from _examine_permissions(store)
+    for state in verify_store(catalog, store, jobs=jobs, advance=advance):
+        if state.condition is not Condition.WHOLE:
+            yield _judge(home, catalog, state)
+    if isinstance(store, RemoteStore):
+        yield from _examine_copies(store)
+
+
+def examine_garbage(home: Home, catalog: Catalog) -> Iterator[Problem]:
+    """Leftovers, and blobs that nothing refers to.
+
+    Raises:
+        StillInUse: the store is elsewhere, and other catalogs use it too.
+    """
+    store = home.store
+    left = store.list_leftovers()
+    if left:
+        yield Problem(
+            Code.STORE_LEFTOVER,
+            join_some([each.place for each in left]),
+            f"left by a process that died, {sum(each.size_bytes for each in left)} bytes",
+            "`meteora-registry store gc`",
+            Mending("delete it", partial(_clear, store)),
+        )
+    garbage = collect_garbage(catalog, store, dry_run=True)
+    if garbage.blobs or garbage.copies:
+        yield Problem(
+            Code.STORE_UNREFERENCED,
+            f"`{store}`",
+            f"{garbage.blobs} blobs and {garbage.copies} cached copies that nothing refers to, "
+            f"{garbage.blob_bytes + garbage.copy_bytes} bytes",
+            "`meteora-registry store gc`",
+            Mending("delete what nothing refers to by then", partial(_collect, catalog, store)),
+        )
+
+
+def _judge(home: Home, catalog: Catalog, state: BlobState) -> Problem:
+    used_by = ", ".join(map(str, state.used_by))
+    found = {
+        Condition.MISSING: "there is no such blob",
+        Condition.DAMAGED: f"its bytes have the digest `{state.found}`",
+        Condition.UNREADABLE: "this user may not read it",
+    }[state.condition]
+    return Problem(
+        _CODES[state.condition],
+        f"blob `{state.sha256}` ({', '.join(state.file_names)} of {used_by})",
+        found,
+        _way_out(catalog, state),
+        _mending(home, catalog, state),
+    )
+
+
+def _mending(home: Home, catalog: Catalog, state: BlobState) -> Mending | None:
+    if state.condition is Condition.UNREADABLE:
+        return None
+    source = next((path for path in _other_copies(home, state.sha256) if _is_whole(path, state)), None)
+    if source is not None:
+        put_back = partial(_put_back, catalog, home.store, source, state.sha256)
+        return Mending(f"put it back from `{source}`", put_back)
+    if state.condition is Condition.MISSING:
+        return None
+    return Mending(
+        "put the damaged bytes aside, so that they are not taken for it; it has to be added again",
+        partial(_put_aside, home.store, state.sha256),
+        heals=False,
+    )
+
+
+def _other_copies(home: Home, digest: Digest) -> Iterator[Path]:
+    """Where the same bytes may lie on this machine: the caches, the local store, what was put aside."""
+    stores = [Store(home.folder), *(Store(path) for path in sorted((home.folder / "cache").glob("*")))]
+    for store in stores:
+        yield store.place_of(digest)
+        yield store.place_aside(digest)
+
+
+def _is_whole(path: Path, state: BlobState) -> bool:
+    try:
+        return path.stat().st_size == state.size_bytes and hash_file(path) == state.sha256
+    except OSError:
+        return False
+
+
+def _put_back(catalog: Catalog, store: Store, source: Path, digest: Digest) -> None:
+    with store.intake() as intake:
+        if intake.copy(source).sha256 != digest:
+            raise SourceUnreadable(f"`{source}` changed since it was looked at", hint="run this again")
+        with intake.published(), catalog.hold_references() as held:
+            if held.catalog is not None:
+                intake.confirm(held.catalog)
+
+
+def _put_aside(store: Store, digest: Digest) -> None:
+    if store.rehash(digest) not in (None, digest):
+        store.set_aside(digest)
+
+
+def _clear(store: Store) -> None:
+    store.clear_leftovers()
+
+
+def _collect(catalog: Catalog, store: Store) -> None:
+    collect_garbage(catalog, store)
+
+
+def _way_out(catalog: Catalog, state: BlobState) -> str:
+    if state.condition is Condition.UNREADABLE:
+        return "let this user read it"
+    source = state.used_by[0]
+    hub = _HUB.fullmatch(state.origin.location)
+    if hub is None:
+        again = f"`meteora-registry add FOLDER --name {source.name}` with the folder it came from"
+    else:
+        folder = f" --subfolder {hub['folder']}" if hub["folder"] else ""
+        again = f"`meteora-registry add {hub['source']}{folder} --name {source.name}`"
+    for place in catalog.list_bundle_places():
+        for member, digests in place.members.items():
+            if state.sha256 in digests:
+                extract = f"`meteora-registry extract {place.version} {member} --out FOLDER`"
+                return f"{again}; {extract} gives the folder back"
+    return again
+
+
+def _examine_permissions(store: Store) -> Iterator[Problem]:
+    writable, strays = [], []
+    for path in store.list_files():
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) or store.digest_at(path) is None:
+            strays.append(path)
+        elif stat.S_IMODE(mode) & 0o222:
+            writable.append(path)
+    if writable:
+        yield Problem(
+            Code.STORE_PERMISSIONS,
+            join_some([str(path) for path in writable]),
+            "may be written, and a blob never changes",
+            "`chmod a-w` on it",
+            Mending("make it read-only", partial(_make_read_only, writable)),
+        )
+    if strays:
+        yield Problem(
+            Code.STORE_STRAY,
+            join_some([str(path) for path in strays]),
+            "is no blob of this store",
+            "move it away; nothing reads it",
+        )
+
+
+def _make_read_only(paths: list[Path]) -> None:
+    for path in paths:
+        path.chmod(READ_ONLY)
+
+
+def _examine_copies(store: RemoteStore) -> Iterator[Problem]:
+    copies = [blob.sha256 for blob in store.list_cached()]
+    damaged = [digest for digest in copies if store.rehash_cached(digest) not in (None, digest)]
+    if damaged:
+        yield Problem(
+            Code.CACHE_DAMAGED,
+            join_some(damaged),
+            "the copy in the cache has other bytes",
+            "delete it; it is fetched again when it is needed",
+            Mending("delete it from the cache", partial(store.drop_cached, damaged)),
+        )
