@@ -42,6 +42,7 @@ from ..catalog.records import BundleVersion, NewMember
 from ..store import Store
 from .bundle_folder import find_member, register_bundle, write_verified
 from .fuse import check_no_adapter_has
+from .loading import load_base
 from .member import stored_sources
 from .result_file import check_writable
 from .steps import Advance, step_of
@@ -121,7 +122,7 @@ def fit_bundle(
     check_shapes(meta, module_shapes(bundle))
     data = _read_data(bundle, request, opened)
     fitted = fit_gates(
-        opened.load(),
+        load_base(opened),
         opened.tokenizer,
         bundle.config,
         data,

@@ -203,5 +203,15 @@ def test_members_that_the_store_lacks_are_verified_against_the_old_bundle(run: R
     result = run(
         "--home", str(tmp_path), "gate", "fit", "./bundle", *BASE_ARGUMENTS, "--out", str(tmp_path / "b")
     )
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     assert "verified: level source, pass" in result.stdout
+
+
+def test_fit_prints_json_with_scope_token(run: Run, tmp_path: Path) -> None:
+    arguments = ("--out", str(tmp_path / "b"), "--scope", "token", "--name", "other", "--format", "json")
+    result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, *arguments)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["version"]["name"], found["version"]["gate_scope"]) == ("other", "token")
+    assert (found["gates"], found["modules"], found["record"]["outcome"]) == (8, 14, "pass")
+    assert [data["samples"] for data in found["fitting"]["data"]] == [12, 12, 12]
