@@ -1,4 +1,4 @@
-"""The tables and claims of docs/kernels.md, from rows: ``python -m benchmarks.run kernel-tables FILE``.
+"""What docs/kernels.md shows of a run: ``python -m benchmarks.run kernel-tables ROWS [--plots FOLDER]``.
 
 Everything is a ratio within one pass. `best` is the fastest of all measured formulations that do the same
 work, ours and others'; the plain LoRA and the base GEMM do less and stand beside for scale.
@@ -49,14 +49,24 @@ class Rows:
         provider = min(times, key=lambda name: times[name])
         return provider, times[provider]
 
+    def regrets(self, mode: str) -> dict[str, float]:
+        """Return by point how many times the fastest provider's median ours takes."""
+        times = {point: self.time(point, mode, "meteora") for point in self.points(mode)}
+        return {point: ours / self.best(point, mode)[1] for point, ours in times.items() if ours is not None}
+
 
 def main(arguments: list[str]) -> None:
-    """Print the tables of one file of rows."""
+    """Print the tables of one file of rows, and draw the plots where a folder is given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run kernel-tables", description=__doc__)
     parser.add_argument("rows", type=Path)
-    path: Path = parser.parse_args(arguments).rows
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    parser.add_argument("--plots", type=Path, help="draw into this folder, as SVG; needs matplotlib")
+    options = parser.parse_args(arguments)
+    lines = [json.loads(line) for line in options.rows.read_text(encoding="utf-8").splitlines()]
     sys.stdout.write("\n".join(document(lines)) + "\n")
+    if options.plots:
+        from benchmarks import kernel_plots
+
+        kernel_plots.draw(Rows(lines), options.plots)
 
 
 def document(lines: list[Row]) -> Iterator[str]:
@@ -90,6 +100,7 @@ def table(rows: Rows, mode: str) -> Iterator[str]:
 def claims(rows: Rows) -> Iterator[str]:
     """Yield what the measurements say of the library's promises."""
     yield from regret(rows)
+    yield from never_slower(rows)
     for T, wanted in ((1, 8), (16, 4), (128, 3), (512, 2)):
         point = f"4096x4096-L28-r8-k2-T{T}-fp32-uniform"
         official, plain = (rows.ratio(point, "forward", p) for p in ("official_loop", "present_loop"))
@@ -110,11 +121,7 @@ def claims(rows: Rows) -> Iterator[str]:
 def regret(rows: Rows) -> Iterator[str]:
     """Yield how far ours is from the best measured formulation."""
     for mode in ("forward", "forward+backward"):
-        shares = {}
-        for point in rows.points(mode):
-            ours = rows.time(point, mode, "meteora")
-            if ours is not None:
-                shares[point] = ours / rows.best(point, mode)[1]
+        shares = rows.regrets(mode)
         if shares:
             mean = math.exp(sum(map(math.log, shares.values())) / len(shares))
             worst = max(shares, key=lambda point: shares[point])
@@ -122,6 +129,17 @@ def regret(rows: Rows) -> Iterator[str]:
                 f"{mode}: {mean:.3f} of the best of all formulations in geometric mean over {len(shares)} "
                 f"points (wanted 1.1), at worst {shares[worst]:.2f} at {worst} (wanted 1.5)"
             )
+
+
+def never_slower(rows: Rows) -> Iterator[str]:
+    """Yield how ours stands to the plain loop over the members present, where it stands worst."""
+    for mode in ("forward", "forward+backward"):
+        ratios = {point: rows.ratio(point, mode, "present_loop") for point in rows.points(mode)}
+        known = {point: ratio for point, ratio in ratios.items() if ratio is not None}
+        if known:
+            least = min(known, key=lambda point: known[point])
+            ratio = f"{known[least]:.2f}x the loop over the members present"
+            yield f"{mode}: at least {ratio}, at {least} (wanted 1)"
 
 
 def ragged(rows: Rows) -> Iterator[str]:

@@ -18,6 +18,7 @@ Work is divided by the threads in use, overheads are not. Shapes are those of ``
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ from .slots import Slots
 
 CACHED_ADAPTERS_MB = 12.0
 HANDFUL_SLOTS = 8
+# Microseconds for the places of the rows, which all but two products over all adapters need.
+ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +81,23 @@ FORMULAS: dict[str, Callable[[Constants, Work, float], float]] = {
     "grouped": _grouped,
 }
 FP32_SHRINK = {
-    "sampled": Constants(570, read=42, far=79),
-    "dense": Constants(530, rate=62, read=130),
-    "grouped": Constants(510, call=25, rate=167, read=144, copy=392),
+    "sampled": Constants(500, read=41, far=79),
+    "dense": Constants(490, rate=65, read=150),
+    "grouped": Constants(600, call=24, rate=167, read=144, copy=392),
 }
 FP32_EXPAND = {
-    "bag": Constants(220, read=27, far=55),
-    "dense": Constants(320, rate=59, read=169),
+    "bag": Constants(230, read=26, far=55),
+    "dense": Constants(200, rate=58, read=190),
     "grouped": Constants(530, call=11, rate=60, read=117, copy=506),
 }
 BF16_SHRINK = {
-    "sampled": Constants(610, read=70, far=104),
-    "dense": Constants(920, rate=168, read=58),
+    "sampled": Constants(450, read=72, far=104),
+    "dense": Constants(500, rate=160, read=70),
     "grouped": Constants(1240, call=110, rate=175, copy=184),
 }
 BF16_EXPAND = {
-    "bag": Constants(290, read=28, far=59),
-    "dense": Constants(440, rate=166, read=162),
+    "bag": Constants(260, read=27, far=59),
+    "dense": Constants(290, rate=167, read=180),
     "grouped": Constants(1350, call=73, rate=45, read=25),
 }
 
@@ -108,7 +111,7 @@ def is_a_handful(x: Tensor, routing: Routing) -> bool:
 
 
 def cheapest(slots: Slots, features: int, results: int, dtype: torch.dtype) -> tuple[str, str]:
-    """Return the names of the cheapest shrink of `features` and expand to `results` features.
+    """Return the names of the cheapest shrink of `features` with expand to `results` features.
 
     A decision depends on so few numbers of the routing that most are looked up.
     """
@@ -127,20 +130,23 @@ def _cheapest(
     dtype: torch.dtype,
     threads: int,
 ) -> tuple[str, str]:
-    def least(constants: dict[str, Constants], d: int) -> str:
-        work = work_of(layout, T, k, usage, d, dtype)
-        costs = {
-            name: FORMULAS[name](of_name, work, float(threads))
-            for name, of_name in constants.items()
-            if serves(name, dtype)
-        }
-        return min(costs, key=lambda name: costs[name])
-
     fast_bf16 = _multiplies_bf16(dtype)
-    return (
-        least(BF16_SHRINK if fast_bf16 else FP32_SHRINK, features),
-        least(BF16_EXPAND if fast_bf16 else FP32_EXPAND, results),
+    shrinks = _costs(
+        BF16_SHRINK if fast_bf16 else FP32_SHRINK, work_of(layout, T, k, usage, features, dtype), threads
     )
+    expands = _costs(
+        BF16_EXPAND if fast_bf16 else FP32_EXPAND, work_of(layout, T, k, usage, results, dtype), threads
+    )
+
+    def cost(pair: tuple[str, str]) -> float:
+        return shrinks[pair[0]] + expands[pair[1]] + (0 if pair == ("dense", "dense") else ROWS)
+
+    pairs = itertools.product(shrinks, expands)
+    return min((pair for pair in pairs if all(serves(name, dtype) for name in pair)), key=cost)
+
+
+def _costs(constants: dict[str, Constants], work: Work, threads: int) -> dict[str, float]:
+    return {name: FORMULAS[name](of_name, work, float(threads)) for name, of_name in constants.items()}
 
 
 def serves(name: str, dtype: torch.dtype) -> bool:

@@ -16,15 +16,24 @@ from .slots import Slots
 def shrink_dense(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
     """Return z in row form, in the accumulation dtype, of ``v [T, d]`` and ``W [N, d]``."""
     of_all = multipliable(v) @ multipliable(W).T
-    return of_all.flatten().index_select(0, slots.dense_places).to(accumulation_dtype(v.dtype))
+    if slots.layout.equal_ranks:
+        z = of_all.view(v.shape[0], -1, slots.layout.max_rank).gather(1, slots.wide_selection).flatten()
+    else:
+        z = of_all[slots.row_tokens, slots.rows]
+    return z.to(accumulation_dtype(v.dtype))
 
 
 def expand_dense(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     """Return ``sum_j z_j W_i`` [T, d] in the dtype of `W`, added into `out` where one is given."""
     weight = multipliable(W)
-    spread = weight.new_zeros(slots.selection.shape[0] * weight.shape[0])
+    T, N = slots.selection.shape[0], weight.shape[0]
+    spread, z = weight.new_zeros(T, N), z.to(weight.dtype)
     # Accumulating, since a token may select an adapter twice.
-    spread = spread.index_add_(0, slots.dense_places, z.to(weight.dtype)).view(-1, weight.shape[0])
+    if slots.layout.equal_ranks:
+        wide = slots.wide_selection
+        spread.view(T, -1, wide.shape[2]).scatter_add_(1, wide, z.view(wide.shape))
+    else:
+        spread.index_put_((slots.row_tokens, slots.rows), z, accumulate=True)
     if out is not None and out.dtype == weight.dtype:
         return out.addmm_(spread, weight)
     result = spread @ weight

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from .layout import Layout
 from .operands import accumulation_dtype
 from .routing import Routing
 from .slots import Slots, check_range
 
-# The operator's `mode`, and its map from rows to tokens, which it makes of the tokens' starts.
+# The operators' `mode`, and the map from rows to tokens, which they make of the tokens' starts.
 SUM = 0
 NO_MAP = torch.empty(0, dtype=torch.int64, device="cpu")
 
@@ -67,5 +66,7 @@ def shrink_sampled(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
 
 def expand_bag(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Tensor:
     """Return ``sum_j z_j W_i`` [T, d] in the dtype of `W`, added into `out` where one is given."""
-    result = embedding_bag(slots.rows, W, slots.token_starts, mode="sum", per_sample_weights=z.to(W.dtype))
+    result: Tensor = torch.embedding_bag(
+        W, slots.rows, slots.token_starts, mode=SUM, per_sample_weights=z.to(W.dtype)
+    )[0]
     return result if out is None else out.add_(result)

@@ -21,7 +21,6 @@ from .routing import Routing
 # Up to here counting in Python is quicker than one tensor operation and the copy of its result.
 FEW_SLOTS = 64
 
-
 Value = TypeVar("Value")
 
 
@@ -67,7 +66,8 @@ class Slots:
         if self.are_few:
             return {i: self.named.count(i) for i in sorted(set(self.named))}
         flat = self.selection.flatten()
-        check_range(*torch.stack(flat.aminmax()).tolist(), self.layout.adapters)
+        least, greatest = torch.stack(flat.aminmax()).tolist()
+        check_range(least, greatest, self.layout.adapters)
         numbers = torch.bincount(flat, minlength=self.layout.adapters).tolist()
         return {i: number for i, number in enumerate(numbers) if number}
 
@@ -94,7 +94,7 @@ class Slots:
         _ = self.usage
 
     @once
-    def slot_rows(self) -> Tensor:
+    def slot_ranks(self) -> Tensor:
         """The rank of each slot's adapter: int64 [T * k]."""
         ranks = layout_tensors(self.layout, self.device, torch.float32).ranks
         return ranks[self.selection.flatten()]
@@ -102,21 +102,22 @@ class Slots:
     @once
     def first_rows(self) -> Tensor:
         """The place of each slot's first row in the row form: int64 [T * k]."""
-        return self.slot_rows.cumsum(0) - self.slot_rows
+        return self.slot_ranks.cumsum(0) - self.slot_ranks
 
     @once
     def row_slots(self) -> Tensor:
         """The slot of each row: int64 [S]."""
-        return torch.repeat_interleave(self.slot_rows)
+        return torch.repeat_interleave(self.slot_ranks)
 
     @once
-    def dense_places(self) -> Tensor:
-        """The place of each row in z of all adapters, [T, N] flattened: int64 [S]."""
-        (T, k), N = self.selection.shape, self.layout.rows
-        if not self.layout.equal_ranks:
-            return self.rows + (self.row_slots // k) * N
-        starts = torch.arange(0, T * N, N, device=self.device).unsqueeze(1)
-        return (self.rows.view(T, -1) + starts).flatten()
+    def row_tokens(self) -> Tensor:
+        """The token of each row: int64 [S]."""
+        return self.row_slots // self.selection.shape[1]
+
+    @once
+    def wide_selection(self) -> Tensor:
+        """The selection once per row of the adapters, equal ranks only: int64 [T, k, R]."""
+        return self.selection.unsqueeze(-1).expand(-1, -1, self.layout.max_rank)
 
     @once
     def token_starts(self) -> Tensor:
@@ -150,11 +151,11 @@ class Slots:
 
     def weighted(self, z: Tensor) -> Tensor:
         """Return z in row form times ``w_j s_i`` of its slot."""
-        scaling = layout_tensors(self.layout, self.device, z.dtype).scaling[self.selection]
-        factors = (self.weights.to(z.dtype) * scaling).flatten()
+        scaling = layout_tensors(self.layout, self.device, z.dtype).scaling.take(self.selection)
+        factors = self.weights * scaling
         if self.layout.equal_ranks:
-            return (z.view(-1, self.layout.max_rank) * factors.unsqueeze(1)).flatten()
-        return z * factors[self.row_slots]
+            return (z.view(*self.selection.shape, -1) * factors.unsqueeze(-1)).flatten()
+        return z * factors.flatten()[self.row_slots]
 
     def compact(self, z: Tensor) -> Tensor:
         """Return z in row form as [T, k, max R], zero past an adapter's rank: a shape known beforehand."""

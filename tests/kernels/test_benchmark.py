@@ -42,6 +42,10 @@ def test_a_point_is_measured_and_tabled(tmp_path: Path) -> None:
     }
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
-    report = run("kernel-tables", str(path))
+    report = run("kernel-tables", str(path), "--plots", str(tmp_path / "plots"))
+    assert {file.name for file in (tmp_path / "plots").iterdir()} == {
+        "kernels-tokens.svg",
+        "kernels-regret.svg",
+    }
     assert f"| {POINT} |" in report
     assert "of the best of all formulations" in report

@@ -257,8 +257,9 @@ def test_scaling_is_never_rounded_to_the_experts_dtype() -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-def test_autocast_changes_nothing(grad: bool) -> None:
-    case = operands([8, 8, 8], T=20)
+@pytest.mark.parametrize("T", [1, 20])
+def test_autocast_changes_nothing(T: int, grad: bool) -> None:
+    case = operands([8, 8, 8], T=T)
     case.x.requires_grad_(grad)
     expected = case.routed()
     with torch.autocast("cpu", dtype=torch.bfloat16):
