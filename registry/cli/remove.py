@@ -37,5 +37,7 @@ def command(context: click.Context, home: Home, source: CatalogSource, *, yes: b
         removed = remove_versions(catalog, home.store, source)
     for version in removed.removal.versions:
         print_line(f"removed: {version}")
+    if removed.kept:
+        print_remark(f"note: the bytes stay where they are: {removed.kept}")
     if removed.freed_bytes:
         print_remark(f"{describe_bytes(removed.freed_bytes)} set free")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...schemas.errors import StillInUse, StoreUnavailable
 from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
 from ..catalog.records import Removal
@@ -12,22 +13,28 @@ from ..store import Store
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What left the catalog, and how many bytes that set free."""
+    """What left the catalog, and how many bytes that set free; ``kept`` says why they had to stay."""
 
     removal: Removal
     freed_bytes: int
+    kept: str | None = None
 
 
 def remove_versions(catalog: Catalog, store: Store, source: CatalogSource) -> Removed:
     """Remove one version, or every version when ``source`` does not say which.
 
     Of a bundle only the record goes; its folder stays. Killed in between, this leaves bytes that
-    nothing refers to, and never a record without its bytes.
+    nothing refers to, and never a record without its bytes; so does a store elsewhere that cannot be
+    reached, or that other catalogs use too.
 
     Raises:
         NotInCatalog: there is nothing of that name.
         StillInUse: a bundle has one of them as a member.
     """
     removal = catalog.remove(source)
-    freed_bytes = store.drop(removal.digests, references=catalog.hold_references) if removal.digests else 0
-    return Removed(removal, freed_bytes)
+    if not removal.digests:
+        return Removed(removal, 0)
+    try:
+        return Removed(removal, store.drop(removal.digests, references=catalog.hold_references))
+    except (StillInUse, StoreUnavailable) as error:
+        return Removed(removal, 0, kept=error.message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from meteora_registry.registry.catalog.catalog import Catalog
@@ -34,3 +35,12 @@ def collect(home: Home, stop: Path) -> None:
             except StillInUse as error:
                 # Before the first record the store does not know the catalog.
                 assert "holds nothing of this catalog" in str(error)
+
+
+def add_same(home: Home, name: str, barrier: Barrier) -> None:
+    """Add five adapters at the very moment at which another process adds the same."""
+    with Catalog.open(home) as catalog:
+        for number in range(5):
+            adapter = make_adapter(home.folder / f"adapter-{number}", seed=number)
+            barrier.wait()
+            add_folder(catalog, home.store, adapter, name=f"{name}-{number}")

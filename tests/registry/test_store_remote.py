@@ -1,0 +1,465 @@
+"""A store at a URL: in memory, in a shared folder, and at an S3 service over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.engine import parse_catalog_url
+from meteora_registry.registry.catalog.schema import upgrade
+from meteora_registry.registry.cli.main import run
+from meteora_registry.registry.home import Home
+from meteora_registry.registry.store import Intake, References, Remote, RemoteStore
+from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.store import Condition, collect_garbage, verify_store
+from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.errors import (
+    MeteoraError,
+    MissingDependency,
+    StillInUse,
+    StoreDamaged,
+    StoreUnavailable,
+    UsageError,
+)
+from support.s3_server import BUCKET, s3_environment, s3_server
+from support.small_adapters import make_adapter
+from support.store_processes import add_same
+from support.users import as_ordinary_user
+
+CONTENT = b"the bytes" * 300_000
+DIGEST = Digest.of_bytes(CONTENT)
+CATALOG = Digest.of_bytes(b"this catalog")
+OTHER_CATALOG = Digest.of_bytes(b"another catalog")
+
+
+@pytest.fixture(scope="module")
+def s3_address() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place of each kind."""
+    name = tmp_path.name
+    if request.param == "memory":
+        return f"memory://{name}"
+    if request.param == "file":
+        (tmp_path / "share").mkdir()
+        return (tmp_path / "share").as_uri()
+    for variable, value in s3_environment(request.getfixturevalue("s3_address")).items():
+        monkeypatch.setenv(variable, value)
+    return f"s3://{BUCKET}/{name}"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def keep(store: RemoteStore, source: Path, catalog: Digest = CATALOG) -> Digest:
+    """Store one file, as one that this catalog recorded."""
+    with store.intake() as intake:
+        blob = intake.copy(source)
+        with intake.published():
+            intake.confirm(catalog)
+            return blob.sha256
+
+
+def references(*digests: Digest, catalog: Digest = CATALOG) -> nullcontext[References]:
+    return nullcontext(References(catalog, lambda _: digests))
+
+
+def overwrite(url: str, digest: Digest, content: bytes) -> None:
+    """Change a blob behind the store's back."""
+    files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    path = f"{root}/sha256/{digest[:2]}/{digest[2:]}"
+    if url.startswith("file:"):
+        Path(path).chmod(0o644)
+    files.pipe_file(path, content)
+
+
+def test_what_one_machine_puts_another_reads(url: str, source: Path, tmp_path: Path) -> None:
+    here, there = RemoteStore(url, tmp_path / "here"), RemoteStore(url, tmp_path / "there")
+    assert there.find(DIGEST) is None
+    assert keep(here, source) == DIGEST
+    path = there.path_of(DIGEST)
+    assert path.is_relative_to(tmp_path / "there")
+    assert path.read_bytes() == CONTENT
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    assert there.read(DIGEST) == CONTENT
+    assert there.check(DIGEST) == path
+    assert there.rehash(DIGEST) == DIGEST
+    assert [(blob.sha256, blob.size_bytes) for blob in there.list_blobs()] == [(DIGEST, len(CONTENT))]
+    assert 0 <= there.age_seconds(DIGEST) < 300
+    assert here.list_leftovers() == there.list_leftovers() == []
+
+
+def test_what_is_in_the_cache_is_not_asked_for_again(source: Path, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    store = RemoteStore(share.as_uri(), tmp_path / "cache")
+    keep(store, source)
+    share.rename(tmp_path / "away")
+    assert store.path_of(DIGEST).read_bytes() == CONTENT
+    with pytest.raises(StoreUnavailable) as caught:
+        store.check(DIGEST)
+    assert str(caught.value) == f"the store `{share.as_uri()}` is not there"
+
+
+def test_changed_bytes_never_enter_the_cache_and_are_mended_by_storing_again(
+    url: str, source: Path, tmp_path: Path
+) -> None:
+    here, there = RemoteStore(url, tmp_path / "here"), RemoteStore(url, tmp_path / "there")
+    keep(here, source)
+    changed = CONTENT[:-1] + b"X"
+    overwrite(url, DIGEST, changed)
+    place = f"{url}/sha256/{DIGEST[:2]}/{DIGEST[2:]}"
+    for read in (there.find, there.path_of, there.check, there.read):
+        with pytest.raises(StoreDamaged) as caught:
+            read(DIGEST)
+        assert str(caught.value) == (
+            f"the blob `{place}` was changed: its bytes have the digest `{Digest.of_bytes(changed)}`; "
+            "nothing was kept"
+        )
+    assert list(there.list_cached()) == []
+    assert here.rehash(DIGEST) == Digest.of_bytes(changed)
+    keep(there, source)
+    assert here.rehash(DIGEST) == DIGEST
+
+
+def test_a_check_compares_the_copy_and_the_blob(url: str, source: Path, tmp_path: Path) -> None:
+    store = RemoteStore(url, tmp_path / "cache")
+    keep(store, source)
+    copy = store.place_of(DIGEST)
+    copy.chmod(0o644)
+    copy.write_bytes(CONTENT[:-1] + b"X")
+    assert store.check(DIGEST).read_bytes() == CONTENT
+    overwrite(url, DIGEST, CONTENT[:-1])
+    with pytest.raises(StoreDamaged, match=f"has {len(CONTENT) - 1} bytes, expected {len(CONTENT)}"):
+        store.check(DIGEST)
+    store.drop([DIGEST], references=references)
+    with pytest.raises(StoreDamaged, match="the content store has no blob"):
+        store.check(DIGEST)
+
+
+def test_a_blob_deleted_between_upload_and_record_is_put_again(
+    url: str, source: Path, tmp_path: Path
+) -> None:
+    here, there = RemoteStore(url, tmp_path / "here"), RemoteStore(url, tmp_path / "there")
+    keep(there, source)
+    with here.intake() as intake:
+        intake.copy(source)
+        with intake.published():
+            # The other machine's catalog refers to it no more, and ours does not yet.
+            assert there.drop([DIGEST], references=references) == len(CONTENT)
+            assert here.size_of(DIGEST) is None
+            intake.confirm(CATALOG)
+    assert there.rehash(DIGEST) == DIGEST
+
+
+def test_nothing_is_deleted_that_is_referred_to_or_that_another_catalog_may_refer_to(
+    url: str, source: Path, tmp_path: Path
+) -> None:
+    store = RemoteStore(url, tmp_path / "cache")
+    keep(store, source)
+    assert store.drop([DIGEST], references=lambda: references(DIGEST)) == 0
+    with pytest.raises(StillInUse) as caught:
+        store.drop([DIGEST], references=lambda: references(catalog=OTHER_CATALOG))
+    assert str(caught.value) == (
+        f"the store `{url}` holds nothing of this catalog, so what may be deleted is not known"
+    )
+    keep(store, source, OTHER_CATALOG)
+    with pytest.raises(StillInUse) as caught:
+        store.drop([DIGEST], references=references)
+    assert str(caught.value) == (
+        f"the store `{url}` is also used by 1 other catalog, so what may be deleted is not known"
+    )
+    assert store.rehash(DIGEST) == DIGEST
+
+
+def test_damaged_bytes_are_put_aside(url: str, source: Path, tmp_path: Path) -> None:
+    store = RemoteStore(url, tmp_path / "cache")
+    keep(store, source)
+    assert store.set_aside(DIGEST) == f"{url}/quarantine/{DIGEST}"
+    assert store.size_of(DIGEST) is None
+    assert [blob.sha256 for blob in store.list_set_aside()] == [DIGEST]
+    store.drop_aside(DIGEST)
+    assert list(store.list_set_aside()) == []
+
+
+def test_a_blob_in_a_shared_folder_is_read_only_and_leaves_nothing_beside_it(
+    source: Path, tmp_path: Path
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    keep(RemoteStore(share.as_uri(), tmp_path / "cache"), source)
+    files = {str(path.relative_to(share)): path for path in share.rglob("*") if path.is_file()}
+    assert set(files) == {f"catalogs/{CATALOG}", f"sha256/{DIGEST[:2]}/{DIGEST[2:]}"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o444}
+
+
+def test_a_half_upload_is_no_blob(url: str, source: Path, tmp_path: Path) -> None:
+    store = RemoteStore(url, tmp_path / "cache")
+    if url.startswith("s3:"):
+        files, root = fsspec.core.url_to_fs(url)
+        # As long as an upload in parts was not completed, there is no object.
+        file = files.open(f"{root}/sha256/{DIGEST[:2]}/{DIGEST[2:]}", "wb", block_size=5 << 20)
+        file.write(b"x" * (6 << 20))
+        assert file.mpu is not None
+        file.discard()
+        file.closed = True
+    else:
+        store.remote.put(source, "incoming/half")
+    assert store.find(DIGEST) is None
+    assert list(store.list_blobs()) == []
+
+
+def test_an_upload_that_stood_still_for_an_hour_is_a_leftover(source: Path, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    (share / "incoming").mkdir(parents=True)
+    store = RemoteStore(share.as_uri(), tmp_path / "cache")
+    half = share / "incoming" / "half"
+    half.write_bytes(b"half")
+    assert store.list_leftovers() == []
+    os.utime(half, (0, half.stat().st_mtime - 3700))
+    assert [each.place for each in store.list_leftovers()] == [f"{share.as_uri()}/incoming/half"]
+    assert store.clear_leftovers() == 4
+    assert not half.exists()
+
+
+def test_gc_waits_a_day_for_what_is_not_recorded_yet_and_drops_copies(
+    url: str, source: Path, tmp_path: Path
+) -> None:
+    catalog_url = f"sqlite:///{tmp_path}/catalog.db"
+    upgrade(parse_catalog_url(catalog_url))
+    home = Home(tmp_path / "home", catalog_url, url)
+    store = home.store
+    assert isinstance(store, RemoteStore)
+    with Catalog.open(home) as catalog:
+        version = add_folder(catalog, store, make_adapter(tmp_path / "legal")).version
+        with store.intake() as intake:
+            intake.copy(source)
+            with intake.published():
+                pass
+        assert collect_garbage(catalog, store).young == 1
+        assert store.size_of(DIGEST) == len(CONTENT)
+        planned = collect_garbage(catalog, store, grace_seconds=0, dry_run=True)
+        assert (planned.blobs, planned.blob_bytes) == (1, len(CONTENT))
+        assert collect_garbage(catalog, store, grace_seconds=0).blobs == 1
+        assert {blob.sha256 for blob in store.list_blobs()} == {file.sha256 for file in version.files}
+        assert {each.condition for each in verify_store(catalog, store)} == {Condition.WHOLE}
+    with Catalog.open(Home(tmp_path / "new")) as empty, pytest.raises(StillInUse):
+        collect_garbage(empty, store, grace_seconds=0)
+
+
+@pytest.mark.parametrize("url", ["file", "s3"], indirect=True)
+def test_processes_that_add_the_same_content_at_once_leave_one_whole_blob(url: str, tmp_path: Path) -> None:
+    catalog_url = f"sqlite:///{tmp_path}/catalog.db"
+    upgrade(parse_catalog_url(catalog_url))
+    homes = [Home(tmp_path / name, catalog_url, url) for name in ("one", "two")]
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    processes = [context.Process(target=add_same, args=(home, home.folder.name, barrier)) for home in homes]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    reader = Home(tmp_path / "three", catalog_url, url)
+    with Catalog.open(reader) as catalog:
+        states = list(verify_store(catalog, reader.store, jobs=2))
+        assert {state.condition for state in states} == {Condition.WHOLE}
+        # Five weights and one config, each used by both.
+        assert len(states) == 6
+        assert {len(state.used_by) for state in states} == {2, 10}
+        assert len(list(reader.store.list_blobs())) == 6
+        assert reader.store.list_leftovers() == []
+
+
+def test_the_commands_work_on_an_s3_service(
+    s3_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable, value in s3_environment(s3_address).items():
+        monkeypatch.setenv(variable, value)
+    catalog = f"sqlite:///{tmp_path}/catalog.db"
+    monkeypatch.setenv("METEORA_CATALOG", catalog)
+    monkeypatch.setenv("METEORA_STORE", f"s3://{BUCKET}/commands")
+    here, there = (["--home", str(tmp_path / name)] for name in ("here", "there"))
+    assert run([*here, "db", "upgrade"]) == 0
+    assert run([*here, "add", str(make_adapter(tmp_path / "legal"))]) == 0
+    assert run([*there, "store", "verify"]) == 0
+    capsys.readouterr()
+    assert run([*there, "store", "du", "--format", "json"]) == 0
+    usage = json.loads(capsys.readouterr().out)
+    assert (usage["store"], usage["blobs"], usage["missing"]) == (f"s3://{BUCKET}/commands", 2, 0)
+    # Reads the bytes, which are only there.
+    assert run([*there, "validate", str(make_adapter(tmp_path / "new", seed=1)), "--with", "legal"]) == 0
+    assert run([*there, "doctor"]) == 0
+    assert run([*there, "remove", "legal", "--yes"]) == 0
+    assert "4.9 kB set free\n" in capsys.readouterr().err
+    assert run([*here, "store", "du", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["blobs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("bucket", UsageError, "the store `bucket` is no URL"),
+        ("s3://key:secret@bucket/x", UsageError, "the store's `s3` URL holds a password"),
+        ("https://host/x?signature=secret", UsageError, "the store `https://host/x` is more than a place"),
+        ("simplecache::s3://bucket", UsageError, "the store `simplecache::s3://bucket` is no URL"),
+        ("nothing://x", UsageError, "a store cannot be kept at `nothing://x`"),
+        (
+            "gs://bucket/x",
+            MissingDependency,
+            "a store at `gs://` needs a package that is not installed",
+        ),
+    ],
+)
+def test_a_url_that_cannot_be_a_store_is_refused(text: str, kind: type[MeteoraError], message: str) -> None:
+    with pytest.raises(kind) as caught:
+        Remote(text).size_of("x")
+    assert caught.value.message == message
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_path_means_the_folder(tmp_path: Path) -> None:
+    assert Remote(str(tmp_path)).url == tmp_path.as_uri()
+
+
+def test_a_shared_folder_that_may_not_be_written_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    # Not below pytest's own folder, into which another user may not look.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / "share").mkdir()
+        (folder / "source").write_bytes(CONTENT)
+        store = RemoteStore((folder / "share").as_uri(), folder / "cache")
+        # Once, so that everything is imported.
+        assert store.size_of(DIGEST) is None
+        with as_ordinary_user(), pytest.raises(StoreUnavailable) as caught:
+            keep(store, folder / "source")
+        assert str(caught.value) == (
+            f"not permitted to write `{store}/sha256/{DIGEST[:2]}/{DIGEST[2:]}`: Permission denied"
+        )
+        assert list((folder / "share").iterdir()) == []
+
+
+class _Service(BaseHTTPRequestHandler):
+    """An S3 service that is out of order, in the way that ``fault`` says."""
+
+    fault = ""
+    waiting = threading.Event()
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        match self.fault:
+            case "forbidden":
+                body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+                self.send_response(403)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+            case "silent":
+                self.waiting.wait(30)
+            case "cut off":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(CONTENT)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(CONTENT[:1000])
+        self.close_connection = True
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def faulty_service(fault: str) -> Iterator[str]:
+    handler = type("Handler", (_Service,), {"fault": fault, "waiting": threading.Event()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            handler.waiting.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("gone", ': Could not connect to the endpoint URL: "http://127.0.0.1:'),
+        ("forbidden", "error: not permitted to "),
+        ("silent", ": Read timeout on endpoint URL: "),
+        ("cut off", "error: cannot read `s3://adapters/x/sha256/"),
+    ],
+)
+def test_a_service_that_fails_is_said_without_secrets_and_leaves_nothing(
+    fault: str, expected: str, tmp_path: Path
+) -> None:
+    service = faulty_service(fault) if fault != "gone" else nullcontext("http://127.0.0.1:9")
+    with service as address:
+        options = {"config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 0}}}
+        environment = os.environ | s3_environment(address) | {"FSSPEC_S3": json.dumps(options)}
+        program = (
+            "import sys\nfrom pathlib import Path\nimport s3fs\n"
+            "s3fs.S3FileSystem.retries = 1\n"
+            "from meteora_registry.registry.cli.failures import report_failure\n"
+            "from meteora_registry.registry.store import RemoteStore\n"
+            "store = RemoteStore('s3://adapters/x', Path(sys.argv[1]))\n"
+            "try:\n    store.path_of(sys.argv[2])\nexcept Exception as error:\n"
+            "    sys.exit(report_failure(error))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "cache"), DIGEST],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert expected in done.stderr
+    assert done.stderr.splitlines()[1].startswith("hint: ")
+    assert "secret" not in done.stderr
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != "lock"] == []
+
+
+def test_intakes_of_a_store_elsewhere_publish_what_the_cache_then_has(
+    url: str, source: Path, tmp_path: Path
+) -> None:
+    store = RemoteStore(url, tmp_path / "cache")
+    with store.intake() as intake:
+        assert isinstance(intake, Intake)
+        intake.copy(source)
+        assert store.size_of(DIGEST) is None
+        with intake.published():
+            assert store.find_cached(DIGEST) == store.place_of(DIGEST)
+            assert store.size_of(DIGEST) == len(CONTENT)
