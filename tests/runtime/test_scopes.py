@@ -339,20 +339,24 @@ def test_confidence_is_the_geometric_mean_posterior(bundles: dict[str, Path]) ->
         assert (decision.start, decision.end) == (0, 9 + 5)
 
 
+@pytest.mark.parametrize("scope", ["prompt", "token"])
 def test_two_bundles_decide_apart_on_the_plain_base(
-    adapters: dict[str, Path], bundles: dict[str, Path], tmp_path: Path
+    adapters: dict[str, Path], bundles: dict[str, Path], tmp_path: Path, scope: str
 ) -> None:
-    second = write_bundle(tmp_path, dict(list(adapters.items())[:3]), top_k=1, scope="prompt", seed=4)
+    second = write_bundle(tmp_path, dict(list(adapters.items())[:3]), top_k=1, scope=scope, seed=4)
     model = PeftModel.from_pretrained(tiny_llama(), bundles["prompt+token"], adapter_name="first")
     model.load_adapter(second, adapter_name="second")
     model.base_model.set_adapter(["first", "second"])
     tokens, base = some_tokens(length=8), tiny_llama()
-    parts = []
-    for folder in (bundles["prompt+token"], second):
+
+    def as_decided(folder: Path) -> tuple[PlainBundle, Weights]:
         bundle = PlainBundle(folder)
         request = by_prompt(bundle, tokens.tolist()).unsqueeze(1)
-        parts.append((bundle, lambda path, x, request=request: request.expand(*x.shape[:2], -1)))
-    with routed(base, *parts):
+        return bundle, lambda path, x: request.expand(*x.shape[:2], -1)
+
+    beside = PlainBundle(second)
+    parts = as_decided(second) if scope == "prompt" else (beside, by_token(beside))
+    with routed(base, as_decided(bundles["prompt+token"]), parts):
         expected = logits_of(base, tokens)
     assert relative_error(logits_of(model, tokens), expected) <= MAX_ERROR
     with pytest.raises(UsageError, match="the model has 2 active bundles, `first`, `second`, expected one"):
@@ -464,7 +468,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def test_decision_of_a_request_in_training_is_without_dropout(tmp_path: Path) -> None:
     members = {
-        name: make_adapter(tiny_gpt2, tmp_path / name, seed=rank, r=rank, fan_in_fan_out=True, target_modules=["c_attn"])
+        name: make_adapter(
+            tiny_gpt2, tmp_path / name, seed=rank, r=rank, fan_in_fan_out=True, target_modules=["c_attn"]
+        )
         for name, rank in [("a", 4), ("b", 8)]
     }
     model = PeftModel.from_pretrained(
