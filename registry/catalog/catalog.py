@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from sqlalchemy import Engine
 
@@ -15,8 +15,9 @@ from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
 from ..home import Home
 from ..store import References
-from . import adapters, bundles, entries, events, models, references
-from .engine import make_engine, parse_catalog_url, sqlite_url, transaction
+from . import adapters, bundles, entries, events, models, references, transfer
+from .backup import back_up
+from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
 from .query import AdapterQuery, Page
 from .records import (
     AdapterSummary,
@@ -29,7 +30,7 @@ from .records import (
     Removal,
 )
 from .references import BundlePlace, Reference
-from .schema import create, require_head
+from .schema import HEAD_REVISION, create, require_head
 from .search import search
 from .summaries import list_latest
 
@@ -254,6 +255,40 @@ class Catalog:
         """The bundle versions with this manifest that lie in ``path``, to which the record was added."""
         with transaction(self._engine, writes=True) as session:
             return bundles.record_verification(session, record, path)
+
+    def write_document(
+        self, file: BinaryIO, *, advance: Callable[[int, int], None] | None = None
+    ) -> dict[str, int]:
+        """The number of rows of each table written to ``file``: the whole catalog as it is at one moment.
+
+        ``advance`` is told how many rows are written, of how many.
+        """
+        with connection_to(self._engine) as connection:
+            return transfer.write_document(connection, HEAD_REVISION, file, advance)
+
+    def read_document(
+        self, file: BinaryIO, what: str, *, advance: Callable[[int, int], None] | None = None
+    ) -> dict[str, int]:
+        """The number of rows of each table read from ``file``, which messages call ``what``.
+
+        Raises:
+            AlreadyInCatalog: this catalog is not empty.
+            InvalidDocument: it is none that ``write_document`` wrote, or was cut off or changed.
+        """
+        with transaction(self._engine, writes=True) as session:
+            connection = session.connection()
+            counts = transfer.read_document(connection, HEAD_REVISION, file, what, advance)
+            events.record_event(session, "import", models.CATALOG, models.CATALOG, rows=counts)
+            return counts
+
+    def backup(self, path: Path) -> None:
+        """Copy a catalog on SQLite, as it is at one moment, into the new file ``path``, and check the copy.
+
+        Raises:
+            UsageError: the catalog is on PostgreSQL.
+            CatalogUnusable: the copy is damaged.
+        """
+        back_up(self._engine, path)
 
     def list_events(self, name: str | None = None, *, limit: int = 100) -> tuple[Event, ...]:
         """The latest changes, of one name or of all, the newest first."""

@@ -29,7 +29,7 @@ from .summaries import read_summaries
 
 # How many versions are looked at rather than walk; how many rows are walked; how far anything is counted.
 _FEW = 2000
-_STRETCH = 5000
+_STRETCH = 2000
 _MANY = 20_000
 Column = InstrumentedAttribute[Any] | Unindexed
 # After every word that begins with a prefix, in the order of code points.
@@ -101,7 +101,8 @@ def _postings(query: AdapterQuery, base_id: int | None) -> Iterator[Select[int]]
     for kind in query.targets:
         yield select(models.Target.version_id).where(models.Target.kind == kind)
     sizes, dates = list(_sizes(query, Row.weights_bytes)), list(_dates(query, Row.added_at))
-    for conditions in (ranks, sizes, dates):
+    # The base's own versions of these ranks have been asked for already.
+    for conditions in (ranks if base_id is None else [], sizes, dates):
         if conditions:
             yield select(Row.version_id).where(*conditions)
 

@@ -9,6 +9,7 @@ _tables = Base.metadata.tables
 entries = _tables["entries"]
 versions = _tables["versions"]
 adapter_versions = _tables["adapter_versions"]
+bundle_versions = _tables["bundle_versions"]
 aliases = _tables["aliases"]
 tags = _tables["tags"]
 base_models = _tables["base_models"]

@@ -1,23 +1,25 @@
-"""``db``: the catalog's schema."""
+"""``db``: the catalog's database: its schema, its backups, and its way into another."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..home import Home
 from .failures import REFUSED
-from .output import print_line, print_remark
+from .output import describe_bytes, print_line, print_remark
 from .parameters import examples, pass_home
+from .progress import step_bar
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 
-@click.group("db", epilog=examples("db current", "db upgrade"))
+@click.group("db", epilog=examples("db current", "db upgrade", "db backup catalog-copy.db"))
 def command() -> None:
-    """Look after the catalog's schema."""
+    """Look after the catalog's database."""
 
 
 @command.command("upgrade", epilog=examples("db upgrade", "--catalog postgresql://user@host/name db upgrade"))
@@ -61,6 +63,56 @@ def check(context: click.Context, home: Home) -> None:
     if problems:
         context.exit(REFUSED)
     print_remark("the catalog is sound, and its schema is this version's")
+
+
+@command.command("export", epilog=examples("db export catalog.jsonl"))
+@click.argument("file", type=click.Path(path_type=Path))
+@pass_home
+def export(home: Home, file: Path) -> None:
+    """Write the whole catalog to FILE, for `db import` into either database.
+
+    The adapters' bytes stay in the content store.
+    """
+    from ..catalog.catalog import Catalog
+    from ..workflows.transfer import export_catalog
+
+    with Catalog.open(home) as catalog, step_bar() as advance:
+        count = export_catalog(catalog, file, advance=advance)
+    print_line(f"exported: {count} rows")
+
+
+@command.command(
+    "import",
+    epilog=examples(
+        "db import catalog.jsonl", "--catalog postgresql://user@host/name db import catalog.jsonl"
+    ),
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@pass_home
+def import_(home: Home, file: Path) -> None:
+    """Read FILE, which `db export` wrote, into an empty catalog.
+
+    All of it is checked on the way; if anything is wrong, the catalog stays empty.
+    """
+    from ..catalog.catalog import Catalog
+    from ..workflows.transfer import import_catalog
+
+    with Catalog.open(home) as catalog, step_bar() as advance:
+        count = import_catalog(catalog, file, advance=advance)
+    print_line(f"imported: {count} rows")
+
+
+@command.command("backup", epilog=examples("db backup catalog-2026-05-01.db"))
+@click.argument("file", type=click.Path(path_type=Path))
+@pass_home
+def backup(home: Home, file: Path) -> None:
+    """Copy a catalog on SQLite to FILE, while others may be writing to it, and check the copy."""
+    from ..catalog.catalog import Catalog
+    from ..workflows.transfer import backup_catalog
+
+    with Catalog.open(home) as catalog:
+        size_bytes = backup_catalog(catalog, file)
+    print_line(f"backed up: {describe_bytes(size_bytes)}")
 
 
 def _url_of(home: Home) -> URL:

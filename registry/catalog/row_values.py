@@ -1,0 +1,102 @@
+"""The values of a row as they stand in a JSON document, and back, each checked against its column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, String, Table
+
+from ...schemas.digest import Digest
+from ...schemas.document import load_json
+from ...schemas.finding import Finding
+from ...schemas.names import check_alias, check_name
+from ...schemas.verification import VerificationRecord
+from .columns import DigestText, ForeignText, UtcDateTime, clean_foreign_text
+
+_MAX_RECORD_BYTES = 256 << 20
+# Columns whose values mean more than their types say.
+_MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
+    ("entries", "name"): check_name,
+    ("tags", "tag"): lambda tag: check_name(tag, what="tag"),
+    ("aliases", "alias"): check_alias,
+    ("bundle_members", "name"): check_name,
+    ("adapter_versions", "findings"): lambda findings: [
+        Finding.from_value(finding, what="finding") for finding in findings
+    ],
+    ("verifications", "record"): lambda record: _check_record(record.encode()),
+}
+
+
+def write_row(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as JSON values."""
+    return {key: _to_json(row[key]) for key in table.c}
+
+
+def read_row(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that these JSON values are.
+
+    Raises:
+        ValueError: a column is missing, unknown, or has a value that it cannot hold; a ``MeteoraError``
+            where the value means more than its type.
+    """
+    if values.keys() != set(table.c.keys()):
+        differing = ", ".join(f"`{key}`" for key in sorted(values.keys() ^ set(table.c.keys()))[:5])
+        raise ValueError(f"the columns of `{table.name}` differ: {differing}")
+    return {column.name: _read_value(table, column, values[column.name]) for column in table.columns}
+
+
+def _to_json(value: Any) -> Any:
+    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
+
+
+def _read_value(table: Table, column: Column[Any], value: Any) -> Any:
+    where = f"`{table.name}.{column.name}`"
+    if value is None:
+        if not column.nullable:
+            raise ValueError(f"{where} is null")
+        return None
+    found = _from_json(column, value)
+    if found is None:
+        raise ValueError(f"{where} cannot be `{str(value)[:80]}`")
+    check = _MEANINGS.get((table.name, column.name))
+    if check is not None:
+        check(found)
+    return found
+
+
+def _from_json(column: Column[Any], value: Any) -> Any:
+    """The value of the column's type; None for any other value."""
+    kind = column.type
+    match kind, value:
+        case DigestText(), str():
+            return Digest(value)
+        case UtcDateTime(), str():
+            moment = datetime.fromisoformat(value)
+            return moment if moment.utcoffset() is not None else None
+        case ForeignText(), str():
+            return value if value == clean_foreign_text(value) else None
+        case String(), str():
+            fits = kind.length is None or len(value) <= kind.length
+            return value if fits and "\0" not in value and not _has_surrogates(value) else None
+        case Boolean(), bool():
+            return value
+        case Integer(), int() if not isinstance(value, bool):
+            bits = 63 if isinstance(kind, BigInteger) else 31
+            return value if -(2**bits) <= value < 2**bits else None
+        case Double(), int() | float() if not isinstance(value, bool):
+            return float(value)
+        case JSON(), dict() | list():
+            return value
+        case _:
+            return None
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _check_record(data: bytes) -> VerificationRecord:
+    what = "verification record"
+    return VerificationRecord.unseal(load_json(data, what=what, max_bytes=_MAX_RECORD_BYTES), data, what=what)

@@ -1,0 +1,224 @@
+"""A catalog as a document: JSON lines that either database writes and reads, row by row, without loss.
+
+The first line has the format's number and the schema's revision. Each line after it is one row, the tables
+in an order in which a row refers to earlier ones only. The last line has the number of rows of each table
+and the digest of all lines before it, so that a document that was cut off or changed is known. The search's
+index is left out, for it follows from the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from sqlalchemy import Connection, exists, func, insert, select
+from sqlalchemy.exc import DataError, IntegrityError
+
+from ...schemas.document import load_json
+from ...schemas.errors import AlreadyInCatalog, InvalidDocument, MeteoraError
+from .models import ADAPTER, BUNDLE, Base
+from .row_values import read_row, write_row
+from .search_index import rebuild_index
+from .tables import adapter_versions, bundle_versions, entries, search_adapters, search_words, versions
+
+FORMAT = 1
+# Twice the largest verification record, each character of which may be escaped, and its row.
+MAX_LINE_BYTES = 514 << 20
+_BATCH_ROWS = 500
+_BATCH_BYTES = 8 << 20
+
+# Told how many rows were handled, of how many.
+Advance = Callable[[int, int], None]
+Row = dict[str, Any]
+TABLES = {
+    table.name: table for table in Base.metadata.sorted_tables if table not in (search_adapters, search_words)
+}
+
+
+def write_document(
+    connection: Connection, revision: str, file: BinaryIO, advance: Advance | None = None
+) -> dict[str, int]:
+    """The number of rows of each table that was written; memory: a few hundred rows.
+
+    ``connection`` is in a transaction that sees one state of the catalog throughout.
+    """
+    counts = {
+        name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+        for name, table in TABLES.items()
+    }
+    total, digest = sum(counts.values()), hashlib.sha256()
+    for done, line in enumerate(_lines(connection, revision)):
+        file.write(line)
+        digest.update(line)
+        if advance is not None:
+            advance(done, total)
+    file.write(_line({"rows": counts, "sha256": digest.hexdigest()}))
+    return counts
+
+
+def read_document(
+    connection: Connection, revision: str, file: BinaryIO, what: str, advance: Advance | None = None
+) -> dict[str, int]:
+    """The number of rows of each table that was read into an empty catalog; memory: a few hundred rows.
+
+    ``connection`` is in a transaction that writes, and has to be undone if this raises.
+
+    Raises:
+        AlreadyInCatalog: the catalog is not empty.
+        InvalidDocument: no such document, of another schema, cut off, changed, or with rows that no
+            catalog can hold.
+    """
+    _require_empty(connection)
+    document = _Document(file, what)
+    document.check_head(revision)
+    counts = dict.fromkeys(TABLES, 0)
+    for name, rows in _batches(document.rows()):
+        try:
+            connection.execute(insert(TABLES[name]), rows)
+        except (IntegrityError, DataError) as error:
+            reason = str(error.orig).strip().partition("\n")[0]
+            raise document.problem(f"a row of `{name}` up to here cannot stand: {reason}") from error
+        counts[name] += len(rows)
+        if advance is not None:
+            # How many there are stands in the last line.
+            advance(sum(counts.values()), 0)
+    document.check_tail(counts)
+    for problem in _find_contradictions(connection):
+        raise document.problem(problem)
+    _continue_counters(connection)
+    rebuild_index(connection)
+    return counts
+
+
+class _Document:
+    """The lines of a document, counted and hashed on the way; messages name the line read last."""
+
+    def __init__(self, file: BinaryIO, what: str) -> None:
+        self._file = file
+        self._what = what
+        self._number = 0
+        self._digest = hashlib.sha256()
+        self._tail: Row = {}
+
+    def check_head(self, revision: str) -> None:
+        """Pass if the first line is that of a document of this format and schema."""
+        head, line = self._read_line()
+        self._digest.update(line)
+        if head.keys() != {"meteora_catalog", "schema"}:
+            raise self.problem("no catalog that `meteora-registry db export` wrote")
+        if head["meteora_catalog"] != FORMAT or head["schema"] != revision:
+            raise self.problem(
+                f"a catalog of format {head['meteora_catalog']!r} and schema {head['schema']!r}, expected "
+                f"{FORMAT} and {revision!r}; export and import it with the same version of meteora-registry"
+            )
+
+    def rows(self) -> Iterator[tuple[str, Row, int]]:
+        """Table, row, and length of the line; up to the last line, which is kept for ``check_tail``."""
+        order = list(TABLES)
+        reached = 0
+        while True:
+            value, line = self._read_line()
+            if value.keys() == {"rows", "sha256"}:
+                self._tail = value
+                return
+            name, row = value.get("table"), value.get("row")
+            if len(value) != 2 or name not in TABLES or not isinstance(row, dict):
+                raise self.problem("neither a row of a table nor the last line")
+            if order.index(name) < reached:
+                raise self.problem(f"a row of `{name}` after those of `{order[reached]}`")
+            reached = order.index(name)
+            self._digest.update(line)
+            yield name, self._checked(name, row), len(line)
+
+    def check_tail(self, counts: dict[str, int]) -> None:
+        """Pass if the last line counts these rows and has the digest of all lines before it."""
+        if self._tail["rows"] != counts or self._tail["sha256"] != self._digest.hexdigest():
+            raise self.problem("the lines before are not those that were written")
+        if self._file.read(1):
+            raise self.problem("something follows the last line")
+
+    def problem(self, reason: str) -> InvalidDocument:
+        """What is said of the line that was read last."""
+        return InvalidDocument(f"`{self._what}`, line {self._number}: {reason}")
+
+    def _read_line(self) -> tuple[Row, bytes]:
+        self._number += 1
+        line = self._file.readline(MAX_LINE_BYTES + 1)
+        if len(line) > MAX_LINE_BYTES:
+            raise self.problem(f"longer than {MAX_LINE_BYTES} bytes")
+        if not line.endswith(b"\n"):
+            raise self.problem("the document ends before its last line")
+        value = load_json(line, what=f"{self._what}, line {self._number}", max_bytes=MAX_LINE_BYTES)
+        if not isinstance(value, dict):
+            raise self.problem("no JSON object")
+        return value, line
+
+    def _checked(self, name: str, row: Row) -> Row:
+        try:
+            return read_row(TABLES[name], row)
+        except (ValueError, MeteoraError) as error:
+            raise self.problem(str(error)) from error
+
+
+def _lines(connection: Connection, revision: str) -> Iterator[bytes]:
+    yield _line({"meteora_catalog": FORMAT, "schema": revision})
+    for name, table in TABLES.items():
+        query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=_BATCH_ROWS)
+        for row in connection.execute(query):
+            yield _line({"table": name, "row": write_row(table, row._mapping)})
+
+
+def _line(value: Row) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def _require_empty(connection: Connection) -> None:
+    for name, table in TABLES.items():
+        if connection.scalar(select(exists(select(*table.primary_key.columns)))):
+            raise AlreadyInCatalog(
+                f"the catalog is not empty: it has rows in `{name}`",
+                hint="import into a new one, which `--home` or `--catalog` names",
+            )
+
+
+def _batches(rows: Iterator[tuple[str, Row, int]]) -> Iterator[tuple[str, list[Row]]]:
+    """Rows of one table, some hundreds or a few megabytes together."""
+    batch: list[Row] = []
+    batch_of, size_bytes = "", 0
+    for name, row, line_bytes in rows:
+        if batch and (name != batch_of or len(batch) == _BATCH_ROWS or size_bytes > _BATCH_BYTES):
+            yield batch_of, batch
+            batch, size_bytes = [], 0
+        batch.append(row)
+        batch_of, size_bytes = name, size_bytes + line_bytes
+    if batch:
+        yield batch_of, batch
+
+
+def _find_contradictions(connection: Connection) -> Iterator[str]:
+    """What no constraint of the database refuses, and no catalog has."""
+    for kind, facts in ((ADAPTER, adapter_versions), (BUNDLE, bundle_versions)):
+        of_kind = select(versions.c.id).where(versions.c.kind == kind)
+        described = select(facts.c.id)
+        if connection.scalar(select(exists(of_kind.except_(described).subquery().select()))):
+            yield f"a version of kind `{kind}` has no row in `{facts.name}`"
+        if connection.scalar(select(exists(described.except_(of_kind).subquery().select()))):
+            yield f"a row of `{facts.name}` belongs to a version of another kind"
+    behind = select(entries.c.id).join(versions, versions.c.entry_id == entries.c.id)
+    if connection.scalar(select(exists(behind.where(versions.c.number > entries.c.latest_version)))):
+        yield "a version has a number above the `latest_version` of its name"
+
+
+def _continue_counters(connection: Connection) -> None:
+    """On PostgreSQL, let ids go on after the largest; SQLite works them out each time."""
+    if connection.dialect.name != "postgresql":
+        return
+    for name, table in TABLES.items():
+        if table.autoincrement_column is not None:
+            column = table.autoincrement_column.name
+            connection.exec_driver_sql(
+                f"SELECT setval(pg_get_serial_sequence('{name}', '{column}'), max({column})) FROM {name} "  # noqa: S608
+                f"HAVING max({column}) IS NOT NULL"
+            )
