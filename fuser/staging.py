@@ -24,7 +24,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: ``target`` cannot be a new folder (``check_target``), or another process is making it.
-        SourceUnreadable: the folder cannot be made, or the disk is full.
+        SourceUnreadable: the folder cannot be made, or the disk is full or fails.
     """
     check_target(target)
     target = target.resolve()
@@ -47,7 +47,13 @@ def staged_folder(target: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
-    _sync(target.parent)
+    try:
+        _sync(target.parent)
+    except OSError as error:
+        raise SourceUnreadable(
+            f"`{target}` stands whole, but its disk does not confirm it: {error.strerror or error}",
+            hint="check the disk, then give the same command again",
+        ) from error
 
 
 def check_target(target: Path) -> None:

@@ -101,7 +101,10 @@ def write_record(folder: Path, record: VerificationRecord) -> None:
             os.fsync(file.fileno())
         partial.replace(target)
     except OSError as error:
-        raise SourceUnreadable(f"cannot write `{target}`: {error.strerror or error}") from error
+        raise SourceUnreadable(
+            f"cannot write `{target}`: {error.strerror or error}",
+            hint="check its permissions and the free space",
+        ) from error
 
 
 def available_backends(dtype: torch.dtype) -> tuple[list[Backend], list[BackendNotRun]]:

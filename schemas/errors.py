@@ -106,7 +106,7 @@ class StoreDamaged(MeteoraError, OSError):
 
 
 class StoreUnavailable(MeteoraError, OSError):
-    """The content store elsewhere cannot be reached, does not permit it, or failed."""
+    """The content store cannot be written, or is elsewhere and cannot be reached, forbids it, or failed."""
 
     exit_code = 2
 

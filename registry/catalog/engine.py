@@ -7,6 +7,7 @@ advisory lock. Readers never wait (WAL, MVCC) and see one state throughout their
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ BUSY_TIMEOUT_SECONDS = 60.0
 WRITES = "meteora_writes"
 # Any fixed number: writers of one PostgreSQL database that know it take turns.
 _WRITER_LOCK_KEY = 0x6D65_7465
+_FULL_HINT = "free some space on its disk and give the same command again; nothing was half recorded"
+_DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
+
+# An interrupt while a connection closes is raised, and would be logged with a traceback too.
+logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
 
 
 def parse_catalog_url(catalog: str) -> URL:
@@ -169,12 +175,13 @@ def translated_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise _describe_failure(error, describe_url(engine.url)) from error
+        raise describe_failure(error.orig, describe_url(engine.url)) from error
 
 
-def _describe_failure(error: DBAPIError, catalog: str) -> CatalogUnusable:
-    reason = str(error.orig).strip().partition("\n")[0]
-    code = getattr(error.orig, "sqlite_errorcode", None)
+def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusable:
+    """What a driver's error means for a catalog, and what to do."""
+    reason = str(error).strip().partition("\n")[0]
+    code = getattr(error, "sqlite_errorcode", None)
     # The lower byte is the primary code; the rest says more.
     primary = code & 0xFF if isinstance(code, int) else None
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -191,6 +198,7 @@ def _describe_failure(error: DBAPIError, catalog: str) -> CatalogUnusable:
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return CatalogUnusable(
             f"the catalog `{catalog}` cannot be opened for writing: {reason}",
-            hint="check the permissions of the file and of its folder, or name another with `--home`",
+            hint="check the permissions and free space of its folder, or name another with `--home`",
         )
-    return CatalogUnusable(f"the catalog `{catalog}` failed: {reason}")
+    hints = {sqlite3.SQLITE_FULL: _FULL_HINT, sqlite3.SQLITE_IOERR: _DISK_HINT}
+    return CatalogUnusable(f"the catalog `{catalog}` failed: {reason}", hint=hints.get(primary))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,18 @@ from sqlalchemy.engine import URL
 
 import meteora_registry
 
-from ...schemas.errors import CatalogUnusable
+from ...schemas.errors import CatalogUnusable, MeteoraError
 from ..lock import hold_lock
-from .engine import WRITES, connection_to, describe_url, engine_for, sqlite_url, translated_errors
+from ..store.blob import flush_folder
+from .engine import (
+    WRITES,
+    connection_to,
+    describe_failure,
+    describe_url,
+    engine_for,
+    sqlite_url,
+    translated_errors,
+)
 from .models import Base
 from .search_index import find_index_problems
 
@@ -96,12 +105,40 @@ def create(path: Path) -> None:
         if path.exists():
             return
         # A journal that a crash left would be replayed into the new file.
-        for left in _unfinished(path):
-            left.unlink(missing_ok=True)
-        _run_revisions(sqlite_url(beside))
-        with closing(sqlite3.connect(beside)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-        beside.replace(path)
+        _delete_unfinished(path)
+        try:
+            _run_revisions(sqlite_url(beside))
+            _set_write_ahead(beside)
+            beside.replace(path)
+            flush_folder(path.parent)
+        except BaseException as error:
+            with suppress(OSError):
+                _delete_unfinished(path)
+            if isinstance(error, OSError) and not isinstance(error, MeteoraError):
+                raise CatalogUnusable(
+                    f"the catalog `{path}` cannot be created: {error.strerror or error}",
+                    hint="check the permissions and the free space of its folder, and its disk",
+                ) from error
+            raise
+
+
+def _set_write_ahead(path: Path) -> None:
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    except sqlite3.Error as error:
+        raise describe_failure(error, str(path)) from error
+    # SQLite says so and raises nothing; a journal that it could not delete would belong to this file.
+    if mode != "wal":
+        raise CatalogUnusable(
+            f"the catalog `{path}` cannot keep a write-ahead log, found the journal mode `{mode}`",
+            hint="put it on a disk of this machine; other file systems lack the shared memory for it",
+        )
+
+
+def _delete_unfinished(path: Path) -> None:
+    for left in _unfinished(path):
+        left.unlink(missing_ok=True)
 
 
 def clear_unfinished(path: Path, *, dry_run: bool = False) -> list[Path]:
@@ -112,8 +149,7 @@ def clear_unfinished(path: Path, *, dry_run: bool = False) -> list[Path]:
     left = [each for each in _unfinished(path) if each.exists()]
     if left and not dry_run:
         with hold_lock(_lock_of(path)):
-            for each in left:
-                each.unlink(missing_ok=True)
+            _delete_unfinished(path)
     return left
 
 

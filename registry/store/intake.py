@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...schemas.digest import Digest
-from ...schemas.errors import SourceUnreadable
+from ...schemas.errors import MeteoraError, SourceUnreadable, StoreUnavailable
 from ..lock import hold_lock
 from .blob import Advance, Blob, open_regular_file, read_chunks, write_chunks
 
@@ -41,12 +41,13 @@ class Intake:
 
         Raises:
             SourceUnreadable: missing, a symbolic link, no regular file, or larger than ``max_bytes``.
+            StoreUnavailable: the store cannot be written.
         """
         path = self._folder / str(len(self._staged))
-        with open_regular_file(source) as file, path.open("xb") as target:
-            chunks = read_chunks(file, advance)
+        with open_regular_file(source) as file, _written(self._store.incoming), path.open("xb") as target:
+            chunks = _limited(read_chunks(file, advance), source, max_bytes)
             try:
-                blob = write_chunks(_limited(chunks, source, max_bytes), target)
+                blob = write_chunks(chunks, target)
             except BaseException:
                 path.unlink()
                 raise
@@ -63,11 +64,12 @@ class Intake:
         Where the store is elsewhere, that holds only for a record made with ``confirm``.
 
         Raises:
-            StoreUnavailable: the store is elsewhere, and did not take it.
+            StoreUnavailable: the store cannot be written, or is elsewhere and did not take it.
         """
         with hold_lock(self._store.lock_path, shared=True):
-            for digest, path in self._staged.items():
-                self._store.publish(digest, path)
+            with _written(self._store.incoming):
+                for digest, path in self._staged.items():
+                    self._store.publish(digest, path)
             self._published += tuple(self._staged)
             self._staged.clear()
             yield
@@ -86,11 +88,33 @@ class Intake:
 
 def _limited(chunks: Iterator[bytes], source: Path, max_bytes: int | None) -> Iterator[bytes]:
     size_bytes = 0
-    for chunk in chunks:
+    while chunk := _next_chunk(chunks, source):
         size_bytes += len(chunk)
         if max_bytes is not None and size_bytes > max_bytes:
             raise SourceUnreadable(f"`{source}` is larger than {max_bytes} bytes")
         yield chunk
+
+
+def _next_chunk(chunks: Iterator[bytes], source: Path) -> bytes:
+    # Here, so that what the source's disk does is not blamed on the store's.
+    try:
+        return next(chunks, b"")
+    except OSError as error:
+        raise SourceUnreadable(f"`{source}` cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _written(incoming: Path) -> Iterator[None]:
+    """Errors of the store's own folder in our words."""
+    try:
+        yield
+    except MeteoraError:
+        raise
+    except OSError as error:
+        raise StoreUnavailable(
+            f"the content store `{incoming.parent}` cannot be written: {error.strerror or error}",
+            hint="check its permissions and the free space, or name another home with `--home`",
+        ) from error
 
 
 @contextmanager
@@ -98,20 +122,15 @@ def claimed_folder(incoming: Path, lock_path: Path) -> Iterator[Path]:
     """A new folder below ``incoming``, locked while the block runs and gone afterwards.
 
     Raises:
-        SourceUnreadable: none can be made there.
+        StoreUnavailable: none can be made there.
     """
-    try:
+    with _written(incoming):
         incoming.mkdir(parents=True, exist_ok=True)
         # Between making and locking it, nobody may take it for a leftover.
         with hold_lock(lock_path, shared=True):
             folder = Path(tempfile.mkdtemp(dir=incoming))
             claim = _open_folder(folder)
             fcntl.flock(claim, fcntl.LOCK_EX)
-    except OSError as error:
-        raise SourceUnreadable(
-            f"the content store `{incoming.parent}` cannot be written: {error.strerror or error}",
-            hint="check its permissions and the free space, or name another home with `--home`",
-        ) from error
     try:
         yield folder
     finally:

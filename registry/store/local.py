@@ -153,7 +153,7 @@ class Store:
         """Take files in; whatever was not published when the block ends is deleted.
 
         Raises:
-            SourceUnreadable: the store cannot be written.
+            StoreUnavailable: the store cannot be written.
         """
         with claimed_folder(self.incoming, self.lock_path) as folder:
             yield Intake(self, folder)

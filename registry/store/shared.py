@@ -54,7 +54,7 @@ class RemoteStore(Store):
 
         Raises:
             StoreDamaged: its bytes have another digest; nothing was kept.
-            SourceUnreadable: the cache cannot be written.
+            StoreUnavailable: the cache cannot be written.
         """
         return self.find_cached(digest) or self._fetch(digest, None)
 

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.faults_calls import why_unavailable
+from support.faults_scenes import SCENES, Scene, Stage
+from support.postgres import postgres_server, postgres_url
+
+__all__ = ["postgres_server", "postgres_url"]
+# A process that dies takes nothing with it that it had handed to the kernel, whatever the disk is made of.
+MEMORY = "/dev/shm"
+
+
+@pytest.fixture(scope="module", params=SCENES, ids=[scene.name for scene in SCENES])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Each scene in turn."""
+    if reason := why_unavailable():
+        pytest.skip(reason)
+    scene: Scene = request.param
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
+        yield Stage(scene, Path(folder))

@@ -1,0 +1,41 @@
+"""A disk that is full, or fails, from any call on."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import pytest
+
+from support.faults import Outcome, fail_from
+from support.faults_scenes import Stage
+
+GROWING = frozenset({"write", "pwrite64", "openat", "mkdir", "ftruncate", "sendfile", "copy_file_range"})
+SYNCING = frozenset({"fsync", "fdatasync"})
+ONE_MESSAGE = re.compile(r"error: [^\n]+\nhint: [^\n]+\n")
+
+
+def check_it_is_said(outcome: Outcome) -> None:
+    """One message, with a way out, in our own words."""
+    assert outcome.code == 2, outcome
+    assert ONE_MESSAGE.fullmatch(outcome.stderr), outcome.stderr
+    assert "defect" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("error_number", "names"), [(errno.ENOSPC, GROWING), (errno.EIO, SYNCING)], ids=["full", "failing"]
+)
+def test_a_disk_that_gives_out_at_any_call_is_said_and_the_command_can_be_given_again(
+    stage: Stage, error_number: int, names: frozenset[str]
+) -> None:
+    for number in stage.points():
+        with stage.trial(number):
+            outcome = stage.disturb(fail_from(number, error_number, names))
+            found = stage.check_nothing_is_half_done()
+            assert found.strays == ()
+            if outcome.code == 0:
+                # It was committed; copying it from the log into the database can wait.
+                assert found.tables == stage.expected.tables
+            else:
+                check_it_is_said(outcome)
+            stage.check_it_can_be_finished()

@@ -1,0 +1,16 @@
+"""kill -9 between any two calls that change the disk."""
+
+from __future__ import annotations
+
+import signal
+
+from support.faults import kill_at
+from support.faults_scenes import Stage
+
+
+def test_a_command_killed_at_any_call_leaves_nothing_half_done_and_can_be_given_again(stage: Stage) -> None:
+    for number in stage.points():
+        with stage.trial(number):
+            assert stage.disturb(kill_at(number)).code == -signal.SIGKILL
+            stage.check_nothing_is_half_done()
+            stage.check_it_can_be_finished()

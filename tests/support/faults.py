@@ -1,0 +1,136 @@
+"""Commands run in real processes, with a fault at exactly the system call that a test chooses.
+
+A server process imports everything once; each command runs in a child forked from it, as the command
+line itself, so a trial costs the work and not the imports. The child's calls come through
+``faults_calls``; what to do about each is the test's decision.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
+
+import pytest
+
+from .faults_calls import Call, Listener, install_filter
+
+TIMEOUT_SECONDS = 60.0
+
+
+class Fault(Enum):
+    """What befalls the process at a call, which is not carried out if the process dies there."""
+
+    KILL = auto()
+    INTERRUPT = auto()
+
+
+# Told the number of a call, from 1, and its name; an integer is the error number that it fails with.
+Decide = Callable[[int, str], Fault | int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command ended; ``code`` is negative after a signal, ``calls`` are those that were let through."""
+
+    code: int
+    stdout: str
+    stderr: str
+    calls: tuple[str, ...]
+
+
+def run_command(arguments: Sequence[str | Path], decide: Decide | None = None) -> Outcome:
+    """Run a command line to its end, with every call that changes a disk decided by ``decide``."""
+    _start_server()
+    ours, theirs = _context.Pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        process = _context.Process(
+            target=_run, args=([str(each) for each in arguments], folder, theirs), daemon=True
+        )
+        process.start()
+        theirs.close()
+        calls: list[str] = []
+        listener = Listener(recv_handle(ours))
+        try:
+            assert process.pid is not None
+            _answer_calls(listener, process.pid, decide or (lambda number, name: None), calls)
+            process.join(TIMEOUT_SECONDS)
+        finally:
+            process.kill()
+            listener.close()
+            ours.close()
+        assert process.exitcode is not None
+        stdout, stderr = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
+        code = process.exitcode
+        process.close()
+    return Outcome(code, stdout, stderr, tuple(calls))
+
+
+def kill_at(number: int) -> Decide:
+    """Kill the process before its ``number``-th call, which is after the one before it."""
+    return lambda found, name: Fault.KILL if found == number else None
+
+
+def interrupt_at(number: int) -> Decide:
+    """Press Ctrl-C while the call runs."""
+    return lambda found, name: Fault.INTERRUPT if found == number else None
+
+
+def fail_from(number: int, error_number: int, names: frozenset[str]) -> Decide:
+    """From the ``number``-th call on, every one of these names fails."""
+    return lambda found, name: error_number if found >= number and name in names else None
+
+
+def _answer_calls(listener: Listener, process: int, decide: Decide, calls: list[str]) -> None:
+    while call := listener.receive(TIMEOUT_SECONDS):
+        fault = decide(len(calls) + 1, call.name)
+        if fault is Fault.KILL:
+            os.kill(process, signal.SIGKILL)
+            return
+        if fault is Fault.INTERRUPT:
+            os.kill(process, signal.SIGINT)
+        calls.append(call.name)
+        _answer(listener, call, fault)
+
+
+def _answer(listener: Listener, call: Call, fault: Fault | int | None) -> None:
+    if isinstance(fault, int):
+        listener.fail(call, fault)
+    else:
+        listener.proceed(call)
+
+
+def _run(arguments: list[str], folder: str, connection: Connection) -> None:
+    from meteora_registry.registry.cli.main import run
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(file, descriptor)
+        os.close(file)
+    listener = install_filter()
+    send_handle(connection, listener, None)
+    os.close(listener)
+    connection.close()
+    sys.exit(run(arguments))
+
+
+def _start_server() -> None:
+    # The server finds what it imports by its environment alone, and is silent about what it does not find.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["support.faults_warm"])

@@ -1,0 +1,145 @@
+"""Scenes: a home in some state, and the command that is disturbed there.
+
+A trial puts the scene back, has the command killed at one of its calls, looks at what that left, and gives
+the same command again, which must come to what an undisturbed run comes to.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .faults import Decide, Outcome, run_command
+from .faults_home import Contents, look_at
+from .small_adapters import make_adapter
+
+_CARD = "---\nlicense: mit\n---\nA card.\n"
+# The same inputs for every scene.
+ADAPTERS: dict[str, dict[str, Any]] = {"legal": {"rank": 4}, "medical": {"rank": 8, "seed": 1, "card": _CARD}}
+# Of the calls that write a page of the database, this share is tried in the suite; of all others every one.
+PAGE_STRIDE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Commands by their words; ``{folder}`` is where everything lies, ``{adapters}`` where adapters do.
+
+    ``before`` sets the scene, ``command`` is disturbed; ``midway`` are commands whose result an
+    observer may also see, where the command is more than one transaction. ``codes`` are the exit codes that
+    the same command may end with when it is given again after a death: nothing may be left to do.
+    """
+
+    name: str
+    before: tuple[str, ...]
+    command: str
+    midway: tuple[str, ...] = ()
+    codes: tuple[int, ...] = (0,)
+
+
+_ADD_BOTH = ("add {adapters}/legal {adapters}/medical",)
+_FUSE = "fuse legal medical --out {folder}/team"
+SCENES = (
+    Scene("first add", (), "add {adapters}/legal", midway=("list",)),
+    Scene("add", ("add {adapters}/legal",), "add {adapters}/medical --tag candidate --base org/stated"),
+    Scene("fuse", _ADD_BOTH, _FUSE),
+    Scene("fuse with experts", _ADD_BOTH, f"{_FUSE} --with-experts"),
+    Scene("remove adapter", _ADD_BOTH, "remove medical --yes", codes=(0, 1)),
+    Scene("remove bundle", (*_ADD_BOTH, _FUSE), "remove team --yes", codes=(0, 1)),
+)
+
+
+class Stage:
+    """A scene in its place, which can be put back to its beginning."""
+
+    def __init__(self, scene: Scene, folder: Path) -> None:
+        self.scene = scene
+        self.folder = folder / "stage"
+        self._beginning = folder / "beginning"
+        self._adapters = folder / "adapters"
+        for name, options in ADAPTERS.items():
+            make_adapter(self._adapters / name, **options)
+        self._beginning.mkdir()
+        self.seen = [self._set()]
+        for command in scene.midway:
+            self.put_back()
+            self._do(command)
+            self.seen.append(look_at(self.folder))
+        self.put_back()
+        self.undisturbed = self._do(scene.command)
+        self.expected = look_at(self.folder)
+        self.seen.append(self.expected)
+        # Given again it finds nothing to do, and may record that it looked.
+        again = self.disturb(None)
+        assert again.code in scene.codes, again
+        self.repeated = look_at(self.folder)
+
+    @property
+    def calls(self) -> int:
+        """How many calls an undisturbed run makes."""
+        return len(self.undisturbed.calls)
+
+    def points(self) -> Iterator[int]:
+        """The calls at which the suite puts a fault; the longer run outside it takes every one."""
+        # Another share for each scene, and always the same one.
+        pages = sum(map(ord, self.scene.name))
+        for number, name in enumerate(self.undisturbed.calls, start=1):
+            pages += name == "pwrite64"
+            if name != "pwrite64" or pages % PAGE_STRIDE == 0:
+                yield number
+
+    @contextmanager
+    def trial(self, number: int) -> Iterator[None]:
+        """The scene from its beginning; a failure says at which call the fault was."""
+        self.put_back()
+        try:
+            yield
+        except AssertionError as error:
+            call = self.undisturbed.calls[number - 1]
+            error.add_note(f"{self.scene.name}: call {number} of {self.calls}, `{call}`")
+            raise
+
+    def put_back(self) -> None:
+        """As it was before the command."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(self._beginning, self.folder)
+
+    def disturb(self, decide: Decide | None) -> Outcome:
+        """Run the scene's command."""
+        return self.run(self.scene.command, decide)
+
+    def run(self, command: str, decide: Decide | None = None) -> Outcome:
+        """Run any command there."""
+        words = command.format(folder=self.folder, adapters=self._adapters).split()
+        return run_command(["--home", self.folder / "home", *words], decide)
+
+    def check_nothing_is_half_done(self) -> Contents:
+        """What is there: as before the command, as after it, or as between two of its transactions."""
+        found = look_at(self.folder)
+        assert any(found.tables == each.tables for each in self.seen), found.tables
+        return found
+
+    def check_it_can_be_finished(self) -> None:
+        """Give the same command again: it must come to what an undisturbed run comes to."""
+        again = self.disturb(None)
+        assert again.code in self.scene.codes, again
+        found = look_at(self.folder)
+        assert found.tables in (self.expected.tables, self.repeated.tables), found.tables
+        assert found.bundles == self.expected.bundles
+        assert found.blobs >= self.expected.blobs
+
+    def _set(self) -> Contents:
+        self.put_back()
+        for command in self.scene.before:
+            self._do(command)
+        shutil.rmtree(self._beginning)
+        shutil.copytree(self.folder, self._beginning)
+        return look_at(self.folder)
+
+    def _do(self, command: str) -> Outcome:
+        outcome = self.run(command)
+        assert outcome.code == 0, outcome
+        return outcome

@@ -1,0 +1,37 @@
+"""What the children of the fork server begin with: everything imported, and every command run once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+
+import torch
+
+from meteora_registry.registry.cli.main import run
+
+from .small_adapters import make_adapter
+
+COMMANDS = (
+    "add {folder}/legal {folder}/medical",
+    "fuse legal medical --out {folder}/team",
+    "remove team --yes",
+    "remove legal --yes",
+)
+
+
+def _run_every_command() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        make_adapter(Path(folder, "legal"))
+        make_adapter(Path(folder, "medical"), seed=1)
+        for command in COMMANDS:
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                code = run(["--home", f"{folder}/home", *command.format(folder=folder).split()])
+            if code != 0:
+                raise RuntimeError(f"`{command}` ended with {code}: {said.getvalue()}")
+
+
+torch.set_num_threads(1)
+_run_every_command()
