@@ -134,7 +134,13 @@ def _draw_layers(routed: dict[str, RoutingAccuracy]) -> Figure:
     figure, axes = _figure(4.0)
     for line, (mode, routing) in zip(_lines(), routed.items(), strict=False):
         layers = [layer.rpartition(".")[2] or "outside" for layer in routing.layers]
-        axes.plot(range(len(layers)), [100 * each for each in routing.layers.values()], line, label=mode)
+        axes.plot(
+            range(len(layers)),
+            [100 * each for each in routing.layers.values()],
+            line,
+            label=mode,
+            markersize=4,
+        )
         step = -(-len(layers) // 16)
         axes.set_xticks(range(0, len(layers), step), layers[::step])
     axes.set_xlabel("layer")
