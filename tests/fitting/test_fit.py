@@ -233,6 +233,21 @@ def test_gates_do_not_depend_on_how_many_passes_there_are(
     )
 
 
+def test_another_number_of_threads_changes_no_more_than_the_last_digits(
+    config: BundleConfig, data: dict[str, TaskData]
+) -> None:
+    threads = torch.get_num_threads()
+    try:
+        fits = []
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            fits.append(fit(config, data))
+    finally:
+        torch.set_num_threads(threads)
+    assert close(fits[0], fits[1], 1e-4)
+    assert close(fits[0], fits[2], 0)
+
+
 def test_a_member_added_to_statistics_gives_the_joint_fit(tmp_path: Path) -> None:
     folder = write_task_data(tmp_path / "data", NAMES)
     everyone = read_data(folder, NAMES)
