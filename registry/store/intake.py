@@ -66,6 +66,8 @@ class Intake:
         Raises:
             StoreUnavailable: the store cannot be written, or is elsewhere and did not take it.
         """
+        for digest, path in self._staged.items():
+            self._store.send(digest, path)
         with hold_lock(self._store.lock_path, shared=True):
             with _written(self._store.incoming):
                 for digest, path in self._staged.items():

@@ -26,7 +26,7 @@ READD_HINT = "add the adapter again from its source"
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# So many are asked about and deleted in one transaction of the catalog, whose writers wait meanwhile.
+# So many are asked about, and deleted in one transaction of the catalog, whose writers wait meanwhile.
 BATCH = 500
 
 
@@ -158,6 +158,12 @@ class Store:
         with claimed_folder(self.incoming, self.lock_path) as folder:
             yield Intake(self, folder)
 
+    def send(self, digest: Digest, path: Path) -> None:
+        """Put a copied file where other machines see it; called before any lock is held.
+
+        Here there is no such place.
+        """
+
     def publish(self, digest: Digest, path: Path) -> None:
         """Put a copied file in its place, whatever lies there; called by ``Intake.published``."""
         move_into_place(path, self.place_of(digest))
@@ -180,6 +186,12 @@ class Store:
         return (
             path for path in (self._blobs / "sha256").rglob("*") if path.is_symlink() or not path.is_dir()
         )
+
+    def list_folders(self) -> Iterator[Path]:
+        """Every folder of the store on this machine."""
+        if self._blobs.is_dir():
+            yield self._blobs
+            yield from (path for path in self._blobs.rglob("*") if path.is_dir() and not path.is_symlink())
 
     def digest_at(self, path: Path) -> Digest | None:
         """The digest whose place a path is; None if it is no blob's place."""
@@ -249,10 +261,10 @@ class Store:
         )
 
 
-def batches(digests: Iterable[Digest]) -> Iterator[list[Digest]]:
-    """The digests, a few hundred at a time."""
+def batches(digests: Iterable[Digest], size: int = BATCH) -> Iterator[list[Digest]]:
+    """The digests, so many at a time."""
     rest = iter(digests)
-    while batch := list(islice(rest, BATCH)):
+    while batch := list(islice(rest, size)):
         yield batch
 
 

@@ -25,6 +25,8 @@ from .remote import INCOMING, Remote
 
 _CATALOGS = "catalogs"
 _QUARANTINE = "quarantine"
+# Each takes a request or two, and the catalog's other writers wait meanwhile.
+_REMOTE_BATCH = 50
 # No upload that lives stands still for so long.
 _IDLE_SECONDS = 3600.0
 _SHARD = re.compile(r"[0-9a-f]{2}")
@@ -101,13 +103,12 @@ class RemoteStore(Store):
         """How long ago the blob was put there last; 0 if it is not there."""
         return self.remote.age_seconds(_name_of(digest))
 
-    def publish(self, digest: Digest, path: Path) -> None:
-        """Put a copied file in its place there, and then into the cache.
+    def send(self, digest: Digest, path: Path) -> None:
+        """Put a copied file in its place there.
 
         It is put even where it is already: that mends a damaged blob, and makes an old one young.
         """
         self.remote.put(path, _name_of(digest))
-        super().publish(digest, path)
 
     def confirm(self, digests: Iterable[Digest], catalog: Digest) -> None:
         """Leave the catalog's mark, and put again what was deleted since it was published."""
@@ -184,7 +185,7 @@ class RemoteStore(Store):
             StillInUse: other catalogs use the store too.
         """
         freed_bytes = 0
-        for batch in batches(sorted(set(digests))):
+        for batch in batches(sorted(set(digests)), _REMOTE_BATCH):
             # The cache's lock too: whoever adds on this machine may have to put its copy again.
             with hold_lock(self.lock_path), references() as held:
                 self.require_sole(held.catalog)

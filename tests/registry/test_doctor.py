@@ -152,6 +152,14 @@ def _make_blob_writable(patient: Patient) -> None:
     patient.weights.chmod(0o644)
 
 
+def _close_blob(patient: Patient) -> None:
+    patient.weights.chmod(0)
+
+
+def _close_folder(patient: Patient) -> None:
+    patient.weights.parent.chmod(0o500)
+
+
 def _put_stray(patient: Patient) -> None:
     (patient.weights.parent / "notes.txt").write_text("mine")
     (patient.weights.parents[1] / "link").symlink_to(patient.adapter)
@@ -221,6 +229,9 @@ DAMAGES: list[tuple[Callable[[Patient], None], list[Code], list[Code]]] = [
     # Put aside, they are no longer taken for the blob, which then is missing.
     (_change_blob, [Code.STORE_DAMAGED], [Code.STORE_MISSING]),
     (_make_blob_writable, [Code.STORE_PERMISSIONS], []),
+    # Root may read it all the same, and is told.
+    (_close_blob, [Code.STORE_PERMISSIONS], []),
+    (_close_folder, [Code.STORE_PERMISSIONS], []),
     (_put_stray, [Code.STORE_STRAY], [Code.STORE_STRAY]),
     (_drop_index, [Code.CATALOG_SCHEMA], [Code.CATALOG_SCHEMA]),
     (_drop_table, [Code.CATALOG_SCHEMA], [Code.CATALOG_SCHEMA]),
@@ -353,8 +364,9 @@ def test_the_command_reports_then_asks_then_mends(
 ) -> None:
     _make_blob_writable(patient)
     report = (
-        f"store-permissions: `{patient.weights}`: may be written, and a blob never changes\n"
-        "    way out: `chmod a-w` on it\n    --fix: make it read-only\n"
+        f"store-permissions: `{patient.weights}`: may be written or not be read, "
+        "and a blob is read and never changes\n"
+        "    way out: `chmod u+r,a-w` on it\n    --fix: make it readable and read-only\n"
     )
     assert run(["doctor"]) == 1
     assert capsys.readouterr() == (report, "")
@@ -362,7 +374,7 @@ def test_the_command_reports_then_asks_then_mends(
     out, err = capsys.readouterr()
     assert out == report
     assert err == (
-        f"will: `{patient.weights}`: make it read-only\n"
+        f"will: `{patient.weights}`: make it readable and read-only\n"
         "error: nobody can be asked: stdin is no terminal\nhint: add `--yes`; nothing was changed\n"
     )
     monkeypatch.setattr(sys, "stdin", _Terminal("n\n"))

@@ -22,6 +22,7 @@ _CODES = {
     Condition.DAMAGED: Code.STORE_DAMAGED,
     Condition.UNREADABLE: Code.STORE_UNREADABLE,
 }
+_ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 _HUB = re.compile(r"(?P<source>hf://[^/]+/[^/]+)(/(?P<folder>.+))?")
 
 
@@ -152,20 +153,29 @@ def _way_out(catalog: Catalog, state: BlobState) -> str:
 
 
 def _examine_permissions(store: Store) -> Iterator[Problem]:
-    writable, strays = [], []
+    wrong, strays = [], []
     for path in store.list_files():
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode) or store.digest_at(path) is None:
             strays.append(path)
-        elif stat.S_IMODE(mode) & 0o222:
-            writable.append(path)
-    if writable:
+        elif mode & _ANY_WRITE or not mode & stat.S_IRUSR:
+            wrong.append(path)
+    closed = [path for path in store.list_folders() if path.stat().st_mode & stat.S_IRWXU != stat.S_IRWXU]
+    if wrong:
         yield Problem(
             Code.STORE_PERMISSIONS,
-            join_some([str(path) for path in writable]),
-            "may be written, and a blob never changes",
-            "`chmod a-w` on it",
-            Mending("make it read-only", partial(_make_read_only, writable)),
+            join_some([str(path) for path in wrong]),
+            "may be written or not be read, and a blob is read and never changes",
+            "`chmod u+r,a-w` on it",
+            Mending("make it readable and read-only", partial(_make_read_only, wrong)),
+        )
+    if closed:
+        yield Problem(
+            Code.STORE_PERMISSIONS,
+            join_some([str(path) for path in closed]),
+            "its owner may not read, write or enter it",
+            "`chmod u+rwx` on it",
+            Mending("open it to its owner", partial(_open_to_owner, closed)),
         )
     if strays:
         yield Problem(
@@ -176,9 +186,14 @@ def _examine_permissions(store: Store) -> Iterator[Problem]:
         )
 
 
-def _make_read_only(paths: list[Path]) -> None:
-    for path in paths:
+def _make_read_only(blobs: list[Path]) -> None:
+    for path in blobs:
         path.chmod(READ_ONLY)
+
+
+def _open_to_owner(folders: list[Path]) -> None:
+    for folder in folders:
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXU)
 
 
 def _examine_copies(store: RemoteStore) -> Iterator[Problem]:
