@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .backend import backend_for
 from .layout import Layout, layout_of, layout_tensors
@@ -24,7 +25,7 @@ from .routing import Gate, Routing
 
 def is_traced(x: Tensor) -> bool:
     """Return whether a compiler or a fake tensor asks for the operator rather than its function."""
-    return torch.compiler.is_dynamo_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+    return is_dynamo_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
@@ -129,7 +130,7 @@ def backward(
     dA, dBt = A.new_empty(0), Bt.new_empty(0)
     with without_autocast(grad):
         dx, u = backend.backward(grad, A, Bt, layout, routing)
-        of_slot = layout_tensors(layout, grad.device, z.dtype).scaling[selection]
+        of_slot = layout_tensors(layout, grad.device, z.dtype).scaling.take(selection)
         d_weights = (u * z).sum(-1) * of_slot
         if for_A and x is not None:
             dA = backend.experts_gradient(u, x, layout, routing)
@@ -161,16 +162,7 @@ def _(
 
 
 @add_operator.register_fake
-def _(
-    out: Tensor,
-    x: Tensor,
-    A: Tensor,
-    Bt: Tensor,
-    offsets: Sequence[int],
-    scaling: Sequence[float],
-    selection: Tensor,
-    weights: Tensor,
-) -> None:
+def _(*_: object) -> None:
     return None
 
 

@@ -97,7 +97,7 @@ class Slots:
     def slot_ranks(self) -> Tensor:
         """The rank of each slot's adapter: int64 [T * k]."""
         ranks = layout_tensors(self.layout, self.device, torch.float32).ranks
-        return ranks[self.selection.flatten()]
+        return ranks.take(self.selection).flatten()
 
     @once
     def first_rows(self) -> Tensor:
@@ -133,16 +133,17 @@ class Slots:
     @once
     def rows(self) -> Tensor:
         """The row of the storage behind each row: int64 [S]."""
-        flat, known = self.selection.flatten(), layout_tensors(self.layout, self.device, torch.float32)
+        known = layout_tensors(self.layout, self.device, torch.float32)
         if self.layout.equal_ranks:
-            return known.rows.view(self.layout.adapters, -1).index_select(0, flat).flatten()
-        places = torch.arange(self.row_slots.numel(), device=self.device)
-        return (known.starts[flat] - self.first_rows)[self.row_slots] + places
+            by_adapter = known.rows.view(self.layout.adapters, -1)
+            return by_adapter.index_select(0, self.selection.flatten()).flatten()
+        shifts = known.starts.take(self.selection).flatten() - self.first_rows
+        return shifts.take(self.row_slots) + torch.arange(self.row_slots.numel(), device=self.device)
 
     @once
     def within(self) -> Tensor:
         """The place of each row in its slot: int64 [S]."""
-        return torch.arange(self.row_slots.numel(), device=self.device) - self.first_rows[self.row_slots]
+        return torch.arange(self.row_slots.numel(), device=self.device) - self.first_rows.take(self.row_slots)
 
     @once
     def order(self) -> Tensor:
@@ -155,7 +156,7 @@ class Slots:
         factors = self.weights * scaling
         if self.layout.equal_ranks:
             return (z.view(*self.selection.shape, -1) * factors.unsqueeze(-1)).flatten()
-        return z * factors.flatten()[self.row_slots]
+        return z * factors.take(self.row_slots)
 
     def compact(self, z: Tensor) -> Tensor:
         """Return z in row form as [T, k, max R], zero past an adapter's rank: a shape known beforehand."""
@@ -188,7 +189,7 @@ class Slots:
     @once
     def row_order(self) -> Tensor:
         """The rows of the row form in the order that `order` gives their slots: int64 [S]."""
-        return self.selection.flatten()[self.row_slots].argsort(stable=True)
+        return self.selection.take(self.row_slots).argsort(stable=True)
 
 
 def check_range(least: int, greatest: int, adapters: int) -> None:
