@@ -11,8 +11,10 @@ import importlib
 import sys
 
 SUBJECTS = {
+    "catalog": "benchmarks.catalog",
     "kernels": "benchmarks.kernels",
     "kernel-tables": "benchmarks.kernel_tables",
+    "gates": "benchmarks.gates.measure",
 }
 
 

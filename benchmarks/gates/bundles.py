@@ -1,0 +1,94 @@
+"""Adapters become bundles by the project's own workflows: added to a catalog, fused, their gates fitted."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from meteora_registry.fuser.bundle import open_bundle
+from meteora_registry.fuser.refit import NewGates, refit_bundle
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.home import Home
+from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.fuse import fuse, prepare_fuse
+from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_bundle
+from meteora_registry.runtime.fitting import FitOptions, context_of, fit_gates, open_base, read_task_data
+from meteora_registry.schemas.bundle import Gate, Scope
+from meteora_registry.schemas.recipe import Recipe, RecipeMember
+
+from .prompts import prompt_of, response_of
+from .tasks import TASKS
+
+FIT_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FitCost:
+    """What one `gate fit` took, verification included."""
+
+    wall_seconds: float
+    processor_seconds: float
+    peak_bytes: int
+
+
+def fuse_adapters(adapters: Mapping[str, Path], base: Path, home: Home, folder: Path) -> Path:
+    """Return the folder of these adapters' bundle, made on the first call."""
+    if not folder.exists():
+        members = tuple(RecipeMember(adapter=name) for name in adapters)
+        with Catalog.open(home) as catalog:
+            for name, adapter in adapters.items():
+                add_folder(catalog, home.store, adapter, name=name)
+            recipe = Recipe(members=members, base=str(base), top_k=1)
+            fuse(catalog, prepare_fuse(catalog, home.store, recipe), folder)
+    return folder
+
+
+def write_fit_data(folder: Path, seed: int) -> Path:
+    """Return a folder with a file of isolated training samples for every task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in TASKS:
+        items = task.items("train", FIT_SAMPLES, seed + 1)
+        lines = [json.dumps({"prompt": prompt_of([i]), "response": response_of([i])}) for i in items]
+        (folder / f"{task.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def fit_by_workflow(
+    bundle: Path, base: Path, data: Path, home: Home, folder: Path, *, scope: Scope
+) -> FitCost:
+    """Fit a bundle's gates as `gate fit` does, into a new catalogued version."""
+    wall, processor = time.perf_counter(), time.process_time()
+    with Catalog.open(home) as catalog:
+        fit_bundle(catalog, home.store, bundle, folder, FitRequest(str(base), data, scope))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return FitCost(time.perf_counter() - wall, time.process_time() - processor, peak)
+
+
+def fit_with(bundle: Path, base: Path, data: Path, folder: Path, options: FitOptions) -> None:
+    """Fit a bundle's gates with options that `gate fit` does not offer, to compare them."""
+    opened = open_base(str(base))
+    old = open_bundle(bundle)
+    found = read_task_data(
+        data, old.config.names, tokenizer=opened.tokenizer, context_tokens=context_of(opened.config)
+    )
+    fitted = fit_gates(opened.load(), opened.tokenizer, old.config, found, options=options)
+    gate = Gate(
+        kind=fitted.kind,
+        scope="token",
+        bias=True,
+        eps=fitted.eps,
+        sources=fitted.sources,
+        initialisation=None,
+        fitted=fitted.fitting,
+    )
+    folder.mkdir(parents=True)
+    refit_bundle(old, NewGates(gate, old.config.top_k, old.config.temperature, fitted.values), folder)
+
+
+def describe(options: FitOptions) -> dict[str, object]:
+    """Return the options as a row has them."""
+    return asdict(options)

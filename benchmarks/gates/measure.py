@@ -1,0 +1,328 @@
+"""How well fused bundles route on a real base: ``python -m benchmarks.run gates``.
+
+Trains one adapter for each of seven small tasks, fuses them, fits the gates, and counts right answers:
+first of many ways of routing on the validation items, then of the chosen ones on the test items, once.
+Whatever is slow is kept in a folder by a digest of what it was made from, so a run that was interrupted
+goes on where it stopped; every row lands in the rows file as it came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import platformdirs
+import torch
+import transformers
+from benchmarks.machine import description, version_of
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from meteora_registry.registry.home import Home
+from meteora_registry.runtime.fitting import FitOptions
+from meteora_registry.schemas.bundle import Scope
+from meteora_registry.schemas.digest import Digest
+
+from . import out_of_domain
+from .base import load_base, prepare_base
+from .bundles import FIT_SAMPLES, fit_by_workflow, fit_with, fuse_adapters, write_fit_data
+from .prompts import composites
+from .rows import Row, append_row, digest_of, digest_of_texts, read_rows, score_row
+from .scoring import EncodedText, encode_text, score_texts
+from .tables import write_tables
+from .tasks import TASKS, Split
+from .training import RECIPES, AdapterRecipe, adapter_of, samples_of
+from .training import digest_of as digest_of_samples
+from .ways import Models, Way, served
+
+SEED = 0
+ROWS = Path("benchmarks/results/gates.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured."""
+
+    validation_items: int = 30
+    validation_composites: int = 30
+    test_items: int = 300
+    test_composites: int = 100
+    composite_sizes: tuple[int, ...] = (3, 5)
+
+
+FITS = {
+    "lda": FitOptions(max_samples=FIT_SAMPLES),
+    "lda+concatenated": FitOptions(max_samples=FIT_SAMPLES, concatenated=True),
+    "lda linear": FitOptions(max_samples=FIT_SAMPLES, kind="linear"),
+    "ridge": FitOptions(max_samples=FIT_SAMPLES, method="ridge"),
+    "lda 0.01": FitOptions(max_samples=FIT_SAMPLES, shrinkage=0.01),
+    "lda 0.5": FitOptions(max_samples=FIT_SAMPLES, shrinkage=0.5),
+}
+REFERENCES = (Way("base"), Way("oracle"), Way("uniform"), Way("weighted"), Way("routed", "arrow", "token"))
+"""Beside what every way of routing is set."""
+
+
+class Measurement:
+    """The base, the adapters, the bundles and the file of rows.
+
+    Attributes:
+        cache: a folder for whatever is slow to make.
+        rows: the file of rows.
+    """
+
+    def __init__(self, base: Path, recipes: Sequence[AdapterRecipe], cache: Path, rows: Path) -> None:
+        self._base = base
+        self._recipes = recipes
+        self.cache = cache
+        self.rows = rows
+        self._home = Home(cache / "home")
+        self.adapters: dict[str, Path] = {}
+        self.bundles: dict[str, Path] = {}
+
+    def prepare(self) -> None:
+        """Train what is not trained, fuse it, and write the data for the fits."""
+        self.adapters = {recipe.task: adapter_of(recipe, self._base, self.cache) for recipe in self._recipes}
+        mark = digest_of(sorted(str(path.name) for path in self.adapters.values()))[:12]
+        folder = self.cache / "bundles" / mark
+        folder.mkdir(parents=True, exist_ok=True)
+        self._home.folder.mkdir(exist_ok=True)
+        self.bundles = {"arrow": fuse_adapters(self.adapters, self._base, self._home, folder / "arrow")}
+        self._data = write_fit_data(folder / "data", SEED)
+        self._folder = folder
+
+    def fit(self, name: str, options: FitOptions) -> None:
+        """Fit gates with some options, if that was not done yet."""
+        folder = self._folder / name.replace(" ", "-")
+        if not folder.exists():
+            say(f"fitting {name}")
+            fit_with(self.bundles["arrow"], self._base, self._data, folder, options)
+        self.bundles[name] = folder
+
+    def fit_as_users_do(self) -> None:
+        """Fit gates by the workflow behind `gate fit`, as it comes, and write what it cost."""
+        folder = self._folder / "gate-fit"
+        if not folder.exists():
+            say("gate fit")
+            cost = fit_by_workflow(
+                self.bundles["arrow"], self._base, self._data, self._home, folder, scope="prompt"
+            )
+            self.write({"kind": "fit", "members": len(self.adapters), **asdict(cost)})
+        self.bundles["gate-fit"] = folder
+
+    def write(self, row: Row) -> None:
+        """Add a row, with the machine and the versions it was measured with."""
+        machine = description("cpu") | {name: version_of(name) for name in ("transformers", "peft", "gguf")}
+        append_row(self.rows, row | {"seed": SEED, "machine": machine})
+
+    def describe(self) -> None:
+        """Write a row for each adapter: its recipe, its digest, and how its training went."""
+        tokenizer = self.tokenizer()
+        known = {row["weights_sha256"] for row in read_rows(self.rows) if row["kind"] == "adapter"}
+        for recipe in self._recipes:
+            folder = self.adapters[recipe.task]
+            sha256 = str(Digest.of_file(folder / "adapter_model.safetensors"))
+            training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+            if sha256 not in known:
+                self.write(
+                    {
+                        "kind": "adapter",
+                        "task": recipe.task,
+                        "recipe": asdict(recipe),
+                        "samples_sha256": digest_of_samples(recipe, samples_of(recipe, tokenizer)),
+                        "weights_sha256": sha256,
+                        "steps": training["steps"],
+                        "processor_seconds": round(training["processor_seconds"], 1),
+                        "last_steps": training["log"][-5:],
+                    }
+                )
+
+    def score(
+        self,
+        stage: str,
+        name: str,
+        texts: Sequence[EncodedText],
+        ways: Sequence[Way],
+    ) -> None:
+        """Write a row for each way on one set of texts, but for those that the file has."""
+        mark = digest_of_texts(texts)
+        known = {
+            (row["stage"], row["set"], row["way"], row["texts_sha256"])
+            for row in read_rows(self.rows)
+            if row["kind"] == "score"
+        }
+        models = Models(load_model(self._base), self.bundles, self.adapters)
+        for way in ways:
+            if (stage, name, way.name, mark) in known:
+                continue
+            began = time.process_time()
+            model = models.model_for(way)
+            outcomes = score_texts(model, texts, lambda batch, m=model, w=way: served(m, w, batch))
+            seconds = time.process_time() - began
+            row = score_row(stage, name, way, texts, outcomes, seconds)
+            self.write(row | {"texts_sha256": mark})
+            right = sum(digit == "1" for each in row["right"] for digit in each)
+            say(f"{stage} {name} {way.name}: {right} of {sum(map(len, row['right']))}, {seconds:.0f} s")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        return load_base(self._base)[1]
+
+    def texts(self, split: Split, items: int, size: int = 1, count: int = 0) -> list[EncodedText]:
+        """The texts of a split: every task's items alone, or ``count`` composites of ``size`` of them."""
+        pools = {task.name: task.items(split, items, SEED) for task in TASKS}
+        tokenizer = self.tokenizer()
+        if size == 1:
+            return [encode_text([item], tokenizer) for own in pools.values() for item in own]
+        return [encode_text(items, tokenizer) for items in composites(pools, size, count, SEED)]
+
+    def look_outside(self, gates: str, in_domain: Sequence[EncodedText], new_tokens: int = 12) -> None:
+        """Write how sure the prompt's decision is of foreign prompts and of the tasks' own."""
+        base = load_model(self._base)
+        tokenizer = self.tokenizer()
+        plain = base_answers(base, tokenizer, new_tokens)
+        model = Models(base, self.bundles, self.adapters).model_for(Way("routed", gates, "prompt"))
+        for form, pattern in out_of_domain.FORMS.items():
+            prompts = [pattern.format(question) for question in out_of_domain.QUESTIONS]
+            for abstain in (None, 0.5):
+                members, confidences, answers = out_of_domain.decide(
+                    model, tokenizer, prompts, new_tokens=new_tokens, abstain=abstain
+                )
+                self.write(
+                    {
+                        "kind": "out of domain",
+                        "gates": gates,
+                        "form": form,
+                        "abstain": abstain,
+                        "members": members,
+                        "confidence": [round(each, 4) for each in confidences],
+                        "as_base": [int(a == b) for a, b in zip(answers, plain[form], strict=True)],
+                    }
+                )
+        way = Way("routed", gates, "prompt")
+        outcomes = score_texts(model, in_domain, lambda batch: served(model, way, batch))
+        self.write(
+            {
+                "kind": "in domain",
+                "gates": gates,
+                "confidence": [round(each.confidence or 0.0, 4) for each in outcomes],
+            }
+        )
+
+
+def validation_ways() -> tuple[Way, ...]:
+    """What is compared on the validation items alone."""
+    fits = tuple(Way("routed", fit, "token") for fit in FITS)
+    lda = tuple(
+        Way("routed", "lda", scope, top_k)
+        for scope in get_args(Scope)
+        for top_k in (1, 2)
+        if scope != "token"
+    )
+    mixed = tuple(Way("routed", "lda", "token", 2, temperature) for temperature in (0.5, 1.0, 2.0))
+    return (*REFERENCES, *fits, *mixed, *lda)
+
+
+def composite_ways(gates: Sequence[str]) -> tuple[Way, ...]:
+    """What is compared on the composite validation prompts."""
+    scopes: tuple[Scope, ...] = ("token", "layer", "segment")
+    routed = tuple(Way("routed", name, scope) for name in gates for scope in scopes)
+    return (Way("base"), Way("oracle"), Way("uniform"), Way("routed", "arrow", "token"), *routed)
+
+
+def test_ways(gates: str) -> tuple[Way, ...]:
+    """What is run once on the test items."""
+    scopes: tuple[Scope, ...] = ("prompt", "prompt+token", "token", "layer", "segment")
+    return (*REFERENCES, *(Way("routed", gates, scope) for scope in scopes))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one stage or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run gates", description=__doc__)
+    parser.add_argument("stages", nargs="*", choices=["train", "validate", "test", "tables"], default=[])
+    parser.add_argument(
+        "--cache", type=Path, default=platformdirs.user_cache_path("meteora-registry") / "gates"
+    )
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--gates", default="gate-fit", help="the fit that the test is run with")
+    parsed = parser.parse_args(arguments)
+    quiet()
+    parsed.cache.mkdir(parents=True, exist_ok=True)
+    stages = parsed.stages or ["train", "validate", "test", "tables"]
+    measurement = Measurement(prepare_base(parsed.cache), RECIPES, parsed.cache, parsed.rows)
+    if stages != ["tables"]:
+        measurement.prepare()
+        measurement.describe()
+    if "validate" in stages:
+        validate(measurement, Sizes())
+    if "test" in stages:
+        test(measurement, Sizes(), parsed.gates)
+    if "tables" in stages:
+        write_tables(parsed.rows)
+
+
+def quiet() -> None:
+    """No bars, and no warnings about what is meant."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+
+
+def validate(measurement: Measurement, sizes: Sizes) -> None:
+    """Compare the ways on the validation items."""
+    for name, options in FITS.items():
+        measurement.fit(name, options)
+    measurement.score(
+        "validation", "single", measurement.texts("validation", sizes.validation_items), validation_ways()
+    )
+    for size in sizes.composite_sizes:
+        texts = measurement.texts("validation", sizes.validation_items, size, sizes.validation_composites)
+        measurement.score(
+            "validation", f"composite-{size}", texts, composite_ways(["lda", "lda+concatenated"])
+        )
+
+
+def test(measurement: Measurement, sizes: Sizes, gates: str) -> None:
+    """Run the chosen ways on the test items."""
+    measurement.fit_as_users_do()
+    if gates != "gate-fit":
+        measurement.fit(gates, FITS[gates])
+    single = measurement.texts("test", sizes.test_items)
+    measurement.score("test", "single", single, test_ways(gates))
+    for size in sizes.composite_sizes:
+        texts = measurement.texts("test", sizes.test_items, size, sizes.test_composites)
+        measurement.score("test", f"composite-{size}", texts, composite_ways([gates]))
+    measurement.look_outside(gates, measurement.texts("validation", sizes.validation_items))
+
+
+def load_model(base: Path) -> PreTrainedModel:
+    """Return the base in bfloat16, in which adapters were trained and everything is scored."""
+    return load_base(base)[0].to(torch.bfloat16)
+
+
+def base_answers(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: int
+) -> dict[str, list[str]]:
+    """Return what the plain base writes for every foreign prompt, by form."""
+    found = {}
+    for form, pattern in out_of_domain.FORMS.items():
+        prompts = [pattern.format(question) for question in out_of_domain.QUESTIONS]
+        batch = tokenizer(prompts, return_tensors="pt", padding=True)
+        with torch.no_grad():
+            tokens = base.generate(
+                **batch, do_sample=False, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
+            )
+        found[form] = list(
+            tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        )
+    return found
+
+
+def say(text: str) -> None:
+    """Tell how far it got."""
+    print(text, file=sys.stderr, flush=True)

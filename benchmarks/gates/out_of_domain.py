@@ -1,0 +1,81 @@
+"""Prompts that no member was made for: what a router does with them, with and without a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from meteora_registry.runtime import route_as, routing
+
+from .prompts import ARROW
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "How do bees make honey?",
+    "Who wrote Hamlet?",
+    "What causes the tides?",
+    "How does a refrigerator work?",
+    "Name three renewable sources of energy.",
+    "What is the difference between a virus and a bacterium?",
+    "How do I boil an egg?",
+    "What language is spoken in Brazil?",
+    "Explain what inflation means.",
+    "Why do leaves change colour in autumn?",
+    "Write a short poem about the sea.",
+    "What is a prime number?",
+    "How far away is the moon?",
+    "Give me a tip for sleeping better.",
+    "What does a compiler do?",
+    "Who painted the Mona Lisa?",
+    "How do vaccines work?",
+    "What is the boiling point of water?",
+    "Summarise the plot of Romeo and Juliet.",
+    "What is photosynthesis?",
+    "How can I learn to play the guitar?",
+    "Why do cats purr?",
+    "What is the largest ocean?",
+    "Describe a sunset in one sentence.",
+    "What is gravity?",
+    "How is paper made?",
+    "What should I cook tonight?",
+    "Tell me a joke.",
+    "What is the meaning of democracy?",
+    "How do airplanes stay in the air?",
+    "Which planet is the hottest?",
+    "What is machine learning?",
+    "How do I tie a tie?",
+    "Why is exercise healthy?",
+    "What is the currency of Japan?",
+    "How do earthquakes happen?",
+    "What is a metaphor?",
+    "Translate good morning into Spanish.",
+)
+FORMS = {"plain": "{}", "as the tasks": f"1. {{}}{ARROW}"}
+
+
+def decide(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int,
+    abstain: float | None,
+) -> tuple[list[str], list[float], list[str]]:
+    """Return for each prompt the member that served it, the decision's confidence, and what was written."""
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    rule = route_as(model, scope="prompt", top_k=1, abstain=abstain)
+    with torch.no_grad(), rule, routing(model) as record:
+        tokens = model.generate(
+            **batch, do_sample=False, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
+        )
+    decisions = sorted(record.decisions, key=lambda decision: decision.sequence)
+    texts = tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    return (
+        ["".join(decision.members[:1]) for decision in decisions],
+        [decision.confidence for decision in decisions],
+        list(texts),
+    )

@@ -1,0 +1,248 @@
+"""The measurement of gates, run whole on a tiny model of random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.gates import measure
+from benchmarks.gates.measure import Measurement, Sizes
+from benchmarks.gates.prompts import answers_in, composites, pieces_of, prompt_of, response_of
+from benchmarks.gates.rows import by_task, interval_of, mean_of, read_rows, whole_of
+from benchmarks.gates.scoring import EncodedText, encode_text, pad_left, score_texts
+from benchmarks.gates.tables import END, START, sections, write_tables
+from benchmarks.gates.tasks import TASK_NAMES, TASKS, spell, split_of
+from benchmarks.gates.training import IGNORED, RECIPES, pack, samples_of
+from benchmarks.gates.ways import Models, Way, served
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::meteora_registry.runtime.GateNotFittedWarning",
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+)
+POOLS = {task.name: task.items("train", 20, 0) for task in TASKS}
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for every byte."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({character: i for i, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="\u0100", padding_side="left")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Measurement:
+    """All stages, small: two steps of training, one validation and two test items of each task."""
+    folder = tmp_path_factory.mktemp("measured")
+    recipes = [replace(recipe, layers=(1, 2), steps=2, samples_per_step=3) for recipe in RECIPES]
+    measurement = Measurement(base, recipes, folder, folder / "rows.jsonl")
+    sizes = Sizes(
+        validation_items=1, validation_composites=2, test_items=2, test_composites=2, composite_sizes=(3,)
+    )
+    measurement.prepare()
+    measurement.describe()
+    measure.validate(measurement, sizes)
+    measure.test(measurement, sizes, "gate-fit")
+    return measurement
+
+
+def test_measurement_writes_a_row_for_every_way(measured: Measurement) -> None:
+    rows = read_rows(measured.rows)
+    found = {(row["stage"], row["set"], row["way"]) for row in rows if row["kind"] == "score"}
+    wanted = {("test", "single", way.name) for way in measure.test_ways("gate-fit")}
+    wanted |= {("test", "composite-3", way.name) for way in measure.composite_ways(["gate-fit"])}
+    wanted |= {("validation", "single", way.name) for way in measure.validation_ways()}
+    assert wanted <= found
+    assert sorted(row["task"] for row in rows if row["kind"] == "adapter") == sorted(TASK_NAMES)
+    assert sum(row["kind"] == "fit" for row in rows) == 1
+
+
+def test_measurement_repeats_nothing_that_is_there(measured: Measurement) -> None:
+    before = measured.rows.read_bytes()
+    measured.score("test", "single", measured.texts("test", 2), measure.test_ways("gate-fit"))
+    measured.describe()
+    measured.fit_as_users_do()
+    assert measured.rows.read_bytes() == before
+
+
+def test_tables_follow_from_rows(measured: Measurement, tmp_path: Path) -> None:
+    page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
+    names = sections(read_rows(measured.rows))
+    page.write_text("\n".join(f"{START.format(name)}\nold\n{END}" for name in names))
+    write_tables(measured.rows, page, plot)
+    text = page.read_text()
+    assert "| oracle | " in text
+    assert "old" not in text
+    assert plot.stat().st_size > 1000
+    write_tables(measured.rows, page, plot)
+    assert page.read_text() == text
+
+
+def test_oracle_of_one_item_is_its_adapter_alone(measured: Measurement, base: Path) -> None:
+    """Forcing by token and PEFT's own adapter give the same next tokens."""
+    from peft import PeftModel
+
+    from meteora_registry.runtime import force_adapter
+
+    text = encode_text([POOLS["clock"][0]], byte_tokenizer())
+    ids = torch.tensor([text.ids])
+    alone = PeftModel.from_pretrained(measure.load_model(base), measured.adapters["clock"])(ids).logits
+    model = Models(measure.load_model(base), measured.bundles, {}).model_for(Way("oracle"))
+    with torch.no_grad(), force_adapter(model, "clock"):
+        forced = model(ids).logits
+    torch.testing.assert_close(forced, alone.detach(), rtol=0.02, atol=0.02)
+    assert len(score_texts(model, [text], lambda batch: served(model, Way("oracle"), batch))) == 1
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        Way("base"),
+        Way("oracle"),
+        *(Way("routed", "lda", scope) for scope in ("token", "layer", "prompt", "prompt+token", "segment")),
+    ],
+    ids=lambda way: way.name,
+)
+def test_one_pass_tells_what_generation_writes(measured: Measurement, base: Path, way: Way) -> None:
+    """What the model itself writes is right; with the last token changed it is not."""
+    model = Models(measure.load_model(base).float(), measured.bundles, {}).model_for(way)
+    text = encode_text([POOLS["clock"][0]], byte_tokenizer())
+    prompt = [token for token, written in zip(text.ids, text.written, strict=True) if not written]
+    ids = torch.tensor([prompt])
+    alone = EncodedText(text.items, tuple(prompt), (0,) * len(prompt), (False,) * len(prompt))
+    written: list[int] = []
+    for _ in range(4):
+        so_far = replace(
+            alone,
+            ids=(*prompt, *written),
+            places=(0,) * (len(prompt) + len(written)),
+            written=(*alone.written, *(True for _ in written)),
+        )
+        batch = pad_left([so_far])
+        with torch.no_grad(), served(model, way, batch):
+            logits = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).logits
+        written.append(int(logits[0, -1].argmax()))
+    if way.kind != "oracle":
+        with torch.no_grad(), served(model, way, pad_left([alone])):
+            generated = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=4,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        assert generated[0, len(prompt) :].tolist() == written
+    for last, right in ((written[-1], True), (written[-1] ^ 1, False)):
+        whole = EncodedText(
+            text.items,
+            (*prompt, *written[:-1], last),
+            (0,) * (len(prompt) + 4),
+            (False,) * len(prompt) + (True,) * 4,
+        )
+        assert score_texts(model, [whole], lambda batch: served(model, way, batch))[0].right == (right,)
+
+
+def test_values_of_splits_are_disjoint() -> None:
+    for task in TASKS:
+        splits = {split: task.items(split, 60, 0) for split in ("train", "validation", "test")}
+        questions = [{item.question for item in items} for items in splits.values()]
+        assert not questions[0] & questions[1]
+        assert not questions[0] & questions[2]
+        assert not questions[1] & questions[2]
+
+
+def test_test_has_sentences_that_training_lacks() -> None:
+    for task in TASKS:
+        kept = [sentence.partition("{}")[0] for sentence in task.test]
+        starts = [
+            i.question for i in task.items("test", 100, 0) if i.question.startswith(tuple(filter(None, kept)))
+        ]
+        assert 20 < len(starts) < 80
+        assert set(task.test).isdisjoint({*task.train, *task.validation})
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(21, "twenty-one"), (40, "forty"), (100, "one hundred"), (317, "three hundred and seventeen")],
+)
+def test_spell_writes_numbers_as_people_do(number: int, words: str) -> None:
+    assert spell(number) == words
+
+
+def test_split_of_depends_on_the_value_alone() -> None:
+    splits = [split_of(f"value {i}") for i in range(1000)]
+    assert 550 < splits.count("train") < 650
+    assert splits == [split_of(f"value {i}") for i in range(1000)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_pieces_are_prompt_and_response(size: int) -> None:
+    items = composites(POOLS, size, 1, 0)[0]
+    assert len({item.task for item in items}) == size
+    assert prompt_of(items) + response_of(items) == "".join(piece.text for piece in pieces_of(items))
+    assert answers_in(response_of(items), size) == [item.answer for item in items]
+
+
+def test_answers_in_marks_a_line_without_number_or_arrow() -> None:
+    assert answers_in(" We meet. -> 15:45\nBuy. -> a\n3. Paid 2020\n", 4) == ["15:45", "", "", ""]
+
+
+def test_samples_learn_own_answers_and_said_again_questions_only() -> None:
+    recipe = replace(RECIPES[0], steps=3, samples_per_step=10, switched_off=0.0)
+    tokenizer = byte_tokenizer()
+    for sample in samples_of(recipe, tokenizer):
+        learned = tokenizer.decode([label for label in sample.labels if label != IGNORED])
+        assert learned.count("->") < tokenizer.decode(sample.ids).count("->") + 1
+        assert ":" in learned
+
+
+def test_pack_keeps_samples_apart() -> None:
+    samples = samples_of(replace(RECIPES[0], steps=1, samples_per_step=7), byte_tokenizer())
+    packed = pack(samples, 2)
+    for place, sample in enumerate(samples):
+        row, column = torch.nonzero(packed.sample == place, as_tuple=True)
+        assert packed.ids[row, column].tolist() == sample.ids
+        assert packed.labels[row, column].tolist() == sample.labels
+        assert packed.positions[row, column].tolist() == list(range(len(sample.ids)))
+        assert packed.on[row, column, 0].sum() == len(sample.ids) - sample.on
+    visible = packed.visible(torch.float32)[:, 0] == 0
+    first, second = packed.sample.unsqueeze(2), packed.sample.unsqueeze(1)
+    assert not (visible & (first != second)).any()
+
+
+def test_intervals_hold_the_mean_and_ratios_of_equals_are_one() -> None:
+    row = {"tasks": ["clock", "pair", "clock+pair"], "right": ["1", "0", "10"]}
+    assert by_task(row)["clock"] == [1, 1]
+    assert mean_of(row) == 0.5
+    assert whole_of(row) == pytest.approx(1 / 3)
+    low, high = interval_of(row)
+    assert low <= 0.5 <= high
+    assert interval_of(row, row) == (1.0, 1.0)
