@@ -37,7 +37,10 @@ class Interval(Document):
 
 
 class EvaluatedTask(Document):
-    """One member's task: its data, how answers are judged, and the longest answer that was waited for."""
+    """One member's task: its data, how answers are judged, and where an answer ends at the latest.
+
+    ``stop`` is the text before which an answer was cut, None if there was none.
+    """
 
     member: Name
     data_sha256: Digest
@@ -45,6 +48,7 @@ class EvaluatedTask(Document):
     lines: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     metric: Metric
     max_new_tokens: int = Field(ge=1)
+    stop: str | None
 
 
 class TaskScore(Document):

@@ -85,6 +85,11 @@ def command() -> None:
     help="At most N items of each task, spread over its file.",
 )
 @click.option(
+    "--stop",
+    metavar="TEXT",
+    help="An answer ends before this text; \\n in it is a new line. Default: as the model ends it.",
+)
+@click.option(
     "--max-new-tokens",
     metavar="N",
     type=click.IntRange(min=1),
@@ -115,6 +120,7 @@ def run(
     modes: str,
     metrics: tuple[str, ...],
     limit: int | None,
+    stop: str | None,
     max_new_tokens: int | None,
     batch_size: int,
     out: Path | None,
@@ -139,6 +145,7 @@ def run(
         metric=metric,
         metrics=metric_of,
         limit=limit,
+        stop=None if stop is None else stop.replace("\\n", "\n"),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )

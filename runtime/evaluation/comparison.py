@@ -45,13 +45,16 @@ def _check_same_questions(first: Sequence[EvaluatedTask], second: Sequence[Evalu
         _check_same_task(tasks[member], others[member])
 
 
-_SAME_DATA = "evaluate both on the same folder, with the same `--limit`, `--metric` and `--max-new-tokens`"
+_SAME_DATA = (
+    "evaluate both on the same folder, with the same `--limit`, `--metric`, `--stop` and `--max-new-tokens`"
+)
 
 
 def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
     for what, ours, theirs in (
         ("data of sha256", task.data_sha256.short, other.data_sha256.short),
         ("the metric", task.metric, other.metric),
+        ("answers that end before", repr(task.stop), repr(other.stop)),
         ("answers of at most this many tokens:", str(task.max_new_tokens), str(other.max_new_tokens)),
     ):
         if ours != theirs:

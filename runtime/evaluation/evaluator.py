@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import torch
-from torch import Tensor
 
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.evaluation import UNROUTED, Evaluation, Mode, ModeScore, TaskScore
@@ -16,10 +15,11 @@ from ..fitting import TaskData, context_of
 from ..loading import LoadedBundle
 from ..record import RoutingRecord
 from ..recording import routing
+from .generation import generate_answers
 from .intervals import interval_of, mean_of_tasks
 from .meter import Meter
 from .modes import serve_as
-from .tally import ReadTokens, RoutingTally
+from .tally import RoutingTally
 from .tasks import EvaluationOptions, Task, make_tasks
 
 # Told a mode, and how many of its items are answered.
@@ -71,15 +71,6 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """The answers to some items, and which of the tokens were read on the way."""
-
-    answers: list[str]
-    tokens: ReadTokens
-    new_tokens: int
-
-
 @dataclass(slots=True)
 class _Evaluator:
     loaded: LoadedBundle
@@ -128,49 +119,23 @@ class _Evaluator:
     ) -> list[str]:
         prompts = [task.prompts[item] for item in items]
         with nullcontext() if tally is None else routing(self.loaded.model) as record:
-            batch = self._generate(prompts, task.description.max_new_tokens, meter)
-            if tally is not None and isinstance(record, RoutingRecord):
-                tally.add(task.member, record.modules, batch.tokens)
-        meter.count(
-            prompt_tokens=sum(task.prompt_tokens[item] for item in items), new_tokens=batch.new_tokens
-        )
-        return batch.answers
-
-    def _generate(self, prompts: list[str], max_new_tokens: int, meter: Meter) -> _Batch:
-        tokenizer, model = self.loaded.tokenizer, self.loaded.model
-        batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
-        with torch.no_grad(), meter.running():
-            # PEFT leaves it untyped.
-            ids = model.generate(  # type: ignore[no-untyped-call]
-                **batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
+            answers = generate_answers(
+                self.loaded,
+                prompts,
+                max_new_tokens=task.description.max_new_tokens,
+                stop=task.description.stop,
+                meter=meter,
             )
-        written = ids[:, batch["input_ids"].shape[1] :]
-        is_answer = _before_end(written, _ends_of(self.loaded))
-        # The last token of the longest answer was written and never read.
-        read = ReadTokens(batch["attention_mask"].bool(), is_answer[:, :-1])
-        ended = (~is_answer).any(dim=1)
-        return _Batch(
-            answers=list(tokenizer.batch_decode(written, skip_special_tokens=True)),
-            tokens=read,
-            new_tokens=int(is_answer.sum() + ended.sum()),
-        )
+            if tally is not None and isinstance(record, RoutingRecord):
+                tally.add(task.member, record.modules, answers.read)
+        prompt_tokens = sum(task.prompt_tokens[item] for item in items)
+        meter.count(prompt_tokens=prompt_tokens, new_tokens=answers.new_tokens)
+        return answers.texts
 
     def _advance(self, mode: str, items: int) -> None:
         self._done += items
         if self.progress is not None:
             self.progress(mode, self._done, sum(len(task.prompts) for task in self.tasks))
-
-
-def _before_end(written: Tensor, ends: Tensor) -> Tensor:
-    """The tokens of each answer before the one that ends it, bool ``[B, N]``."""
-    is_end = torch.isin(written, ends.to(written.device))
-    return is_end.long().cumsum(dim=1) == 0
-
-
-def _ends_of(loaded: LoadedBundle) -> Tensor:
-    found = loaded.model.generation_config.eos_token_id
-    ends = found if isinstance(found, list) else [] if found is None else [found]
-    return torch.tensor(ends, dtype=torch.int64)
 
 
 def _describe(device: torch.device) -> str:

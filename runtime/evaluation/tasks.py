@@ -32,6 +32,7 @@ class EvaluationOptions:
         metric: how answers are judged, but for the members in ``metrics``.
         metrics: the metric of single members.
         limit: at most so many items of each task, spread evenly over its file; None for all.
+        stop: text before which an answer ends, such as a new line; None if the model itself ends it.
         max_new_tokens: the longest answer; by default eight tokens more than the longest one expected.
         batch_size: items that are answered at once.
     """
@@ -40,6 +41,7 @@ class EvaluationOptions:
     metric: Metric = "exact"
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     limit: int | None = None
+    stop: str | None = None
     max_new_tokens: int | None = None
     batch_size: int = 8
 
@@ -113,6 +115,8 @@ def _check_options(options: EvaluationOptions, members: Sequence[str]) -> None:
             raise UsageError(
                 f"a metric is stated for `{member}`, the bundle has the members {_listed(members)}"
             )
+    if options.stop == "":
+        raise UsageError("the text that ends an answer is empty")
     for name in ("limit", "max_new_tokens", "batch_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -152,6 +156,7 @@ def _make_task(
             lines=tuple(sample.line for sample in samples),
             metric=metric,
             max_new_tokens=max_new_tokens,
+            stop=options.stop,
         ),
         prompts=tuple(sample.prompt for sample in samples),
         prompt_tokens=prompt_tokens,

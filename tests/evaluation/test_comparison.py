@@ -78,12 +78,16 @@ def test_only_modes_of_both_are_compared() -> None:
             "the task `one` has the metric `exact` in the first and `accuracy` in the second",
         ),
         (
+            {"stop": "\n"},
+            "has answers that end before `None` in the first and `'\\n'` in the second",
+        ),
+        (
             {"max_new_tokens": 9},
             "has answers of at most this many tokens: `8` in the first and `9` in the second",
         ),
         ({"lines": [1, 3]}, "the task `one` has 2 items in the first and 2 in the second, or other lines of"),
     ],
-    ids=["data", "metric", "length", "items"],
+    ids=["data", "metric", "stop", "length", "items"],
 )
 def test_other_questions_are_refused(changes: dict[str, Any], message: str) -> None:
     scores = {"routed": {"one": [0.0, 1.0]}}

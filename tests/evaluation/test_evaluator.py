@@ -199,6 +199,20 @@ def test_longest_answer_is_that_of_the_data_and_some_more(
     assert [task.max_new_tokens for task in found.tasks] == [NEW_TOKENS + 8] * 3
 
 
+def test_answer_ends_before_the_stop_text_and_is_not_counted_beyond(
+    loaded: LoadedBundle, evaluation: Evaluation, data: dict[str, TaskData]
+) -> None:
+    whole = [task.answers for task in evaluation.modes[1].tasks]
+    stop = whole[0][0].split()[2]
+    expected = [tuple(answer.partition(stop)[0] for answer in answers) for answers in whole]
+    assert expected != whole
+    found = run(loaded, data, "member", stop=stop).modes[0]
+    assert [task.answers for task in found.tasks] == expected
+    words = [answer.split() for answers in whole for answer in answers]
+    ends = [next((n for n, word in enumerate(own, start=1) if stop in word), NEW_TOKENS) for own in words]
+    assert found.cost.new_tokens == sum(ends) < len(words) * NEW_TOKENS
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -213,9 +227,10 @@ def test_longest_answer_is_that_of_the_data_and_some_more(
             {"metrics": {"four": "exact"}},
             "a metric is stated for `four`, the bundle has the members `one`, `two`, `three`",
         ),
+        ({"stop": ""}, "the text that ends an answer is empty"),
         ({"limit": 0}, "limit is 0, expected at least 1"),
     ],
-    ids=["mode", "twice", "no-modes", "metric", "metric-of-a-stranger", "limit"],
+    ids=["mode", "twice", "no-modes", "metric", "metric-of-a-stranger", "stop", "limit"],
 )
 def test_option_that_makes_no_sense_is_refused(
     loaded: LoadedBundle, data: dict[str, TaskData], options: dict[str, Any], message: str

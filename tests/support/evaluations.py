@@ -43,6 +43,7 @@ def _describe(member: str, items: Sequence[float]) -> dict[str, Any]:
         "lines": list(range(1, len(items) + 1)),
         "metric": "exact",
         "max_new_tokens": 8,
+        "stop": None,
     }
 
 

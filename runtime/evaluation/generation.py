@@ -1,0 +1,93 @@
+"""Greedy answers to a batch of prompts, and which of the tokens were read on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from ..loading import LoadedBundle
+from .meter import Meter
+from .tally import ReadTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to a batch, the tokens that were read for them, and how many were written."""
+
+    texts: list[str]
+    read: ReadTokens
+    new_tokens: int
+
+
+class StopText(StoppingCriteria):
+    """A row ends as soon as its answer has the text ``stop`` in it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, prompt_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._prompt_tokens = prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Which rows end, bool ``[B]``."""
+        texts = _decode(self._tokenizer, input_ids[:, self._prompt_tokens :])
+        return torch.tensor([self._stop in text for text in texts], device=input_ids.device)
+
+
+def generate_answers(
+    loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: int, stop: str | None, meter: Meter
+) -> Answers:
+    """The answer to each prompt, up to ``stop``; the meter counts the time of the generation alone."""
+    tokenizer, model = loaded.tokenizer, loaded.model
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(model.device)
+    prompt_tokens = batch["input_ids"].shape[1]
+    criteria = [] if stop is None else [StopText(tokenizer, stop, prompt_tokens)]
+    with torch.no_grad(), meter.running():
+        # PEFT leaves it untyped.
+        ids = model.generate(  # type: ignore[no-untyped-call]
+            **batch,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            stopping_criteria=StoppingCriteriaList(criteria),
+        )
+    written = ids[:, prompt_tokens:]
+    texts = _decode(tokenizer, written)
+    is_answer = _before_end(written, _ends_of(loaded))
+    if stop is not None:
+        for row, text in enumerate(texts):
+            if stop in text:
+                is_answer[row, _tokens_until(stop, written[row], tokenizer) :] = False
+        texts = [text.partition(stop)[0] for text in texts]
+    ended = (~is_answer).any(dim=1)
+    return Answers(
+        texts=texts,
+        # The last token of the longest answer was written and never read.
+        read=ReadTokens(batch["attention_mask"].bool(), is_answer[:, :-1]),
+        new_tokens=int(is_answer.sum() + ended.sum()),
+    )
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
+    return list(tokenizer.batch_decode(ids, skip_special_tokens=True))
+
+
+def _before_end(written: Tensor, ends: Tensor) -> Tensor:
+    """The tokens of each answer before the one that ends it, bool ``[B, N]``."""
+    is_end = torch.isin(written, ends.to(written.device))
+    return is_end.long().cumsum(dim=1) == 0
+
+
+def _ends_of(loaded: LoadedBundle) -> Tensor:
+    found = loaded.model.generation_config.eos_token_id
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    return torch.tensor(ends, dtype=torch.int64)
+
+
+def _tokens_until(stop: str, ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens stand before the one that completes ``stop``."""
+    return next(count for count in range(len(ids)) if stop in _decode(tokenizer, ids[None, : count + 1])[0])
