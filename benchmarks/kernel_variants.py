@@ -30,6 +30,7 @@ OURS = (
     ("dense", "dense"),
     ("dense", "bag"),
     ("sampled", "bag"),
+    ("grouped", "bag"),
     ("grouped", "grouped"),
 )
 CONCENTRATED_SHARE = 0.9
