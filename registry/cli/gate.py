@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from ...schemas.bundle import Scope
+from ...schemas.names import CatalogSource, parse_source
 from ..dependencies import require_torch
 from ..home import Home
 from .output import describe_bytes, print_json, print_line, print_table
@@ -82,6 +83,9 @@ def fit(
     from ..workflows.verify import find_bundle_folder
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
+    named = parse_source(bundle)
+    if name is None and isinstance(named, CatalogSource):
+        name = named.name
     request = FitRequest(base, data, scope=cast("Scope", scope), statistics=statistics)
     with Catalog.open(home) as catalog, step_bar() as advance:
         found = fit_bundle(catalog, home.store, folder, out, request, name=name, advance=advance)

@@ -34,6 +34,7 @@ from ...runtime.fitting import (
 )
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Gate, Scope
 from ...schemas.digest import Digest
+from ...schemas.errors import UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
@@ -151,19 +152,21 @@ def fit_bundle(
 
 
 def _name_of(catalog: Catalog, folder: Path) -> str | None:
-    """What the catalog calls the bundle with the manifest that lies in a folder."""
+    """What the catalog calls the bundle in a folder; of several with its manifest, the one that lies there."""
     manifest_sha256 = Digest.of_file(folder / MANIFEST_FILE)
+    found: list[str] = []
     for latest in catalog.list_bundles():
         for number in catalog.versions_of(latest.name):
-            if catalog.find_bundle(CatalogSource(latest.name, number)).manifest_sha256 == manifest_sha256:
-                return latest.name
-    return None
+            version = catalog.find_bundle(CatalogSource(latest.name, number))
+            if version.manifest_sha256 == manifest_sha256:
+                found.insert(0 if version.path == folder.resolve() else len(found), latest.name)
+    return found[0] if found else None
 
 
 def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:
     known: tuple[str, ...] = ()
     if request.statistics is not None:
-        check_writable(request.statistics)
+        _check_statistics(request.statistics)
         known = names_in(request.statistics)
     return read_task_data(
         request.data,
@@ -172,6 +175,22 @@ def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[
         context_tokens=context_of(opened.config),
         may_lack=known,
     )
+
+
+def _check_statistics(path: Path) -> None:
+    """Pass if statistics can be kept there.
+
+    Raises:
+        SourceUnreadable: the folder does not exist or may not be written to.
+        UsageError: it is that of a bundle, which holds only what its manifest lists.
+    """
+    check_writable(path)
+    around = next((each for each in path.resolve().parents if (each / MANIFEST_FILE).is_file()), None)
+    if around is not None:
+        raise UsageError(
+            f"`{path}` lies inside the bundle `{around}`, which holds only what its manifest lists",
+            hint="choose another path with `--statistics`",
+        )
 
 
 def _writer(

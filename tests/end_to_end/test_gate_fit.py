@@ -207,6 +207,27 @@ def test_members_that_the_store_lacks_are_verified_against_the_old_bundle(run: R
     assert "verified: level source, pass" in result.stdout
 
 
+def test_fit_keeps_to_the_name_that_was_asked_for(run: Run, workplace: Path) -> None:
+    # The same bundle under two names, of which the other comes first.
+    assert run("fuse", *NAMES, "--out", "twin", "--with-experts").returncode == 0
+    assert run("gate", "fit", "twin", *BASE_ARGUMENTS, "--out", "twin-fitted").returncode == 0
+    assert json.loads(run("show", "twin@2", "--format", "json").stdout)["gate_scope"] == "prompt"
+    assert run("show", "twin-fitted").returncode == 1
+
+
+def test_statistics_are_not_put_into_a_bundle(run: Run, workplace: Path) -> None:
+    arguments = ("--out", "x", "--statistics", "bundle/statistics")
+    result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, *arguments)
+    assert (result.returncode, result.stderr.splitlines()) == (
+        2,
+        [
+            f"error: `bundle/statistics` lies inside the bundle `{workplace / 'bundle'}`, "
+            "which holds only what its manifest lists",
+            "hint: choose another path with `--statistics`",
+        ],
+    )
+
+
 def test_fit_prints_json_with_scope_token(run: Run, tmp_path: Path) -> None:
     arguments = ("--out", str(tmp_path / "b"), "--scope", "token", "--name", "other", "--format", "json")
     result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, *arguments)
