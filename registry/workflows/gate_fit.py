@@ -152,7 +152,7 @@ def fit_bundle(
 
 
 def _name_of(catalog: Catalog, folder: Path) -> str | None:
-    """What the catalog calls the bundle in a folder; of several with its manifest, the one that lies there."""
+    """What the catalog calls the bundle in a folder; of several, the one that lies there."""
     manifest_sha256 = Digest.of_file(folder / MANIFEST_FILE)
     found: list[str] = []
     for latest in catalog.list_bundles():
