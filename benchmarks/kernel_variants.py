@@ -8,13 +8,14 @@ products, and two products over all members. One plain LoRA and the base GEMM st
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from benchmarks.kernel_points import Point
+from benchmarks.kernel_points import RAGGED, Point
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -137,12 +138,26 @@ def variants_of(problem: Problem) -> dict[str, Forward]:
 
 
 def floors_of(problem: Problem) -> dict[str, Forward]:
-    """Return what stands for the floor: one plain LoRA of the largest rank, the base GEMM."""
+    """Return what stands for the floor: one plain LoRA of the largest rank, the base GEMM.
+
+    With ragged ranks also ours for the same routing with all members of the common rank.
+    """
     A, B = problem.padded_a[: problem.rank], problem.padded_b[:, : problem.rank].contiguous()
-    return {
+    floors = {
         "one_lora": lambda: linear(linear(problem.x, A), B) * 2.0,
         "base_gemm": lambda: linear(problem.x, problem.W),
     }
+    if problem.point.ranks == RAGGED:
+        even = even_problem(problem)
+        floors["meteora_even"] = lambda: ours(even)
+    return floors
+
+
+def even_problem(problem: Problem) -> Problem:
+    """Return a ragged problem with every member of the least rank; the same tokens, the same routing."""
+    point = problem.point
+    even = problem_of(dataclasses.replace(point, ranks=min(point.rank_list)), problem.x.device.type)
+    return dataclasses.replace(even, x=problem.x, selection=problem.selection, weights=problem.weights)
 
 
 def ours(p: Problem) -> Tensor:

@@ -9,6 +9,7 @@ name are read, and checked, on the host. Shapes are those of ``layout.py``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from .layout import Layout, layout_tensors
 from .routing import Routing
 
-# Up to here counting in Python is quicker than one tensor operation and the copy of its result.
+# Up to here counting in Python is quicker than the tensor operations that count.
 FEW_SLOTS = 64
 
 Value = TypeVar("Value")
@@ -82,8 +83,11 @@ class Slots:
         present = set(self.named) if self.are_few else self.counts
         if self.layout.equal_ranks:
             return len(present), size * ranks[0], len(present) * ranks[0]
-        of_slots = sum(count * ranks[i] for i, count in self.counts.items())
-        return len(present), of_slots, sum(ranks[i] for i in present)
+        if self.are_few:
+            of_slots = sum(map(ranks.__getitem__, self.named))
+        else:
+            of_slots = sum(count * ranks[i] for i, count in self.counts.items())
+        return len(present), of_slots, sum(map(ranks.__getitem__, present))
 
     def check(self) -> None:
         """Refuse slots that name an adapter that does not exist.
@@ -102,11 +106,17 @@ class Slots:
     @once
     def first_rows(self) -> Tensor:
         """The place of each slot's first row in the row form: int64 [T * k]."""
+        if self.are_few:
+            ends = itertools.accumulate(map(self.layout.ranks.__getitem__, self.named), initial=0)
+            return self._from_host(list(ends)[:-1])
         return self.slot_ranks.cumsum(0) - self.slot_ranks
 
     @once
     def row_slots(self) -> Tensor:
         """The slot of each row: int64 [S]."""
+        if self.are_few:
+            ranks = map(self.layout.ranks.__getitem__, self.named)
+            return self._from_host([slot for slot, rank in enumerate(ranks) for _ in range(rank)])
         return torch.repeat_interleave(self.slot_ranks)
 
     @once
@@ -137,6 +147,9 @@ class Slots:
         if self.layout.equal_ranks:
             by_adapter = known.rows.view(self.layout.adapters, -1)
             return by_adapter.index_select(0, self.selection.flatten()).flatten()
+        if self.are_few:
+            starts = self.layout.offsets
+            return self._from_host([row for i in self.named for row in range(starts[i], starts[i + 1])])
         shifts = known.starts.take(self.selection).flatten() - self.first_rows
         return shifts.take(self.row_slots) + torch.arange(self.row_slots.numel(), device=self.device)
 
@@ -149,6 +162,9 @@ class Slots:
     def order(self) -> Tensor:
         """The slots sorted by adapter, ties by slot: int64 [T * k]."""
         return self.selection.flatten().argsort(stable=True)
+
+    def _from_host(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
 
     def weighted(self, z: Tensor) -> Tensor:
         """Return z in row form times ``w_j s_i`` of its slot."""
