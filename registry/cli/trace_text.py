@@ -68,7 +68,10 @@ def _mark_runs(tokens: Sequence[tuple[int, str]], *, colours: bool) -> Iterator[
         # A new line is both shown and made; the colour ends before it, or it would fill the whole line.
         lines = [escape(line) for line in text.split("\n")]
         shown = [_paint(line, member, colours=colours) if line else "" for line in lines]
-        yield f"[{letter_of(member)}:" + "\u21b5\n".join(shown) + "]"
+        joined = "\u21b5\n".join(shown)
+        # A bracket alone on the next line would look like a line of the text.
+        end = "\n" if joined.endswith("\n") else ""
+        yield f"[{letter_of(member)}:{joined.removesuffix(end)}]{end}"
 
 
 def _paint(text: str, member: int, *, colours: bool) -> str:

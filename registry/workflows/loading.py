@@ -33,4 +33,6 @@ def load_for_command(folder: Path, base: OpenedBase) -> LoadedBundle:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GateNotFittedWarning)
+        # PEFT asks transformers for it at every load.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return load_bundle(folder, load_base(base))

@@ -108,14 +108,15 @@ def printed(trace: Trace, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_runs_are_marked_with_their_letter(capsys: pytest.CaptureFixture[str]) -> None:
-    trace = two_layer_trace(["SELECT", " a\n b", "\x1b[2J", "!"])
-    assert printed(trace, capsys).splitlines()[-6:] == [
+    trace = two_layer_trace(["SELECT", " a\n b", "\x1b[2J\n", "!"])
+    assert printed(trace, capsys).splitlines()[-7:] == [
         "prompt:",
         "[A:SELECT][B: a\u21b5",
         " b]",
         "",
         "answer:",
-        "[B:\\x1b[2J][-:!]",
+        "[B:\\x1b[2J\u21b5]",
+        "[-:!]",
     ]
 
 

@@ -212,6 +212,32 @@ def test_text_from_the_model_does_nothing(browser: Chrome, tmp_path: Path) -> No
 
 
 @needs_browser
+def test_page_may_load_and_run_nothing_else(browser: Chrome, tmp_path: Path) -> None:
+    open_page(browser, tmp_path, two_layer_trace())
+    refused = browser.execute_async_script(_INTRUSIONS)
+    assert refused == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
+    assert run(browser, "return document.documentElement.dataset.ran ?? null") is None
+    # What the browser says of it is not the next page's.
+    console_of(browser)
+
+
+# Puts into the page what must not work there, and gives back which rules refused it.
+_INTRUSIONS = """
+const done = arguments[arguments.length - 1];
+const refused = new Set();
+document.addEventListener("securitypolicyviolation", (event) => {
+  refused.add(event.effectiveDirective);
+  if (refused.size === 4) done([...refused].sort());
+});
+const add = (tag, change) => document.body.append(Object.assign(document.createElement(tag), change));
+add("img", { src: "image.png" });
+add("script", { textContent: "document.documentElement.dataset.ran = 'yes'" });
+add("style", { textContent: "body { color: red }" });
+fetch("other.json").catch(() => {});
+"""
+
+
+@needs_browser
 def test_gate_that_is_not_fitted_is_said_to_be(browser: Chrome, tmp_path: Path) -> None:
     trace = two_layer_trace()
     for fitted in (True, False):
