@@ -18,7 +18,7 @@ from ..recording import routing
 from .generation import generate_answers
 from .intervals import interval_of, mean_of_tasks
 from .meter import Meter
-from .modes import serve_as
+from .modes import serve_as, serve_task
 from .tally import RoutingTally
 from .tasks import EvaluationOptions, Task, make_tasks
 
@@ -84,7 +84,8 @@ class _Evaluator:
         self._done = 0
         meter = Meter(self.loaded.model.device)
         tally = None if mode in UNROUTED else RoutingTally(self.loaded.config.names)
-        tasks = tuple(self._score_task(mode, task, meter, tally) for task in self.tasks)
+        with serve_as(self.loaded, mode):
+            tasks = tuple(self._score_task(mode, task, meter, tally) for task in self.tasks)
         items = [task.items for task in tasks]
         return ModeScore(
             mode=mode,
@@ -99,7 +100,7 @@ class _Evaluator:
         answers: dict[int, str] = {}
         # Prompts of like lengths together, so that little is padded.
         order = sorted(range(len(task.prompts)), key=lambda item: task.prompt_tokens[item])
-        with serve_as(self.loaded, mode, task.member):
+        with serve_task(self.loaded, mode, task.member):
             for start in range(0, len(order), self.batch_size):
                 items = order[start : start + self.batch_size]
                 answers |= zip(items, self._answer(task, items, meter, tally), strict=True)

@@ -9,6 +9,7 @@ cannot see any doubt and gives an interval of no width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,15 @@ def mean_of_tasks(tasks: Sequence[Sequence[float]]) -> float:
     return float(np.mean([np.mean(scores) for scores in tasks]))
 
 
+def check_can_estimate() -> None:
+    """Pass if intervals can be worked out.
+
+    Raises:
+        MissingDependency: scipy is not installed.
+    """
+    _load_bootstrap()
+
+
 def interval_of(tasks: Sequence[Sequence[float]]) -> Interval | None:
     """The 95 % interval of ``mean_of_tasks``; None where a task has a single item.
 
@@ -38,15 +48,7 @@ def interval_of(tasks: Sequence[Sequence[float]]) -> Interval | None:
     """
     if min(map(len, tasks)) < 2:
         return None
-    try:
-        from scipy.stats import bootstrap  # type: ignore[import-untyped]  # scipy ships no types
-    except ModuleNotFoundError as error:
-        if error.name != "scipy":
-            raise
-        raise MissingDependency(
-            "an interval needs `scipy`, which is not installed", hint="pip install 'meteora-registry[eval]'"
-        ) from error
-    found = bootstrap(
+    found = _load_bootstrap()(
         [np.asarray(scores, dtype=np.float64) for scores in tasks],
         _mean_of_means,
         confidence_level=CONFIDENCE,
@@ -57,6 +59,18 @@ def interval_of(tasks: Sequence[Sequence[float]]) -> Interval | None:
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
     return Interval(low=float(found.low), high=float(found.high))
+
+
+def _load_bootstrap() -> Any:
+    try:
+        from scipy.stats import bootstrap  # type: ignore[import-untyped]  # scipy ships no types
+    except ModuleNotFoundError as error:
+        if error.name != "scipy":
+            raise
+        raise MissingDependency(
+            "an interval needs `scipy`, which is not installed", hint="pip install 'meteora-registry[eval]'"
+        ) from error
+    return bootstrap
 
 
 def _mean_of_means(*tasks: Scores, axis: int = -1) -> Scores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import get_args
 
@@ -22,8 +22,8 @@ from ..scopes.passes import SettledPass
 _SCOPES: Mapping[str, Scope] = {scope: scope for scope in get_args(Scope)}
 
 
-def serve_as(loaded: LoadedBundle, mode: Mode, member: str) -> AbstractContextManager[None]:
-    """Within the block the model answers in a mode, items of the task of ``member``."""
+def serve_as(loaded: LoadedBundle, mode: Mode) -> AbstractContextManager[None]:
+    """Within the block the model answers in a mode; in that of the member within ``serve_task``."""
     model = loaded.model
     if mode in _SCOPES:
         return route_as(model, scope=_SCOPES[mode])
@@ -31,14 +31,17 @@ def serve_as(loaded: LoadedBundle, mode: Mode, member: str) -> AbstractContextMa
         case "base":
             without: AbstractContextManager[None] = model.disable_adapter()
             return without
-        case "member":
-            return force_adapter(model, member)
         case "arrow":
             return arrow(model)
         case "uniform":
             return uniform(model)
         case _:
             return route_as(model)
+
+
+def serve_task(loaded: LoadedBundle, mode: Mode, member: str) -> AbstractContextManager[None]:
+    """Within the block items of the task of ``member`` are answered, by it alone where the mode says so."""
+    return force_adapter(loaded.model, member) if mode == "member" else nullcontext()
 
 
 @contextmanager

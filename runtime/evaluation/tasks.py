@@ -16,6 +16,7 @@ from ...schemas.errors import DataRefused, UsageError
 from ...schemas.evaluation import DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
 from ..fitting import Sample, TaskData
 from ..fitting.sequences import choose_samples
+from .intervals import check_can_estimate
 from .metrics import Judge, judge_of
 
 # An answer that is right and goes on must not be cut off where it would be right.
@@ -83,9 +84,10 @@ def make_tasks(
         UsageError: an option is out of range, or names what there is not.
         DataRefused: with every problem: an item without an answer to compare with, or one that has no
             room for its answer.
-        MissingDependency: a metric's library is not installed.
+        MissingDependency: the library of a metric or of the intervals is not installed.
     """
     _check_options(options, members)
+    check_can_estimate()
     problems: list[str] = []
     tasks = [_make_task(data[member], tokenizer, options, context_tokens, problems) for member in members]
     if problems:
