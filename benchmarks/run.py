@@ -15,6 +15,7 @@ SUBJECTS = {
     "kernels": "benchmarks.kernels",
     "kernel-tables": "benchmarks.kernel_tables",
     "gates": "benchmarks.gates.measure",
+    "crashes": "benchmarks.crashes",
 }
 
 

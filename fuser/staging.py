@@ -56,6 +56,27 @@ def staged_folder(target: Path) -> Iterator[Path]:
         ) from error
 
 
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A new empty folder where ``staged_folder`` would write, and claimed like it; gone when the block ends.
+
+    Raises:
+        UsageError: another process is making ``target``.
+        SourceUnreadable: the folder cannot be made, or the disk is full.
+    """
+    target = target.resolve()
+    staging = target.parent / f".{target.name}.partial"
+    try:
+        lock = _claim(staging)
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
 def check_target(target: Path) -> None:
     """Pass if a new folder can be put there.
 

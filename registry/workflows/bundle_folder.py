@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...fuser.bundle import open_bundle
-from ...fuser.staging import check_target, staged_folder
+from ...fuser.staging import check_target, scratch_folder, staged_folder
 from ...fuser.verify import write_record
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
@@ -57,11 +56,9 @@ def _check_is_the_same(folder: Path, write: Callable[[Path], Manifest]) -> None:
     Raises:
         UsageError: it is another bundle.
     """
-    with tempfile.TemporaryDirectory(
-        dir=folder.resolve().parent, prefix=f".{folder.name}.compared-"
-    ) as scratch:
-        write(Path(scratch))
-        if Digest.of_file(Path(scratch, MANIFEST_FILE)) != Digest.of_file(folder / MANIFEST_FILE):
+    with scratch_folder(folder) as scratch:
+        write(scratch)
+        if Digest.of_file(scratch / MANIFEST_FILE) != Digest.of_file(folder / MANIFEST_FILE):
             check_target(folder)
 
 

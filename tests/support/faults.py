@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -24,7 +25,7 @@ import pytest
 
 from .faults_calls import Call, Listener, install_filter
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0
 
 
 class Fault(Enum):
@@ -48,8 +49,16 @@ class Outcome:
     calls: tuple[str, ...]
 
 
-def run_command(arguments: Sequence[str | Path], decide: Decide | None = None) -> Outcome:
-    """Run a command line to its end, with every call that changes a disk decided by ``decide``."""
+def run_command(
+    arguments: Sequence[str | Path],
+    decide: Decide | None = None,
+    *,
+    kill_after_seconds: float | None = None,
+) -> Outcome:
+    """Run a command line to its end, with every call that changes a disk decided by ``decide``.
+
+    Or until it is killed: at a moment that the clock chooses, wherever the process is then.
+    """
     _start_server()
     ours, theirs = _context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +71,8 @@ def run_command(arguments: Sequence[str | Path], decide: Decide | None = None) -
         listener = Listener(recv_handle(ours))
         try:
             assert process.pid is not None
-            _answer_calls(listener, process.pid, decide or (lambda number, name: None), calls)
+            deadline = None if kill_after_seconds is None else time.monotonic() + kill_after_seconds
+            _answer_calls(listener, process.pid, decide or _let_pass, calls, deadline)
             process.join(TIMEOUT_SECONDS)
         finally:
             process.kill()
@@ -90,8 +100,24 @@ def fail_from(number: int, error_number: int, names: frozenset[str]) -> Decide:
     return lambda found, name: error_number if found >= number and name in names else None
 
 
-def _answer_calls(listener: Listener, process: int, decide: Decide, calls: list[str]) -> None:
-    while call := listener.receive(TIMEOUT_SECONDS):
+def _let_pass(number: int, name: str) -> None:
+    """No fault."""
+
+
+def _answer_calls(
+    listener: Listener, process: int, decide: Decide, calls: list[str], deadline: float | None
+) -> None:
+    while True:
+        left = TIMEOUT_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            call = listener.receive(left)
+        except TimeoutError:
+            os.kill(process, signal.SIGKILL)
+            if deadline is None:
+                raise
+            return
+        if call is None:
+            return
         fault = decide(len(calls) + 1, call.name)
         if fault is Fault.KILL:
             os.kill(process, signal.SIGKILL)
@@ -113,6 +139,7 @@ def _run(arguments: list[str], folder: str, connection: Connection) -> None:
     from meteora_registry.registry.cli.main import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    tempfile.tempdir = folder
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(file, descriptor)

@@ -17,6 +17,7 @@ from typing import Any
 
 # Differ from run to run, and say nothing of what was recorded.
 _TIMES = ("at", "record")
+_NUMBERED_BY_TURN = ("events", "verifications")
 Rows = Mapping[str, tuple[str, ...]]
 
 
@@ -81,7 +82,7 @@ def _tables_of(connection: sqlite3.Connection, folder: str) -> Rows:
             "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
         )
     ]
-    return {name: tuple(sorted(_rows_of(connection, name, folder))) for name in names}
+    return {name: tuple(sorted(_once(_rows_of(connection, name, folder)))) for name in names}
 
 
 def _rows_of(connection: sqlite3.Connection, table: str, folder: str) -> Iterator[str]:
@@ -93,7 +94,19 @@ def _rows_of(connection: sqlite3.Connection, table: str, folder: str) -> Iterato
             for column, value in zip(columns, row, strict=True)
             if column not in _TIMES and not column.endswith("_at")
         }
+        if table in _NUMBERED_BY_TURN:
+            del kept["id"]
         yield json.dumps(kept, default=repr).replace(folder, "")
+
+
+def _once(rows: Iterator[str]) -> Iterator[str]:
+    """The rows; that the same bundle was verified again, with the same outcome, counts once."""
+    seen: set[str] = set()
+    for row in rows:
+        is_verification = '"action": "verify"' in row or '"outcome": ' in row
+        if not is_verification or row not in seen:
+            yield row
+        seen.add(row)
 
 
 def _blobs_of(home: Path) -> Iterator[tuple[str, int]]:

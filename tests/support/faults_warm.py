@@ -17,6 +17,8 @@ COMMANDS = (
     "add {folder}/legal {folder}/medical",
     "fuse legal medical --out {folder}/team",
     "remove team --yes",
+    "store gc",
+    "doctor --fix --yes",
     "remove legal --yes",
 )
 

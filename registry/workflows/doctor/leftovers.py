@@ -46,11 +46,9 @@ def examine_neighbours(folders: Iterable[Path]) -> Iterator[Problem]:
 
 
 def _is_staging(path: Path) -> bool:
-    if not path.name.startswith(".") or not {each.name for each in _children(path)} <= _OURS:
+    if not (path.name.startswith(".") and path.name.endswith(".partial")):
         return False
-    if path.name.endswith(".partial"):
-        return is_abandoned(path)
-    return ".compared-" in path.name and _is_old(path)
+    return {each.name for each in _children(path)} <= _OURS and is_abandoned(path)
 
 
 def _problem(code: Code, left: list[Path]) -> Problem:
