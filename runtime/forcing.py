@@ -88,7 +88,8 @@ def route_as(
     """Within the block the active bundles route by another rule; what is not stated stays their own.
 
     Blocks nest. A cache belongs to the rule it was begun under: a request that began in the block ends in
-    it, and so does a backward pass that recomputes its forward. A scope without decisions has no use for a threshold, and drops the bundle's.
+    it, and so does a backward pass that recomputes its forward. A scope without decisions has no use for
+    a threshold, and drops the bundle's.
 
     Args:
         model: as for ``force_adapter``.
