@@ -12,6 +12,7 @@ import sys
 
 SUBJECTS = {
     "catalog": "benchmarks.catalog",
+    "catalog-table": "benchmarks.catalog_table",
     "kernels": "benchmarks.kernels",
     "kernel-tables": "benchmarks.kernel_tables",
     "gates": "benchmarks.gates.measure",

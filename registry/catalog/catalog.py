@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeVar
 
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
@@ -16,6 +17,7 @@ from ...schemas.verification import VerificationRecord
 from ..home import Home
 from ..store import References
 from . import adapters, bundles, entries, events, models, references, transfer
+from .attempts import attempt
 from .backup import back_up
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
 from .query import AdapterQuery, Page
@@ -34,12 +36,15 @@ from .schema import HEAD_REVISION, create, require_head
 from .search import search
 from .summaries import list_latest
 
+Result = TypeVar("Result")
+
 
 class Catalog:
     """An open catalog; close it, or use it in a ``with`` statement.
 
     Every method is one transaction, so what it does is done wholly or not at all. Each may raise
-    ``CatalogUnusable`` when the database fails.
+    ``CatalogUnusable`` when the database fails; a passing failure of PostgreSQL is met by doing the whole
+    transaction again. Threads may share a catalog: each call has a connection of its own.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -101,12 +106,16 @@ class Catalog:
             UsageError: the name or a tag is malformed.
             AlreadyInCatalog: a bundle has the name, or the content is there with another stated base.
         """
-        with transaction(self._engine, writes=True) as session:
-            added = adapters.add_adapter(session, new, tags)
+        wanted = tuple(tags)
+
+        def add(session: Session) -> Added:
+            added = adapters.add_adapter(session, new, wanted)
             identity = references.identify(session)
             if confirm is not None and identity is not None:
                 confirm(identity)
             return added
+
+        return self._write(add)
 
     def find(self, source: CatalogSource) -> AdapterVersion:
         """The adapter version that is named: the latest, unless ``source`` says which.
@@ -114,15 +123,19 @@ class Catalog:
         Raises:
             NotInCatalog: there is none.
         """
-        with transaction(self._engine) as session:
-            return adapters.adapter_record(entries.find_version(session, source, models.AdapterVersion))
+        return self._read(
+            lambda session: adapters.adapter_record(
+                entries.find_version(session, source, models.AdapterVersion)
+            )
+        )
 
     def find_content(
         self, weights_sha256: Digest, canonical_config_sha256: Digest
     ) -> tuple[CatalogSource, ...]:
         """Every adapter version with these weights and this config, the oldest first."""
-        with transaction(self._engine) as session:
-            return adapters.find_content(session, weights_sha256, canonical_config_sha256)
+        return self._read(
+            lambda session: adapters.find_content(session, weights_sha256, canonical_config_sha256)
+        )
 
     def find_any(self, source: CatalogSource) -> AdapterVersion | BundleVersion:
         """The adapter or bundle version that is named.
@@ -130,22 +143,22 @@ class Catalog:
         Raises:
             NotInCatalog: there is neither.
         """
-        with transaction(self._engine) as session:
+
+        def find(session: Session) -> AdapterVersion | BundleVersion:
             row = entries.find_version(session, source, models.Version)
             if isinstance(row, models.BundleVersion):
                 return bundles.bundle_record(row)
             return adapters.adapter_record(entries.find_version(session, source, models.AdapterVersion))
 
+        return self._read(find)
+
     def versions_of(self, name: str) -> tuple[int, ...]:
         """The numbers of an adapter's or a bundle's versions, in order; none for an unknown name."""
-        with transaction(self._engine) as session:
-            entry = entries.find_entry(session, name)
-            return tuple(version.number for version in entry.versions) if entry else ()
+        return self._read(lambda session: entries.list_numbers(session, name))
 
     def list_adapters(self) -> tuple[AdapterSummary, ...]:
         """The latest version of every adapter, ordered by name."""
-        with transaction(self._engine) as session:
-            return list_latest(session)
+        return self._read(list_latest)
 
     def search(self, query: AdapterQuery) -> Page[AdapterSummary]:
         """One page of the adapter versions that meet a query.
@@ -153,8 +166,7 @@ class Catalog:
         Raises:
             UsageError: the cursor is none of this query's.
         """
-        with transaction(self._engine) as session:
-            return search(session, query)
+        return self._read(lambda session: search(session, query))
 
     def change_tags(
         self, source: CatalogSource, *, add: Iterable[str] = (), remove: Iterable[str] = ()
@@ -165,9 +177,13 @@ class Catalog:
             NotInCatalog: there is no such version.
             UsageError: a tag is malformed.
         """
-        with transaction(self._engine, writes=True) as session:
-            version = entries.change_tags(session, source, add=add, remove=remove)
+        added, removed = tuple(add), tuple(remove)
+
+        def change(session: Session) -> tuple[str, ...]:
+            version = entries.change_tags(session, source, add=added, remove=removed)
             return tuple(sorted(tag.tag for tag in version.tags))
+
+        return self._write(change)
 
     def set_alias(self, source: CatalogSource, alias: str) -> CatalogSource:
         """The version that the alias points at from now on.
@@ -176,8 +192,7 @@ class Catalog:
             NotInCatalog: there is no such version.
             UsageError: the alias is malformed.
         """
-        with transaction(self._engine, writes=True) as session:
-            return entries.source_of(entries.set_alias(session, source, alias))
+        return self._write(lambda session: entries.source_of(entries.set_alias(session, source, alias)))
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Delete an alias.
@@ -185,8 +200,7 @@ class Catalog:
         Raises:
             NotInCatalog: there is none.
         """
-        with transaction(self._engine, writes=True) as session:
-            entries.remove_alias(session, name, alias)
+        self._write(lambda session: entries.remove_alias(session, name, alias))
 
     def remove(self, source: CatalogSource) -> Removal:
         """Remove one version, or every version when ``source`` does not say which.
@@ -197,18 +211,15 @@ class Catalog:
             NotInCatalog: there is nothing of that name.
             StillInUse: a bundle has one of them as a member.
         """
-        with transaction(self._engine, writes=True) as session:
-            return entries.remove(session, source)
+        return self._write(lambda session: entries.remove(session, source))
 
     def referenced(self, digests: Collection[Digest]) -> set[Digest]:
         """Those of ``digests`` that some adapter version refers to."""
-        with transaction(self._engine) as session:
-            return entries.referenced_digests(session, digests)
+        return self._read(lambda session: entries.referenced_digests(session, digests))
 
     def identify(self) -> Digest | None:
         """Which catalog this is, wherever it is moved; None before anything was recorded in it."""
-        with transaction(self._engine) as session:
-            return references.identify(session)
+        return self._read(references.identify)
 
     @contextmanager
     def hold_references(self) -> Iterator[References]:
@@ -234,8 +245,7 @@ class Catalog:
             UsageError: the name is malformed.
             AlreadyInCatalog: an adapter has the name.
         """
-        with transaction(self._engine, writes=True) as session:
-            return bundles.register_bundle(session, new)
+        return self._write(lambda session: bundles.register_bundle(session, new))
 
     def find_bundle(self, source: CatalogSource) -> BundleVersion:
         """The bundle version that is named: the latest, unless ``source`` says which.
@@ -243,18 +253,17 @@ class Catalog:
         Raises:
             NotInCatalog: there is none.
         """
-        with transaction(self._engine) as session:
-            return bundles.bundle_record(entries.find_version(session, source, models.BundleVersion))
+        return self._read(
+            lambda session: bundles.bundle_record(entries.find_version(session, source, models.BundleVersion))
+        )
 
     def list_bundles(self) -> tuple[BundleVersion, ...]:
         """The latest version of every bundle, ordered by name."""
-        with transaction(self._engine) as session:
-            return bundles.list_bundles(session)
+        return self._read(bundles.list_bundles)
 
     def record_verification(self, record: VerificationRecord, path: Path) -> tuple[CatalogSource, ...]:
         """The bundle versions with this manifest that lie in ``path``, to which the record was added."""
-        with transaction(self._engine, writes=True) as session:
-            return bundles.record_verification(session, record, path)
+        return self._write(lambda session: bundles.record_verification(session, record, path))
 
     def write_document(
         self, file: BinaryIO, *, advance: Callable[[int, int], None] | None = None
@@ -290,7 +299,21 @@ class Catalog:
         """
         back_up(self._engine, path)
 
-    def list_events(self, name: str | None = None, *, limit: int = 100) -> tuple[Event, ...]:
-        """The latest changes, of one name or of all, the newest first."""
-        with transaction(self._engine) as session:
-            return events.list_events(session, name, limit=limit)
+    def history(self, name: str | None = None, *, limit: int = 50, after: str | None = None) -> Page[Event]:
+        """One page of the changes, of one name or of all, the newest first.
+
+        Args:
+            name: an adapter, a bundle, a base model, or ``catalog`` itself; it need not be there any more.
+            limit: events on a page, 1 to 1000.
+            after: the cursor of the page before.
+
+        Raises:
+            UsageError: the limit is out of range, or the cursor is none of this name's.
+        """
+        return self._read(lambda session: events.read_history(session, name, limit=limit, after=after))
+
+    def _read(self, work: Callable[[Session], Result]) -> Result:
+        return attempt(self._engine, work)
+
+    def _write(self, work: Callable[[Session], Result]) -> Result:
+        return attempt(self._engine, work, writes=True)

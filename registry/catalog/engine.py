@@ -3,6 +3,9 @@
 Writers take turns, so a version number read inside a transaction is still the next one when it is
 written: on SQLite by ``BEGIN IMMEDIATE``, which waits for the other writer, on PostgreSQL by one
 advisory lock. Readers never wait (WAL, MVCC) and see one state throughout their transaction.
+
+On PostgreSQL nothing waits for ever: not for a connection, a lock, a statement, or a client that is gone.
+A connection is asked whether it still lives before it is used again.
 """
 
 from __future__ import annotations
@@ -19,15 +22,23 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from ...schemas.errors import CatalogUnusable, MissingDependency, UsageError
 
 BUSY_TIMEOUT_SECONDS = 60.0
+CONNECT_TIMEOUT_SECONDS = 10
+STATEMENT_TIMEOUT_SECONDS = 120
+# Between two statements of one transaction, such as while a store elsewhere is asked.
+IDLE_TIMEOUT_SECONDS = 3600
 # The execution option of a connection whose transactions write.
 WRITES = "meteora_writes"
 # Any fixed number: writers of one PostgreSQL database that know it take turns.
 _WRITER_LOCK_KEY = 0x6D65_7465
+# PostgreSQL's codes for a lock and a statement that took longer than they may.
+_LOCK_NOT_AVAILABLE = "55P03"
+_QUERY_CANCELED = "57014"
 _FULL_HINT = "free some space on its disk and give the same command again; nothing was half recorded"
 _DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
 
@@ -78,11 +89,13 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     """
     sqlite = url.get_backend_name() == "sqlite"
     immutable = sqlite and url.database is not None and _lies_read_only(Path(url.database))
-    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}} if sqlite else {}
+    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
+    if not sqlite:
+        options = _postgresql_options(url, with_timeout=foreign_keys)
     if immutable:
         options = {"creator": partial(_open_immutable, Path(url.database or ""))}
     try:
-        engine = create_engine(url, **options)
+        engine = create_engine(url, pool_timeout=BUSY_TIMEOUT_SECONDS, **options)
     except (ImportError, NoSuchModuleError) as error:
         raise MissingDependency(
             "a catalog on PostgreSQL needs the package `psycopg`",
@@ -94,6 +107,29 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     else:
         event.listen(engine, "begin", _begin_postgresql)
     return engine
+
+
+def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
+    """The pool and the connections; what ``PGOPTIONS`` and the URL say comes last and holds."""
+    settings = {
+        "lock_timeout": BUSY_TIMEOUT_SECONDS,
+        # A migration may have a large table to make again.
+        "statement_timeout": STATEMENT_TIMEOUT_SECONDS if with_timeout else 0,
+        "idle_in_transaction_session_timeout": IDLE_TIMEOUT_SECONDS,
+    }
+    stated = url.query.get("options", "")
+    own = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in settings.items())
+    said = [os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)]
+    arguments: dict[str, Any] = {"options": " ".join([own, *said])}
+    if "connect_timeout" not in url.query:
+        arguments["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
+    return {
+        "connect_args": arguments,
+        "pool_pre_ping": True,
+        "pool_size": 5,
+        "max_overflow": 10,
+        "pool_recycle": 1800,
+    }
 
 
 @contextmanager
@@ -141,6 +177,8 @@ def _begin_immutable(connection: Connection) -> None:
 
 def _begin_postgresql(connection: Connection) -> None:
     if connection.get_execution_options().get(WRITES, False):
+        # Whatever the default: after its turn came, a writer must see what the one before it did.
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK_KEY})
     else:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
@@ -176,6 +214,12 @@ def translated_errors(engine: Engine) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise describe_failure(error.orig, describe_url(engine.url)) from error
+    except PoolTimeout as error:
+        raise CatalogUnusable(
+            f"every connection to the catalog `{describe_url(engine.url)}` has been in use for "
+            f"{BUSY_TIMEOUT_SECONDS:.0f} seconds",
+            hint="let fewer threads share one catalog",
+        ) from error
 
 
 def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusable:
@@ -184,11 +228,17 @@ def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusab
     code = getattr(error, "sqlite_errorcode", None)
     # The lower byte is the primary code; the rest says more.
     primary = code & 0xFF if isinstance(code, int) else None
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    state = getattr(error, "sqlstate", None)
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or state == _LOCK_NOT_AVAILABLE:
         return CatalogUnusable(
             f"the catalog `{catalog}` stayed busy: another process has been writing to it "
             f"for {BUSY_TIMEOUT_SECONDS:.0f} seconds",
             hint="try again when that process has ended",
+        )
+    if state == _QUERY_CANCELED:
+        return CatalogUnusable(
+            f"the catalog `{catalog}` took longer than {STATEMENT_TIMEOUT_SECONDS} seconds for one statement",
+            hint="try again later, or ask whoever looks after the server",
         )
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return CatalogUnusable(

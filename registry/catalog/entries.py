@@ -25,6 +25,12 @@ def find_entry(session: Session, name: str) -> models.Entry | None:
     return session.scalars(select(models.Entry).where(models.Entry.name == name)).one_or_none()
 
 
+def list_numbers(session: Session, name: str) -> tuple[int, ...]:
+    """The numbers of the versions of that name, in order; none for an unknown name."""
+    numbers = select(models.Version.number).join(models.Version.entry).where(models.Entry.name == name)
+    return tuple(session.scalars(numbers.order_by(models.Version.number)))
+
+
 def begin_version(session: Session, name: str, kind: Kind) -> tuple[models.Entry, int]:
     """The entry, made if it is new, and the number of its next version.
 

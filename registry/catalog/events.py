@@ -1,44 +1,70 @@
-"""The audit trail: one event for every change, written in the transaction that makes it."""
+"""The audit trail: one event for every change, written in the transaction that makes it.
+
+An event says who did what to what, and, where something was changed in place, what stood there before.
+Events are only ever added; they refer to names, which outlive what had them.
+"""
 
 from __future__ import annotations
 
 import getpass
+import os
+import socket
 from functools import cache
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ...schemas.errors import UsageError
 from . import models
+from .cursor import decode_cursor, encode_cursor
+from .query import MAX_PAGE, Page
 from .records import Event
+
+# Who acts, where the account and the machine say too little, as in a CI job.
+ACTOR_VARIABLE = "METEORA_ACTOR"
 
 
 def record_event(
     session: Session, action: str, subject: str, name: str, version: int | None = None, **details: Any
 ) -> None:
     """Add an event; ``details`` are JSON values."""
+    actor = os.environ.get(ACTOR_VARIABLE) or _account()
     session.add(
-        models.Event(
-            actor=_current_user(), action=action, subject=subject, name=name, version=version, details=details
-        )
+        models.Event(actor=actor, action=action, subject=subject, name=name, version=version, details=details)
     )
 
 
-def list_events(session: Session, name: str | None, *, limit: int) -> tuple[Event, ...]:
-    """The latest events, the newest first."""
-    query = select(models.Event).order_by(models.Event.id.desc()).limit(limit)
+def read_history(session: Session, name: str | None, *, limit: int, after: str | None) -> Page[Event]:
+    """One page of the events, of one name or of all, the newest first.
+
+    Raises:
+        UsageError: the limit is out of range, or the cursor is none of this name's.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise UsageError(f"a page of {limit} events, expected 1 to {MAX_PAGE}")
+    query = select(models.Event).order_by(models.Event.id.desc()).limit(limit + 1)
+    question = ("history", name)
     if name is not None:
         query = query.where(models.Event.name == name)
-    return tuple(
-        Event(row.at, row.actor, row.action, row.subject, row.name, row.version, row.details)
-        for row in session.scalars(query)
-    )
+    if after is not None:
+        (last,) = decode_cursor(after, question, (int,))
+        query = query.where(models.Event.id < last)
+    rows = session.scalars(query).all()
+    following = encode_cursor(question, (rows[limit - 1].id,)) if len(rows) > limit else None
+    return Page(tuple(map(_event, rows[:limit])), following)
+
+
+def _event(row: models.Event) -> Event:
+    return Event(row.at, row.actor, row.action, row.subject, row.name, row.version, row.details)
 
 
 @cache
-def _current_user() -> str:
+def _account() -> str:
+    """The account and the machine: ``user@host``."""
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):
         # A container may run under a number that has no name.
-        return "unknown"
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

@@ -23,6 +23,7 @@ COMMANDS = (
     "list",
     "search",
     "show",
+    "history",
     "tag",
     "alias",
     "remove",

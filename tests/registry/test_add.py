@@ -69,7 +69,7 @@ def test_a_broken_adapter_is_refused_with_its_findings_and_leaves_nothing(
     assert str(caught.value) == f"`{folder}` is broken and was not added"
     assert {finding.place.field for finding in caught.value.findings} >= {"lora_alpha", "r"}
     assert catalog.list_adapters() == ()
-    assert catalog.list_events() == ()
+    assert catalog.history().items == ()
     assert blobs_of(home) == set()
 
 

@@ -159,10 +159,10 @@ def test_tags_are_added_and_removed(any_catalog: Catalog) -> None:
 )
 def test_a_malformed_word_is_refused_and_changes_nothing(catalog: Catalog, act: object) -> None:
     catalog.add_version(new_adapter())
-    before = (catalog.list_adapters(), catalog.list_events())
+    before = (catalog.list_adapters(), catalog.history().items)
     with pytest.raises(UsageError):
         act(catalog)  # type: ignore[operator]
-    assert (catalog.list_adapters(), catalog.list_events()) == before
+    assert (catalog.list_adapters(), catalog.history().items) == before
 
 
 def test_list_gives_the_latest_version_of_each_adapter_by_name(any_catalog: Catalog) -> None:
@@ -281,7 +281,7 @@ def test_every_change_leaves_an_event(catalog: Catalog) -> None:
     catalog.remove(CatalogSource("team"))
     catalog.remove(source)
     events = [
-        (each.action, each.subject, each.name, each.version) for each in reversed(catalog.list_events())
+        (each.action, each.subject, each.name, each.version) for each in reversed(catalog.history().items)
     ]
     assert events == [
         ("spelling", "base", "org/base", None),
@@ -296,19 +296,19 @@ def test_every_change_leaves_an_event(catalog: Catalog) -> None:
         ("remove", "bundle", "team", 1),
         ("remove", "adapter", "legal", 1),
     ]
-    assert [each.action for each in catalog.list_events("team", limit=2)] == ["remove", "move"]
+    assert [each.action for each in catalog.history("team", limit=2).items] == ["remove", "move"]
 
 
 def test_what_changes_nothing_leaves_no_event(catalog: Catalog) -> None:
     adapter = catalog.add_version(new_adapter(), tags=["good"]).version
     catalog.set_alias(CatalogSource("legal"), "champion")
     catalog.register_bundle(new_bundle(adapter))
-    before = catalog.list_events()
+    before = catalog.history().items
     catalog.add_version(new_adapter(), tags=["good"])
     catalog.set_alias(CatalogSource("legal"), "champion")
     catalog.change_tags(CatalogSource("legal"), add=["good"], remove=["other"])
     catalog.register_bundle(new_bundle(adapter))
-    assert catalog.list_events() == before
+    assert catalog.history().items == before
 
 
 LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b-bnb-4bit"
@@ -364,4 +364,4 @@ def test_a_failure_undoes_the_whole_call(catalog: Catalog) -> None:
         catalog.register_bundle(new_bundle(unknown))
     assert catalog.list_bundles() == ()
     assert catalog.versions_of("team") == ()
-    assert [event.name for event in catalog.list_events("team")] == []
+    assert [event.name for event in catalog.history("team").items] == []

@@ -1,0 +1,140 @@
+"""One transaction, tried again when the database gave it up and nothing of it can have been kept.
+
+PostgreSQL undoes a transaction that conflicts with another, and a connection may be lost: then the whole
+of it is done again, a few times, after a growing and uneven pause. Where the connection is lost during the
+commit itself, nobody knows at first whether it was kept; the server is asked by the transaction's number,
+so that a change is neither lost nor made twice. SQLite needs none of this: a writer waits for its turn.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session
+
+from ...schemas.errors import CatalogUnusable
+from .engine import WRITES, describe_url, translated_errors
+
+ATTEMPTS = 6
+_FIRST_PAUSE_SECONDS = 0.1
+# Conflicts between transactions, and a server that ends sessions or is not ready yet.
+_TRANSIENT = frozenset({"40001", "40P01", "57P01", "57P02", "57P03"})
+_NUMBER = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
+_STATUS = text("SELECT pg_xact_status(CAST(:number AS xid8))")
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Progress(Generic[Result]):
+    """How far a transaction on PostgreSQL came; its number is None where it changed nothing."""
+
+    result: Result | None = None
+    number: str | None = None
+    is_committing: bool = False
+
+
+def attempt(engine: Engine, work: Callable[[Session], Result], *, writes: bool = False) -> Result:
+    """What ``work`` returned, after the transaction in which it ran was committed.
+
+    ``work`` may run several times, each time in a new transaction of which the one before left nothing.
+
+    Raises:
+        CatalogUnusable: the database cannot be used, or it is not known whether a change was kept.
+    """
+    pauses = _pauses(engine)
+    was_lost = False
+    with translated_errors(engine):
+        while True:
+            progress: _Progress[Result] = _Progress()
+            try:
+                return _run(engine, work, progress, writes=writes)
+            except DBAPIError as error:
+                if progress.is_committing and not _is_answer(error):
+                    if _was_kept(engine, progress.number):
+                        # Nothing comes after the commit but this value.
+                        return progress.result  # type: ignore[return-value]
+                elif not _is_transient(error, was_lost=was_lost):
+                    raise
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                was_lost = was_lost or error.connection_invalidated
+            time.sleep(pause)
+
+
+def _run(
+    engine: Engine, work: Callable[[Session], Result], progress: _Progress[Result], *, writes: bool
+) -> Result:
+    with (
+        engine.connect().execution_options(**{WRITES: writes}) as connection,
+        connection.begin(),
+        Session(connection) as session,
+    ):
+        result = work(session)
+        session.flush()
+        if engine.dialect.name == "postgresql":
+            if writes:
+                progress.number = connection.scalar(_NUMBER)
+            progress.result = result
+            progress.is_committing = True
+    return result
+
+
+def _is_answer(error: DBAPIError) -> bool:
+    """Whether the server itself said what became of the transaction, and went on."""
+    return getattr(error.orig, "sqlstate", None) is not None and not error.connection_invalidated
+
+
+def _is_transient(error: DBAPIError, *, was_lost: bool) -> bool:
+    if error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _TRANSIENT:
+        return True
+    # A server that was there a moment ago may be on its way back.
+    return was_lost and isinstance(error, OperationalError)
+
+
+def _was_kept(engine: Engine, number: str | None) -> bool:
+    """Whether the transaction of that number was committed.
+
+    Raises:
+        CatalogUnusable: the server cannot be asked, or does not know any more.
+    """
+    if number is None:
+        # It changed nothing.
+        return True
+    for pause in (*_pauses(engine), None):
+        status = _status_of(engine, number)
+        if status in ("committed", "aborted"):
+            return status == "committed"
+        if pause is not None:
+            time.sleep(pause)
+    raise CatalogUnusable(
+        f"the connection to the catalog `{describe_url(engine.url)}` was lost while a change was being "
+        "committed, and whether it was kept cannot be learned",
+        hint="look with `meteora-registry history` before you repeat it",
+    )
+
+
+def _status_of(engine: Engine, number: str) -> str | None:
+    """What the server says of a transaction; None if it does not answer."""
+    try:
+        with engine.connect() as connection:
+            status: str | None = connection.scalar(_STATUS, {"number": number})
+            return status
+    except DBAPIError:
+        return None
+
+
+def _pauses(engine: Engine) -> Iterator[float]:
+    """How many seconds to wait before each further attempt; none on SQLite."""
+    if engine.dialect.name != "postgresql":
+        return
+    for number in range(ATTEMPTS - 1):
+        # Uneven, so that those that failed together do not meet again.
+        yield _FIRST_PAUSE_SECONDS * 2**number * random.uniform(0.5, 1.5)  # noqa: S311
