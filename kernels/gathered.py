@@ -56,7 +56,8 @@ def routed_views(
 
 def shrink_sampled(v: Tensor, W: Tensor, slots: Slots) -> Tensor:
     """Return z in row form, in the accumulation dtype, of ``v [T, d]`` and ``W [N, d]``."""
-    # The operator checks no index.
+    # What autograd itself calls for the weights of `embedding_bag`; torch gives it no public name. It
+    # checks no index.
     slots.check()
     z: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         v, W, slots.rows, slots.token_starts, NO_MAP, SUM
