@@ -28,6 +28,8 @@ MAX_SAMPLES = 100_000
 SUFFIX = ".jsonl"
 _MAX_MESSAGES = 1000
 _SHOWN_PROBLEMS = 50
+# Prompts whose tokens are in memory at once.
+_COUNTED_TOGETHER = 64
 _SHAPES = {
     "prompt": '{"prompt": ..., "response": ...}',
     "messages": '{"messages": [...]}',
@@ -210,7 +212,8 @@ def _from_messages(messages: Any, place: str, number: int, tokenizer: PreTrained
         raise DataRefused(f"`{place}` has `messages`, and the base's tokenizer has no chat template for them")
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+    # A template is a program from elsewhere: what it does with a message that it did not expect is its own.
+    except (TemplateError, TypeError, ValueError, LookupError) as error:
         raise DataRefused(f"`{place}` is refused by the base's chat template: {error}") from error
     return Sample(_without_first_token(str(text), tokenizer), answer, number)
 
@@ -238,10 +241,12 @@ def _overlong(
 ) -> Iterator[str]:
     if context_tokens is None or not samples:
         return
-    lengths = tokenizer([sample.prompt for sample in samples], verbose=False)["input_ids"]
-    for sample, ids in zip(samples, lengths, strict=True):
-        if len(ids) > context_tokens:
-            yield (
-                f"`{name}:{sample.line}` has a prompt of {len(ids)} tokens, "
-                f"the base takes at most {context_tokens}"
-            )
+    for start in range(0, len(samples), _COUNTED_TOGETHER):
+        some = samples[start : start + _COUNTED_TOGETHER]
+        lengths = tokenizer([sample.prompt for sample in some], verbose=False)["input_ids"]
+        for sample, ids in zip(some, lengths, strict=True):
+            if len(ids) > context_tokens:
+                yield (
+                    f"`{name}:{sample.line}` has a prompt of {len(ids)} tokens, "
+                    f"the base takes at most {context_tokens}"
+                )

@@ -138,6 +138,17 @@ def test_messages_without_a_template_and_what_the_template_refuses_are_refused(t
     assert problems_of(tmp_path, "legal", template="{{ raise_exception('roles must alternate') }}") == [
         "`legal.jsonl:1` is refused by the base's chat template: roles must alternate"
     ]
+    assert problems_of(tmp_path, "legal", template="{{ 'a' + 1 }}") == [
+        '`legal.jsonl:1` is refused by the base\'s chat template: can only concatenate str (not "int") to str'
+    ]
+
+
+def test_a_prompt_that_is_too_long_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    lines = [{"text": "w1"}] * 130
+    lines[64] = lines[129] = {"text": "w1 " * 9}
+    write_lines(tmp_path / "legal.jsonl", lines)
+    found = [problem.partition("`")[2].partition("`")[0] for problem in problems_of(tmp_path, "legal")]
+    assert found == ["legal.jsonl:65", "legal.jsonl:130"]
 
 
 def test_every_problem_of_the_folder_is_told_at_once(tmp_path: Path) -> None:
