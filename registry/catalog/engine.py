@@ -250,5 +250,5 @@ def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusab
             f"the catalog `{catalog}` cannot be opened for writing: {reason}",
             hint="check the permissions and free space of its folder, or name another with `--home`",
         )
-    hints = {sqlite3.SQLITE_FULL: _FULL_HINT, sqlite3.SQLITE_IOERR: _DISK_HINT}
+    hints: dict[int | None, str] = {sqlite3.SQLITE_FULL: _FULL_HINT, sqlite3.SQLITE_IOERR: _DISK_HINT}
     return CatalogUnusable(f"the catalog `{catalog}` failed: {reason}", hint=hints.get(primary))

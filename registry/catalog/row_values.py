@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, String, Table
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, RowMapping, String, Table
 
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
@@ -29,9 +29,9 @@ _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
 }
 
 
-def write_row(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
+def write_row(table: Table, row: RowMapping) -> dict[str, Any]:
     """The row as JSON values."""
-    return {key: _to_json(row[key]) for key in table.c}
+    return {column.name: _to_json(row[column.name]) for column in table.columns}
 
 
 def read_row(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,10 @@ def list_latest(session: Session) -> tuple[AdapterSummary, ...]:
 
 _ADAPTERS = (
     select(
-        adapter_versions.c["id", "max_rank", "dtypes", "weights_bytes", "license", "sound", "fusable"],
+        *adapter_versions.c["id", "max_rank", "dtypes", "weights_bytes", "license", "sound", "fusable"],
         func.coalesce(adapter_versions.c.stated_base, adapter_versions.c.declared_base).label("base"),
-        versions.c["number", "created_at"],
+        versions.c.number,
+        versions.c.created_at,
         entries.c.name,
     )
     .select_from(named_adapters)
@@ -53,14 +54,14 @@ _ALIASES = (
 )
 
 
-def _grouped(rows: Iterable[Row[Any]]) -> defaultdict[int, list[str]]:
+def _grouped(rows: Iterable[Row[int, str]]) -> defaultdict[int, list[str]]:
     words: defaultdict[int, list[str]] = defaultdict(list)
     for version_id, word in rows:
         words[version_id].append(word)
     return words
 
 
-def _summary(row: Row[Any], tags_of: list[str], aliases_of: list[str]) -> AdapterSummary:
+def _summary(row: Row[*tuple[Any, ...]], tags_of: list[str], aliases_of: list[str]) -> AdapterSummary:
     return AdapterSummary(
         name=row.name,
         version=row.number,

@@ -107,6 +107,7 @@ _DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 @pass_home
 def command(
     home: Home,
+    /,
     *,
     words: tuple[str, ...],
     license_name: str | None,
