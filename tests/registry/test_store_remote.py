@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +27,7 @@ from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import Intake, References, Remote, RemoteStore
 from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.doctor import examine
 from meteora_registry.registry.workflows.store import Condition, collect_garbage, verify_store
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import (
@@ -276,7 +279,10 @@ def test_processes_that_add_the_same_content_at_once_leave_one_whole_blob(url: s
     homes = [Home(tmp_path / name, catalog_url, url) for name in ("one", "two")]
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
-    processes = [context.Process(target=add_same, args=(home, home.folder.name, barrier)) for home in homes]
+    processes = [
+        context.Process(target=add_same, args=(home, home.folder.name, barrier), daemon=True)
+        for home in homes
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -291,6 +297,79 @@ def test_processes_that_add_the_same_content_at_once_leave_one_whole_blob(url: s
         assert {len(state.used_by) for state in states} == {2, 10}
         assert len(list(reader.store.list_blobs())) == 6
         assert reader.store.list_leftovers() == []
+
+
+def test_a_process_killed_while_it_adds_to_a_shared_folder_leaves_no_half_blob(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    home = Home(tmp_path / "home", store_url=share.as_uri())
+    Catalog.open(home).close()
+    context = multiprocessing.get_context("spawn")
+    for moment in (0.0, 0.05, 0.2):
+        barrier = context.Barrier(2)
+        process = context.Process(target=add_same, args=(home, f"a-{moment}", barrier), daemon=True)
+        process.start()
+        # The first adapter is whole; the second is being added when it ends.
+        for _ in range(2):
+            barrier.wait()
+        time.sleep(moment)
+        process.kill()
+        process.join()
+    for path in (share / "incoming").iterdir():
+        os.utime(path, (0, path.stat().st_mtime - 3700))
+    with Catalog.open(home) as catalog:
+        states = list(verify_store(catalog, home.store))
+        assert {state.condition for state in states} == {Condition.WHOLE}
+        for blob in home.store.list_blobs():
+            assert home.store.rehash(blob.sha256) == blob.sha256
+        collect_garbage(catalog, home.store, grace_seconds=0)
+        assert {blob.sha256 for blob in home.store.list_blobs()} == {state.sha256 for state in states}
+        assert home.store.list_leftovers() == []
+    assert examine(home).problems == ()
+
+
+def test_removing_while_the_store_is_away_removes_the_record_and_says_that_the_bytes_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    options = ["--home", str(tmp_path / "home"), "--store", str(share)]
+    assert run([*options, "add", str(make_adapter(tmp_path / "legal"))]) == 0
+    share.rename(tmp_path / "away")
+    capsys.readouterr()
+    assert run([*options, "remove", "legal", "--yes"]) == 0
+    assert capsys.readouterr() == (
+        "removed: legal@1\n",
+        f"note: the bytes stay where they are: the store `{share.as_uri()}` is not there\n",
+    )
+    (tmp_path / "away").rename(share)
+    assert run([*options, "store", "gc", "--grace", "0"]) == 0
+    assert "unreferenced blobs  2, " in capsys.readouterr().out
+
+
+def test_the_store_is_the_argument_then_the_variable_then_the_home(tmp_path: Path) -> None:
+    variables = {"METEORA_STORE": "memory://variable"}
+    named = Home.locate(tmp_path, None, "memory://argument", environment=variables).store
+    assert str(named) == "memory://argument"
+    assert str(Home.locate(tmp_path, environment=variables).store) == "memory://variable"
+    assert str(Home.locate(tmp_path, environment={"METEORA_STORE": ""}).store) == str(tmp_path / "blobs")
+
+
+def test_another_machine_fuses_what_is_only_at_the_url(
+    s3_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in s3_environment(s3_address).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("METEORA_CATALOG", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("METEORA_STORE", f"s3://{BUCKET}/fused")
+    here, there = (["--home", str(tmp_path / name)] for name in ("here", "there"))
+    adapters = [make_adapter(tmp_path / name, seed=n) for n, name in enumerate(("legal", "medical"))]
+    assert run([*here, "db", "upgrade"]) == 0
+    assert run([*here, "add", *map(str, adapters)]) == 0
+    bundle = str(tmp_path / "bundle")
+    assert run([*there, "fuse", "legal", "medical", "--out", bundle]) == 0
+    shutil.rmtree(tmp_path / "there")
+    assert run([*there, "verify", bundle, "--level", "source"]) == 0
 
 
 def test_the_commands_work_on_an_s3_service(

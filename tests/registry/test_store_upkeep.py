@@ -20,6 +20,7 @@ from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import Store
 from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.remove import remove_versions
 from meteora_registry.registry.workflows.store import (
     Condition,
     collect_garbage,
@@ -28,7 +29,8 @@ from meteora_registry.registry.workflows.store import (
     verify_store,
 )
 from meteora_registry.schemas.digest import Digest
-from support.catalogued import new_bundle
+from meteora_registry.schemas.errors import StoreUnavailable
+from support.catalogued import new_adapter, new_bundle
 from support.small_adapters import make_adapter
 from support.store_processes import add_and_remove, collect
 from support.users import as_ordinary_user
@@ -134,9 +136,11 @@ def test_gc_while_others_add_and_remove_loses_nothing(tmp_path: Path, place: str
         homes = [Home(tmp_path / f"home-{n}", url, (tmp_path / "share").as_uri()) for n in range(3)]
     context = multiprocessing.get_context("spawn")
     stop = tmp_path / "stop"
-    collector = context.Process(target=collect, args=(homes[0], stop))
+    collector = context.Process(target=collect, args=(homes[0], stop), daemon=True)
     # Both add the same four contents among others, and remove some.
-    adders = [context.Process(target=add_and_remove, args=(homes[1 + n], 4 * n)) for n in range(2)]
+    adders = [
+        context.Process(target=add_and_remove, args=(homes[1 + n], 4 * n), daemon=True) for n in range(2)
+    ]
     for process in (collector, *adders):
         process.start()
     for process in adders:
@@ -178,20 +182,47 @@ def test_verify_finds_every_blob_that_is_missing_or_changed(
 
 
 def test_references_are_read_over_many_pages(
-    home: Home, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_catalog: Catalog, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meteora_registry.registry.catalog.references._PAGE_ROWS", 2)
+    assert any_catalog.identify() is None
     versions = [
-        add_folder(catalog, home.store, make_adapter(tmp_path / str(n), seed=n), name=f"a-{n}").version
+        add_folder(any_catalog, home.store, make_adapter(tmp_path / str(n), seed=n), name=f"a-{n}").version
         for n in range(5)
     ]
     for number in range(3):
-        catalog.register_bundle(new_bundle(*versions[:2], name=f"b-{number}"))
-    found = [(each.sha256, str(each.version), each.file_name) for each in catalog.list_references()]
+        any_catalog.register_bundle(new_bundle(*versions[:2], name=f"b-{number}"))
+    found = [(each.sha256, str(each.version), each.file_name) for each in any_catalog.list_references()]
     expected = [(f.sha256, str(v.source), f.name) for v in versions for f in v.files]
     assert sorted(found) == sorted(expected)
     assert [digest for digest, *_ in found] == sorted(digest for digest, *_ in expected)
-    assert [str(each.version) for each in catalog.list_bundle_places()] == ["b-0@1", "b-1@1", "b-2@1"]
+    assert [str(each.version) for each in any_catalog.list_bundle_places()] == ["b-0@1", "b-1@1", "b-2@1"]
+
+
+def test_a_catalog_is_known_by_its_first_event_and_holds_its_references(
+    any_catalog: Catalog, home: Home, adapter: Path, tmp_path: Path
+) -> None:
+    version = add_folder(any_catalog, home.store, adapter).version
+    identity = any_catalog.identify()
+    assert identity is not None
+    absent = Digest.of_bytes(b"absent")
+    with any_catalog.hold_references() as held:
+        assert held.catalog == identity
+        assert set(held.among([version.weights_sha256, absent])) == {version.weights_sha256}
+    remove_versions(any_catalog, home.store, version.source)
+    assert any_catalog.identify() == identity
+    with any_catalog.hold_references() as held:
+        assert set(held.among([version.weights_sha256])) == set()
+
+
+def test_a_record_that_cannot_be_confirmed_is_not_made(any_catalog: Catalog) -> None:
+    def refuse(catalog: Digest) -> None:
+        raise StoreUnavailable("gone")
+
+    with pytest.raises(StoreUnavailable):
+        any_catalog.add_version(new_adapter(), confirm=refuse)
+    assert any_catalog.list_adapters() == ()
+    assert any_catalog.identify() is None
 
 
 def test_usage_counts_shared_bytes_once(home: Home, catalog: Catalog, tmp_path: Path) -> None:
