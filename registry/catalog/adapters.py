@@ -142,7 +142,15 @@ def _insert(session: Session, new: NewAdapterVersion) -> models.AdapterVersion:
         targets=[_target_row(target) for target in Target.all_of(inventory)] if inventory else [],
     )
     session.add(row)
-    record_event(session, "add", models.ADAPTER, new.name, number, weights_sha256=str(new.weights_sha256))
+    record_event(
+        session,
+        "add",
+        models.ADAPTER,
+        new.name,
+        number,
+        weights_sha256=str(new.weights_sha256),
+        origin=clean_foreign_text(new.origin.location),
+    )
     return row
 
 

@@ -121,7 +121,16 @@ def _insert(session: Session, new: NewBundleVersion) -> models.BundleVersion:
         members=[_member_row(position, member) for position, member in enumerate(new.members)],
     )
     session.add(row)
-    record_event(session, "add", models.BUNDLE, new.name, number, manifest_sha256=str(new.manifest_sha256))
+    record_event(
+        session,
+        "add",
+        models.BUNDLE,
+        new.name,
+        number,
+        manifest_sha256=str(new.manifest_sha256),
+        path=row.path,
+        gate=new.gate_fitted,
+    )
     return row
 
 

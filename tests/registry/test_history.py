@@ -34,14 +34,22 @@ def test_every_change_says_who_and_what_stood_there_before(any_catalog: Catalog)
     weights = [str(new_adapter(content=content).weights_sha256) for content in ("1", "2")]
     assert found == [
         ("spelling", None, {"spelling": "org/base"}),
-        ("add", 1, {"weights_sha256": weights[0]}),
-        ("add", 2, {"weights_sha256": weights[1]}),
+        ("add", 1, {"weights_sha256": weights[0], "origin": "folder"}),
+        ("add", 2, {"weights_sha256": weights[1], "origin": "folder"}),
         ("alias", 1, {"alias": "champion", "previous": None}),
         ("alias", 2, {"alias": "champion", "previous": 1}),
         ("alias", 2, {"alias": "champion", "previous": 2, "removed": True}),
         ("tags", 2, {"added": ["a", "b"], "removed": []}),
         ("tags", 2, {"added": ["c"], "removed": ["a"]}),
-        ("add", 1, {"manifest_sha256": str(new_bundle().manifest_sha256)}),
+        (
+            "add",
+            1,
+            {
+                "manifest_sha256": str(new_bundle().manifest_sha256),
+                "path": "/bundles/team",
+                "gate": "not fitted",
+            },
+        ),
         ("verify", 1, {"level": "source", "outcome": "pass"}),
         ("move", 1, {"previous": "/bundles/team"}),
         ("remove", 1, {}),
