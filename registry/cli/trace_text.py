@@ -53,13 +53,13 @@ def colours_wanted() -> bool:
 
 
 def _print_legend(members: Sequence[str], mean: Sequence[float], *, colours: bool) -> None:
-    letters = [letter_of(member) for member in range(len(members))]
-    width, longest = max(map(len, letters)), max(map(len, members))
-    for member, name in enumerate(members):
-        mark = _paint(letters[member].ljust(width), member, colours=colours)
+    # What nobody took has a line only where there is some.
+    rows = [*enumerate(members), *([(NO_MEMBER, "no member")] if mean[-1] > 0 else [])]
+    width = max(len(letter_of(member)) for member, _ in rows)
+    longest = max(len(name) for _, name in rows)
+    for member, name in rows:
+        mark = _paint(letter_of(member).ljust(width), member, colours=colours)
         click.echo(f"{mark}  {name.ljust(longest)}  {mean[member]:6.1%}", color=colours)
-    if mean[-1] > 0:
-        click.echo(f"{letter_of(NO_MEMBER).ljust(width)}  {'no member'.ljust(longest)}  {mean[-1]:6.1%}")
 
 
 def _mark_runs(tokens: Sequence[tuple[int, str]], *, colours: bool) -> Iterator[str]:
