@@ -6,6 +6,7 @@ lives; a folder there that nobody holds was left by a process that died.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -128,6 +129,9 @@ def claimed_folder(incoming: Path, lock_path: Path) -> Iterator[Path]:
     """
     with _written(incoming):
         incoming.mkdir(parents=True, exist_ok=True)
+        # Said of the store, before it is said of its lock.
+        if not os.access(incoming, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         # Between making and locking it, nobody may take it for a leftover.
         with hold_lock(lock_path, shared=True):
             folder = Path(tempfile.mkdtemp(dir=incoming))

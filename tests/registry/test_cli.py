@@ -450,7 +450,7 @@ def test_a_home_that_cannot_be_written_is_said_in_two_lines(capsys: pytest.Captu
     lines = err.splitlines()
     assert lines[0].startswith(f"error: the catalog `{folder / 'catalog.db'}` cannot be opened for writing: ")
     assert lines[1:] == [
-        "hint: check the permissions of the file and of its folder, or name another with `--home`"
+        "hint: check the permissions and free space of its folder, or name another with `--home`"
     ]
 
 

@@ -28,6 +28,7 @@ from meteora_registry.registry.workflows.add import add_folder
 from meteora_registry.registry.workflows.doctor import Code, Examination, examine
 from meteora_registry.registry.workflows.fuse import fuse, prepare_fuse
 from meteora_registry.registry.workflows.store import Condition, verify_store
+from meteora_registry.schemas.names import HubSource, parse_source
 from meteora_registry.schemas.recipe import Recipe
 from support.small_adapters import make_adapter
 
@@ -285,6 +286,18 @@ def test_what_was_damaged_is_added_again_and_is_whole(patient: Patient) -> None:
     with Catalog.open(patient.home) as catalog:
         add_folder(catalog, patient.home.store, patient.adapter)
         assert {each.condition for each in verify_store(catalog, patient.home.store)} == {Condition.WHOLE}
+
+
+def test_an_adapter_from_the_hub_is_added_again_from_its_commit(patient: Patient) -> None:
+    commit = "0" * 40
+    location = f"hf://org/many@{commit}/legal"
+    patient.sql(f"UPDATE adapter_versions SET origin_location = '{location}' WHERE id = {patient.version.id}")
+    patient.sql("DELETE FROM bundle_members")
+    patient.weights.unlink()
+    [problem] = examine(patient.home).problems
+    command = f"meteora-registry add hf://org/many@{commit} --subfolder legal --name legal"
+    assert problem.way_out == f"`{command}`"
+    assert parse_source(command.split()[2]) == HubSource("org/many", commit, None)
 
 
 def test_a_fuse_that_still_runs_and_a_strangers_folder_are_left_alone(patient: Patient) -> None:
