@@ -10,6 +10,9 @@ import pytest
 from support.faults import Outcome, fail_from
 from support.faults_scenes import Stage
 
+# A sample of the calls, another one in each scene.
+STRIDE = 16
+
 GROWING = frozenset({"write", "pwrite64", "openat", "mkdir", "ftruncate", "sendfile", "copy_file_range"})
 SYNCING = frozenset({"fsync", "fdatasync"})
 ONE_MESSAGE = re.compile(r"error: [^\n]+\nhint: [^\n]+\n")
@@ -28,7 +31,7 @@ def check_it_is_said(outcome: Outcome) -> None:
 def test_a_disk_that_gives_out_at_any_call_is_said_and_the_command_can_be_given_again(
     stage: Stage, error_number: int, names: frozenset[str]
 ) -> None:
-    for number in stage.points():
+    for number in stage.points(STRIDE):
         with stage.trial(number):
             outcome = stage.disturb(fail_from(number, error_number, names))
             found = stage.check_nothing_is_half_done()

@@ -1,19 +1,46 @@
-"""Ctrl-C at any call that changes the disk."""
+"""Ctrl-C at any call that changes the disk, and before there is a command at all."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from support.faults import interrupt_at
 from support.faults_scenes import Stage
+
+# A sample of the calls, another one in each scene.
+STRIDE = 16
 
 # An interrupt may come while these are being deleted; the next command, or `doctor`, deletes them.
 LEFT = ("home/blobs/incoming/", ".team.partial/")
 
 
 def test_a_command_interrupted_at_any_call_says_so_and_can_be_given_again(stage: Stage) -> None:
-    for number in stage.points():
+    for number in stage.points(STRIDE):
         with stage.trial(number):
             outcome = stage.disturb(interrupt_at(number))
             assert (outcome.code, outcome.stderr) == (130, "\nerror: interrupted\n")
             found = stage.check_nothing_is_half_done()
             assert all(stray.startswith(LEFT) for stray in found.strays), found.strays
             stage.check_it_can_be_finished()
+
+
+INTERRUPTED_WHILE_IMPORTING = """
+import sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from meteora_registry.registry.cli.entry import main
+main()
+"""
+
+
+def test_an_interrupt_while_the_program_is_being_imported_shows_no_traceback() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_IMPORTING], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "error: interrupted\n")

@@ -54,16 +54,21 @@ def run_command(
     decide: Decide | None = None,
     *,
     kill_after_seconds: float | None = None,
+    user: int | None = None,
 ) -> Outcome:
     """Run a command line to its end, with every call that changes a disk decided by ``decide``.
 
-    Or until it is killed: at a moment that the clock chooses, wherever the process is then.
+    Args:
+        arguments: the command line.
+        decide: what to do about each call; by default nothing.
+        kill_after_seconds: kill it at a moment that the clock chooses, wherever it is then.
+        user: the number of the user who runs it, by default this one.
     """
     _start_server()
     ours, theirs = _context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         process = _context.Process(
-            target=_run, args=([str(each) for each in arguments], folder, theirs), daemon=True
+            target=_run, args=([str(each) for each in arguments], folder, theirs, user), daemon=True
         )
         process.start()
         theirs.close()
@@ -135,7 +140,7 @@ def _answer(listener: Listener, call: Call, fault: Fault | int | None) -> None:
         listener.proceed(call)
 
 
-def _run(arguments: list[str], folder: str, connection: Connection) -> None:
+def _run(arguments: list[str], folder: str, connection: Connection, user: int | None) -> None:
     from meteora_registry.registry.cli.main import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -144,6 +149,10 @@ def _run(arguments: list[str], folder: str, connection: Connection) -> None:
         file = os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(file, descriptor)
         os.close(file)
+    if user is not None:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
     listener = install_filter()
     send_handle(connection, listener, None)
     os.close(listener)

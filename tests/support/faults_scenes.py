@@ -21,8 +21,6 @@ from .small_adapters import make_adapter
 _CARD = "---\nlicense: mit\n---\nA card.\n"
 # The same inputs for every scene.
 ADAPTERS: dict[str, dict[str, Any]] = {"legal": {"rank": 4}, "medical": {"rank": 8, "seed": 1, "card": _CARD}}
-# Of the calls that write a page of the database, this share is tried in the suite; of all others every one.
-PAGE_STRIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +83,9 @@ class Stage:
         """How many calls an undisturbed run makes."""
         return len(self.undisturbed.calls)
 
-    def points(self) -> Iterator[int]:
-        """The calls at which the suite puts a fault; the longer run outside it takes every one."""
-        # Another share for each scene, and always the same one.
-        pages = sum(map(ord, self.scene.name))
-        for number, name in enumerate(self.undisturbed.calls, start=1):
-            pages += name == "pwrite64"
-            if name != "pwrite64" or pages % PAGE_STRIDE == 0:
-                yield number
+    def points(self, stride: int) -> range:
+        """Every so many of the calls, from another one on in each scene, and always the same."""
+        return range(1 + sum(map(ord, self.scene.name)) % stride, self.calls + 1, stride)
 
     @contextmanager
     def trial(self, number: int) -> Iterator[None]:

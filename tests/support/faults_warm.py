@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import tempfile
 from pathlib import Path
@@ -36,4 +37,6 @@ def _run_every_command() -> None:
 
 
 torch.set_num_threads(1)
+with contextlib.suppress(ImportError):
+    importlib.import_module("psycopg")
 _run_every_command()

@@ -1,0 +1,179 @@
+"""A catalog on PostgreSQL: the client dies, its session is ended, the server crashes or is restarted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url
+from meteora_registry.registry.home import Home
+from meteora_registry.schemas.names import CatalogSource
+from support.faults import Decide, Outcome, kill_at, run_command
+from support.faults_calls import why_unavailable
+from support.small_adapters import make_adapter
+
+# What libpq calls to hand the server a message.
+MESSAGE = "sendto"
+ONE_MESSAGE = re.compile(r"error: the catalog `[^`\n]+` [^\n]+\n(hint: [^\n]+\n)?")
+
+
+@pytest.fixture(scope="module")
+def home(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home whose catalog is on the server."""
+    if reason := why_unavailable():
+        pytest.skip(reason)
+    url = parse_catalog_url(postgres_server)
+    with engine_for(url) as engine, engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    schema.upgrade(url)
+    return Home(tmp_path_factory.mktemp("postgresql") / "home", postgres_server)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """A new adapter of each name that is asked for."""
+    folder = tmp_path_factory.mktemp("adapters")
+    count = 0
+
+    def make(name: str) -> Path:
+        nonlocal count
+        count += 1
+        return make_adapter(folder / name, seed=count, layers=1)
+
+    yield make
+
+
+def run(home: Home, *words: str | Path, decide: Decide | None = None) -> Outcome:
+    """A command in that home."""
+    return run_command(["--home", home.folder, "--catalog", home.catalog_url or "", *words], decide)
+
+
+def messages_of(home: Home, folder: Path) -> list[int]:
+    """The calls of an ``add`` that hand the server a message, by number."""
+    outcome = run(home, "add", folder)
+    assert outcome.code == 0, outcome
+    return [number for number, name in enumerate(outcome.calls, start=1) if name == MESSAGE]
+
+
+def check(home: Home, name: str, *, versions: tuple[tuple[int, ...], ...]) -> None:
+    """What the catalog has of a name is whole, and one of these."""
+    with Catalog.open(home) as catalog:
+        numbers = catalog.versions_of(name)
+        assert numbers in versions
+        for number in numbers:
+            for file in catalog.find(CatalogSource(name, number)).files:
+                home.store.check(file.sha256)
+        events = [event for event in catalog.list_events(name) if event.action == "add"]
+        assert [event.version for event in reversed(events)] == list(numbers)
+
+
+def check_it_is_said_or_done(outcome: Outcome) -> None:
+    """Either the command succeeded after all, or one message says what failed."""
+    if outcome.code != 0:
+        assert outcome.code == 2, outcome
+        assert ONE_MESSAGE.fullmatch(outcome.stderr), outcome.stderr
+
+
+def test_a_client_killed_at_a_message_leaves_nothing_half_recorded(
+    home: Home, adapters: Callable[[str], Path]
+) -> None:
+    for number in messages_of(home, adapters("undisturbed"))[::4]:
+        name = f"killed-{number}"
+        folder = adapters(name)
+        assert run(home, "add", folder, decide=kill_at(number)).code == -signal.SIGKILL
+        check(home, name, versions=((), (1,)))
+        assert run(home, "add", folder).code == 0
+        check(home, name, versions=((1,),))
+
+
+def sessions(home: Home) -> list[int]:
+    """The processes of the server that serve other clients."""
+    with engine_for(parse_catalog_url(home.catalog_url or "")) as engine, engine.begin() as connection:
+        found = connection.execute(
+            sa.text(
+                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' "
+                "AND pid <> pg_backend_pid()"
+            )
+        )
+        return [row[0] for row in found]
+
+
+def end_sessions(home: Home) -> None:
+    """As an administrator ends them."""
+    for process in sessions(home):
+        with engine_for(parse_catalog_url(home.catalog_url or "")) as engine, engine.begin() as connection:
+            connection.execute(sa.text("SELECT pg_terminate_backend(:process)"), {"process": process})
+
+
+def crash_session(home: Home) -> None:
+    """As a defect in the server would: it notices, ends every session and recovers."""
+    for process in sessions(home)[:1]:
+        os.kill(process, signal.SIGKILL)
+
+
+def restart(home: Home) -> None:
+    """Stop the server without letting anybody finish, and start it again."""
+    postmaster = find_postmaster(home)
+    command, user = postmaster.cmdline(), postmaster.uids().real
+    folder = Path(command[command.index("-D") + 1])
+    postmaster.send_signal(signal.SIGQUIT)
+    postmaster.wait(60)
+    subprocess.run(
+        [
+            Path(command[0]).with_name("pg_ctl"),
+            *("-w", "-s", "-D", folder, "-l", folder / "log", "-o", f'-h "" -k {folder}', "start"),
+        ],
+        user=user,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def find_postmaster(home: Home) -> psutil.Process:
+    """The server's first process: the parent of whoever serves us."""
+    with engine_for(parse_catalog_url(home.catalog_url or "")) as engine, engine.begin() as connection:
+        process = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+        parent = psutil.Process(process).parent()
+    assert parent is not None
+    return parent
+
+
+def once_at(number: int, deed: Callable[[], None]) -> Decide:
+    """Do something when the ``number``-th call is about to be made."""
+
+    def decide(found: int, name: str) -> None:
+        if found == number:
+            deed()
+
+    return decide
+
+
+@pytest.mark.parametrize(
+    ("deed", "every"),
+    [(end_sessions, 8), (crash_session, 20), (restart, 25)],
+    ids=["session ended", "server process killed", "server restarted"],
+)
+def test_a_server_that_fails_at_a_message_loses_nothing_and_the_command_can_be_given_again(
+    home: Home, adapters: Callable[[str], Path], deed: Callable[[Home], None], every: int
+) -> None:
+    what = deed.__name__.replace("_", "-")
+    for number in messages_of(home, adapters(f"{what}-undisturbed"))[1::every]:
+        name = f"{what}-{number}"
+        folder = adapters(name)
+        outcome = run(home, "add", folder, decide=once_at(number, lambda: deed(home)))
+        check_it_is_said_or_done(outcome)
+        check(home, name, versions=((1,),) if outcome.code == 0 else ((), (1,)))
+        assert run(home, "add", folder).code == 0
+        check(home, name, versions=((1,),))
