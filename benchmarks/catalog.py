@@ -86,13 +86,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--database", choices=["sqlite", "postgresql"], action="append")
     parser.add_argument("--versions", type=int, default=VERSIONS)
     parser.add_argument("--adds", type=int, default=ADDS)
+    parser.add_argument("--calls", type=int, default=CALLS)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     about = machine.description("cpu")
     output = options.output.open("w", encoding="utf-8") if options.output else sys.stdout
     for database in options.database or ["sqlite", "postgresql"]:
         with catalog_in(database) as home:
-            for row in measure(home, versions=options.versions, adds=options.adds):
+            for row in measure(home, options.versions, options.adds, options.calls):
                 output.write(json.dumps({"subject": "catalog", "database": database} | row | about) + "\n")
                 output.flush()
                 print(f"{database}: {row['case']}: {row['p50']:.2f} ms", file=sys.stderr)
@@ -127,7 +128,7 @@ def _postgres(folder: Path) -> Iterator[str]:
         server.cleanup()
 
 
-def measure(home: Home, *, versions: int, adds: int) -> Iterator[Row]:
+def measure(home: Home, versions: int, adds: int, calls: int) -> Iterator[Row]:
     """The rows of one database."""
     with TimedCatalog.open(home) as catalog:
         about = _versions_of(catalog)
@@ -135,7 +136,7 @@ def measure(home: Home, *, versions: int, adds: int) -> Iterator[Row]:
         fill(catalog, versions - adds)
         yield from (row | about for row in measure_adds(catalog, home, "last", adds))
         for name, case in (CASES | {"deep page, by name": _deep_page(catalog, versions)}).items():
-            yield measure_search(catalog, name, case) | {"versions": versions} | about
+            yield measure_search(catalog, name, case, calls) | {"versions": versions} | about
 
 
 def _versions_of(catalog: Catalog) -> Row:
@@ -174,14 +175,14 @@ def _deep_page(catalog: Catalog, versions: int) -> Case:
     return lambda i: AdapterQuery(all_versions=True, limit=50 + i % 2, after=after)
 
 
-def measure_search(catalog: Catalog, name: str, case: Case) -> Row:
+def measure_search(catalog: Catalog, name: str, case: Case, calls: int) -> Row:
     """One search's quantiles over calls with other values, the answers of the last, and its plans."""
     found = 0
     # Once with each of them, so that what is read lies in memory.
-    for index in range(CALLS):
+    for index in range(calls):
         catalog.search(case(index))
     times, own = [], []
-    for index in range(CALLS):
+    for index in range(calls):
         query = case(index)
         start, start_own = time.perf_counter(), time.process_time()
         found = len(catalog.search(query).items)
