@@ -76,6 +76,8 @@ def sweep(stage: Stage, points: range) -> Iterator[dict[str, object]]:
         "fault": "kill -9 before the call",
         "calls": dict(Counter(stage.undisturbed.calls)),
         "calls_in_all": stage.calls,
+        "first_call": points.start,
+        "stride": points.step,
         "trials": len(points),
         "seconds": round(time.monotonic() - began, 1),
     }

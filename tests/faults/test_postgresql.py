@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -66,6 +68,26 @@ def messages_of(home: Home, folder: Path) -> list[int]:
     return [number for number, name in enumerate(outcome.calls, start=1) if name == MESSAGE]
 
 
+@contextmanager
+def connection_of(home: Home) -> Iterator[sa.Connection]:
+    """A connection of our own, in one transaction."""
+    with engine_for(parse_catalog_url(home.catalog_url or "")) as engine, engine.begin() as connection:
+        yield connection
+
+
+def wait_for_server(home: Home) -> None:
+    """Until it has recovered."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with connection_of(home):
+                return
+        except sa.exc.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
 def check(home: Home, name: str, *, versions: tuple[tuple[int, ...], ...]) -> None:
     """What the catalog has of a name is whole, and one of these."""
     with Catalog.open(home) as catalog:
@@ -74,8 +96,12 @@ def check(home: Home, name: str, *, versions: tuple[tuple[int, ...], ...]) -> No
         for number in numbers:
             for file in catalog.find(CatalogSource(name, number)).files:
                 home.store.check(file.sha256)
-        events = [event for event in catalog.list_events(name) if event.action == "add"]
-        assert [event.version for event in reversed(events)] == list(numbers)
+    with connection_of(home) as connection:
+        found = connection.execute(
+            sa.text("SELECT version FROM events WHERE action = 'add' AND name = :name ORDER BY version"),
+            {"name": name},
+        )
+        assert tuple(row[0] for row in found) == numbers
 
 
 def check_it_is_said_or_done(outcome: Outcome) -> None:
@@ -99,7 +125,7 @@ def test_a_client_killed_at_a_message_leaves_nothing_half_recorded(
 
 def sessions(home: Home) -> list[int]:
     """The processes of the server that serve other clients."""
-    with engine_for(parse_catalog_url(home.catalog_url or "")) as engine, engine.begin() as connection:
+    with connection_of(home) as connection:
         found = connection.execute(
             sa.text(
                 "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' "
@@ -112,7 +138,7 @@ def sessions(home: Home) -> list[int]:
 def end_sessions(home: Home) -> None:
     """As an administrator ends them."""
     for process in sessions(home):
-        with engine_for(parse_catalog_url(home.catalog_url or "")) as engine, engine.begin() as connection:
+        with connection_of(home) as connection:
             connection.execute(sa.text("SELECT pg_terminate_backend(:process)"), {"process": process})
 
 
@@ -143,7 +169,7 @@ def restart(home: Home) -> None:
 
 def find_postmaster(home: Home) -> psutil.Process:
     """The server's first process: the parent of whoever serves us."""
-    with engine_for(parse_catalog_url(home.catalog_url or "")) as engine, engine.begin() as connection:
+    with connection_of(home) as connection:
         process = connection.scalar(sa.text("SELECT pg_backend_pid()"))
         parent = psutil.Process(process).parent()
     assert parent is not None
@@ -174,6 +200,7 @@ def test_a_server_that_fails_at_a_message_loses_nothing_and_the_command_can_be_g
         folder = adapters(name)
         outcome = run(home, "add", folder, decide=once_at(number, lambda: deed(home)))
         check_it_is_said_or_done(outcome)
+        wait_for_server(home)
         check(home, name, versions=((1,),) if outcome.code == 0 else ((), (1,)))
         assert run(home, "add", folder).code == 0
         check(home, name, versions=((1,),))
