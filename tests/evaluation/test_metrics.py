@@ -26,7 +26,8 @@ def test_exact_match_leaves_nothing_out_but_space_at_the_ends(
         ("Yes, it is.", "yes", 1),
         ("yesterday", "yes", 0),
         ("not sure.", "not sure", 1),
-        ("not sure", "no", 0),
+        ("not sure", "not", 0),
+        ("not today", "not", 1),
         ("NO", "no", 1),
         ("(no)", "no", 1),
         ("I say yes", "yes", 0),
@@ -38,7 +39,7 @@ def test_exact_match_leaves_nothing_out_but_space_at_the_ends(
 def test_accuracy_is_of_the_longest_label_that_the_answer_begins_with(
     answer: str, expected: str, score: float
 ) -> None:
-    labels = ["Yes", "no", "not sure", "+", "-1", "1"]
+    labels = ["Yes", "no", "not", "not sure", "+", "-1", "1"]
     assert judge_of("accuracy", labels)(answer, expected) == score
 
 
