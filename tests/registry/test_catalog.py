@@ -36,6 +36,12 @@ FINDING = Finding(
 )
 
 
+@pytest.fixture
+def catalog(any_catalog: Catalog) -> Catalog:
+    """An empty catalog; every test here is held on both databases."""
+    return any_catalog
+
+
 def find(catalog: Catalog, text: str) -> AdapterVersion:
     """The adapter version of that name."""
     return catalog.find(parse_catalog_source(text))
