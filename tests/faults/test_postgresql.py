@@ -117,7 +117,9 @@ def test_a_client_killed_at_a_message_leaves_nothing_half_recorded(
     for number in messages_of(home, adapters("undisturbed"))[::4]:
         name = f"killed-{number}"
         folder = adapters(name)
-        assert run(home, "add", folder, decide=kill_at(number)).code == -signal.SIGKILL
+        outcome = run(home, "add", folder, decide=kill_at(number))
+        # The first one also recorded the base, so a later one may end with fewer messages.
+        assert outcome.code == -signal.SIGKILL or len(outcome.calls) < number
         check(home, name, versions=((), (1,)))
         assert run(home, "add", folder).code == 0
         check(home, name, versions=((1,),))

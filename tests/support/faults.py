@@ -41,12 +41,16 @@ Decide = Callable[[int, str], Fault | int | None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a command ended; ``code`` is negative after a signal, ``calls`` are those that were let through."""
+    """How a command ended; ``code`` is negative after a signal, ``calls`` are those that were let through.
+
+    ``seconds`` is from where it could first be killed to its end.
+    """
 
     code: int
     stdout: str
     stderr: str
     calls: tuple[str, ...]
+    seconds: float
 
 
 def run_command(
@@ -76,8 +80,10 @@ def run_command(
         listener = Listener(recv_handle(ours))
         try:
             assert process.pid is not None
-            deadline = None if kill_after_seconds is None else time.monotonic() + kill_after_seconds
+            began = time.monotonic()
+            deadline = None if kill_after_seconds is None else began + kill_after_seconds
             _answer_calls(listener, process.pid, decide or _let_pass, calls, deadline)
+            seconds = time.monotonic() - began
             process.join(TIMEOUT_SECONDS)
         finally:
             process.kill()
@@ -87,7 +93,7 @@ def run_command(
         stdout, stderr = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
         code = process.exitcode
         process.close()
-    return Outcome(code, stdout, stderr, tuple(calls))
+    return Outcome(code, stdout, stderr, tuple(calls), seconds)
 
 
 def kill_at(number: int) -> Decide:
