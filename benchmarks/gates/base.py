@@ -40,14 +40,25 @@ def prepare_base(cache: Path) -> Path:
     return folder
 
 
-def load_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the base in float32 for evaluation, and its tokenizer, padding on the left."""
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the base's tokenizer, padding on the left."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), tokenizer
+    return tokenizer
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """Return the base in bfloat16, in which adapters are trained and everything is scored.
+
+    It works out no loss from labels, which are given to say where answers begin.
+    """
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.loss_function = lambda *_, **__: torch.zeros(())
+    # A slice of the hidden states would be multiplied row by row, each with a copy of the whole head.
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    return model.eval()
 
 
 def fetch_wheel(folder: Path) -> Path:

@@ -6,7 +6,7 @@ import json
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from meteora_registry.fuser.bundle import open_bundle
@@ -20,10 +20,10 @@ from meteora_registry.runtime.fitting import FitOptions, context_of, fit_gates, 
 from meteora_registry.schemas.bundle import Gate, Scope
 from meteora_registry.schemas.recipe import Recipe, RecipeMember
 
-from .prompts import prompt_of, response_of
-from .tasks import TASKS
+from .prompts import ARROW, prompt_of, response_of
+from .tasks import TASKS, Item
 
-FIT_SAMPLES = 64
+FIT_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,25 @@ def fuse_adapters(adapters: Mapping[str, Path], base: Path, home: Home, folder: 
 
 
 def write_fit_data(folder: Path, seed: int) -> Path:
-    """Return a folder with a file of isolated training samples for every task."""
+    """Return a folder with a file of training samples for every task.
+
+    Every other one is an isolated prompt with its answer; the rest have the question as it stands among
+    others, and then the line that answers it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
         items = task.items("train", FIT_SAMPLES, seed + 1)
-        lines = [json.dumps({"prompt": prompt_of([i]), "response": response_of([i])}) for i in items]
+        lines = [json.dumps(_fit_sample(item, place)) for place, item in enumerate(items)]
         (folder / f"{task.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def _fit_sample(item: Item, place: int) -> dict[str, str]:
+    if place % 2 == 0:
+        return {"prompt": prompt_of([item]), "response": response_of([item])}
+    number = place // 2 % 5 + 1
+    asked = f"{number}. {item.question}\n"
+    return {"text": f"{asked}\n{number}. {item.question}{ARROW} {item.answer}\n"}
 
 
 def fit_by_workflow(
@@ -68,14 +80,21 @@ def fit_by_workflow(
     return FitCost(time.perf_counter() - wall, time.process_time() - processor, peak)
 
 
-def fit_with(bundle: Path, base: Path, data: Path, folder: Path, options: FitOptions) -> None:
-    """Fit a bundle's gates with options that `gate fit` does not offer, to compare them."""
+def fit_with(
+    bundle: Path, base: Path, data: Path, folder: Path, options: FitOptions, statistics: Path
+) -> None:
+    """Fit a bundle's gates with options that `gate fit` does not offer, to compare them.
+
+    The statistics are kept: fits that differ only in how they solve share one pass of the base.
+    """
     opened = open_base(str(base))
     old = open_bundle(bundle)
     found = read_task_data(
         data, old.config.names, tokenizer=opened.tokenizer, context_tokens=context_of(opened.config)
     )
-    fitted = fit_gates(opened.load(), opened.tokenizer, old.config, found, options=options)
+    fitted = fit_gates(
+        opened.load(), opened.tokenizer, old.config, found, options=options, statistics=statistics
+    )
     gate = Gate(
         kind=fitted.kind,
         scope="token",
@@ -87,8 +106,3 @@ def fit_with(bundle: Path, base: Path, data: Path, folder: Path, options: FitOpt
     )
     folder.mkdir(parents=True)
     refit_bundle(old, NewGates(gate, old.config.top_k, old.config.temperature, fitted.values), folder)
-
-
-def describe(options: FitOptions) -> dict[str, object]:
-    """Return the options as a row has them."""
-    return asdict(options)

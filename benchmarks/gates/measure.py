@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 import platformdirs
 import torch
@@ -30,11 +29,12 @@ from meteora_registry.schemas.bundle import Scope
 from meteora_registry.schemas.digest import Digest
 
 from . import out_of_domain
-from .base import load_base, prepare_base
-from .bundles import FIT_SAMPLES, fit_by_workflow, fit_with, fuse_adapters, write_fit_data
+from .base import load_model, load_tokenizer, prepare_base
+from .bundles import fit_by_workflow, fit_with, fuse_adapters, write_fit_data
 from .prompts import composites
 from .rows import Row, append_row, digest_of, digest_of_texts, read_rows, score_row
 from .scoring import EncodedText, encode_text, score_texts
+from .shared_layers import share_lower_layers
 from .tables import write_tables
 from .tasks import TASKS, Split
 from .training import RECIPES, AdapterRecipe, adapter_of, samples_of
@@ -49,23 +49,27 @@ ROWS = Path("benchmarks/results/gates.jsonl")
 class Sizes:
     """How much is measured."""
 
-    validation_items: int = 30
-    validation_composites: int = 30
+    validation_items: int = 20
+    validation_composites: int = 20
     test_items: int = 300
     test_composites: int = 100
     composite_sizes: tuple[int, ...] = (3, 5)
 
 
 FITS = {
-    "lda": FitOptions(max_samples=FIT_SAMPLES),
-    "lda+concatenated": FitOptions(max_samples=FIT_SAMPLES, concatenated=True),
-    "lda linear": FitOptions(max_samples=FIT_SAMPLES, kind="linear"),
-    "ridge": FitOptions(max_samples=FIT_SAMPLES, method="ridge"),
-    "lda 0.01": FitOptions(max_samples=FIT_SAMPLES, shrinkage=0.01),
-    "lda 0.5": FitOptions(max_samples=FIT_SAMPLES, shrinkage=0.5),
+    "lda": FitOptions(),
+    "lda without 4": FitOptions(skip_tokens=4),
+    "lda concatenated": FitOptions(concatenated=True),
 }
 REFERENCES = (Way("base"), Way("oracle"), Way("uniform"), Way("weighted"), Way("routed", "arrow", "token"))
 """Beside what every way of routing is set."""
+
+
+GATE_FIT = "gate fit"
+GATE_FIT_SEGMENT = "gate fit --scope segment"
+SEGMENT = Way("routed", GATE_FIT_SEGMENT, "segment")
+BY_TOKEN = "lda without 4"
+"""The fit with which deciding by token was best on the validation items."""
 
 
 class Measurement:
@@ -101,19 +105,21 @@ class Measurement:
         folder = self._folder / name.replace(" ", "-")
         if not folder.exists():
             say(f"fitting {name}")
-            fit_with(self.bundles["arrow"], self._base, self._data, folder, options)
+            mark = digest_of(options.settings.model_dump())[:12]
+            statistics = self._folder / f"{mark}.statistics"
+            fit_with(self.bundles["arrow"], self._base, self._data, folder, options, statistics)
         self.bundles[name] = folder
 
-    def fit_as_users_do(self) -> None:
-        """Fit gates by the workflow behind `gate fit`, as it comes, and write what it cost."""
-        folder = self._folder / "gate-fit"
+    def fit_as_users_do(self, scope: Scope, name: str) -> None:
+        """Fit gates by the workflow behind `gate fit --scope SCOPE`, and write what it cost."""
+        folder = self._folder / name.replace(" ", "-")
         if not folder.exists():
-            say("gate fit")
+            say(name)
             cost = fit_by_workflow(
-                self.bundles["arrow"], self._base, self._data, self._home, folder, scope="prompt"
+                self.bundles["arrow"], self._base, self._data, self._home, folder, scope=scope
             )
-            self.write({"kind": "fit", "members": len(self.adapters), **asdict(cost)})
-        self.bundles["gate-fit"] = folder
+            self.write({"kind": "fit", "command": name, "members": len(self.adapters), **asdict(cost)})
+        self.bundles[name] = folder
 
     def write(self, row: Row) -> None:
         """Add a row, with the machine and the versions it was measured with."""
@@ -156,7 +162,9 @@ class Measurement:
             for row in read_rows(self.rows)
             if row["kind"] == "score"
         }
-        models = Models(load_model(self._base), self.bundles, self.adapters)
+        base = load_model(self._base)
+        share_lower_layers(base, min(recipe.layers[0] for recipe in self._recipes))
+        models = Models(base, self.bundles, self.adapters)
         for way in ways:
             if (stage, name, way.name, mark) in known:
                 continue
@@ -171,7 +179,7 @@ class Measurement:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer."""
-        return load_base(self._base)[1]
+        return load_tokenizer(self._base)
 
     def texts(self, split: Split, items: int, size: int = 1, count: int = 0) -> list[EncodedText]:
         """The texts of a split: every task's items alone, or ``count`` composites of ``size`` of them."""
@@ -218,14 +226,10 @@ class Measurement:
 def validation_ways() -> tuple[Way, ...]:
     """What is compared on the validation items alone."""
     fits = tuple(Way("routed", fit, "token") for fit in FITS)
-    lda = tuple(
-        Way("routed", "lda", scope, top_k)
-        for scope in get_args(Scope)
-        for top_k in (1, 2)
-        if scope != "token"
-    )
-    mixed = tuple(Way("routed", "lda", "token", 2, temperature) for temperature in (0.5, 1.0, 2.0))
-    return (*REFERENCES, *fits, *mixed, *lda)
+    mixed = tuple(Way("routed", "lda", "token", 2, temperature) for temperature in (1.0, 3.0))
+    scopes: tuple[Scope, ...] = ("layer", "prompt", "prompt+token", "segment")
+    decided = tuple(Way("routed", "lda", scope) for scope in scopes)
+    return (*REFERENCES, *fits, *mixed, *decided, Way("routed", "lda", "prompt", 2))
 
 
 def composite_ways(gates: Sequence[str]) -> tuple[Way, ...]:
@@ -235,10 +239,19 @@ def composite_ways(gates: Sequence[str]) -> tuple[Way, ...]:
     return (Way("base"), Way("oracle"), Way("uniform"), Way("routed", "arrow", "token"), *routed)
 
 
-def test_ways(gates: str) -> tuple[Way, ...]:
-    """What is run once on the test items."""
-    scopes: tuple[Scope, ...] = ("prompt", "prompt+token", "token", "layer", "segment")
-    return (*REFERENCES, *(Way("routed", gates, scope) for scope in scopes))
+def test_ways(by_token: str) -> tuple[Way, ...]:
+    """What is run once on the test items; ``by_token`` is the fit that was best at deciding by token."""
+    scopes: tuple[Scope, ...] = ("prompt", "prompt+token", "token", "layer")
+    as_fitted = tuple(Way("routed", GATE_FIT, scope) for scope in scopes)
+    best = tuple(Way("routed", by_token, scope) for scope in ("token", "prompt+token"))
+    return (*REFERENCES, *as_fitted, *(way for way in best if by_token != GATE_FIT), SEGMENT)
+
+
+def composite_test_ways(by_token: str) -> tuple[Way, ...]:
+    """The same for composite prompts."""
+    references = (Way("base"), Way("oracle"), Way("uniform"), Way("routed", "arrow", "token"))
+    fits = dict.fromkeys((GATE_FIT, by_token, GATE_FIT_SEGMENT))
+    return (*references, *(Way("routed", fit, "token") for fit in fits), SEGMENT)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -249,7 +262,6 @@ def main(arguments: Sequence[str]) -> None:
         "--cache", type=Path, default=platformdirs.user_cache_path("meteora-registry") / "gates"
     )
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--gates", default="gate-fit", help="the fit that the test is run with")
     parsed = parser.parse_args(arguments)
     quiet()
     parsed.cache.mkdir(parents=True, exist_ok=True)
@@ -261,7 +273,7 @@ def main(arguments: Sequence[str]) -> None:
     if "validate" in stages:
         validate(measurement, Sizes())
     if "test" in stages:
-        test(measurement, Sizes(), parsed.gates)
+        test(measurement, Sizes(), BY_TOKEN)
     if "tables" in stages:
         write_tables(parsed.rows)
 
@@ -282,27 +294,21 @@ def validate(measurement: Measurement, sizes: Sizes) -> None:
     )
     for size in sizes.composite_sizes:
         texts = measurement.texts("validation", sizes.validation_items, size, sizes.validation_composites)
-        measurement.score(
-            "validation", f"composite-{size}", texts, composite_ways(["lda", "lda+concatenated"])
-        )
+        measurement.score("validation", f"composite-{size}", texts, composite_ways(list(FITS)))
 
 
-def test(measurement: Measurement, sizes: Sizes, gates: str) -> None:
+def test(measurement: Measurement, sizes: Sizes, by_token: str) -> None:
     """Run the chosen ways on the test items."""
-    measurement.fit_as_users_do()
-    if gates != "gate-fit":
-        measurement.fit(gates, FITS[gates])
+    measurement.fit_as_users_do("prompt", GATE_FIT)
+    measurement.fit_as_users_do("segment", GATE_FIT_SEGMENT)
+    if by_token in FITS:
+        measurement.fit(by_token, FITS[by_token])
     single = measurement.texts("test", sizes.test_items)
-    measurement.score("test", "single", single, test_ways(gates))
+    measurement.score("test", "single", single, test_ways(by_token))
     for size in sizes.composite_sizes:
         texts = measurement.texts("test", sizes.test_items, size, sizes.test_composites)
-        measurement.score("test", f"composite-{size}", texts, composite_ways([gates]))
-    measurement.look_outside(gates, measurement.texts("validation", sizes.validation_items))
-
-
-def load_model(base: Path) -> PreTrainedModel:
-    """Return the base in bfloat16, in which adapters were trained and everything is scored."""
-    return load_base(base)[0].to(torch.bfloat16)
+        measurement.score("test", f"composite-{size}", texts, composite_test_ways(by_token))
+    measurement.look_outside(GATE_FIT, measurement.texts("validation", sizes.validation_items))
 
 
 def base_answers(

@@ -124,10 +124,19 @@ def score_texts(
     outcomes: dict[int, Outcome] = {}
     for places, batch in batches_of(texts, max_batch_tokens):
         with torch.no_grad(), routed(batch) as record:
-            logits = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).logits
-        found = judge(batch, logits[:, :-1].argmax(-1), record)
+            found = judge(batch, predict(model, batch), record)
         outcomes |= dict(zip(places, found, strict=True))
     return [outcomes[place] for place in range(len(texts))]
+
+
+def predict(model: nn.Module, batch: TextBatch) -> Tensor:
+    """Return the most likely next tokens [B, T - 1]; -1 where no row has anything to write."""
+    first = int((batch.labels != NOT_LEARNED).any(0).nonzero()[0])
+    kept = batch.ids.shape[1] - first + 1
+    logits = model(
+        input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels, logits_to_keep=kept
+    ).logits
+    return nn.functional.pad(logits[:, :-1].argmax(-1), (first - 1, 0), value=-1)
 
 
 def judge(batch: TextBatch, predicted: Tensor, record: RoutingRecord | None) -> list[Outcome]:

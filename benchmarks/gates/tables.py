@@ -72,11 +72,13 @@ def adapters(rows: Iterable[Row]) -> list[str]:
 
 def fits(rows: Iterable[Row]) -> list[str]:
     """Return what fitting cost."""
-    lines = table("members", "wall", "processor time", "peak memory of the process")
+    lines = table("command", "members", "wall", "processor time", "peak memory of the process")
     for row in rows:
         if row["kind"] == "fit":
             seconds = [f"{row[key]:.0f} s" for key in ("wall_seconds", "processor_seconds")]
-            lines.append(line(row["members"], *seconds, f"{row['peak_bytes'] / 1e9:.2f} GB"))
+            lines.append(
+                line(f"`{row['command']}`", row["members"], *seconds, f"{row['peak_bytes'] / 1e9:.2f} GB")
+            )
     return lines
 
 

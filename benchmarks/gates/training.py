@@ -26,7 +26,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from .base import load_base
+from .base import load_tokenizer
 from .prompts import Piece, given_pieces, pieces_of
 from .tasks import TASKS, Item
 
@@ -85,8 +85,7 @@ class Sample:
 
 def adapter_of(recipe: AdapterRecipe, base: Path, cache: Path) -> Path:
     """Return the folder of the adapter that this recipe gives on these samples, trained on the first call."""
-    _, tokenizer = load_base(base)
-    samples = samples_of(recipe, tokenizer)
+    samples = samples_of(recipe, load_tokenizer(base))
     folder = cache / "adapters" / f"{recipe.task}-{digest_of(recipe, samples)[:16]}"
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)

@@ -70,26 +70,26 @@ def measured(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Measuremen
     measurement.prepare()
     measurement.describe()
     measure.validate(measurement, sizes)
-    measure.test(measurement, sizes, "gate-fit")
+    measure.test(measurement, sizes, "lda without 4")
     return measurement
 
 
 def test_measurement_writes_a_row_for_every_way(measured: Measurement) -> None:
     rows = read_rows(measured.rows)
     found = {(row["stage"], row["set"], row["way"]) for row in rows if row["kind"] == "score"}
-    wanted = {("test", "single", way.name) for way in measure.test_ways("gate-fit")}
-    wanted |= {("test", "composite-3", way.name) for way in measure.composite_ways(["gate-fit"])}
+    wanted = {("test", "single", way.name) for way in measure.test_ways("lda without 4")}
+    wanted |= {("test", "composite-3", way.name) for way in measure.composite_test_ways("lda without 4")}
     wanted |= {("validation", "single", way.name) for way in measure.validation_ways()}
     assert wanted <= found
     assert sorted(row["task"] for row in rows if row["kind"] == "adapter") == sorted(TASK_NAMES)
-    assert sum(row["kind"] == "fit" for row in rows) == 1
+    assert sum(row["kind"] == "fit" for row in rows) == 2
 
 
 def test_measurement_repeats_nothing_that_is_there(measured: Measurement) -> None:
     before = measured.rows.read_bytes()
-    measured.score("test", "single", measured.texts("test", 2), measure.test_ways("gate-fit"))
+    measured.score("test", "single", measured.texts("test", 2), measure.test_ways("lda without 4"))
     measured.describe()
-    measured.fit_as_users_do()
+    measured.fit_as_users_do("prompt", measure.GATE_FIT)
     assert measured.rows.read_bytes() == before
 
 
