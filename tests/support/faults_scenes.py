@@ -68,7 +68,8 @@ class Stage:
         for name, options in ADAPTERS.items():
             make_adapter(self._adapters / name, **options)
         self._beginning.mkdir()
-        self.seen = [self._set()]
+        self.beginning = self._set()
+        self.seen = [self.beginning]
         for command in scene.midway:
             self.put_back()
             self._do(command)
