@@ -46,13 +46,13 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def scores(rows: Iterable[Row], stage: str, name: str) -> list[Row]:
-    """Return the score rows of one set at one stage; of a repeated one the last counts."""
+    """Return the score rows of one set at one stage, the best first; of a repeated one the last counts."""
     last = {
         row["way"]: row
         for row in rows
         if row["kind"] == "score" and row["stage"] == stage and row["set"] == name
     }
-    return list(last.values())
+    return sorted(last.values(), key=lambda row: -mean_of(row))
 
 
 def adapters(rows: Iterable[Row]) -> list[str]:
