@@ -13,7 +13,7 @@ PAGE = Path("docs/gates.md")
 PLOT = Path("benchmarks/results/gates.svg")
 START = "<!-- generated: {} -->"
 END = "<!-- end -->"
-THRESHOLDS = (None, 0.3, 0.5, 0.7, 0.9)
+THRESHOLDS = (None, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 
 def write_tables(rows_file: Path, page: Path = PAGE, plot: Path = PLOT) -> None:
