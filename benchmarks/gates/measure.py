@@ -127,7 +127,7 @@ class Measurement:
         append_row(self.rows, row | {"seed": SEED, "machine": machine})
 
     def describe(self) -> None:
-        """Write a row for each adapter: its recipe, its digest, and how its training went."""
+        """Write a row for each adapter (recipe, digests, how its training went), and the fit data's digests."""
         tokenizer = self.tokenizer()
         known = {row["weights_sha256"] for row in read_rows(self.rows) if row["kind"] == "adapter"}
         for recipe in self._recipes:
@@ -147,6 +147,10 @@ class Measurement:
                         "last_steps": training["log"][-5:],
                     }
                 )
+
+        files = {path.name: str(Digest.of_file(path)) for path in sorted(self._data.glob("*.jsonl"))}
+        if all(row.get("files") != files for row in read_rows(self.rows)):
+            self.write({"kind": "fit data", "files": files})
 
     def score(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_tables_follow_from_rows(measured: Measurement, tmp_path: Path) -> None:
     write_tables(measured.rows, page, plot)
     text = page.read_text()
     assert "| oracle | " in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert plot.stat().st_size > 1000
     write_tables(measured.rows, page, plot)
     assert page.read_text() == text
@@ -215,13 +216,20 @@ def test_answers_in_marks_a_line_without_number_or_arrow() -> None:
     assert answers_in(" We meet. -> 15:45\nBuy. -> a\n3. Paid 2020\n", 4) == ["15:45", "", "", ""]
 
 
-def test_samples_learn_own_answers_and_said_again_questions_only() -> None:
-    recipe = replace(RECIPES[0], steps=3, samples_per_step=10, switched_off=0.0)
+def test_samples_learn_own_answers_and_no_others() -> None:
+    recipe = replace(RECIPES[0], steps=3, samples_per_step=20, isolated=0.5)
     tokenizer = byte_tokenizer()
+    texts = []
     for sample in samples_of(recipe, tokenizer):
+        text = tokenizer.decode(sample.ids)
         learned = tokenizer.decode([label for label in sample.labels if label != IGNORED])
-        assert learned.count("->") < tokenizer.decode(sample.ids).count("->") + 1
-        assert ":" in learned
+        texts.append(text)
+        assert re.search(r" \d\d:\d\d\n", learned)
+        assert '{"' not in learned
+        if text.count("\n") == 1:
+            assert learned == text.partition("->")[2]
+        assert sample.on < len(sample.ids)
+    assert any('{"' in text for text in texts)
 
 
 def test_pack_keeps_samples_apart() -> None:
