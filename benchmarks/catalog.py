@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from benchmarks.catalog_data import BASES, fill, write_adapters
-from benchmarks.timing import quantiles
 
 from benchmarks import machine
+from benchmarks.catalog_data import BASES, fill, write_adapters
+from benchmarks.timing import quantiles
 from meteora_registry.registry.catalog import schema
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import parse_catalog_url

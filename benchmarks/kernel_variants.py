@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from benchmarks.kernel_points import RAGGED, Point
 from torch import Tensor
 from torch.nn.functional import linear
 
+from benchmarks.kernel_points import RAGGED, Point
 from meteora_registry.kernels.layout import Layout, layout_of
 from meteora_registry.kernels.products import CPU_EXPANDS, CPU_SHRINKS
 from meteora_registry.kernels.routed_lora import routed_lora, routed_lora_

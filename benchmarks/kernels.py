@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from benchmarks import kernel_variants, machine, timing
 from benchmarks.kernel_points import Point, all_points
 from benchmarks.kernel_variants import Problem
-from torch import Tensor
-
 from meteora_registry.kernels.reference import reference_routed_lora
 from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import platformdirs
 import torch
 import transformers
-from benchmarks.machine import description, version_of
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.machine import description, version_of
 from meteora_registry.registry.home import Home
 from meteora_registry.runtime.fitting import FitOptions
 from meteora_registry.schemas.bundle import Scope
@@ -127,7 +127,7 @@ class Measurement:
         append_row(self.rows, row | {"seed": SEED, "machine": machine})
 
     def describe(self) -> None:
-        """Write a row for each adapter (recipe, digests, how its training went), and the fit data's digests."""
+        """Write a row for each adapter, with its recipe and digests, and one for the data of the fits."""
         tokenizer = self.tokenizer()
         known = {row["weights_sha256"] for row in read_rows(self.rows) if row["kind"] == "adapter"}
         for recipe in self._recipes:
