@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from benchmarks.gates import measure
 from benchmarks.gates.measure import Measurement, Sizes
 from benchmarks.gates.prompts import answers_in, composites, pieces_of, prompt_of, response_of
@@ -17,11 +23,6 @@ from benchmarks.gates.tables import END, START, sections, write_tables
 from benchmarks.gates.tasks import TASK_NAMES, TASKS, spell, split_of
 from benchmarks.gates.training import IGNORED, RECIPES, pack, samples_of
 from benchmarks.gates.ways import Models, Way, served
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::meteora_registry.runtime.GateNotFittedWarning",
