@@ -236,3 +236,4 @@ def test_fit_prints_json_with_scope_token(run: Run, tmp_path: Path) -> None:
     assert (found["version"]["name"], found["version"]["gate_scope"]) == ("other", "token")
     assert (found["gates"], found["modules"], found["record"]["outcome"]) == (8, 14, "pass")
     assert [data["samples"] for data in found["fitting"]["data"]] == [12, 12, 12]
+    assert found["fitting"]["method"].endswith("without the first 4 tokens")
