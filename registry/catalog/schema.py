@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import PendingRollbackError
 
 import meteora_registry
 
@@ -195,7 +196,13 @@ def _run_revisions(url: URL) -> None:
             config.attributes["connection"] = connection.execution_options(
                 **{WRITES: engine.dialect.name == "sqlite"}
             )
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except PendingRollbackError as error:
+                # After Ctrl-C alembic tidies up on the connection that Ctrl-C broke, and that error hides it.
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                raise
 
 
 def alembic_config() -> Config:

@@ -454,12 +454,17 @@ def test_a_home_that_cannot_be_written_is_said_in_two_lines(capsys: pytest.Captu
     ]
 
 
-def test_a_home_that_cannot_be_made_is_said_in_one_line(
+def test_a_home_that_cannot_be_made_is_said_with_a_way_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     assert run(["--home", str(tmp_path / "file" / "home"), "list"]) == 2
-    assert capsys.readouterr() == ("", f"error: `{tmp_path / 'file' / 'home'}`: not a directory\n")
+    lock = tmp_path / "file" / "home" / "catalog.db.lock"
+    assert capsys.readouterr() == (
+        "",
+        f"error: the lock `{lock}` cannot be taken: Not a directory\n"
+        "hint: check the permissions and the free space of its folder, or name another home with `--home`\n",
+    )
 
 
 LIGHT = """
