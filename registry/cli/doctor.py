@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,25 +11,17 @@ from ...schemas.errors import MeteoraError, UsageError
 from ..home import Home
 from .failures import DONE, REFUSED, report_failure, worst_code
 from .output import print_json, print_line, print_remark
-from .parameters import examples, format_option, pass_home
+from .parameters import examples, format_option, jobs_option, pass_home
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..workflows.doctor import Examination, Problem
 
-_MAX_JOBS = 64
-
 
 @click.command("doctor", epilog=examples("doctor", "doctor --fix", "doctor --fix --yes --format json"))
 @click.option("--fix", is_flag=True, help="Mend what can be mended, after saying what will be done.")
 @click.option("--yes", is_flag=True, help="With --fix, do not ask.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, _MAX_JOBS),
-    default=lambda: min(4, os.cpu_count() or 1),
-    show_default="up to 4",
-    help="How many blobs are read at once.",
-)
+@jobs_option
 @format_option
 @pass_home
 @click.pass_context

@@ -15,7 +15,7 @@ from ..home import Home
 from .eval_text import print_comparison, print_evaluation
 from .fuse import GATE_NOT_FITTED
 from .output import print_json, print_remark
-from .parameters import examples, format_option, pass_home
+from .parameters import base_option, bundle_argument, examples, format_option, pass_home
 from .progress import step_bar
 
 _RUN = "run"
@@ -53,10 +53,8 @@ def command() -> None:
         "eval run ./bundle --base ./llama --data tasks/ --metric exact --metric summarise=rouge",
     ),
 )
-@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
-@click.option(
-    "--base", metavar="FOLDER|ID", required=True, help="The base model that the bundle was fused for."
-)
+@bundle_argument
+@base_option
 @click.option(
     "--data",
     metavar="FOLDER",

@@ -10,11 +10,11 @@ from ..dependencies import require_torch
 from ..home import Home
 from .fuse import GATE_NOT_FITTED
 from .output import print_json, print_line, print_remark
-from .parameters import examples, format_option, layout_option, pass_home
+from .parameters import bundle_argument, examples, format_option, layout_option, pass_home
 
 
 @click.command("export", epilog=examples("export ./bundle --layout official --out ./official"))
-@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@bundle_argument
 @layout_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
 @format_option

@@ -10,11 +10,11 @@ from ..dependencies import require_torch
 from ..home import Home
 from .fuse import GATE_NOT_FITTED
 from .output import print_json, print_line, print_remark
-from .parameters import examples, format_option, pass_home
+from .parameters import bundle_argument, examples, format_option, pass_home
 
 
 @click.command("extract", epilog=examples("extract ./bundle legal --out ./legal-again"))
-@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@bundle_argument
 @click.argument("member")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
 @format_option

@@ -12,7 +12,7 @@ from ...schemas.names import CatalogSource, parse_source
 from ..dependencies import require_torch
 from ..home import Home
 from .output import describe_bytes, print_json, print_line, print_table
-from .parameters import examples, format_option, pass_home
+from .parameters import bundle_argument, examples, format_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def command() -> None:
         "gate fit bundle --base ./base --data ./new --out fitted --statistics bundle.statistics",
     ),
 )
-@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@bundle_argument
 @click.option(
     "--base", required=True, metavar="FOLDER|ORG/NAME", help="The base model, with weights and tokenizer."
 )

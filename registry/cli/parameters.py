@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,17 @@ from ..home import Home
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 pass_home = click.make_pass_decorator(Home)
+bundle_argument = click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+base_option = click.option(
+    "--base", metavar="FOLDER|ID", required=True, help="The base model that the bundle was fused for."
+)
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=lambda: min(4, os.cpu_count() or 1),
+    show_default="up to 4",
+    help="How many blobs are read at once.",
+)
 
 
 class CatalogSourceType(click.ParamType[CatalogSource]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
@@ -10,13 +9,11 @@ import click
 from ..home import Home
 from .failures import REFUSED
 from .output import describe_bytes, print_facts, print_json, print_line, print_remark, print_table
-from .parameters import examples, format_option, pass_home
+from .parameters import examples, format_option, jobs_option, pass_home
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..workflows.store import BlobState, Garbage, Usage
-
-_MAX_JOBS = 64
 
 
 @click.group("store", epilog=examples("store du", "store verify", "store gc --dry-run"))
@@ -54,13 +51,7 @@ def gc(home: Home, *, dry_run: bool, grace_hours: float | None, as_json: bool) -
 
 
 @command.command("verify", epilog=examples("store verify", "store verify --jobs 8 --format json"))
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, _MAX_JOBS),
-    default=lambda: min(4, os.cpu_count() or 1),
-    show_default="up to 4",
-    help="How many blobs are read at once.",
-)
+@jobs_option
 @format_option
 @pass_home
 @click.pass_context

@@ -12,7 +12,7 @@ from ..dependencies import require_torch
 from ..home import Home
 from .fuse import GATE_NOT_FITTED
 from .output import print_json, print_remark
-from .parameters import examples, format_option, pass_home
+from .parameters import base_option, bundle_argument, examples, format_option, pass_home
 
 _STDIN = "-"
 _MAX_PROMPT_BYTES = 1 << 20
@@ -26,10 +26,8 @@ _MAX_PROMPT_BYTES = 1 << 20
         "trace ./bundle --base ./llama --prompt - --format json < prompt.txt > trace.json",
     ),
 )
-@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
-@click.option(
-    "--base", metavar="FOLDER|ID", required=True, help="The base model that the bundle was fused for."
-)
+@bundle_argument
+@base_option
 @click.option(
     "--prompt", metavar="TEXT", required=True, help="What the model is given, as it is; - reads stdin."
 )
