@@ -128,16 +128,7 @@ def fit_bundle(
     opened = open_base(request.base)
     meta = read_base(opened.config)
     check_shapes(meta, module_shapes(bundle))
-    data = _read_data(bundle, request, opened)
-    fitted = fit_gates(
-        load_base(opened),
-        opened.tokenizer,
-        bundle.config,
-        data,
-        options=request.options,
-        statistics=request.statistics,
-        advance=advance,
-    )
+    fitted = _fit(bundle, request, opened, advance)
     old_paths = {path for member in manifest.members for path in member.renamed_modules}
     with _members_files(store, source, manifest) as files:
         verify = partial(
@@ -168,6 +159,19 @@ def _name_of(catalog: Catalog, folder: Path) -> str | None:
             if version.manifest_sha256 == manifest_sha256:
                 found.insert(0 if version.path == folder.resolve() else len(found), latest.name)
     return found[0] if found else None
+
+
+def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, advance: Advance | None) -> FittedGates:
+    data = _read_data(bundle, request, opened)
+    return fit_gates(
+        load_base(opened),
+        opened.tokenizer,
+        bundle.config,
+        data,
+        options=request.options,
+        statistics=request.statistics,
+        advance=advance,
+    )
 
 
 def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:
