@@ -82,87 +82,96 @@ def _bases(counts: Row) -> Tables:
 
 def _version(index: int, counts: Row) -> Tables:
     draw = random.Random(index)
-    entry, number = divmod(index, VERSIONS_PER_NAME)
-    entry_id, version_id = counts["entries"] + entry + 1, counts["versions"] + index + 1
     # The square makes the first bases common and the last ones rare.
     base = int(len(BASES) * draw.random() ** 2)
     rank, kinds = draw.choice(RANKS), OTHERS if draw.random() < 0.1 else SEVEN
-    name = f"{TASKS[entry % 10]}-{LANGUAGES[entry // 10 % 8]}-{entry:06d}"
-    digest, created_at = hashlib.sha256(str(index).encode()).hexdigest(), START + timedelta(minutes=index)
-    tables: Tables = {"entries": [], "tags": [{"version_id": version_id, "tag": f"batch-{index // 50}"}]}
-    if number == 0:
-        row = {"id": entry_id, "kind": "adapter", "name": name, "latest_version": VERSIONS_PER_NAME}
-        tables["entries"].append(row | {"created_at": created_at})
-    if draw.random() < 0.3:
-        tables["tags"].append({"version_id": version_id, "tag": "candidate"})
-    return tables | {
-        "versions": [
-            {
-                "id": version_id,
-                "entry_id": entry_id,
-                "kind": "adapter",
-                "number": number + 1,
-                "created_at": created_at,
-            }
-        ],
-        "adapter_versions": [
-            {
-                "id": version_id,
-                "origin_kind": "hub",
-                "origin_location": f"hf://team-{index % 500}/{name}-lora@{digest[:40]}",
-                "origin_commit": digest[:40],
-                "weights_sha256": digest,
-                "config_sha256": digest,
-                "canonical_config_sha256": digest,
-                "weights_bytes": rank * draw.randrange(10**5, 10**6),
-                "declared_base": BASES[base],
-                "stated_base": None,
-                "base_revision": None,
-                "base_model_id": counts["base_models"] + base + 1,
-                "task_type": "CAUSAL_LM",
-                "license": draw.choice(LICENSES),
-                "peft_version": "0.21.2",
-                "shape_signature": hashlib.sha256(BASES[base].encode()).hexdigest(),
-                "rank": rank,
-                "max_rank": rank,
-                "scaling": 2.0,
-                "dtypes": "BF16",
-                "sound": True,
-                "fusable": draw.random() < 0.95,
-                "findings": [],
-            }
-        ],
+    tags = [f"batch-{index // 50}"] + ["candidate"] * (draw.random() < 0.3)
+    of_version = {"version_id": counts["versions"] + index + 1}
+    digest = hashlib.sha256(str(index).encode()).hexdigest()
+    first_target = counts["adapter_targets"] + index * len(kinds) + 1
+    adapter = _adapter(draw, index, digest, BASES[base], rank)
+    ids = {"id": of_version["version_id"], "base_model_id": counts["base_models"] + base + 1}
+    return _history(index, counts, digest) | {
+        "adapter_versions": [ids | adapter],
         "adapter_files": [
-            {"version_id": version_id, "name": file, "sha256": digest, "size_bytes": 1000}
+            of_version | {"name": file, "sha256": digest, "size_bytes": 1000}
             for file in ("adapter_config.json", "adapter_model.safetensors")
         ],
         "adapter_targets": [
-            {
-                "id": counts["adapter_targets"] + index * len(kinds) + i + 1,
-                "version_id": version_id,
-                "kind": kind,
-                "in_features": 4096,
-                "out_features": 4096,
-                "min_rank": rank,
-                "max_rank": rank,
-                "min_scaling": 2.0,
-                "max_scaling": 2.0,
-                "layers": 32,
-            }
-            for i, kind in enumerate(kinds)
+            of_version | {"id": identifier} | _target(kind, rank)
+            for identifier, kind in enumerate(kinds, start=first_target)
+        ],
+        "tags": [of_version | {"tag": tag} for tag in tags],
+    }
+
+
+def _history(index: int, counts: Row, digest: str) -> Tables:
+    """The version's number under its name, and the event that it was added."""
+    entry, before = divmod(index, VERSIONS_PER_NAME)
+    entry_id, version_id = counts["entries"] + entry + 1, counts["versions"] + index + 1
+    name, number, at = _name_of(index), before + 1, START + timedelta(minutes=index)
+    row = {"id": entry_id, "kind": "adapter", "name": name, "latest_version": VERSIONS_PER_NAME}
+    return {
+        "entries": [row | {"created_at": at}] if number == 1 else [],
+        "versions": [
+            {"id": version_id, "entry_id": entry_id, "kind": "adapter", "number": number, "created_at": at}
         ],
         "events": [
             {
                 "id": counts["events"] + index + 1,
-                "at": created_at,
+                "at": at,
                 "actor": "benchmark",
                 "action": "add",
                 "subject": "adapter",
                 "name": name,
-                "version": number + 1,
+                "version": number,
                 "details": {"weights_sha256": digest},
             }
         ],
+    }
+
+
+def _name_of(index: int) -> str:
+    entry = index // VERSIONS_PER_NAME
+    return f"{TASKS[entry % 10]}-{LANGUAGES[entry // 10 % 8]}-{entry:06d}"
+
+
+def _adapter(draw: random.Random, index: int, digest: str, base: str, rank: int) -> Row:
+    return {
+        "origin_kind": "hub",
+        "origin_location": f"hf://team-{index % 500}/{_name_of(index)}-lora@{digest[:40]}",
+        "origin_commit": digest[:40],
+        "weights_sha256": digest,
+        "config_sha256": digest,
+        "canonical_config_sha256": digest,
+        "weights_bytes": rank * draw.randrange(10**5, 10**6),
+        "declared_base": base,
+        "stated_base": None,
+        "base_revision": None,
+        "task_type": "CAUSAL_LM",
+        "license": draw.choice(LICENSES),
+        "peft_version": "0.21.2",
+        "shape_signature": hashlib.sha256(base.encode()).hexdigest(),
+        "rank": rank,
+        "max_rank": rank,
+        "scaling": 2.0,
+        "dtypes": "BF16",
+        "sound": True,
+        "fusable": draw.random() < 0.95,
+        "findings": [],
+    }
+
+
+def _target(kind: str, rank: int) -> Row:
+    return {
+        "kind": kind,
+        "in_features": 4096,
+        "out_features": 4096,
+        "min_rank": rank,
+        "max_rank": rank,
+        "min_scaling": 2.0,
+        "max_scaling": 2.0,
+        "layers": 32,
     }
 
 
