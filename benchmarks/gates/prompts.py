@@ -55,20 +55,6 @@ def response_of(items: Sequence[Item]) -> str:
     return "".join(piece.text for piece in pieces_of(items)[given_pieces(items) :])
 
 
-def answers_in(generated: str, count: int) -> list[str]:
-    """Return the answers that a generated text gives, in order, empty where a line or its arrow is missing.
-
-    What a line says before the arrow is not judged, only that it has the right number.
-    """
-    if count == 1:
-        return [generated.partition("\n")[0].strip()]
-    found = []
-    for i, line in enumerate(f"1.{generated}".split("\n")[:count], start=1):
-        said, _, answer = line.partition(ARROW)
-        found.append(answer.strip() if said.startswith(f"{i}.") else "")
-    return found + [""] * (count - len(found))
-
-
 def composites(pools: dict[str, list[Item]], size: int, count: int, seed: int) -> list[tuple[Item, ...]]:
     """Return ``count`` prompts' items, ``size`` different tasks each, in random order."""
     numbers = random.Random(f"{seed}:composite-{size}")

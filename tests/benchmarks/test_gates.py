@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.gates import measure
 from benchmarks.gates.measure import Measurement, Sizes
-from benchmarks.gates.prompts import answers_in, composites, pieces_of, prompt_of, response_of
+from benchmarks.gates.prompts import composites, pieces_of, prompt_of, response_of
 from benchmarks.gates.rows import by_task, interval_of, mean_of, read_rows, whole_of
 from benchmarks.gates.scoring import EncodedText, encode_text, pad_left, score_texts
 from benchmarks.gates.tables import END, START, sections, write_tables
@@ -210,11 +210,6 @@ def test_pieces_are_prompt_and_response(size: int) -> None:
     items = composites(POOLS, size, 1, 0)[0]
     assert len({item.task for item in items}) == size
     assert prompt_of(items) + response_of(items) == "".join(piece.text for piece in pieces_of(items))
-    assert answers_in(response_of(items), size) == [item.answer for item in items]
-
-
-def test_answers_in_marks_a_line_without_number_or_arrow() -> None:
-    assert answers_in(" We meet. -> 15:45\nBuy. -> a\n3. Paid 2020\n", 4) == ["15:45", "", "", ""]
 
 
 def test_samples_learn_own_answers_and_no_others() -> None:
