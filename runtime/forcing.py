@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -55,16 +55,21 @@ def uniform(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _settle(model: nn.Module, pass_for: Callable[[BundleRouter], RoutingPass]) -> Iterator[None]:
-    routers = active_routers(model)
-    passes = [pass_for(router) for router in routers]
-    before = [router.settled for router in routers]
+    with replaced("settled", {router: pass_for(router) for router in active_routers(model)}):
+        yield
+
+
+@contextmanager
+def replaced(attribute: Literal["rule", "settled"], values: Mapping[BundleRouter, Any]) -> Iterator[None]:
+    """Within the block the routers have these values in an attribute, after it those of before."""
+    before = {router: getattr(router, attribute) for router in values}
     try:
-        for router, settled in zip(routers, passes, strict=True):
-            router.settled = settled
+        for router, value in values.items():
+            setattr(router, attribute, value)
         yield
     finally:
-        for router, earlier in zip(routers, before, strict=True):
-            router.settled = earlier
+        for router, earlier in before.items():
+            setattr(router, attribute, earlier)
 
 
 def _index_of(router: BundleRouter, name: str) -> int:
@@ -101,17 +106,13 @@ def route_as(
     Raises:
         UsageError: the model has no active bundle, or a value is out of range or does not fit the scope.
     """
-    routers = active_routers(model)
     stated = {"scope": scope, "top_k": top_k, "temperature": temperature}
     changes: dict[str, Any] = {key: value for key, value in stated.items() if value is not None}
     if not isinstance(abstain, Unchanged):
         changes["abstain"] = abstain
-    rules = [changed_rule(router.rule, changes, members=len(router.members)) for router in routers]
-    before = [router.rule for router in routers]
-    try:
-        for router, rule in zip(routers, rules, strict=True):
-            router.rule = rule
+    rules = {
+        router: changed_rule(router.rule, changes, members=len(router.members))
+        for router in active_routers(model)
+    }
+    with replaced("rule", rules):
         yield
-    finally:
-        for router, rule in zip(routers, before, strict=True):
-            router.rule = rule

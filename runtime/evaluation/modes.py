@@ -14,7 +14,7 @@ from ...kernels.routing import Gate
 from ...schemas.bundle import INITIAL_GATE_KINDS, TENSOR_A, TENSOR_B, Scope
 from ...schemas.evaluation import Mode
 from ..active import only_router
-from ..forcing import force_adapter, route_as, uniform
+from ..forcing import force_adapter, replaced, route_as, uniform
 from ..layer import MeteoraLayer
 from ..loading import LoadedBundle
 from ..scopes.passes import SettledPass
@@ -66,11 +66,8 @@ def arrow(model: nn.Module) -> Iterator[None]:
         )
         for path, layer in router.layers.items()
     }
-    before, router.settled = router.settled, _OwnGatesPass(gates)
-    try:
+    with replaced("settled", {router: _OwnGatesPass(gates)}):
         yield
-    finally:
-        router.settled = before
 
 
 @dataclass(frozen=True, slots=True)
