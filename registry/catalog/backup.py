@@ -20,17 +20,24 @@ def back_up(engine: Engine, path: Path) -> None:
 
     Raises:
         UsageError: the catalog is on PostgreSQL.
-        CatalogUnusable: the copy is damaged, as the catalog itself must then be.
+        CatalogUnusable: the copy cannot be written, or is damaged, as the catalog itself must then be.
     """
     if engine.dialect.name != "sqlite":
         raise UsageError(
             "a catalog on PostgreSQL is backed up with the server's own `pg_dump`",
             hint="or write it to a file with `meteora-registry db export`",
         )
-    with connection_to(engine) as connection, closing(sqlite3.connect(path)) as copy:
-        source = connection.connection.driver_connection
-        if isinstance(source, sqlite3.Connection):
-            source.backup(copy)
+    try:
+        with connection_to(engine) as connection, closing(sqlite3.connect(path)) as copy:
+            source = connection.connection.driver_connection
+            if isinstance(source, sqlite3.Connection):
+                source.backup(copy)
+    except sqlite3.Error as error:
+        raise CatalogUnusable(
+            f"the catalog `{describe_url(engine.url)}` cannot be copied to `{path}`: {error}",
+            hint="check the free space there; if there is enough, look at the catalog with "
+            "`meteora-registry db check`",
+        ) from error
     with engine_for(sqlite_url(path)) as copied:
         problems = find_problems(copied)
     if problems:

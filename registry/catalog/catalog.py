@@ -295,7 +295,7 @@ class Catalog:
 
         Raises:
             UsageError: the catalog is on PostgreSQL.
-            CatalogUnusable: the copy is damaged.
+            CatalogUnusable: the copy cannot be written, or is damaged.
         """
         back_up(self._engine, path)
 

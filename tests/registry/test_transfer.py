@@ -22,6 +22,7 @@ from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.transfer import backup_catalog, export_catalog, import_catalog
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
+    CatalogUnusable,
     InvalidDocument,
     MeteoraError,
     SourceUnreadable,
@@ -278,6 +279,15 @@ def test_an_export_that_fails_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         export_catalog(catalog, tmp_path / "catalog.jsonl", advance=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_backup_that_sqlite_cannot_write_says_so(home: Home, catalog: Catalog, tmp_path: Path) -> None:
+    copy = tmp_path / "nowhere" / "copy.db"
+    with pytest.raises(CatalogUnusable) as caught:
+        catalog.backup(copy)
+    assert str(caught.value) == (
+        f"the catalog `{home.catalog_file}` cannot be copied to `{copy}`: unable to open database file"
+    )
 
 
 def test_a_backup_taken_while_others_write_is_a_whole_catalog(
