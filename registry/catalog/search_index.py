@@ -72,7 +72,10 @@ def rebuild_index(connection: Connection) -> None:
 
 
 def find_index_problems(connection: Connection) -> list[str]:
-    """What the index says of adapters that the other tables do not, and the other way round."""
+    """What the index's rows say of adapters that the other tables do not, and the other way round.
+
+    The words are not compared.
+    """
     missing, wrong = (
         connection.execute(select(func.count()).select_from(except_(first, second).subquery())).scalar_one()
         for first, second in ((_rows(), select(search_adapters)), (select(search_adapters), _rows()))
