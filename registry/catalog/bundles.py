@@ -94,6 +94,16 @@ def bundle_record(row: models.BundleVersion) -> BundleVersion:
     )
 
 
+def read_record(text: str) -> VerificationRecord:
+    """The verification record that a row holds.
+
+    Raises:
+        InvalidDocument: it is none, or was changed.
+    """
+    data, what = text.encode(), "verification record"
+    return VerificationRecord.unseal(load_json(data, what=what, max_bytes=_MAX_RECORD_BYTES), data, what=what)
+
+
 def _find_manifest_of(session: Session, new: NewBundleVersion) -> models.BundleVersion | None:
     return session.scalars(
         select(models.BundleVersion)
@@ -165,8 +175,4 @@ def _add_verification(session: Session, row: models.BundleVersion, record: Verif
 
 
 def _verification_record(row: models.Verification) -> Verification:
-    data = row.record.encode()
-    what = "verification record"
-    value = load_json(data, what=what, max_bytes=_MAX_RECORD_BYTES)
-    record = VerificationRecord.unseal(value, data, what=what)
-    return Verification(Level(row.level), Outcome(row.outcome), row.created_at, record)
+    return Verification(Level(row.level), Outcome(row.outcome), row.created_at, read_record(row.record))

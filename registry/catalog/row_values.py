@@ -9,13 +9,11 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, RowMapping, String, Table
 
 from ...schemas.digest import Digest
-from ...schemas.document import load_json
 from ...schemas.finding import Finding
 from ...schemas.names import check_alias, check_name
-from ...schemas.verification import VerificationRecord
+from .bundles import read_record
 from .columns import DigestText, ForeignText, UtcDateTime, clean_foreign_text
 
-_MAX_RECORD_BYTES = 256 << 20
 # Columns whose values mean more than their types say.
 _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("entries", "name"): check_name,
@@ -25,7 +23,7 @@ _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("adapter_versions", "findings"): lambda findings: [
         Finding.from_value(finding, what="finding") for finding in findings
     ],
-    ("verifications", "record"): lambda record: _check_record(record.encode()),
+    ("verifications", "record"): read_record,
 }
 
 
@@ -95,8 +93,3 @@ def _from_json(column: Column[Any], value: Any) -> Any:
 
 def _has_surrogates(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _check_record(data: bytes) -> VerificationRecord:
-    what = "verification record"
-    return VerificationRecord.unseal(load_json(data, what=what, max_bytes=_MAX_RECORD_BYTES), data, what=what)
