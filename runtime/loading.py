@@ -52,8 +52,8 @@ def load_bundle(
     else:
         named = str(base)
         options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        model = _read(AutoModelForCausalLM, named, **options)
-    tokenizer = _read(AutoTokenizer, named)
+        model = read_pretrained(AutoModelForCausalLM, named, **options)
+    tokenizer = read_pretrained(AutoTokenizer, named)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         # Masked out wherever it stands, so any token will do.
@@ -83,10 +83,15 @@ def generate(loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: in
     return list(loaded.tokenizer.batch_decode(answers, skip_special_tokens=True))
 
 
-def _read(kind: Any, name: str, **options: Any) -> Any:
+def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
+    """What one of transformers' auto classes makes of a base's name or folder; no code of it is run.
+
+    Raises:
+        SourceUnreadable: there is nothing there that transformers can read.
+    """
     try:
         return kind.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise SourceUnreadable(
             f"`{name}` cannot be loaded as the base: {first_line}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import (
@@ -15,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ...schemas.errors import SourceUnreadable
+from ..loading import read_pretrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,9 @@ class OpenedBase:
         """
         options = {"device_map": "auto"} if torch.cuda.is_available() else {}
         # A pickle is never loaded.
-        model: PreTrainedModel = _read(AutoModelForCausalLM, self.name, use_safetensors=True, **options)
+        model: PreTrainedModel = read_pretrained(
+            AutoModelForCausalLM, self.name, use_safetensors=True, **options
+        )
         return model
 
 
@@ -44,15 +45,4 @@ def open_base(name: str) -> OpenedBase:
     Raises:
         SourceUnreadable: it has no config or no tokenizer that transformers can read.
     """
-    return OpenedBase(name, _read(AutoConfig, name), _read(AutoTokenizer, name))
-
-
-def _read(kind: Any, name: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise SourceUnreadable(
-            f"`{name}` cannot be loaded as the base: {first_line}",
-            hint="name a folder or a Hub repository with model and tokenizer",
-        ) from error
+    return OpenedBase(name, read_pretrained(AutoConfig, name), read_pretrained(AutoTokenizer, name))
