@@ -6,14 +6,13 @@ from torch import Tensor
 
 from ...kernels.routing import Gate, Routing
 from ...schemas.errors import UsageError
+from ...schemas.trace import ModulePlace
 from .passes import fit_tokens
 
 
 def layer_of(path: str) -> str:
     """The layer that a module belongs to: its path up to the first number, or itself without one."""
-    parts = path.split(".")
-    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
-    return ".".join(parts[: numbers[0] + 1]) if numbers else path
+    return ModulePlace.of(path).layer or path
 
 
 class LayerPass:
