@@ -194,7 +194,9 @@ class Measurement:
         return [encode_text(items, tokenizer) for items in composites(pools, size, count, SEED)]
 
     def look_outside(self, gates: str, in_domain: Sequence[EncodedText], new_tokens: int = 12) -> None:
-        """Write how sure the prompt's decision is of foreign prompts and of the tasks' own."""
+        """Write how sure the prompt's decision is of foreign prompts and of its own, unless rows say it."""
+        if any(row["kind"] == "in domain" and row["gates"] == gates for row in read_rows(self.rows)):
+            return
         base = load_model(self._base)
         tokenizer = self.tokenizer()
         plain = base_answers(base, tokenizer, new_tokens)

@@ -92,6 +92,7 @@ def test_measurement_repeats_nothing_that_is_there(measured: Measurement) -> Non
     measured.score("test", "single", measured.texts("test", 2), measure.test_ways("lda without 4"))
     measured.describe()
     measured.fit_as_users_do("prompt", measure.GATE_FIT)
+    measured.look_outside(measure.GATE_FIT, measured.texts("validation", 1))
     assert measured.rows.read_bytes() == before
 
 
