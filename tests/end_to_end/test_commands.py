@@ -7,17 +7,15 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from meteora_registry.registry.cli import main
 from support.members import BASE
 from support.models import make_llama_adapters
+from support.program import Run
 from support.tampering import flip_byte
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = Path(sysconfig.get_path("scripts")) / "meteora-registry"
 NAMES = ("rank4", "rank8", "rslora16", "patterns", "last-layer")
 
@@ -34,22 +32,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = run_in(folder, *arguments)
         assert result.returncode == 0, result.stderr
     return folder
-
-
-@pytest.fixture
-def run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The same entry point within this process, which spares the import of torch each time."""
-    monkeypatch.chdir(workplace)
-    monkeypatch.setenv("METEORA_HOME", str(workplace / "home"))
-    monkeypatch.delenv("METEORA_CATALOG", raising=False)
-
-    def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        code = main.run(arguments)
-        printed = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
-
-    return run_here
 
 
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import meteora_registry.runtime  # noqa: F401 - registers the peft type
-from meteora_registry.registry.cli import main
 from support.models import make_llama_adapters, save_base, tiny_llama
+from support.program import Run
 from support.task_data import tiny_tokenizer, write_lines, write_task_data
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ("rank4", "rank8", "rslora16")
 BASE_ARGUMENTS = ("--base", "./base", "--data", "./data")
 
@@ -35,22 +32,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The program's entry point within this process, which spares the import of torch each time."""
-    monkeypatch.chdir(workplace)
-    monkeypatch.setenv("METEORA_HOME", str(workplace / "home"))
-    monkeypatch.delenv("METEORA_CATALOG", raising=False)
-
-    def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        code = main.run(arguments)
-        printed = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
-
+def run(run: Run, workplace: Path) -> Run:
+    """The program in the workplace; the first use makes the catalog and the bundle."""
     if not (workplace / "bundle").exists():
-        assert run_here("add", *(f"adapters/{name}" for name in NAMES)).returncode == 0
-        assert run_here("fuse", *NAMES, "--out", "bundle", "--with-experts").returncode == 0
-    return run_here
+        assert run("add", *(f"adapters/{name}" for name in NAMES)).returncode == 0
+        assert run("fuse", *NAMES, "--out", "bundle", "--with-experts").returncode == 0
+    return run
 
 
 @pytest.fixture

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from meteora_registry.registry.cli import main
 from meteora_registry.schemas.evaluation import Evaluation
 from support.answering import MEMBERS, Workplace, make_workplace
 from support.evaluations import make_evaluation
 from support.models import LOADS_WITH_PEFT
+from support.program import Run, run_here
 from support.task_data import write_lines, write_task_data
 
 pytestmark = [LOADS_WITH_PEFT]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -31,14 +29,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.setenv("METEORA_HOME", str(tmp_path / "home"))
-
-    def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        code = main.run(["eval", *map(str, arguments)])
-        printed = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
-
-    return run_here
+    return partial(run_here, capfd, "eval")
 
 
 def arguments_for(workplace: Workplace, *more: object) -> list[object]:

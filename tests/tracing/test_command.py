@@ -7,20 +7,19 @@ import json
 import os
 import pty
 import re
-import subprocess
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from meteora_registry.registry.cli import main, trace_text
+from meteora_registry.registry.cli import trace_text
 from meteora_registry.schemas.trace import Trace
 from support.answering import Workplace, make_workplace
 from support.models import LOADS_WITH_PEFT
+from support.program import Run, run_here
 from support.traces import two_layer_trace
 
 pytestmark = [LOADS_WITH_PEFT]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +32,7 @@ def run(
     workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Run:
     monkeypatch.setenv("METEORA_HOME", str(tmp_path / "home"))
-
-    def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        code = main.run(["trace", str(workplace.bundle), "--base", str(workplace.base), *arguments])
-        printed = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
-
-    return run_here
+    return partial(run_here, capfd, "trace", workplace.bundle, "--base", workplace.base)
 
 
 def test_trace_prints_legend_and_marked_text(run: Run) -> None:
