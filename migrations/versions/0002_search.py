@@ -26,7 +26,7 @@ INDEXES = (
     ["added_at", "version_id"],
     ["weights_bytes", "version_id"],
     ["max_rank", "version_id"],
-    ["base_model_id", "max_rank", "version_id"],
+    ["base_model_id", "is_latest", "max_rank", "version_id"],
     ["license", "version_id"],
 )
 BATCH = 1000

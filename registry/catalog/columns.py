@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, String, Text
+from sqlalchemy import DateTime, Dialect, Select, String, Text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from ...schemas.digest import Digest
 
@@ -72,6 +72,34 @@ class UtcDateTime(TypeDecorator[datetime]):
 def ordered_text(max_characters: int) -> TypeEngine[str]:
     """Text in the order of its code points, as SQLite has it, whatever language the database is set to."""
     return String(max_characters).with_variant(String(max_characters, collation="C"), "postgresql")
+
+
+class Among(FunctionElement[Any]):
+    """Whether a column's value is one that a statement selects, which is run first and by itself.
+
+    PostgreSQL is given its answers as an array, and looks these up one after another in an index. With
+    ``IN`` it may choose any join, by what its statistics make it expect.
+    """
+
+    name = "among"
+    inherit_cache = True
+    # A Boolean would be compared with 1 where a database has none, and no more be looked up.
+    type = NullType()
+
+    def __init__(self, column: InstrumentedAttribute[Any], values: Select[Any]) -> None:
+        super().__init__(column, values.correlate(None).scalar_subquery())
+
+
+@compiles(Among)
+def _in(element: Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **options)} IN {compiler.process(values, **options)}"
+
+
+@compiles(Among, "postgresql")
+def _any_of_array(element: Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **options)} = ANY (ARRAY{compiler.process(values, **options)})"
 
 
 class Unindexed(FunctionElement[Any]):

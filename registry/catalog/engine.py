@@ -120,7 +120,10 @@ def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
     stated = url.query.get("options", "")
     own = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in settings.items())
     said = [os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)]
-    arguments: dict[str, Any] = {"options": " ".join([own, *said])}
+    # Whatever the default: a reader sees one state throughout its transaction.
+    fixed = r"-c default_transaction_isolation=repeatable\ read"
+    # A statement that is prepared gets a plan for any values, and a search's costs depend on which.
+    arguments: dict[str, Any] = {"options": " ".join([own, *said, fixed]), "prepare_threshold": None}
     if "connect_timeout" not in url.query:
         arguments["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     return {
@@ -177,11 +180,9 @@ def _begin_immutable(connection: Connection) -> None:
 
 def _begin_postgresql(connection: Connection) -> None:
     if connection.get_execution_options().get(WRITES, False):
-        # Whatever the default: after its turn came, a writer must see what the one before it did.
+        # After its turn came, a writer must see what the one before it did.
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK_KEY})
-    else:
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
 
 
 @contextmanager

@@ -282,7 +282,7 @@ class SearchRow(Base):
         Index(None, "added_at", "version_id"),
         Index(None, "weights_bytes", "version_id"),
         Index(None, "max_rank", "version_id"),
-        Index(None, "base_model_id", "max_rank", "version_id"),
+        Index(None, "base_model_id", "is_latest", "max_rank", "version_id"),
         Index(None, "license", "version_id"),
     )
 

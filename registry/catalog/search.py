@@ -1,35 +1,36 @@
 """Search: which adapter versions meet a query, a page at a time.
 
-A page costs about the same however large the catalog is, because it is worked out in the shorter of two
-ways. Every condition that has an index is asked how many versions meet it. If one has few, they are all
-looked at, and the answers sorted. If not, answers are frequent, and the rows are walked in the order that
-was asked for until the page is full: for one stretch, for they may be frequent and all lie elsewhere.
-Then the condition with the fewest leads after all. Left to themselves the databases guess, from statistics
-that a growing catalog does not have.
+A page costs about the same however large the catalog is, because few versions are looked at one by one.
+Every condition that has an index is asked how many versions meet it. If one has few, they are the
+candidates. If not, answers are frequent, and the next rows in the order that was asked for are candidates:
+for one stretch, for answers may be frequent and all lie elsewhere. If these do not fill the page, they say
+how many rows would; or the versions that the rarest two conditions share are fewer. The databases are
+told so much, for left to themselves they guess, from statistics that a growing catalog does not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, func, literal, select, tuple_
 from sqlalchemy import Row as Answer
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from . import models
 from .bases import find_base_id
-from .columns import Unindexed
+from .columns import Among, Unindexed
 from .cursor import Key, decode_cursor, encode_cursor, not_a_cursor
 from .models import SearchRow as Row
 from .query import AdapterQuery, Order, Page
 from .records import AdapterSummary
 from .summaries import read_summaries
 
-# How many versions are looked at rather than walk; how many rows are walked; how far anything is counted.
-_FEW = 2000
-_STRETCH = 2000
+# How many candidates are few; the rows of a stretch for each answer on a page; how far anything is counted.
+_FEW = 3000
+_STRETCH = 20
 _MANY = 20_000
 Column = InstrumentedAttribute[Any] | Unindexed
 # After every word that begins with a prefix, in the order of code points.
@@ -41,6 +42,14 @@ _KEYS: dict[Order, tuple[InstrumentedAttribute[Any], InstrumentedAttribute[int]]
     Order.SIZE: (Row.weights_bytes, Row.version_id),
     Order.RANK: (Row.max_rank, Row.version_id),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A condition that has an index: the versions that it finds, and the same asked of one row."""
+
+    versions: Select[int]
+    of_row: ColumnElement[bool]
 
 
 def search(session: Session, query: AdapterQuery) -> Page[AdapterSummary]:
@@ -63,57 +72,108 @@ def search(session: Session, query: AdapterQuery) -> Page[AdapterSummary]:
 
 def _find(session: Session, query: AdapterQuery, base_id: int | None) -> Sequence[Answer[Any]]:
     """The page's versions with their sort keys, and one more if there is a next page."""
-    page = _page(query, base_id)
-    counted = [(_count(session, posting), posting) for posting in _postings(query, base_id)]
-    fewest, leading = min(counted, key=lambda each: each[0], default=(0, None))
-    if leading is None:
-        return session.execute(page).all()
-    if fewest > _FEW:
-        end = _end_of_stretch(session, query)
-        found = session.execute(page if end is None else page.where(~_beyond(query, end))).all()
-        if end is None or len(found) > query.limit:
+    filters = list(_filters(query, base_id))
+    wanted = query.limit + 1
+    if not filters:
+        page = select(Row.version_id, *_KEYS[query.order]).where(*_unindexed(query), *_after(query))
+        return session.execute(page.order_by(*_order(query)).limit(wanted)).all()
+    (fewest, rarest), *_ = _counted(session, filters, _FEW + 1)
+    if fewest <= _FEW:
+        others = [each for each in filters if each is not rarest]
+        return session.execute(_page(query, others, rarest.versions)).all()
+    stretch = _STRETCH * wanted
+    found = session.execute(_page(query, filters, _next_rows(query, stretch))).all()
+    if len(found) == wanted:
+        return found
+    counted = _counted(session, filters, _MANY)
+    # Twice what the page would take if answers lay everywhere as thick as there.
+    rows = 2 * wanted * stretch // max(len(found), 1)
+    if rows < counted[0][0]:
+        found = session.execute(_page(query, filters, _next_rows(query, rows))).all()
+        if len(found) == wanted:
             return found
-    return session.execute(page.where(Row.version_id.in_(leading))).all()
+    return session.execute(_page(query, *_shared(counted))).all()
 
 
-def _count(session: Session, posting: Select[int]) -> int:
-    return session.scalar(select(func.count()).select_from(posting.limit(_MANY).subquery())) or 0
+def _counted(session: Session, filters: Sequence[Filter], limit: int) -> list[tuple[int, Filter]]:
+    """How many versions meet each condition, counted to a limit; the rarest first."""
+    postings = (each.versions.limit(limit).subquery() for each in filters)
+    counts = select(*(select(func.count()).select_from(each).scalar_subquery() for each in postings))
+    return sorted(zip(session.execute(counts).one(), filters, strict=True), key=lambda each: each[0])
 
 
-def _end_of_stretch(session: Session, query: AdapterQuery) -> Key | None:
-    """The sort key of the last row of the stretch; None if there are not so many rows."""
-    rows = select(*_KEYS[query.order]).where(*_after(query)).order_by(*_order(query))
-    row = session.execute(rows.offset(_STRETCH).limit(1)).one_or_none()
-    return tuple(row) if row else None
+def _shared(counted: Sequence[tuple[int, Filter]]) -> tuple[list[Filter], Select[int]]:
+    """The versions that the rarest two conditions share, from their indexes alone; the others to be asked."""
+    (_, rarest), *others = counted
+    candidates = rarest.versions
+    if others and others[0][0] < _MANY:
+        (_, second), *others = others
+        candidates = candidates.where(candidates.selected_columns[0].in_(second.versions))
+    return [each for _, each in others], candidates
 
 
-def _postings(query: AdapterQuery, base_id: int | None) -> Iterator[Select[int]]:
-    """What finds the versions of each condition that has an index, the likely rare ones first."""
-    for tag in query.tags:
-        yield select(models.Tag.version_id).where(models.Tag.tag == tag)
-    for word in query.words:
-        yield select(models.SearchWord.version_id).where(_begins_with(word))
-    ranks = list(_ranks(query, Row.max_rank))
-    if base_id is not None:
-        yield select(Row.version_id).where(Row.base_model_id == base_id, *ranks)
-    if query.license is not None:
-        yield select(Row.version_id).where(Row.license == query.license)
-    for kind in query.targets:
-        yield select(models.Target.version_id).where(models.Target.kind == kind)
-    sizes, dates = list(_sizes(query, Row.weights_bytes)), list(_dates(query, Row.added_at))
-    # The base's own versions of these ranks have been asked for already.
-    for conditions in (ranks if base_id is None else [], sizes, dates):
-        if conditions:
-            yield select(Row.version_id).where(*conditions)
+def _next_rows(query: AdapterQuery, rows: int) -> Select[int]:
+    return select(Row.version_id).where(*_after(query)).order_by(*_order(query)).limit(rows)
 
 
-def _page(query: AdapterQuery, base_id: int | None) -> Select[Any]:
+def _page(query: AdapterQuery, filters: Sequence[Filter], candidates: Select[int]) -> Select[Any]:
+    """The page's answers among some candidates; none is looked at but these."""
     return (
         select(Row.version_id, *_KEYS[query.order])
-        .where(*_conditions(query, base_id), *_after(query))
+        .where(Among(Row.version_id, candidates), *(each.of_row for each in filters))
+        .where(*_unindexed(query), *_after(query))
         .order_by(*_order(query))
         .limit(query.limit + 1)
     )
+
+
+def _filters(query: AdapterQuery, base_id: int | None) -> Iterator[Filter]:
+    """The conditions that have an index, the likely rare ones first."""
+    for tag in query.tags:
+        yield _linked(models.Tag.version_id, models.Tag.tag == tag)
+    for word in query.words:
+        yield _linked(models.SearchWord.version_id, _begins_with(word))
+    if base_id is not None:
+        # One index has it all.
+        yield _own(
+            lambda of: [of(Row.base_model_id) == base_id, *_latest(query), *_ranks(query, of(Row.max_rank))]
+        )
+    if query.license is not None:
+        yield _own(lambda of: [of(Row.license) == query.license])
+    for kind in query.targets:
+        yield _linked(models.Target.version_id, models.Target.kind == kind)
+    if base_id is None and (query.min_rank is not None or query.max_rank is not None):
+        yield _own(lambda of: _ranks(query, of(Row.max_rank)))
+    if query.min_bytes is not None or query.max_bytes is not None:
+        yield _own(lambda of: _sizes(query, of(Row.weights_bytes)))
+    if query.added_from is not None or query.added_before is not None:
+        yield _own(lambda of: _dates(query, of(Row.added_at)))
+
+
+def _linked(version_id: InstrumentedAttribute[int], condition: ColumnElement[bool]) -> Filter:
+    """What another table says of a version."""
+    versions = select(version_id).where(condition)
+    return Filter(versions, versions.where(version_id == Row.version_id).exists())
+
+
+def _own(conditions: Callable[[Callable[[Any], Any]], Iterable[ColumnElement[bool]]]) -> Filter:
+    """What the row itself says; ``conditions`` of its columns, as each is to be read."""
+    return Filter(
+        select(Row.version_id).where(*conditions(lambda column: column)), and_(*conditions(Unindexed))
+    )
+
+
+def _unindexed(query: AdapterQuery) -> Iterator[ColumnElement[bool]]:
+    if query.sound is not None:
+        yield Row.sound.is_(query.sound)
+    if query.fusable is not None:
+        yield Row.fusable.is_(query.fusable)
+    yield from _latest(query)
+
+
+def _latest(query: AdapterQuery) -> Iterator[ColumnElement[bool]]:
+    if not query.all_versions:
+        yield Row.is_latest.is_(True)
 
 
 def _order(query: AdapterQuery) -> Iterator[ColumnElement[Any]]:
@@ -129,28 +189,6 @@ def _beyond(query: AdapterQuery, key: Key) -> ColumnElement[bool]:
     columns = _KEYS[query.order]
     place = tuple_(*(literal(value, column.type) for value, column in zip(key, columns, strict=True)))
     return tuple_(*columns) < place if query.descending else tuple_(*columns) > place
-
-
-def _conditions(query: AdapterQuery, base_id: int | None) -> Iterator[ColumnElement[bool]]:
-    if base_id is not None:
-        yield Unindexed(Row.base_model_id) == base_id
-    if query.license is not None:
-        yield Unindexed(Row.license) == query.license
-    if query.sound is not None:
-        yield Row.sound.is_(query.sound)
-    if query.fusable is not None:
-        yield Row.fusable.is_(query.fusable)
-    yield from _ranks(query, Unindexed(Row.max_rank))
-    yield from _sizes(query, Unindexed(Row.weights_bytes))
-    yield from _dates(query, Unindexed(Row.added_at))
-    for kind in query.targets:
-        yield exists().where(models.Target.version_id == Row.version_id, models.Target.kind == kind)
-    for tag in query.tags:
-        yield exists().where(models.Tag.version_id == Row.version_id, models.Tag.tag == tag)
-    for word in query.words:
-        yield exists().where(models.SearchWord.version_id == Row.version_id, _begins_with(word))
-    if not query.all_versions:
-        yield Row.is_latest.is_(True)
 
 
 def _ranks(query: AdapterQuery, rank: Column) -> Iterator[ColumnElement[bool]]:

@@ -79,7 +79,7 @@ def test_the_searches_that_walk_do_so_in_the_order_asked_for(rows: list[dict[str
     assert "ix_search_adapters_name_number" in plans["deep page, by name"]
     assert "ix_search_words_word_version_id" in plans["rare word"]
     assert "ix_tags_tag_version_id" in plans["rare tag"]
-    assert "ix_search_adapters_base_model_id_max_rank_version_id" in plans["base, rank and target"]
+    assert "ix_search_adapters_base_model_id_is_latest_max_rank_version_id" in plans["base, rank and target"]
 
 
 def test_every_search_that_can_find_something_does(rows: list[dict[str, Any]]) -> None:

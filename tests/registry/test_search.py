@@ -185,7 +185,9 @@ QUERIES = {
 WAYS = {
     "look at few": {"_FEW": 1000},
     "walk through all": {"_FEW": 0},
-    "walk, then look": {"_FEW": 0, "_STRETCH": 3},
+    "walk, then walk on": {"_FEW": 0, "_STRETCH": 1},
+    "look at what two conditions share": {"_FEW": 0, "_STRETCH": 0},
+    "look at what the rarest meet": {"_FEW": 0, "_STRETCH": 0, "_MANY": 1},
 }
 
 
