@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.names import CatalogSource
 from ...schemas.verification import Level, Outcome, VerificationRecord
@@ -47,17 +49,26 @@ def record_verification(
 
     A copy elsewhere that was tampered with says nothing about the bundle that the catalog knows.
     """
-    rows = session.scalars(
+    rows = _rows_in(session, path, record.manifest_sha256)
+    for row in rows:
+        _add_verification(session, row, record)
+    return tuple(map(source_of, rows))
+
+
+def find_in(session: Session, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
+    """The versions with the manifest that lie in ``path``, the oldest first."""
+    return tuple(map(source_of, _rows_in(session, path, manifest_sha256)))
+
+
+def _rows_in(session: Session, path: Path, manifest_sha256: Digest) -> Sequence[models.BundleVersion]:
+    return session.scalars(
         select(models.BundleVersion)
         .where(
-            models.BundleVersion.manifest_sha256 == record.manifest_sha256,
+            models.BundleVersion.manifest_sha256 == manifest_sha256,
             models.BundleVersion.path == str(path),
         )
         .order_by(models.BundleVersion.id)
     ).all()
-    for row in rows:
-        _add_verification(session, row, record)
-    return tuple(map(source_of, rows))
 
 
 def list_bundles(session: Session) -> tuple[BundleVersion, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
 from ..home import Home
-from ..store import References
+from ..store import Blob, References
 from . import adapters, bundles, entries, events, models, references, transfer
 from .attempts import attempt
 from .backup import back_up
@@ -222,12 +222,24 @@ class Catalog:
         return self._read(references.identify)
 
     @contextmanager
-    def hold_references(self) -> Iterator[References]:
-        """What the catalog refers to, and goes on to: no other writer commits until the block ends."""
+    def hold_references(self, *, action: str | None = None) -> Iterator[References]:
+        """What the catalog refers to, and goes on to: no other writer commits until the block ends.
+
+        What is then noted becomes an event of that action on the store; without one it does not.
+        """
         with transaction(self._engine, writes=True) as session:
+
+            def note(blobs: Sequence[Blob]) -> None:
+                if action is not None and blobs:
+                    size_bytes = sum(blob.size_bytes for blob in blobs)
+                    events.record_event(
+                        session, action, models.STORE, models.STORE, blobs=len(blobs), size_bytes=size_bytes
+                    )
+
             yield References(
                 catalog=references.identify(session),
                 among=lambda digests: entries.referenced_digests(session, digests),
+                note=note,
             )
 
     def list_references(self) -> Iterator[Reference]:
@@ -264,6 +276,18 @@ class Catalog:
     def record_verification(self, record: VerificationRecord, path: Path) -> tuple[CatalogSource, ...]:
         """The bundle versions with this manifest that lie in ``path``, to which the record was added."""
         return self._write(lambda session: bundles.record_verification(session, record, path))
+
+    def find_bundles_in(self, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
+        """The bundle versions with this manifest that lie in ``path``, the oldest first."""
+        return self._read(lambda session: bundles.find_in(session, path, manifest_sha256))
+
+    def record_push(self, source: CatalogSource, **details: str) -> None:
+        """Note that one version was published, where and as what; ``details`` are for people.
+
+        Raises:
+            NotInCatalog: there is no such version.
+        """
+        self._write(lambda session: entries.record_push(session, source, details))
 
     def write_document(
         self, file: BinaryIO, *, advance: Callable[[int, int], None] | None = None
@@ -303,7 +327,8 @@ class Catalog:
         """One page of the changes, of one name or of all, the newest first.
 
         Args:
-            name: an adapter, a bundle, a base model, or ``catalog`` itself; it need not be there any more.
+            name: an adapter, a bundle, a base model, or ``catalog`` or ``store`` themselves; it need not be
+                there any more.
             limit: events on a page, 1 to 1000.
             after: the cursor of the page before.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from sqlalchemy import delete, select
@@ -203,6 +203,15 @@ def _check_unused(session: Session, versions: Sequence[models.Version]) -> None:
         members = join_sources(source_of(version) for version in versions if version.id in used)
         bundles = join_sources(dict.fromkeys(source_of(bundle) for _, bundle in uses))
         raise StillInUse(f"{members} cannot be removed: used by {bundles}", hint=f"remove {bundles} first")
+
+
+def record_push(session: Session, source: CatalogSource, details: Mapping[str, str]) -> None:
+    """Add the event that a version was published.
+
+    Raises:
+        NotInCatalog: there is none.
+    """
+    _record(session, "push", find_version(session, source, models.Version), **details)
 
 
 def _record(session: Session, action: str, version: models.Version, **details: object) -> None:

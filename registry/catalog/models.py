@@ -44,6 +44,7 @@ from .words import MAX_WORD_CHARACTERS
 ADAPTER: Final = "adapter"
 BUNDLE: Final = "bundle"
 CATALOG: Final = "catalog"
+STORE: Final = "store"
 MAX_NAME_CHARACTERS = 96
 
 _NAMING = {

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def command(home: Home, *, name: str | None, limit: int, after: str | None, as_json: bool) -> None:
     """Show the changes to one name, or to the whole catalog, the newest first.
 
-    NAME is an adapter, a bundle or a base model, which need not be there any more, or `catalog` for what was
-    done to the catalog as a whole. Who did it is USER@HOST, or what METEORA_ACTOR says.
+    NAME is an adapter, a bundle or a base model, which need not be there any more, or `catalog` or `store`
+    for what was done to one of them as a whole. Who did it is USER@HOST, or what METEORA_ACTOR says.
     """
     from ..catalog.catalog import Catalog
 

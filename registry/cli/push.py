@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...schemas.errors import UsageError
+from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.names import CatalogSource, HubSource, check_repository, parse_source
 from ..home import Home
-from .output import describe_bytes, print_json, print_line
+from .output import describe_bytes, print_json, print_line, print_remark
 from .parameters import examples, format_option, pass_home
 from .progress import step_bar
 
@@ -63,15 +63,19 @@ def command(
     options = PushOptions(private, as_pull_request, dry_run, tag)
     with tempfile.TemporaryDirectory(prefix="meteora-push-") as scratch:
         with step_bar() as advance:
-            upload = _open(home, source, Path(scratch), advance)
+            pushes, upload = _open(home, source, Path(scratch), advance)
         pushed = push(Hub(), upload, repository, options)
+    if not dry_run:
+        _note_in_catalog(home, pushes, pushed)
     if as_json:
         print_json({"dry_run": dry_run, "pushed": pushed})
     else:
         _print(pushed, upload, dry_run=dry_run)
 
 
-def _open(home: Home, text: str, scratch: Path, advance: Advance | None) -> Upload:
+def _open(
+    home: Home, text: str, scratch: Path, advance: Advance | None
+) -> tuple[CatalogSource | Path, Upload]:
     from ..catalog.catalog import Catalog
     from ..catalog.records import AdapterVersion
     from ..dependencies import require_torch
@@ -84,12 +88,25 @@ def _open(home: Home, text: str, scratch: Path, advance: Advance | None) -> Uplo
         with Catalog.open(home) as catalog:
             version = catalog.find_any(parsed)
         if isinstance(version, AdapterVersion):
-            return adapter_upload(home.store, version, scratch, advance=advance)
+            return version.source, adapter_upload(home.store, version, scratch, advance=advance)
+        parsed = version.source
     require_torch("pushing a bundle")
     from ..workflows.verify import find_bundle_folder
 
     folder = find_bundle_folder(lambda: Catalog.open(home), text)
-    return bundle_upload(folder, advance=advance)
+    return (parsed if isinstance(parsed, CatalogSource) else folder), bundle_upload(folder, advance=advance)
+
+
+def _note_in_catalog(home: Home, source: CatalogSource | Path, pushed: Pushed) -> None:
+    from ..catalog.catalog import Catalog
+    from ..workflows.push import note_push
+
+    try:
+        with Catalog.open(home) as catalog:
+            note_push(catalog, source, pushed)
+    except (MeteoraError, OSError) as error:
+        # It is published, whether or not there is a catalog to note it in.
+        print_remark(f"warning: not noted in the catalog: {error}")
 
 
 def _print(pushed: Pushed, upload: Upload, *, dry_run: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -35,11 +35,12 @@ class References:
     """What a catalog refers to, for as long as nobody can change it.
 
     ``catalog`` says which catalog it is, None if nothing was ever recorded in it; ``among`` gives those
-    of some digests that a version refers to.
+    of some digests that a version refers to; ``note`` is told what was deleted, if that is to be kept.
     """
 
     catalog: Digest | None
     among: Callable[[Collection[Digest]], Collection[Digest]]
+    note: Callable[[Sequence[Blob]], None] = lambda _: None
 
 
 # Opens the references: while the block lasts, nobody commits another.
@@ -221,9 +222,13 @@ class Store:
         freed_bytes = 0
         for batch in batches(sorted(set(digests))):
             with hold_lock(self.lock_path), references() as held:
-                for digest in sorted(set(batch) - set(held.among(batch))):
-                    freed_bytes += self.size_of(digest) or 0
-                    self.place_of(digest).unlink(missing_ok=True)
+                unneeded = sorted(set(batch) - set(held.among(batch)))
+                sizes = {digest: self.size_of(digest) for digest in unneeded}
+                blobs = [Blob(digest, size) for digest, size in sizes.items() if size is not None]
+                for blob in blobs:
+                    self.place_of(blob.sha256).unlink(missing_ok=True)
+                held.note(blobs)
+                freed_bytes += sum(blob.size_bytes for blob in blobs)
         return freed_bytes
 
     def set_aside(self, digest: Digest) -> str:

@@ -189,13 +189,16 @@ class RemoteStore(Store):
             # The cache's lock too: whoever adds on this machine may have to put its copy again.
             with hold_lock(self.lock_path), references() as held:
                 self.require_sole(held.catalog)
+                dropped = []
                 for digest in batch:
                     size_bytes = self.size_of(digest)
                     # Asked each time, and last: a connection that was lost no longer holds others back.
                     if size_bytes is not None and not held.among([digest]):
                         self.remote.delete(_name_of(digest))
                         self.place_of(digest).unlink(missing_ok=True)
-                        freed_bytes += size_bytes
+                        dropped.append(Blob(digest, size_bytes))
+                held.note(dropped)
+                freed_bytes += sum(blob.size_bytes for blob in dropped)
         return freed_bytes
 
     def set_aside(self, digest: Digest) -> str:

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...schemas.bundle import CARD_FILE
+from ...schemas.bundle import CARD_FILE, MANIFEST_FILE
+from ...schemas.digest import Digest
 from ...schemas.errors import HubConflict, HubMismatch, HubRefused, HubUnavailable
+from ...schemas.names import CatalogSource
+from ..catalog.catalog import Catalog
 from ..hub.client import Hub
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
 from .steps import Advance
@@ -119,6 +122,32 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
         return Pushed(repository, commit, None, pull_request, found is None, add, delete)
     hub.tag(repository, tag, commit)
     return Pushed(repository, commit, tag, None, found is None, add, delete)
+
+
+def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) -> tuple[CatalogSource, ...]:
+    """The versions of which the catalog now says that they were published.
+
+    Args:
+        catalog: gets an event for each.
+        source: a version, or the folder of a bundle, which need not be catalogued.
+        pushed: what came of it; nothing is noted if it changed nothing.
+
+    Raises:
+        NotInCatalog: there is no such version.
+    """
+    if pushed.commit is None or not (pushed.added or pushed.deleted):
+        return ()
+    if isinstance(source, Path):
+        manifest_sha256 = Digest.of_bytes((source / MANIFEST_FILE).read_bytes())
+        versions = catalog.find_bundles_in(source.resolve(), manifest_sha256)
+    else:
+        versions = (source,)
+    details = {"repository": pushed.repository, "commit": pushed.commit}
+    details |= {"tag": pushed.tag} if pushed.tag else {}
+    details |= {"pull_request": pushed.pull_request} if pushed.pull_request else {}
+    for version in versions:
+        catalog.record_push(version, **details)
+    return versions
 
 
 def find_changes(listing: Listing, upload: Upload) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import groupby, islice
 from threading import Lock
 
@@ -144,7 +145,7 @@ def collect_garbage(
         else:
             young += 1
     if not dry_run:
-        store.drop((blob.sha256 for blob in old), references=catalog.hold_references)
+        store.drop((blob.sha256 for blob in old), references=partial(catalog.hold_references, action="gc"))
     aside = _drop_aside(catalog, store, dry_run=dry_run)
     copies = _drop_copies(catalog, store, dry_run=dry_run)
     return Garbage(

@@ -257,6 +257,7 @@ def test_gc_waits_a_day_for_what_is_not_recorded_yet_and_drops_copies(
         planned = collect_garbage(catalog, store, grace_seconds=0, dry_run=True)
         assert (planned.blobs, planned.blob_bytes) == (1, len(CONTENT))
         assert collect_garbage(catalog, store, grace_seconds=0).blobs == 1
+        assert [event.details["blobs"] for event in catalog.history("store").items] == [1]
         assert {blob.sha256 for blob in store.list_blobs()} == {file.sha256 for file in version.files}
         assert {each.condition for each in verify_store(catalog, store)} == {Condition.WHOLE}
     with Catalog.open(Home(tmp_path / "new")) as empty, pytest.raises(StillInUse):

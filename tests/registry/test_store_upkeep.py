@@ -88,6 +88,9 @@ def test_gc_frees_what_nothing_refers_to_and_says_how_much(
     assert home.store.find(digest) is None
     assert {blob.sha256 for blob in home.store.list_blobs()} == {file.sha256 for file in version.files}
     assert collect_garbage(catalog, home.store).size_bytes == 0
+    (event,) = catalog.history("store").items
+    assert (event.action, event.subject) == ("gc", "store")
+    assert event.details == {"blobs": 1, "size_bytes": 800}
 
 
 def test_gc_spares_what_is_younger_than_the_grace_period(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def content(hub: LoopbackHub, name: str) -> dict[str, bytes]:
     return files
 
 
+def pushes_noted(here: Workplace, name: str) -> list[tuple[str, int, dict[str, str]]]:
+    """What the catalog's history says of pushes of that name, the newest first."""
+    events = json.loads(here.run("history", name, "--format", "json").out)["events"]
+    return [(each["name"], each["version"], each["details"]) for each in events if each["action"] == "push"]
+
+
 def test_an_adapter_is_pushed_as_it_was_added(
     hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
 ) -> None:
@@ -44,6 +51,9 @@ def test_an_adapter_is_pushed_as_it_was_added(
     again = here.run("push", "first", "org/first")
     assert again.out == f"nothing to do: org/first@{repository.head.oid} has these very files\n"
     assert len(repository.commits) == 2
+    assert pushes_noted(here, "first") == [
+        ("first", 1, {"repository": "org/first", "commit": repository.head.oid, "tag": tag})
+    ]
 
 
 def test_an_adapter_without_a_card_gets_one_that_the_hub_accepts(
@@ -61,6 +71,7 @@ def test_a_dry_run_changes_nothing(hub: LoopbackHub, here: Workplace, adapters: 
     assert result.code == 0
     assert result.out.splitlines()[1:] == [f"  {CARD}", f"  {CONFIG}", f"  {WEIGHTS}"]
     assert hub.repositories == {}
+    assert pushes_noted(here, "first") == []
 
 
 def test_a_pull_request_leaves_the_main_branch_alone_and_can_be_added_from(
@@ -74,6 +85,8 @@ def test_a_pull_request_leaves_the_main_branch_alone_and_can_be_added_from(
     assert repository.head is before
     assert set(repository.commits[repository.refs["refs/pr/1"]].files) >= {CARD, CONFIG, WEIGHTS}
     assert repository.tags == {}
+    ((_, _, details),) = pushes_noted(here, "first")
+    assert details["pull_request"] == f"{hub.url}/org/first/discussions/1"
     added = here.run("add", "org/first@refs/pr/1", "--name", "proposed")
     assert added.out == "added: proposed@1 (sound, fusable)\n"
 

@@ -94,6 +94,11 @@ def test_a_push_is_one_commit_with_a_tag_in_a_private_repository(journey: Journe
     assert repository.private
     assert list(repository.tags.values()) == [repository.head.oid]
     assert [tag.startswith("meteora-") for tag in repository.tags] == [True]
+    events = json.loads(journey.run(journey.here, "history", "bundle", "--format", "json").out)["events"]
+    (pushed,) = [each for each in events if each["action"] == "push"]
+    (tag,) = repository.tags
+    assert pushed["version"] == 1
+    assert pushed["details"] == {"repository": "org/bundle", "commit": repository.head.oid, "tag": tag}
 
 
 @LOADS_UNFITTED
