@@ -2,8 +2,7 @@
 
 A gate's logits are log posteriors of the members up to a constant for each token, so their log softmax is
 evidence that adds up over modules and tokens. It is gathered with the adapters off, because an adapter at
-work marks the activations of every module behind it. (Measured on five tasks: gates that judged the plain
-base's activations chose better than gates that judged those under an adapter.)
+work marks the activations of every module behind it, and gates are fitted on those of the plain base.
 """
 
 from __future__ import annotations
