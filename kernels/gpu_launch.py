@@ -195,8 +195,8 @@ def _empty_routing(T: int, k: int, device: torch.device) -> Routing:
 
 
 def _bias(gate: Gate) -> Tensor:
-    """Return the gate's bias, or any fp32 tensor for a kernel that will not read it."""
-    return gate.weight if gate.bias is None else gate.bias
+    """Return the gate's bias, contiguous, or any fp32 tensor for a kernel that will not read it."""
+    return gate.weight if gate.bias is None else gate.bias.contiguous()
 
 
 def _steps(v: Tensor, blocks: Blocks, tiles: int) -> tuple[int, int]:

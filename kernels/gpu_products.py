@@ -69,7 +69,7 @@ def backward(grad: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routi
 def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
     """Return [N, d]: per adapter ``sum over its slots of w_j s_i z_j^T v_t``."""
     with _current_device(v):
-        return gpu_launch.outer(z, _rows(v), layout, routing)
+        return gpu_launch.outer(z, _rows(v), layout, _packed(routing))
 
 
 def _apply(
@@ -82,7 +82,7 @@ def _apply(
     *,
     keep_z: bool,
 ) -> tuple[Tensor, Tensor]:
-    v = _rows(v)
+    v, routing = _rows(v), _packed(routing)
     add = out is not None and out.stride(-1) == 1
     target = out if out is not None and add else v.new_empty(v.shape[0], outward.shape[1])
     with _current_device(v):
@@ -101,6 +101,13 @@ def _apply(
 def _rows(v: Tensor) -> Tensor:
     """Return `v` with contiguous features, as the kernels read it."""
     return v if v.stride(-1) == 1 else v.contiguous()
+
+
+def _packed(routing: Routing) -> Routing:
+    """Return the routing in contiguous tensors, as the kernels read it."""
+    if routing.selection.is_contiguous() and routing.weights.is_contiguous():
+        return routing
+    return Routing(routing.selection.contiguous(), routing.weights.contiguous())
 
 
 def _current_device(v: Tensor) -> AbstractContextManager[object]:

@@ -8,6 +8,7 @@ filled with NaN, so that a kernel that reads or leaves what it should not is see
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -209,6 +210,21 @@ def test_input_with_strided_features_is_taken() -> None:
     torch.testing.assert_close(case.routed(), expected)
 
 
+@pytest.mark.parametrize("T", [6, 70])
+@pytest.mark.parametrize("name", ["selection", "weights"])
+def test_strided_routing_is_taken(name: str, T: int) -> None:
+    case = poisoned(operands([8, 0, 24, 8], T=T))
+    leaves = [getattr(case, leaf).requires_grad_() for leaf in ("x", "A", "Bt")]
+
+    def results() -> list[torch.Tensor]:
+        out = case.routed()
+        return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+    expected = results()
+    setattr(case, name, getattr(case, name).T.contiguous().T)
+    assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
+
+
 def gated_case(
     T: int,
     *,
@@ -247,6 +263,12 @@ def test_fused_gate_routes_and_adds(T: int, kind: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("k", [1, 5])
 def test_fused_gate_takes_any_number_of_slots_and_no_bias(k: int, T: int) -> None:
     check_gated(*gated_case(T, gate={"k": k, "bias": None}))
+
+
+@pytest.mark.parametrize("T", [2, 70])
+def test_fused_gate_takes_a_strided_bias(T: int) -> None:
+    case, gate = gated_case(T)
+    check_gated(case, replace(gate, bias=torch.randn(10, device=DEVICE)[::2]))
 
 
 @pytest.mark.parametrize("ranks", [[8, 0, 24, 16], [128] * 8, [8] * 512], ids=["ragged", "large", "many"])
