@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from meteora_registry.kernels.routing import Routing
 from meteora_registry.runtime import RoutingRecord, load_bundle, route_as, routing, uniform
 from meteora_registry.runtime.active import only_router
+from meteora_registry.runtime.forcing import replaced
 from meteora_registry.runtime.scopes.passes import DecidedPass
 from meteora_registry.schemas.bundle import Scope
 
@@ -124,9 +125,6 @@ def forced_tokens(model: nn.Module, members: Tensor) -> Iterator[None]:
     router = only_router(model)
     order = torch.tensor([router.members.index(name) for name in TASK_NAMES])
     selection = order[members].unsqueeze(-1)
-    before = router.settled
-    router.settled = DecidedPass(Routing(selection, torch.ones(selection.shape)))
-    try:
+    decided = DecidedPass(Routing(selection, torch.ones(selection.shape)))
+    with replaced("settled", {router: decided}):
         yield
-    finally:
-        router.settled = before
