@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import platformdirs
-import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.machine import description, version_of
 from meteora_registry.registry.home import Home
@@ -28,9 +27,9 @@ from meteora_registry.runtime.fitting import FitOptions
 from meteora_registry.schemas.bundle import Scope
 from meteora_registry.schemas.digest import Digest
 
-from . import out_of_domain
 from .base import load_model, load_tokenizer, prepare_base
 from .bundles import fit_by_workflow, fit_with, fuse_adapters, write_fit_data
+from .out_of_domain import FORMS, answer, decide
 from .prompts import composites
 from .rows import Row, append_row, digest_of, digest_of_texts, read_rows, score_row
 from .scoring import EncodedText, encode_text, score_texts
@@ -199,12 +198,14 @@ class Measurement:
             return
         base = load_model(self._base)
         tokenizer = self.tokenizer()
-        plain = base_answers(base, tokenizer, new_tokens)
-        model = Models(base, self.bundles, self.adapters).model_for(Way("routed", gates, "prompt"))
-        for form, pattern in out_of_domain.FORMS.items():
-            prompts = [pattern.format(question) for question in out_of_domain.QUESTIONS]
+        plain = {
+            form: answer(base, tokenizer, prompts, new_tokens=new_tokens) for form, prompts in FORMS.items()
+        }
+        way = Way("routed", gates, "prompt")
+        model = Models(base, self.bundles, self.adapters).model_for(way)
+        for form, prompts in FORMS.items():
             for abstain in (None, 0.5):
-                members, confidences, answers = out_of_domain.decide(
+                members, confidences, answers = decide(
                     model, tokenizer, prompts, new_tokens=new_tokens, abstain=abstain
                 )
                 self.write(
@@ -218,7 +219,6 @@ class Measurement:
                         "as_base": [int(a == b) for a, b in zip(answers, plain[form], strict=True)],
                     }
                 )
-        way = Way("routed", gates, "prompt")
         outcomes = score_texts(model, in_domain, lambda batch: served(model, way, batch))
         self.write(
             {
@@ -315,24 +315,6 @@ def test(measurement: Measurement, sizes: Sizes, by_token: str) -> None:
         texts = measurement.texts("test", sizes.test_items, size, sizes.test_composites)
         measurement.score("test", f"composite-{size}", texts, composite_test_ways(by_token))
     measurement.look_outside(GATE_FIT, measurement.texts("validation", sizes.validation_items))
-
-
-def base_answers(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: int
-) -> dict[str, list[str]]:
-    """Return what the plain base writes for every foreign prompt, by form."""
-    found = {}
-    for form, pattern in out_of_domain.FORMS.items():
-        prompts = [pattern.format(question) for question in out_of_domain.QUESTIONS]
-        batch = tokenizer(prompts, return_tensors="pt", padding=True)
-        with torch.no_grad():
-            tokens = base.generate(
-                **batch, do_sample=False, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
-            )
-        found[form] = list(
-            tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-        )
-    return found
 
 
 def say(text: str) -> None:

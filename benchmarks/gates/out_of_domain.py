@@ -54,7 +54,20 @@ QUESTIONS = (
     "What is a metaphor?",
     "Translate good morning into Spanish.",
 )
-FORMS = {"plain": "{}", "as the tasks": f"1. {{}}{ARROW}"}
+FORMS = {"plain": QUESTIONS, "as the tasks": tuple(f"1. {question}{ARROW}" for question in QUESTIONS)}
+"""The prompts, as they are and written like the tasks' own."""
+
+
+def answer(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, new_tokens: int
+) -> list[str]:
+    """Return what the model writes greedily for each prompt."""
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        tokens = model.generate(
+            **batch, do_sample=False, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
+        )
+    return list(tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True))
 
 
 def decide(
@@ -66,16 +79,12 @@ def decide(
     abstain: float | None,
 ) -> tuple[list[str], list[float], list[str]]:
     """Return for each prompt the member that served it, the decision's confidence, and what was written."""
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
     rule = route_as(model, scope="prompt", top_k=1, abstain=abstain)
-    with torch.no_grad(), rule, routing(model) as record:
-        tokens = model.generate(
-            **batch, do_sample=False, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
-        )
+    with rule, routing(model) as record:
+        answers = answer(model, tokenizer, prompts, new_tokens=new_tokens)
     decisions = sorted(record.decisions, key=lambda decision: decision.sequence)
-    texts = tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
     return (
         ["".join(decision.members[:1]) for decision in decisions],
         [decision.confidence for decision in decisions],
-        list(texts),
+        answers,
     )
