@@ -6,17 +6,15 @@ import json
 import os
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
 
 from support.members import BASE
 from support.models import make_llama_adapters
-from support.program import Run
+from support.program import PROGRAM, Run
 from support.tampering import flip_byte
 
-PROGRAM = Path(sysconfig.get_path("scripts")) / "meteora-registry"
 NAMES = ("rank4", "rank8", "rslora16", "patterns", "last-layer")
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from support.hub import TOKEN, LoopbackHub
+from support.terminal import run_in_terminal
 
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 _ONE = "from meteora_registry.registry.cli.main import main; main()"
@@ -150,6 +151,11 @@ class Workplace:
     def run_alone(self, *arguments: object, **changes: str) -> Result:
         """Carry out a command in a process of its own, such as with another offline mode."""
         return finish(self.start(*arguments, **changes))
+
+    def run_in_terminal(self, *arguments: object) -> tuple[int, str]:
+        """The exit code of a command on a terminal of 120 columns, and what it drew there."""
+        program = [sys.executable, "-c", _ONE, *self._arguments(arguments)]
+        return run_in_terminal(program, environment=self.machine.environment, columns=120)
 
     def blobs(self) -> set[str]:
         """The digests of the blobs in the store; anything else that lies there by its path."""

@@ -1,14 +1,18 @@
-"""The program's entry point within the test's own process, which spares the import of torch each time."""
+"""The program, and its entry point within the test's own process, which spares importing torch each time."""
 
 from __future__ import annotations
 
 import subprocess
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from meteora_registry.registry.cli import main
 
+# The installed script, in the environment that runs the tests.
+PROGRAM = Path(sysconfig.get_path("scripts")) / "meteora-registry"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import struct
-import subprocess
-import sys
-import termios
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -196,35 +188,13 @@ def test_private_and_gated_repositories_need_the_usual_token(
     assert here.run("add", "org/legal", "--name", "gated", HF_TOKEN=READ_TOKEN).code == 0
 
 
-def run_in_a_terminal(place: Workplace, *arguments: str) -> bytes:
-    """What a command draws on a terminal of 120 columns."""
-    main, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    start = "from meteora_registry.registry.cli.main import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", start, "--home", str(place.home), *arguments],
-        env=place.machine.environment,
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    drawn = b""
-    # Reading a terminal whose other end is closed is an error on Linux, and the end elsewhere.
-    with suppress(OSError):
-        while data := os.read(main, 1 << 16):
-            drawn += data
-    os.close(main)
-    assert process.wait(60) == 0
-    return drawn
-
-
 def test_a_download_of_more_than_a_second_shows_its_progress_and_no_signature(
     hub: LoopbackHub, here: Workplace, tmp_path: Path
 ) -> None:
     hub.create("org/large", make_adapter(tmp_path / "large", rank=1 << 15))
     hub.fault("GET", "^/storage/", action="slow", skip=1)
-    drawn = run_in_a_terminal(here, "add", "org/large")
-    assert f"{WEIGHTS}:".encode() in drawn
-    assert f"{CONFIG}:".encode() not in drawn
-    assert SIGNATURE.encode() not in drawn
+    code, drawn = here.run_in_terminal("add", "org/large")
+    assert code == 0
+    assert f"{WEIGHTS}:" in drawn
+    assert f"{CONFIG}:" not in drawn
+    assert SIGNATURE not in drawn
