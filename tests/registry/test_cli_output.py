@@ -1,0 +1,91 @@
+"""What commands print: nothing that moves a cursor, tables that are whole, and questions on a terminal."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.cli.main import run
+from meteora_registry.registry.cli.output import describe_bytes, escape
+from meteora_registry.registry.home import Home
+from support.catalogued import new_adapter
+from support.program import PROGRAM
+from support.terminal import run_in_terminal
+
+
+def in_terminal(*arguments: str, columns: int, answer: bytes = b"") -> str:
+    """What a command writes to a terminal of that width."""
+    environment = os.environ | {"TERM": "xterm"}
+    return run_in_terminal([PROGRAM, *arguments], environment=environment, columns=columns, answer=answer)[1]
+
+
+def test_what_an_adapter_says_never_reaches_the_terminal_as_it_is(
+    home: Home, catalog: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "a\x1b[2Jb\rc\u202ed\x9be[bold]f"
+    catalog.add_version(new_adapter(declared_base=hostile, license=hostile))
+    assert run(["list"]) == 0
+    assert run(["show", "legal"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("a\\x1b[2Jb\\rc\\u202ed\\x9be[bold]f") == 4
+    assert not set(out) & {"\x1b", "\r", "\u202e", "\x9b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("plain ä 漢字 é", "plain ä 漢字 é"),
+        ("a\nb\tc", "a\\nb\\tc"),
+        ("\x00\x7f\u200b\u2028\ud800\ufeff", "\\x00\\x7f\\u200b\\u2028\\ud800\\ufeff"),
+    ],
+)
+def test_escape_leaves_what_can_be_seen(text: str, escaped: str) -> None:
+    assert escape(text) == escaped
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (12_345_678_901, "12.3 GB"),
+        (5 * 10**15, "5000.0 TB"),
+    ],
+)
+def test_describe_bytes_has_one_decimal(size_bytes: int, text: str) -> None:
+    assert describe_bytes(size_bytes) == text
+
+
+def test_a_table_without_a_terminal_is_whole(
+    home: Home, catalog: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = "organisation/" + "long-" * 17 + "name"
+    catalog.add_version(new_adapter(declared_base=base, stated_base=base), tags=["t" * 96, "u" * 96])
+    assert run(["list"]) == 0
+    out = capsys.readouterr().out
+    assert base in out
+    assert "t" * 96 + " " + "u" * 96 in out
+
+
+def test_a_table_on_a_terminal_is_folded_and_whole(home: Home, catalog: Catalog) -> None:
+    catalog.add_version(new_adapter(declared_base="org/[red]base[/red]"), tags=["t" * 96])
+    wide = in_terminal("list", columns=300)
+    assert "org/[red]base[/red]" in wide
+    narrow = in_terminal("list", columns=80)
+    assert narrow.count("t") >= 96
+
+
+@pytest.mark.parametrize(("answer", "versions"), [(b"n\n", (1,)), (b"y\n", ())], ids=["no", "yes"])
+def test_remove_asks_on_a_terminal(
+    home: Home, catalog: Catalog, answer: bytes, versions: tuple[int, ...]
+) -> None:
+    catalog.add_version(new_adapter())
+    out = in_terminal("remove", "legal", columns=80, answer=answer)
+    assert "Remove every version of legal? [y/N]" in out
+    assert ("nothing was removed" in out) == bool(versions)
+    assert catalog.versions_of("legal") == versions

@@ -1,0 +1,33 @@
+"""A program on a terminal of its own, where commands ask, fold their tables and show progress."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import termios
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_LINES = 40
+
+
+def run_in_terminal(
+    arguments: Sequence[str | Path], *, environment: Mapping[str, str], columns: int, answer: bytes = b""
+) -> tuple[int, str]:
+    """The exit code of a program, and what it wrote to a terminal where ``answer`` was typed."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
+    process = subprocess.Popen(arguments, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.write(ours, answer)
+    shown = b""
+    # Reading a terminal whose other end is closed is an error on Linux, and the end elsewhere.
+    with suppress(OSError):
+        while data := os.read(ours, 1 << 16):
+            shown += data
+    os.close(ours)
+    return process.wait(60), shown.decode()
