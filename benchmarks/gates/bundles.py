@@ -17,7 +17,7 @@ from meteora_registry.registry.workflows.add import add_folder
 from meteora_registry.registry.workflows.fuse import fuse, prepare_fuse
 from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_bundle
 from meteora_registry.runtime.fitting import FitOptions, context_of, fit_gates, open_base, read_task_data
-from meteora_registry.schemas.bundle import Gate, Scope
+from meteora_registry.schemas.bundle import Scope
 from meteora_registry.schemas.recipe import Recipe, RecipeMember
 
 from .prompts import ARROW, prompt_of, response_of
@@ -95,14 +95,6 @@ def fit_with(
     fitted = fit_gates(
         opened.load(), opened.tokenizer, old.config, found, options=options, statistics=statistics
     )
-    gate = Gate(
-        kind=fitted.kind,
-        scope="token",
-        bias=True,
-        eps=fitted.eps,
-        sources=fitted.sources,
-        initialisation=None,
-        fitted=fitted.fitting,
-    )
     folder.mkdir(parents=True)
+    gate = fitted.describe("token")
     refit_bundle(old, NewGates(gate, old.config.top_k, old.config.temperature, fitted.values), folder)

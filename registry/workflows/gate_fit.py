@@ -32,7 +32,7 @@ from ...runtime.fitting import (
     open_base,
     read_task_data,
 )
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Gate, Scope
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Scope
 from ...schemas.digest import Digest
 from ...schemas.errors import UsageError
 from ...schemas.manifest import Manifest
@@ -207,15 +207,7 @@ def _check_statistics(path: Path) -> None:
 def _writer(
     bundle: Bundle, fitted: FittedGates, scope: Scope, advance: Advance | None
 ) -> Callable[[Path], Manifest]:
-    gate = Gate(
-        kind=fitted.kind,
-        scope=scope,
-        bias=True,
-        eps=fitted.eps,
-        sources=fitted.sources,
-        initialisation=None,
-        fitted=fitted.fitting,
-    )
+    gate = fitted.describe(scope)
     new = NewGates(gate, bundle.config.top_k, bundle.config.temperature, fitted.values)
     return partial(refit_bundle, bundle, new, progress=step_of(advance, "writing"))
 

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...schemas.bundle import BundleConfig, Fitting, FittingData
+from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, Scope
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.statistics import (
     MAX_FEATURES,
@@ -103,6 +103,18 @@ class FittedGates:
     values: dict[str, tuple[Tensor, Tensor]]
     sources: dict[str, str]
     fitting: Fitting
+
+    def describe(self, scope: Scope) -> Gate:
+        """What a bundle's config says of these gates where one decision of them serves ``scope``."""
+        return Gate(
+            kind=self.kind,
+            scope=scope,
+            bias=True,
+            eps=self.eps,
+            sources=self.sources,
+            initialisation=None,
+            fitted=self.fitting,
+        )
 
 
 def fit_gates(
