@@ -132,7 +132,8 @@ def gated_lora_(
     check_gate_serves(gate.weight, x, adapters=len(scaling))
     check_top_k(gate.weight.shape[:1], gate.k, gate.temperature)
     check_output(out, x, Bt)
-    refuse_gradients("gated_lora_", out, x, A, Bt, gate.weight)
+    of_gate = (gate.weight,) if gate.bias is None else (gate.weight, gate.bias)
+    refuse_gradients("gated_lora_", out, x, A, Bt, *of_gate)
     compute = gated_add_operator if is_traced(x) else gated_add
     selection, weights = compute(
         rows_of(out),

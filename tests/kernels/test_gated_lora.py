@@ -75,7 +75,9 @@ def test_a_gate_that_does_not_fit_is_refused(refusal: str) -> None:
     assert str(caught.value) == message
 
 
-def test_gated_call_refuses_to_lose_a_gradient() -> None:
-    gate = Gate(torch.zeros(3, 16, requires_grad=True), None, "linear", 2)
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_gated_call_refuses_to_lose_a_gradient(name: str) -> None:
+    gate = Gate(torch.zeros(3, 16), torch.zeros(3), "linear", 2)
+    getattr(gate, name).requires_grad_()
     with pytest.raises(RuntimeError, match=r"^`gated_lora_` writes into its output and passes no gradient"):
         gated(operands([8, 0, 8]), gate, torch.zeros(5, 24))
