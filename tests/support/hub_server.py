@@ -1,7 +1,7 @@
 """The Hub of ``hub`` on loopback: what huggingface_hub asks of huggingface.co, answered over real HTTP.
 
 Ranges, redirects to signed addresses on another port for large files, LFS uploads, commits, tags, pull
-requests; and every fault that the state asks for.
+requests. ``hub_wire`` adds every fault that the state asks for.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from support.hub import READ_TOKEN, SIGNATURE, TOKEN, Commit, File, LoopbackHub, Repository, Request
-
-_CHUNK_BYTES = 16 << 10
+from support.hub import READ_TOKEN, SIGNATURE, TOKEN, Commit, File, LoopbackHub, Repository
+from support.hub_wire import FaultyHandler, Refusal
 
 
 @contextmanager
@@ -49,116 +47,8 @@ def serve() -> Iterator[LoopbackHub]:
             server.server_close()
 
 
-class _Counting:
-    """A socket's file that counts its bytes."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.count = 0
-
-    def take(self) -> int:
-        """The bytes since this was last asked."""
-        count, self.count = self.count, 0
-        return count
-
-    def write(self, data: bytes) -> Any:
-        self.count += len(data)
-        return self._file.write(data)
-
-    def readline(self, *arguments: Any) -> bytes:
-        line: bytes = self._file.readline(*arguments)
-        self.count += len(line)
-        return line
-
-    def read(self, *arguments: Any) -> bytes:
-        data: bytes = self._file.read(*arguments)
-        self.count += len(data)
-        return data
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-class _Refusal(Exception):
-    def __init__(self, status: int, code: str | None = None, message: str = "refused") -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-
-
-class _Handler(BaseHTTPRequestHandler):
-    state: LoopbackHub
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def setup(self) -> None:
-        super().setup()
-        self._received, self._sent = _Counting(self.rfile), _Counting(self.wfile)
-        self.rfile: Any = self._received
-        self.wfile: Any = self._sent
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self._handle()
-
-    def do_HEAD(self) -> None:
-        self._handle()
-
-    def do_POST(self) -> None:
-        self._handle()
-
-    def do_PUT(self) -> None:
-        self._handle()
-
-    def _handle(self) -> None:
-        self._status = 0
-        self._body = self._read_body()
-        self.fault = self.state.take_fault(self.command, self.path)
-        try:
-            self._answer()
-        except _Refusal as refusal:
-            headers = {"X-Error-Message": refusal.message} | (
-                {"X-Error-Code": refusal.code} if refusal.code else {}
-            )
-            self._send(json.dumps({"error": refusal.message}).encode(), refusal.status, headers)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-        finally:
-            with self.state.lock:
-                self.state.requests.append(
-                    Request(
-                        self.command,
-                        self.path,
-                        {key.lower(): value for key, value in self.headers.items()},
-                        self._status,
-                        self._received.take(),
-                        self._sent.take(),
-                        time.monotonic(),
-                    )
-                )
-
-    def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            parts = []
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def _answer(self) -> None:
-        fault = self.fault
-        if fault is not None:
-            fault.reached.set()
-            if fault.action == "status":
-                self._send(fault.body, fault.status, fault.headers)
-                return
-            if fault.action == "hold":
-                fault.release.wait(30)
-            if fault.action == "call":
-                fault.do()
+class _Handler(FaultyHandler):
+    def answer(self) -> None:
         split = urlsplit(self.path)
         self.query = parse_qs(split.query)
         for method, pattern, name in _ROUTES:
@@ -166,79 +56,40 @@ class _Handler(BaseHTTPRequestHandler):
             if found and self.command in method:
                 getattr(self, name)(*map(unquote, found.groups()))
                 return
-        raise _Refusal(404, message=f"the test Hub does not serve {self.command} {self.path}")
-
-    def _send(
-        self,
-        body: bytes,
-        status: int = 200,
-        headers: dict[str, str] | None = None,
-        *,
-        size: int | None = None,
-    ) -> None:
-        if self.fault is not None and self.fault.action == "lost" and status < 400:
-            status, body, headers = self.fault.status, self.fault.body, self.fault.headers
-        self._status = status
-        self.send_response(status)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body) if size is None else size))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.fault is not None and self.fault.action == "cut":
-            self.wfile.write(body[: self.fault.after_bytes])
-            self.wfile.flush()
-            self.close_connection = True
-            return
-        if self.fault is not None and self.fault.action == "wrong_body":
-            body = bytes([body[0] ^ 0xFF]) + body[1:]
-        for begin in range(0, len(body), _CHUNK_BYTES):
-            if (
-                self.fault is not None
-                and self.fault.action == "slow"
-                and begin <= len(body) // 2 < begin + _CHUNK_BYTES
-            ):
-                time.sleep(1.2)
-            self.wfile.write(body[begin : begin + _CHUNK_BYTES])
-
-    def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self._send(json.dumps(value).encode(), status, {"Content-Type": "application/json"} | (headers or {}))
+        raise Refusal(404, message=f"the test Hub does not serve {self.command} {self.path}")
 
     def _token(self) -> str | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         if token is not None and token not in (TOKEN, READ_TOKEN):
-            raise _Refusal(401, message="Invalid credentials in Authorization header")
+            raise Refusal(401, message="Invalid credentials in Authorization header")
         return token
 
     def _repository(self, name: str, *, content: bool = True, write: bool = False) -> Repository:
         token = self._token()
         repository = self.state.repositories.get(name)
         if repository is None or (repository.private and token != TOKEN):
-            raise _Refusal(401 if token is None else 404, "RepoNotFound", "Repository not found")
+            raise Refusal(401 if token is None else 404, "RepoNotFound", "Repository not found")
         if write and token != TOKEN:
-            raise _Refusal(403, message="this token may not write here")
+            raise Refusal(403, message="this token may not write here")
         if content and repository.gated and token not in repository.readers:
-            raise _Refusal(
-                401 if token is None else 403, "GatedRepo", f"Access to model {name} is restricted"
-            )
+            raise Refusal(401 if token is None else 403, "GatedRepo", f"Access to model {name} is restricted")
         return repository
 
     def _commit(self, repository: Repository, revision: str) -> Commit:
         commit = repository.resolve(revision)
         if commit is None:
-            raise _Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
     def whoami(self) -> None:
         token = self._token()
         if token is None:
-            raise _Refusal(401, message="Invalid username or password.")
+            raise Refusal(401, message="Invalid username or password.")
         self._json({"type": "user", "name": "tester", "auth": {"accessToken": {"role": "write"}}})
 
     def create_repository(self) -> None:
         if self._token() != TOKEN:
-            raise _Refusal(403, message="this token may not create repositories")
+            raise Refusal(403, message="this token may not create repositories")
         wanted = json.loads(self._body)
         name = f"{wanted.get('organization') or 'tester'}/{wanted['name']}"
         with self.state.lock:
@@ -266,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
     def collection(self, slug: str) -> None:
         names = self.state.collections.get(slug)
         if names is None:
-            raise _Refusal(404, message="Collection not found")
+            raise Refusal(404, message="Collection not found")
         items = [
             {"_id": f"{i:024x}", "id": name, "type": "model", "position": i} for i, name in enumerate(names)
         ]
@@ -367,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def store_large(self, sha256: str) -> None:
         if hashlib.sha256(self._body).hexdigest() != sha256:
-            raise _Refusal(400, message="the content does not have this digest")
+            raise Refusal(400, message="the content does not have this digest")
         self.state.large[sha256] = self._body
         self._send(b"")
 
@@ -378,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
                     if file.is_large and file.sha256 == sha256:
                         self._send_file(file, {})
                         return
-        raise _Refusal(404, message="no such object")
+        raise Refusal(404, message="no such object")
 
     def commit(self, name: str, revision: str) -> None:
         is_proposal = "create_pr" in self.query
@@ -391,14 +242,14 @@ class _Handler(BaseHTTPRequestHandler):
                 changes[path] = File(base64.b64decode(value["content"]), False)
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.state.large:
-                    raise _Refusal(422, message=f"the object {value['oid']} was not uploaded")
+                    raise Refusal(422, message=f"the object {value['oid']} was not uploaded")
                 changes[path] = File(self.state.large[value["oid"]], True)
             else:
                 changes[path] = None
         with self.state.lock:
             head = self._commit(repository, revision)
             if header.get("parentCommit") not in (None, head.oid) and not is_proposal:
-                raise _Refusal(412, message="A commit has happened since. Please refresh and try again.")
+                raise Refusal(412, message="A commit has happened since. Please refresh and try again.")
             number = sum(ref.startswith("refs/pr/") for ref in repository.refs) + 1
             ref = f"refs/pr/{number}" if is_proposal else revision
             made = repository.commit(header["summary"], changes, parent=head.oid, ref=ref)
@@ -416,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repository(name, write=True)
         commit, tag = self._commit(repository, revision), json.loads(self._body)["tag"]
         if tag in repository.tags:
-            raise _Refusal(409, message=f"Tag {tag} already exists")
+            raise Refusal(409, message=f"Tag {tag} already exists")
         repository.tags[tag] = commit.oid
         self._json({})
 
@@ -432,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
         file = commit.files.get(path)
         headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
         if file is None:
-            raise _Refusal(404, "EntryNotFound", "Entry not found")
+            raise Refusal(404, "EntryNotFound", "Entry not found")
         if file.is_large:
             headers |= {
                 "X-Linked-ETag": f'"{file.etag}"',
