@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import gpu_launch
 from .layout import Layout
+from .operands import TRITON_DTYPES
 from .routing import Gate, Routing
 
 # Dense over all adapters is within 2 to 18 % of the floor up to here (roofline of an H100, 4096 features);
@@ -28,7 +29,7 @@ GATED_ROWS = 768
 
 def serves(x: Tensor, layout: Layout) -> bool:
     """Return whether the kernels take this call: fp32, bf16 or fp16, and something to do."""
-    return x.dtype in (torch.float32, torch.bfloat16, torch.float16) and x.shape[0] > 0 and layout.rows > 0
+    return x.dtype in TRITON_DTYPES and x.shape[0] > 0 and layout.rows > 0
 
 
 def takes_dense(tokens: int, layout: Layout, dtype: torch.dtype) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-EXPERT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EXPERT_DTYPES = (*TRITON_DTYPES, torch.float64)
 
 
 def check_operands(

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from .backend import has_triton
 from .layout import layout_of
-from .operands import check_operands
+from .operands import TRITON_DTYPES, check_operands
 from .routed_lora import flat, routed_lora
 from .routing import Routing
 from .slots import Slots
 
-DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int64)}
+DTYPES = {str(dtype): dtype for dtype in (*TRITON_DTYPES, torch.int64)}
 TENSORS = ("x", "A", "Bt", "selection", "weights")
 MODULE = "meteora_registry.kernels.triton_check"
 MAX_HEADER_BYTES = 1 << 20
@@ -85,8 +85,9 @@ def run_triton(
     """
     layout = layout_of(offsets, scaling)
     check_operands(x, A, Bt, offsets, scaling, selection, weights)
-    if x.dtype not in DTYPES.values():
-        raise ValueError(f"`x` is {x.dtype}, expected one of {', '.join(DTYPES)}; Triton has no other")
+    if x.dtype not in TRITON_DTYPES:
+        expected = ", ".join(map(str, TRITON_DTYPES))
+        raise ValueError(f"`x` is {x.dtype}, expected one of {expected}; the Triton kernels have no other")
     tensors = {"x": flat(x), "A": A, "Bt": Bt, "selection": flat(selection), "weights": flat(weights)}
     if selection.numel():
         # Counting checks the selection, which the kernels do not.
