@@ -40,10 +40,6 @@ CONCENTRATED_MEMBERS = 3
 Forward = Callable[[], Tensor]
 
 
-class NotMeasurable(Exception):
-    """A variant cannot be measured at a point; the message says why."""
-
-
 @dataclass(frozen=True)
 class Problem:
     """One point's tensors; the padded copies are what the official layout stores."""
