@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 
 from ..fuser.bundle import open_bundle
 from ..schemas.bundle import BundleConfig
@@ -72,15 +80,27 @@ def generate(loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: in
     if not prompts:
         raise UsageError("there are no prompts to answer")
     batch = loaded.tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
+    answers = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)[:, batch["input_ids"].shape[1] :]
+    return list(loaded.tokenizer.batch_decode(answers, skip_special_tokens=True))
+
+
+def generate_ids(
+    loaded: LoadedBundle,
+    batch: BatchEncoding,
+    *,
+    max_new_tokens: int,
+    stopping_criteria: StoppingCriteriaList | None = None,
+) -> Tensor:
+    """The tokens of each prompt and its greedy answer, int64 ``[B, T + N]``, padded behind an early end."""
     with torch.no_grad():
-        tokens = loaded.model.generate(  # type: ignore[no-untyped-call]  # PEFT leaves it untyped
+        ids: Tensor = loaded.model.generate(  # type: ignore[no-untyped-call]  # PEFT leaves it untyped
             **batch,
             do_sample=False,
             max_new_tokens=max_new_tokens,
             pad_token_id=loaded.tokenizer.pad_token_id,
+            stopping_criteria=stopping_criteria,
         )
-    answers = tokens[:, batch["input_ids"].shape[1] :]
-    return list(loaded.tokenizer.batch_decode(answers, skip_special_tokens=True))
+    return ids
 
 
 def read_pretrained(kind: Any, name: str, **options: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from ..loading import LoadedBundle
+from ..loading import LoadedBundle, generate_ids
 from .meter import Meter
 from .tally import ReadTokens
 
@@ -42,17 +42,15 @@ def generate_answers(
     loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: int, stop: str | None, meter: Meter
 ) -> Answers:
     """The answer to each prompt, up to ``stop``; the meter counts the time of the generation alone."""
-    tokenizer, model = loaded.tokenizer, loaded.model
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(model.device)
+    tokenizer = loaded.tokenizer
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
     prompt_tokens = batch["input_ids"].shape[1]
     criteria = [] if stop is None else [StopText(tokenizer, stop, prompt_tokens)]
-    with torch.no_grad(), meter.running():
-        # PEFT leaves it untyped.
-        ids = model.generate(  # type: ignore[no-untyped-call]
-            **batch,
-            do_sample=False,
+    with meter.running():
+        ids = generate_ids(
+            loaded,
+            batch,
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
             stopping_criteria=StoppingCriteriaList(criteria),
         )
     written = ids[:, prompt_tokens:]

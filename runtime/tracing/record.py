@@ -22,7 +22,7 @@ from ...schemas.trace import (
 )
 from ..active import only_router
 from ..fitting.task_data import context_of
-from ..loading import LoadedBundle
+from ..loading import LoadedBundle, generate_ids
 from ..recording import routing
 from .texts import token_texts
 
@@ -51,11 +51,7 @@ def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str
     _check_size(loaded, prompt_tokens, max_new_tokens, slots=router.rule.top_k)
     with torch.no_grad(), routing(loaded.model) as record:
         if max_new_tokens:
-            pad = loaded.tokenizer.pad_token_id
-            # PEFT leaves it untyped.
-            ids = loaded.model.generate(  # type: ignore[no-untyped-call]
-                **batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad
-            )[0].tolist()
+            ids = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)[0].tolist()
         else:
             loaded.model(**batch)
             ids = batch["input_ids"][0].tolist()
