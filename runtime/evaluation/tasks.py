@@ -12,16 +12,16 @@ from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from ...schemas.errors import DataRefused, UsageError
+from ...schemas.errors import UsageError
 from ...schemas.evaluation import DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
 from ..fitting import Sample, TaskData
 from ..fitting.sequences import choose_samples
+from ..fitting.task_data import refusal_of
 from .intervals import check_can_estimate
 from .metrics import Judge, judge_of
 
 # An answer that is right and goes on must not be cut off where it would be right.
 _MORE_THAN_EXPECTED = 8
-_SHOWN_PROBLEMS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,9 @@ def make_tasks(
     problems: list[str] = []
     tasks = [_make_task(data[member], tokenizer, options, context_tokens, problems) for member in members]
     if problems:
-        shown = problems[:_SHOWN_PROBLEMS]
-        more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-        raise DataRefused(
-            f"the data cannot be evaluated: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
-            problems=[*shown, *more],
+        raise refusal_of(
+            "the data cannot be evaluated",
+            problems,
             hint="every line has a `response`, or `messages` that end with an answer; see `--max-new-tokens`",
         )
     return tuple(task for task in tasks if task is not None)

@@ -98,7 +98,11 @@ def read_task_data(
             if name in present
         }
     if problems:
-        raise _refusal(folder, problems)
+        raise refusal_of(
+            f"the data in `{folder}` cannot be used",
+            problems,
+            hint=f"every member has a file `MEMBER{SUFFIX}`, each line one of {', '.join(_SHAPES.values())}",
+        )
     return data
 
 
@@ -108,13 +112,12 @@ def context_of(config: PretrainedConfig) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _refusal(folder: Path, problems: list[str]) -> DataRefused:
+def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefused:
+    """The refusal of data for all its problems, of which it lists no more than anybody reads."""
     count, shown = len(problems), problems[:_SHOWN_PROBLEMS]
     more = [f"and {count - len(shown)} more"] if count > len(shown) else []
     return DataRefused(
-        f"the data in `{folder}` cannot be used: {count} problem{'s' if count > 1 else ''}",
-        problems=[*shown, *more],
-        hint=f"every member has a file `MEMBER{SUFFIX}`, each line one of {', '.join(_SHAPES.values())}",
+        f"{message}: {count} problem{'s' if count > 1 else ''}", problems=[*shown, *more], hint=hint
     )
 
 

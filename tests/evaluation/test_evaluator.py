@@ -248,6 +248,7 @@ def test_items_without_an_answer_or_room_for_one_are_refused_together(
     write_lines(tmp_path / "three.jsonl", [{"prompt": " ".join(["w1"] * 61), "response": "w2"}])
     with pytest.raises(DataRefused) as caught:
         run(loaded, read(tmp_path, loaded), "base")
+    assert str(caught.value) == "the data cannot be evaluated: 2 problems"
     assert caught.value.problems == (
         "`one.jsonl:1` has no answer to compare with",
         "`three.jsonl:1` has a prompt of 61 tokens and its answer up to 4, the base takes 64 together",
