@@ -8,7 +8,7 @@ bounded by one module. The bytes are a function of the bundle and the new gates 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,12 @@ from torch import Tensor
 from ..schemas import bundle as names
 from ..schemas.bundle import BundleConfig, Gate
 from ..schemas.errors import BundleRefused
-from ..schemas.inventory import Dtype
 from ..schemas.manifest import FileRecord, Manifest
 from .bundle import Bundle, BundleTensors, module_shapes, read_manifest
 from .card import Storage, write_card
 from .integrity import check_files
-from .weights import TensorSpec, WeightsWriter
-from .write import WEIGHTS_METADATA, write_manifest
+from .weights import WeightsWriter
+from .write import WEIGHTS_METADATA, module_specs, write_manifest
 
 Progress = Callable[[int, int], None]
 
@@ -99,25 +98,12 @@ def _check_values(config: BundleConfig, new: NewGates) -> None:
         raise BundleRefused(f"there are no new values for the gate of `{missing[0]}`")
 
 
-def _specs(bundle: Bundle, config: BundleConfig) -> Iterator[TensorSpec]:
-    """The tensors of every module, in the order in which they lie in the file."""
-    members = len(config.members)
-    for path, (in_features, out_features) in module_shapes(bundle).items():
-        rows = config.layouts[path].rows
-        yield TensorSpec(names.tensor_name(path, names.TENSOR_A), bundle.dtype, (rows, in_features))
-        yield TensorSpec(names.tensor_name(path, names.TENSOR_B), bundle.dtype, (rows, out_features))
-        if config.has_gate(path):
-            yield TensorSpec(names.tensor_name(path, names.TENSOR_GATE), Dtype.F32, (members, in_features))
-            if config.gate.bias:
-                yield TensorSpec(names.tensor_name(path, names.TENSOR_GATE_BIAS), Dtype.F32, (members,))
-
-
 def _write_weights(
     bundle: Bundle, config: BundleConfig, new: NewGates, folder: Path, progress: Progress | None
 ) -> FileRecord:
     with ExitStack() as stack:
         old = stack.enter_context(BundleTensors(bundle))
-        specs = list(_specs(bundle, config))
+        specs = list(module_specs(config, module_shapes(bundle), bundle.dtype))
         writer = WeightsWriter(folder / names.WEIGHTS_FILE, specs, metadata=WEIGHTS_METADATA)
         stack.enter_context(writer)
         for done, (path, layout) in enumerate(config.layouts.items(), start=1):
@@ -152,6 +138,6 @@ def _storage(bundle: Bundle, config: BundleConfig) -> Storage:
     )
     return Storage(
         dtype=bundle.dtype,
-        size_bytes=sum(spec.size_bytes for spec in _specs(bundle, config)),
+        size_bytes=sum(spec.size_bytes for spec in module_specs(config, shapes, bundle.dtype)),
         padding_bytes=padding * bundle.dtype.size_bytes,
     )

@@ -7,7 +7,7 @@ function of the members and the plan alone.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..schemas.digest import Digest
 from ..schemas.errors import FuseRefused
 from ..schemas.inventory import Dtype, ModuleFactors
 from ..schemas.manifest import Cast, FileRecord, Manifest, ManifestMember
-from ..schemas.plan import FusePlan, PlannedMember, PlannedModule
+from ..schemas.plan import FusePlan, PlannedMember
 from .card import Storage, write_card
 from .factors import TORCH_DTYPES, TensorFile
 from .gates import initial_gate
@@ -155,13 +155,19 @@ def _bundle_member(plan: FusePlan, index: int, member: PlannedMember) -> BundleM
     return BundleMember(name=member.name, rank=member.rank, scaling=member.scaling, overrides=overrides)
 
 
-def module_specs(path: str, shape: PlannedModule, members: int, dtype: Dtype) -> list[TensorSpec]:
-    """The tensors of one module, in the order in which they lie in the file."""
-    return [
-        TensorSpec(names.tensor_name(path, names.TENSOR_A), dtype, (shape.rows, shape.in_features)),
-        TensorSpec(names.tensor_name(path, names.TENSOR_B), dtype, (shape.rows, shape.out_features)),
-        TensorSpec(names.tensor_name(path, names.TENSOR_GATE), Dtype.F32, (members, shape.in_features)),
-    ]
+def module_specs(
+    config: BundleConfig, shapes: Mapping[str, tuple[int, int]], dtype: Dtype
+) -> Iterator[TensorSpec]:
+    """The tensors of every module, whose ``(in, out)`` are ``shapes``, in their order in the file."""
+    members = len(config.members)
+    for path, (in_features, out_features) in shapes.items():
+        rows = config.layouts[path].rows
+        yield TensorSpec(names.tensor_name(path, names.TENSOR_A), dtype, (rows, in_features))
+        yield TensorSpec(names.tensor_name(path, names.TENSOR_B), dtype, (rows, out_features))
+        if config.has_gate(path):
+            yield TensorSpec(names.tensor_name(path, names.TENSOR_GATE), Dtype.F32, (members, in_features))
+            if config.gate.bias:
+                yield TensorSpec(names.tensor_name(path, names.TENSOR_GATE_BIAS), Dtype.F32, (members,))
 
 
 def _write_weights(
@@ -173,7 +179,8 @@ def _write_weights(
     given_gate: GivenGate | None,
     progress: Progress | None,
 ) -> FileRecord:
-    specs = [spec for m in plan.modules for spec in module_specs(m.path, m, len(members), plan.dtype)]
+    shapes = {module.path: (module.in_features, module.out_features) for module in plan.modules}
+    specs = list(module_specs(config, shapes, plan.dtype))
     own_modules = [_modules_by_new_path(*pair) for pair in zip(plan.members, members, strict=True)]
     with ExitStack() as stack:
         sources = [stack.enter_context(TensorFile(m.weights_path, m.header)) for m in members]
