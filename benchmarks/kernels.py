@@ -67,12 +67,13 @@ def measure(point: Point, device: str, seconds: float) -> Iterator[dict[str, Any
     problem = kernel_variants.problem_of(point, device)
     forwards: dict[str, Callable[[], Tensor]] = {}
     errors: dict[str, float] = {}
+    expected = reference(problem)
     for name, call in kernel_variants.variants_of(problem).items():
         reason = why_not(name, problem)
         if reason is not None:
             yield {"provider": name, "skipped": reason}
             continue
-        forwards[name], errors[name] = call, checked(name, call, problem)
+        forwards[name], errors[name] = call, checked(name, call, problem, expected)
     forwards |= kernel_variants.floors_of(problem)
     out = problem.x.new_zeros(point.T, point.D)
     with torch.no_grad():
@@ -96,38 +97,28 @@ def why_not(name: str, problem: Problem) -> str | None:
     return None
 
 
-def checked(name: str, call: Callable[[], Tensor], problem: Problem) -> float:
-    """Return a variant's error against the float64 reference.
+def reference(problem: Problem) -> Tensor:
+    """Return the float64 output of the checked tokens."""
+    p, some = problem, slice(CHECKED_TOKENS)
+    return reference_routed_lora(
+        p.x[some], p.A, p.Bt, p.layout.offsets, p.layout.scaling, p.selection[some], p.weights[some]
+    )
+
+
+def checked(name: str, call: Callable[[], Tensor], problem: Problem, expected: Tensor) -> float:
+    """Return a variant's error against the float64 reference of the checked tokens.
 
     Raises:
         AssertionError: if it is beyond the tolerance.
     """
-    p = problem
-    some = slice(0, CHECKED_TOKENS)
     with torch.no_grad():
-        found = call()[some]
-        expected = reference(p, some)
-    error = relative_error(found, expected)
-    bound = TOLERANCES[p.x.dtype] * (1.0 if name.startswith("meteora") else OTHERS_TOLERANCE)
+        error = relative_error(call()[:CHECKED_TOKENS], expected)
+    bound = TOLERANCES[problem.x.dtype] * (1.0 if name.startswith("meteora") else OTHERS_TOLERANCE)
     if error > bound:
         raise AssertionError(
-            f"`{name}` is wrong at {p.point.name}: error {error:.1e}, expected at most {bound:.0e}"
+            f"`{name}` is wrong at {problem.point.name}: error {error:.1e}, expected at most {bound:.0e}"
         )
     return error
-
-
-@functools.lru_cache(maxsize=1)
-def _reference(point: Point, start: int, stop: int, device: str) -> Tensor:
-    p = kernel_variants.problem_of(point, "cpu")
-    some = slice(start, stop)
-    return reference_routed_lora(
-        p.x[some], p.A, p.Bt, p.layout.offsets, p.layout.scaling, p.selection[some], p.weights[some]
-    ).to(device)
-
-
-def reference(problem: Problem, some: slice) -> Tensor:
-    """Return the float64 output of some tokens, computed once per point."""
-    return _reference(problem.point, some.start, some.stop, problem.x.device.type)
 
 
 def rows(
