@@ -9,6 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.kernel_points import DTYPES, TOKENS, Point
+
 if TYPE_CHECKING:
     from benchmarks.kernel_tables import Rows
 
@@ -20,8 +22,6 @@ LABELS = {
     "dense": "two products over all members",
     "one_lora": "one plain LoRA (less work)",
 }
-DTYPES = ("fp32", "bf16")
-TOKENS = (1, 16, 64, 128, 512, 4096)
 MODES = {"forward": "o", "forward+backward": "x"}
 
 
@@ -40,8 +40,7 @@ def over_tokens(rows: Rows) -> Figure:
     panels: list[Axes] = list(figure.subplots(1, len(DTYPES), sharey=True))
     for panel, dtype in zip(panels, DTYPES, strict=True):
         for provider, label in LABELS.items():
-            points = {T: f"4096x4096-L28-r8-k2-T{T}-{dtype}-uniform" for T in TOKENS}
-            times = {T: rows.time(point, "forward", provider) for T, point in points.items()}
+            times = {T: rows.time(Point(T=T, dtype=dtype).name, "forward", provider) for T in TOKENS}
             known = {T: time for T, time in times.items() if time is not None}
             ours = provider == "meteora"
             panel.plot(

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 DTYPES = ("fp32", "bf16")
+TOKENS = (1, 16, 64, 128, 512, 4096)
 # One member of 64 among 27 of 8: what padding all to the largest would make 6.4 times as large.
 RAGGED = "ragged"
 
@@ -39,7 +40,7 @@ class Point:
 
 def all_points() -> list[Point]:
     """Return the points, about sixty, small ones first within each group."""
-    points = [Point(T=T, dtype=dtype) for T in (1, 16, 64, 128, 512, 4096) for dtype in DTYPES]
+    points = [Point(T=T, dtype=dtype) for T in TOKENS for dtype in DTYPES]
     points += [
         Point(ranks=ranks, T=T, dtype=dtype)
         for ranks, T, dtype in itertools.product((16, 64, RAGGED), (1, 16, 128, 512), DTYPES)

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel_points import Point
+
 Row = dict[str, Any]
 FLOORS = ("one_lora", "base_gemm", "meteora_", "meteora_even")
 COLUMNS = ("meteora", "official_loop", "present_loop", "gathered_bmm", "dense", "one_lora", "base_gemm")
@@ -102,7 +104,7 @@ def claims(rows: Rows) -> Iterator[str]:
     yield from regret(rows)
     yield from never_slower(rows)
     for T, wanted in ((1, 8), (16, 4), (128, 3), (512, 2)):
-        point = f"4096x4096-L28-r8-k2-T{T}-fp32-uniform"
+        point = Point(T=T).name
         official, plain = (rows.ratio(point, "forward", p) for p in ("official_loop", "present_loop"))
         if official is not None and plain is not None:
             yield (
@@ -112,9 +114,10 @@ def claims(rows: Rows) -> Iterator[str]:
         trained = rows.ratio(point, "forward+backward", "official_loop")
         if trained is not None:
             yield f"{point}, forward + backward: {trained:.1f}x the official-style loop (wanted 3)"
-    gathered = rows.ratio("4096x4096-L28-r8-k2-T512-fp32-uniform", "forward", "gathered_bmm")
+    point = Point(T=512).name
+    gathered = rows.ratio(point, "forward", "gathered_bmm")
     if gathered is not None:
-        yield f"4096x4096-L28-r8-k2-T512-fp32-uniform: {gathered:.0f}x the gathered bmm (wanted 20)"
+        yield f"{point}: {gathered:.0f}x the gathered bmm (wanted 20)"
     yield from ragged(rows)
 
 
