@@ -23,7 +23,7 @@ from .blob import CHUNK_BYTES, READ_ONLY, flush_folder
 
 INCOMING = "incoming"
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"})
-_EXTRAS = {"s3": "pip install 'meteora-registry[s3]'", "gs": "pip install gcsfs"}
+_EXTRAS = {"s3": "pip install 'meteora-registry[s3]'", "gs": "pip install 'meteora-registry[gs]'"}
 _READ_AHEAD_BYTES = 8 << 20
 _URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<rest>.+)", re.DOTALL)
 _PASSWORD = re.compile(r"[^/]*:[^/]*@")

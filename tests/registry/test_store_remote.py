@@ -1,4 +1,4 @@
-"""A store at a URL: in memory, in a shared folder, and at an S3 service over real HTTP."""
+"""A store at a URL: in memory, in a shared folder, and at services of S3's and Google's kind over real HTTP."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from meteora_registry.schemas.errors import (
     StoreDamaged,
     StoreUnavailable,
 )
+from support.gs_server import gs_environment, gs_server
 from support.s3_server import BUCKET, s3_environment, s3_server
 from support.small_adapters import make_adapter
 from support.store_processes import add_same
@@ -46,7 +47,13 @@ def s3_address() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["memory", "file", "s3"])
+@pytest.fixture(scope="module")
+def gs_address() -> Iterator[str]:
+    with gs_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["memory", "file", "s3", "gs"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty place of each kind."""
     name = tmp_path.name
@@ -55,9 +62,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param == "file":
         (tmp_path / "share").mkdir()
         return (tmp_path / "share").as_uri()
-    for variable, value in s3_environment(request.getfixturevalue("s3_address")).items():
+    find = {"s3": s3_environment, "gs": gs_environment}[request.param]
+    for variable, value in find(request.getfixturevalue(f"{request.param}_address")).items():
         monkeypatch.setenv(variable, value)
-    return f"s3://{BUCKET}/{name}"
+    return f"{request.param}://{BUCKET}/{name}"
 
 
 @pytest.fixture
@@ -264,7 +272,7 @@ def test_gc_waits_a_day_for_what_is_not_recorded_yet_and_drops_copies(
         collect_garbage(empty, store, grace_seconds=0)
 
 
-@pytest.mark.parametrize("url", ["file", "s3"], indirect=True)
+@pytest.mark.parametrize("url", ["file", "s3", "gs"], indirect=True)
 def test_processes_that_add_the_same_content_at_once_leave_one_whole_blob(url: str, tmp_path: Path) -> None:
     catalog_url = f"sqlite:///{tmp_path}/catalog.db"
     upgrade(parse_catalog_url(catalog_url))

@@ -1,0 +1,44 @@
+"""A Google Cloud Storage service on loopback in a process of its own: an emulator, over real HTTP."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BUCKET = "adapters"
+# It takes a port and does not say which it got, so one that is free is looked for first.
+_START = """
+import socket
+from gcp_storage_emulator.server import create_server
+with socket.create_server(("127.0.0.1", 0)) as probe:
+    port = probe.getsockname()[1]
+server = create_server("127.0.0.1", port, in_memory=True, default_bucket="adapters")
+server.start()
+print(port, flush=True)
+input()
+"""
+
+
+@contextmanager
+def gs_server() -> Iterator[str]:
+    """The address of a service with one empty bucket, ``BUCKET``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def gs_environment(address: str) -> dict[str, str]:
+    """What the library needs to find the service, in its own variables."""
+    return {"STORAGE_EMULATOR_HOST": address, "NO_GCE_CHECK": "true"}
