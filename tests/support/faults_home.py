@@ -96,6 +96,9 @@ def _rows_of(connection: sqlite3.Connection, table: str, folder: str) -> Iterato
         }
         if table in _NUMBERED_BY_TURN:
             del kept["id"]
+        if kept.get("action") == "gc":
+            # What a collection finds depends on what a death left, and is none of the command's own changes.
+            continue
         yield json.dumps(kept, default=repr).replace(folder, "")
 
 
