@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from meteora_registry.runtime import force_adapter, routing
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
-from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_adapter, some_tokens, tiny_llama
+from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, logits_of, make_adapter, tiny_llama
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -42,12 +42,6 @@ every_model = pytest.mark.parametrize(
     "load", [in_peft, in_transformers], ids=["PeftModel", "transformers-model"]
 )
 Load = Callable[[Path], nn.Module]
-
-
-def logits_of(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(some_tokens()).logits
-    return logits
 
 
 def forced_logits(model: nn.Module, name: str) -> Tensor:

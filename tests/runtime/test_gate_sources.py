@@ -18,6 +18,7 @@ from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
+    logits_of,
     make_llama_adapters,
     some_tokens,
     tiny_llama,
@@ -64,16 +65,10 @@ def loaded(bundle: Path, *, is_trainable: bool = False) -> PeftModel:
     return PeftModel.from_pretrained(tiny_llama(), bundle, is_trainable=is_trainable)
 
 
-def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(tokens).logits
-    return logits
-
-
 def test_module_with_a_source_routes_as_with_a_copy_of_its_gate(shared: Path, copied: Path) -> None:
     model, twin = loaded(shared), loaded(copied)
     assert not [name for name in model.state_dict() if "k_proj.meteora_gate" in name]
-    assert torch.equal(logits_of(model, some_tokens()), logits_of(twin, some_tokens()))
+    assert torch.equal(logits_of(model), logits_of(twin))
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     prompt = some_tokens(length=4)
     assert torch.equal(
@@ -86,7 +81,7 @@ def test_module_with_a_source_routes_as_with_a_copy_of_its_gate(shared: Path, co
 def test_record_names_the_modules_that_take_a_routing(shared: Path) -> None:
     model = loaded(shared)
     with routing(model) as record:
-        logits_of(model, some_tokens())
+        logits_of(model)
     for path, source in SOURCES.items():
         assert torch.equal(record.modules[path].selection, record.modules[source].selection)
         assert torch.equal(record.modules[path].weights, record.modules[source].weights)
@@ -120,7 +115,7 @@ def test_gradient_checkpointing_hands_the_recomputed_routing_on(shared: Path) ->
 
 def test_routing_of_an_earlier_pass_is_never_taken(shared: Path) -> None:
     model = loaded(shared)
-    logits_of(model, some_tokens())
+    logits_of(model)
     attention = "base_model.model.model.layers.0.self_attn"
     with pytest.raises(UsageError) as caught:
         model.get_submodule(f"{attention}.k_proj")(torch.zeros(1, 3, 32))
@@ -136,7 +131,7 @@ def test_routing_of_an_earlier_pass_is_never_taken(shared: Path) -> None:
         "`model.layers.0.self_attn.q_proj` decided for [1, 4]"
     )
     # What a broken pass left behind is gone with the next one.
-    logits_of(model, some_tokens())
+    logits_of(model)
     with pytest.raises(UsageError, match="decided nothing for it in this pass"):
         model.get_submodule(f"{attention}.v_proj")(torch.zeros(1, 4, 32))
 
@@ -156,4 +151,4 @@ def test_saved_bundle_keeps_its_sources(shared: Path, tmp_path: Path) -> None:
     saved, original = (json.loads((path / "adapter_config.json").read_text()) for path in (tmp_path, shared))
     assert saved["gate"] == original["gate"]
     assert saved["required_features"] == ["gate-sources"]
-    assert torch.equal(logits_of(loaded(tmp_path), some_tokens()), logits_of(model, some_tokens()))
+    assert torch.equal(logits_of(loaded(tmp_path)), logits_of(model))

@@ -20,6 +20,7 @@ from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
+    logits_of,
     make_llama_adapters,
     some_tokens,
     tiny_llama,
@@ -51,12 +52,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             seed=1,
         ),
     }
-
-
-def logits_of(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(some_tokens()).logits
-    return logits
 
 
 def alone(bundle: Path) -> Tensor:

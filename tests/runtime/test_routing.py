@@ -23,6 +23,7 @@ from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
     logits_alone,
+    logits_of,
     make_adapter,
     make_llama_adapters,
     needs_corpus,
@@ -42,12 +43,6 @@ CORPUS_MEMBERS = {
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_llama_adapters(tmp_path_factory.mktemp("adapters"))
-
-
-def logits_of(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(some_tokens()).logits
-    return logits
 
 
 def assert_forced_members_are_the_adapters(

@@ -21,6 +21,7 @@ from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
+    logits_of,
     make_adapter,
     make_llama_adapters,
     save_base,
@@ -60,12 +61,6 @@ def bundles(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def loaded(bundle: Path) -> PeftModel:
     return PeftModel.from_pretrained(tiny_llama(), bundle)
-
-
-def logits_of(model: nn.Module, tokens: Tensor, **inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(tokens, **inputs).logits
-    return logits
 
 
 def by_token(bundle: PlainBundle) -> Weights:

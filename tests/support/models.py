@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 CORPUS = Path(os.environ.get("METEORA_CORPUS", Path(__file__).resolve().parents[3] / "shared" / "corpus"))
@@ -113,6 +114,13 @@ def make_llama_adapters(
         name: make_adapter(tiny_llama, folder / name, seed=seed, base=base, dtype=dtype, **options)
         for seed, (name, options) in enumerate(LLAMA_MEMBERS.items(), start=1)
     }
+
+
+def logits_of(model: nn.Module, tokens: torch.Tensor | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+    """The logits of one forward pass over these tokens, ``some_tokens`` unless stated."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(some_tokens() if tokens is None else tokens, **inputs).logits
+    return logits
 
 
 def logits_alone(base: PreTrainedModel, adapter: Path, tokens: torch.Tensor) -> torch.Tensor:
