@@ -17,10 +17,11 @@ from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.digest import Digest
 from ..schemas.document import load_json
 from ..schemas.errors import BundleRefused, MeteoraError
-from ..schemas.inventory import Inventory, ModuleFactors
+from ..schemas.inventory import Inventory
 from ..schemas.manifest import Manifest, ManifestMember
 from ..schemas.verification import VerificationRecord
 from .bundle import ModuleTensors, read_bounded
+from .member import modules_by_path
 
 # A record on its way in; a process that died may have left it.
 PARTIAL_RECORD = f".{names.VERIFICATION_FILE}.partial"
@@ -132,12 +133,6 @@ def member_header(member: ManifestMember) -> Header:
     return parse_header(len(text).to_bytes(8, "little") + text, member.weights_bytes)
 
 
-def modules_by_bundle_path(member: ManifestMember, inventory: Inventory) -> dict[str, ModuleFactors]:
-    """The member's modules, by what the bundle calls them."""
-    renamed = member.renamed_modules
-    return {renamed.get(module.path, module.path): module for module in inventory.modules}
-
-
 def check_renaming(member: ManifestMember, inventory: Inventory) -> Iterator[str]:
     """The renaming takes own modules to other names, and no two to one."""
     own = {module.path for module in inventory.modules}
@@ -145,7 +140,7 @@ def check_renaming(member: ManifestMember, inventory: Inventory) -> Iterator[str
         yield f"the manifest renames `{path}`, which member `{member.name}` does not have"
     for path in sorted(own & set(member.renamed_modules.values())):
         yield f"the manifest renames a module of `{member.name}` to `{path}`, which it has already"
-    if len(modules_by_bundle_path(member, inventory)) < len(own):
+    if len(modules_by_path(inventory, member.renamed_modules)) < len(own):
         yield f"the manifest renames two modules of `{member.name}` to one name"
 
 
@@ -157,7 +152,7 @@ def _compare_member(
     shapes: dict[str, tuple[int, int]],
 ) -> Iterator[str]:
     yield from check_renaming(member, inventory)
-    own = modules_by_bundle_path(member, inventory)
+    own = modules_by_path(inventory, member.renamed_modules)
     for path in sorted(set(own) - set(config.layouts)):
         yield f"member `{member.name}` has factors for `{path}`, which the bundle does not have"
     for path, layout in config.layouts.items():

@@ -15,7 +15,7 @@ from ..schemas.bundle import ModuleLayout, align_rank
 from ..schemas.finding import Severity
 from ..schemas.inventory import Dtype, ModuleFactors
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
-from .member import Member
+from .member import Member, modules_by_path
 
 DEFAULT_TOP_K = 2
 # PEFT reads one file. Above the first figure hosts and loaders get slow, above the second they fail.
@@ -58,7 +58,7 @@ def make_plan(
 ) -> FusePlan:
     """The plan for these members in this order, with every conflict in it."""
     renamed = base_modules.renamed if base_modules else {}
-    factors = [{renamed.get(f.path, f.path): f for f in member.inventory.modules} for member in members]
+    factors = [modules_by_path(member.inventory, renamed) for member in members]
     dtype = options.dtype or _common_dtype(members)
     top_k = options.top_k if options.top_k is not None else min(DEFAULT_TOP_K, len(members))
     defaults = [member.inventory.scaling for member in members]

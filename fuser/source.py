@@ -19,7 +19,7 @@ from .arithmetic import MemberFactors
 from .bundle import ModuleTensors
 from .factors import TORCH_DTYPES, TensorFile
 from .gates import normal_gate
-from .integrity import modules_by_bundle_path
+from .member import modules_by_path
 
 # A gate row is rounded to float32 once; a vector of unit length keeps about seven digits.
 _GATE_TOLERANCE = 1e-5
@@ -50,7 +50,7 @@ class SourceMember:
     """One member's own factors, read module by module by the bundle's module paths."""
 
     def __init__(self, member: ManifestMember, inventory: Inventory, file: TensorFile) -> None:
-        self._modules = modules_by_bundle_path(member, inventory)
+        self._modules = modules_by_path(inventory, member.renamed_modules)
         self._cast = member.cast
         self._file = file
 

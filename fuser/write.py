@@ -33,7 +33,7 @@ from ..schemas.plan import FusePlan, PlannedMember
 from .card import Storage, write_card
 from .factors import TORCH_DTYPES, TensorFile
 from .gates import initial_gate
-from .member import Member
+from .member import Member, modules_by_path
 from .weights import TensorSpec, WeightsWriter
 
 WEIGHTS_METADATA = {"format": "pt", "meteora_format": str(names.BUNDLE_FORMAT)}
@@ -181,7 +181,10 @@ def _write_weights(
 ) -> FileRecord:
     shapes = {module.path: (module.in_features, module.out_features) for module in plan.modules}
     specs = list(module_specs(config, shapes, plan.dtype))
-    own_modules = [_modules_by_new_path(*pair) for pair in zip(plan.members, members, strict=True)]
+    own_modules = [
+        modules_by_path(member.inventory, planned.renamed_modules)
+        for planned, member in zip(plan.members, members, strict=True)
+    ]
     with ExitStack() as stack:
         sources = [stack.enter_context(TensorFile(m.weights_path, m.header)) for m in members]
         writer = WeightsWriter(folder / names.WEIGHTS_FILE, specs, metadata=WEIGHTS_METADATA)
@@ -198,11 +201,6 @@ def _write_weights(
             if progress:
                 progress(done, len(plan.modules))
     return FileRecord(sha256=writer.sha256, size_bytes=writer.size_bytes)
-
-
-def _modules_by_new_path(planned: PlannedMember, member: Member) -> dict[str, ModuleFactors]:
-    renamed = planned.renamed_modules
-    return {renamed.get(module.path, module.path): module for module in member.inventory.modules}
 
 
 def _read_factors(
