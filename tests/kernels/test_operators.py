@@ -116,13 +116,14 @@ def test_compiled_gated_call_is_one_graph_and_the_same() -> None:
 
 
 def test_compiled_call_takes_another_number_of_tokens_without_a_new_graph_each() -> None:
-    shapes = (3, 5, 7, 9)
     compiled = torch.compile(
         lambda **kwargs: routed_lora(**kwargs), fullgraph=True, backend="aot_eager", dynamic=True
     )
-    for T in shapes:
-        case = operands([8, 8], T=T)
-        torch.testing.assert_close(compiled(**vars(case)), case.routed())
+    compiled(**vars(operands([8, 8], T=3)))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for T in (5, 7, 9):
+            case = operands([8, 8], T=T)
+            torch.testing.assert_close(compiled(**vars(case)), case.routed())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
