@@ -1,0 +1,197 @@
+"""Requests in batches and with caches: who is decided together, what a cache remembers, who abstains."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.runtime import force_adapter, route_as, routing
+from meteora_registry.schemas.errors import UsageError
+from support.bundles import write_bundle
+from support.models import (
+    LOADS_UNFITTED,
+    LOADS_WITH_PEFT,
+    logits_of,
+    make_llama_adapters,
+    some_tokens,
+    tiny_llama,
+)
+from support.routed_reference import PlainBundle, base_evidence
+from support.scopes import (
+    MAX_ERROR,
+    PROMPTS,
+    REQUEST_SCOPES,
+    SCOPES,
+    answers,
+    expected_logits,
+    loaded,
+    write_scope_bundles,
+)
+
+pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
+PROMPT_SCOPES = ["prompt", "prompt+token"]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_llama_adapters(tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="module")
+def bundles(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_scope_bundles(tmp_path_factory.mktemp("bundles"), adapters)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_padded_batch_answers_as_each_prompt_alone(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    assert answers(model, PROMPTS) == [answers(model, [prompt])[0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_answer_with_a_cache_is_that_of_full_passes(bundles: dict[str, Path], scope: str) -> None:
+    prompt = some_tokens(batch=3, length=8)
+    tokens = prompt
+    for _ in range(5):
+        logits = expected_logits(scope, bundles[scope], tokens, 8)
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
+    assert answers(loaded(bundles[scope]), prompt.tolist(), 5) == tokens[:, 8:].tolist()
+
+
+def test_requests_of_a_batch_decide_apart(bundles: dict[str, Path]) -> None:
+    model = loaded(bundles["prompt"])
+    with route_as(model, top_k=1), routing(model) as record:
+        together = answers(model, PROMPTS)
+    chosen = [decision.members[0] for decision in record.decisions]
+    assert len(set(chosen)) > 1, "all prompts choose alike, so the test shows nothing"
+    for prompt, member, answer in zip(PROMPTS, chosen, together, strict=True):
+        with force_adapter(model, member):
+            assert answers(model, [prompt])[0] == answer
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_beam_search_of_a_batch_is_that_of_each_prompt_alone(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    together = answers(model, PROMPTS, num_beams=3)
+    assert together == [answers(model, [prompt], num_beams=3)[0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_generation_without_a_cache_takes_each_pass_for_a_request(
+    bundles: dict[str, Path], scope: str
+) -> None:
+    tokens = some_tokens(batch=1, length=8)
+    for _ in range(4):
+        logits = expected_logits(scope, bundles[scope], tokens, tokens.shape[1])
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
+    assert answers(loaded(bundles[scope]), some_tokens(batch=1, length=8).tolist(), 4, use_cache=False) == (
+        tokens[:, 8:].tolist()
+    )
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_static_cache_answers_as_a_growing_one(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    assert answers(model, PROMPTS, cache_implementation="static") == answers(model, PROMPTS)
+
+
+@pytest.mark.parametrize("scope", ["token", "layer"])
+def test_guessed_tokens_that_are_taken_back_change_no_answer(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    prompt = [[7, 9, 11] * 4]
+    expected = answers(model, prompt, 12)
+    assert answers(model, prompt, 12, prompt_lookup_num_tokens=3) == expected
+
+
+def started(model: nn.Module, tokens: Tensor) -> object:
+    with torch.no_grad():
+        return model(tokens, use_cache=True).past_key_values
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_decision_goes_with_the_cache(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    first, second = some_tokens(batch=2, length=6), some_tokens(batch=2, length=6, seed=9)
+    step = some_tokens(batch=2, length=1, seed=3)
+    alone = logits_of(model, step, past_key_values=started(model, first))
+    cache = started(model, first)
+    copied = copy.deepcopy(cache)
+    # Another request in between, and a fresh pass, change nothing for the one that has begun.
+    logits_of(model, step, past_key_values=started(model, second))
+    assert torch.equal(logits_of(model, step, past_key_values=copied), alone)
+    assert torch.equal(logits_of(model, step, past_key_values=cache), alone)
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_rows_of_a_cache_take_their_decisions_along(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    tokens, step = some_tokens(batch=3, length=6), some_tokens(batch=3, length=1, seed=3)
+    with route_as(model, top_k=1), routing(model) as record:
+        plain = logits_of(model, step, past_key_values=started(model, tokens))
+        assert len({decision.members for decision in record.decisions}) > 1
+        cache = started(model, tokens)
+        order = torch.tensor([2, 0, 0])
+        cache.reorder_cache(order)
+        assert relative_error(logits_of(model, step[order], past_key_values=cache), plain[order]) <= MAX_ERROR
+        cache = started(model, tokens)
+        cache.batch_repeat_interleave(2)
+        twice = logits_of(model, step.repeat_interleave(2, dim=0), past_key_values=cache)
+        assert relative_error(twice, plain.repeat_interleave(2, dim=0)) <= MAX_ERROR
+
+
+def test_cache_that_others_wrote_is_refused(bundles: dict[str, Path]) -> None:
+    model = loaded(bundles["prompt"])
+    with model.disable_adapter():
+        cache = started(model, some_tokens())
+    with pytest.raises(UsageError) as caught:
+        logits_of(model, some_tokens(length=1), past_key_values=cache)
+    assert str(caught.value) == (
+        "the cache holds tokens of which bundle `default` decided nothing by its present rule: the base, a "
+        "forced member or another rule wrote them"
+    )
+    cache = started(model, some_tokens())
+    with pytest.raises(UsageError), route_as(model, top_k=1):
+        logits_of(model, some_tokens(length=1), past_key_values=cache)
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_unlikely_request_gets_the_base_alone(adapters: dict[str, Path], tmp_path: Path, scope: str) -> None:
+    model = loaded(write_bundle(tmp_path, adapters, scope=scope, abstain=1.0))
+    tokens = some_tokens(length=8)
+    with routing(model) as record:
+        assert torch.equal(logits_of(model, tokens), logits_of(tiny_llama(), tokens))
+    assert {decision.members for decision in record.decisions} == {()}
+    assert all(bool((found.selection == -1).all()) for found in record.modules.values())
+    assert answers(model, PROMPTS) == answers(tiny_llama(), PROMPTS)
+
+
+@pytest.mark.parametrize("scope", PROMPT_SCOPES)
+def test_requests_of_a_batch_abstain_apart(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    with routing(model) as record:
+        served = answers(model, PROMPTS)
+    confidences = [decision.confidence for decision in record.decisions]
+    threshold = sorted(confidences)[2]
+    unserved = answers(tiny_llama(), PROMPTS)
+    assert served != unserved
+    with route_as(model, abstain=threshold):
+        assert answers(model, PROMPTS) == [
+            answer if confidence >= threshold else base
+            for answer, base, confidence in zip(served, unserved, confidences, strict=True)
+        ]
+
+
+def test_confidence_is_the_geometric_mean_posterior(bundles: dict[str, Path]) -> None:
+    model, bundle = loaded(bundles["prompt"]), PlainBundle(bundles["prompt"])
+    with routing(model) as record:
+        answers(model, PROMPTS)
+    for prompt, decision in zip(PROMPTS, record.decisions, strict=True):
+        mean = base_evidence(tiny_llama(), bundle, prompt).mean(dim=0)
+        assert decision.confidence == pytest.approx(mean.max().exp().item(), rel=1e-5)
+        assert decision.members[0] == bundle.members[int(mean.argmax())]
+        assert (decision.start, decision.end) == (0, 9 + 5)
