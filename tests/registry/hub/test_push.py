@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.hub import READ_TOKEN, LoopbackHub
+from support.hub import READ_TOKEN, TOKEN, LoopbackHub
 from support.hub_commands import Workplace, finish
 from support.small_adapters import make_adapter
 
@@ -91,29 +91,52 @@ def test_a_pull_request_leaves_the_main_branch_alone_and_can_be_added_from(
     assert added.out == "added: proposed@1 (sound, fusable)\n"
 
 
-def test_a_repository_that_holds_something_else_is_left_alone(
-    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
+@pytest.mark.parametrize(
+    ("files", "options", "token", "err"),
+    [
+        (
+            {"model.py": b"print()", "data/notes.txt": b"notes", CARD: b"# Other\n"},
+            (),
+            TOKEN,
+            "error: `org/taken` holds something else: `data/notes.txt`, `model.py`; nothing was pushed\n"
+            "hint: choose a repository of its own\n",
+        ),
+        (
+            {},
+            ("--private",),
+            TOKEN,
+            "error: `org/taken` exists and is public, so `--private` would not hold; nothing was pushed\n"
+            "hint: make it private in its settings, or choose another name\n",
+        ),
+        (
+            {},
+            (),
+            READ_TOKEN,
+            "error: the Hub does not allow this for `org/taken` (403)\n"
+            "hint: the token must have the right to do it; see `hf auth whoami`\n",
+        ),
+    ],
+    ids=["something else there", "public, not private", "token that may only read"],
+)
+def test_a_push_that_may_not_be_is_refused_and_commits_nothing(
+    hub: LoopbackHub,
+    here: Workplace,
+    adapters: dict[str, Path],
+    files: dict[str, bytes],
+    options: tuple[str, ...],
+    token: str,
+    err: str,
 ) -> None:
-    hub.create("org/other", {"model.py": b"print()", "data/notes.txt": b"notes", CARD: b"# Other\n"})
-    result = here.run("push", "first", "org/other")
-    assert result.code == 1
-    assert result.err == (
-        "error: `org/other` holds something else: `data/notes.txt`, `model.py`; nothing was pushed\n"
-        "hint: choose a repository of its own\n"
-    )
-    assert len(hub.repositories["org/other"].commits) == 2
+    repository = hub.create("org/taken", files)
+    before = dict(repository.commits)
+    result = here.run("push", "first", "org/taken", *options, HF_TOKEN=token)
+    assert (result.code, result.err) == (1, err)
+    assert repository.commits == before
 
 
-def test_private_is_refused_for_a_repository_that_is_public(
+def test_private_makes_a_new_repository_private(
     hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
 ) -> None:
-    hub.create("org/open")
-    result = here.run("push", "first", "org/open", "--private")
-    assert result.code == 1
-    assert result.err == (
-        "error: `org/open` exists and is public, so `--private` would not hold; nothing was pushed\n"
-        "hint: make it private in its settings, or choose another name\n"
-    )
     assert here.run("push", "first", "org/closed", "--private").code == 0
     assert hub.repositories["org/closed"].private
 
@@ -131,19 +154,6 @@ def test_a_new_version_replaces_the_old_one_whole_and_a_tag_is_never_moved(
     assert here.run("push", "second", "org/adapter", "--tag", "v2").code == 0
     assert set(content(hub, "org/adapter")) == {CARD, CONFIG, WEIGHTS}
     assert content(hub, "org/adapter")[WEIGHTS] == (adapters["second"] / WEIGHTS).read_bytes()
-
-
-def test_a_token_that_may_only_read_cannot_push(
-    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path]
-) -> None:
-    hub.create("org/first")
-    result = here.run("push", "first", "org/first", HF_TOKEN=READ_TOKEN)
-    assert result.code == 1
-    assert result.err == (
-        "error: the Hub does not allow this for `org/first` (403)\n"
-        "hint: the token must have the right to do it; see `hf auth whoami`\n"
-    )
-    assert len(hub.repositories["org/first"].commits) == 1
 
 
 def test_of_two_pushes_at_once_one_wins_the_other_is_told_and_nothing_is_mixed(
