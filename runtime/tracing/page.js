@@ -87,8 +87,6 @@
 
   const countedModules = () => trace.modules.filter((module) => kindsOn[module.kind]);
 
-  // Colour -------------------------------------------------------------------------------------
-
   const channels = (colour) => [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
   const pageColour = () => (dark.matches ? "#14171c" : "#ffffff");
 
@@ -108,8 +106,6 @@
     if (colour) chip.style.backgroundColor = colour;
     return chip;
   }
-
-  // Members and modules --------------------------------------------------------------------------
 
   function showFacts() {
     const facts = [
@@ -161,8 +157,6 @@
       return make("label", {}, box, " " + kind);
     }));
   }
-
-  // Tokens ---------------------------------------------------------------------------------------
 
   function describeToken(token, row) {
     const parts = ranked(row).map((member) => `${memberAt(member).name} ${percent(row[member])}`);
@@ -254,8 +248,6 @@
     scroll.scrollLeft = token * grid.width - scroll.clientWidth / 2;
   }
 
-  // The panel beside a token or a cell -------------------------------------------------------------
-
   const SHOWN_MEMBERS = 8;
 
   function fillTip(head, text, row) {
@@ -289,8 +281,6 @@
   }
 
   function hideTip() { byId("tip").hidden = true; }
-
-  // Layers and tokens ------------------------------------------------------------------------------
 
   // Past this width browsers stop drawing; past so many tokens a letter in each cell helps nobody.
   const MAX_WIDTH = 30000;
@@ -395,8 +385,6 @@
       `Layer ${layerNames[layer]}, token ${token + 1}, ${describeToken(token, rowOf(layerShares[layer], token))}`;
   }
 
-  // Layers and members -----------------------------------------------------------------------------
-
   function drawMap() {
     const chosen = byId("map-tokens").value;
     const [from, to] = { all: [0, tokens], prompt: [0, promptTokens], answer: [promptTokens, tokens] }[chosen];
@@ -423,8 +411,6 @@
     cell.style.color = inkOn(rgb);
     return cell;
   }
-
-  // ------------------------------------------------------------------------------------------------
 
   function draw() {
     shares = sharesOf(countedModules());
