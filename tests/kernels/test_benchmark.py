@@ -27,6 +27,7 @@ def run(*arguments: str) -> str:
 
 
 def test_a_point_is_measured_and_tabled(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     lines = run("kernels", "--only", POINT, "--seconds", "0.01").splitlines()
     rows = [json.loads(line) for line in lines]
     ours = next(row for row in rows if row["provider"] == "meteora" and row["mode"] == "forward")
