@@ -1,8 +1,8 @@
 """The door of the kernels: every shape and dtype is checked here once, nothing behind it checks again.
 
 No value is read here. On the CPU the selection's are read anyway, and checked, where they are first used; on
-a GPU that would stop the host until the device catches up, and the kernels treat an adapter that does not
-exist as one of rank 0.
+a GPU that would stop the host until the device catches up, and the Triton kernels visit no adapter that does
+not exist.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def routed_lora(
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together; on a CPU also if `selection` names an
-            adapter that does not exist (on a GPU such a slot adds nothing).
+            adapter that does not exist. The Triton kernels let such a slot add nothing to the output; torch's
+            operations on a GPU, which every backward has one of, may stop the device there.
     """
     out: Tensor
     if is_traced(x):
