@@ -85,7 +85,7 @@ def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
     if out.dtype != x.dtype:
         raise ValueError(f"`out` is {out.dtype} for `x` {x.dtype}, expected one dtype; cast `x` first")
     if out.device != x.device:
-        raise ValueError(f"`out` is on {out.device} and `x` on {x.device}, expected one device")
+        _refuse_devices(x, out=out)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
