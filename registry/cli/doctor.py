@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -29,15 +30,16 @@ def command(context: click.Context, home: Home, *, fix: bool, yes: bool, jobs: i
     """Find what a crash or a careless hand left, and mend it.
 
     Looks at the catalog, at every byte of the content store, at the folders of bundles, and for what
-    interrupted commands left. Without --fix nothing is changed. What the catalog refers to is never
-    deleted: damaged bytes are put aside, and adding the adapter again puts the right ones back.
+    interrupted commands left, also in the current folder. Without --fix nothing is changed. What the
+    catalog refers to is never deleted: damaged bytes are put aside, and adding the adapter again puts
+    the right ones back.
 
     Exit code 1 if something is wrong and was not mended.
     """
     from ..workflows.doctor import examine
 
     with progress_bar("reading", _bytes_to_read(home)) as advance:
-        examination = examine(home, jobs=jobs, advance=advance)
+        examination = examine(home, beside=[Path.cwd()], jobs=jobs, advance=advance)
     if not as_json:
         _describe(examination)
     outcomes: dict[int, str] = {}

@@ -312,6 +312,23 @@ def test_a_fuse_that_still_runs_and_a_strangers_folder_are_left_alone(patient: P
     assert examine(patient.home).problems == ()
 
 
+def test_what_a_first_fuse_left_is_found_from_its_folder(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Catalog.open(home).close()
+    left = tmp_path / "bundles" / ".team.partial"
+    left.mkdir(parents=True)
+    (left / "adapter_model.safetensors").write_bytes(b"half")
+    assert run(["doctor"]) == 0
+    monkeypatch.chdir(left.parent)
+    assert run(["doctor"]) == 1
+    assert capsys.readouterr().out.startswith(
+        f"bundle-leftover: `{left}`: left by a process that died, 4 bytes"
+    )
+    assert run(["doctor", "--fix", "--yes"]) == 0
+    assert list(left.parent.iterdir()) == []
+
+
 def test_a_missing_blob_is_put_back_from_wherever_this_machine_has_it(patient: Patient) -> None:
     flip_a_bit(patient.weights)
     good = patient.home.folder / "cache" / "0123456789ab"

@@ -1,4 +1,4 @@
-"""A store at a URL: in memory, in a shared folder, and at services of S3's and Google's kind over real HTTP."""
+"""A store at a URL: in memory, in a shared folder, and over real HTTP at services of the kinds of S3 and GCS."""
 
 from __future__ import annotations
 

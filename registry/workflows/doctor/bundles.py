@@ -10,22 +10,18 @@ from ....schemas.errors import MeteoraError
 from ....schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ...catalog.catalog import Catalog
 from ...catalog.references import BundlePlace
-from .leftovers import examine_neighbours
 from .problem import Code, Problem, join_some
 
 
 def examine_bundles(catalog: Catalog) -> Iterator[Problem]:
-    """What is wrong with the registered bundles, and what was left beside them.
+    """What is wrong with the registered bundles.
 
     Of a bundle's files the manifest is read, and of the others the sizes; ``verify`` reads them whole.
     """
-    parents = set()
     for place in catalog.list_bundle_places():
-        parents.add(place.path.parent)
         problem = _examine(place)
         if problem is not None:
             yield problem
-    yield from examine_neighbours(parents)
 
 
 def _examine(place: BundlePlace) -> Problem | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ....schemas.errors import CatalogUnusable, MeteoraError, StillInUse, StoreUnavailable
 from ...catalog.catalog import Catalog
@@ -12,7 +13,7 @@ from ...home import Home
 from ...store import Advance
 from .bundles import examine_bundles
 from .catalog import examine_catalog
-from .leftovers import examine_temporary_folder
+from .leftovers import examine_neighbours, examine_temporary_folder
 from .problem import Code, Problem
 from .store import examine_garbage, examine_store
 
@@ -28,18 +29,22 @@ class Examination:
     not_examined: tuple[str, ...]
 
 
-def examine(home: Home, *, jobs: int = 1, advance: Advance | None = None) -> Examination:
+def examine(
+    home: Home, *, beside: Iterable[Path] = (), jobs: int = 1, advance: Advance | None = None
+) -> Examination:
     """Look at everything, and change nothing.
 
     Every byte of the store is read; of one elsewhere, every byte there.
 
     Args:
         home: what is examined.
+        beside: folders in which bundles may have been begun, beyond those where catalogued ones lie.
         jobs: how many blobs are read at once.
         advance: told the number of bytes of each chunk.
     """
     problems = [*_examine_home(home), *examine_temporary_folder(), *examine_catalog(home)]
     not_examined: list[str] = []
+    parents = {folder.resolve() for folder in beside}
     try:
         if any(problem.code in _UNSOUND for problem in problems):
             not_examined.append(f"{_REST}: what belongs there is in the catalog")
@@ -47,8 +52,10 @@ def examine(home: Home, *, jobs: int = 1, advance: Advance | None = None) -> Exa
             with Catalog.open(home) as catalog:
                 problems += _examine_store(home, catalog, not_examined, jobs=jobs, advance=advance)
                 problems += examine_bundles(catalog)
+                parents |= {place.path.parent for place in catalog.list_bundle_places()}
     except CatalogUnusable as error:
         not_examined.append(f"{_REST}: {error}")
+    problems += examine_neighbours(parents)
     return Examination(tuple(problems), tuple(not_examined))
 
 
