@@ -1,4 +1,4 @@
-"""A store at a URL: in memory, in a shared folder, and over real HTTP at services of the kinds of S3 and GCS."""
+"""A store at a URL: in memory, in a shared folder, and at services like S3 and GCS over real HTTP."""
 
 from __future__ import annotations
 
