@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """List adapters of a base, the most downloaded first, and add the chosen ones.
 
-    Rank, size and verdict come from each adapter's config and header, a few kilobytes each. What is
-    added is the commit that was listed.
+    Rank, size and verdict come from each adapter's config and header; no weights are downloaded for them.
+    What is added is the commit that was listed.
     """
     from ..hub.client import Hub
     from ..workflows.search_hub import search
