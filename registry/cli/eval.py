@@ -12,10 +12,10 @@ from ...schemas.errors import UsageError
 from ...schemas.evaluation import DEFAULT_MODES, MODES, Metric, Mode
 from ..dependencies import require_torch
 from ..home import Home
+from .bundle_text import print_gate_remark
 from .eval_text import print_comparison, print_evaluation
-from .fuse import GATE_NOT_FITTED
-from .output import print_json, print_remark
-from .parameters import base_option, bundle_argument, examples, format_option, pass_home
+from .output import print_json
+from .parameters import base_option, bundle_argument, data_option, examples, format_option, pass_home
 from .progress import step_bar
 
 _RUN = "run"
@@ -55,13 +55,7 @@ def command() -> None:
 )
 @bundle_argument
 @base_option
-@click.option(
-    "--data",
-    metavar="FOLDER",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Has a file MEMBER.jsonl for each member.",
-)
+@data_option
 @click.option(
     "--modes",
     metavar="MODE,...",
@@ -155,7 +149,7 @@ def run(
     else:
         print_evaluation(found)
     if not found.gate_fitted:
-        print_remark(f"note: {GATE_NOT_FITTED}")
+        print_gate_remark()
 
 
 @command.command("compare", epilog=examples("eval compare before.json after.json"))

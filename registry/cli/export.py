@@ -8,15 +8,15 @@ import click
 
 from ..dependencies import require_torch
 from ..home import Home
-from .fuse import GATE_NOT_FITTED
+from .bundle_text import print_gate_remark
 from .output import print_json, print_line, print_remark
-from .parameters import bundle_argument, examples, format_option, layout_option, pass_home
+from .parameters import bundle_argument, examples, format_option, layout_option, out_option, pass_home
 
 
 @click.command("export", epilog=examples("export ./bundle --layout official --out ./official"))
 @bundle_argument
 @layout_option
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
+@out_option
 @format_option
 @pass_home
 def command(home: Home, bundle: str, *, out: Path, as_json: bool) -> None:
@@ -39,4 +39,4 @@ def command(home: Home, bundle: str, *, out: Path, as_json: bool) -> None:
     for loss in exported.losses:
         print_remark(f"warning: {loss}")
     if not gate_is_fitted(folder):
-        print_remark(f"note: {GATE_NOT_FITTED}")
+        print_gate_remark()

@@ -14,6 +14,7 @@ from ...schemas.plan import FusePlan, PlannedModule
 from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
 from ..dependencies import require_torch
 from ..home import Home
+from .bundle_text import print_gate_remark, print_verified
 from .failures import DONE, REFUSED
 from .output import describe_bytes, print_facts, print_json, print_line, print_remark, print_table
 from .parameters import examples, format_option, pass_home
@@ -21,11 +22,6 @@ from .progress import step_bar
 
 if TYPE_CHECKING:
     from ..workflows.fuse import Fusion
-
-GATE_NOT_FITTED = (
-    "the gate is not fitted: left to itself the bundle often picks the wrong adapter; fit it with "
-    "`meteora-registry gate fit`, or force one with meteora_registry.runtime.force_adapter"
-)
 
 
 @click.command(
@@ -188,11 +184,10 @@ def _print_fusion(fusion: Fusion, *, as_json: bool) -> None:
     if as_json:
         print_json({"version": fusion.version, "verification": record, "plan": plan})
     else:
-        errors = [run.max_error for run in record.backends_run if run.max_error is not None]
         print_line(
             f"fused: {fusion.version.source} in {fusion.folder}: {len(plan.members)} members, "
             f"{len(plan.modules)} modules, {describe_bytes(fusion.version.size_bytes)}"
         )
-        print_line(f"verified: level {record.level}, {record.outcome}, largest error {max(errors):.1e}")
+        print_verified(record)
     if fusion.version.gate_fitted == NOT_FITTED:
-        print_remark(f"note: {GATE_NOT_FITTED}")
+        print_gate_remark()

@@ -11,8 +11,17 @@ from ...schemas.bundle import Scope
 from ...schemas.names import CatalogSource, parse_source
 from ..dependencies import require_torch
 from ..home import Home
+from .bundle_text import print_verified
 from .output import describe_bytes, print_json, print_line, print_table
-from .parameters import bundle_argument, examples, format_option, pass_home
+from .parameters import (
+    base_option,
+    bundle_argument,
+    data_option,
+    examples,
+    format_option,
+    out_option,
+    pass_home,
+)
 from .progress import step_bar
 
 if TYPE_CHECKING:
@@ -33,16 +42,9 @@ def command() -> None:
     ),
 )
 @bundle_argument
-@click.option(
-    "--base", required=True, metavar="FOLDER|ORG/NAME", help="The base model, with weights and tokenizer."
-)
-@click.option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A folder with MEMBER.jsonl for every member.",
-)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
+@base_option
+@data_option
+@out_option
 @click.option("--name", help="What the catalog calls it. Default: as the bundle it was made from.")
 @click.option(
     "--scope",
@@ -96,13 +98,12 @@ def fit(
 
 
 def _print_fit(found: GateFit) -> None:
-    version, record = found.version, found.record
+    version = found.version
     print_line(
         f"fitted: {version.source} in {found.folder}: {found.gates} gates for {found.modules} modules, "
         f"one decision per {version.gate_scope}, {describe_bytes(version.size_bytes)}"
     )
-    errors = [run.max_error for run in record.backends_run if run.max_error is not None]
-    print_line(f"verified: level {record.level}, {record.outcome}, largest error {max(errors):.1e}")
+    print_verified(found.record)
     print_line()
     print_table(
         ("MEMBER", "SAMPLES", "DATA"),

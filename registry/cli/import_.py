@@ -12,7 +12,7 @@ from ...schemas.errors import UsageError
 from ..dependencies import require_torch
 from ..home import Home
 from .output import describe_bytes, print_json, print_line, print_remark
-from .parameters import examples, format_option, layout_option, pass_home
+from .parameters import examples, format_option, layout_option, out_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--base", required=True, help="The base model, which the layout does not name.")
 @click.option("--top-k", type=int, help="Adapters for each token. Default: 2, or 1 for a single member.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the softmax.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
+@out_option
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
 @format_option
 @pass_home

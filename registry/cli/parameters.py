@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -16,8 +17,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 pass_home = click.make_pass_decorator(Home)
 bundle_argument = click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
 base_option = click.option(
-    "--base", metavar="FOLDER|ID", required=True, help="The base model that the bundle was fused for."
+    "--base",
+    metavar="FOLDER|ORG/NAME",
+    required=True,
+    help="The base model that the bundle was fused for, with weights and tokenizer.",
 )
+data_option = click.option(
+    "--data",
+    metavar="FOLDER",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Has a file MEMBER.jsonl for every member.",
+)
+out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(1, 64),

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_repository
 from ..dependencies import require_torch
 from ..home import Home
-from .fuse import GATE_NOT_FITTED
+from .bundle_text import print_gate_remark
 from .output import describe_bytes, print_json, print_line, print_remark
 from .parameters import examples, format_option, pass_home
 from .progress import step_bar
@@ -91,5 +92,5 @@ def command(
         print_line(f"verified: every digest, level {pulled.record.level}, and its record of level source")
     if pulled.ignored:
         print_remark(f"note: not fetched, because the manifest does not list it: {', '.join(pulled.ignored)}")
-    if pulled.version.gate_fitted == "not fitted":
-        print_remark(f"note: {GATE_NOT_FITTED}")
+    if pulled.version.gate_fitted == NOT_FITTED:
+        print_gate_remark()

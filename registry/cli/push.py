@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...schemas.errors import MeteoraError, UsageError
+from ...schemas.errors import UsageError
 from ...schemas.names import CatalogSource, HubSource, check_repository, parse_source
 from ..home import Home
-from .output import describe_bytes, print_json, print_line, print_remark
+from .note import note_in_catalog
+from .output import describe_bytes, print_json, print_line
 from .parameters import examples, format_option, pass_home
 from .progress import step_bar
 
@@ -57,16 +58,16 @@ def command(
     digests here. The same push again does nothing.
     """
     from ..hub.client import Hub
-    from ..workflows.push import PushOptions, push
+    from ..workflows.push import PushOptions, note_push, push
 
     check_repository(repository)
     options = PushOptions(private, as_pull_request, dry_run, tag)
     with tempfile.TemporaryDirectory(prefix="meteora-push-") as scratch:
         with step_bar() as advance:
-            pushes, upload = _open(home, source, Path(scratch), advance)
+            noted, upload = _open(home, source, Path(scratch), advance)
         pushed = push(Hub(), upload, repository, options)
     if not dry_run:
-        _note_in_catalog(home, pushes, pushed)
+        note_in_catalog(home, lambda catalog: note_push(catalog, noted, pushed))
     if as_json:
         print_json({"dry_run": dry_run, "pushed": pushed})
     else:
@@ -95,18 +96,6 @@ def _open(
 
     folder = find_bundle_folder(lambda: Catalog.open(home), text)
     return (parsed if isinstance(parsed, CatalogSource) else folder), bundle_upload(folder, advance=advance)
-
-
-def _note_in_catalog(home: Home, source: CatalogSource | Path, pushed: Pushed) -> None:
-    from ..catalog.catalog import Catalog
-    from ..workflows.push import note_push
-
-    try:
-        with Catalog.open(home) as catalog:
-            note_push(catalog, source, pushed)
-    except (MeteoraError, OSError) as error:
-        # It is published, whether or not there is a catalog to note it in.
-        print_remark(f"warning: not noted in the catalog: {error}")
 
 
 def _print(pushed: Pushed, upload: Upload, *, dry_run: bool) -> None:

@@ -10,7 +10,7 @@ import click
 from ...schemas.errors import UsageError
 from ..dependencies import require_torch
 from ..home import Home
-from .fuse import GATE_NOT_FITTED
+from .bundle_text import print_gate_remark
 from .output import print_json, print_remark
 from .parameters import base_option, bundle_argument, examples, format_option, pass_home
 
@@ -72,7 +72,7 @@ def command(
     else:
         print_trace(found)
     if not found.gate_fitted:
-        print_remark(f"note: {GATE_NOT_FITTED}")
+        print_gate_remark()
 
 
 def _read_stdin() -> str:

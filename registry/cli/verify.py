@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from ...schemas.errors import MeteoraError, UsageError
+from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
 from ..home import Home
+from .bundle_text import print_gate_remark
 from .failures import DONE, INCONCLUSIVE, REFUSED
-from .fuse import GATE_NOT_FITTED
-from .output import print_facts, print_json, print_line, print_remark, print_table
+from .note import note_in_catalog
+from .output import print_facts, print_json, print_line, print_table
 from .parameters import examples, format_option, pass_home
 from .progress import step_bar
 
@@ -74,7 +75,7 @@ def command(
         record = verify(
             home.store, folder, level=Level(level), base=base, keep_record=keep_record, advance=advance
         )
-    _note_in_catalog(home, folder, record)
+    note_in_catalog(home, lambda catalog: catalog.record_verification(record, folder.resolve()))
     _show(record, folder, as_json=as_json)
     context.exit(EXIT_CODES[record.outcome])
 
@@ -100,18 +101,7 @@ def _show(record: VerificationRecord, folder: Path, *, as_json: bool) -> None:
     else:
         _print_record(record)
     if not gate_is_fitted(folder):
-        print_remark(f"note: {GATE_NOT_FITTED}")
-
-
-def _note_in_catalog(home: Home, folder: Path, record: VerificationRecord) -> None:
-    from ..catalog.catalog import Catalog
-
-    try:
-        with Catalog.open(home) as catalog:
-            catalog.record_verification(record, folder.resolve())
-    except (MeteoraError, OSError) as error:
-        # A bundle is as sound as it is, whether or not there is a catalog to note it in.
-        print_remark(f"warning: not noted in the catalog: {error}")
+        print_gate_remark()
 
 
 def _print_record(record: VerificationRecord) -> None:
