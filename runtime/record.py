@@ -40,7 +40,7 @@ class RoutingRecord:
 
     def begin(self, call: ForwardCall) -> None:
         """A pass begins."""
-        if call.past_tokens == 0:
+        if call.is_new:
             self._modules, self._decision, self._tokens = {}, None, 0
         self._written = set()
         self._batch, tokens = call.leading_shape
