@@ -30,7 +30,7 @@ class RoutingPass(Protocol):
 
 
 class SettledPass:
-    """Base of the passes in which no gate decides, so that there is nothing to be told of."""
+    """Base of the passes that need not be told what a module decided."""
 
     def settle(self, path: str, routing: Routing) -> None:
         """Nothing to do."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.routing import Gate, Routing, select_top_k
-from .passes import DecidedPass, RoutingPass, fit_tokens
+from .passes import DecidedPass, RoutingPass, SettledPass, fit_tokens
 from .rule import RoutingRule
 from .scope import Decision, Stretch
 from .token import TokenPass
@@ -129,7 +129,7 @@ def route_decided(logits: Tensor, confidence: Tensor, rule: RoutingRule) -> Rout
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerPass:
+class AnswerPass(SettledPass):
     """A pass in which some tokens are decided and the gates decide for the others.
 
     ``is_decided`` is bool [B, T], ``decided`` [B, T, k] what serves those.
@@ -153,6 +153,3 @@ class AnswerPass:
             torch.where(is_decided, decided.selection, found.selection),
             torch.where(is_decided, decided.weights, found.weights),
         )
-
-    def settle(self, path: str, routing: Routing) -> None:
-        """Nothing to do: no gate is left to the module."""
