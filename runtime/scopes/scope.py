@@ -35,7 +35,8 @@ class Decision:
         sequence: the row of the batch.
         start: the first token that it serves; padding counts.
         end: the token after the last.
-        members: who serves, best first, with ``weights``; empty where the base alone does.
+        members: who serves, best first, with ``weights``; empty where the base alone does. Of a segment the
+            most likely one alone, although with ``top_k`` above 1 its tokens share their weight with others.
         confidence: the geometric mean posterior, over modules and tokens, of the most likely member.
     """
 
