@@ -7,6 +7,8 @@
   const tokens = trace.tokens.length;
   const promptTokens = trace.tokens.filter((token) => !token.generated).length;
   const none = { name: "no member", letter: "-", colour: null };
+  // A smaller share is rounding, and is not shown.
+  const LEAST_SHARE = 0.0005;
   const memberAt = (index) => (index === NONE ? none : trace.members[index]);
   const kindsOn = trace.kinds.map(() => true);
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -16,6 +18,7 @@
   let shares = null;
 
   const byId = (id) => document.getElementById(id);
+  const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
 
   function make(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
@@ -82,7 +85,12 @@
   }
 
   function ranked(row) {
-    return [...row.keys()].filter((member) => row[member] > 0.0005).sort((a, b) => row[b] - row[a] || a - b);
+    return [...row.keys()].filter((member) => row[member] > LEAST_SHARE).sort((a, b) => row[b] - row[a] || a - b);
+  }
+
+  // All members, and no member where some row has a share for it.
+  function shownMembers(rows) {
+    return [...Array(count).keys(), ...(rows.some((row) => row[NONE] > LEAST_SHARE) ? [NONE] : [])];
   }
 
   const countedModules = () => trace.modules.filter((module) => kindsOn[module.kind]);
@@ -127,8 +135,7 @@
 
   function showMembers() {
     const mean = meanShares(shares, 0, tokens);
-    const shown = [...Array(count).keys(), ...(mean[NONE] > 0.0005 ? [NONE] : [])];
-    byId("members").replaceChildren(...shown.map((member) => {
+    byId("members").replaceChildren(...shownMembers([mean]).map((member) => {
       const name = memberAt(member).name;
       const button = make("button", { type: "button", "aria-pressed": String(chosenMember === member), title: name },
         letterChip(member), make("span", { class: "name" }, name), make("span", { class: "share" }, percent(mean[member])));
@@ -189,7 +196,7 @@
     if (event.key === "Enter" || event.key === " ") chooseToken(here);
     else if (event.key === "Escape") { hideTip(); return; }
     else if (event.key in steps) {
-      const next = byId(`token-${Math.min(Math.max(steps[event.key], from), to - 1)}`);
+      const next = byId(`token-${clamp(steps[event.key], from, to - 1)}`);
       event.target.tabIndex = -1;
       next.tabIndex = 0;
       next.focus();
@@ -286,7 +293,7 @@
   const MAX_WIDTH = 30000;
   const LETTERED_TOKENS = 1024;
   const grid = {
-    width: tokens <= LETTERED_TOKENS ? 16 : Math.max(3, Math.min(8, Math.floor(MAX_WIDTH / tokens))),
+    width: tokens <= LETTERED_TOKENS ? 16 : clamp(Math.floor(MAX_WIDTH / tokens), 3, 8),
     height: 16,
     layer: 0,
     token: 0,
@@ -344,8 +351,9 @@
     const canvas = byId("grid-cells");
     const cellAt = (event) => {
       const box = canvas.getBoundingClientRect();
-      const limit = (value, most) => Math.min(Math.max(Math.floor(value), 0), most - 1);
-      return [limit((event.clientY - box.top) / grid.height, trace.layers.length), limit((event.clientX - box.left) / grid.width, tokens)];
+      const layer = Math.floor((event.clientY - box.top) / grid.height);
+      const token = Math.floor((event.clientX - box.left) / grid.width);
+      return [clamp(layer, 0, trace.layers.length - 1), clamp(token, 0, tokens - 1)];
     };
     canvas.addEventListener("pointermove", (event) => {
       const [layer, token] = cellAt(event);
@@ -367,8 +375,7 @@
       const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
       if (!step) return;
       event.preventDefault();
-      const limit = (value, most) => Math.min(Math.max(value, 0), most - 1);
-      moveCursor(limit(grid.layer + step[0], trace.layers.length), limit(grid.token + step[1], tokens));
+      moveCursor(clamp(grid.layer + step[0], 0, trace.layers.length - 1), clamp(grid.token + step[1], 0, tokens - 1));
       byId("grid-cursor").scrollIntoView({ block: "nearest", inline: "nearest" });
     });
   }
@@ -389,7 +396,7 @@
     const chosen = byId("map-tokens").value;
     const [from, to] = { all: [0, tokens], prompt: [0, promptTokens], answer: [promptTokens, tokens] }[chosen];
     const rows = layerShares.map((table) => meanShares(table, from, to));
-    const shown = [...Array(count).keys(), ...(rows.some((row) => row[NONE] > 0.0005) ? [NONE] : [])];
+    const shown = shownMembers(rows);
     const head = make("tr", {}, make("th", { scope: "col" }, "layer"));
     for (const member of shown) {
       head.append(make("th", { scope: "col", title: memberAt(member).name },
