@@ -36,11 +36,13 @@ IDLE_TIMEOUT_SECONDS = 3600
 WRITES = "meteora_writes"
 # Any fixed number: writers of one PostgreSQL database that know it take turns.
 _WRITER_LOCK_KEY = 0x6D65_7465
-# PostgreSQL's codes for a lock and a statement that took longer than they may.
+# PostgreSQL's codes for a lock and a statement that took longer than they may, and for a full disk.
 _LOCK_NOT_AVAILABLE = "55P03"
 _QUERY_CANCELED = "57014"
+_DISK_FULL = "53100"
 _FULL_HINT = "free some space on its disk and give the same command again; nothing was half recorded"
 _DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
+_SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
 
 # An interrupt while a connection closes is raised, and would be logged with a traceback too.
 logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
@@ -75,7 +77,7 @@ def describe_url(url: URL) -> str:
     """The catalog for people: the path of a SQLite file, else the URL without its password."""
     if url.get_backend_name() == "sqlite":
         return url.database or "sqlite://"
-    return url.render_as_string(hide_password=True)
+    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
 
 
 def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
@@ -251,5 +253,12 @@ def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusab
             f"the catalog `{catalog}` cannot be opened for writing: {reason}",
             hint="check the permissions and free space of its folder, or name another with `--home`",
         )
-    hints: dict[int | None, str] = {sqlite3.SQLITE_FULL: _FULL_HINT, sqlite3.SQLITE_IOERR: _DISK_HINT}
-    return CatalogUnusable(f"the catalog `{catalog}` failed: {reason}", hint=hints.get(primary))
+    if primary is None and state is None and not isinstance(error, sqlite3.Error):
+        # The server answers with a code; without one the driver itself did not get that far.
+        return CatalogUnusable(f"the catalog `{catalog}` cannot be reached: {reason}", hint=_SERVER_HINT)
+    hints: dict[object, str] = {
+        sqlite3.SQLITE_FULL: _FULL_HINT,
+        sqlite3.SQLITE_IOERR: _DISK_HINT,
+        _DISK_FULL: _FULL_HINT,
+    }
+    return CatalogUnusable(f"the catalog `{catalog}` failed: {reason}", hint=hints.get(primary or state))
