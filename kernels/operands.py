@@ -94,7 +94,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def multipliable(tensor: Tensor) -> Tensor:
-    """Return fp16 as fp32: z would overflow it, and CPUs multiply it an element at a time."""
+    """Return fp16 as fp32: z would overflow it, and CPUs without arithmetic for it are slow at it."""
     return tensor.to(multiplied_dtype(tensor.dtype))
 
 
