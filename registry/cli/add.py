@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...schemas.errors import MeteoraError, UsageError
+from ...schemas.errors import UsageError
 from ...schemas.finding import Finding, Severity
 from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
 from ..home import Home
-from .failures import DONE, report_failure, worst_code
+from .failures import reported, worst_code
 from .output import escape, print_json, print_line, print_remark, to_json
 from .parameters import examples, format_option, pass_home
 from .progress import progress_bar, step_bar
@@ -144,15 +144,11 @@ def _add_each(
     if collection is not None and hub is not None:
         sources = [*sources, *map(HubSource, hub.list_collection(collection))]
     for source in sources:
-        try:
+        with reported(codes):
             if isinstance(source, FolderSource):
                 yield _add_folder(catalog, home, source.path, options)
             elif hub is not None:
                 yield from _add_repository(catalog, home, hub, source, options, codes)
-        except (MeteoraError, OSError) as error:
-            codes.append(report_failure(error))
-        else:
-            codes.append(DONE)
 
 
 def _add_folder(catalog: Catalog, home: Home, folder: Path, options: AddOptions) -> Addition:
@@ -177,22 +173,19 @@ def _add_repository(
 
     listing, candidates = find_adapters(hub, source, every=options.every)
     for candidate in candidates:
-        try:
-            with step_bar() as advance:
-                yield add_from_hub(
-                    catalog,
-                    home.store,
-                    hub,
-                    listing,
-                    candidate,
-                    name=options.name,
-                    base=options.base,
-                    tags=options.tags,
-                    max_bytes=options.max_bytes or DEFAULT_MAX_BYTES,
-                    advance=advance,
-                )
-        except (MeteoraError, OSError) as error:
-            codes.append(report_failure(error))
+        with reported(codes), step_bar() as advance:
+            yield add_from_hub(
+                catalog,
+                home.store,
+                hub,
+                listing,
+                candidate,
+                name=options.name,
+                base=options.base,
+                tags=options.tags,
+                max_bytes=options.max_bytes or DEFAULT_MAX_BYTES,
+                advance=advance,
+            )
 
 
 def _size_of(folder: Path) -> int:

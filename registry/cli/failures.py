@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -44,6 +45,17 @@ def report_failure(error: Exception) -> int:
                 hint=f"run it again with {DEBUG_VARIABLE}=1 and report the traceback",
             )
             return USAGE
+
+
+@contextmanager
+def reported(codes: list[int]) -> Iterator[None]:
+    """One try of a batch: its exit code goes to ``codes``, and what went wrong to stderr."""
+    try:
+        yield
+    except (MeteoraError, OSError) as error:
+        codes.append(report_failure(error))
+    else:
+        codes.append(DONE)
 
 
 def worst_code(codes: Iterable[int]) -> int:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...schemas.errors import MeteoraError, UsageError
+from ...schemas.errors import UsageError
 from ...schemas.names import check_repository
 from ..home import Home
-from .failures import DONE, report_failure, worst_code
+from .failures import reported, worst_code
 from .output import describe_bytes, print_json, print_line, print_remark, print_table
 from .parameters import examples, format_option, pass_home
 
@@ -70,17 +70,13 @@ def _add(home: Home, hub: Hub, matches: list[Match], chosen: tuple[int, ...]) ->
 
     if max(chosen) > len(matches):
         raise UsageError(f"the list has {len(matches)} adapters, found `--add {max(chosen)}`")
-    codes = []
+    codes: list[int] = []
     with Catalog.open(home) as catalog:
         for match in (matches[number - 1] for number in chosen):
-            try:
+            with reported(codes):
                 if match.place is None:
                     raise UsageError(f"`{match.repository}` cannot be added: {match.problem}")
                 addition = add_from_hub(catalog, home.store, hub, *match.place)
-            except (MeteoraError, OSError) as error:
-                codes.append(report_failure(error))
-            else:
-                codes.append(DONE)
                 verb = "added" if addition.created else "already there"
                 print_line(f"{verb}: {addition.version.source} ({addition.version.verdict})")
     return worst_code(codes)
