@@ -5,7 +5,6 @@ Nothing is downloaded but lists of files, and the config where that changed; not
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,8 +12,8 @@ from pathlib import PurePosixPath
 
 from ...schemas.bundle import CONFIG_FILE
 from ...schemas.document import MAX_CONFIG_BYTES, load_json
-from ...schemas.errors import HubNotFound, HubRefused, InvalidDocument
-from ...schemas.names import CatalogSource, HubSource
+from ...schemas.errors import HubNotFound, HubRefused, InvalidDocument, UsageError
+from ...schemas.names import CatalogSource, HubSource, parse_repository
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..hub.client import Hub
@@ -22,7 +21,6 @@ from ..hub.download import read_small_file
 from ..hub.listing import Listing, RemoteFile, digest_file
 from ..store import Store
 
-_ORIGIN = re.compile(r"hf://(?P<repository>[^@/]+/[^@/]+)@(?P<commit>[^/]+)(/(?P<folder>.+))?")
 _MAX_SHOWN = 80
 
 
@@ -82,10 +80,12 @@ def check_freshness(store: Store, hub: Hub, version: AdapterVersion) -> Freshnes
 
 
 def _read_origin(version: AdapterVersion) -> HubSource:
-    found = _ORIGIN.fullmatch(version.origin.location)
-    if found is None:
-        raise HubRefused(f"`{version.source}` came from `{version.origin.location}`, which cannot be read")
-    return HubSource(found["repository"], found["commit"], found["folder"])
+    try:
+        return parse_repository(version.origin.location)
+    except UsageError as error:
+        raise HubRefused(
+            f"`{version.source}` came from `{version.origin.location}`, which cannot be read"
+        ) from error
 
 
 def _path(folder: str | None, name: str) -> str:
