@@ -12,7 +12,7 @@ Shapes legend, used by all modules of this folder:
 
 Storage is flat: ``A [N, h]`` and ``Bt [N, D]`` (B transposed), the rows of adapter ``i`` being
 ``offsets[i] : offsets[i + 1]`` of both. Adapter ``i`` contributes ``scaling[i] * (x A_i^T) Bt_i``; the
-scaling stays a Python float until it meets an fp32 product, so no cast ever rounds it.
+scaling stays a Python float until it meets an fp32 product, so that no cast of the experts rounds it.
 """
 
 from __future__ import annotations
