@@ -2,9 +2,9 @@
 
 The base layer is a black box that is called and added to: ``nn.Linear``, transformers' ``Conv1D`` and any
 quantised linear look the same from here, and the adapters' A and B are never transposed with the base's
-weight. Tensors are kept per bundle under PEFT's adapter name; everything that must not be cast (ranks,
-scalings, k, T) stands in a plan beside them. The tensors keep the dtypes of the bundle whatever casts the
-model: A and B the members', the gate float32.
+weight. Tensors are kept per bundle under PEFT's adapter name; what must not be cast stands beside them, ranks
+and scalings in a plan, k and T in the router's rule. The tensors keep the dtypes of the bundle whatever
+casts the model: A and B the members', the gate float32.
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ class LayerPlan:
     """What one bundle's config says of one module."""
 
     layout: ModuleLayout
-    members: tuple[str, ...]
-    top_k: int
-    temperature: float
     gate_kind: str
     gate_eps: float
     gate_bias: bool
@@ -53,9 +50,6 @@ class LayerPlan:
         """The plan of the module at ``path``."""
         return cls(
             layout=bundle.layouts[path],
-            members=bundle.names,
-            top_k=bundle.top_k,
-            temperature=bundle.temperature,
             gate_kind=bundle.gate.kind,
             gate_eps=bundle.gate.eps,
             gate_bias=bundle.gate.bias,
@@ -64,14 +58,15 @@ class LayerPlan:
 
     def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
         """The shape of each of the module's tensors, by tensor name."""
+        members = len(self.layout.ranks)
         shapes: dict[str, tuple[int, ...]] = {
             TENSOR_A: (self.layout.rows, in_features),
             TENSOR_B: (self.layout.rows, out_features),
         }
         if self.has_gate:
-            shapes[TENSOR_GATE] = (len(self.members), in_features)
+            shapes[TENSOR_GATE] = (members, in_features)
         if self.has_gate and self.gate_bias:
-            shapes[TENSOR_GATE_BIAS] = (len(self.members),)
+            shapes[TENSOR_GATE_BIAS] = (members,)
         return shapes
 
 

@@ -110,7 +110,7 @@ def capture_layers(model: nn.Module) -> Iterator[Capture]:
 def reference_output(capture: Capture) -> Tensor:
     """The layer's output with routing and experts in float64, from the definition."""
     layer, x = capture.layer, capture.x.double()
-    plan = layer.meteora_plans["default"]
+    plan, rule = layer.meteora_plans["default"], layer.meteora_routers["default"].rule
     gate = layer.meteora_gate["default"].double()
     logits = x @ gate.T
     if plan.gate_kind == "absolute":
@@ -120,7 +120,7 @@ def reference_output(capture: Capture) -> Tensor:
     if plan.gate_bias:
         logits = logits + layer.meteora_gate_bias["default"].double()
     kept, selection = logits.sort(dim=-1, descending=True, stable=True)
-    weights = torch.softmax(kept[..., : plan.top_k] / plan.temperature, dim=-1)
+    weights = torch.softmax(kept[..., : rule.top_k] / rule.temperature, dim=-1)
     A, Bt = layer.meteora_A["default"], layer.meteora_B["default"]
     delta = reference_routed_lora(
         capture.x.to(A.dtype),
@@ -128,7 +128,7 @@ def reference_output(capture: Capture) -> Tensor:
         Bt,
         plan.layout.offsets,
         plan.layout.scalings,
-        selection[..., : plan.top_k],
+        selection[..., : rule.top_k],
         weights,
     )
     return layer.base_layer(capture.x).double() + delta
