@@ -24,7 +24,7 @@ from ...schemas.statistics import (
     StatisticsMember,
     TokenSettings,
 )
-from .inputs import ModuleInput, find_inputs
+from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, split_inputs
 from .sequences import (
     Batch,
@@ -144,11 +144,12 @@ def fit_gates(
         advance: told how far it got.
 
     Raises:
-        UsageError: the model carries adapters.
+        UsageError: the model carries adapters, or a module has more inputs than a gate can be fitted for.
         BundleRefused: the base does not fit the bundle's modules.
         DataRefused: a member has no data, the data are too short, or the statistics do not fit.
         SourceUnreadable: the statistics cannot be read or written.
     """
+    check_plain(base)
     options = _within_context(options or FitOptions(), base)
     inputs = find_inputs(base, config.target_modules)
     _check_features(inputs)

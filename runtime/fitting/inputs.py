@@ -57,20 +57,27 @@ def find_inputs(base: PreTrainedModel, paths: Sequence[str]) -> tuple[ModuleInpu
     )
 
 
+def check_plain(base: nn.Module) -> None:
+    """Pass if no adapter is on the base.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for path, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            raise UsageError(
+                f"`{path}` carries an adapter, expected the plain base",
+                hint="gates are fitted on what the base alone computes: load it anew",
+            )
+
+
 def check_shapes(base: nn.Module, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Pass if the base has every module of a bundle with these ``(in, out)`` features.
 
     Raises:
-        UsageError: the model carries adapters already.
         BundleRefused: it lacks a module, or one has other features.
     """
     modules = dict(base.named_modules())
-    carrier = next((path for path, module in modules.items() if isinstance(module, BaseTunerLayer)), None)
-    if carrier is not None:
-        raise UsageError(
-            f"`{carrier}` carries an adapter, expected the plain base",
-            hint="gates are fitted on what the base alone computes: load it anew",
-        )
     for path, (in_features, out_features) in shapes.items():
         if path not in modules:
             raise BundleRefused(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from meteora_registry.kernels.routing import gate_logits
@@ -396,14 +397,12 @@ def test_a_base_that_overflows_is_refused(config: BundleConfig, data: dict[str, 
     assert str(caught.value) == "the moments of the input of `model.layers.0.mlp.down_proj` are not finite"
 
 
-def test_a_base_with_an_adapter_is_refused() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    from meteora_registry.runtime.fitting import check_shapes
-
-    model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj"]))
-    with pytest.raises(UsageError, match="carries an adapter, expected the plain base"):
-        check_shapes(model, {})
+def test_a_base_with_an_adapter_is_refused(config: BundleConfig, data: dict[str, TaskData]) -> None:
+    base = tiny_llama()
+    base.add_adapter(LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(UsageError) as caught:
+        fit_gates(base, tiny_tokenizer(), config, data)
+    assert str(caught.value) == f"`{LAYER}.self_attn.q_proj` carries an adapter, expected the plain base"
 
 
 def test_conv1d_and_a_bfloat16_base_are_fitted(tmp_path: Path) -> None:
