@@ -36,7 +36,7 @@ class Bundle:
     @property
     def gate_is_fitted(self) -> bool:
         """Whether somebody fitted the gate; if not, whoever shows the bundle says so."""
-        return self.config.gate.fitted != names.NOT_FITTED
+        return self.config.gate.is_fitted
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def _facts(bundle: Bundle, rank: int, losses: Sequence[str]) -> dict[str, object
         "top_k": config.top_k,
         "temperature": config.temperature,
         "padded_rank": rank,
-        "gate": "not fitted" if not bundle.gate_is_fitted else config.gate.model_dump(mode="json")["fitted"],
+        "gate": config.gate.model_dump(mode="json")["fitted"],
         # What ``import`` asks for: a rank that no module's factors go beyond, and the alpha to it.
         "members": [
             {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..inspection.adapter import inspect_files
-from ..schemas.bundle import NOT_FITTED, BundleConfig
+from ..schemas.bundle import BundleConfig
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import ManifestMember
@@ -103,7 +103,7 @@ def check_initial_gate(
 ) -> list[str]:
     """Whether a gate that nobody fitted has the values its initialisation gives; problems in words."""
     initialisation = config.gate.initialisation
-    if config.gate.fitted != NOT_FITTED or initialisation is None or not config.has_gate(path):
+    if config.gate.is_fitted or initialisation is None or not config.has_gate(path):
         return []
     if initialisation.method == "normal":
         expected = normal_gate(path, len(config.members), gate.shape[1], seed=initialisation.seed)

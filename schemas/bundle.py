@@ -171,6 +171,11 @@ class Gate(Document):
     fitted: Literal["not fitted"] | Fitting
 
     @property
+    def is_fitted(self) -> bool:
+        """Whether somebody fitted the values, here or elsewhere; if not, they are an initialisation's."""
+        return self.fitted != NOT_FITTED
+
+    @property
     def features(self) -> tuple[str, ...]:
         """What a reader of a bundle with this gate must know, sorted."""
         needed = {
@@ -207,7 +212,7 @@ class Gate(Document):
 
     @model_validator(mode="after")
     def _check_values_are_accounted_for(self) -> Self:
-        if self.fitted != NOT_FITTED:
+        if self.is_fitted:
             return self
         if self.initialisation is None:
             raise ValueError("a gate that is not fitted states its initialisation, found none")

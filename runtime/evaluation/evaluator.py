@@ -9,7 +9,6 @@ from importlib.metadata import version
 
 import torch
 
-from ...schemas.bundle import NOT_FITTED
 from ...schemas.evaluation import UNROUTED, Evaluation, Mode, ModeScore, TaskScore
 from ..fitting import TaskData, context_of
 from ..loading import LoadedBundle
@@ -61,7 +60,7 @@ def evaluate(
         base=config.base_model_name_or_path,
         members=config.names,
         scope=config.gate.scope,
-        gate_fitted=config.gate.fitted != NOT_FITTED,
+        gate_fitted=config.gate.is_fitted,
         tasks=tuple(task.description for task in tasks),
         modes=tuple(evaluator.score(mode) for mode in options.modes),
         batch_size=options.batch_size,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ...kernels.routing import Routing
-from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import UsageError
 from ...schemas.trace import (
     MAX_TRACE_ENTRIES,
@@ -63,7 +62,7 @@ def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str
         scope=router.rule.scope,
         top_k=router.rule.top_k,
         temperature=router.rule.temperature,
-        gate_fitted=loaded.config.gate.fitted != NOT_FITTED,
+        gate_fitted=loaded.config.gate.is_fitted,
         members=loaded.config.names,
         tokens=tuple(
             TraceToken(id=token, text=text, generated=place >= prompt_tokens)

@@ -97,6 +97,11 @@ def test_import_gives_back_what_was_exported(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert open_bundle(again).config.layouts == open_bundle(bundle).config.layouts
     assert open_bundle(again).gate_is_fitted
+    export_official(again, tmp_path / "twice")
+    gates = [
+        json.loads((tmp_path / name / "export.json").read_bytes())["gate"] for name in ("export", "twice")
+    ]
+    assert gates == ["not fitted", {"method": "imported", "data": []}]
 
 
 def test_import_takes_what_the_export_states_for_members_with_patterns(
