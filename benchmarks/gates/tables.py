@@ -84,7 +84,7 @@ def fits(rows: Iterable[Row]) -> list[str]:
 
 def single(rows: Sequence[Row]) -> list[str]:
     """Return the table of one set of isolated items, every way beside the oracle."""
-    oracle = next((row for row in rows if row["way"] == "oracle"), None)
+    oracle = oracle_of(rows)
     if oracle is None:
         return ["Not measured."]
     lines = table(
@@ -102,7 +102,7 @@ def single(rows: Sequence[Row]) -> list[str]:
                 with_interval(ratio(row, oracle), interval_of(row, oracle)),
                 f"{least} {percent(float(parts[least]))}",
                 percent(float(np.mean(decided))) if decided else "",
-                percent(row["served_rightly"]) if row["served_rightly"] is not None else "",
+                tokens_rightly(row),
             )
         )
     return [f"{oracle['texts']} items.", "", *lines, "", *tasks_table(rows)]
@@ -120,7 +120,7 @@ def tasks_table(rows: Sequence[Row]) -> list[str]:
 
 def composite(rows: Sequence[Row]) -> list[str]:
     """Return the table of one set of composite prompts."""
-    oracle = next((row for row in rows if row["way"] == "oracle"), None)
+    oracle = oracle_of(rows)
     if oracle is None:
         return ["Not measured."]
     lines = table("served by", "segments right", "of the oracle", "whole prompts right", "tokens rightly")
@@ -131,7 +131,7 @@ def composite(rows: Sequence[Row]) -> list[str]:
                 with_interval(mean_of(row), interval_of(row)),
                 with_interval(ratio(row, oracle), interval_of(row, oracle)),
                 percent(whole_of(row)),
-                percent(row["served_rightly"]) if row["served_rightly"] is not None else "",
+                tokens_rightly(row),
             )
         )
     segments = sum(map(len, oracle["right"]))
@@ -140,11 +140,12 @@ def composite(rows: Sequence[Row]) -> list[str]:
 
 def outside(rows: Sequence[Row]) -> list[str]:
     """Return how often the base alone serves, of foreign prompts and of the tasks' own, by threshold."""
-    lines = table("threshold", *(label for label, _ in _confidences(rows)))
-    if len(lines) == 2 and lines[0].count("|") == 2:
+    confidences = _confidences(rows)
+    if not confidences:
         return ["Not measured."]
+    lines = table("threshold", *(label for label, _ in confidences))
     for threshold in THRESHOLDS:
-        cells = (np.mean([each < (threshold or 0) for each in found]) for _, found in _confidences(rows))
+        cells = (np.mean([each < (threshold or 0) for each in found]) for _, found in confidences)
         lines.append(line("none" if threshold is None else threshold, *(percent(float(c)) for c in cells)))
     served = [
         line(row["form"], row["abstain"] or "none", percent(float(np.mean(row["as_base"]))))
@@ -176,7 +177,7 @@ def draw(rows: Sequence[Row], plot: Path) -> None:
     figure, axes = plt.subplots(1, len(sets), figsize=(11, 3.6), layout="constrained")
     for axis, name in zip(axes, sets, strict=True):
         found = scores(rows, "test", name)
-        oracle = next((row for row in found if row["way"] == "oracle"), None)
+        oracle = oracle_of(found)
         axis.set_title(name)
         if oracle is None:
             continue
@@ -202,6 +203,17 @@ def table(*headings: str) -> list[str]:
 def line(*cells: object) -> str:
     """Return one line of a table."""
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def oracle_of(rows: Iterable[Row]) -> Row | None:
+    """Return the oracle's row of one set, None before it was measured."""
+    return next((row for row in rows if row["way"] == "oracle"), None)
+
+
+def tokens_rightly(row: Row) -> str:
+    """Return the cell of the tokens that were served by their own member; empty where nothing was routed."""
+    served = row["served_rightly"]
+    return "" if served is None else percent(served)
 
 
 def ratio(row: Row, oracle: Row) -> float:
