@@ -19,7 +19,7 @@ from benchmarks.gates.measure import Measurement, Sizes
 from benchmarks.gates.prompts import composites, pieces_of, prompt_of, response_of
 from benchmarks.gates.rows import by_task, interval_of, mean_of, read_rows, whole_of
 from benchmarks.gates.scoring import EncodedText, encode_text, pad_left, score_texts
-from benchmarks.gates.tables import END, START, sections, write_tables
+from benchmarks.gates.tables import END, PAGE, START, sections, write_tables
 from benchmarks.gates.tasks import TASK_NAMES, TASKS, spell, split_of
 from benchmarks.gates.training import IGNORED, RECIPES, pack, samples_of
 from benchmarks.gates.ways import Models, Way, served
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::meteora_registry.runtime.GateNotFittedWarning",
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
 )
+ROOT = Path(__file__).parents[2]
 POOLS = {task.name: task.items("train", 20, 0) for task in TASKS}
 
 
@@ -107,6 +108,12 @@ def test_tables_follow_from_rows(measured: Measurement, tmp_path: Path) -> None:
     assert plot.stat().st_size > 1000
     write_tables(measured.rows, page, plot)
     assert page.read_text() == text
+
+
+@pytest.mark.parametrize("name", sections([]))
+def test_page_has_what_the_committed_rows_say(name: str) -> None:
+    lines = sections(read_rows(ROOT / measure.ROWS))[name]
+    assert "\n".join([START.format(name), *lines, END]) in (ROOT / PAGE).read_text(encoding="utf-8")
 
 
 def test_oracle_of_one_item_is_its_adapter_alone(measured: Measurement, base: Path) -> None:
