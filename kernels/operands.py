@@ -57,8 +57,8 @@ def check_experts(x: Tensor, A: Tensor, Bt: Tensor, offsets: Sequence[int]) -> N
         raise ValueError("`A` or `Bt` is a strided view, expected contiguous rows; call `.contiguous()` once")
 
 
-def check_gate_serves(gate: Tensor, x: Tensor, *, adapters: int) -> None:
-    """Refuse a gate [L, h] that chooses among other adapters than there are, or stands elsewhere.
+def check_gate_serves(gate: Tensor, bias: Tensor | None, x: Tensor, *, adapters: int) -> None:
+    """Refuse a gate [L, h] that chooses among other adapters than there are, or stands elsewhere than x.
 
     Raises:
         ValueError: naming both numbers, or both devices.
@@ -71,6 +71,8 @@ def check_gate_serves(gate: Tensor, x: Tensor, *, adapters: int) -> None:
         raise ValueError("`gate` is a strided view, expected contiguous rows; call `.contiguous()` once")
     if gate.device != x.device:
         _refuse_devices(x, gate=gate)
+    if bias is not None and bias.device != x.device:
+        _refuse_devices(x, bias=bias)
 
 
 def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:

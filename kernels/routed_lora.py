@@ -130,7 +130,7 @@ def gated_lora_(
         layout_of(offsets, scaling)
     check_experts(x, A, Bt, offsets)
     check_gate(x, gate.weight, gate.bias, gate.kind)
-    check_gate_serves(gate.weight, x, adapters=len(scaling))
+    check_gate_serves(gate.weight, gate.bias, x, adapters=len(scaling))
     check_top_k(gate.weight.shape[:1], gate.k, gate.temperature)
     check_output(out, x, Bt)
     of_gate = (gate.weight,) if gate.bias is None else (gate.weight, gate.bias)

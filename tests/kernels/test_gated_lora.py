@@ -60,6 +60,14 @@ REFUSALS: dict[str, tuple[Callable[[], Gate], str]] = {
         lambda: gate_of(k=4),
         "k is 4 for logits [3], expected 1 to the number of adapters, the last dimension",
     ),
+    "device": (
+        lambda: Gate(torch.zeros(3, 16, device="meta"), None, "linear", 2),
+        "`gate` is on meta and `x` on cpu, expected one device",
+    ),
+    "bias-device": (
+        lambda: Gate(torch.zeros(3, 16), torch.zeros(3, device="meta"), "linear", 2),
+        "`bias` is on meta and `x` on cpu, expected one device",
+    ),
     "strided": (
         lambda: Gate(torch.zeros(16, 3).T, None, "linear", 2),
         "`gate` is a strided view, expected contiguous rows; call `.contiguous()` once",
