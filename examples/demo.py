@@ -1,4 +1,4 @@
-"""From three LoRA adapters to one verified bundle that PEFT loads: the whole way, in three minutes.
+"""From three LoRA adapters to one verified bundle that PEFT loads: the whole way.
 
 Makes a tiny Llama from a seed, trains three PEFT adapters on it (different rank, scaling and
 targets), and runs the real command line: add, list, fuse, verify. Then loads the bundle through PEFT
