@@ -1,8 +1,8 @@
 """``add`` from the Hub: pinned to a commit, judged by config and header, and only then downloaded.
 
 The order is the point: revision to commit, list of files, sizes, config and header by range requests,
-verdict; a broken adapter costs about a hundred kilobytes. The weights come last, and what is
-catalogued are the bytes that the Hub lists for that commit.
+verdict; a broken adapter costs no more than its config and the beginning of its weights. The weights come
+last, and what is catalogued are the bytes that the Hub lists for that commit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..hub.download import download_files, outline_adapter
 from ..hub.listing import Candidate, Listing
 from ..store import Store
 from .add import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
-from .steps import Advance
+from .steps import Advance, chunks_of
 
 DEFAULT_MAX_BYTES = 5_000_000_000
 _SHOWN_CANDIDATES = 20
@@ -156,15 +156,7 @@ def _download_and_add(
         if file in candidate.files and candidate.files[file].size_bytes <= MAX_TEXT_BYTES
     ]
     files = {file: candidate.files[file] for file in (CONFIG_FILE, WEIGHTS_FILE, *texts)}
-    total = sum(file.size_bytes for file in files.values())
-    done = 0
-
-    def count(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        if advance is not None:
-            advance(f"checking {name}", done, total)
-
+    count = chunks_of(advance, f"checking {name}", sum(file.size_bytes for file in files.values()))
     with tempfile.TemporaryDirectory(prefix="meteora-add-") as scratch:
         folder = Path(scratch)
         download_files(hub, found.listing, files, folder, advance=count)

@@ -33,7 +33,7 @@ from .add import add_folder
 from .bundle_folder import find_member, register_bundle
 from .fuse import check_no_adapter_has
 from .source_record import require_source_record
-from .steps import Advance, step_of
+from .steps import Advance, chunks_of, step_of
 
 DEFAULT_MAX_BYTES = 50_000_000_000
 _MAX_CONFIG_BYTES = 64 << 20
@@ -207,14 +207,7 @@ def _fetch(
             f"{remote} has {total} bytes, the limit is {max_bytes}; its weights were not downloaded",
             hint="raise the limit with `--max-bytes`",
         )
-    done = 0
-
-    def count(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        if advance is not None:
-            advance("checking", done, total)
-
+    count = chunks_of(advance, "checking", total)
     small = {name: file for name, file in found.items() if file.sha256 is None}
     large = {name: file for name, file in found.items() if name not in small}
     folder.mkdir(exist_ok=True)

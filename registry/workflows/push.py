@@ -19,7 +19,7 @@ from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
 from ..hub.client import Hub
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
-from .steps import Advance
+from .steps import Advance, chunks_of
 
 # What the Hub or git puts there; never touched.
 _FOREIGN = frozenset({".gitattributes", ".gitignore"})
@@ -76,14 +76,7 @@ class PushOptions:
 
 def digest_files(files: Mapping[str, Path], advance: Advance | None = None) -> dict[str, FileDigests]:
     """The digests of local files, by the same keys."""
-    total, done = sum(path.stat().st_size for path in files.values()), 0
-
-    def count(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        if advance is not None:
-            advance("hashing", done, total)
-
+    count = chunks_of(advance, "hashing", sum(path.stat().st_size for path in files.values()))
     return {name: digest_file(path, count) for name, path in files.items()}
 
 
