@@ -15,6 +15,7 @@ from ...schemas.digest import Digest
 from ...schemas.names import HubSource
 
 _CHUNK_BYTES = 1 << 20
+_FOREIGN = frozenset({".gitattributes", ".gitignore"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,11 @@ class Listing:
     def find(self, path: str) -> RemoteFile | None:
         """The file at a path, if there is one."""
         return next((file for file in self.files if file.path == path), None)
+
+    @property
+    def own_files(self) -> tuple[RemoteFile, ...]:
+        """The files without those that the Hub or git puts there."""
+        return tuple(file for file in self.files if file.path not in _FOREIGN)
 
     @property
     def is_bundle(self) -> bool:

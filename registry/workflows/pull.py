@@ -37,8 +37,6 @@ from .steps import Advance, chunks_of, step_of
 
 DEFAULT_MAX_BYTES = 50_000_000_000
 _MAX_CONFIG_BYTES = 64 << 20
-# What the Hub or git puts beside a bundle's files.
-_FOREIGN = frozenset({".gitattributes", ".gitignore"})
 _NO_RECORD = "ask whoever pushed it to push it with `meteora-registry push`, which requires the record"
 
 
@@ -71,8 +69,8 @@ class RemoteBundle:
     @property
     def ignored(self) -> tuple[str, ...]:
         """The repository's files that the manifest does not list."""
-        own = {*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE, *_FOREIGN}
-        return tuple(file.path for file in self.listing.files if file.path not in own)
+        listed = {*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE}
+        return tuple(file.path for file in self.listing.own_files if file.path not in listed)
 
 
 def pull(

@@ -21,8 +21,6 @@ from ..hub.client import Hub
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
 from .steps import Advance, chunks_of
 
-# What the Hub or git puts there; never touched.
-_FOREIGN = frozenset({".gitattributes", ".gitignore"})
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
 
@@ -145,7 +143,7 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
 
 def find_changes(listing: Listing, upload: Upload) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The paths to add and the paths to delete, so that the repository holds exactly the upload."""
-    remote = {file.path: file for file in listing.files if file.path not in _FOREIGN}
+    remote = {file.path: file for file in listing.own_files}
     add = tuple(sorted(path for path, own in upload.digests.items() if not _is_there(remote.get(path), own)))
     return add, tuple(sorted(set(remote) - set(upload.files)))
 
@@ -157,9 +155,7 @@ def _is_there(file: RemoteFile | None, own: FileDigests) -> bool:
 def _check_owner(listing: Listing, upload: Upload) -> None:
     if listing.is_bundle and upload.holds_bundle:
         return
-    strangers = sorted(
-        file.path for file in listing.files if file.path not in _FOREIGN | upload.replaces | {CARD_FILE}
-    )
+    strangers = sorted({file.path for file in listing.own_files} - upload.replaces - {CARD_FILE})
     if strangers or listing.is_bundle:
         shown = ", ".join(f"`{path}`" for path in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
         raise HubRefused(
