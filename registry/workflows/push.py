@@ -40,11 +40,6 @@ class Upload:
     replaces: frozenset[str]
     holds_bundle: bool
 
-    @property
-    def size_bytes(self) -> int:
-        """The size of all files."""
-        return sum(each.size_bytes for each in self.digests.values())
-
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
@@ -129,7 +124,7 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
     if pushed.commit is None or not (pushed.added or pushed.deleted):
         return ()
     if isinstance(source, Path):
-        manifest_sha256 = Digest.of_bytes((source / MANIFEST_FILE).read_bytes())
+        manifest_sha256 = Digest.of_file(source / MANIFEST_FILE)
         versions = catalog.find_bundles_in(source.resolve(), manifest_sha256)
     else:
         versions = (source,)
