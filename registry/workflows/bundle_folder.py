@@ -1,8 +1,9 @@
-"""A new bundle's last steps, whichever workflow made it: into its folder only verified, then catalogued."""
+"""A new bundle, whichever workflow makes it: its name, its folder only when it verified, then the catalog."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ...fuser.bundle import open_bundle
@@ -11,8 +12,9 @@ from ...fuser.verify import write_record
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json, load_json
-from ...schemas.errors import FuseRefused, MeteoraError
+from ...schemas.errors import AlreadyInCatalog, FuseRefused, MeteoraError, NotInCatalog
 from ...schemas.manifest import Manifest, ManifestMember
+from ...schemas.names import CatalogSource
 from ...schemas.verification import Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
@@ -22,6 +24,19 @@ _HINTS = {
     Outcome.FAIL: "nothing was catalogued; if it was just written, the disk or meteora-registry is at fault",
     Outcome.INCONCLUSIVE: "nothing was catalogued; what is missing can be added with `meteora-registry add`",
 }
+
+
+def check_no_adapter_has(catalog: Catalog, name: str) -> None:
+    """Pass if a bundle may have the name; asked before anything is written, and again when registering.
+
+    Raises:
+        AlreadyInCatalog: an adapter has it.
+    """
+    with suppress(NotInCatalog):
+        if isinstance(catalog.find_any(CatalogSource(name)), AdapterVersion):
+            raise AlreadyInCatalog(
+                f"the name `{name}` is taken by an adapter", hint="choose another with `--name`"
+            )
 
 
 def write_verified(

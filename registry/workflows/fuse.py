@@ -7,7 +7,6 @@ into place, and the catalog learns of it last.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,7 @@ from ...fuser.member import Member
 from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
 from ...fuser.verify import MemberFiles, verify_bundle
 from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
-from ...schemas.errors import AlreadyInCatalog, NotInCatalog
-from ...schemas.names import CatalogSource, check_name, parse_catalog_source, suggest_name
+from ...schemas.names import check_name, parse_catalog_source, suggest_name
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
 from ...schemas.verification import Level, VerificationRecord
@@ -26,7 +24,7 @@ from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..store import Store
 from .add import check_base
 from .base import read_base_modules
-from .bundle_folder import register_bundle, write_verified
+from .bundle_folder import check_no_adapter_has, register_bundle, write_verified
 from .member import open_member
 from .steps import Advance, step_of
 
@@ -148,16 +146,3 @@ def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> Verifi
         renamed=prepared.renamed,
         progress=step_of(advance, "verifying"),
     )
-
-
-def check_no_adapter_has(catalog: Catalog, name: str) -> None:
-    """Pass if a bundle may have the name; asked before anything is written, and again when registering.
-
-    Raises:
-        AlreadyInCatalog: an adapter has it.
-    """
-    with suppress(NotInCatalog):
-        if isinstance(catalog.find_any(CatalogSource(name)), AdapterVersion):
-            raise AlreadyInCatalog(
-                f"the name `{name}` is taken by an adapter", hint="choose another with `--name`"
-            )

@@ -41,8 +41,7 @@ from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
 from ..store import Store
-from .bundle_folder import find_member, register_bundle, write_verified
-from .fuse import check_no_adapter_has
+from .bundle_folder import check_no_adapter_has, find_member, register_bundle, write_verified
 from .loading import load_base
 from .member import stored_sources
 from .result_file import check_writable
