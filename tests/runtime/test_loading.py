@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
+    logits_of,
     make_adapter,
     make_llama_adapters,
     save_base,
-    some_tokens,
     tiny_gpt2,
     tiny_llama,
 )
@@ -52,7 +52,7 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     folder = tmp_path_factory.mktemp("loading")
     base = save_base(tiny_llama(), folder / "base")
     adapters = make_llama_adapters(folder / "adapters", base=str(base))
@@ -60,7 +60,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         dtype: write_bundle(folder / f"bundle-{dtype}", adapters, base=str(base), dtype=dtype, gate_bias=True)
         for dtype in DTYPES
     }
-    yield Setting(base, adapters, bundles)
+    return Setting(base, adapters, bundles)
 
 
 def through_peft_model(bundle: Path, base_dtype: torch.dtype, **options: Any) -> nn.Module:
@@ -111,12 +111,6 @@ def assert_same_bytes(found: dict[str, torch.Tensor], expected: dict[str, torch.
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
-
-
-def logits_of(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model.eval()(some_tokens()).logits
-    return logits
 
 
 @every_load

@@ -7,20 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from meteora_registry.runtime import force_adapter, route_as, routing
 from meteora_registry.runtime.scopes.chain import SWITCH_PROBABILITY, filter_chain, smooth_chain
 from meteora_registry.schemas.errors import UsageError
+from support import models
 from support.bundles import write_bundle
-from support.models import (
-    LOADS_UNFITTED,
-    LOADS_WITH_PEFT,
-    make_llama_adapters,
-    tiny_llama,
-)
+from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_llama_adapters, tiny_llama
 from support.routed_reference import PlainBundle, base_evidence
+from support.scopes import loaded
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -88,14 +84,8 @@ def two_tasks(bundle: Path) -> tuple[list[int], list[int], str, str]:
     pytest.fail("no two tokens call for different members, so nothing can be shown")
 
 
-def loaded(bundle: Path) -> PeftModel:
-    return PeftModel.from_pretrained(tiny_llama(), bundle)
-
-
-def logits_of(model: torch.nn.Module, tokens: list[int], **inputs: object) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(torch.tensor([tokens]), **inputs).logits
-    return logits
+def logits_of(model: nn.Module, tokens: list[int], **inputs: object) -> Tensor:
+    return models.logits_of(model, torch.tensor([tokens]), **inputs)
 
 
 def test_segments_of_a_prompt_take_their_members_from_the_first_token(

@@ -116,7 +116,7 @@ def make_llama_adapters(
     }
 
 
-def logits_of(model: nn.Module, tokens: torch.Tensor | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+def logits_of(model: nn.Module, tokens: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
     """The logits of one forward pass over these tokens, ``some_tokens`` unless stated."""
     with torch.no_grad():
         logits: torch.Tensor = model(some_tokens() if tokens is None else tokens, **inputs).logits
