@@ -11,6 +11,7 @@ from pathlib import Path
 from ...schemas.errors import SourceUnreadable, UsageError
 from ..catalog.catalog import Catalog
 from ..store import open_regular_file
+from ..store.blob import flush_folder
 from .steps import Advance, step_of
 
 
@@ -62,10 +63,13 @@ def _new_file(target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}.") as folder:
             path = Path(folder, target.name)
             yield path
-            _flush(path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
             # A link, and no move, for that would replace what has appeared there meanwhile.
             os.link(path, target)
-        _flush(target.absolute().parent)
+        # Some file systems cannot flush a folder.
+        with suppress(OSError):
+            flush_folder(target.absolute().parent)
     except FileExistsError as error:
         raise _is_there(target) from error
     except OSError as error:
@@ -76,13 +80,3 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 def _is_there(target: Path) -> UsageError:
     return UsageError(f"`{target}` is there already", hint="name a file that is not, or move that one away")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # Some file systems cannot flush a folder.
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -279,6 +282,21 @@ def test_an_export_that_fails_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         export_catalog(catalog, tmp_path / "catalog.jsonl", advance=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_file_that_does_not_reach_the_disk_is_not_called_written(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_for_files(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail_for_files)
+    before = sorted(tmp_path.iterdir())
+    for act in (export_catalog, backup_catalog):
+        with pytest.raises(SourceUnreadable, match="cannot be written: input/output error"):
+            act(catalog, tmp_path / "copy")
+        assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_backup_that_sqlite_cannot_write_says_so(home: Home, catalog: Catalog, tmp_path: Path) -> None:
