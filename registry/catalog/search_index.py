@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -34,6 +35,8 @@ from .tables import (
 from .words import words_of
 
 _BATCH = 1000
+# Of versions, by their ids.
+Words = Mapping[int, Sequence[str]]
 
 
 def index_version(session: Session, version_id: int, name: str) -> None:
@@ -42,7 +45,7 @@ def index_version(session: Session, version_id: int, name: str) -> None:
     connection.execute(_update_last(name, is_latest=False))
     row = _rows().where(adapter_versions.c.id == version_id)
     connection.execute(search_adapters.insert().from_select(search_adapters.c.keys(), row))
-    _add_words(connection, _texts().where(adapter_versions.c.id == version_id))
+    _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
 
 
 def index_removal(session: Session, name: str) -> None:
@@ -54,7 +57,7 @@ def index_tags(session: Session, version_id: int) -> None:
     """Make an adapter version findable by the tags that it has now, and no more by those that it had."""
     connection = session.connection()
     connection.execute(delete(search_words).where(search_words.c.version_id == version_id))
-    _add_words(connection, _texts().where(adapter_versions.c.id == version_id))
+    _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
 
 
 def rebuild_index(connection: Connection) -> None:
@@ -62,29 +65,23 @@ def rebuild_index(connection: Connection) -> None:
     connection.execute(delete(search_words))
     connection.execute(delete(search_adapters))
     connection.execute(search_adapters.insert().from_select(search_adapters.c.keys(), _rows()))
-    last = 0
-    while True:
-        batch = _texts().where(adapter_versions.c.id > last).order_by(adapter_versions.c.id).limit(_BATCH)
-        found = _add_words(connection, batch)
-        if found is None:
-            return
-        last = found
+    for words in _all_words(connection):
+        _add(connection, words)
 
 
 def find_index_problems(connection: Connection) -> list[str]:
-    """What the index's rows say of adapters that the other tables do not, and the other way round.
-
-    The words are not compared.
-    """
+    """What the index says of adapters that the other tables do not, and the other way round."""
     missing, wrong = (
         connection.execute(select(func.count()).select_from(except_(first, second).subquery())).scalar_one()
         for first, second in ((_rows(), select(search_adapters)), (select(search_adapters), _rows()))
     )
-    if not missing and not wrong:
-        return []
-    return [
-        f"the search's index lacks {missing} adapter versions as they are, and has {wrong} as they are not"
-    ]
+    problems = []
+    if missing or wrong:
+        found = f"lacks {missing} adapter versions as they are, and has {wrong} as they are not"
+        problems.append(f"the search's index {found}")
+    if misspelt := sum(_count_wrong(connection, words) for words in _all_words(connection)):
+        problems.append(f"the search's index has other words than theirs for {misspelt} adapter versions")
+    return problems
 
 
 def is_latest() -> ColumnElement[bool]:
@@ -138,19 +135,35 @@ def _texts() -> Select[Any]:
     ).select_from(named_adapters.outerjoin(base_models, base_models.c.id == adapter_versions.c.base_model_id))
 
 
-def _add_words(connection: Connection, texts: Select[Any]) -> int | None:
-    """The last version of which words were added; None if there was none."""
+def _all_words(connection: Connection) -> Iterator[Words]:
+    """The words of every version, a thousand versions at a time."""
+    texts = _texts().order_by(adapter_versions.c.id).limit(_BATCH)
+    last = 0
+    while words := _words(connection, texts.where(adapter_versions.c.id > last)):
+        yield words
+        last = max(words)
+
+
+def _words(connection: Connection, texts: Select[Any]) -> Words:
     found = connection.execute(texts).all()
-    if not found:
-        return None
     tags_of = _tags_of(connection, [version_id for version_id, *_ in found])
-    rows = [
-        {"version_id": version_id, "word": word}
-        for version_id, name, *others in found
-        for word in words_of([name, *tags_of[version_id], *others])
-    ]
+    return {
+        version_id: words_of([name, *tags_of[version_id], *others]) for version_id, name, *others in found
+    }
+
+
+def _add(connection: Connection, words: Words) -> None:
+    rows = [{"version_id": version_id, "word": word} for version_id, each in words.items() for word in each]
     connection.execute(insert(search_words), rows)
-    return int(found[-1][0])
+
+
+def _count_wrong(connection: Connection, words: Words) -> int:
+    """How many of these versions the index has other words for."""
+    indexed: defaultdict[int, set[str]] = defaultdict(set)
+    query = select(search_words.c.version_id, search_words.c.word)
+    for version_id, word in connection.execute(query.where(search_words.c.version_id.in_(words))):
+        indexed[version_id].add(word)
+    return sum(indexed[version_id] != set(each) for version_id, each in words.items())
 
 
 def _tags_of(connection: Connection, version_ids: list[int]) -> defaultdict[int, list[str]]:

@@ -303,6 +303,12 @@ def test_an_index_that_differs_from_the_catalog_is_reported(any_catalog: Catalog
     assert schema.find_problems(any_catalog._engine) == [
         "the search's index lacks 1 adapter versions as they are, and has 1 as they are not"
     ]
+    with connection_to(any_catalog._engine, writes=True) as connection:
+        rebuild_index(connection)
+        connection.execute(update(models.SearchWord).where(models.SearchWord.word == "b").values(word="c"))
+    assert schema.find_problems(any_catalog._engine) == [
+        "the search's index has other words than theirs for 1 adapter versions"
+    ]
 
 
 @pytest.mark.parametrize(
