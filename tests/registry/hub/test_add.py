@@ -37,7 +37,7 @@ def test_add_pins_the_commit_and_fetches_only_config_weights_and_texts(
     assert stored.read_bytes() == (legal / WEIGHTS).read_bytes()
 
 
-def test_add_of_the_same_again_fetches_nothing_and_a_new_commit_is_the_next_version(
+def test_add_of_the_same_again_downloads_nothing_and_a_new_commit_is_the_next_version(
     hub: LoopbackHub, here: Workplace, legal: Path, tmp_path: Path
 ) -> None:
     first = hub.repositories["org/legal"].head.oid

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.home import Home
+from meteora_registry.schemas.manifest import Origin
+from support.catalogued import new_adapter
 from support.hub import LoopbackHub
 from support.hub_commands import Workplace
 from support.small_adapters import make_adapter
@@ -63,3 +67,12 @@ def test_refresh_says_what_moved_on_and_what_changed(
     assert here.run("add", "org/changed").out == "added: changed@2 (sound, fusable)\n"
     shown = here.run("refresh", "changed")
     assert shown.out.splitlines()[1].split()[-1] == "current"
+
+
+def test_refresh_says_which_origin_cannot_be_read(here: Workplace) -> None:
+    origin = Origin(kind="hub", location="hf://nothing@abc", commit="abc")
+    with Catalog.open(Home(here.home)) as catalog:
+        catalog.add_version(new_adapter(origin=origin))
+    result = here.run("refresh")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "error: `legal@1` came from `hf://nothing@abc`, which cannot be read\n"
