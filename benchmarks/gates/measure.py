@@ -192,22 +192,18 @@ class Measurement:
             return [encode_text([item], tokenizer) for own in pools.values() for item in own]
         return [encode_text(items, tokenizer) for items in composites(pools, size, count, SEED)]
 
-    def look_outside(self, gates: str, in_domain: Sequence[EncodedText], new_tokens: int = 12) -> None:
+    def look_outside(self, gates: str, in_domain: Sequence[EncodedText]) -> None:
         """Write how sure the prompt's decision is of foreign prompts and of its own, unless rows say it."""
         if any(row["kind"] == "in domain" and row["gates"] == gates for row in read_rows(self.rows)):
             return
         base = load_model(self._base)
         tokenizer = self.tokenizer()
-        plain = {
-            form: answer(base, tokenizer, prompts, new_tokens=new_tokens) for form, prompts in FORMS.items()
-        }
+        plain = {form: answer(base, tokenizer, prompts) for form, prompts in FORMS.items()}
         way = Way("routed", gates, "prompt")
         model = Models(base, self.bundles, self.adapters).model_for(way)
         for form, prompts in FORMS.items():
             for abstain in (None, 0.5):
-                members, confidences, answers = decide(
-                    model, tokenizer, prompts, new_tokens=new_tokens, abstain=abstain
-                )
+                members, confidences, answers = decide(model, tokenizer, prompts, abstain=abstain)
                 self.write(
                     {
                         "kind": "out of domain",

@@ -12,6 +12,7 @@ from meteora_registry.runtime import route_as, routing
 
 from .prompts import ARROW
 
+NEW_TOKENS = 12
 QUESTIONS = (
     "What is the capital of France?",
     "Why is the sky blue?",
@@ -58,14 +59,12 @@ FORMS = {"plain": QUESTIONS, "as the tasks": tuple(f"1. {question}{ARROW}" for q
 """The prompts, as they are and written like the tasks' own."""
 
 
-def answer(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, new_tokens: int
-) -> list[str]:
+def answer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     """Return what the model writes greedily for each prompt."""
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
     with torch.no_grad():
         tokens = model.generate(
-            **batch, do_sample=False, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
+            **batch, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=tokenizer.pad_token_id
         )
     return list(tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True))
 
@@ -75,13 +74,12 @@ def decide(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
-    new_tokens: int,
     abstain: float | None,
 ) -> tuple[list[str], list[float], list[str]]:
     """Return for each prompt the member that served it, the decision's confidence, and what was written."""
     rule = route_as(model, scope="prompt", top_k=1, abstain=abstain)
     with rule, routing(model) as record:
-        answers = answer(model, tokenizer, prompts, new_tokens=new_tokens)
+        answers = answer(model, tokenizer, prompts)
     decisions = sorted(record.decisions, key=lambda decision: decision.sequence)
     return (
         ["".join(decision.members[:1]) for decision in decisions],

@@ -78,12 +78,12 @@ def encode_text(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> En
     return EncodedText(tuple(items), tuple(ids), tuple(places), tuple(written))
 
 
-def batches_of(texts: Sequence[EncodedText], max_batch_tokens: int) -> Iterator[tuple[list[int], TextBatch]]:
+def batches_of(texts: Sequence[EncodedText]) -> Iterator[tuple[list[int], TextBatch]]:
     """Yield batches of texts of similar length, with their places among ``texts``."""
     order = sorted(range(len(texts)), key=lambda place: len(texts[place].ids))
     batch: list[int] = []
     for place in order:
-        if batch and (len(batch) + 1) * len(texts[place].ids) > max_batch_tokens:
+        if batch and (len(batch) + 1) * len(texts[place].ids) > MAX_BATCH_TOKENS:
             yield batch, pad_left([texts[each] for each in batch])
             batch = []
         batch.append(place)
@@ -110,8 +110,6 @@ def score_texts(
     model: nn.Module,
     texts: Sequence[EncodedText],
     routed: Callable[[TextBatch], AbstractContextManager[RoutingRecord | None]],
-    *,
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> list[Outcome]:
     """Return what becomes of each text.
 
@@ -119,10 +117,9 @@ def score_texts(
         model: the model, with or without a bundle.
         texts: what to write.
         routed: opens the block in which a batch is run; it may give a record of the routing.
-        max_batch_tokens: of one batch with its padding.
     """
     outcomes: dict[int, Outcome] = {}
-    for places, batch in batches_of(texts, max_batch_tokens):
+    for places, batch in batches_of(texts):
         with torch.no_grad(), routed(batch) as record:
             found = judge(batch, predict(model, batch), record)
         outcomes |= dict(zip(places, found, strict=True))
