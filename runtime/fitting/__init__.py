@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .base import OpenedBase, open_base
+from .base import OpenedBase, context_of, open_base
 from .fit import FitOptions, FittedGates, fit_gates
 from .inputs import check_shapes
 from .statistics import names_in
-from .task_data import Sample, TaskData, context_of, read_task_data
+from .task_data import Sample, TaskData, read_task_data
 
 __all__ = [
     "FitOptions",

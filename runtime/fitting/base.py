@@ -46,3 +46,9 @@ def open_base(name: str) -> OpenedBase:
         SourceUnreadable: it has no config or no tokenizer that transformers can read.
     """
     return OpenedBase(name, read_pretrained(AutoConfig, name), read_pretrained(AutoTokenizer, name))
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """How many tokens the base takes at once; None where its config states no bound."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None

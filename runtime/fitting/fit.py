@@ -24,6 +24,7 @@ from ...schemas.statistics import (
     StatisticsMember,
     TokenSettings,
 )
+from .base import context_of
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, split_inputs
 from .sequences import (
@@ -36,7 +37,7 @@ from .sequences import (
 )
 from .solve import Method, solve_gate
 from .statistics import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
-from .task_data import TaskData, context_of
+from .task_data import TaskData
 
 # Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.
 MAX_MEMORY_BYTES = 4 << 30

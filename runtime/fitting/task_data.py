@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ...inspection.quotation import quote_name
 from ...inspection.regular_file import open_folder, read_start
@@ -104,12 +104,6 @@ def read_task_data(
             hint=f"every member has a file `MEMBER{SUFFIX}`, each line one of {', '.join(_SHAPES.values())}",
         )
     return data
-
-
-def context_of(config: PretrainedConfig) -> int | None:
-    """How many tokens the base takes at once; None where its config states no bound."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefused:

@@ -20,7 +20,7 @@ from ...schemas.trace import (
     TraceToken,
 )
 from ..active import only_router
-from ..fitting.task_data import context_of
+from ..fitting import context_of
 from ..loading import LoadedBundle, generate_ids
 from ..recording import routing
 from .texts import token_texts
