@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...fuser.bundle import read_manifest
+from ...fuser.bundle import MAX_BUNDLE_CONFIG_BYTES, read_manifest
 from ...fuser.extract import extract_member
 from ...fuser.staging import staged_folder
 from ...fuser.verify import verify_bundle
@@ -35,7 +35,6 @@ from .source_record import require_source_record
 from .steps import Advance, chunks_of, step_of
 
 DEFAULT_MAX_BYTES = 50_000_000_000
-_MAX_CONFIG_BYTES = 64 << 20
 _NO_RECORD = "ask whoever pushed it to push it with `meteora-registry push`, which requires the record"
 
 
@@ -158,11 +157,11 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
             f"`{listing.repository}@{listing.commit}` holds no bundle: it has no `{MANIFEST_FILE}`",
             hint=f"an adapter is added with `meteora-registry add {source.repository}`",
         )
-    for name, limit in ((CONFIG_FILE, _MAX_CONFIG_BYTES), (MANIFEST_FILE, MAX_MANIFEST_BYTES)):
+    for name, limit in ((CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), (MANIFEST_FILE, MAX_MANIFEST_BYTES)):
         if files[name].size_bytes > limit:
             raise BundleRefused(f"`{name}` has {files[name].size_bytes} bytes, expected at most {limit}")
     download_files(hub, listing, files, scratch, cache=cache)
-    BundleConfig.read((scratch / CONFIG_FILE).read_bytes(), max_bytes=_MAX_CONFIG_BYTES)
+    BundleConfig.read((scratch / CONFIG_FILE).read_bytes(), max_bytes=MAX_BUNDLE_CONFIG_BYTES)
     remote = RemoteBundle(listing, read_manifest(scratch))
     _compare_listing(remote)
     return remote
