@@ -23,7 +23,8 @@ from support.hub import TOKEN, LoopbackHub
 from support.terminal import run_in_terminal
 
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
-_ONE = "from meteora_registry.registry.cli.main import main; main()"
+# What a process of Python is told to run as the program.
+START = "from meteora_registry.registry.cli.main import main; main()"
 # Carries out one command a line; whatever it or any library prints goes to the files that it is told.
 _MANY = """
 import json, os, sys
@@ -112,7 +113,7 @@ class Machine:
     def start(self, folder: Path, arguments: list[str], **changes: str) -> subprocess.Popen[str]:
         """Begin a command in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-c", _ONE, *arguments],
+            [sys.executable, "-c", START, *arguments],
             env=self.environment | changes,
             cwd=folder,
             stdout=subprocess.PIPE,
@@ -154,7 +155,7 @@ class Workplace:
 
     def run_in_terminal(self, *arguments: object) -> tuple[int, str]:
         """The exit code of a command on a terminal of 120 columns, and what it drew there."""
-        program = [sys.executable, "-c", _ONE, *self._arguments(arguments)]
+        program = [sys.executable, "-c", START, *self._arguments(arguments)]
         return run_in_terminal(program, environment=self.machine.environment, columns=120)
 
     def blobs(self) -> set[str]:

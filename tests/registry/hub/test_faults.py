@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.hub import SIGNATURE, TOKEN, LoopbackHub
-from support.hub_commands import Workplace, finish
+from support.hub_commands import START, Workplace, finish
 from support.hub_faults import ALL, CASES, NOTHING, Case
 from support.small_adapters import make_adapter
 
@@ -141,13 +141,12 @@ def test_a_full_disk_is_named_and_the_next_run_with_room_finishes_the_job(
     shutil.copytree(full, f"{full}.before")
     err, code, left = (tmp_path / name for name in ("err", "code", "left"))
     script = SMALL_DISK.format(size=900, place=full, home=here.home, err=err, code=code, left=left)
-    start = "from meteora_registry.registry.cli.main import main; main()"
     environment = here.machine.environment | {
         "HF_HOME": str(folders["cache"]),
         "TMPDIR": str(folders["scratch"]),
     }
     finished = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, sys.executable, start],
+        ["unshare", "-rm", "sh", "-c", script, sys.executable, START],
         env=environment,
         capture_output=True,
         text=True,
