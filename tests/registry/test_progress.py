@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from meteora_registry.registry.cli import progress
+from meteora_registry.registry.workflows.steps import chunks_of
 
 
 def show_progress(monkeypatch: pytest.MonkeyPatch) -> str:
@@ -43,3 +44,13 @@ def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) 
     with progress.progress_bar("storing", 1000) as advance:
         assert advance is None
     assert capsys.readouterr() == ("", "")
+
+
+def test_chunks_add_up_to_how_far_a_step_is() -> None:
+    told: list[tuple[str, int, int]] = []
+    count = chunks_of(lambda *step: told.append(step), "hashing", 10)
+    assert count is not None
+    count(4)
+    count(6)
+    assert told == [("hashing", 4, 10), ("hashing", 10, 10)]
+    assert chunks_of(None, "hashing", 10) is None
