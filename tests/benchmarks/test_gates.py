@@ -8,11 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gates import measure
 from benchmarks.gates.measure import Measurement, Sizes
@@ -23,22 +19,15 @@ from benchmarks.gates.tables import END, PAGE, START, sections, write_tables
 from benchmarks.gates.tasks import TASK_NAMES, TASKS, spell, split_of
 from benchmarks.gates.training import IGNORED, RECIPES, pack, samples_of
 from benchmarks.gates.ways import Models, Way, served
+from support.byte_tokens import byte_tokenizer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::meteora_registry.runtime.GateNotFittedWarning",
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
 )
 ROOT = Path(__file__).parents[2]
+TOKENIZER = byte_tokenizer(pad_token="\u0100", padding_side="left")
 POOLS = {task.name: task.items("train", 20, 0) for task in TASKS}
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for every byte."""
-    alphabet = sorted(ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE({character: i for i, character in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteDecoder()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="\u0100", padding_side="left")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=None,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
     return folder
 
 
@@ -122,7 +111,7 @@ def test_oracle_of_one_item_is_its_adapter_alone(measured: Measurement, base: Pa
 
     from meteora_registry.runtime import force_adapter
 
-    text = encode_text([POOLS["clock"][0]], byte_tokenizer())
+    text = encode_text([POOLS["clock"][0]], TOKENIZER)
     ids = torch.tensor([text.ids])
     alone = PeftModel.from_pretrained(measure.load_model(base), measured.adapters["clock"])(ids).logits
     model = Models(measure.load_model(base), measured.bundles, {}).model_for(Way("oracle"))
@@ -144,7 +133,7 @@ def test_oracle_of_one_item_is_its_adapter_alone(measured: Measurement, base: Pa
 def test_one_pass_tells_what_generation_writes(measured: Measurement, base: Path, way: Way) -> None:
     """What the model itself writes is right; with the last token changed it is not."""
     model = Models(measure.load_model(base).float(), measured.bundles, {}).model_for(way)
-    text = encode_text([POOLS["clock"][0]], byte_tokenizer())
+    text = encode_text([POOLS["clock"][0]], TOKENIZER)
     prompt = [token for token, written in zip(text.ids, text.written, strict=True) if not written]
     ids = torch.tensor([prompt])
     alone = EncodedText(text.items, tuple(prompt), (0,) * len(prompt), (False,) * len(prompt))
@@ -222,11 +211,10 @@ def test_pieces_are_prompt_and_response(size: int) -> None:
 
 def test_samples_learn_own_answers_and_no_others() -> None:
     recipe = replace(RECIPES[0], steps=3, samples_per_step=20, isolated=0.5)
-    tokenizer = byte_tokenizer()
     texts = []
-    for sample in samples_of(recipe, tokenizer):
-        text = tokenizer.decode(sample.ids)
-        learned = tokenizer.decode([label for label in sample.labels if label != IGNORED])
+    for sample in samples_of(recipe, TOKENIZER):
+        text = TOKENIZER.decode(sample.ids)
+        learned = TOKENIZER.decode([label for label in sample.labels if label != IGNORED])
         texts.append(text)
         assert re.search(r" \d\d:\d\d\n", learned)
         assert '{"' not in learned
@@ -237,7 +225,7 @@ def test_samples_learn_own_answers_and_no_others() -> None:
 
 
 def test_pack_keeps_samples_apart() -> None:
-    samples = samples_of(replace(RECIPES[0], steps=1, samples_per_step=7), byte_tokenizer())
+    samples = samples_of(replace(RECIPES[0], steps=1, samples_per_step=7), TOKENIZER)
     packed = pack(samples, 2)
     for place, sample in enumerate(samples):
         row, column = torch.nonzero(packed.sample == place, as_tuple=True)

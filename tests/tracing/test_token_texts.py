@@ -5,26 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from meteora_registry.runtime.tracing.texts import token_texts
+from support.byte_tokens import byte_tokenizer
 
-
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """One token for each byte, and one that merges the space and `a`."""
-    alphabet = sorted(ByteLevel.alphabet())
-    vocabulary = {symbol: place for place, symbol in enumerate([*alphabet, "\u0120a"])}
-    tokenizer = Tokenizer(BPE(vocabulary, merges=[("\u0120", "a")]))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-TOKENIZER = byte_tokenizer()
+# The space and `a` behind it are one token.
+TOKENIZER = byte_tokenizer(("\u0120", "a"))
 
 
 @pytest.mark.parametrize(
