@@ -13,6 +13,7 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Finding, Severity
 from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
 from ..home import Home
+from ..hub.limits import MAX_ADAPTER_FILE_BYTES
 from .failures import reported, worst_code
 from .output import escape, print_json, print_line, print_remark, to_json
 from .parameters import examples, format_option, pass_home
@@ -31,8 +32,8 @@ class AddOptions:
     name: str | None
     base: str | None
     tags: tuple[str, ...]
-    every: bool = False
-    max_bytes: int | None = None
+    every: bool
+    max_bytes: int
 
 
 @click.command(
@@ -59,7 +60,9 @@ class AddOptions:
 @click.option(
     "--max-bytes",
     type=click.IntRange(1),
-    help="The largest file that is downloaded. Default: 5000000000.",
+    default=MAX_ADAPTER_FILE_BYTES,
+    show_default=True,
+    help="The largest file that is downloaded.",
 )
 @format_option
 @pass_home
@@ -75,7 +78,7 @@ def command(
     subfolder: str | None,
     every: bool,
     collection: str | None,
-    max_bytes: int | None,
+    max_bytes: int,
     as_json: bool,
 ) -> None:
     """Check adapters and record them as versions.
@@ -169,7 +172,7 @@ def _add_folder(catalog: Catalog, home: Home, folder: Path, options: AddOptions)
 def _add_repository(
     catalog: Catalog, home: Home, hub: Hub, source: HubSource, options: AddOptions, codes: list[int]
 ) -> Iterator[Addition]:
-    from ..workflows.add_hub import DEFAULT_MAX_BYTES, add_from_hub, find_adapters
+    from ..workflows.add_hub import add_from_hub, find_adapters
 
     listing, candidates = find_adapters(hub, source, every=options.every)
     for candidate in candidates:
@@ -183,7 +186,7 @@ def _add_repository(
                 name=options.name,
                 base=options.base,
                 tags=options.tags,
-                max_bytes=options.max_bytes or DEFAULT_MAX_BYTES,
+                max_bytes=options.max_bytes,
                 advance=advance,
             )
 

@@ -11,6 +11,7 @@ from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_repository
 from ..dependencies import require_torch
 from ..home import Home
+from ..hub.limits import MAX_BUNDLE_BYTES
 from .bundle_text import print_gate_remark
 from .output import describe_bytes, print_json, print_line, print_remark
 from .parameters import examples, format_option, pass_home
@@ -43,7 +44,11 @@ class RepositoryType(click.ParamType[HubSource]):
 )
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the repository's name.")
 @click.option(
-    "--max-bytes", type=click.IntRange(1), help="The largest bundle that is fetched. Default: 50000000000."
+    "--max-bytes",
+    type=click.IntRange(1),
+    default=MAX_BUNDLE_BYTES,
+    show_default=True,
+    help="The largest bundle that is fetched.",
 )
 @format_option
 @pass_home
@@ -53,7 +58,7 @@ def command(
     *,
     out: Path | None,
     name: str | None,
-    max_bytes: int | None,
+    max_bytes: int,
     as_json: bool,
 ) -> None:
     """Fetch a bundle, hold every file against its manifest, verify it, and catalogue it.
@@ -65,7 +70,7 @@ def command(
     require_torch("pulling")
     from ..catalog.catalog import Catalog
     from ..hub.client import Hub
-    from ..workflows.pull import DEFAULT_MAX_BYTES, pull
+    from ..workflows.pull import pull
 
     folder = out or Path(repository.repository.partition("/")[2])
     if not folder.name:
@@ -78,7 +83,7 @@ def command(
             repository,
             folder,
             name=name,
-            max_bytes=max_bytes or DEFAULT_MAX_BYTES,
+            max_bytes=max_bytes,
             advance=advance,
         )
     if as_json:

@@ -20,12 +20,12 @@ from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
 from ..catalog.catalog import Catalog
 from ..hub.client import Hub
 from ..hub.download import download_files, outline_adapter
+from ..hub.limits import MAX_ADAPTER_FILE_BYTES
 from ..hub.listing import Candidate, Listing
 from ..store import Store
 from .add import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
 from .steps import Advance, chunks_of
 
-DEFAULT_MAX_BYTES = 5_000_000_000
 _SHOWN_CANDIDATES = 20
 
 
@@ -90,7 +90,7 @@ def add_from_hub(
     name: str | None = None,
     base: str | None = None,
     tags: Iterable[str] = (),
-    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_bytes: int = MAX_ADAPTER_FILE_BYTES,
     advance: Advance | None = None,
 ) -> Addition:
     """Judge an adapter on the Hub, then download and catalogue it.

@@ -27,6 +27,7 @@ from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..hub.client import Hub
 from ..hub.download import download_files
+from ..hub.limits import MAX_BUNDLE_BYTES
 from ..hub.listing import Listing, RemoteFile
 from ..store import Store
 from .add import add_folder
@@ -34,7 +35,6 @@ from .bundle_folder import check_no_adapter_has, find_member, register_bundle
 from .source_record import require_source_record
 from .steps import Advance, chunks_of, step_of
 
-DEFAULT_MAX_BYTES = 50_000_000_000
 _NO_RECORD = "ask whoever pushed it to push it with `meteora-registry push`, which requires the record"
 
 
@@ -79,7 +79,7 @@ def pull(
     folder: Path,
     *,
     name: str | None = None,
-    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_bytes: int = MAX_BUNDLE_BYTES,
     advance: Advance | None = None,
 ) -> Pulled:
     """Fetch, verify and register a bundle and its members.
@@ -134,7 +134,7 @@ def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = Non
     with tempfile.TemporaryDirectory(prefix="meteora-verify-") as scratch:
         start, folder, cache = (Path(scratch, name) for name in ("start", "bundle", "cache"))
         remote = find_bundle(hub, source, start, cache=cache)
-        _fetch(hub, remote, folder, max_bytes=DEFAULT_MAX_BYTES, cache=cache, advance=advance)
+        _fetch(hub, remote, folder, max_bytes=MAX_BUNDLE_BYTES, cache=cache, advance=advance)
         require_source_record(folder, str(remote), hint=_NO_RECORD)
         yield folder
 
