@@ -68,7 +68,7 @@ def test_in_a_batch_two_is_over_one_over_three_over_zero(codes: list[int], code:
     ],
     ids=[
         "unknown command",
-        "unknown subcommand",
+        "missing argument",
         "malformed name",
         "two folders, one name",
         "malformed URL",
