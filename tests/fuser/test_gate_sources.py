@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from meteora_registry.fuser.bundle import open_bundle
 from meteora_registry.fuser.extract import extract_member
 from meteora_registry.fuser.official import MOE_FILE, export_official
-from meteora_registry.fuser.refit import NewGates, refit_bundle
+from meteora_registry.fuser.refit import refit_bundle
 from meteora_registry.fuser.verify import verify_bundle
-from meteora_registry.schemas.bundle import WEIGHTS_FILE, Fitting, FittingData, Gate, Scope
-from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.bundle import WEIGHTS_FILE, Scope
 from meteora_registry.schemas.errors import BundleRefused
 from meteora_registry.schemas.verification import Level, Outcome
-from support.members import files_of, fuse, read_members
+from support.members import draw_gates, files_of, fuse, read_members
 from support.models import make_llama_adapters
 
 ATTENTION = "model.layers.0.self_attn"
@@ -37,27 +36,9 @@ def share(adapters: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
 
     def write(sources: dict[str, str], scope: Scope = "token") -> Path:
         bundle = open_bundle(fuse(read_members(adapters), tmp_path / "fused"))
-        data = tuple(
-            FittingData(member=name, sha256=Digest.of_bytes(name.encode()), samples=1)
-            for name in bundle.config.names
-        )
-        gate = Gate(
-            kind="linear",
-            scope=scope,
-            bias=True,
-            eps=1e-6,
-            sources=sources,
-            initialisation=None,
-            fitted=Fitting(method="drawn", data=data),
-        )
-        generator = torch.Generator().manual_seed(0)
-        values = {
-            path: (torch.randn(5, 48 if "down" in path else 32, generator=generator), torch.randn(5))
-            for path in bundle.config.target_modules
-        }
         folder = tmp_path / "shared"
         folder.mkdir()
-        refit_bundle(bundle, NewGates(gate, 2, 1.0, values), folder)
+        refit_bundle(bundle, draw_gates(bundle, sources, scope=scope), folder)
         return folder
 
     return write

@@ -11,16 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meteora_registry.fuser.bundle import module_shapes, open_bundle
+from meteora_registry.fuser.bundle import open_bundle
 from meteora_registry.fuser.member import Member
 from meteora_registry.fuser.plan import FuseOptions
 from meteora_registry.fuser.refit import NewGates, refit_bundle
 from meteora_registry.fuser.verify import verify_bundle
-from meteora_registry.schemas.bundle import Fitting, FittingData, Gate
-from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.bundle import Fitting
 from meteora_registry.schemas.errors import BundleRefused, InvalidDocument
 from meteora_registry.schemas.verification import Level
-from support.members import files_of, fuse
+from support.members import draw_gates, files_of, fuse
 from support.tampering import flip_byte
 
 
@@ -30,34 +29,7 @@ def some_gates(folder: Path, *, bias: bool = True, share: bool = True) -> NewGat
     paths = bundle.config.target_modules
     queries = {path.replace(".q_proj", f".{kind}_proj"): path for path in paths for kind in "kv"}
     sources = {path: queries[path] for path in paths if path in queries and path != queries[path]}
-    generator = torch.Generator().manual_seed(1)
-    members = len(bundle.config.members)
-    return NewGates(
-        gate=Gate(
-            kind="normalised",
-            scope="token",
-            bias=bias,
-            eps=1e-6,
-            sources=sources if share else {},
-            initialisation=None,
-            fitted=Fitting(
-                method="by hand",
-                data=tuple(
-                    FittingData(member=name, sha256=Digest.of_bytes(name.encode()), samples=3)
-                    for name in bundle.config.names
-                ),
-            ),
-        ),
-        top_k=1,
-        temperature=0.5,
-        values={
-            path: (
-                torch.randn(members, shape[0], generator=generator),
-                torch.randn(members, generator=generator),
-            )
-            for path, shape in module_shapes(bundle).items()
-        },
-    )
+    return draw_gates(bundle, sources if share else {}, bias=bias)
 
 
 def refit(folder: Path, new: NewGates, target: Path) -> Path:

@@ -1,16 +1,22 @@
-"""Members of a fuse straight from adapter folders, without a catalog; and bundles made of them."""
+"""Members of a fuse straight from adapter folders, without a catalog; bundles made of them, and gates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
+from meteora_registry.fuser.bundle import Bundle, module_shapes
 from meteora_registry.fuser.member import Member
 from meteora_registry.fuser.plan import FuseOptions, make_plan
+from meteora_registry.fuser.refit import NewGates
 from meteora_registry.fuser.verify import MemberFiles
 from meteora_registry.fuser.write import write_bundle
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.schemas import bundle as names
+from meteora_registry.schemas.bundle import Fitting, FittingData, Gate, Scope
+from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.manifest import Origin
 
 BASE = "org/base"
@@ -47,3 +53,35 @@ def fuse(members: Sequence[Member], folder: Path, options: FuseOptions | None = 
 def files_of(members: Sequence[Member]) -> dict[str, MemberFiles]:
     """Where verification finds each member's own files."""
     return {member.name: MemberFiles(member.config_path, member.weights_path) for member in members}
+
+
+def draw_gates(
+    bundle: Bundle, sources: dict[str, str], *, scope: Scope = "token", bias: bool = True
+) -> NewGates:
+    """Random gates for a bundle, said to be fitted by hand; modules in ``sources`` take another's routing."""
+    generator = torch.Generator().manual_seed(1)
+    members = len(bundle.config.members)
+    data = tuple(
+        FittingData(member=name, sha256=Digest.of_bytes(name.encode()), samples=3)
+        for name in bundle.config.names
+    )
+    return NewGates(
+        gate=Gate(
+            kind="normalised",
+            scope=scope,
+            bias=bias,
+            eps=1e-6,
+            sources=sources,
+            initialisation=None,
+            fitted=Fitting(method="by hand", data=data),
+        ),
+        top_k=1,
+        temperature=0.5,
+        values={
+            path: (
+                torch.randn(members, in_features, generator=generator),
+                torch.randn(members, generator=generator),
+            )
+            for path, (in_features, _) in module_shapes(bundle).items()
+        },
+    )
