@@ -3,16 +3,17 @@
 PostgreSQL undoes a transaction that conflicts with another, and a connection may be lost: then the whole
 of it is done again, a few times, after a growing and uneven pause. Where the connection is lost during the
 commit itself, nobody knows at first whether it was kept; the server is asked by the transaction's number,
-so that a change is neither lost nor made twice. SQLite needs none of this: a writer waits for its turn.
+so that a change is neither lost nor made twice. A server that crashed gives the number of what it lost to
+another transaction, so it is asked for the last event, too. SQLite needs none of this: writers take turns.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -25,18 +26,26 @@ ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.1
 # Conflicts between transactions, and a server that ends sessions or is not ready yet.
 _TRANSIENT = frozenset({"40001", "40P01", "57P01", "57P02", "57P03"})
-_NUMBER = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
-_STATUS = text("SELECT pg_xact_status(CAST(:number AS xid8))")
+# Its code for a transaction's number that was not given to any yet.
+_IN_THE_FUTURE = "22023"
+_MARK = text(
+    "SELECT CAST(pg_current_xact_id_if_assigned() AS text) AS number, id AS event, at "
+    "FROM (SELECT 1) AS one LEFT JOIN (SELECT id, at FROM events ORDER BY id DESC LIMIT 1) AS last ON true"
+)
+_STATUS = text(
+    "SELECT pg_xact_status(CAST(:number AS xid8)) AS status, "
+    "CAST(:event AS bigint) IS NULL OR EXISTS (SELECT 1 FROM events WHERE id = :event AND at = :at) AS there"
+)
 
 Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
 class _Progress(Generic[Result]):
-    """How far a transaction on PostgreSQL came; its number is None where it changed nothing."""
+    """How far a transaction on PostgreSQL came, and what tells afterwards whether it was kept."""
 
     result: Result | None = None
-    number: str | None = None
+    mark: Mapping[str, Any] = field(default_factory=dict)
     is_committing: bool = False
 
 
@@ -57,7 +66,7 @@ def attempt(engine: Engine, work: Callable[[Session], Result], *, writes: bool =
                 return _run(engine, work, progress, writes=writes)
             except DBAPIError as error:
                 if progress.is_committing and not _is_answer(error):
-                    if _was_kept(engine, progress.number):
+                    if _was_kept(engine, progress.mark):
                         # Nothing comes after the commit but this value.
                         return progress.result  # type: ignore[return-value]
                 elif not _is_transient(error, was_lost=was_lost):
@@ -81,7 +90,7 @@ def _run(
         session.flush()
         if engine.dialect.name == "postgresql":
             if writes:
-                progress.number = connection.scalar(_NUMBER)
+                progress.mark = connection.execute(_MARK).one()._asdict()
             progress.result = result
             progress.is_committing = True
     return result
@@ -99,19 +108,19 @@ def _is_transient(error: DBAPIError, *, was_lost: bool) -> bool:
     return was_lost and isinstance(error, OperationalError)
 
 
-def _was_kept(engine: Engine, number: str | None) -> bool:
-    """Whether the transaction of that number was committed.
+def _was_kept(engine: Engine, mark: Mapping[str, Any]) -> bool:
+    """Whether the transaction of that number was committed, with the last event that it saw.
 
     Raises:
         CatalogUnusable: the server cannot be asked, or does not know any more.
     """
-    if number is None:
+    if mark.get("number") is None:
         # It changed nothing.
         return True
     for pause in (*_pauses(engine), None):
-        status = _status_of(engine, number)
-        if status in ("committed", "aborted"):
-            return status == "committed"
+        kept = _find_outcome(engine, mark)
+        if kept is not None:
+            return kept
         if pause is not None:
             time.sleep(pause)
     raise CatalogUnusable(
@@ -121,14 +130,15 @@ def _was_kept(engine: Engine, number: str | None) -> bool:
     )
 
 
-def _status_of(engine: Engine, number: str) -> str | None:
-    """What the server says of a transaction; None if it does not answer."""
+def _find_outcome(engine: Engine, mark: Mapping[str, Any]) -> bool | None:
+    """Whether the server says that it was kept; None if it does not answer, or is still at it."""
     try:
         with engine.connect() as connection:
-            status: str | None = connection.scalar(_STATUS, {"number": number})
-            return status
-    except DBAPIError:
-        return None
+            status, is_there = connection.execute(_STATUS, mark).one()
+    except DBAPIError as error:
+        # It crashed before anything of the transaction was written, and forgot its number.
+        return False if getattr(error.orig, "sqlstate", None) == _IN_THE_FUTURE else None
+    return is_there and status == "committed" if status in ("committed", "aborted") else None
 
 
 def _pauses(engine: Engine) -> Iterator[float]:

@@ -84,6 +84,19 @@ def test_a_change_whose_connection_was_lost_in_its_commit_is_not_made_twice(
     assert [event.action for event in catalog.history("legal").items].count("tags") == 1
 
 
+@pytest.mark.parametrize("number", ["(SELECT CAST(xmin AS text) FROM base_models)", "'999999999'"])
+def test_a_change_whose_number_the_server_forgot_in_a_crash_is_made_again(
+    catalog: Catalog, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    # Since then another transaction was committed under that number, or none has got it.
+    mark = attempts._MARK.text.replace("CAST(pg_current_xact_id_if_assigned() AS text)", number)
+    monkeypatch.setattr(attempts, "_MARK", sa.text(mark))
+    proxy.lose_before = COMMIT
+    version = catalog.add_version(new_adapter(content="1")).version
+    assert proxy.lose_before is None
+    assert (version.version, added(catalog)) == (2, 2)
+
+
 def test_a_commit_of_which_nobody_can_be_asked_is_said_to_be_unknown(
     catalog: Catalog, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
