@@ -20,7 +20,9 @@ import pytest
 
 from meteora_registry.fuser.staging import staged_folder
 from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.engine import connection_to
 from meteora_registry.registry.catalog.records import AdapterVersion, BundleVersion
+from meteora_registry.registry.catalog.search_index import rebuild_index
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import HOME_VARIABLE, Home
 from meteora_registry.registry.store import RemoteStore, Store
@@ -293,6 +295,8 @@ def test_an_adapter_from_the_hub_is_added_again_from_its_commit(patient: Patient
     location = f"hf://org/many@{commit}/legal"
     patient.sql(f"UPDATE adapter_versions SET origin_location = '{location}' WHERE id = {patient.version.id}")
     patient.sql("DELETE FROM bundle_members")
+    with Catalog.open(patient.home) as catalog, connection_to(catalog._engine, writes=True) as connection:
+        rebuild_index(connection)
     patient.weights.unlink()
     [problem] = examine(patient.home).problems
     command = f"meteora-registry add hf://org/many@{commit} --subfolder legal --name legal"

@@ -34,9 +34,9 @@ DIGEST = Digest.of_bytes(CONTENT)
         ("simplecache::s3://bucket", UsageError, "the store `simplecache::s3://bucket` is no URL"),
         ("nothing://x", UsageError, "a store cannot be kept at `nothing://x`"),
         (
-            "gs://bucket/x",
+            "abfs://bucket/x",
             MissingDependency,
-            "a store at `gs://` needs a package that is not installed",
+            "a store at `abfs://` needs a package that is not installed",
         ),
     ],
 )

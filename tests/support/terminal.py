@@ -21,6 +21,8 @@ def run_in_terminal(
     """The exit code of a program, and what it wrote to a terminal where ``answer`` was typed."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
+    # Where these are set, the terminal is not asked.
+    environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(arguments, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     os.write(ours, answer)
