@@ -92,7 +92,7 @@ def _find(session: Session, query: AdapterQuery, base_id: int | None) -> Sequenc
         found = session.execute(_page(query, filters, _next_rows(query, rows))).all()
         if len(found) == wanted:
             return found
-    return session.execute(_page(query, *_shared(counted))).all()
+    return _look_at_all(session, query, counted)
 
 
 def _counted(session: Session, filters: Sequence[Filter], limit: int) -> list[tuple[int, Filter]]:
@@ -102,18 +102,32 @@ def _counted(session: Session, filters: Sequence[Filter], limit: int) -> list[tu
     return sorted(zip(session.execute(counts).one(), filters, strict=True), key=lambda each: each[0])
 
 
-def _shared(counted: Sequence[tuple[int, Filter]]) -> tuple[list[Filter], Select[int]]:
-    """The versions that the rarest two conditions share, from their indexes alone; the others to be asked."""
-    (_, rarest), *others = counted
+def _look_at_all(
+    session: Session, query: AdapterQuery, counted: Sequence[tuple[int, Filter]]
+) -> Sequence[Answer[Any]]:
+    """The page among all versions that the rarest condition finds."""
+    rarest, *others = (each for _, each in counted)
     candidates = rarest.versions
-    if others and others[0][0] < _MANY:
-        (_, second), *others = others
+    if others and counted[1][0] < _MANY:
+        # What the two share is found in their indexes alone.
+        second, *others = others
         candidates = candidates.where(candidates.selected_columns[0].in_(second.versions))
-    return [each for _, each in others], candidates
+    elif others:
+        # What very many meet, the first of them in the wanted order may well meet, and fill the page.
+        first = _first_of(query, candidates, 4 * (query.limit + 1))
+        found = session.execute(_page(query, others, first)).all()
+        if len(found) > query.limit:
+            return found
+    return session.execute(_page(query, others, candidates)).all()
 
 
 def _next_rows(query: AdapterQuery, rows: int) -> Select[int]:
     return select(Row.version_id).where(*_after(query)).order_by(*_order(query)).limit(rows)
+
+
+def _first_of(query: AdapterQuery, candidates: Select[int], rows: int) -> Select[int]:
+    among = (Among(Row.version_id, candidates), *_unindexed(query), *_after(query))
+    return select(Row.version_id).where(*among).order_by(*_order(query)).limit(rows)
 
 
 def _page(query: AdapterQuery, filters: Sequence[Filter], candidates: Select[int]) -> Select[Any]:
