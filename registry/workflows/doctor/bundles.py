@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ....schemas.bundle import MANIFEST_FILE
 from ....schemas.digest import Digest
 from ....schemas.errors import MeteoraError
 from ....schemas.manifest import MAX_MANIFEST_BYTES, Manifest
-from ...catalog.catalog import Catalog
 from ...catalog.references import BundlePlace
 from .problem import Code, Problem, join_some
 
 
-def examine_bundles(catalog: Catalog) -> Iterator[Problem]:
-    """What is wrong with the registered bundles.
+def examine_bundles(places: Iterable[BundlePlace]) -> Iterator[Problem]:
+    """What is wrong with the registered bundles, which ought to lie in these places.
 
     Of a bundle's files the manifest is read, and of the others the sizes; ``verify`` reads them whole.
     """
-    for place in catalog.list_bundle_places():
+    for place in places:
         problem = _examine(place)
         if problem is not None:
             yield problem

@@ -51,8 +51,9 @@ def examine(
         elif home.catalog_url is not None or home.catalog_file.exists():
             with Catalog.open(home) as catalog:
                 problems += _examine_store(home, catalog, not_examined, jobs=jobs, advance=advance)
-                problems += examine_bundles(catalog)
-                parents |= {place.path.parent for place in catalog.list_bundle_places()}
+                places = tuple(catalog.list_bundle_places())
+                problems += examine_bundles(places)
+                parents |= {place.path.parent for place in places}
     except CatalogUnusable as error:
         not_examined.append(f"{_REST}: {error}")
     problems += examine_neighbours(parents)
