@@ -4,8 +4,9 @@ A page costs about the same however large the catalog is, because few versions a
 Every condition that has an index is asked how many versions meet it. If one has few, they are the
 candidates. If not, answers are frequent, and the next rows in the order that was asked for are candidates:
 for one stretch, for answers may be frequent and all lie elsewhere. If these do not fill the page, they say
-how many rows would; or the versions that the rarest two conditions share are fewer. The databases are
-told so much, for left to themselves they guess, from statistics that a growing catalog does not have.
+how many rows would. If that is more than the rarest condition's versions, these are the candidates, or
+what they share with the second rarest's. The databases are told so much, for left to themselves they
+guess, from statistics that a growing catalog does not have.
 """
 
 from __future__ import annotations
