@@ -13,7 +13,7 @@ from typing import Self
 from torch import Tensor
 
 from ..inspection.header import Header, TensorEntry, read_header
-from ..inspection.regular_file import open_regular
+from ..inspection.regular_file import read_bounded as read_bounded
 from ..schemas import bundle as names
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import BundleRefused, SourceUnreadable
@@ -78,25 +78,6 @@ def read_manifest(folder: Path) -> Manifest:
     """
     data = read_bounded(folder / names.MANIFEST_FILE, MAX_MANIFEST_BYTES)
     return Manifest.from_bytes(data, what=names.MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
-
-
-def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """A whole file of at most ``max_bytes``.
-
-    Raises:
-        SourceUnreadable: it is missing, too large, or cannot be read.
-    """
-    try:
-        # In a Hub cache every file is a link; the bytes are judged by their digests.
-        with open_regular(path, follows_links=True) as file:
-            data = file.read(max_bytes + 1)
-    except SourceUnreadable:
-        raise
-    except OSError as error:
-        raise SourceUnreadable(f"cannot read `{path}`: {error.strerror or error}") from error
-    if len(data) > max_bytes:
-        raise SourceUnreadable(f"`{path}` has more than {max_bytes} bytes")
-    return data
 
 
 def module_shapes(bundle: Bundle) -> dict[str, tuple[int, int]]:

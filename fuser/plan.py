@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from ..schemas.bundle import ModuleLayout, align_rank
+from ..schemas.bundle import (
+    MAX_LAYOUT_ENTRIES,
+    MAX_MODULES,
+    MAX_SCALING,
+    MIN_SCALING,
+    ModuleLayout,
+    align_rank,
+)
 from ..schemas.finding import Severity
 from ..schemas.inventory import Dtype, ModuleFactors
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
@@ -66,6 +73,8 @@ def make_plan(
     base, base_conflicts = _settle_base(members, options)
     conflicts = [
         *_member_conflicts(members),
+        *_scaling_conflicts(members),
+        *_size_conflicts(members, modules),
         *base_conflicts,
         *_renaming_conflicts(members, renamed),
         *_shape_conflicts(members, factors),
@@ -189,6 +198,33 @@ def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
             remedy = "`meteora-registry show` and `validate` tell more; leave it out"
             conflicts.append(_conflict([member.name], "verdict", message, remedy))
     return conflicts
+
+
+def _scaling_conflicts(members: Sequence[Member]) -> list[Conflict]:
+    conflicts = []
+    for member in members:
+        own = [("by default", member.inventory.scaling)]
+        own += [(f"in `{module.path}`", module.scaling) for module in member.inventory.modules]
+        beyond = [each for each in own if not MIN_SCALING <= each[1] <= MAX_SCALING]
+        if beyond:
+            place, scaling = beyond[0]
+            message = (
+                f"`{member.name}` has the scaling {scaling:g} {place}, "
+                f"a bundle holds {MIN_SCALING:g} to {MAX_SCALING:g}"
+            )
+            remedy = "correct `lora_alpha` and `r` in its config, or leave it out"
+            conflicts.append(_conflict([member.name], "scaling", message, remedy))
+    return conflicts
+
+
+def _size_conflicts(members: Sequence[Member], modules: Sequence[PlannedModule]) -> list[Conflict]:
+    if len(modules) <= MAX_MODULES and len(members) * len(modules) <= MAX_LAYOUT_ENTRIES:
+        return []
+    message = (
+        f"{len(members)} members have {len(modules)} modules, "
+        f"a bundle holds {MAX_MODULES} modules and {MAX_LAYOUT_ENTRIES} pairs of a member and a module"
+    )
+    return [_conflict([], "size", message, "fuse fewer members")]
 
 
 def _renaming_conflicts(members: Sequence[Member], renamed: Mapping[str, str]) -> list[Conflict]:

@@ -17,11 +17,15 @@ _OTHER = "other"
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, with which a few lines can expand without bound."""
+    """YAML without aliases, with which a few lines can expand without bound, and without tags.
+
+    A tag can claim any text to be a date or a truth value, which PyYAML answers with any exception.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML leaves it untyped
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError("an alias or a tag")
         return super().compose_node(parent, index)
 
 

@@ -66,6 +66,25 @@ def open_regular(path: Path | str, *, folder: int | None = None, follows_links: 
     return os.fdopen(descriptor, "rb")
 
 
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return the bytes of a file of at most ``max_bytes``.
+
+    Raises:
+        SourceUnreadable: it is missing, too large, or cannot be read.
+    """
+    try:
+        # In a Hub cache every file is a link; the bytes are judged by their digests.
+        with open_regular(path, follows_links=True) as file:
+            data = file.read(max_bytes + 1)
+    except SourceUnreadable:
+        raise
+    except OSError as error:
+        raise SourceUnreadable(f"cannot read `{path}`: {error.strerror or error}") from error
+    if len(data) > max_bytes:
+        raise SourceUnreadable(f"`{path}` has more than {max_bytes} bytes")
+    return data
+
+
 def read_start(name: str, max_bytes: int, *, folder: int) -> bytes:
     """The first ``max_bytes + 1`` bytes of a regular file in an open folder; a link is not followed.
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from .digest import Digest
-from .document import Document, load_json
+from .document import Document, PositiveCount, load_json
 from .errors import BundleRefused
 from .names import Name
 
@@ -56,14 +56,24 @@ INITIAL_GATE_KINDS: dict[str, Literal["linear", "absolute"]] = {"arrow": "absolu
 IMPORTED = "imported"
 MAX_RANK = 1 << 20
 MAX_MODULES = 1 << 16
+MAX_MEMBERS = 4096
 # Members times modules: what the layouts of a config cost before a single tensor was looked at.
 MAX_LAYOUT_ENTRIES = 1_000_000
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+# Kernels multiply a scaling by factors, weights and tokens in float32, whose normal numbers go from 1e-38
+# to 3e38: within these bounds there is room for the others. Scalings in use go from 1e-3 to 1e3.
+MIN_SCALING, MAX_SCALING = 1e-20, 1e20
+# A length in float32 plus `eps` must differ from neither zero nor, where the length is 1, from the length.
+MIN_EPS, MAX_EPS = 1e-20, 1.0
+# Every entry of the layouts may be an override of two numbers.
+MAX_CONFIG_VALUES = 4 * MAX_LAYOUT_ENTRIES
 
 Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
 # The scopes that settle several tokens at once, and so can settle that no member serves them.
 DECISION_SCOPES: frozenset[Scope] = frozenset({"prompt", "prompt+token", "segment"})
 
+Scaling = Annotated[FiniteFloat, Field(ge=MIN_SCALING, le=MAX_SCALING)]
+Eps = Annotated[FiniteFloat, Field(ge=MIN_EPS, le=MAX_EPS)]
 ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=512)]
 
 
@@ -109,7 +119,7 @@ class Override(Document):
     """A member's rank and scaling in one module; rank 0 where it does not touch the module."""
 
     rank: int = Field(ge=0, le=MAX_RANK)
-    scaling: FiniteFloat = Field(gt=0)
+    scaling: Scaling
 
 
 class BundleMember(Document):
@@ -117,7 +127,7 @@ class BundleMember(Document):
 
     name: Name
     rank: int = Field(ge=1, le=MAX_RANK)
-    scaling: FiniteFloat = Field(gt=0)
+    scaling: Scaling
     overrides: dict[ModulePath, Override]
 
     def factors_in(self, path: str) -> tuple[int, float]:
@@ -138,7 +148,7 @@ class FittingData(Document):
 
     member: Name
     sha256: Digest
-    samples: int = Field(ge=1)
+    samples: PositiveCount
 
 
 class Fitting(Document):
@@ -164,7 +174,7 @@ class Gate(Document):
     kind: Literal["linear", "absolute", "normalised"]
     scope: Scope
     bias: bool
-    eps: FiniteFloat = Field(gt=0)
+    eps: Eps
     sources: dict[ModulePath, ModulePath] = Field(max_length=MAX_MODULES)
     abstain: FiniteFloat | None = Field(default=None, gt=0, le=1)
     initialisation: GateInitialisation | None
@@ -240,9 +250,9 @@ class BundleConfig(Document):
     revision: str | None
     inference_mode: bool
     target_modules: tuple[ModulePath, ...] = Field(min_length=1, max_length=MAX_MODULES)
-    members: tuple[BundleMember, ...] = Field(min_length=1, max_length=4096)
+    members: tuple[BundleMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
     rank_alignment: Literal[8]
-    top_k: int = Field(ge=1)
+    top_k: PositiveCount
     temperature: FiniteFloat = Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     gate: Gate
 
@@ -254,7 +264,7 @@ class BundleConfig(Document):
             BundleRefused: not a bundle, another format, or a required feature that is not known.
             InvalidDocument: not JSON, or a field breaks the schema.
         """
-        value = load_json(data, what=what, max_bytes=max_bytes)
+        value = load_json(data, what=what, max_bytes=max_bytes, max_values=MAX_CONFIG_VALUES)
         check_readable(value, what=what)
         return cls.from_value(value, what=what)
 

@@ -1,82 +1,111 @@
 """JSON in and out: bounded and strict when read, the same bytes every time when written.
 
-``load_json`` is the only way a JSON text from outside becomes Python values: its size and depth are
-bounded, a key may stand once only, and ``NaN`` and ``Infinity`` are no JSON. ``Document`` is the
-base of everything this project writes, ``canonical_json`` its one spelling.
+``load_json`` is the only way a JSON text from outside becomes Python values. Its size, its depth, the
+number of its values and the digits of its integers are bounded before anything is built; repeated keys,
+``NaN``, ``Infinity`` and half surrogate pairs are refused. ``Document`` is the base of everything this
+project writes, ``canonical_json`` its one spelling.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from array import array
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InvalidDocument
 
 MAX_JSON_DEPTH = 64
+# The header of an adapter with 42 000 tensors has 380 000 values.
+MAX_JSON_VALUES = 1_000_000
+# Python refuses to print or read an integer of more than 4300 digits; sums and products of shorter ones fit.
+MAX_INTEGER_DIGITS = 1000
 MAX_CONFIG_BYTES = 4 << 20
-# A string, or the rest of the text after a quote that nothing closes. Nothing in it is tried twice.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+# A count or a size in a document: every database and every array library holds it.
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+PositiveCount = Annotated[int, Field(ge=1, lt=1 << 63)]
+
+# The scan splits its piece of text at every quote, which takes up to 40 bytes for one byte of text.
+_SCANNED_BYTES = 1 << 18
 # A bracket that opens is a step of 1, one that closes a step of -1.
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _OTHER_BYTES = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_BOM = "\ufeff"
+_BOM = b"\xef\xbb\xbf"
 _SHOWN_PROBLEMS = 20
+_SHOWN_CHARACTERS = 60
 
 
-def load_json(data: bytes, *, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> Any:
-    """The value of a JSON text in UTF-8; a byte order mark is skipped.
+def load_json(
+    data: bytes, *, what: str, max_bytes: int = MAX_CONFIG_BYTES, max_values: int = MAX_JSON_VALUES
+) -> Any:
+    """Return the value of a JSON text in UTF-8; a byte order mark is skipped.
 
     Args:
         data: the bytes of the text.
         what: how messages call it, such as a file name.
         max_bytes: the largest text that is parsed.
+        max_values: the most values that are parsed, entries of objects and lists counted alike.
 
     Raises:
-        InvalidDocument: too large, too deep, not UTF-8, not JSON, a key twice, NaN or Infinity.
+        InvalidDocument: too large, too deep, too many values, not UTF-8, not JSON, a repeated key, NaN or
+            Infinity, an integer of too many digits, or half a surrogate pair.
     """
     if len(data) > max_bytes:
         raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {max_bytes}")
+    _check_structure(data, what, max_values)
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidDocument(f"`{what}` is not UTF-8 text: byte {error.start} cannot be decoded") from error
-    text = text.removeprefix(_BOM)
-    _check_depth(data, what)
-    try:
-        return json.loads(
-            text,
+        value = json.loads(
+            data.removeprefix(_BOM).decode("utf-8"),
             object_pairs_hook=_object_of_unique_keys,
             parse_constant=_refuse_constant,
-            parse_float=_finite_number,
+            parse_float=finite_number,
+            parse_int=bounded_integer,
         )
+        if b"\\u" in data:
+            # Half a surrogate pair has no bytes in UTF-8: no file, terminal or database takes it.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidDocument(f"`{what}` is not UTF-8 text: byte {error.start} cannot be decoded") from error
+    except UnicodeEncodeError as error:
+        raise InvalidDocument(
+            f"`{what}` has half a character: an escape such as `\\ud800` without its other half"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidDocument(f"`{what}` is not JSON: {error}") from error
+    return value
 
 
-def _check_depth(data: bytes, what: str) -> None:
-    # The parser recurses, so the depth is known before it runs. Brackets inside strings do not count.
-    steps = array("b", _drop_strings(data).translate(_STEPS, _OTHER_BYTES))
-    if max(accumulate(steps), default=0) > MAX_JSON_DEPTH:
-        raise InvalidDocument(f"`{what}` nests deeper than {MAX_JSON_DEPTH} levels")
+def _check_structure(data: bytes, what: str, max_values: int) -> None:
+    # The parser recurses and builds every value, so depth and number are known before it runs.
+    depth, values = 0, 1
+    for outside in _outside_strings(data):
+        # One value for each bracket and each comma, or one too many for an empty container.
+        values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        if values > max_values:
+            raise InvalidDocument(f"`{what}` has more than {max_values} values")
+        steps = array("b", outside.translate(_STEPS, _OTHER_BYTES))
+        if max(accumulate(steps, initial=depth)) > MAX_JSON_DEPTH:
+            raise InvalidDocument(f"`{what}` nests deeper than {MAX_JSON_DEPTH} levels")
+        depth += sum(steps)
 
 
-def _drop_strings(data: bytes) -> bytes:
-    if b"\\" not in data:
-        # Nothing is escaped, so every other quote closes a string.
-        return b"".join(data.split(b'"')[::2])
-    outside, position = bytearray(), 0
-    # A substitution would say the same, and keep hundreds of bytes for every string.
-    for string in _STRING.finditer(data):
-        outside += data[position : string.start()]
-        position = string.end()
-    return bytes(outside + data[position:])
+def _outside_strings(data: bytes) -> Iterator[bytes]:
+    """The text without its strings, piece by piece; what follows a quote that nothing closes is a string."""
+    is_inside, start = False, 0
+    while start < len(data):
+        piece = data[start : start + _SCANNED_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2 and len(piece) > 1:
+            # A backslash goes with what it escapes.
+            piece = piece[:-1]
+        start += len(piece)
+        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        yield b"".join(parts[is_inside::2])
+        is_inside ^= len(parts) % 2 == 0
 
 
 def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -91,11 +120,28 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"`{name}` is not a JSON number")
 
 
-def _finite_number(text: str) -> float:
+def finite_number(text: str) -> float:
+    """Return the number that a text spells.
+
+    Raises:
+        ValueError: it is beyond the range of a float64, or not a number.
+    """
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"`{text[:40]}` is beyond the range of a number")
     return number
+
+
+def bounded_integer(text: str) -> int:
+    """Return the integer that decimal digits spell.
+
+    Raises:
+        ValueError: they are more than ``MAX_INTEGER_DIGITS``.
+    """
+    digits = len(text.lstrip("+-"))
+    if digits > MAX_INTEGER_DIGITS:
+        raise ValueError(f"an integer has {digits} digits, expected at most {MAX_INTEGER_DIGITS}")
+    return int(text)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -117,16 +163,29 @@ class Document(BaseModel):
         return canonical_json(self.model_dump(mode="json"))
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, what: str, max_bytes: int = MAX_CONFIG_BYTES) -> Self:
+    def from_bytes(
+        cls,
+        data: bytes,
+        *,
+        what: str,
+        max_bytes: int = MAX_CONFIG_BYTES,
+        max_values: int = MAX_JSON_VALUES,
+    ) -> Self:
         """Read a document; every place that breaks the schema is in one ``InvalidDocument``."""
-        return cls.from_value(load_json(data, what=what, max_bytes=max_bytes), what=what)
+        load_json(data, what=what, max_bytes=max_bytes, max_values=max_values)
+        # The values were built to be judged and are gone: the schema reads the text again.
+        return cls._validated(lambda: cls.model_validate_json(data.removeprefix(_BOM)), what)
 
     @classmethod
     def from_value(cls, value: Any, *, what: str) -> Self:
         """Read a document from an already parsed JSON value."""
+        # Through JSON's rules, so that a list may fill a tuple while a string never fills a number.
+        return cls._validated(lambda: cls.model_validate_json(json.dumps(value)), what)
+
+    @classmethod
+    def _validated(cls, read: Callable[[], Self], what: str) -> Self:
         try:
-            # Through JSON's rules, so that a list may fill a tuple while a string never fills a number.
-            return cls.model_validate_json(json.dumps(value))
+            return read()
         except ValidationError as error:
             problems = describe_problems(error)
             shown = "; ".join(problems[:_SHOWN_PROBLEMS])
@@ -134,7 +193,7 @@ class Document(BaseModel):
 
 
 def describe_problems(error: ValidationError) -> list[str]:
-    """One line per problem: the path into the document, what is wrong, and what was found."""
+    """Return one line per problem: the path into the document, what is wrong, and what was found."""
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
         place = ".".join(str(part) for part in problem["loc"])
@@ -144,6 +203,15 @@ def describe_problems(error: ValidationError) -> list[str]:
             # Our own validators say what they found; their input may be the whole document.
             lines.append(f"{place}: {message}" if place else message)
         else:
-            found = repr(problem["input"])
-            lines.append(f"{place}: {message}, found `{found if len(found) <= 60 else found[:57] + '...'}`")
+            lines.append(f"{place}: {message}, found `{_shorten(problem['input'])}`")
     return lines
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, str):
+        # Not the text of a whole string only to cut it off.
+        value = value[: _SHOWN_CHARACTERS + 1]
+    elif isinstance(value, (dict, list)) and len(value) > _SHOWN_CHARACTERS:
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} values"
+    found = repr(value)
+    return found if len(found) <= _SHOWN_CHARACTERS else found[: _SHOWN_CHARACTERS - 3] + "..."

@@ -13,7 +13,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from .bundle import ModulePath, Scope
 from .digest import Digest
-from .document import Document
+from .document import Count, Document, PositiveCount
 from .names import Name
 
 MAX_EVALUATION_BYTES = 256 << 20
@@ -44,10 +44,10 @@ class EvaluatedTask(Document):
 
     member: Name
     data_sha256: Digest
-    samples: int = Field(ge=1)
-    lines: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    samples: PositiveCount
+    lines: tuple[PositiveCount, ...] = Field(min_length=1)
     metric: Metric
-    max_new_tokens: int = Field(ge=1)
+    max_new_tokens: PositiveCount
     stop: str | None
 
 
@@ -74,8 +74,8 @@ class PositionAccuracy(Document):
     """Routing accuracy of the tokens at one place: of the prompt, or of the answer; counted from 0."""
 
     answer: bool
-    position: int = Field(ge=0)
-    tokens: int = Field(ge=1)
+    position: Count
+    tokens: PositiveCount
     accuracy: Share
 
 
@@ -101,10 +101,10 @@ class Cost(Document):
     """
 
     seconds: FiniteFloat = Field(ge=0)
-    prompt_tokens: int = Field(ge=1)
-    new_tokens: int = Field(ge=0)
+    prompt_tokens: PositiveCount
+    new_tokens: Count
     new_tokens_per_second: FiniteFloat = Field(ge=0)
-    peak_memory_bytes: int | None
+    peak_memory_bytes: Count | None
 
 
 class ModeScore(Document):
@@ -130,7 +130,7 @@ class Evaluation(Document):
     gate_fitted: bool
     tasks: tuple[EvaluatedTask, ...] = Field(min_length=1)
     modes: tuple[ModeScore, ...] = Field(min_length=1)
-    batch_size: int = Field(ge=1)
+    batch_size: PositiveCount
     device: str
     dtype: str
     versions: dict[str, str]

@@ -6,10 +6,8 @@ import hashlib
 from enum import StrEnum
 from functools import cached_property
 
-from pydantic import Field
-
 from .digest import Digest
-from .document import Document
+from .document import Count, Document, PositiveCount
 
 
 class Dtype(StrEnum):
@@ -34,9 +32,9 @@ class ModuleFactors(Document):
     """
 
     path: str
-    rank: int = Field(ge=1)
-    in_features: int = Field(ge=1)
-    out_features: int = Field(ge=1)
+    rank: PositiveCount
+    in_features: PositiveCount
+    out_features: PositiveCount
     alpha: float
     scaling: float
     a: str
@@ -57,7 +55,7 @@ class Inventory(Document):
     """
 
     modules: tuple[ModuleFactors, ...]
-    rank: int
+    rank: Count
     scaling: float
 
     @cached_property

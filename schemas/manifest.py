@@ -11,13 +11,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from .bundle import ModulePath
+from .bundle import MAX_MEMBERS, MAX_MODULES, ModulePath
 from .digest import Digest
-from .document import Document
+from .document import Count, Document
 from .inventory import Dtype
 from .names import Name
 
 MAX_MANIFEST_BYTES = 256 << 20
+# Two of each member in `experts/`, and a few beside them.
+MAX_FILES = 2 * MAX_MEMBERS + 64
 # A file of the bundle, by its path inside the folder: no absolute path, no `..`, no hidden part.
 RelativePath = Annotated[
     str,
@@ -29,7 +31,7 @@ class FileRecord(Document):
     """One file's digest and size."""
 
     sha256: Digest
-    size_bytes: int = Field(ge=0)
+    size_bytes: Count
 
 
 class Origin(Document):
@@ -63,11 +65,11 @@ class ManifestMember(Document):
     license: str | None
     base: str | None
     weights_sha256: Digest
-    weights_bytes: int = Field(ge=0)
+    weights_bytes: Count
     config_sha256: Digest
     config_text: str
     weights_header: str
-    renamed_modules: dict[ModulePath, ModulePath]
+    renamed_modules: dict[ModulePath, ModulePath] = Field(max_length=MAX_MODULES)
     cast: Cast | None
 
     @model_validator(mode="after")
@@ -83,5 +85,5 @@ class Manifest(Document):
     """The manifest of a bundle, format 1."""
 
     meteora_manifest: Literal[1]
-    files: dict[RelativePath, FileRecord]
-    members: tuple[ManifestMember, ...] = Field(min_length=1)
+    files: dict[RelativePath, FileRecord] = Field(max_length=MAX_FILES)
+    members: tuple[ManifestMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from .bundle import ModulePath
-from .document import Document
+from .document import Count, Document, PositiveCount
 from .inventory import Dtype
 from .names import Name
 
@@ -29,9 +27,9 @@ class PlannedMember(Document):
 
     name: Name
     adapter: str
-    rank: int
+    rank: Count
     scaling: float
-    modules: int
+    modules: Count
     cast_from: tuple[Dtype, ...]
     renamed_modules: dict[ModulePath, ModulePath]
 
@@ -40,13 +38,13 @@ class PlannedModule(Document):
     """One module: every member's rank (0 where it is absent) and scaling, and the bytes that come of it."""
 
     path: ModulePath
-    in_features: int = Field(ge=1)
-    out_features: int = Field(ge=1)
-    ranks: tuple[int, ...]
+    in_features: PositiveCount
+    out_features: PositiveCount
+    ranks: tuple[Count, ...]
     scalings: tuple[float, ...]
-    rows: int
-    size_bytes: int
-    padding_bytes: int
+    rows: Count
+    size_bytes: Count
+    padding_bytes: Count
 
 
 class FusePlan(Document):
@@ -56,10 +54,10 @@ class FusePlan(Document):
     base_revision: str | None
     task_type: str | None
     dtype: Dtype
-    top_k: int
+    top_k: Count
     temperature: float
     gate: Literal["arrow", "normal"]
-    seed: int
+    seed: Count
     with_experts: bool
     members: tuple[PlannedMember, ...]
     modules: tuple[PlannedModule, ...]

@@ -6,14 +6,13 @@ severity of what is a matter of taste can be changed.
 
 from __future__ import annotations
 
-import tomllib
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from .document import Document
-from .errors import InvalidDocument
+from .document import Document, PositiveCount
 from .inventory import Dtype
+from .toml import load_toml
 
 MAX_POLICY_BYTES = 1 << 20
 RuleCode = Annotated[str, StringConstraints(pattern=r"^MR[0-9]{3}$")]
@@ -36,8 +35,8 @@ class Policy(Document):
     allowed_licenses: Names | None = None
     allowed_targets: Names | None = None
     allowed_dtypes: tuple[Dtype, ...] | None = None
-    max_rank: int | None = Field(default=None, ge=1)
-    max_weights_bytes: int | None = Field(default=None, ge=1)
+    max_rank: PositiveCount | None = None
+    max_weights_bytes: PositiveCount | None = None
     severity: dict[RuleCode, Setting] = Field(default_factory=dict)
 
     @classmethod
@@ -45,12 +44,6 @@ class Policy(Document):
         """Read a policy.
 
         Raises:
-            InvalidDocument: too large, not TOML, or a field breaks the schema.
+            InvalidDocument: too large or too deep, not TOML, or a field breaks the schema.
         """
-        if len(data) > MAX_POLICY_BYTES:
-            raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {MAX_POLICY_BYTES}")
-        try:
-            value = tomllib.loads(data.decode("utf-8"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-            raise InvalidDocument(f"`{what}` is not TOML: {error}") from error
-        return cls.from_value(value, what=what)
+        return cls.from_value(load_toml(data, what=what, max_bytes=MAX_POLICY_BYTES), what=what)

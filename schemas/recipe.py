@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 
-from .bundle import MAX_TEMPERATURE, MIN_TEMPERATURE
-from .document import Document
-from .errors import InvalidDocument
+from .bundle import MAX_MEMBERS, MAX_TEMPERATURE, MIN_TEMPERATURE
+from .document import Document, PositiveCount
 from .names import Name
+from .toml import load_toml
 
 MAX_RECIPE_BYTES = 1 << 20
 DtypeName = Literal["float32", "float16", "bfloat16"]
@@ -35,10 +33,10 @@ class Recipe(Document):
     model_config = ConfigDict(extra="forbid")
 
     meteora_recipe: Literal[1] = 1
-    members: tuple[RecipeMember, ...] = Field(min_length=1)
+    members: tuple[RecipeMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
     base: str | None = None
     base_revision: str | None = None
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: PositiveCount | None = None
     temperature: FiniteFloat = Field(default=1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     dtype: DtypeName | None = None
     gate: Literal["arrow", "normal"] = "arrow"
@@ -50,18 +48,9 @@ class Recipe(Document):
         """Read a recipe.
 
         Raises:
-            InvalidDocument: too large, not TOML, or a field breaks the schema.
+            InvalidDocument: too large or too deep, not TOML, or a field breaks the schema.
         """
-        if len(data) > MAX_RECIPE_BYTES:
-            raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {MAX_RECIPE_BYTES}")
-        try:
-            value = tomllib.loads(data.decode("utf-8"))
-            json.dumps(value)
-        except (ValueError, RecursionError) as error:
-            raise InvalidDocument(f"`{what}` is not TOML: {error}") from error
-        except TypeError as error:
-            raise InvalidDocument(f"`{what}` holds a date or a time, which no field takes") from error
-        return cls.from_value(value, what=what)
+        return cls.from_value(load_toml(data, what=what, max_bytes=MAX_RECIPE_BYTES), what=what)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

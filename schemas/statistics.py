@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, model_validator
 
-from .bundle import MAX_MODULES, ModulePath
+from .bundle import MAX_MEMBERS, MAX_MODULES, Eps, ModulePath
 from .digest import Digest
-from .document import Document
+from .document import Count, Document, PositiveCount
 from .names import Name
 
 STATISTICS_KEY = "meteora_statistics"
@@ -29,8 +29,8 @@ class StatisticsMember(Document):
 
     member: Name
     sha256: Digest
-    samples: int = Field(ge=1)
-    tokens: int = Field(ge=1)
+    samples: PositiveCount
+    tokens: PositiveCount
 
 
 class StatisticsInput(Document):
@@ -56,9 +56,9 @@ class TokenSettings(Document):
     """
 
     kind: Literal["linear", "normalised"]
-    eps: FiniteFloat = Field(gt=0)
-    max_tokens: int = Field(ge=1)
-    skip_tokens: int = Field(ge=0)
+    eps: Eps
+    max_tokens: PositiveCount
+    skip_tokens: Count
     concatenated: bool
 
 
@@ -68,7 +68,7 @@ class StatisticsDescription(Document):
     meteora_statistics: Literal[1]
     base_sha256: Digest
     settings: TokenSettings
-    members: tuple[StatisticsMember, ...] = Field(min_length=1, max_length=4096)
+    members: tuple[StatisticsMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
     inputs: tuple[StatisticsInput, ...] = Field(min_length=1, max_length=MAX_MODULES)
 
     @model_validator(mode="after")

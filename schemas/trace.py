@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 
 from .bundle import ModulePath
-from .document import Document
+from .document import Count, Document, PositiveCount
 from .names import Name
 
 MAX_TRACE_TOKENS = 8192
@@ -58,7 +58,7 @@ class TraceToken(Document):
     The text is empty where a character takes several tokens, for all but the last of them.
     """
 
-    id: int = Field(ge=0)
+    id: Count
     text: str
     generated: bool
 
@@ -67,7 +67,7 @@ class TraceModule(Document):
     """A module and the index of its table in ``routings``."""
 
     path: ModulePath
-    routing: int = Field(ge=0)
+    routing: Count
 
 
 class TraceRouting(Document):
@@ -76,7 +76,7 @@ class TraceRouting(Document):
     A slot that went to no member has selection -1 and weight 0.
     """
 
-    selection: tuple[tuple[Annotated[int, Field(ge=NO_MEMBER)], ...], ...]
+    selection: tuple[tuple[Annotated[int, Field(ge=NO_MEMBER, lt=1 << 31)], ...], ...]
     weights: tuple[tuple[Weight, ...], ...]
 
 
@@ -87,7 +87,7 @@ class Trace(Document):
     bundle: str
     base: str | None
     scope: str
-    top_k: int = Field(ge=1)
+    top_k: PositiveCount
     temperature: FiniteFloat = Field(gt=0)
     gate_fitted: bool
     members: tuple[Name, ...] = Field(min_length=1)

@@ -9,10 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-from pydantic import Field
-
 from .digest import Digest
-from .document import Document, canonical_json
+from .document import Count, Document, canonical_json
 from .errors import InvalidDocument
 
 
@@ -40,7 +38,7 @@ class BackendRun(Document):
     backend: str
     device: str
     compute_dtype: str
-    modules: int = Field(ge=0)
+    modules: Count
     max_error: float | None
     tolerance: float
 

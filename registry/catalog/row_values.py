@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, RowMapping, String, Table
@@ -71,8 +71,7 @@ def _from_json(column: Column[Any], value: Any) -> Any:
         case DigestText(), str():
             return Digest(value)
         case UtcDateTime(), str():
-            moment = datetime.fromisoformat(value)
-            return moment if moment.utcoffset() is not None else None
+            return _moment(value)
         case ForeignText(), str():
             return value if value == clean_foreign_text(value) else None
         case String(), str():
@@ -84,11 +83,27 @@ def _from_json(column: Column[Any], value: Any) -> Any:
             bits = 63 if isinstance(kind, BigInteger) else 31
             return value if -(2**bits) <= value < 2**bits else None
         case Double(), int() | float() if not isinstance(value, bool):
-            return float(value)
+            return _number(value)
         case JSON(), dict() | list():
             return value
         case _:
             return None
+
+
+def _moment(text: str) -> datetime | None:
+    moment = datetime.fromisoformat(text)
+    try:
+        # Stored in UTC; the first and the last day of the calendar have moments that UTC does not.
+        return moment.astimezone(UTC) if moment.utcoffset() is not None else None
+    except OverflowError:
+        return None
+
+
+def _number(value: float) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _has_surrogates(text: str) -> bool:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...schemas.errors import SourceUnreadable, UsageError
+from ...inspection.regular_file import read_bounded
+from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Outcome, Purpose
@@ -139,26 +140,16 @@ def _open_companions(home: Home, sources: tuple[str, ...]) -> dict[str, Companio
 
 
 def _read_list(path: Path) -> list[Path]:
-    lines = _read_small(path, _MAX_LIST_BYTES).decode("utf-8", errors="surrogateescape").splitlines()
+    lines = read_bounded(path, _MAX_LIST_BYTES).decode("utf-8", errors="surrogateescape").splitlines()
     return [Path(line.strip()) for line in lines if line.strip()]
 
 
 def _read_policy(path: Path) -> Policy:
     from ...inspection.policy import check_policy
 
-    policy = Policy.from_toml(_read_small(path, MAX_POLICY_BYTES), what=str(path))
+    policy = Policy.from_toml(read_bounded(path, MAX_POLICY_BYTES), what=str(path))
     check_policy(policy)
     return policy
-
-
-def _read_small(path: Path, max_bytes: int) -> bytes:
-    from ...inspection.regular_file import open_regular
-
-    with open_regular(path, follows_links=True) as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise SourceUnreadable(f"`{path}` has more than {max_bytes} bytes")
-    return data
 
 
 def _explain(code: str) -> None:

@@ -23,10 +23,11 @@ from ...inspection.comparison import (
 from ...inspection.config import LoraConfig
 from ...inspection.header import parse_header
 from ...inspection.inspection import Inspection
+from ...inspection.regular_file import read_bounded
 from ...inspection.tensors import Tensors, build_inventory
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from ...schemas.document import load_json
-from ...schemas.errors import MeteoraError, SourceUnreadable, UsageError
+from ...schemas.errors import InvalidDocument, MeteoraError, SourceUnreadable, UsageError
 from ...schemas.finding import Finding, Severity
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
@@ -233,13 +234,18 @@ def inspect_companion(text: str, catalog: Catalog, store: Store) -> dict[str, Co
 
 
 def _read_bundle(folder: Path) -> dict[str, Companion]:
-    data = (folder / MANIFEST_FILE).read_bytes()
+    data = read_bounded(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
     manifest = Manifest.from_bytes(data, what=MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     members = {}
     for member in manifest.members:
         text = member.weights_header.encode("utf-8")
         header = parse_header(len(text).to_bytes(8, "little") + text, member.weights_bytes)
-        config = LoraConfig(load_json(member.config_text.encode("utf-8"), what=CONFIG_FILE))
+        value = load_json(member.config_text.encode("utf-8"), what=CONFIG_FILE)
+        if not isinstance(value, dict):
+            raise InvalidDocument(
+                f"the config of member `{member.name}` in `{folder}` is a {type(value).__name__}, "
+                "expected an object"
+            )
         inspection = Inspection(
             config_text=member.config_text,
             config_sha256=member.config_sha256,
@@ -248,7 +254,7 @@ def _read_bundle(folder: Path) -> dict[str, Companion]:
             header=header,
             declared_base=member.base,
             license=member.license,
-            inventory=build_inventory(Tensors.sort(header, config)),
+            inventory=build_inventory(Tensors.sort(header, LoraConfig(value))),
         )
         members[f"{folder.name}:{member.name}"] = Companion(inspection)
     return members

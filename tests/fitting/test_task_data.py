@@ -92,7 +92,7 @@ def test_a_member_that_may_lack_data_is_left_out(tmp_path: Path) -> None:
         (b'{"text": 5}', "`legal.jsonl:1` has no text in `text`, expected a string that is not empty"),
         (
             b'{"text": "\\ud800"}',
-            "`legal.jsonl:1` has half a character in `text`: an escape such as `\\ud800` stands alone",
+            "`legal.jsonl:1` has half a character: an escape such as `\\ud800` without its other half",
         ),
         (b'{"messages": []}', "`legal.jsonl:1` has no list of 1 to 1000 entries in `messages`"),
         (b'{"messages": [1]}', "`legal.jsonl:1` has a message that is no object with `role` and `content`"),

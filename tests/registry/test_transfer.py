@@ -179,10 +179,22 @@ DAMAGES: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda lines: of_table(lines, "entries").update(created_at="now"),
         "Invalid isoformat string",
     ),
+    "a moment before the calendar of UTC": (
+        lambda lines: of_table(lines, "entries").update(created_at="0001-01-01T00:00:00+23:59"),
+        "`entries.created_at` cannot be `0001-01-01T00:00:00+23:59`",
+    ),
+    "a number beyond all others": (
+        lambda lines: of_table(lines, "bundle_versions").update(temperature=10**999),
+        "`bundle_versions.temperature` cannot be `1000",
+    ),
+    "a number of too many digits": (
+        lambda lines: of_table(lines, "bundle_versions").update(size_bytes=10**1000),
+        "an integer has 1001 digits, expected at most 1000",
+    ),
     "a text too long": (lambda lines: of_table(lines, "tags").update(tag="x" * 97), "`tags.tag` cannot be"),
     "half a character": (
         lambda lines: of_table(lines, "bundle_versions").update(path="\ud800"),
-        "`bundle_versions.path` cannot be",
+        "has half a character",
     ),
     "no tag": (lambda lines: of_table(lines, "tags").update(tag="no tag"), "`no tag` is no valid tag"),
     "no finding": (lambda lines: of_table(lines, "adapter_versions").update(findings=[{}]), "finding"),

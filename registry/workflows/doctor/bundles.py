@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from ....inspection.regular_file import read_bounded
 from ....schemas.bundle import MANIFEST_FILE
 from ....schemas.digest import Digest
 from ....schemas.errors import MeteoraError
@@ -42,7 +43,7 @@ def _examine(place: BundlePlace) -> Problem | None:
 
 def _changed_files(place: BundlePlace) -> list[str]:
     try:
-        data = (place.path / MANIFEST_FILE).read_bytes()
+        data = read_bounded(place.path / MANIFEST_FILE, MAX_MANIFEST_BYTES)
         files = Manifest.from_bytes(data, what=MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES).files
     except MeteoraError:
         return [MANIFEST_FILE]
