@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ...inspection.quotation import quote_name
@@ -21,6 +20,7 @@ from ...inspection.regular_file import open_folder, read_start
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import DataRefused, MeteoraError, SourceUnreadable
+from .chat_template import ChatTemplate
 
 MAX_FILE_BYTES = 64 << 20
 MAX_LINE_BYTES = 1 << 20
@@ -87,13 +87,13 @@ def read_task_data(
             f"`{folder}` is no folder", hint=f"expected one with a file `MEMBER{SUFFIX}` for every member"
         )
     problems: list[str] = []
-    with open_folder(folder) as descriptor:
+    with open_folder(folder) as descriptor, ChatTemplate(tokenizer) as template:
         with os.scandir(descriptor) as entries:
             present = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
         files = {member: f"{member}{SUFFIX}" for member in members}
         problems += _misplaced(present, files, may_lack)
         data = {
-            member: _read_file(folder / name, descriptor, member, tokenizer, context_tokens, problems)
+            member: _read_file(folder / name, descriptor, member, template, context_tokens, problems)
             for member, name in files.items()
             if name in present
         }
@@ -128,7 +128,7 @@ def _read_file(
     path: Path,
     folder: int,
     member: str,
-    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
     context_tokens: int | None,
     problems: list[str],
 ) -> TaskData:
@@ -140,8 +140,8 @@ def _read_file(
         problems.append(str(error))
     else:
         found = list(_file_problems(path.name, data))
-        samples = () if found else tuple(_read_samples(path.name, data, tokenizer, problems))
-        problems += [*found, *_overlong(path.name, samples, tokenizer, context_tokens)]
+        samples = () if found else tuple(_read_samples(path.name, data, template, problems))
+        problems += [*found, *_overlong(path.name, samples, template.tokenizer, context_tokens)]
     return TaskData(member, path, Digest.of_bytes(data), samples)
 
 
@@ -152,9 +152,7 @@ def _file_problems(name: str, data: bytes) -> Iterator[str]:
         yield f"`{name}` is empty, expected at least one line"
 
 
-def _read_samples(
-    name: str, data: bytes, tokenizer: PreTrainedTokenizerBase, problems: list[str]
-) -> Iterator[Sample]:
+def _read_samples(name: str, data: bytes, template: ChatTemplate, problems: list[str]) -> Iterator[Sample]:
     count = 0
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
@@ -164,19 +162,19 @@ def _read_samples(
             problems.append(f"`{name}` has more than {MAX_SAMPLES} lines")
             return
         try:
-            yield _parse_line(line, f"{name}:{number}", number, tokenizer)
+            yield _parse_line(line, f"{name}:{number}", number, template)
         except MeteoraError as error:
             problems.append(str(error))
 
 
-def _parse_line(line: bytes, place: str, number: int, tokenizer: PreTrainedTokenizerBase) -> Sample:
+def _parse_line(line: bytes, place: str, number: int, template: ChatTemplate) -> Sample:
     value = load_json(line, what=place, max_bytes=MAX_LINE_BYTES)
     found = [key for key in _SHAPES if isinstance(value, dict) and key in value]
     if len(found) != 1:
         keys = ", ".join(f"`{key}`" for key in found) or "none of them"
         raise DataRefused(f"`{place}` is of no known shape: found {keys}, expected one of {_listed_shapes()}")
     if found == ["messages"]:
-        return _from_messages(value["messages"], place, number, tokenizer)
+        return _from_messages(value["messages"], place, number, template)
     prompt = _text(value, found[0], place)
     return Sample(prompt, None if found == ["text"] else _text(value, "response", place), number)
 
@@ -192,21 +190,18 @@ def _text(value: dict[str, Any], key: str, place: str) -> str:
     return text
 
 
-def _from_messages(messages: Any, place: str, number: int, tokenizer: PreTrainedTokenizerBase) -> Sample:
+def _from_messages(messages: Any, place: str, number: int, template: ChatTemplate) -> Sample:
     if not isinstance(messages, list) or not 0 < len(messages) <= _MAX_MESSAGES:
         raise DataRefused(f"`{place}` has no list of 1 to {_MAX_MESSAGES} entries in `messages`")
     turns = [_turn(message, place) for message in messages]
     answer = turns.pop()["content"] if turns[-1]["role"] == "assistant" else None
     if not turns:
         raise DataRefused(f"`{place}` has an answer and no question before it")
-    if tokenizer.chat_template is None:
-        raise DataRefused(f"`{place}` has `messages`, and the base's tokenizer has no chat template for them")
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    # A template is a program from elsewhere: what it does with a message that it did not expect is its own.
-    except (TemplateError, TypeError, ValueError, LookupError) as error:
-        raise DataRefused(f"`{place}` is refused by the base's chat template: {error}") from error
-    return Sample(_without_first_token(str(text), tokenizer), answer, number)
+        text = template.render(turns)
+    except DataRefused as error:
+        raise DataRefused(f"`{place}` {error}") from error
+    return Sample(_without_first_token(text, template.tokenizer), answer, number)
 
 
 def _turn(message: Any, place: str) -> dict[str, str]:
