@@ -74,13 +74,18 @@ def check_name(text: str, *, what: str = "name") -> str:
     return text
 
 
+def is_repository(text: str) -> bool:
+    """Return whether ``text`` may name a repository on the Hub: ``org/name``."""
+    return _REPOSITORY.fullmatch(text) is not None
+
+
 def check_repository(text: str) -> str:
     """``text`` itself, if it may name a repository on the Hub: ``org/name``.
 
     Raises:
         UsageError: any other text.
     """
-    if not _REPOSITORY.fullmatch(text):
+    if not is_repository(text):
         raise UsageError(f"`{text[:200]}` is no Hub repository, expected `org/name`")
     return text
 

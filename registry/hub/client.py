@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,16 +21,22 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    HfFileSystem,
     constants,
+    hf_hub_url,
     is_offline_mode,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported at run time only
+    build_hf_headers,
+    hf_raise_for_status,
+    http_backoff,
+)
 from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
 from ... import __version__
-from ...schemas.digest import Digest
 from ...schemas.errors import HubNotFound, HubUnavailable
+from ...schemas.names import is_repository
+from .answers import MAX_PAUSE_SECONDS, check_commit, expect_file, expect_json, guard_client
 from .failures import (
     BUSY,
     FOREIGN_ERRORS,
@@ -42,12 +48,15 @@ from .failures import (
     translate,
 )
 from .listing import Listing, RemoteFile
+from .rate import AnswerRefused
+from .remote_file import read_cached_file, read_entry
 
 MAX_FILES = 10_000
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 1.0
-_MAX_ASKED_SECONDS = 300.0
 _BAR_DELAY_SECONDS = 1.0
+
+_LIBRARY = "meteora-registry"
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -57,9 +66,8 @@ class Hub:
     """The Hub that HF_ENDPOINT names, as the user whose token is in the usual place."""
 
     def __init__(self) -> None:
-        self._api = HfApi(library_name="meteora-registry", library_version=__version__)
-        # One for all, so that it asks about a repository once.
-        self._files = HfFileSystem(skip_instance_cache=True)
+        guard_client()
+        self._api = HfApi(library_name=_LIBRARY, library_version=__version__)
         # Its bars for uploads do not ask whether there is a terminal.
         if not sys.stderr.isatty():
             disable_progress_bars()
@@ -84,13 +92,15 @@ class Hub:
         if not self.is_offline:
             # First, because `resolve_revision` answers from the cache when the Hub fails.
             self._ask(lambda: self._api.model_info(repository, revision=revision), subject)
-        resolved = self._ask(
-            lambda: self._api.resolve_revision(
-                repository, revision=revision, local_files_only=self.is_offline
+        return self._ask(
+            lambda: check_commit(
+                # A string of a class of its own, which the pattern takes as one.
+                self._api.resolve_revision(
+                    repository, revision=revision, local_files_only=self.is_offline
+                ).resolved
             ),
             subject,
         )
-        return str(resolved.resolved)
 
     def list_files(self, repository: str, commit: str) -> Listing:
         """Every file of a repository at a commit; offline those that the cache has.
@@ -107,19 +117,22 @@ class Hub:
                     hint="unset HF_HUB_OFFLINE",
                 )
             return Listing(repository, commit, files)
-        entries = self._ask(
-            lambda: list(
+
+        def read() -> Listing:
+            entries = list(
                 islice(self._api.list_repo_tree(repository, recursive=True, revision=commit), MAX_FILES + 1)
-            ),
-            subject,
-            # Every page is tried again by huggingface_hub itself.
-            attempts=1,
-        )
-        if len(entries) > MAX_FILES:
-            raise HubUnavailable(
-                f"{subject} has more than {MAX_FILES} files and folders, which is no adapter repository"
             )
-        return Listing(repository, commit, tuple(map(_remote_file, _only_files(entries))))
+            if len(entries) > MAX_FILES:
+                raise HubUnavailable(
+                    f"{subject} has more than {MAX_FILES} files and folders, which is no adapter repository"
+                )
+            files = tuple(read_entry(entry) for entry in entries if isinstance(entry, RepoFile))
+            if len({file.path for file in files}) < len(files):
+                raise AnswerRefused("it lists a path more than once")
+            return Listing(repository, commit, files)
+
+        # Every page is tried again by huggingface_hub itself.
+        return self._ask(read, subject, attempts=1)
 
     def read_start(self, listing: Listing, file: RemoteFile, count: int, *, skip: int = 0) -> bytes:
         """At most ``count`` bytes of a file from ``skip`` on, by a range request; offline from the cache."""
@@ -131,18 +144,31 @@ class Hub:
                 cached.seek(skip)
                 return cached.read(end - skip)
 
-        def read() -> bytes:
-            path = f"{listing.repository}/{file.path}"
-            # The size is known, so nothing else is asked about the file; without a cache of its own
-            # it fetches the range and not a byte more.
-            with self._files.open(
-                path, "rb", revision=listing.commit, size=file.size_bytes, cache_type="none", block_size=count
-            ) as remote:
-                remote.seek(skip)
-                return bytes(remote.read(end - skip))
+        url = hf_hub_url(listing.repository, file.path, revision=listing.commit)
+        headers = {"Range": f"bytes={skip}-{end - 1}"}
 
-        # Only the first of its requests is not tried again by huggingface_hub itself.
-        return self._ask(read, Subject(listing.repository, listing.commit), attempts=2)
+        def read() -> bytes:
+            answer = http_backoff(
+                "GET",
+                url,
+                # The token may have changed since the last attempt.
+                headers=headers | build_hf_headers(library_name=_LIBRARY, library_version=__version__),
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            )
+            hf_raise_for_status(answer)
+            # A server that knows no ranges sends the file from its beginning.
+            data = answer.content if answer.status_code == 206 else answer.content[skip:]
+            if len(data) != end - skip:
+                raise AnswerRefused(f"it has {len(data)} bytes of a file, expected {end - skip}")
+            return data
+
+        return self._ask(
+            read,
+            Subject(listing.repository, listing.commit),
+            expect=lambda: expect_file(listing.commit, file.size_bytes),
+            # It is tried again by huggingface_hub itself.
+            attempts=1,
+        )
 
     def download(self, listing: Listing, file: RemoteFile, *, cache: Path | None = None) -> Path:
         """The file in huggingface_hub's cache, fetched when it is not there; its bytes are not checked yet.
@@ -159,6 +185,7 @@ class Hub:
                     tqdm_class=_bar_named(file.name),
                 ),
                 Subject(listing.repository, listing.commit),
+                expect=lambda: expect_file(listing.commit, file.size_bytes),
             )
         )
 
@@ -172,23 +199,36 @@ class Hub:
     def find_adapters(self, base: str, *, limit: int) -> tuple[str, ...]:
         """Repositories that say they hold PEFT adapters of a base, the most downloaded first."""
         filters = ["peft", f"base_model:adapter:{base}"]
-        found = self._ask(
-            lambda: list(self._api.list_models(filter=filters, sort="downloads", limit=limit)), Subject(base)
+        return self._ask(
+            lambda: tuple(
+                _check_repository(model.id)
+                for model in self._api.list_models(filter=filters, sort="downloads", limit=limit)
+            ),
+            Subject(base),
         )
-        return tuple(model.id for model in found)
 
     def list_collection(self, slug: str) -> tuple[str, ...]:
         """The model repositories of a collection, in its order."""
-        collection = self._ask(lambda: self._api.get_collection(slug), Subject(slug))
-        return tuple(item.item_id for item in collection.items if item.item_type == "model")
+        return self._ask(
+            lambda: tuple(
+                _check_repository(item.item_id)
+                for item in self._api.get_collection(slug).items
+                if item.item_type == "model"
+            ),
+            Subject(slug),
+        )
 
     def find_repository(self, repository: str) -> tuple[str, bool] | None:
         """The commit of the main branch and whether it is private; None if there is none to be seen."""
+
+        def read() -> tuple[str, bool]:
+            info = self._api.model_info(repository)
+            return check_commit(info.sha), bool(info.private)
+
         try:
-            info = self._ask(lambda: self._api.model_info(repository), Subject(repository))
+            return self._ask(read, Subject(repository))
         except HubNotFound:
             return None
-        return str(info.sha), bool(info.private)
 
     def create_repository(self, repository: str, *, private: bool) -> None:
         """Create a repository that is not there yet; one that is stays as it is."""
@@ -219,24 +259,28 @@ class Hub:
             CommitOperationAdd(path, str(source)) for path, source in sorted(add.items())
         ]
         operations += [CommitOperationDelete(path, is_folder=False) for path in sorted(delete)]
-        with _quiet_warnings():
-            made = self._ask(
-                lambda: self._api.create_commit(
-                    repository,
-                    operations,
-                    commit_message=message,
-                    parent_commit=parent,
-                    create_pr=as_pull_request,
-                ),
-                Subject(repository),
-                may_repeat=lambda error: status_of(error) == BUSY,
+
+        def commit() -> tuple[str, str | None]:
+            made = self._api.create_commit(
+                repository,
+                operations,
+                commit_message=message,
+                parent_commit=parent,
+                create_pr=as_pull_request,
             )
-        return made.oid, made.pr_url
+            return check_commit(made.oid), made.pr_url
+
+        with _quiet_warnings():
+            return self._ask(commit, Subject(repository), may_repeat=lambda error: status_of(error) == BUSY)
 
     def list_tags(self, repository: str) -> dict[str, str]:
         """The tags of a repository and their commits."""
-        refs = self._ask(lambda: self._api.list_repo_refs(repository), Subject(repository))
-        return {tag.name: tag.target_commit for tag in refs.tags}
+        return self._ask(
+            lambda: {
+                tag.name: check_commit(tag.target_commit) for tag in self._api.list_repo_refs(repository).tags
+            },
+            Subject(repository),
+        )
 
     def tag(self, repository: str, tag: str, commit: str) -> None:
         """Set a tag; one of that name that is there already stays where it is."""
@@ -250,26 +294,21 @@ class Hub:
         snapshot = Path(constants.HF_HUB_CACHE) / folder / "snapshots" / commit
         for path in sorted(snapshot.rglob("*")):
             if path.is_file():
-                # The cache names a blob by its ETag: the SHA-256 of what LFS keeps, else git's name.
-                name = path.readlink().name if path.is_symlink() else ""
-                yield RemoteFile(
-                    path.relative_to(snapshot).as_posix(),
-                    path.stat().st_size,
-                    Digest(name) if len(name) == 64 else None,
-                    name if len(name) == 40 else None,
-                )
+                yield read_cached_file(snapshot, path)
 
     def _ask(
         self,
         call: Callable[[], T],
         subject: Subject,
         *,
+        expect: Callable[[], AbstractContextManager[None]] = expect_json,
         may_repeat: Callable[[BaseException], bool] = is_transient,
         attempts: int = _ATTEMPTS,
     ) -> T:
         for attempt in range(1, attempts + 1):
             try:
-                return call()
+                with expect():
+                    return call()
             except FOREIGN_ERRORS as error:
                 pause = _pause_before_next(error, attempt) if may_repeat(error) else None
                 if attempt == attempts or pause is None:
@@ -300,16 +339,13 @@ def _pause_before_next(error: BaseException, attempt: int) -> float | None:
     asked = asked_pause_seconds(error)
     if asked is None:
         return float(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
-    return asked if asked <= _MAX_ASKED_SECONDS else None
+    return asked if asked <= MAX_PAUSE_SECONDS else None
 
 
-def _only_files(entries: Iterable[object]) -> Iterator[RepoFile]:
-    return (entry for entry in entries if isinstance(entry, RepoFile))
-
-
-def _remote_file(entry: RepoFile) -> RemoteFile:
-    sha256 = Digest(entry.lfs.sha256) if entry.lfs is not None else None
-    return RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
+def _check_repository(name: object) -> str:
+    if not isinstance(name, str) or not is_repository(name):
+        raise AnswerRefused(f"it has `{str(name)[:80]}` as a repository, expected `org/name`")
+    return name
 
 
 @contextmanager

@@ -40,9 +40,13 @@ from ...schemas.errors import (
     SourceUnreadable,
     UsageError,
 )
+from .rate import AnswerRefused, AnswerTooSlow
 
-# Whatever a call of huggingface_hub may raise; a malformed answer ends as ValueError and the like.
+# Whatever a call of huggingface_hub may raise. It takes answers apart without a look at their shape, so a
+# malformed one ends as any of these: a list in place of an object is an AttributeError, a commit that is
+# missing an AssertionError, an upload that was not asked for a NameError.
 FOREIGN_ERRORS = (
+    AnswerRefused,
     httpx2.HTTPError,
     httpx2.InvalidURL,
     RevisionResolutionError,
@@ -51,12 +55,18 @@ FOREIGN_ERRORS = (
     RuntimeError,
     LookupError,
     TypeError,
+    AttributeError,
+    NameError,
+    AssertionError,
+    ArithmeticError,
 )
 BUSY = 429
 _TRANSIENT = frozenset({408, BUSY, 500, 502, 503, 504})
 _MAX_SERVER_TEXT = 300
 _SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=[?&])[^=&\s]+=[^&\s'\"]+")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+# Also the characters that change the direction of text; its own messages have line ends.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _HIDDEN = "[hidden]"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _AGAIN = "run the same command again later"
@@ -80,6 +90,15 @@ def translate(error: BaseException, subject: Subject) -> MeteoraError:
     if isinstance(cause, HfHubHTTPError):
         return _describe_answer(cause, subject)
     match cause:
+        case MeteoraError():
+            return cause
+        case AnswerTooSlow():
+            return HubUnavailable(f"the Hub's answer about {subject} came too slowly: {cause}", hint=_AGAIN)
+        case AnswerRefused():
+            return HubMismatch(
+                f"the Hub's answer about {subject} was refused: {hide_secrets(str(cause))}",
+                hint="check HF_ENDPOINT; the Hub or the mirror there is damaged, or is not to be trusted",
+            )
         case OfflineModeIsEnabled() | LocalEntryNotFoundError() | RevisionResolutionError():
             return HubUnavailable(
                 f"{subject} is not in the local cache, and offline mode is on", hint="unset HF_HUB_OFFLINE"
@@ -142,11 +161,11 @@ def asked_pause_seconds(error: BaseException) -> float | None:
     if not isinstance(cause, HfHubHTTPError):
         return None
     text = cause.response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
+    if text.isdecimal():
         return float(text)
     try:
         return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -159,11 +178,15 @@ def hide_secrets(text: str) -> str:
 
 
 class SecretFilter(logging.Filter):
-    """Hides secrets in what huggingface_hub logs: it names addresses, which may carry a signature."""
+    """Hides secrets in what huggingface_hub logs, and what a terminal would act on.
+
+    It names addresses, which may carry a signature, and repeats warnings of the server word for word.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the record; it is always kept."""
-        record.msg, record.args = hide_secrets(record.getMessage()), ()
+        text = hide_secrets(record.getMessage())
+        record.msg, record.args = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text), ()
         return True
 
 

@@ -92,7 +92,8 @@ class Fault:
 
     ``action`` is one of ``status``, ``cut`` (after ``after_bytes``), ``wrong_body``, ``hold`` (until
     released), ``slow`` (a second's rest in the middle of the body), ``lost`` (done, and answered with
-    ``status``), ``call`` (something happens first).
+    ``status``), ``call`` (something happens first), ``raw`` (``write`` has the connection, which is then
+    closed).
     """
 
     method: str
@@ -105,6 +106,7 @@ class Fault:
     after_bytes: int = 0
     skip: int = 0
     do: Callable[[], None] = lambda: None
+    write: Callable[[Any], None] = lambda file: None
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
 

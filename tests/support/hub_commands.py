@@ -110,10 +110,12 @@ class Machine:
         code = json.loads(self._process.stdout.readline())
         return Result(code, files[0].read_text(), files[1].read_text())
 
-    def start(self, folder: Path, arguments: list[str], **changes: str) -> subprocess.Popen[str]:
-        """Begin a command in a process of its own."""
+    def start(
+        self, folder: Path, arguments: list[str], *, prelude: str = "", **changes: str
+    ) -> subprocess.Popen[str]:
+        """Begin a command in a process of its own, after a line of Python."""
         return subprocess.Popen(
-            [sys.executable, "-c", START, *arguments],
+            [sys.executable, "-c", f"{prelude}\n{START}", *arguments],
             env=self.environment | changes,
             cwd=folder,
             stdout=subprocess.PIPE,
@@ -145,13 +147,13 @@ class Workplace:
         """Carry out a command."""
         return self.machine.run(self.folder, self._arguments(arguments), **changes)
 
-    def start(self, *arguments: object, **changes: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, prelude: str = "", **changes: str) -> subprocess.Popen[str]:
         """Begin a command in a process of its own."""
-        return self.machine.start(self.folder, self._arguments(arguments), **changes)
+        return self.machine.start(self.folder, self._arguments(arguments), prelude=prelude, **changes)
 
-    def run_alone(self, *arguments: object, **changes: str) -> Result:
+    def run_alone(self, *arguments: object, prelude: str = "", **changes: str) -> Result:
         """Carry out a command in a process of its own, such as with another offline mode."""
-        return finish(self.start(*arguments, **changes))
+        return finish(self.start(*arguments, prelude=prelude, **changes))
 
     def run_in_terminal(self, *arguments: object) -> tuple[int, str]:
         """The exit code of a command on a terminal of 120 columns, and what it drew there."""

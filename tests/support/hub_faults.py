@@ -1,6 +1,7 @@
 """Every fault that is tried against the Hub's client: what is done, what is said, how it ends.
 
-``docs/hub.md`` has the same list as a table, and a test holds the two together.
+``docs/hub.md`` has the same list as a table, and a test holds the two together. What a Hub does only if it
+is hostile is in ``hub_hostile``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Case:
     command: tuple[str, ...] = ("add", "org/legal")
     environment: dict[str, str] = field(default_factory=dict)
     second_run_succeeds: bool = True
+    # Run first, in a process of its own.
+    prelude: str = ""
 
     @property
     def row(self) -> str:

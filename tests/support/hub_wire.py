@@ -125,6 +125,10 @@ class FaultyHandler(BaseHTTPRequestHandler):
             if fault.action == "status":
                 self._send(fault.body, fault.status, fault.headers)
                 return
+            if fault.action == "raw":
+                self.close_connection = True
+                fault.write(self.wfile)
+                return
             if fault.action == "hold":
                 fault.release.wait(30)
             if fault.action == "call":

@@ -12,9 +12,12 @@ import pytest
 
 from support.hub import SIGNATURE, TOKEN, LoopbackHub
 from support.hub_commands import START, Workplace, finish
-from support.hub_faults import ALL, CASES, NOTHING, Case
+from support.hub_faults import ALL, NOTHING, Case
+from support.hub_faults import CASES as USUAL
+from support.hub_hostile import CASES as HOSTILE
 from support.small_adapters import make_adapter
 
+CASES = (*USUAL, *HOSTILE)
 DOCUMENT = Path(__file__).parents[3] / "docs" / "hub.md"
 
 
@@ -30,10 +33,15 @@ def test_a_fault_is_named_and_leaves_everything_whole(
         assert here.run("add", legal).code == 0
     before = here.blobs()
     case.arrange(hub)
-    result = here.run(*case.command, **case.environment)
+    if case.prelude:
+        result = here.run_alone(*case.command, prelude=case.prelude, **case.environment)
+    else:
+        result = here.run(*case.command, **case.environment)
     said = without_ids(result.out + result.err)
     assert result.code == case.code, said
     assert case.said in said
+    assert "Traceback" not in said
+    assert "a defect of" not in said
     if case.code:
         # The message stands for itself, with nothing made up around it.
         assert f"error: {case.said}\n" in said
