@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
@@ -15,7 +16,7 @@ from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
 from ..home import Home
-from ..store import Blob, References
+from ..store import Blob, Referenced, References
 from . import adapters, bundles, entries, events, models, references, transfer
 from .attempts import attempt
 from .backup import back_up
@@ -218,8 +219,27 @@ class Catalog:
         return self._read(lambda session: entries.referenced_digests(session, digests))
 
     def identify(self) -> Digest | None:
-        """Which catalog this is, wherever it is moved; None before anything was recorded in it."""
+        """Return which catalog this is, wherever its database moves; None before anything was recorded."""
         return self._read(references.identify)
+
+    def ensure_identity(self) -> Digest:
+        """Return which catalog this is, recording an event by which it is known if there is none yet.
+
+        A store's mark carries the identity, so it has to be committed before anything else is.
+        """
+        return self.identify() or self._write(
+            lambda session: references.identify(session) or references.begin(session)
+        )
+
+    def record_adoption(self, others: Sequence[str]) -> Digest:
+        """Record that this catalog took over its store from others; return which catalog this is."""
+
+        def record(session: Session) -> None:
+            events.record_event(session, "adopt", models.STORE, models.STORE, others=list(others))
+
+        identity = self.ensure_identity()
+        self._write(record)
+        return identity
 
     @contextmanager
     def hold_references(self, *, action: str | None = None) -> Iterator[References]:
@@ -300,9 +320,17 @@ class Catalog:
             return transfer.write_document(connection, HEAD_REVISION, file, advance)
 
     def read_document(
-        self, file: BinaryIO, what: str, *, advance: Callable[[int, int], None] | None = None
+        self,
+        file: BinaryIO,
+        what: str,
+        *,
+        advance: Callable[[int, int], None] | None = None,
+        confirm: Callable[[Digest, Referenced], None] | None = None,
     ) -> dict[str, int]:
         """The number of rows of each table read from ``file``, which messages call ``what``.
+
+        ``confirm`` is called last in the transaction, with what identifies this catalog from now on and
+        what it refers to; nothing is imported if it raises.
 
         Raises:
             AlreadyInCatalog: this catalog is not empty.
@@ -312,6 +340,11 @@ class Catalog:
             connection = session.connection()
             counts = transfer.read_document(connection, HEAD_REVISION, file, what, advance)
             events.record_event(session, "import", models.CATALOG, models.CATALOG, rows=counts)
+            session.flush()
+            session.expire_all()
+            identity = references.identify(session)
+            if confirm is not None and identity is not None:
+                confirm(identity, partial(entries.referenced_digests, session))
             return counts
 
     def backup(self, path: Path) -> None:

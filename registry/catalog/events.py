@@ -29,10 +29,15 @@ def record_event(
     session: Session, action: str, subject: str, name: str, version: int | None = None, **details: Any
 ) -> None:
     """Add an event; ``details`` are JSON values."""
-    actor = os.environ.get(ACTOR_VARIABLE) or _account()
+    actor = current_actor()
     session.add(
         models.Event(actor=actor, action=action, subject=subject, name=name, version=version, details=details)
     )
+
+
+def current_actor() -> str:
+    """Return who acts: what the environment says, else the account and the machine."""
+    return os.environ.get(ACTOR_VARIABLE) or _account()
 
 
 def read_history(session: Session, name: str | None, *, limit: int, after: str | None) -> Page[Event]:

@@ -18,6 +18,7 @@ from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from . import models
 from .engine import transaction
+from .events import current_actor
 
 _PAGE_ROWS = 1000
 
@@ -45,13 +46,37 @@ class BundlePlace:
 
 
 def identify(session: Session) -> Digest | None:
-    """Which catalog this is: the digest of its first event, which never changes; None before there is one.
+    """Return which catalog this is: the digest of its first event; None before there is one.
 
-    A copy that was moved to another database is the same catalog.
+    It never changes. A catalog that was imported is known by the event of its import, because the catalog
+    that was exported may still be in use, and would not know what this one adds.
     """
-    event = session.scalars(select(models.Event).order_by(models.Event.id).limit(1)).one_or_none()
-    if event is None:
-        return None
+    first = select(models.Event).order_by(models.Event.id).limit(1)
+    imported = select(models.Event).where(
+        models.Event.name == models.CATALOG,
+        models.Event.action == "import",
+        models.Event.subject == models.CATALOG,
+    )
+    event = (
+        session.scalars(imported.order_by(models.Event.id.desc()).limit(1)).one_or_none()
+        or session.scalars(first).one_or_none()
+    )
+    return None if event is None else _digest_of(event)
+
+
+def begin(session: Session) -> Digest:
+    """Record the event by which a catalog without events is known from now on, and return its identity."""
+    event = models.Event(
+        actor=current_actor(), action="begin", subject=models.CATALOG, name=models.CATALOG, details={}
+    )
+    session.add(event)
+    session.flush()
+    # As the database holds it, to the precision of its clock.
+    session.refresh(event)
+    return _digest_of(event)
+
+
+def _digest_of(event: models.Event) -> Digest:
     at = event.at.astimezone(UTC).isoformat(timespec="microseconds")
     return Digest.of_bytes("\n".join((at, event.actor, event.action, event.name)).encode())
 

@@ -98,7 +98,7 @@ def import_(home: Home, file: Path) -> None:
     from ..workflows.transfer import import_catalog
 
     with Catalog.open(home) as catalog, step_bar() as advance:
-        count = import_catalog(catalog, file, advance=advance)
+        count = import_catalog(catalog, file, store=home.store, advance=advance)
     print_line(f"imported: {count} rows")
 
 

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ...schemas.errors import StillInUse
 from ...schemas.names import CatalogSource
 from ..home import Home
 from .failures import REFUSED
@@ -39,5 +40,7 @@ def command(context: click.Context, home: Home, source: CatalogSource, *, yes: b
         print_line(f"removed: {version}")
     if removed.kept:
         print_remark(f"note: the bytes stay where they are: {removed.kept}")
+        if isinstance(removed.kept, StillInUse):
+            print_remark(f"hint: {removed.kept.hint}")
     if removed.freed_bytes:
         print_remark(f"{describe_bytes(removed.freed_bytes)} set free")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from ...schemas.errors import UsageError
 from ..home import Home
 from .failures import REFUSED
 from .output import describe_bytes, print_facts, print_json, print_line, print_remark, print_table
@@ -36,7 +38,7 @@ def command() -> None:
 def gc(home: Home, *, dry_run: bool, grace_hours: float | None, as_json: bool) -> None:
     """Delete the blobs that nothing refers to, and what interrupted commands left.
 
-    In a store elsewhere nothing is deleted while other catalogs use it too.
+    Nothing is deleted while other catalogs use the store too, or may: see `store adopt`.
     """
     from ..catalog.catalog import Catalog
     from ..workflows.store import collect_garbage
@@ -48,6 +50,39 @@ def gc(home: Home, *, dry_run: bool, grace_hours: float | None, as_json: bool) -
         print_json({"dry_run": dry_run, "size_bytes": garbage.size_bytes, "garbage": garbage})
         return
     _describe_garbage(garbage, dry_run=dry_run)
+
+
+@command.command("adopt", epilog=examples("store adopt", "store adopt --yes"))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_home
+@click.pass_context
+def adopt(context: click.Context, home: Home, *, yes: bool) -> None:
+    """Make this catalog the only one that uses the store.
+
+    For a store whose other catalogs are gone, or one from before catalogs left marks: the marks of others
+    are deleted, so that `remove` and `store gc` delete what this catalog does not refer to. Do not do this
+    while another catalog uses the store.
+    """
+    from ..catalog.catalog import Catalog
+    from ..workflows.store import adopt_store, plan_adoption
+
+    with Catalog.open(home) as catalog:
+        plan = plan_adoption(catalog, home.store)
+        for place in plan.marks:
+            print_remark(f"will delete the mark `{place}`")
+        print_remark(
+            f"`store gc` may then delete {plan.blobs} blobs that this catalog does not refer to, "
+            f"{describe_bytes(plan.size_bytes)}"
+        )
+        if not yes and not sys.stdin.isatty():
+            raise UsageError(
+                "nobody can be asked: stdin is not a terminal", hint="add `--yes`; nothing was changed"
+            )
+        if not yes and not click.confirm("Does no other catalog use this store?", err=True):
+            print_remark("nothing was changed")
+            context.exit(REFUSED)
+        adopt_store(catalog, home.store)
+    print_line(f"adopted: {home.store}")
 
 
 @command.command("verify", epilog=examples("store verify", "store verify --jobs 8 --format json"))

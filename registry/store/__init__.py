@@ -11,6 +11,7 @@ Nothing here knows what the bytes mean, or opens a catalog: ``References`` is wh
 from .blob import Advance, Blob, open_regular_file
 from .intake import Intake
 from .local import Leftover, References, Store
+from .marks import Referenced
 from .remote import Remote
 from .shared import RemoteStore
 
@@ -19,6 +20,7 @@ __all__ = [
     "Blob",
     "Intake",
     "Leftover",
+    "Referenced",
     "References",
     "Remote",
     "RemoteStore",

@@ -45,7 +45,7 @@ class Intake:
             StoreUnavailable: the store cannot be written.
         """
         path = self._folder / str(len(self._staged))
-        with open_regular_file(source) as file, _written(self._store.incoming), path.open("xb") as target:
+        with open_regular_file(source) as file, written(self._store.incoming), path.open("xb") as target:
             chunks = _limited(read_chunks(file, advance), source, max_bytes)
             try:
                 blob = write_chunks(chunks, target)
@@ -70,7 +70,7 @@ class Intake:
         for digest, path in self._staged.items():
             self._store.send(digest, path)
         with hold_lock(self._store.lock_path, shared=True):
-            with _written(self._store.incoming):
+            with written(self._store.incoming):
                 for digest, path in self._staged.items():
                     self._store.publish(digest, path)
             self._published += tuple(self._staged)
@@ -107,7 +107,7 @@ def _next_chunk(chunks: Iterator[bytes], source: Path) -> bytes:
 
 
 @contextmanager
-def _written(incoming: Path) -> Iterator[None]:
+def written(incoming: Path) -> Iterator[None]:
     """Errors of the store's own folder in our words."""
     try:
         yield
@@ -127,7 +127,7 @@ def claimed_folder(incoming: Path, lock_path: Path) -> Iterator[Path]:
     Raises:
         StoreUnavailable: none can be made there.
     """
-    with _written(incoming):
+    with written(incoming):
         incoming.mkdir(parents=True, exist_ok=True)
         # Said of the store, before it is said of its lock.
         if not os.access(incoming, os.W_OK, effective_ids=os.access in os.supports_effective_ids):

@@ -2,7 +2,8 @@
 
 A blob is hashed while it is copied, written beside its place, flushed to the disk and moved there in
 one step, so a name in the store always has all of its bytes. Whoever publishes shares a lock until the
-record is committed, and whoever deletes holds it alone, so nothing is deleted that is being added.
+record is committed, and whoever deletes holds it alone, so nothing is deleted that is being added. Marks
+say whether one catalog alone uses the store, without which nothing is deleted at all.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from itertools import islice
 from pathlib import Path
 
 from ...schemas.digest import Digest
-from ...schemas.errors import StoreDamaged
+from ...schemas.errors import StoreDamaged, StoreUnavailable
 from ..lock import hold_lock
-from .blob import Advance, Blob, hash_file, move_into_place
-from .intake import Intake, claimed_folder, is_abandoned
+from .blob import READ_ONLY, Advance, Blob, flush_folder, hash_file, move_into_place
+from .intake import Intake, claimed_folder, is_abandoned, written
+from .marks import BATCH, MARKS, MarkedStore
 
 READD_HINT = "add the adapter again from its source"
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# So many are asked about, and deleted in one transaction of the catalog, whose writers wait meanwhile.
-BATCH = 500
+_ANY = re.compile(r".+", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Leftover:
     size_bytes: int
 
 
-class Store:
+class Store(MarkedStore):
     """The blobs below one folder.
 
     Its methods may be called by several threads and processes at once.
@@ -69,6 +70,10 @@ class Store:
 
     def __str__(self) -> str:
         return str(self._blobs)
+
+    @property
+    def _marks(self) -> Path:
+        return self._blobs / MARKS
 
     @property
     def incoming(self) -> Path:
@@ -172,15 +177,46 @@ class Store:
     def confirm(self, digests: Iterable[Digest], catalog: Digest) -> None:
         """Make sure that these are still there; called by ``Intake.confirm``.
 
-        Here the lock that ``Intake.published`` holds has already made sure.
+        Here the lock that ``Intake.published`` holds has already made sure; what may be gone is the
+        catalog's mark, if another one adopted the store meanwhile.
         """
+        self.put_mark(catalog)
 
     def list_blobs(self) -> Iterator[Blob]:
         """Every blob, ordered by digest, a shard at a time."""
-        for shard in _children(self._blobs / "sha256", _SHARD):
+        for shard in filter(Path.is_dir, _children(self._blobs / "sha256", _SHARD)):
             for path in _children(shard, _REST):
                 with suppress(FileNotFoundError):
                     yield Blob(Digest(shard.name + path.name), path.stat().st_size)
+
+    def list_marks(self) -> set[str]:
+        """Return the name of every mark."""
+        return {path.name for path in _children(self._marks)}
+
+    def place_of_mark(self, name: str) -> str:
+        """Return the file of a mark."""
+        return str(self._marks / name)
+
+    def put_mark(self, name: str) -> None:
+        """Write a mark, if it is not there; it is on the disk before this returns."""
+        if name in self.list_marks():
+            return
+        with written(self.incoming):
+            self._marks.mkdir(parents=True, exist_ok=True)
+            # It has no bytes, so it is never half there.
+            (self._marks / name).touch(READ_ONLY)
+            for folder in (self._marks, self._blobs):
+                flush_folder(folder)
+
+    def drop_mark(self, name: str) -> None:
+        """Delete a mark, if it is there."""
+        with written(self.incoming):
+            (self._marks / name).unlink(missing_ok=True)
+
+    def adopt(self, catalog: Digest) -> None:
+        """Make this catalog the only one that uses the store, while no other publishes or deletes."""
+        with hold_lock(self.lock_path):
+            super().adopt(catalog)
 
     def list_files(self) -> Iterator[Path]:
         """Everything on this machine where only blobs belong."""
@@ -218,10 +254,14 @@ class Store:
         """Delete those blobs that nothing refers to; the number of bytes set free.
 
         The references are asked while no blob can be published, so none is deleted that is being added.
+
+        Raises:
+            StillInUse: other catalogs use the store too, or may.
         """
         freed_bytes = 0
         for batch in batches(sorted(set(digests))):
             with hold_lock(self.lock_path), references() as held:
+                self.require_sole(held.catalog)
                 unneeded = sorted(set(batch) - set(held.among(batch)))
                 sizes = {digest: self.size_of(digest) for digest in unneeded}
                 blobs = [Blob(digest, size) for digest, size in sizes.items() if size is not None]
@@ -255,9 +295,7 @@ class Store:
         self.place_aside(digest).unlink(missing_ok=True)
 
     def _abandoned(self) -> list[Path]:
-        if not self.incoming.is_dir():
-            return []
-        return [path for path in sorted(self.incoming.iterdir()) if is_abandoned(path)]
+        return [path for path in _children(self.incoming) if is_abandoned(path)]
 
     def _missing(self, digest: Digest) -> StoreDamaged:
         return StoreDamaged(
@@ -279,10 +317,16 @@ def _changed(path: Path, found: Digest) -> StoreDamaged:
     )
 
 
-def _children(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    if not folder.is_dir():
+def _children(folder: Path, names: re.Pattern[str] = _ANY) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if names.fullmatch(path.name))
+    except FileNotFoundError:
         return []
-    return sorted(path for path in folder.iterdir() if names.fullmatch(path.name))
+    except OSError as error:
+        raise StoreUnavailable(
+            f"the folder `{folder}` of the content store cannot be read: {error.strerror or error}",
+            hint="it has to be a folder that this user may read and enter",
+        ) from error
 
 
 def _size_of(path: Path) -> int:

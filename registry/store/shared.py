@@ -5,8 +5,7 @@ the catalog, whose writers take turns: a blob is deleted inside a writing transa
 reference to it, and recorded inside one that finds the blob still there, or puts it again. Whichever of
 the two comes first, no record is left without its bytes.
 
-So a store must know its catalog. Each that ever recorded something leaves its mark in ``catalogs/``,
-and while there are marks of others nothing is deleted, for what those refer to is not known here.
+So a store must know its catalog, by the marks that ``marks`` describes.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...schemas.digest import Digest
-from ...schemas.errors import StillInUse, StoreDamaged
+from ...schemas.errors import StoreDamaged
 from ..lock import hold_lock
 from .blob import Advance, Blob, hash_chunks, hash_file, move_into_place, write_chunks
 from .intake import claimed_folder
 from .local import READD_HINT, HeldReferences, Leftover, Store, batches
+from .marks import MARKS
 from .remote import INCOMING, Remote
 
-_CATALOGS = "catalogs"
 _QUARANTINE = "quarantine"
 # Each takes a request or two, and the catalog's other writers wait meanwhile.
 _REMOTE_BATCH = 50
@@ -112,11 +111,7 @@ class RemoteStore(Store):
 
     def confirm(self, digests: Iterable[Digest], catalog: Digest) -> None:
         """Leave the catalog's mark, and put again what was deleted since it was published."""
-        mark = f"{_CATALOGS}/{catalog}"
-        if self.remote.size_of(mark) is None:
-            with claimed_folder(self.incoming, self.lock_path) as folder:
-                (folder / "mark").write_bytes(b"")
-                self.remote.put(folder / "mark", mark)
+        self.put_mark(catalog)
         for digest in digests:
             copy = self.place_of(digest)
             if self.size_of(digest) != copy.stat().st_size:
@@ -129,6 +124,25 @@ class RemoteStore(Store):
                 for rest, size_bytes in self.remote.list_names(f"sha256/{shard}"):
                     if _DIGEST.fullmatch(shard + rest):
                         yield Blob(Digest(shard + rest), size_bytes)
+
+    def list_marks(self) -> set[str]:
+        """Return the name of every mark in the store."""
+        return {name for name, _ in self.remote.list_names(MARKS)}
+
+    def place_of_mark(self, name: str) -> str:
+        """Return the URL of a mark."""
+        return self.remote.url_of(f"{MARKS}/{name}")
+
+    def put_mark(self, name: str) -> None:
+        """Write a mark, if it is not there."""
+        if self.remote.size_of(f"{MARKS}/{name}") is None:
+            with claimed_folder(self.incoming, self.lock_path) as folder:
+                (folder / "mark").write_bytes(b"")
+                self.remote.put(folder / "mark", f"{MARKS}/{name}")
+
+    def drop_mark(self, name: str) -> None:
+        """Delete a mark, if it is there."""
+        self.remote.delete(f"{MARKS}/{name}")
 
     def list_cached(self) -> Iterator[Blob]:
         """Every copy in the cache."""
@@ -157,32 +171,11 @@ class RemoteStore(Store):
             freed_bytes += size_bytes
         return freed_bytes
 
-    def require_sole(self, catalog: Digest | None) -> None:
-        """Pass if this catalog, and no other, ever recorded something that lies here.
-
-        Raises:
-            StillInUse: what may be deleted is not known here.
-        """
-        marks = {name for name, _ in self.remote.list_names(_CATALOGS)}
-        others = sorted(marks - {catalog or ""})
-        if catalog is None or catalog not in marks:
-            raise StillInUse(
-                f"the store `{self}` holds nothing of this catalog, so what may be deleted is not known",
-                hint="name the catalog that uses the store with `--catalog`",
-            )
-        if others:
-            places = ", ".join(f"`{self.remote.url_of(f'{_CATALOGS}/{name}')}`" for name in others[:5])
-            raise StillInUse(
-                f"the store `{self}` is also used by {len(others)} other catalog"
-                f"{'s' if len(others) > 1 else ''}, so what may be deleted is not known",
-                hint=f"give each catalog a store of its own; if they are gone, delete their marks: {places}",
-            )
-
     def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
         """Delete those blobs that nothing refers to; the number of bytes set free.
 
         Raises:
-            StillInUse: other catalogs use the store too.
+            StillInUse: other catalogs use the store too, or may.
         """
         freed_bytes = 0
         for batch in batches(sorted(set(digests)), _REMOTE_BATCH):

@@ -164,6 +164,8 @@ def _store_and_record(
         expected = {CONFIG_FILE: new.config_sha256, WEIGHTS_FILE: new.weights_sha256}
         files = [_copy_judged(intake, folder / name, digest, advance) for name, digest in expected.items()]
         texts, skipped = _copy_texts(intake, folder)
+        # Before the first blob is seen there, so that no other catalog takes it for nobody's.
+        store.mark(catalog.ensure_identity(), catalog.referenced)
         with intake.published():
             complete = dataclasses.replace(new, files=(*files, *texts))
             return catalog.add_version(complete, tags=tags, confirm=intake.confirm), skipped

@@ -20,7 +20,7 @@ from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
 from ..catalog.references import Reference
 from ..store import Advance, Blob, RemoteStore, Store
-from ..store.local import BATCH
+from ..store.marks import unreferenced
 
 _AT_ONCE = 64
 
@@ -130,16 +130,15 @@ def collect_garbage(
         dry_run: delete nothing.
 
     Raises:
-        StillInUse: the store is elsewhere, and other catalogs use it too.
+        StillInUse: other catalogs use the store too, or may; nothing was deleted.
     """
     grace = store.grace_seconds if grace_seconds is None else grace_seconds
-    if isinstance(store, RemoteStore):
-        store.require_sole(catalog.identify())
+    store.settle(catalog, dry_run=dry_run)
     leftovers = store.list_leftovers()
     if not dry_run:
         store.clear_leftovers()
     old, young = [], 0
-    for blob in _unreferenced(catalog, store.list_blobs()):
+    for blob in unreferenced(store.list_blobs(), catalog.referenced):
         if grace == 0 or store.age_seconds(blob.sha256) >= grace:
             old.append(blob)
         else:
@@ -157,6 +156,43 @@ def collect_garbage(
         copy_bytes=_sum(copies),
         young=young,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What making a catalog its store's only one changes.
+
+    ``marks`` are where other catalogs' marks are, and ``blobs`` what this catalog does not refer to, which
+    the next collection deletes.
+    """
+
+    marks: tuple[str, ...]
+    blobs: int
+    size_bytes: int
+
+
+def plan_adoption(catalog: Catalog, store: Store) -> Adoption:
+    """Return what ``adopt_store`` would change, and change nothing.
+
+    Raises:
+        StoreUnavailable: the store cannot be read.
+    """
+    others = sorted(store.list_marks() - {catalog.identify() or ""})
+    blobs = list(unreferenced(store.list_blobs(), catalog.referenced))
+    return Adoption(tuple(map(store.place_of_mark, others)), len(blobs), _sum(blobs))
+
+
+def adopt_store(catalog: Catalog, store: Store) -> None:
+    """Make a catalog the only one that uses its store, for a person who knows that no other does.
+
+    The catalog records it first: a death in between leaves the store as it was.
+
+    Raises:
+        StoreUnavailable: the store cannot be read or written.
+    """
+    known = catalog.identify()
+    catalog_digest = catalog.record_adoption(sorted(store.list_marks() - {known or ""}))
+    store.adopt(catalog_digest)
 
 
 def verify_store(
@@ -257,19 +293,13 @@ def _measure_bundles(catalog: Catalog, sizes: Mapping[Digest, int]) -> tuple[Bun
     return tuple(sorted(shares, key=lambda share: (-share.folder_bytes, share.name)))
 
 
-def _unreferenced(catalog: Catalog, blobs: Iterable[Blob]) -> Iterator[Blob]:
-    rest = iter(blobs)
-    while batch := list(islice(rest, BATCH)):
-        referenced = catalog.referenced([blob.sha256 for blob in batch])
-        yield from (blob for blob in batch if blob.sha256 not in referenced)
-
-
 def _drop_aside(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]:
     """What was put aside, and is whole again in its place or needed by nothing."""
     aside = list(store.list_set_aside())
     needed = catalog.referenced([blob.sha256 for blob in aside]) if aside else set()
     done = [b for b in aside if b.sha256 not in needed or store.size_of(b.sha256) is not None]
-    if not dry_run:
+    if done and not dry_run:
+        store.require_sole(catalog.identify())
         for blob in done:
             store.drop_aside(blob.sha256)
     return done
@@ -278,7 +308,7 @@ def _drop_aside(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]:
 def _drop_copies(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]:
     if not isinstance(store, RemoteStore):
         return []
-    copies = list(_unreferenced(catalog, store.list_cached()))
+    copies = list(unreferenced(store.list_cached(), catalog.referenced))
     if not dry_run:
         store.drop_cached(copy.sha256 for copy in copies)
     return copies

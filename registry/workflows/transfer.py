@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...schemas.errors import SourceUnreadable, UsageError
 from ..catalog.catalog import Catalog
-from ..store import open_regular_file
+from ..store import Store, open_regular_file
 from ..store.blob import flush_folder
 from .steps import Advance, step_of
 
@@ -26,16 +26,30 @@ def export_catalog(catalog: Catalog, target: Path, *, advance: Advance | None = 
         return sum(catalog.write_document(file, advance=step_of(advance, "exporting")).values())
 
 
-def import_catalog(catalog: Catalog, source: Path, *, advance: Advance | None = None) -> int:
+def import_catalog(
+    catalog: Catalog, source: Path, *, store: Store | None = None, advance: Advance | None = None
+) -> int:
     """The number of rows read from a file that ``export_catalog`` wrote, all in one transaction.
+
+    Args:
+        catalog: is empty.
+        source: the file.
+        store: gets the catalog's mark, so that the catalog that was exported deletes nothing from it.
+        advance: told how many rows were read.
 
     Raises:
         AlreadyInCatalog: the catalog is not empty.
         InvalidDocument: the file is none of that kind, or was cut off or changed.
         SourceUnreadable: it cannot be read, or is a symbolic link.
+        StoreUnavailable: the store cannot be read or written; nothing was imported.
     """
     with open_regular_file(source) as file:
-        counts = catalog.read_document(file, source.name, advance=step_of(advance, "importing"))
+        counts = catalog.read_document(
+            file,
+            source.name,
+            advance=step_of(advance, "importing"),
+            confirm=store.mark if store is not None else None,
+        )
     return sum(counts.values())
 
 

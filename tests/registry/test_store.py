@@ -15,6 +15,7 @@ from meteora_registry.schemas.errors import SourceUnreadable, StoreDamaged
 
 CONTENT = b"the bytes" * 300_000
 DIGEST = Digest.of_bytes(CONTENT)
+CATALOG = Digest.of_bytes(b"this catalog")
 
 
 @pytest.fixture
@@ -30,24 +31,27 @@ def source(tmp_path: Path) -> Path:
 
 
 def keep(store: Store, source: Path) -> Digest:
-    """Store one file."""
+    """Store one file, as one that this catalog recorded."""
     with store.intake() as intake:
         blob = intake.copy(source)
         with intake.published():
+            intake.confirm(CATALOG)
             return blob.sha256
 
 
 def files_below(folder: Path) -> list[str]:
-    """Every file of the store but its lock."""
+    """Every file of the store but its lock and its catalog's mark."""
     return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "lock"
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("lock", CATALOG)
     )
 
 
 @contextmanager
 def references_to(*digests: Digest) -> Iterator[References]:
     """A catalog that refers to these."""
-    yield References(None, lambda _: digests)
+    yield References(CATALOG, lambda _: digests)
 
 
 def test_a_blob_lies_under_its_digest_and_cannot_be_written(
@@ -151,7 +155,7 @@ def test_drop_asks_what_is_referred_to_while_nothing_can_be_published(store: Sto
             _try_lock(store.lock_path)
         return []
 
-    store.drop([DIGEST], references=lambda: nullcontext(References(None, referenced)))
+    store.drop([DIGEST], references=lambda: nullcontext(References(CATALOG, referenced)))
     with store.intake() as intake:
         intake.copy(source)
         with intake.published(), pytest.raises(BlockingIOError):

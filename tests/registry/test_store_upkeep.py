@@ -96,6 +96,7 @@ def test_gc_frees_what_nothing_refers_to_and_says_how_much(
 def test_gc_spares_what_is_younger_than_the_grace_period(
     home: Home, catalog: Catalog, tmp_path: Path
 ) -> None:
+    home.store.mark(catalog.ensure_identity(), catalog.referenced)
     digest = orphan(home.store, tmp_path, b"nobody's")
     spared = collect_garbage(catalog, home.store, grace_seconds=3600)
     assert (spared.blobs, spared.young) == (0, 1)

@@ -96,8 +96,9 @@ def _rows_of(connection: sqlite3.Connection, table: str, folder: str) -> Iterato
         }
         if table in _NUMBERED_BY_TURN:
             del kept["id"]
-        if kept.get("action") == "gc":
-            # What a collection finds depends on what a death left, and is none of the command's own changes.
+        if kept.get("action") in ("gc", "begin"):
+            # What a collection finds depends on what a death left, and the event `begin` gives a catalog its
+            # identity before its first change: neither is one of the command's own changes.
             continue
         yield json.dumps(kept, default=repr).replace(folder, "")
 
@@ -121,7 +122,12 @@ def _blobs_of(home: Path) -> Iterator[tuple[str, int]]:
 
 def _strays_of(folder: Path, bundles: Mapping[str, object]) -> Iterator[str]:
     catalog = ("home/catalog.db", "home/catalog.db-wal", "home/catalog.db-shm", "home/catalog.db.lock")
-    usual = ("home/blobs/sha256/", "home/blobs/lock", *(f"{bundle}/" for bundle in bundles))
+    usual = (
+        "home/blobs/sha256/",
+        "home/blobs/catalogs/",
+        "home/blobs/lock",
+        *(f"{bundle}/" for bundle in bundles),
+    )
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in catalog and not name.startswith(usual):

@@ -67,7 +67,7 @@ def _examine_store(
         yield from examine_store(home, catalog, jobs=jobs, advance=advance)
         yield from examine_garbage(home, catalog)
     except StillInUse as error:
-        not_examined.append(f"what of the store may be deleted: {error}")
+        not_examined.append(f"what of the store may be deleted: {error}; {error.hint}")
     except StoreUnavailable as error:
         not_examined.append("the rest of the store: it cannot be reached")
         yield _unavailable(home, error)

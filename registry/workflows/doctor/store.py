@@ -41,7 +41,7 @@ def examine_garbage(home: Home, catalog: Catalog) -> Iterator[Problem]:
     """Leftovers, and blobs that nothing refers to.
 
     Raises:
-        StillInUse: the store is elsewhere, and other catalogs use it too.
+        StillInUse: other catalogs use the store too, or may.
     """
     store = home.store
     left = store.list_leftovers()

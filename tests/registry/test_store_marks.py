@@ -1,0 +1,242 @@
+"""Whose a store is: catalogs leave marks in it, on this machine and at a URL alike."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.engine import parse_catalog_url
+from meteora_registry.registry.catalog.schema import upgrade
+from meteora_registry.registry.cli.main import run
+from meteora_registry.registry.home import Home
+from meteora_registry.registry.store.marks import UNKNOWN
+from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.remove import remove_versions
+from meteora_registry.registry.workflows.store import adopt_store, collect_garbage
+from meteora_registry.registry.workflows.transfer import export_catalog, import_catalog
+from meteora_registry.schemas.errors import StillInUse
+from meteora_registry.schemas.names import CatalogSource
+from support.small_adapters import make_adapter
+from support.store_processes import add_same
+
+LEGAL = CatalogSource("legal")
+
+
+@pytest.fixture(params=["local", "file"])
+def homes(request: pytest.FixtureRequest, tmp_path: Path) -> list[Home]:
+    """Three homes with a catalog each and one store, in a folder of this machine or at a URL."""
+    urls = [f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second", "third")]
+    for url in urls:
+        upgrade(parse_catalog_url(url))
+    if request.param == "local":
+        return [Home(tmp_path / "home", url) for url in urls]
+    (tmp_path / "share").mkdir()
+    return [Home(tmp_path / f"home-{n}", url, (tmp_path / "share").as_uri()) for n, url in enumerate(urls)]
+
+
+@pytest.fixture
+def catalogs(homes: list[Home]) -> Iterator[list[Catalog]]:
+    opened = [Catalog.open(home) for home in homes]
+    yield opened
+    for catalog in opened:
+        catalog.close()
+
+
+def forget_marks(home: Home) -> None:
+    """Make the store one from before there were marks."""
+    for name in home.store.list_marks():
+        home.store.drop_mark(name)
+
+
+def blobs_of(home: Home) -> set[str]:
+    return {blob.sha256 for blob in home.store.list_blobs()}
+
+
+def test_of_two_catalogs_neither_deletes_the_others_bytes(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path
+) -> None:
+    for number, (home, catalog) in enumerate(zip(homes[:2], catalogs, strict=False)):
+        add_folder(catalog, home.store, make_adapter(tmp_path / f"a-{number}", seed=number), name="legal")
+    before = blobs_of(homes[0])
+    for home, catalog in zip(homes, catalogs, strict=True):
+        with pytest.raises(StillInUse):
+            collect_garbage(catalog, home.store, grace_seconds=0)
+    for home, catalog in zip(homes[:2], catalogs, strict=False):
+        removed = remove_versions(catalog, home.store, LEGAL)
+        assert (removed.freed_bytes, type(removed.kept)) == (0, StillInUse)
+    assert blobs_of(homes[0]) == before
+    assert homes[0].store.list_marks() == {catalog.identify() for catalog in catalogs[:2]}
+
+
+def test_an_empty_catalog_empties_no_store(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path
+) -> None:
+    add_folder(catalogs[0], homes[0].store, make_adapter(tmp_path / "legal"))
+    before = blobs_of(homes[0])
+    for _ in range(2):
+        with pytest.raises(StillInUse):
+            collect_garbage(catalogs[2], homes[2].store, grace_seconds=0)
+        # The second time, as a store from before there were marks.
+        forget_marks(homes[0])
+    assert blobs_of(homes[0]) == before
+    assert homes[0].store.list_marks() == set()
+
+
+def test_an_empty_catalog_with_an_empty_store_has_nothing_to_collect(
+    homes: list[Home], catalogs: list[Catalog]
+) -> None:
+    assert collect_garbage(catalogs[0], homes[0].store, grace_seconds=0).size_bytes == 0
+    assert homes[0].store.list_marks() == set()
+
+
+@pytest.mark.parametrize("action", ["gc", "remove", "add"])
+def test_an_unmarked_store_is_taken_over_by_the_catalog_that_refers_to_all_of_it(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path, action: str
+) -> None:
+    home, catalog = homes[0], catalogs[0]
+    add_folder(catalog, home.store, make_adapter(tmp_path / "legal"))
+    forget_marks(home)
+    collect_garbage(catalog, home.store, grace_seconds=0, dry_run=True)
+    assert home.store.list_marks() == set()
+    if action == "gc":
+        collect_garbage(catalog, home.store, grace_seconds=0)
+    elif action == "remove":
+        assert remove_versions(catalog, home.store, LEGAL).freed_bytes > 0
+    else:
+        add_folder(catalog, home.store, make_adapter(tmp_path / "medical", seed=1))
+    assert home.store.list_marks() == {catalog.identify()}
+
+
+@pytest.mark.parametrize("action", ["gc", "remove"])
+def test_an_unmarked_store_with_other_blobs_is_left_as_it_is(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path, action: str
+) -> None:
+    add_folder(catalogs[0], homes[0].store, make_adapter(tmp_path / "legal"))
+    add_folder(catalogs[1], homes[1].store, make_adapter(tmp_path / "medical", seed=1), name="legal")
+    forget_marks(homes[0])
+    before = blobs_of(homes[0])
+    if action == "gc":
+        with pytest.raises(StillInUse) as caught:
+            collect_garbage(catalogs[0], homes[0].store, grace_seconds=0)
+        refusal = caught.value
+    else:
+        kept = remove_versions(catalogs[0], homes[0].store, LEGAL).kept
+        assert isinstance(kept, StillInUse)
+        refusal = kept
+    assert str(refusal) == (
+        f"the store `{homes[0].store}` has blobs that this catalog does not refer to, and no catalog's mark, "
+        "so what may be deleted is not known"
+    )
+    assert refusal.hint == (
+        "if no other catalog uses the store, `meteora-registry store adopt` makes it this catalog's alone; "
+        "otherwise name the catalog that does with `--catalog`"
+    )
+    assert blobs_of(homes[0]) == before
+    assert homes[0].store.list_marks() == set()
+
+
+def test_a_catalog_that_adds_to_an_unmarked_store_does_not_own_what_was_there(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path
+) -> None:
+    adapter = make_adapter(tmp_path / "legal")
+    add_folder(catalogs[0], homes[0].store, adapter)
+    forget_marks(homes[0])
+    add_folder(catalogs[1], homes[1].store, make_adapter(tmp_path / "medical", seed=1))
+    assert homes[1].store.list_marks() == {UNKNOWN, catalogs[1].identify()}
+    with pytest.raises(StillInUse, match="blobs from before catalogs left marks"):
+        collect_garbage(catalogs[1], homes[1].store, grace_seconds=0)
+    # Once it refers to everything, nothing there can be another's alone.
+    add_folder(catalogs[1], homes[1].store, adapter)
+    collect_garbage(catalogs[1], homes[1].store, grace_seconds=0)
+    assert homes[1].store.list_marks() == {catalogs[1].identify()}
+
+
+def test_adopting_a_store_lets_its_catalog_collect_and_the_other_not(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path
+) -> None:
+    for number, (home, catalog) in enumerate(zip(homes[:2], catalogs, strict=False)):
+        add_folder(catalog, home.store, make_adapter(tmp_path / f"a-{number}", seed=number), name="legal")
+    adopt_store(catalogs[0], homes[0].store)
+    with pytest.raises(StillInUse, match="holds nothing of this catalog"):
+        collect_garbage(catalogs[1], homes[1].store, grace_seconds=0)
+    assert collect_garbage(catalogs[0], homes[0].store, grace_seconds=0).blobs == 1
+    [event] = [each for each in catalogs[0].history("store").items if each.action == "adopt"]
+    assert event.details == {"others": [catalogs[1].identify()]}
+    # The other leaves its mark again as soon as it is used.
+    add_folder(catalogs[1], homes[1].store, make_adapter(tmp_path / "new", seed=5))
+    with pytest.raises(StillInUse, match="also used by 1 other catalog"):
+        collect_garbage(catalogs[0], homes[0].store, grace_seconds=0)
+
+
+def test_an_imported_catalog_and_the_exported_one_delete_nothing_of_each_other(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path
+) -> None:
+    add_folder(catalogs[0], homes[0].store, make_adapter(tmp_path / "legal"))
+    export_catalog(catalogs[0], tmp_path / "catalog.jsonl")
+    import_catalog(catalogs[1], tmp_path / "catalog.jsonl", store=homes[1].store)
+    assert catalogs[0].identify() != catalogs[1].identify()
+    for home, catalog in zip(homes[:2], catalogs, strict=False):
+        kept = remove_versions(catalog, home.store, LEGAL).kept
+        assert isinstance(kept, StillInUse)
+    adopt_store(catalogs[1], homes[1].store)
+    assert collect_garbage(catalogs[1], homes[1].store, grace_seconds=0).blobs == 2
+
+
+def test_two_catalogs_that_leave_their_first_marks_at_once_are_both_known(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    # Folders of their own for what the two add.
+    processes = [
+        context.Process(target=add_same, args=(home, f"a-{number}", barrier), daemon=True)
+        for number, home in enumerate(homes[:2])
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    marks = homes[0].store.list_marks()
+    assert {catalog.identify() for catalog in catalogs[:2]} <= marks
+    for home, catalog in zip(homes[:2], catalogs, strict=False):
+        with pytest.raises(StillInUse):
+            collect_garbage(catalog, home.store, grace_seconds=0)
+
+
+def test_the_way_out_that_a_command_names_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def give(catalog: str, *words: str) -> int:
+        url = f"sqlite:///{tmp_path}/{catalog}.db"
+        return run(["--home", str(tmp_path / "home"), "--catalog", url, *words])
+
+    for number, name in enumerate(("first", "second")):
+        assert give(name, "db", "upgrade") == 0
+        assert give(name, "add", str(make_adapter(tmp_path / name, seed=number)), "--name", "legal") == 0
+    capsys.readouterr()
+    assert give("first", "remove", "legal", "--yes") == 0
+    out, err = capsys.readouterr()
+    store = f"{tmp_path}/home/blobs"
+    assert out == "removed: legal@1\n"
+    assert err.startswith(
+        f"note: the bytes stay where they are: the store `{store}` is also used by 1 other catalog, "
+        "so what may be deleted is not known\n"
+        "hint: give each catalog a store of its own; if no other catalog uses the store, "
+        "`meteora-registry store adopt` makes it this catalog's alone (marks of others: "
+        f"`{store}/catalogs/"
+    )
+    assert give("first", "store", "gc") == 1
+    assert give("first", "store", "adopt") == 2
+    capsys.readouterr()
+    assert give("second", "remove", "legal", "--yes") == 0
+    assert give("second", "store", "adopt", "--yes") == 0
+    assert capsys.readouterr().out == f"removed: legal@1\nadopted: {store}\n"
+    assert give("second", "store", "gc", "--dry-run", "--format", "json") == 0
+    # Two weights and the config that both have.
+    assert json.loads(capsys.readouterr().out)["garbage"]["blobs"] == 3
+    assert give("second", "store", "gc") == 0
+    assert give("second", "doctor") == 0
