@@ -19,6 +19,7 @@ from ..schemas.document import load_json
 from ..schemas.errors import BundleRefused, MeteoraError
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import Manifest, ManifestMember
+from ..schemas.names import below
 from ..schemas.verification import VerificationRecord
 from .bundle import ModuleTensors, read_bounded
 from .member import modules_by_path
@@ -35,7 +36,7 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
     """Every file of the manifest has its digest, and no other file lies in the folder."""
     problems = []
     for name, record in sorted(manifest.files.items()):
-        path = folder / name
+        path = below(folder, name)
         if not path.is_file():
             problems.append(f"`{name}` is missing")
         elif (size := path.stat().st_size) != record.size_bytes:

@@ -21,7 +21,7 @@ from ..schemas.bundle import ModuleLayout
 from ..schemas.document import canonical_json
 from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
-from ..schemas.names import check_name
+from ..schemas.names import below, check_name
 from .bundle import Bundle, BundleTensors, ModuleTensors, module_shapes, open_bundle
 from .factors import TORCH_DTYPES, TensorFile
 from .staging import staged_folder
@@ -144,7 +144,7 @@ def _write_moe(bundle: Bundle, tensors: BundleTensors, rank: int, path: Path) ->
 
 def _write_adapter(bundle: Bundle, tensors: BundleTensors, rank: int, index: int, folder: Path) -> None:
     member = bundle.config.members[index]
-    adapter = folder / ADAPTERS_FOLDER / member.name
+    adapter = below(folder / ADAPTERS_FOLDER, member.name)
     adapter.mkdir(parents=True)
     config = lora_config(
         rank,
@@ -276,7 +276,7 @@ class OfficialWeights:
                 )
         if not specs:
             raise BundleRefused(f"every factor of `{member.name}` is zero: there is nothing to import")
-        adapter = folder / member.name
+        adapter = below(folder, member.name)
         adapter.mkdir(parents=True)
         config = lora_config(member.rank, member.alpha, [module for module, _ in specs], base, None)
         (adapter / names.CONFIG_FILE).write_bytes(config)

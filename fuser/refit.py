@@ -19,6 +19,7 @@ from ..schemas import bundle as names
 from ..schemas.bundle import BundleConfig, Gate
 from ..schemas.errors import BundleRefused
 from ..schemas.manifest import FileRecord, Manifest
+from ..schemas.names import below
 from .bundle import Bundle, BundleTensors, module_shapes, read_manifest
 from .card import Storage, write_card
 from .integrity import check_files
@@ -126,8 +127,9 @@ def _copy_experts(bundle: Bundle, manifest: Manifest, folder: Path) -> dict[str,
         name: record for name, record in manifest.files.items() if name.startswith(f"{names.EXPERTS_FOLDER}/")
     }
     for name in experts:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle.folder / name, folder / name)
+        target = below(folder, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(below(bundle.folder, name), target)
     return experts
 
 

@@ -29,6 +29,7 @@ from ..schemas.digest import Digest
 from ..schemas.errors import FuseRefused
 from ..schemas.inventory import Dtype, ModuleFactors
 from ..schemas.manifest import Cast, FileRecord, Manifest, ManifestMember
+from ..schemas.names import below
 from ..schemas.plan import FusePlan, PlannedMember
 from .card import Storage, write_card
 from .factors import TORCH_DTYPES, TensorFile
@@ -267,7 +268,7 @@ def _manifest_member(planned: PlannedMember, member: Member, loss: _CastLoss, dt
 
 def _copy_experts(members: Sequence[Member], folder: Path) -> None:
     for member in members:
-        expert = folder / names.EXPERTS_FOLDER / member.name
+        expert = below(folder / names.EXPERTS_FOLDER, member.name)
         expert.mkdir(parents=True)
         shutil.copyfile(member.config_path, expert / names.CONFIG_FILE)
         shutil.copyfile(member.weights_path, expert / names.WEIGHTS_FILE)

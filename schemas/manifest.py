@@ -7,24 +7,19 @@ the same members and the same recipe give the same manifest.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from .bundle import MAX_MEMBERS, MAX_MODULES, ModulePath
 from .digest import Digest
 from .document import Count, Document
 from .inventory import Dtype
-from .names import Name
+from .names import Name, RelativePath
 
 MAX_MANIFEST_BYTES = 256 << 20
 # Two of each member in `experts/`, and a few beside them.
 MAX_FILES = 2 * MAX_MEMBERS + 64
-# A file of the bundle, by its path inside the folder: no absolute path, no `..`, no hidden part.
-RelativePath = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$", max_length=512),
-]
 
 
 class FileRecord(Document):

@@ -1,4 +1,7 @@
-"""What adapters, bundles, versions and sources are called, and how a SOURCE on the command line is read.
+"""Names of adapters, bundles, versions, files and sources, and how a SOURCE on the command line is read.
+
+A name that comes from outside, in a document, a database or an answer of the Hub, has one of the types
+here. A folder is joined with one by ``below``, which checks it again, so that no name leads out of it.
 
 A SOURCE is a folder if it starts with ``.`` or ``/`` or exists; ``hf://...`` or ``org/name`` is the
 Hub; otherwise it names something in the catalog: ``name``, ``name@3`` or ``name@alias``.
@@ -13,7 +16,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from .errors import UsageError
+from .errors import InvalidDocument, UsageError
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
 _NAME = re.compile(NAME_PATTERN)
@@ -25,6 +28,12 @@ _HUB_SOURCE = re.compile(
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+MAX_FILE_NAME_CHARACTERS = 255
+_FILE_NAME = re.compile(_PART)
+# A file of a bundle, by its path inside the folder: no absolute path, no `..`, no hidden part.
+RelativePath = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART})*$", max_length=512)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,51 @@ def check_name(text: str, *, what: str = "name") -> str:
 def is_repository(text: str) -> bool:
     """Return whether ``text`` may name a repository on the Hub: ``org/name``."""
     return _REPOSITORY.fullmatch(text) is not None
+
+
+def check_file_name(text: str) -> str:
+    """Return ``text``, if it may name a file of an adapter: one part, neither hidden nor a path.
+
+    Raises:
+        InvalidDocument: any other text.
+    """
+    if len(text) > MAX_FILE_NAME_CHARACTERS or not _FILE_NAME.fullmatch(text):
+        raise InvalidDocument(
+            f"{text[:120]!r} cannot name a file of an adapter, expected 1 to {MAX_FILE_NAME_CHARACTERS} of "
+            "`A-Z a-z 0-9 . _ -`, the first a letter or a digit"
+        )
+    return text
+
+
+def check_folder_path(text: str) -> str:
+    """Return ``text``, if it may be where a bundle was written: an absolute path without ``..``.
+
+    Raises:
+        InvalidDocument: any other text.
+    """
+    if not text.startswith("/") or ".." in text.split("/") or "\0" in text:
+        raise InvalidDocument(f"{text[:200]!r} is not an absolute path without `..`")
+    return text
+
+
+def check_inside(path: str) -> str:
+    """Return ``path``, if joined with a folder it leads to something below that folder.
+
+    Raises:
+        InvalidDocument: it is empty or absolute, or has a part that is empty, ``.`` or ``..``.
+    """
+    if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise InvalidDocument(f"{path[:200]!r} is not a path inside a folder")
+    return path
+
+
+def below(folder: Path, path: str) -> Path:
+    """Return the place of ``path`` below ``folder``; links that are there already are not looked at.
+
+    Raises:
+        InvalidDocument: it leads out of the folder, or is the folder itself.
+    """
+    return folder / check_inside(path)
 
 
 def check_repository(text: str) -> str:

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from ...schemas.digest import Digest
 from ...schemas.errors import AlreadyInCatalog
 from ...schemas.finding import Finding, Verdict
-from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from . import models
 from .bases import resolve_base
@@ -18,6 +17,7 @@ from .columns import clean_foreign_text
 from .entries import begin_version, change_tags, source_of
 from .events import record_event
 from .records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
+from .row_values import read_origin
 from .search_index import index_version
 
 
@@ -53,9 +53,7 @@ def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
         id=row.id,
         name=row.entry.name,
         version=row.number,
-        origin=Origin.model_validate(
-            {"kind": row.origin_kind, "location": row.origin_location, "commit": row.origin_commit}
-        ),
+        origin=read_origin(row.origin_kind, row.origin_location, row.origin_commit),
         files=tuple(StoredFile(file.name, file.sha256, file.size_bytes) for file in row.files),
         weights_sha256=row.weights_sha256,
         config_sha256=row.config_sha256,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ...schemas.digest import Digest
+from ...schemas.errors import CatalogUnusable
 from ...schemas.finding import Finding, Verdict
 from ...schemas.inventory import Inventory, ModuleFactors
 from ...schemas.manifest import Origin
@@ -134,6 +135,20 @@ class AdapterVersion:
     def base(self) -> str | None:
         """The base that a person stated, else the one that the adapter declares."""
         return self.stated_base or self.declared_base
+
+    def file(self, name: str) -> StoredFile:
+        """Return the file of that name.
+
+        Raises:
+            CatalogUnusable: the catalog has none, though every adapter has a config and weights.
+        """
+        found = next((file for file in self.files if file.name == name), None)
+        if found is None:
+            raise CatalogUnusable(
+                f"the catalog has no file `{name}` of `{self.source}`",
+                hint=f"remove it with `meteora-registry remove {self.source}` and add it again",
+            )
+        return found
 
     @property
     def size_bytes(self) -> int:

@@ -19,6 +19,7 @@ from ...schemas.names import CatalogSource
 from . import models
 from .engine import transaction
 from .events import current_actor
+from .row_values import read_origin
 
 _PAGE_ROWS = 1000
 
@@ -119,17 +120,12 @@ def list_bundle_places(engine: Engine) -> Iterator[BundlePlace]:
 
 
 def _reference(file: models.StoredFile, version: models.AdapterVersion, name: str) -> Reference:
-    origin = {
-        "kind": version.origin_kind,
-        "location": version.origin_location,
-        "commit": version.origin_commit,
-    }
     return Reference(
         file.sha256,
         file.size_bytes,
         file.name,
         CatalogSource(name, version.number),
-        Origin.model_validate(origin),
+        read_origin(version.origin_kind, version.origin_location, version.origin_commit),
     )
 
 

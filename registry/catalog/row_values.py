@@ -10,7 +10,8 @@ from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, RowMa
 
 from ...schemas.digest import Digest
 from ...schemas.finding import Finding
-from ...schemas.names import check_alias, check_name
+from ...schemas.manifest import Origin
+from ...schemas.names import check_alias, check_file_name, check_folder_path, check_name
 from .bundles import read_record
 from .columns import DigestText, ForeignText, UtcDateTime, clean_foreign_text
 
@@ -19,7 +20,9 @@ _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("entries", "name"): check_name,
     ("tags", "tag"): lambda tag: check_name(tag, what="tag"),
     ("aliases", "alias"): check_alias,
+    ("adapter_files", "name"): check_file_name,
     ("bundle_members", "name"): check_name,
+    ("bundle_versions", "path"): check_folder_path,
     ("adapter_versions", "findings"): lambda findings: [
         Finding.from_value(finding, what="finding") for finding in findings
     ],
@@ -42,7 +45,19 @@ def read_row(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
     if values.keys() != set(table.c.keys()):
         differing = ", ".join(f"`{key}`" for key in sorted(values.keys() ^ set(table.c.keys()))[:5])
         raise ValueError(f"the columns of `{table.name}` differ: {differing}")
-    return {column.name: _read_value(table, column, values[column.name]) for column in table.columns}
+    row = {column.name: _read_value(table, column, values[column.name]) for column in table.columns}
+    if table.name == "adapter_versions":
+        read_origin(row["origin_kind"], row["origin_location"], row["origin_commit"])
+    return row
+
+
+def read_origin(kind: str, location: str, commit: str | None) -> Origin:
+    """Return the origin that three columns of an adapter version state.
+
+    Raises:
+        InvalidDocument: they state none.
+    """
+    return Origin.from_value({"kind": kind, "location": location, "commit": commit}, what="origin")
 
 
 def _to_json(value: Any) -> Any:

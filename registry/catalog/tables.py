@@ -9,6 +9,7 @@ _tables = Base.metadata.tables
 entries = _tables["entries"]
 versions = _tables["versions"]
 adapter_versions = _tables["adapter_versions"]
+adapter_files = _tables["adapter_files"]
 bundle_versions = _tables["bundle_versions"]
 aliases = _tables["aliases"]
 tags = _tables["tags"]

@@ -16,12 +16,21 @@ from typing import Any, BinaryIO
 from sqlalchemy import Connection, exists, func, insert, select
 from sqlalchemy.exc import DataError, IntegrityError
 
+from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import load_json
 from ...schemas.errors import AlreadyInCatalog, InvalidDocument, MeteoraError
 from .models import ADAPTER, BUNDLE, Base
 from .row_values import read_row, write_row
 from .search_index import rebuild_index
-from .tables import adapter_versions, bundle_versions, entries, search_adapters, search_words, versions
+from .tables import (
+    adapter_files,
+    adapter_versions,
+    bundle_versions,
+    entries,
+    search_adapters,
+    search_words,
+    versions,
+)
 
 FORMAT = 1
 # Twice the largest verification record, each character of which may be escaped, and its row.
@@ -209,6 +218,18 @@ def _find_contradictions(connection: Connection) -> Iterator[str]:
     behind = select(entries.c.id).join(versions, versions.c.entry_id == entries.c.id)
     if connection.scalar(select(exists(behind.where(versions.c.number > entries.c.latest_version)))):
         yield "a version has a number above the `latest_version` of its name"
+    # A version whose config and weights are not among its files could not be used for anything.
+    for name, digest in (
+        (CONFIG_FILE, adapter_versions.c.config_sha256),
+        (WEIGHTS_FILE, adapter_versions.c.weights_sha256),
+    ):
+        own = select(adapter_files).where(
+            adapter_files.c.version_id == adapter_versions.c.id,
+            adapter_files.c.name == name,
+            adapter_files.c.sha256 == digest,
+        )
+        if connection.scalar(select(exists(select(adapter_versions.c.id).where(~own.exists())))):
+            yield f"a version has no file `{name}` with the digest that it states"
 
 
 def _continue_counters(connection: Connection) -> None:

@@ -14,6 +14,7 @@ from ...inspection.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import MAX_CONFIG_BYTES
 from ...schemas.errors import HubMismatch, HubRefused, SourceUnreadable
+from ...schemas.names import below
 from ..store import Advance, open_regular_file
 from .client import Hub
 from .listing import Candidate, ContentHash, Listing, RemoteFile
@@ -37,7 +38,7 @@ def download_files(
     Args:
         hub: where they are fetched.
         listing: the commit that they belong to.
-        files: what to fetch, by its path below ``folder``; the caller vouches for the paths.
+        files: what to fetch, by its path below ``folder``.
         folder: the target; missing folders below it are made.
         cache: a cache of its own, in place of huggingface_hub's.
         advance: told the number of bytes of each chunk that was hashed.
@@ -49,7 +50,7 @@ def download_files(
     """
     for place, file in files.items():
         cached = hub.download(listing, file, cache=cache)
-        target = folder / place
+        target = below(folder, place)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             is_right = _copy_checked(cached, target, file, advance)
@@ -115,13 +116,13 @@ def outline_adapter(hub: Hub, listing: Listing, candidate: Candidate, folder: Pa
     for name, file in candidate.files.items():
         if name == CONFIG_FILE and file.size_bytes <= MAX_CONFIG_BYTES:
             data = read_small_file(hub, listing, file, max_bytes=MAX_CONFIG_BYTES)
-            (folder / name).write_bytes(data)
+            below(folder, name).write_bytes(data)
         elif name in (CONFIG_FILE, WEIGHTS_FILE):
-            with (folder / name).open("xb") as target:
+            with below(folder, name).open("xb") as target:
                 target.write(_read_header(hub, listing, file) if name == WEIGHTS_FILE else b"")
                 target.truncate(file.size_bytes)
         elif name.isprintable() and len(os.fsencode(name)) < 256:
-            (folder / name).touch()
+            below(folder, name).touch()
 
 
 def _read_header(hub: Hub, listing: Listing, file: RemoteFile) -> bytes:

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
-from ...schemas.names import HubSource
+from ...schemas.errors import HubMismatch, InvalidDocument
+from ...schemas.names import HubSource, check_inside
 
 _CHUNK_BYTES = 1 << 20
 _FOREIGN = frozenset({".gitattributes", ".gitignore"})
@@ -23,12 +24,23 @@ class RemoteFile:
     """A file as the Hub lists it: ``sha256`` of one that LFS keeps, ``git_oid`` of git's blob.
 
     Both are None where the list comes from a cache that does not say.
+
+    Raises:
+        HubMismatch: the path is none that git can have, such as one that leads out of the repository.
     """
 
     path: str
     size_bytes: int
     sha256: Digest | None
     git_oid: str | None
+
+    def __post_init__(self) -> None:
+        try:
+            check_inside(self.path)
+        except InvalidDocument as error:
+            raise HubMismatch(
+                f"the Hub lists a file {self.path[:200]!r}, which is not a path inside a repository"
+            ) from error
 
     @property
     def name(self) -> str:

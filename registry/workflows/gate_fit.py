@@ -36,7 +36,7 @@ from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting,
 from ...schemas.digest import Digest
 from ...schemas.errors import UsageError
 from ...schemas.manifest import Manifest
-from ...schemas.names import CatalogSource, check_name, suggest_name
+from ...schemas.names import CatalogSource, below, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
@@ -221,7 +221,7 @@ def _members_files(store: Store, bundle: Path, manifest: Manifest) -> Iterator[d
     with tempfile.TemporaryDirectory(prefix="meteora-fit-") as scratch:
         for member in manifest.members:
             if member.name not in files:
-                target = Path(scratch) / member.name
+                target = below(Path(scratch), member.name)
                 extract_member(bundle, member.name, target)
                 files[member.name] = MemberFiles(target / CONFIG_FILE, target / WEIGHTS_FILE)
         yield files

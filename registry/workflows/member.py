@@ -62,5 +62,4 @@ def stored_sources(store: Store, manifest: Manifest) -> dict[str, MemberFiles]:
 
 
 def _path_of(store: Store, version: AdapterVersion, name: str) -> Path:
-    digest = next(file.sha256 for file in version.files if file.name == name)
-    return store.path_of(digest)
+    return store.path_of(version.file(name).sha256)

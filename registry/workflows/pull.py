@@ -21,7 +21,7 @@ from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
-from ...schemas.names import HubSource, check_name, suggest_name
+from ...schemas.names import HubSource, below, check_name, suggest_name
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
@@ -252,7 +252,7 @@ def _add_member(
     is_taken = bool(catalog.versions_of(member.name))
     name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
     with tempfile.TemporaryDirectory(prefix="meteora-member-") as scratch:
-        target = Path(scratch) / member.name
+        target = below(Path(scratch), member.name)
         if not extract_member(folder, member.name, target).identical:
             return None
         config = load_json(member.config_text.encode(), what=CONFIG_FILE)

@@ -13,6 +13,7 @@ from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATIO
 from ...schemas.digest import Digest
 from ...schemas.errors import BundleRefused, StoreDamaged
 from ...schemas.manifest import Manifest
+from ...schemas.names import below, check_file_name
 from ..catalog.records import AdapterVersion
 from ..hub.listing import FileDigests
 from ..store import Store
@@ -39,7 +40,9 @@ def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
     manifest_sha256 = require_source_record(
         folder, f"`{folder}`", hint=_VERIFY.format(folder=folder)
     ).manifest_sha256
-    files = {name: folder / name for name in (*sorted(manifest.files), MANIFEST_FILE, VERIFICATION_FILE)}
+    files = {
+        name: below(folder, name) for name in (*sorted(manifest.files), MANIFEST_FILE, VERIFICATION_FILE)
+    }
     if missing := [name for name, path in files.items() if not path.is_file() or path.is_symlink()]:
         raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
     digests = digest_files(files, advance)
@@ -62,11 +65,13 @@ def adapter_upload(
 
     Raises:
         StoreDamaged: its bytes are missing or changed.
+        InvalidDocument: the catalog has a file under a name that no file of an adapter can have.
     """
     files = {}
     for file in version.files:
-        # A name of its own, because progress and messages show it; the blob's is its digest.
-        files[file.name] = scratch / file.name
+        # A name of its own, because progress and messages show it; the blob's is its digest. Others may
+        # write to the database, so the name is checked again where a link is made under it.
+        files[file.name] = below(scratch, check_file_name(file.name))
         files[file.name].symlink_to(store.path_of(file.sha256))
     if CARD_FILE not in files:
         files[CARD_FILE] = scratch / CARD_FILE

@@ -228,9 +228,10 @@ def inspect_companion(text: str, catalog: Catalog, store: Store) -> dict[str, Co
             )
         case CatalogSource() as source:
             version = catalog.find(source)
-            files = {file.name: store.path_of(file.sha256) for file in version.files}
-            weights = files[WEIGHTS_FILE]
-            return {text: Companion(inspect_files(files[CONFIG_FILE], weights), weights)}
+            config, weights = (
+                store.path_of(version.file(name).sha256) for name in (CONFIG_FILE, WEIGHTS_FILE)
+            )
+            return {text: Companion(inspect_files(config, weights), weights)}
 
 
 def _read_bundle(folder: Path) -> dict[str, Companion]:

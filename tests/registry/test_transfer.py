@@ -197,6 +197,38 @@ DAMAGES: dict[str, tuple[Callable[[Lines], object], str]] = {
         "has half a character",
     ),
     "no tag": (lambda lines: of_table(lines, "tags").update(tag="no tag"), "`no tag` is no valid tag"),
+    "a file name that leads out of its folder": (
+        lambda lines: of_table(lines, "adapter_files").update(name="../../x"),
+        "'../../x' cannot name a file of an adapter",
+    ),
+    "a file name that is a path": (
+        lambda lines: of_table(lines, "adapter_files").update(name="/tmp/x"),
+        "'/tmp/x' cannot name a file of an adapter",
+    ),
+    "a hidden file name": (
+        lambda lines: of_table(lines, "adapter_files").update(name=".bashrc"),
+        "'.bashrc' cannot name a file of an adapter",
+    ),
+    "a bundle in a place without a root": (
+        lambda lines: of_table(lines, "bundle_versions").update(path="bundles/team"),
+        "'bundles/team' is not an absolute path",
+    ),
+    "a bundle in a place above": (
+        lambda lines: of_table(lines, "bundle_versions").update(path="/bundles/../team"),
+        "'/bundles/../team' is not an absolute path",
+    ),
+    "an origin of no kind": (
+        lambda lines: of_table(lines, "adapter_versions").update(origin_kind="url"),
+        "`origin` breaks its schema: kind: input should be 'hub' or 'folder'",
+    ),
+    "no weights among the files": (
+        lambda lines: of_table(lines, "adapter_files", 1).update(name="LICENSE"),
+        "a version has no file `adapter_model.safetensors` with the digest that it states",
+    ),
+    "another config among the files": (
+        lambda lines: of_table(lines, "adapter_files").update(sha256="0" * 64),
+        "a version has no file `adapter_config.json` with the digest that it states",
+    ),
     "no finding": (lambda lines: of_table(lines, "adapter_versions").update(findings=[{}]), "finding"),
     "no record": (lambda lines: of_table(lines, "verifications").update(record="{}"), "verification record"),
     "a reference to nothing": (

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meteora_registry.schemas.errors import UsageError
+from meteora_registry.schemas.errors import InvalidDocument, UsageError
 from meteora_registry.schemas.names import (
     CatalogSource,
     FolderSource,
     HubSource,
+    below,
     check_alias,
+    check_file_name,
+    check_folder_path,
     check_name,
     parse_source,
     suggest_name,
@@ -68,3 +72,37 @@ def test_check_alias_refuses_a_number() -> None:
 @given(st.text(max_size=300))
 def test_suggest_name_always_gives_a_valid_name(text: str) -> None:
     assert check_name(suggest_name(text))
+
+
+OUTSIDE = ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "a/", "a\0b"]
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=repr)
+def test_a_folder_is_joined_with_no_path_that_leads_out_of_it(path: str) -> None:
+    with pytest.raises(InvalidDocument, match="is not a path inside a folder"):
+        below(Path("folder"), path)
+
+
+@given(st.text(alphabet="ab./\0", max_size=8))
+def test_what_is_below_a_folder_stays_there(path: str) -> None:
+    try:
+        place = below(Path("/folder"), path)
+    except InvalidDocument:
+        return
+    assert Path("/folder") in Path(os.path.normpath(place)).parents
+
+
+@pytest.mark.parametrize(
+    "name", [*OUTSIDE, "a/b", ".hidden", "-x", "a\n", "x" * 256, "stra\u00dfe"], ids=repr
+)
+def test_a_file_name_is_one_plain_part(name: str) -> None:
+    with pytest.raises(InvalidDocument, match="cannot name a file of an adapter"):
+        check_file_name(name)
+    assert check_file_name("LICENSE.txt") == "LICENSE.txt"
+
+
+@pytest.mark.parametrize("path", ["", "team", "/bundles/../team", "~/team", "/a\0b"], ids=repr)
+def test_a_bundle_is_in_an_absolute_place(path: str) -> None:
+    with pytest.raises(InvalidDocument, match="is not an absolute path"):
+        check_folder_path(path)
+    assert check_folder_path("/bundles/Straße") == "/bundles/Straße"

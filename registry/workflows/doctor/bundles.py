@@ -9,6 +9,7 @@ from ....schemas.bundle import MANIFEST_FILE
 from ....schemas.digest import Digest
 from ....schemas.errors import MeteoraError
 from ....schemas.manifest import MAX_MANIFEST_BYTES, Manifest
+from ....schemas.names import below
 from ...catalog.references import BundlePlace
 from .problem import Code, Problem, join_some
 
@@ -47,5 +48,5 @@ def _changed_files(place: BundlePlace) -> list[str]:
         files = Manifest.from_bytes(data, what=MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES).files
     except MeteoraError:
         return [MANIFEST_FILE]
-    paths = {name: (place.path / name, record.size_bytes) for name, record in files.items()}
+    paths = {name: (below(place.path, name), record.size_bytes) for name, record in files.items()}
     return [name for name, (path, size) in paths.items() if not path.is_file() or path.stat().st_size != size]

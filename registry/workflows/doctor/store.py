@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from ....schemas.digest import Digest
-from ....schemas.errors import SourceUnreadable
+from ....schemas.errors import SourceUnreadable, UsageError
+from ....schemas.manifest import Origin
+from ....schemas.names import parse_repository
 from ...catalog.catalog import Catalog
 from ...home import Home
 from ...store import Advance, RemoteStore, Store
@@ -23,7 +26,6 @@ _CODES = {
     Condition.UNREADABLE: Code.STORE_UNREADABLE,
 }
 _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-_HUB = re.compile(r"(?P<source>hf://[^/]+/[^/]+)(/(?P<folder>.+))?")
 
 
 def examine_store(home: Home, catalog: Catalog, *, jobs: int, advance: Advance | None) -> Iterator[Problem]:
@@ -138,18 +140,25 @@ def _way_out(catalog: Catalog, state: BlobState) -> str:
     if state.condition is Condition.UNREADABLE:
         return "let this user read it"
     source = state.used_by[0]
-    hub = _HUB.fullmatch(state.origin.location)
-    if hub is None:
-        again = f"`meteora-registry add FOLDER --name {source.name}` with the folder it came from"
-    else:
-        folder = f" --subfolder {hub['folder']}" if hub["folder"] else ""
-        again = f"`meteora-registry add {hub['source']}{folder} --name {source.name}`"
+    again = _add_again(state.origin, source.name)
     for place in catalog.list_bundle_places():
         for member, digests in place.members.items():
             if state.sha256 in digests:
                 extract = f"`meteora-registry extract {place.version} {member} --out FOLDER`"
                 return f"{again}; {extract} gives the folder back"
     return again
+
+
+def _add_again(origin: Origin, name: str) -> str:
+    if origin.kind == "hub":
+        # What others wrote is quoted, for a person may well paste it into a shell.
+        with suppress(UsageError):
+            hub = parse_repository(origin.location)
+            revision = f"@{hub.revision}" if hub.revision else ""
+            folder = f" --subfolder {shlex.quote(hub.subfolder)}" if hub.subfolder else ""
+            where = shlex.quote(f"hf://{hub.repository}{revision}")
+            return f"`meteora-registry add {where}{folder} --name {name}`"
+    return f"`meteora-registry add FOLDER --name {name}` with the folder it came from"
 
 
 def _examine_permissions(store: Store) -> Iterator[Problem]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,18 @@ def test_a_commit_whose_answer_was_lost_is_recognised(
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"pushed: org/first@{repository.head.oid} as ")
     assert len(repository.commits) == 2
+
+
+def test_a_file_name_that_the_database_was_given_makes_no_link_outside(
+    hub: LoopbackHub, here: Workplace, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    outside = tmp_path / "planted"
+    with closing(sqlite3.connect(here.home / "catalog.db")) as connection, connection:
+        # Only the first has a card.
+        connection.execute("UPDATE adapter_files SET name = ? WHERE name = ?", (str(outside), CARD))
+    result = here.run("push", "first", "org/first", "--dry-run")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith(
+        f"error: '{outside}' cannot name a file of an adapter, expected 1 to 255 of "
+    )
+    assert not outside.is_symlink()
