@@ -13,7 +13,7 @@ from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
-from .bundle import Bundle, BundleTensors, module_shapes, open_bundle, read_manifest
+from .bundle import Bundle, BundleTensors, open_bundle, read_manifest
 from .factors import TORCH_DTYPES, bytes_of
 from .integrity import check_members, member_header
 from .staging import staged_folder
@@ -42,7 +42,7 @@ def extract_member(bundle_folder: Path, name: str, target: Path) -> Extraction:
     bundle = open_bundle(bundle_folder)
     index = bundle.config.index_of(name)
     manifest = read_manifest(bundle_folder)
-    if problems := check_members(bundle.config, manifest, module_shapes(bundle)):
+    if problems := check_members(bundle, manifest):
         raise BundleRefused(
             f"the bundle is damaged: {problems[0]}", hint="run `meteora-registry verify` on it"
         )
