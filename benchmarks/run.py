@@ -17,6 +17,7 @@ SUBJECTS = {
     "kernel-tables": "benchmarks.kernel_tables",
     "gates": "benchmarks.gates.measure",
     "crashes": "benchmarks.crashes",
+    "verification": "benchmarks.verification",
 }
 
 

@@ -1,21 +1,24 @@
 """One module's arithmetic: the dispatcher that inference uses, against float64.
 
-What is compared: the output routed by the bundle's gate for random tokens, and each member alone.
-The reference reads either the bundle's own tensors, or, worked out apart, the members' own factors:
-``sum over slots j of w_j s_i (x A_i^T) B_i^T`` with ``i = selection_j``. A wrong scaling, a swapped
-member, a shifted row or a broken kernel shows in one of the two.
+What is compared: the output routed by the bundle's gate for random tokens, and each member alone. The
+reference is worked out apart from any kernel, ``sum over slots j of w_j s_i (x A_i^T) B_i^T`` with
+``i = selection_j``, from the members' own factors or, without those files, from the rows that the bundle
+holds of each. A wrong scaling, a swapped member, a shifted row or a broken kernel shows in one of the two.
+
+Each member's factors are widened to float64 once, whatever the number of backends, and a member is
+multiplied only with the tokens that take it, so the cost of a module is linear in the number of members.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from ..kernels.reference import reference_routed_lora
 from ..kernels.routed_lora import routed_lora
 from ..kernels.routing import Routing, gate_logits, select_top_k
 from ..kernels.tolerance import relative_error
@@ -31,11 +34,19 @@ _LOGIT_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class MemberFactors:
-    """One member's own factors in one module: A ``[r, in]``, B ``[out, r]``, and its scaling."""
+    """One member's factors in one module: A ``[r, in]``, B ``[out, r]``, and its scaling."""
 
     A: Tensor
     B: Tensor
     scaling: float
+
+    def widened(self) -> MemberFactors:
+        """Return the same factors in float64, which holds every value of the narrower types exactly."""
+        return MemberFactors(self.A.to(torch.float64), self.B.to(torch.float64), self.scaling)
+
+    def delta(self, x: Tensor) -> Tensor:
+        """Return what the member adds for float64 tokens ``x`` ``[T, in]``: float64 ``[T, out]``."""
+        return self.scaling * (x @ self.A.T @ self.B.T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +60,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class ModuleErrors:
-    """The errors of one module: routed, and the worst of all members forced alone."""
+    """The errors of one module on one backend: routed, and the worst of all members forced alone."""
 
     routed: float
     forced: float
@@ -57,48 +68,190 @@ class ModuleErrors:
     wrong_choices: int
 
 
+def stored_factors(layout: ModuleLayout, tensors: ModuleTensors) -> list[MemberFactors | None]:
+    """Return each member's factors as the bundle's own rows hold them, None where it has rank 0."""
+    found: list[MemberFactors | None] = []
+    for index, rank in enumerate(layout.ranks):
+        rows = layout.rows_of(index)
+        factors = MemberFactors(tensors.A[rows], tensors.Bt[rows].T, layout.scalings[index])
+        found.append(factors if rank else None)
+    return found
+
+
 def compare_module(
     config: BundleConfig,
     layout: ModuleLayout,
     tensors: ModuleTensors,
-    backend: Backend,
-    *,
-    sources: Sequence[MemberFactors | None] | None,
-) -> ModuleErrors:
-    """Run one module on one backend and return how far it is from float64.
+    backends: Sequence[Backend],
+    members: Sequence[MemberFactors | None],
+) -> list[ModuleErrors]:
+    """Run one module on every backend and return, in their order, how far each is from float64.
 
     Args:
         config: the bundle's config: gate, top_k, temperature.
         layout: the module's layout.
         tensors: the module's tensors, as the bundle stores them.
-        backend: device and element type of the run.
-        sources: the members' own factors in order, None where a member is absent; without them the
-            reference reads the bundle's tensors.
+        backends: devices and element types to run.
+        members: the factors that the reference multiplies, in the members' order, None where one is absent.
     """
-    ours = tensors.A.to(backend.device, backend.dtype), tensors.Bt.to(backend.device, backend.dtype)
-    x = random_tokens(layout.path, ROUTED_TOKENS, tensors.A.shape[1]).to(backend.device, backend.dtype)
-    # The tokens that the gate sees: those of another module where this one takes its routing.
-    seen = random_tokens(
-        config.gate.sources.get(layout.path, layout.path), ROUTED_TOKENS, tensors.gate.shape[1]
-    )
-    seen = seen.to(backend.device, backend.dtype)
-    routing = _route(config, tensors, seen)
-    routed = _routed_error(config, layout, tensors, ours, (x, seen), routing, sources)
-    forced = [_forced_error(layout, tensors, ours, member, sources) for member in range(len(config.members))]
-    worst = max(range(len(forced)), key=forced.__getitem__)
-    return ModuleErrors(
-        routed=routed,
-        forced=forced[worst],
-        worst_member=config.names[worst],
-        wrong_choices=_wrong_choices(config, tensors, seen, routing),
-    )
+    tokens = _Tokens.draw(config, layout.path, tensors, backends)
+    logits = _exact_logits(config, tensors, tokens.seen.to(torch.float64))
+    runs = [_Run.start(config, layout, tensors, backend, tokens, logits) for backend in backends]
+    for index, member in enumerate(members):
+        exact = None if member is None else member.widened()
+        x = tokens.forced(index)
+        alone = torch.zeros(len(x), tensors.Bt.shape[1], dtype=torch.float64)
+        if exact is not None:
+            alone = exact.delta(x.to(torch.float64))
+        for run in runs:
+            run.force(index, x, alone)
+            if exact is not None:
+                run.expect(index, exact)
+    return [run.errors(config) for run in runs]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The tokens of one module, rounded so that every backend reads the very same ones.
+
+    Attributes:
+        routed: float32 ``[T, in]``, what the module's adapters read.
+        seen: float32 ``[T, in of the gate]``, what the gate reads: the tokens of another module where this
+            one takes its routing.
+    """
+
+    path: str
+    dtype: torch.dtype
+    routed: Tensor
+    seen: Tensor
+
+    @classmethod
+    def draw(
+        cls, config: BundleConfig, path: str, tensors: ModuleTensors, backends: Sequence[Backend]
+    ) -> Self:
+        coarsest = max((backend.dtype for backend in backends), key=lambda dtype: torch.finfo(dtype).eps)
+        source = config.gate.sources.get(path, path)
+        return cls(
+            path=path,
+            dtype=coarsest,
+            routed=_rounded(random_tokens(path, ROUTED_TOKENS, tensors.A.shape[1]), coarsest),
+            seen=_rounded(random_tokens(source, ROUTED_TOKENS, tensors.gate.shape[1]), coarsest),
+        )
+
+    def forced(self, index: int) -> Tensor:
+        """Return the tokens on which one member runs alone, float32 ``[T, in]``."""
+        features = self.routed.shape[1]
+        return _rounded(random_tokens(f"{self.path}:{index}", FORCED_TOKENS, features), self.dtype)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One backend's run of a module: its routed output, and what was compared so far."""
+
+    layout: ModuleLayout
+    backend: Backend
+    A: Tensor
+    Bt: Tensor
+    x: Tensor
+    selection: Tensor
+    weights: Tensor
+    found: Tensor
+    expected: Tensor
+    wrong_choices: int
+    forced: list[float] = field(default_factory=list)
+
+    @classmethod
+    def start(
+        cls,
+        config: BundleConfig,
+        layout: ModuleLayout,
+        tensors: ModuleTensors,
+        backend: Backend,
+        tokens: _Tokens,
+        logits: Tensor,
+    ) -> Self:
+        """Route the tokens by the bundle's gate and run the dispatcher on them."""
+        A, Bt = (tensor.to(backend.device, backend.dtype) for tensor in (tensors.A, tensors.Bt))
+        x, seen = (part.to(backend.device, backend.dtype) for part in (tokens.routed, tokens.seen))
+        routing = _route(config, tensors, seen)
+        found = routed_lora(x, A, Bt, layout.offsets, layout.scalings, routing.selection, routing.weights)
+        # The choice is the gate's (judged apart), but the weights are worked out again: else a wrong
+        # softmax or temperature would stand on both sides.
+        selection = routing.selection.cpu()
+        return cls(
+            layout=layout,
+            backend=backend,
+            A=A,
+            Bt=Bt,
+            x=tokens.routed.to(torch.float64),
+            selection=selection,
+            weights=torch.softmax(logits.gather(1, selection) / config.temperature, dim=1),
+            found=found.cpu(),
+            expected=torch.zeros(len(x), Bt.shape[1], dtype=torch.float64),
+            wrong_choices=_wrong_choices(logits, selection),
+        )
+
+    def force(self, index: int, x: Tensor, expected: Tensor) -> None:
+        """Compare one member alone on tokens ``x`` with the output expected of it."""
+        selection = torch.full((len(x), 1), index, device=self.A.device)
+        weights = torch.ones(len(x), 1, device=self.A.device)
+        x = x.to(self.A.device, self.A.dtype)
+        found = routed_lora(x, self.A, self.Bt, self.layout.offsets, self.layout.scalings, selection, weights)
+        self.forced.append(relative_error(found.cpu(), expected))
+
+    def expect(self, index: int, member: MemberFactors) -> None:
+        """Add a member's part to the output expected of the routed tokens."""
+        add_member(self.expected, self.x, self.selection, self.weights, index, member)
+
+    def errors(self, config: BundleConfig) -> ModuleErrors:
+        """Return the errors of the finished run."""
+        worst = max(range(len(self.forced)), key=self.forced.__getitem__)
+        return ModuleErrors(
+            routed=relative_error(self.found, self.expected),
+            forced=self.forced[worst],
+            worst_member=config.names[worst],
+            wrong_choices=self.wrong_choices,
+        )
+
+
+def expected_output(
+    members: Sequence[MemberFactors | None], x: Tensor, selection: Tensor, weights: Tensor
+) -> Tensor:
+    """Return the right output for these choices and weights, float64 ``[T, out]``.
+
+    Args:
+        members: every member's factors, None where it is absent; at least one is present.
+        x: ``[T, in]``.
+        selection: the members of each token, int64 ``[T, k]``.
+        weights: of those choices, ``[T, k]``.
+    """
+    out_features = next(member for member in members if member is not None).B.shape[0]
+    expected = torch.zeros(x.shape[0], out_features, dtype=torch.float64)
+    for index, member in enumerate(members):
+        if member is not None:
+            add_member(expected, x.to(torch.float64), selection, weights, index, member.widened())
+    return expected
+
+
+def add_member(
+    expected: Tensor, x: Tensor, selection: Tensor, weights: Tensor, index: int, member: MemberFactors
+) -> None:
+    """Add to ``expected`` ``[T, out]`` what one member gives the tokens that take it; all are float64."""
+    tokens = (selection == index).any(dim=1).nonzero().squeeze(1)
+    if len(tokens):
+        shares = (weights.to(torch.float64) * (selection == index)).sum(dim=1, keepdim=True)
+        expected[tokens] += shares[tokens] * member.delta(x[tokens])
 
 
 def random_tokens(path: str, tokens: int, features: int) -> Tensor:
-    """Standard normal tokens, float32 ``[tokens, features]``, the same at every call for one module."""
+    """Return standard normal tokens, float32 ``[tokens, features]``, always the same for one module."""
     # Seeded by the module's name, so that a verification repeated is the same verification.
     seed = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "little", signed=True)
     return torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed))
+
+
+def _rounded(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    return tokens.to(dtype).to(torch.float32)
 
 
 def _route(config: BundleConfig, tensors: ModuleTensors, x: Tensor) -> Routing:
@@ -108,69 +261,9 @@ def _route(config: BundleConfig, tensors: ModuleTensors, x: Tensor) -> Routing:
     return select_top_k(logits, config.top_k, temperature=config.temperature)
 
 
-def _routed_error(
-    config: BundleConfig,
-    layout: ModuleLayout,
-    tensors: ModuleTensors,
-    ours: tuple[Tensor, Tensor],
-    tokens: tuple[Tensor, Tensor],
-    routing: Routing,
-    sources: Sequence[MemberFactors | None] | None,
-) -> float:
-    x, seen = tokens
-    found = routed_lora(x, *ours, layout.offsets, layout.scalings, routing.selection, routing.weights)
-    # The choice is the gate's (judged apart), but the weights are worked out again: else a wrong
-    # softmax or temperature would stand on both sides.
-    selection = routing.selection.cpu()
-    logits = _exact_logits(config, tensors, seen.cpu().to(torch.float64))
-    weights = torch.softmax(logits.gather(1, selection) / config.temperature, dim=1)
-    expected = expected_output(layout, tensors, x.cpu(), selection, weights, sources)
-    return relative_error(found.cpu(), expected)
-
-
-def _forced_error(
-    layout: ModuleLayout,
-    tensors: ModuleTensors,
-    ours: tuple[Tensor, Tensor],
-    member: int,
-    sources: Sequence[MemberFactors | None] | None,
-) -> float:
-    A, Bt = ours
-    x = random_tokens(f"{layout.path}:{member}", FORCED_TOKENS, A.shape[1]).to(A.device, A.dtype)
-    selection = torch.full((FORCED_TOKENS, 1), member, device=A.device)
-    weights = torch.ones(FORCED_TOKENS, 1, device=A.device)
-    found = routed_lora(x, A, Bt, layout.offsets, layout.scalings, selection, weights)
-    expected = expected_output(layout, tensors, x.cpu(), selection.cpu(), weights.cpu(), sources)
-    return relative_error(found.cpu(), expected)
-
-
-def expected_output(
-    layout: ModuleLayout,
-    tensors: ModuleTensors,
-    x: Tensor,
-    selection: Tensor,
-    weights: Tensor,
-    sources: Sequence[MemberFactors | None] | None,
-) -> Tensor:
-    """The right output for these choices and weights, float64 ``[T, out]``: of the sources where given."""
-    if sources is None:
-        return reference_routed_lora(
-            x, tensors.A, tensors.Bt, layout.offsets, layout.scalings, selection, weights
-        )
-    x64, w64 = x.to(torch.float64), weights.to(torch.float64)
-    expected = torch.zeros(x.shape[0], tensors.Bt.shape[1], dtype=torch.float64)
-    for index, source in enumerate(sources):
-        if source is not None:
-            weight = (w64 * (selection == index)).sum(dim=1, keepdim=True)
-            delta = x64 @ source.A.to(torch.float64).T @ source.B.to(torch.float64).T
-            expected += weight * source.scaling * delta
-    return expected
-
-
-def _wrong_choices(config: BundleConfig, tensors: ModuleTensors, x: Tensor, routing: Routing) -> int:
-    """Tokens whose selection is no top k of the float64 logits, beyond what rounding explains."""
-    logits = _exact_logits(config, tensors, x.cpu().to(torch.float64))
-    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, routing.selection.cpu(), value=True)
+def _wrong_choices(logits: Tensor, selection: Tensor) -> int:
+    """Count the tokens whose selection is not a top k of the float64 logits, rounding allowed for."""
+    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, selection, value=True)
     if chosen.all():
         return 0
     lowest_chosen = logits.masked_fill(~chosen, float("inf")).amin(dim=1)

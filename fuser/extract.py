@@ -7,28 +7,32 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..inspection.keys import parse_key
+from ..inspection.header import TensorEntry
+from ..inspection.keys import TensorKind, classify, parse_key
 from ..schemas import bundle as names
 from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
-from .bundle import Bundle, BundleTensors, module_shapes, open_bundle, read_manifest
+from .bundle import Bundle, BundleTensors, open_bundle, read_manifest
 from .factors import TORCH_DTYPES, bytes_of
 from .integrity import check_members, member_header
 from .staging import staged_folder
+from .weights import TensorSpec, WeightsWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
     """What came out: ``identical`` says whether the weights are the very bytes that were fused.
 
-    They are not where the bundle was made with a cast that loses.
+    They are not where the bundle was made with a cast that loses, or where the member's file also held what a
+    training run keeps for its next step; ``left_out`` names those tensors.
     """
 
     name: str
     folder: Path
     identical: bool
+    left_out: tuple[str, ...]
 
 
 def extract_member(bundle_folder: Path, name: str, target: Path) -> Extraction:
@@ -42,46 +46,64 @@ def extract_member(bundle_folder: Path, name: str, target: Path) -> Extraction:
     bundle = open_bundle(bundle_folder)
     index = bundle.config.index_of(name)
     manifest = read_manifest(bundle_folder)
-    if problems := check_members(bundle.config, manifest, module_shapes(bundle)):
+    if problems := check_members(bundle, manifest):
         raise BundleRefused(
             f"the bundle is damaged: {problems[0]}", hint="run `meteora-registry verify` on it"
         )
     member = manifest.members[index]
+    header = member_header(member)
+    left_out = tuple(e.name for e in header.tensors if classify(e.name) is TensorKind.TRAINING_STATE)
     with staged_folder(target) as folder:
         (folder / names.CONFIG_FILE).write_bytes(member.config_text.encode("utf-8"))
         weights = folder / names.WEIGHTS_FILE
-        _write_member_weights(bundle, index, member, weights)
+        if left_out:
+            _write_factors_alone(bundle, index, member, weights)
+        else:
+            _write_member_weights(bundle, index, member, weights)
         identical = Digest.of_file(weights) == member.weights_sha256
-        if not identical and member.cast is None:
+        if not identical and member.cast is None and not left_out:
             raise BundleRefused(
                 f"the weights of `{name}` come out with another digest than went in: the bundle is damaged",
                 hint="run `meteora-registry verify` on it",
             )
-    return Extraction(name, target, identical)
+    return Extraction(name, target, identical, left_out)
 
 
 def _write_member_weights(bundle: Bundle, index: int, member: ManifestMember, path: Path) -> None:
-    header = member_header(member)
     text = member.weights_header.encode("utf-8")
     with BundleTensors(bundle) as tensors, path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for entry in header.tensors:
-            factor = _member_factor(bundle, tensors, index, member, entry.name)
-            if tuple(factor.shape) != entry.shape:
-                raise BundleRefused(f"`{entry.name}` is {tuple(factor.shape)}, its header says {entry.shape}")
-            file.write(bytes_of(factor.to(TORCH_DTYPES[Dtype(entry.dtype)])))
+        for entry in member_header(member).tensors:
+            file.write(bytes_of(_member_factor(bundle, tensors, index, member, entry)))
+
+
+def _write_factors_alone(bundle: Bundle, index: int, member: ManifestMember, path: Path) -> None:
+    entries = [entry for entry in member_header(member).tensors if parse_key(entry.name)]
+    specs = [TensorSpec(entry.name, Dtype(entry.dtype), entry.shape) for entry in entries]
+    with BundleTensors(bundle) as tensors, WeightsWriter(path, specs, metadata={"format": "pt"}) as writer:
+        for entry in entries:
+            writer.write(entry.name, _member_factor(bundle, tensors, index, member, entry))
 
 
 def _member_factor(
-    bundle: Bundle, tensors: BundleTensors, index: int, member: ManifestMember, tensor_name: str
+    bundle: Bundle, tensors: BundleTensors, index: int, member: ManifestMember, entry: TensorEntry
 ) -> Tensor:
-    key = parse_key(tensor_name)
+    """Return a member's tensor in its own shape and element type.
+
+    ``check_members`` found each of them in the bundle.
+
+    Raises:
+        BundleRefused: it is of another shape than the member's header says.
+    """
+    key = parse_key(entry.name)
     if key is None:
-        raise BundleRefused(f"`{tensor_name}` of `{member.name}` is no LoRA factor")
+        raise BundleRefused(f"`{entry.name}` of `{member.name}` is not a LoRA factor")
     path = member.renamed_modules.get(key.path, key.path)
-    if path not in bundle.config.layouts:
-        raise BundleRefused(f"the bundle has no module `{path}`, which `{member.name}` has factors for")
     rows = bundle.config.layouts[path].rows_of(index)
     if key.factor == "A":
-        return tensors.read_factor(path, names.TENSOR_A, rows)
-    return tensors.read_factor(path, names.TENSOR_B, rows).T
+        factor = tensors.read_factor(path, names.TENSOR_A, rows)
+    else:
+        factor = tensors.read_factor(path, names.TENSOR_B, rows).T
+    if tuple(factor.shape) != entry.shape:
+        raise BundleRefused(f"`{entry.name}` is {tuple(factor.shape)}, its header says {entry.shape}")
+    return factor.to(TORCH_DTYPES[Dtype(entry.dtype)])

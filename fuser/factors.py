@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ..inspection.header import Header, TensorEntry
 from ..inspection.regular_file import open_regular
+from ..schemas.digest import Digest
 from ..schemas.errors import SourceUnreadable
 from ..schemas.inventory import Dtype
 
@@ -39,6 +42,28 @@ class TensorFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def sha256(self) -> Digest:
+        """Return the digest of the whole file.
+
+        Raises:
+            SourceUnreadable: it cannot be read.
+        """
+        self._file.seek(0)
+        try:
+            return Digest(hashlib.file_digest(self._file, "sha256").hexdigest())
+        except OSError as error:
+            raise SourceUnreadable(f"cannot read `{self._path}`: {error.strerror or error}") from error
+
+    def read_start(self, count: int) -> bytes:
+        """Return the first bytes of the file, fewer where it is shorter."""
+        self._file.seek(0)
+        return self._file.read(count)
 
     def read(self, name: str) -> Tensor:
         """One tensor, in its own shape and element type.

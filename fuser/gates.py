@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from ..schemas.plan import FusePlan
 
 # The usual spread of a linear layer's first weights in transformers.
 NORMAL_STANDARD_DEVIATION = 0.02
+# The square of a gain that is this small beside the squared sizes of its factors is rounding: the Gram
+# matrices are exact to about 1e-15 of those sizes, and a gain is judged to 1e-5 of itself.
+_NEGLIGIBLE = 1e-9
 
 
 def initial_gate(plan: FusePlan, path: str, factors: Sequence[tuple[Tensor, Tensor] | None]) -> Tensor:
@@ -39,28 +43,84 @@ def initial_gate(plan: FusePlan, path: str, factors: Sequence[tuple[Tensor, Tens
 
 
 def arrow_gate(factors: Sequence[tuple[Tensor, Tensor] | None], in_features: int) -> Tensor:
-    """Float32 ``[L, in]``: each member's top right singular vector of B A, zero where it is absent."""
+    """Return each member's arrow direction, float32 ``[L, in]``; a zero row where a member is absent."""
     gate = torch.zeros(len(factors), in_features, dtype=torch.float32)
-    with _one_thread():
-        for index, pair in enumerate(factors):
-            if pair is not None:
-                gate[index] = top_right_singular_vector(*pair).to(torch.float32)
+    present = [index for index, pair in enumerate(factors) if pair is not None]
+    gate[present] = arrow_directions([pair for pair in factors if pair is not None]).to(torch.float32)
     return gate
 
 
-def top_right_singular_vector(A: Tensor, B: Tensor) -> Tensor:
-    """The unit vector x that maximises ||B A x||: float64 ``[in]``; zero if B A is zero.
+def arrow_directions(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return for each pair A ``[r, in]``, B ``[out, r]`` the unit vector x that maximises ||B A x||.
 
-    B A = Q_b (R_b R_a^T) Q_a^T by two thin QRs, so the SVD is of an r x r matrix and the product of
-    size out x in is never formed. Of the two signs the one whose largest entry is positive.
+    The result is float64 ``[M, in]``. Of the two signs the one whose largest entry is positive; a zero row
+    where B A is zero as far as float64 can tell.
+
+    With ``B^T B = S^T S``, the singular values of B A are those of ``S A``, whose Gram matrix
+    ``S (A A^T) S^T`` is r x r: if u is its leading eigenvector, then ``x = A^T S^T u``. Only the products
+    with A and B cost anything, where a QR of each costs about twice as much (docs/verification.md).
     """
-    q_a, r_a = torch.linalg.qr(A.to(torch.float64).T)
-    _, r_b = torch.linalg.qr(B.to(torch.float64))
-    _, singular, v_transposed = torch.linalg.svd(r_b @ r_a.T)
-    if singular[0] == 0:
-        return torch.zeros(A.shape[1], dtype=torch.float64)
-    vector: Tensor = q_a @ v_transposed[0]
-    return vector * torch.sign(vector[vector.abs().argmax()])
+    with _one_thread():
+        wide = [A.to(torch.float64) for A, _ in factors]
+        grams = [Grams.of(A, B.to(torch.float64)) for A, (_, B) in zip(wide, factors, strict=True)]
+        rows = torch.zeros(len(factors), wide[0].shape[1], dtype=torch.float64)
+        for index, (combination, _) in enumerate(leading_pairs(grams)):
+            torch.mv(wide[index].T, combination, out=rows[index])
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        rows = torch.where(lengths > 0, rows / lengths, 0.0)
+        return rows * torch.sign(rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)))
+
+
+class Grams(NamedTuple):
+    """The Gram matrices of one member's factors, float64 ``[r, r]``: ``a = A A^T`` and ``b = B^T B``."""
+
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def of(cls, A: Tensor, B: Tensor) -> Self:
+        """Return the Gram matrices of float64 factors."""
+        return cls(A @ A.T, B.T @ B)
+
+
+def leading_pairs(grams: Sequence[Grams]) -> list[tuple[Tensor, float]]:
+    """Return, for each member, how its rows of A combine to the arrow direction, and its largest gain.
+
+    The first is float64 ``[r]``, up to its length; the second is the largest singular value of B A. Both
+    are zero where B A is below what the Gram matrices can resolve; the gain is NaN where a factor is not
+    finite.
+    """
+    found: dict[int, tuple[Tensor, float]] = {}
+    # Matrices of one size are solved in one call: a call costs more than an 8 x 8 problem.
+    for rank in {len(gram.a) for gram in grams}:
+        members = [index for index, gram in enumerate(grams) if len(gram.a) == rank]
+        combinations, gains = _solve([grams[index] for index in members])
+        found.update(zip(members, zip(combinations, gains.tolist(), strict=True), strict=True))
+    return [found[index] for index in range(len(grams))]
+
+
+def _solve(grams: Sequence[Grams]) -> tuple[Tensor, Tensor]:
+    """Return the combinations ``[M, r]`` and the gains ``[M]`` of members of one rank."""
+    a, b = torch.stack([gram.a for gram in grams]), torch.stack([gram.b for gram in grams])
+    # The columns of B are scaled to length one and the rows of A by the inverse, which leaves B A as it is:
+    # a Gram matrix squares the ratio of large columns to small ones, and the small ones would be lost.
+    is_finite = (a.isfinite() & b.isfinite()).flatten(1).all(dim=1)
+    a, b = (torch.where(is_finite[:, None, None], matrix, 0.0) for matrix in (a, b))
+    lengths = b.diagonal(dim1=1, dim2=2).sqrt()
+    inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
+    a, b = a * _outer(lengths), b * _outer(inverse)
+    values, vectors = torch.linalg.eigh(b)
+    S = values.clamp_min(0).sqrt().unsqueeze(2) * vectors.mT
+    squares, vectors = torch.linalg.eigh(S @ a @ S.mT)
+    combinations = (vectors[..., -1:].mT @ S).squeeze(1) * lengths
+    sizes = a.diagonal(dim1=1, dim2=2).sum(dim=1)
+    gains = torch.where(squares[:, -1] > _NEGLIGIBLE * sizes, squares[:, -1].clamp_min(0).sqrt(), 0.0)
+    combinations = torch.where(gains.unsqueeze(1) > 0, combinations, 0.0)
+    return combinations, torch.where(is_finite, gains, torch.nan)
+
+
+def _outer(rows: Tensor) -> Tensor:
+    return rows.unsqueeze(2) * rows.unsqueeze(1)
 
 
 def normal_gate(path: str, members: int, in_features: int, *, seed: int) -> Tensor:

@@ -6,23 +6,25 @@ Each function returns the problems it found, in words; an empty list means that 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..inspection.config import Config
 from ..inspection.header import Header, parse_header
+from ..inspection.keys import TensorKind
 from ..inspection.tensors import Tensors, build_inventory
 from ..schemas import bundle as names
 from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.digest import Digest
 from ..schemas.document import load_json
 from ..schemas.errors import BundleRefused, MeteoraError
-from ..schemas.inventory import Inventory
+from ..schemas.inventory import Dtype, Inventory
 from ..schemas.manifest import Manifest, ManifestMember
 from ..schemas.names import below
 from ..schemas.verification import VerificationRecord
-from .bundle import ModuleTensors, read_bounded
+from .bundle import Bundle, ModuleTensors, module_shapes, read_bounded
 from .member import modules_by_path
+from .plan import lossy_dtypes
 
 # A record on its way in; a process that died may have left it.
 PARTIAL_RECORD = f".{names.VERIFICATION_FILE}.partial"
@@ -33,7 +35,7 @@ MAX_RECORD_BYTES = 64 << 20
 
 
 def check_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Every file of the manifest has its digest, and no other file lies in the folder."""
+    """Check that every file of the manifest has its digest and that the folder holds no other file."""
     problems = []
     for name, record in sorted(manifest.files.items()):
         path = below(folder, name)
@@ -48,6 +50,33 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
     problems += [
         f"`{name}` is not in the manifest"
         for name in sorted(_files_in(folder) - set(manifest.files) - _UNLISTED)
+    ]
+    return problems + check_experts(manifest)
+
+
+def check_experts(manifest: Manifest) -> list[str]:
+    """Check that ``experts/``, where there is one, holds each member's own two files and nothing else."""
+    found = {
+        name: record.sha256
+        for name, record in manifest.files.items()
+        if name.startswith(f"{names.EXPERTS_FOLDER}/")
+    }
+    if not found:
+        return []
+    own = {
+        f"{names.EXPERTS_FOLDER}/{member.name}/{file}": digest
+        for member in manifest.members
+        for file, digest in (
+            (names.CONFIG_FILE, member.config_sha256),
+            (names.WEIGHTS_FILE, member.weights_sha256),
+        )
+    }
+    problems = [f"the manifest does not list `{name}`" for name in sorted(own.keys() - found.keys())]
+    problems += [f"`{name}` is not a file of a member" for name in sorted(found.keys() - own.keys())]
+    problems += [
+        f"`{name}` has digest `{found[name]}`, the manifest gives the member's own as `{own[name]}`"
+        for name in sorted(own.keys() & found.keys())
+        if found[name] != own[name]
     ]
     return problems
 
@@ -87,38 +116,54 @@ def check_record(folder: Path, manifest_sha256: Digest) -> list[str]:
     ]
 
 
-def check_members(config: BundleConfig, manifest: Manifest, shapes: dict[str, tuple[int, int]]) -> list[str]:
-    """Config and manifest name the same members, and each member's own config gives these ranks and scalings.
+def check_members(bundle: Bundle, manifest: Manifest) -> list[str]:
+    """Check that the bundle has what its members have, as the manifest quotes their configs and headers.
 
-    Args:
-        config: the bundle's config.
-        manifest: the bundle's manifest, with each member's config and header word for word.
-        shapes: ``(in, out)`` of every module, from the bundle's header.
+    Both ways: every tensor of a member is a factor in a module of the bundle, with the rank, scaling and
+    shape that its own files give; and the bundle's config names no member, rank or loss beyond those.
     """
+    config = bundle.config
     found = tuple(member.name for member in manifest.members)
     if found != config.names:
         return [f"the config has the members {list(config.names)}, the manifest {list(found)}"]
+    shapes = module_shapes(bundle)
     problems: list[str] = []
     for index, member in enumerate(manifest.members):
         try:
-            inventory = member_inventory(member)
+            tensors = member_tensors(member)
+            inventory = _inventory_of(tensors)
         except MeteoraError as error:
             problems.append(f"the files of member `{member.name}` as the manifest quotes them: {error}")
         else:
+            problems += _check_carried(member, tensors)
+            problems += _check_cast(bundle, member, inventory)
             problems += _compare_member(config, index, member, inventory, shapes)
     return problems
 
 
 def member_inventory(member: ManifestMember) -> Inventory:
-    """The member's modules, worked out again from the config and header that the manifest quotes.
+    """Return the member's modules, worked out again from the config and header that the manifest quotes.
 
     Raises:
-        MeteoraError: they are no adapter that can be fused.
+        MeteoraError: they are not those of an adapter that can be fused.
+    """
+    return _inventory_of(member_tensors(member))
+
+
+def member_tensors(member: ManifestMember) -> Tensors:
+    """Return the member's tensors, sorted, from the config and header that the manifest quotes.
+
+    Raises:
+        MeteoraError: one of them cannot be read.
     """
     value = load_json(member.config_text.encode(), what=names.CONFIG_FILE)
     if not isinstance(value, dict):
         raise BundleRefused(f"its config is a {type(value).__name__}, expected an object")
-    inventory = build_inventory(Tensors.sort(member_header(member), Config(value)))
+    return Tensors.sort(member_header(member), Config(value))
+
+
+def _inventory_of(tensors: Tensors) -> Inventory:
+    inventory = build_inventory(tensors)
     if inventory is None:
         raise BundleRefused("ranks and scalings cannot be worked out from its config and header")
     return inventory
@@ -143,6 +188,36 @@ def check_renaming(member: ManifestMember, inventory: Inventory) -> Iterator[str
         yield f"the manifest renames a module of `{member.name}` to `{path}`, which it has already"
     if len(modules_by_path(inventory, member.renamed_modules)) < len(own):
         yield f"the manifest renames two modules of `{member.name}` to one name"
+
+
+def _check_carried(member: ManifestMember, tensors: Tensors) -> Iterator[str]:
+    """Check that a member has no tensor that changes its output and that a bundle cannot hold."""
+    for kind, entries in tensors.others.items():
+        # The forward pass does not use it: what a training run keeps for its next step.
+        if kind is not TensorKind.TRAINING_STATE:
+            yield (
+                f"member `{member.name}` has {len(entries)} tensors that the bundle does not have "
+                f"({kind}), the first `{entries[0].name}`"
+            )
+
+
+def _check_cast(bundle: Bundle, member: ManifestMember, inventory: Inventory) -> Iterator[str]:
+    lost = lossy_dtypes(inventory.dtypes, bundle.dtype)
+    recorded = member.cast.source if member.cast else ()
+    if recorded != lost:
+        yield (
+            f"the manifest says that `{member.name}` was cast from {_listed(recorded)}, "
+            f"its own header and the bundle's {bundle.dtype} make it {_listed(lost)}"
+        )
+    elif member.cast and member.cast.target is not bundle.dtype:
+        yield (
+            f"the manifest says that `{member.name}` was cast to {member.cast.target}, "
+            f"the bundle has {bundle.dtype}"
+        )
+
+
+def _listed(dtypes: Sequence[Dtype]) -> str:
+    return ", ".join(dtypes) or "nothing"
 
 
 def _compare_member(

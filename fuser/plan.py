@@ -110,7 +110,7 @@ def _plan_member(member: Member, dtype: Dtype, renamed: Mapping[str, str]) -> Pl
         rank=member.inventory.rank,
         scaling=member.inventory.scaling,
         modules=len(own_paths),
-        cast_from=_lossy(member, dtype),
+        cast_from=lossy_dtypes(member.inventory.dtypes, dtype),
         renamed_modules={path: renamed[path] for path in own_paths if renamed.get(path, path) != path},
     )
 
@@ -142,8 +142,9 @@ def _common_dtype(members: Sequence[Member]) -> Dtype:
     return Dtype.F32 if common is Dtype.F64 else common
 
 
-def _lossy(member: Member, dtype: Dtype) -> tuple[Dtype, ...]:
-    return tuple(d for d in member.inventory.dtypes if d is not dtype and d not in _HOLDS[dtype])
+def lossy_dtypes(found: Iterable[Dtype], target: Dtype) -> tuple[Dtype, ...]:
+    """Return those of the element types whose values the target cannot hold exactly, in their order."""
+    return tuple(dtype for dtype in found if dtype is not target and dtype not in _HOLDS[target])
 
 
 def _agreed(values: Iterable[str | None]) -> str | None:
@@ -290,7 +291,7 @@ def _dtype_conflicts(members: Sequence[Member], dtype: Dtype, *, stated: bool) -
             "ask for the loss with `--dtype float32`",
         )
         for member in members
-        if (lossy := _lossy(member, dtype))
+        if (lossy := lossy_dtypes(member.inventory.dtypes, dtype))
     ]
 
 

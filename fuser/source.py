@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,15 +11,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..inspection.adapter import inspect_files
+from ..inspection.config_file import MAX_CONFIG_BYTES
 from ..schemas.bundle import BundleConfig
+from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
-from ..schemas.inventory import Inventory
 from ..schemas.manifest import ManifestMember
 from .arithmetic import MemberFactors
-from .bundle import ModuleTensors
+from .bundle import ModuleTensors, read_bounded
 from .factors import TORCH_DTYPES, TensorFile
-from .gates import normal_gate
+from .gates import Grams, leading_pairs, normal_gate
+from .integrity import member_header, member_inventory
 from .member import modules_by_path
 
 # A gate row is rounded to float32 once; a vector of unit length keeps about seven digits.
@@ -26,32 +28,40 @@ _GATE_TOLERANCE = 1e-5
 
 
 def open_source_member(member: ManifestMember, config_path: Path, weights_path: Path) -> SourceMember:
-    """A member's own files, after their digests were found to be those of the manifest.
+    """Open a member's own files, after their digests were found to be those of the manifest.
+
+    The caller has checked that the manifest's quotation of the member can be read.
 
     Raises:
         BundleRefused: these are other files.
         SourceUnreadable: they cannot be read.
     """
-    inspection = inspect_files(config_path, weights_path)
-    for what, found, expected in (
-        ("config", inspection.config_sha256, member.config_sha256),
-        ("weights", inspection.weights_sha256, member.weights_sha256),
-    ):
-        if found != expected:
-            raise BundleRefused(
-                f"the {what} of member `{member.name}` has digest `{found}`, the manifest says `{expected}`"
-            )
-    if inspection.inventory is None or inspection.header is None:
-        raise BundleRefused(f"the own files of member `{member.name}` are no adapter that can be fused")
-    return SourceMember(member, inspection.inventory, TensorFile(weights_path, inspection.header))
+    config_sha256 = Digest.of_bytes(read_bounded(config_path, MAX_CONFIG_BYTES))
+    _require_digest(member, "config", config_sha256, member.config_sha256)
+    with ExitStack() as opened:
+        file = opened.enter_context(TensorFile(weights_path, member_header(member)))
+        _require_digest(member, "weights", file.sha256(), member.weights_sha256)
+        opened.pop_all()
+    return SourceMember(member, file)
+
+
+def _require_digest(member: ManifestMember, what: str, found: Digest, expected: Digest) -> None:
+    if found != expected:
+        raise BundleRefused(
+            f"the {what} of member `{member.name}` has digest `{found}`, the manifest says `{expected}`"
+        )
 
 
 class SourceMember:
-    """One member's own factors, read module by module by the bundle's module paths."""
+    """One member's own factors, read module by module by the bundle's module paths.
 
-    def __init__(self, member: ManifestMember, inventory: Inventory, file: TensorFile) -> None:
-        self._modules = modules_by_path(inventory, member.renamed_modules)
-        self._cast = member.cast
+    What it has and where follows from the manifest's quotation, which ``check_members`` compares with the
+    bundle and ``check_quotation`` with the file; only then are the factors read.
+    """
+
+    def __init__(self, member: ManifestMember, file: TensorFile) -> None:
+        self._member = member
+        self._modules = modules_by_path(member_inventory(member), member.renamed_modules)
         self._file = file
 
     def __enter__(self) -> Self:
@@ -62,8 +72,22 @@ class SourceMember:
     ) -> None:
         self._file.__exit__(kind, error, trace)
 
+    def check_quotation(self) -> list[str]:
+        """Check that the manifest quotes the header of the member's own file; return the problem found.
+
+        A quotation could leave a module out, and the bundle with it, and both would agree.
+        """
+        quoted = self._member.weights_header.encode("utf-8")
+        start = len(quoted).to_bytes(8, "little") + quoted
+        if self._file.size_bytes == self._member.weights_bytes and self._file.read_start(len(start)) == start:
+            return []
+        return [
+            f"the manifest does not quote the header of the own weights of member `{self._member.name}` "
+            "as it is: the bundle may lack what it leaves out"
+        ]
+
     def read(self, path: str) -> MemberFactors | None:
-        """The member's factors in a module, or None where it is absent.
+        """Return the member's factors in a module, or None where it is absent.
 
         Where the bundle says that it cast this member, the factors are cast likewise: the loss was
         asked for and recorded, and what is judged here is the arithmetic.
@@ -72,8 +96,8 @@ class SourceMember:
         if module is None:
             return None
         A, B = self._file.read(module.a), self._file.read(module.b)
-        if self._cast is not None:
-            target = TORCH_DTYPES[self._cast.target]
+        if self._member.cast is not None:
+            target = TORCH_DTYPES[self._member.cast.target]
             A, B = A.to(target), B.to(target)
         return MemberFactors(A, B, module.scaling)
 
@@ -81,19 +105,20 @@ class SourceMember:
 def check_factors(
     config: BundleConfig, path: str, tensors: ModuleTensors, factors: Sequence[MemberFactors | None]
 ) -> list[str]:
-    """Whether the bundle holds the members' very factors and scalings; problems in words.
+    """Check that the bundle holds the members' very factors; return the problems found.
 
-    The outputs for some tokens could agree where the factors do not; equal numbers cannot differ.
+    The outputs for some tokens could agree where the factors do not; equal numbers cannot differ. Ranks,
+    scalings and shapes are those of the members' files because the quoted headers are.
     """
     layout, problems = config.layouts[path], []
     for index, (name, own) in enumerate(zip(config.names, factors, strict=True)):
         if own is None:
             continue
         rows, dtype = layout.rows_of(index), tensors.A.dtype
-        same = torch.equal(tensors.A[rows], own.A.to(dtype)) and torch.equal(
+        is_same = torch.equal(tensors.A[rows], own.A.to(dtype)) and torch.equal(
             tensors.Bt[rows].T, own.B.to(dtype)
         )
-        if not same or layout.scalings[index] != own.scaling:
+        if not is_same:
             problems.append(f"`{path}`: the factors of `{name}` are not those of its own files")
     return problems
 
@@ -101,7 +126,7 @@ def check_factors(
 def check_initial_gate(
     config: BundleConfig, path: str, gate: Tensor, factors: Sequence[MemberFactors | None]
 ) -> list[str]:
-    """Whether a gate that nobody fitted has the values its initialisation gives; problems in words."""
+    """Check that a gate that was not fitted has the values its initialisation gives; return the problems."""
     initialisation = config.gate.initialisation
     if config.gate.is_fitted or initialisation is None or not config.has_gate(path):
         return []
@@ -109,7 +134,7 @@ def check_initial_gate(
         expected = normal_gate(path, len(config.members), gate.shape[1], seed=initialisation.seed)
         right = (gate == expected).all(dim=1).tolist()
     else:
-        right = [_is_arrow(row.to(torch.float64), member) for row, member in zip(gate, factors, strict=True)]
+        right = _are_arrows(gate.to(torch.float64), factors)
     return [
         f"`{path}`: the gate row of `{name}` is not what `{initialisation.method}` gives"
         for name, is_right in zip(config.names, right, strict=True)
@@ -117,18 +142,23 @@ def check_initial_gate(
     ]
 
 
-def _is_arrow(row: Tensor, member: MemberFactors | None) -> bool:
-    """Whether a row is a top right singular vector of B A.
+def _are_arrows(gate: Tensor, factors: Sequence[MemberFactors | None]) -> list[bool]:
+    """Return, for each row of a gate, whether it is a top right singular vector of its member's B A.
 
     Judged by what it does and not by comparing vectors: where two singular values are nearly equal,
-    another machine may rightly find another direction.
+    another machine may rightly find another direction. Any direction will do where B A is zero as far as
+    float64 can tell.
     """
-    if member is None:
-        return not bool(row.any())
-    A, B = member.A.to(torch.float64), member.B.to(torch.float64)
-    largest = torch.linalg.matrix_norm(torch.linalg.qr(B)[1] @ torch.linalg.qr(A.T)[1].T, ord=2).item()
-    if largest == 0.0:
-        return not bool(row.any())
-    gain = torch.linalg.vector_norm(B @ (A @ row)).item()
-    length = torch.linalg.vector_norm(row).item()
-    return bool(abs(length - 1) <= _GATE_TOLERANCE and gain >= (1 - _GATE_TOLERANCE) * largest)
+    right = [not bool(row.any()) for row in gate]
+    present = [(index, member) for index, member in enumerate(factors) if member is not None]
+    attained, grams = [], []
+    for index, member in present:
+        exact = member.widened()
+        attained.append(torch.linalg.vector_norm(exact.B @ (exact.A @ gate[index])).item())
+        grams.append(Grams.of(exact.A, exact.B))
+    for (index, _), gain, (_, largest) in zip(present, attained, leading_pairs(grams), strict=True):
+        length = torch.linalg.vector_norm(gate[index]).item()
+        is_unit = abs(length - 1) <= _GATE_TOLERANCE
+        attains = gain >= (1 - _GATE_TOLERANCE) * largest
+        right[index] = (is_unit and attains) or (largest == 0.0 and right[index])
+    return right

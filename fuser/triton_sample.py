@@ -33,8 +33,7 @@ def check_with_triton(
     config: BundleConfig,
     layout: ModuleLayout,
     tensors: ModuleTensors,
-    *,
-    sources: Sequence[MemberFactors | None] | None,
+    factors: Sequence[MemberFactors | None],
 ) -> BackendRun | BackendNotRun:
     """Run every member alone on one token, and each beside its neighbour, in float32.
 
@@ -50,7 +49,7 @@ def check_with_triton(
         run = run_triton(x, A, Bt, layout.offsets, layout.scalings, selection, weights)
     except (TritonUnavailableError, TritonRunError) as error:
         return BackendNotRun(backend=_BACKEND, reason=str(error))
-    expected = expected_output(layout, tensors, x, selection, weights, sources)
+    expected = expected_output(factors, x, selection, weights)
     found = relative_error(run.output, expected)
     return BackendRun(
         backend=_BACKEND,

@@ -34,8 +34,8 @@ from ..schemas.verification import (
     Outcome,
     VerificationRecord,
 )
-from .arithmetic import Backend, MemberFactors, ModuleErrors, compare_module
-from .bundle import Bundle, BundleTensors, ModuleTensors, module_shapes, open_bundle, read_bounded
+from .arithmetic import Backend, MemberFactors, ModuleErrors, compare_module, stored_factors
+from .bundle import Bundle, BundleTensors, ModuleTensors, open_bundle, read_bounded
 from .factors import TORCH_DTYPES
 from .integrity import PARTIAL_RECORD, check_files, check_members, check_record, check_tensors
 from .source import SourceMember, check_factors, check_initial_gate, open_source_member
@@ -82,7 +82,7 @@ def verify_bundle(
         run.problems += check_files(folder, manifest) + check_record(folder, run.manifest_sha256)
         bundle = run.open_bundle()
         if bundle is not None and not run.problems:
-            run.problems += check_members(bundle.config, manifest, module_shapes(bundle))
+            run.problems += check_members(bundle, manifest)
         if bundle is not None and not run.problems:
             run.check_modules(bundle, manifest, sources or {}, progress)
     return run.record()
@@ -167,11 +167,15 @@ class _Run:
         with ExitStack() as stack:
             tensors_of = stack.enter_context(BundleTensors(bundle))
             members = self._open_sources(stack, manifest, sources) if self.level is Level.SOURCE else None
+            if self.problems:
+                return
             for done, (path, layout) in enumerate(bundle.config.layouts.items(), start=1):
                 tensors = tensors_of.read(path)
-                factors = None if members is None else [member.read(path) for member in members]
                 self.problems += check_tensors(layout, tensors, bundle.config.names)
-                if factors is not None:
+                if members is None:
+                    factors = stored_factors(layout, tensors)
+                else:
+                    factors = [member.read(path) for member in members]
                     self.problems += check_factors(bundle.config, path, tensors, factors)
                     self.problems += check_initial_gate(bundle.config, path, tensors.gate, factors)
                 self._compare(bundle, layout, tensors, worst, factors)
@@ -186,9 +190,9 @@ class _Run:
         bundle: Bundle,
         layout: ModuleLayout,
         tensors: ModuleTensors,
-        factors: Sequence[MemberFactors | None] | None,
+        factors: Sequence[MemberFactors | None],
     ) -> None:
-        outcome = check_with_triton(bundle.config, layout, tensors, sources=factors)
+        outcome = check_with_triton(bundle.config, layout, tensors, factors)
         if isinstance(outcome, BackendNotRun):
             self.backends_not_run.append(outcome)
             return
@@ -231,6 +235,7 @@ class _Run:
                 # A witness that is not the one named proves nothing, for or against.
                 reason = str(error)
                 continue
+            self.problems += source.check_quotation()
             if candidate is experts:
                 self.notes.append(f"the own files of member `{member.name}` are those that the bundle brings")
             return stack.enter_context(source)
@@ -246,11 +251,11 @@ class _Run:
         layout: ModuleLayout,
         tensors: ModuleTensors,
         worst: dict[Backend, float],
-        factors: Sequence[MemberFactors | None] | None,
+        factors: Sequence[MemberFactors | None],
     ) -> None:
         routed, forced = 0.0, 0.0
-        for backend in worst:
-            errors = compare_module(bundle.config, layout, tensors, backend, sources=factors)
+        found = compare_module(bundle.config, layout, tensors, list(worst), factors)
+        for backend, errors in zip(list(worst), found, strict=True):
             self.problems += _describe(layout.path, backend, errors)
             worst[backend] = max(worst[backend], errors.routed, errors.forced)
             routed, forced = max(routed, errors.routed), max(forced, errors.forced)

@@ -33,7 +33,12 @@ def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -
     else:
         likeness = "identical to what was fused" if extraction.identical else "not the bytes that were fused"
         print_line(f"extracted: {extraction.name} in {extraction.folder}: {likeness}")
-    if not extraction.identical:
+    if extraction.left_out:
+        print_remark(
+            f"warning: {len(extraction.left_out)} tensors of training state are not in a bundle and were "
+            "left out; PEFT names them when it loads the adapter, which computes the same without them"
+        )
+    elif not extraction.identical:
         print_remark(
             "warning: the bundle was made with a cast that loses precision; the manifest says how much"
         )

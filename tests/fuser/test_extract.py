@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import VeloraConfig
 from safetensors.torch import load_file
 
 from meteora_registry.fuser.extract import extract_member
@@ -12,7 +13,7 @@ from meteora_registry.fuser.plan import FuseOptions
 from meteora_registry.schemas.errors import BundleRefused, UsageError
 from meteora_registry.schemas.inventory import Dtype
 from support.members import fuse, read_members
-from support.models import make_adapter, tiny_llama
+from support.models import LOADS_WITH_PEFT, logits_alone, make_adapter, some_tokens, tiny_llama
 from support.tampering import Json, Tensors, change_manifest, change_tensors, copy_bundle
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -44,6 +45,30 @@ def test_a_lossy_cast_is_said_to_be_no_identical_copy(members: list[Member], tmp
     own = load_file(members[0].weights_path)
     out = load_file(tmp_path / "out" / FILES[1])
     assert all(torch.equal(out[name], own[name].bfloat16().float()) for name in own)
+
+
+@LOADS_WITH_PEFT
+def test_training_state_is_left_out_of_a_member_that_loads_without_it(tmp_path: Path) -> None:
+    folder = make_adapter(
+        tiny_llama,
+        tmp_path / "velora",
+        seed=1,
+        base="org/base",
+        r=4,
+        target_modules=["q_proj"],
+        velora_config=VeloraConfig(num_groups=4),
+    )
+    bundle = fuse(read_members({"velora": folder}), tmp_path / "bundle")
+    extraction = extract_member(bundle, "velora", tmp_path / "out")
+    assert not extraction.identical
+    assert len(extraction.left_out) == 2
+    own, out = load_file(folder / FILES[1]), load_file(tmp_path / "out" / FILES[1])
+    assert own.keys() - out.keys() == set(extraction.left_out)
+    assert all(torch.equal(own[name], out[name]) for name in out)
+    tokens = some_tokens()
+    with pytest.warns(UserWarning, match="lora_velora_embed"):
+        found = logits_alone(tiny_llama(), tmp_path / "out", tokens)
+    assert torch.equal(found, logits_alone(tiny_llama(), folder, tokens))
 
 
 def test_a_damaged_bundle_gives_nothing_out(fused: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meteora_registry.fuser.gates import arrow_gate, normal_gate, top_right_singular_vector
+from meteora_registry.fuser.gates import arrow_directions, arrow_gate, normal_gate
 
 
 def random_pair(
@@ -24,7 +24,7 @@ def test_arrow_vector_is_the_one_that_the_product_amplifies_most(
     out_features: int, rank: int, in_features: int, seed: int
 ) -> None:
     A, B = random_pair(out_features, rank, in_features, seed)
-    vector = top_right_singular_vector(A, B)
+    vector = arrow_directions([(A, B)])[0]
     product = B.double() @ A.double()
     largest = torch.linalg.matrix_norm(product, ord=2)
     assert torch.linalg.vector_norm(vector).item() == pytest.approx(1, abs=1e-12)
@@ -33,13 +33,43 @@ def test_arrow_vector_is_the_one_that_the_product_amplifies_most(
 
 def test_arrow_vector_has_its_largest_entry_positive() -> None:
     for seed in range(8):
-        vector = top_right_singular_vector(*random_pair(6, 3, 5, seed))
+        vector = arrow_directions([random_pair(6, 3, 5, seed)])[0]
         assert vector[vector.abs().argmax()] > 0
 
 
 def test_arrow_vector_of_an_untrained_adapter_is_zero() -> None:
     A, _ = random_pair(6, 3, 5)
-    assert not top_right_singular_vector(A, torch.zeros(6, 3)).any()
+    assert not arrow_directions([(A, torch.zeros(6, 3))]).any()
+
+
+def test_arrow_vectors_of_members_of_several_ranks_are_those_of_each_alone() -> None:
+    pairs = [random_pair(6, rank, 5, rank) for rank in (3, 1, 4, 3)]
+    alone = torch.cat([arrow_directions([pair]) for pair in pairs])
+    assert torch.allclose(arrow_directions(pairs), alone, rtol=0, atol=1e-14)
+
+
+def test_arrow_vector_survives_columns_of_very_different_size() -> None:
+    A, B = random_pair(96, 4, 64)
+    product = B.double() @ A.double()
+    # Squared, these would differ by 1e48 and float64 would keep the largest alone.
+    sizes = torch.tensor([1e12, 1e-12, 1.0, 1e6], dtype=torch.float64)
+    vector = arrow_directions([(A.double() / sizes[:, None], B.double() * sizes)])[0]
+    largest = torch.linalg.matrix_norm(product, ord=2).item()
+    assert torch.linalg.vector_norm(product @ vector).item() == pytest.approx(largest, rel=1e-12)
+
+
+def test_arrow_vector_is_zero_where_the_factors_cancel() -> None:
+    A, B = random_pair(6, 1, 5)
+    assert not arrow_directions([(torch.cat([A, A]), torch.cat([B, -B], dim=1))]).any()
+
+
+def test_arrow_vector_of_factors_that_are_not_finite_is_zero() -> None:
+    A, B = random_pair(6, 3, 5)
+    spoilt = A.clone()
+    spoilt[0, 0] = float("nan")
+    rows = arrow_directions([(spoilt, B), (A, B)])
+    assert not rows[0].any()
+    assert torch.equal(rows[1], arrow_directions([(A, B)])[0])
 
 
 def test_arrow_gate_gives_an_absent_member_a_zero_row() -> None:

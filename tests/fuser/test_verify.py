@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from meteora_registry.fuser import arithmetic
-from meteora_registry.fuser.arithmetic import FORCED_TOKENS, ROUTED_TOKENS, random_tokens
+from meteora_registry.fuser.arithmetic import FORCED_TOKENS, ROUTED_TOKENS, MemberFactors, random_tokens
 from meteora_registry.fuser.member import Member
 from meteora_registry.fuser.plan import BaseModules, FuseOptions, make_plan
 from meteora_registry.fuser.verify import MemberFiles, verify_bundle, write_record
@@ -18,7 +19,7 @@ from meteora_registry.schemas.errors import SourceUnreadable
 from meteora_registry.schemas.inventory import Dtype
 from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
 from support.members import files_of, fuse, read_members
-from support.models import make_adapter, tiny_llama
+from support.models import LLAMA_MEMBERS, make_adapter, tiny_llama
 from support.tampering import (
     Json,
     Tensors,
@@ -224,9 +225,34 @@ def test_a_gate_row_moved_fails(fused: Path, members: list[Member], tmp_path: Pa
     assert_fails(check(bundle, members), f"`{Q_PROJ}`: the gate row of `rank4` is not what `arrow` gives")
 
 
-def test_padding_that_is_not_zero_fails(fused: Path, tmp_path: Path) -> None:
+def test_a_gate_row_of_half_the_gain_fails(fused: Path, members: list[Member], tmp_path: Path) -> None:
+    def turn(tensors: Tensors) -> None:
+        gate = tensors[f"base_model.model.{Q_PROJ}.meteora_gate"]
+        A = tensors[f"base_model.model.{Q_PROJ}.meteora_A"][:4]
+        # A direction that A ignores, so that half of the row's gain is left, and its length of one.
+        ignored = torch.linalg.svd(A.double())[2][-1].float()
+        gate[0] = 0.5 * gate[0] + 0.75**0.5 * ignored
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, turn)
+    record = check(bundle, members)
+    assert record.problems == (f"`{Q_PROJ}`: the gate row of `rank4` is not what `arrow` gives",)
+
+
+def test_a_gate_row_of_twice_the_length_fails(fused: Path, members: list[Member], tmp_path: Path) -> None:
+    def lengthen(tensors: Tensors) -> None:
+        tensors[f"base_model.model.{Q_PROJ}.meteora_gate"][0] *= 2
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_tensors(bundle, lengthen)
+    record = check(bundle, members)
+    assert record.problems == (f"`{Q_PROJ}`: the gate row of `rank4` is not what `arrow` gives",)
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_padding_that_is_not_zero_fails(fused: Path, tmp_path: Path, factor: str) -> None:
     def dirty(tensors: Tensors) -> None:
-        tensors[f"base_model.model.{Q_PROJ}.meteora_A"][4, 0] = 1e-30
+        tensors[f"base_model.model.{Q_PROJ}.meteora_{factor}"][4, 0] = 1e-30
 
     bundle = copy_bundle(fused, tmp_path / "bundle")
     change_tensors(bundle, dirty)
@@ -328,6 +354,24 @@ def test_factors_changed_where_no_token_looks_fail_at_level_source(
     )
 
 
+def test_factors_changed_where_no_input_looks_fail_at_level_source(tmp_path: Path) -> None:
+    # More rows of A than inputs: a change of B along what A never gives leaves B A as it is.
+    folder = make_adapter(
+        tiny_llama, tmp_path / "wide", seed=1, base="org/base", r=40, target_modules=["q_proj"]
+    )
+    members = read_members({"wide": folder})
+    bundle = fuse(members, tmp_path / "bundle", FuseOptions(top_k=1))
+
+    def change(tensors: Tensors) -> None:
+        A = tensors[f"base_model.model.{Q_PROJ}.meteora_A"]
+        blind = torch.linalg.svd(A.double())[0][:, -1]
+        tensors[f"base_model.model.{Q_PROJ}.meteora_B"] += torch.outer(blind, torch.ones(32)).float()
+
+    change_tensors(bundle, change)
+    record = check(bundle, members)
+    assert record.problems == (f"`{Q_PROJ}`: the factors of `wide` are not those of its own files",)
+
+
 def swap_layers(path: str) -> str:
     return (
         path.replace("layers.0", "layers.x").replace("layers.1", "layers.0").replace("layers.x", "layers.1")
@@ -370,6 +414,67 @@ def test_a_renaming_needs_the_base_as_its_witness(members: list[Member], tmp_pat
     assert record.unchecked == ("that the base renamed the modules of member `rank4`",)
     witnessed = verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members), renamed=renamed)
     assert witnessed.outcome is Outcome.PASS, witnessed.problems
+
+
+def test_one_true_renaming_does_not_vouch_for_a_false_one(members: list[Member], tmp_path: Path) -> None:
+    old_names = members[0].inventory.by_path
+    renamed = {path: f"language_model.{path}" for path in old_names}
+    shapes = {renamed[path]: (module.in_features, module.out_features) for path, module in old_names.items()}
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    write_bundle(
+        make_plan(members[:1], FuseOptions(), base_modules=BaseModules(shapes, renamed)), members[:1], bundle
+    )
+    known = dict(list(renamed.items())[:1])
+    record = verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members), renamed=known)
+    assert record.outcome is Outcome.INCONCLUSIVE
+    assert record.unchecked == ("that the base renamed the modules of member `rank4`",)
+
+
+@pytest.mark.parametrize("eps", ["added", "clamped"])
+def test_the_eps_of_a_normalised_gate_is_added_to_the_norm(
+    fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eps: str
+) -> None:
+    def normalise(config: Json) -> None:
+        # As long as the tokens, or nothing would show.
+        data = [{"member": name, "sha256": "0" * 64, "samples": 1} for name in LLAMA_MEMBERS]
+        fitted = {"method": "lda", "data": data}
+        config["gate"] |= {"kind": "normalised", "eps": 5.0, "initialisation": None, "fitted": fitted}
+
+    def clamped(x: Tensor, gate: Tensor, bias: Tensor | None, *, kind: str, eps: float) -> Tensor:
+        return x @ gate.T / x.norm(dim=1, keepdim=True).clamp_min(eps)
+
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_config(bundle, normalise)
+    if eps == "clamped":
+        monkeypatch.setattr(arithmetic, "gate_logits", clamped)
+        assert_fails(check(bundle), "the routed output is off by")
+    else:
+        assert check(bundle).outcome is Outcome.PASS
+
+
+def test_each_member_is_widened_once_for_all_backends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {
+        name: make_adapter(tiny_llama, tmp_path / name, seed=seed, dtype=torch.bfloat16, base="org/base", r=4)
+        for seed, name in enumerate(("one", "two", "three"))
+    }
+    members = read_members(folders)
+    bundle = fuse(members, tmp_path / "bundle", FuseOptions(gate="normal"))
+    widened: list[MemberFactors] = []
+    real = MemberFactors.widened
+
+    def count(factors: MemberFactors) -> MemberFactors:
+        widened.append(factors)
+        return real(factors)
+
+    monkeypatch.setattr(MemberFactors, "widened", count)
+    for given in (None, members):
+        record = check(bundle, given)
+        assert {run.compute_dtype for run in record.backends_run} == {"float32", "bfloat16"}
+        assert len(widened) == len(members) * len(record.modules)
+        widened.clear()
 
 
 def test_a_wrong_softmax_is_caught(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:

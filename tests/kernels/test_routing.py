@@ -39,6 +39,13 @@ def test_logits_ignore_autocast(kind: str) -> None:
     assert torch.equal(inside, gate_logits(x, gate, kind=kind))
 
 
+@pytest.mark.parametrize("length", [1e-8, 1e-6, 1.0], ids=str)
+def test_normalised_logits_add_eps_to_the_length(length: float) -> None:
+    x, gate = torch.tensor([[length, 0.0]]), torch.tensor([[1.0, 0.0]])
+    logits = gate_logits(x, gate, kind="normalised", eps=1e-6)
+    assert logits.item() == pytest.approx(length / (length + 1e-6), rel=1e-5)
+
+
 def test_normalised_logits_of_a_zero_token_are_the_bias() -> None:
     x = torch.zeros(1, 8, requires_grad=True)
     logits = gate_logits(x, torch.randn(3, 8), torch.tensor([1.0, 2.0, 3.0]), kind="normalised")

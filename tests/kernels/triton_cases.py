@@ -259,6 +259,12 @@ def test_fused_gate_routes_and_adds(T: int, kind: str, dtype: torch.dtype) -> No
     check_gated(*gated_case(T, gate={"kind": kind, "temperature": 0.6}, dtype=dtype))
 
 
+@pytest.mark.parametrize("T", [1, 6])
+def test_fused_gate_adds_eps_to_the_norm(T: int) -> None:
+    # About as long as the tokens: an eps that is only a lower bound would show.
+    check_gated(*gated_case(T, gate={"kind": "normalised", "eps": 4.0}))
+
+
 @pytest.mark.parametrize("T", [2, 70])
 @pytest.mark.parametrize("k", [1, 5])
 def test_fused_gate_takes_any_number_of_slots_and_no_bias(k: int, T: int) -> None:

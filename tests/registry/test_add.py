@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -96,6 +97,30 @@ def test_a_config_spelled_otherwise_is_the_same_content(home: Home, catalog: Cat
     config = adapter / FILES[0]
     config.write_text("\n" + config.read_text().replace(": ", ":   "))
     assert not add_folder(catalog, home.store, adapter).created
+
+
+def test_the_same_weights_with_another_scaling_are_new_content(
+    home: Home, catalog: Catalog, adapter: Path
+) -> None:
+    first = add_folder(catalog, home.store, adapter)
+    config = json.loads((adapter / FILES[0]).read_text())
+    config["lora_alpha"] *= 2
+    (adapter / FILES[0]).write_text(json.dumps(config))
+    second = add_folder(catalog, home.store, adapter)
+    assert (second.created, str(second.version.source)) == (True, "summarise@2")
+    assert second.version.scaling == 2 * first.version.scaling
+    copy = add_folder(catalog, home.store, adapter, name="copy")
+    assert [str(source) for source in copy.duplicates] == ["summarise@2"]
+
+
+def test_the_same_config_with_other_weights_is_new_content(
+    home: Home, catalog: Catalog, adapter: Path
+) -> None:
+    add_folder(catalog, home.store, adapter)
+    config = (adapter / FILES[0]).read_bytes()
+    make_adapter(adapter, seed=1)
+    (adapter / FILES[0]).write_bytes(config)
+    assert add_folder(catalog, home.store, adapter).created
 
 
 def test_the_same_content_under_another_name_is_a_noted_duplicate(
