@@ -131,6 +131,20 @@ def test_size_of_a_member_that_is_not_that_of_its_file_fails_at_level_source(
     assert_fails(check(bundle, members), "does not quote the header of the own weights of member `rank4`")
 
 
+def test_own_file_that_is_longer_than_its_header_says_fails(tmp_path: Path) -> None:
+    folder = make_adapter(tiny_llama, tmp_path / "one", seed=1, base="org/base", r=4)
+    members = read_members({"one": folder})
+    bundle = fuse(members, tmp_path / "bundle", FuseOptions(top_k=1))
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"more")
+    change_manifest(
+        bundle, lambda manifest: manifest["members"][0].update(weights_sha256=Digest.of_file(weights))
+    )
+    files = {"one": MemberFiles(folder / "adapter_config.json", weights)}
+    record = verify_bundle(bundle, level=Level.SOURCE, sources=files)
+    assert_fails(record, "does not quote the header of the own weights of member `one`")
+
+
 @pytest.mark.parametrize(
     ("factor", "axis", "found"), [("A", 1, "64 -> 32"), ("B", 0, "32 -> 64")], ids=["in", "out"]
 )
