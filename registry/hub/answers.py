@@ -132,7 +132,7 @@ def _make_client() -> httpx2.Client:
 
 
 def _prepare_request(request: httpx2.Request) -> None:
-    if not _is_hub(request.url):
+    if not is_hub(request.url):
         request.headers.pop("Authorization", None)
     # What is not compressed cannot inflate, and has the size that it declares.
     request.headers["Accept-Encoding"] = "identity"
@@ -146,7 +146,7 @@ def _prepare_request(request: httpx2.Request) -> None:
     request.extensions["timeout"] = defaults | given
 
 
-def _is_hub(url: httpx2.URL) -> bool:
+def is_hub(url: httpx2.URL) -> bool:
     """Return whether the token may go there: to the Hub's own origin, or the same host with TLS added."""
     hub = httpx2.URL(constants.ENDPOINT)
     if url.host != hub.host:

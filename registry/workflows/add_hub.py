@@ -123,7 +123,7 @@ def add_from_hub(
             f"the weights of `{candidate}` are not in the local cache, and offline mode is on",
             hint="unset HF_HUB_OFFLINE",
         )
-    _check_sizes(candidate, max_bytes)
+    check_sizes(candidate, max_bytes)
     found = inspect_on_hub(hub, listing, candidate)
     if not found.inspection.verdict.sound:
         raise AdapterRefused(
@@ -173,7 +173,12 @@ def _find_known(catalog: Catalog, found: Found, name: str) -> CatalogSource | No
     return next((each for each in catalog.find_content(sha256, canonical) if each.name == name), None)
 
 
-def _check_sizes(candidate: Candidate, max_bytes: int) -> None:
+def check_sizes(candidate: Candidate, max_bytes: int) -> None:
+    """Check the listed sizes of config and weights before anything of them is fetched.
+
+    Raises:
+        HubRefused: one is larger than ``max_bytes``.
+    """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         file = candidate.files.get(name)
         if file is not None and file.size_bytes > max_bytes:

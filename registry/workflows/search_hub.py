@@ -9,8 +9,9 @@ from ...schemas.bundle import WEIGHTS_FILE
 from ...schemas.errors import HubUnavailable, MeteoraError
 from ...schemas.finding import Verdict
 from ..hub.client import Hub
+from ..hub.limits import MAX_ADAPTER_FILE_BYTES
 from ..hub.listing import Candidate, Listing
-from .add_hub import inspect_on_hub
+from .add_hub import check_sizes, inspect_on_hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ def search(hub: Hub, base: str, *, limit: int) -> Iterator[Match]:
 
 
 def _look(hub: Hub, listing: Listing, candidate: Candidate) -> Match:
+    # A file with a hole as large as the listed size is made for the inspection.
+    check_sizes(candidate, MAX_ADAPTER_FILE_BYTES)
     inspection = inspect_on_hub(hub, listing, candidate).inspection
     weights = candidate.files.get(WEIGHTS_FILE)
     return Match(

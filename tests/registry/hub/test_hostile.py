@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
+from meteora_registry.registry.hub.answers import is_hub
 from meteora_registry.schemas.digest import Digest
 from support.hub import LoopbackHub
 from support.hub_commands import Result, Workplace
@@ -165,6 +167,40 @@ def test_the_token_is_not_sent_to_a_place_that_verifies_uploads(
     assert_plain(here.run("push", "one", "org/mine"))
     assert [request.path for request in hub.requests if request.path == "/verify"]
     assert hosts_with_token(hub) == {urlsplit(hub.url).netloc}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url", "expected"),
+    [
+        ("https://hub.example", "https://hub.example/api", True),
+        ("https://hub.example", "https://hub.example:443/api", True),
+        ("https://hub.example/mirror", "https://hub.example/else", True),
+        ("http://hub.example", "https://hub.example/api", True),
+        ("https://hub.example", "http://hub.example/api", False),
+        ("https://hub.example", "https://hub.example:8443/api", False),
+        ("http://hub.example:8080", "https://hub.example/api", False),
+        ("http://hub.example", "https://hub.example:8443/api", False),
+        ("https://hub.example", "https://huggingface.co/api", False),
+        ("https://hub.example", "https://hub.example.evil.example/api", False),
+        ("https://hub.example", "https://hub.example@evil.example/api", False),
+    ],
+)
+def test_the_hub_is_known_by_scheme_host_and_port(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, url: str, expected: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    assert is_hub(httpx2.URL(url)) is expected
+
+
+def test_a_search_shows_weights_that_are_too_large_as_a_problem(
+    hub: LoopbackHub, here: Workplace, legal: Path
+) -> None:
+    hub.repositories["org/legal"].meta[:] = TAGS
+    files = [entry(), entry(path="adapter_model.safetensors", size=1 << 49)]
+    answer_with("GET", "/tree/", files)(hub)
+    result = here.run("search-hub", "--base", "org/base", "--format", "json")
+    assert result.code == 0
+    assert f"has {1 << 49} bytes, the limit is 5000000000" in result.data[0]["problem"]
 
 
 WRONG_ANSWERS = {
