@@ -6,9 +6,9 @@ headers, in a body that is read at once or in pieces. Timeouts do not help, sinc
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from ssl import SSLContext
+from time import monotonic
 from typing import Any
 
 import httpcore2
@@ -57,9 +57,8 @@ class RateMeter:
 class MeteredStream(httpcore2.NetworkStream):
     """A connection of which every answer has to keep the minimum rate; a write starts the next answer."""
 
-    def __init__(self, stream: httpcore2.NetworkStream, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
-        self._clock = clock
         self._meter: RateMeter | None = None
         self._header_bytes: int | None = 0
 
@@ -69,12 +68,12 @@ class MeteredStream(httpcore2.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what there is, as the wrapped stream does."""
-        started = self._clock()
+        started = monotonic()
         data = self._stream.read(max_bytes, timeout)
         if self._meter is None:
             self._meter = RateMeter()
         else:
-            self._meter.add(self._clock() - started, len(data))
+            self._meter.add(monotonic() - started, len(data))
         if self._header_bytes is not None:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
@@ -94,7 +93,7 @@ class MeteredStream(httpcore2.NetworkStream):
         self, ssl_context: SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
         """Return the encrypted stream, which is metered, too."""
-        return MeteredStream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._clock)
+        return MeteredStream(self._stream.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:
         """Return what the wrapped stream knows."""

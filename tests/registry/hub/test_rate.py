@@ -1,4 +1,4 @@
-"""The minimum rate of an answer, by a clock of the test."""
+"""The minimum rate of an answer."""
 
 from __future__ import annotations
 
