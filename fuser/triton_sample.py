@@ -41,9 +41,10 @@ def check_with_triton(
     """
     A, Bt = tensors.A.float(), tensors.Bt.float()
     members = len(config.members)
-    each = torch.arange(members)
-    selection = torch.stack([each, (each + 1) % members], dim=1)
-    weights = torch.tensor([[0.75, 0.25]]).repeat(members, 1)
+    # A single member has no neighbour, and no token may take one member twice.
+    slots = min(2, members)
+    selection = (torch.arange(members)[:, None] + torch.arange(slots)) % members
+    weights = torch.tensor([0.75, 0.25])[:slots].repeat(members, 1)
     x = random_tokens(layout.path, members, A.shape[1])
     try:
         run = run_triton(x, A, Bt, layout.offsets, layout.scalings, selection, weights)
