@@ -44,8 +44,10 @@ _FULL_HINT = "free some space on its disk and give the same command again; nothi
 _DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
 _SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
 
-# An interrupt while a connection closes is raised, and would be logged with a traceback too.
-logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
+# What they log is raised too, and reported in our words: an interrupt while a connection closes, or a
+# connection that was lost among several rows. Without a handler Python would print it on stderr.
+for _library in ("sqlalchemy", "psycopg"):
+    logging.getLogger(_library).addHandler(logging.NullHandler())
 
 
 def parse_catalog_url(catalog: str) -> URL:

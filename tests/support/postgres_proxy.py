@@ -11,6 +11,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
 
+from support.patience import PATIENCE_SECONDS
+
 _SOCKET_NAME = ".s.PGSQL.5432"
 
 
@@ -20,7 +22,7 @@ class Proxy:
     Attributes:
         url: where the client finds it.
         lose_before, lose_after: a statement before which, or after which, the connection is lost, once;
-            in the second case the server has the time to do it.
+            in the second case the server has answered, and the answer never gets to the client.
         refuse: how many further connections are closed as soon as they are made.
         connections: how many were made.
     """
@@ -55,35 +57,43 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         with client, socket.socket(socket.AF_UNIX) as server:
             server.connect(self._target)
-            back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+            is_muted, answered = threading.Event(), threading.Event()
+            back = threading.Thread(target=_pump, args=(server, client, is_muted, answered), daemon=True)
             back.start()
             with suppress(OSError):
-                while (data := client.recv(1 << 16)) and self._pass_on(data, client, server):
+                while (data := client.recv(1 << 16)) and self._pass_on(data, server, is_muted, answered):
                     pass
             for end in (client, server):
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
             back.join()
 
-    def _pass_on(self, data: bytes, client: socket.socket, server: socket.socket) -> bool:
+    def _pass_on(
+        self, data: bytes, server: socket.socket, is_muted: threading.Event, answered: threading.Event
+    ) -> bool:
         """Whether the connection goes on."""
         if self.lose_before is not None and self.lose_before in data:
             self.lose_before = None
             return False
         if self.lose_after is not None and self.lose_after in data:
             self.lose_after = None
-            # The answer never gets there.
-            client.shutdown(socket.SHUT_RDWR)
+            is_muted.set()
             server.sendall(data)
-            threading.Event().wait(0.3)
+            answered.wait(PATIENCE_SECONDS)
             return False
         server.sendall(data)
         return True
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(
+    source: socket.socket, target: socket.socket, is_muted: threading.Event, answered: threading.Event
+) -> None:
+    """Pass on what the server sends until it is muted; then note that it did answer, and drop it."""
     with suppress(OSError):
         while data := source.recv(1 << 16):
+            if is_muted.is_set():
+                answered.set()
+                return
             target.sendall(data)
     with suppress(OSError):
         target.shutdown(socket.SHUT_RDWR)
