@@ -21,13 +21,14 @@ from ..schemas.errors import BundleRefused, MeteoraError
 from ..schemas.inventory import Dtype, Inventory
 from ..schemas.manifest import Manifest, ManifestMember
 from ..schemas.names import below
+from ..schemas.scratch import staged_path
 from ..schemas.verification import VerificationRecord
 from .bundle import Bundle, ModuleTensors, module_shapes, read_bounded
 from .member import modules_by_path
 from .plan import lossy_dtypes
 
 # A record on its way in; a process that died may have left it.
-PARTIAL_RECORD = f".{names.VERIFICATION_FILE}.partial"
+PARTIAL_RECORD = staged_path(Path(names.VERIFICATION_FILE)).name
 # What hosts and version control put beside the files; it is no part of the bundle.
 _FOREIGN = frozenset({".git", ".gitattributes", ".gitignore", ".cache", PARTIAL_RECORD})
 _UNLISTED = frozenset({names.MANIFEST_FILE, names.VERIFICATION_FILE})

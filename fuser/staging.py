@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..schemas.bundle import MANIFEST_FILE
 from ..schemas.errors import MeteoraError, SourceUnreadable, UsageError
+from ..schemas.scratch import staged_path
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """
     check_target(target)
     target = target.resolve()
-    staging = target.parent / f".{target.name}.partial"
+    staging = staged_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = _claim(staging)
@@ -65,7 +66,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         SourceUnreadable: the folder cannot be made, or the disk is full.
     """
     target = target.resolve()
-    staging = target.parent / f".{target.name}.partial"
+    staging = staged_path(target)
     try:
         lock = _claim(staging)
         try:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import PendingRollbackError
 import meteora_registry
 
 from ...schemas.errors import CatalogUnusable, MeteoraError
+from ...schemas.scratch import unfinished_catalog, unfinished_catalog_files
 from ..lock import hold_lock
 from ..store.blob import flush_folder
 from .engine import (
@@ -101,7 +102,7 @@ def upgrade(url: URL) -> None:
 
 def create(path: Path) -> None:
     """Make a new SQLite catalog, unless another process was quicker."""
-    beside = path.with_name(path.name + ".new")
+    beside = unfinished_catalog(path)
     with hold_lock(_lock_of(path)):
         if path.exists():
             return
@@ -138,7 +139,7 @@ def _set_write_ahead(path: Path) -> None:
 
 
 def _delete_unfinished(path: Path) -> None:
-    for left in _unfinished(path):
+    for left in unfinished_catalog_files(path):
         left.unlink(missing_ok=True)
 
 
@@ -147,7 +148,7 @@ def clear_unfinished(path: Path, *, dry_run: bool = False) -> list[Path]:
 
     Waits for a process that is making one.
     """
-    left = [each for each in _unfinished(path) if each.exists()]
+    left = [each for each in unfinished_catalog_files(path) if each.exists()]
     if left and not dry_run:
         with hold_lock(_lock_of(path)):
             _delete_unfinished(path)
@@ -228,11 +229,6 @@ def _sole_migration(url: URL) -> Iterator[None]:
     # The writers' lock, held by a second connection while the first migrates.
     with engine_for(url) as engine, connection_to(engine, writes=True):
         yield
-
-
-def _unfinished(path: Path) -> list[Path]:
-    beside = path.name + ".new"
-    return [path.with_name(beside + suffix) for suffix in ("", "-journal", "-wal", "-shm")]
 
 
 def _lock_of(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import click
 
 from ...schemas.errors import UsageError
 from ...schemas.names import CatalogSource, HubSource, check_repository, parse_source
+from ...schemas.scratch import Purpose, temporary_folder
 from ..home import Home
 from .note import note_in_catalog
 from .output import describe_bytes, print_json, print_line
@@ -62,9 +62,9 @@ def command(
 
     check_repository(repository)
     options = PushOptions(private, as_pull_request, dry_run, tag)
-    with tempfile.TemporaryDirectory(prefix="meteora-push-") as scratch:
+    with temporary_folder(Purpose.PUSH) as scratch:
         with step_bar() as advance:
-            noted, upload = _open(home, source, Path(scratch), advance)
+            noted, upload = _open(home, source, scratch, advance)
         pushed = push(Hub(), upload, repository, options)
     if not dry_run:
         note_in_catalog(home, lambda catalog: note_push(catalog, noted, pushed))

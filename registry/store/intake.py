@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...schemas.digest import Digest
 from ...schemas.errors import MeteoraError, SourceUnreadable, StoreUnavailable
+from ...schemas.scratch import incoming_folder
 from ..lock import hold_lock
 from .blob import Advance, Blob, open_regular_file, read_chunks, write_chunks
 
@@ -134,7 +134,7 @@ def claimed_folder(incoming: Path, lock_path: Path) -> Iterator[Path]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         # Between making and locking it, nobody may take it for a leftover.
         with hold_lock(lock_path, shared=True):
-            folder = Path(tempfile.mkdtemp(dir=incoming))
+            folder = incoming_folder(incoming)
             claim = _open_folder(folder)
             fcntl.flock(claim, fcntl.LOCK_EX)
     try:

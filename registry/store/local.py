@@ -85,6 +85,20 @@ class Store(MarkedStore):
         """Shared while blobs are published and recorded, held alone while blobs are dropped."""
         return self._blobs / "lock"
 
+    def require_there(self) -> None:
+        """Pass if blobs can be read here, or none was ever put here.
+
+        Raises:
+            StoreUnavailable: the store's folder is not a folder, or may not be read.
+        """
+        _children(self._blobs)
+        _children(self._blobs / "sha256")
+        if self._blobs.is_symlink() and not self._blobs.exists():
+            raise StoreUnavailable(
+                f"the content store `{self}` is a link to a folder that is not there",
+                hint="mount or make that folder, or remove the link",
+            )
+
     def place_of(self, digest: Digest) -> Path:
         """Where the blob lies, if it is there."""
         return self._blobs / "sha256" / digest[:2] / digest[2:]

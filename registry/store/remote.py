@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...schemas.errors import MeteoraError, MissingDependency, StoreUnavailable, UsageError
+from ...schemas.scratch import incoming_name
 from .blob import CHUNK_BYTES, READ_ONLY, flush_folder
 
 INCOMING = "incoming"
@@ -71,6 +71,22 @@ class Remote:
         """Where a file lies, for people."""
         return f"{self.url}/{name}"
 
+    def require_there(self) -> None:
+        """Pass if the store can be listed, however little is in it.
+
+        Elsewhere an empty listing and a bucket that does not exist are not told apart.
+
+        Raises:
+            StoreUnavailable: its folder or bucket does not exist, cannot be reached, or may not be listed.
+            UsageError, MissingDependency: nothing here can open such a URL.
+        """
+        with self._faults("list", ""):
+            try:
+                self._files.ls(self._path(""))
+            except FileNotFoundError:
+                if self._protocol in _OBJECT_STORES:
+                    self._require_bucket()
+
     def size_of(self, name: str) -> int | None:
         """The size of a file in bytes; None if it is not there."""
         with self._faults("look at", name):
@@ -95,7 +111,7 @@ class Remote:
             if self._protocol in _OBJECT_STORES:
                 self._files.put_file(str(source), self._path(name))
                 return
-            temporary = self._path(f"{INCOMING}/{uuid.uuid4().hex}")
+            temporary = self._path(f"{INCOMING}/{incoming_name()}")
             for path in (temporary, self._path(name)):
                 self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
@@ -174,6 +190,11 @@ class Remote:
                 f"the store `{self.url}` is not there", hint="mount it, or create the folder"
             )
         return f"{root}/{name}"
+
+    def _require_bucket(self) -> None:
+        # A user who may list only the store's own part of it was answered before.
+        with suppress(PermissionError):
+            self._files.ls(self._opened[1].partition("/")[0])
 
     @property
     def _is_folder(self) -> bool:

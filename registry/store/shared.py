@@ -50,6 +50,15 @@ class RemoteStore(Store):
     def __str__(self) -> str:
         return self.remote.url
 
+    def require_there(self) -> None:
+        """Pass if the store at the URL can be listed, however little is in it.
+
+        Raises:
+            StoreUnavailable: it does not exist, cannot be reached, or may not be listed.
+            UsageError, MissingDependency: nothing here can open such a URL.
+        """
+        self.remote.require_there()
+
     def find(self, digest: Digest) -> Path | None:
         """The file of a copy, fetched and checked if there is none yet; None if the store has no blob.
 

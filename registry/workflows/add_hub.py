@@ -7,16 +7,15 @@ last, and what is catalogued are the bytes that the Hub lists for that commit.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.errors import AdapterRefused, HubRefused, HubUnavailable, UsageError
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
+from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..hub.client import Hub
 from ..hub.download import download_files, outline_adapter
@@ -74,8 +73,7 @@ def inspect_on_hub(hub: Hub, listing: Listing, candidate: Candidate) -> Found:
     Raises:
         HubRefused, HubUnavailable, HubMismatch: they cannot be had.
     """
-    with tempfile.TemporaryDirectory(prefix="meteora-outline-") as scratch:
-        folder = Path(scratch)
+    with temporary_folder(Purpose.OUTLINE) as folder:
         outline_adapter(hub, listing, candidate, folder)
         return Found(listing, candidate, inspect_adapter(folder, scan_weights=False))
 
@@ -157,8 +155,7 @@ def _download_and_add(
     ]
     files = {file: candidate.files[file] for file in (CONFIG_FILE, WEIGHTS_FILE, *texts)}
     count = chunks_of(advance, f"checking {name}", sum(file.size_bytes for file in files.values()))
-    with tempfile.TemporaryDirectory(prefix="meteora-add-") as scratch:
-        folder = Path(scratch)
+    with temporary_folder(Purpose.ADD) as folder:
         download_files(hub, found.listing, files, folder, advance=count)
         origin = Origin(kind="hub", location=str(candidate), commit=candidate.commit)
         return add_folder(catalog, store, folder, name=name, base=base, tags=tags, origin=origin)

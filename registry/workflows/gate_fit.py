@@ -7,7 +7,6 @@ and the new bundle is verified against the members' own files like one that was 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from ...schemas.digest import Digest
 from ...schemas.errors import UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
+from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
@@ -218,10 +218,10 @@ def _members_files(store: Store, bundle: Path, manifest: Manifest) -> Iterator[d
     The latter have the very digests of the manifest, or the verification does not believe them.
     """
     files = stored_sources(store, manifest)
-    with tempfile.TemporaryDirectory(prefix="meteora-fit-") as scratch:
+    with temporary_folder(Purpose.FIT) as scratch:
         for member in manifest.members:
             if member.name not in files:
-                target = below(Path(scratch), member.name)
+                target = below(scratch, member.name)
                 extract_member(bundle, member.name, target)
                 files[member.name] = MemberFiles(target / CONFIG_FILE, target / WEIGHTS_FILE)
         yield files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ...fuser.write import GivenGate
 from ...schemas.bundle import IMPORTED, Fitting
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.recipe import Recipe
+from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..store import Store
 from .add import add_folder
@@ -49,8 +49,8 @@ def import_official(
     _make_recipe(value, [member.name for member in members], members)
     if top_k is not None and top_k > len(members):
         raise UsageError(f"top_k is {top_k}, expected at most the number of members, {len(members)}")
-    with tempfile.TemporaryDirectory(prefix="meteora-import-") as scratch:
-        adapters = official.write_adapters(Path(scratch), base=base)
+    with temporary_folder(Purpose.IMPORT) as scratch:
+        adapters = official.write_adapters(scratch, base=base)
         versions = [add_folder(catalog, store, adapter, base=base).version for adapter in adapters]
     recipe = _make_recipe(value, [str(version.source) for version in versions], members)
     gate = GivenGate(Fitting(method=IMPORTED, data=()), official.gate)

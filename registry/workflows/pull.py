@@ -6,7 +6,6 @@ its place only when it verified, and is catalogued last, together with its membe
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
 from ...schemas.names import HubSource, below, check_name, suggest_name
+from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
@@ -107,9 +107,9 @@ def pull(
     """
     bundle_name = check_name(name or suggest_name(source.repository.partition("/")[2]))
     check_no_adapter_has(catalog, bundle_name)
-    with tempfile.TemporaryDirectory(prefix="meteora-pull-") as scratch:
-        remote = find_bundle(hub, source, Path(scratch))
-        created = not _is_here(folder, Path(scratch))
+    with temporary_folder(Purpose.PULL) as scratch:
+        remote = find_bundle(hub, source, scratch)
+        created = not _is_here(folder, scratch)
     if created:
         with staged_folder(folder) as staging:
             _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, advance=advance)
@@ -131,8 +131,8 @@ def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = Non
     Raises:
         HubRefused, HubUnavailable, HubMismatch, BundleRefused, InvalidDocument: as ``pull``.
     """
-    with tempfile.TemporaryDirectory(prefix="meteora-verify-") as scratch:
-        start, folder, cache = (Path(scratch, name) for name in ("start", "bundle", "cache"))
+    with temporary_folder(Purpose.VERIFY) as scratch:
+        start, folder, cache = (scratch / name for name in ("start", "bundle", "cache"))
         remote = find_bundle(hub, source, start, cache=cache)
         _fetch(hub, remote, folder, max_bytes=MAX_BUNDLE_BYTES, cache=cache, advance=advance)
         require_source_record(folder, str(remote), hint=_NO_RECORD)
@@ -251,8 +251,8 @@ def _add_member(
     """The member catalogued as the adapter it was; None where a cast lost its very bytes."""
     is_taken = bool(catalog.versions_of(member.name))
     name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
-    with tempfile.TemporaryDirectory(prefix="meteora-member-") as scratch:
-        target = below(Path(scratch), member.name)
+    with temporary_folder(Purpose.MEMBER) as scratch:
+        target = below(scratch, member.name)
         if not extract_member(folder, member.name, target).identical:
             return None
         config = load_json(member.config_text.encode(), what=CONFIG_FILE)

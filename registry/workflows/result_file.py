@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from ...schemas.errors import SourceUnreadable
+from ...schemas.scratch import open_unfinished
 
 
 def check_writable(path: Path) -> None:
@@ -32,15 +32,14 @@ def replace_file(path: Path, data: bytes) -> None:
     """
     partial = None
     try:
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        descriptor, partial = open_unfinished(path)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # `mkstemp` makes files that nobody else can read.
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
+        partial.chmod(0o644)
+        partial.replace(path)
     except OSError as error:
         if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         raise SourceUnreadable(f"cannot write `{path}`: {error.strerror or error}") from error

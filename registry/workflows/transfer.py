@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...schemas.errors import SourceUnreadable, UsageError
+from ...schemas.scratch import unfinished_folder
 from ..catalog.catalog import Catalog
 from ..store import Store, open_regular_file
 from ..store.blob import flush_folder
@@ -74,8 +74,8 @@ def _new_file(target: Path) -> Iterator[Path]:
     if os.path.lexists(target):
         raise _is_there(target)
     try:
-        with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}.") as folder:
-            path = Path(folder, target.name)
+        with unfinished_folder(target) as folder:
+            path = folder / target.name
             yield path
             with path.open("rb") as file:
                 os.fsync(file.fileno())

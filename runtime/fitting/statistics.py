@@ -23,6 +23,7 @@ from ...schemas.digest import Digest
 from ...schemas.document import canonical_json
 from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument, SourceUnreadable
 from ...schemas.inventory import Dtype
+from ...schemas.scratch import unfinished_path
 from ...schemas.statistics import (
     STATISTICS_KEY,
     TENSOR_MEANS,
@@ -118,7 +119,7 @@ class StatisticsWriter:
         Raises:
             SourceUnreadable: it cannot be written.
         """
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._path, self._partial = path, unfinished_path(path)
         specs = [spec for each in description.inputs for spec in _specs(each, len(description.members))]
         metadata = {STATISTICS_KEY: canonical_json(description.model_dump(mode="json")).decode("ascii")}
         try:

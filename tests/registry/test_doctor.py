@@ -30,8 +30,10 @@ from meteora_registry.registry.workflows.add import add_folder
 from meteora_registry.registry.workflows.doctor import Code, Examination, examine
 from meteora_registry.registry.workflows.fuse import fuse, prepare_fuse
 from meteora_registry.registry.workflows.store import Condition, verify_store
+from meteora_registry.schemas import scratch
 from meteora_registry.schemas.names import HubSource, parse_source
 from meteora_registry.schemas.recipe import Recipe
+from meteora_registry.schemas.scratch import Purpose, staged_path, unfinished_path
 from support.small_adapters import make_adapter
 
 _A_DAY_AND_AN_HOUR = 25 * 3600
@@ -224,6 +226,22 @@ def _leave_temporary_folder(patient: Patient) -> None:
     age(folder)
 
 
+def _leave_scratch_of_a_fit(patient: Patient) -> None:
+    with scratch.temporary_folder(Purpose.FIT) as name:
+        prefix = name.name.rpartition("-")[0]
+    member = Path(tempfile.gettempdir(), f"{prefix}-killed", "legal")
+    member.mkdir(parents=True)
+    (member / "adapter_model.safetensors").write_bytes(b"a whole adapter")
+    age(member.parent)
+
+
+def _leave_unfinished_files(patient: Patient) -> None:
+    beside = patient.bundle.path.with_name("statistics.safetensors")
+    for path in (unfinished_path(beside), staged_path(patient.bundle.path / "verification.json")):
+        path.write_bytes(b"half")
+        age(path)
+
+
 DAMAGES: list[tuple[Callable[[Patient], None], list[Code], list[Code]]] = [
     (kill_while_adding, [Code.STORE_LEFTOVER, Code.STORE_UNREFERENCED], []),
     (_remove_blob, [Code.STORE_MISSING], [Code.STORE_MISSING]),
@@ -246,6 +264,8 @@ DAMAGES: list[tuple[Callable[[Patient], None], list[Code], list[Code]]] = [
     (_cut_weights, [Code.BUNDLE_CHANGED], [Code.BUNDLE_CHANGED]),
     (_leave_staging, [Code.BUNDLE_LEFTOVER], []),
     (_leave_temporary_folder, [Code.TEMPORARY_LEFTOVER], []),
+    (_leave_scratch_of_a_fit, [Code.TEMPORARY_LEFTOVER], []),
+    (_leave_unfinished_files, [Code.FILE_LEFTOVER], []),
 ]
 
 
@@ -311,8 +331,10 @@ def test_a_fuse_that_still_runs_and_a_strangers_folder_are_left_alone(patient: P
     with staged_folder(patient.bundle.path.with_name("next")) as staging:
         assert examine(patient.home).problems == ()
         assert staging.exists()
+    patient.bundle.path.with_name(".download.partial").write_bytes(b"a browser's")
     young = Path(tempfile.gettempdir(), "meteora-pull-young")
     young.mkdir()
+    unfinished_path(patient.bundle.path.with_name("young")).write_bytes(b"half")
     assert examine(patient.home).problems == ()
 
 
@@ -383,6 +405,59 @@ def test_what_cannot_be_judged_is_said(elsewhere: Home, tmp_path: Path) -> None:
     examination = examine(elsewhere)
     assert codes_of(examination) == [Code.STORE_UNAVAILABLE]
     assert examination.problems[0].found == f"the store `{share.as_uri()}` is not there"
+    assert examination.not_examined == ("the rest of the store: it cannot be reached",)
+
+
+def _point_at_a_folder_that_is_not_there(home: Home, tmp_path: Path) -> Home:
+    return Home(home.folder, home.catalog_url, (tmp_path / "nowhere").as_uri())
+
+
+def _point_at_a_file(home: Home, tmp_path: Path) -> Home:
+    (tmp_path / "file").write_bytes(b"")
+    return Home(home.folder, home.catalog_url, (tmp_path / "file").as_uri())
+
+
+def _point_at_an_unknown_scheme(home: Home, tmp_path: Path) -> Home:
+    return Home(home.folder, home.catalog_url, "nowhere://bucket/adapters")
+
+
+def _point_at_a_package_that_is_missing(home: Home, tmp_path: Path) -> Home:
+    return Home(home.folder, home.catalog_url, "oci://bucket/adapters")
+
+
+def _put_a_file_in_its_place(home: Home, tmp_path: Path) -> Home:
+    home.folder.mkdir(exist_ok=True)
+    (home.folder / "blobs").write_bytes(b"")
+    return home
+
+
+def _link_it_to_nothing(home: Home, tmp_path: Path) -> Home:
+    home.folder.mkdir(exist_ok=True)
+    (home.folder / "blobs").symlink_to(tmp_path / "nowhere")
+    return home
+
+
+@pytest.mark.parametrize("with_catalog", [True, False], ids=["an empty catalog", "no catalog"])
+@pytest.mark.parametrize(
+    ("lose", "found"),
+    [
+        (_point_at_a_folder_that_is_not_there, "is not there"),
+        (_point_at_a_file, "is not there"),
+        (_point_at_an_unknown_scheme, "a store cannot be kept at `nowhere://bucket/adapters`"),
+        (_point_at_a_package_that_is_missing, "needs a package that is not installed"),
+        (_put_a_file_in_its_place, "cannot be read: Not a directory"),
+        (_link_it_to_nothing, "is a link to a folder that is not there"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_store_that_is_not_there_is_a_problem_even_if_nothing_is_in_it(
+    home: Home, tmp_path: Path, lose: Callable[[Home, Path], Home], found: str, *, with_catalog: bool
+) -> None:
+    if with_catalog:
+        Catalog.open(home).close()
+    examination = examine(lose(home, tmp_path))
+    assert codes_of(examination) == [Code.STORE_UNAVAILABLE]
+    assert found in examination.problems[0].found
     assert examination.not_examined == ("the rest of the store: it cannot be reached",)
 
 

@@ -22,7 +22,7 @@ from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import Intake, References, RemoteStore
 from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.doctor import examine
+from meteora_registry.registry.workflows.doctor import Code, examine
 from meteora_registry.registry.workflows.store import Condition, collect_garbage, verify_store
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import (
@@ -353,6 +353,41 @@ def test_the_store_is_the_argument_then_the_variable_then_the_home(tmp_path: Pat
     assert str(named) == "memory://argument"
     assert str(Home.locate(tmp_path, environment=variables).store) == "memory://variable"
     assert str(Home.locate(tmp_path, environment={"METEORA_STORE": ""}).store) == str(tmp_path / "blobs")
+
+
+@pytest.mark.parametrize("service", ["s3", "gs"])
+@pytest.mark.parametrize("bucket", [BUCKET, "no-such-bucket"])
+def test_the_doctor_tells_an_empty_store_from_a_bucket_that_does_not_exist(
+    service: str, bucket: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = {"s3": s3_environment, "gs": gs_environment}[service]
+    for variable, value in find(request.getfixturevalue(f"{service}_address")).items():
+        monkeypatch.setenv(variable, value)
+    home = Home(tmp_path / "home", store_url=f"{service}://{bucket}/{tmp_path.name}")
+    Catalog.open(home).close()
+    found = [problem.code for problem in examine(home).problems]
+    assert found == ([] if bucket == BUCKET else [Code.STORE_UNAVAILABLE])
+
+
+def test_the_doctor_says_that_credentials_are_missing(
+    s3_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in s3_environment(s3_address).items():
+        monkeypatch.setenv(variable, value)
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = Home(tmp_path / "home", store_url=f"s3://{BUCKET}/{tmp_path.name}")
+    files = fsspec.get_filesystem_class("s3")
+    # Connections are kept for whoever has the same options, and these find other credentials.
+    files.clear_instance_cache()
+    try:
+        [problem] = examine(home).problems
+    finally:
+        files.clear_instance_cache()
+    assert problem.code == Code.STORE_UNAVAILABLE
+    assert "credentials" in problem.found + problem.way_out
 
 
 def test_another_machine_fuses_what_is_only_at_the_url(

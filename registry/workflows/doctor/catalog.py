@@ -16,12 +16,16 @@ _BACKUP = "put a backup in its place"
 _SHOWN = 5
 
 
-def examine_catalog(home: Home) -> Iterator[Problem]:
-    """What is wrong with the catalog; it is not created where there is none."""
+def examine_catalog(home: Home, *, look_for_blobs: bool = True) -> Iterator[Problem]:
+    """Yield what is wrong with the catalog; it is not created where there is none.
+
+    Without ``look_for_blobs`` the store is not asked whether a catalog should be there.
+    """
     if home.catalog_url is None:
         yield from _examine_leftovers(home.catalog_file)
         if not home.catalog_file.exists():
-            yield from _examine_absence(home)
+            if look_for_blobs:
+                yield from _examine_absence(home)
             return
     url = parse_catalog_url(home.catalog_url) if home.catalog_url else sqlite_url(home.catalog_file)
     subject = f"`{describe_url(url)}`"

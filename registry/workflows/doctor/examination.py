@@ -7,15 +7,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....schemas.errors import CatalogUnusable, MeteoraError, StillInUse, StoreUnavailable
+from ....schemas.errors import (
+    CatalogUnusable,
+    MeteoraError,
+    MissingDependency,
+    StillInUse,
+    StoreUnavailable,
+    UsageError,
+)
 from ...catalog.catalog import Catalog
+from ...catalog.references import BundlePlace
 from ...home import Home
 from ...store import Advance
 from .bundles import examine_bundles
 from .catalog import examine_catalog
-from .leftovers import examine_neighbours, examine_temporary_folder
+from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
 from .problem import Code, Problem
-from .store import examine_garbage, examine_store
+from .store import examine_garbage, examine_permissions, examine_store
 
 _UNSOUND = frozenset({Code.CATALOG_DAMAGED, Code.CATALOG_MISSING, Code.CATALOG_UNUSABLE})
 _REST = "the store and the bundles"
@@ -42,22 +50,37 @@ def examine(
         jobs: how many blobs are read at once.
         advance: told the number of bytes of each chunk.
     """
-    problems = [*_examine_home(home), *examine_temporary_folder(), *examine_catalog(home)]
-    not_examined: list[str] = []
+    problems = [*_examine_home(home), *examine_temporary_folder(), *_examine_place(home)]
+    is_store_there = all(problem.code != Code.STORE_UNAVAILABLE for problem in problems)
+    not_examined = [] if is_store_there else ["the rest of the store: it cannot be reached"]
+    if not is_store_there:
+        problems += examine_permissions(home)
+    problems += examine_catalog(home, look_for_blobs=is_store_there)
     parents = {folder.resolve() for folder in beside}
+    places: tuple[BundlePlace, ...] = ()
     try:
         if any(problem.code in _UNSOUND for problem in problems):
             not_examined.append(f"{_REST}: what belongs there is in the catalog")
         elif home.catalog_url is not None or home.catalog_file.exists():
             with Catalog.open(home) as catalog:
-                problems += _examine_store(home, catalog, not_examined, jobs=jobs, advance=advance)
+                if is_store_there:
+                    problems += _examine_store(home, catalog, not_examined, jobs=jobs, advance=advance)
                 places = tuple(catalog.list_bundle_places())
                 problems += examine_bundles(places)
                 parents |= {place.path.parent for place in places}
     except CatalogUnusable as error:
         not_examined.append(f"{_REST}: {error}")
     problems += examine_neighbours(parents)
+    problems += examine_unfinished(parents, [place.path for place in places])
     return Examination(tuple(problems), tuple(not_examined))
+
+
+def _examine_place(home: Home) -> Iterator[Problem]:
+    """Yield that the store is not there, whether or not a catalog refers to anything in it."""
+    try:
+        home.store.require_there()
+    except (StoreUnavailable, UsageError, MissingDependency) as error:
+        yield _unavailable(home, error)
 
 
 def _examine_store(

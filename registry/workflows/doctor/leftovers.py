@@ -1,10 +1,11 @@
-"""Folders that a process left when it was killed: known by their names, their contents and their locks."""
+"""What a process left when it was killed: known by its name, its contents, and its lock or its age.
+
+The names come from ``schemas.scratch``, where the code that makes them has them from.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -18,23 +19,30 @@ from ....schemas.bundle import (
     VERIFICATION_FILE,
     WEIGHTS_FILE,
 )
+from ....schemas.scratch import is_idle, is_scratch, is_staged, is_unfinished, scratch_root, staged_path
 from ...store.intake import is_abandoned
 from .problem import Code, Mending, Problem, join_some
 
 # Where no lock says whether its maker lives, it has to have stood still for so long.
 _IDLE_SECONDS = 24 * 3600.0
-_TEMPORARY = tuple(
-    f"meteora-{word}-" for word in ("add", "outline", "import", "pull", "verify", "member", "push")
-)
 _OURS = frozenset({CARD_FILE, CONFIG_FILE, EXPERTS_FOLDER, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE})
 
 
 def examine_temporary_folder() -> Iterator[Problem]:
-    """What interrupted commands left in the system's folder for temporary files."""
-    folder = Path(tempfile.gettempdir())
-    left = [path for path in _children(folder) if path.name.startswith(_TEMPORARY) and _is_old(path)]
+    """Yield what interrupted commands left in the system's folder for temporary files."""
+    folder = scratch_root()
+    left = [path for path in _children(folder) if _is_old_scratch(path)] if folder else []
     if left:
         yield _problem(Code.TEMPORARY_LEFTOVER, left)
+
+
+def examine_unfinished(folders: Iterable[Path], bundles: Iterable[Path]) -> Iterator[Problem]:
+    """Yield files that interrupted commands left beside those that they were to write, or in bundles."""
+    records = (staged_path(bundle / VERIFICATION_FILE) for bundle in bundles)
+    beside = (path for folder in sorted(set(folders)) for path in _children(folder) if is_unfinished(path))
+    left = [path for path in (*beside, *records) if _is_old_unfinished(path)]
+    if left:
+        yield _problem(Code.FILE_LEFTOVER, left)
 
 
 def examine_neighbours(folders: Iterable[Path]) -> Iterator[Problem]:
@@ -46,13 +54,15 @@ def examine_neighbours(folders: Iterable[Path]) -> Iterator[Problem]:
 
 
 def _is_staging(path: Path) -> bool:
-    if not (path.name.startswith(".") and path.name.endswith(".partial")):
+    if not is_staged(path) or path.is_symlink() or not path.is_dir():
         return False
     return {each.name for each in _children(path)} <= _OURS and is_abandoned(path)
 
 
 def _problem(code: Code, left: list[Path]) -> Problem:
-    size_bytes = sum(each.lstat().st_size for path in left for each in path.rglob("*") if each.is_file())
+    size_bytes = sum(
+        each.lstat().st_size for path in left for each in (path, *path.rglob("*")) if each.is_file()
+    )
     return Problem(
         code,
         join_some([str(path) for path in left]),
@@ -62,19 +72,20 @@ def _problem(code: Code, left: list[Path]) -> Problem:
     )
 
 
-def _delete(folders: list[Path]) -> None:
-    for folder in folders:
-        # Somebody may have taken it over since.
-        if _is_staging(folder) or (folder.name.startswith(_TEMPORARY) and _is_old(folder)):
-            shutil.rmtree(folder)
+def _delete(left: list[Path]) -> None:
+    for path in left:
+        # Another process may have taken it over since.
+        if _is_staging(path) or _is_old_scratch(path) or _is_old_unfinished(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _is_old(folder: Path) -> bool:
-    """Whether it is this user's, and nothing in it changed for a day."""
-    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.geteuid():
-        return False
-    newest = max((path.lstat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
-    return time.time() - newest > _IDLE_SECONDS
+def _is_old_scratch(path: Path) -> bool:
+    return is_scratch(path) and path.is_dir() and is_idle(path, time.time(), _IDLE_SECONDS)
+
+
+def _is_old_unfinished(path: Path) -> bool:
+    is_record = path == staged_path(path.with_name(VERIFICATION_FILE))
+    return (is_record or is_unfinished(path)) and is_idle(path, time.time(), _IDLE_SECONDS)
 
 
 def _children(folder: Path) -> list[Path]:

@@ -30,6 +30,7 @@ class Code(StrEnum):
     BUNDLE_GONE = "bundle-gone"
     BUNDLE_CHANGED = "bundle-changed"
     BUNDLE_LEFTOVER = "bundle-leftover"
+    FILE_LEFTOVER = "file-leftover"
     TEMPORARY_LEFTOVER = "temporary-leftover"
 
 

@@ -31,7 +31,7 @@ _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 def examine_store(home: Home, catalog: Catalog, *, jobs: int, advance: Advance | None) -> Iterator[Problem]:
     """Every blob that the catalog refers to, the permissions of what lies on this machine, and strays."""
     store = home.store
-    yield from _examine_permissions(store)
+    yield from examine_permissions(home)
     for state in verify_store(catalog, store, jobs=jobs, advance=advance):
         if state.condition is not Condition.WHOLE:
             yield _judge(home, catalog, state)
@@ -118,6 +118,8 @@ def _put_back(catalog: Catalog, store: Store, source: Path, digest: Digest) -> N
     with store.intake() as intake:
         if intake.copy(source).sha256 != digest:
             raise SourceUnreadable(f"`{source}` changed since it was looked at", hint="run this again")
+        # As an `add` does: what else may be in the store is not this catalog's.
+        store.mark(catalog.ensure_identity(), catalog.referenced)
         with intake.published(), catalog.hold_references() as held:
             if held.catalog is not None:
                 intake.confirm(held.catalog)
@@ -150,7 +152,7 @@ def _way_out(catalog: Catalog, state: BlobState) -> str:
 
 
 def _add_again(origin: Origin, name: str) -> str:
-    if origin.kind == "hub":
+    if origin.location.startswith("hf:"):
         # What others wrote is quoted, for a person may well paste it into a shell.
         with suppress(UsageError):
             hub = parse_repository(origin.location)
@@ -161,7 +163,9 @@ def _add_again(origin: Origin, name: str) -> str:
     return f"`meteora-registry add FOLDER --name {name}` with the folder it came from"
 
 
-def _examine_permissions(store: Store) -> Iterator[Problem]:
+def examine_permissions(home: Home) -> Iterator[Problem]:
+    """Yield what on this machine has the wrong permissions, and files that are not blobs."""
+    store = home.store
     wrong, strays = [], []
     for path in store.list_files():
         mode = path.lstat().st_mode

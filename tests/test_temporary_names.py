@@ -1,0 +1,84 @@
+"""Temporary names come from one module, so that the doctor knows them all."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.schemas import scratch
+from meteora_registry.schemas.scratch import Purpose
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("schemas", "inspection", "kernels", "fuser", "runtime", "registry", "migrations")
+OWNER = ROOT / "schemas" / "scratch.py"
+MAKERS = {"tempfile", "uuid", "secrets"}
+# Endings of names that something only has until it is whole, and the beginning of scratch folders.
+ENDINGS = (".partial", "-partial", ".new", ".tmp", ".temp")
+SCRATCH = re.compile(r"meteora-.+-")
+
+
+def makes_a_temporary_name(node: ast.AST) -> bool:
+    match node:
+        case ast.Import(names=names):
+            return any(name.name.partition(".")[0] in MAKERS for name in names)
+        case ast.ImportFrom(module=str() as module, level=0):
+            return module.partition(".")[0] in MAKERS
+        case ast.Constant(value=str() as text):
+            return text.endswith(ENDINGS) or SCRATCH.fullmatch(text) is not None
+    return False
+
+
+def offences(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if makes_a_temporary_name(node):
+            yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+
+
+def test_no_other_module_makes_temporary_names() -> None:
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if path != OWNER]
+    assert [offence for path in paths for offence in offences(path)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import tempfile",
+        "from tempfile import mkdtemp",
+        "import uuid",
+        'name = f".{target}.partial"',
+        'name = path + ".new"',
+        'prefix = "meteora-other-"',
+    ],
+)
+def test_a_temporary_name_made_elsewhere_would_be_seen(line: str) -> None:
+    assert any(map(makes_a_temporary_name, ast.walk(ast.parse(line))))
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_a_scratch_folder_is_known_by_its_name(purpose: Purpose) -> None:
+    with scratch.temporary_folder(purpose) as folder:
+        assert scratch.is_scratch(folder)
+        assert folder.parent == scratch.scratch_root()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["meteora-", "meteora-x-abc", "meteora-fit-", "other-fit-abc"])
+def test_another_folder_is_not_taken_for_a_scratch_folder(name: str) -> None:
+    assert not scratch.is_scratch(Path("/tmp", name))
+
+
+def test_what_is_made_beside_a_target_is_known_by_its_name(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    descriptor, unfinished = scratch.open_unfinished(target)
+    os.close(descriptor)
+    with scratch.unfinished_folder(target) as folder:
+        assert all(map(scratch.is_unfinished, (unfinished, folder, scratch.unfinished_path(target))))
+        assert {path.parent for path in (unfinished, folder)} == {tmp_path}
+    assert scratch.is_staged(scratch.staged_path(target))
+    assert not scratch.is_staged(target)
+    assert not scratch.is_unfinished(target)
