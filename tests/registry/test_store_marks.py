@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +18,18 @@ from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.catalog.schema import upgrade
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
+from meteora_registry.registry.store import RemoteStore
 from meteora_registry.registry.store.marks import UNKNOWN
 from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.doctor import examine
 from meteora_registry.registry.workflows.remove import remove_versions
 from meteora_registry.registry.workflows.store import adopt_store, collect_garbage
 from meteora_registry.registry.workflows.transfer import export_catalog, import_catalog
-from meteora_registry.schemas.errors import StillInUse
+from meteora_registry.schemas.errors import StillInUse, StoreUnavailable
 from meteora_registry.schemas.names import CatalogSource
 from support.small_adapters import make_adapter
 from support.store_processes import add_same
+from support.users import as_ordinary_user
 
 LEGAL = CatalogSource("legal")
 
@@ -240,3 +247,77 @@ def test_the_way_out_that_a_command_names_works(tmp_path: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["garbage"]["blobs"] == 3
     assert give("second", "store", "gc") == 0
     assert give("second", "doctor") == 0
+
+
+def test_what_a_killed_first_add_left_is_collected_by_its_catalog(homes: list[Home], tmp_path: Path) -> None:
+    program = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from meteora_registry.registry.catalog.catalog import Catalog\n"
+        "from meteora_registry.registry.home import Home\n"
+        "from meteora_registry.registry.workflows.add import add_folder\n"
+        "home = Home(Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None)\n"
+        "with Catalog.open(home) as catalog:\n"
+        "    catalog.add_version = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        "    add_folder(catalog, home.store, Path(sys.argv[4]))\n"
+    )
+    home, adapter = homes[0], make_adapter(tmp_path / "legal")
+    arguments = [str(home.folder), home.catalog_url or "", home.store_url or "", str(adapter)]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(blobs_of(home)) == 2
+    with Catalog.open(home) as catalog:
+        add_folder(catalog, home.store, make_adapter(tmp_path / "medical", seed=1))
+        assert home.store.list_marks() == {catalog.identify()}
+        # The config is the same in both.
+        assert collect_garbage(catalog, home.store, grace_seconds=0).blobs == 1
+        assert examine(home).problems == ()
+
+
+def test_an_import_whose_store_is_away_leaves_the_catalog_empty(
+    homes: list[Home], catalogs: list[Catalog], tmp_path: Path
+) -> None:
+    add_folder(catalogs[0], homes[0].store, make_adapter(tmp_path / "legal"))
+    export_catalog(catalogs[0], tmp_path / "catalog.jsonl")
+    away = RemoteStore((tmp_path / "away").as_uri(), tmp_path / "cache")
+    with pytest.raises(StoreUnavailable, match="is not there"):
+        import_catalog(catalogs[1], tmp_path / "catalog.jsonl", store=away)
+    assert (catalogs[1].list_adapters(), catalogs[1].identify()) == ((), None)
+
+
+def test_mending_from_another_place_makes_no_catalog_the_owner_of_what_was_there(
+    home: Home, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tmp_path / "legal")
+    (tmp_path / "share").mkdir()
+    others = Home(tmp_path / "others", store_url=(tmp_path / "share").as_uri())
+    with Catalog.open(others) as catalog:
+        add_folder(catalog, others.store, make_adapter(tmp_path / "medical", seed=1))
+    forget_marks(others)
+    before = blobs_of(others)
+    with Catalog.open(home) as catalog:
+        add_folder(catalog, home.store, adapter)
+        moved = Home(home.folder, store_url=others.store_url)
+        for problem in examine(moved).problems:
+            assert problem.mending is not None
+            problem.mending.act()
+        assert moved.store.list_marks() == {UNKNOWN, catalog.identify()}
+        with pytest.raises(StillInUse):
+            collect_garbage(catalog, moved.store, grace_seconds=0)
+    assert before < blobs_of(moved)
+
+
+def test_a_store_that_takes_no_mark_says_why_nothing_was_deleted() -> None:
+    # Not below pytest's own folder, into which another user may not look.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        home = Home(Path(name) / "home")
+        with as_ordinary_user():
+            with Catalog.open(home) as catalog:
+                add_folder(catalog, home.store, make_adapter(Path(name) / "legal"))
+                forget_marks(home)
+                (home.folder / "blobs" / "catalogs").chmod(0o555)
+                with pytest.raises(StoreUnavailable, match="cannot be written: Permission denied"):
+                    collect_garbage(catalog, home.store)
+                kept = remove_versions(catalog, home.store, LEGAL).kept
+                assert isinstance(kept, StoreUnavailable)
+            (home.folder / "blobs" / "catalogs").chmod(0o755)
