@@ -10,6 +10,8 @@ from typing import Self
 
 import platformdirs
 
+from ..schemas.errors import SourceUnreadable
+from .secrets import remember_url
 from .store import RemoteStore, Store
 
 HOME_VARIABLE = "METEORA_HOME"
@@ -22,10 +24,12 @@ CATALOG_FILE = "catalog.db"
 class Home:
     """A folder, and the URLs of a catalog and of a content store elsewhere.
 
-    Without them the catalog is ``catalog.db`` in the folder, and the content store ``blobs``.
+    Without them the catalog is ``catalog.db`` in the folder, and the content store ``blobs``. Without
+    ``named`` the folder is below the user's data folder, which is looked up only by those who need it: not
+    every account has one.
     """
 
-    folder: Path
+    named: Path | None
     catalog_url: str | None = None
     store_url: str | None = None
 
@@ -38,16 +42,35 @@ class Home:
         *,
         environment: Mapping[str, str] = os.environ,
     ) -> Self:
-        """The home that the arguments name, else the environment, else the user's data folder.
+        """Return the home that the arguments name, else the environment, else the user's data folder.
 
-        Nothing is read or created. An empty variable counts as not set.
+        Nothing is read or created, and nothing is refused yet. An empty variable counts as not set.
         """
-        named = folder or environment.get(HOME_VARIABLE) or platformdirs.user_data_path("meteora-registry")
-        return cls(
-            Path(named).expanduser().absolute(),
-            catalog_url or environment.get(CATALOG_VARIABLE) or None,
-            store_url or environment.get(STORE_VARIABLE) or None,
-        )
+        named = folder or environment.get(HOME_VARIABLE)
+        catalog_url = catalog_url or environment.get(CATALOG_VARIABLE) or None
+        store_url = store_url or environment.get(STORE_VARIABLE) or None
+        for url in (catalog_url, store_url):
+            remember_url(url or "")
+        return cls(Path(named) if named else None, catalog_url, store_url)
+
+    @property
+    def folder(self) -> Path:
+        """The folder's absolute path.
+
+        Raises:
+            SourceUnreadable: it cannot be found: the account has no home, or the current folder is gone.
+        """
+        try:
+            # platformdirs, pathlib and os raise different errors for an account without a home.
+            named = self.named or platformdirs.user_data_path("meteora-registry")
+            folder = named.expanduser().absolute()
+        except (RuntimeError, OSError) as error:
+            found = f"`{self.named}`" if self.named else "the folder of catalog and content store"
+            raise SourceUnreadable(
+                f"{found} cannot be found: this account has no home, or the current folder is gone",
+                hint=f"name an absolute path with `--home`, or in {HOME_VARIABLE}",
+            ) from error
+        return folder
 
     @property
     def catalog_file(self) -> Path:

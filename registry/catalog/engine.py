@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from ...schemas.errors import CatalogUnusable, MissingDependency, UsageError
+from ..secrets import hide_secrets, mask_url, remember_url
 
 BUSY_TIMEOUT_SECONDS = 60.0
 CONNECT_TIMEOUT_SECONDS = 10
@@ -43,6 +44,13 @@ _DISK_FULL = "53100"
 _FULL_HINT = "free some space on its disk and give the same command again; nothing was half recorded"
 _DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
 _SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
+_URL_HINT = "such as `sqlite:////folder/catalog.db` or `postgresql://user@host/name`"
+_ESCAPE_HINT = (
+    "write `@`, `:`, `/`, `?` and `#` of a user or password as `%40`, `%3A`, `%2F`, `%3F` and `%23`, and an "
+    "IPv6 address in brackets"
+)
+# The only encoding that holds every name; the driver gives bytes for text from a database in SQL_ASCII.
+_ENCODING = "UTF8"
 
 # What they log is raised too, and reported in our words: an interrupt while a connection closes, or a
 # connection that was lost among several rows. Without a handler Python would print it on stderr.
@@ -51,23 +59,63 @@ for _library in ("sqlalchemy", "psycopg"):
 
 
 def parse_catalog_url(catalog: str) -> URL:
-    """The URL of a catalog: ``sqlite:////folder/catalog.db`` or ``postgresql://user@host/name``.
+    """Return the URL of a catalog: ``sqlite:////folder/catalog.db`` or ``postgresql://user@host/name``.
 
     Raises:
         UsageError: anything else.
     """
-    hint = "such as `sqlite:////folder/catalog.db` or `postgresql://user@host/name`"
+    remember_url(catalog)
     try:
         url = make_url(catalog)
-    except ArgumentError as error:
-        raise UsageError("the catalog is no URL that can be read", hint=hint) from error
+    except ArgumentError:
+        raise UsageError("the catalog is not a URL that can be read", hint=_URL_HINT) from None
+    except ValueError:
+        # Of the parts only the port is converted; the error quotes it, and it may be half of a password.
+        raise UsageError(
+            f"the port in the catalog's URL `{mask_url(catalog)}` is not a number", hint=_ESCAPE_HINT
+        ) from None
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise UsageError(f"a catalog cannot be kept in `{url.drivername}`", hint=hint)
+        raise UsageError(f"a catalog cannot be kept in `{url.drivername}`", hint=_URL_HINT)
     if not url.database or url.database == ":memory:":
-        raise UsageError(f"the catalog `{describe_url(url)}` names no database", hint=hint)
+        raise UsageError(f"the catalog `{describe_url(url)}` names no database", hint=_URL_HINT)
+    if url.drivername == "sqlite":
+        _check_sqlite(url)
+    else:
+        _check_postgresql(url)
     return url
+
+
+def _check_sqlite(url: URL) -> None:
+    if url.host or url.port or url.username or url.password or url.query:
+        raise UsageError(
+            f"the catalog `{describe_url(url)}` is a file, expected no host, user or options in its URL",
+            hint="such as `sqlite:////folder/catalog.db`, with four slashes before an absolute path",
+        )
+    if any(ord(character) < ord(" ") for character in url.database or ""):
+        raise UsageError("the catalog's path has a control character", hint=_URL_HINT)
+
+
+def _check_postgresql(url: URL) -> None:
+    if "@" in (url.host or "") or (url.host or "").startswith("["):
+        raise UsageError(
+            f"the host in the catalog's URL `{mask_url(str(url))}` cannot be read", hint=_ESCAPE_HINT
+        )
+    if url.port is not None and not 0 < url.port < 1 << 16:
+        raise UsageError(f"the port in the catalog's URL is {url.port}, expected 1 to 65535", hint=_URL_HINT)
+    parts = [url.username, url.password, url.host, url.database, *_flatten(url.query.values())]
+    # The driver hands them on as one line of text, which ends at a zero byte.
+    if any(not part.isprintable() for part in parts if part):
+        raise UsageError(
+            "the catalog's URL has a character that PostgreSQL does not take, such as a zero byte",
+            hint=_URL_HINT,
+        )
+
+
+def _flatten(values: Iterable[str | tuple[str, ...]]) -> Iterator[str]:
+    for value in values:
+        yield from (value,) if isinstance(value, str) else value
 
 
 def sqlite_url(path: Path) -> URL:
@@ -76,10 +124,10 @@ def sqlite_url(path: Path) -> URL:
 
 
 def describe_url(url: URL) -> str:
-    """The catalog for people: the path of a SQLite file, else the URL without its password."""
+    """Return the catalog for people: the path of a SQLite file, else the URL without its secrets."""
     if url.get_backend_name() == "sqlite":
         return url.database or "sqlite://"
-    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+    return mask_url(url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True))
 
 
 def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
@@ -95,22 +143,59 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     immutable = sqlite and url.database is not None and _lies_read_only(Path(url.database))
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
     if not sqlite:
+        _require_known_options(url)
         options = _postgresql_options(url, with_timeout=foreign_keys)
     if immutable:
         options = {"creator": partial(_open_immutable, Path(url.database or ""))}
     try:
         engine = create_engine(url, pool_timeout=BUSY_TIMEOUT_SECONDS, **options)
     except (ImportError, NoSuchModuleError) as error:
-        raise MissingDependency(
-            "a catalog on PostgreSQL needs the package `psycopg`",
-            hint="pip install 'meteora-registry[postgres]'",
-        ) from error
+        raise _driver_missing() from error
+    except (ArgumentError, ValueError) as error:
+        # Several hosts with several ports are taken apart here, and the message quotes them.
+        raise UsageError(
+            f"the catalog `{describe_url(url)}` cannot be used: {hide_secrets(str(error))}", hint=_URL_HINT
+        ) from None
     if sqlite:
         event.listen(engine, "connect", _prepare_with_foreign_keys if foreign_keys else _prepare_sqlite)
         event.listen(engine, "begin", _begin_immutable if immutable else _begin_sqlite)
     else:
+        # Before SQLAlchemy asks the server for its version, which it cannot read in every encoding.
+        event.listen(engine, "connect", partial(_require_encoding, describe_url(url)), insert=True)
         event.listen(engine, "begin", _begin_postgresql)
     return engine
+
+
+def _driver_missing() -> MissingDependency:
+    return MissingDependency(
+        "a catalog on PostgreSQL needs the package `psycopg`",
+        hint="pip install 'meteora-registry[postgres]'",
+    )
+
+
+def _require_known_options(url: URL) -> None:
+    try:
+        from psycopg import pq
+    except ImportError as error:
+        raise _driver_missing() from error
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    unknown = sorted(set(url.query) - known)
+    if unknown:
+        # Not the value: a password misspelled is a password.
+        raise UsageError(
+            f"the catalog's URL has the option `{unknown[0]}`, which PostgreSQL does not have",
+            hint="such as `postgresql://user@host/name?sslmode=require`",
+        )
+
+
+def _require_encoding(catalog: str, connection: Any, record: object) -> None:
+    found = connection.info.parameter_status("server_encoding")
+    if found != _ENCODING:
+        connection.close()
+        raise CatalogUnusable(
+            f"the database of the catalog `{catalog}` has the encoding `{found}`, expected `{_ENCODING}`",
+            hint="create one with `createdb --encoding UTF8 --template template0 NAME`",
+        )
 
 
 def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
@@ -127,7 +212,12 @@ def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
     # Whatever the default: a reader sees one state throughout its transaction.
     fixed = r"-c default_transaction_isolation=repeatable\ read"
     # A statement that is prepared gets a plan for any values, and a search's costs depend on which.
-    arguments: dict[str, Any] = {"options": " ".join([own, *said, fixed]), "prepare_threshold": None}
+    # Whatever PGCLIENTENCODING says: text is text only in UTF-8.
+    arguments: dict[str, Any] = {
+        "options": " ".join([own, *said, fixed]),
+        "prepare_threshold": None,
+        "client_encoding": _ENCODING,
+    }
     if "connect_timeout" not in url.query:
         arguments["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     return {
@@ -214,9 +304,13 @@ def transaction(engine: Engine, *, writes: bool = False) -> Iterator[Session]:
 
 @contextmanager
 def translated_errors(engine: Engine) -> Iterator[None]:
-    """Errors of the database as ``CatalogUnusable``."""
+    """Raise errors of the database as ``CatalogUnusable``, and as ``UsageError`` what it cannot hold."""
     try:
         yield
+    except (DataError, UnicodeError, OverflowError) as error:
+        # Text that is not Unicode, a zero byte, a number beyond 64 bits: they come from arguments alone.
+        reason = hide_secrets(str(getattr(error, "orig", error)).partition("\n")[0])
+        raise UsageError(f"a catalog cannot hold a value that was given: {reason}") from error
     except DBAPIError as error:
         raise describe_failure(error.orig, describe_url(engine.url)) from error
     except PoolTimeout as error:
@@ -229,7 +323,7 @@ def translated_errors(engine: Engine) -> Iterator[None]:
 
 def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusable:
     """What a driver's error means for a catalog, and what to do."""
-    reason = str(error).strip().partition("\n")[0]
+    reason = hide_secrets(str(error).strip().partition("\n")[0])
     code = getattr(error, "sqlite_errorcode", None)
     # The lower byte is the primary code; the rest says more.
     primary = code & 0xFF if isinstance(code, int) else None

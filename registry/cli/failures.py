@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 import click
 
 from ...schemas.errors import AdapterRefused, DataRefused, FuseRefused, MeteoraError
-from .output import escape
+from ..secrets import hide_secrets
+from .output import print_remark
 
 DONE, REFUSED, USAGE, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
 DEBUG_VARIABLE = "METEORA_DEBUG"
@@ -24,11 +26,15 @@ def report_failure(error: Exception) -> int:
     With ``METEORA_DEBUG=1`` the traceback stands before it.
     """
     if os.environ.get(DEBUG_VARIABLE) == "1":
-        traceback.print_exception(error)
+        click.echo(hide_secrets("".join(traceback.format_exception(error))), err=True, nl=False)
     match error:
         case MeteoraError():
             _say(error.message, hint=error.hint, details=_details_of(error))
             return error.exit_code
+        case click.exceptions.NoArgsIsHelpError():
+            # Its message is the help of the group, of many lines.
+            click.echo(error.message, err=True)
+            return USAGE
         case click.Abort():
             _say("interrupted")
             return INTERRUPTED
@@ -65,11 +71,11 @@ def worst_code(codes: Iterable[int]) -> int:
 
 
 def _say(message: str, *, hint: str | None = None, details: Iterable[str] = ()) -> None:
-    click.echo(f"error: {escape(message)}", err=True)
+    print_remark(f"error: {message}")
     for detail in details:
-        click.echo(f"  {escape(detail)}", err=True)
+        print_remark(f"  {detail}")
     if hint:
-        click.echo(f"hint: {escape(hint)}", err=True)
+        print_remark(f"hint: {hint}")
 
 
 def _details_of(error: MeteoraError) -> list[str]:
@@ -82,4 +88,15 @@ def _details_of(error: MeteoraError) -> list[str]:
 
 def _describe_os_error(error: OSError) -> str:
     reason = (error.strerror or str(error)).lower()
-    return f"`{error.filename}`: {reason}" if error.filename else reason
+    if error.filename:
+        return f"`{error.filename}`: {reason}"
+    # What asks for the current folder does not name it.
+    return "the current folder is gone" if error.errno == errno.ENOENT and _is_nowhere() else reason
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - what is wanted is the error
+    except FileNotFoundError:
+        return True
+    return False

@@ -1,7 +1,8 @@
 """What commands print: data on stdout, as text or JSON, and remarks on stderr.
 
 Names, bases and licences come from files that somebody else wrote. Everything printed is escaped
-here, so none of it moves the cursor, changes a colour or hides a line.
+here, so none of it moves the cursor, changes a colour or hides a line; and a URL among it is shown without
+its secrets.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import click
 from pydantic import BaseModel
 
 from ...schemas.document import canonical_json
+from ..secrets import hide_secrets, mask_urls
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -25,12 +27,12 @@ _UNITS = ("kB", "MB", "GB", "TB")
 
 
 def escape(text: str) -> str:
-    r"""``text`` on one line, with every character that a terminal would act on written as ``\x1b``."""
+    r"""Return text on one line, each character that a terminal would act on as ``\x1b``, URLs masked."""
     return "".join(
         character.encode("unicode_escape").decode("ascii")
         if unicodedata.category(character) in _UNPRINTABLE
         else character
-        for character in text
+        for character in mask_urls(text)
     )
 
 
@@ -40,8 +42,8 @@ def print_line(text: str = "") -> None:
 
 
 def print_remark(text: str) -> None:
-    """One line on stderr, for people."""
-    click.echo(escape(text), err=True)
+    """Print one line on stderr, for people."""
+    click.echo(escape(hide_secrets(text)), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -50,16 +52,18 @@ def print_json(value: Any) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """A record as JSON values."""
+    """Return a record as JSON values, its URLs masked."""
     match value:
+        case str():
+            return mask_urls(value)
         case BaseModel():
-            return value.model_dump(mode="json")
+            return to_json(value.model_dump(mode="json"))
         case datetime():
             return value.isoformat()
         case Path():
-            return str(value)
+            return mask_urls(str(value))
         case Mapping():
-            return {str(key): to_json(each) for key, each in value.items()}
+            return {mask_urls(str(key)): to_json(each) for key, each in value.items()}
         case list() | tuple() | frozenset() | set():
             return [to_json(each) for each in value]
         case _ if dataclasses.is_dataclass(value):

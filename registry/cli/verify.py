@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,9 @@ from .note import note_in_catalog
 from .output import print_facts, print_json, print_line, print_table
 from .parameters import examples, format_option, pass_home
 from .progress import step_bar
+
+if TYPE_CHECKING:
+    from ..store import Store
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
 
@@ -73,11 +77,21 @@ def command(
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     with step_bar() as advance:
         record = verify(
-            home.store, folder, level=Level(level), base=base, keep_record=keep_record, advance=advance
+            _store_for(home, level),
+            folder,
+            level=Level(level),
+            base=base,
+            keep_record=keep_record,
+            advance=advance,
         )
     note_in_catalog(home, lambda catalog: catalog.record_verification(record, folder.resolve()))
     _show(record, folder, as_json=as_json)
     context.exit(EXIT_CODES[record.outcome])
+
+
+def _store_for(home: Home, level: str) -> Store | None:
+    """Return the store with the members' own files; at level `integrity` none is needed, nor a home."""
+    return home.store if level == Level.SOURCE else None
 
 
 def _verify_on_hub(
@@ -88,7 +102,7 @@ def _verify_on_hub(
     from ..workflows.verify import verify
 
     with step_bar() as advance, fetched_bundle(Hub(), source, advance=advance) as folder:
-        record = verify(home.store, folder, level=level, base=base, advance=advance)
+        record = verify(_store_for(home, level), folder, level=level, base=base, advance=advance)
         _show(record, folder, as_json=as_json)
     return record
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -40,6 +39,8 @@ from ...schemas.errors import (
     SourceUnreadable,
     UsageError,
 )
+from .. import secrets
+from ..secrets import remember_secret
 from .rate import AnswerRefused, AnswerTooSlow
 
 # Whatever a call of huggingface_hub may raise. It takes answers apart without a look at their shape, so a
@@ -63,11 +64,8 @@ FOREIGN_ERRORS = (
 BUSY = 429
 _TRANSIENT = frozenset({408, BUSY, 500, 502, 503, 504})
 _MAX_SERVER_TEXT = 300
-_SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=[?&])[^=&\s]+=[^&\s'\"]+")
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
-# Also the characters that change the direction of text; its own messages have line ends.
+# What a terminal would act on, also the characters that change the direction of text; its messages have line ends.
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_HIDDEN = "[hidden]"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _AGAIN = "run the same command again later"
 
@@ -170,11 +168,9 @@ def asked_pause_seconds(error: BaseException) -> float | None:
 
 
 def hide_secrets(text: str) -> str:
-    """``text`` without tokens, signatures in addresses, and user names in them."""
-    token = get_token()
-    if token:
-        text = text.replace(token, _HIDDEN)
-    return _USER_INFO.sub("", _SECRETS.sub(_HIDDEN, text))
+    """Return text without tokens, this user's own among them, and without the secrets of URLs."""
+    remember_secret(get_token())
+    return secrets.hide_secrets(text)
 
 
 class SecretFilter(logging.Filter):

@@ -19,6 +19,7 @@ from typing import Any
 
 from ...schemas.errors import MeteoraError, MissingDependency, StoreUnavailable, UsageError
 from ...schemas.scratch import incoming_name
+from ..secrets import hide_secrets, mask_url, remember_url
 from .blob import CHUNK_BYTES, READ_ONLY, flush_folder
 
 INCOMING = "incoming"
@@ -26,10 +27,8 @@ _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "ad
 _EXTRAS = {"s3": "pip install 'meteora-registry[s3]'", "gs": "pip install 'meteora-registry[gs]'"}
 _READ_AHEAD_BYTES = 8 << 20
 _URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<rest>.+)", re.DOTALL)
-_PASSWORD = re.compile(r"[^/]*:[^/]*@")
+_PASSWORD = re.compile(r"[^/@]*:.*@", re.DOTALL)
 _EXAMPLE = "such as `s3://bucket/adapters` or `file:///shared/adapters`"
-# What a server's text may repeat of us: user and password, or the query of a signed address.
-_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|\?[^\s'\"]+")
 _MAX_REASON = 300
 
 
@@ -39,19 +38,31 @@ def parse_store_url(text: str) -> str:
     Raises:
         UsageError: no URL, one of several parts, or one that holds a password.
     """
+    remember_url(text)
     if text.startswith(("/", "~")):
-        return Path(text).expanduser().absolute().as_uri()
+        return _folder_url(text)
     found = _URL.fullmatch(text)
     if found is None:
-        raise UsageError(f"the store `{_clean(text)}` is no URL", hint=_EXAMPLE)
+        raise UsageError(f"the store `{mask_url(text)}` is no URL", hint=_EXAMPLE)
     if _PASSWORD.match(found["rest"]):
         raise UsageError(
             f"the store's `{found['protocol']}` URL holds a password",
             hint="leave it out; the library finds credentials in its own environment",
         )
     if "::" in text or "?" in text or "#" in text:
-        raise UsageError(f"the store `{_clean(text)}` is more than a place", hint=_EXAMPLE)
+        raise UsageError(f"the store `{mask_url(text)}` is more than a place", hint=_EXAMPLE)
     return text.rstrip("/")
+
+
+def _folder_url(text: str) -> str:
+    try:
+        return Path(text).expanduser().absolute().as_uri()
+    # Two errors of one cause: no home is known for `~`, or for the user behind it.
+    except (RuntimeError, OSError) as error:
+        raise UsageError(
+            f"the store `{text}` cannot be found: there is no home of that name",
+            hint="name a folder by its absolute path, such as `/shared/adapters`",
+        ) from error
 
 
 class Remote:
@@ -65,11 +76,11 @@ class Remote:
         self._protocol = self.url.partition("://")[0]
 
     def __str__(self) -> str:
-        return self.url
+        return mask_url(self.url)
 
     def url_of(self, name: str) -> str:
         """Where a file lies, for people."""
-        return f"{self.url}/{name}"
+        return f"{self}/{name}"
 
     def require_there(self) -> None:
         """Pass if the store can be listed, however little is in it.
@@ -167,7 +178,7 @@ class Remote:
         try:
             fsspec.get_filesystem_class(self._protocol)
         except ValueError as error:
-            raise UsageError(f"a store cannot be kept at `{self.url}`", hint=_EXAMPLE) from error
+            raise UsageError(f"a store cannot be kept at `{self}`", hint=_EXAMPLE) from error
         except ImportError as error:
             raise MissingDependency(
                 f"a store at `{self._protocol}://` needs a package that is not installed",
@@ -186,9 +197,7 @@ class Remote:
         root = self._opened[1]
         # A share that is not mounted must not be taken for an empty store.
         if self._is_folder and not Path(root).is_dir():
-            raise StoreUnavailable(
-                f"the store `{self.url}` is not there", hint="mount it, or create the folder"
-            )
+            raise StoreUnavailable(f"the store `{self}` is not there", hint="mount it, or create the folder")
         return f"{root}/{name}"
 
     def _require_bucket(self) -> None:
@@ -242,8 +251,4 @@ class Remote:
 
 def _reason(error: Exception) -> str:
     text = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0]
-    return _clean(text)[:_MAX_REASON] or type(error).__name__
-
-
-def _clean(text: str) -> str:
-    return _SECRETS.sub("", text)
+    return hide_secrets(text)[:_MAX_REASON] or type(error).__name__

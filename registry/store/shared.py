@@ -48,7 +48,7 @@ class RemoteStore(Store):
         super().__init__(caches / Digest.of_bytes(self.remote.url.encode()).short)
 
     def __str__(self) -> str:
-        return self.remote.url
+        return str(self.remote)
 
     def require_there(self) -> None:
         """Pass if the store at the URL can be listed, however little is in it.

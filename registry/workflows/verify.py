@@ -55,7 +55,7 @@ def gate_is_fitted(folder: Path) -> bool:
 
 
 def verify(
-    store: Store,
+    store: Store | None,
     folder: Path,
     *,
     level: Level,
@@ -66,7 +66,7 @@ def verify(
     """Verify the bundle in a folder on every backend of this machine.
 
     Args:
-        store: where the members' own files are looked for.
+        store: where the members' own files are looked for; used at level `source` alone.
         folder: the bundle.
         level: how far to go.
         base: the folder of the base model, asked where the bundle says that the base renamed modules.
@@ -77,7 +77,7 @@ def verify(
         SourceUnreadable: the manifest or the base cannot be read, or the record cannot be written.
     """
     manifest = _manifest_if_sound(folder)
-    sources = stored_sources(store, manifest) if manifest and level is Level.SOURCE else {}
+    sources = stored_sources(store, manifest) if store and manifest and level is Level.SOURCE else {}
     record = verify_bundle(
         folder,
         level=level,

@@ -171,7 +171,7 @@ def test_a_catalog_that_stays_busy_is_said_to_be_busy(home: Home, monkeypatch: p
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("catalog.db", "the catalog is no URL that can be read"),
+        ("catalog.db", "the catalog is not a URL that can be read"),
         ("mysql://host/name", "a catalog cannot be kept in `mysql`"),
         ("sqlite://", "the catalog `sqlite://` names no database"),
         ("sqlite:///:memory:", "the catalog `:memory:` names no database"),

@@ -62,7 +62,7 @@ def test_in_a_batch_two_is_over_one_over_three_over_zero(codes: list[int], code:
         ),
         (
             ["--catalog", "nonsense", "list"],
-            "error: the catalog is no URL that can be read\n"
+            "error: the catalog is not a URL that can be read\n"
             "hint: such as `sqlite:////folder/catalog.db` or `postgresql://user@host/name`\n",
         ),
     ],
