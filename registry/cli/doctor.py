@@ -39,7 +39,7 @@ def command(context: click.Context, home: Home, *, fix: bool, yes: bool, jobs: i
     from ..workflows.doctor import examine
 
     with progress_bar("reading", _bytes_to_read(home)) as advance:
-        examination = examine(home, beside=[Path.cwd()], jobs=jobs, advance=advance)
+        examination = examine(home, beside=_current_folder(), jobs=jobs, advance=advance)
     if not as_json:
         _describe(examination)
     outcomes: dict[int, str] = {}
@@ -51,6 +51,14 @@ def command(context: click.Context, home: Home, *, fix: bool, yes: bool, jobs: i
     if as_json:
         print_json(_to_json(examination, outcomes))
     context.exit(worst_code(codes))
+
+
+def _current_folder() -> list[Path]:
+    """Return the current folder, as long as there is one: it may have been deleted since."""
+    try:
+        return [Path.cwd()]
+    except FileNotFoundError:
+        return []
 
 
 def _bytes_to_read(home: Home) -> int:

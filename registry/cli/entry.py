@@ -11,6 +11,9 @@ _INTERRUPTED = 130
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
     try:
+        from .streams import prepare_streams
+
+        prepare_streams()
         from .main import run
 
         code = run()

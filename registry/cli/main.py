@@ -12,8 +12,9 @@ import click
 
 import meteora_registry
 
+from ...schemas.errors import UsageError
 from ..home import CATALOG_VARIABLE, HOME_VARIABLE, STORE_VARIABLE, Home
-from .failures import report_failure
+from .failures import REFUSED, report_failure
 from .parameters import examples
 
 # In the order in which `--help` lists them; each is `command` in the module of its name.
@@ -109,7 +110,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        if any("\0" in argument for argument in arguments or ()):
+            # A shell cannot pass one on; a program that calls this can.
+            raise UsageError("an argument has a zero byte")  # noqa: TRY301
         code = cli.main(args=arguments, prog_name="meteora-registry", standalone_mode=False)
+        # A full disk or a reader that left must be noticed here, not while the interpreter ends.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return REFUSED
     # The one place where every failure ends: what is not known here is a defect, and is said to be one.
     except Exception as error:  # noqa: BLE001
         return report_failure(error)
