@@ -7,18 +7,20 @@ hand, the paths of its members are resolved here, on a model without memory, bef
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
-from ..schemas.errors import SourceUnreadable, UsageError
+from ..schemas.errors import UsageError
+from .base_config import bounded_modules, check_base_config, translated_failures
 from .layer import features_of
 
 
@@ -40,12 +42,30 @@ def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
         SourceUnreadable: the folder has no config that transformers can read.
         UsageError: transformers does not have the architecture.
     """
-    config = _read_config(source) if isinstance(source, Path) else source
-    with torch.device("meta"):
-        if not config.architectures:
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-            return model
-        return _model_class(config.architectures[0])(config)
+    if isinstance(source, Path):
+        check_base_config(source)
+        what = f"`{source}` is not a base model"
+    else:
+        what = "the base's config cannot be used"
+    with translated_failures(what), bounded_modules(str(source) if isinstance(source, Path) else ""):
+        config = _read_config(source) if isinstance(source, Path) else source
+        with torch.device("meta"), warnings.catch_warnings():
+            # torch remarks on tensors without elements, which no weights will ever fill here.
+            warnings.simplefilter("ignore")
+            return _build(config)
+
+
+def vocabulary_of(base: PreTrainedModel) -> int | None:
+    """Return the number of rows of the base's embedding of tokens; None if it has none, or several.
+
+    A model that reads images, sound, or two kinds of input need not say which of its modules that is.
+    """
+    try:
+        embedding = base.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    rows = getattr(embedding, "num_embeddings", None)
+    return rows if isinstance(rows, int) else None
 
 
 def module_shapes(base: PreTrainedModel) -> dict[str, ModuleShape]:
@@ -74,17 +94,19 @@ def resolve_paths(paths: Iterable[str], base: PreTrainedModel) -> dict[str, str]
 
 
 def _read_config(folder: Path) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise SourceUnreadable(
-            f"`{folder}` is no base model: {first_line}",
-            hint="name the folder that holds the base's `config.json`",
-        ) from error
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     return config
+
+
+def _build(config: PretrainedConfig) -> PreTrainedModel:
+    names = config.architectures
+    if names:
+        return _model_class(str(names[0]))(config)
+    kind = AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModel
+    model: PreTrainedModel = kind.from_config(config)  # type: ignore[no-untyped-call]
+    return model
 
 
 def _model_class(name: str) -> type[PreTrainedModel]:

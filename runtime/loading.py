@@ -21,7 +21,8 @@ from transformers import (
 
 from ..fuser.bundle import open_bundle
 from ..schemas.bundle import BundleConfig
-from ..schemas.errors import SourceUnreadable, UsageError
+from ..schemas.errors import UsageError
+from .base_config import check_base_config, translated_failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +110,10 @@ def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
     Raises:
         SourceUnreadable: there is nothing there that transformers can read.
     """
-    try:
+    if Path(name).is_dir():
+        check_base_config(Path(name))
+    with translated_failures(
+        f"`{name}` cannot be loaded as the base",
+        hint="name a folder or a Hub repository with model and tokenizer",
+    ):
         return kind.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise SourceUnreadable(
-            f"`{name}` cannot be loaded as the base: {first_line}",
-            hint="name a folder or a Hub repository with model and tokenizer",
-        ) from error

@@ -149,11 +149,10 @@ def _read_facts(base: str, subjects: Sequence[Subject]) -> BaseFacts:
     from ..dependencies import require_torch
 
     require_torch("looking at a base model")
-    from ...runtime.base_modules import module_shapes, read_base, resolve_paths
+    from ...runtime.base_modules import module_shapes, read_base, resolve_paths, vocabulary_of
 
     model = read_base(Path(base))
     paths = {path for each in subjects if each.inspection for path in module_paths(each.inspection)}
-    embedding = model.get_input_embeddings()
     return BaseFacts(
         name=Path(base).name,
         modules={
@@ -161,7 +160,7 @@ def _read_facts(base: str, subjects: Sequence[Subject]) -> BaseFacts:
             for path, shape in module_shapes(model).items()
         },
         present=resolve_paths(sorted(paths), model),
-        vocabulary=getattr(embedding, "num_embeddings", None),
+        vocabulary=vocabulary_of(model),
         ties_embedding=bool(getattr(model.config, "tie_word_embeddings", False)),
     )
 

@@ -87,7 +87,7 @@ def test_bundle_under_present_names_loads_on_a_renamed_architecture(tmp_path: Pa
 
 
 def test_folder_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreadable, match="is no base model: ") as caught:
+    with pytest.raises(SourceUnreadable, match="is not a base model: ") as caught:
         read_base(tmp_path)
     assert caught.value.hint == "name the folder that holds the base's `config.json`"
 
