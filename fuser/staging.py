@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..inspection.regular_file import real_path
 from ..schemas.bundle import MANIFEST_FILE
 from ..schemas.errors import MeteoraError, SourceUnreadable, UsageError
 from ..schemas.scratch import staged_path
@@ -28,7 +29,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         SourceUnreadable: the folder cannot be made, or the disk is full or fails.
     """
     check_target(target)
-    target = target.resolve()
+    target = real_path(target)
     staging = staged_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         UsageError: another process is making ``target``.
         SourceUnreadable: the folder cannot be made, or the disk is full.
     """
-    target = target.resolve()
+    target = real_path(target)
     staging = staged_path(target)
     try:
         lock = _claim(staging)
@@ -96,7 +97,7 @@ def check_target(target: Path) -> None:
         raise UsageError(
             f"`{target}` exists and is not empty", hint="choose another path with `--out`, or remove it first"
         )
-    around = next((each for each in target.resolve().parents if (each / MANIFEST_FILE).is_file()), None)
+    around = next((each for each in real_path(target).parents if (each / MANIFEST_FILE).is_file()), None)
     if around is not None:
         raise UsageError(
             f"`{target}` lies inside the bundle `{around}`, which holds only what its manifest lists",

@@ -19,6 +19,12 @@ from ..schemas.errors import SourceUnreadable
 from .quotation import quote_name
 
 
+def real_path(path: Path) -> Path:
+    """Return the absolute path without symbolic links; of a link to itself, the path of that link."""
+    # `Path.resolve` raises RuntimeError for such a loop, before Python 3.13.
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
 def open_folder(path: Path) -> Iterator[int]:
     """The descriptor of a folder, which is open within the block.

@@ -61,7 +61,7 @@ def command(
     from ..workflows.verify import find_bundle_folder
     from .trace_text import print_trace
 
-    text = _read_stdin() if prompt == _STDIN else prompt
+    text = _read_stdin() if prompt == _STDIN else _check_text(prompt)
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     found = trace(folder, base, text, max_new_tokens=max_new_tokens, page=html)
     if html is not None:
@@ -73,6 +73,13 @@ def command(
         print_trace(found)
     if not found.gate_fitted:
         print_gate_remark()
+
+
+def _check_text(prompt: str) -> str:
+    # Python keeps an argument's bytes that are no text, and no tokenizer takes them.
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise UsageError("the prompt is not UTF-8")
+    return prompt
 
 
 def _read_stdin() -> str:

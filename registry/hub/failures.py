@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -64,7 +65,7 @@ FOREIGN_ERRORS = (
 BUSY = 429
 _TRANSIENT = frozenset({408, BUSY, 500, 502, 503, 504})
 _MAX_SERVER_TEXT = 300
-# What a terminal would act on, also the characters that change the direction of text; its messages have line ends.
+# What a terminal would act on, also the characters that change the direction of text. Line ends stay.
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _AGAIN = "run the same command again later"

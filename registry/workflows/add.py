@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...inspection.adapter import Inspection, inspect_adapter
+from ...inspection.regular_file import real_path
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, SourceUnreadable, StoreDamaged, UsageError
@@ -77,13 +78,13 @@ def add_folder(
         AlreadyInCatalog: a bundle has the name, or the content is there with another stated base.
         SourceUnreadable: a file cannot be read, or changed while it was being read.
     """
-    wanted_name = check_name(name if name is not None else suggest_name(folder.resolve().name))
+    wanted_name = check_name(name if name is not None else suggest_name(real_path(folder).name))
     wanted_tags = tuple(check_name(tag, what="tag") for tag in tags)
     if base is not None:
         check_base(base)
     inspection = inspect_adapter(folder)
     label = str(folder) if origin is None else str(origin)
-    stated = origin or Origin(kind="folder", location=clean_foreign_text(folder.resolve().name), commit=None)
+    stated = origin or Origin(kind="folder", location=clean_foreign_text(real_path(folder).name), commit=None)
     new = _describe(inspection, label, wanted_name, base, stated)
     if new.license is None:
         new = dataclasses.replace(new, license=license_name)

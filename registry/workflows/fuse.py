@@ -15,6 +15,7 @@ from ...fuser.member import Member
 from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
 from ...fuser.verify import MemberFiles, verify_bundle
 from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
+from ...inspection.regular_file import real_path
 from ...schemas.names import check_name, parse_catalog_source, suggest_name
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
@@ -119,7 +120,7 @@ def fuse(
         AlreadyInCatalog: an adapter has the name.
         SourceUnreadable: the folder cannot be written.
     """
-    bundle_name = check_name(name or suggest_name(folder.resolve().name))
+    bundle_name = check_name(name or suggest_name(real_path(folder).name))
     require_no_conflicts(prepared.plan)
     check_no_adapter_has(catalog, bundle_name)
     write = partial(

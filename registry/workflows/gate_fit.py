@@ -18,6 +18,7 @@ from ...fuser.extract import extract_member
 from ...fuser.refit import NewGates, refit_bundle
 from ...fuser.staging import check_target
 from ...fuser.verify import MemberFiles, verify_bundle
+from ...inspection.regular_file import real_path
 from ...runtime.base_modules import read_base, resolve_paths
 from ...runtime.fitting import (
     FitOptions,
@@ -120,7 +121,7 @@ def fit_bundle(
         SourceUnreadable: a file cannot be read or written.
     """
     bundle, manifest = open_bundle(source), read_manifest(source)
-    bundle_name = check_name(name or _name_of(catalog, source) or suggest_name(folder.resolve().name))
+    bundle_name = check_name(name or _name_of(catalog, source) or suggest_name(real_path(folder).name))
     check_no_adapter_has(catalog, bundle_name)
     if not (folder / MANIFEST_FILE).is_file():
         check_target(folder)
@@ -156,7 +157,7 @@ def _name_of(catalog: Catalog, folder: Path) -> str | None:
         for number in catalog.versions_of(latest.name):
             version = catalog.find_bundle(CatalogSource(latest.name, number))
             if version.manifest_sha256 == manifest_sha256:
-                found.insert(0 if version.path == folder.resolve() else len(found), latest.name)
+                found.insert(0 if version.path == real_path(folder) else len(found), latest.name)
     return found[0] if found else None
 
 
@@ -195,7 +196,7 @@ def _check_statistics(path: Path) -> None:
         UsageError: it is that of a bundle, which holds only what its manifest lists.
     """
     check_writable(path)
-    around = next((each for each in path.resolve().parents if (each / MANIFEST_FILE).is_file()), None)
+    around = next((each for each in real_path(path).parents if (each / MANIFEST_FILE).is_file()), None)
     if around is not None:
         raise UsageError(
             f"`{path}` lies inside the bundle `{around}`, which holds only what its manifest lists",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...inspection.regular_file import real_path
 from ...schemas.bundle import CARD_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import HubConflict, HubMismatch, HubRefused, HubUnavailable
@@ -125,7 +126,7 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
         return ()
     if isinstance(source, Path):
         manifest_sha256 = Digest.of_file(source / MANIFEST_FILE)
-        versions = catalog.find_bundles_in(source.resolve(), manifest_sha256)
+        versions = catalog.find_bundles_in(real_path(source), manifest_sha256)
     else:
         versions = (source,)
     details = {"repository": pushed.repository, "commit": pushed.commit}

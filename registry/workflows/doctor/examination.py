@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ....inspection.regular_file import real_path
 from ....schemas.errors import (
     CatalogUnusable,
     MeteoraError,
@@ -56,7 +57,7 @@ def examine(
     if not is_store_there:
         problems += examine_permissions(home)
     problems += examine_catalog(home, look_for_blobs=is_store_there)
-    parents = {folder.resolve() for folder in beside}
+    parents = {real_path(folder) for folder in beside}
     places: tuple[BundlePlace, ...] = ()
     try:
         if any(problem.code in _UNSOUND for problem in problems):
