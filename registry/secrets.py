@@ -69,6 +69,7 @@ class _Parts:
     has_user_info: bool
     user: str
     password: str
+    misplaced: str
     place: str
     query: tuple[str, ...]
     fragment: str
@@ -121,7 +122,7 @@ def _secrets_of(url: str) -> set[str]:
     if not separator:
         return set()
     parts = _take_apart(rest)
-    secrets = {parts.password, parts.fragment}
+    secrets = {parts.password, parts.misplaced, parts.fragment}
     if not _SHOW_USER.fullmatch(scheme):
         secrets.add(parts.user)
     for pair in parts.query:
@@ -150,14 +151,15 @@ def _take_apart(rest: str) -> _Parts:
     place, _, query = rest.partition("?")
     user, _, password = user_info.partition(":")
     host, slash, path = place.partition("/")
+    misplaced = ""
     if not _HOST_AND_PORT.fullmatch(host):
         # What is not a port may have been meant as a password.
         name = re.match(_HOST, host)
         end = name.end() if name else 0
-        password = password or host[end:].lstrip(":")
+        misplaced = host[end:].lstrip(":")
         place = f"{host[:end]}:{HIDDEN}{slash}{path}"
     pairs = tuple(pair for pair in re.split("[&;]", query) if pair)
-    return _Parts(bool(user_info), user, password, place, pairs, fragment)
+    return _Parts(bool(user_info), user, password, misplaced, place, pairs, fragment)
 
 
 def _mask(scheme: str, rest: str) -> str:

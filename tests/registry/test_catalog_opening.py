@@ -188,6 +188,129 @@ def test_a_url_that_is_none_is_refused(url: str, message: str) -> None:
     assert caught.value.hint == "such as `sqlite:////folder/catalog.db` or `postgresql://user@host/name`"
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://u@h:abc/n", "the port in the catalog's URL `postgresql://u@h:***/n` is not a number"),
+        ("postgresql://u@[::1/n", "the port in the catalog's URL `postgresql://u@[::1/n` is not a number"),
+        ("postgresql://u@h:0/n", "the port in the catalog's URL is 0, expected 1 to 65535"),
+        ("postgresql://u@h:65536/n", "the port in the catalog's URL is 65536, expected 1 to 65535"),
+        (
+            "postgresql://u:a@b@h/n",
+            "the host in the catalog's URL `postgresql+psycopg://u:***@h/n` cannot be read",
+        ),
+        (
+            "postgresql://u:a%00@h/n",
+            "the catalog's URL has a character that PostgreSQL does not take, such as a zero byte",
+        ),
+        (
+            "postgresql://u@h/n?application_name=%00",
+            "the catalog's URL has a character that PostgreSQL does not take, such as a zero byte",
+        ),
+        (
+            "postgresql://u@h/\udcff",
+            "the catalog's URL has a character that PostgreSQL does not take, such as a zero byte",
+        ),
+        ("sqlite:///a%0Ab.db", "the catalog's path has a control character"),
+        (
+            "sqlite://host/x.db",
+            "the catalog `x.db` is a file, expected no host, user or options in its URL",
+        ),
+        (
+            "sqlite:////x.db?timeout=abc",
+            "the catalog `/x.db` is a file, expected no host, user or options in its URL",
+        ),
+    ],
+    ids=[
+        "port of letters",
+        "open bracket",
+        "port zero",
+        "port too large",
+        "two at signs",
+        "zero byte in the password",
+        "zero byte in an option",
+        "bytes that are no text",
+        "line break in a path",
+        "SQLite on a host",
+        "SQLite with options",
+    ],
+)
+def test_part_of_a_url_that_cannot_be_is_refused_with_a_way_out(url: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_catalog_url(url)
+    assert str(caught.value) == message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("foo=secret", "the catalog's URL has the option `foo`, which PostgreSQL does not have"),
+        ("plugin=secret", "the catalog's URL has the option `plugin`, which PostgreSQL does not have"),
+        (
+            "host=a,b&port=1,2,3",
+            "the catalog `postgresql://u@/n?host=a%2Cb&port=1%2C2%2C3` cannot be used: number of hosts and "
+            "ports don't match",
+        ),
+    ],
+    ids=["unknown", "SQLAlchemy's own", "hosts and ports"],
+)
+def test_option_of_a_url_that_cannot_be_is_refused(home: Home, query: str, message: str) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises((UsageError, CatalogUnusable)) as caught:
+        Catalog.open(Home(home.folder, f"postgresql://u@/n?{query}"))
+    assert str(caught.value).startswith(message)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.fixture(params=["SQL_ASCII", "LATIN1", "UTF8"])
+def encoded_url(request: pytest.FixtureRequest, postgres_server: str) -> Iterator[tuple[str, str]]:
+    """An encoding, and the URL of an empty database in it."""
+    server = parse_catalog_url(postgres_server)
+    name = f"in_{request.param.lower()}"
+    create = (
+        f"CREATE DATABASE {name} ENCODING '{request.param}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    with engines.engine_for(server) as engine:
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        with connection:
+            connection.exec_driver_sql(create)
+        try:
+            yield request.param, server.set(database=name).render_as_string(hide_password=False)
+        finally:
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql(f"DROP DATABASE {name}")
+
+
+@pytest.mark.parametrize("client_encoding", [None, "SQL_ASCII", "LATIN1", "nonsense"])
+def test_database_that_is_not_in_utf8_is_refused_with_a_way_out(
+    encoded_url: tuple[str, str], home: Home, client_encoding: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding, url = encoded_url
+    if client_encoding:
+        # What the user's other programs talk in is of no consequence.
+        monkeypatch.setenv("PGCLIENTENCODING", client_encoding)
+    if encoding == "UTF8":
+        schema.upgrade(parse_catalog_url(url))
+        with Catalog.open(Home(home.folder, url)) as catalog:
+            catalog.add_version(new_adapter(license="漢字"))
+            assert [each.license for each in catalog.list_adapters()] == ["漢字"]
+        return
+    for use in (schema.upgrade, lambda url: Catalog.open(Home(home.folder, url.render_as_string(False)))):
+        with pytest.raises(CatalogUnusable) as caught:
+            use(parse_catalog_url(url))
+        assert str(caught.value).endswith(f"` has the encoding `{encoding}`, expected `UTF8`")
+        assert caught.value.hint == "create one with `createdb --encoding UTF8 --template template0 NAME`"
+
+
+def test_value_that_no_catalog_holds_is_a_usage_error(any_catalog: Catalog) -> None:
+    for name in ("\udcff", "a\0b"):
+        try:
+            assert any_catalog.history(name).items == ()
+        except UsageError as error:
+            assert str(error).startswith("a catalog cannot hold a value that was given: ")
+
+
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_a_password_is_never_shown(scheme: str) -> None:
     url = parse_catalog_url(f"{scheme}://user:secret@host/name")
