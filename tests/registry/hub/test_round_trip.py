@@ -16,6 +16,7 @@ from support.hub import SIGNATURE, TOKEN, LoopbackHub, Repository
 from support.hub_commands import Result, Workplace, finish, machine, workplace
 from support.hub_server import serve
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, some_tokens, tiny_llama
+from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
 CARD, CONFIG, WEIGHTS = "README.md", "adapter_config.json", "adapter_model.safetensors"
@@ -246,7 +247,7 @@ def test_an_interrupted_pull_leaves_nothing_and_the_next_finishes_the_job(
     place = workplace(tmp_path / "place", journey.here.machine, empty_catalog)
     held = journey.hub.fault("GET", "^/storage/", action="hold")
     process = place.start("pull", "org/bundle")
-    assert held.reached.wait(60)
+    assert held.reached.wait(PATIENCE_SECONDS)
     result = finish(process, interrupt=True)
     held.release.set()
     assert (result.code, result.out) == (130, "")
