@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> Manifest:
         InvalidDocument: it breaks its schema.
     """
     data = read_bounded(folder / names.MANIFEST_FILE, MAX_MANIFEST_BYTES)
-    return Manifest.from_bytes(data, what=names.MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
+    return Manifest.read(data)
 
 
 def module_shapes(bundle: Bundle) -> dict[str, tuple[int, int]]:

@@ -137,7 +137,7 @@ class _Run:
         data = read_bounded(self.folder / names.MANIFEST_FILE, MAX_MANIFEST_BYTES)
         self.manifest_sha256 = Digest.of_bytes(data)
         try:
-            return Manifest.from_bytes(data, what=names.MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
+            return Manifest.read(data)
         except MeteoraError as error:
             self.problems.append(str(error))
             return None

@@ -235,7 +235,7 @@ def inspect_companion(text: str, catalog: Catalog, store: Store) -> dict[str, Co
 
 def _read_bundle(folder: Path) -> dict[str, Companion]:
     data = read_bounded(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
-    manifest = Manifest.from_bytes(data, what=MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
+    manifest = Manifest.read(data)
     members = {}
     for member in manifest.members:
         text = member.weights_header.encode("utf-8")
