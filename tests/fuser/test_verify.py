@@ -469,10 +469,10 @@ def test_the_eps_of_a_normalised_gate_is_added_to_the_norm(
     fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eps: str
 ) -> None:
     def normalise(config: Json) -> None:
-        # As long as the tokens, or nothing would show.
+        # Large beside the tokens' norm of about 6, or nothing would show.
         data = [{"member": name, "sha256": "0" * 64, "samples": 1} for name in LLAMA_MEMBERS]
         fitted = {"method": "lda", "data": data}
-        config["gate"] |= {"kind": "normalised", "eps": 5.0, "initialisation": None, "fitted": fitted}
+        config["gate"] |= {"kind": "normalised", "eps": 1.0, "initialisation": None, "fitted": fitted}
 
     def clamped(x: Tensor, gate: Tensor, bias: Tensor | None, *, kind: str, eps: float) -> Tensor:
         return x @ gate.T / x.norm(dim=1, keepdim=True).clamp_min(eps)
