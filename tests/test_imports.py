@@ -17,9 +17,10 @@ ALLOWED = {
     "schemas": set(),
     "inspection": {"schemas"},
     "kernels": set(),
-    "fuser": {"schemas", "inspection", "kernels"},
-    "runtime": {"schemas", "inspection", "kernels", "fuser"},
-    "registry": {"schemas", "inspection", "kernels", "fuser", "runtime"},
+    "bundle": {"schemas", "inspection"},
+    "fuser": {"schemas", "inspection", "bundle", "kernels"},
+    "runtime": {"schemas", "inspection", "bundle", "kernels", "fuser"},
+    "registry": {"schemas", "inspection", "bundle", "kernels", "fuser", "runtime"},
     "migrations": {"registry"},
 }
 
@@ -79,6 +80,8 @@ def test_every_folder_of_the_package_is_in_the_table() -> None:
         ("meteora_registry", {"torch", "pydantic", "click", "sqlalchemy"}),
         ("meteora_registry.schemas.bundle", {"torch", "numpy", "sqlalchemy"}),
         ("meteora_registry.inspection.adapter", {"torch", "sqlalchemy", "transformers"}),
+        ("meteora_registry.bundle.agreement", {"torch", "safetensors", "sqlalchemy", "transformers"}),
+        ("meteora_registry.registry.workflows.push_content", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.add", {"torch", "transformers", "alembic", "click"}),
         ("meteora_registry.registry.cli.main", {"torch", "transformers", "sqlalchemy", "numpy", "rich"}),
     ],

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meteora_registry.fuser.bundle import open_bundle
+from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.refit import NewGates, refit_bundle
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
@@ -88,7 +88,7 @@ def fit_with(
     The statistics are kept: fits that differ only in how they solve share one pass of the base.
     """
     opened = open_base(str(base))
-    old = open_bundle(bundle)
+    old = Bundle.open(bundle)
     found = read_task_data(
         data, old.config.names, tokenizer=opened.tokenizer, context_tokens=context_of(opened.config)
     )

@@ -114,7 +114,7 @@ def _make_recipe(
         raise UsageError(
             f"the recipe `{file}` says it all, found also {given}", hint="put it into the recipe"
         )
-    from ...fuser.bundle import read_bounded
+    from ...inspection.regular_file import read_bounded
 
     data = read_bounded(file, MAX_RECIPE_BYTES)
     return _as_usage(lambda: Recipe.from_toml(data, what=str(file)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...fuser.bundle import open_bundle, read_bounded
+from ...bundle import Bundle
+from ...inspection.regular_file import read_bounded
 from ...runtime import evaluation
 from ...runtime.evaluation import EvaluationOptions
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
@@ -48,7 +49,7 @@ def evaluate(
         UsageError: an option is out of range, or the bundle cannot serve in a mode.
         MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
     """
-    members = open_bundle(folder).config.names
+    members = Bundle.open(folder).config.names
     if out is not None:
         check_writable(out)
     if plots is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ...fuser.bundle import open_bundle, read_manifest
-from ...fuser.verify import verify_bundle, write_record
+from ...bundle import Bundle
+from ...bundle.files import write_record
+from ...fuser.verify import verify_bundle
 from ...schemas.bundle import MANIFEST_FILE
 from ...schemas.errors import MeteoraError, SourceUnreadable, UsageError
 from ...schemas.manifest import Manifest
@@ -48,7 +49,7 @@ def find_bundle_folder(open_catalog: Callable[[], Catalog], text: str) -> Path:
 def gate_is_fitted(folder: Path) -> bool:
     """Whether the bundle's gate was fitted; True also where the bundle cannot be opened at all."""
     try:
-        return open_bundle(folder).gate_is_fitted
+        return Bundle.open(folder).is_fitted
     except MeteoraError:
         # Whoever asked has already been told what is wrong.
         return True
@@ -98,7 +99,7 @@ def _renaming_by(base: Path, manifest: Manifest) -> Mapping[str, str]:
 
 def _manifest_if_sound(folder: Path) -> Manifest | None:
     try:
-        return read_manifest(folder)
+        return Bundle(folder).manifest
     except MeteoraError:
         # The verification itself says what is wrong with the manifest.
         return None
