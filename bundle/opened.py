@@ -111,7 +111,7 @@ class Bundle:
             SourceUnreadable: it is missing or cannot be read.
             InvalidDocument: it breaks its schema.
         """
-        return Manifest.from_bytes(self._manifest_bytes, what=MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
+        return Manifest.read(self._manifest_bytes)
 
     @cached_property
     def manifest_sha256(self) -> Digest:

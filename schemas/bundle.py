@@ -68,8 +68,6 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 MIN_SCALING, MAX_SCALING = 1e-20, 1e20
 # A length in float32 plus `eps` must differ from neither zero nor, where the length is 1, from the length.
 MIN_EPS, MAX_EPS = 1e-20, 1.0
-# Every entry of the layouts may be an override of two numbers.
-MAX_CONFIG_VALUES = 4 * MAX_LAYOUT_ENTRIES
 
 Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
 # The scopes that settle several tokens at once, and so can settle that no member serves them.
@@ -302,9 +300,10 @@ class BundleConfig(Document):
             BundleRefused: not a bundle, another format, or a required feature that is not known.
             InvalidDocument: not JSON, or a field breaks the schema.
         """
-        value = load_json(data, what=what, max_bytes=max_bytes, max_values=MAX_CONFIG_VALUES)
+        value = load_json(data, what=what, max_bytes=max_bytes)
         check_readable(value, what=what)
-        return cls.from_value(value, what=what)
+        del value
+        return cls.from_checked(data, what=what)
 
     @model_validator(mode="after")
     def _check_members(self) -> Self:

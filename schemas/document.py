@@ -12,7 +12,7 @@ import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Annotated, Any, Self
 
@@ -37,6 +37,8 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _OTHER_BYTES = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _BOM = b"\xef\xbb\xbf"
 _SHOWN_PROBLEMS = 20
+# A description takes a kilobyte, and one for each value of a large document gigabytes.
+_MAX_DESCRIBED_PROBLEMS = 10_000
 _SHOWN_CHARACTERS = 60
 
 
@@ -173,33 +175,43 @@ class Document(BaseModel):
     ) -> Self:
         """Read a document; every place that breaks the schema is in one ``InvalidDocument``."""
         load_json(data, what=what, max_bytes=max_bytes, max_values=max_values)
-        # The values were built to be judged and are gone: the schema reads the text again.
-        return cls._validated(lambda: cls.model_validate_json(data.removeprefix(_BOM)), what)
+        return cls.from_checked(data, what=what)
+
+    @classmethod
+    def from_checked(cls, data: bytes, *, what: str) -> Self:
+        """Read a document from a text that ``load_json`` took.
+
+        The values that it built can be gone by now, so that a large document is in memory once.
+        """
+        return cls._validated(data.removeprefix(_BOM), what)
 
     @classmethod
     def from_value(cls, value: Any, *, what: str) -> Self:
         """Read a document from an already parsed JSON value."""
         # Through JSON's rules, so that a list may fill a tuple while a string never fills a number.
-        return cls._validated(lambda: cls.model_validate_json(json.dumps(value)), what)
+        return cls._validated(json.dumps(value).encode("ascii"), what)
 
     @classmethod
-    def _validated(cls, read: Callable[[], Self], what: str) -> Self:
+    def _validated(cls, data: bytes, what: str) -> Self:
         try:
-            return read()
+            return cls.model_validate_json(data)
         except ValidationError as error:
-            problems = describe_problems(error)
+            if error.error_count() > _MAX_DESCRIBED_PROBLEMS:
+                raise InvalidDocument(f"`{what}` breaks its schema in {error.error_count()} places") from None
+            # What was found is built anew for every problem, the whole document where a field is missing.
+            problems = describe_problems(error, with_input=len(data) <= MAX_CONFIG_BYTES)
             shown = "; ".join(problems[:_SHOWN_PROBLEMS])
             raise InvalidDocument(f"`{what}` breaks its schema: {shown}", problems=problems) from error
 
 
-def describe_problems(error: ValidationError) -> list[str]:
+def describe_problems(error: ValidationError, *, with_input: bool = True) -> list[str]:
     """Return one line per problem: the path into the document, what is wrong, and what was found."""
     lines = []
-    for problem in error.errors(include_url=False, include_context=False):
+    for problem in error.errors(include_url=False, include_context=False, include_input=with_input):
         place = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        if problem["type"] == "value_error":
+        if problem["type"] == "value_error" or not with_input:
             # Our own validators say what they found; their input may be the whole document.
             lines.append(f"{place}: {message}" if place else message)
         else:

@@ -11,13 +11,15 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from .bundle import MAX_MEMBERS, MAX_MODULES, ModulePath
+from .bundle import MANIFEST_FILE, MAX_MEMBERS, MAX_MODULES, ModulePath
 from .digest import Digest
 from .document import Count, Document
 from .inventory import Dtype
 from .names import Name, RelativePath
 
 MAX_MANIFEST_BYTES = 256 << 20
+# Of 28 members with 448 modules it has 1000; with all of these modules renamed, 14 000.
+MAX_MANIFEST_VALUES = 250_000
 # Two of each member in `experts/`, and a few beside them.
 MAX_FILES = 2 * MAX_MEMBERS + 64
 
@@ -82,3 +84,12 @@ class Manifest(Document):
     meteora_manifest: Literal[1]
     files: dict[RelativePath, FileRecord] = Field(max_length=MAX_FILES)
     members: tuple[ManifestMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
+
+    @classmethod
+    def read(cls, data: bytes, *, what: str = MANIFEST_FILE) -> Self:
+        """Read a manifest.
+
+        Raises:
+            InvalidDocument: it is larger than any bundle's, not JSON, or a field breaks the schema.
+        """
+        return cls.from_bytes(data, what=what, max_bytes=MAX_MANIFEST_BYTES, max_values=MAX_MANIFEST_VALUES)

@@ -133,7 +133,12 @@ class _Document:
                 self._tail = value
                 return
             name, row = value.get("table"), value.get("row")
-            if len(value) != 2 or name not in TABLES or not isinstance(row, dict):
+            if (
+                len(value) != 2
+                or not isinstance(name, str)
+                or not isinstance(row, dict)
+                or name not in TABLES
+            ):
                 raise self.problem("neither a row of a table nor the last line")
             if order.index(name) < reached:
                 raise self.problem(f"a row of `{name}` after those of `{order[reached]}`")

@@ -26,7 +26,7 @@ def sequence(label: int, length: int) -> LabelledTokens:
     return LabelledTokens(tuple(range(1, length + 1)), (label,) * length)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 200), st.integers(1, 64))
 def test_samples_are_spread_over_the_file_in_its_order(available: int, limit: int) -> None:
     samples = [Sample("w1", None, line) for line in range(available)]
@@ -56,7 +56,7 @@ def test_concatenations_have_one_sample_of_every_member_and_turn_round() -> None
     assert all(len(each.ids) == 5 for each in found)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 100))
 def test_batches_hold_every_token_once_within_their_bound(lengths: list[int], bound: int) -> None:
     sequences = [sequence(label, length) for label, length in enumerate(lengths)]
@@ -70,7 +70,7 @@ def test_batches_hold_every_token_once_within_their_bound(lengths: list[int], bo
         assert torch.equal(batch.ids, torch.cumsum(batch.mask, dim=1) * batch.mask)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 5000))
 def test_groups_of_inputs_keep_the_bound_or_hold_one(features: list[int], bound: int) -> None:
     inputs = [ModuleInput((f"m{place}",), size) for place, size in enumerate(features)]

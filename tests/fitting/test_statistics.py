@@ -17,6 +17,7 @@ from meteora_registry.runtime.fitting.moments import Moments
 from meteora_registry.runtime.fitting.statistics import StatisticsFile, StatisticsWriter, names_in
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
+from meteora_registry.schemas.scratch import unfinished_path
 from meteora_registry.schemas.statistics import StatisticsDescription
 from support.tampering import flip_byte
 
@@ -137,7 +138,7 @@ def test_an_interrupted_write_leaves_what_was_there(file: Path, moments: Moments
 
 
 def test_what_a_killed_process_left_is_written_over(file: Path, moments: Moments) -> None:
-    partial = file.with_name(f".{file.name}.partial")
+    partial = unfinished_path(file)
     partial.write_bytes(b"half")
     with StatisticsWriter(file, describe()) as writer:
         writer.write("layer.q", moments)

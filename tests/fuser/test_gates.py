@@ -18,7 +18,7 @@ def random_pair(
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
 def test_arrow_vector_is_the_one_that_the_product_amplifies_most(
     out_features: int, rank: int, in_features: int, seed: int

@@ -102,6 +102,38 @@ def test_plan_asks_for_the_base_when_no_member_names_a_hub_id(
     assert make_plan(nameless, FuseOptions(base="org/base")).conflicts == ()
 
 
+@pytest.mark.parametrize("scaling", [1e300, 1e21, 1e-21, 1e-300, 0.0])
+@pytest.mark.parametrize("is_default", [True, False], ids=["by default", "in a module"])
+def test_plan_refuses_a_scaling_that_no_bundle_holds(
+    members: list[Member], scaling: float, is_default: bool
+) -> None:
+    inventory = members[0].inventory
+    changed = (
+        inventory.model_copy(update={"scaling": scaling})
+        if is_default
+        else inventory.model_copy(
+            update={"modules": (inventory.modules[0].model_copy(update={"scaling": scaling}),)}
+        )
+    )
+    place = "by default" if is_default else f"in `{inventory.modules[0].path}`"
+    plan = make_plan([dataclasses.replace(members[0], inventory=changed)], FuseOptions())
+    assert [str(conflict) for conflict in plan.conflicts] == [
+        f"scaling: `{members[0].name}` has the scaling {scaling:g} {place}, a bundle holds 1e-20 to 1e+20; "
+        "correct `lora_alpha` and `r` in its config, or leave it out"
+    ]
+
+
+def test_plan_refuses_more_modules_than_a_bundle_holds(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meteora_registry.fuser.plan.MAX_LAYOUT_ENTRIES", 69)
+    plan = make_plan(members, FuseOptions())
+    assert [str(conflict) for conflict in plan.conflicts] == [
+        "size: 5 members have 14 modules, a bundle holds 65536 modules and 69 pairs of a member and a "
+        "module; fuse fewer members"
+    ]
+
+
 def test_plan_refuses_shapes_that_disagree_and_says_who(members: list[Member], tmp_path: Path) -> None:
     wide = read_member(make_adapter(wide_llama, tmp_path / "wide", seed=9, r=4, target_modules=["q_proj"]))
     plan = make_plan([members[0], wide], FuseOptions())

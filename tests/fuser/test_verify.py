@@ -56,6 +56,39 @@ def test_whole_bundle_passes_both_levels(fused: Path, members: list[Member]) -> 
         assert all(run.max_error is not None and run.max_error <= 1e-5 for run in record.backends_run)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("scaling", 1e300), ("scaling", 1e-300), ("rank", 10**300)],
+    ids=["huge scaling", "tiny scaling", "huge rank"],
+)
+def test_numbers_that_no_bundle_holds_fail_with_a_problem(
+    fused: Path, tmp_path: Path, field: str, value: float
+) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+
+    def change(config: Json) -> None:
+        config["members"][0][field] = value
+
+    change_config(bundle, change)
+    assert_fails(check(bundle), f"members.0.{field}: input should be")
+
+
+@pytest.mark.parametrize("value", [3e38, 1e20, 1e-45], ids=["largest", "overflows", "subnormal"])
+@pytest.mark.parametrize("tensor", ["meteora_A", "meteora_B", "meteora_gate"])
+def test_extreme_numbers_in_tensors_end_in_a_verdict(
+    fused: Path, tmp_path: Path, tensor: str, value: float
+) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+
+    def change(tensors: Tensors) -> None:
+        for name, found in tensors.items():
+            if name.endswith(tensor):
+                found[:1] = value
+
+    change_tensors(bundle, change)
+    assert check(bundle).outcome in Outcome
+
+
 def test_record_names_what_ran_and_what_did_not(fused: Path) -> None:
     record = check(fused)
     first = record.backends_run[0]

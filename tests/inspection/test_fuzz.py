@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
 
@@ -44,7 +44,7 @@ ENTRIES = st.builds(
     st.integers(-1, 64),
 )
 HEADERS = st.dictionaries(NAMES, ENTRIES | VALUES, max_size=4)
-LENIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
+LENIENT = settings(max_examples=150)
 
 
 def consistent(tensors: dict[str, tuple[str, list[int]]]) -> bytes:

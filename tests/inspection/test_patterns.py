@@ -89,7 +89,6 @@ def test_repeated_repeats_are_seen(text: str, nests: bool) -> None:
     assert Pattern.judge(text).nests_repeats is nests
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("text", ["(a+)+$", "(x+x+)+y", "(.*)*x", "((((.*)*)*)*)*x", "(?:a?){400}a{400}"])
 def test_hostile_pattern_has_an_answer(text: str) -> None:
     config = LoraConfig({"r": 8, "lora_alpha": 8, "rank_pattern": {text: 4}})

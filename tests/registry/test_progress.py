@@ -37,6 +37,7 @@ def test_a_bar_shows_how_far_the_work_is(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_quick_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_DELAY_SECONDS", float("inf"))
     assert show_progress(monkeypatch) == "END"
 
 

@@ -218,7 +218,7 @@ def test_pages_follow_each_other_in_every_order(
         assert whole(catalog, query) == expected(versions, query)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), way=st.sampled_from(list(WAYS)))
 def test_any_conditions_together_are_met(
     filled: tuple[Catalog, list[AdapterVersion]], data: st.DataObject, way: str

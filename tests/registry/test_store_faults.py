@@ -18,6 +18,7 @@ import pytest
 from meteora_registry.registry.store import Remote, RemoteStore
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import MeteoraError, MissingDependency, StoreUnavailable, UsageError
+from support.patience import PATIENCE_SECONDS
 from support.s3_server import s3_environment
 from support.users import as_ordinary_user
 
@@ -86,7 +87,7 @@ class _Service(BaseHTTPRequestHandler):
                 if self.command != "HEAD":
                     self.wfile.write(body)
             case "silent":
-                self.waiting.wait(30)
+                self.waiting.wait(PATIENCE_SECONDS)
             case "cut off":
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(CONTENT)))
@@ -133,7 +134,9 @@ def test_a_service_that_fails_is_said_without_secrets_and_leaves_nothing(
 ) -> None:
     service = faulty_service(fault) if fault != "gone" else nullcontext("http://127.0.0.1:9")
     with service as address:
-        options = {"config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 0}}}
+        # A service that answers may take its time on a busy machine.
+        seconds = 1 if fault == "silent" else PATIENCE_SECONDS
+        options = {"config_kwargs": {"read_timeout": seconds, "retries": {"max_attempts": 0}}}
         environment = os.environ | s3_environment(address) | {"FSSPEC_S3": json.dumps(options)}
         program = (
             "import sys\nfrom pathlib import Path\nimport s3fs\n"

@@ -179,6 +179,10 @@ DAMAGES: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda lines: of_table(lines, "entries").update(created_at="now"),
         "Invalid isoformat string",
     ),
+    "a list for a table": (
+        lambda lines: lines[1].update(table=["tags"]),
+        "neither a row of a table nor the last line",
+    ),
     "a moment before the calendar of UTC": (
         lambda lines: of_table(lines, "entries").update(created_at="0001-01-01T00:00:00+23:59"),
         "`entries.created_at` cannot be `0001-01-01T00:00:00+23:59`",

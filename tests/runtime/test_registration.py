@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from meteora_registry.runtime import MeteoraConfig, MeteoraModel, register
 from meteora_registry.schemas.errors import MissingDependency
+from support.patience import PATIENCE_SECONDS
 
 
 def entries() -> list[object]:
@@ -42,7 +43,7 @@ assert own() == before
 after = dict(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
 assert after.pop("METEORA") and after == types
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("library", ["torch", "peft", "transformers"])
@@ -57,7 +58,7 @@ except MissingDependency as error:
     print(error, error.hint, sep=chr(10))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, timeout=PATIENCE_SECONDS, capture_output=True, text=True
     )
     assert done.stdout.splitlines() == [
         f"loading a bundle needs `{library}`, which is not installed",

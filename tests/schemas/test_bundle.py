@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meteora_registry.schemas.bundle import BundleConfig, ModuleLayout
+from meteora_registry.schemas.bundle import (
+    MAX_SCALING,
+    MIN_SCALING,
+    BundleConfig,
+    ModuleLayout,
+)
 from meteora_registry.schemas.errors import BundleRefused, InvalidDocument
 
 
@@ -51,6 +56,45 @@ def test_layouts_give_each_member_its_own_aligned_rows() -> None:
     assert layouts["a.v"] == ModuleLayout("a.v", (4, 9), (2.0, 1 / 3), (0, 8, 24))
     assert layouts["a.v"].rows_of(1) == slice(8, 17)
     assert layouts["a.v"].padding_of(1) == slice(17, 24)
+
+
+BEYOND_FLOAT32 = [
+    pytest.param(1e300, id="huge"),
+    pytest.param(MAX_SCALING * 1.001, id="just too large"),
+    pytest.param(MIN_SCALING * 0.999, id="just too small"),
+    pytest.param(1e-300, id="tiny"),
+]
+
+
+@pytest.mark.parametrize("scaling", BEYOND_FLOAT32)
+@pytest.mark.parametrize("place", ["members.0.scaling", "members.1.overrides.a.q.scaling"])
+def test_config_refuses_a_scaling_that_float32_cannot_work_with(scaling: float, place: str) -> None:
+    value = config_value()
+    member = value["members"][int(place[8])]
+    (member["overrides"]["a.q"] if "overrides" in place else member)["scaling"] = scaling
+    with pytest.raises(InvalidDocument, match=rf"{place}: input should be (less|greater) than or equal to"):
+        read(value)
+
+
+@pytest.mark.parametrize("scaling", [MIN_SCALING, MAX_SCALING])
+def test_config_takes_the_extreme_scalings(scaling: float) -> None:
+    value = config_value()
+    value["members"][0]["scaling"] = scaling
+    assert read(value).members[0].scaling == scaling
+
+
+@pytest.mark.parametrize("eps", [1e300, 1.001, 1e-21, 1e-320, 0.0, -1.0])
+def test_config_refuses_an_eps_that_float32_cannot_work_with(eps: float) -> None:
+    value = config_value()
+    value["gate"]["eps"] = eps
+    with pytest.raises(InvalidDocument, match=r"gate\.eps: input should be (less|greater) than or equal to"):
+        read(value)
+
+
+def test_config_of_very_many_faults_is_refused_without_describing_each() -> None:
+    value = config_value(target_modules=[0] * 20_000)
+    with pytest.raises(InvalidDocument, match=r"^`adapter_config.json` breaks its schema in \d+ places$"):
+        read(value)
 
 
 def test_config_keeps_scalings_exactly() -> None:

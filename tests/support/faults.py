@@ -24,8 +24,7 @@ from pathlib import Path
 import pytest
 
 from .faults_calls import Call, Listener, install_filter
-
-TIMEOUT_SECONDS = 120.0
+from .patience import PATIENCE_SECONDS
 
 
 class Fault(Enum):
@@ -84,7 +83,7 @@ def run_command(
             deadline = None if kill_after_seconds is None else began + kill_after_seconds
             _answer_calls(listener, process.pid, decide or _let_pass, calls, deadline)
             seconds = time.monotonic() - began
-            process.join(TIMEOUT_SECONDS)
+            process.join(PATIENCE_SECONDS)
         finally:
             process.kill()
             listener.close()
@@ -119,7 +118,7 @@ def _answer_calls(
     listener: Listener, process: int, decide: Decide, calls: list[str], deadline: float | None
 ) -> None:
     while True:
-        left = TIMEOUT_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+        left = PATIENCE_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             call = listener.receive(left)
         except TimeoutError:

@@ -98,7 +98,6 @@ class Listener:
             try:
                 fcntl.ioctl(self._descriptor, _RECEIVE, buffer)
             except FileNotFoundError:
-                print("ENOENT", ready)
                 continue
             identifier, _, _, number = struct.unpack_from("=QIIi", buffer)
             return Call(identifier, CALLS[number])

@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 BUCKET = "adapters"
-# It takes a port and does not say which it got, so one that is free is looked for first.
+# It has no public way to say which port it got; one that was looked for first may be taken meanwhile.
 _START = """
-import socket
 from gcp_storage_emulator.server import create_server
-with socket.create_server(("127.0.0.1", 0)) as probe:
-    port = probe.getsockname()[1]
-server = create_server("127.0.0.1", port, in_memory=True, default_bucket="adapters")
+server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="adapters")
 server.start()
-print(port, flush=True)
+print(server._api._httpd.server_address[1], flush=True)
 input()
 """
 

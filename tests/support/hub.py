@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from support.patience import PATIENCE_SECONDS
 
 TOKEN = "hf_" + "KnownTokenOfTheTests0123456789abcd"
 READ_TOKEN = "hf_" + "AnotherTokenThatMayOnlyRead0123456"
@@ -113,7 +116,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """One request that was made: what came, and how many bytes went over the wire both ways."""
+    """One request that was made: what came and when, and how many bytes went over the wire both ways."""
 
     method: str
     path: str
@@ -132,8 +135,10 @@ class LoopbackHub:
         self.collections: dict[str, list[str]] = {}
         self.large: dict[str, bytes] = {}
         self.faults: list[Fault] = []
-        self.requests: list[Request] = []
         self.lock = threading.RLock()
+        self._requests: list[Request] = []
+        self._at_work = 0
+        self._idle = threading.Condition(self.lock)
         self.url = ""
         self.storage_url = ""
         self.generation = 0
@@ -177,6 +182,44 @@ class LoopbackHub:
             self.faults.clear()
             self.requests.clear()
             self.generation += 1
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests so far, in the order of their arrival, those that are held left out.
+
+        A client may go on before the server has written down what it answered.
+        """
+        with self._idle:
+            assert self._idle.wait_for(lambda: not self._at_work, PATIENCE_SECONDS)
+            self._requests.sort(key=lambda request: request.at)
+            return self._requests
+
+    def record(self, request: Request) -> None:
+        """Write a request down that was answered."""
+        with self.lock:
+            self._requests.append(request)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Within the block a request is being answered."""
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    def wait_for(self, release: threading.Event) -> None:
+        """Hold a request, which is not being answered meanwhile."""
+        self._count(-1)
+        try:
+            release.wait(PATIENCE_SECONDS)
+        finally:
+            self._count(1)
+
+    def _count(self, change: int) -> None:
+        with self._idle:
+            self._at_work += change
+            self._idle.notify_all()
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:

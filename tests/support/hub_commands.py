@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from support.hub import TOKEN, LoopbackHub
+from support.patience import PATIENCE_SECONDS
 from support.terminal import run_in_terminal
 
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
@@ -126,7 +127,7 @@ class Machine:
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
-            self._process.communicate(timeout=30)
+            self._process.communicate(timeout=PATIENCE_SECONDS)
 
 
 @dataclass
@@ -182,7 +183,7 @@ def finish(process: subprocess.Popen[str], *, interrupt: bool = False) -> Result
     """What came of a command; with ``interrupt`` after Ctrl-C."""
     if interrupt:
         process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     return Result(process.returncode, out, err)
 
 

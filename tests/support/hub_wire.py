@@ -82,6 +82,11 @@ class FaultyHandler(BaseHTTPRequestHandler):
         self._handle()
 
     def _handle(self) -> None:
+        began = time.monotonic()
+        with self.state.answering():
+            self._handle_request(began)
+
+    def _handle_request(self, began: float) -> None:
         self._status = 0
         self._body = self._read_body()
         self.fault = self.state.take_fault(self.command, self.path)
@@ -96,7 +101,7 @@ class FaultyHandler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             with self.state.lock:
-                self.state.requests.append(
+                self.state.record(
                     Request(
                         self.command,
                         self.path,
@@ -104,7 +109,7 @@ class FaultyHandler(BaseHTTPRequestHandler):
                         self._status,
                         self._received.take(),
                         self._sent.take(),
-                        time.monotonic(),
+                        began,
                     )
                 )
 
@@ -130,7 +135,7 @@ class FaultyHandler(BaseHTTPRequestHandler):
                 fault.write(self.wfile)
                 return
             if fault.action == "hold":
-                fault.release.wait(30)
+                self.state.wait_for(fault.release)
             if fault.action == "call":
                 fault.do()
         self.answer()

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from support.patience import PATIENCE_SECONDS
+
 _LINES = 40
 
 
@@ -32,4 +34,4 @@ def run_in_terminal(
         while data := os.read(ours, 1 << 16):
             shown += data
     os.close(ours)
-    return process.wait(60), shown.decode()
+    return process.wait(PATIENCE_SECONDS), shown.decode()

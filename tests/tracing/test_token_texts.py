@@ -27,7 +27,7 @@ def test_character_goes_to_the_last_of_its_tokens(text: str, expected: list[str]
     assert token_texts(TOKENIZER, TOKENIZER(text)["input_ids"]) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=20))
 def test_texts_together_are_the_whole_text(text: str) -> None:
     ids = TOKENIZER(text)["input_ids"]

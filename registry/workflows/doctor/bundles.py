@@ -45,7 +45,7 @@ def _examine(place: BundlePlace) -> Problem | None:
 def _changed_files(place: BundlePlace) -> list[str]:
     try:
         data = read_bounded(place.path / MANIFEST_FILE, MAX_MANIFEST_BYTES)
-        files = Manifest.from_bytes(data, what=MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES).files
+        files = Manifest.read(data).files
     except MeteoraError:
         return [MANIFEST_FILE]
     paths = {name: (below(place.path, name), record.size_bytes) for name, record in files.items()}

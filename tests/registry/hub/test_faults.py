@@ -15,6 +15,7 @@ from support.hub_commands import START, Workplace, finish
 from support.hub_faults import ALL, NOTHING, Case
 from support.hub_faults import CASES as USUAL
 from support.hub_hostile import CASES as HOSTILE
+from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
 CASES = (*USUAL, *HOSTILE)
@@ -105,7 +106,7 @@ def test_an_interrupted_run_leaves_everything_whole_and_the_next_finishes_the_jo
     arguments = ("add", "org/legal") if command == "add" else ("push", "legal", "org/mine")
     held = hub.fault(method, pattern, action="hold", skip=skip)
     process = here.start(*arguments)
-    assert held.reached.wait(60)
+    assert held.reached.wait(PATIENCE_SECONDS)
     result = finish(process, interrupt=True)
     assert (result.code, result.out) == (130, "")
     assert result.err.splitlines()[-1] == "error: interrupted"
@@ -158,7 +159,7 @@ def test_a_full_disk_is_named_and_the_next_run_with_room_finishes_the_job(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
     )
     assert code.read_text() == "2\n", err.read_text()
     assert "no space left on device" in err.read_text().lower()

@@ -11,6 +11,7 @@ import pytest
 
 from support.hub import READ_TOKEN, TOKEN, LoopbackHub
 from support.hub_commands import Workplace, finish
+from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -166,7 +167,7 @@ def test_of_two_pushes_at_once_one_wins_the_other_is_told_and_nothing_is_mixed(
     held = [hub.fault("POST", "/commit/", action="hold") for _ in adapters]
     processes = {name: here.start("push", name, "org/shared") for name in adapters}
     # Both have looked at the repository and are about to commit.
-    assert all(fault.reached.wait(60) for fault in held)
+    assert all(fault.reached.wait(PATIENCE_SECONDS) for fault in held)
     for fault in held:
         fault.release.set()
     results = {name: finish(process) for name, process in processes.items()}

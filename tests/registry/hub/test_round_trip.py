@@ -16,6 +16,7 @@ from support.hub import SIGNATURE, TOKEN, LoopbackHub, Repository
 from support.hub_commands import Result, Workplace, finish, machine, workplace
 from support.hub_server import serve
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, some_tokens, tiny_llama
+from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
 CARD, CONFIG, WEIGHTS = "README.md", "adapter_config.json", "adapter_model.safetensors"
@@ -191,6 +192,20 @@ def test_a_changed_byte_is_refused_and_nothing_is_kept(
     assert place.blobs() == set()
 
 
+def test_a_bundle_with_a_scaling_that_no_bundle_holds_is_refused_before_its_weights_are_fetched(
+    journey: Journey, tmp_path: Path, empty_catalog: Path
+) -> None:
+    files = {path: file.data for path, file in journey.repository.head.files.items()}
+    config = json.loads(files[CONFIG])
+    config["members"][0]["scaling"] = 1e300
+    journey.hub.create("org/scaled", files | {CONFIG: json.dumps(config).encode()})
+    place = workplace(tmp_path / "place", journey.here.machine, empty_catalog)
+    result = journey.run(place, "pull", "org/scaled", code=1)
+    assert "error: `adapter_config.json` breaks its schema: members.0.scaling: input should be" in result.err
+    assert not (place.folder / "scaled").exists()
+    place.assert_whole()
+
+
 def test_a_bundle_without_a_record_of_level_source_is_neither_pushed_nor_pulled(
     journey: Journey, tmp_path: Path, empty_catalog: Path
 ) -> None:
@@ -246,7 +261,7 @@ def test_an_interrupted_pull_leaves_nothing_and_the_next_finishes_the_job(
     place = workplace(tmp_path / "place", journey.here.machine, empty_catalog)
     held = journey.hub.fault("GET", "^/storage/", action="hold")
     process = place.start("pull", "org/bundle")
-    assert held.reached.wait(60)
+    assert held.reached.wait(PATIENCE_SECONDS)
     result = finish(process, interrupt=True)
     held.release.set()
     assert (result.code, result.out) == (130, "")
