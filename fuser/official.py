@@ -185,7 +185,16 @@ def _padded_factors(
     B = torch.zeros(stored.Bt.shape[1], rank, dtype=stored.Bt.dtype)
     A[: layout.ranks[index]], B[:, : layout.ranks[index]] = stored.A[rows], stored.Bt[rows].T
     # One alpha per member is all the layout has, so a module's own scaling goes into its B.
-    return A, B if layout.scalings[index] == member.scaling else B * (layout.scalings[index] / member.scaling)
+    if layout.scalings[index] == member.scaling:
+        return A, B
+    scaled = B * (layout.scalings[index] / member.scaling)
+    if not torch.isfinite(scaled).all():
+        raise BundleRefused(
+            f"`{member.name}` has the scaling {layout.scalings[index]:g} in `{layout.path}` and "
+            f"{member.scaling:g} elsewhere: their layout keeps one, "
+            f"and {bundle.dtype} cannot hold the quotient"
+        )
+    return A, scaled
 
 
 def lora_config(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from ..schemas.errors import MissingDependency
+from ..schemas.errors import MissingDependency, UsageError
 
 
 def require_torch(purpose: str) -> None:
@@ -16,4 +16,26 @@ def require_torch(purpose: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise MissingDependency(
             f"{purpose} needs torch, which is not installed", hint="pip install 'meteora-registry[runtime]'"
+        )
+    # transformers imports it.
+    require_hub_client()
+
+
+def require_hub_client(*, with_cache: bool = False) -> None:
+    """Pass if huggingface_hub can be imported, which reads its settings from the environment as it is.
+
+    Raises:
+        UsageError: a variable has a value that it does not take, or ``with_cache``, and it has no folder.
+    """
+    try:
+        from huggingface_hub import constants
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UsageError(
+            f"huggingface_hub does not take this environment: {error}",
+            hint="check the variables that begin with `HF_`, such as HF_ENDPOINT",
+        ) from error
+    # What `expanduser` leaves alone would become a folder of that name in the current one.
+    if with_cache and str(constants.HF_HUB_CACHE).startswith("~"):
+        raise UsageError(
+            "the Hub's cache has no folder: this account has no home", hint="name one in HF_HOME"
         )

@@ -37,7 +37,10 @@ _SAFE_QUERY_NAMES = frozenset(
 # The user of a database is no secret; elsewhere a token may be in its place.
 _SHOW_USER = re.compile(r"postgres(ql)?(\+\w+)?|sqlite")
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s'\"`<>\\]+)")
+# One slash is what is left of two in a URL that was taken for a path.
+_URL = re.compile(
+    r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]+)(?P<slashes>:/+)(?P<rest>[^/\s'\"`<>\\][^\s'\"`<>\\]*)"
+)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=\bBearer )[^\s'\"]+", re.IGNORECASE)
 _HOST = r"\[[^\]]*\]?|[^:\[]*"
 _HOST_AND_PORT = re.compile(rf"({_HOST})(:\d{{0,5}})?")
@@ -83,8 +86,10 @@ def mask_url(url: str) -> str:
 
 def mask_urls(text: str) -> str:
     """Return text in which each URL is masked as by ``mask_url``, and each token."""
-    if "://" in text:
-        text = _URL.sub(lambda found: f"{found['scheme']}://{_mask(found['scheme'], found['rest'])}", text)
+    if ":/" in text:
+        text = _URL.sub(
+            lambda found: f"{found['scheme']}{found['slashes']}{_mask(found['scheme'], found['rest'])}", text
+        )
     return _TOKEN.sub(HIDDEN, text)
 
 

@@ -84,8 +84,7 @@ def bounded_modules(folder: str) -> Iterator[None]:
                 f"the base `{folder}` has more than {_MAX_MODULES} modules", hint="check its `config.json`"
             )
 
-    # The hook only looks, which its type does not foresee.
-    hook = register_module_module_registration_hook(count_module)  # type: ignore[arg-type]
+    hook = register_module_module_registration_hook(count_module)
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ def decode_cursor(cursor: str, question: Sequence[object], shape: Sequence[type[
         UsageError: it is no cursor, or one of another question.
     """
     values = _read(cursor)
-    if values is None or tuple(map(type, values)) != (str, *shape):
+    if values is None or tuple(map(type, values)) != (str, *shape) or not all(map(_can_be_asked, values)):
         raise not_a_cursor(cursor)
     fingerprint, *key = values
     if fingerprint != _fingerprint(question):
@@ -59,6 +59,11 @@ def _read(cursor: str) -> list[Any] | None:
     except (binascii.Error, ValueError, InvalidDocument):
         return None
     return values if isinstance(values, list) else None
+
+
+def _can_be_asked(value: str | int) -> bool:
+    """Whether every database takes the value in a question."""
+    return "\0" not in value if isinstance(value, str) else -(2**63) <= value < 2**63
 
 
 def _fingerprint(question: Sequence[object]) -> str:

@@ -24,8 +24,9 @@ _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("bundle_members", "name"): check_name,
     ("bundle_versions", "path"): check_folder_path,
     ("adapter_versions", "findings"): lambda findings: [
-        Finding.from_value(finding, what="finding") for finding in findings
+        Finding.from_value(finding, what="finding") for finding in _require(list, findings)
     ],
+    ("events", "details"): lambda details: _require(dict, details),
     ("verifications", "record"): read_record,
 }
 
@@ -103,6 +104,13 @@ def _from_json(column: Column[Any], value: Any) -> Any:
             return value
         case _:
             return None
+
+
+def _require(kind: type[list[Any]] | type[dict[str, Any]], value: Any) -> Any:
+    # Both are JSON columns, which say no more of what they hold.
+    if not isinstance(value, kind):
+        raise ValueError(f"found a JSON {type(value).__name__}, expected a {kind.__name__}")  # noqa: TRY004
+    return value
 
 
 def _moment(text: str) -> datetime | None:

@@ -10,7 +10,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from typing import Any, TextIO
 
 from ..secrets import hide_secrets
 
@@ -54,12 +54,12 @@ class _Output(io.FileIO):
         self._name = name
         self._failed = False
 
-    def write(self, data: Sequence[int], /) -> int:  # type: ignore[override]  # any buffer will do
+    def write(self, data: Any, /) -> int:
         """Write some of ``data``, or drop all of it after a failure."""
         if self._failed:
             return len(data)
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            return super().write(data)
         except OSError as error:
             self._failed = True
             if self._name is None:
@@ -88,5 +88,5 @@ def _open_if_closed(descriptor: int, flags: int) -> None:
             os.close(opened)
 
 
-def _encoding_of(stream: io.TextIOBase | None) -> str:
+def _encoding_of(stream: TextIO | None) -> str:
     return getattr(stream, "encoding", None) or "utf-8"

@@ -14,6 +14,7 @@ from ...schemas.finding import Severity
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Outcome, Purpose
 from ..home import Home
+from ..secrets import mask_urls
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .output import print_line
 from .parameters import examples, pass_home
@@ -122,7 +123,7 @@ def command(
     )
     report = validate(find_adapters(listed), options, companions=_open_companions(home, companions))
     # Every text in it is escaped already, each format in its own way.
-    sys.stdout.write(FORMATS[output_format](report))
+    sys.stdout.write(mask_urls(FORMATS[output_format](report)))
     context.exit(EXIT_CODES[report.outcome])
 
 

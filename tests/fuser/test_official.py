@@ -17,6 +17,7 @@ from meteora_registry.schemas.bundle import Fitting
 from meteora_registry.schemas.errors import BundleRefused
 from support.members import fuse, read_member, read_members
 from support.models import LOADS_WITH_PEFT, logits_alone, make_adapter, some_tokens, tiny_llama
+from support.tampering import Json, change_config, copy_bundle
 
 pytestmark = LOADS_WITH_PEFT
 Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -44,6 +45,20 @@ def test_export_says_what_the_layout_cannot_carry(fused: Path, tmp_path: Path) -
         "`patterns` has scalings that differ by module: they were multiplied into its B",
         "`last-layer` has scalings that differ by module: they were multiplied into its B",
     )
+
+
+def test_export_refuses_scalings_whose_quotient_overflows(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+
+    def change(config: Json) -> None:
+        member = config["members"][0]
+        member["overrides"]["model.layers.0.self_attn.q_proj"] = {"rank": member["rank"], "scaling": 1e20}
+        member["scaling"] = 1e-20
+
+    change_config(bundle, change)
+    with pytest.raises(BundleRefused, match=r"has the scaling 1e\+20 in .* and 1e-20 elsewhere"):
+        export_official(bundle, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
 
 
 def test_peft_loads_each_padded_folder_and_gets_the_members_own_logits(

@@ -13,6 +13,7 @@ from sqlalchemy import update
 
 from meteora_registry.registry.catalog import models, schema, search
 from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.cursor import decode_cursor, encode_cursor
 from meteora_registry.registry.catalog.engine import connection_to, engine_for, parse_catalog_url, transaction
 from meteora_registry.registry.catalog.query import AdapterQuery, Order
 from meteora_registry.registry.catalog.records import AdapterVersion
@@ -333,6 +334,15 @@ def test_a_query_that_nothing_can_meet_is_refused(conditions: dict[str, object],
     with pytest.raises(UsageError) as caught:
         AdapterQuery(**conditions)  # type: ignore[arg-type]
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "value", [2**63, -(2**63) - 1, 10**300, "a\0b"], ids=["2^63", "-2^63", "huge", "zero"]
+)
+def test_cursor_with_a_value_that_no_database_takes_is_refused(value: int | str) -> None:
+    question = ("history", None)
+    with pytest.raises(UsageError, match="is no cursor of such a page"):
+        decode_cursor(encode_cursor(question, (value,)), question, (type(value),))
 
 
 def test_a_cursor_is_good_for_its_own_search_alone(catalog: Catalog) -> None:

@@ -179,6 +179,14 @@ DAMAGES: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda lines: of_table(lines, "entries").update(created_at="now"),
         "Invalid isoformat string",
     ),
+    "a list for an object": (
+        lambda lines: of_table(lines, "events").update(details=[]),
+        "found a JSON list, expected a dict",
+    ),
+    "an object for a list": (
+        lambda lines: of_table(lines, "adapter_versions").update(findings={}),
+        "found a JSON dict, expected a list",
+    ),
     "a list for a table": (
         lambda lines: lines[1].update(table=["tags"]),
         "neither a row of a table nor the last line",
