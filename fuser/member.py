@@ -92,3 +92,11 @@ class Member:
             base_revision=inspection.base_revision,
             task_type=inspection.task_type,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFiles:
+    """Where a member's own two files lie; their digests are checked before they are believed."""
+
+    config_path: Path
+    weights_path: Path

@@ -20,8 +20,7 @@ import torch
 
 from .. import __version__
 from ..bundle import Bundle
-from ..bundle.agreement import check_members
-from ..bundle.files import check_files, check_record
+from ..bundle.documents import check_documents
 from ..bundle.member import QuotedMember
 from ..kernels.tolerance import TOLERANCES
 from ..schemas import bundle as names
@@ -37,19 +36,12 @@ from ..schemas.verification import (
 )
 from .arithmetic import Backend, MemberFactors, ModuleErrors, compare_module, stored_factors
 from .factors import TORCH_DTYPES
+from .member import MemberFiles
 from .source import SourceMember, check_factors, check_initial_gate, open_source_member
 from .tensors import BundleTensors, ModuleTensors, check_tensors
 from .triton_sample import check_with_triton, smallest_module
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class MemberFiles:
-    """Where a member's own two files lie; their digests are checked before they are believed."""
-
-    config_path: Path
-    weights_path: Path
 
 
 def verify_bundle(
@@ -77,7 +69,8 @@ def verify_bundle(
         SourceUnreadable: the manifest is missing or cannot be read.
     """
     run = _Run(Bundle(folder), level, renamed, with_triton)
-    if run.check_documents():
+    run.problems += check_documents(run.bundle)
+    if not run.problems:
         run.check_modules(sources or {}, progress)
     return run.record()
 
@@ -106,27 +99,6 @@ class _Run:
     backends_run: list[BackendRun] = field(default_factory=list)
     backends_not_run: list[BackendNotRun] = field(default_factory=list)
     modules: dict[str, ModuleError] = field(default_factory=dict)
-
-    def check_documents(self) -> bool:
-        """Check files, documents and members; return whether the tensors can be looked at.
-
-        Raises:
-            SourceUnreadable: the manifest is missing or cannot be read.
-        """
-        _ = self.bundle.manifest_sha256
-        try:
-            manifest = self.bundle.manifest
-        except MeteoraError as error:
-            self.problems.append(str(error))
-            return False
-        self.problems += check_files(self.bundle.folder, manifest) + check_record(self.bundle)
-        try:
-            _ = self.bundle.dtype
-        except MeteoraError as error:
-            self.problems.append(str(error))
-        if not self.problems:
-            self.problems += check_members(self.bundle)
-        return not self.problems
 
     def check_modules(self, sources: Mapping[str, MemberFiles], progress: Progress | None) -> None:
         """Check padding, finite values and arithmetic of every module, on every backend."""

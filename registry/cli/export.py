@@ -29,7 +29,7 @@ def command(home: Home, bundle: str, *, out: Path, as_json: bool) -> None:
     from ...bundle import Bundle
     from ...fuser.official import export_official
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder, gate_is_fitted
+    from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     exported = export_official(Bundle.open(folder), out)

@@ -25,7 +25,7 @@ def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -
     from ...bundle import Bundle
     from ...fuser.extract import extract_member
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder, gate_is_fitted
+    from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     extraction = extract_member(Bundle.open(folder), member, out)

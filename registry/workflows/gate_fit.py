@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...fuser.extract import extract_member
+from ...fuser.member import MemberFiles
 from ...fuser.refit import NewGates, refit_bundle
 from ...fuser.staging import check_target
-from ...fuser.verify import MemberFiles, verify_bundle
+from ...fuser.verify import verify_bundle
 from ...inspection.regular_file import real_path
 from ...runtime.base_modules import read_base, resolve_paths
 from ...runtime.fitting import (

@@ -12,9 +12,9 @@ from meteora_registry.bundle import Bundle
 from meteora_registry.bundle.files import check_record, write_record
 from meteora_registry.fuser import arithmetic
 from meteora_registry.fuser.arithmetic import FORCED_TOKENS, ROUTED_TOKENS, MemberFactors, random_tokens
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.member import Member, MemberFiles
 from meteora_registry.fuser.plan import BaseModules, FuseOptions, make_plan
-from meteora_registry.fuser.verify import MemberFiles, verify_bundle
+from meteora_registry.fuser.verify import verify_bundle
 from meteora_registry.fuser.write import write_bundle
 from meteora_registry.kernels.routing import Routing, select_top_k
 from meteora_registry.schemas.errors import SourceUnreadable

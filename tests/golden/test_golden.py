@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM
 import meteora_registry.runtime as runtime
 from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.extract import extract_member
+from meteora_registry.fuser.member import MemberFiles
 from meteora_registry.fuser.refit import NewGates, refit_bundle
 from meteora_registry.fuser.tensors import BundleTensors
-from meteora_registry.fuser.verify import MemberFiles, verify_bundle
+from meteora_registry.fuser.verify import verify_bundle
 from meteora_registry.kernels.tolerance import relative_error
 from meteora_registry.runtime.base_modules import read_base, resolve_paths
 from meteora_registry.schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER, WEIGHTS_FILE
