@@ -168,6 +168,9 @@ def _take_apart(rest: str) -> _Parts:
 
 
 def _mask(scheme: str, rest: str) -> str:
+    if scheme == "hf":
+        # A repository at a revision, behind `@`; it has no place for a user.
+        return rest
     parts = _take_apart(rest)
     shown = parts.place
     if parts.has_user_info:

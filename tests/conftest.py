@@ -8,8 +8,17 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from meteora_registry.registry import secrets
 
 # On a busy machine an example takes as long as it takes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test hide what another one's URLs made a secret of this process."""
+    monkeypatch.setattr(secrets, "_remembered", set())

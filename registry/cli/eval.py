@@ -15,7 +15,15 @@ from ..home import Home
 from .bundle_text import print_gate_remark
 from .eval_text import print_comparison, print_evaluation
 from .output import print_json, print_remark
-from .parameters import base_option, bundle_argument, data_option, examples, format_option, pass_home
+from .parameters import (
+    MAX_COUNT,
+    base_option,
+    bundle_argument,
+    data_option,
+    examples,
+    format_option,
+    pass_home,
+)
 from .progress import step_bar
 
 _RUN = "run"
@@ -73,7 +81,7 @@ def command() -> None:
 @click.option(
     "--limit",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_COUNT),
     help="At most N items of each task, spread over its file.",
 )
 @click.option(
@@ -84,13 +92,13 @@ def command() -> None:
 @click.option(
     "--max-new-tokens",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_COUNT),
     help="The longest answer. Default: eight tokens more than the longest expected one of the task.",
 )
 @click.option(
     "--batch-size",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_COUNT),
     default=8,
     show_default=True,
     help="Items answered at once.",

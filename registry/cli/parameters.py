@@ -13,6 +13,8 @@ from ...schemas.names import CatalogSource, parse_catalog_source
 from ..home import Home
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+# Of tokens and items: more than any context or data set has, and what every document can hold.
+MAX_COUNT = 1_000_000
 
 pass_home = click.make_pass_decorator(Home)
 bundle_argument = click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")

@@ -12,7 +12,7 @@ from ..dependencies import require_torch
 from ..home import Home
 from .bundle_text import print_gate_remark
 from .output import print_json, print_remark
-from .parameters import base_option, bundle_argument, examples, format_option, pass_home
+from .parameters import MAX_COUNT, base_option, bundle_argument, examples, format_option, pass_home
 
 _STDIN = "-"
 _MAX_PROMPT_BYTES = 1 << 20
@@ -33,7 +33,7 @@ _MAX_PROMPT_BYTES = 1 << 20
 )
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_COUNT),
     default=64,
     show_default=True,
     help="The longest answer; 0 reads the prompt alone.",

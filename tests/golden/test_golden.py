@@ -35,7 +35,8 @@ from support.program import Run, run_here
 __all__ = ["postgres_server", "postgres_url"]
 
 HERE = Path(__file__).parent
-MAX_ERROR = 1e-5
+# Another processor rounds otherwise: whole models in float32 differ by up to 1.4e-5.
+MAX_ERROR = 5e-5
 SETS = sorted(path.parent for path in HERE.glob("*/bundles"))
 BUNDLES = sorted(path.parent for path in HERE.glob(f"*/bundles/*/{CONFIG_FILE}"))
 EXPECTED = sorted(HERE.glob("*/expected/*.safetensors"))

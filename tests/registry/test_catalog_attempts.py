@@ -194,9 +194,9 @@ def test_what_is_wrong_for_good_is_not_tried_again(catalog: Catalog) -> None:
 
     def work(session: Session) -> None:
         tries.append(session)
-        session.execute(sa.text("SELECT 1 / 0"))
+        session.execute(sa.text("SELECT no_such_function()"))
 
-    with pytest.raises(CatalogUnusable, match="division by zero"):
+    with pytest.raises(CatalogUnusable, match="no_such_function"):
         attempt(catalog._engine, work)
     assert len(tries) == 1
 

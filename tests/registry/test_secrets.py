@@ -88,6 +88,12 @@ def test_secret_of_a_url_that_was_used_is_hidden_as_a_whole_word_if_it_is_short(
     assert hide_secrets("these are words, or swords") == "these are ***, or swords"
 
 
+def test_the_revision_of_a_repository_is_shown() -> None:
+    for origin in ("hf://org/name@abc", "hf://name@abc"):
+        assert hide_secrets(f"`{origin}` cannot be read") == f"`{origin}` cannot be read"
+        assert mask_url(origin) == origin
+
+
 def test_what_a_url_shows_elsewhere_is_not_hidden() -> None:
     remember_url("postgresql://postgres:postgres@host/postgres")
     assert hide_secrets('no user "postgres"') == 'no user "postgres"'

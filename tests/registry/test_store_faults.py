@@ -31,7 +31,11 @@ DIGEST = Digest.of_bytes(CONTENT)
     [
         ("bucket", UsageError, "the store `bucket` is no URL"),
         ("s3://key:secret@bucket/x", UsageError, "the store's `s3` URL holds a password"),
-        ("https://host/x?signature=secret", UsageError, "the store `https://host/x` is more than a place"),
+        (
+            "https://host/x?signature=secret",
+            UsageError,
+            "the store `https://host/x?signature=***` is more than a place",
+        ),
         ("simplecache::s3://bucket", UsageError, "the store `simplecache::s3://bucket` is no URL"),
         ("nothing://x", UsageError, "a store cannot be kept at `nothing://x`"),
         (

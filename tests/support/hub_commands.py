@@ -162,10 +162,14 @@ class Workplace:
         return run_in_terminal(program, environment=self.machine.environment, columns=120)
 
     def blobs(self) -> set[str]:
-        """The digests of the blobs in the store; anything else that lies there by its path."""
+        """The digests of the blobs in the store; anything else there by its path, but the lock and marks."""
         folder = self.home / "blobs"
         names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        return {name.removeprefix("sha256/").replace("/", "") for name in names - {"lock"}}
+        return {
+            name.removeprefix("sha256/").replace("/", "")
+            for name in names - {"lock"}
+            if not name.startswith("catalogs/")
+        }
 
     def recorded(self) -> set[str]:
         """The digests that the catalog refers to."""

@@ -16,7 +16,9 @@ from support.routed_reference import PlainBundle, Weights, base_evidence, routed
 
 SCOPES = ["token", "layer", "prompt", "prompt+token", "segment"]
 REQUEST_SCOPES = ["prompt", "prompt+token", "segment"]
-MAX_ERROR = 1e-5
+# Of a whole model in float32, where the softmax of a gate passes rounding on from layer to layer: measured
+# up to 1.4e-5, and another processor rounds otherwise. A wrong choice or weight shows as 1e-2 and more.
+MAX_ERROR = 5e-5
 PROMPTS = [
     row[:length] for row, length in zip(some_tokens(batch=4, length=9).tolist(), (9, 4, 6, 2), strict=True)
 ]
