@@ -17,6 +17,7 @@ SUBJECTS = {
     "kernel-tables": "benchmarks.kernel_tables",
     "gates": "benchmarks.gates.measure",
     "crashes": "benchmarks.crashes",
+    "structure": "benchmarks.structure",
     "verification": "benchmarks.verification",
 }
 

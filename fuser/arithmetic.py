@@ -23,7 +23,7 @@ from ..kernels.routed_lora import routed_lora
 from ..kernels.routing import Routing, gate_logits, select_top_k
 from ..kernels.tolerance import relative_error
 from ..schemas.bundle import BundleConfig, ModuleLayout
-from .bundle import ModuleTensors
+from .tensors import ModuleTensors
 
 ROUTED_TOKENS = 16
 FORCED_TOKENS = 4

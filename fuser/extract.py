@@ -7,18 +7,20 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..bundle import Bundle
+from ..bundle.agreement import check_member, check_names
+from ..bundle.member import QuotedMember
 from ..inspection.header import TensorEntry
-from ..inspection.keys import TensorKind, classify, parse_key
+from ..inspection.keys import TensorKind, parse_key
 from ..schemas import bundle as names
+from ..schemas.bundle import TensorSpec
 from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Dtype
-from ..schemas.manifest import ManifestMember
-from .bundle import Bundle, BundleTensors, open_bundle, read_manifest
 from .factors import TORCH_DTYPES, bytes_of
-from .integrity import check_members, member_header
 from .staging import staged_folder
-from .weights import TensorSpec, WeightsWriter
+from .tensors import BundleTensors
+from .weights import WeightsWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Extraction:
     left_out: tuple[str, ...]
 
 
-def extract_member(bundle_folder: Path, name: str, target: Path) -> Extraction:
+def extract_member(bundle: Bundle, name: str, target: Path) -> Extraction:
     """Write one member as a PEFT adapter into a new folder.
 
     Raises:
@@ -43,25 +45,22 @@ def extract_member(bundle_folder: Path, name: str, target: Path) -> Extraction:
             the digest of what went in although no cast explains it.
         UsageError: the target exists and is not empty.
     """
-    bundle = open_bundle(bundle_folder)
     index = bundle.config.index_of(name)
-    manifest = read_manifest(bundle_folder)
-    if problems := check_members(bundle, manifest):
+    if problems := check_names(bundle) or check_member(bundle, index):
         raise BundleRefused(
             f"the bundle is damaged: {problems[0]}", hint="run `meteora-registry verify` on it"
         )
-    member = manifest.members[index]
-    header = member_header(member)
-    left_out = tuple(e.name for e in header.tensors if classify(e.name) is TensorKind.TRAINING_STATE)
+    member = bundle.members[index]
+    left_out = tuple(entry.name for entry in member.tensors.of_kind(TensorKind.TRAINING_STATE))
     with staged_folder(target) as folder:
-        (folder / names.CONFIG_FILE).write_bytes(member.config_text.encode("utf-8"))
+        (folder / names.CONFIG_FILE).write_bytes(member.entry.config_text.encode("utf-8"))
         weights = folder / names.WEIGHTS_FILE
         if left_out:
             _write_factors_alone(bundle, index, member, weights)
         else:
             _write_member_weights(bundle, index, member, weights)
-        identical = Digest.of_file(weights) == member.weights_sha256
-        if not identical and member.cast is None and not left_out:
+        identical = Digest.of_file(weights) == member.entry.weights_sha256
+        if not identical and member.entry.cast is None and not left_out:
             raise BundleRefused(
                 f"the weights of `{name}` come out with another digest than went in: the bundle is damaged",
                 hint="run `meteora-registry verify` on it",
@@ -69,16 +68,15 @@ def extract_member(bundle_folder: Path, name: str, target: Path) -> Extraction:
     return Extraction(name, target, identical, left_out)
 
 
-def _write_member_weights(bundle: Bundle, index: int, member: ManifestMember, path: Path) -> None:
-    text = member.weights_header.encode("utf-8")
+def _write_member_weights(bundle: Bundle, index: int, member: QuotedMember, path: Path) -> None:
     with BundleTensors(bundle) as tensors, path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for entry in member_header(member).tensors:
+        file.write(member.start)
+        for entry in member.header.tensors:
             file.write(bytes_of(_member_factor(bundle, tensors, index, member, entry)))
 
 
-def _write_factors_alone(bundle: Bundle, index: int, member: ManifestMember, path: Path) -> None:
-    entries = [entry for entry in member_header(member).tensors if parse_key(entry.name)]
+def _write_factors_alone(bundle: Bundle, index: int, member: QuotedMember, path: Path) -> None:
+    entries = [entry for entry in member.header.tensors if parse_key(entry.name)]
     specs = [TensorSpec(entry.name, Dtype(entry.dtype), entry.shape) for entry in entries]
     with BundleTensors(bundle) as tensors, WeightsWriter(path, specs, metadata={"format": "pt"}) as writer:
         for entry in entries:
@@ -86,11 +84,11 @@ def _write_factors_alone(bundle: Bundle, index: int, member: ManifestMember, pat
 
 
 def _member_factor(
-    bundle: Bundle, tensors: BundleTensors, index: int, member: ManifestMember, entry: TensorEntry
+    bundle: Bundle, tensors: BundleTensors, index: int, member: QuotedMember, entry: TensorEntry
 ) -> Tensor:
     """Return a member's tensor in its own shape and element type.
 
-    ``check_members`` found each of them in the bundle.
+    ``check_member`` found each of them in the bundle.
 
     Raises:
         BundleRefused: it is of another shape than the member's header says.
@@ -98,7 +96,7 @@ def _member_factor(
     key = parse_key(entry.name)
     if key is None:
         raise BundleRefused(f"`{entry.name}` of `{member.name}` is not a LoRA factor")
-    path = member.renamed_modules.get(key.path, key.path)
+    path = member.entry.renamed_modules.get(key.path, key.path)
     rows = bundle.config.layouts[path].rows_of(index)
     if key.factor == "A":
         factor = tensors.read_factor(path, names.TENSOR_A, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,7 +11,7 @@ from ..inspection.header import Header
 from ..schemas.digest import Digest
 from ..schemas.errors import AdapterRefused
 from ..schemas.finding import Finding, Verdict
-from ..schemas.inventory import Inventory, ModuleFactors
+from ..schemas.inventory import Inventory
 from ..schemas.manifest import Origin
 
 
@@ -95,6 +94,9 @@ class Member:
         )
 
 
-def modules_by_path(inventory: Inventory, renamed: Mapping[str, str]) -> dict[str, ModuleFactors]:
-    """An adapter's modules by what the bundle calls them; ``renamed`` has the new names of old paths."""
-    return {renamed.get(module.path, module.path): module for module in inventory.modules}
+@dataclass(frozen=True, slots=True)
+class MemberFiles:
+    """Where a member's own two files lie; their digests are checked before they are believed."""
+
+    config_path: Path
+    weights_path: Path

@@ -15,17 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..bundle import Bundle
 from ..inspection.header import Header, TensorEntry, read_header
 from ..schemas import bundle as names
-from ..schemas.bundle import ModuleLayout
+from ..schemas.bundle import ModuleLayout, TensorSpec
 from ..schemas.document import canonical_json
 from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.names import below, check_name
-from .bundle import Bundle, BundleTensors, ModuleTensors, module_shapes, open_bundle
 from .factors import TORCH_DTYPES, TensorFile
 from .staging import staged_folder
-from .weights import TensorSpec, WeightsWriter
+from .tensors import BundleTensors, ModuleTensors
+from .weights import WeightsWriter
 
 MOE_FILE = "moe_lora.safetensors"
 FACTS_FILE = "export.json"
@@ -43,14 +44,13 @@ class OfficialExport:
     losses: tuple[str, ...]
 
 
-def export_official(bundle_folder: Path, target: Path) -> OfficialExport:
+def export_official(bundle: Bundle, target: Path) -> OfficialExport:
     """Write a bundle in the authors' layout into a new folder.
 
     Raises:
         BundleRefused: it is no bundle that this reader knows.
         UsageError: the target exists and is not empty.
     """
-    bundle = open_bundle(bundle_folder)
     rank = max(max(layout.ranks) for layout in bundle.config.layouts.values())
     _check_sources(bundle)
     losses = tuple(_losses(bundle))
@@ -68,7 +68,7 @@ def _check_sources(bundle: Bundle) -> None:
     Raises:
         BundleRefused: naming both.
     """
-    shapes = module_shapes(bundle)
+    shapes = bundle.shapes
     for path, source in bundle.config.gate.sources.items():
         if shapes[path][0] != shapes[source][0]:
             raise BundleRefused(
@@ -125,7 +125,7 @@ def _largest_rank(bundle: Bundle, index: int) -> int:
 
 def _write_moe(bundle: Bundle, tensors: BundleTensors, rank: int, path: Path) -> None:
     members, specs = len(bundle.config.members), []
-    for module, (in_features, out_features) in module_shapes(bundle).items():
+    for module, (in_features, out_features) in bundle.shapes.items():
         prefix = f"{names.TENSOR_PREFIX}{module}"
         specs += [
             TensorSpec(f"{prefix}.{_A}", bundle.dtype, (members * rank, in_features)),
@@ -156,7 +156,7 @@ def _write_adapter(bundle: Bundle, tensors: BundleTensors, rank: int, index: int
     (adapter / names.CONFIG_FILE).write_bytes(config)
     specs = [
         spec
-        for module, shape in module_shapes(bundle).items()
+        for module, shape in bundle.shapes.items()
         for spec in _factor_specs(module, bundle.dtype, rank, *shape)
     ]
     with WeightsWriter(adapter / names.WEIGHTS_FILE, specs, metadata=_METADATA) as writer:

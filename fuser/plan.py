@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
+from ..bundle.member import modules_by_path
 from ..schemas.bundle import (
     MAX_LAYOUT_ENTRIES,
     MAX_MODULES,
@@ -20,9 +21,9 @@ from ..schemas.bundle import (
     align_rank,
 )
 from ..schemas.finding import Severity
-from ..schemas.inventory import Dtype, ModuleFactors
+from ..schemas.inventory import Dtype, ModuleFactors, lossy_dtypes
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
-from .member import Member, modules_by_path
+from .member import Member
 
 DEFAULT_TOP_K = 2
 # PEFT reads one file. Above the first figure hosts and loaders get slow, above the second they fail.
@@ -31,8 +32,6 @@ MAX_BUNDLE_BYTES = 50 * 10**9
 _GATE_BYTES = 4
 
 DTYPES_BY_NAME = {"float32": Dtype.F32, "float16": Dtype.F16, "bfloat16": Dtype.BF16}
-# What a type holds exactly, besides itself.
-_HOLDS: dict[Dtype, set[Dtype]] = {Dtype.F32: {Dtype.F16, Dtype.BF16}, Dtype.F16: set(), Dtype.BF16: set()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +139,6 @@ def _common_dtype(members: Sequence[Member]) -> Dtype:
     found = {dtype for member in members for dtype in member.inventory.dtypes}
     common = next(iter(found)) if len(found) == 1 else Dtype.F32
     return Dtype.F32 if common is Dtype.F64 else common
-
-
-def lossy_dtypes(found: Iterable[Dtype], target: Dtype) -> tuple[Dtype, ...]:
-    """Return those of the element types whose values the target cannot hold exactly, in their order."""
-    return tuple(dtype for dtype in found if dtype is not target and dtype not in _HOLDS[target])
 
 
 def _agreed(values: Iterable[str | None]) -> str | None:

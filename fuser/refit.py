@@ -15,16 +15,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..bundle import Bundle
+from ..bundle.files import check_files
 from ..schemas import bundle as names
-from ..schemas.bundle import BundleConfig, Gate
+from ..schemas.bundle import BundleConfig, Gate, TensorSpec
 from ..schemas.errors import BundleRefused
 from ..schemas.manifest import FileRecord, Manifest
 from ..schemas.names import below
-from .bundle import Bundle, BundleTensors, module_shapes, read_manifest
 from .card import Storage, write_card
-from .integrity import check_files
+from .tensors import BundleTensors
 from .weights import WeightsWriter
-from .write import WEIGHTS_METADATA, module_specs, write_manifest
+from .write import WEIGHTS_METADATA, write_manifest
 
 Progress = Callable[[int, int], None]
 
@@ -63,7 +64,7 @@ def refit_bundle(
         InvalidDocument: the new config breaks its schema.
         SourceUnreadable: a file cannot be read.
     """
-    manifest = read_manifest(bundle.folder)
+    manifest = bundle.manifest
     if problems := check_files(bundle.folder, manifest):
         raise BundleRefused(
             f"the bundle in `{bundle.folder}` is damaged: {problems[0]}",
@@ -104,7 +105,7 @@ def _write_weights(
 ) -> FileRecord:
     with ExitStack() as stack:
         old = stack.enter_context(BundleTensors(bundle))
-        specs = list(module_specs(config, module_shapes(bundle), bundle.dtype))
+        specs = _tensors(bundle, config)
         writer = WeightsWriter(folder / names.WEIGHTS_FILE, specs, metadata=WEIGHTS_METADATA)
         stack.enter_context(writer)
         for done, (path, layout) in enumerate(config.layouts.items(), start=1):
@@ -133,13 +134,21 @@ def _copy_experts(bundle: Bundle, manifest: Manifest, folder: Path) -> dict[str,
     return experts
 
 
+def _tensors(bundle: Bundle, config: BundleConfig) -> list[TensorSpec]:
+    return [
+        spec
+        for path, shape in bundle.shapes.items()
+        for spec in config.tensors_of(path, *shape, bundle.dtype)
+    ]
+
+
 def _storage(bundle: Bundle, config: BundleConfig) -> Storage:
-    shapes = module_shapes(bundle)
     padding = sum(
-        (layout.rows - sum(layout.ranks)) * sum(shapes[path]) for path, layout in config.layouts.items()
+        (layout.rows - sum(layout.ranks)) * sum(bundle.shapes[path])
+        for path, layout in config.layouts.items()
     )
     return Storage(
         dtype=bundle.dtype,
-        size_bytes=sum(spec.size_bytes for spec in module_specs(config, shapes, bundle.dtype)),
+        size_bytes=sum(spec.size_bytes for spec in _tensors(bundle, config)),
         padding_bytes=padding * bundle.dtype.size_bytes,
     )

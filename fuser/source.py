@@ -11,23 +11,22 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..bundle.member import QuotedMember
 from ..inspection.config_file import MAX_CONFIG_BYTES
+from ..inspection.regular_file import read_bounded
 from ..schemas.bundle import BundleConfig
 from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
-from ..schemas.manifest import ManifestMember
 from .arithmetic import MemberFactors
-from .bundle import ModuleTensors, read_bounded
 from .factors import TORCH_DTYPES, TensorFile
 from .gates import Grams, leading_pairs, normal_gate
-from .integrity import member_header, member_inventory
-from .member import modules_by_path
+from .tensors import ModuleTensors
 
 # A gate row is rounded to float32 once; a vector of unit length keeps about seven digits.
 _GATE_TOLERANCE = 1e-5
 
 
-def open_source_member(member: ManifestMember, config_path: Path, weights_path: Path) -> SourceMember:
+def open_source_member(member: QuotedMember, config_path: Path, weights_path: Path) -> SourceMember:
     """Open a member's own files, after their digests were found to be those of the manifest.
 
     The caller has checked that the manifest's quotation of the member can be read.
@@ -37,15 +36,15 @@ def open_source_member(member: ManifestMember, config_path: Path, weights_path: 
         SourceUnreadable: they cannot be read.
     """
     config_sha256 = Digest.of_bytes(read_bounded(config_path, MAX_CONFIG_BYTES))
-    _require_digest(member, "config", config_sha256, member.config_sha256)
+    _require_digest(member, "config", config_sha256, member.entry.config_sha256)
     with ExitStack() as opened:
-        file = opened.enter_context(TensorFile(weights_path, member_header(member)))
-        _require_digest(member, "weights", file.sha256(), member.weights_sha256)
+        file = opened.enter_context(TensorFile(weights_path, member.header))
+        _require_digest(member, "weights", file.sha256(), member.entry.weights_sha256)
         opened.pop_all()
     return SourceMember(member, file)
 
 
-def _require_digest(member: ManifestMember, what: str, found: Digest, expected: Digest) -> None:
+def _require_digest(member: QuotedMember, what: str, found: Digest, expected: Digest) -> None:
     if found != expected:
         raise BundleRefused(
             f"the {what} of member `{member.name}` has digest `{found}`, the manifest says `{expected}`"
@@ -59,9 +58,8 @@ class SourceMember:
     bundle and ``check_quotation`` with the file; only then are the factors read.
     """
 
-    def __init__(self, member: ManifestMember, file: TensorFile) -> None:
+    def __init__(self, member: QuotedMember, file: TensorFile) -> None:
         self._member = member
-        self._modules = modules_by_path(member_inventory(member), member.renamed_modules)
         self._file = file
 
     def __enter__(self) -> Self:
@@ -77,9 +75,8 @@ class SourceMember:
 
         A quotation could leave a module out, and the bundle with it, and both would agree.
         """
-        quoted = self._member.weights_header.encode("utf-8")
-        start = len(quoted).to_bytes(8, "little") + quoted
-        if self._file.size_bytes == self._member.weights_bytes and self._file.read_start(len(start)) == start:
+        start, size_bytes = self._member.start, self._member.entry.weights_bytes
+        if self._file.size_bytes == size_bytes and self._file.read_start(len(start)) == start:
             return []
         return [
             f"the manifest does not quote the header of the own weights of member `{self._member.name}` "
@@ -92,12 +89,12 @@ class SourceMember:
         Where the bundle says that it cast this member, the factors are cast likewise: the loss was
         asked for and recorded, and what is judged here is the arithmetic.
         """
-        module = self._modules.get(path)
+        module = self._member.modules.get(path)
         if module is None:
             return None
         A, B = self._file.read(module.a), self._file.read(module.b)
-        if self._member.cast is not None:
-            target = TORCH_DTYPES[self._member.cast.target]
+        if self._member.entry.cast is not None:
+            target = TORCH_DTYPES[self._member.entry.cast.target]
             A, B = A.to(target), B.to(target)
         return MemberFactors(A, B, module.scaling)
 

@@ -11,22 +11,21 @@ from collections.abc import Sequence
 
 import torch
 
+from ..bundle import Bundle
 from ..kernels.tolerance import TOLERANCES, relative_error
 from ..kernels.triton_check import TritonRunError, TritonUnavailableError, run_triton
 from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.verification import BackendNotRun, BackendRun
 from .arithmetic import MemberFactors, expected_output, random_tokens
-from .bundle import Bundle, ModuleTensors, module_shapes
+from .tensors import ModuleTensors
 
 _BACKEND = "triton"
 
 
 def smallest_module(bundle: Bundle) -> str:
     """The module whose factors have the fewest numbers; of equals the first."""
-    shapes = module_shapes(bundle)
-    return min(
-        bundle.config.target_modules, key=lambda path: bundle.config.layouts[path].rows * sum(shapes[path])
-    )
+    layouts, shapes = bundle.config.layouts, bundle.shapes
+    return min(bundle.config.target_modules, key=lambda path: layouts[path].rows * sum(shapes[path]))
 
 
 def check_with_triton(

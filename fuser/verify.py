@@ -8,7 +8,6 @@ inconclusive. Memory holds one module; every file is read about twice, for diges
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -20,12 +19,13 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..bundle import Bundle
+from ..bundle.documents import check_documents
+from ..bundle.member import QuotedMember
 from ..kernels.tolerance import TOLERANCES
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout
-from ..schemas.digest import Digest
-from ..schemas.errors import MeteoraError, SourceUnreadable
-from ..schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
+from ..schemas.errors import MeteoraError
 from ..schemas.verification import (
     BackendNotRun,
     BackendRun,
@@ -35,21 +35,13 @@ from ..schemas.verification import (
     VerificationRecord,
 )
 from .arithmetic import Backend, MemberFactors, ModuleErrors, compare_module, stored_factors
-from .bundle import Bundle, BundleTensors, ModuleTensors, open_bundle, read_bounded
 from .factors import TORCH_DTYPES
-from .integrity import PARTIAL_RECORD, check_files, check_members, check_record, check_tensors
+from .member import MemberFiles
 from .source import SourceMember, check_factors, check_initial_gate, open_source_member
+from .tensors import BundleTensors, ModuleTensors, check_tensors
 from .triton_sample import check_with_triton, smallest_module
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class MemberFiles:
-    """Where a member's own two files lie; their digests are checked before they are believed."""
-
-    config_path: Path
-    weights_path: Path
 
 
 def verify_bundle(
@@ -76,35 +68,11 @@ def verify_bundle(
     Raises:
         SourceUnreadable: the manifest is missing or cannot be read.
     """
-    run = _Run(folder, level, renamed, with_triton)
-    manifest = run.read_manifest()
-    if manifest is not None:
-        run.problems += check_files(folder, manifest) + check_record(folder, run.manifest_sha256)
-        bundle = run.open_bundle()
-        if bundle is not None and not run.problems:
-            run.problems += check_members(bundle, manifest)
-        if bundle is not None and not run.problems:
-            run.check_modules(bundle, manifest, sources or {}, progress)
+    run = _Run(Bundle(folder), level, renamed, with_triton)
+    run.problems += check_documents(run.bundle)
+    if not run.problems:
+        run.check_modules(sources or {}, progress)
     return run.record()
-
-
-def write_record(folder: Path, record: VerificationRecord) -> None:
-    """Put a record into the bundle it is about, in one step: the old one stays until the new one is whole."""
-    target, partial = folder / names.VERIFICATION_FILE, folder / PARTIAL_RECORD
-    try:
-        # Whatever lies there is not ours to write through: a bundle from elsewhere may hold a link.
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(record.seal())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except OSError as error:
-        raise SourceUnreadable(
-            f"cannot write `{target}`: {error.strerror or error}",
-            hint="check its permissions and the free space",
-        ) from error
 
 
 def available_backends(dtype: torch.dtype) -> tuple[list[Backend], list[BackendNotRun]]:
@@ -121,7 +89,7 @@ def available_backends(dtype: torch.dtype) -> tuple[list[Backend], list[BackendN
 class _Run:
     """One verification under way: what was found so far."""
 
-    folder: Path
+    bundle: Bundle
     level: Level
     renamed: Mapping[str, str] | None
     with_triton: bool
@@ -131,42 +99,20 @@ class _Run:
     backends_run: list[BackendRun] = field(default_factory=list)
     backends_not_run: list[BackendNotRun] = field(default_factory=list)
     modules: dict[str, ModuleError] = field(default_factory=dict)
-    manifest_sha256: Digest = field(default_factory=lambda: Digest.of_bytes(b""))
 
-    def read_manifest(self) -> Manifest | None:
-        data = read_bounded(self.folder / names.MANIFEST_FILE, MAX_MANIFEST_BYTES)
-        self.manifest_sha256 = Digest.of_bytes(data)
-        try:
-            return Manifest.read(data)
-        except MeteoraError as error:
-            self.problems.append(str(error))
-            return None
-
-    def open_bundle(self) -> Bundle | None:
-        try:
-            return open_bundle(self.folder)
-        except MeteoraError as error:
-            self.problems.append(str(error))
-            return None
-
-    def check_modules(
-        self,
-        bundle: Bundle,
-        manifest: Manifest,
-        sources: Mapping[str, MemberFiles],
-        progress: Progress | None,
-    ) -> None:
-        """Padding, finite values and arithmetic of every module, on every backend."""
+    def check_modules(self, sources: Mapping[str, MemberFiles], progress: Progress | None) -> None:
+        """Check padding, finite values and arithmetic of every module, on every backend."""
+        bundle = self.bundle
         backends, self.backends_not_run = available_backends(TORCH_DTYPES[bundle.dtype])
         worst = dict.fromkeys(backends, 0.0)
         sample = smallest_module(bundle) if self.with_triton else None
         if not self.with_triton:
             self.backends_not_run.append(BackendNotRun(backend="triton", reason="it was not asked for"))
-        if self.level is Level.SOURCE and bundle.gate_is_fitted:
+        if self.level is Level.SOURCE and bundle.is_fitted:
             self.notes.append("the gate's values have no witness but their digest")
         with ExitStack() as stack:
             tensors_of = stack.enter_context(BundleTensors(bundle))
-            members = self._open_sources(stack, manifest, sources) if self.level is Level.SOURCE else None
+            members = self._open_sources(stack, sources) if self.level is Level.SOURCE else None
             if self.problems:
                 return
             for done, (path, layout) in enumerate(bundle.config.layouts.items(), start=1):
@@ -204,22 +150,25 @@ class _Run:
             )
 
     def _open_sources(
-        self, stack: ExitStack, manifest: Manifest, sources: Mapping[str, MemberFiles]
+        self, stack: ExitStack, sources: Mapping[str, MemberFiles]
     ) -> list[SourceMember] | None:
         """Every member's own files, or None with the reason noted when one is not to be had."""
-        opened = [self._open_source(stack, member, sources.get(member.name)) for member in manifest.members]
-        for member in manifest.members:
-            if member.renamed_modules and not self._is_known(member.renamed_modules):
+        opened = [
+            self._open_source(stack, member, sources.get(member.name)) for member in self.bundle.members
+        ]
+        for member in self.bundle.members:
+            renamed = member.entry.renamed_modules
+            if renamed and not self._is_known(renamed):
                 self.unchecked.append(f"that the base renamed the modules of member `{member.name}`")
         found = [member for member in opened if member is not None]
         return found if len(found) == len(opened) else None
 
     def _open_source(
-        self, stack: ExitStack, member: ManifestMember, files: MemberFiles | None
+        self, stack: ExitStack, member: QuotedMember, files: MemberFiles | None
     ) -> SourceMember | None:
         experts = MemberFiles(
             *(
-                self.folder / names.EXPERTS_FOLDER / member.name / file
+                self.bundle.folder / names.EXPERTS_FOLDER / member.name / file
                 for file in (names.CONFIG_FILE, names.WEIGHTS_FILE)
             )
         )
@@ -265,7 +214,7 @@ class _Run:
         outcome = Outcome.FAIL if self.problems else Outcome.INCONCLUSIVE if self.unchecked else Outcome.PASS
         return VerificationRecord(
             meteora_verification=1,
-            manifest_sha256=self.manifest_sha256,
+            manifest_sha256=self.bundle.manifest_sha256,
             level=self.level,
             outcome=outcome,
             problems=tuple(self.problems),

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from torch import Tensor
 
+from ..schemas.bundle import TensorSpec
 from ..schemas.digest import Digest
-from ..schemas.inventory import Dtype
 from .factors import TORCH_DTYPES, bytes_of
 
 _HEADER_ALIGNMENT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor that the file will hold."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Its bytes in the file."""
-        return math.prod(self.shape) * self.dtype.size_bytes
 
 
 class WeightsWriter:

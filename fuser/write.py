@@ -7,7 +7,7 @@ function of the members and the plan alone.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..bundle.member import modules_by_path
 from ..schemas import bundle as names
 from ..schemas.bundle import (
     BundleConfig,
@@ -34,8 +35,8 @@ from ..schemas.plan import FusePlan, PlannedMember
 from .card import Storage, write_card
 from .factors import TORCH_DTYPES, TensorFile
 from .gates import initial_gate
-from .member import Member, modules_by_path
-from .weights import TensorSpec, WeightsWriter
+from .member import Member
+from .weights import WeightsWriter
 
 WEIGHTS_METADATA = {"format": "pt", "meteora_format": str(names.BUNDLE_FORMAT)}
 _GATE_EPS = 1e-6
@@ -156,21 +157,6 @@ def _bundle_member(plan: FusePlan, index: int, member: PlannedMember) -> BundleM
     return BundleMember(name=member.name, rank=member.rank, scaling=member.scaling, overrides=overrides)
 
 
-def module_specs(
-    config: BundleConfig, shapes: Mapping[str, tuple[int, int]], dtype: Dtype
-) -> Iterator[TensorSpec]:
-    """The tensors of every module, whose ``(in, out)`` are ``shapes``, in their order in the file."""
-    members = len(config.members)
-    for path, (in_features, out_features) in shapes.items():
-        rows = config.layouts[path].rows
-        yield TensorSpec(names.tensor_name(path, names.TENSOR_A), dtype, (rows, in_features))
-        yield TensorSpec(names.tensor_name(path, names.TENSOR_B), dtype, (rows, out_features))
-        if config.has_gate(path):
-            yield TensorSpec(names.tensor_name(path, names.TENSOR_GATE), Dtype.F32, (members, in_features))
-            if config.gate.bias:
-                yield TensorSpec(names.tensor_name(path, names.TENSOR_GATE_BIAS), Dtype.F32, (members,))
-
-
 def _write_weights(
     plan: FusePlan,
     config: BundleConfig,
@@ -180,8 +166,11 @@ def _write_weights(
     given_gate: GivenGate | None,
     progress: Progress | None,
 ) -> FileRecord:
-    shapes = {module.path: (module.in_features, module.out_features) for module in plan.modules}
-    specs = list(module_specs(config, shapes, plan.dtype))
+    specs = [
+        spec
+        for module in plan.modules
+        for spec in config.tensors_of(module.path, module.in_features, module.out_features, plan.dtype)
+    ]
     own_modules = [
         modules_by_path(member.inventory, planned.renamed_modules)
         for planned, member in zip(plan.members, members, strict=True)

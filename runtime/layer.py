@@ -22,17 +22,17 @@ from transformers.pytorch_utils import Conv1D
 from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
 from ..kernels.routing import Gate
 from ..schemas.bundle import (
+    FACTORS,
     TENSOR_A,
     TENSOR_B,
     TENSOR_GATE,
     TENSOR_GATE_BIAS,
     BundleConfig,
     ModuleLayout,
+    tensor_shapes,
 )
 from ..schemas.errors import BundleRefused, UsageError
 from .router import BundleRouter
-
-_FROZEN = (TENSOR_A, TENSOR_B)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,14 @@ class LayerPlan:
 
     def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
         """The shape of each of the module's tensors, by tensor name."""
-        members = len(self.layout.ranks)
-        shapes: dict[str, tuple[int, ...]] = {
-            TENSOR_A: (self.layout.rows, in_features),
-            TENSOR_B: (self.layout.rows, out_features),
-        }
-        if self.has_gate:
-            shapes[TENSOR_GATE] = (members, in_features)
-        if self.has_gate and self.gate_bias:
-            shapes[TENSOR_GATE_BIAS] = (members,)
-        return shapes
+        return tensor_shapes(
+            self.layout.rows,
+            len(self.layout.ranks),
+            in_features,
+            out_features,
+            has_gate=self.has_gate,
+            has_bias=self.gate_bias,
+        )
 
 
 class BundleParameters(nn.ParameterDict):
@@ -108,7 +106,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_plans[adapter_name] = plan
         self.meteora_routers[adapter_name] = router
         router.layers[plan.layout.path] = self
-        self.frozen_peft_weight_names[adapter_name] = _FROZEN
+        self.frozen_peft_weight_names[adapter_name] = FACTORS
         shapes = plan.shapes(self.in_features or 0, self.out_features or 0)
         self.allocate(
             adapter_name, {tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()}

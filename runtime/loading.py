@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from ..fuser.bundle import open_bundle
+from ..bundle import Bundle
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
 from .base_config import check_base_config, translated_failures
@@ -53,7 +53,7 @@ def load_bundle(
         SourceUnreadable: a file of the bundle or the base is missing or cannot be read.
         UsageError: a dtype was given for a base that is loaded already.
     """
-    config = open_bundle(folder).config
+    config = Bundle.open(folder).config
     if isinstance(base, PreTrainedModel):
         if dtype is not None and dtype != base.dtype:
             raise UsageError(f"the base is loaded in `{base.dtype}`, found also `dtype={dtype}`")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..schemas.bundle import TENSOR_A, TENSOR_B, TENSOR_PREFIX
+from ..schemas.bundle import FACTORS, TENSOR_A, TENSOR_B, TENSOR_PREFIX
 from ..schemas.errors import BundleRefused
 from .layer import MeteoraLayer
 
@@ -85,7 +85,7 @@ def _problems(
 
 
 def _is_factor(name: str) -> bool:
-    return name.rpartition(".")[2] in (TENSOR_A, TENSOR_B)
+    return name.rpartition(".")[2] in FACTORS
 
 
 def _misfits(path: str, layer: MeteoraLayer, adapter_name: str, found: Mapping[str, Tensor]) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _misfits(path: str, layer: MeteoraLayer, adapter_name: str, found: Mapping[s
             continue
         if actual.shape != shape:
             yield f"`{path}.{tensor}` is {list(actual.shape)}, expected {list(shape)}"
-        if tensor not in (TENSOR_A, TENSOR_B) and actual.dtype != torch.float32:
+        if tensor not in FACTORS and actual.dtype != torch.float32:
             yield f"`{path}.{tensor}` is `{actual.dtype}`, expected `{torch.float32}`"
 
 

@@ -8,6 +8,7 @@ storage of a module follows from this document alone: member i owns the rows
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -26,6 +27,7 @@ from pydantic import (
 from .digest import Digest
 from .document import Document, PositiveCount, load_json
 from .errors import BundleRefused
+from .inventory import Dtype
 from .names import Name
 
 BUNDLE_FORMAT = 1
@@ -50,6 +52,7 @@ TENSOR_A = "meteora_A"
 TENSOR_B = "meteora_B"
 TENSOR_GATE = "meteora_gate"
 TENSOR_GATE_BIAS = "meteora_gate_bias"
+FACTORS = (TENSOR_A, TENSOR_B)
 
 # How a gate scores that still has the values its initialisation gave it.
 INITIAL_GATE_KINDS: dict[str, Literal["linear", "absolute"]] = {"arrow": "absolute", "normal": "linear"}
@@ -73,6 +76,41 @@ DECISION_SCOPES: frozenset[Scope] = frozenset({"prompt", "prompt+token", "segmen
 Scaling = Annotated[FiniteFloat, Field(ge=MIN_SCALING, le=MAX_SCALING)]
 Eps = Annotated[FiniteFloat, Field(ge=MIN_EPS, le=MAX_EPS)]
 ModulePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=512)]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a safetensors file."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Its bytes in the file."""
+        return math.prod(self.shape) * self.dtype.size_bytes
+
+
+def tensor_shapes(
+    rows: int, members: int, in_features: int, out_features: int, *, has_gate: bool, has_bias: bool
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of one module, by its short name, in their order in the file.
+
+    Args:
+        rows: of A and B, all members' padded ranks together.
+        members: in the bundle.
+        in_features: of the module.
+        out_features: of the module.
+        has_gate: whether the module has a gate of its own.
+        has_bias: whether gates have a bias.
+    """
+    shapes: dict[str, tuple[int, ...]] = {TENSOR_A: (rows, in_features), TENSOR_B: (rows, out_features)}
+    if has_gate:
+        shapes[TENSOR_GATE] = (members, in_features)
+    if has_gate and has_bias:
+        shapes[TENSOR_GATE_BIAS] = (members,)
+    return shapes
 
 
 def align_rank(rank: int, alignment: int = RANK_ALIGNMENT) -> int:
@@ -327,6 +365,28 @@ class BundleConfig(Document):
         """Whether a module has a gate of its own, and does not take another's routing."""
         return path not in self.gate.sources
 
+    def tensors_of(
+        self, path: str, in_features: int, out_features: int, dtype: Dtype
+    ) -> tuple[TensorSpec, ...]:
+        """Return a module's tensors, in their order in the file; ``dtype`` is that of the factors."""
+        shapes = tensor_shapes(
+            self.layouts[path].rows,
+            len(self.members),
+            in_features,
+            out_features,
+            has_gate=self.has_gate(path),
+            has_bias=self.gate.bias,
+        )
+        return tuple(
+            TensorSpec(tensor_name(path, tensor), dtype if tensor in FACTORS else Dtype.F32, shape)
+            for tensor, shape in shapes.items()
+        )
+
+    @property
+    def tensor_names(self) -> set[str]:
+        """The names of all tensors that a bundle of this config has."""
+        return {spec.name for path in self.target_modules for spec in self.tensors_of(path, 0, 0, Dtype.F32)}
+
     @property
     def names(self) -> tuple[str, ...]:
         """The members' names in order."""
@@ -372,16 +432,6 @@ def check_readable(value: Any, *, what: str) -> None:
             f"`{what}` requires {listed}, which this reader does not know",
             hint="upgrade meteora-registry",
         )
-
-
-def expected_tensors(config: BundleConfig) -> set[str]:
-    """The names of all tensors that a bundle of this config has."""
-    gate = {TENSOR_GATE, TENSOR_GATE_BIAS} if config.gate.bias else {TENSOR_GATE}
-    return {
-        tensor_name(path, tensor)
-        for path in config.target_modules
-        for tensor in {TENSOR_A, TENSOR_B} | (gate if config.has_gate(path) else set())
-    }
 
 
 def tensor_name(path: str, tensor: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from enum import StrEnum
 from functools import cached_property
 
@@ -22,6 +23,16 @@ class Dtype(StrEnum):
     def size_bytes(self) -> int:
         """Bytes of one element."""
         return {"F64": 8, "F32": 4}.get(self.value, 2)
+
+
+# What a type of factors in a bundle holds exactly, besides itself.
+_HELD: dict[Dtype, frozenset[Dtype]] = {Dtype.F32: frozenset({Dtype.F16, Dtype.BF16})}
+
+
+def lossy_dtypes(found: Iterable[Dtype], target: Dtype) -> tuple[Dtype, ...]:
+    """Return those of the element types whose values the target cannot hold exactly, in their order."""
+    held = _HELD.get(target, frozenset())
+    return tuple(dtype for dtype in found if dtype is not target and dtype not in held)
 
 
 class ModuleFactors(Document):

@@ -16,10 +16,12 @@ PACKAGE = "meteora_registry"
 ALLOWED = {
     "schemas": set(),
     "inspection": {"schemas"},
+    "scores": {"schemas"},
     "kernels": set(),
-    "fuser": {"schemas", "inspection", "kernels"},
-    "runtime": {"schemas", "inspection", "kernels", "fuser"},
-    "registry": {"schemas", "inspection", "kernels", "fuser", "runtime"},
+    "bundle": {"schemas", "inspection"},
+    "fuser": {"schemas", "inspection", "bundle", "kernels"},
+    "runtime": {"schemas", "inspection", "bundle", "scores", "kernels", "fuser"},
+    "registry": {"schemas", "inspection", "bundle", "scores", "kernels", "fuser", "runtime"},
     "migrations": {"registry"},
 }
 
@@ -79,6 +81,11 @@ def test_every_folder_of_the_package_is_in_the_table() -> None:
         ("meteora_registry", {"torch", "pydantic", "click", "sqlalchemy"}),
         ("meteora_registry.schemas.bundle", {"torch", "numpy", "sqlalchemy"}),
         ("meteora_registry.inspection.adapter", {"torch", "sqlalchemy", "transformers"}),
+        ("meteora_registry.bundle.agreement", {"torch", "safetensors", "sqlalchemy", "transformers"}),
+        ("meteora_registry.registry.workflows.push_content", {"torch", "transformers", "click"}),
+        ("meteora_registry.registry.workflows.prepare", {"torch", "transformers", "click"}),
+        ("meteora_registry.registry.workflows.compare", {"torch", "transformers", "click", "scipy"}),
+        ("meteora_registry.registry.workflows.find_bundle", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.add", {"torch", "transformers", "alembic", "click"}),
         ("meteora_registry.registry.cli.main", {"torch", "transformers", "sqlalchemy", "numpy", "rich"}),
     ],

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meteora_registry.fuser.bundle import open_bundle
+from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.refit import NewGates, refit_bundle
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.fuse import fuse, prepare_fuse
+from meteora_registry.registry.workflows.fuse import fuse
 from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_bundle
+from meteora_registry.registry.workflows.prepare import prepare_fuse
 from meteora_registry.runtime.fitting import FitOptions, context_of, fit_gates, open_base, read_task_data
 from meteora_registry.schemas.bundle import Scope
 from meteora_registry.schemas.recipe import Recipe, RecipeMember
@@ -88,7 +89,7 @@ def fit_with(
     The statistics are kept: fits that differ only in how they solve share one pass of the base.
     """
     opened = open_base(str(base))
-    old = open_bundle(bundle)
+    old = Bundle.open(bundle)
     found = read_task_data(
         data, old.config.names, tokenizer=opened.tokenizer, context_tokens=context_of(opened.config)
     )

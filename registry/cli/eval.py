@@ -14,7 +14,7 @@ from ..dependencies import require_torch
 from ..home import Home
 from .bundle_text import print_gate_remark
 from .eval_text import print_comparison, print_evaluation
-from .output import print_json
+from .output import print_json, print_remark
 from .parameters import (
     MAX_COUNT,
     base_option,
@@ -137,7 +137,7 @@ def run(
     from ...runtime.evaluation import EvaluationOptions
     from ..catalog.catalog import Catalog
     from ..workflows.evaluate import evaluate
-    from ..workflows.verify import find_bundle_folder
+    from ..workflows.find_bundle import find_bundle_folder
 
     metric, metric_of = parse_metrics(metrics)
     options = EvaluationOptions(
@@ -170,10 +170,14 @@ def compare(first: Path, second: Path, *, as_json: bool) -> None:
     Both must have asked the same items in the same way. A difference whose interval holds zero is one
     that these items cannot tell from none.
     """
-    require_torch("comparing")
-    from ..workflows.evaluate import compare_files
+    from ...scores.intervals import can_estimate
+    from ..workflows.compare import compare_files
 
     found = compare_files(first, second)
+    if not can_estimate():
+        print_remark(
+            "note: the intervals need scipy, which is not installed: pip install 'meteora-registry[eval]'"
+        )
     if as_json:
         print_json(found)
     else:

@@ -26,12 +26,13 @@ def command(home: Home, bundle: str, *, out: Path, as_json: bool) -> None:
     export.json beside it. What it cannot carry at all is said.
     """
     require_torch("exporting")
+    from ...bundle import Bundle
     from ...fuser.official import export_official
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder, gate_is_fitted
+    from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
-    exported = export_official(folder, out)
+    exported = export_official(Bundle.open(folder), out)
     if as_json:
         print_json(exported)
     else:

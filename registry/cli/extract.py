@@ -22,12 +22,13 @@ from .parameters import bundle_argument, examples, format_option, out_option, pa
 def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -> None:
     """Give one member back as the plain PEFT adapter it was, byte for byte."""
     require_torch("extracting")
+    from ...bundle import Bundle
     from ...fuser.extract import extract_member
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder, gate_is_fitted
+    from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
-    extraction = extract_member(folder, member, out)
+    extraction = extract_member(Bundle.open(folder), member, out)
     if as_json:
         print_json(extraction)
     else:

@@ -80,14 +80,15 @@ def command(
     Ranks, targets, scalings and element types may differ. The bundle is written beside its target,
     verified against the members' own files, and only then moved into place and catalogued.
     """
-    require_torch("fusing")
     recipe = _make_recipe(adapters, recipe_file, options, with_experts=with_experts)
     if out is None and not dry_run:
         raise UsageError(
             "`--out` is missing: the folder that the bundle becomes", hint="or look with `--dry-run`"
         )
+    if not dry_run:
+        require_torch("fusing")
     from ..catalog.catalog import Catalog
-    from ..workflows.fuse import fuse, prepare_fuse
+    from ..workflows.prepare import prepare_fuse
 
     with Catalog.open(home) as catalog:
         prepared = prepare_fuse(catalog, home.store, recipe)
@@ -95,6 +96,8 @@ def command(
             print_remark(f"warning: {warning}")
         if dry_run or out is None:
             context.exit(_print_plan(prepared.plan, as_json=as_json))
+        from ..workflows.fuse import fuse
+
         with step_bar() as advance:
             fusion = fuse(catalog, prepared, out, name=name, advance=advance)
     _print_fusion(fusion, as_json=as_json)
@@ -114,7 +117,7 @@ def _make_recipe(
         raise UsageError(
             f"the recipe `{file}` says it all, found also {given}", hint="put it into the recipe"
         )
-    from ...fuser.bundle import read_bounded
+    from ...inspection.regular_file import read_bounded
 
     data = read_bounded(file, MAX_RECIPE_BYTES)
     return _as_usage(lambda: Recipe.from_toml(data, what=str(file)))

@@ -81,8 +81,8 @@ def fit(
     """
     require_torch("fitting gates")
     from ..catalog.catalog import Catalog
+    from ..workflows.find_bundle import find_bundle_folder
     from ..workflows.gate_fit import FitRequest, fit_bundle
-    from ..workflows.verify import find_bundle_folder
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     named = parse_source(bundle)

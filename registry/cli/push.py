@@ -79,7 +79,6 @@ def _open(
 ) -> tuple[CatalogSource | Path, Upload]:
     from ..catalog.catalog import Catalog
     from ..catalog.records import AdapterVersion
-    from ..dependencies import require_torch
     from ..workflows.push_content import adapter_upload, bundle_upload
 
     parsed = parse_source(text)
@@ -91,8 +90,7 @@ def _open(
         if isinstance(version, AdapterVersion):
             return version.source, adapter_upload(home.store, version, scratch, advance=advance)
         parsed = version.source
-    require_torch("pushing a bundle")
-    from ..workflows.verify import find_bundle_folder
+    from ..workflows.find_bundle import find_bundle_folder
 
     folder = find_bundle_folder(lambda: Catalog.open(home), text)
     return (parsed if isinstance(parsed, CatalogSource) else folder), bundle_upload(folder, advance=advance)

@@ -57,8 +57,8 @@ def command(
     """
     require_torch("tracing")
     from ..catalog.catalog import Catalog
+    from ..workflows.find_bundle import find_bundle_folder
     from ..workflows.trace import trace, write_page
-    from ..workflows.verify import find_bundle_folder
     from .trace_text import print_trace
 
     text = _read_stdin() if prompt == _STDIN else _check_text(prompt)

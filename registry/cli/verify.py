@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...schemas.errors import UsageError
-from ...schemas.names import HubSource, parse_source
+from ...schemas.names import HubSource, Source, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
 from ..home import Home
@@ -38,6 +38,11 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
     help="integrity looks at the bundle alone; source also at the members' own files.",
 )
 @click.option(
+    "--digests-only",
+    is_flag=True,
+    help="Check digests, names and shapes and stop: needs no torch, and proves nothing of the numbers.",
+)
+@click.option(
     "--record", "keep_record", is_flag=True, help="Write the outcome into the bundle's verification.json."
 )
 @click.option(
@@ -54,6 +59,7 @@ def command(
     bundle: str,
     *,
     level: str,
+    digests_only: bool,
     base: Path | None,
     keep_record: bool,
     as_json: bool,
@@ -64,15 +70,19 @@ def command(
     at, such as a member's own files. A bundle on the Hub is fetched, held against its manifest and its
     record, verified, and not kept.
     """
-    require_torch("verifying")
     source = parse_source(bundle)
+    if digests_only:
+        _require_alone(context)
+        context.exit(_check_digests(home, source, bundle, as_json=as_json))
+    require_torch("verifying")
     if isinstance(source, HubSource):
         if keep_record:
             raise UsageError("`--record` goes with a bundle on this machine", hint="pull it first")
         found = _verify_on_hub(home, source, Level(level), base, as_json=as_json)
         context.exit(EXIT_CODES[found.outcome])
     from ..catalog.catalog import Catalog
-    from ..workflows.verify import find_bundle_folder, verify
+    from ..workflows.find_bundle import find_bundle_folder
+    from ..workflows.verify import verify
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     with step_bar() as advance:
@@ -87,6 +97,40 @@ def command(
     note_in_catalog(home, lambda catalog: catalog.record_verification(record, folder.resolve()))
     _show(record, folder, as_json=as_json)
     context.exit(EXIT_CODES[record.outcome])
+
+
+def _require_alone(context: click.Context) -> None:
+    """Refuse options that ask for what `--digests-only` does not look at."""
+    for name in ("level", "keep_record", "base"):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "--record" if name == "keep_record" else f"--{name}"
+            raise UsageError(f"`{option}` does not go with `--digests-only`", hint="leave one out")
+
+
+def _check_digests(home: Home, source: Source, text: str, *, as_json: bool) -> int:
+    """Check what needs no torch, print it, and return the exit code."""
+    from ...bundle import Bundle
+    from ...bundle.documents import check_documents
+    from ..catalog.catalog import Catalog
+    from ..workflows.find_bundle import find_bundle_folder
+
+    if isinstance(source, HubSource):
+        raise UsageError("`--digests-only` goes with a bundle on this machine", hint="pull it first")
+    bundle = Bundle(find_bundle_folder(lambda: Catalog.open(home), text))
+    problems = check_documents(bundle)
+    if as_json:
+        print_json({"manifest_sha256": bundle.manifest_sha256, "problems": problems})
+    else:
+        print_facts(
+            [
+                ("digests", "do not agree" if problems else "agree"),
+                ("manifest sha256", bundle.manifest_sha256),
+                ("not looked at", "the numbers: `verify` without `--digests-only` computes with them"),
+            ]
+        )
+        for problem in problems:
+            print_line(f"problem: {problem}")
+    return REFUSED if problems else DONE
 
 
 def _store_for(home: Home, level: str) -> Store | None:
@@ -108,7 +152,7 @@ def _verify_on_hub(
 
 
 def _show(record: VerificationRecord, folder: Path, *, as_json: bool) -> None:
-    from ..workflows.verify import gate_is_fitted
+    from ..workflows.find_bundle import gate_is_fitted
 
     if as_json:
         print_json(record)

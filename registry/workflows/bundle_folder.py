@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ...fuser.bundle import open_bundle
+from ...bundle import Bundle
+from ...bundle.files import write_record
 from ...fuser.staging import check_target, scratch_folder, staged_folder
-from ...fuser.verify import write_record
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json, load_json
@@ -105,7 +105,7 @@ def register_bundle(
         AlreadyInCatalog, UsageError, CatalogUnusable: it cannot be catalogued; the hint says that the
             bundle stands.
     """
-    bundle = open_bundle(folder)
+    bundle = Bundle.open(folder)
     config, fitted = bundle.config, bundle.config.gate.fitted
     new = NewBundleVersion(
         name=name,

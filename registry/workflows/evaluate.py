@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...fuser.bundle import open_bundle, read_bounded
+from ...bundle import Bundle
 from ...runtime import evaluation
 from ...runtime.evaluation import EvaluationOptions
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
@@ -12,7 +12,7 @@ from ...runtime.fitting import context_of, open_base, read_task_data
 from ...schemas.bundle import MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable
-from ...schemas.evaluation import MAX_EVALUATION_BYTES, Comparison, Evaluation
+from ...schemas.evaluation import Evaluation
 from .loading import load_for_command
 from .result_file import check_writable, replace_file
 from .steps import Advance
@@ -48,7 +48,7 @@ def evaluate(
         UsageError: an option is out of range, or the bundle cannot serve in a mode.
         MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
     """
-    members = open_bundle(folder).config.names
+    members = Bundle.open(folder).config.names
     if out is not None:
         check_writable(out)
     if plots is not None:
@@ -67,22 +67,6 @@ def evaluate(
         for name, image in draw_plots(found).items():
             replace_file(plots / name, image)
     return found
-
-
-def compare_files(first: Path, second: Path) -> Comparison:
-    """How the evaluation in the second file compares with the one in the first.
-
-    Raises:
-        SourceUnreadable: a file cannot be read.
-        InvalidDocument: it is no evaluation.
-        UsageError: they did not ask the same.
-    """
-    return evaluation.compare(*(_read(path) for path in (first, second)))
-
-
-def _read(path: Path) -> Evaluation:
-    data = read_bounded(path, MAX_EVALUATION_BYTES)
-    return Evaluation.from_bytes(data, what=path.name, max_bytes=MAX_EVALUATION_BYTES)
 
 
 def _make_folder(path: Path) -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ...fuser.bundle import Bundle, module_shapes, open_bundle, read_manifest
+from ...bundle import Bundle
 from ...fuser.extract import extract_member
+from ...fuser.member import MemberFiles
 from ...fuser.refit import NewGates, refit_bundle
 from ...fuser.staging import check_target
-from ...fuser.verify import MemberFiles, verify_bundle
+from ...fuser.verify import verify_bundle
 from ...inspection.regular_file import real_path
 from ...runtime.base_modules import read_base, resolve_paths
 from ...runtime.fitting import (
@@ -120,17 +121,18 @@ def fit_bundle(
         AlreadyInCatalog: an adapter has the name.
         SourceUnreadable: a file cannot be read or written.
     """
-    bundle, manifest = open_bundle(source), read_manifest(source)
+    bundle = Bundle.open(source)
+    manifest = bundle.manifest
     bundle_name = check_name(name or _name_of(catalog, source) or suggest_name(real_path(folder).name))
     check_no_adapter_has(catalog, bundle_name)
     if not (folder / MANIFEST_FILE).is_file():
         check_target(folder)
     opened = open_base(request.base)
     meta = read_base(opened.config)
-    check_shapes(meta, module_shapes(bundle))
+    check_shapes(meta, bundle.shapes)
     fitted = _fit(bundle, request, opened, advance)
     old_paths = {path for member in manifest.members for path in member.renamed_modules}
-    with _members_files(store, source, manifest) as files:
+    with _members_files(store, bundle) as files:
         verify = partial(
             verify_bundle,
             level=Level.SOURCE,
@@ -213,14 +215,14 @@ def _writer(
 
 
 @contextmanager
-def _members_files(store: Store, bundle: Path, manifest: Manifest) -> Iterator[dict[str, MemberFiles]]:
+def _members_files(store: Store, bundle: Bundle) -> Iterator[dict[str, MemberFiles]]:
     """Every member's own files: the store's, else those that the old bundle gives back.
 
     The latter have the very digests of the manifest, or the verification does not believe them.
     """
-    files = stored_sources(store, manifest)
+    files = stored_sources(store, bundle.manifest)
     with temporary_folder(Purpose.FIT) as scratch:
-        for member in manifest.members:
+        for member in bundle.manifest.members:
             if member.name not in files:
                 target = below(scratch, member.name)
                 extract_member(bundle, member.name, target)

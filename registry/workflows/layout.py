@@ -15,7 +15,8 @@ from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..store import Store
 from .add import add_folder
-from .fuse import Fusion, fuse, prepare_fuse
+from .fuse import Fusion, fuse
+from .prepare import prepare_fuse
 from .steps import Advance
 
 

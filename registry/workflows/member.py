@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...fuser.member import Member
-from ...fuser.verify import MemberFiles
+from ...fuser.member import Member, MemberFiles
 from ...inspection.adapter import inspect_files
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.errors import AdapterRefused, StoreDamaged

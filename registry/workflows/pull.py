@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...fuser.bundle import MAX_BUNDLE_CONFIG_BYTES, read_manifest
+from ...bundle import Bundle
+from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ...fuser.extract import extract_member
 from ...fuser.staging import staged_folder
 from ...fuser.verify import verify_bundle
@@ -135,7 +136,7 @@ def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = Non
         start, folder, cache = (scratch / name for name in ("start", "bundle", "cache"))
         remote = find_bundle(hub, source, start, cache=cache)
         _fetch(hub, remote, folder, max_bytes=MAX_BUNDLE_BYTES, cache=cache, advance=advance)
-        require_source_record(folder, str(remote), hint=_NO_RECORD)
+        require_source_record(Bundle(folder), str(remote), hint=_NO_RECORD)
         yield folder
 
 
@@ -162,7 +163,7 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
             raise BundleRefused(f"`{name}` has {files[name].size_bytes} bytes, expected at most {limit}")
     download_files(hub, listing, files, scratch, cache=cache)
     BundleConfig.read((scratch / CONFIG_FILE).read_bytes(), max_bytes=MAX_BUNDLE_CONFIG_BYTES)
-    remote = RemoteBundle(listing, read_manifest(scratch))
+    remote = RemoteBundle(listing, Bundle(scratch).manifest)
     _compare_listing(remote)
     return remote
 
@@ -227,7 +228,7 @@ def _verify(
     folder: Path, remote: RemoteBundle, advance: Advance | None
 ) -> tuple[VerificationRecord, VerificationRecord]:
     """The record that came with the bundle, and the one of this machine."""
-    claimed = require_source_record(folder, str(remote), hint=_NO_RECORD)
+    claimed = require_source_record(Bundle(folder), str(remote), hint=_NO_RECORD)
     record = verify_bundle(folder, level=Level.INTEGRITY, progress=step_of(advance, "verifying"))
     if record.outcome is not Outcome.PASS:
         reasons = "; ".join((*record.problems, *record.unchecked)[:5])
@@ -238,22 +239,22 @@ def _verify(
 def _register_members(
     catalog: Catalog, store: Store, folder: Path, bundle_name: str
 ) -> tuple[NewMember, ...]:
-    members = []
-    for member in read_manifest(folder).members:
-        version = find_member(catalog, member) or _add_member(catalog, store, folder, member, bundle_name)
+    bundle, members = Bundle.open(folder), []
+    for member in bundle.manifest.members:
+        version = find_member(catalog, member) or _add_member(catalog, store, bundle, member, bundle_name)
         members.append(NewMember(member.name, version, member.weights_sha256, member.config_sha256))
     return tuple(members)
 
 
 def _add_member(
-    catalog: Catalog, store: Store, folder: Path, member: ManifestMember, bundle_name: str
+    catalog: Catalog, store: Store, bundle: Bundle, member: ManifestMember, bundle_name: str
 ) -> AdapterVersion | None:
     """The member catalogued as the adapter it was; None where a cast lost its very bytes."""
     is_taken = bool(catalog.versions_of(member.name))
     name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
     with temporary_folder(Purpose.MEMBER) as scratch:
         target = below(scratch, member.name)
-        if not extract_member(folder, member.name, target).identical:
+        if not extract_member(bundle, member.name, target).identical:
             return None
         config = load_json(member.config_text.encode(), what=CONFIG_FILE)
         declared = config.get("base_model_name_or_path")

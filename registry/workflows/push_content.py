@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from ...bundle import Bundle
 from ...fuser.licenses import combine_licenses
 from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
@@ -19,6 +20,7 @@ from ..hub.listing import FileDigests
 from ..store import Store
 from .add import TEXT_FILES
 from .push import Upload, digest_files
+from .source_record import require_source_record
 from .steps import Advance
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -33,13 +35,9 @@ def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
         InvalidDocument: the manifest or the record is damaged.
         SourceUnreadable: a file cannot be read.
     """
-    from ...fuser.bundle import read_manifest
-    from .source_record import require_source_record
-
-    manifest = read_manifest(folder)
-    manifest_sha256 = require_source_record(
-        folder, f"`{folder}`", hint=_VERIFY.format(folder=folder)
-    ).manifest_sha256
+    bundle = Bundle(folder)
+    manifest, manifest_sha256 = bundle.manifest, bundle.manifest_sha256
+    require_source_record(bundle, f"`{folder}`", hint=_VERIFY.format(folder=folder))
     files = {
         name: below(folder, name) for name in (*sorted(manifest.files), MANIFEST_FILE, VERIFICATION_FILE)
     }

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ...fuser.integrity import read_record
-from ...schemas.bundle import MANIFEST_FILE, VERIFICATION_FILE
-from ...schemas.digest import Digest
+from ...bundle import Bundle
+from ...schemas.bundle import VERIFICATION_FILE
 from ...schemas.errors import BundleRefused
 from ...schemas.verification import Level, Outcome, VerificationRecord
 
 
-def require_source_record(folder: Path, what: str, *, hint: str) -> VerificationRecord:
+def require_source_record(bundle: Bundle, what: str, *, hint: str) -> VerificationRecord:
     """The record in a bundle's folder: unchanged, for this very manifest, passed at level source.
 
     Args:
-        folder: where the bundle lies.
+        bundle: the bundle.
         what: how messages call it.
         hint: what to do when there is no such record.
 
@@ -23,10 +20,10 @@ def require_source_record(folder: Path, what: str, *, hint: str) -> Verification
         BundleRefused: it is missing, for another manifest, or says less than that.
         InvalidDocument: it was changed after it was written.
     """
-    record = read_record(folder)
+    record = bundle.record
     if record is None:
         raise BundleRefused(f"{what} was never verified: it has no `{VERIFICATION_FILE}`", hint=hint)
-    manifest_sha256 = Digest.of_file(folder / MANIFEST_FILE)
+    manifest_sha256 = bundle.manifest_sha256
     if record.manifest_sha256 != manifest_sha256:
         raise BundleRefused(
             f"{what} was verified with the manifest `{record.manifest_sha256.short}`, and has "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...fuser.bundle import open_bundle
+from ...bundle import Bundle
 from ...runtime import tracing
 from ...runtime.fitting import open_base
 from ...schemas.trace import Trace
@@ -30,7 +30,7 @@ def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Pa
     if page is not None:
         check_writable(page)
     # Before the base is loaded, which takes longer.
-    open_bundle(folder)
+    Bundle.open(folder)
     loaded = load_for_command(folder, open_base(base))
     return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=folder.resolve().name)
 

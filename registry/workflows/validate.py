@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...bundle import Bundle
 from ...inspection.adapter import inspect_adapter, inspect_config, inspect_files
 from ...inspection.base_facts import BaseFacts, BaseModule
 from ...inspection.comparison import (
@@ -20,16 +21,10 @@ from ...inspection.comparison import (
     look_deeper,
     module_paths,
 )
-from ...inspection.config import LoraConfig
-from ...inspection.header import parse_header
 from ...inspection.inspection import Inspection
-from ...inspection.regular_file import read_bounded
-from ...inspection.tensors import Tensors, build_inventory
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from ...schemas.document import load_json
-from ...schemas.errors import InvalidDocument, MeteoraError, SourceUnreadable, UsageError
+from ...schemas.errors import MeteoraError, SourceUnreadable, UsageError
 from ...schemas.finding import Finding, Severity
-from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
 from ...schemas.policy import Policy
 from ...schemas.report import AdapterReport, Outcome, Purpose, Report, blocks
@@ -234,27 +229,5 @@ def inspect_companion(text: str, catalog: Catalog, store: Store) -> dict[str, Co
 
 
 def _read_bundle(folder: Path) -> dict[str, Companion]:
-    data = read_bounded(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
-    manifest = Manifest.read(data)
-    members = {}
-    for member in manifest.members:
-        text = member.weights_header.encode("utf-8")
-        header = parse_header(len(text).to_bytes(8, "little") + text, member.weights_bytes)
-        value = load_json(member.config_text.encode("utf-8"), what=CONFIG_FILE)
-        if not isinstance(value, dict):
-            raise InvalidDocument(
-                f"the config of member `{member.name}` in `{folder}` is a {type(value).__name__}, "
-                "expected an object"
-            )
-        inspection = Inspection(
-            config_text=member.config_text,
-            config_sha256=member.config_sha256,
-            weights_sha256=member.weights_sha256,
-            weights_bytes=member.weights_bytes,
-            header=header,
-            declared_base=member.base,
-            license=member.license,
-            inventory=build_inventory(Tensors.sort(header, LoraConfig(value))),
-        )
-        members[f"{folder.name}:{member.name}"] = Companion(inspection)
-    return members
+    members = Bundle(folder).members
+    return {f"{folder.name}:{member.name}": Companion(member.inspection) for member in members}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .comparison import compare
 from .evaluator import evaluate
 from .tasks import EvaluationOptions, Task, make_tasks
 
-__all__ = ["EvaluationOptions", "Task", "compare", "evaluate", "make_tasks"]
+__all__ = ["EvaluationOptions", "Task", "evaluate", "make_tasks"]

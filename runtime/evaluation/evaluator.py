@@ -10,12 +10,12 @@ from importlib.metadata import version
 import torch
 
 from ...schemas.evaluation import UNROUTED, Evaluation, Mode, ModeScore, TaskScore
+from ...scores.intervals import interval_of, mean_of_tasks
 from ..fitting import TaskData, context_of
 from ..loading import LoadedBundle
 from ..record import RoutingRecord
 from ..recording import routing
 from .generation import generate_answers
-from .intervals import interval_of, mean_of_tasks
 from .meter import Meter
 from .modes import serve_as, serve_task
 from .tally import RoutingTally

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ...schemas.errors import UsageError
 from ...schemas.evaluation import DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
+from ...scores.intervals import check_can_estimate
 from ..fitting import Sample, TaskData
 from ..fitting.sequences import choose_samples
 from ..fitting.task_data import refusal_of
-from .intervals import check_can_estimate
 from .metrics import Judge, judge_of
 
 # An answer that is right and goes on must not be cut off where it would be right.

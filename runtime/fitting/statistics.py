@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...fuser.factors import TensorFile
-from ...fuser.weights import TensorSpec, WeightsWriter
+from ...fuser.weights import WeightsWriter
 from ...inspection.header import Header, read_header
+from ...schemas.bundle import TensorSpec
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json
 from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument, SourceUnreadable

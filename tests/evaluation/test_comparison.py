@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from meteora_registry.runtime.evaluation import compare
-from meteora_registry.runtime.evaluation.intervals import interval_of
 from meteora_registry.schemas.errors import InvalidDocument, UsageError
 from meteora_registry.schemas.evaluation import Evaluation
+from meteora_registry.scores.comparison import compare
+from meteora_registry.scores.intervals import interval_of
 from support.evaluations import make_evaluation
 
 HARD_AND_EASY = [0.0, 1.0] * 50

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from meteora_registry.runtime.evaluation.intervals import interval_of, mean_of_tasks
 from meteora_registry.runtime.evaluation.metrics import judge_of
 from meteora_registry.schemas.evaluation import Interval
+from meteora_registry.scores.intervals import interval_of, mean_of_tasks
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from peft import VeloraConfig
 from safetensors.torch import load_file
 
+from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.extract import extract_member
 from meteora_registry.fuser.member import Member
 from meteora_registry.fuser.plan import FuseOptions
@@ -21,7 +22,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 def test_every_member_comes_out_byte_for_byte(fused: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     for name, original in adapters.items():
-        extraction = extract_member(fused, name, tmp_path / name)
+        extraction = extract_member(Bundle.open(fused), name, tmp_path / name)
         assert extraction.identical
         for file in FILES:
             assert (tmp_path / name / file).read_bytes() == (original / file).read_bytes()
@@ -34,13 +35,13 @@ def test_members_of_different_element_types_come_out_in_their_own(tmp_path: Path
     }
     bundle = fuse(read_members(folders), tmp_path / "bundle")
     for name, original in folders.items():
-        assert extract_member(bundle, name, tmp_path / f"out-{name}").identical
+        assert extract_member(Bundle.open(bundle), name, tmp_path / f"out-{name}").identical
         assert (tmp_path / f"out-{name}" / FILES[1]).read_bytes() == (original / FILES[1]).read_bytes()
 
 
 def test_a_lossy_cast_is_said_to_be_no_identical_copy(members: list[Member], tmp_path: Path) -> None:
     bundle = fuse(members[:1], tmp_path / "bundle", FuseOptions(dtype=Dtype.BF16))
-    extraction = extract_member(bundle, "rank4", tmp_path / "out")
+    extraction = extract_member(Bundle.open(bundle), "rank4", tmp_path / "out")
     assert not extraction.identical
     own = load_file(members[0].weights_path)
     out = load_file(tmp_path / "out" / FILES[1])
@@ -59,7 +60,7 @@ def test_training_state_is_left_out_of_a_member_that_loads_without_it(tmp_path: 
         velora_config=VeloraConfig(num_groups=4),
     )
     bundle = fuse(read_members({"velora": folder}), tmp_path / "bundle")
-    extraction = extract_member(bundle, "velora", tmp_path / "out")
+    extraction = extract_member(Bundle.open(bundle), "velora", tmp_path / "out")
     assert not extraction.identical
     assert len(extraction.left_out) == 2
     own, out = load_file(folder / FILES[1]), load_file(tmp_path / "out" / FILES[1])
@@ -78,14 +79,14 @@ def test_a_damaged_bundle_gives_nothing_out(fused: Path, tmp_path: Path) -> None
     bundle = copy_bundle(fused, tmp_path / "bundle")
     change_tensors(bundle, damage)
     with pytest.raises(BundleRefused, match="come out with another digest than went in"):
-        extract_member(bundle, "rank4", tmp_path / "out")
+        extract_member(Bundle.open(bundle), "rank4", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
 
 
 def test_an_unknown_member_is_refused_with_the_known_ones(fused: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleRefused) as caught:
-        extract_member(fused, "nobody", tmp_path / "out")
+        extract_member(Bundle.open(fused), "nobody", tmp_path / "out")
     assert str(caught.value) == (
         "the bundle has no member `nobody`, it has `rank4`, `rank8`, `rslora16`, `patterns`, `last-layer`"
     )
@@ -95,7 +96,7 @@ def test_a_target_that_is_not_empty_is_left_alone(fused: Path, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
     with pytest.raises(UsageError, match="exists and is not empty"):
-        extract_member(fused, "rank4", tmp_path / "out")
+        extract_member(Bundle.open(fused), "rank4", tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "keep"
 
 
@@ -106,7 +107,7 @@ def test_a_manifest_with_other_members_than_the_config_is_refused(fused: Path, t
     bundle = copy_bundle(fused, tmp_path / "bundle")
     change_manifest(bundle, shorten)
     with pytest.raises(BundleRefused, match="the bundle is damaged: the config has the members"):
-        extract_member(bundle, "patterns", tmp_path / "out")
+        extract_member(Bundle.open(bundle), "patterns", tmp_path / "out")
 
 
 def test_a_quoted_header_of_another_kind_is_refused(fused: Path, tmp_path: Path) -> None:
@@ -117,4 +118,4 @@ def test_a_quoted_header_of_another_kind_is_refused(fused: Path, tmp_path: Path)
     bundle = copy_bundle(fused, tmp_path / "bundle")
     change_manifest(bundle, make_integers)
     with pytest.raises(BundleRefused, match="the bundle is damaged"):
-        extract_member(bundle, "rank4", tmp_path / "out")
+        extract_member(Bundle.open(bundle), "rank4", tmp_path / "out")

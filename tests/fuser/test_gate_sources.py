@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meteora_registry.fuser.bundle import open_bundle
+from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.extract import extract_member
 from meteora_registry.fuser.official import MOE_FILE, export_official
 from meteora_registry.fuser.refit import refit_bundle
@@ -35,7 +35,7 @@ def share(adapters: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
     """Writes a bundle with these sources and scope."""
 
     def write(sources: dict[str, str], scope: Scope = "token") -> Path:
-        bundle = open_bundle(fuse(read_members(adapters), tmp_path / "fused"))
+        bundle = Bundle.open(fuse(read_members(adapters), tmp_path / "fused"))
         folder = tmp_path / "shared"
         folder.mkdir()
         refit_bundle(bundle, draw_gates(bundle, sources, scope=scope), folder)
@@ -52,7 +52,7 @@ def test_shared_gates_verify_at_both_levels(
     for level in Level:
         record = verify_bundle(folder, level=level, sources=files_of(read_members(adapters)))
         assert record.outcome is Outcome.PASS, record.problems
-        assert record.modules.keys() == set(open_bundle(folder).config.target_modules)
+        assert record.modules.keys() == set(Bundle.open(folder).config.target_modules)
 
 
 def test_source_of_another_width_verifies_and_has_no_export(
@@ -61,7 +61,7 @@ def test_source_of_another_width_verifies_and_has_no_export(
     folder = share({"model.layers.0.mlp.down_proj": f"{ATTENTION}.q_proj"})
     assert verify_bundle(folder, level=Level.INTEGRITY).outcome is Outcome.PASS
     with pytest.raises(BundleRefused) as caught:
-        export_official(folder, tmp_path / "official")
+        export_official(Bundle.open(folder), tmp_path / "official")
     assert str(caught.value) == (
         f"`model.layers.0.mlp.down_proj` takes its routing from `{ATTENTION}.q_proj`, which has another "
         "input: their layout has no place for that"
@@ -86,7 +86,7 @@ def test_reader_refuses_other_gates_than_the_config_says(
     tensors |= {} if tensor is None else {name: tensor}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"meteora_format": "1"})
     with pytest.raises(BundleRefused, match=message):
-        open_bundle(folder)
+        Bundle.open(folder)
 
 
 def test_extract_and_export_know_of_sources(
@@ -94,9 +94,9 @@ def test_extract_and_export_know_of_sources(
 ) -> None:
     folder = share(SOURCES)
     for name, adapter in adapters.items():
-        assert extract_member(folder, name, tmp_path / name).identical
+        assert extract_member(Bundle.open(folder), name, tmp_path / name).identical
         assert (tmp_path / name / WEIGHTS_FILE).read_bytes() == (adapter / WEIGHTS_FILE).read_bytes()
-    export_official(folder, tmp_path / "official")
+    export_official(Bundle.open(folder), tmp_path / "official")
     exported = load_file(tmp_path / "official" / MOE_FILE)
     gate = load_file(folder / WEIGHTS_FILE)[GATE.format(f"{ATTENTION}.q_proj")]
     for module in ("q_proj", "k_proj", "v_proj"):

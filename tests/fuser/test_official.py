@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meteora_registry.fuser.bundle import open_bundle
+from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.member import Member
 from meteora_registry.fuser.official import ImportedMember, OfficialWeights, export_official
 from meteora_registry.fuser.plan import FuseOptions, make_plan
@@ -26,7 +26,7 @@ Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.fixture(scope="module")
 def exported(fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("official") / "export"
-    export_official(fused, target)
+    export_official(Bundle.open(fused), target)
     return target
 
 
@@ -39,7 +39,7 @@ def test_export_pads_every_member_to_the_largest_rank(exported: Path) -> None:
 
 
 def test_export_says_what_the_layout_cannot_carry(fused: Path, tmp_path: Path) -> None:
-    losses = export_official(fused, tmp_path / "export").losses
+    losses = export_official(Bundle.open(fused), tmp_path / "export").losses
     assert losses == (
         "the gate is `absolute`, their code scores linearly without one: it will route differently",
         "`patterns` has scalings that differ by module: they were multiplied into its B",
@@ -90,7 +90,7 @@ def test_import_gives_back_what_was_exported(tmp_path: Path) -> None:
     }
     members = read_members(folders)
     bundle = fuse(members, tmp_path / "bundle", FuseOptions(gate="normal"))
-    export_official(bundle, tmp_path / "export")
+    export_official(Bundle.open(bundle), tmp_path / "export")
     weights = OfficialWeights(
         tmp_path / "export" / "moe_lora.safetensors",
         [ImportedMember(name, rank, 6.0) for name, rank in ranks.items()],
@@ -110,9 +110,9 @@ def test_import_gives_back_what_was_exported(tmp_path: Path) -> None:
     )
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
-    assert open_bundle(again).config.layouts == open_bundle(bundle).config.layouts
-    assert open_bundle(again).gate_is_fitted
-    export_official(again, tmp_path / "twice")
+    assert Bundle.open(again).config.layouts == Bundle.open(bundle).config.layouts
+    assert Bundle.open(again).is_fitted
+    export_official(Bundle.open(again), tmp_path / "twice")
     gates = [
         json.loads((tmp_path / name / "export.json").read_bytes())["gate"] for name in ("export", "twice")
     ]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.member import Member, MemberFiles
 from meteora_registry.fuser.plan import FuseOptions
-from meteora_registry.fuser.verify import MemberFiles, verify_bundle
+from meteora_registry.fuser.verify import verify_bundle
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.inventory import Dtype
 from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord

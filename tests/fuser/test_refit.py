@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meteora_registry.fuser.bundle import open_bundle
+from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.member import Member
 from meteora_registry.fuser.plan import FuseOptions
 from meteora_registry.fuser.refit import NewGates, refit_bundle
@@ -25,7 +25,7 @@ from support.tampering import flip_byte
 
 def some_gates(folder: Path, *, bias: bool = True, share: bool = True) -> NewGates:
     """Random gates for the bundle in a folder; k and v take q's routing where both are there."""
-    bundle = open_bundle(folder)
+    bundle = Bundle.open(folder)
     paths = bundle.config.target_modules
     queries = {path.replace(".q_proj", f".{kind}_proj"): path for path in paths for kind in "kv"}
     sources = {path: queries[path] for path in paths if path in queries and path != queries[path]}
@@ -34,7 +34,7 @@ def some_gates(folder: Path, *, bias: bool = True, share: bool = True) -> NewGat
 
 def refit(folder: Path, new: NewGates, target: Path) -> Path:
     target.mkdir()
-    refit_bundle(open_bundle(folder), new, target)
+    refit_bundle(Bundle.open(folder), new, target)
     return target
 
 
@@ -45,7 +45,7 @@ def test_new_gates_stand_in_the_file_and_the_factors_stay(
 ) -> None:
     new = some_gates(fused, bias=bias, share=share)
     folder = refit(fused, new, tmp_path / "new")
-    config = open_bundle(folder).config
+    config = Bundle.open(folder).config
     assert (config.gate, config.top_k, config.temperature) == (new.gate, 1, 0.5)
     assert config.required_features == (("gate-sources",) if share else ())
     before, after = (load_file(each / "adapter_model.safetensors") for each in (fused, folder))

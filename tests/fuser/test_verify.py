@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from meteora_registry.bundle import Bundle
+from meteora_registry.bundle.files import check_record, write_record
 from meteora_registry.fuser import arithmetic
 from meteora_registry.fuser.arithmetic import FORCED_TOKENS, ROUTED_TOKENS, MemberFactors, random_tokens
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.member import Member, MemberFiles
 from meteora_registry.fuser.plan import BaseModules, FuseOptions, make_plan
-from meteora_registry.fuser.verify import MemberFiles, verify_bundle, write_record
+from meteora_registry.fuser.verify import verify_bundle
 from meteora_registry.fuser.write import write_bundle
 from meteora_registry.kernels.routing import Routing, select_top_k
 from meteora_registry.schemas.errors import SourceUnreadable
@@ -175,15 +177,11 @@ def test_a_flipped_byte_anywhere_in_any_file_fails(members: list[Member], tmp_pa
 def test_a_flipped_byte_in_every_place_of_the_record_fails(fused: Path, tmp_path: Path) -> None:
     bundle = copy_bundle(fused, tmp_path / "bundle")
     write_record(bundle, check(bundle))
-    from meteora_registry.fuser.integrity import check_record
-    from meteora_registry.schemas.digest import Digest
-
-    manifest = Digest.of_file(bundle / "meteora_manifest.json")
     record = bundle / "verification.json"
-    assert check_record(bundle, manifest) == []
+    assert check_record(Bundle(bundle)) == []
     for offset in range(record.stat().st_size):
         flip_byte(record, offset)
-        assert check_record(bundle, manifest), offset
+        assert check_record(Bundle(bundle)), offset
         flip_byte(record, offset)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meteora_registry.fuser.bundle import open_bundle
+from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.member import Member
 from meteora_registry.fuser.plan import FuseOptions
 from meteora_registry.schemas.errors import FuseRefused
@@ -25,7 +25,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_bundle_holds_each_members_factors_in_its_own_rows(fused: Path, adapters: dict[str, Path]) -> None:
-    bundle = open_bundle(fused)
+    bundle = Bundle.open(fused)
     tensors = load_file(fused / "adapter_model.safetensors")
     for index, folder in enumerate(adapters.values()):
         own = load_file(folder / "adapter_model.safetensors")
@@ -148,7 +148,7 @@ def test_bundle_agrees_with_one_written_by_hand_from_the_contract(
     adapters: dict[str, Path], fused: Path, tmp_path: Path
 ) -> None:
     by_hand = write_bundle_by_hand(tmp_path / "by-hand", adapters)
-    ours, theirs = open_bundle(fused).config, open_bundle(by_hand).config
+    ours, theirs = Bundle.open(fused).config, Bundle.open(by_hand).config
     assert ours.layouts == theirs.layouts
     assert ours.names == theirs.names
     found, expected = (load_file(folder / "adapter_model.safetensors") for folder in (fused, by_hand))

@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import meteora_registry.runtime as runtime
-from meteora_registry.fuser.bundle import BundleTensors, open_bundle, read_manifest
+from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.extract import extract_member
+from meteora_registry.fuser.member import MemberFiles
 from meteora_registry.fuser.refit import NewGates, refit_bundle
-from meteora_registry.fuser.verify import MemberFiles, verify_bundle
+from meteora_registry.fuser.tensors import BundleTensors
+from meteora_registry.fuser.verify import verify_bundle
 from meteora_registry.kernels.tolerance import relative_error
 from meteora_registry.runtime.base_modules import read_base, resolve_paths
 from meteora_registry.schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER, WEIGHTS_FILE
@@ -52,23 +54,23 @@ each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=label)
 
 def member_files(bundle: Path) -> dict[str, MemberFiles]:
     """Return the members' own files, kept beside the bundles."""
-    folders = {name: bundle.parents[1] / "members" / name for name in open_bundle(bundle).config.names}
+    folders = {name: bundle.parents[1] / "members" / name for name in Bundle.open(bundle).config.names}
     return {name: MemberFiles(path / CONFIG_FILE, path / WEIGHTS_FILE) for name, path in folders.items()}
 
 
 def renaming(bundle: Path) -> dict[str, str]:
     """Return what the base that renamed its modules calls the old ones."""
-    paths = {path for member in read_manifest(bundle).members for path in member.renamed_modules}
+    paths = {path for member in Bundle(bundle).manifest.members for path in member.renamed_modules}
     return resolve_paths(sorted(paths), read_base(bundle.parents[1] / "renaming-base"))
 
 
 def test_golden_files_of_every_kind_are_there() -> None:
-    configs = {path.name: open_bundle(path).config for path in BUNDLES if path.parents[1].name == "1"}
+    configs = {path.name: Bundle.open(path).config for path in BUNDLES if path.parents[1].name == "1"}
     gates = [config.gate for config in configs.values()]
     assert {gate.scope for gate in gates} == {"token", "layer", "prompt", "prompt+token", "segment"}
     assert {gate.kind for gate in gates} == {"linear", "absolute", "normalised"}
     assert {gate.is_fitted for gate in gates} == {True, False}
-    assert {str(open_bundle(path).dtype) for path in BUNDLES} == {"F32", "BF16", "F16"}
+    assert {str(Bundle.open(path).dtype) for path in BUNDLES} == {"F32", "BF16", "F16"}
     assert {1, 2, 3} == {len(config.members) for config in configs.values()}
     assert any(gate.sources for gate in gates)
     assert any(gate.abstain for gate in gates)
@@ -146,9 +148,9 @@ def assert_decided(found: list[runtime.Decision], expected: list[dict[str, Any]]
 
 @each_bundle
 def test_members_of_a_golden_bundle_come_out_as_they_went_in(bundle: Path, tmp_path: Path) -> None:
-    for member in read_manifest(bundle).members:
+    for member in Bundle(bundle).manifest.members:
         folder = tmp_path / member.name
-        extraction = extract_member(bundle, member.name, folder)
+        extraction = extract_member(Bundle.open(bundle), member.name, folder)
         is_lossless = member.cast is None or member.cast.max_relative_error == 0
         assert extraction.identical == is_lossless
         assert Digest.of_file(folder / CONFIG_FILE) == member.config_sha256
@@ -156,9 +158,9 @@ def test_members_of_a_golden_bundle_come_out_as_they_went_in(bundle: Path, tmp_p
             assert Digest.of_file(folder / WEIGHTS_FILE) == member.weights_sha256
 
 
-@pytest.mark.parametrize("bundle", [path for path in BUNDLES if open_bundle(path).gate_is_fitted], ids=label)
+@pytest.mark.parametrize("bundle", [path for path in BUNDLES if Bundle.open(path).is_fitted], ids=label)
 def test_golden_bundle_with_its_own_gates_again_has_the_same_weights(bundle: Path, tmp_path: Path) -> None:
-    opened = open_bundle(bundle)
+    opened = Bundle.open(bundle)
     (tmp_path / "again").mkdir()
     config = opened.config
     with BundleTensors(opened) as tensors:
@@ -169,7 +171,7 @@ def test_golden_bundle_with_its_own_gates_again_has_the_same_weights(bundle: Pat
         }
         new = NewGates(config.gate, config.top_k, config.temperature, values)
         manifest = refit_bundle(opened, new, tmp_path / "again")
-    old = read_manifest(bundle)
+    old = Bundle(bundle).manifest
     assert manifest.members == old.members
     assert manifest.files[WEIGHTS_FILE] == old.files[WEIGHTS_FILE]
     assert verify_bundle(tmp_path / "again", level=Level.INTEGRITY).outcome is Outcome.PASS
@@ -254,7 +256,7 @@ def test_golden_catalog_takes_its_members_again_and_verifies_a_bundle(
     unpack(folder / "catalogs" / "current.db.gz", home)
     assert run("db", "upgrade").returncode == 0
     # The catalog knows their content, and the new store has none of it.
-    names = open_bundle(folder / "bundles" / "arrow").config.names
+    names = Bundle.open(folder / "bundles" / "arrow").config.names
     added = run("add", *(str(folder / "members" / name) for name in names), "--format", "json")
     assert [each["created"] for each in json.loads(added.stdout)] == [False, False, False]
     shutil.copytree(folder / "bundles" / "arrow", tmp_path / "bundle")

@@ -35,9 +35,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig
 
 import meteora_registry.runtime as runtime
-from meteora_registry.fuser.bundle import BundleTensors, open_bundle
+from meteora_registry.bundle import Bundle
+from meteora_registry.bundle.files import write_record
+from meteora_registry.fuser.member import MemberFiles
 from meteora_registry.fuser.refit import NewGates, refit_bundle
-from meteora_registry.fuser.verify import MemberFiles, verify_bundle, write_record
+from meteora_registry.fuser.tensors import BundleTensors
+from meteora_registry.fuser.verify import verify_bundle
 from meteora_registry.registry.catalog.engine import engine_for, sqlite_url
 from meteora_registry.registry.cli import main
 from meteora_registry.schemas.bundle import CONFIG_FILE, VERIFICATION_FILE, WEIGHTS_FILE, Scope
@@ -167,7 +170,7 @@ def import_official() -> None:
 
 def fit(bundle: str, out: str, *options: str) -> None:
     """Fit the gates of a bundle on data of its members."""
-    data = write_task_data(Path("data"), open_bundle(Path("bundles", bundle)).config.names, samples=32)
+    data = write_task_data(Path("data"), Bundle.open(Path("bundles", bundle)).config.names, samples=32)
     read = (f"bundles/{bundle}", "--base", "base", "--data", "data")
     run("gate", "fit", *read, "--out", f"bundles/{out}", *options)
     shutil.rmtree(data)
@@ -175,7 +178,7 @@ def fit(bundle: str, out: str, *options: str) -> None:
 
 def write_abstaining(fitted: Path, folder: Path, threshold: float) -> None:
     """Write a fitted bundle with a threshold, which no command sets."""
-    bundle = open_bundle(fitted)
+    bundle = Bundle.open(fitted)
     with BundleTensors(bundle) as tensors:
         values = {
             path: (module.gate, module.bias)

@@ -28,7 +28,8 @@ from meteora_registry.registry.home import HOME_VARIABLE, Home
 from meteora_registry.registry.store import RemoteStore, Store
 from meteora_registry.registry.workflows.add import add_folder
 from meteora_registry.registry.workflows.doctor import Code, Examination, examine
-from meteora_registry.registry.workflows.fuse import fuse, prepare_fuse
+from meteora_registry.registry.workflows.fuse import fuse
+from meteora_registry.registry.workflows.prepare import prepare_fuse
 from meteora_registry.registry.workflows.store import Condition, verify_store
 from meteora_registry.schemas import scratch
 from meteora_registry.schemas.names import HubSource, parse_source

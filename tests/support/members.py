@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from meteora_registry.fuser.bundle import Bundle, module_shapes
-from meteora_registry.fuser.member import Member
+from meteora_registry.bundle import Bundle
+from meteora_registry.fuser.member import Member, MemberFiles
 from meteora_registry.fuser.plan import FuseOptions, make_plan
 from meteora_registry.fuser.refit import NewGates
-from meteora_registry.fuser.verify import MemberFiles
 from meteora_registry.fuser.write import write_bundle
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.schemas import bundle as names
@@ -82,6 +81,6 @@ def draw_gates(
                 torch.randn(members, in_features, generator=generator),
                 torch.randn(members, generator=generator),
             )
-            for path, (in_features, _) in module_shapes(bundle).items()
+            for path, (in_features, _) in bundle.shapes.items()
         },
     )

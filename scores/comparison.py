@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...schemas.errors import UsageError
-from ...schemas.evaluation import (
+from ..schemas.errors import UsageError
+from ..schemas.evaluation import (
     Comparison,
     EvaluatedTask,
     Evaluation,
@@ -20,15 +20,23 @@ from ...schemas.evaluation import (
 from .intervals import interval_of, mean_of_tasks
 
 
-def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """How much higher the second scores than the first, in every mode that both have.
+def compare(first: Evaluation, second: Evaluation, *, with_intervals: bool = True) -> Comparison:
+    """Return how much higher the second scores than the first, in every mode that both have.
+
+    Args:
+        first: the evaluation that the differences count from.
+        second: the other one.
+        with_intervals: whether the differences get intervals, which need scipy.
 
     Raises:
+        MissingDependency: intervals were asked for and scipy is not installed.
         UsageError: other data, items, metrics or lengths of answer, or no mode in common.
     """
     _check_same_questions(first.tasks, second.tasks)
     pairs = [(mode, second.mode(mode.mode)) for mode in first.modes]
-    common = [_difference(mode, other) for mode, other in pairs if other is not None]
+    common = [
+        _difference(mode, other, with_intervals=with_intervals) for mode, other in pairs if other is not None
+    ]
     if not common:
         raise UsageError(
             f"no mode is in both evaluations: the first has {_listed(first)}, the second {_listed(second)}"
@@ -71,7 +79,7 @@ def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
         )
 
 
-def _difference(first: ModeScore, second: ModeScore) -> ModeDifference:
+def _difference(first: ModeScore, second: ModeScore, *, with_intervals: bool) -> ModeDifference:
     items = {task.member: task.items for task in second.tasks}
     differences = {
         task.member: [b - a for a, b in zip(task.items, items[task.member], strict=True)]
@@ -81,13 +89,14 @@ def _difference(first: ModeScore, second: ModeScore) -> ModeDifference:
         mode=first.mode,
         first=first.score,
         second=second.score,
-        overall=_judge(list(differences.values())),
-        tasks={member: _judge([each]) for member, each in differences.items()},
+        overall=_judge(list(differences.values()), with_interval=with_intervals),
+        tasks={member: _judge([each], with_interval=with_intervals) for member, each in differences.items()},
     )
 
 
-def _judge(tasks: Sequence[Sequence[float]]) -> ScoreDifference:
-    return ScoreDifference(difference=mean_of_tasks(tasks), interval=interval_of(tasks))
+def _judge(tasks: Sequence[Sequence[float]], *, with_interval: bool) -> ScoreDifference:
+    interval = interval_of(tasks) if with_interval else None
+    return ScoreDifference(difference=mean_of_tasks(tasks), interval=interval)
 
 
 def _listed(evaluation: Evaluation) -> str:

@@ -8,14 +8,15 @@ cannot see any doubt and gives an interval of no width.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...schemas.errors import MissingDependency
-from ...schemas.evaluation import Interval
+from ..schemas.errors import MissingDependency
+from ..schemas.evaluation import Interval
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -29,6 +30,11 @@ Scores = npt.NDArray[np.float64]
 def mean_of_tasks(tasks: Sequence[Sequence[float]]) -> float:
     """The mean of the tasks' means: a task of few items weighs as much as one of many."""
     return float(np.mean([np.mean(scores) for scores in tasks]))
+
+
+def can_estimate() -> bool:
+    """Return whether intervals can be computed here: whether scipy is installed."""
+    return importlib.util.find_spec("scipy") is not None
 
 
 def check_can_estimate() -> None:

@@ -1,0 +1,82 @@
+"""What a core install can do: the real program in a process where torch and its company are blocked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.evaluations import make_evaluation
+from support.hub import TOKEN, LoopbackHub
+from support.hub_server import serve
+from support.patience import PATIENCE_SECONDS
+from support.small_adapters import make_adapter
+
+BUNDLE = Path(__file__).parents[1] / "golden" / "1" / "bundles" / "fitted-prompt"
+BLOCKED = ("torch", "triton", "safetensors", "peft", "transformers", "accelerate", "scipy", "matplotlib")
+PROGRAM = f"""
+import sys
+sys.modules.update(dict.fromkeys({BLOCKED!r}))
+from meteora_registry.registry.cli.entry import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LoopbackHub]:
+    with serve() as hub:
+        yield hub
+
+
+def run(folder: Path, *arguments: object, code: int = 0, **environment: str) -> str:
+    """Run the program with a home in ``folder``, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        env=os.environ | {"METEORA_HOME": str(folder / "home")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_verified_bundle_can_be_pushed(tmp_path: Path, hub: LoopbackHub) -> None:
+    on_hub = {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "",
+    }
+    assert "would push: org/ours" in run(tmp_path, "push", BUNDLE, "org/ours", "--dry-run", **on_hub)
+    assert "pushed: org/ours@" in run(tmp_path, "push", BUNDLE, "org/ours", **on_hub)
+    files = hub.repositories["org/ours"].head.files
+    assert files["adapter_model.safetensors"].data == (BUNDLE / "adapter_model.safetensors").read_bytes()
+
+
+def test_digests_of_a_bundle_can_be_checked(tmp_path: Path) -> None:
+    assert "digests          agree" in run(tmp_path, "verify", BUNDLE, "--digests-only")
+
+
+def test_fuse_can_be_planned(tmp_path: Path) -> None:
+    for seed, name in enumerate(("legal", "medical")):
+        run(tmp_path, "add", make_adapter(tmp_path / name, seed=seed), "--base", "org/base")
+    shown = run(tmp_path, "fuse", "legal", "medical", "--dry-run")
+    assert "top k        2" in shown
+    shown = run(tmp_path, "fuse", "legal", "medical", "--out", tmp_path / "bundle", code=2)
+    assert "fusing needs torch, which is not installed" in shown
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_evaluations_can_be_compared(tmp_path: Path) -> None:
+    for name, scores in (("before", [0.0, 1.0]), ("after", [1.0, 1.0])):
+        evaluation = make_evaluation({"routed": {"one": scores}}, bundle=name)
+        (tmp_path / f"{name}.json").write_bytes(evaluation.to_bytes())
+    shown = run(tmp_path, "eval", "compare", tmp_path / "before.json", tmp_path / "after.json")
+    assert "the intervals need scipy, which is not installed" in shown
+    assert "routed" in shown
