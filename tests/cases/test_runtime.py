@@ -20,6 +20,8 @@ import torch
 from accelerate import cpu_offload
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from meteora_registry.kernels.tolerance import relative_error
 from meteora_registry.runtime import route_as
@@ -150,6 +152,29 @@ def test_batch_without_a_mask_is_right_or_warned_of(bundles: dict[str, Path], sc
         return
     for prompt, row in zip(PROMPTS, together, strict=True):
         assert relative_error(row[: len(prompt)], logits_of(model, torch.tensor([prompt]))[0]) <= MAX_ERROR
+
+
+@pytest.mark.parametrize(
+    "scope",
+    ["token", failing("prompt", "requests that share a pass are taken for one, and fail in torch's words")],
+)
+def test_continuous_batching_answers_as_each_prompt_alone_or_is_refused(
+    bundles: dict[str, Path], scope: str
+) -> None:
+    model = loaded(bundles[scope])
+    greedy = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    small = ContinuousBatchingConfig(
+        num_blocks=16, page_size=32, max_batch_tokens=64, use_async_batching=False
+    )
+    try:
+        found = model.base_model.model.generate_batch(
+            inputs=PROMPTS, generation_config=greedy, continuous_batching_config=small, progress_bar=False
+        )
+    except UsageError:
+        return
+    in_order = sorted(found, key=lambda request: int(request.rpartition("_")[2]))
+    alone = [answers(model, [prompt], 4)[0] for prompt in PROMPTS]
+    assert [found[request].generated_tokens for request in in_order] == alone
 
 
 def gradients(model: nn.Module, loss_of: Callable[[], Tensor]) -> dict[str, Tensor]:
