@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+BROWSER := $(VENV)/.browser
+# For pytest, as in: make test ARGS="-k name"
+ARGS ?=
 # A top-level folder is called kernels, and so is a package that transformers looks for: the current
 # folder must not be on the path.
 export PYTHONSAFEPATH := 1
@@ -11,9 +14,9 @@ export PYTHONSAFEPATH := 1
 demo: $(STAMP)
 	$(VENV)/bin/python examples/demo.py
 
-test: $(STAMP)
-	# Two at a time: files stay together, for what they share.
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# Two at a time: files stay together, for what they share.
+test: $(STAMP) $(BROWSER)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check
@@ -29,6 +32,11 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,postgres,s3,gs]" --group dev
 	touch $(STAMP)
+
+# Tried once for each environment; the summary of every run names the tests that were skipped, and why.
+$(BROWSER): .ci/install_system_packages | $(STAMP)
+	@.ci/install_system_packages
+	@touch $(BROWSER)
 
 clean:
 	rm -rf $(VENV) demo-output dist

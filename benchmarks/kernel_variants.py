@@ -60,11 +60,21 @@ class Problem:
         """Return the rank that the padded layout gives every member."""
         return self.layout.max_rank
 
+    # Made once: a copy from a Python list within a call is one that no CUDA graph can hold.
+    @functools.cached_property
+    def ranks(self) -> Tensor:
+        """Return every member's rank, on the device."""
+        return torch.tensor(self.layout.ranks, device=self.x.device)
+
+    @functools.cached_property
+    def slot_scaling(self) -> Tensor:
+        """Return ``s_i`` per slot, on the device."""
+        return torch.tensor(self.layout.scaling, device=self.x.device)[self.selection]
+
     @property
     def factors(self) -> Tensor:
         """Return ``w_j s_i`` per slot, in the experts' dtype."""
-        scaling = torch.tensor(self.layout.scaling, device=self.x.device)
-        return (self.weights * scaling[self.selection]).to(self.x.dtype)
+        return (self.weights * self.slot_scaling).to(self.x.dtype)
 
 
 def problem_of(point: Point, device: str) -> Problem:
@@ -206,6 +216,5 @@ def gathered_bmm(p: Problem) -> Tensor:
 def dense(p: Problem) -> Tensor:
     """Two products over all members, z masked between them."""
     share = p.x.new_zeros(p.point.T, p.point.L).scatter_add(1, p.selection, p.factors)
-    ranks = torch.tensor(p.layout.ranks, device=p.x.device)
-    mask = share.repeat_interleave(ranks, dim=1, output_size=p.layout.rows)
+    mask = share.repeat_interleave(p.ranks, dim=1, output_size=p.layout.rows)
     return (p.x @ p.A.T * mask) @ p.Bt

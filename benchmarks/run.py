@@ -13,6 +13,7 @@ import sys
 SUBJECTS = {
     "catalog": "benchmarks.catalog",
     "catalog-table": "benchmarks.catalog_table",
+    "gpu": "benchmarks.gpu",
     "kernels": "benchmarks.kernels",
     "kernel-tables": "benchmarks.kernel_tables",
     "gates": "benchmarks.gates.measure",

@@ -95,7 +95,7 @@ def make_adapter(
     """Have PEFT write a LoRA adapter whose A and B are random, so that every module's delta shows."""
     base_model = make_base()
     torch.manual_seed(seed)
-    model = get_peft_model(base_model, LoraConfig(task_type="CAUSAL_LM", **options))
+    model = get_peft_model(base_model, LoraConfig(**{"task_type": "CAUSAL_LM"} | options))
     model.peft_config["default"].base_model_name_or_path = base
     with torch.no_grad():
         for name, parameter in model.named_parameters():
