@@ -44,8 +44,11 @@ class LoadedBundle:
     tokenizer: PreTrainedTokenizerBase
     config: BundleConfig
 
+    # A text is a sequence of texts, too; the first signature that fits counts.
     @overload
-    def generate(self, prompts: str, *, max_new_tokens: int = 128) -> str: ...
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: str, *, max_new_tokens: int = 128
+    ) -> str: ...
 
     @overload
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 128) -> list[str]: ...
@@ -113,7 +116,9 @@ def load_bundle(
 
 
 @overload
-def generate(loaded: LoadedBundle, prompts: str, *, max_new_tokens: int = 128) -> str: ...
+def generate(  # type: ignore[overload-overlap]  # as in LoadedBundle
+    loaded: LoadedBundle, prompts: str, *, max_new_tokens: int = 128
+) -> str: ...
 
 
 @overload
