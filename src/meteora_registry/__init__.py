@@ -208,7 +208,16 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
-    found = getattr(import_module(f".{_MODULES[name]}", __name__), _ALIASES.get(name, name))
+    try:
+        module = import_module(f".{_MODULES[name]}", __name__)
+    except ModuleNotFoundError as error:
+        from .schemas.errors import MissingDependency
+
+        raise MissingDependency(
+            f"`{name}` needs `{error.name}`, which is not installed",
+            hint="pip install 'meteora-registry[runtime]'",
+        ) from error
+    found = getattr(module, _ALIASES.get(name, name))
     globals()[name] = found
     return found
 
