@@ -30,7 +30,7 @@ from ..schemas.verification import Level, VerificationRecord
 from .dependencies import require_torch
 from .fused import StrPath, level_of
 from .home import Home
-from .hub.limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
+from .limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -133,7 +133,6 @@ class Registry:
             SourceUnreadable, HubRefused, HubUnavailable, HubMismatch: its files cannot be had.
         """
         from .workflows.add import add_folder
-        from .workflows.add_hub import add_from_hub, find_adapters
 
         parsed = _parse(source)
         if not isinstance(parsed, HubSource):
@@ -141,6 +140,7 @@ class Registry:
                 raise UsageError("`subfolder` goes with a repository such as `org/name`")
             return add_folder(self.catalog, self.store, Path(source), name=name, base=base, tags=tags)
         from .hub.client import Hub
+        from .workflows.add_hub import add_from_hub, find_adapters
 
         hub = Hub()
         if subfolder is not None:

@@ -13,7 +13,7 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Finding, Severity
 from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
 from ..home import Home
-from ..hub.limits import MAX_ADAPTER_FILE_BYTES
+from ..limits import MAX_ADAPTER_FILE_BYTES
 from .failures import reported, worst_code
 from .output import escape, print_json, print_line, print_remark, to_json
 from .parameters import examples, format_option, pass_home

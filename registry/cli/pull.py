@@ -11,7 +11,7 @@ from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_repository
 from ..dependencies import require_torch
 from ..home import Home
-from ..hub.limits import MAX_BUNDLE_BYTES
+from ..limits import MAX_BUNDLE_BYTES
 from .bundle_text import print_gate_remark
 from .output import describe_bytes, print_json, print_line, print_remark
 from .parameters import examples, format_option, pass_home

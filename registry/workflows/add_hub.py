@@ -19,8 +19,8 @@ from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..hub.client import Hub
 from ..hub.download import download_files, outline_adapter
-from ..hub.limits import MAX_ADAPTER_FILE_BYTES
 from ..hub.listing import Candidate, Listing
+from ..limits import MAX_ADAPTER_FILE_BYTES
 from ..store import Store
 from .add import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
 from .steps import Advance, chunks_of

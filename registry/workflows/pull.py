@@ -28,8 +28,8 @@ from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..hub.client import Hub
 from ..hub.download import download_files
-from ..hub.limits import MAX_BUNDLE_BYTES
 from ..hub.listing import Listing, RemoteFile
+from ..limits import MAX_BUNDLE_BYTES
 from ..store import Store
 from .add import add_folder
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle

@@ -83,7 +83,7 @@ def test_base_is_loaded_in_the_dtype_asked_for(bundle: Path, base: Path) -> None
 
 
 def test_what_cannot_be_loaded_is_refused(bundle: Path, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreadable, match=r"is not a base model"):
+    with pytest.raises(SourceUnreadable, match="is not a base model"):
         load_bundle(bundle, tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(BundleRefused, match="is no MeteoRA bundle"):
