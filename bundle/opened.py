@@ -6,6 +6,7 @@ themselves are read by the fuser's ``BundleTensors``, one module at a time.
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -47,7 +48,7 @@ class Bundle:
         self.folder = folder
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
         """Open a bundle for reading.
 
         Raises:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import Literal, Self, TypedDict
 
 from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 
 from .bundle import MAX_MEMBERS, MAX_TEMPERATURE, MIN_TEMPERATURE
 from .document import Document, PositiveCount
+from .errors import InvalidDocument, UsageError
 from .names import Name
 from .toml import load_toml
 
 MAX_RECIPE_BYTES = 1 << 20
 DtypeName = Literal["float32", "float16", "bfloat16"]
+
+
+class RecipeOptions(TypedDict, total=False):
+    """What may be stated of a fuse beside its members; the fields of a ``Recipe``, with its defaults."""
+
+    base_revision: str | None
+    top_k: int | None
+    temperature: float
+    dtype: DtypeName | None
+    gate: Literal["arrow", "normal"]
+    seed: int
+    with_experts: bool
 
 
 class RecipeMember(Document):
@@ -51,6 +65,22 @@ class Recipe(Document):
             InvalidDocument: too large or too deep, not TOML, or a field breaks the schema.
         """
         return cls.from_value(load_toml(data, what=what, max_bytes=MAX_RECIPE_BYTES), what=what)
+
+    @classmethod
+    def state(cls, members: Iterable[Mapping[str, str]], options: Mapping[str, object]) -> Self:
+        """Make a recipe of members and options that a caller states; None leaves an option at its default.
+
+        Raises:
+            UsageError: there are no members, or an option breaks the schema.
+        """
+        listed = [dict(member) for member in members]
+        if not listed:
+            raise UsageError("no adapters to fuse were named", hint="name at least one")
+        stated = {key: value for key, value in options.items() if value is not None}
+        try:
+            return cls.from_value(stated | {"members": listed}, what="the options")
+        except InvalidDocument as error:
+            raise UsageError(error.message, hint=error.hint) from error
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -35,6 +35,7 @@ class Purpose(StrEnum):
 
     ADD = "add"
     FIT = "fit"
+    FUSE = "fuse"
     IMPORT = "import"
     MEMBER = "member"
     OUTLINE = "outline"

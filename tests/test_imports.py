@@ -87,6 +87,8 @@ def test_every_folder_of_the_package_is_in_the_table() -> None:
         ("meteora_registry.registry.workflows.compare", {"torch", "transformers", "click", "scipy"}),
         ("meteora_registry.registry.workflows.find_bundle", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.add", {"torch", "transformers", "alembic", "click"}),
+        ("meteora_registry.registry.face", {"torch", "huggingface_hub", "sqlalchemy", "click"}),
+        ("meteora_registry.registry.fused", {"torch", "transformers", "sqlalchemy", "click"}),
         ("meteora_registry.registry.cli.main", {"torch", "transformers", "sqlalchemy", "numpy", "rich"}),
     ],
 )

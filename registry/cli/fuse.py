@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +109,7 @@ def _make_recipe(
     if file is None:
         if not adapters:
             raise UsageError("no adapters to fuse were named", hint="name them, or a file with `--recipe`")
-        value = stated | {"members": [{"adapter": text} for text in adapters], "with_experts": with_experts}
-        return _as_usage(lambda: Recipe.from_value(value, what="the options"))
+        return Recipe.state(({"adapter": text} for text in adapters), stated | {"with_experts": with_experts})
     if adapters or stated or with_experts:
         given = ", ".join([*adapters, *(f"--{key.replace('_', '-')}" for key in stated)]) or "--with-experts"
         raise UsageError(
@@ -120,14 +118,10 @@ def _make_recipe(
     from ...inspection.regular_file import read_bounded
 
     data = read_bounded(file, MAX_RECIPE_BYTES)
-    return _as_usage(lambda: Recipe.from_toml(data, what=str(file)))
-
-
-def _as_usage(make: Callable[[], Recipe]) -> Recipe:
-    # What a person typed wrongly is a matter of usage, in a file as on the command line.
     try:
-        return make()
+        return Recipe.from_toml(data, what=str(file))
     except InvalidDocument as error:
+        # A mistake that a person typed is a usage error, in a file as on the command line.
         raise UsageError(error.message, hint=error.hint) from error
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ...schemas.errors import UsageError
-from ...schemas.names import CatalogSource, HubSource, check_repository, parse_source
+from ...schemas.names import check_repository
 from ...schemas.scratch import Purpose, temporary_folder
 from ..home import Home
 from .note import note_in_catalog
@@ -18,7 +16,6 @@ from .progress import step_bar
 
 if TYPE_CHECKING:
     from ..workflows.push import Pushed, Upload
-    from ..workflows.steps import Advance
 
 
 @click.command(
@@ -57,14 +54,18 @@ def command(
     between, theirs stands and ours is refused. Afterwards the Hub's list of files is compared with the
     digests here. The same push again does nothing.
     """
+    from ..catalog.catalog import Catalog
     from ..hub.client import Hub
     from ..workflows.push import PushOptions, note_push, push
+    from ..workflows.push_content import open_upload
 
     check_repository(repository)
     options = PushOptions(private, as_pull_request, dry_run, tag)
     with temporary_folder(Purpose.PUSH) as scratch:
         with step_bar() as advance:
-            noted, upload = _open(home, source, scratch, advance)
+            noted, upload = open_upload(
+                lambda: Catalog.open(home), lambda: home.store, source, scratch, advance=advance
+            )
         pushed = push(Hub(), upload, repository, options)
     if not dry_run:
         note_in_catalog(home, lambda catalog: note_push(catalog, noted, pushed))
@@ -72,28 +73,6 @@ def command(
         print_json({"dry_run": dry_run, "pushed": pushed})
     else:
         _print(pushed, upload, dry_run=dry_run)
-
-
-def _open(
-    home: Home, text: str, scratch: Path, advance: Advance | None
-) -> tuple[CatalogSource | Path, Upload]:
-    from ..catalog.catalog import Catalog
-    from ..catalog.records import AdapterVersion
-    from ..workflows.push_content import adapter_upload, bundle_upload
-
-    parsed = parse_source(text)
-    if isinstance(parsed, HubSource):
-        raise UsageError(f"`{text}` is a repository on the Hub, expected a folder or a catalogued name")
-    if isinstance(parsed, CatalogSource):
-        with Catalog.open(home) as catalog:
-            version = catalog.find_any(parsed)
-        if isinstance(version, AdapterVersion):
-            return version.source, adapter_upload(home.store, version, scratch, advance=advance)
-        parsed = version.source
-    from ..workflows.find_bundle import find_bundle_folder
-
-    folder = find_bundle_folder(lambda: Catalog.open(home), text)
-    return (parsed if isinstance(parsed, CatalogSource) else folder), bundle_upload(folder, advance=advance)
 
 
 def _print(pushed: Pushed, upload: Upload, *, dry_run: bool) -> None:

@@ -84,7 +84,7 @@ def add_folder(
         check_base(base)
     inspection = inspect_adapter(folder)
     label = str(folder) if origin is None else str(origin)
-    stated = origin or Origin(kind="folder", location=clean_foreign_text(real_path(folder).name), commit=None)
+    stated = origin or folder_origin(folder)
     new = _describe(inspection, label, wanted_name, base, stated)
     if new.license is None:
         new = dataclasses.replace(new, license=license_name)
@@ -97,6 +97,11 @@ def add_folder(
         return Addition(label, added.version, added.created, duplicates, ())
     added, skipped = _store_and_record(catalog, store, folder, new, wanted_tags, advance)
     return Addition(label, added.version, added.created, duplicates, skipped)
+
+
+def folder_origin(folder: Path) -> Origin:
+    """Return the origin of an adapter in a folder: the folder's own name, without where it is."""
+    return Origin(kind="folder", location=clean_foreign_text(real_path(folder).name), commit=None)
 
 
 def _is_stored(store: Store, version: AdapterVersion) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ...fuser.member import MemberFiles
 from ...fuser.verify import verify_bundle
 from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
 from ...inspection.regular_file import real_path
@@ -63,14 +62,7 @@ def fuse(
     bundle_name = check_name(name or suggest_name(real_path(folder).name))
     require_no_conflicts(prepared.plan)
     check_no_adapter_has(catalog, bundle_name)
-    write = partial(
-        write_bundle,
-        prepared.plan,
-        prepared.members,
-        given_gate=given_gate,
-        progress=step_of(advance, "writing"),
-    )
-    record = write_verified(folder, write, lambda written: _verify(written, prepared, advance))
+    record = write_fused(prepared, folder, given_gate=given_gate, advance=advance)
     members = [
         NewMember(member.name, version, member.weights_sha256, member.config_sha256)
         for version, member in zip(prepared.versions, prepared.members, strict=True)
@@ -79,11 +71,33 @@ def fuse(
     return Fusion(folder, prepared.plan, record, version)
 
 
+def write_fused(
+    prepared: Prepared,
+    folder: Path,
+    *,
+    given_gate: GivenGate | None = None,
+    advance: Advance | None = None,
+) -> VerificationRecord:
+    """Write and verify the bundle of a plan, without a catalog; the folder appears when it verified.
+
+    Raises:
+        FuseRefused, UsageError, SourceUnreadable: as ``fuse``.
+    """
+    write = partial(
+        write_bundle,
+        prepared.plan,
+        prepared.members,
+        given_gate=given_gate,
+        progress=step_of(advance, "writing"),
+    )
+    return write_verified(folder, write, lambda written: _verify(written, prepared, advance))
+
+
 def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> VerificationRecord:
     return verify_bundle(
         folder,
         level=Level.SOURCE,
-        sources={m.name: MemberFiles(m.config_path, m.weights_path) for m in prepared.members},
+        sources=prepared.sources,
         renamed=prepared.renamed,
         progress=step_of(advance, "verifying"),
     )

@@ -7,7 +7,7 @@ and the new bundle is verified against the members' own files like one that was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +81,14 @@ class FitRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenFit:
+    """A bundle that was fitted and verified, before any catalog knows it."""
+
+    record: VerificationRecord
+    gates: FittedGates
+
+
+@dataclass(frozen=True, slots=True)
 class GateFit:
     """What came of it; ``gates`` is how many gates serve the bundle's modules."""
 
@@ -125,14 +133,46 @@ def fit_bundle(
     manifest = bundle.manifest
     bundle_name = check_name(name or _name_of(catalog, source) or suggest_name(real_path(folder).name))
     check_no_adapter_has(catalog, bundle_name)
+    written = write_fitted(bundle, folder, request, sources=stored_sources(store, manifest), advance=advance)
+    members = [
+        NewMember(each.name, find_member(catalog, each), each.weights_sha256, each.config_sha256)
+        for each in manifest.members
+    ]
+    record, gates = written.record, written.gates
+    version = register_bundle(catalog, folder, bundle_name, members, record)
+    return GateFit(
+        folder, version, record, gates.fitting, len(gates.values), len(bundle.config.target_modules)
+    )
+
+
+def write_fitted(
+    bundle: Bundle,
+    folder: Path,
+    request: FitRequest,
+    *,
+    sources: Mapping[str, MemberFiles],
+    advance: Advance | None = None,
+) -> WrittenFit:
+    """Fit the gates of a bundle and write the verified result into ``folder``, without a catalog.
+
+    Args:
+        bundle: the old bundle; it is not changed.
+        folder: the new folder.
+        request: on which base and data, and how.
+        sources: the members' own files by member name; a member that is missing here is extracted.
+        advance: called with each step's progress.
+
+    Raises:
+        DataRefused, BundleRefused, UsageError, FuseRefused, SourceUnreadable: as ``fit_bundle``.
+    """
     if not (folder / MANIFEST_FILE).is_file():
         check_target(folder)
     opened = open_base(request.base)
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
     fitted = _fit(bundle, request, opened, advance)
-    old_paths = {path for member in manifest.members for path in member.renamed_modules}
-    with _members_files(store, bundle) as files:
+    old_paths = {path for member in bundle.manifest.members for path in member.renamed_modules}
+    with _members_files(sources, bundle) as files:
         verify = partial(
             verify_bundle,
             level=Level.SOURCE,
@@ -141,14 +181,7 @@ def fit_bundle(
             progress=step_of(advance, "verifying"),
         )
         record = write_verified(folder, _writer(bundle, fitted, request.scope, advance), verify)
-    members = [
-        NewMember(each.name, find_member(catalog, each), each.weights_sha256, each.config_sha256)
-        for each in manifest.members
-    ]
-    version = register_bundle(catalog, folder, bundle_name, members, record)
-    return GateFit(
-        folder, version, record, fitted.fitting, len(fitted.values), len(bundle.config.target_modules)
-    )
+    return WrittenFit(record, fitted)
 
 
 def _name_of(catalog: Catalog, folder: Path) -> str | None:
@@ -215,12 +248,12 @@ def _writer(
 
 
 @contextmanager
-def _members_files(store: Store, bundle: Bundle) -> Iterator[dict[str, MemberFiles]]:
-    """Every member's own files: the store's, else those that the old bundle gives back.
+def _members_files(sources: Mapping[str, MemberFiles], bundle: Bundle) -> Iterator[dict[str, MemberFiles]]:
+    """Every member's own files: the given ones, else those that the old bundle gives back.
 
     The latter have the very digests of the manifest, or the verification does not believe them.
     """
-    files = stored_sources(store, bundle.manifest)
+    files = dict(sources)
     with temporary_folder(Purpose.FIT) as scratch:
         for member in bundle.manifest.members:
             if member.name not in files:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...fuser.member import Member
+from ...fuser.member import Member, MemberFiles
 from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
 from ...schemas.names import parse_catalog_source
 from ...schemas.plan import FusePlan
@@ -31,6 +31,11 @@ class Prepared:
     plan: FusePlan
     renamed: Mapping[str, str]
 
+    @property
+    def sources(self) -> dict[str, MemberFiles]:
+        """The members' own files, by member name."""
+        return {each.name: MemberFiles(each.config_path, each.weights_path) for each in self.members}
+
 
 def prepare_fuse(catalog: Catalog, store: Store, recipe: Recipe) -> Prepared:
     """Open the members of a recipe and make the plan; nothing is written.
@@ -51,6 +56,17 @@ def prepare_fuse(catalog: Catalog, store: Store, recipe: Recipe) -> Prepared:
         open_member(store, version, name=entry.name)
         for version, entry in zip(versions, recipe.members, strict=True)
     )
+    return plan_members(members, recipe, versions=versions)
+
+
+def plan_members(
+    members: Sequence[Member], recipe: Recipe, *, versions: Sequence[AdapterVersion] = ()
+) -> Prepared:
+    """Make the plan for opened members; ``versions`` are theirs in the catalog, where they have any.
+
+    Raises:
+        SourceUnreadable: the base's folder has no config that transformers can read.
+    """
     options = FuseOptions(
         base=recipe.base,
         base_revision=recipe.base_revision,
@@ -63,7 +79,8 @@ def prepare_fuse(catalog: Catalog, store: Store, recipe: Recipe) -> Prepared:
     )
     base_modules = _look_at_base(recipe, members)
     plan = make_plan(members, options, base_modules=base_modules)
-    return Prepared(versions, members, plan, base_modules.renamed if base_modules else {})
+    renamed = base_modules.renamed if base_modules else {}
+    return Prepared(tuple(versions), tuple(members), plan, renamed)
 
 
 def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | None:

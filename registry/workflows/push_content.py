@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import yaml
@@ -12,19 +14,57 @@ from ...bundle import Bundle
 from ...fuser.licenses import combine_licenses
 from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
-from ...schemas.errors import BundleRefused, StoreDamaged
+from ...schemas.errors import BundleRefused, StoreDamaged, UsageError
 from ...schemas.manifest import Manifest
-from ...schemas.names import below, check_file_name
+from ...schemas.names import CatalogSource, FolderSource, HubSource, below, check_file_name, parse_source
+from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..hub.listing import FileDigests
 from ..store import Store
 from .add import TEXT_FILES
+from .find_bundle import find_bundle_folder
 from .push import Upload, digest_files
 from .source_record import require_source_record
 from .steps import Advance
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"
+
+
+def open_upload(
+    open_catalog: Callable[[], AbstractContextManager[Catalog]],
+    open_store: Callable[[], Store],
+    source: str | os.PathLike[str],
+    scratch: Path,
+    *,
+    advance: Advance | None = None,
+) -> tuple[CatalogSource | Path, Upload]:
+    """Return what is pushed, for ``note_push``, and its upload.
+
+    Args:
+        open_catalog: called when ``source`` is a catalogued name.
+        open_store: called when that name is an adapter's.
+        source: a bundle's folder, or a catalogued bundle or adapter.
+        scratch: an empty folder that is kept until the push is done.
+        advance: called with the progress of the hashing.
+
+    Raises:
+        UsageError: it is a repository on the Hub.
+        NotInCatalog: there is no such version.
+        BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: it cannot be pushed.
+    """
+    parsed = parse_source(source) if isinstance(source, str) else FolderSource(Path(source))
+    if isinstance(parsed, HubSource):
+        raise UsageError(f"`{source}` is a repository on the Hub, expected a folder or a catalogued name")
+    noted: CatalogSource | None = None
+    if isinstance(parsed, CatalogSource):
+        with open_catalog() as catalog:
+            version = catalog.find_any(parsed)
+        if isinstance(version, AdapterVersion):
+            return version.source, adapter_upload(open_store(), version, scratch, advance=advance)
+        noted = version.source
+    folder = find_bundle_folder(open_catalog, source)
+    return noted or folder, bundle_upload(folder, advance=advance)
 
 
 def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:

@@ -1,7 +1,227 @@
-"""Catalogue LoRA adapters and fuse them into verified MeteoRA bundles.
+"""Catalogue LoRA adapters, fuse them into one verified MeteoRA bundle, fit its gates, and run it.
 
-Importing this package loads nothing else: a catalog command must not pay for torch, and a bare
-GPU machine that has torch and triton alone can still import ``meteora_registry.kernels``.
+The public names are those of ``__all__``; docs/api.md describes them. A module of this package that is not
+named here is internal and may change.
+
+    import meteora_registry as meteora
+
+    with meteora.Registry() as registry:
+        registry.add("adapters/legal")
+    loaded = meteora.load("bundle", "org/base-model")
+    print(loaded.generate("text"))
+
+Importing this package loads nothing else: a name is imported when it is first used, so that a catalog
+needs no torch, and a machine with only torch and triton can import ``meteora_registry.kernels``.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .registry.catalog.query import AdapterQuery, Order, Page
+    from .registry.catalog.records import AdapterSummary, AdapterVersion, BundleVersion
+    from .registry.face import Registry
+    from .registry.fused import FusedBundle, fuse
+    from .registry.workflows.add import Addition
+    from .registry.workflows.doctor import Examination, Mending, Problem
+    from .registry.workflows.fuse import Fusion
+    from .registry.workflows.gate_fit import GateFit
+    from .registry.workflows.pull import Pulled
+    from .registry.workflows.push import Pushed
+    from .runtime import (
+        Decision,
+        GateNotFittedWarning,
+        LoadedBundle,
+        RoutingRecord,
+        force_adapter,
+        route_as,
+        routing,
+        uniform,
+    )
+    from .runtime import load_bundle as load
+    from .runtime.evaluation import EvaluationOptions
+    from .schemas.errors import (
+        AdapterRefused,
+        AlreadyInCatalog,
+        BundleRefused,
+        CatalogUnusable,
+        DataRefused,
+        FuseRefused,
+        HubConflict,
+        HubMismatch,
+        HubNotFound,
+        HubRefused,
+        HubUnavailable,
+        InvalidDocument,
+        MeteoraError,
+        MissingDependency,
+        NotInCatalog,
+        SourceUnreadable,
+        StillInUse,
+        StoreDamaged,
+        StoreUnavailable,
+        UsageError,
+    )
+    from .schemas.evaluation import Evaluation
+    from .schemas.finding import Finding, Severity, Verdict
+    from .schemas.names import CatalogSource
+    from .schemas.plan import FusePlan
+    from .schemas.recipe import Recipe, RecipeMember, RecipeOptions
+    from .schemas.verification import Level, Outcome, VerificationRecord
+
 __version__ = "0.1.0"
+
+# The module of each public name; the name is imported from there when it is first used.
+_MODULES = {
+    "AdapterQuery": "registry.catalog.query",
+    "AdapterRefused": "schemas.errors",
+    "AdapterSummary": "registry.catalog.records",
+    "AdapterVersion": "registry.catalog.records",
+    "Addition": "registry.workflows.add",
+    "AlreadyInCatalog": "schemas.errors",
+    "Bundle": "bundle",
+    "BundleRefused": "schemas.errors",
+    "BundleVersion": "registry.catalog.records",
+    "CatalogSource": "schemas.names",
+    "CatalogUnusable": "schemas.errors",
+    "DataRefused": "schemas.errors",
+    "Decision": "runtime",
+    "Evaluation": "schemas.evaluation",
+    "EvaluationOptions": "runtime.evaluation",
+    "Examination": "registry.workflows.doctor",
+    "Finding": "schemas.finding",
+    "FusePlan": "schemas.plan",
+    "FuseRefused": "schemas.errors",
+    "FusedBundle": "registry.fused",
+    "Fusion": "registry.workflows.fuse",
+    "GateFit": "registry.workflows.gate_fit",
+    "GateNotFittedWarning": "runtime",
+    "HubConflict": "schemas.errors",
+    "HubMismatch": "schemas.errors",
+    "HubNotFound": "schemas.errors",
+    "HubRefused": "schemas.errors",
+    "HubUnavailable": "schemas.errors",
+    "InvalidDocument": "schemas.errors",
+    "Level": "schemas.verification",
+    "LoadedBundle": "runtime",
+    "Mending": "registry.workflows.doctor",
+    "MeteoraError": "schemas.errors",
+    "MissingDependency": "schemas.errors",
+    "NotInCatalog": "schemas.errors",
+    "Order": "registry.catalog.query",
+    "Outcome": "schemas.verification",
+    "Page": "registry.catalog.query",
+    "Problem": "registry.workflows.doctor",
+    "Pulled": "registry.workflows.pull",
+    "Pushed": "registry.workflows.push",
+    "Recipe": "schemas.recipe",
+    "RecipeMember": "schemas.recipe",
+    "RecipeOptions": "schemas.recipe",
+    "Registry": "registry.face",
+    "RoutingRecord": "runtime",
+    "Severity": "schemas.finding",
+    "SourceUnreadable": "schemas.errors",
+    "StillInUse": "schemas.errors",
+    "StoreDamaged": "schemas.errors",
+    "StoreUnavailable": "schemas.errors",
+    "UsageError": "schemas.errors",
+    "Verdict": "schemas.finding",
+    "VerificationRecord": "schemas.verification",
+    "force_adapter": "runtime",
+    "fuse": "registry.fused",
+    "load": "runtime",
+    "route_as": "runtime",
+    "routing": "runtime",
+    "uniform": "runtime",
+}
+# Public names that differ from the name in their module.
+_ALIASES = {"load": "load_bundle"}
+
+__all__ = [
+    "AdapterQuery",
+    "AdapterRefused",
+    "AdapterSummary",
+    "AdapterVersion",
+    "Addition",
+    "AlreadyInCatalog",
+    "Bundle",
+    "BundleRefused",
+    "BundleVersion",
+    "CatalogSource",
+    "CatalogUnusable",
+    "DataRefused",
+    "Decision",
+    "Evaluation",
+    "EvaluationOptions",
+    "Examination",
+    "Finding",
+    "FusePlan",
+    "FuseRefused",
+    "FusedBundle",
+    "Fusion",
+    "GateFit",
+    "GateNotFittedWarning",
+    "HubConflict",
+    "HubMismatch",
+    "HubNotFound",
+    "HubRefused",
+    "HubUnavailable",
+    "InvalidDocument",
+    "Level",
+    "LoadedBundle",
+    "Mending",
+    "MeteoraError",
+    "MissingDependency",
+    "NotInCatalog",
+    "Order",
+    "Outcome",
+    "Page",
+    "Problem",
+    "Pulled",
+    "Pushed",
+    "Recipe",
+    "RecipeMember",
+    "RecipeOptions",
+    "Registry",
+    "RoutingRecord",
+    "Severity",
+    "SourceUnreadable",
+    "StillInUse",
+    "StoreDamaged",
+    "StoreUnavailable",
+    "UsageError",
+    "Verdict",
+    "VerificationRecord",
+    "force_adapter",
+    "fuse",
+    "load",
+    "route_as",
+    "routing",
+    "uniform",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    try:
+        module = import_module(f".{_MODULES[name]}", __name__)
+    except ModuleNotFoundError as error:
+        from .schemas.errors import MissingDependency
+
+        raise MissingDependency(
+            f"`{name}` needs `{error.name}`, which is not installed",
+            hint="pip install 'meteora-registry[runtime]'",
+        ) from error
+    found = getattr(module, _ALIASES.get(name, name))
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

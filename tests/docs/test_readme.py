@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.models import make_adapter, tiny_llama
+from support.models import LOADS_WITH_PEFT, make_adapter, save_base, tiny_llama
+from support.task_data import tiny_tokenizer, write_task_data
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -39,6 +40,24 @@ def test_the_session_has_five_commands_and_runs_as_it_stands(tmp_path: Path) -> 
             shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+@LOADS_WITH_PEFT
+def test_the_python_example_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("legal", "medical")
+    for seed, name in enumerate(names):
+        make_adapter(tiny_llama, Path("adapters", name), seed=seed, r=4 + seed, target_modules=["q_proj"])
+    tiny_tokenizer().save_pretrained(save_base(tiny_llama(), Path("base")))
+    write_task_data(Path("data"), names)
+    block = re.search(r"<!-- python: .*?-->\n```python\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    exec(block[1], {})
+    one, two = capsys.readouterr().out.splitlines()
+    assert one
+    assert two.startswith("['")
 
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -80,3 +80,38 @@ def test_evaluations_can_be_compared(tmp_path: Path) -> None:
     shown = run(tmp_path, "eval", "compare", tmp_path / "before.json", tmp_path / "after.json")
     assert "the intervals need scipy, which is not installed" in shown
     assert "routed" in shown
+
+
+def test_python_program_gets_the_catalog_and_is_refused_the_rest_in_words(tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "legal")
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({BLOCKED!r}))
+import meteora_registry as meteora
+
+with meteora.Registry({str(tmp_path / "home")!r}) as registry:
+    registry.add({str(adapter)!r}, base="org/base")
+    assert [each.name for each in registry.search("legal").items] == ["legal"]
+    assert registry.doctor() == meteora.Examination((), ())
+    for refused in (
+        lambda: registry.fuse(["legal"], {str(tmp_path / "bundle")!r}),
+        lambda: registry.verify({str(BUNDLE)!r}),
+        lambda: meteora.fuse([{str(adapter)!r}]),
+        lambda: meteora.load({str(BUNDLE)!r}, "org/base"),
+        lambda: meteora.Fusion,
+    ):
+        try:
+            refused()
+        except meteora.MissingDependency as error:
+            print(error)
+assert meteora.Bundle.open({str(BUNDLE)!r}).is_fitted
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "fusing needs torch, which is not installed",
+        "verifying needs torch, which is not installed",
+        "fusing needs torch, which is not installed",
+        "loading a bundle needs `peft`, which is not installed",
+        "`Fusion` needs `torch`, which is not installed",
+    ]

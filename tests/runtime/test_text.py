@@ -45,6 +45,26 @@ def test_batch_of_prompts_is_answered_as_each_alone(bundle: Path, base: Path) ->
         assert generate(loaded, PROMPTS, max_new_tokens=6) != together
 
 
+def test_a_text_is_one_prompt_and_gives_one_text(bundle: Path, base: Path) -> None:
+    loaded = load_bundle(str(bundle), str(base))
+    answer = generate(loaded, PROMPTS[0], max_new_tokens=6)
+    assert [answer] == generate(loaded, PROMPTS[:1], max_new_tokens=6)
+    assert loaded.generate(PROMPTS[0], max_new_tokens=6) == answer
+    assert loaded.generate(tuple(PROMPTS[:1]), max_new_tokens=6) == [answer]
+
+
+def test_a_loaded_bundle_forces_and_records_by_itself(bundle: Path, base: Path) -> None:
+    loaded = load_bundle(bundle, base)
+    with loaded.force("rank8"), loaded.routing() as record:
+        forced = loaded.generate(PROMPTS[0], max_new_tokens=6)
+    selections = [routing.selection for routing in record.modules.values()]
+    assert selections and all((selection == 1).all() for selection in selections)
+    with force_adapter(loaded.model, "rank8"):
+        assert generate(loaded, PROMPTS[0], max_new_tokens=6) == forced
+    with pytest.raises(UsageError, match="has no member `other`"), loaded.force("other"):
+        pass
+
+
 def test_base_in_memory_is_used_as_it_is(bundle: Path, base: Path) -> None:
     model = type(tiny_llama()).from_pretrained(base)
     loaded = load_bundle(bundle, model)
