@@ -10,15 +10,20 @@ import click
 from ...schemas.errors import UsageError
 from ...schemas.names import CatalogSource, HubSource, check_repository, parse_source
 from ...schemas.scratch import Purpose, temporary_folder
+from ..catalog.catalog import Catalog
+from ..catalog.records import AdapterVersion
 from ..home import Home
+from ..workflows.find_bundle import find_bundle_folder
+from ..workflows.steps import Advance
+from .groups import examples
+from .json_output import print_json
 from .note import note_in_catalog
-from .output import describe_bytes, print_json, print_line
-from .parameters import examples, format_option, pass_home
+from .output import describe_bytes, print_line
+from .parameters import format_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
     from ..workflows.push import Pushed, Upload
-    from ..workflows.steps import Advance
 
 
 @click.command(
@@ -51,11 +56,11 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Publish a bundle that is verified at level source, or one catalogued adapter.
+    """Publish a verified bundle, or one catalogued adapter.
 
-    Everything goes into one commit, on top of the one that was looked at: if somebody pushes in
-    between, theirs stands and ours is refused. Afterwards the Hub's list of files is compared with the
-    digests here. The same push again does nothing.
+    A bundle must be verified at level source. Everything goes into one commit, on top of the one that was
+    looked at: if somebody pushes in between, theirs stands and ours is refused. Afterwards the Hub's list
+    of files is compared with the digests here. The same push again does nothing.
     """
     from ..hub.client import Hub
     from ..workflows.push import PushOptions, note_push, push
@@ -77,8 +82,6 @@ def command(
 def _open(
     home: Home, text: str, scratch: Path, advance: Advance | None
 ) -> tuple[CatalogSource | Path, Upload]:
-    from ..catalog.catalog import Catalog
-    from ..catalog.records import AdapterVersion
     from ..workflows.push_content import adapter_upload, bundle_upload
 
     parsed = parse_source(text)
@@ -90,7 +93,6 @@ def _open(
         if isinstance(version, AdapterVersion):
             return version.source, adapter_upload(home.store, version, scratch, advance=advance)
         parsed = version.source
-    from ..workflows.find_bundle import find_bundle_folder
 
     folder = find_bundle_folder(lambda: Catalog.open(home), text)
     return (parsed if isinstance(parsed, CatalogSource) else folder), bundle_upload(folder, advance=advance)

@@ -26,9 +26,9 @@ from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
+from ..download_limits import MAX_BUNDLE_BYTES
 from ..hub.client import Hub
 from ..hub.download import download_files
-from ..hub.limits import MAX_BUNDLE_BYTES
 from ..hub.listing import Listing, RemoteFile
 from ..store import Store
 from .add import add_folder
