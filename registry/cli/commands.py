@@ -22,7 +22,7 @@ COMMANDS = {
     "verify": Listed("Check a bundle: its files, its structure, and its arithmetic", ".verify"),
     "gate": Listed("Fit the gates of a bundle", ".commands", "gate"),
     "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
-    "eval": Listed("Score a bundle on its members' tasks, or compare two scores", ".commands", "evaluation"),
+    "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
     "extract": Listed("Give one member back as the plain PEFT adapter it was", ".extract"),
     "export": Listed("Write a bundle in the layout of the MeteoRA authors' code", ".export"),
     "import": Listed("Make a bundle from the layout of the MeteoRA authors' code", ".import_"),
@@ -47,7 +47,7 @@ evaluation = DefaultGroup(
         "run": Listed("Score a bundle on its members' tasks", ".eval", "run"),
         "compare": Listed("Compare two evaluations item by item", ".eval", "compare"),
     },
-    help="Score a bundle on its members' tasks, or compare two scores.\n\n"
+    help="Score a bundle on its members' tasks, or compare evaluations.\n\n"
     "`eval BUNDLE ...` is `eval run BUNDLE ...`.",
     epilog=examples("eval ./bundle --base ./llama --data tasks/", "eval compare before.json after.json"),
 )
