@@ -28,9 +28,9 @@ from ..schemas.names import (
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.verification import Level, VerificationRecord
 from .dependencies import require_torch
+from .download_limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from .fused import StrPath, level_of
 from .home import Home
-from .limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
-
-import platformdirs
+from typing import TYPE_CHECKING, Self
 
 from ..schemas.errors import SourceUnreadable
 from .secrets import remember_url
-from .store import RemoteStore, Store
+
+if TYPE_CHECKING:
+    from .store import Store
 
 HOME_VARIABLE = "METEORA_HOME"
 CATALOG_VARIABLE = "METEORA_CATALOG"
@@ -60,6 +60,9 @@ class Home:
         Raises:
             SourceUnreadable: it cannot be found: the account has no home, or the current folder is gone.
         """
+        # Imported by those who need it, for every help and every mistyped command loads this module.
+        import platformdirs
+
         try:
             # platformdirs, pathlib and os raise different errors for an account without a home.
             named = self.named or platformdirs.user_data_path("meteora-registry")
@@ -84,4 +87,6 @@ class Home:
         Raises:
             UsageError: its URL is malformed.
         """
+        from .store import RemoteStore, Store
+
         return RemoteStore(self.store_url, self.folder / "cache") if self.store_url else Store(self.folder)

@@ -12,17 +12,19 @@ import click
 from ...schemas.errors import UsageError
 from ...schemas.finding import Finding, Severity
 from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
+from ..catalog.catalog import Catalog
+from ..download_limits import MAX_ADAPTER_FILE_BYTES
 from ..home import Home
-from ..limits import MAX_ADAPTER_FILE_BYTES
+from ..workflows.add import Addition, add_folder
 from .failures import reported, worst_code
-from .output import escape, print_json, print_line, print_remark, to_json
-from .parameters import examples, format_option, pass_home
+from .groups import examples
+from .json_output import print_json, to_json
+from .output import escape, print_line, print_remark
+from .parameters import format_option, pass_home
 from .progress import progress_bar, step_bar
 
 if TYPE_CHECKING:
-    from ..catalog.catalog import Catalog
     from ..hub.client import Hub
-    from ..workflows.add import Addition
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,8 +93,6 @@ def command(
     weights are downloaded. Token, cache, mirror and offline mode are huggingface_hub's: HF_TOKEN,
     HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE.
     """
-    from ..catalog.catalog import Catalog
-
     parsed = [_with_subfolder(_parse(text), subfolder) for text in sources]
     if not parsed and collection is None:
         raise UsageError(
@@ -155,8 +155,6 @@ def _add_each(
 
 
 def _add_folder(catalog: Catalog, home: Home, folder: Path, options: AddOptions) -> Addition:
-    from ..workflows.add import add_folder
-
     with progress_bar(f"storing {escape(folder.name)}", _size_of(folder)) as advance:
         return add_folder(
             catalog,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from ...schemas.names import CatalogSource
+from ..catalog.catalog import Catalog
 from ..home import Home
+from .groups import examples
 from .output import print_line
-from .parameters import CatalogSourceType, examples, pass_home
+from .parameters import CatalogSourceType, pass_home
 
 
 @click.command("alias", epilog=examples("alias summarise@2 champion", "alias summarise champion --remove"))
@@ -20,8 +22,6 @@ def command(home: Home, source: CatalogSource, alias: str, *, remove: bool) -> N
 
     From then on NAME@ALIAS means that version: the latest, unless another is named.
     """
-    from ..catalog.catalog import Catalog
-
     with Catalog.open(home) as catalog:
         if remove:
             catalog.remove_alias(source.name, alias)

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from sqlalchemy.engine import URL
 
+from ..catalog import schema
+from ..catalog.catalog import Catalog
+from ..catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from ..home import Home
+from ..workflows.transfer import backup_catalog, export_catalog, import_catalog
 from .failures import REFUSED
+from .groups import examples
 from .output import describe_bytes, print_line, print_remark
-from .parameters import examples, pass_home
+from .parameters import pass_home
 from .progress import step_bar
 
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
 
-
-@click.group("db", epilog=examples("db current", "db upgrade", "db backup catalog-copy.db"))
-def command() -> None:
-    """Look after the catalog's database."""
-
-
-@command.command("upgrade", epilog=examples("db upgrade", "--catalog postgresql://user@host/name db upgrade"))
+@click.command("upgrade", epilog=examples("db upgrade", "--catalog postgresql://user@host/name db upgrade"))
 @pass_home
 def upgrade(home: Home) -> None:
-    """Bring the catalog to the schema of this version, creating it if it is not there."""
-    from ..catalog import schema
+    """Bring the catalog to the schema of this version.
 
+    A catalog that does not exist is created.
+    """
     url = _url_of(home)
     schema.upgrade(url)
     print_line(schema.HEAD_REVISION)
 
 
-@command.command("current", epilog=examples("db current"))
+@click.command("current", epilog=examples("db current"))
 @pass_home
 def current(home: Home) -> None:
-    """Print the schema's revision, and say whether this version needs another."""
-    from ..catalog import schema
-    from ..catalog.engine import engine_for
+    """Print the revision of the catalog's schema.
 
+    Says on stderr whether this version needs another.
+    """
     with engine_for(_url_of(home)) as engine:
         found = schema.find_revision(engine)
     print_line(found or "none")
@@ -47,14 +45,14 @@ def current(home: Home) -> None:
         print_remark(f"this version of meteora-registry needs {schema.HEAD_REVISION}")
 
 
-@command.command("check", epilog=examples("db check"))
+@click.command("check", epilog=examples("db check"))
 @pass_home
 @click.pass_context
 def check(context: click.Context, home: Home) -> None:
-    """Check that the schema is this version's, and that the catalog is not damaged."""
-    from ..catalog import schema
-    from ..catalog.engine import engine_for
+    """Check the catalog's schema and look for damage.
 
+    The schema must be this version's.
+    """
     with engine_for(_url_of(home)) as engine:
         schema.require_head(engine)
         problems = schema.find_problems(engine)
@@ -65,23 +63,20 @@ def check(context: click.Context, home: Home) -> None:
     print_remark("the catalog is sound, and its schema is this version's")
 
 
-@command.command("export", epilog=examples("db export catalog.jsonl"))
+@click.command("export", epilog=examples("db export catalog.jsonl"))
 @click.argument("file", type=click.Path(path_type=Path))
 @pass_home
 def export(home: Home, file: Path) -> None:
-    """Write the whole catalog to FILE, for `db import` into either database.
+    """Write the whole catalog to a file.
 
-    The adapters' bytes stay in the content store.
+    FILE is for `db import` into either database. The adapters' bytes stay in the content store.
     """
-    from ..catalog.catalog import Catalog
-    from ..workflows.transfer import export_catalog
-
     with Catalog.open(home) as catalog, step_bar() as advance:
         count = export_catalog(catalog, file, advance=advance)
     print_line(f"exported: {count} rows")
 
 
-@command.command(
+@click.command(
     "import",
     epilog=examples(
         "db import catalog.jsonl", "--catalog postgresql://user@host/name db import catalog.jsonl"
@@ -94,28 +89,23 @@ def import_(home: Home, file: Path) -> None:
 
     All of it is checked on the way; if anything is wrong, the catalog stays empty.
     """
-    from ..catalog.catalog import Catalog
-    from ..workflows.transfer import import_catalog
-
     with Catalog.open(home) as catalog, step_bar() as advance:
         count = import_catalog(catalog, file, store=home.store, advance=advance)
     print_line(f"imported: {count} rows")
 
 
-@command.command("backup", epilog=examples("db backup catalog-2026-05-01.db"))
+@click.command("backup", epilog=examples("db backup catalog-2026-05-01.db"))
 @click.argument("file", type=click.Path(path_type=Path))
 @pass_home
 def backup(home: Home, file: Path) -> None:
-    """Copy a catalog on SQLite to FILE, while others may be writing to it, and check the copy."""
-    from ..catalog.catalog import Catalog
-    from ..workflows.transfer import backup_catalog
+    """Copy a catalog on SQLite to a file, and check the copy.
 
+    Others may be writing to the catalog meanwhile.
+    """
     with Catalog.open(home) as catalog:
         size_bytes = backup_catalog(catalog, file)
     print_line(f"backed up: {describe_bytes(size_bytes)}")
 
 
 def _url_of(home: Home) -> URL:
-    from ..catalog.engine import parse_catalog_url, sqlite_url
-
     return parse_catalog_url(home.catalog_url) if home.catalog_url else sqlite_url(home.catalog_file)

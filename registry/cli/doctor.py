@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ...schemas.errors import MeteoraError, UsageError
+from ..catalog.catalog import Catalog
 from ..home import Home
+from ..workflows.doctor import Examination, Problem, examine
+from ..workflows.store import referenced_bytes
 from .failures import DONE, REFUSED, report_failure, worst_code
-from .output import print_json, print_line, print_remark
-from .parameters import examples, format_option, jobs_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import print_line, print_remark
+from .parameters import format_option, jobs_option, pass_home
 from .progress import progress_bar
-
-if TYPE_CHECKING:
-    from ..workflows.doctor import Examination, Problem
 
 
 @click.command("doctor", epilog=examples("doctor", "doctor --fix", "doctor --fix --yes --format json"))
@@ -36,8 +37,6 @@ def command(context: click.Context, home: Home, *, fix: bool, yes: bool, jobs: i
 
     Exit code 1 if something is wrong and was not mended.
     """
-    from ..workflows.doctor import examine
-
     with progress_bar("reading", _bytes_to_read(home)) as advance:
         examination = examine(home, beside=_current_folder(), jobs=jobs, advance=advance)
     if not as_json:
@@ -62,9 +61,6 @@ def _current_folder() -> list[Path]:
 
 
 def _bytes_to_read(home: Home) -> int:
-    from ..catalog.catalog import Catalog
-    from ..workflows.store import referenced_bytes
-
     # Nobody is shown how far it got; or the catalog cannot be asked, which the examination will say.
     if not sys.stderr.isatty() or (home.catalog_url is None and not home.catalog_file.exists()):
         return 0

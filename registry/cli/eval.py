@@ -10,20 +10,18 @@ import click
 
 from ...schemas.errors import UsageError
 from ...schemas.evaluation import DEFAULT_MODES, MODES, Metric, Mode
+from ...scores.intervals import can_estimate
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
+from ..workflows.compare import compare_files
+from ..workflows.find_bundle import find_bundle_folder
 from .bundle_text import print_gate_remark
 from .eval_text import print_comparison, print_evaluation
-from .output import print_json, print_remark
-from .parameters import (
-    MAX_COUNT,
-    base_option,
-    bundle_argument,
-    data_option,
-    examples,
-    format_option,
-    pass_home,
-)
+from .groups import examples
+from .json_output import print_json
+from .output import print_remark
+from .parameters import MAX_COUNT, base_option, bundle_argument, data_option, format_option, pass_home
 from .progress import step_bar
 
 _RUN = "run"
@@ -31,29 +29,7 @@ _ALL_MODES = "all"
 _DEFAULT_METRIC: Metric = "exact"
 
 
-class DefaultGroup(click.Group):
-    """A group in which ``eval BUNDLE`` is ``eval run BUNDLE``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The arguments with ``run`` put first where no command is named."""
-        if args and args[0] not in (*self.commands, *ctx.help_option_names):
-            args = [_RUN, *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(
-    "eval",
-    cls=DefaultGroup,
-    epilog=examples("eval ./bundle --base ./llama --data tasks/", "eval compare before.json after.json"),
-)
-def command() -> None:
-    """Score a bundle on its members' tasks, or compare two evaluations.
-
-    `eval BUNDLE ...` is `eval run BUNDLE ...`.
-    """
-
-
-@command.command(
+@click.command(
     _RUN,
     epilog=examples(
         "eval run ./bundle --base ./llama --data tasks/",
@@ -127,17 +103,16 @@ def run(
     plots: Path | None,
     as_json: bool,
 ) -> None:
-    """Score a bundle on its members' tasks: the base, each member alone, routed, and plain baselines.
+    """Score a bundle on its members' tasks.
 
-    Every mode answers the same items. A score is the mean of the tasks' means, with the 95 % interval of
-    the bootstrap over items. OF MEMBER is the score in percent of that of mode `member`, where each task
-    is answered by its own member; ROUTING is how often a token went to the member of its task.
+    The modes are the base, each member alone, routed, and plain baselines. Every mode answers the same
+    items. A score is the mean of the tasks' means, with the 95 % interval of the bootstrap over items. OF
+    MEMBER is the score in percent of that of mode `member`, where each task is answered by its own member;
+    ROUTING is how often a token went to the member of its task.
     """
     require_torch("evaluating")
     from ...runtime.evaluation import EvaluationOptions
-    from ..catalog.catalog import Catalog
     from ..workflows.evaluate import evaluate
-    from ..workflows.find_bundle import find_bundle_folder
 
     metric, metric_of = parse_metrics(metrics)
     options = EvaluationOptions(
@@ -160,19 +135,16 @@ def run(
         print_gate_remark()
 
 
-@command.command("compare", epilog=examples("eval compare before.json after.json"))
+@click.command("compare", epilog=examples("eval compare before.json after.json"))
 @click.argument("first", metavar="FIRST.json", type=click.Path(path_type=Path))
 @click.argument("second", metavar="SECOND.json", type=click.Path(path_type=Path))
 @format_option
 def compare(first: Path, second: Path, *, as_json: bool) -> None:
-    """Compare two evaluations item by item: how much higher the second scores, with a 95 % interval.
+    """Compare two evaluations item by item.
 
-    Both must have asked the same items in the same way. A difference whose interval holds zero is one
-    that these items cannot tell from none.
+    Prints how much higher the second scores, with a 95 % interval. Both must have asked the same items in
+    the same way. A difference whose interval holds zero is one that these items cannot tell from none.
     """
-    from ...scores.intervals import can_estimate
-    from ..workflows.compare import compare_files
-
     found = compare_files(first, second)
     if not can_estimate():
         print_remark(

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import click
 
+from ...bundle import Bundle
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
+from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 from .bundle_text import print_gate_remark
-from .output import print_json, print_line, print_remark
-from .parameters import bundle_argument, examples, format_option, layout_option, out_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import print_line, print_remark
+from .parameters import bundle_argument, format_option, layout_option, out_option, pass_home
 
 
 @click.command("export", epilog=examples("export ./bundle --layout official --out ./official"))
@@ -20,16 +25,13 @@ from .parameters import bundle_argument, examples, format_option, layout_option,
 @format_option
 @pass_home
 def command(home: Home, bundle: str, *, out: Path, as_json: bool) -> None:
-    """Write a bundle as the MeteoRA authors' code reads it: one rank, one PEFT folder per member.
+    """Write a bundle in the layout of the MeteoRA authors' code.
 
-    The layout has no place for names, ranks, alphas, top k, temperature and base; they go into
-    export.json beside it. What it cannot carry at all is said.
+    It has one rank, and one PEFT folder per member. The layout has no place for names, ranks, alphas, top
+    k, temperature and base; they go into export.json beside it. What it cannot carry at all is said.
     """
     require_torch("exporting")
-    from ...bundle import Bundle
     from ...fuser.official import export_official
-    from ..catalog.catalog import Catalog
-    from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     exported = export_official(Bundle.open(folder), out)

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import click
 
+from ...bundle import Bundle
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
+from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 from .bundle_text import print_gate_remark
-from .output import print_json, print_line, print_remark
-from .parameters import bundle_argument, examples, format_option, out_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import print_line, print_remark
+from .parameters import bundle_argument, format_option, out_option, pass_home
 
 
 @click.command("extract", epilog=examples("extract ./bundle legal --out ./legal-again"))
@@ -20,12 +25,12 @@ from .parameters import bundle_argument, examples, format_option, out_option, pa
 @format_option
 @pass_home
 def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -> None:
-    """Give one member back as the plain PEFT adapter it was, byte for byte."""
+    """Give one member back as the plain PEFT adapter it was.
+
+    Byte for byte.
+    """
     require_torch("extracting")
-    from ...bundle import Bundle
     from ...fuser.extract import extract_member
-    from ..catalog.catalog import Catalog
-    from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     extraction = extract_member(Bundle.open(folder), member, out)

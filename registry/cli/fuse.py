@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...inspection.regular_file import read_bounded
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.plan import FusePlan, PlannedModule
 from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
+from ..workflows.prepare import prepare_fuse
 from .bundle_text import print_gate_remark, print_verified
 from .failures import DONE, REFUSED
-from .output import describe_bytes, print_facts, print_json, print_line, print_remark, print_table
-from .parameters import examples, format_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import describe_bytes, print_facts, print_line, print_remark, print_table
+from .parameters import format_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
@@ -74,10 +79,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Fuse catalogued adapters into one bundle that picks among them for every token.
+    """Fuse catalogued adapters into one routed bundle.
 
-    Ranks, targets, scalings and element types may differ. The bundle is written beside its target,
-    verified against the members' own files, and only then moved into place and catalogued.
+    It picks among them for every token. Ranks, targets, scalings and element types may differ. The bundle
+    is written beside its target, verified against the members' own files, and only then moved into place
+    and catalogued.
     """
     recipe = _make_recipe(adapters, recipe_file, options, with_experts=with_experts)
     if out is None and not dry_run:
@@ -86,8 +92,6 @@ def command(
         )
     if not dry_run:
         require_torch("fusing")
-    from ..catalog.catalog import Catalog
-    from ..workflows.prepare import prepare_fuse
 
     with Catalog.open(home) as catalog:
         prepared = prepare_fuse(catalog, home.store, recipe)
@@ -115,7 +119,6 @@ def _make_recipe(
         raise UsageError(
             f"the recipe `{file}` says it all, found also {given}", hint="put it into the recipe"
         )
-    from ...inspection.regular_file import read_bounded
 
     data = read_bounded(file, MAX_RECIPE_BYTES)
     try:

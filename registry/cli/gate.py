@@ -9,31 +9,22 @@ import click
 
 from ...schemas.bundle import Scope
 from ...schemas.names import CatalogSource, parse_source
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
+from ..workflows.find_bundle import find_bundle_folder
 from .bundle_text import print_verified
-from .output import describe_bytes, print_json, print_line, print_table
-from .parameters import (
-    base_option,
-    bundle_argument,
-    data_option,
-    examples,
-    format_option,
-    out_option,
-    pass_home,
-)
+from .groups import examples
+from .json_output import print_json
+from .output import describe_bytes, print_line, print_table
+from .parameters import base_option, bundle_argument, data_option, format_option, out_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
     from ..workflows.gate_fit import GateFit
 
 
-@click.group("gate", epilog=examples("gate fit bundle --base ./base --data ./data --out fitted"))
-def command() -> None:
-    """Look after the gates of a bundle, which choose a member for every token."""
-
-
-@command.command(
+@click.command(
     "fit",
     epilog=examples(
         "gate fit bundle --base ./base --data ./data --out fitted",
@@ -73,15 +64,14 @@ def fit(
     statistics: Path | None,
     as_json: bool,
 ) -> None:
-    """Fit the gates of a bundle on a few dozen texts of each member, and register the new version.
+    """Fit the gates of a bundle on a few texts of each member.
 
-    A line of MEMBER.jsonl is {"prompt": ..., "response": ...}, {"messages": [...]} or {"text": ...}. The
-    base reads them once, without adapters, and every gate is then solved directly. The factors are taken
-    over bit for bit; the new bundle is verified and catalogued like one that was just fused.
+    A few dozen are enough; the new version is registered. A line of MEMBER.jsonl is {"prompt": ...,
+    "response": ...}, {"messages": [...]} or {"text": ...}. The base reads them once, without adapters, and
+    every gate is then solved directly. The factors are taken over bit for bit; the new bundle is verified
+    and catalogued like one that was just fused.
     """
     require_torch("fitting gates")
-    from ..catalog.catalog import Catalog
-    from ..workflows.find_bundle import find_bundle_folder
     from ..workflows.gate_fit import FitRequest, fit_bundle
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)

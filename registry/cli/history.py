@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
+from ..catalog.catalog import Catalog
+from ..catalog.records import Event
 from ..home import Home
-from .output import print_json, print_remark, print_table
-from .parameters import examples, format_option, page_options, pass_home
-
-if TYPE_CHECKING:
-    from ..catalog.records import Event
+from .groups import examples
+from .json_output import print_json
+from .output import print_remark, print_table
+from .parameters import format_option, page_options, pass_home
 
 
 @click.command(
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 @format_option
 @pass_home
 def command(home: Home, *, name: str | None, limit: int, after: str | None, as_json: bool) -> None:
-    """Show the changes to one name, or to the whole catalog, the newest first.
+    """Show the changes to one name, or to the whole catalog.
+
+    The newest first.
 
     NAME is an adapter, a bundle or a base model, which need not be there any more, or `catalog` or `store`
     for what was done to one of them as a whole. Who did it is USER@HOST, or what METEORA_ACTOR says.
     """
-    from ..catalog.catalog import Catalog
-
     with Catalog.open(home) as catalog:
         page = catalog.history(name, limit=limit, after=after)
     if as_json:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ...schemas.errors import UsageError
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
-from .output import describe_bytes, print_json, print_line, print_remark
-from .parameters import examples, format_option, layout_option, out_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import describe_bytes, print_line, print_remark
+from .parameters import format_option, layout_option, out_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
@@ -55,13 +58,12 @@ def command(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Make a bundle of a checkpoint in the MeteoRA authors' layout, given its members' names and ranks.
+    """Make a bundle from the layout of the MeteoRA authors' code.
 
-    Each member is cut back to its own rank and catalogued as the plain adapter it is; the gates are
-    taken as they are.
+    The members' names and ranks must be given. Each member is cut back to its own rank and catalogued as
+    the plain adapter it is; the gates are taken as they are.
     """
     require_torch("importing")
-    from ..catalog.catalog import Catalog
     from ..workflows.layout import import_official
 
     described = [_parse_member(text) for text in members]

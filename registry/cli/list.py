@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.verification import Level
+from ..catalog.catalog import Catalog
+from ..catalog.records import AdapterSummary, BundleVersion
 from ..home import Home
-from .output import describe_bytes, print_json, print_remark, print_table
-from .parameters import examples, format_option, pass_home
-
-if TYPE_CHECKING:
-    from ..catalog.records import AdapterSummary, BundleVersion
+from .groups import examples
+from .json_output import print_json
+from .output import describe_bytes, print_remark, print_table
+from .parameters import format_option, pass_home
 
 _COLUMNS = ("NAME", "KIND", "VERSION", "BASE", "RANK", "DTYPE", "SIZE", "VERDICT", "ALIASES", "TAGS")
 
@@ -23,8 +22,6 @@ _COLUMNS = ("NAME", "KIND", "VERSION", "BASE", "RANK", "DTYPE", "SIZE", "VERDICT
 @pass_home
 def command(home: Home, *, as_json: bool) -> None:
     """List every adapter and bundle with its latest version."""
-    from ..catalog.catalog import Catalog
-
     with Catalog.open(home) as catalog:
         adapters, bundles = catalog.list_adapters(), catalog.list_bundles()
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,58 +13,14 @@ import meteora_registry
 
 from ...schemas.errors import UsageError
 from ..home import CATALOG_VARIABLE, HOME_VARIABLE, STORE_VARIABLE, Home
+from .commands import COMMANDS
 from .failures import REFUSED, report_failure
-from .parameters import examples
-
-# In the order in which `--help` lists them; each is `command` in the module of its name.
-COMMANDS = (
-    "validate",
-    "add",
-    "list",
-    "search",
-    "show",
-    "history",
-    "tag",
-    "alias",
-    "remove",
-    "fuse",
-    "verify",
-    "gate",
-    "trace",
-    "eval",
-    "extract",
-    "export",
-    "import",
-    "push",
-    "pull",
-    "refresh",
-    "search-hub",
-    "store",
-    "doctor",
-    "db",
-)
-# A module cannot be called by a word of the language, or have a hyphen.
-_MODULES = {"import": "import_", "search-hub": "search_hub"}
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every command, in the order of the help."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name; None if there is none."""
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f".{_MODULES.get(cmd_name, cmd_name)}", __package__)
-        command: click.Command = module.command
-        return command
+from .groups import LazyGroup, examples
 
 
 @click.group(
     cls=LazyGroup,
+    table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=examples("add ./my-adapter --base meta-llama/Llama-3.1-8B", "list", "show my-adapter"),
 )

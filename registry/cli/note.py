@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ...schemas.errors import MeteoraError
+from ..catalog.catalog import Catalog
 from ..home import Home
 from .output import print_remark
-
-if TYPE_CHECKING:
-    from ..catalog.catalog import Catalog
 
 
 def note_in_catalog(home: Home, note: Callable[[Catalog], object]) -> None:
     """Have it noted; where that fails, a remark says so, and the command succeeded all the same."""
-    from ..catalog.catalog import Catalog
-
     try:
         with Catalog.open(home) as catalog:
             note(catalog)

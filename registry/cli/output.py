@@ -1,4 +1,4 @@
-"""What commands print: data on stdout, as text or JSON, and remarks on stderr.
+"""What commands print as text: data on stdout, and remarks on stderr.
 
 Names, bases and licences come from files that somebody else wrote. Everything printed is escaped
 here, so none of it moves the cursor, changes a colour or hides a line; and a URL among it is shown without
@@ -7,18 +7,12 @@ its secrets.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import click
-from pydantic import BaseModel
 
-from ...schemas.document import canonical_json
 from ..secrets import hide_secrets, mask_urls
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
@@ -44,33 +38,6 @@ def print_line(text: str = "") -> None:
 def print_remark(text: str) -> None:
     """Print one line on stderr, for people."""
     click.echo(escape(hide_secrets(text)), err=True)
-
-
-def print_json(value: Any) -> None:
-    """Records as JSON: dataclasses and documents as objects, in one canonical spelling."""
-    click.echo(canonical_json(to_json(value)).decode("ascii"), nl=False)
-
-
-def to_json(value: Any) -> Any:
-    """Return a record as JSON values, its URLs masked."""
-    match value:
-        case str():
-            return mask_urls(value)
-        case BaseModel():
-            return to_json(value.model_dump(mode="json"))
-        case datetime():
-            return value.isoformat()
-        case Path():
-            return mask_urls(str(value))
-        case Mapping():
-            return {mask_urls(str(key)): to_json(each) for key, each in value.items()}
-        case list() | tuple() | frozenset() | set():
-            return [to_json(each) for each in value]
-        case _ if dataclasses.is_dataclass(value):
-            fields = dataclasses.fields(value)
-            return {field.name: to_json(getattr(value, field.name)) for field in fields}
-        case _:
-            return value
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

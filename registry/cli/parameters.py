@@ -1,4 +1,4 @@
-"""Options and arguments that commands share, and the examples below their help."""
+"""Options and arguments that commands share."""
 
 from __future__ import annotations
 
@@ -51,12 +51,6 @@ class CatalogSourceType(click.ParamType[CatalogSource]):
     ) -> CatalogSource:
         """What the text names; ``UsageError`` if it is malformed."""
         return parse_catalog_source(value) if isinstance(value, str) else value
-
-
-def examples(*lines: str) -> str:
-    """An epilog for a command's help; each line is what follows ``meteora-registry``."""
-    shown = "\n".join(f"  meteora-registry {line}" for line in lines)
-    return f"\b\nExamples:\n{shown}"
 
 
 def format_option(function: Function) -> Function:

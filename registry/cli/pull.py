@@ -9,12 +9,15 @@ import click
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_repository
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
+from ..download_limits import MAX_BUNDLE_BYTES
 from ..home import Home
-from ..limits import MAX_BUNDLE_BYTES
 from .bundle_text import print_gate_remark
-from .output import describe_bytes, print_json, print_line, print_remark
-from .parameters import examples, format_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import describe_bytes, print_line, print_remark
+from .parameters import format_option, pass_home
 from .progress import step_bar
 
 
@@ -61,14 +64,13 @@ def command(
     max_bytes: int,
     as_json: bool,
 ) -> None:
-    """Fetch a bundle, hold every file against its manifest, verify it, and catalogue it.
+    """Fetch a bundle from the Hub, verify it, and catalogue it.
 
-    The manifest and the small files come first: what they show to be changed is refused before the
-    weights are downloaded. The bundle must bring the record of a verification at level source, and is
-    verified here at level integrity. Its members are catalogued too.
+    Every file is compared with the manifest. The manifest and the small files come first: what they show to
+    be changed is refused before the weights are downloaded. The bundle must bring the record of a
+    verification at level source, and is verified here at level integrity. Its members are catalogued too.
     """
     require_torch("pulling")
-    from ..catalog.catalog import Catalog
     from ..hub.client import Hub
     from ..workflows.pull import pull
 

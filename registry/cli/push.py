@@ -8,10 +8,13 @@ import click
 
 from ...schemas.names import check_repository
 from ...schemas.scratch import Purpose, temporary_folder
+from ..catalog.catalog import Catalog
 from ..home import Home
+from .groups import examples
+from .json_output import print_json
 from .note import note_in_catalog
-from .output import describe_bytes, print_json, print_line
-from .parameters import examples, format_option, pass_home
+from .output import describe_bytes, print_line
+from .parameters import format_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
@@ -48,13 +51,12 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Publish a bundle that is verified at level source, or one catalogued adapter.
+    """Publish a verified bundle, or one catalogued adapter.
 
-    Everything goes into one commit, on top of the one that was looked at: if somebody pushes in
-    between, theirs stands and ours is refused. Afterwards the Hub's list of files is compared with the
-    digests here. The same push again does nothing.
+    A bundle must be verified at level source. Everything goes into one commit, on top of the one that was
+    looked at: if somebody pushes in between, theirs stands and ours is refused. Afterwards the Hub's list
+    of files is compared with the digests here. The same push again does nothing.
     """
-    from ..catalog.catalog import Catalog
     from ..hub.client import Hub
     from ..workflows.push import PushOptions, note_push, push
     from ..workflows.push_content import open_upload

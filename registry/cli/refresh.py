@@ -5,10 +5,13 @@ from __future__ import annotations
 import click
 
 from ...schemas.errors import MeteoraError
+from ..catalog.catalog import Catalog
 from ..home import Home
 from .failures import report_failure, worst_code
-from .output import print_json, print_line, print_remark, print_table
-from .parameters import examples, format_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import print_line, print_remark, print_table
+from .parameters import format_option, pass_home
 
 
 @click.command("refresh", epilog=examples("refresh", "refresh summarise legal"))
@@ -17,12 +20,12 @@ from .parameters import examples, format_option, pass_home
 @pass_home
 @click.pass_context
 def command(context: click.Context, home: Home, names: tuple[str, ...], *, as_json: bool) -> None:
-    """Say which catalogued adapters moved on where they came from, and what changed.
+    """Say which catalogued adapters moved on where they came from.
 
-    Each latest version that came from the Hub is compared with its repository's main branch. Nothing is
-    recorded: `add` the repository again to make the next version. Exit code 0 whatever moved on.
+    Also says what changed. Each latest version that came from the Hub is compared with its repository's
+    main branch. Nothing is recorded: `add` the repository again to make the next version. Exit code 0
+    whatever moved on.
     """
-    from ..catalog.catalog import Catalog
     from ..hub.client import Hub
     from ..workflows.refresh import check_freshness, hub_versions
 

@@ -8,10 +8,13 @@ import click
 
 from ...schemas.errors import StillInUse
 from ...schemas.names import CatalogSource
+from ..catalog.catalog import Catalog
 from ..home import Home
+from ..workflows.remove import remove_versions
 from .failures import REFUSED
+from .groups import examples
 from .output import describe_bytes, escape, print_line, print_remark
-from .parameters import CatalogSourceType, examples, pass_home
+from .parameters import CatalogSourceType, pass_home
 
 
 @click.command("remove", epilog=examples("remove summarise@2", "remove summarise --yes"))
@@ -25,9 +28,6 @@ def command(context: click.Context, home: Home, source: CatalogSource, *, yes: b
     The bytes that nothing else uses go with it. Refused while a bundle uses the adapter. Of a bundle
     only the record is removed; its folder stays.
     """
-    from ..catalog.catalog import Catalog
-    from ..workflows.remove import remove_versions
-
     with Catalog.open(home) as catalog:
         found = catalog.find_any(source)
         is_one = source.version is not None or source.alias is not None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import click
 
+from ..catalog.catalog import Catalog
+from ..catalog.query import AdapterQuery, Order
+from ..catalog.records import AdapterSummary
 from ..home import Home
-from .output import describe_bytes, print_json, print_remark, print_table
-from .parameters import examples, format_option, page_options, pass_home
-
-if TYPE_CHECKING:
-    from ..catalog.records import AdapterSummary
+from .groups import examples
+from .json_output import print_json
+from .output import describe_bytes, print_remark, print_table
+from .parameters import format_option, page_options, pass_home
 
 _COLUMNS = (
     "NAME",
@@ -121,9 +122,6 @@ def command(
     Each WORD begins some word of the name, the tags, the origin, the base, the licence or the task,
     whatever the case. Where there are more than the limit, the cursor of the next page is printed.
     """
-    from ..catalog.catalog import Catalog
-    from ..catalog.query import AdapterQuery, Order
-
     query = AdapterQuery(
         text=" ".join(words) or None,
         license=license_name,

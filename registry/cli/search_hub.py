@@ -8,10 +8,13 @@ import click
 
 from ...schemas.errors import UsageError
 from ...schemas.names import check_repository
+from ..catalog.catalog import Catalog
 from ..home import Home
 from .failures import reported, worst_code
-from .output import describe_bytes, print_json, print_line, print_remark, print_table
-from .parameters import examples, format_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import describe_bytes, print_line, print_remark, print_table
+from .parameters import format_option, pass_home
 
 if TYPE_CHECKING:
     from ..hub.client import Hub
@@ -42,10 +45,10 @@ if TYPE_CHECKING:
 def command(
     context: click.Context, home: Home, *, base: str, limit: int, chosen: tuple[int, ...], as_json: bool
 ) -> None:
-    """List adapters of a base, the most downloaded first, and add the chosen ones.
+    """List adapters of a base on the Hub, and add the chosen ones.
 
-    Rank, size and verdict come from each adapter's config and header; no weights are downloaded for them.
-    What is added is the commit that was listed.
+    The most downloaded come first. Rank, size and verdict come from each adapter's config and header; no
+    weights are downloaded for them. What is added is the commit that was listed.
     """
     from ..hub.client import Hub
     from ..workflows.search_hub import search
@@ -65,7 +68,6 @@ def command(
 
 
 def _add(home: Home, hub: Hub, matches: list[Match], chosen: tuple[int, ...]) -> int:
-    from ..catalog.catalog import Catalog
     from ..workflows.add_hub import add_from_hub
 
     if max(chosen) > len(matches):

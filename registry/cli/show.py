@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import click
 
 from ...schemas.names import CatalogSource
+from ..catalog.catalog import Catalog
+from ..catalog.records import AdapterVersion, BundleVersion, Target
 from ..home import Home
-from .output import describe_bytes, print_facts, print_json, print_line, print_table, to_json
-from .parameters import CatalogSourceType, examples, format_option, pass_home
-
-if TYPE_CHECKING:
-    from ..catalog.records import AdapterVersion, BundleVersion, Target
+from .groups import examples
+from .json_output import print_json, to_json
+from .output import describe_bytes, print_facts, print_line, print_table
+from .parameters import CatalogSourceType, format_option, pass_home
 
 
 @click.command("show", epilog=examples("show summarise", "show summarise@2", "show summarise@champion"))
@@ -25,9 +25,6 @@ def command(home: Home, source: CatalogSource, *, as_json: bool) -> None:
 
     The latest, unless another is named.
     """
-    from ..catalog.catalog import Catalog
-    from ..catalog.records import BundleVersion
-
     with Catalog.open(home) as catalog:
         version = catalog.find_any(source)
         numbers = catalog.versions_of(source.name)

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from ...schemas.errors import UsageError
+from ..catalog.catalog import Catalog
 from ..home import Home
+from ..workflows.store import (
+    BlobState,
+    Condition,
+    Garbage,
+    Usage,
+    adopt_store,
+    collect_garbage,
+    measure_store,
+    plan_adoption,
+    referenced_bytes,
+    verify_store,
+)
 from .failures import REFUSED
-from .output import describe_bytes, print_facts, print_json, print_line, print_remark, print_table
-from .parameters import examples, format_option, jobs_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import describe_bytes, print_facts, print_line, print_remark, print_table
+from .parameters import format_option, jobs_option, pass_home
 from .progress import progress_bar
 
-if TYPE_CHECKING:
-    from ..workflows.store import BlobState, Garbage, Usage
 
-
-@click.group("store", epilog=examples("store du", "store verify", "store gc --dry-run"))
-def command() -> None:
-    """Look after the content store, where the bytes of adapters lie."""
-
-
-@command.command("gc", epilog=examples("store gc --dry-run", "store gc", "store gc --grace 1"))
+@click.command("gc", epilog=examples("store gc --dry-run", "store gc", "store gc --grace 1"))
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option(
     "--grace",
@@ -36,13 +42,11 @@ def command() -> None:
 @format_option
 @pass_home
 def gc(home: Home, *, dry_run: bool, grace_hours: float | None, as_json: bool) -> None:
-    """Delete the blobs that nothing refers to, and what interrupted commands left.
+    """Delete the blobs that nothing refers to.
 
-    Nothing is deleted while other catalogs use the store too, or may: see `store adopt`.
+    Also deletes what interrupted commands left. Nothing is deleted while other catalogs use the store too,
+    or may: see `store adopt`.
     """
-    from ..catalog.catalog import Catalog
-    from ..workflows.store import collect_garbage
-
     grace = None if grace_hours is None else grace_hours * 3600
     with Catalog.open(home) as catalog:
         garbage = collect_garbage(catalog, home.store, grace_seconds=grace, dry_run=dry_run)
@@ -52,7 +56,7 @@ def gc(home: Home, *, dry_run: bool, grace_hours: float | None, as_json: bool) -
     _describe_garbage(garbage, dry_run=dry_run)
 
 
-@command.command("adopt", epilog=examples("store adopt", "store adopt --yes"))
+@click.command("adopt", epilog=examples("store adopt", "store adopt --yes"))
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_home
 @click.pass_context
@@ -63,9 +67,6 @@ def adopt(context: click.Context, home: Home, *, yes: bool) -> None:
     are deleted, so that `remove` and `store gc` delete what this catalog does not refer to. Do not do this
     while another catalog uses the store.
     """
-    from ..catalog.catalog import Catalog
-    from ..workflows.store import adopt_store, plan_adoption
-
     with Catalog.open(home) as catalog:
         plan = plan_adoption(catalog, home.store)
         for place in plan.marks:
@@ -85,19 +86,17 @@ def adopt(context: click.Context, home: Home, *, yes: bool) -> None:
     print_line(f"adopted: {home.store}")
 
 
-@command.command("verify", epilog=examples("store verify", "store verify --jobs 8 --format json"))
+@click.command("verify", epilog=examples("store verify", "store verify --jobs 8 --format json"))
 @jobs_option
 @format_option
 @pass_home
 @click.pass_context
 def verify(context: click.Context, home: Home, *, jobs: int, as_json: bool) -> None:
-    """Read every blob that the catalog refers to, and compare it with its digest.
+    """Compare every blob that the catalog needs with its digest.
 
-    Of a store elsewhere the bytes there are read, all of them. Exit code 1 if one is missing or changed.
+    Each is read as a whole. Of a store elsewhere the bytes there are read, all of them. Exit code 1 if one
+    is missing or changed.
     """
-    from ..catalog.catalog import Catalog
-    from ..workflows.store import Condition, referenced_bytes, verify_store
-
     count, broken = 0, []
     with (
         Catalog.open(home) as catalog,
@@ -117,18 +116,15 @@ def verify(context: click.Context, home: Home, *, jobs: int, as_json: bool) -> N
         context.exit(REFUSED)
 
 
-@command.command("du", epilog=examples("store du", "store du --format json"))
+@click.command("du", epilog=examples("store du", "store du --format json"))
 @format_option
 @pass_home
 def du(home: Home, *, as_json: bool) -> None:
-    """Say how much the content store holds, and for which adapters and bundles.
+    """Say how much the content store holds.
 
-    OWN is what no other adapter refers to. A bundle's folder lies outside the store; its members are
-    what it has there.
+    For each adapter and bundle, too. OWN is what no other adapter refers to. A bundle's folder lies outside
+    the store; its members are what it has there.
     """
-    from ..catalog.catalog import Catalog
-    from ..workflows.store import measure_store
-
     with Catalog.open(home) as catalog:
         usage = measure_store(catalog, home.store)
     if as_json:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from ...schemas.names import CatalogSource
+from ..catalog.catalog import Catalog
 from ..home import Home
+from .groups import examples
 from .output import print_line
-from .parameters import CatalogSourceType, examples, pass_home
+from .parameters import CatalogSourceType, pass_home
 
 
 @click.command("tag", epilog=examples("tag summarise@2 candidate", "tag summarise candidate --remove"))
@@ -20,8 +22,6 @@ def command(home: Home, source: CatalogSource, tags: tuple[str, ...], *, remove:
 
     To the latest, unless another is named.
     """
-    from ..catalog.catalog import Catalog
-
     with Catalog.open(home) as catalog:
         version = catalog.find_any(source).source
         changed = catalog.change_tags(version, **{"remove" if remove else "add": tags})

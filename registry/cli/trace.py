@@ -8,11 +8,15 @@ from pathlib import Path
 import click
 
 from ...schemas.errors import UsageError
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
+from ..workflows.find_bundle import find_bundle_folder
 from .bundle_text import print_gate_remark
-from .output import print_json, print_remark
-from .parameters import MAX_COUNT, base_option, bundle_argument, examples, format_option, pass_home
+from .groups import examples
+from .json_output import print_json
+from .output import print_remark
+from .parameters import MAX_COUNT, base_option, bundle_argument, format_option, pass_home
 
 _STDIN = "-"
 _MAX_PROMPT_BYTES = 1 << 20
@@ -56,8 +60,6 @@ def command(
     weights, and every layer and module apart.
     """
     require_torch("tracing")
-    from ..catalog.catalog import Catalog
-    from ..workflows.find_bundle import find_bundle_folder
     from ..workflows.trace import trace, write_page
     from .trace_text import print_trace
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from ...inspection.policy import check_policy
 from ...inspection.regular_file import read_bounded
+from ...inspection.report import FORMATS
+from ...inspection.rules.catalogue import all_rules, find_rule
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Outcome, Purpose
+from ..catalog.catalog import Catalog
 from ..home import Home
 from ..secrets import mask_urls
+from ..workflows.validate import Companion, ValidateOptions, find_adapters, inspect_companion, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
+from .groups import examples
 from .output import print_line
-from .parameters import examples, pass_home
-
-if TYPE_CHECKING:
-    from ..workflows.validate import Companion
+from .parameters import pass_home
 
 EXIT_CODES = {
     Outcome.ACCEPTED: DONE,
@@ -98,17 +100,15 @@ def command(
     output_format: str,
     explain: str | None,
 ) -> None:
-    """Find what is wrong with adapters, in one run, each with the way out.
+    """Find what is wrong with adapters, and the way out.
 
-    PATH is an adapter's folder, a folder with adapters below it, or a config alone. Exit code 0 if all
-    are accepted, 1 if one is refused, 2 if one cannot be read, 3 if something that was asked for could
-    not be looked at.
+    All of it in one run. PATH is an adapter's folder, a folder with adapters below it, or a config alone.
+    Exit code 0 if all are accepted, 1 if one is refused, 2 if one cannot be read, 3 if something that was
+    asked for could not be looked at.
     """
     if explain is not None:
         _explain(explain)
         return
-    from ...inspection.report import FORMATS
-    from ..workflows.validate import ValidateOptions, find_adapters, validate
 
     listed = (*paths, *(_read_list(list_file) if list_file else ()))
     if not listed:
@@ -130,8 +130,6 @@ def command(
 def _open_companions(home: Home, sources: tuple[str, ...]) -> dict[str, Companion]:
     if not sources:
         return {}
-    from ..catalog.catalog import Catalog
-    from ..workflows.validate import inspect_companion
 
     with Catalog.open(home) as catalog:
         found: dict[str, Companion] = {}
@@ -146,16 +144,12 @@ def _read_list(path: Path) -> list[Path]:
 
 
 def _read_policy(path: Path) -> Policy:
-    from ...inspection.policy import check_policy
-
     policy = Policy.from_toml(read_bounded(path, MAX_POLICY_BYTES), what=str(path))
     check_policy(policy)
     return policy
 
 
 def _explain(code: str) -> None:
-    from ...inspection.rules.catalogue import all_rules, find_rule
-
     if code.lower() == _ALL:
         for rule in all_rules():
             print_line(f"{rule.code} {rule.severity}: {rule.title}")

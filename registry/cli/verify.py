@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from ...bundle import Bundle
+from ...bundle.documents import check_documents
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, Source, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
+from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
+from ..store import Store
+from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
 from .bundle_text import print_gate_remark
 from .failures import DONE, INCONCLUSIVE, REFUSED
+from .groups import examples
+from .json_output import print_json
 from .note import note_in_catalog
-from .output import print_facts, print_json, print_line, print_table
-from .parameters import examples, format_option, pass_home
+from .output import print_facts, print_line, print_table
+from .parameters import format_option, pass_home
 from .progress import step_bar
-
-if TYPE_CHECKING:
-    from ..store import Store
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
 
@@ -64,11 +67,12 @@ def command(
     keep_record: bool,
     as_json: bool,
 ) -> None:
-    """Check a bundle: digests, structure, padding, and the kernel against a float64 reference.
+    """Check a bundle: its files, its structure, and its arithmetic.
 
-    Exit code 0 if it passes, 1 if it fails, 3 if something that the level asks for could not be looked
-    at, such as a member's own files. A bundle on the Hub is fetched, held against its manifest and its
-    record, verified, and not kept.
+    Looks at digests, structure, padding, and the kernel against a float64 reference. Exit code 0 if it
+    passes, 1 if it fails, 3 if something that the level asks for could not be looked at, such as a member's
+    own files. A bundle on the Hub is fetched, held against its manifest and its record, verified, and not
+    kept.
     """
     source = parse_source(bundle)
     if digests_only:
@@ -80,8 +84,6 @@ def command(
             raise UsageError("`--record` goes with a bundle on this machine", hint="pull it first")
         found = _verify_on_hub(home, source, Level(level), base, as_json=as_json)
         context.exit(EXIT_CODES[found.outcome])
-    from ..catalog.catalog import Catalog
-    from ..workflows.find_bundle import find_bundle_folder
     from ..workflows.verify import verify
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
@@ -109,11 +111,6 @@ def _require_alone(context: click.Context) -> None:
 
 def _check_digests(home: Home, source: Source, text: str, *, as_json: bool) -> int:
     """Check what needs no torch, print it, and return the exit code."""
-    from ...bundle import Bundle
-    from ...bundle.documents import check_documents
-    from ..catalog.catalog import Catalog
-    from ..workflows.find_bundle import find_bundle_folder
-
     if isinstance(source, HubSource):
         raise UsageError("`--digests-only` goes with a bundle on this machine", hint="pull it first")
     bundle = Bundle(find_bundle_folder(lambda: Catalog.open(home), text))
@@ -152,8 +149,6 @@ def _verify_on_hub(
 
 
 def _show(record: VerificationRecord, folder: Path, *, as_json: bool) -> None:
-    from ..workflows.find_bundle import gate_is_fitted
-
     if as_json:
         print_json(record)
     else:

@@ -17,10 +17,10 @@ from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
 from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
+from ..download_limits import MAX_ADAPTER_FILE_BYTES
 from ..hub.client import Hub
 from ..hub.download import download_files, outline_adapter
 from ..hub.listing import Candidate, Listing
-from ..limits import MAX_ADAPTER_FILE_BYTES
 from ..store import Store
 from .add import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
 from .steps import Advance, chunks_of

@@ -26,10 +26,10 @@ from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
+from ..download_limits import MAX_BUNDLE_BYTES
 from ..hub.client import Hub
 from ..hub.download import download_files
 from ..hub.listing import Listing, RemoteFile
-from ..limits import MAX_BUNDLE_BYTES
 from ..store import Store
 from .add import add_folder
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle

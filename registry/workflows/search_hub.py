@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ...schemas.bundle import WEIGHTS_FILE
 from ...schemas.errors import HubUnavailable, MeteoraError
 from ...schemas.finding import Verdict
+from ..download_limits import MAX_ADAPTER_FILE_BYTES
 from ..hub.client import Hub
 from ..hub.listing import Candidate, Listing
-from ..limits import MAX_ADAPTER_FILE_BYTES
 from .add_hub import check_sizes, inspect_on_hub
 
 

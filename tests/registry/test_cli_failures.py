@@ -48,6 +48,15 @@ def test_in_a_batch_two_is_over_one_over_three_over_zero(codes: list[int], code:
     [
         (["bogus"], "error: No such command 'bogus'.\nhint: see `meteora-registry --help`\n"),
         (
+            ["lsit"],
+            "error: No such command 'lsit'. Did you mean 'list'?\nhint: see `meteora-registry --help`\n",
+        ),
+        (
+            ["db", "exprot"],
+            "error: No such command 'exprot'. Did you mean 'export'?\n"
+            "hint: see `meteora-registry db --help`\n",
+        ),
+        (
             ["show"],
             "error: Missing argument 'NAME[@VERSION|@ALIAS]'.\nhint: see `meteora-registry show --help`\n",
         ),
@@ -68,6 +77,8 @@ def test_in_a_batch_two_is_over_one_over_three_over_zero(codes: list[int], code:
     ],
     ids=[
         "unknown command",
+        "misspelled command",
+        "misspelled command of a group",
         "missing argument",
         "malformed name",
         "two folders, one name",

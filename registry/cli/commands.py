@@ -1,0 +1,77 @@
+"""Every command with its one-line summary, and the groups.
+
+Help is printed from here: no command's file is imported for it. A summary is the first sentence of the
+command's own help, at most 60 characters long.
+"""
+
+from __future__ import annotations
+
+from .groups import DefaultGroup, LazyGroup, Listed, examples
+
+COMMANDS = {
+    "validate": Listed("Find what is wrong with adapters, and the way out", ".validate"),
+    "add": Listed("Check adapters and record them as versions", ".add"),
+    "list": Listed("List every adapter and bundle with its latest version", ".list"),
+    "search": Listed("Find adapters that meet every condition given", ".search"),
+    "show": Listed("Show one adapter or bundle version", ".show"),
+    "history": Listed("Show the changes to one name, or to the whole catalog", ".history"),
+    "tag": Listed("Attach tags to a version", ".tag"),
+    "alias": Listed("Point an alias at a version", ".alias"),
+    "remove": Listed("Remove a version, or every version of a name", ".remove"),
+    "fuse": Listed("Fuse catalogued adapters into one routed bundle", ".fuse"),
+    "verify": Listed("Check a bundle: its files, its structure, and its arithmetic", ".verify"),
+    "gate": Listed("Fit the gates of a bundle", ".commands", "gate"),
+    "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
+    "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
+    "extract": Listed("Give one member back as the plain PEFT adapter it was", ".extract"),
+    "export": Listed("Write a bundle in the layout of the MeteoRA authors' code", ".export"),
+    "import": Listed("Make a bundle from the layout of the MeteoRA authors' code", ".import_"),
+    "push": Listed("Publish a verified bundle, or one catalogued adapter", ".push"),
+    "pull": Listed("Fetch a bundle from the Hub, verify it, and catalogue it", ".pull"),
+    "refresh": Listed("Say which catalogued adapters moved on where they came from", ".refresh"),
+    "search-hub": Listed("List adapters of a base on the Hub, and add the chosen ones", ".search_hub"),
+    "store": Listed("Measure, check and clean the content store", ".commands", "store"),
+    "doctor": Listed("Find what a crash or a careless hand left, and mend it", ".doctor"),
+    "db": Listed("Look after the catalog's database", ".commands", "database"),
+}
+
+gate = LazyGroup(
+    "gate",
+    table={"fit": Listed("Fit the gates of a bundle on a few texts of each member", ".gate", "fit")},
+    help="Fit the gates of a bundle.\n\nThey choose a member for every token.",
+    epilog=examples("gate fit bundle --base ./base --data ./data --out fitted"),
+)
+evaluation = DefaultGroup(
+    "eval",
+    table={
+        "run": Listed("Score a bundle on its members' tasks", ".eval", "run"),
+        "compare": Listed("Compare two evaluations item by item", ".eval", "compare"),
+    },
+    help="Score a bundle on its members' tasks, or compare evaluations.\n\n"
+    "`eval BUNDLE ...` is `eval run BUNDLE ...`.",
+    epilog=examples("eval ./bundle --base ./llama --data tasks/", "eval compare before.json after.json"),
+)
+store = LazyGroup(
+    "store",
+    table={
+        "gc": Listed("Delete the blobs that nothing refers to", ".store", "gc"),
+        "adopt": Listed("Make this catalog the only one that uses the store", ".store", "adopt"),
+        "verify": Listed("Compare every blob that the catalog needs with its digest", ".store", "verify"),
+        "du": Listed("Say how much the content store holds", ".store", "du"),
+    },
+    help="Measure, check and clean the content store.\n\nIt holds the bytes of adapters.",
+    epilog=examples("store du", "store verify", "store gc --dry-run"),
+)
+database = LazyGroup(
+    "db",
+    table={
+        "upgrade": Listed("Bring the catalog to the schema of this version", ".db", "upgrade"),
+        "current": Listed("Print the revision of the catalog's schema", ".db", "current"),
+        "check": Listed("Check the catalog's schema and look for damage", ".db", "check"),
+        "export": Listed("Write the whole catalog to a file", ".db", "export"),
+        "import": Listed("Read FILE, which `db export` wrote, into an empty catalog", ".db", "import_"),
+        "backup": Listed("Copy a catalog on SQLite to a file, and check the copy", ".db", "backup"),
+    },
+    help="Look after the catalog's database.",
+    epilog=examples("db current", "db upgrade", "db backup catalog-copy.db"),
+)
