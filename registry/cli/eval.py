@@ -169,7 +169,7 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
     for word in words:
         if word not in known:
             listed = ", ".join(f"`{mode}`" for mode in (_ALL_MODES, *MODES))
-            raise UsageError(f"`--modes` names `{word}`, expected some of {listed}")
+            raise UsageError(f"`--modes` is `{text}`, expected some of {listed}")
     return tuple(known[word] for word in words)
 
 
@@ -185,7 +185,8 @@ def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
         member, _, metric = text.rpartition("=")
         if metric not in known:
             listed = ", ".join(f"`{name}`" for name in known)
-            raise UsageError(f"`--metric` names `{metric}`, expected one of {listed}")
+            # The whole text: part of one could be a secret that nothing marks as such.
+            raise UsageError(f"`--metric` is `{text}`, expected one of {listed}, or MEMBER= and one of them")
         if member in found:
             raise UsageError(f"`--metric` is stated twice for {f'`{member}`' if member else 'all members'}")
         found[member] = known[metric]

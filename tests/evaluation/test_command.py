@@ -114,11 +114,11 @@ def test_item_without_an_answer_is_refused_with_its_line(
     [
         (
             ["--modes", "base,oracle"],
-            "error: `--modes` names `oracle`, expected some of `all`, `base`, `member`",
+            "error: `--modes` is `base,oracle`, expected some of `all`, `base`, `member`",
         ),
         (
             ["--metric", "bleu"],
-            "error: `--metric` names `bleu`, expected one of `exact`, `accuracy`, `rouge`",
+            "error: `--metric` is `bleu`, expected one of `exact`, `accuracy`, `rouge`",
         ),
         (["--metric", "exact", "--metric", "rouge"], "error: `--metric` is stated twice for all members"),
         (
