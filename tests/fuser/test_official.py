@@ -57,7 +57,7 @@ def test_export_refuses_scalings_whose_quotient_overflows(fused: Path, tmp_path:
 
     change_config(bundle, change)
     with pytest.raises(BundleRefused, match=r"has the scaling 1e\+20 in .* and 1e-20 elsewhere"):
-        export_official(bundle, tmp_path / "export")
+        export_official(Bundle.open(bundle), tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
