@@ -93,7 +93,7 @@ def write_record(folder: Path, record: VerificationRecord) -> None:
     """Put a record into the bundle it is about, in one step: the old one stays until the new one is whole."""
     target, partial = folder / names.VERIFICATION_FILE, folder / PARTIAL_RECORD
     try:
-        # Whatever lies there is not ours to write through: a bundle from elsewhere may hold a link.
+        # A bundle from elsewhere may have a link under this name, and writing would follow it.
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         with os.fdopen(descriptor, "wb") as file:

@@ -121,7 +121,7 @@ class Bundle:
 
     @cached_property
     def record(self) -> VerificationRecord | None:
-        """The verification record that lies in the folder, None without one.
+        """The verification record in the folder, None without one.
 
         Raises:
             InvalidDocument: it was changed after it was written.

@@ -54,7 +54,7 @@ def command(
     """Publish a verified bundle, or one catalogued adapter.
 
     A bundle must be verified at level source. Everything goes into one commit, on top of the one that was
-    looked at: if somebody pushes in between, theirs stands and ours is refused. Afterwards the Hub's list
+    looked at: a push by another user in between is kept, and ours is refused. Afterwards the Hub's list
     of files is compared with the digests here. The same push again does nothing.
     """
     from ..hub.client import Hub
