@@ -16,8 +16,8 @@ from meteora_registry.fuser.plan import FuseOptions
 from meteora_registry.fuser.verify import verify_bundle
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.inventory import Dtype
-from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
-from support.members import files_of, fuse, read_members
+from meteora_registry.schemas.verification import Level, Outcome
+from support.members import fuse, read_members
 from support.models import make_adapter, tiny_llama
 from support.tampering import (
     Json,
@@ -27,21 +27,10 @@ from support.tampering import (
     copy_bundle,
     make_digests_right,
 )
+from support.verifying import assert_fails, check
 
 HIDDEN = "model.layers.1.mlp.down_proj"
 EXPERT = "experts/rank4/adapter_model.safetensors"
-
-
-def check(bundle: Path, members: list[Member] | None = None) -> VerificationRecord:
-    """Level source when the members are given, else integrity."""
-    if members is None:
-        return verify_bundle(bundle, level=Level.INTEGRITY)
-    return verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members))
-
-
-def assert_fails(record: VerificationRecord, text: str) -> None:
-    assert record.outcome is Outcome.FAIL
-    assert any(text in problem for problem in record.problems), record.problems
 
 
 def change_header(member: Json, change: Callable[[Json], Json]) -> None:

@@ -19,7 +19,7 @@ from meteora_registry.fuser.write import write_bundle
 from meteora_registry.kernels.routing import Routing, select_top_k
 from meteora_registry.schemas.errors import SourceUnreadable
 from meteora_registry.schemas.inventory import Dtype
-from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
+from meteora_registry.schemas.verification import Level, Outcome
 from support.members import files_of, fuse, read_members
 from support.models import LLAMA_MEMBERS, make_adapter, tiny_llama
 from support.tampering import (
@@ -32,21 +32,10 @@ from support.tampering import (
     flip_byte,
     make_digests_right,
 )
+from support.verifying import assert_fails, check
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 DOWN_PROJ = "model.layers.0.mlp.down_proj"
-
-
-def check(bundle: Path, members: list[Member] | None = None) -> VerificationRecord:
-    """Level source when the members are given, else integrity."""
-    if members is None:
-        return verify_bundle(bundle, level=Level.INTEGRITY)
-    return verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members))
-
-
-def assert_fails(record: VerificationRecord, text: str) -> None:
-    assert record.outcome is Outcome.FAIL
-    assert any(text in problem for problem in record.problems), record.problems
 
 
 def test_whole_bundle_passes_both_levels(fused: Path, members: list[Member]) -> None:
