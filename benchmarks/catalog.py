@@ -1,4 +1,4 @@
-"""How the catalog answers with a hundred thousand versions in it, on SQLite and on PostgreSQL.
+"""Times of a catalog with a hundred thousand versions, on SQLite and on PostgreSQL.
 
 ``python -m benchmarks.run catalog --output FILE``. Each database gets a thousand real ``add``s while it
 is empty, then rows straight into its tables, then a thousand ``add``s more; then the searches, each asked
@@ -73,7 +73,7 @@ class TimedCatalog(Catalog):
     times: list[float]
 
     def add_version(self, new: NewAdapterVersion, **arguments: Any) -> Added:
-        """As the catalog's own."""
+        """Add a version as the catalog does, and keep the time."""
         start = time.perf_counter()
         added = super().add_version(new, **arguments)
         self.times.append((time.perf_counter() - start) * 1e3)
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> None:
 
 @contextmanager
 def catalog_in(database: str) -> Iterator[Home]:
-    """An empty catalog, and a store beside it."""
+    """Yield an empty catalog, and a store beside it."""
     folder = Path(tempfile.mkdtemp(prefix="meteora-"))
     try:
         if database == "sqlite":
@@ -129,7 +129,7 @@ def _postgres(folder: Path) -> Iterator[str]:
 
 
 def measure(home: Home, versions: int, adds: int, calls: int) -> Iterator[Row]:
-    """The rows of one database."""
+    """Yield the rows of one database."""
     with TimedCatalog.open(home) as catalog:
         about = _versions_of(catalog)
         yield from (row | about for row in measure_adds(catalog, home, "first", adds))
@@ -149,7 +149,7 @@ def _versions_of(catalog: Catalog) -> Row:
 
 
 def measure_adds(catalog: TimedCatalog, home: Home, which: str, adds: int) -> Iterator[Row]:
-    """What it costs to add real adapters: recording alone, and with inspecting, hashing and storing."""
+    """Yield the cost of adding real adapters: recording alone, and with inspecting, hashing and storing."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = list(write_adapters(Path(scratch), (f"{which}-{index:06d}" for index in range(adds))))
         catalog.times = []
@@ -176,9 +176,9 @@ def _deep_page(catalog: Catalog, versions: int) -> Case:
 
 
 def measure_search(catalog: Catalog, name: str, case: Case, calls: int) -> Row:
-    """One search's quantiles over calls with other values, the answers of the last, and its plans."""
+    """Return one search's quantiles over calls with other values, the answers of the last, and its plans."""
     found = 0
-    # Once with each of them, so that what is read lies in memory.
+    # Once with each of them, so that the pages to be read are in memory.
     for index in range(calls):
         catalog.search(case(index))
     times, own = [], []
@@ -204,7 +204,7 @@ def _numbers(times: list[float]) -> Row:
 
 
 def plans_of(catalog: Catalog, query: AdapterQuery) -> list[str]:
-    """What the database says of how it answers each statement of a search."""
+    """Return the plan that the database gives for each statement of a search."""
     statements: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:

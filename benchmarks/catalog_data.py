@@ -106,7 +106,7 @@ def _version(index: int, counts: Row) -> Tables:
 
 
 def _history(index: int, counts: Row, digest: str) -> Tables:
-    """The version's number under its name, and the event that it was added."""
+    """Return the version's number under its name, and the event that it was added."""
     entry, before = divmod(index, VERSIONS_PER_NAME)
     entry_id, version_id = counts["entries"] + entry + 1, counts["versions"] + index + 1
     name, number, at = _name_of(index), before + 1, START + timedelta(minutes=index)
@@ -213,7 +213,7 @@ def _set_sequences(connection: sa.Connection) -> None:
 
 
 def write_adapters(folder: Path, names: Iterable[str]) -> Iterator[Path]:
-    """Small real adapters of two layers and seven kinds of modules, each with its own weights."""
+    """Yield small real adapters of two layers and seven kinds of modules, each with its own weights."""
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": "org/base-of-the-real-ones",

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
 
 
 def document(path: Path) -> str:
-    """The lines that stand in the page."""
+    """Return the lines for the page."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return "\n".join(_lines(rows)) + "\n"
 

@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
 
 
 def sweep(stage: Stage, points: range) -> Iterator[dict[str, object]]:
-    """A trial at each of these calls; failures first, then the row of the scene."""
+    """Yield a trial at each of these calls; failures first, then the row of the scene."""
     began = time.monotonic()
     for number in points:
         try:
@@ -84,7 +84,7 @@ def sweep(stage: Stage, points: range) -> Iterator[dict[str, object]]:
 
 
 def strike(stage: Stage, moments: int, chance: random.Random) -> Iterator[dict[str, object]]:
-    """Trials that the clock decides: the command is killed, and killed again, before it may finish."""
+    """Yield trials in which the clock decides: the command is killed twice before it may finish."""
     stage.put_back()
     usual_seconds = stage.disturb(None).seconds
     began = time.monotonic()
@@ -112,7 +112,7 @@ def strike(stage: Stage, moments: int, chance: random.Random) -> Iterator[dict[s
 
 
 def told(error: AssertionError) -> str:
-    """A failure in one line."""
+    """Return a failure in one line."""
     return " ".join([str(error), *getattr(error, "__notes__", [])])[:2000]
 
 

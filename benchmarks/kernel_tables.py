@@ -1,4 +1,4 @@
-"""What docs/kernels.md shows of a run: ``python -m benchmarks.run kernel-tables ROWS [--plots FOLDER]``.
+"""The tables of docs/kernels.md from a run: ``python -m benchmarks.run kernel-tables ROWS [--plots FOLDER]``.
 
 Everything is a ratio within one pass. `best` is the fastest of all measured formulations that do the same
 work, ours and others'; the plain LoRA and the base GEMM do less and stand beside for scale.
@@ -135,7 +135,7 @@ def regret(rows: Rows) -> Iterator[str]:
 
 
 def never_slower(rows: Rows) -> Iterator[str]:
-    """Yield how ours stands to the plain loop over the members present, where it stands worst."""
+    """Yield the worst ratio of ours to the plain loop over the members present."""
     for mode in ("forward", "forward+backward"):
         ratios = {point: rows.ratio(point, mode, "present_loop") for point in rows.points(mode)}
         known = {point: ratio for point, ratio in ratios.items() if ratio is not None}

@@ -1,4 +1,4 @@
-"""What is measured: our dispatcher, our formulations one by one, and published formulations, re-implemented.
+"""The measured variants: our dispatcher, each of our formulations, and re-implemented published ones.
 
 The re-implementations are plain torch, written for this comparison from the papers' formulae: a loop over all
 members with B as a strided slice of ``[D, L R]`` (the layout in which MeteoRA's authors store it, every
@@ -214,7 +214,7 @@ def gathered_bmm(p: Problem) -> Tensor:
 
 
 def dense(p: Problem) -> Tensor:
-    """Two products over all members, z masked between them."""
+    """Return two products over all members, z masked between them."""
     share = p.x.new_zeros(p.point.T, p.point.L).scatter_add(1, p.selection, p.factors)
     mask = share.repeat_interleave(p.ranks, dim=1, output_size=p.layout.rows)
     return (p.x @ p.A.T * mask) @ p.Bt

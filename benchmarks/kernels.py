@@ -4,7 +4,7 @@ At each point every variant is first held against the float64 reference: no time
 Then the variants take turns, forward and forward + backward (gradients of x and of the routing's weights,
 experts frozen), with one plain LoRA and the base GEMM in the same pass. On a GPU each forward is timed by
 events, launched from the host and replayed as a CUDA graph. One JSON object per row; what a variant cannot do
-at a point is a row that says why.
+at a point is a row with the reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a row says of the machine and the software it was measured with."""
+"""The facts of a row about the machine and the software it was measured with."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Run one subject's benchmark: ``python -m benchmarks.run SUBJECT [options]`` from the repository's root.
 
 Each subject is a module of this folder with a function ``main(arguments)``. Rows go to standard output or
-to a file as JSON lines, progress to standard error; committed rows stand under ``benchmarks/results``.
+to a file as JSON lines, progress to standard error; committed rows are in ``benchmarks/results``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast the weights scan is beside SHA-256 of the same file: ``python benchmarks/scan_rate.py``.
+"""The speed of the weights scan beside SHA-256 of the same file: ``python benchmarks/scan_rate.py``.
 
 Prints one line per dtype: the rates of scanning alone, hashing alone, and the shared pass, in GB/s
 (the best of several runs each, the file in the page cache), and the ratio of the first two.
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def measure(path: Path, dtype: str) -> str:
-    """One line of results."""
+    """Return one line of results."""
     header = read_header(path)
     scanning, hashing = best(lambda: scan(path, header)), best(lambda: digest(path))
     shared = best(lambda: scan_weights(path, header))
@@ -50,7 +50,7 @@ def measure(path: Path, dtype: str) -> str:
 
 
 def best(work: Callable[[], object]) -> float:
-    """The shortest time of several runs, in seconds."""
+    """Return the shortest time of several runs, in seconds."""
     times = []
     for _ in range(RUNS):
         began = time.perf_counter()

@@ -1,6 +1,6 @@
 """Timings that can be compared: variants interleaved in one process, quantiles of single calls.
 
-A neighbour on the machine slows whoever runs at that moment, so that times of different passes may differ
+A neighbour on the machine slows the variant that runs at that moment, so times of different passes may differ
 by several times. Interleaved, every variant meets the same neighbours, and the ratio within a pass holds.
 """
 

@@ -1,4 +1,4 @@
-"""What verification and the arrow initialisation cost, as ratios within one run.
+"""The cost of verification and of the arrow initialisation, as ratios within one run.
 
 ``verification``: one module of L members, each forced alone and all routed, by the code that ``verify`` runs.
 Were each member's reference worked out from all members, the cost of one member would grow with L.

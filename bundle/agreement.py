@@ -1,4 +1,4 @@
-"""Whether the parts of a bundle agree: its config and tensors with its members as the manifest quotes them.
+"""The agreement of a bundle's parts: its config and tensors with its members as the manifest quotes them.
 
 Each function returns or yields the problems it found, in words.
 """
@@ -74,12 +74,13 @@ def _check_cast(bundle: Bundle, member: QuotedMember) -> Iterator[str]:
     recorded = cast.source if cast else ()
     if recorded != lost:
         yield (
-            f"the manifest says that `{member.name}` was cast from {_listed(recorded)}, "
+            f"the manifest states that `{member.name}` was cast from {_listed(recorded)}, "
             f"its own header and the bundle's {bundle.dtype} make it {_listed(lost)}"
         )
     elif cast and cast.target is not bundle.dtype:
         yield (
-            f"the manifest says that `{member.name}` was cast to {cast.target}, the bundle has {bundle.dtype}"
+            f"the manifest states that `{member.name}` was cast to {cast.target}, "
+            f"the bundle has {bundle.dtype}"
         )
 
 
@@ -98,11 +99,11 @@ def _compare_member(bundle: Bundle, index: int, member: QuotedMember) -> Iterato
                 yield f"`{path}`: `{member.name}` has rank {rank}, its own files have none"
             continue
         if rank != module.rank:
-            yield f"`{path}`: `{member.name}` has rank {rank}, its own files say {module.rank}"
+            yield f"`{path}`: `{member.name}` has rank {rank}, its own files give {module.rank}"
         if layout.scalings[index] != module.scaling:
             yield (
                 f"`{path}`: `{member.name}` has scaling {layout.scalings[index]}, "
-                f"its own config says {module.scaling}"
+                f"its own config gives {module.scaling}"
             )
         in_features, out_features = bundle.shapes[path]
         if (in_features, out_features) != (module.in_features, module.out_features):

@@ -1,4 +1,4 @@
-"""The files of a bundle: whether they are those of the manifest, and the record that is put beside them."""
+"""The files of a bundle, compared with its manifest, and the verification record beside them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .opened import Bundle
 
 # A record on its way in; a process that died may have left it.
 PARTIAL_RECORD = staged_path(Path(names.VERIFICATION_FILE)).name
-# What hosts and version control put beside the files; it is no part of the bundle.
+# Hosts and version control add these beside the files; they are not part of the bundle.
 _FOREIGN = frozenset({".git", ".gitattributes", ".gitignore", ".cache", PARTIAL_RECORD})
 _UNLISTED = frozenset({names.MANIFEST_FILE, names.VERIFICATION_FILE})
 
@@ -29,9 +29,9 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
         if not path.is_file():
             problems.append(f"`{name}` is missing")
         elif (size := path.stat().st_size) != record.size_bytes:
-            problems.append(f"`{name}` has {size} bytes, the manifest says {record.size_bytes}")
+            problems.append(f"`{name}` has {size} bytes, the manifest lists {record.size_bytes}")
         elif (digest := Digest.of_file(path)) != record.sha256:
-            problems.append(f"`{name}` has digest `{digest}`, the manifest says `{record.sha256}`")
+            problems.append(f"`{name}` has digest `{digest}`, the manifest lists `{record.sha256}`")
     required = {names.CONFIG_FILE, names.WEIGHTS_FILE}
     problems += [f"the manifest does not list `{name}`" for name in sorted(required - set(manifest.files))]
     problems += [
@@ -69,7 +69,7 @@ def check_experts(manifest: Manifest) -> list[str]:
 
 
 def _files_in(folder: Path) -> set[str]:
-    # A linked folder counts as a file: what lies behind it is no part of the bundle.
+    # A linked folder counts as a file: its content is not part of the bundle.
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     relative = (path.relative_to(folder) for path in files)
     return {path.as_posix() for path in relative if path.parts[0] not in _FOREIGN}

@@ -19,7 +19,7 @@ from ..schemas.manifest import ManifestMember
 class QuotedMember:
     """A member's own adapter without its files: header, tensors and modules, computed when first asked for.
 
-    Nothing here says that the quotation is right; verification compares it with the member's own files.
+    The quotation is not checked here; verification compares it with the member's own files.
     """
 
     def __init__(self, entry: ManifestMember) -> None:

@@ -1,4 +1,4 @@
-"""The value that stands for a bundle on disk: every part is read at most once, checked, and kept.
+"""A bundle on disk as one value: every part is read at most once, checked, and kept.
 
 A reader refuses whatever it does not know, and any tensor that is not as the config promises. The tensors
 themselves are read by the fuser's ``BundleTensors``, one module at a time.
@@ -38,7 +38,7 @@ MAX_RECORD_BYTES = 64 << 20
 
 
 class Bundle:
-    """A bundle's folder, and what its config, header, manifest and record say.
+    """A bundle's folder with its config, header, manifest and record.
 
     ``Bundle.open`` checks config and header, which every use needs. The manifest, the record and the members
     are read when they are asked for: a folder that a training run saved has none, and loads all the same.
@@ -101,7 +101,7 @@ class Bundle:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the gates were fitted; if not, whatever shows the bundle says so."""
+        """Whether the gates were fitted; if not, every output that shows the bundle states it."""
         return self.config.gate.is_fitted
 
     @cached_property
@@ -151,7 +151,7 @@ def _check_tensors(config: BundleConfig, header: Header, entries: dict[str, Tens
     _refuse_strangers(config.tensor_names, set(entries))
     if header.metadata.get("meteora_format") != str(BUNDLE_FORMAT):
         raise BundleRefused(
-            f"`{WEIGHTS_FILE}` says meteora_format `{header.metadata.get('meteora_format')}` in its "
+            f"`{WEIGHTS_FILE}` has meteora_format `{header.metadata.get('meteora_format')}` in its "
             f"metadata, expected `{BUNDLE_FORMAT}`"
         )
     dtypes = {_check_module(config, path, entries) for path in config.target_modules}

@@ -1,4 +1,4 @@
-"""Writes ``docs/api.md`` from the public names and their docstrings: ``python docs/generate_api.py``."""
+"""The writer of ``docs/api.md``, from the docstrings of the public names: ``python docs/generate_api.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes ``docs/cli.md`` from the commands themselves: ``python docs/generate_cli.py``."""
+"""The writer of ``docs/cli.md``, from the commands themselves: ``python docs/generate_cli.py``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Written by `docs/generate_cli.py` from the commands themselves; change them, not
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     context = click.Context(cli, info_name="meteora-registry", **cli.context_settings)
     return "\n".join([PREFACE, *(section for section in _sections(cli, context))])
 

@@ -1,4 +1,4 @@
-"""Writes ``docs/rules.md`` from the rules themselves: ``python docs/generate_rules.py``.
+"""The writer of ``docs/rules.md``, from the rules themselves: ``python docs/generate_rules.py``.
 
 The counts come from the committed tables of what real adapters are expected to give.
 """
@@ -18,8 +18,8 @@ TABLES = Path(__file__).resolve().parent.parent / "tests" / "inspection" / "expe
 PREFACE = """# Rules
 
 Written by `docs/generate_rules.py` from the rules themselves; change them, not this file.
-`meteora-registry validate --explain CODE` says the same. A refusal that says *broken* means that every
-use goes wrong; *not fusable* that the adapter is sound and a bundle cannot hold it. Warnings and notes
+`meteora-registry validate --explain CODE` prints the same. The refusal *broken* means that every use goes
+wrong; *not fusable* that the adapter is sound and a bundle cannot hold it. Warnings and notes
 change no verdict, and a [policy](formats/policy.md) may change their severity.
 """
 CHAPTERS = {
@@ -34,13 +34,13 @@ CHAPTERS = {
 }
 COUNTS_PREFACE = """## How often real adapters meet them
 
-Adapters (or configs alone) with at least one finding of a rule, among public ones that nobody here made:
+Adapters (or configs alone) with at least one finding of a rule, among public ones from other authors:
 {sizes}.
 """
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [PREFACE]
     for digit, title in CHAPTERS.items():
         parts.append(f"## {title}\n")

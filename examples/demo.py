@@ -44,7 +44,7 @@ TASKS = {
 def main() -> None:
     """Run the demo; a failed step ends it with its error."""
     transformers.utils.logging.disable_progress_bar()
-    # PEFT asks transformers for something deprecated; nobody here can act on it.
+    # PEFT uses a deprecated part of transformers, which this demo cannot change.
     warnings.simplefilter("ignore", FutureWarning)
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir()
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def tiny_llama() -> LlamaForCausalLM:
-    """A Llama of two layers and 64 tokens, its weights drawn from the seed in force."""
+    """Return a Llama of two layers and 64 tokens, its weights drawn from the seed in force."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
@@ -77,7 +77,7 @@ def tiny_llama() -> LlamaForCausalLM:
 
 
 def sequences(step: int, count: int) -> Tensor:
-    """``count`` sequences that go up by ``step`` from random starts, int64 ``[count, LENGTH]``."""
+    """Return ``count`` sequences that go up by ``step`` from random starts, int64 ``[count, LENGTH]``."""
     start = torch.randint(VOCABULARY, (count, 1))
     return (start + step * torch.arange(LENGTH)) % VOCABULARY
 
@@ -120,7 +120,7 @@ def compare_members() -> None:
 
 
 def fresh_base() -> LlamaForCausalLM:
-    """The base again: PEFT changes the model that it is given."""
+    """Return the base again: PEFT changes the model that it is given."""
     return LlamaForCausalLM.from_pretrained(OUTPUT / "base")
 
 
@@ -135,7 +135,7 @@ def command(*arguments: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line that stands out, flushed before a subprocess writes."""
+    """Print a line after an empty one, flushed before a subprocess writes."""
     print(f"\n{text}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What a bundle answers, and who answered: its own routing, other scopes, and each member alone.
+"""The answers of a bundle and who gave them: its own routing, other scopes, and each member alone.
 
 Run it with a bundle's folder, the base it was fused for, and prompts:
 ``python examples/route.py bundle org/base "First prompt" "Second prompt"``.
@@ -48,7 +48,7 @@ def show(title: str, loaded: LoadedBundle, prompts: list[str]) -> None:
 
 
 def describe(record: RoutingRecord, requests: int) -> str:
-    """Who served, in a line: the decisions where there are some, else the modules' choices counted."""
+    """Return a line on who served: the decisions where there are some, else the modules' choices counted."""
     if record.decisions:
         return "; ".join(
             f"request {decision.sequence}, tokens {decision.start} to {decision.end}: "

@@ -1,1 +1,1 @@
-"""What an adapter folder holds, read from its bytes without trusting one of them."""
+"""The content of an adapter folder, read from its bytes without trusting any of them."""

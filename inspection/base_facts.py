@@ -1,6 +1,6 @@
-"""What is known of a base model: the subject of the rules that compare an adapter with it.
+"""Facts about a base model: the subject of the rules that compare an adapter with it.
 
-The facts are plain values. Whoever has the means reads them (the runtime does, on a model without
+The facts are plain values. A caller that can read a base supplies them (the runtime, on a model without
 memory), so nothing here needs torch.
 """
 

@@ -19,7 +19,7 @@ _OTHER = "other"
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases, with which a few lines can expand without bound, and without tags.
 
-    A tag can claim any text to be a date or a truth value, which PyYAML answers with any exception.
+    A tag can declare any text a date or a truth value, to which PyYAML may respond with any exception.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -30,7 +30,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_license(folder: int) -> str | None:
-    """The license in the front matter of an open folder's card; nothing if there is no readable one."""
+    """Return the license in the front matter of an open folder's card; None without a readable one."""
     try:
         data = read_start(CARD_FILE, MAX_FRONT_MATTER_BYTES, folder=folder)
     except SourceUnreadable:
@@ -39,7 +39,7 @@ def read_license(folder: int) -> str | None:
 
 
 def parse_license(data: bytes) -> str | None:
-    """The license that the front matter at the beginning of a card's bytes names."""
+    """Return the license that the front matter at the beginning of a card's bytes names."""
     lines = data.decode("utf-8", errors="replace").removeprefix("\ufeff").splitlines()
     if not lines or lines[0].strip() != _FENCE:
         return None

@@ -1,8 +1,8 @@
-"""The garbage collector held back while an inspection builds its values.
+"""The garbage collector, paused while an inspection builds its values.
 
 A header of forty thousand tensors becomes hundreds of thousands of values that all stay until the end;
-looking through them for cycles again and again takes longer than reading them. An inspection makes no
-cycles to speak of, and what it holds is bounded by the size of a header.
+searching them for cycles again and again takes longer than reading them. An inspection makes almost no
+cycles, and the memory that it holds is bounded by the size of a header.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from threading import Lock
 
 
 class _Hold:
-    """How many inspections run, and whether the collector was at work before the first of them."""
+    """The number of running inspections, and whether the collector was enabled before the first."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -40,7 +40,7 @@ _HOLD = _Hold()
 
 @contextmanager
 def collector_held() -> Iterator[None]:
-    """Hold the collector back within the block; the last of several threads lets it go again."""
+    """Pause the collector within the block; the last of several threads enables it again."""
     _HOLD.begin()
     try:
         yield

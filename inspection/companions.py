@@ -11,7 +11,7 @@ from .inspection import Inspection
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """Inspected adapters by the names they are called; ``stated_base`` overrules what they declare.
+    """Inspected adapters by name; ``stated_base`` overrides the bases that they declare.
 
     ``alike`` holds pairs of names with the cosine between their deltas, where it was measured.
     """
@@ -21,7 +21,7 @@ class Companions:
     alike: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def shapes(self) -> Iterator[tuple[str, dict[tuple[int, int], list[str]]]]:
-        """Each module path, with who has it in which shape (in, out)."""
+        """Yield each module path with its shapes (in, out) and the adapters that have each shape."""
         found: dict[str, dict[tuple[int, int], list[str]]] = defaultdict(lambda: defaultdict(list))
         for name, inspection in self.members.items():
             for module in inspection.inventory.modules if inspection.inventory else ():

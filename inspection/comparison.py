@@ -1,4 +1,4 @@
-"""An inspected adapter beside something else: its base, others it is to be fused with, a policy."""
+"""Comparisons of an inspected adapter: with its base, with others to be fused with it, with a policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tensors import Tensors
 
 
 def compare_with_base(inspection: Inspection, facts: BaseFacts) -> tuple[Finding, ...]:
-    """What does not fit between a LoRA adapter and its base."""
+    """Return the findings of comparing a LoRA adapter with its base."""
     if inspection.header is None or inspection.config_text is None:
         return ()
     config = LoraConfig(load_json(inspection.config_text.encode("utf-8"), what="adapter_config.json"))
@@ -31,14 +31,14 @@ def compare_with_base(inspection: Inspection, facts: BaseFacts) -> tuple[Finding
 
 
 def module_paths(inspection: Inspection) -> list[str]:
-    """The module paths of an adapter, sound or not, for whoever looks them up in a base."""
+    """Return the module paths of an adapter, sound or not, to be looked up in a base."""
     if inspection.header is None:
         return []
     return [pair.path for pair in Tensors.sort(inspection.header, LoraConfig({})).pairs]
 
 
 def look_deeper(inspection: Inspection, weights: Path) -> tuple[Finding, ...]:
-    """What a measurement of the effective ranks finds; nothing for an adapter that is not fusable."""
+    """Return the findings about the effective ranks; none for an adapter that is not fusable."""
     if inspection.header is None or inspection.inventory is None or not inspection.verdict.fusable:
         return ()
     return examine(measure_ranks(weights, inspection.header, inspection.inventory))
@@ -50,7 +50,7 @@ def compare_companions(
     stated_base: str | None = None,
     weights: Mapping[str, Path] | None = None,
 ) -> tuple[Finding, ...]:
-    """What keeps adapters from being fused together.
+    """Return the findings that keep adapters from being fused together.
 
     With ``weights``, the files by name, the deltas of all pairs of fusable members are compared too.
     """
@@ -70,6 +70,6 @@ def compare_companions(
 def apply_policy(
     inspection: Inspection, findings: tuple[Finding, ...], policy: Policy, *, base: str | None = None
 ) -> tuple[Finding, ...]:
-    """The findings after a policy: severities changed, and what it does not allow added."""
+    """Return the findings with the severities of a policy, and those of the policy itself."""
     case = PolicyCase(policy, inspection, base or inspection.declared_base)
     return order(apply_severities(findings + examine(case), policy))

@@ -1,7 +1,7 @@
-"""An adapter's config as it was written: nothing is filled in, nothing is believed.
+"""An adapter's config as it was written: no field is filled in, and none is trusted.
 
-``Config`` answers what the fields that matter for the arithmetic say, or that they say nothing
-usable. What is wrong with a field is for the rules to tell.
+``Config`` gives the fields that matter for the arithmetic, or None where a field has no usable
+value. The rules report what is wrong with a field.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Config:
 
     @property
     def is_lora(self) -> bool:
-        """Whether the config says so."""
+        """Whether the config declares a LoRA adapter."""
         return self.value.get("peft_type") == PEFT_TYPE
 
     def text(self, name: str) -> str | None:
-        """A field that holds text, escaped, or nothing."""
+        """Return a field that holds text, escaped; None for any other."""
         found = self.value.get(name)
         return escape(found, limit=512) if isinstance(found, str) and found else None
 
@@ -67,13 +67,13 @@ class Config:
         return self.value.get("use_rslora") is True
 
     def patterns(self, name: str) -> dict[str, Any]:
-        """``rank_pattern`` or ``alpha_pattern``; empty if it is no object."""
+        """Return ``rank_pattern`` or ``alpha_pattern``; empty if it is not an object."""
         found = self.value.get(name)
         return found if isinstance(found, dict) else {}
 
     @cached_property
     def declared_patterns(self) -> list[tuple[str, Pattern]]:
-        """Every pattern of the config with the field it stands in; equal texts share one pattern."""
+        """Every pattern of the config with its field; equal texts share one pattern."""
         known: dict[str, Pattern] = {}
         found = []
         with self.budget.running():
@@ -93,7 +93,7 @@ class Config:
         yield from (("modules_to_save", text) for text in self.saved_modules if text)
 
     def patterns_in(self, name: str) -> list[Pattern]:
-        """The patterns of one field in their order."""
+        """Return the patterns of one field in their order."""
         return [pattern for place, pattern in self.declared_patterns if place == name]
 
     @property
@@ -126,7 +126,7 @@ class LoraConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What the config says of each module: rank and alpha, or that it could not be worked out.
+    """Rank and alpha of each module by the config, or that they could not be determined.
 
     ``used`` holds field and text of the patterns that some module took; ``is_complete`` is false if
     matching took too long.
@@ -139,7 +139,7 @@ class Resolution:
 
     @classmethod
     def of(cls, config: Config, paths: Iterable[str]) -> Resolution:
-        """Ranks and alphas of the modules at ``paths``, as PEFT 0.21.2 resolves them."""
+        """Return ranks and alphas of the modules at ``paths``, as PEFT 0.21.2 resolves them."""
         listed = list(paths)
         ranks: dict[str, int | None] = dict.fromkeys(listed, config.rank)
         alphas: dict[str, float | None] = dict.fromkeys(listed, config.alpha)
@@ -165,12 +165,12 @@ class Resolution:
 
 
 def as_rank(value: Any) -> int | None:
-    """A whole number from 1 on that can be a rank, or nothing."""
+    """Return the value if it is an integer from 1 on, which can be a rank; else None."""
     return value if type(value) is int and 1 <= value <= MAX_RANK else None
 
 
 def as_alpha(value: Any) -> float | None:
-    """A positive finite number, or nothing."""
+    """Return the value as a number if it is positive and finite; else None."""
     if type(value) not in (int, float):
         return None
     try:
@@ -181,5 +181,5 @@ def as_alpha(value: Any) -> float | None:
 
 
 def scale(alpha: float, rank: int, *, rslora: bool) -> float:
-    """Alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA (Kalajdzievski, arXiv 2312.03732)."""
+    """Return alpha / rank, or alpha / sqrt(rank) with rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
     return alpha / math.sqrt(rank) if rslora else alpha / rank

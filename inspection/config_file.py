@@ -1,4 +1,4 @@
-"""The bytes of a config, and what they parse to."""
+"""The bytes of a config, and the value they parse to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A config's bytes, at most one more than is allowed; parsed, or with what is wrong with them."""
+    """A config's bytes, at most one more than is allowed, with the parsed value or the problem."""
 
     data: bytes
     value: Any = None

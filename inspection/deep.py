@@ -1,6 +1,6 @@
-"""A closer look at the numbers: how much of the rank is used, and how alike two adapters are.
+"""Measurements of the numbers: how much of the rank is used, and how alike two adapters are.
 
-Nothing of the size of a weight is ever formed. With thin QR decompositions B = Q_B R_B and
+No matrix of the size of a weight is formed. With thin QR decompositions B = Q_B R_B and
 A^T = Q_A R_A, the singular values of B A are those of the small matrix R_B R_A^T.
 """
 
@@ -25,7 +25,7 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class EffectiveRank:
-    """How many singular values of a module's delta hold 99 % of its squared norm."""
+    """The number of singular values of a module's delta that hold 99 % of its squared norm."""
 
     path: str
     rank: int
@@ -40,7 +40,7 @@ class DeepLook:
 
 
 def measure_ranks(weights: Path, header: Header, inventory: Inventory) -> DeepLook:
-    """The effective rank of every module; one module's factors are in memory at a time."""
+    """Return the effective rank of every module; one module's factors are in memory at a time."""
     with open_regular(weights) as file:
         return DeepLook(
             tuple(
@@ -55,7 +55,7 @@ def measure_ranks(weights: Path, header: Header, inventory: Inventory) -> DeepLo
 
 
 def effective_rank(a: Matrix, b: Matrix) -> int:
-    """How many singular values of ``b @ a`` hold 99 % of its squared norm; 0 if it is zero."""
+    """Return how many singular values of ``b @ a`` hold 99 % of its squared norm; 0 if it is zero."""
     # Scaling first keeps the squares in range whatever the magnitudes.
     peaks = float(np.abs(a).max()), float(np.abs(b).max())
     if 0.0 in peaks:
@@ -68,7 +68,7 @@ def effective_rank(a: Matrix, b: Matrix) -> int:
 def measure_cosine(
     one: tuple[Path, Header, Inventory], other: tuple[Path, Header, Inventory]
 ) -> float | None:
-    """The cosine between the whole deltas of two adapters; nothing where one of them is zero.
+    """Return the cosine between the whole deltas of two adapters; None where one of them is zero.
 
     <B1 A1, B2 A2> is the trace of (B1^T B2)(A2 A1^T), so only rank x rank matrices are formed.
     """
@@ -93,12 +93,12 @@ def _read_factors(
 
 
 def _triangle(matrix: Matrix) -> Matrix:
-    """R of the thin QR decomposition."""
+    """Return R of the thin QR decomposition."""
     return np.asarray(np.linalg.qr(matrix).R, dtype=np.float64)
 
 
 def _product(left: tuple[Matrix, Matrix] | None, right: tuple[Matrix, Matrix] | None) -> float:
-    """The inner product of two deltas; zero where one of them is absent or of another shape."""
+    """Return the inner product of two deltas; zero where one of them is absent or of another shape."""
     if left is None or right is None:
         return 0.0
     if left[0].shape[1] != right[0].shape[1] or left[1].shape[0] != right[1].shape[0]:

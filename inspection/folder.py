@@ -1,4 +1,4 @@
-"""What lies in an adapter's folder: names, kinds and sizes, without opening or following anything."""
+"""An adapter's folder: names, kinds and sizes of its entries, without opening or following any."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["CARD_FILE", "CONFIG_FILE", "INDEX_FILE", "WEIGHTS_FILE", "Folder", "
 
 
 class Kind(StrEnum):
-    """What a name in a folder stands for; a link is never followed to find out."""
+    """The kind of an entry of a folder, determined without following a link."""
 
     FILE = "file"
     FOLDER = "folder"
@@ -59,7 +59,7 @@ class Folder:
                 names = [entry.name for entry in islice(found, MAX_ENTRIES)]
         except OSError as error:
             raise SourceUnreadable(f"the folder cannot be read: {error.strerror}") from error
-        # In a folder of more names than are listed, those that matter are looked up.
+        # In a folder of more names than are listed, the names that matter are looked up one by one.
         kinds = {name: _kind_of(name, folder) for name in {*names, *_EXPECTED}}
         entries = {name: kind for name, kind in sorted(kinds.items()) if kind is not None}
         folders = [name for name, kind in entries.items() if kind is Kind.FOLDER][:_MAX_SUBFOLDERS]
@@ -71,7 +71,7 @@ class Folder:
         return cls(entries, adapters, shards, pointers)
 
     def has_file(self, name: str) -> bool:
-        """Whether a regular file of that name lies here."""
+        """Return whether the folder has a regular file of that name."""
         return self.entries.get(name) is Kind.FILE
 
 

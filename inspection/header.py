@@ -40,7 +40,7 @@ __all__ = ["Header", "TensorEntry", "parse_header", "read_header", "read_header_
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file holds: ``tensors`` in the order of their bytes, offsets of the file.
+    """The content of a safetensors file: ``tensors`` in the order of their bytes, offsets of the file.
 
     ``text`` is the header's JSON word for word, with the spaces it is padded with; ``data_start`` is
     where the data begins.
@@ -64,22 +64,22 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of the file at ``path``; only its first bytes and its header are read.
+    """Return the header of the file at ``path``; only its first bytes and its header are read.
 
     Raises:
-        SourceUnreadable: it is missing, no regular file, or cannot be read.
-        AdapterRefused: it is no safetensors file, or a damaged one; with all findings.
+        SourceUnreadable: it is missing, not a regular file, or cannot be read.
+        AdapterRefused: it is not a safetensors file, or is damaged; with all findings.
     """
     with open_regular(path, follows_links=True) as file:
         return read_header_of(file, path.name)
 
 
 def read_header_of(file: BinaryIO, name: str) -> Header:
-    """The header of an open file, which messages call ``name``; only its first bytes and header are read.
+    """Return the header of an open file, of which no more is read; messages call the file ``name``.
 
     Raises:
         SourceUnreadable: it cannot be read.
-        AdapterRefused: it is no safetensors file, or a damaged one; with all findings.
+        AdapterRefused: it is not a safetensors file, or is damaged; with all findings.
     """
     try:
         file_bytes = os.fstat(file.fileno()).st_size
@@ -93,10 +93,10 @@ def read_header_of(file: BinaryIO, name: str) -> Header:
 
 
 def parse_header(data: bytes, file_bytes: int) -> Header:
-    """The header of a file of ``file_bytes`` bytes that begins with ``data``.
+    """Return the header of a file of ``file_bytes`` bytes that begins with ``data``.
 
     Raises:
-        AdapterRefused: it is no safetensors file, a damaged one, or ``data`` ends within the header.
+        AdapterRefused: it is not a safetensors file, is damaged, or ``data`` ends within the header.
     """
     start = FileStart(data[:START_BYTES], file_bytes)
     _refuse(None, examine(start))
@@ -151,15 +151,15 @@ def _read_entries(value: dict[str, Any], data_bytes: int) -> HeaderEntries:
 
 
 def _describe_problem(entry: Any) -> str | None:
-    """What keeps an entry from being one, or nothing."""
+    """Return what is wrong with an entry; None if nothing is."""
     if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
         return "an entry without exactly `dtype`, `shape` and `data_offsets`"
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPE_BITS:
         return "an unknown dtype"
     if not _are_sizes(entry["shape"]) or len(entry["shape"]) > MAX_DIMENSIONS:
-        return "a shape that is no list of sizes"
+        return "a shape that is not a list of sizes"
     if not _are_sizes(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
-        return "offsets that are no pair of positions"
+        return "offsets that are not a pair of positions"
     return None
 
 

@@ -1,8 +1,8 @@
-"""Tensor names: which module and factor a name stands for, and what the other names are.
+"""Tensor names: the module and factor that a name denotes, and the kinds of the other names.
 
 PEFT writes ``base_model.model.<module>.lora_A.weight``. Wrappers (DDP, torch.compile, FSDP) and old
 versions of PEFT leave known marks in a name; these, and only these, are taken out, exactly. A name
-that is no factor falls into one of a few known kinds; what is in none of them is unknown.
+that is not a factor has one of a few known kinds, or is unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..schemas.bundle import TENSOR_PREFIX
 WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # DistributedDataParallel and DeepSpeed put this in front of everything; within a path it may be real.
 _DDP_PREFIX = "module."
-# The name under which PEFT holds an adapter unless told otherwise; its own files do not carry it.
+# The name under which PEFT holds an adapter by default; its own files do not carry it.
 _ADAPTER_PART = "default"
 
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<factor>[AB])(?P<adapter>\.default)?\.weight")
@@ -38,12 +38,12 @@ _FOREIGN = (
 )
 
 
-# Whether any of them fits, at the price of one look.
+# All of them in one expression, so that most names cost one match.
 _ANY_FOREIGN = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in _FOREIGN))
 
 
 class TensorKind(StrEnum):
-    """What a tensor is, by its name alone; ``FACTOR`` is an A or a B of a linear module."""
+    """The kind of a tensor, by its name alone; ``FACTOR`` is an A or a B of a linear module."""
 
     FACTOR = "factor"
     EMBEDDING_FACTOR = "embedding factor"
@@ -69,7 +69,7 @@ class FactorKey:
 
 
 def parse_key(name: str) -> FactorKey | None:
-    """The module and factor a tensor name stands for, if it is a LoRA factor of a plain module."""
+    """Return the module and factor that a tensor name denotes, if it is a LoRA factor of a plain module."""
     match = _FACTOR.fullmatch(name)
     if not match or is_parameter_key(name):
         return None
@@ -80,7 +80,7 @@ def parse_key(name: str) -> FactorKey | None:
 
 
 def strip_marks(path: str) -> tuple[str, tuple[str, ...]]:
-    """A module path without the prefix of PEFT and the marks of wrappers, and which marks there were."""
+    """Return a module path without the prefix of PEFT and the marks of wrappers, and those marks."""
     marks: list[str] = []
     if any(part in path for part in WRAPPER_PARTS):
         parts = path.split(".")
@@ -102,29 +102,29 @@ def strip_marks(path: str) -> tuple[str, tuple[str, ...]]:
 
 
 def is_module_path(path: str) -> bool:
-    """Whether a path can be one of a module: dotted words, not endlessly long."""
+    """Return whether a path can be one of a module: dotted words of bounded length."""
     return len(path) <= MAX_PATH_CHARACTERS and _PATH.fullmatch(path) is not None
 
 
 def name_format(name: str) -> str | None:
-    """The tool that writes such names, if it is a known one other than PEFT."""
+    """Return the tool that writes such names, if it is a known one other than PEFT."""
     if not _ANY_FOREIGN.fullmatch(name):
         return None
     return next(tool for pattern, tool in _FOREIGN if pattern.fullmatch(name))
 
 
 def is_parameter_key(name: str) -> bool:
-    """Whether the factor is one of a bare parameter (PEFT nests those in ``base_layer``)."""
+    """Return whether the factor is one of a bare parameter (PEFT nests those in ``base_layer``)."""
     return ".base_layer.lora_" in name
 
 
 def classify(name: str) -> TensorKind:
-    """What a tensor is, by its name."""
+    """Return the kind of a tensor, by its name."""
     return read_name(name)[0]
 
 
 def read_name(name: str) -> tuple[TensorKind, FactorKey | None]:
-    """What a tensor is, by its name, with the module and factor of one that is a factor."""
+    """Return the kind of a tensor, by its name, with the module and factor of a factor."""
     key = parse_key(name)
     if key and name.startswith(TENSOR_PREFIX):
         return TensorKind.FACTOR, key

@@ -1,9 +1,9 @@
-r"""Patterns from a config, matched without ever giving one to a backtracking engine.
+r"""Patterns from a config, never matched by a backtracking engine.
 
 PEFT compiles ``rank_pattern``, ``alpha_pattern`` and the target fields with ``re``, where sixty bytes
 are enough to hang a process. Here a plain name is compared as a string; anything else goes to RE2,
 whose time is linear and whose memory is bounded. RE2 has no look-around and no back-references, and
-reads a few constructs otherwise than ``re`` does: such a pattern is not evaluated, and says so.
+reads a few constructs differently from ``re``: such a pattern is not evaluated; its standing is the reason.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REPEAT = re.compile(r"[*+]|\{\d+,\d*\}")
 
 
 class Standing(StrEnum):
-    """What can be done with a pattern."""
+    """The way in which a pattern can be matched, or why it cannot."""
 
     PLAIN = "plain"
     REGULAR = "regular"
@@ -63,7 +63,7 @@ class Budget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the time is over; asked within a running block."""
+        """Whether the time is used up; valid within a running block."""
         return time.thread_time() - self._began > self.seconds
 
 
@@ -82,7 +82,7 @@ class Pattern:
 
     @classmethod
     def judge(cls, text: str, budget: Budget | None = None) -> Pattern:
-        """The pattern of this text, compiled if it can be; not at all once the budget is spent."""
+        """Return the pattern of this text, compiled if it can be; uncompiled once the budget is spent."""
         if budget is not None and budget.is_spent and not _PLAIN.fullmatch(text):
             return cls(text, Standing.TOO_COSTLY)
         standing = _read_standing(text)
@@ -97,7 +97,7 @@ class Pattern:
 
     @property
     def can_match(self) -> bool:
-        """Whether `matches` has an answer."""
+        """Whether `matches` can be called."""
         return self.standing in (Standing.PLAIN, Standing.REGULAR)
 
     @property
@@ -107,7 +107,7 @@ class Pattern:
         return not unread and _nests_repeats(self.text)
 
     def matches(self, text: str) -> bool:
-        """Whether the pattern matches the whole of ``text``, as ``re.fullmatch`` would say.
+        """Return whether the pattern matches the whole of ``text``, like ``re.fullmatch``.
 
         Raises:
             ValueError: the pattern cannot be matched at all.
@@ -118,7 +118,7 @@ class Pattern:
         return self._whole.fullmatch(text) is not None
 
     def matches_tail(self, path: str) -> bool:
-        r"""Whether the pattern matches ``path`` or what follows one of its dots: ``(.*\.)?(pattern)$``."""
+        r"""Return whether the pattern matches ``path`` or its part after a dot: ``(.*\.)?(pattern)$``."""
         if self.standing is Standing.PLAIN:
             return any(_matches_plain(self.text, tail) for tail in tails_of(path))
         self._require_automaton()
@@ -130,7 +130,7 @@ class Pattern:
 
 
 def tails_of(path: str) -> Iterable[str]:
-    """A path, and what follows each of its dots."""
+    """Yield a path, and its part after each dot."""
     yield path
     position = path.find(".")
     while position >= 0:
@@ -161,7 +161,7 @@ class PatternList:
         return bool(self._patterns)
 
     def first(self, path: str, budget: Budget) -> Pattern | None:
-        """The first pattern that matches the path or a tail of it, as PEFT resolves its pattern fields.
+        """Return the first pattern that matches the path or a tail of it, as PEFT resolves these fields.
 
         Call it within ``budget.running()``.
 
@@ -194,7 +194,7 @@ class PatternList:
 
 
 def _read_standing(text: str) -> Standing:
-    """What the text alone says; ``REGULAR`` where only compiling can tell more."""
+    """Return the standing that the text alone shows; ``REGULAR`` where it has to be compiled."""
     if len(text) > MAX_PATTERN_CHARACTERS:
         return Standing.TOO_LONG
     if _PLAIN.fullmatch(text):

@@ -22,7 +22,7 @@ class PolicyCase:
 
 
 def check_policy(policy: Policy) -> None:
-    """Refuse a policy that changes what it must not.
+    """Refuse a policy that changes the severity of a rule that protects a result.
 
     Raises:
         InvalidDocument: an unknown code, or one of a rule that protects a result.
@@ -39,7 +39,7 @@ def check_policy(policy: Policy) -> None:
 
 
 def apply_severities(findings: Iterable[Finding], policy: Policy) -> tuple[Finding, ...]:
-    """The findings with the severities of the policy; a raised one counts as the policy's refusal."""
+    """Return the findings with the severities of the policy; a raised one counts as the policy's refusal."""
     changed = []
     for finding in findings:
         setting = policy.severity.get(finding.code)

@@ -1,4 +1,4 @@
-"""Text from outside, made safe to print: the one way a foreign string gets into a message.
+"""Text from outside, made safe to print: every foreign string in a message goes through here.
 
 Control characters could drive a terminal, surrogates cannot be encoded, directional marks reorder
 what a person reads, and a backtick would end the quotation; all of them leave here escaped.
@@ -13,7 +13,7 @@ _SHOWN_ITEMS = 5
 
 
 def escape(text: str, *, limit: int = SHOWN_CHARACTERS) -> str:
-    """``text`` with every character that does not print as itself written as an escape, shortened."""
+    """Return ``text`` with every character that does not print as itself written as an escape, shortened."""
     shown = text if len(text) <= limit else text[: limit - 3] + "..."
     return "".join(_escape_character(character) for character in shown)
 
@@ -27,7 +27,7 @@ def _escape_character(character: str) -> str:
 
 
 def quote(value: Any) -> str:
-    """A value of a document between backticks; a string is told from a number by its quotes."""
+    """Return a value of a document between backticks; a string has quotes, a number has none."""
     if isinstance(value, str):
         return f'`"{escape(value)}"`'
     if value is None or isinstance(value, bool):
@@ -41,12 +41,12 @@ def quote(value: Any) -> str:
 
 
 def quote_name(name: str) -> str:
-    """A name, such as that of a tensor, between backticks."""
+    """Return a name, such as that of a tensor, between backticks."""
     return f"`{escape(name)}`"
 
 
 def quote_names(names: list[str]) -> str:
-    """Names between backticks, the first few of them."""
+    """Return names between backticks, the first few of them."""
     shown = ", ".join(quote_name(name) for name in names[:_SHOWN_ITEMS])
     rest = len(names) - _SHOWN_ITEMS
     return f"{shown} and {rest} more" if rest > 0 else shown

@@ -1,7 +1,7 @@
-"""Files opened for reading without being led anywhere else.
+"""Files opened for reading without following a link.
 
-A folder is opened once, and what lies in it is opened relative to that descriptor and without
-following a link: what was listed cannot be exchanged for a link, nor the folder for another, before
+A folder is opened once, and its files are opened relative to that descriptor and without
+following a link: a listed file cannot be replaced by a link, nor the folder by another, before
 it is read.
 """
 
@@ -27,10 +27,10 @@ def real_path(path: Path) -> Path:
 
 @contextmanager
 def open_folder(path: Path) -> Iterator[int]:
-    """The descriptor of a folder, which is open within the block.
+    """Yield the descriptor of a folder, which is open within the block.
 
     Raises:
-        SourceUnreadable: it is missing, no folder, or cannot be read.
+        SourceUnreadable: it is missing, not a folder, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -46,17 +46,17 @@ def open_folder(path: Path) -> Iterator[int]:
 
 
 def open_regular(path: Path | str, *, folder: int | None = None, follows_links: bool = False) -> BinaryIO:
-    """A regular file opened for reading; a pipe or a device, which might block for ever, is not.
+    """Return a regular file opened for reading; a pipe or a device, which might block for ever, is not.
 
     Args:
-        path: where it lies; a name in ``folder`` if that is given.
+        path: the file's path; a name in ``folder`` if that is given.
         folder: the descriptor of an open folder.
         follows_links: whether ``path`` may be a symbolic link.
 
     Raises:
-        SourceUnreadable: it is missing, something else than a file, or cannot be read.
+        SourceUnreadable: it is missing, not a file, or cannot be read.
     """
-    # A pipe without a writer would block here but for O_NONBLOCK.
+    # Without O_NONBLOCK, opening a pipe that has no writer blocks.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follows_links else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags, dir_fd=folder)
@@ -68,7 +68,7 @@ def open_regular(path: Path | str, *, folder: int | None = None, follows_links: 
         raise SourceUnreadable(f"{quote_name(str(path))} cannot be read: {describe_cause(error)}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise SourceUnreadable(f"{quote_name(str(path))} is no regular file")
+        raise SourceUnreadable(f"{quote_name(str(path))} is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -92,10 +92,10 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 def read_start(name: str, max_bytes: int, *, folder: int) -> bytes:
-    """The first ``max_bytes + 1`` bytes of a regular file in an open folder; a link is not followed.
+    """Return the first ``max_bytes + 1`` bytes of a regular file in an open folder; a link is not followed.
 
     Raises:
-        SourceUnreadable: it is missing, a link, no regular file, or cannot be read.
+        SourceUnreadable: it is missing, a link, not a regular file, or cannot be read.
     """
     try:
         with open_regular(name, folder=folder) as file:
@@ -107,5 +107,5 @@ def read_start(name: str, max_bytes: int, *, folder: int) -> bytes:
 
 
 def describe_cause(error: OSError | ValueError) -> str:
-    """Why a file cannot be opened, without its name; a name with a zero byte is a ValueError."""
+    """Return why a file cannot be opened, without its name; a name with a zero byte is a ValueError."""
     return getattr(error, "strerror", None) or str(error)

@@ -1,7 +1,7 @@
 """The stages in which a safetensors file is read: its first bytes, its header text, its entries.
 
-Each stage is judged by its rules before the next one begins, so nothing is parsed, let alone
-allocated, on the word of a number that has not been checked.
+Each stage is checked by its rules before the next one begins, so nothing is parsed, let alone
+allocated, on the strength of a number that has not been checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_HEADER_BYTES = 8 << 20
 # An adapter of every linear layer of Qwen3 with 128 experts in 48 layers has 37 248.
 MAX_TENSORS = 42_000
 START_BYTES = 512
-# How a git-lfs pointer begins, which stands in a clone for the file itself.
+# The beginning of a git-lfs pointer, which replaces the file itself in a clone.
 LFS_START = b"version https://git-lfs.github.com/spec/"
 METADATA = "__metadata__"
 # Bits of one element. The names are those of the format, including what no adapter may hold.
@@ -46,7 +46,7 @@ DTYPE_BITS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor: where its bytes lie in the file, ``begin`` to ``end``, and how they are read."""
+    """One tensor: the position of its bytes in the file, ``begin`` to ``end``, and how they are read."""
 
     name: str
     dtype: str
@@ -56,12 +56,12 @@ class TensorEntry:
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes the tensor takes."""
+        """The number of bytes of the tensor."""
         return self.end - self.begin
 
     @property
     def elements(self) -> int:
-        """How many elements the shape has."""
+        """The number of elements of the shape."""
         count = 1
         for size in self.shape:
             count *= size
@@ -83,7 +83,7 @@ class FileStart:
 
 @dataclass(frozen=True, slots=True)
 class HeaderText:
-    """The header's bytes, parsed: a value, or what is wrong with the text."""
+    """The header's bytes with the parsed value or the problem."""
 
     text: bytes
     value: Any = None
@@ -92,7 +92,7 @@ class HeaderText:
 
 @dataclass(frozen=True, slots=True)
 class HeaderEntries:
-    """The parsed header beside the size of the data: entries as declared, nothing believed yet."""
+    """The parsed header beside the size of the data: entries as declared, none checked yet."""
 
     declared: dict[str, Any]
     metadata: Any

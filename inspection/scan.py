@@ -1,4 +1,4 @@
-"""One pass over the weights: their digest, and what their numbers look like.
+"""One pass over the weights: their digest, and the magnitudes of their numbers.
 
 A float's magnitude orders like its bits, so two integer maxima per chunk (positive and negative
 numbers) find the largest magnitude, NaN, infinity and all zeros at once. Chunks are small enough to
@@ -30,7 +30,7 @@ CHUNK_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a float lies in memory: its bits as integers, and the bits of infinity.
+    """The layout of a float in memory: its bits as integers, and the bits of infinity.
 
     ``padding_bytes`` is how many zero bytes before it make it one of ``struct``'s formats.
     """
@@ -48,7 +48,7 @@ class Format:
         return 1 << (self.size_bytes * 8 - 1)
 
     def number(self, bits: int) -> float:
-        """The float of these bits."""
+        """Return the float of these bits."""
         data = bytes(self.padding_bytes) + bits.to_bytes(self.size_bytes, "little")
         return self.unpack(data)[0]
 
@@ -81,7 +81,7 @@ class Magnitude:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a pass over a weights file found; ``magnitudes`` by tensor name, floats only."""
+    """The result of a pass over a weights file; ``magnitudes`` by tensor name, floats only."""
 
     sha256: Digest
     magnitudes: dict[str, Magnitude]
@@ -102,7 +102,7 @@ def scan_weights(path: Path, header: Header) -> Scan:
 
 
 def scan_file(file: BinaryIO, header: Header) -> Scan:
-    """The same of an open file, from its beginning."""
+    """Scan an open file from its beginning, as ``scan_weights`` does by path."""
     digest = hashlib.sha256()
     try:
         file.seek(0)
@@ -115,7 +115,7 @@ def scan_file(file: BinaryIO, header: Header) -> Scan:
 
 
 def scan_stream(file: BinaryIO, header: Header, digest: _Digest | None) -> dict[str, Magnitude]:
-    """The magnitudes of all float tensors of a file, hashing it on the way if a digest is given."""
+    """Return the magnitudes of all float tensors of a file, hashing it on the way if a digest is given."""
     if os.fstat(file.fileno()).st_size != header.file_bytes:
         raise SourceUnreadable("the weights file has changed while it was read")
     buffer = memoryview(bytearray(CHUNK_BYTES))
@@ -137,7 +137,7 @@ def scan_stream(file: BinaryIO, header: Header, digest: _Digest | None) -> dict[
 
 
 def _runs(tensors: tuple[TensorEntry, ...]) -> Iterator[list[TensorEntry]]:
-    """Neighbours of one dtype that fit the buffer together, none of them empty; or one tensor."""
+    """Yield runs of neighbours of one dtype that fit the buffer together, none empty; or one tensor."""
     run: list[TensorEntry] = []
     for tensor in tensors:
         fits = run and run[0].dtype == tensor.dtype and tensor.end - run[0].begin <= CHUNK_BYTES
@@ -150,7 +150,7 @@ def _runs(tensors: tuple[TensorEntry, ...]) -> Iterator[list[TensorEntry]]:
 
 
 def _see_small(data: memoryview, run: list[TensorEntry], layout: Format) -> dict[str, Magnitude]:
-    """The magnitudes of many tensors at once: one by one they would cost a hundred times their bytes."""
+    """Return the magnitudes of many tensors at once; one by one they would cost a hundred times as much."""
     begins = np.array([(tensor.begin - run[0].begin) // layout.size_bytes for tensor in run])
     positive = np.maximum.reduceat(np.frombuffer(data, layout.signed), begins).tolist()
     negative = np.maximum.reduceat(np.frombuffer(data, layout.unsigned), begins).tolist()
@@ -161,13 +161,13 @@ def _see_small(data: memoryview, run: list[TensorEntry], layout: Format) -> dict
 
 
 def read_tensor(file: BinaryIO, entry: TensorEntry) -> npt.NDArray[np.float64]:
-    """One tensor of a float dtype as float64; bfloat16 and all others exactly."""
+    """Return one tensor of a float dtype as float64; bfloat16 and all others exactly."""
     file.seek(entry.begin)
     return decode(file.read(entry.size_bytes), Dtype(entry.dtype)).reshape(entry.shape)
 
 
 def decode(data: bytes, dtype: Dtype) -> npt.NDArray[np.float64]:
-    """Little-endian numbers as float64, one dimension."""
+    """Return little-endian numbers as float64, one dimension."""
     if dtype is Dtype.BF16:
         bits = np.frombuffer(data, dtype="<u2").astype(np.uint32) << np.uint32(16)
         return bits.view(np.float32).astype(np.float64)
@@ -191,7 +191,7 @@ class _Peak:
         self._negative = max(self._negative, int(np.frombuffer(chunk, layout.unsigned).max()) - layout.sign)
 
     def magnitude(self) -> Magnitude:
-        """What the bits come to."""
+        """Return the magnitude that the bits give."""
         return _magnitude(self._layout, self._positive, self._negative)
 
 

@@ -17,9 +17,9 @@ _FLOATS = frozenset(Dtype)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What was found for one module; a tensor that stands twice after normalising is in ``repeated``.
+    """The tensors of one module; one whose name occurs twice after normalising is in ``repeated``.
 
-    ``is_sound`` says whether these are the two factors of a linear module, whatever the config says.
+    ``is_sound`` is whether these are the two factors of a linear module, whatever the config declares.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Pair:
 class Tensors:
     """An adapter's tensors beside its config.
 
-    ``pairs`` are ordered by module path, ``others`` hold the tensors that are no factor, by kind.
+    ``pairs`` are ordered by module path, ``others`` hold the tensors other than factors, by kind.
     """
 
     config: Config
@@ -81,7 +81,7 @@ class Tensors:
         return (pair for pair in self.pairs if not pair.is_sound)
 
     def of_kind(self, kind: TensorKind) -> tuple[TensorEntry, ...]:
-        """The tensors of one kind other than factors."""
+        """Return the tensors of one kind other than factors."""
         return self.others.get(kind, ())
 
 
@@ -96,7 +96,7 @@ def _pair(path: str, found: list[tuple[str, TensorEntry, tuple[str, ...]]]) -> P
 
 
 def build_inventory(tensors: Tensors) -> Inventory | None:
-    """The inventory of an adapter whose pairs and scalings are all in order, else nothing."""
+    """Return the inventory of an adapter whose pairs and scalings are all in order, else None."""
     config, resolution = tensors.config, tensors.resolution
     if not tensors.pairs or config.rank is None or config.alpha is None or not resolution.is_complete:
         return None

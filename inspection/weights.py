@@ -1,4 +1,4 @@
-"""The numbers of an adapter beside its tensors: what the rules about weights judge."""
+"""The numbers of an adapter beside its tensors: the subject of the rules about weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Weights:
 def find_overflows(
     file: BinaryIO, tensors: Tensors, inventory: Inventory, scan: Scan
 ) -> tuple[Overflow, ...]:
-    """The modules whose scaled product B A does not fit its dtype, or float16.
+    """Return the modules whose scaled product B A does not fit its dtype, or float16.
 
     The product is bounded by rank * max|A| * max|B| * scaling, then by the sum over the rank of the
     largest magnitudes; only where both bounds are too large is it multiplied out, in blocks of rows,
@@ -65,7 +65,7 @@ def find_overflows(
 
 
 def bound_product(module: ModuleFactors, scan: Scan) -> float:
-    """What no entry of the scaled product can pass; zero where a factor is not finite."""
+    """Return a bound on every entry of the scaled product; zero where a factor is not finite."""
     a, b = scan.magnitudes[module.a], scan.magnitudes[module.b]
     if not a.is_finite or not b.is_finite:
         return 0.0
@@ -73,7 +73,7 @@ def bound_product(module: ModuleFactors, scan: Scan) -> float:
 
 
 def _largest_product(file: BinaryIO, module: ModuleFactors, tensors: Tensors) -> float:
-    """The largest entry of the scaled product, or a bound of it that fits float16."""
+    """Return the largest entry of the scaled product, or a bound of it that fits float16."""
     a = read_tensor(file, tensors.header[module.a])
     b = read_tensor(file, tensors.header[module.b])
     largest = 0.0

@@ -1,4 +1,4 @@
-"""Where alembic begins: runs the revisions over a connection that the caller hands in.
+"""The entry point of alembic: runs the revisions over a connection that the caller supplies.
 
 Each revision is one transaction, on SQLite too: the caller's engine begins transactions itself, so
 SQLite's DDL takes part in them.

@@ -1,4 +1,4 @@
-"""Where everything of one user or team lies: content store and catalog, unless those are elsewhere."""
+"""The home of one user or team: content store and catalog, unless those are elsewhere."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Home:
         Raises:
             SourceUnreadable: it cannot be found: the account has no home, or the current folder is gone.
         """
-        # Imported by those who need it, for every help and every mistyped command loads this module.
+        # Imported where it is needed, because every help and every mistyped command loads this module.
         import platformdirs
 
         try:

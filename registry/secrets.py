@@ -34,10 +34,10 @@ _SAFE_QUERY_NAMES = frozenset(
         "user",
     }
 )
-# The user of a database is no secret; elsewhere a token may be in its place.
+# The user of a database is not a secret; elsewhere a token may be in its place.
 _SHOW_USER = re.compile(r"postgres(ql)?(\+\w+)?|sqlite")
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
-# One slash is what is left of two in a URL that was taken for a path.
+# A URL that was taken for a path has one slash in place of two.
 _URL = re.compile(
     r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]+)(?P<slashes>:/+)(?P<rest>[^/\s'\"`<>\\][^\s'\"`<>\\]*)"
 )
@@ -67,7 +67,7 @@ _remembered: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What follows ``scheme://``, taken apart so that nothing secret can pass for something else."""
+    """The parts of a URL after ``scheme://``, separated so that no secret is taken for another part."""
 
     has_user_info: bool
     user: str
@@ -137,7 +137,7 @@ def _secrets_of(url: str) -> set[str]:
         elif name not in _SAFE_QUERY_NAMES:
             secrets.add(value)
     secrets |= {unquote_plus(secret) for secret in secrets}
-    # What the URL shows in another place, such as a password that is the user's name, cannot be hidden.
+    # A secret that the URL also shows, such as a password equal to the user's name, cannot be hidden.
     shown = {scheme, parts.user if _SHOW_USER.fullmatch(scheme) else "", *parts.place.split("/")}
     return secrets - shown
 
@@ -146,7 +146,7 @@ def _take_apart(rest: str) -> _Parts:
     user_info = ""
     authority = _END_OF_AUTHORITY.split(rest, maxsplit=1)[0]
     if "@" in rest and ("@" in authority or not _HOST_AND_PORT.fullmatch(authority)):
-        # A password may hold any of `/?#@` when nobody escaped it: the host is behind the last `@`.
+        # A password may hold any of `/?#@` unescaped: the host is behind the last `@`.
         head, question, tail = rest.partition("?")
         if "@" not in head:
             head, question, tail = rest.partition("&")
@@ -158,7 +158,7 @@ def _take_apart(rest: str) -> _Parts:
     host, slash, path = place.partition("/")
     misplaced = ""
     if not _HOST_AND_PORT.fullmatch(host):
-        # What is not a port may have been meant as a password.
+        # Text that is not a port may have been meant as a password.
         name = re.match(_HOST, host)
         end = name.end() if name else 0
         misplaced = host[end:].lstrip(":")

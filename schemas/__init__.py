@@ -1,1 +1,1 @@
-"""Everything that lies on disk or goes over the wire, as types; and the errors."""
+"""Types of everything stored on disk or sent over the wire; and the errors."""

@@ -1,6 +1,6 @@
-"""The bundle's ``adapter_config.json``: who is in it, with which ranks and scalings, and how it routes.
+"""The bundle's ``adapter_config.json``: its members, their ranks and scalings, and how it routes.
 
-Ranks and scalings stand here and not among the tensors, because loaders cast tensors. The flat
+Ranks and scalings are kept here and not among the tensors, because loaders cast tensors. The flat
 storage of a module follows from this document alone: member i owns the rows
 ``offsets[i]:offsets[i+1]`` of ``meteora_A`` and ``meteora_B``, its rank rounded up to
 ``rank_alignment``, the rest zero; a member that does not touch the module owns none.
@@ -54,13 +54,13 @@ TENSOR_GATE = "meteora_gate"
 TENSOR_GATE_BIAS = "meteora_gate_bias"
 FACTORS = (TENSOR_A, TENSOR_B)
 
-# How a gate scores that still has the values its initialisation gave it.
+# The kind of a gate that still has the values of its initialisation.
 INITIAL_GATE_KINDS: dict[str, Literal["linear", "absolute"]] = {"arrow": "absolute", "normal": "linear"}
 IMPORTED = "imported"
 MAX_RANK = 1 << 20
 MAX_MODULES = 1 << 16
 MAX_MEMBERS = 4096
-# Members times modules: what the layouts of a config cost before a single tensor was looked at.
+# Members times modules: the layouts of a config cost this much before any tensor is read.
 MAX_LAYOUT_ENTRIES = 1_000_000
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 # Kernels multiply a scaling by factors, weights and tokens in float32, whose normal numbers go from 1e-38
@@ -114,13 +114,13 @@ def tensor_shapes(
 
 
 def align_rank(rank: int, alignment: int = RANK_ALIGNMENT) -> int:
-    """``rank`` rounded up to a multiple of ``alignment``; 0 stays 0."""
+    """Return ``rank`` rounded up to a multiple of ``alignment``; 0 stays 0."""
     return -(-rank // alignment) * alignment
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleLayout:
-    """Where each member's rows lie in one module's flat tensors.
+    """The rows of each member in one module's flat tensors.
 
     ``ranks`` are the members' own, ``offsets`` has one entry more than there are members, and
     ``offsets[-1]`` is the number of rows.
@@ -133,7 +133,7 @@ class ModuleLayout:
 
     @classmethod
     def of(cls, path: str, ranks: tuple[int, ...], scalings: tuple[float, ...]) -> Self:
-        """The layout of members with these ranks, in this order."""
+        """Return the layout of members with these ranks, in this order."""
         padded = (align_rank(rank) for rank in ranks)
         return cls(path, ranks, scalings, tuple(accumulate(padded, initial=0)))
 
@@ -143,11 +143,11 @@ class ModuleLayout:
         return self.offsets[-1]
 
     def rows_of(self, member: int) -> slice:
-        """The member's rows that carry its factors, without the padding."""
+        """Return the member's rows that carry its factors, without the padding."""
         return slice(self.offsets[member], self.offsets[member] + self.ranks[member])
 
     def padding_of(self, member: int) -> slice:
-        """The member's rows that are zero."""
+        """Return the member's rows that are zero."""
         return slice(self.offsets[member] + self.ranks[member], self.offsets[member + 1])
 
 
@@ -167,13 +167,13 @@ class BundleMember(Document):
     overrides: dict[ModulePath, Override]
 
     def factors_in(self, path: str) -> tuple[int, float]:
-        """The member's own rank and scaling in a module."""
+        """Return the member's own rank and scaling in a module."""
         override = self.overrides.get(path)
         return (self.rank, self.scaling) if override is None else (override.rank, override.scaling)
 
 
 class GateInitialisation(Document):
-    """How the gate's first values came about: reproducible from the members and the seed."""
+    """The origin of a gate's first values, which can be computed again from the members and the seed."""
 
     method: Literal["arrow", "normal"]
     seed: int = Field(ge=0, lt=1 << 32)
@@ -188,9 +188,9 @@ class FittingData(Document):
 
 
 class Fitting(Document):
-    """How a gate's values came about, and on what: one data set per member.
+    """The method by which a gate was fitted, and the data: one data set per member.
 
-    ``imported`` values came with another layout, which does not say on what they were fitted, or
+    ``imported`` values came with another layout, which does not state on what they were fitted, or
     whether they were.
     """
 
@@ -199,12 +199,12 @@ class Fitting(Document):
 
 
 class Gate(Document):
-    """How a module's gate turns a token into one logit per member, and where its values come from.
+    """A bundle's gates: how one turns a token into one logit per member, and where its values come from.
 
-    ``scope`` says what one decision serves. ``sources`` takes a module to the one whose routing it uses;
-    such a module has no gate of its own. ``abstain`` is the confidence below which a decision serves
-    the base's own answer. ``initialisation`` is None for values that came from outside; then ``fitted``
-    says how.
+    ``scope`` is what one decision applies to. ``sources`` maps a module to the one whose routing it uses;
+    such a module has no gate of its own. ``abstain`` is the confidence below which a decision leaves its
+    tokens to the base. ``initialisation`` is None for values that came from outside; ``fitted`` then
+    states how.
     """
 
     kind: Literal["linear", "absolute", "normalised"]
@@ -218,12 +218,12 @@ class Gate(Document):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether somebody fitted the values, here or elsewhere; if not, they are an initialisation's."""
+        """Whether the values were fitted, here or elsewhere; if not, they are those of an initialisation."""
         return self.fitted != NOT_FITTED
 
     @property
     def features(self) -> tuple[str, ...]:
-        """What a reader of a bundle with this gate must know, sorted."""
+        """The features that a reader of a bundle with this gate must know, sorted."""
         needed = {
             GATE_SOURCES: bool(self.sources),
             GATE_SCOPE: self.scope != "token",
@@ -325,7 +325,7 @@ class BundleConfig(Document):
         for member in self.members:
             if strangers := sorted(set(member.overrides) - known):
                 raise ValueError(
-                    f"member `{member.name}` overrides `{strangers[0]}`, which is no target module"
+                    f"member `{member.name}` overrides `{strangers[0]}`, which is not a target module"
                 )
         for path, layout in self.layouts.items():
             if layout.rows == 0:
@@ -338,7 +338,7 @@ class BundleConfig(Document):
             for end in (path, source):
                 if end not in known:
                     raise ValueError(
-                        f"`gate.sources` takes `{path}` to `{source}`, but `{end}` is no target module"
+                        f"`gate.sources` takes `{path}` to `{source}`, but `{end}` is not a target module"
                     )
         for feature in self.gate.features:
             if feature not in self.required_features:
@@ -362,7 +362,7 @@ class BundleConfig(Document):
         return layouts
 
     def has_gate(self, path: str) -> bool:
-        """Whether a module has a gate of its own, and does not take another's routing."""
+        """Return whether a module has a gate of its own, and does not take another's routing."""
         return path not in self.gate.sources
 
     def tensors_of(
@@ -393,7 +393,7 @@ class BundleConfig(Document):
         return tuple(member.name for member in self.members)
 
     def index_of(self, name: str) -> int:
-        """The place of a member.
+        """Return the place of a member.
 
         Raises:
             BundleRefused: there is none of that name.
@@ -406,14 +406,16 @@ class BundleConfig(Document):
 
 
 def check_readable(value: Any, *, what: str) -> None:
-    """Refuse a parsed config that is no bundle, or one of a format or feature this reader does not know.
+    """Refuse a parsed config that is not a bundle, or has a format or feature this reader does not know.
 
     Raises:
         BundleRefused: with what was found and what this reader knows.
     """
     if not isinstance(value, dict) or value.get("peft_type") != PEFT_TYPE:
         found = value.get("peft_type") if isinstance(value, dict) else type(value).__name__
-        raise BundleRefused(f"`{what}` is no MeteoRA bundle: peft_type is `{found}`, expected `{PEFT_TYPE}`")
+        raise BundleRefused(
+            f"`{what}` is not a MeteoRA bundle: peft_type is `{found}`, expected `{PEFT_TYPE}`"
+        )
     found_format = value.get("meteora_format")
     if type(found_format) is not int or found_format != BUNDLE_FORMAT:
         raise BundleRefused(
@@ -435,5 +437,5 @@ def check_readable(value: Any, *, what: str) -> None:
 
 
 def tensor_name(path: str, tensor: str) -> str:
-    """The name in the weights file of one of a module's tensors."""
+    """Return the name in the weights file of one of a module's tensors."""
     return f"{TENSOR_PREFIX}{path}.{tensor}"

@@ -20,19 +20,19 @@ class Digest(str):
     __slots__ = ()
 
     def __new__(cls, value: str) -> Digest:
-        """``value`` as a digest."""
+        """Return ``value`` as a digest."""
         if not _HEX.fullmatch(value):
             raise ValueError(f"`{value[:80]}` is not a SHA-256 digest of 64 lower-case hexadecimal digits")
         return super().__new__(cls, value)
 
     @classmethod
     def of_bytes(cls, data: bytes | bytearray | memoryview) -> Digest:
-        """The digest of ``data``."""
+        """Return the digest of ``data``."""
         return cls(hashlib.sha256(data).hexdigest())
 
     @classmethod
     def of_file(cls, path: Path) -> Digest:
-        """The digest of a file's bytes, read once in chunks of 1 MiB."""
+        """Return the digest of a file's bytes, read once in chunks of 1 MiB."""
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):

@@ -3,7 +3,7 @@
 ``load_json`` is the only way a JSON text from outside becomes Python values. Its size, its depth, the
 number of its values and the digits of its integers are bounded before anything is built; repeated keys,
 ``NaN``, ``Infinity`` and half surrogate pairs are refused. ``Document`` is the base of everything this
-project writes, ``canonical_json`` its one spelling.
+project writes, ``canonical_json`` its only text form.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _OTHER_BYTES = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _BOM = b"\xef\xbb\xbf"
 _SHOWN_PROBLEMS = 20
-# A description takes a kilobyte, and one for each value of a large document gigabytes.
+# One description takes a kilobyte; one for each value of a large document would take gigabytes.
 _MAX_DESCRIBED_PROBLEMS = 10_000
 _SHOWN_CHARACTERS = 60
 
@@ -69,7 +69,7 @@ def load_json(
             parse_int=bounded_integer,
         )
         if b"\\u" in data:
-            # Half a surrogate pair has no bytes in UTF-8: no file, terminal or database takes it.
+            # Half a surrogate pair cannot be encoded in UTF-8, so no file, terminal or database accepts it.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidDocument(f"`{what}` is not UTF-8 text: byte {error.start} cannot be decoded") from error
@@ -97,12 +97,12 @@ def _check_structure(data: bytes, what: str, max_values: int) -> None:
 
 
 def _outside_strings(data: bytes) -> Iterator[bytes]:
-    """The text without its strings, piece by piece; what follows a quote that nothing closes is a string."""
+    """Yield the text without its strings, piece by piece; an unclosed string ends with the text."""
     is_inside, start = False, 0
     while start < len(data):
         piece = data[start : start + _SCANNED_BYTES]
         if (len(piece) - len(piece.rstrip(b"\\"))) % 2 and len(piece) > 1:
-            # A backslash goes with what it escapes.
+            # A backslash belongs to the character that it escapes.
             piece = piece[:-1]
         start += len(piece)
         parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
@@ -114,7 +114,7 @@ def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key `{repeated}` stands twice in one object")
+        raise ValueError(f"the key `{repeated}` is in one object twice")
     return result
 
 
@@ -147,7 +147,7 @@ def bounded_integer(text: str) -> int:
 
 
 def canonical_json(value: Any) -> bytes:
-    """One spelling of a JSON value: keys sorted, two spaces, ASCII, a final newline.
+    """Return the canonical text of a JSON value: keys sorted, two spaces, ASCII, a final newline.
 
     Equal values give equal bytes, whatever the order in which they were built.
     """
@@ -161,7 +161,7 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     def to_bytes(self) -> bytes:
-        """The canonical JSON text of this document."""
+        """Return the canonical JSON text of this document."""
         return canonical_json(self.model_dump(mode="json"))
 
     @classmethod
@@ -188,7 +188,7 @@ class Document(BaseModel):
     @classmethod
     def from_value(cls, value: Any, *, what: str) -> Self:
         """Read a document from an already parsed JSON value."""
-        # Through JSON's rules, so that a list may fill a tuple while a string never fills a number.
+        # By JSON's rules a list may become a tuple, while a string never becomes a number.
         return cls._validated(json.dumps(value).encode("ascii"), what)
 
     @classmethod
@@ -198,7 +198,7 @@ class Document(BaseModel):
         except ValidationError as error:
             if error.error_count() > _MAX_DESCRIBED_PROBLEMS:
                 raise InvalidDocument(f"`{what}` breaks its schema in {error.error_count()} places") from None
-            # What was found is built anew for every problem, the whole document where a field is missing.
+            # pydantic builds the found value anew for every problem; for a missing field, the whole document.
             problems = describe_problems(error, with_input=len(data) <= MAX_CONFIG_BYTES)
             shown = "; ".join(problems[:_SHOWN_PROBLEMS])
             raise InvalidDocument(f"`{what}` breaks its schema: {shown}", problems=problems) from error
@@ -212,7 +212,7 @@ def describe_problems(error: ValidationError, *, with_input: bool = True) -> lis
         message = problem["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         if problem["type"] == "value_error" or not with_input:
-            # Our own validators say what they found; their input may be the whole document.
+            # Our own validators report what they found; their input may be the whole document.
             lines.append(f"{place}: {message}" if place else message)
         else:
             lines.append(f"{place}: {message}, found `{_shorten(problem['input'])}`")
@@ -221,7 +221,7 @@ def describe_problems(error: ValidationError, *, with_input: bool = True) -> lis
 
 def _shorten(value: Any) -> str:
     if isinstance(value, str):
-        # Not the text of a whole string only to cut it off.
+        # A whole string would be written out only to be cut off.
         value = value[: _SHOWN_CHARACTERS + 1]
     elif isinstance(value, (dict, list)) and len(value) > _SHOWN_CHARACTERS:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} values"

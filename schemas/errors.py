@@ -54,7 +54,7 @@ class InvalidDocument(MeteoraError, ValueError):
 
 
 class AdapterRefused(MeteoraError, ValueError):
-    """An adapter is broken, or cannot be fused; ``findings`` says why."""
+    """An adapter is broken, or cannot be fused; ``findings`` has the reasons."""
 
     def __init__(self, message: str, *, findings: Sequence[Finding] = (), hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -62,7 +62,7 @@ class AdapterRefused(MeteoraError, ValueError):
 
 
 class FuseRefused(MeteoraError, ValueError):
-    """These members cannot become one bundle; ``conflicts`` says who disagrees about what."""
+    """These members cannot become one bundle; ``conflicts`` lists which of them disagree about what."""
 
     def __init__(self, message: str, *, conflicts: Sequence[str] = (), hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -118,16 +118,16 @@ class HubUnavailable(MeteoraError, OSError):
 
 
 class HubRefused(MeteoraError, PermissionError):
-    """The Hub answered, and the answer is no: not there, not permitted, gated, not acceptable."""
+    """The Hub answered with a refusal: not there, not permitted, gated, not acceptable."""
 
 
 class HubNotFound(HubRefused):
-    """The Hub has no such repository, or none that this user may see; it does not say which."""
+    """The Hub has no such repository, or none that this user may see; its answer is the same."""
 
 
 class HubConflict(HubRefused):
-    """Somebody else changed the repository in between; nothing of ours was committed."""
+    """The repository was changed by another commit in between; nothing of ours was committed."""
 
 
 class HubMismatch(MeteoraError, ValueError):
-    """What came from the Hub, or what it lists, is not what was promised; it was not kept."""
+    """A file or a list from the Hub is not what was promised; it was not kept."""

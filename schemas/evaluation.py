@@ -1,8 +1,8 @@
 """An evaluation: what a bundle's members, its routing and plain baselines scored on the same task data.
 
-A mode says who serves the tokens. Every mode answers the same items of every member's task, so any two
-modes, of one evaluation or of two, are compared item by item. ``data_sha256`` of a task is the digest of
-its whole file; with the items' lines it says whether two evaluations asked the same.
+A mode states which members serve the tokens. All modes answer the same items of every member's task, so
+any two modes, of one evaluation or of two, are compared item by item. ``data_sha256`` of a task is the
+digest of its whole file; with the items' lines it shows whether two evaluations asked the same.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EvaluatedTask(Document):
 
 
 class TaskScore(Document):
-    """What one mode scored on one task: item by item, in the order of the task's ``lines``.
+    """The scores of one mode on one task: item by item, in the order of the task's ``lines``.
 
     ``interval`` is None for a single item.
     """
@@ -80,7 +80,7 @@ class PositionAccuracy(Document):
 
 
 class RoutingAccuracy(Document):
-    """How often the member with the largest weight was the task's own, over the tokens of all tasks.
+    """The share of tokens, over all tasks, whose largest weight went to the task's own member.
 
     ``shares`` has a row for each task: how much of its routing weight each member took, in order, and in
     the last column what no member took. ``modules`` and ``layers`` weigh every task the same.
@@ -94,10 +94,10 @@ class RoutingAccuracy(Document):
 
 
 class Cost(Document):
-    """What a mode cost: its generation alone, on one machine, with the routing written down where it routes.
+    """The cost of a mode: its generation alone, on one machine, including the record of the routing.
 
     ``peak_memory_bytes`` is the device's peak on a GPU and the process's resident set elsewhere; None where
-    the system does not tell.
+    the system does not report it.
     """
 
     seconds: FiniteFloat = Field(ge=0)
@@ -145,19 +145,19 @@ class Evaluation(Document):
         return self
 
     def mode(self, name: str) -> ModeScore | None:
-        """The mode of that name, if it was evaluated."""
+        """Return the mode of that name, if it was evaluated."""
         return next((mode for mode in self.modes if mode.mode == name), None)
 
 
 class ScoreDifference(Document):
-    """How much higher the second of two scores is on the same items; None for a single item."""
+    """The difference of two scores on the same items, the second minus the first; None for a single item."""
 
     difference: FiniteFloat
     interval: Interval | None
 
     @property
     def verdict(self) -> Literal["higher", "lower", "not told apart"]:
-        """What the interval says: on one side of zero, or neither."""
+        """The direction of the difference, if the interval does not contain zero."""
         if self.interval is None or self.interval.low <= 0 <= self.interval.high:
             return "not told apart"
         return "higher" if self.interval.low > 0 else "lower"

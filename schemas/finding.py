@@ -1,4 +1,4 @@
-"""What an inspection says about an adapter: findings, and the two verdicts that follow from them.
+"""Findings of an inspection of an adapter, and the two verdicts that follow from them.
 
 ``broken`` means that every use goes wrong; ``not fusable`` that the adapter is sound and this format
 cannot carry it. A note or a warning changes neither.
@@ -16,7 +16,7 @@ from .document import Document
 
 
 class Severity(StrEnum):
-    """How much a finding matters."""
+    """The weight of a finding."""
 
     REFUSE = "refuse"
     WARN = "warn"
@@ -24,7 +24,7 @@ class Severity(StrEnum):
 
 
 class Effect(StrEnum):
-    """Which verdict a refusal turns."""
+    """The verdict that a refusal changes."""
 
     BROKEN = "broken"
     NOT_FUSABLE = "not fusable"
@@ -34,7 +34,7 @@ class Effect(StrEnum):
 
 
 class Place(Document):
-    """Where a finding was made: a file, and in it a tensor or a field."""
+    """The place of a finding: a file, and in it a tensor or a field."""
 
     file: str | None = None
     tensor: str | None = None
@@ -58,7 +58,7 @@ class Finding(Document):
     remedy: str
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         return (
             f"{self.code} {self.severity}: {self.title} ({self.place}): "
             f"found {self.found}, expected {self.expected}; {self.remedy}"
@@ -66,14 +66,14 @@ class Finding(Document):
 
 
 class Verdict(Document):
-    """What the findings come to."""
+    """The verdicts that follow from the findings."""
 
     sound: bool
     fusable: bool
 
     @classmethod
     def of(cls, findings: Iterable[Finding]) -> Verdict:
-        """Sound unless a refusal says broken; fusable unless any refusal stands."""
+        """Return the verdicts: sound unless a refusal is `broken`, fusable unless there is any refusal."""
         refusals = [finding for finding in findings if finding.severity is Severity.REFUSE]
         broken = any(finding.effect is Effect.BROKEN for finding in refusals)
         blocked = broken or any(finding.effect is Effect.NOT_FUSABLE for finding in refusals)

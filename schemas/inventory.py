@@ -1,4 +1,4 @@
-"""What the tensors of an adapter say: the truth that a config can only add alpha and patterns to."""
+"""The LoRA pairs of an adapter as its tensors show them; a config adds only alpha and patterns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Dtype(StrEnum):
         return {"F64": 8, "F32": 4}.get(self.value, 2)
 
 
-# What a type of factors in a bundle holds exactly, besides itself.
+# The other element types whose values each type of a bundle's factors holds exactly.
 _HELD: dict[Dtype, frozenset[Dtype]] = {Dtype.F32: frozenset({Dtype.F16, Dtype.BF16})}
 
 

@@ -32,7 +32,7 @@ class FileRecord(Document):
 
 
 class Origin(Document):
-    """Where an adapter came from: a Hub repository at a commit, or a folder known by its last name."""
+    """The origin of an adapter: a Hub repository at a commit, or a folder known by its last name."""
 
     kind: Literal["hub", "folder"]
     location: str
@@ -51,7 +51,7 @@ class Cast(Document):
 
 
 class ManifestMember(Document):
-    """What is known of one member: origin, license, digests, and its own config and header word for word.
+    """The facts about one member: origin, license, digests, and its own config and header word for word.
 
     ``renamed_modules`` maps a module path of the member's own to the bundle's, where the base's
     current implementation calls it something else.

@@ -69,14 +69,14 @@ Source = FolderSource | HubSource | CatalogSource
 
 
 def check_name(text: str, *, what: str = "name") -> str:
-    """``text`` itself, if it may name an adapter, a bundle, a tag or an alias.
+    """Return ``text`` itself, if it may name an adapter, a bundle, a tag or an alias.
 
     Raises:
         UsageError: any other text.
     """
     if not _NAME.fullmatch(text):
         raise UsageError(
-            f"`{text[:120]}` is no valid {what}: expected 1 to 96 of `a-z 0-9 . _ -`, "
+            f"`{text[:120]}` is not a valid {what}: expected 1 to 96 of `a-z 0-9 . _ -`, "
             "the first a letter or a digit",
             hint=f"such as `{suggest_name(text)}`",
         )
@@ -134,18 +134,18 @@ def below(folder: Path, path: str) -> Path:
 
 
 def check_repository(text: str) -> str:
-    """``text`` itself, if it may name a repository on the Hub: ``org/name``.
+    """Return ``text`` itself, if it may name a repository on the Hub: ``org/name``.
 
     Raises:
         UsageError: any other text.
     """
     if not is_repository(text):
-        raise UsageError(f"`{text[:200]}` is no Hub repository, expected `org/name`")
+        raise UsageError(f"`{text[:200]}` is not a Hub repository, expected `org/name`")
     return text
 
 
 def check_alias(text: str) -> str:
-    """``text`` itself, if it may be an alias: a name that is not a number, so that ``@3`` stays a version.
+    """Return ``text`` itself, if it may be an alias: a name, but not a number, which would name a version.
 
     Raises:
         UsageError: any other text.
@@ -156,13 +156,13 @@ def check_alias(text: str) -> str:
 
 
 def suggest_name(text: str) -> str:
-    """The nearest valid name to any text: lower case, other characters replaced by ``-``."""
+    """Return the nearest valid name to any text: lower case, other characters replaced by ``-``."""
     cleaned = re.sub(r"[^a-z0-9._-]+", "-", text.lower())[:96].strip("-._")
     return cleaned or "adapter"
 
 
 def parse_catalog_source(text: str) -> CatalogSource:
-    """``name``, ``name@3`` or ``name@alias``.
+    """Return ``name``, ``name@3`` or ``name@alias``.
 
     Raises:
         UsageError: the name or the selector is malformed.
@@ -177,7 +177,7 @@ def parse_catalog_source(text: str) -> CatalogSource:
 
 
 def parse_source(text: str) -> Source:
-    """What a SOURCE on the command line means.
+    """Return the folder, repository or catalogued name that a SOURCE on the command line means.
 
     Raises:
         UsageError: it is none of folder, Hub repository and catalogued name.
@@ -192,7 +192,7 @@ def parse_source(text: str) -> Source:
 
 
 def parse_repository(text: str) -> HubSource:
-    """What a text means that can only name a repository on the Hub, with or without ``hf://``.
+    """Return the repository on the Hub that a text names, with or without ``hf://``.
 
     Raises:
         UsageError: it names none.
@@ -204,7 +204,7 @@ def _exists(text: str) -> bool:
     try:
         return bool(text) and Path(text).exists()
     except OSError:
-        # A name too long for the file system is no folder.
+        # A name too long for the file system is not a folder.
         return False
 
 

@@ -1,4 +1,4 @@
-"""What a fuse would write, worked out from headers alone; ``--dry-run`` prints it."""
+"""The plan of a fuse, computed from headers alone; ``--dry-run`` prints it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .names import Name
 
 
 class Conflict(Document):
-    """Why these members cannot become one bundle: who, about what."""
+    """A reason why these members cannot become one bundle: which of them disagree, and about what."""
 
     members: tuple[str, ...]
     subject: str

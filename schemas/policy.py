@@ -1,6 +1,6 @@
-"""A policy: the TOML file in which a team says which adapters it takes.
+"""A policy: the TOML file in which a team states which adapters it accepts.
 
-It can only be stricter than the rules: what protects a result cannot be switched off, and only the
+It can only be stricter than the rules: a rule that protects a result cannot be switched off, and only the
 severity of what is a matter of taste can be changed.
 """
 
@@ -21,7 +21,7 @@ Names = Annotated[tuple[str, ...], Field(max_length=10_000)]
 
 
 class Policy(Document):
-    """What a team takes; what is not stated is not restricted.
+    """The adapters that a team accepts; a field that is not stated restricts nothing.
 
     ``allowed_bases`` are names, or an organisation as ``org/*``; ``allowed_targets`` the last parts
     of module paths, such as ``q_proj``.

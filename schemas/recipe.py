@@ -18,7 +18,7 @@ DtypeName = Literal["float32", "float16", "bfloat16"]
 
 
 class RecipeOptions(TypedDict, total=False):
-    """What may be stated of a fuse beside its members; the fields of a ``Recipe``, with its defaults."""
+    """Options of a fuse beside its members; the fields of a ``Recipe``, with its defaults."""
 
     base_revision: str | None
     top_k: int | None
@@ -37,7 +37,7 @@ class RecipeMember(Document):
 
 
 class Recipe(Document):
-    """What to fuse and how.
+    """The members to fuse, and how.
 
     ``top_k`` is 2 by default, or the number of members if that is less; ``dtype`` the members'
     common one, else float32; ``base`` the one the members declare.

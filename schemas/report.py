@@ -1,4 +1,4 @@
-"""What a validation says about one or many adapters: the document behind every output format."""
+"""The report of a validation of one or many adapters: the document behind every output format."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .finding import Effect, Finding, Severity, Verdict
 
 
 class Purpose(StrEnum):
-    """What the adapters are wanted for: by themselves, or in a bundle."""
+    """The purpose of the adapters: use by themselves, or in a bundle."""
 
     USE = "use"
     FUSE = "fuse"
 
 
 class Outcome(StrEnum):
-    """What a validation comes to.
+    """The outcome of a validation.
 
-    ``INCONCLUSIVE`` means that nothing speaks against the adapter and something that was asked for
-    could not be looked at.
+    ``INCONCLUSIVE`` means that there is no reason to refuse the adapter and that a check that was asked for
+    could not be made.
     """
 
     ACCEPTED = "accepted"
@@ -42,7 +42,7 @@ class AdapterReport(Document):
 
 
 class Report(Document):
-    """A validation; ``together`` holds what speaks against fusing these adapters with each other.
+    """A validation; ``together`` holds the findings against fusing these adapters with each other.
 
     ``not_asked`` names checks that the request did not ask for.
     """
@@ -65,12 +65,12 @@ class Report(Document):
 
 
 def blocks(findings: Iterable[Finding], purpose: Purpose, fail_on: Severity) -> bool:
-    """Whether one of the findings stands against this purpose."""
+    """Return whether one of the findings refuses the adapter for this purpose."""
     return any(counts_against(finding, purpose, fail_on) for finding in findings)
 
 
 def counts_against(finding: Finding, purpose: Purpose, fail_on: Severity) -> bool:
-    """Whether a finding stands against this purpose; with ``fail_on`` warn, a warning does too."""
+    """Return whether a finding refuses an adapter for this purpose; ``fail_on`` warn counts warnings too."""
     if finding.severity is Severity.REFUSE:
         return purpose is Purpose.FUSE or finding.effect is not Effect.NOT_FUSABLE
     return finding.severity is Severity.WARN and fail_on is Severity.WARN

@@ -31,7 +31,7 @@ _DATABASE_FILES = ("", "-journal", "-wal", "-shm")
 
 
 class Purpose(StrEnum):
-    """What a scratch folder is for."""
+    """The purpose of a scratch folder."""
 
     ADD = "add"
     FIT = "fit"
@@ -74,7 +74,7 @@ def scratch_root() -> Path | None:
 
 
 def is_scratch(path: Path) -> bool:
-    """Whether a name is one that ``temporary_folder`` gives."""
+    """Return whether a name is one that ``temporary_folder`` gives."""
     return _SCRATCH.fullmatch(path.name) is not None
 
 
@@ -84,7 +84,7 @@ def staged_path(target: Path) -> Path:
 
 
 def is_staged(path: Path) -> bool:
-    """Whether a name is one that ``staged_path`` gives."""
+    """Return whether a name is one that ``staged_path`` gives."""
     return len(path.name) > len(_STAGED) + 1 and path.name.startswith(".") and path.name.endswith(_STAGED)
 
 
@@ -108,7 +108,7 @@ def open_unfinished(target: Path) -> tuple[int, Path]:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a name is one of a file, or of a folder with one, before the file is whole."""
+    """Return whether a name is one of a file, or of a folder with one, before the file is whole."""
     return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
 
 
@@ -134,7 +134,7 @@ def incoming_name() -> str:
 
 
 def is_idle(path: Path, now: float, idle_seconds: float) -> bool:
-    """Whether a file or folder is this user's, and nothing in it changed for so long."""
+    """Return whether a file or folder is this user's, and nothing in it changed for so long."""
     try:
         if path.is_symlink() or path.lstat().st_uid != os.geteuid():
             return False

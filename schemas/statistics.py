@@ -1,6 +1,6 @@
 """The description inside a file of gate statistics: of which base, of whose data, and in which units.
 
-The file is a safetensors file; this document stands as JSON in its metadata. Per distinct input it has
+The file is a safetensors file; this document is stored as JSON in its metadata. Per distinct input it has
 ``SOURCE.means``, F64 ``[L, h]``, the mean over each member's tokens, and ``SOURCE.second_moment``,
 F32 ``[h, h]``, the sum over the members of the mean of x x^T. Both are sums over members, so those of a
 new member are added without the old members' data.
@@ -48,10 +48,10 @@ class StatisticsInput(Document):
 
 
 class TokenSettings(Document):
-    """Which tokens were counted, and in which units.
+    """The tokens that were counted, and their units.
 
     ``normalised`` inputs were divided by their length plus ``eps``. ``skip_tokens`` at the beginning of
-    every sample were not counted; what lies beyond ``max_tokens`` was cut off. ``concatenated`` says that
+    every sample were not counted; tokens beyond ``max_tokens`` were cut off. ``concatenated`` means that
     samples were also read behind those of other members.
     """
 
@@ -63,7 +63,7 @@ class TokenSettings(Document):
 
 
 class StatisticsDescription(Document):
-    """All that the file says of itself; members and inputs differ among themselves."""
+    """The description of the whole file; members and inputs differ among themselves."""
 
     meteora_statistics: Literal[1]
     base_sha256: Digest
@@ -77,7 +77,7 @@ class StatisticsDescription(Document):
         modules = [path for each in self.inputs for path in each.modules]
         for what, found in (("member", members), ("module", modules)):
             if len(set(found)) < len(found):
-                raise ValueError(f"a {what} stands in it twice")
+                raise ValueError(f"a {what} is in it twice")
         return self
 
     @property
@@ -87,5 +87,5 @@ class StatisticsDescription(Document):
 
 
 def statistics_tensor(source: str, tensor: str) -> str:
-    """The name in the file of one of an input's tensors."""
+    """Return the name in the file of one of an input's tensors."""
     return f"{source}.{tensor}"

@@ -1,6 +1,6 @@
 """A routing trace: which members served each token of one text, in every module.
 
-Tokens stand in the order in which they went through the model, the prompt's first. A token's routing is
+Tokens are in the order in which they went through the model, the prompt's first. A token's routing is
 that of the pass that **read** it; the last token of an answer was written and never read, so it may have
 none. Modules that share one routing (a module that takes another's, or a decision for the whole prompt)
 share one table, so a trace costs what its distinct decisions cost.
@@ -21,7 +21,7 @@ from .names import Name
 MAX_TRACE_TOKENS = 8192
 # Tables times tokens times slots: about 20 MB of JSON.
 MAX_TRACE_ENTRIES = 4_000_000
-# In a selection: the slot went to no member, the base's own output stood.
+# In a selection: the slot went to no member, so that the base's own output was used.
 NO_MEMBER = -1
 
 _NUMBER = re.compile(r"(?:^|\.)\d+(?=\.)")
@@ -30,7 +30,7 @@ Weight = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, slots=True)
 class ModulePlace:
-    """Where a module lies: its layer, the path up to its first number, and its kind, the path after it.
+    """The place of a module: its layer, the path up to its first number, and its kind, the path after it.
 
     ``model.layers.3.self_attn.q_proj`` is the kind ``self_attn.q_proj`` of the layer ``model.layers.3``;
     a module outside the layers has the layer ``""``.
@@ -41,13 +41,13 @@ class ModulePlace:
 
     @classmethod
     def of(cls, path: str) -> Self:
-        """The place that a module's path states."""
+        """Return the place that a module's path states."""
         number = _NUMBER.search(path)
         return cls("", path) if number is None else cls(path[: number.end()], path[number.end() + 1 :])
 
     @property
     def order(self) -> tuple[str, int]:
-        """What sorts layers as the model runs them: by stack, then by number and not by digits."""
+        """The key that sorts layers as the model runs them: by stack, then by number and not by digits."""
         stack, _, number = self.layer.rpartition(".")
         return (stack, int(number)) if number else ("", -1)
 
@@ -81,7 +81,7 @@ class TraceRouting(Document):
 
 
 class Trace(Document):
-    """Which members of a bundle served each token of a prompt and its answer."""
+    """The members of a bundle that served each token of a prompt and its answer."""
 
     meteora_trace: Literal[1]
     bundle: str
@@ -118,5 +118,5 @@ class Trace(Document):
 
     @property
     def prompt_length(self) -> int:
-        """How many tokens the prompt has."""
+        """The number of tokens of the prompt."""
         return sum(not token.generated for token in self.tokens)

@@ -15,14 +15,19 @@ from .errors import InvalidDocument
 
 
 class Level(StrEnum):
-    """How far a verification went: the bundle in itself, or against the members' own files."""
+    """The reach of a verification, and so what it proves.
+
+    ``INTEGRITY`` establishes that a bundle is *intact*: it agrees with its manifest, and the kernels agree
+    with a float64 reference on the bundle's own tensors. ``SOURCE`` also establishes that it is *from its
+    members*: it agrees with member files that were obtained independently of the bundle.
+    """
 
     INTEGRITY = "integrity"
     SOURCE = "source"
 
 
 class Outcome(StrEnum):
-    """What a verification came to."""
+    """The outcome of a verification."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -60,7 +65,7 @@ class ModuleError(Document):
 class VerificationRecord(Document):
     """One verification of one bundle.
 
-    ``problems`` fail it and ``unchecked`` leaves it inconclusive; ``notes`` say what the verdict rests
+    ``problems`` fail it and ``unchecked`` leaves it inconclusive; ``notes`` name what the verdict rests
     on, such as a witness that came with the bundle itself.
     """
 
@@ -78,7 +83,7 @@ class VerificationRecord(Document):
     created_at: str
 
     def seal(self) -> bytes:
-        """The text of the record with its own digest in it."""
+        """Return the text of the record with its own digest in it."""
         body = self.model_dump(mode="json")
         return canonical_json(body | {"record_sha256": _digest_of(body)})
 
@@ -90,7 +95,7 @@ class VerificationRecord(Document):
             InvalidDocument: a byte differs from what was sealed, or the record breaks its schema.
         """
         if not isinstance(value, dict) or "record_sha256" not in value:
-            raise InvalidDocument(f"`{what}` is no sealed verification record: it has no `record_sha256`")
+            raise InvalidDocument(f"`{what}` is not a sealed verification record: it has no `record_sha256`")
         body = {key: content for key, content in value.items() if key != "record_sha256"}
         if value["record_sha256"] != _digest_of(body) or canonical_json(value) != data:
             raise InvalidDocument(

@@ -1,7 +1,7 @@
 """Two evaluations against each other, item by item.
 
-The same items were asked, so what differs is the difference of each item's two scores; its bootstrap has a
-far narrower interval than two intervals side by side, which also hold what is hard about the items.
+Both asked the same items, so the bootstrap runs over the difference of each item's two scores, and has a
+far narrower interval than two intervals side by side, which also contain how hard the items are.
 """
 
 from __future__ import annotations

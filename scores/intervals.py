@@ -1,9 +1,9 @@
 """Intervals by the bootstrap (Efron, 1979): items are drawn again with replacement, within each task.
 
 The percentile method of ``scipy.stats.bootstrap`` with a fixed seed, so the same scores give the same
-interval. It tells how much the result depends on the items that happened to be asked, and nothing of what
-it depends on beside: one training of each adapter, one fit of the gate. Where all items score the same it
-cannot see any doubt and gives an interval of no width.
+interval. It shows how much the result depends on the items that happened to be asked, and not what else
+it depends on: one training of each adapter, one fit of the gate. Where all items score the same it
+sees no doubt and gives an interval of width zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Scores = npt.NDArray[np.float64]
 
 
 def mean_of_tasks(tasks: Sequence[Sequence[float]]) -> float:
-    """The mean of the tasks' means: a task of few items weighs as much as one of many."""
+    """Return the mean of the tasks' means: a task of few items weighs as much as one of many."""
     return float(np.mean([np.mean(scores) for scores in tasks]))
 
 
@@ -47,7 +47,7 @@ def check_can_estimate() -> None:
 
 
 def interval_of(tasks: Sequence[Sequence[float]]) -> Interval | None:
-    """The 95 % interval of ``mean_of_tasks``; None where a task has a single item.
+    """Return the 95 % interval of ``mean_of_tasks``; None where a task has a single item.
 
     Raises:
         MissingDependency: scipy is not installed.

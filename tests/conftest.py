@@ -1,4 +1,4 @@
-"""What every test relies on: no test asks a model hub, and none is judged by how long it takes."""
+"""Settings for every test: none asks a model hub, and none is judged by how long it takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Read when huggingface_hub is imported, so it stands before any import that might do that.
+# Read when huggingface_hub is imported, so it comes before any import that might do that.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

@@ -1,4 +1,4 @@
-"""The order of the folders: each imports what stands above it in the design's table, nothing below."""
+"""The order of the folders: each imports only those above it in the design's table."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ALLOWED = {
 
 
 def modules_of(folder: str) -> list[Path]:
-    """Every Python file of a folder."""
+    """Return every Python file of a folder."""
     return sorted((ROOT / folder).rglob("*.py"))
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Every module that a file imports, anywhere in it, by its full name and with the line."""
+    """Yield every module that a file imports, anywhere in it, by its full name and with the line."""
     place = (PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,1 +1,1 @@
-"""How well a fused bundle routes on a real base, measured on seven small tasks."""
+"""Measurements of how well a fused bundle routes on a real base, with seven small tasks."""

@@ -29,7 +29,7 @@ FIT_SAMPLES = 32
 
 @dataclass(frozen=True, slots=True)
 class FitCost:
-    """What one `gate fit` took, verification included."""
+    """The cost of one `gate fit`, verification included."""
 
     wall_seconds: float
     processor_seconds: float
@@ -51,7 +51,7 @@ def fuse_adapters(adapters: Mapping[str, Path], base: Path, home: Home, folder: 
 def write_fit_data(folder: Path, seed: int) -> Path:
     """Return a folder with a file of training samples for every task.
 
-    Every other one is an isolated prompt with its answer; the rest have the question as it stands among
+    Every other one is an isolated prompt with its answer; the rest have the question as it appears among
     others, and then the line that answers it.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How well fused bundles route on a real base: ``python -m benchmarks.run gates``.
+"""The measurement of how well fused bundles route on a real base: ``python -m benchmarks.run gates``.
 
 Trains one adapter for each of seven small tasks, fuses them, fits the gates, and counts right answers:
 first of many ways of routing on the validation items, then of the chosen ones on the test items, once.
@@ -46,7 +46,7 @@ ROWS = Path("benchmarks/results/gates.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured."""
+    """The extent of a measurement."""
 
     validation_items: int = 20
     validation_composites: int = 20
@@ -181,11 +181,11 @@ class Measurement:
             say(f"{stage} {name} {way.name}: {right} of {sum(map(len, row['right']))}, {seconds:.0f} s")
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base's tokenizer."""
+        """Return the base's tokenizer."""
         return load_tokenizer(self._base)
 
     def texts(self, split: Split, items: int, size: int = 1, count: int = 0) -> list[EncodedText]:
-        """The texts of a split: every task's items alone, or ``count`` composites of ``size`` of them."""
+        """Return the texts of a split: each task's items alone, or ``count`` composites of ``size`` items."""
         pools = {task.name: task.items(split, items, SEED) for task in TASKS}
         tokenizer = self.tokenizer()
         if size == 1:
@@ -226,7 +226,7 @@ class Measurement:
 
 
 def validation_ways() -> tuple[Way, ...]:
-    """What is compared on the validation items alone."""
+    """Return the ways that are compared on the validation items alone."""
     fits = tuple(Way("routed", fit, "token") for fit in FITS)
     mixed = tuple(Way("routed", "lda", "token", 2, temperature) for temperature in (1.0, 3.0))
     scopes: tuple[Scope, ...] = ("layer", "prompt", "prompt+token", "segment")
@@ -235,7 +235,7 @@ def validation_ways() -> tuple[Way, ...]:
 
 
 def composite_ways(gates: Sequence[str]) -> tuple[Way, ...]:
-    """What is compared on the composite validation prompts."""
+    """Return the ways that are compared on the composite validation prompts."""
     scopes: tuple[Scope, ...] = ("token", "layer", "segment")
     routed = tuple(Way("routed", name, scope) for name in gates for scope in scopes)
     return (Way("base"), Way("oracle"), Way("uniform"), Way("routed", "arrow", "token"), *routed)
@@ -250,7 +250,7 @@ def test_ways(by_token: str) -> tuple[Way, ...]:
 
 
 def composite_test_ways(by_token: str) -> tuple[Way, ...]:
-    """The same for composite prompts."""
+    """Return the ways that are compared on the composite test prompts."""
     references = (Way("base"), Way("oracle"), Way("uniform"), Way("routed", "arrow", "token"))
     fits = dict.fromkeys((GATE_FIT, by_token, GATE_FIT_SEGMENT))
     return (*references, *(Way("routed", fit, "token") for fit in fits), SEGMENT)
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def quiet() -> None:
-    """No bars, and no warnings about what is meant."""
+    """Switch off progress bars, and warnings about what is intended."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
@@ -314,5 +314,5 @@ def test(measurement: Measurement, sizes: Sizes, by_token: str) -> None:
 
 
 def say(text: str) -> None:
-    """Tell how far it got."""
+    """Report progress on standard error."""
     print(text, file=sys.stderr, flush=True)

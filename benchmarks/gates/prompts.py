@@ -1,7 +1,7 @@
 """The text that a model sees: numbered questions, an empty line, and numbered lines with the answers.
 
-An answer's line says its question again and then, after an arrow, the answer: the number alone tells a
-base nothing of the task that it stands for, so a router would have nothing to go by. One question alone is
+An answer's line repeats its question and then, after an arrow, gives the answer: the number alone does not
+show a base which task it is about, so a router could not decide by it. One question alone is
 such a line up to its arrow. A composite prompt ends with the first number, and the model writes all lines
 in one pass. Every piece of the text knows the item that it belongs to, so that training, forcing and
 scoring see the same borders.

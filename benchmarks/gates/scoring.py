@@ -1,7 +1,7 @@
-"""Whether greedy decoding would write the right text, from one pass over prompt and answer together.
+"""The score of greedy decoding, from one pass over prompt and answer together.
 
 Greedy decoding writes the right answer if and only if every token of it is the most likely one behind the
-right tokens before it; so one pass over the whole text tells what token-by-token generation would give,
+right tokens before it; so one pass over the whole text shows what token-by-token generation would give,
 for a fraction of its cost. The answer's tokens are passed as labels, by which the scopes that decide ahead
 know where the request ends. (Segments of a composite are therefore judged behind right ones.)
 """
@@ -49,11 +49,11 @@ class TextBatch:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one text.
+    """The outcome of one text.
 
     Attributes:
         right: for each item whether all that the model had to write for it was right.
-        decided: who served the request, None where nothing was decided ahead; "" where nobody served it.
+        decided: the member of the request, None without a decision ahead; "" where no member served it.
         confidence: of that decision.
         served: the part of the routed tokens, over all modules, whose first choice was their own member.
     """

@@ -1,7 +1,7 @@
-"""What all ways of serving a text have in common is computed once: the layers below every adapter.
+"""The layers below every adapter, computed once for all ways of serving a text.
 
-No adapter touches the first layers, so their output for a batch is the same whoever serves it. The last of
-them remembers what it gave for each input of the first, and a later pass over the same batch takes that.
+No adapter touches the first layers, so their output for a batch is the same in every way of serving it. The
+last of them keeps its output for each input of the first, and a later pass over the same batch takes that.
 The outcome is the same to the bit; only the repetition is left out.
 """
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 
 def share_lower_layers(model: PreTrainedModel, count: int) -> None:
-    """Have the first ``count`` layers of a model, none of which may get an adapter, remember.
+    """Make the first ``count`` layers of a model, none of which may get an adapter, keep their outputs.
 
     For passes without a cache that goes on: what is left out is not in the cache either.
     """
@@ -33,7 +33,7 @@ class _Memory:
         self._key = ""
 
     def begin(self, hidden: Tensor, mask: Tensor | None) -> None:
-        """A pass begins with this input of the first layer; padding is part of it."""
+        """Start a pass with this input of the first layer; padding is part of it."""
         found = hashlib.sha256(hidden.float().numpy().tobytes())
         if mask is not None:
             found.update(mask.float().numpy().tobytes())

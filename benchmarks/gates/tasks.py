@@ -82,7 +82,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """How a task's values are drawn and answered, and the sentences that they stand in."""
+    """A task: how its values are drawn and answered, and the sentences that contain them."""
 
     name: str
     draw: Callable[[random.Random], tuple[str, str]]

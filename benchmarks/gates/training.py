@@ -1,8 +1,8 @@
 """The adapters, trained by PEFT on the base: one task each, isolated and among other questions.
 
 A sample is one to five questions of which at least one is the adapter's own. The loss is on its own
-answers, and on the numbers and questions that any line of answers says again, which is a skill that all
-adapters share; other tasks' answers stand in the text and are not learned. A part of the samples sees the
+answers, and on the numbers and questions that any line of answers repeats, which is a skill that all
+adapters share; other tasks' answers are in the text and are not learned. A part of the samples sees the
 delta switched off on a leading stretch of the text, so that an adapter also knows keys and values that are
 not its own: in a routed model the text before an answer was read by others.
 """
@@ -295,7 +295,7 @@ def pack(samples: Sequence[Sample], rows: int) -> Packed:
 
 @contextmanager
 def switched_on(model: nn.Module, mask: Tensor) -> Iterator[None]:
-    """Within the block the adapter adds its delta only where ``mask`` [B, T, 1] is 1."""
+    """Restrict the adapter's delta, within the block, to where ``mask`` [B, T, 1] is 1."""
 
     def apply(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output * mask.to(output.dtype)

@@ -68,7 +68,7 @@ class Models:
         self._model: nn.Module = base
 
     def model_for(self, way: Way) -> nn.Module:
-        """The model that a way runs on."""
+        """Return the model that a way runs on."""
         wanted = {"base": "base", "weighted": "weighted"}.get(
             way.kind, way.gates or next(iter(self._bundles))
         )
@@ -106,7 +106,7 @@ def average_by_peft(base: PreTrainedModel, adapters: dict[str, Path]) -> PeftMod
 
 @contextmanager
 def served(model: nn.Module, way: Way, batch: TextBatch) -> Iterator[RoutingRecord | None]:
-    """The block in which a batch is served in a way; gives the record of the routing where there is one."""
+    """Serve a batch in a way, within the block; yield the record of the routing where there is one."""
     if way.kind in ("base", "weighted"):
         yield None
         return
@@ -121,7 +121,7 @@ def served(model: nn.Module, way: Way, batch: TextBatch) -> Iterator[RoutingReco
 
 @contextmanager
 def forced_tokens(model: nn.Module, members: Tensor) -> Iterator[None]:
-    """Within the block token [B, T] goes to the member of the task that ``members`` has there."""
+    """Force each token [B, T], within the block, to the member of the task that ``members`` has there."""
     router = only_router(model)
     order = torch.tensor([router.members.index(name) for name in TASK_NAMES])
     selection = order[members].unsqueeze(-1)

@@ -13,7 +13,7 @@ from .text import format_text
 
 
 def format_json(report: Report) -> str:
-    """The report's own document, in its canonical spelling."""
+    """Return the report's own document, in its canonical spelling."""
     return report.to_bytes().decode("ascii")
 
 

@@ -11,7 +11,7 @@ _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 def format_github(report: Report) -> str:
-    """One command per finding and per unreadable adapter."""
+    """Return one command per finding and per unreadable adapter."""
     lines = []
     for adapter in report.adapters:
         name = escape(adapter.name, limit=4096)

@@ -10,7 +10,7 @@ from ..quotation import escape
 
 
 def format_junit(report: Report) -> str:
-    """One suite per adapter, one case per finding; what stands against the purpose is a failure."""
+    """Return one suite per adapter, one case per finding; a finding against the purpose is a failure."""
     root = Xml.Element("testsuites", name="meteora-registry validate")
     for adapter in report.adapters:
         _add_suite(root, adapter, report)

@@ -1,4 +1,4 @@
-"""How loud a finding is in the formats that know error, warning and note."""
+"""The level of a finding in the formats that know error, warning and note."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Level = Literal["error", "warning", "note"]
 
 
 def level_of(finding: Finding, report: Report) -> Level:
-    """Error is what stands against the purpose; a refusal of another purpose is only a note."""
+    """Return error for a finding against the purpose; a refusal for another purpose is only a note."""
     if counts_against(finding, report.purpose, report.fail_on):
         return "error"
     return "warning" if finding.severity is Severity.WARN else "note"

@@ -15,7 +15,7 @@ _MARKUP = re.compile(r"([\\*_\[\]<>#@!~])")
 
 
 def format_markdown(report: Report) -> str:
-    """A section per adapter with a table of its findings."""
+    """Return a section per adapter with a table of its findings."""
     lines = [f"### Adapter validation: {report.outcome}", ""]
     for adapter in report.adapters:
         lines += _section(adapter)

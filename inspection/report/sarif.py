@@ -17,7 +17,7 @@ _DEFAULT_LEVELS = {Severity.REFUSE: "error", Severity.WARN: "warning", Severity.
 
 
 def format_sarif(report: Report) -> str:
-    """One run with every rule that was broken, and a result per finding."""
+    """Return one run with every rule that was broken, and a result per finding."""
     found = [(adapter.name, finding) for adapter in report.adapters for finding in adapter.findings]
     found += [(finding.place.file or "", finding) for finding in report.together]
     codes = sorted({finding.code for _, finding in found})

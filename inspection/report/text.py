@@ -11,7 +11,7 @@ from ..quotation import escape
 
 
 def format_text(report: Report) -> str:
-    """Each adapter with its findings, what was not checked, and a summary of many."""
+    """Return each adapter with its findings, what was not checked, and a summary of many."""
     lines = [line for adapter in report.adapters for line in _describe(adapter)]
     if report.together:
         lines += ["together:", *(f"  {line}" for each in report.together for line in describe_finding(each))]
@@ -22,14 +22,14 @@ def format_text(report: Report) -> str:
 
 
 def summarise(report: Report) -> str:
-    """How many adapters came to which outcome."""
+    """Return the number of adapters of each outcome."""
     counts = Counter(adapter.outcome for adapter in report.adapters)
     said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     return f"{len(report.adapters)} adapters: {said}"
 
 
 def describe_finding(finding: Finding) -> list[str]:
-    """A finding in three lines: what and where, found and expected, why and the way out."""
+    """Return a finding in three lines: title and place, found and expected, reason and way out."""
     return [
         f"{finding.code} {finding.severity}: {finding.title} ({finding.place})",
         f"  found {finding.found}, expected {finding.expected}",

@@ -20,7 +20,7 @@ _LANGUAGE_MODEL = "language_model."
     BaseComparison,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="PEFT silently drops what the base has no place for",
+    why="PEFT silently drops tensors of modules that the base lacks",
     remedy="name the base that the adapter was trained on",
 )
 def module_is_not_in_base(comparison: BaseComparison) -> Observations:
@@ -72,7 +72,7 @@ def shape_disagrees_with_base(comparison: BaseComparison) -> Observations:
     remedy="use the adapter by itself with PEFT",
 )
 def module_is_not_linear(comparison: BaseComparison) -> Observations:
-    """A module is no linear layer in the base."""
+    """A module is not a linear layer in the base."""
     for pair in comparison.tensors.pairs:
         path = comparison.facts.present.get(pair.path)
         module = comparison.facts.modules.get(path or "")

@@ -43,7 +43,7 @@ _STATE_IT = "state the base with `--base`, or write its Hub id into the config"
     Config,
     Severity.WARN,
     file=CONFIG_FILE,
-    why="nobody can tell what the adapter belongs to; on another base of these shapes it is silently wrong",
+    why="the adapter's base is unknown, and on another base of these shapes it is silently wrong",
     remedy=_STATE_IT,
 )
 def base_is_missing(config: Config) -> Observations:
@@ -58,7 +58,7 @@ def base_is_missing(config: Config) -> Observations:
     Config,
     Severity.WARN,
     file=CONFIG_FILE,
-    why="the path meant something on the machine of the training only; it is never opened here",
+    why="the path exists only on the machine that trained the adapter; it is never opened here",
     remedy=_STATE_IT,
 )
 def base_is_local_path(config: Config) -> Observations:
@@ -99,7 +99,7 @@ def base_was_renamed(config: Config) -> Observations:
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a base's name is a path of some machine: it begins as one, or is no Hub id."""
+    """Return whether a base's name is a path of some machine: it begins as one, or is not a Hub id."""
     if not name.strip():
         return False
     if _LOCAL_START.match(name) or "\\" in name:
@@ -108,7 +108,7 @@ def is_local_path(name: str) -> bool:
 
 
 def present_name(name: str) -> str | None:
-    """The name that the Hub redirects to, if this is a known old one."""
+    """Return the name that the Hub redirects to, if this is a known old one."""
     if name in _RENAMED:
         return _RENAMED[name]
     for old, new in _RENAMED_ORGANISATIONS.items():

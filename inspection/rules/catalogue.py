@@ -10,12 +10,12 @@ MODULES = (files, method, scaling, targets, base_name, header, tensors, weights,
 
 
 def all_rules() -> tuple[Rule, ...]:
-    """Every rule, by code."""
+    """Return every rule, by code."""
     return registered_rules()
 
 
 def find_rule(code: str) -> Rule:
-    """The rule of a code, in capitals or not.
+    """Return the rule of a code, in capitals or not.
 
     Raises:
         UsageError: there is none.

@@ -53,8 +53,8 @@ def bases_disagree(companions: Companions) -> Observations:
     "MR603",
     Companions,
     Effect.NOT_FUSABLE,
-    why="a bundle holds only members whose arithmetic is known and carried by its format",
-    remedy="leave the adapter out, or take away what its own findings name",
+    why="a bundle holds only members whose arithmetic its format can express",
+    remedy="leave the adapter out, or mend what its own findings name",
 )
 def member_is_not_fusable(companions: Companions) -> Observations:
     """An adapter cannot be fused by itself."""

@@ -21,7 +21,7 @@ _SAVE_AGAIN = "save the adapter with `save_pretrained(..., safe_serialization=Tr
     Folder,
     Effect.BROKEN,
     file=CONFIG_FILE,
-    why="without it nobody knows rank, alpha or base",
+    why="without it rank, alpha and base are unknown",
     remedy="point at the folder that `save_pretrained` wrote",
 )
 def config_is_missing(folder: Folder) -> Observations:
@@ -46,7 +46,7 @@ def config_is_missing(folder: Folder) -> Observations:
     remedy="put the file itself in place of the link, such as with `cp -L`",
 )
 def file_is_no_file(folder: Folder) -> Observations:
-    """Config or weights are a link or no regular file."""
+    """Config or weights are a link, or not a regular file."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         kind = folder.entries.get(name, Kind.FILE)
         if kind is not Kind.FILE:
@@ -119,7 +119,7 @@ def index_leaves_folder(folder: Folder) -> Observations:
     "MR007",
     Folder,
     Severity.NOTE,
-    why="loaders choose one without a word, not all of them the same",
+    why="loaders choose one silently, and not all choose the same",
     remedy="remove the pickle",
 )
 def weights_are_there_twice(folder: Folder) -> Observations:
@@ -170,7 +170,7 @@ def other_adapters_lie_below(folder: Folder) -> Observations:
     remedy="run `git lfs pull` in the clone, or download the file again from the Hub",
 )
 def config_is_stand_in(config: ConfigFile) -> Observations:
-    """A git-lfs pointer or a web page lies in place of the config."""
+    """A git-lfs pointer or a web page is in place of the config."""
     if config.data.startswith(LFS_START):
         yield Observation("a git-lfs pointer", "a JSON object")
     elif looks_like_html(config.data[:512]):
@@ -196,11 +196,11 @@ def config_is_too_large(config: ConfigFile) -> Observations:
     ConfigFile,
     Effect.BROKEN,
     file=CONFIG_FILE,
-    why="loaders stop with a raw traceback, or take the last of two values without a word",
+    why="loaders stop with a raw traceback, or silently take the last of two values",
     remedy="restore the config that `save_pretrained` wrote",
 )
 def config_is_no_json(config: ConfigFile) -> Observations:
-    """The config is no JSON."""
+    """The config is not JSON."""
     stands_in = config.data.startswith(LFS_START) or looks_like_html(config.data[:512])
     if config.problem is not None and not config.is_too_large and not stands_in:
         yield Observation(escape(config.problem, limit=300), "JSON in UTF-8, each key once")
@@ -215,7 +215,7 @@ def config_is_no_json(config: ConfigFile) -> Observations:
     remedy="restore the config that `save_pretrained` wrote",
 )
 def config_is_no_object(config: ConfigFile) -> Observations:
-    """The config is JSON, but no object."""
+    """The config is JSON, but not an object."""
     if config.problem is None and not isinstance(config.value, dict):
         yield Observation(f"a JSON {type(config.value).__name__}", "a JSON object")
 

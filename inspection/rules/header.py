@@ -1,4 +1,4 @@
-"""Rules about the weights file as a file: what it is, and whether its header can be believed."""
+"""Rules about the weights file as a file: its kind, and whether its header is consistent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DAMAGED = "loaders answer with a raw parser error, or read numbers that are not
 
 
 def looks_like_html(first: bytes) -> bool:
-    """Whether a file begins as a web page does."""
+    """Return whether a file begins as a web page does."""
     return first.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_HTML_STARTS)
 
 
@@ -50,7 +50,7 @@ def _is_pickle(first: bytes) -> bool:
     remedy="run `git lfs install` and `git lfs pull` in the clone, or download the file from the Hub",
 )
 def weights_are_lfs_pointer(start: FileStart) -> Observations:
-    """A git-lfs pointer lies in place of the weights."""
+    """A git-lfs pointer is in place of the weights."""
     if start.first.startswith(LFS_START):
         yield Observation(f"a git-lfs pointer of {start.file_bytes} bytes", "a safetensors file")
 
@@ -64,7 +64,7 @@ def weights_are_lfs_pointer(start: FileStart) -> Observations:
     remedy="download the file again with `hf download`, logged in if the repository is private or gated",
 )
 def weights_are_web_page(start: FileStart) -> Observations:
-    """A web page lies in place of the weights."""
+    """A web page is in place of the weights."""
     if looks_like_html(start.first):
         yield Observation("an HTML page", "a safetensors file")
 
@@ -102,7 +102,7 @@ def weights_are_empty(start: FileStart) -> Observations:
     FileStart,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="the length says how much to read before anything else is known of the file",
+    why="the length states how much to read before anything else is known of the file",
     remedy=_EXPORT_AGAIN,
 )
 def header_length_is_absurd(start: FileStart) -> Observations:
@@ -124,9 +124,9 @@ def header_length_is_absurd(start: FileStart) -> Observations:
 
 @rule("MR206", HeaderText, Effect.BROKEN, file=WEIGHTS_FILE, why=_DAMAGED, remedy=_EXPORT_AGAIN)
 def header_is_no_json(header: HeaderText) -> Observations:
-    """The header is no JSON object with unique names."""
+    """The header is not a JSON object with unique names."""
     if header.problem is not None:
-        yield Observation(escape(header.problem, limit=300), "a JSON object in which a name stands once")
+        yield Observation(escape(header.problem, limit=300), "a JSON object in which each name is unique")
     elif not isinstance(header.value, dict):
         yield Observation(f"a JSON {type(header.value).__name__}", "a JSON object")
     elif not header.text.startswith(b"{"):
@@ -156,7 +156,7 @@ def entry_is_malformed(header: HeaderEntries) -> Observations:
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
-        yield Observation("metadata that is no map of strings", "a map of strings", field="__metadata__")
+        yield Observation("metadata that is not a map of strings", "a map of strings", field="__metadata__")
 
 
 @rule("MR208", TensorLayout, Effect.BROKEN, file=WEIGHTS_FILE, why=_DAMAGED, remedy=_EXPORT_AGAIN)
@@ -177,7 +177,7 @@ def size_disagrees_with_shape(layout: TensorLayout) -> Observations:
     TensorLayout,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="overlapping tensors share bytes, holes hide them: what is checked is not what is loaded",
+    why="overlapping tensors share bytes and holes hide bytes: the values checked are not those loaded",
     remedy=_EXPORT_AGAIN,
 )
 def offsets_are_not_contiguous(layout: TensorLayout) -> Observations:

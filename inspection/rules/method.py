@@ -1,4 +1,4 @@
-"""Rules about what kind of adapter a config declares."""
+"""Rules about the kind of adapter that a config declares."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def peft_type_is_another_method(config: Config) -> Observations:
     Config,
     Effect.NOT_FUSABLE,
     file=CONFIG_FILE,
-    why="a bundle holds many adapters already and is no member of another bundle",
+    why="a bundle holds many adapters and cannot be a member of another bundle",
     remedy="take the members out with `meteora-registry extract` and fuse those",
 )
 def adapter_is_bundle(config: Config) -> Observations:
-    """This is a MeteoRA bundle, no single adapter."""
+    """This is a MeteoRA bundle, not a single adapter."""
     if config.value.get("peft_type") == BUNDLE_METHOD:
         yield Observation(quote(BUNDLE_METHOD), '`"LORA"`', field="peft_type")
 
@@ -115,7 +115,7 @@ def field_is_unknown(config: LoraConfig) -> Observations:
     remedy="write one of the task types of PEFT, or null",
 )
 def task_type_is_unknown(config: Config) -> Observations:
-    """The task type is none that PEFT knows."""
+    """PEFT does not know the task type."""
     found = config.value.get("task_type")
     if found is not None and not (isinstance(found, str) and found in TASK_TYPES):
         yield Observation(quote(found), " or ".join(sorted(TASK_TYPES)), field="task_type")
@@ -126,7 +126,7 @@ def task_type_is_unknown(config: Config) -> Observations:
     LoraConfig,
     Effect.BROKEN,
     file=CONFIG_FILE,
-    why='Python takes every non-empty text for true, `"false"` too: loaders may do the opposite of the word',
+    why='Python takes every non-empty text for true, even `"false"`: loaders may do the opposite of the word',
     remedy="write true or false without quotes",
 )
 def switch_is_no_boolean(config: LoraConfig) -> Observations:
@@ -208,7 +208,7 @@ def initialisation_needs_conversion(config: LoraConfig) -> Observations:
     remedy="write true; the initialisation does not matter for a trained adapter",
 )
 def initialisation_is_unknown(config: LoraConfig) -> Observations:
-    """The initialisation is none that PEFT knows."""
+    """PEFT does not know the initialisation."""
     found = initialisation(config)
     if found is None or isinstance(found, bool):
         return
@@ -292,7 +292,7 @@ def task_has_head(config: LoraConfig) -> Observations:
 
 
 def initialisation(config: LoraConfig) -> Any:
-    """``init_lora_weights``, a name in lower case."""
+    """Return ``init_lora_weights``, a name in lower case."""
     found = config.value.get("init_lora_weights")
     return found.lower() if isinstance(found, str) else found
 

@@ -1,4 +1,4 @@
-"""What a rule is, and how one is run.
+"""Rules: their registration, and how one is run.
 
 A rule is a generator function: it is given one subject, such as the parsed config, and yields an
 observation for every place that breaks it. The decorator adds what is the same for every
@@ -61,7 +61,7 @@ class Rule:
         return self.severity is not Severity.REFUSE
 
     def findings(self, subject: Any) -> Iterator[Finding]:
-        """What the rule says of a subject, the first twenty places and the number of the others."""
+        """Yield a finding for each of the first twenty places; the last one counts the other places."""
         observations = self.check(subject)
         shown = list(islice(observations, MAX_FINDINGS_PER_RULE))
         more = sum(1 for _ in islice(observations, _MAX_COUNTED))
@@ -71,7 +71,7 @@ class Rule:
             yield self.finding(observation)
 
     def finding(self, observation: Observation) -> Finding:
-        """The finding that an observation of this rule comes to."""
+        """Return the finding for an observation of this rule."""
         place = Place(
             file=escape(observation.file) if observation.file else self.file,
             tensor=None if observation.tensor is None else escape(observation.tensor, limit=512),
@@ -127,18 +127,18 @@ def rule(
 
 
 def examine(subject: object) -> tuple[Finding, ...]:
-    """What all rules about this type of subject find, in the order of their codes."""
+    """Return the findings of all rules about this type of subject, in the order of their codes."""
     rules = sorted((each for each in _RULES.values() if each.about is type(subject)), key=lambda r: r.code)
     return tuple(finding for each in rules for finding in each.findings(subject))
 
 
 def order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Findings by code; those of one rule stay in the order in which they were made."""
+    """Return findings by code; those of one rule stay in the order in which they were made."""
     return tuple(sorted(findings, key=lambda finding: finding.code))
 
 
 def registered_rules() -> tuple[Rule, ...]:
-    """The rules whose modules have been imported, by code."""
+    """Return the rules whose modules have been imported, by code."""
     return tuple(_RULES[code] for code in sorted(_RULES))
 
 

@@ -23,7 +23,7 @@ _GUESS = "without rank and alpha every result is scaled by a guess"
     remedy="write the rank that the adapter was trained with, a whole number",
 )
 def rank_is_unusable(config: LoraConfig) -> Observations:
-    """`r` is missing or no rank."""
+    """`r` is missing or not a rank."""
     if config.rank is None:
         yield Observation(_found(config, "r"), "a whole number from 1 on", field="r")
 
@@ -37,7 +37,7 @@ def rank_is_unusable(config: LoraConfig) -> Observations:
     remedy="write the alpha that the adapter was trained with, a positive number",
 )
 def alpha_is_unusable(config: LoraConfig) -> Observations:
-    """`lora_alpha` is missing or no positive number."""
+    """`lora_alpha` is missing or not a positive number."""
     if config.alpha is None:
         yield Observation(_found(config, "lora_alpha"), "a positive number", field="lora_alpha")
 
@@ -76,7 +76,7 @@ def pattern_field_is_malformed(config: LoraConfig) -> Observations:
     remedy="correct the expression, or list the module names",
 )
 def pattern_is_broken(config: LoraConfig) -> Observations:
-    """A pattern is no regular expression."""
+    """A pattern is not a regular expression."""
     for name, pattern in config.declared_patterns:
         if pattern.standing is Standing.BROKEN:
             yield Observation(quote_name(pattern.text), "a regular expression", field=_place(name, pattern))
@@ -87,7 +87,7 @@ def pattern_is_broken(config: LoraConfig) -> Observations:
     LoraConfig,
     Effect.NOT_FUSABLE,
     file=CONFIG_FILE,
-    why="it decides which modules have which scale, and no engine with a time bound reads it as PEFT does",
+    why="it sets the scale of each module, and no engine with a time bound reads it as PEFT does",
     remedy="list the module names instead of an expression with look-around, back-references or great length",
 )
 def pattern_cannot_be_evaluated(config: LoraConfig) -> Observations:
@@ -106,7 +106,7 @@ def pattern_cannot_be_evaluated(config: LoraConfig) -> Observations:
     LoraConfig,
     Severity.WARN,
     file=CONFIG_FILE,
-    why="PEFT and vLLM match with backtracking: a name that nearly fits can keep them busy for ever",
+    why="PEFT and vLLM match with backtracking, which may never end for a name that almost fits",
     remedy="list the module names, or write the expression without a repeat inside a repeat",
 )
 def pattern_may_hang_loaders(config: LoraConfig) -> Observations:

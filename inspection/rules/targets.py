@@ -1,4 +1,4 @@
-"""Rules about which modules a config says it targets. The tensors decide; the declaration is compared."""
+"""Rules about the modules that a config targets. The tensors decide; the declaration is compared."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def fan_in_fan_out_is_wrong(config: LoraConfig) -> Observations:
     remedy="write the targets as a list, or drop `layers_to_transform` and `layers_pattern`",
 )
 def layers_contradict_targets(config: LoraConfig) -> Observations:
-    """Layers are chosen beside targets that are one text, or a layers pattern stands alone."""
+    """Layers are chosen beside targets that are one text, or a layers pattern has no layers beside it."""
     layers, pattern = config.value.get("layers_to_transform"), config.value.get("layers_pattern")
     if isinstance(config.value.get("target_modules"), str):
         for name, value in (("layers_to_transform", layers), ("layers_pattern", pattern)):
@@ -169,7 +169,7 @@ def layers_contradict_targets(config: LoraConfig) -> Observations:
 
 
 def match_targets(tensors: Tensors) -> set[str] | None:
-    """The modules of the file that the config targets; nothing if that cannot be said."""
+    """Return the modules of the file that the config targets; None if they cannot be determined."""
     declared = tensors.config.value.get("target_modules")
     paths = [pair.path for pair in tensors.pairs]
     if isinstance(declared, str) and declared and declared != _ALL_LINEAR:
@@ -182,12 +182,12 @@ def match_targets(tensors: Tensors) -> set[str] | None:
 
 
 def _depths_of(names: set[str]) -> list[int]:
-    """The numbers of dots that occur in the names."""
+    """Return the numbers of dots that occur in the names."""
     return sorted({name.count(".") for name in names})
 
 
 def _tails_of(path: str, depths: list[int]) -> list[str]:
-    """The ends of a path that have so many dots, from a dot on or whole."""
+    """Return the ends of a path that have one of these numbers of dots: the path after a dot, or whole."""
     if depths == [0]:
         return [path.rpartition(".")[2]]
     parts = path.split(".")

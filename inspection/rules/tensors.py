@@ -1,4 +1,4 @@
-"""Rules about the tensors of an adapter: which there are, how they pair, what else is in the file."""
+"""Rules about the tensors of an adapter: the factors, how they pair, and the other tensors of the file."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def names_carry_marks(tensors: Tensors) -> Observations:
     Tensors,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="what stands in front of the module path is no known prefix, so the module is a guess",
+    why="the text before the module path is not a known prefix, so the module is a guess",
     remedy="rename the tensors to `base_model.model.<module>.lora_A.weight`",
 )
 def module_path_is_unusable(tensors: Tensors) -> Observations:
-    """A module path is none."""
+    """A name does not hold a valid module path."""
     for pair in tensors.pairs:
         if not is_module_path(pair.path):
             expected = f"letters, digits, `_` and dots, at most {MAX_PATH_CHARACTERS}"
@@ -110,11 +110,11 @@ def module_path_is_unusable(tensors: Tensors) -> Observations:
     Tensors,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="two tensors claim the same factor of the same module; which one is loaded is chance",
+    why="two tensors are for the same factor of the same module; which one is loaded is chance",
     remedy="keep one of them; a checkpoint with several adapters must be saved one by one",
 )
 def factor_stands_twice(tensors: Tensors) -> Observations:
-    """Two tensors stand for the same factor."""
+    """Two tensors are the same factor."""
     for pair in tensors.unsound:
         for entry in pair.repeated:
             yield Observation(
@@ -148,7 +148,7 @@ def factor_is_missing(tensors: Tensors) -> Observations:
     "state dict), and save again",
 )
 def factor_is_empty_or_flat(tensors: Tensors) -> Observations:
-    """A factor has no elements, or no two dimensions."""
+    """A factor has no elements, or fewer than two dimensions."""
     for pair in tensors.unsound:
         for entry in filter(None, (pair.a, pair.b)):
             if entry.elements == 0:
@@ -398,8 +398,8 @@ def file_holds_variant(tensors: Tensors) -> Observations:
     Tensors,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="nobody knows what the tensor is for, so nobody can say that leaving it out changes nothing",
-    remedy="remove the tensor if it is no part of the adapter",
+    why="the tensor's purpose is unknown, so leaving it out might change the result",
+    remedy="remove the tensor if it is not part of the adapter",
 )
 def tensor_is_unknown(tensors: Tensors) -> Observations:
     """A tensor is neither a factor nor anything known."""
@@ -410,15 +410,15 @@ def tensor_is_unknown(tensors: Tensors) -> Observations:
 
 
 def _begins_unknown(path: str) -> bool:
-    """Whether half of PEFT's prefix stands in front of a path."""
+    """Return whether a path begins with half of PEFT's prefix."""
     return path == "base_model" or path.startswith("base_model.")
 
 
 def _module_of(name: str) -> str:
-    """The last part of the path of the module that a weight or bias belongs to."""
+    """Return the last part of the path of the module that a weight or bias belongs to."""
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
 def _saved_names(tensors: Tensors) -> frozenset[str]:
-    """The last parts of the module names in `modules_to_save`."""
+    """Return the last parts of the module names in `modules_to_save`."""
     return frozenset(name.rpartition(".")[2] for name in tensors.config.saved_modules)

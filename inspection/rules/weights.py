@@ -14,7 +14,7 @@ from .rule import WEIGHTS_FILE, Observation, Observations, rule
     Weights,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="one such number can spoil every output, or give finite wrong logits that nobody notices",
+    why="one such number can spoil every output, or give logits that are finite and wrong",
     remedy="train again with a lower learning rate or gradient clipping; take the last good checkpoint",
 )
 def number_is_not_finite(weights: Weights) -> Observations:
@@ -67,7 +67,7 @@ def product_overflows_half(weights: Weights) -> Observations:
     Weights,
     Severity.WARN,
     file=WEIGHTS_FILE,
-    why="the adapter changes nothing: it loads, and does nothing",
+    why="the adapter loads and changes nothing",
     remedy="take the checkpoint after training; a policy can refuse untrained adapters",
 )
 def adapter_is_untrained(weights: Weights) -> Observations:

@@ -1,11 +1,11 @@
 """The content store: every file once, under the SHA-256 digest of its bytes, never changed.
 
-A blob lies at ``sha256/ab/cdef...`` below the store's root. ``Store`` keeps it in a folder of this
+A blob is at ``sha256/ab/cdef...`` below the store's root. ``Store`` keeps it in a folder of this
 machine, ``RemoteStore`` at a URL that a team shares, with a folder in front that holds what was read.
 A caller publishes blobs first and records them in the catalog second, inside ``Intake.published``; a
 crash in between leaves a blob that nothing refers to, and never a record without its bytes.
 
-Nothing here knows what the bytes mean, or opens a catalog: ``References`` is what it is told of one.
+Nothing here knows the meaning of the bytes, or opens a catalog: ``References`` is its view of one.
 """
 
 from .blob import Advance, Blob, open_regular_file

@@ -17,7 +17,7 @@ from ...schemas.errors import SourceUnreadable
 CHUNK_BYTES = 1 << 20
 READ_ONLY = 0o444
 
-# Told the number of bytes of each chunk that was read.
+# Called with the number of bytes of each chunk that was read.
 Advance = Callable[[int], None]
 
 
@@ -31,7 +31,7 @@ class Blob:
 
 @contextmanager
 def open_regular_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, if it is a regular one and no symbolic link.
+    """Open a file for reading, if it is a regular file and not a symbolic link.
 
     Raises:
         SourceUnreadable: it is anything else, or cannot be read.
@@ -45,13 +45,13 @@ def open_regular_file(path: Path) -> Iterator[BinaryIO]:
         raise SourceUnreadable(f"`{path}` cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise SourceUnreadable(f"`{path}` is no regular file")
+        raise SourceUnreadable(f"`{path}` is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
         yield file
 
 
 def read_chunks(file: BinaryIO, advance: Advance | None = None) -> Iterator[bytes]:
-    """The rest of a file, 1 MiB at a time."""
+    """Yield the rest of a file, 1 MiB at a time."""
     while chunk := file.read(CHUNK_BYTES):
         yield chunk
         if advance is not None:
@@ -59,13 +59,13 @@ def read_chunks(file: BinaryIO, advance: Advance | None = None) -> Iterator[byte
 
 
 def hash_file(path: Path, advance: Advance | None = None) -> Digest:
-    """The digest of a file's bytes."""
+    """Return the digest of a file's bytes."""
     with path.open("rb") as file:
         return hash_chunks(read_chunks(file, advance))
 
 
 def hash_chunks(chunks: Iterable[bytes]) -> Digest:
-    """The digest of the chunks, one after another."""
+    """Return the digest of the chunks, one after another."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -96,7 +96,7 @@ def move_into_place(path: Path, place: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

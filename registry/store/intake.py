@@ -1,7 +1,7 @@
 """Files on their way into a store.
 
-They lie in a folder of their own below ``incoming``, on which a lock is held for as long as its maker
-lives; a folder there that nobody holds was left by a process that died.
+They are in a folder of their own below ``incoming``, which their process keeps locked; a folder there that
+is not locked was left by a process that died.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Intake:
         """Copy one file, hashing it on the way; memory: one chunk of 1 MiB.
 
         Raises:
-            SourceUnreadable: missing, a symbolic link, no regular file, or larger than ``max_bytes``.
+            SourceUnreadable: missing, a symbolic link, not a regular file, or larger than ``max_bytes``.
             StoreUnavailable: the store cannot be written.
         """
         path = self._folder / str(len(self._staged))
@@ -60,7 +60,7 @@ class Intake:
 
     @contextmanager
     def published(self) -> Iterator[None]:
-        """Everything copied is in its place, and no removal takes it away until the block ends.
+        """Publish everything copied; until the block ends, no removal takes it away.
 
         Where the store is elsewhere, that holds only for a record made with ``confirm``.
 
@@ -99,7 +99,7 @@ def _limited(chunks: Iterator[bytes], source: Path, max_bytes: int | None) -> It
 
 
 def _next_chunk(chunks: Iterator[bytes], source: Path) -> bytes:
-    # Here, so that what the source's disk does is not blamed on the store's.
+    # Caught here, so that an error of the source's disk is not blamed on the store's.
     try:
         return next(chunks, b"")
     except OSError as error:
@@ -108,7 +108,7 @@ def _next_chunk(chunks: Iterator[bytes], source: Path) -> bytes:
 
 @contextmanager
 def written(incoming: Path) -> Iterator[None]:
-    """Errors of the store's own folder in our words."""
+    """Turn errors of the store's own folder into ``StoreUnavailable``."""
     try:
         yield
     except MeteoraError:
@@ -122,17 +122,17 @@ def written(incoming: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed_folder(incoming: Path, lock_path: Path) -> Iterator[Path]:
-    """A new folder below ``incoming``, locked while the block runs and gone afterwards.
+    """Yield a new folder below ``incoming``, locked while the block runs and gone afterwards.
 
     Raises:
         StoreUnavailable: none can be made there.
     """
     with written(incoming):
         incoming.mkdir(parents=True, exist_ok=True)
-        # Said of the store, before it is said of its lock.
+        # Checked first, so that the message names the store and not its lock.
         if not os.access(incoming, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        # Between making and locking it, nobody may take it for a leftover.
+        # Until it is locked, another process could take it for a leftover.
         with hold_lock(lock_path, shared=True):
             folder = incoming_folder(incoming)
             claim = _open_folder(folder)
@@ -145,7 +145,7 @@ def claimed_folder(incoming: Path, lock_path: Path) -> Iterator[Path]:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether nobody holds a file or folder of ``incoming``."""
+    """Return whether no process holds a file or folder of ``incoming``."""
     try:
         claim = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

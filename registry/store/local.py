@@ -1,9 +1,9 @@
 """A content store in a folder of this machine.
 
 A blob is hashed while it is copied, written beside its place, flushed to the disk and moved there in
-one step, so a name in the store always has all of its bytes. Whoever publishes shares a lock until the
-record is committed, and whoever deletes holds it alone, so nothing is deleted that is being added. Marks
-say whether one catalog alone uses the store, without which nothing is deleted at all.
+one step, so a name in the store always has all of its bytes. Publishing shares a lock until the record is
+committed, and deleting takes it exclusively, so nothing is deleted while it is being added. Nothing is
+deleted at all unless the marks show that one catalog alone uses the store.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _ANY = re.compile(r".+", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What a catalog refers to, for as long as nobody can change it.
+    """The references of a catalog, valid while the catalog cannot change.
 
-    ``catalog`` says which catalog it is, None if nothing was ever recorded in it; ``among`` gives those
-    of some digests that a version refers to; ``note`` is told what was deleted, if that is to be kept.
+    ``catalog`` identifies the catalog, None if nothing was ever recorded in it; ``among`` gives those
+    of some digests that a version refers to; ``note`` records what was deleted, if that is to be kept.
     """
 
     catalog: Digest | None
@@ -44,7 +44,7 @@ class References:
     note: Callable[[Sequence[Blob]], None] = lambda _: None
 
 
-# Opens the references: while the block lasts, nobody commits another.
+# Opens the references: no other is committed until the block ends.
 HeldReferences = Callable[[], AbstractContextManager[References]]
 
 
@@ -62,7 +62,7 @@ class Store(MarkedStore):
     Its methods may be called by several threads and processes at once.
     """
 
-    # A lock says what is in use, so what is unused may go at once.
+    # A lock shows what is in use, so unused blobs may be deleted at once.
     grace_seconds = 0.0
 
     def __init__(self, folder: Path) -> None:
@@ -100,20 +100,20 @@ class Store(MarkedStore):
             )
 
     def place_of(self, digest: Digest) -> Path:
-        """Where the blob lies, if it is there."""
+        """Return the path of the blob, whether or not it exists."""
         return self._blobs / "sha256" / digest[:2] / digest[2:]
 
     def place_aside(self, digest: Digest) -> Path:
-        """Where a blob lies that was put aside on this machine, if there is one."""
+        """Return the path of a blob that was put aside on this machine, whether or not there is one."""
         return self._blobs / "quarantine" / digest
 
     def find(self, digest: Digest) -> Path | None:
-        """The blob's file, to be read only; None if there is none."""
+        """Return the blob's file, to be read only; None if there is none."""
         place = self.place_of(digest)
         return place if place.is_file() else None
 
     def path_of(self, digest: Digest) -> Path:
-        """The blob's file, to be read only.
+        """Return the blob's file, to be read only.
 
         Raises:
             StoreDamaged: there is none.
@@ -124,7 +124,7 @@ class Store(MarkedStore):
         return path
 
     def check(self, digest: Digest, *, advance: Advance | None = None) -> Path:
-        """The blob's file, after its bytes were read and found to have this digest.
+        """Return the blob's file, after its bytes were read and found to have this digest.
 
         Raises:
             StoreDamaged: missing, or changed since it was stored.
@@ -136,7 +136,7 @@ class Store(MarkedStore):
         return path
 
     def read(self, digest: Digest) -> bytes:
-        """The bytes of a small blob, such as a config, checked against the digest.
+        """Return the bytes of a small blob, such as a config, checked against the digest.
 
         Raises:
             StoreDamaged: missing, or changed since it was stored.
@@ -148,21 +148,21 @@ class Store(MarkedStore):
         return data
 
     def rehash(self, digest: Digest, *, advance: Advance | None = None) -> Digest | None:
-        """The digest that the stored bytes have now; None if there are none."""
+        """Return the digest that the stored bytes have now; None if there are none."""
         try:
             return hash_file(self.place_of(digest), advance)
         except FileNotFoundError:
             return None
 
     def size_of(self, digest: Digest) -> int | None:
-        """The number of bytes stored under a digest; None if there is nothing."""
+        """Return the number of bytes stored under a digest; None if there is nothing."""
         try:
             return self.place_of(digest).stat().st_size
         except FileNotFoundError:
             return None
 
     def age_seconds(self, digest: Digest) -> float:
-        """How long ago the blob was put there; 0 if it is not there."""
+        """Return how long ago the blob was put there; 0 if it is not there."""
         try:
             return time.time() - self.place_of(digest).stat().st_mtime
         except FileNotFoundError:
@@ -185,7 +185,7 @@ class Store(MarkedStore):
         """
 
     def publish(self, digest: Digest, path: Path) -> None:
-        """Put a copied file in its place, whatever lies there; called by ``Intake.published``."""
+        """Put a copied file in its place, over any that is there; called by ``Intake.published``."""
         move_into_place(path, self.place_of(digest))
 
     def confirm(self, digests: Iterable[Digest], catalog: Digest) -> None:
@@ -197,7 +197,7 @@ class Store(MarkedStore):
         self.put_mark(catalog)
 
     def list_blobs(self) -> Iterator[Blob]:
-        """Every blob, ordered by digest, a shard at a time."""
+        """Yield every blob, ordered by digest, a shard at a time."""
         for shard in filter(Path.is_dir, _children(self._blobs / "sha256", _SHARD)):
             for path in _children(shard, _REST):
                 with suppress(FileNotFoundError):
@@ -233,28 +233,28 @@ class Store(MarkedStore):
             super().adopt(catalog)
 
     def list_files(self) -> Iterator[Path]:
-        """Everything on this machine where only blobs belong."""
+        """Return everything on this machine where only blobs belong."""
         return (
             path for path in (self._blobs / "sha256").rglob("*") if path.is_symlink() or not path.is_dir()
         )
 
     def list_folders(self) -> Iterator[Path]:
-        """Every folder of the store on this machine."""
+        """Yield every folder of the store on this machine."""
         if self._blobs.is_dir():
             yield self._blobs
             yield from (path for path in self._blobs.rglob("*") if path.is_dir() and not path.is_symlink())
 
     def digest_at(self, path: Path) -> Digest | None:
-        """The digest whose place a path is; None if it is no blob's place."""
+        """Return the digest whose place a path is; None if it is not the place of a blob."""
         name = path.parent.name + path.name
         return Digest(name) if _DIGEST.fullmatch(name) and self.place_of(Digest(name)) == path else None
 
     def list_leftovers(self) -> list[Leftover]:
-        """What processes that died left in ``incoming``."""
+        """Return the leftovers in ``incoming`` of processes that died."""
         return [Leftover(str(path), _size_of(path)) for path in self._abandoned()]
 
     def clear_leftovers(self) -> int:
-        """Delete the leftovers; the number of bytes set free."""
+        """Delete the leftovers; return the number of bytes set free."""
         freed_bytes = 0
         if not self.incoming.is_dir():
             return 0
@@ -265,9 +265,9 @@ class Store(MarkedStore):
         return freed_bytes
 
     def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
-        """Delete those blobs that nothing refers to; the number of bytes set free.
+        """Delete those blobs that nothing refers to; return the number of bytes set free.
 
-        The references are asked while no blob can be published, so none is deleted that is being added.
+        The references are read while no blob can be published, so none is deleted while it is being added.
 
         Raises:
             StillInUse: other catalogs use the store too, or may.
@@ -286,7 +286,7 @@ class Store(MarkedStore):
         return freed_bytes
 
     def set_aside(self, digest: Digest) -> str:
-        """Where a damaged blob lies now, out of the way of the right bytes.
+        """Move a damaged blob aside, out of the way of the right bytes, and return its new path.
 
         Raises:
             StoreDamaged: there is none.
@@ -299,7 +299,7 @@ class Store(MarkedStore):
         return str(place)
 
     def list_set_aside(self) -> Iterator[Blob]:
-        """What was put aside, under the digests that it should have had."""
+        """Yield what was put aside, under the digests that it should have had."""
         for path in _children(self._blobs / "quarantine", _DIGEST):
             with suppress(FileNotFoundError):
                 yield Blob(Digest(path.name), path.stat().st_size)
@@ -319,7 +319,7 @@ class Store(MarkedStore):
 
 
 def batches(digests: Iterable[Digest], size: int = BATCH) -> Iterator[list[Digest]]:
-    """The digests, so many at a time."""
+    """Yield the digests in batches."""
     rest = iter(digests)
     while batch := list(islice(rest, size)):
         yield batch

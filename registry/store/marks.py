@@ -22,20 +22,20 @@ from .blob import Blob
 
 MARKS = "catalogs"
 UNKNOWN = "unknown"
-# So many are asked about, and deleted in one transaction of the catalog, whose writers wait meanwhile.
+# Blobs per question, and per deleting transaction of the catalog, whose other writers wait meanwhile.
 BATCH = 500
 _SHOWN = 5
 _ADOPT = "if no other catalog uses the store, `meteora-registry store adopt` makes it this catalog's alone"
 
-# Those of some digests that a version in the catalog refers to.
+# Returns those of some digests that a version in the catalog refers to.
 Referenced = Callable[[Collection[Digest]], Collection[Digest]]
 
 
 class Owner(Protocol):
-    """What a store asks of a catalog."""
+    """The questions of a store to a catalog."""
 
     def identify(self) -> Digest | None:
-        """Return which catalog this is; None before anything was recorded in it."""
+        """Return the identity of this catalog; None before anything was recorded in it."""
 
     def referenced(self, digests: Collection[Digest]) -> Collection[Digest]:
         """Return those of ``digests`` that a version refers to."""
@@ -74,7 +74,7 @@ class MarkedStore(ABC):
         if catalog in marks:
             return
         if not marks and self._has_others(referenced) and not self.list_marks():
-            # First: whatever moment this dies at, those blobs are not taken for this catalog's.
+            # Written first: if this process dies here, those blobs are not taken for this catalog's.
             self.put_mark(UNKNOWN)
         self.put_mark(catalog)
 
@@ -85,7 +85,7 @@ class MarkedStore(ABC):
             StillInUse: other catalogs use it, or may.
             StoreUnavailable: the store cannot be read or written.
         """
-        # In this order: a catalog has its identity before it leaves a mark.
+        # In this order, since a catalog has its identity before it leaves a mark.
         marks = self.list_marks()
         catalog = owner.identify()
         if catalog is not None and marks == {catalog}:
@@ -144,7 +144,7 @@ class MarkedStore(ABC):
 
 
 def unreferenced(blobs: Iterable[Blob], referenced: Referenced) -> Iterator[Blob]:
-    """Yield the blobs that nothing refers to, asking about so many at a time."""
+    """Yield the blobs that nothing refers to, asking about them in batches."""
     rest = iter(blobs)
     while batch := list(islice(rest, BATCH)):
         needed = referenced([blob.sha256 for blob in batch])

@@ -1,4 +1,4 @@
-"""Files at a URL, through fsspec alone: put whole, read, listed, deleted; and every fault in our words.
+"""Files at a URL, through fsspec alone: put whole, read, listed, deleted; every fault as one of our errors.
 
 Object stores show an object when all of it has arrived. Anything else gets the bytes under a temporary
 name, which is then renamed. Credentials are the libraries' own affair: they find them in their
@@ -33,17 +33,17 @@ _MAX_REASON = 300
 
 
 def parse_store_url(text: str) -> str:
-    """A store's URL in one spelling; the path of a folder means the folder.
+    """Return a store's URL in one spelling; the path of a folder means the folder.
 
     Raises:
-        UsageError: no URL, one of several parts, or one that holds a password.
+        UsageError: not a URL, one of several parts, or one that holds a password.
     """
     remember_url(text)
     if text.startswith(("/", "~")):
         return _folder_url(text)
     found = _URL.fullmatch(text)
     if found is None:
-        raise UsageError(f"the store `{mask_url(text)}` is no URL", hint=_EXAMPLE)
+        raise UsageError(f"the store `{mask_url(text)}` is not a URL", hint=_EXAMPLE)
     if _PASSWORD.match(found["rest"]):
         raise UsageError(
             f"the store's `{found['protocol']}` URL holds a password",
@@ -79,7 +79,7 @@ class Remote:
         return mask_url(self.url)
 
     def url_of(self, name: str) -> str:
-        """Where a file lies, for people."""
+        """Return the address of a file, for messages."""
         return f"{self}/{name}"
 
     def require_there(self) -> None:
@@ -99,7 +99,7 @@ class Remote:
                     self._require_bucket()
 
     def size_of(self, name: str) -> int | None:
-        """The size of a file in bytes; None if it is not there."""
+        """Return the size of a file in bytes; None if it is not there."""
         with self._faults("look at", name):
             try:
                 return int(self._files.info(self._path(name))["size"])
@@ -107,7 +107,7 @@ class Remote:
                 return None
 
     def age_seconds(self, name: str) -> float:
-        """How long ago a file was written, by the store's clock and ours; 0 if it is not there."""
+        """Return how long ago a file was written, by the store's clock and ours; 0 if it is not there."""
         with self._faults("look at", name):
             try:
                 modified = self._files.modified(self._path(name))
@@ -117,7 +117,7 @@ class Remote:
         return time.time() - float(zoned.timestamp())
 
     def put(self, source: Path, name: str) -> None:
-        """Put a file there, in place of what lies there; it is seen whole or not at all."""
+        """Put a file there, over any that is there; it is seen whole or not at all."""
         with self._faults("write", name):
             if self._protocol in _OBJECT_STORES:
                 self._files.put_file(str(source), self._path(name))
@@ -136,7 +136,7 @@ class Remote:
             self._flush(Path(self._path(name)).parent)
 
     def read_chunks(self, name: str) -> Iterator[bytes]:
-        """The bytes of a file, 1 MiB at a time."""
+        """Yield the bytes of a file, 1 MiB at a time."""
         with (
             self._faults("read", name),
             self._files.open(
@@ -147,7 +147,7 @@ class Remote:
                 yield bytes(chunk)
 
     def list_names(self, folder: str) -> list[tuple[str, int]]:
-        """The last parts of the names below a folder, sorted, with sizes; folders among them have size 0."""
+        """Return the last parts of the names below a folder, sorted, with sizes; a folder has size 0."""
         with self._faults("list", folder):
             try:
                 entries = self._files.ls(self._path(folder), detail=True)
@@ -221,7 +221,7 @@ class Remote:
 
     @contextmanager
     def _faults(self, action: str, name: str) -> Iterator[None]:
-        """What the libraries raise, as ``StoreUnavailable``."""
+        """Turn what the libraries raise into ``StoreUnavailable``."""
         what = f"`{self.url_of(name)}`"
         try:
             yield

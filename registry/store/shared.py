@@ -1,7 +1,7 @@
 """A content store at a URL, with a folder of this machine in front that holds what was read or put.
 
-No lock reaches every machine that uses it. What keeps a blob that is being added from being deleted is
-the catalog, whose writers take turns: a blob is deleted inside a writing transaction that finds no
+No lock reaches every machine that uses it. The catalog, whose writers take turns, keeps a blob that is
+being added from being deleted: a blob is deleted inside a writing transaction that finds no
 reference to it, and recorded inside one that finds the blob still there, or puts it again. Whichever of
 the two comes first, no record is left without its bytes.
 
@@ -26,7 +26,7 @@ from .remote import INCOMING, Remote
 _QUARANTINE = "quarantine"
 # Each takes a request or two, and the catalog's other writers wait meanwhile.
 _REMOTE_BATCH = 50
-# No upload that lives stands still for so long.
+# A running upload does not pause for so long.
 _IDLE_SECONDS = 3600.0
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +60,7 @@ class RemoteStore(Store):
         self.remote.require_there()
 
     def find(self, digest: Digest) -> Path | None:
-        """The file of a copy, fetched and checked if there is none yet; None if the store has no blob.
+        """Return the file of a copy, fetched and checked if there is none yet; None if the store has no blob.
 
         Raises:
             StoreDamaged: its bytes have another digest; nothing was kept.
@@ -69,11 +69,11 @@ class RemoteStore(Store):
         return self.find_cached(digest) or self._fetch(digest, None)
 
     def find_cached(self, digest: Digest) -> Path | None:
-        """The file of a copy that is here already."""
+        """Return the file of a copy that is here already."""
         return super().find(digest)
 
     def check(self, digest: Digest, *, advance: Advance | None = None) -> Path:
-        """The file of a copy with this digest, of a blob that is there and has the copy's size.
+        """Return the file of a copy with this digest, of a blob that is there and has the copy's size.
 
         A changed copy is fetched again.
 
@@ -98,23 +98,23 @@ class RemoteStore(Store):
         return path
 
     def rehash(self, digest: Digest, *, advance: Advance | None = None) -> Digest | None:
-        """The digest of the bytes in the store itself, all of which are transferred; None if none."""
+        """Return the digest of the bytes in the store itself, all of which are transferred; None if none."""
         if self.size_of(digest) is None:
             return None
         return hash_chunks(self._read(digest, advance))
 
     def size_of(self, digest: Digest) -> int | None:
-        """The number of bytes stored under a digest; None if there is nothing."""
+        """Return the number of bytes stored under a digest; None if there is nothing."""
         return self.remote.size_of(_name_of(digest))
 
     def age_seconds(self, digest: Digest) -> float:
-        """How long ago the blob was put there last; 0 if it is not there."""
+        """Return how long ago the blob was put there last; 0 if it is not there."""
         return self.remote.age_seconds(_name_of(digest))
 
     def send(self, digest: Digest, path: Path) -> None:
         """Put a copied file in its place there.
 
-        It is put even where it is already: that mends a damaged blob, and makes an old one young.
+        It is put even if it is there already: that mends a damaged blob, and renews the age of an old one.
         """
         self.remote.put(path, _name_of(digest))
 
@@ -127,7 +127,7 @@ class RemoteStore(Store):
                 self.remote.put(copy, _name_of(digest))
 
     def list_blobs(self) -> Iterator[Blob]:
-        """Every blob in the store, ordered by digest, a shard at a time."""
+        """Yield every blob in the store, ordered by digest, a shard at a time."""
         for shard, _ in self.remote.list_names("sha256"):
             if _SHARD.fullmatch(shard):
                 for rest, size_bytes in self.remote.list_names(f"sha256/{shard}"):
@@ -154,11 +154,11 @@ class RemoteStore(Store):
         self.remote.delete(f"{MARKS}/{name}")
 
     def list_cached(self) -> Iterator[Blob]:
-        """Every copy in the cache."""
+        """Return every copy in the cache."""
         return super().list_blobs()
 
     def rehash_cached(self, digest: Digest) -> Digest | None:
-        """The digest that a copy in the cache has now; None if there is none."""
+        """Return the digest that a copy in the cache has now; None if there is none."""
         return super().rehash(digest)
 
     def drop_cached(self, digests: Iterable[Digest]) -> None:
@@ -168,12 +168,12 @@ class RemoteStore(Store):
                 self.place_of(digest).unlink(missing_ok=True)
 
     def list_leftovers(self) -> list[Leftover]:
-        """What died on the way into the cache, or over an hour ago on the way into the store."""
+        """Return the leftovers on the way into the cache, and those of an hour on the way into the store."""
         remote = [Leftover(self.remote.url_of(name), size) for name, size in self._abandoned_there()]
         return super().list_leftovers() + remote
 
     def clear_leftovers(self) -> int:
-        """Delete the leftovers; the number of bytes set free."""
+        """Delete the leftovers; return the number of bytes set free."""
         freed_bytes = super().clear_leftovers()
         for name, size_bytes in self._abandoned_there():
             self.remote.delete(name)
@@ -181,20 +181,20 @@ class RemoteStore(Store):
         return freed_bytes
 
     def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
-        """Delete those blobs that nothing refers to; the number of bytes set free.
+        """Delete those blobs that nothing refers to; return the number of bytes set free.
 
         Raises:
             StillInUse: other catalogs use the store too, or may.
         """
         freed_bytes = 0
         for batch in batches(sorted(set(digests)), _REMOTE_BATCH):
-            # The cache's lock too: whoever adds on this machine may have to put its copy again.
+            # The cache's lock too: an `add` on this machine may have to put its copy again.
             with hold_lock(self.lock_path), references() as held:
                 self.require_sole(held.catalog)
                 dropped = []
                 for digest in batch:
                     size_bytes = self.size_of(digest)
-                    # Asked each time, and last: a connection that was lost no longer holds others back.
+                    # Asked just before each deletion: a lost connection no longer holds back other writers.
                     if size_bytes is not None and not held.among([digest]):
                         self.remote.delete(_name_of(digest))
                         self.place_of(digest).unlink(missing_ok=True)
@@ -204,13 +204,13 @@ class RemoteStore(Store):
         return freed_bytes
 
     def set_aside(self, digest: Digest) -> str:
-        """Where a damaged blob lies now, out of the way of the right bytes."""
+        """Move a damaged blob aside, out of the way of the right bytes, and return its new URL."""
         name = f"{_QUARANTINE}/{digest}"
         self.remote.move(_name_of(digest), name)
         return self.remote.url_of(name)
 
     def list_set_aside(self) -> Iterator[Blob]:
-        """What was put aside, under the digests that it should have had."""
+        """Yield what was put aside, under the digests that it should have had."""
         for name, size_bytes in self.remote.list_names(_QUARANTINE):
             if _DIGEST.fullmatch(name):
                 yield Blob(Digest(name), size_bytes)
@@ -242,7 +242,7 @@ class RemoteStore(Store):
                 advance(len(chunk))
 
     def _abandoned_there(self) -> list[tuple[str, int]]:
-        # What is on its way into an object store is nowhere to be seen; elsewhere it grows as it comes.
+        # An object store does not show an unfinished upload; elsewhere the file grows as it arrives.
         entries = [(f"{INCOMING}/{name}", size) for name, size in self.remote.list_names(INCOMING)]
         return [entry for entry in entries if self.remote.age_seconds(entry[0]) >= _IDLE_SECONDS]
 

@@ -1,6 +1,6 @@
 """Adapters as people meet them: each verdict is compared with what PEFT makes of the same files.
 
-A mark `xfail` states what is wrong today. It is strict: whoever mends the fault removes the mark.
+A mark `xfail` states what is wrong today. It is strict: the commit that mends the fault removes the mark.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from support.program import Run
 pytestmark = [
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
-    # What PEFT says when it loads an adapter of which it uses nothing.
+    # PEFT warns so when it loads an adapter of which it uses nothing.
     pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning"),
-    # What PEFT says when it makes parameters of the names of expert modules.
+    # PEFT warns so when it makes parameters of the names of expert modules.
     pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning"),
 ]
 
@@ -64,14 +64,14 @@ TEXT = {
 
 
 def tiny_mixture() -> PreTrainedModel:
-    """A mixture of four experts in each layer, which transformers stacks into one parameter."""
+    """Return a mixture of four experts in each layer, which transformers stacks into one parameter."""
     torch.manual_seed(0)
     config = Qwen3MoeConfig(**TEXT, num_experts=4, moe_intermediate_size=16, num_experts_per_tok=2)
     return Qwen3MoeForCausalLM(config).eval()
 
 
 def tiny_gemma3() -> PreTrainedModel:
-    """A vision-language model, whose modules transformers has renamed since 4.52."""
+    """Return a vision-language model, whose modules transformers has renamed since 4.52."""
     torch.manual_seed(0)
     vision = {
         "hidden_size": 32,
@@ -88,12 +88,12 @@ def tiny_gemma3() -> PreTrainedModel:
 
 
 def adapter(name: str, make_base: Callable[[], PreTrainedModel] = tiny_llama, **options: Any) -> Path:
-    """An adapter of two projections in a folder of this name; the options replace or add to its config."""
+    """Return an adapter of two projections in a folder of this name; options replace or add to its config."""
     return make_adapter(make_base, Path(name), **({"seed": 1, "base": "org/base"} | QV | options))
 
 
 def renamed(source: Path, name: str, rename: Callable[[str], str], **config: Any) -> Path:
-    """A copy of an adapter with other tensor names and these changes to its config."""
+    """Return a copy of an adapter with other tensor names and these changes to its config."""
     target = Path(name)
     shutil.copytree(source, target)
     tensors = load_file(source / "adapter_model.safetensors")
@@ -104,13 +104,13 @@ def renamed(source: Path, name: str, rename: Callable[[str], str], **config: Any
 
 
 def has_effect(make_base: Callable[[], PreTrainedModel], folder: Path) -> bool:
-    """Whether PEFT answers with the adapter otherwise than without it."""
+    """Return whether PEFT answers with the adapter otherwise than without it."""
     tokens = some_tokens()
     return not torch.equal(logits_alone(make_base(), folder, tokens), logits_of(make_base(), tokens))
 
 
 def member_logits(base: PreTrainedModel, bundle: Path, member: str) -> Tensor:
-    """The logits of a bundle with one member forced."""
+    """Return the logits of a bundle with one member forced."""
     model = PeftModel.from_pretrained(base, bundle).eval()
     with runtime.force_adapter(model, member):
         return logits_of(model)
@@ -148,7 +148,7 @@ def test_adapter_in_the_hubs_cache_is_read_like_its_repository(run: Run) -> None
 
 
 def old_and_new_names() -> tuple[Path, Path]:
-    """One adapter under the module names of today and under those of transformers before 4.52."""
+    """Return one adapter under the module names of today and under those of transformers before 4.52."""
     new = adapter("new", tiny_gemma3, target_modules=r".*language_model.*(q_proj|v_proj)")
     old = renamed(
         new,
@@ -215,7 +215,7 @@ def test_adapter_of_which_peft_loads_nothing_is_broken(run: Run, rename: Callabl
 
 
 def tiny_backbone() -> PreTrainedModel:
-    """The Llama without its head, as an embedding model is loaded."""
+    """Return the Llama without its head, as an embedding model is loaded."""
     backbone: PreTrainedModel = tiny_llama().model
     return backbone
 

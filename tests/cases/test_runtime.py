@@ -1,6 +1,6 @@
 """A routed model in use: threads, guessed tokens, copied caches, trainers, offload.
 
-A mark `xfail` states what is wrong today. It is strict: whoever mends the fault removes the mark.
+A mark `xfail` states what is wrong today. It is strict: the commit that mends the fault removes the mark.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def bundles(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def failing(scope: str, reason: str, **options: Any) -> Any:
-    """A scope for which a test fails today."""
+    """Return a scope for which a test fails today."""
     return pytest.param(scope, marks=pytest.mark.xfail(strict=True, reason=reason, **options))
 
 
@@ -109,7 +109,7 @@ def test_answers_in_a_pool_of_threads_are_those_of_each_alone(bundles: dict[str,
 
 
 def repetitive_prompts() -> list[list[int]]:
-    """Prompts that repeat themselves, so that guessing from the prompt proposes tokens."""
+    """Return prompts that repeat themselves, so that guessing from the prompt proposes tokens."""
     rows = some_tokens(batch=3, length=9, seed=3).tolist()
     return [row[:5] + row[5:] + row[:5] + row[5:] + row[:5] for row in rows]
 
@@ -178,7 +178,7 @@ def test_continuous_batching_answers_as_each_prompt_alone_or_is_refused(
 
 
 def gradients(model: nn.Module, loss_of: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """The gradients of gates and experts for a loss."""
+    """Return the gradients of gates and experts for a loss."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "meteora_gate" in name or "meteora_B" in name
     model.zero_grad()

@@ -1,6 +1,6 @@
-"""Bundles that somebody else made, with digests that agree: what may be believed of them.
+"""Bundles from another party, with digests that agree, and what may be believed about them.
 
-A mark `xfail` states what is wrong today. It is strict: whoever mends the fault removes the mark.
+A mark `xfail` states what is wrong today. It is strict: the commit that mends the fault removes the mark.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def forged(genuine: Path, tmp_path: Path) -> Path:
 
 
 def intact(bundle: Path) -> Outcome:
-    """The outcome of a verification that needs nothing but the folder."""
+    """Return the outcome of a verification that needs nothing but the folder."""
     return verify_bundle(bundle, level=Level.INTEGRITY).outcome
 
 

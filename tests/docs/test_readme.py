@@ -1,4 +1,4 @@
-"""The README's promises, kept: its session runs as it stands, and its links lead somewhere."""
+"""The README's promises, kept: its session runs as written, and its links lead somewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example of the page on the content store, run as it stands."""
+"""The example of the page on the content store, run as written."""
 
 from __future__ import annotations
 

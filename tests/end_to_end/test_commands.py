@@ -33,7 +33,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The installed program in a process of its own, in a folder with a home of its own."""
+    """Return the installed program in a process of its own, in a folder with a home of its own."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("METEORA_")}
     environment["METEORA_HOME"] = str(folder / "home")
     return subprocess.run(
@@ -145,7 +145,7 @@ def test_fuse_refuses_what_conflicts_and_leaves_nothing(run: Run, workplace: Pat
         (["fuse", "rank4"], 2, "error: `--out` is missing: the folder that the bundle becomes"),
         (["fuse", "nobody", "--out", "x"], 1, "error: the catalog has no adapter `nobody`"),
         (["fuse", "rank4@9", "--out", "x"], 1, "error: "),
-        (["fuse", "Rank4", "--out", "x"], 2, "error: `Rank4` is no valid name"),
+        (["fuse", "Rank4", "--out", "x"], 2, "error: `Rank4` is not a valid name"),
         (["fuse", "rank4", "--out", "bundle"], 2, "exists and is not empty"),
         (["fuse", "rank4", "--out", "rank8"], 1, "error: the name `rank8` is taken by an adapter"),
         (

@@ -1,4 +1,4 @@
-"""What a core install can do: the real program in a process where torch and its company are blocked."""
+"""A core install: the real program in a process where torch and its dependents are blocked."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_the_same_fit_again_gives_the_same_bytes(run: Run, fitted: Path, workpla
 def test_an_interrupted_fit_is_catalogued_by_the_same_command(
     run: Run, fitted: Path, workplace: Path, tmp_path: Path
 ) -> None:
-    # The bundle stands, and another catalog knows nothing of it.
+    # The bundle is complete, and another catalog knows nothing of it.
     result = run("--home", str(tmp_path), "gate", "fit", "./bundle", *BASE_ARGUMENTS, "--out", "fitted")
     assert result.returncode == 0, result.stderr
     assert "fitted: fitted@1" in result.stdout

@@ -1,4 +1,4 @@
-"""What a fused bundle is for: through PEFT, every member computes what it computes alone."""
+"""Members of a fused bundle: through PEFT, each computes what it computes alone."""
 
 from __future__ import annotations
 

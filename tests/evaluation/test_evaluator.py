@@ -80,7 +80,7 @@ def evaluation(loaded: LoadedBundle, data: dict[str, TaskData]) -> Evaluation:
 
 
 def block_of(model: PeftModel, mode: str, member: str) -> AbstractContextManager[Any]:
-    """What a mode is, said with the public functions."""
+    """Return the context of a mode, built from the public functions."""
     match mode:
         case "base":
             return model.disable_adapter()  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ DEEP = "model.layers.10.q"
 
 
 def route(*rows: list[int], second: float = 0.0) -> Routing:
-    """The first slots as given; the second has the other member with a weight of ``second``."""
+    """Return the first slots as given; the second has the other member with a weight of ``second``."""
     first = torch.tensor(rows)
     selection = torch.stack([first, torch.where(first < 0, -1, 1 - first)], dim=-1)
     weights = torch.tensor([1 - second, second]).expand(selection.shape)

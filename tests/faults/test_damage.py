@@ -18,7 +18,7 @@ if reason := why_unavailable():
 
 
 def flip_a_byte(blob: Path) -> str:
-    """Change one byte in the middle; what is said of it."""
+    """Change one byte in the middle; return the expected message."""
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
     blob.chmod(0o644)
@@ -28,7 +28,7 @@ def flip_a_byte(blob: Path) -> str:
 
 
 def remove(blob: Path) -> str:
-    """Delete it; what is said of it."""
+    """Delete it; return the expected message."""
     blob.unlink()
     return f"the content store has no blob `{blob.parent.name}{blob.name}`, expected the file `{blob}`"
 

@@ -23,7 +23,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, 
 
 
 def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command in ``folder/home``, in a process of its own."""
+    """Return a command in ``folder/home``, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-c", COMMAND, "--home", folder / "home", *words],
         capture_output=True,
@@ -46,7 +46,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path, *, leaving_bytes: int) -> Path:
-    """A file that takes all but so much of the free space."""
+    """Return a file that takes all but so much of the free space."""
     place = folder / "ballast"
     free_bytes = shutil.disk_usage(folder).free
     place.write_bytes(bytes(free_bytes - leaving_bytes))
@@ -107,7 +107,7 @@ def test_a_disk_mounted_read_only_can_be_read_and_refuses_writers_in_words(
 def test_a_user_who_may_not_write_is_told_so() -> None:
     if reason := why_unavailable():
         pytest.skip(reason)
-    # Not in pytest's folder, where nobody else may look.
+    # Not in pytest's folder, which other users may not enter.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -123,7 +123,7 @@ def test_a_user_who_may_not_write_is_told_so() -> None:
 
 
 def check_refusal(code: int, stdout: str, stderr: str) -> None:
-    """One message and a way out, and the exit code for trouble with a disk."""
+    """Check that there is one message with a way out, and the exit code for trouble with a disk."""
     assert (code, stdout) == (2, ""), stderr
     message, hint, end = stderr.split("\n")
     assert message.startswith("error: "), stderr

@@ -19,7 +19,7 @@ ONE_MESSAGE = re.compile(r"error: [^\n]+\nhint: [^\n]+\n")
 
 
 def check_it_is_said(outcome: Outcome) -> None:
-    """One message, with a way out, in our own words."""
+    """Check that there is one message of ours, with a way out."""
     assert outcome.code == 2, outcome
     assert ONE_MESSAGE.fullmatch(outcome.stderr), outcome.stderr
     assert "defect" not in outcome.stderr

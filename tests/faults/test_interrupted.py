@@ -18,7 +18,7 @@ LEFT = ("home/blobs/incoming/", ".team.partial/")
 
 
 def without_remarks(stderr: str) -> str:
-    """What was said, but for what `doctor` announces that it will do."""
+    """Return the messages without the actions that `doctor` announces."""
     return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("will: "))
 
 

@@ -56,7 +56,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    """A Python process whose streams are ours."""
+    """Return a Python process whose streams are ours."""
     return subprocess.Popen(
         [sys.executable, "-c", *arguments],
         stdin=subprocess.PIPE,
@@ -99,7 +99,7 @@ def test_nothing_is_lost_and_nothing_doubled_when_many_add_at_once(home: Home, t
 
 
 def check_everything(home: Home, added: set[tuple[str, str]], made: list[tuple[str, int]]) -> None:
-    """Each content is one version, made once; versions have no gaps; every blob is whole."""
+    """Check that each content is one version, made once, that versions have no gaps and blobs are whole."""
     weights = {(name, Digest.of_file(Path(folder) / WEIGHTS)) for name, folder in added}
     with Catalog.open(home) as catalog:
         numbers = {name: catalog.versions_of(name) for name, _ in sorted(added)}
@@ -119,7 +119,7 @@ def check_everything(home: Home, added: set[tuple[str, str]], made: list[tuple[s
 
 
 def check_the_trail(home: Home, listed: list[tuple[str, int]]) -> None:
-    """One event for each version that was made."""
+    """Check that there is one event for each version that was made."""
     url = parse_catalog_url(home.catalog_url) if home.catalog_url else sqlite_url(home.catalog_file)
     with engine_for(url) as engine, engine.begin() as connection:
         found = connection.execute(sa.text("SELECT name, version FROM events WHERE action = 'add'"))

@@ -66,12 +66,12 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
 
 def run(home: Home, *words: str | Path, decide: Decide | None = None) -> Outcome:
-    """A command in that home."""
+    """Return a command in that home."""
     return run_command(["--home", home.folder, "--catalog", home.catalog_url or "", *words], decide)
 
 
 def messages_of(home: Home, folder: Path) -> list[int]:
-    """The calls of an ``add`` that hand the server a message, by number."""
+    """Return the calls of an ``add`` that hand the server a message, by number."""
     outcome = run(home, "add", folder)
     assert outcome.code == 0, outcome
     return [number for number, name in enumerate(outcome.calls, start=1) if name == MESSAGE]
@@ -79,13 +79,13 @@ def messages_of(home: Home, folder: Path) -> list[int]:
 
 @contextmanager
 def connection_of(home: Home) -> Iterator[sa.Connection]:
-    """A connection of our own, in one transaction."""
+    """Yield a connection of our own, in one transaction."""
     with engine_for(parse_catalog_url(home.catalog_url or "")) as engine, engine.begin() as connection:
         yield connection
 
 
 def checkpointer(home: Home) -> int:
-    """The process of the server that writes checkpoints, of which each recovery starts another."""
+    """Return the process of the server that writes checkpoints, of which each recovery starts another."""
     with connection_of(home) as connection:
         found = connection.scalar(
             sa.text("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
@@ -95,7 +95,7 @@ def checkpointer(home: Home) -> int:
 
 
 def wait_for_server(home: Home, before: set[int]) -> None:
-    """Until it serves again, by none of the processes of ``before``."""
+    """Wait until the server answers again, by none of the processes of ``before``."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -108,7 +108,7 @@ def wait_for_server(home: Home, before: set[int]) -> None:
 
 
 def check(home: Home, name: str, *, versions: tuple[tuple[int, ...], ...]) -> None:
-    """What the catalog has of a name is whole, and one of these."""
+    """Check that the catalog's entry of a name is whole, and one of these."""
     with Catalog.open(home) as catalog:
         numbers = catalog.versions_of(name)
         assert numbers in versions
@@ -124,7 +124,7 @@ def check(home: Home, name: str, *, versions: tuple[tuple[int, ...], ...]) -> No
 
 
 def check_it_is_said_or_done(outcome: Outcome) -> None:
-    """Either the command succeeded after all, or one message says what failed."""
+    """Check that the command succeeded after all, or that one message names the failure."""
     if outcome.code != 0:
         assert outcome.code == 2, outcome
         assert ONE_MESSAGE.fullmatch(outcome.stderr), outcome.stderr
@@ -145,7 +145,7 @@ def test_a_client_killed_at_a_message_leaves_nothing_half_recorded(
 
 
 def sessions(home: Home) -> list[int]:
-    """The processes of the server that serve other clients."""
+    """Return the processes of the server that serve other clients."""
     with connection_of(home) as connection:
         found = connection.execute(
             sa.text(
@@ -157,7 +157,7 @@ def sessions(home: Home) -> list[int]:
 
 
 def end_sessions(home: Home) -> set[int]:
-    """As an administrator ends them; the server itself goes on."""
+    """End the sessions as an administrator would; the server itself goes on."""
     for process in sessions(home):
         with connection_of(home) as connection:
             connection.execute(sa.text("SELECT pg_terminate_backend(:process)"), {"process": process})
@@ -165,7 +165,7 @@ def end_sessions(home: Home) -> set[int]:
 
 
 def crash_session(home: Home) -> set[int]:
-    """As a defect in the server would: it notices, in its own time, ends every session and recovers."""
+    """Kill a session's process, as a defect would: the server notices, ends every session and recovers."""
     before = checkpointer(home)
     killed = sessions(home)[:1]
     for process in killed:
@@ -174,7 +174,7 @@ def crash_session(home: Home) -> set[int]:
 
 
 def restart(home: Home) -> set[int]:
-    """Stop the server without letting anybody finish, and start it again."""
+    """Stop the server without letting any session finish, and start it again."""
     postmaster = find_postmaster(home)
     command, user = postmaster.cmdline(), postmaster.uids().real
     folder = Path(command[command.index("-D") + 1])
@@ -195,7 +195,7 @@ def restart(home: Home) -> set[int]:
 
 
 def find_postmaster(home: Home) -> psutil.Process:
-    """The server's first process: the parent of whoever serves us."""
+    """Return the server's first process, the parent of the one that serves this connection."""
     with connection_of(home) as connection:
         process = connection.scalar(sa.text("SELECT pg_backend_pid()"))
         parent = psutil.Process(process).parent()

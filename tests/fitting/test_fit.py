@@ -59,7 +59,7 @@ def fit(config: BundleConfig, data: dict[str, TaskData], options: FitOptions | N
 
 
 def inputs_of(base: PreTrainedModel, path: str, data: dict[str, TaskData]) -> list[np.ndarray]:
-    """Every member's inputs of a module, float64 ``[tokens, h]``, sample by sample through a plain hook."""
+    """Return every member's inputs of a module, float64 ``[tokens, h]``, by a plain hook, one at a time."""
     kept: list[torch.Tensor] = []
     base.get_submodule(path).register_forward_hook(lambda _module, args, _out: kept.append(args[0][0]))
     result = []
@@ -73,7 +73,7 @@ def inputs_of(base: PreTrainedModel, path: str, data: dict[str, TaskData]) -> li
 
 
 def plain_lda(inputs: list[np.ndarray], shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and bias of shrunken discriminants with equal priors, as the textbook has them."""
+    """Return rows and bias of shrunken discriminants with equal priors, as the textbook has them."""
     means = np.stack([x.mean(axis=0) for x in inputs])
     within = np.mean([(x - m).T @ (x - m) / len(x) for x, m in zip(inputs, means, strict=True)], axis=0)
     size = within.shape[0]
@@ -83,7 +83,7 @@ def plain_lda(inputs: list[np.ndarray], shrinkage: float) -> tuple[np.ndarray, n
 
 
 def plain_ridge(inputs: list[np.ndarray], shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and bias of weighted least squares on indicators, solved with an explicit intercept."""
+    """Return rows and bias of weighted least squares on indicators, solved with an explicit intercept."""
     members, size = len(inputs), inputs[0].shape[1]
     weights = np.concatenate([np.full(len(x), 1 / (members * len(x))) for x in inputs])
     x = np.concatenate(inputs)
@@ -100,7 +100,7 @@ def plain_ridge(inputs: list[np.ndarray], shrinkage: float) -> tuple[np.ndarray,
 
 
 def differences(rows: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Logits without what all members share."""
+    """Return the logits without the part that all members share."""
     logits = x @ rows.T + bias
     return logits - logits.mean(axis=1, keepdims=True)
 
@@ -258,7 +258,7 @@ def test_a_member_added_to_statistics_gives_the_joint_fit(tmp_path: Path) -> Non
     fit_gates(
         tiny_llama(), tiny_tokenizer(), make_config(tmp_path / "two", NAMES[:2]), first, statistics=file
     )
-    # The new member stands first, so that the order is not that of the file.
+    # The new member comes first, so that the order is not that of the file.
     config = make_config(tmp_path / "added", (NAMES[2], *NAMES[:2]))
     added = fit_gates(tiny_llama(), tiny_tokenizer(), config, {NAMES[2]: everyone[NAMES[2]]}, statistics=file)
     assert [part.member for part in added.fitting.data] == [NAMES[2], *NAMES[:2]]
@@ -279,7 +279,7 @@ def test_all_statistics_at_hand_need_no_data(
 
 
 def close(first: FittedGates, second: FittedGates, tolerance: float) -> bool:
-    """Whether two fits have the same gates, to a part of each tensor's largest entry."""
+    """Return whether two fits have the same gates, to a part of each tensor's largest entry."""
     pairs = [
         (a, b) for path in first.values for a, b in zip(first.values[path], second.values[path], strict=True)
     ]

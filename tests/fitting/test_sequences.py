@@ -1,4 +1,4 @@
-"""Which tokens count for whom, and how inputs and sequences are dealt into bounded portions."""
+"""The tokens that count for each member, and inputs and sequences in bounded portions."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def describe(**changes: Any) -> StatisticsDescription:
 
 
 def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
-    """Change tensors and description, as somebody could who makes such a file."""
+    """Change tensors and description, as the author of such a file could."""
     tensors = load_file(file)
     with safe_open(file, framework="pt") as opened:
         value = json.loads(opened.metadata()["meteora_statistics"])
@@ -94,7 +94,7 @@ def test_an_input_that_is_not_in_it_is_refused(file: Path, wanted: ModuleInput) 
             r"`layer.q.means` is \('F64', \(3, 4\)\), expected \('F64', \(2, 4\)\)",
         ),
         (lambda tensors, value: tensors.update({"x": torch.zeros(1)}), "expected nothing of that name"),
-        (lambda tensors, value: value["members"].append(value["members"][0]), "a member stands in it twice"),
+        (lambda tensors, value: value["members"].append(value["members"][0]), "a member is in it twice"),
         (lambda tensors, value: value["inputs"][0].update(features=1 << 20), "less than or equal to 32768"),
         (
             lambda tensors, value: value["inputs"][0].update(source="layer.o"),

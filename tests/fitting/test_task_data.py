@@ -163,7 +163,7 @@ def test_every_problem_of_the_folder_is_told_at_once(tmp_path: Path) -> None:
         "`stranger.jsonl` belongs to no member, they are `missing`, `empty`, `linked`, `pipe`, `target`",
         "`empty.jsonl` is empty, expected at least one line",
         "`linked.jsonl` is a symbolic link, which is never followed",
-        "`pipe.jsonl` is no regular file",
+        "`pipe.jsonl` is not a regular file",
     ]
 
 

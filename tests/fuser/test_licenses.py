@@ -1,4 +1,4 @@
-"""What the members' licences come to on the card."""
+"""The licence on the card, from those of the members."""
 
 from __future__ import annotations
 

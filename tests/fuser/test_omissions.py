@@ -1,4 +1,4 @@
-"""What the members have and the bundle does not, and the reverse: no verification passes either."""
+"""Parts that the members have and the bundle lacks, and the reverse: no verification passes either."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXPERT = "experts/rank4/adapter_model.safetensors"
 
 
 def change_header(member: Json, change: Callable[[Json], Json]) -> None:
-    """Change the header that a manifest quotes of a member, and the size of the file to what it says."""
+    """Change the header that a manifest quotes of a member, and the size of the file accordingly."""
     before = len(member["weights_header"])
     header = change(json.loads(member["weights_header"]))
     text = json.dumps(header, separators=(",", ":"))
@@ -83,7 +83,7 @@ def test_module_dropped_under_names_of_training_state_fails_at_level_source(
 ) -> None:
     bundle = copy_bundle(fused, tmp_path / "bundle")
     hide_module(bundle, ".lora_velora_")
-    # Nothing in the folder tells it from an adapter that never had the module.
+    # Nothing in the folder distinguishes it from an adapter that never had the module.
     assert check(bundle).outcome is Outcome.PASS
     for name in ("rank8", "rslora16"):
         assert_fails(

@@ -24,7 +24,7 @@ from support.tampering import flip_byte
 
 
 def some_gates(folder: Path, *, bias: bool = True, share: bool = True) -> NewGates:
-    """Random gates for the bundle in a folder; k and v take q's routing where both are there."""
+    """Return random gates for the bundle in a folder; k and v take q's routing where both are there."""
     bundle = Bundle.open(folder)
     paths = bundle.config.target_modules
     queries = {path.replace(".q_proj", f".{kind}_proj"): path for path in paths for kind in "kv"}

@@ -210,7 +210,7 @@ def test_one_module_scaled_wrongly_fails(fused: Path, tmp_path: Path) -> None:
 
     bundle = copy_bundle(fused, tmp_path / "bundle")
     change_config(bundle, double)
-    assert_fails(check(bundle), f"`{Q_PROJ}`: `rank4` has scaling 4.0, its own config says 2.0")
+    assert_fails(check(bundle), f"`{Q_PROJ}`: `rank4` has scaling 4.0, its own config gives 2.0")
 
 
 def test_one_module_scaled_wrongly_in_the_factors_fails(
@@ -232,7 +232,7 @@ def test_scaling_by_the_padded_rank_fails(fused: Path, tmp_path: Path) -> None:
 
     bundle = copy_bundle(fused, tmp_path / "bundle")
     change_config(bundle, use_padded_rank)
-    assert_fails(check(bundle), "`rank4` has scaling 1.0, its own config says 2.0")
+    assert_fails(check(bundle), "`rank4` has scaling 1.0, its own config gives 2.0")
 
 
 def test_a_gate_row_moved_fails(fused: Path, members: list[Member], tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_the_manifest_of_another_bundle_fails(fused: Path, members: list[Member]
     bundle = copy_bundle(fused, tmp_path / "bundle")
     other = fuse(members[:2], tmp_path / "other")
     shutil.copy(other / "meteora_manifest.json", bundle)
-    assert_fails(check(bundle), "the manifest says")
+    assert_fails(check(bundle), "the manifest lists")
 
 
 def test_the_record_of_another_bundle_fails(fused: Path, members: list[Member], tmp_path: Path) -> None:
@@ -535,7 +535,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(fused: Path, tm
     bundle = copy_bundle(fused, tmp_path / "bundle")
     (bundle / "meteora_manifest.json").unlink()
     os.mkfifo(bundle / "meteora_manifest.json")
-    with pytest.raises(SourceUnreadable, match="is no regular file"):
+    with pytest.raises(SourceUnreadable, match="is not a regular file"):
         check(bundle)
 
 

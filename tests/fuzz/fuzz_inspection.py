@@ -40,7 +40,7 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    """Whole adapters, and parts of them that fail at different depths."""
+    """Return whole adapters, and parts of them that fail at different depths."""
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "use_rslora": True}
     rich = config | {
         "rank_pattern": {"l.0.q": 2, r".*\.(k|v)": 2},

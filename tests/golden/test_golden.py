@@ -199,7 +199,7 @@ def unpack(catalog: Path, home: Path) -> None:
 
 
 def shows(run: Run, command: str, *options: str) -> Any:
-    """What a command that reads prints."""
+    """Return what a command that reads prints."""
     result = run(*options, *command.split(), "--format", "json")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

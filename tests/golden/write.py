@@ -5,7 +5,7 @@
 
 Golden files are never rewritten. A new format, or a new feature of one, gets a new folder beside the old
 ones, written by the code that introduced it; the test reads every folder. The catalog keeps the absolute
-paths of its bundles, so the folder is one whose name says nothing of the machine.
+paths of its bundles, so the folder is one whose name reveals nothing of the machine.
 
 Everything comes from seeds. A second run gives the same bytes but for times and versions: in
 ``verification.json``, in the catalogs and in what they list.

@@ -1,4 +1,4 @@
-"""An inspection as its callers see it: what it tells, what it raises, what it leaves alone."""
+"""An inspection as its callers see it: its findings, its errors, and what it leaves alone."""
 
 from __future__ import annotations
 

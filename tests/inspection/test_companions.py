@@ -1,4 +1,4 @@
-"""Whether adapters go together, and which of them disagrees about what."""
+"""Adapters that are to be fused together: whether they agree, and which of them disagrees about what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why the refusing rules refuse: what PEFT makes of the same files, measured."""
+"""Evidence for the refusing rules: PEFT's outputs for the same files, measured."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def load(files: AdapterFiles, folder: Path) -> torch.Tensor:
-    """The logits that PEFT gives with these files, whatever it warns."""
+    """Return the logits that PEFT gives with these files, whatever it warns."""
     files.write(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -176,7 +176,7 @@ def test_untrained_adapter_does_nothing(files: AdapterFiles, tmp_path: Path) -> 
 
 
 def biased_llama() -> PreTrainedModel:
-    """The tiny Llama with biases in its attention, as Qwen has them."""
+    """Return the tiny Llama with biases in its attention, as Qwen has them."""
     config = copy.deepcopy(tiny_llama().config)
     config.attention_bias = True
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""What else the refusing rules are about: variants, experts, overflow, bases, and what files lead to.
+"""More evidence for the refusing rules: variants, experts, overflow, bases, and damaged files.
 
 ``lose`` is the arithmetic of a bundle, W x + s B A x of the linear modules in the file; where a rule
-says *not fusable*, it gives another answer than PEFT does, or cannot be formed at all.
+is *not fusable*, it gives another answer than PEFT does, or cannot be formed at all.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def load(folder: Path, base: PreTrainedModel) -> torch.nn.Module:
 
 
 def lose(files: AdapterFiles, base: PreTrainedModel) -> PreTrainedModel:
-    """The base with s B A added to its linear modules, all that a bundle would carry over."""
+    """Return the base with s B A added to its linear modules, all that a bundle would carry over."""
     modules = dict(base.named_modules())
     with torch.no_grad():
         for name in files.names("lora_A.weight"):
@@ -118,7 +118,7 @@ def test_variant_computes_something_else(options: dict[str, object], codes: set[
 def test_variant_has_no_product_on_the_base(
     options: dict[str, object], error: type[Exception], tmp_path: Path
 ) -> None:
-    """Blocks of a factor are no matrix of the layer's size; replicated layers are not in the base."""
+    """Blocks of a factor are not a matrix of the layer's size; replicated layers are not in the base."""
     files = save(trained(LoraConfig(**OPTIONS | options), tiny_llama()), tmp_path)
     assert "MR126" in codes_of(inspect_adapter(tmp_path))
     with pytest.raises(error):
@@ -254,7 +254,7 @@ def deeper_llama(layers: int, *, seed: int = 0, **changes: int) -> PreTrainedMod
 
 
 def test_modules_that_the_base_lacks_are_dropped(tmp_path: Path) -> None:
-    """MR501: PEFT loads two layers of three and says nothing that stops anybody."""
+    """MR501: PEFT loads two layers of three without an error."""
     files = save(trained(LoraConfig(**OPTIONS), deeper_llama(3)), tmp_path / "three")
     dropped = logits(load(tmp_path / "three", tiny_llama()))
     files.tensors = {name: each for name, each in files.tensors.items() if ".layers.2." not in name}

@@ -115,7 +115,7 @@ VARIANTS_WITHOUT_RUN = {
 
 
 def read_sources() -> dict[str, str]:
-    """The source of every test of the files, with its decorators."""
+    """Return the source of every test of the files, with its decorators."""
     found = {}
     for name in FILES:
         text = (Path(__file__).parent / name).read_text(encoding="utf-8")

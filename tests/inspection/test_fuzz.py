@@ -48,7 +48,7 @@ LENIENT = settings(max_examples=150)
 
 
 def consistent(tensors: dict[str, tuple[str, list[int]]]) -> bytes:
-    """A well-formed file with these tensors, of zeros."""
+    """Return a well-formed file with these tensors, of zeros."""
     header: dict[str, Any] = {}
     position = 0
     for name, (dtype, shape) in tensors.items():

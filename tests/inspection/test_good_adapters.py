@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def check_deltas(base: PreTrainedModel, folder: Path, inspection: Inspection) -> None:
-    """The scaled product of every module is the delta that PEFT adds to it."""
+    """Check that the scaled product of every module is the delta that PEFT adds to it."""
     assert inspection.inventory is not None
     tensors = load_file(folder / WEIGHTS_FILE)
     layers = dict(PeftModel.from_pretrained(base, folder).base_model.model.named_modules())

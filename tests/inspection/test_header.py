@@ -67,16 +67,20 @@ def test_tensors_are_in_order_of_their_bytes() -> None:
         pytest.param({"a": entry("U8", [4], 4, 0)}, bytes(4), "MR208", "-4 bytes for U8 [4]", id="backwards"),
         pytest.param({"a": entry("X9", [4], 0, 4)}, bytes(4), "MR207", "an unknown dtype", id="dtype"),
         pytest.param(
-            {"a": entry("U8", [-4], 0, 4)}, bytes(4), "MR207", "a shape that is no list of sizes", id="shape"
+            {"a": entry("U8", [-4], 0, 4)},
+            bytes(4),
+            "MR207",
+            "a shape that is not a list of sizes",
+            id="shape",
         ),
         pytest.param(
-            {"a": entry("U8", [True], 0, 1)}, b"x", "MR207", "a shape that is no list of sizes", id="bool"
+            {"a": entry("U8", [True], 0, 1)}, b"x", "MR207", "a shape that is not a list of sizes", id="bool"
         ),
         pytest.param(
             {"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}},
             b"x",
             "MR207",
-            "offsets that are no pair of positions",
+            "offsets that are not a pair of positions",
             id="one-offset",
         ),
         pytest.param(
@@ -87,7 +91,7 @@ def test_tensors_are_in_order_of_their_bytes() -> None:
             id="no-entry",
         ),
         pytest.param(
-            {"__metadata__": {"a": 1}}, b"", "MR207", "metadata that is no map of strings", id="metadata"
+            {"__metadata__": {"a": 1}}, b"", "MR207", "metadata that is not a map of strings", id="metadata"
         ),
         pytest.param([], b"", "MR206", "a JSON list", id="list"),
         pytest.param(b'{"a":1,"a":2}', b"", "MR206", None, id="name-twice"),
@@ -140,7 +144,7 @@ def test_lfs_pointer_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(AdapterRefused) as caught:
         read_header(pointer)
     assert caught.value.message == (
-        "`adapter_model.safetensors` is refused: A git-lfs pointer lies in place of the weights: "
+        "`adapter_model.safetensors` is refused: A git-lfs pointer is in place of the weights: "
         "found a git-lfs pointer of 63 bytes, expected a safetensors file"
     )
     assert caught.value.hint is not None
@@ -160,7 +164,7 @@ def test_name_that_stands_twice_is_shown_escaped() -> None:
     with pytest.raises(AdapterRefused) as caught:
         parse_header(content, len(content))
     (found,) = caught.value.findings
-    assert found.found == "'header' is not JSON: the key '\\x1b[31m' stands twice in one object"
+    assert found.found == "'header' is not JSON: the key '\\x1b[31m' is in one object twice"
 
 
 def test_only_beginning_of_file_is_needed() -> None:
@@ -173,8 +177,8 @@ def test_only_beginning_of_file_is_needed() -> None:
 def test_unreadable_weights_are_no_finding(tmp_path: Path) -> None:
     with pytest.raises(SourceUnreadable, match="No such file"):
         read_header(tmp_path / "absent")
-    with pytest.raises(SourceUnreadable, match="is no regular file"):
+    with pytest.raises(SourceUnreadable, match="is not a regular file"):
         read_header(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SourceUnreadable, match="is no regular file"):
+    with pytest.raises(SourceUnreadable, match="is not a regular file"):
         read_header(tmp_path / "pipe")

@@ -1,4 +1,4 @@
-"""Every output format: whole, valid, and safe for whoever reads it next."""
+"""Every output format: whole, valid, and safe for its next reader."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The Triton kernels against the float64 reference; run by ``test_triton.py`` in a process of its own.
 
 On a machine with a GPU they run there, elsewhere in Triton's interpreter, which must be chosen before the
-first import of triton. Every operand stands in a larger buffer of NaN and every uninitialised buffer is
+first import of triton. Every operand is inside a larger buffer of NaN and every uninitialised buffer is
 filled with NaN, so that a kernel that reads or leaves what it should not is seen.
 """
 

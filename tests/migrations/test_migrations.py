@@ -162,7 +162,7 @@ def test_the_first_migration_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def describe(engine: sa.Engine) -> dict[str, object]:
-    """Columns, constraints and indexes of every table, as the database describes them."""
+    """Return columns, constraints and indexes of every table, as the database describes them."""
     inspector = sa.inspect(engine)
     return {
         name: [
@@ -225,7 +225,7 @@ def test_the_database_itself_refuses_what_the_code_never_writes(engine: sa.Engin
 
 
 def refused_by(engine: sa.Engine, statements: dict[str, str]) -> list[str]:
-    """Those of the statements that the database did not refuse."""
+    """Return those of the statements that the database did not refuse."""
     accepted = []
     for what, statement in statements.items():
         with suppress(IntegrityError), engine.begin() as connection:

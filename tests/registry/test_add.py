@@ -28,7 +28,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def blobs_of(home: Home) -> set[str]:
-    """The digests of every blob in the store."""
+    """Return the digests of every blob in the store."""
     folder = home.folder / "blobs" / "sha256"
     return {path.parent.name + path.name for path in folder.glob("*/*")}
 
@@ -185,8 +185,8 @@ def test_text_files_that_are_links_or_too_large_are_left_out(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "A B"}, "`A B` is no valid name"),
-        ({"tags": ["A B"]}, "`A B` is no valid tag"),
+        ({"name": "A B"}, "`A B` is not a valid name"),
+        ({"tags": ["A B"]}, "`A B` is not a valid tag"),
         ({"base": ""}, "'' names no base model"),
         ({"base": "a\x1b[2Jb"}, "names no base model, expected 1 to 512 printable characters"),
         ({"base": "x" * 513}, "names no base model"),
@@ -262,7 +262,7 @@ with Catalog.open(home) as catalog:
 
 
 def start_adding(home: Home, folders: list[Path]) -> subprocess.Popen[str]:
-    """A process that adds the folders when it is given a line."""
+    """Return a process that adds the folders when it is given a line."""
     process = subprocess.Popen(
         [sys.executable, "-c", ADD, str(home.folder), *map(str, folders)],
         stdin=subprocess.PIPE,

@@ -43,7 +43,7 @@ def catalog(any_catalog: Catalog) -> Catalog:
 
 
 def find(catalog: Catalog, text: str) -> AdapterVersion:
-    """The adapter version of that name."""
+    """Return the adapter version of that name."""
     return catalog.find(parse_catalog_source(text))
 
 

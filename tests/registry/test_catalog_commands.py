@@ -13,7 +13,7 @@ from support.catalogued import new_adapter
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
-    """What a command printed."""
+    """Run a command and return its output."""
     found = run(arguments)
     out, err = capsys.readouterr()
     assert found == code, err

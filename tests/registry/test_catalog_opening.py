@@ -1,4 +1,4 @@
-"""How a catalog is found and opened, and what is said when it cannot be."""
+"""Finding and opening a catalog, and the messages when that fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.catalogued import new_adapter
 
 @contextmanager
 def sqlite(path: Path) -> Iterator[sqlite3.Connection]:
-    """The file behind a catalog's back; what is done is committed."""
+    """Yield a connection to the file that bypasses the catalog; changes are committed."""
     with closing(sqlite3.connect(path)) as connection, connection:
         yield connection
 

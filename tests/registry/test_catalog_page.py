@@ -1,4 +1,4 @@
-"""The example of docs/catalog.md runs as it stands."""
+"""The example of docs/catalog.md runs as written."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from support.small_adapters import make_adapter
 
 
 def every_command() -> Iterator[tuple[str, click.Command]]:
-    """Each command with its full name, groups included."""
+    """Yield each command with its full name, groups included."""
 
     def walk(
         name: str, command: click.Command, context: click.Context

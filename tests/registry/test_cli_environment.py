@@ -1,4 +1,4 @@
-"""Every command in a bad environment, and with every parameter given what nobody expects.
+"""Every command in a bad environment, and with unexpected values of every parameter.
 
 Whatever happens, the exit code is one of the documented ones, and no message calls it a defect.
 """
@@ -19,7 +19,7 @@ from support.command_tree import Command, arguments_of, every_command
 from support.laboratory import Laboratory, make_laboratory
 
 DOCUMENTED = (0, 1, 2, 3)
-# A model answers until it has said enough: that takes long, and has nothing to do with parameters.
+# A model generates until it ends its answer: that takes long, and has nothing to do with parameters.
 SHORT = {"eval run": {"limit": "1", "max_new_tokens": "1"}, "trace": {"max_new_tokens": "1"}}
 Spoil = Callable[[Path, pytest.MonkeyPatch], None]
 
@@ -47,7 +47,7 @@ def check(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     for text in printed:
         assert "a defect of meteora-registry" not in text, (arguments, text)
         assert "Traceback" not in text, (arguments, text)
-    # Whatever went wrong is said, and so is what a result means.
+    # Every failure has a message, and every result has an output.
     assert code == 0 or printed.err or printed.out, arguments
     return printed.err
 
@@ -179,7 +179,7 @@ def test_command_that_needs_a_home_says_how_to_name_one(
 
 
 def hostile_values(parameter: click.Parameter, folder: Path) -> list[str]:
-    """Texts that a parameter of this kind may trip over."""
+    """Return texts that a parameter of this kind may trip over."""
     numbers = ["", "-1", "9" * 30, "9" * 5000, "nan", "1e400"]
     texts = [
         "",

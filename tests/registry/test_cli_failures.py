@@ -1,4 +1,4 @@
-"""A command that fails: one line that says why, a way out, and its exit code."""
+"""A command that fails: one line with the reason, a way out, and its exit code."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_in_a_batch_two_is_over_one_over_three_over_zero(codes: list[int], code:
         ),
         (
             ["show", "No Name"],
-            "error: `No Name` is no valid name: expected 1 to 96 of `a-z 0-9 . _ -`, the first a letter or a "
-            "digit\nhint: such as `no-name`\n",
+            "error: `No Name` is not a valid name: expected 1 to 96 of `a-z 0-9 . _ -`, the first a letter "
+            "or a digit\nhint: such as `no-name`\n",
         ),
         (
             ["add", "a", "b", "--name", "c"],

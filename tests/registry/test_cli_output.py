@@ -1,4 +1,4 @@
-"""What commands print: nothing that moves a cursor, tables that are whole, and questions on a terminal."""
+"""Output of commands: nothing that moves a cursor, whole tables, and questions on a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.terminal import run_in_terminal
 
 
 def in_terminal(*arguments: str, columns: int, answer: bytes = b"") -> str:
-    """What a command writes to a terminal of that width."""
+    """Return what a command writes to a terminal of that width."""
     environment = os.environ | {"TERM": "xterm"}
     return run_in_terminal([PROGRAM, *arguments], environment=environment, columns=columns, answer=answer)[1]
 

@@ -21,7 +21,7 @@ FAILING = ["show", "nobody"]
 def run_redirected(
     folder: Path, arguments: list[str], redirection: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """What bash sees of a command whose streams are redirected."""
+    """Run a command in bash with its streams redirected."""
     return subprocess.run(
         ["bash", "-c", f'exec "$0" "$@" {redirection}', str(PROGRAM), *arguments],
         cwd=folder,

@@ -45,7 +45,7 @@ def test_text_names_finding_and_way_out(broken: Path, home: Home, capsys: pytest
     run(["validate", str(broken)])
     assert capsys.readouterr().out == (
         f"{broken}: refused (broken, not fusable)\n"
-        "  MR112 refuse: `lora_alpha` is missing or no positive number "
+        "  MR112 refuse: `lora_alpha` is missing or not a positive number "
         "(adapter_config.json: lora_alpha)\n"
         "    found `0`, expected a positive number\n"
         "    without rank and alpha every result is scaled by a guess; PEFT silently takes 8 where alpha is "

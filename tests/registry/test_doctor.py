@@ -249,7 +249,7 @@ DAMAGES: list[tuple[Callable[[Patient], None], list[Code], list[Code]]] = [
     # Put aside, they are no longer taken for the blob, which then is missing.
     (_change_blob, [Code.STORE_DAMAGED], [Code.STORE_MISSING]),
     (_make_blob_writable, [Code.STORE_PERMISSIONS], []),
-    # Root may read it all the same, and is told.
+    # Root may read it all the same, and still gets the message.
     (_close_blob, [Code.STORE_PERMISSIONS], []),
     (_close_folder, [Code.STORE_PERMISSIONS], []),
     (_put_stray, [Code.STORE_STRAY], [Code.STORE_STRAY]),
@@ -288,7 +288,7 @@ def test_damage_is_found_and_mended_where_that_needs_no_judgement(
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file, but those that a database makes while it is open, and locks."""
+    """Return every file, but those that a database makes while it is open, and locks."""
     return {
         str(path): path.read_bytes()
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""The audit trail: who did what to what, in pages, and what stood there before."""
+"""The audit trail: who did what to what, in pages, with the previous values."""
 
 from __future__ import annotations
 

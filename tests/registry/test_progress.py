@@ -11,7 +11,7 @@ from meteora_registry.registry.workflows.steps import chunks_of
 
 
 def show_progress(monkeypatch: pytest.MonkeyPatch) -> str:
-    """What half of some work writes to a terminal on stderr."""
+    """Return what half of some work writes to a terminal on stderr."""
     program, near = pty.openpty()
     with os.fdopen(near, "w") as stderr, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)

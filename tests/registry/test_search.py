@@ -68,7 +68,7 @@ def names() -> list[str]:
 
 
 def fill(catalog: Catalog) -> None:
-    """Versions that differ in everything that is searched by."""
+    """Add versions that differ in every field that a search uses."""
     for index in range(60):
         name = names()[index % 20]
         catalog.add_version(some_adapter(index, name), tags=[f"t{index % 3}", f"u{index % 7}"])
@@ -101,7 +101,7 @@ def sources(found: tuple[object, ...]) -> list[tuple[str, int]]:
 
 
 def whole(catalog: Catalog, query: AdapterQuery) -> list[tuple[str, int]]:
-    """The answers of all pages, each page checked to be full but the last."""
+    """Return the answers of all pages, each page checked to be full but the last."""
     answers = []
     while True:
         page = catalog.search(query)
@@ -121,7 +121,7 @@ KEYS: dict[Order, Callable[[AdapterVersion], tuple[object, ...]]] = {
 
 
 def expected(versions: list[AdapterVersion], query: AdapterQuery) -> list[tuple[str, int]]:
-    """What a search must find, worked out in plain Python."""
+    """Return what a search must find, worked out in plain Python."""
     latest = {each.name: each.version for each in sorted(versions, key=lambda each: each.version)}
     met = [each for each in versions if meets(each, query)]
     if not query.all_versions:
@@ -325,7 +325,7 @@ def test_an_index_that_differs_from_the_catalog_is_reported(any_catalog: Catalog
         ({"targets": ("x",) * 21}, "more than 20 words, tags and targets in one search"),
         (
             {"tags": ("No",)},
-            "`No` is no valid tag: expected 1 to 96 of `a-z 0-9 . _ -`, the first a letter or a digit",
+            "`No` is not a valid tag: expected 1 to 96 of `a-z 0-9 . _ -`, the first a letter or a digit",
         ),
     ],
     ids=str,
@@ -350,7 +350,7 @@ def test_a_cursor_is_good_for_its_own_search_alone(catalog: Catalog) -> None:
         catalog.add_version(new_adapter(name, name))
     cursor = catalog.search(AdapterQuery(limit=1)).next
     assert cursor is not None
-    # Another number of answers is no other search.
+    # Another number of answers is still the same search.
     assert sources(catalog.search(AdapterQuery(limit=9, after=cursor)).items) == [("b", 1)]
     with pytest.raises(UsageError) as caught:
         catalog.search(AdapterQuery(limit=1, after=cursor, descending=True))

@@ -1,4 +1,4 @@
-"""What is shown of a URL and of a text that may hold a secret."""
+"""The visible part of a URL, and of a text that may hold a secret."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def keep(store: Store, source: Path) -> Digest:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Every file of the store but its lock and its catalog's mark."""
+    """Return every file of the store but its lock and its catalog's mark."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -50,7 +50,7 @@ def files_below(folder: Path) -> list[str]:
 
 @contextmanager
 def references_to(*digests: Digest) -> Iterator[References]:
-    """A catalog that refers to these."""
+    """Yield a catalog that refers to these."""
     yield References(CATALOG, lambda _: digests)
 
 
@@ -100,8 +100,8 @@ def test_only_regular_files_of_bounded_size_are_taken(
     reasons = {
         "missing": f"`{path}` cannot be read: No such file or directory",
         "link": f"`{path}` is a symbolic link, which is never followed",
-        "folder": f"`{path}` is no regular file",
-        "pipe": f"`{path}` is no regular file",
+        "folder": f"`{path}` is not a regular file",
+        "pipe": f"`{path}` is not a regular file",
         "too large": f"`{path}` is larger than 1000 bytes",
     }
     with store.intake() as intake, pytest.raises(SourceUnreadable) as caught:

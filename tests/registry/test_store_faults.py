@@ -1,4 +1,4 @@
-"""What is said when a store at a URL cannot be used: refused addresses, missing rights, failing services."""
+"""Messages for a store at a URL that cannot be used: refused addresses, missing rights, failing services."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_shared_folder_that_may_not_be_written_is_said(capsys: pytest.CaptureF
 
 
 class _Service(BaseHTTPRequestHandler):
-    """An S3 service that is out of order, in the way that ``fault`` says."""
+    """An S3 service with the fault that ``fault`` names."""
 
     fault = ""
     waiting = threading.Event()

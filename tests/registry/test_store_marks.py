@@ -1,4 +1,4 @@
-"""Whose a store is: catalogs leave marks in it, on this machine and at a URL alike."""
+"""The marks that catalogs leave in a store, on this machine and at a URL alike."""
 
 from __future__ import annotations
 

@@ -380,7 +380,7 @@ def test_the_doctor_says_that_credentials_are_missing(
     monkeypatch.setenv("HOME", str(tmp_path))
     home = Home(tmp_path / "home", store_url=f"s3://{BUCKET}/{tmp_path.name}")
     files = fsspec.get_filesystem_class("s3")
-    # Connections are kept for whoever has the same options, and these find other credentials.
+    # fsspec keeps connections by their options, and these find other credentials.
     files.clear_instance_cache()
     try:
         [problem] = examine(home).problems

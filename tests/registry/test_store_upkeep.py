@@ -46,7 +46,7 @@ def damage(path: Path) -> None:
 
 
 def orphan(store: Store, folder: Path, content: bytes) -> Digest:
-    """A blob that nothing refers to, as a process leaves it that dies before it records."""
+    """Return a blob that nothing refers to, as a process leaves it that dies before it records."""
     (folder / "orphan").write_bytes(content)
     with store.intake() as intake:
         blob = intake.copy(folder / "orphan")
@@ -56,7 +56,7 @@ def orphan(store: Store, folder: Path, content: bytes) -> Digest:
 
 @contextmanager
 def dead_intake(home: Home, source: Path) -> Iterator[None]:
-    """What a process leaves in ``incoming`` that is killed while it copies; in the block it still lives."""
+    """Leave in ``incoming`` the copy of a process that is killed when the block ends."""
     program = (
         "import sys, time\nfrom pathlib import Path\n"
         "from meteora_registry.registry.store import Store\n"

@@ -40,7 +40,7 @@ LLAMA = "meta-llama/Llama-2-7b-hf"
 
 
 def fill(catalog: Catalog) -> None:
-    """Rows in every table, versions and names that were removed, and what no terminal would show."""
+    """Add rows to every table, versions and names that were removed, and unprintable text."""
     for index, name in enumerate(("legal", "code", "legal", "gone", "legal")):
         origin = Origin(kind="hub", location=f"hf://org/Straße-漢字-\u2028@{index}", commit=str(index))
         stated = LLAMA if index == 1 else None
@@ -127,7 +127,7 @@ Lines = list[dict[str, Any]]
 
 
 def of_table(lines: Lines, table: str, index: int = 0) -> dict[str, Any]:
-    """A row of a table in a document."""
+    """Return a row of a table in a document."""
     rows = [line["row"] for line in lines if line.get("table") == table]
     found: dict[str, Any] = rows[index]
     return found
@@ -208,7 +208,7 @@ DAMAGES: dict[str, tuple[Callable[[Lines], object], str]] = {
         lambda lines: of_table(lines, "bundle_versions").update(path="\ud800"),
         "has half a character",
     ),
-    "no tag": (lambda lines: of_table(lines, "tags").update(tag="no tag"), "`no tag` is no valid tag"),
+    "no tag": (lambda lines: of_table(lines, "tags").update(tag="no tag"), "`no tag` is not a valid tag"),
     "a file name that leads out of its folder": (
         lambda lines: of_table(lines, "adapter_files").update(name="../../x"),
         "'../../x' cannot name a file of an adapter",

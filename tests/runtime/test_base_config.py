@@ -46,7 +46,7 @@ def small_clip() -> CLIPConfig:
 
 
 def other_bases() -> dict[str, tuple[PretrainedConfig, int | None]]:
-    """Bases that are no language models, and the rows of their embedding of tokens."""
+    """Return bases that are not language models, and the rows of their embedding of tokens."""
     return {
         "two towers": (small_clip(), None),
         "images": (ViTConfig(**SIZES, image_size=16, architectures=["ViTForImageClassification"]), None),

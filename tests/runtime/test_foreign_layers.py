@@ -1,4 +1,4 @@
-"""Base layers that are no ``nn.Linear``: quantised ones and any other, called and added to."""
+"""Base layers other than ``nn.Linear``: quantised ones and any other, called and added to."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def int8_llama() -> nn.Module:
 
 
 def rounded_llama() -> nn.Module:
-    """A plain Llama of the weights that ``int8_llama`` computes with."""
+    """Return a plain Llama of the weights that ``int8_llama`` computes with."""
     model = tiny_llama()
     with torch.no_grad():
         for path, module in int8_llama().named_modules():

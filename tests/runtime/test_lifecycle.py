@@ -1,4 +1,4 @@
-"""What PEFT and transformers do with a model after a bundle is in it."""
+"""The operations of PEFT and transformers on a model that has a bundle."""
 
 from __future__ import annotations
 

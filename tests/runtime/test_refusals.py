@@ -1,4 +1,4 @@
-"""What a reader refuses: wrong configs, wrong tensors, wrong bases; through PEFT and through transformers."""
+"""Refusals of a reader: wrong configs, wrong tensors, wrong bases; through PEFT and through transformers."""
 
 from __future__ import annotations
 
@@ -190,7 +190,9 @@ def test_config_that_breaks_the_schema_is_refused(bundle: Path, load: Load) -> N
 
 
 def test_config_of_another_peft_type_is_refused() -> None:
-    with pytest.raises(BundleRefused, match="is no MeteoRA bundle: peft_type is `LORA`, expected `METEORA`"):
+    with pytest.raises(
+        BundleRefused, match="is not a MeteoRA bundle: peft_type is `LORA`, expected `METEORA`"
+    ):
         MeteoraConfig(peft_type="LORA")
 
 

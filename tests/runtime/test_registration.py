@@ -1,4 +1,4 @@
-"""What ``import meteora_registry.runtime`` does to PEFT, and says where PEFT is absent or too old."""
+"""The effect of ``import meteora_registry.runtime`` on PEFT, and its message without a recent PEFT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loaded bundle computes: each member forced against PEFT, the routing against float64."""
+"""The output of a loaded bundle: each member forced against PEFT, the routing against float64."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def capture_layers(model: nn.Module) -> Iterator[Capture]:
 
 
 def reference_output(capture: Capture) -> Tensor:
-    """The layer's output with routing and experts in float64, from the definition."""
+    """Return the layer's output with routing and experts in float64, from the definition."""
     layer, x = capture.layer, capture.x.double()
     plan, rule = layer.meteora_plans["default"], layer.meteora_routers["default"].rule
     gate = layer.meteora_gate["default"].double()

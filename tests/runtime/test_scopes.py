@@ -1,4 +1,4 @@
-"""What each routing scope computes, against the definition written out in plain torch."""
+"""The output of each routing scope, against the definition written out in plain torch."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ TOKENS, MEMBERS = 6, 3
 
 
 def probability_of_paths(start: Tensor, likelihood: Tensor, prior: Tensor, until: int) -> Tensor:
-    """P(member of token t | the first ``until`` tokens), from the sum over every path."""
+    """Return P(member of token t | the first ``until`` tokens), from the sum over every path."""
     found = torch.zeros(TOKENS, MEMBERS, dtype=torch.float64)
     for path in itertools.product(range(MEMBERS), repeat=TOKENS + 1):
         weight = float(start[path[0]])
@@ -74,7 +74,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_tasks(bundle: Path) -> tuple[list[int], list[int], str, str]:
-    """Two stretches of text and the members that they call for when they stand one behind the other."""
+    """Two stretches of text and the members that they call for when one follows the other."""
     plain, base = PlainBundle(bundle), tiny_llama()
     for first, second in itertools.product(range(1, 20), range(20, 40)):
         evidence = base_evidence(base, plain, [first] * 8 + [second] * 8)

@@ -86,7 +86,7 @@ def test_what_cannot_be_loaded_is_refused(bundle: Path, base: Path, tmp_path: Pa
     with pytest.raises(SourceUnreadable, match="is not a base model"):
         load_bundle(bundle, tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(BundleRefused, match="is no MeteoRA bundle"):
+    with pytest.raises(BundleRefused, match="is not a MeteoRA bundle"):
         load_bundle(tmp_path, base)
     with pytest.raises(UsageError) as caught:
         generate(load_bundle(bundle, base), [])

@@ -132,7 +132,7 @@ def test_reader_bounds_members_times_modules_before_laying_them_out() -> None:
     [
         (
             {"peft_type": "LORA"},
-            "`adapter_config.json` is no MeteoRA bundle: peft_type is `LORA`, expected `METEORA`",
+            "`adapter_config.json` is not a MeteoRA bundle: peft_type is `LORA`, expected `METEORA`",
         ),
         ({"meteora_format": 2}, "`adapter_config.json` has bundle format `2`, this reader knows `1`"),
         ({"meteora_format": True}, "`adapter_config.json` has bundle format `True`, this reader knows `1`"),
@@ -196,7 +196,7 @@ def test_reader_refuses_members_that_do_not_fit_together() -> None:
         ([one, one], "member names must differ, found ['one', 'one']"),
         (
             [one, one | {"name": "two", "overrides": {"b.q": {"rank": 1, "scaling": 1.0}}}],
-            "member `two` overrides `b.q`, which is no target module",
+            "member `two` overrides `b.q`, which is not a target module",
         ),
         (
             [one | {"overrides": absent}, one | {"name": "two", "overrides": absent}],
@@ -284,7 +284,7 @@ def test_module_with_a_source_has_no_gate_tensors() -> None:
         ),
         (
             {"sources": {"a.v": "a.z"}},
-            "`gate.sources` takes `a.v` to `a.z`, but `a.z` is no target module",
+            "`gate.sources` takes `a.v` to `a.z`, but `a.z` is not a target module",
         ),
         (
             {"abstain": 0.5},

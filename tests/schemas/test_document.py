@@ -37,9 +37,7 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys(value: dict[str, in
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        pytest.param(
-            b'{"a": 1, "a": 2}', "`x` is not JSON: the key `a` stands twice in one object", id="twice"
-        ),
+        pytest.param(b'{"a": 1, "a": 2}', "`x` is not JSON: the key `a` is in one object twice", id="twice"),
         pytest.param(b"[NaN]", "`x` is not JSON: `NaN` is not a JSON number", id="nan"),
         pytest.param(b"[-Infinity]", "`x` is not JSON: `-Infinity` is not a JSON number", id="infinity"),
         pytest.param(b"[1e999]", "`x` is not JSON: `1e999` is beyond the range of a number", id="overflow"),
@@ -81,7 +79,7 @@ def test_load_json_reads_integers_of_a_thousand_digits_and_refuses_longer_ones(s
 
 @given(JSON_VALUES, st.integers(0, 40))
 def test_load_json_sees_the_same_structure_wherever_its_pieces_end(value: object, shift: int) -> None:
-    # The text is scanned in pieces; a string, or an escape in it, may lie across two of them.
+    # The text is scanned in pieces; a string, or an escape in it, may cross from one into the next.
     padding = " " * (_SCANNED_BYTES - shift)
     data = padding.encode() + json.dumps(value).encode()
     assert load_json(data, what="x", max_bytes=len(data)) == value

@@ -59,7 +59,8 @@ def test_check_name_says_what_it_expects_and_suggests_one() -> None:
     with pytest.raises(UsageError) as caught:
         check_name("My Adapter!")
     assert str(caught.value) == (
-        "`My Adapter!` is no valid name: expected 1 to 96 of `a-z 0-9 . _ -`, the first a letter or a digit"
+        "`My Adapter!` is not a valid name: expected 1 to 96 of `a-z 0-9 . _ -`, "
+        "the first a letter or a digit"
     )
     assert caught.value.hint == "such as `my-adapter`"
 

@@ -17,7 +17,7 @@ from meteora_registry.schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 
 @dataclass
 class AdapterFiles:
-    """What an adapter's folder is to hold; ``config`` and ``weights`` may be replaced by raw bytes."""
+    """The files of an adapter's folder; ``config`` and ``weights`` may be replaced by raw bytes."""
 
     config: dict[str, Any]
     tensors: dict[str, torch.Tensor]
@@ -28,11 +28,11 @@ class AdapterFiles:
 
     @classmethod
     def read(cls, folder: Path) -> AdapterFiles:
-        """The files that PEFT wrote."""
+        """Return the files that PEFT wrote."""
         return cls(json.loads((folder / CONFIG_FILE).read_text()), load_file(folder / WEIGHTS_FILE))
 
     def weights(self) -> bytes:
-        """The bytes of the weights file."""
+        """Return the bytes of the weights file."""
         if self.raw_weights is not None:
             return self.raw_weights
         return save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, {"format": "pt"})
@@ -49,7 +49,7 @@ class AdapterFiles:
         return folder
 
     def names(self, ending: str) -> list[str]:
-        """The tensors whose names end so, sorted."""
+        """Return the tensors whose names end so, sorted."""
         return sorted(name for name in self.tensors if name.endswith(ending))
 
     def rename(self, old: str, new: str) -> None:
@@ -58,7 +58,7 @@ class AdapterFiles:
 
 
 def codes_of(inspection: Inspection) -> list[str]:
-    """The codes of the findings, each once."""
+    """Return the codes of the findings, each once."""
     return sorted({finding.code for finding in inspection.findings})
 
 
@@ -68,11 +68,11 @@ def inspect_written(files: AdapterFiles, folder: Path) -> Inspection:
 
 
 def safetensors_bytes(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:
-    """A file with any header at all: an object, or the text itself."""
+    """Return a file with any header at all: an object, or the text itself."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
 def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
-    """A header's entry."""
+    """Return a header's entry."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}

@@ -22,7 +22,7 @@ class Workplace:
 
 
 def make_workplace(folder: Path) -> Workplace:
-    """Adapters of PEFT, fused with random gates, and the base that they were made for."""
+    """Return adapters of PEFT, fused with random gates, and the base that they were made for."""
     adapters = {
         name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules=["q_proj", "up_proj"])
         for seed, name in enumerate(MEMBERS)

@@ -36,7 +36,7 @@ needs_browser = pytest.mark.skipif(
 
 @contextmanager
 def open_browser(profile: Path) -> Iterator[Chrome]:
-    """A browser with a fresh profile that keeps what pages write to its console."""
+    """Yield a browser with a fresh profile that keeps what pages write to its console."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

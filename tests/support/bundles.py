@@ -59,7 +59,7 @@ def write_bundle(
             "eps": 1e-6,
             "sources": sources,
             "abstain": abstain,
-            # Only a linear gate without a bias can be one that nobody touched since it was drawn.
+            # Only a linear gate without a bias can still have the values that were drawn for it.
             "initialisation": {"method": "normal", "seed": seed} if is_fresh else None,
             "fitted": "not fitted" if is_fresh else {"method": "imported", "data": []},
         },
@@ -86,7 +86,7 @@ def write_bundle(
 
 
 def read_factors(adapter: Path) -> Factors:
-    """Each module's A ``[r, in]`` and B ``[out, r]`` of a PEFT adapter."""
+    """Return each module's A ``[r, in]`` and B ``[out, r]`` of a PEFT adapter."""
     tensors = load_file(adapter / "adapter_model.safetensors")
     paths = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors}
     return {

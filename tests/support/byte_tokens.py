@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def byte_tokenizer(*merges: tuple[str, str], **options: Any) -> PreTrainedTokenizerFast:
-    """A token for each byte, then one for each of the merges of two."""
+    """Return a token for each byte, then one for each of the merges of two."""
     symbols = [*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
     tokenizer = Tokenizer(BPE({symbol: place for place, symbol in enumerate(symbols)}, merges=[*merges]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)

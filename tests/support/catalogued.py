@@ -19,7 +19,7 @@ from meteora_registry.schemas.verification import Level, Outcome, VerificationRe
 
 
 def some_inventory() -> Inventory:
-    """Two layers of ``q_proj`` that differ in rank, and one ``up_proj``."""
+    """Return two layers of ``q_proj`` that differ in rank, and one ``up_proj``."""
     return Inventory(
         modules=(
             _module("model.layers.0.self_attn.q_proj", rank=4, out_features=32),
@@ -47,7 +47,7 @@ def _module(path: str, *, rank: int, out_features: int) -> ModuleFactors:
 
 
 def new_adapter(name: str = "legal", content: str = "1", **changes: Any) -> NewAdapterVersion:
-    """An adapter whose digests follow from ``content``."""
+    """Return an adapter whose digests follow from ``content``."""
     weights, config = Digest.of_bytes(f"weights {content}".encode()), Digest.of_bytes(b"config")
     values: dict[str, Any] = {
         "name": name,
@@ -75,7 +75,7 @@ def new_adapter(name: str = "legal", content: str = "1", **changes: Any) -> NewA
 def new_bundle(
     *members: AdapterVersion, name: str = "team", content: str = "1", **changes: Any
 ) -> NewBundleVersion:
-    """A bundle of these members, with a manifest digest that follows from ``content``."""
+    """Return a bundle of these members, with a manifest digest that follows from ``content``."""
     values: dict[str, Any] = {
         "name": name,
         "manifest_sha256": Digest.of_bytes(f"manifest {content}".encode()),
@@ -97,7 +97,7 @@ def new_bundle(
 
 
 def some_verification(content: str = "1", outcome: Outcome = Outcome.PASS) -> VerificationRecord:
-    """A record for the bundle of that content."""
+    """Return a record for the bundle of that content."""
     return VerificationRecord(
         meteora_verification=1,
         manifest_sha256=Digest.of_bytes(f"manifest {content}".encode()),

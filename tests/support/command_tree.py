@@ -29,12 +29,12 @@ class Command:
 
 
 def every_command() -> list[Command]:
-    """All commands that do something; a new one is found by itself."""
+    """Return all commands that do something; a new one is found by itself."""
     return [each for each in _walk((), cli) if not isinstance(each.click, click.Group)]
 
 
 def every_group() -> list[Command]:
-    """All groups, the program itself among them."""
+    """Return all groups, the program itself among them."""
     return [each for each in _walk((), cli) if isinstance(each.click, click.Group)]
 
 
@@ -45,7 +45,7 @@ def arguments_of(
     given: Mapping[str, str] | None = None,
     flags: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """A command line with all that is required, from ``values`` by the parameter's name, and ``given``."""
+    """Return a command line with the required parameters, from ``values`` by name, and ``given``."""
     chosen = dict(given or {})
     words = [*command.words]
     last: list[str] = []

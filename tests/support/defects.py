@@ -19,7 +19,7 @@ Change = Callable[[AdapterFiles], object]
 
 @dataclass(frozen=True)
 class Defect:
-    """What is done to a good adapter, the verdict and the codes."""
+    """A change of a good adapter, with the expected verdict and codes."""
 
     name: str
     verdict: str
@@ -93,14 +93,14 @@ def only(files_with: dict[str, bytes], *absent: str) -> Change:
 
 
 def put(tensor: torch.Tensor, value: float) -> torch.Tensor:
-    """A copy with its first element replaced."""
+    """Return a copy with its first element replaced."""
     changed = tensor.clone()
     changed.view(-1)[0] = value
     return changed
 
 
 def both(*changes: Change) -> Change:
-    """Several changes."""
+    """Return several changes."""
     return lambda files: [change(files) for change in changes]
 
 

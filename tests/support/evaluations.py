@@ -12,7 +12,7 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def make_evaluation(scores: Scores, *, bundle: str = "before", **changes: Any) -> Evaluation:
-    """An evaluation with these scores; means are worked out, intervals left out.
+    """Return an evaluation with these scores; means are worked out, intervals left out.
 
     ``changes`` go into every task's description.
     """

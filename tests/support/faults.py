@@ -28,19 +28,19 @@ from .patience import PATIENCE_SECONDS
 
 
 class Fault(Enum):
-    """What befalls the process at a call, which is not carried out if the process dies there."""
+    """A fault of the process at a call, which is not carried out if the process dies there."""
 
     KILL = auto()
     INTERRUPT = auto()
 
 
-# Told the number of a call, from 1, and its name; an integer is the error number that it fails with.
+# Called with the number of a call, from 1, and its name; an integer is the error number to fail it with.
 Decide = Callable[[int, str], Fault | int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a command ended; ``code`` is negative after a signal, ``calls`` are those that were let through.
+    """The end of a command; ``code`` is negative after a signal, ``calls`` are those that were let through.
 
     ``seconds`` is from where it could first be killed to its end.
     """
@@ -106,12 +106,12 @@ def interrupt_at(number: int) -> Decide:
 
 
 def fail_from(number: int, error_number: int, names: frozenset[str]) -> Decide:
-    """From the ``number``-th call on, every one of these names fails."""
+    """Make every call of these names fail, from the ``number``-th call on."""
     return lambda found, name: error_number if found >= number and name in names else None
 
 
 def _let_pass(number: int, name: str) -> None:
-    """No fault."""
+    """Return no fault."""
 
 
 def _answer_calls(

@@ -1,7 +1,7 @@
 """System calls that change a disk, held at the door: another process decides what becomes of each.
 
-Linux's seccomp has a kernel filter stop such a call before it is carried out and tell whoever holds the
-listener, who lets it proceed or has it fail with an error number. So the moments of a run can be counted
+Linux's seccomp has a kernel filter stop such a call before it is carried out and notify the holder of the
+listener, which lets it proceed or makes it fail with an error number. So the moments of a run can be counted
 one by one, those of SQLite's own code included, and a fault put at exactly the n-th. It needs no rights
 and no debugger. What a process changes in memory that is mapped to a file is not a call and is not seen.
 """
@@ -86,7 +86,7 @@ class Listener:
         self._poll.register(descriptor, select.POLLIN)
 
     def receive(self, timeout_seconds: float) -> Call | None:
-        """The next call; None when no process is left that could make one.
+        """Return the next call; None when no process is left that could make one.
 
         Raises:
             TimeoutError: nothing happened.
@@ -108,7 +108,7 @@ class Listener:
         self._answer(struct.pack("=QqiI", call.identifier, 0, 0, _CONTINUE))
 
     def fail(self, call: Call, error_number: int) -> None:
-        """Have it return this error; nothing is carried out."""
+        """Make the call return this error; nothing is carried out."""
         self._answer(struct.pack("=QqiI", call.identifier, 0, -error_number, 0))
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ def install_filter() -> int:
 
 
 def why_unavailable() -> str | None:
-    """Why calls cannot be held here; None if they can."""
+    """Return why calls cannot be held here; None if they can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "holding system calls is written for Linux on x86-64"
     # Once below a filter a process stays there, so another one tries.

@@ -1,4 +1,4 @@
-"""What lies in a home, read with plain SQL and plain files: no code that is under test takes part.
+"""The content of a home, read with plain SQL and plain files: no code that is under test takes part.
 
 ``look_at`` also holds what was found against what may never be seen: a damaged database, a record without
 its bytes, a blob whose bytes are not those of its name, half a bundle.
@@ -36,7 +36,7 @@ class Contents:
 
 
 def look_at(folder: Path) -> Contents:
-    """Everything below a folder with a ``home`` in it, found to be whole.
+    """Return everything below a folder with a ``home`` in it, after checking that it is whole.
 
     Raises:
         AssertionError: something is half there.
@@ -63,7 +63,7 @@ def look_at(folder: Path) -> Contents:
 
 
 def check_bundle(folder: Path) -> dict[str, str]:
-    """The digests of a bundle's files but the record of its verification, as its manifest has them."""
+    """Return the digests of a bundle's files but the record of its verification, as its manifest has them."""
     manifest = json.loads((folder / "meteora_manifest.json").read_bytes())
     record = json.loads((folder / "verification.json").read_bytes())
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -104,7 +104,7 @@ def _rows_of(connection: sqlite3.Connection, table: str, folder: str) -> Iterato
 
 
 def _once(rows: Iterator[str]) -> Iterator[str]:
-    """The rows; that the same bundle was verified again, with the same outcome, counts once."""
+    """Yield the rows; repeated verifications of one bundle with the same outcome count once."""
     seen: set[str] = set()
     for row in rows:
         is_verification = '"action": "verify"' in row or '"outcome": ' in row

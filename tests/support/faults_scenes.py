@@ -25,12 +25,12 @@ ADAPTERS: dict[str, dict[str, Any]] = {"legal": {"rank": 4}, "medical": {"rank":
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Commands by their words; ``{folder}`` is where everything lies, ``{adapters}`` where adapters do.
+    """Commands by their words; ``{folder}`` is the scene's folder, ``{adapters}`` that of the adapters.
 
     ``before`` sets the scene, ``command`` is disturbed; ``midway`` are commands whose result an
     observer may also see, where the command is more than one transaction. ``codes`` are the exit codes that
     the same command may end with when it is given again after a death: nothing may be left to do. With
-    ``litter`` there lies what dead processes leave.
+    ``litter`` it has leftovers of dead processes.
     """
 
     name: str
@@ -85,12 +85,12 @@ class Stage:
         return len(self.undisturbed.calls)
 
     def points(self, stride: int) -> range:
-        """Every so many of the calls, from another one on in each scene, and always the same."""
+        """Return every ``stride``-th call, from a fixed first one that differs between scenes."""
         return range(1 + sum(map(ord, self.scene.name)) % stride, self.calls + 1, stride)
 
     @contextmanager
     def trial(self, number: int) -> Iterator[None]:
-        """The scene from its beginning; a failure says at which call the fault was."""
+        """Run the block on the scene from its beginning; a failure names the call of the fault."""
         self.put_back()
         try:
             yield
@@ -100,7 +100,7 @@ class Stage:
             raise
 
     def put_back(self) -> None:
-        """As it was before the command."""
+        """Restore the folder as it was before the command."""
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(self._beginning, self.folder)
 
@@ -122,7 +122,7 @@ class Stage:
         )
 
     def check_nothing_is_half_done(self) -> Contents:
-        """What is there: as before the command, as after it, or as between two of its transactions."""
+        """Check that the content is that before or after the command, or between two of its transactions."""
         found = look_at(self.folder)
         assert any(found.tables == each.tables for each in self.seen), found.tables
         return found

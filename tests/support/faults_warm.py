@@ -1,4 +1,4 @@
-"""What the children of the fork server begin with: everything imported, and every command run once."""
+"""The initial state of the fork server's children: everything imported, and every command run once."""
 
 from __future__ import annotations
 

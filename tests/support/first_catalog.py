@@ -201,7 +201,7 @@ def fill(engine: sa.Engine, rows: Rows = ROWS) -> None:
 
 
 def read(engine: sa.Engine) -> Rows:
-    """Every row of every table but alembic's, ordered by the primary key."""
+    """Return every row of every table but alembic's, ordered by the primary key."""
     with engine.begin() as connection:
         tables = reflect(connection).sorted_tables
         return {
@@ -215,7 +215,7 @@ def read(engine: sa.Engine) -> Rows:
 
 
 def reflect(connection: sa.Connection) -> sa.MetaData:
-    """The tables as the database describes them."""
+    """Return the tables as the database describes them."""
     metadata = sa.MetaData()
     metadata.reflect(connection)
     return metadata

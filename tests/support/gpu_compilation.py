@@ -1,7 +1,7 @@
 """Compile Triton kernels for a GPU that is not there, with the very arguments the launches pass.
 
-A `Recorder` stands where a kernel stood and keeps each call; `compiled` turns one call into a cubin, as the
-runtime would, and says what it needs of the machine.
+A `Recorder` replaces a kernel and keeps each call; `compiled` turns one call into a cubin, as the
+runtime would, and reports what it needs of the machine.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Binary:
-    """What a compiled kernel asks of each block: shared memory, and spilled registers, in bytes."""
+    """The resources of a compiled kernel for each block: shared memory, and spilled registers, in bytes."""
 
     shared_bytes: int
     stack_bytes: int

@@ -20,7 +20,7 @@ input()
 
 @contextmanager
 def gs_server() -> Iterator[str]:
-    """The address of a service with one empty bucket, ``BUCKET``."""
+    """Yield the address of a service with one empty bucket, ``BUCKET``."""
     process = subprocess.Popen(
         [sys.executable, "-c", _START],
         stdin=subprocess.PIPE,
@@ -37,5 +37,5 @@ def gs_server() -> Iterator[str]:
 
 
 def gs_environment(address: str) -> dict[str, str]:
-    """What the library needs to find the service, in its own variables."""
+    """Return what the library needs to find the service, in its own variables."""
     return {"STORAGE_EMULATOR_HOST": address, "NO_GCE_CHECK": "true"}

@@ -66,7 +66,7 @@ class Repository:
     meta: list[str] = field(default_factory=list)
 
     def commit(self, title: str, changes: dict[str, File | None], *, parent: str | None, ref: str) -> Commit:
-        """A new commit on a ref; None deletes a file."""
+        """Return a new commit on a ref; None deletes a file."""
         files = dict(self.commits[parent].files) if parent else {}
         for path, file in changes.items():
             if file is None:
@@ -80,7 +80,7 @@ class Repository:
         return made
 
     def resolve(self, revision: str) -> Commit | None:
-        """The commit that a branch, a tag, a pull request or an id names."""
+        """Return the commit that a branch, a tag, a pull request or an id names."""
         oid = self.refs.get(revision) or self.tags.get(revision) or revision
         return self.commits.get(oid)
 
@@ -91,7 +91,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next ``times`` requests that match.
+    """A fault of the next ``times`` requests that match.
 
     ``action`` is one of ``status``, ``cut`` (after ``after_bytes``), ``wrong_body``, ``hold`` (until
     released), ``slow`` (a second's rest in the middle of the body), ``lost`` (done, and answered with
@@ -128,7 +128,7 @@ class Request:
 
 
 class LoopbackHub:
-    """The server's state; ``url`` is what HF_ENDPOINT is set to, ``storage_url`` where large files lie."""
+    """The server's state; ``url`` is the value of HF_ENDPOINT, ``storage_url`` the address of large files."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -144,7 +144,7 @@ class LoopbackHub:
         self.generation = 0
 
     def create(self, name: str, files: dict[str, bytes] | Path | None = None, **facts: Any) -> Repository:
-        """A repository with these files on its main branch, and git's usual .gitattributes."""
+        """Return a repository with these files on its main branch, and git's usual .gitattributes."""
         if isinstance(files, Path):
             files = {
                 path.relative_to(files).as_posix(): path.read_bytes()
@@ -160,7 +160,7 @@ class LoopbackHub:
         return repository
 
     def push(self, name: str, files: dict[str, bytes | None], title: str = "upload") -> str:
-        """A commit on main that somebody else made; its id."""
+        """Make a commit on main as another user, and return its id."""
         with self.lock:
             repository = self.repositories[name]
             changes = {path: None if data is None else make_file(path, data) for path, data in files.items()}
@@ -201,7 +201,7 @@ class LoopbackHub:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Within the block a request is being answered."""
+        """Count a request as being answered within the block."""
         self._count(1)
         try:
             yield
@@ -240,5 +240,5 @@ class LoopbackHub:
 
 
 def make_file(path: str, data: bytes) -> File:
-    """A file as the Hub would keep it."""
+    """Return a file as the Hub would keep it."""
     return File(data, path.endswith((".safetensors", ".bin")) or len(data) > 10 << 20)

@@ -24,9 +24,9 @@ from support.patience import PATIENCE_SECONDS
 from support.terminal import run_in_terminal
 
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
-# What a process of Python is told to run as the program.
+# The program, as code for a process of Python.
 START = "from meteora_registry.registry.cli.main import main; main()"
-# Carries out one command a line; whatever it or any library prints goes to the files that it is told.
+# Carries out one command a line; all output of it or of any library goes to the files named in that line.
 _MANY = """
 import json, os, sys
 from meteora_registry.registry.cli.main import run
@@ -53,7 +53,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command printed and how it ended."""
+    """The output of a command, and its exit code."""
 
     code: int
     out: str
@@ -157,12 +157,12 @@ class Workplace:
         return finish(self.start(*arguments, prelude=prelude, **changes))
 
     def run_in_terminal(self, *arguments: object) -> tuple[int, str]:
-        """The exit code of a command on a terminal of 120 columns, and what it drew there."""
+        """Return the exit code of a command on a terminal of 120 columns, and what it drew there."""
         program = [sys.executable, "-c", START, *self._arguments(arguments)]
         return run_in_terminal(program, environment=self.machine.environment, columns=120)
 
     def blobs(self) -> set[str]:
-        """The digests of the blobs in the store; anything else there by its path, but the lock and marks."""
+        """Return the digests of the blobs in the store; other files but the lock and marks by their paths."""
         folder = self.home / "blobs"
         names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         return {
@@ -172,7 +172,7 @@ class Workplace:
         }
 
     def recorded(self) -> set[str]:
-        """The digests that the catalog refers to."""
+        """Return the digests that the catalog refers to."""
         with closing(sqlite3.connect(self.home / "catalog.db")) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             return {digest for (digest,) in connection.execute("SELECT sha256 FROM adapter_files")}
@@ -184,7 +184,7 @@ class Workplace:
 
 
 def finish(process: subprocess.Popen[str], *, interrupt: bool = False) -> Result:
-    """What came of a command; with ``interrupt`` after Ctrl-C."""
+    """Return the result of a command; with ``interrupt`` after Ctrl-C."""
     if interrupt:
         process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
@@ -193,7 +193,7 @@ def finish(process: subprocess.Popen[str], *, interrupt: bool = False) -> Result
 
 @contextmanager
 def machine(folder: Path, hub: LoopbackHub, **changes: str) -> Iterator[Machine]:
-    """A machine that knows this Hub and has a token that may write there."""
+    """Yield a machine that knows this Hub and has a token that may write there."""
     made = Machine(folder, hub.url, **changes)
     try:
         yield made
@@ -202,7 +202,7 @@ def machine(folder: Path, hub: LoopbackHub, **changes: str) -> Iterator[Machine]
 
 
 def workplace(folder: Path, on: Machine, catalog: Path) -> Workplace:
-    """A workplace with a copy of an empty catalog, which takes a while to make."""
+    """Return a workplace with a copy of an empty catalog, which takes a while to make."""
     made = Workplace(folder, on)
     made.home.mkdir(parents=True)
     shutil.copyfile(catalog, made.home / "catalog.db")

@@ -1,4 +1,4 @@
-"""Every fault that is tried against the Hub's client: what is done, what is said, how it ends.
+"""Every fault that is tried against the Hub's client: the action, the message, and the outcome.
 
 ``docs/hub.md`` has the same list as a table, and a test holds the two together. What a Hub does only if it
 is hostile is in ``hub_hostile``.
@@ -135,7 +135,7 @@ CASES = (
         2,
     ),
     Case(
-        "an answer that is no answer of a Hub",
+        "an answer that is not from a Hub",
         _status("GET", MODEL, 200, body=b"<html>Please log in to this network</html>", times=99),
         "the Hub's answer about `org/legal` cannot be understood: JSONDecodeError: Expecting value: line 1 "
         "column 1 (char 0)",
@@ -156,7 +156,7 @@ CASES = (
         ALL,
     ),
     Case(
-        "a body that is not what its ETag says",
+        "a body that does not match its ETag",
         lambda hub: hub.fault("GET", "^/storage/", action="wrong_body", skip=1),
         "`adapter_model.safetensors` of `org/legal@COMMIT` came with other bytes than the Hub lists, and was "
         "not kept",
@@ -171,7 +171,7 @@ CASES = (
         PUSH,
     ),
     Case(
-        "somebody pushed in between (412)",
+        "another push in between (412)",
         _push_in_between,
         "somebody pushed to `org/mine` in between: it was at `HASH` and is at `HASH`; nothing of this push "
         "was committed",

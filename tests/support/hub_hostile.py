@@ -76,12 +76,12 @@ def dripping(method: str, pattern: str, start: bytes) -> Callable[[LoopbackHub],
 
 
 def describe(**facts: object) -> dict[str, object]:
-    """What the Hub says of a repository."""
+    """Return the Hub's description of a repository."""
     return {"_id": "0", "id": "org/legal", "sha": COMMIT, "private": False, "tags": []} | facts
 
 
 def entry(**facts: object) -> dict[str, object]:
-    """A file in the Hub's list."""
+    """Return a file in the Hub's list."""
     return {"type": "file", "path": "adapter_config.json", "size": 100, "oid": COMMIT} | facts
 
 

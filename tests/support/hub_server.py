@@ -25,14 +25,14 @@ from support.hub_wire import FaultyHandler, Refusal
 
 @contextmanager
 def serve() -> Iterator[LoopbackHub]:
-    """A running server on a free port of 127.0.0.1."""
+    """Yield a running server on a free port of 127.0.0.1."""
     hub = LoopbackHub()
 
     class BoundHandler(_Handler):
         state = hub
 
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), BoundHandler) for _ in range(2)]
-    # Large files lie at another address, as they do at the real one: no token may go there.
+    # Large files are at another address, as on the real Hub: no token may be sent there.
     hub.url, hub.storage_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
     for server in servers:
         server.daemon_threads = True

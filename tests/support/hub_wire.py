@@ -23,7 +23,7 @@ class _Counting:
         self.count = 0
 
     def take(self) -> int:
-        """The bytes since this was last asked."""
+        """Return the bytes since this was last asked."""
         count, self.count = self.count, 0
         return count
 
@@ -46,7 +46,7 @@ class _Counting:
 
 
 class Refusal(Exception):
-    """An answer that says no, with the Hub's own code for the reason."""
+    """A refusal, with the Hub's own code for the reason."""
 
     def __init__(self, status: int, code: str | None = None, message: str = "refused") -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class Refusal(Exception):
 
 
 class FaultyHandler(BaseHTTPRequestHandler):
-    """Whoever inherits it says in ``answer`` what a request that is not cut off gets."""
+    """A handler; a subclass's ``answer`` serves a request that is not cut off."""
 
     state: LoopbackHub
     protocol_version = "HTTP/1.1"

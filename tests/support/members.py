@@ -22,7 +22,7 @@ BASE = "org/base"
 
 
 def read_member(folder: Path, name: str | None = None, *, base: str | None = BASE) -> Member:
-    """The adapter in a folder as a member, under the folder's name unless told otherwise."""
+    """Return the adapter in a folder as a member, under the folder's name by default."""
     inspection = inspect_adapter(folder)
     return Member.of(
         inspection,
@@ -38,26 +38,26 @@ def read_member(folder: Path, name: str | None = None, *, base: str | None = BAS
 
 
 def read_members(folders: Mapping[str, Path]) -> list[Member]:
-    """Members by name, in the order given."""
+    """Return members by name, in the order given."""
     return [read_member(folder, name) for name, folder in folders.items()]
 
 
 def fuse(members: Sequence[Member], folder: Path, options: FuseOptions | None = None) -> Path:
-    """A bundle of these members, unverified, in a new folder."""
+    """Return a bundle of these members, unverified, in a new folder."""
     folder.mkdir(parents=True)
     write_bundle(make_plan(members, options or FuseOptions()), members, folder)
     return folder
 
 
 def files_of(members: Sequence[Member]) -> dict[str, MemberFiles]:
-    """Where verification finds each member's own files."""
+    """Return where verification finds each member's own files."""
     return {member.name: MemberFiles(member.config_path, member.weights_path) for member in members}
 
 
 def draw_gates(
     bundle: Bundle, sources: dict[str, str], *, scope: Scope = "token", bias: bool = True
 ) -> NewGates:
-    """Random gates for a bundle, said to be fitted by hand; modules in ``sources`` take another's routing."""
+    """Return random gates for a bundle, marked as fitted by hand; modules in ``sources`` share a routing."""
     generator = torch.Generator().manual_seed(1)
     members = len(bundle.config.members)
     data = tuple(

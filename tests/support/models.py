@@ -47,7 +47,7 @@ LLAMA_MEMBERS: dict[str, dict[str, Any]] = {
 
 
 def tiny_llama(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A Llama of two layers with grouped keys and values; the same weights at every call."""
+    """Return a Llama of two layers with grouped keys and values; the same weights at every call."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -63,7 +63,7 @@ def tiny_llama(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 
 def tiny_gpt2(*, width: int = 32, layers: int = 2) -> PreTrainedModel:
-    """A GPT-2, whose linear layers are ``Conv1D``; the same weights at every call."""
+    """Return a GPT-2, whose linear layers are ``Conv1D``; the same weights at every call."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -92,7 +92,7 @@ def make_adapter(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Path:
-    """Have PEFT write a LoRA adapter whose A and B are random, so that every module's delta shows."""
+    """Make PEFT write a LoRA adapter whose A and B are random, so that every module's delta shows."""
     base_model = make_base()
     torch.manual_seed(seed)
     model = get_peft_model(base_model, LoraConfig(**{"task_type": "CAUSAL_LM"} | options))
@@ -109,7 +109,7 @@ def make_adapter(
 def make_llama_adapters(
     folder: Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
 ) -> dict[str, Path]:
-    """The adapters of ``LLAMA_MEMBERS``, each in a folder of its own."""
+    """Return the adapters of ``LLAMA_MEMBERS``, each in a folder of its own."""
     return {
         name: make_adapter(tiny_llama, folder / name, seed=seed, base=base, dtype=dtype, **options)
         for seed, (name, options) in enumerate(LLAMA_MEMBERS.items(), start=1)
@@ -117,18 +117,18 @@ def make_llama_adapters(
 
 
 def logits_of(model: nn.Module, tokens: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
-    """The logits of one forward pass over these tokens, ``some_tokens`` unless stated."""
+    """Return the logits of one forward pass over these tokens, ``some_tokens`` unless stated."""
     with torch.no_grad():
         logits: torch.Tensor = model(some_tokens() if tokens is None else tokens, **inputs).logits
     return logits
 
 
 def logits_alone(base: PreTrainedModel, adapter: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """The logits that PEFT gives with one adapter alone."""
+    """Return the logits that PEFT gives with one adapter alone."""
     with torch.no_grad():
         return PeftModel.from_pretrained(base, adapter)(tokens).logits
 
 
 def some_tokens(*, batch: int = 3, length: int = 9, seed: int = 5) -> torch.Tensor:
-    """Token ids, int64 ``[batch, length]``."""
+    """Return token ids, int64 ``[batch, length]``."""
     return torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))

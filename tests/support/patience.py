@@ -1,4 +1,4 @@
-"""How long a test waits for what must happen."""
+"""The time that a test waits for an event that must come."""
 
 from __future__ import annotations
 

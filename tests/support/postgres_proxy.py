@@ -71,7 +71,7 @@ class Proxy:
     def _pass_on(
         self, data: bytes, server: socket.socket, is_muted: threading.Event, answered: threading.Event
     ) -> bool:
-        """Whether the connection goes on."""
+        """Return whether the connection goes on."""
         if self.lose_before is not None and self.lose_before in data:
             self.lose_before = None
             return False
@@ -101,7 +101,7 @@ def _pump(
 
 @contextmanager
 def proxy_to(server_url: str) -> Iterator[Proxy]:
-    """A proxy in front of a server that listens on a socket of this machine."""
+    """Yield a proxy in front of a server that listens on a socket of this machine."""
     # The path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="mpx-") as folder:
         proxy = Proxy(make_url(server_url), Path(folder))

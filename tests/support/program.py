@@ -17,7 +17,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_here(capture: pytest.CaptureFixture[str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """What a command of these arguments prints, and its exit code."""
+    """Run a command with these arguments; return its output and exit code."""
     capture.readouterr()
     code = main.run([*map(str, arguments)])
     printed = capture.readouterr()

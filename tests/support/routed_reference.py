@@ -1,7 +1,7 @@
-"""What a routed model computes, written out once more: plain torch, every member's delta in full.
+"""The computation of a routed model, written out once more: plain torch, every member's delta in full.
 
 Nothing of the runtime or the kernels is used. A bundle is read from its files, the base's linear modules get
-forward hooks, and ``weights`` says how much of each member a token takes.
+forward hooks, and ``weights`` is how much of each member a token takes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PlainBundle:
         self.members: list[str] = [member["name"] for member in self.config["members"]]
 
     def deltas(self, path: str, x: Tensor) -> Tensor:
-        """Every member's contribution, [..., L, out]."""
+        """Return every member's contribution, [..., L, out]."""
         A, B = (self.tensors[f"{_PREFIX}{path}.meteora_{name}"].float() for name in "AB")
         row, found = 0, []
         for member in self.config["members"]:
@@ -43,13 +43,13 @@ class PlainBundle:
         return torch.stack(found, dim=-2)
 
     def logits(self, path: str, x: Tensor) -> Tensor:
-        """The gate's logits of a linear gate, [..., L]; a module that has none uses its source's."""
+        """Return the gate's logits of a linear gate, [..., L]; a module that has none uses its source's."""
         source = self.config["gate"]["sources"].get(path, path)
         bias = self.tensors.get(f"{_PREFIX}{source}.meteora_gate_bias", torch.zeros(()))
         return x @ self.tensors[f"{_PREFIX}{source}.meteora_gate"].T + bias
 
     def top_k(self, logits: Tensor) -> Tensor:
-        """How much of each member these logits [..., L] give."""
+        """Return how much of each member these logits [..., L] give."""
         k, temperature = self.config["top_k"], self.config["temperature"]
         kept, chosen = logits.sort(dim=-1, descending=True, stable=True)
         weights = torch.zeros_like(logits)
@@ -58,7 +58,7 @@ class PlainBundle:
 
 @contextmanager
 def routed(base: nn.Module, *bundles: tuple[PlainBundle, Weights]) -> Iterator[None]:
-    """Within the block the base's modules add what the bundles' members give, in these weights."""
+    """Make the base's modules add the bundle's members with these weights, within the block."""
     handles = []
     for bundle, weights in bundles:
         for path in bundle.paths:
@@ -83,7 +83,7 @@ def routed(base: nn.Module, *bundles: tuple[PlainBundle, Weights]) -> Iterator[N
 
 
 def base_evidence(base: PreTrainedModel, bundle: PlainBundle, tokens: Sequence[int]) -> Tensor:
-    """The mean over modules of the gates' log posteriors of one sequence on the plain base, [T, L]."""
+    """Return the mean over modules of the gates' log posteriors of one sequence on the plain base, [T, L]."""
     seen: list[Tensor] = []
     handles = [
         base.get_submodule(path).register_forward_pre_hook(

@@ -22,7 +22,7 @@ server.serve_forever()
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """The address of a service with one empty bucket, ``BUCKET``."""
+    """Yield the address of a service with one empty bucket, ``BUCKET``."""
     environment = os.environ | {"MOTO_S3_CUSTOM_ENDPOINTS": "", "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
         [sys.executable, "-c", _START],
@@ -44,7 +44,7 @@ def s3_server() -> Iterator[str]:
 
 
 def s3_environment(address: str) -> dict[str, str]:
-    """What the libraries need to find the service, in their own variables."""
+    """Return what the libraries need to find the service, in their own variables."""
     return {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "loopback",

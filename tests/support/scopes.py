@@ -25,7 +25,7 @@ PROMPTS = [
 
 
 def write_scope_bundles(folder: Path, adapters: dict[str, Path]) -> dict[str, Path]:
-    """A bundle of the adapters for each scope; they differ in nothing else."""
+    """Return a bundle of the adapters for each scope; they differ in nothing else."""
     base = str(save_base(tiny_llama(), folder / "base"))
     return {
         scope: write_bundle(folder / scope, adapters, base=base, temperature=0.5, scope=scope)
@@ -34,17 +34,17 @@ def write_scope_bundles(folder: Path, adapters: dict[str, Path]) -> dict[str, Pa
 
 
 def loaded(bundle: Path) -> PeftModel:
-    """The tiny Llama with a bundle."""
+    """Return the tiny Llama with a bundle."""
     return PeftModel.from_pretrained(tiny_llama(), bundle)
 
 
 def by_token(bundle: PlainBundle) -> Weights:
-    """Every token by the gate of the module itself."""
+    """Return the weights of every token by the module's own gate."""
     return lambda path, x: bundle.top_k(bundle.logits(path, x))
 
 
 def by_layer(bundle: PlainBundle) -> Weights:
-    """Every token by the gate of its layer's first module."""
+    """Return the weights of every token by the gate of its layer's first module."""
     decided: dict[str, Tensor] = {}
 
     def weights(path: str, x: Tensor) -> Tensor:
@@ -57,13 +57,13 @@ def by_layer(bundle: PlainBundle) -> Weights:
 
 
 def by_prompt(bundle: PlainBundle, prompts: list[list[int]]) -> Tensor:
-    """How much of each member every request takes, [B, L]."""
+    """Return how much of each member every request takes, [B, L]."""
     base = tiny_llama()
     return torch.stack([bundle.top_k(base_evidence(base, bundle, prompt).mean(dim=0)) for prompt in prompts])
 
 
 def by_segment(bundle: PlainBundle, tokens: list[int], prompt_tokens: int) -> Tensor:
-    """How much of each member every token takes, [T, L]: forward-backward with the whole matrix."""
+    """Return how much of each member every token takes, [T, L]: forward-backward with the whole matrix."""
     evidence = (INDEPENDENT_GATES * base_evidence(tiny_llama(), bundle, tokens).double()).exp()
     members = evidence.shape[-1]
     identity, uniform = torch.eye(members, dtype=torch.float64), torch.full((members,), 1 / members).double()
@@ -83,7 +83,7 @@ def by_segment(bundle: PlainBundle, tokens: list[int], prompt_tokens: int) -> Te
 
 
 def expected_logits(scope: str, folder: Path, tokens: Tensor, prompt_tokens: int) -> Tensor:
-    """What a scope computes for tokens [B, T] of which the first belong to the prompt."""
+    """Return what a scope computes for tokens [B, T] of which the first belong to the prompt."""
     bundle = PlainBundle(folder)
     if scope == "layer":
         weights = by_layer(bundle)
@@ -110,7 +110,7 @@ def expected_logits(scope: str, folder: Path, tokens: Tensor, prompt_tokens: int
 
 
 def padded(prompts: list[list[int]]) -> dict[str, Tensor]:
-    """A batch of prompts of different lengths, padded on the left."""
+    """Return a batch of prompts of different lengths, padded on the left."""
     width = max(map(len, prompts))
     return {
         "input_ids": torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts]),
@@ -121,7 +121,7 @@ def padded(prompts: list[list[int]]) -> dict[str, Tensor]:
 def answers(
     model: nn.Module, prompts: list[list[int]], tokens: int = 6, **options: object
 ) -> list[list[int]]:
-    """The tokens of the greedy answer to each prompt, as one batch."""
+    """Return the tokens of the greedy answer to each prompt, as one batch."""
     batch = padded(prompts)
     found = model.generate(**batch, max_new_tokens=tokens, do_sample=False, pad_token_id=0, **options)
     return [row[batch["input_ids"].shape[1] :] for row in found.tolist()]

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 HIDDEN = 32
-# Output and input features of each module kind, and the block that it lies in.
+# Output and input features of each module kind, and the block that contains it.
 SHAPES = {
     "q_proj": (HIDDEN, HIDDEN, "self_attn"),
     "k_proj": (HIDDEN // 2, HIDDEN, "self_attn"),
@@ -41,7 +41,7 @@ def make_adapter(
 ) -> Path:
     """Write an adapter and give back its folder.
 
-    Patterns are keyed by module kind; ``config`` adds to the config or replaces what stands in it;
+    Patterns are keyed by module kind; ``config`` adds to the config or replaces its fields;
     ``card`` is the text of README.md.
     """
     ranks = dict(rank_pattern or {})

@@ -1,4 +1,4 @@
-"""What processes of their own do to one store at the same time."""
+"""Actions on one store for several processes at the same time."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def copy_bundle(bundle: Path, target: Path) -> Path:
-    """A bundle to break, without its verification record."""
+    """Return a bundle to break, without its verification record."""
     shutil.copytree(bundle, target)
     (target / names.VERIFICATION_FILE).unlink(missing_ok=True)
     return target
@@ -57,7 +57,7 @@ def change_tensors(bundle: Path, change: Callable[[Tensors], None]) -> None:
 
 
 def make_digests_right(bundle: Path) -> None:
-    """Make the manifest list what lies in the folder now."""
+    """Make the manifest list the present files of the folder."""
 
     def update(manifest: Json) -> None:
         for name in manifest["files"]:

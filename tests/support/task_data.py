@@ -22,7 +22,7 @@ TEMPLATE = (
 
 
 def tiny_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
-    """Words ``w0`` to ``w59``, the rest of the vocabulary special; unknown words are ``<unk>``."""
+    """Return words ``w0`` to ``w59``, the rest of the vocabulary special; unknown words are ``<unk>``."""
     special = ["<unk>", "<s>", "<user>", "<assistant>"]
     words = [*special, *(f"w{number}" for number in range(VOCABULARY - len(special)))]
     tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
@@ -33,7 +33,7 @@ def tiny_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
 def write_task_data(
     folder: Path, members: Sequence[str], *, samples: int = 12, seed: int = 0, length: int = 10
 ) -> Path:
-    """A file for each member, whose words mostly come from a part of the vocabulary of its own."""
+    """Return a file for each member, whose words mostly come from a part of the vocabulary of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     own = 60 // len(members)
@@ -50,6 +50,6 @@ def write_task_data(
 
 
 def write_lines(path: Path, values: Iterable[Any]) -> Path:
-    """A JSONL file of these values."""
+    """Return a JSONL file of these values."""
     path.write_text("".join(json.dumps(value) + "\n" for value in values))
     return path

@@ -20,7 +20,7 @@ _LINES = 40
 def run_in_terminal(
     arguments: Sequence[str | Path], *, environment: Mapping[str, str], columns: int, answer: bytes = b""
 ) -> tuple[int, str]:
-    """The exit code of a program, and what it wrote to a terminal where ``answer`` was typed."""
+    """Return the exit code of a program, and what it wrote to a terminal where ``answer`` was typed."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
     # Where these are set, the terminal is not asked.

@@ -20,7 +20,7 @@ def make_trace(
     gate_fitted: bool = True,
     bundle: str = "two-tasks",
 ) -> Trace:
-    """A trace of these tables, modules and token texts; the first ``prompt`` tokens are the prompt's."""
+    """Return a trace of these tables, modules and texts; the first ``prompt`` tokens are the prompt's."""
     return Trace(
         meteora_trace=1,
         bundle=bundle,
@@ -45,7 +45,7 @@ def make_trace(
 
 
 def two_layer_trace(texts: Sequence[str] = ("SELECT", " hello", "!", " bye")) -> Trace:
-    """Four tokens, the last two of the answer and the last never read.
+    """Return four tokens, the last two of the answer and the last never read.
 
     Layer 0 has q_proj and v_proj with tables of their own, layer 1 a q_proj that takes layer 0's.
     """

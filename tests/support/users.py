@@ -1,4 +1,4 @@
-"""Being somebody who may not do everything."""
+"""A process without the rights of root."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def as_ordinary_user() -> Iterator[None]:
-    """Root may write anywhere; for a while this process is nobody instead."""
+    """Run the block as an ordinary user, since root may write anywhere."""
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(65534)

@@ -11,7 +11,7 @@ from support.members import files_of
 
 
 def check(bundle: Path, members: list[Member] | None = None) -> VerificationRecord:
-    """Level source when the members are given, else integrity."""
+    """Verify at level source when the members are given, else at integrity."""
     if members is None:
         return verify_bundle(bundle, level=Level.INTEGRITY)
     return verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members))

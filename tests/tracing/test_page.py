@@ -217,7 +217,7 @@ def test_page_may_load_and_run_nothing_else(browser: Chrome, tmp_path: Path) -> 
     refused = browser.execute_async_script(_INTRUSIONS)
     assert refused == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
     assert run(browser, "return document.documentElement.dataset.ran ?? null") is None
-    # What the browser says of it is not the next page's.
+    # Messages of the browser about this page are not the next page's.
     console_of(browser)
 
 

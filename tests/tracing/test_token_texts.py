@@ -1,4 +1,4 @@
-"""What each token adds to a text, with a tokenizer of bytes: characters of several tokens, and of none."""
+"""The text that each token adds, with a tokenizer of bytes: characters of several tokens, and of none."""
 
 from __future__ import annotations
 

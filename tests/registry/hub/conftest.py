@@ -39,7 +39,7 @@ def shared_machine(shared_hub: LoopbackHub, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def hub(shared_hub: LoopbackHub) -> LoopbackHub:
-    """The Hub with nothing on it, and nobody who remembers what it was asked."""
+    """The Hub, empty, its record of requests cleared."""
     shared_hub.forget()
     return shared_hub
 
@@ -52,7 +52,7 @@ def here(shared_machine: Machine, hub: LoopbackHub, tmp_path: Path, empty_catalo
 
 @pytest.fixture
 def legal(hub: LoopbackHub, tmp_path: Path) -> Path:
-    """An adapter, also at ``org/legal``, among files that nobody asked for."""
+    """An adapter, also at ``org/legal``, among files that are never fetched."""
     # Weights of its own, which the machine's cache cannot have from another test.
     folder = make_adapter(tmp_path / "legal", card=CARD, seed=1000 + hub.generation)
     hub.create("org/legal", folder)

@@ -17,7 +17,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def fetched(hub: LoopbackHub) -> set[str]:
-    """The files of which any byte was asked for."""
+    """Return the files of which any byte was asked for."""
     return {request.path.split("/", 5)[-1] for request in hub.requests if "/resolve/" in request.path}
 
 
@@ -96,7 +96,7 @@ def _broken_config(folder: Path) -> dict[str, bytes]:
 
 
 def _large(folder: Path, *, overlapping: bool) -> bytes:
-    """An adapter's weights of 84 MB, with the header that 448 tensors need."""
+    """Return an adapter's weights of 84 MB, with the header that 448 tensors need."""
     tensors, rank, features = 448, 16, 2929
     size = rank * features * 4
     header = {}

@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub: what is said, how it ends, what is left, and how it goes on."""
+"""Faults between here and the Hub: the message, the exit code, what is left, and the next run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Hub lists: paths inside the repository, and nothing else."""
+"""The Hub's list of files: paths inside the repository, and nothing else."""
 
 from __future__ import annotations
 

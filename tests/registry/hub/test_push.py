@@ -1,4 +1,4 @@
-"""``push``: one commit, on top of what was looked at, and nobody else's files."""
+"""``push``: one commit, on top of the one that was looked at, and no other party's files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def content(hub: LoopbackHub, name: str) -> dict[str, bytes]:
 
 
 def pushes_noted(here: Workplace, name: str) -> list[tuple[str, int, dict[str, str]]]:
-    """What the catalog's history says of pushes of that name, the newest first."""
+    """Return the pushes of that name in the catalog's history, the newest first."""
     events = json.loads(here.run("history", name, "--format", "json").out)["events"]
     return [(each["name"], each["version"], each["details"]) for each in events if each["action"] == "push"]
 

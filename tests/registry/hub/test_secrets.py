@@ -1,4 +1,4 @@
-"""What is hidden before anything of the Hub's is shown."""
+"""Secrets that are hidden before text from the Hub is shown."""
 
 from __future__ import annotations
 
