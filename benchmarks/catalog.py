@@ -34,7 +34,7 @@ from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.catalog.query import AdapterQuery, Order
 from meteora_registry.registry.catalog.records import Added, NewAdapterVersion
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.additions import add_folder
 
 VERSIONS = 100_000
 ADDS = 1000

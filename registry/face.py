@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from .catalog.query import AdapterQuery, Page
     from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion
     from .store import Store
-    from .workflows.add import Addition
-    from .workflows.doctor import Examination
-    from .workflows.fuse import Fusion
+    from .workflows.additions import Addition
+    from .workflows.examination import Examination
+    from .workflows.fusion import Fusion
     from .workflows.gate_fit import GateFit
-    from .workflows.pull import Pulled
-    from .workflows.push import Pushed
+    from .workflows.hub_bundles import Pulled
+    from .workflows.publication import Pushed
     from .workflows.steps import Advance
 
 
@@ -132,7 +132,7 @@ class Registry:
             AlreadyInCatalog: a bundle has the name.
             SourceUnreadable, HubRefused, HubUnavailable, HubMismatch: its files cannot be had.
         """
-        from .workflows.add import add_folder
+        from .workflows.additions import add_folder
 
         parsed = _parse(source)
         if not isinstance(parsed, HubSource):
@@ -140,7 +140,7 @@ class Registry:
                 raise UsageError("`subfolder` goes with a repository such as `org/name`")
             return add_folder(self.catalog, self.store, Path(source), name=name, base=base, tags=tags)
         from .hub.client import Hub
-        from .workflows.add_hub import add_from_hub, find_adapters
+        from .workflows.hub_adapters import add_from_hub, find_adapters
 
         hub = Hub()
         if subfolder is not None:
@@ -210,8 +210,8 @@ class Registry:
             UsageError: an option is out of range, or the folder is not empty.
         """
         require_torch("fusing")
-        from .workflows.fuse import fuse
-        from .workflows.prepare import prepare_fuse
+        from .workflows.fuse_plan import prepare_fuse
+        from .workflows.fusion import fuse
 
         recipe = _recipe_of(adapters, base, options)
         prepared = prepare_fuse(self.catalog, self.store, recipe)
@@ -241,7 +241,7 @@ class Registry:
             SourceUnreadable: the bundle cannot be read.
         """
         require_torch("verifying")
-        from .workflows.verify import verify
+        from .workflows.bundle_verification import verify
 
         with self._folder_of(bundle, advance) as (folder, is_here):
             if keep_record and not is_here:
@@ -332,8 +332,8 @@ class Registry:
         """
         require_torch("evaluating")
         from ..runtime.evaluation import EvaluationOptions
-        from .workflows.evaluate import evaluate
         from .workflows.find_bundle import find_bundle_folder
+        from .workflows.inference import evaluate
 
         return evaluate(
             find_bundle_folder(self._open_catalog, bundle),
@@ -374,7 +374,7 @@ class Registry:
         from ..schemas.names import check_repository
         from ..schemas.scratch import Purpose, temporary_folder
         from .hub.client import Hub
-        from .workflows.push import PushOptions, note_push, push
+        from .workflows.publication import PushOptions, note_push, push
         from .workflows.push_content import open_upload
 
         check_repository(repository)
@@ -412,7 +412,7 @@ class Registry:
         """
         require_torch("pulling")
         from .hub.client import Hub
-        from .workflows.pull import pull
+        from .workflows.hub_bundles import pull
 
         source = parse_repository(repository)
         folder = Path(source.repository.partition("/")[2] if out is None else out)
@@ -429,7 +429,7 @@ class Registry:
             beside: further folders in which bundles may have been begun.
             jobs: how many files of the store are read at once.
         """
-        from .workflows.doctor import examine
+        from .workflows.examination import examine
 
         return examine(self.home, beside=[Path(each) for each in beside], jobs=jobs)
 
@@ -459,7 +459,7 @@ class Registry:
 @contextmanager
 def _fetched(source: HubSource, advance: Advance | None) -> Iterator[tuple[Path, bool]]:
     from .hub.client import Hub
-    from .workflows.pull import fetched_bundle
+    from .workflows.hub_bundles import fetched_bundle
 
     with fetched_bundle(Hub(), source, advance=advance) as folder:
         yield folder, False

@@ -195,8 +195,8 @@ def fuse(
     """
     require_torch("fusing")
     from ..fuser.write import require_no_conflicts
-    from .workflows.fuse import write_fused
-    from .workflows.prepare import plan_members
+    from .workflows.fuse_plan import plan_members
+    from .workflows.fusion import write_fused
 
     named = _named(members)
     chosen = None if base is None else os.fspath(base)
@@ -255,7 +255,7 @@ def _folder_of(source: StrPath) -> Path:
 def _open_member(name: str, folder: Path) -> Member:
     from ..fuser.member import Member
     from ..inspection.adapter import inspect_adapter
-    from .workflows.add import folder_origin
+    from .workflows.additions import folder_origin
 
     inspection = inspect_adapter(folder)
     if not inspection.verdict.sound:

@@ -13,10 +13,10 @@ from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.refit import NewGates, refit_bundle
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.fuse import fuse
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.fuse_plan import prepare_fuse
+from meteora_registry.registry.workflows.fusion import fuse
 from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_bundle
-from meteora_registry.registry.workflows.prepare import prepare_fuse
 from meteora_registry.runtime.fitting import FitOptions, context_of, fit_gates, open_base, read_task_data
 from meteora_registry.schemas.bundle import Scope
 from meteora_registry.schemas.recipe import Recipe, RecipeMember

@@ -15,7 +15,7 @@ from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_sourc
 from ..catalog.catalog import Catalog
 from ..download_limits import MAX_ADAPTER_FILE_BYTES
 from ..home import Home
-from ..workflows.add import Addition, add_folder
+from ..workflows.additions import Addition, add_folder
 from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json, to_json
@@ -170,7 +170,7 @@ def _add_folder(catalog: Catalog, home: Home, folder: Path, options: AddOptions)
 def _add_repository(
     catalog: Catalog, home: Home, hub: Hub, source: HubSource, options: AddOptions, codes: list[int]
 ) -> Iterator[Addition]:
-    from ..workflows.add_hub import add_from_hub, find_adapters
+    from ..workflows.hub_adapters import add_from_hub, find_adapters
 
     listing, candidates = find_adapters(hub, source, every=options.every)
     for candidate in candidates:

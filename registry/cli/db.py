@@ -11,7 +11,7 @@ from ..catalog import schema
 from ..catalog.catalog import Catalog
 from ..catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from ..home import Home
-from ..workflows.transfer import backup_catalog, export_catalog, import_catalog
+from ..workflows.catalog_files import backup_catalog, export_catalog, import_catalog
 from .failures import REFUSED
 from .groups import examples
 from .output import describe_bytes, print_line, print_remark

@@ -10,8 +10,9 @@ import click
 from ...schemas.errors import MeteoraError, UsageError
 from ..catalog.catalog import Catalog
 from ..home import Home
-from ..workflows.doctor import Examination, Problem, examine
-from ..workflows.store import referenced_bytes
+from ..workflows.examination import Examination, examine
+from ..workflows.problem import Problem
+from ..workflows.store_upkeep import referenced_bytes
 from .failures import DONE, REFUSED, report_failure, worst_code
 from .groups import examples
 from .json_output import print_json

@@ -112,7 +112,7 @@ def run(
     """
     require_torch("evaluating")
     from ...runtime.evaluation import EvaluationOptions
-    from ..workflows.evaluate import evaluate
+    from ..workflows.inference import evaluate
 
     metric, metric_of = parse_metrics(metrics)
     options = EvaluationOptions(

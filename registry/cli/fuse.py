@@ -15,7 +15,7 @@ from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
 from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
-from ..workflows.prepare import prepare_fuse
+from ..workflows.fuse_plan import prepare_fuse
 from .bundle_text import print_gate_remark, print_verified
 from .failures import DONE, REFUSED
 from .groups import examples
@@ -25,7 +25,7 @@ from .parameters import format_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
-    from ..workflows.fuse import Fusion
+    from ..workflows.fusion import Fusion
 
 
 @click.command(
@@ -99,7 +99,7 @@ def command(
             print_remark(f"warning: {warning}")
         if dry_run or out is None:
             context.exit(_print_plan(prepared.plan, as_json=as_json))
-        from ..workflows.fuse import fuse
+        from ..workflows.fusion import fuse
 
         with step_bar() as advance:
             fusion = fuse(catalog, prepared, out, name=name, advance=advance)

@@ -72,7 +72,7 @@ def command(
     """
     require_torch("pulling")
     from ..hub.client import Hub
-    from ..workflows.pull import pull
+    from ..workflows.hub_bundles import pull
 
     folder = out or Path(repository.repository.partition("/")[2])
     if not folder.name:

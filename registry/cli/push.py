@@ -18,7 +18,7 @@ from .parameters import format_option, pass_home
 from .progress import step_bar
 
 if TYPE_CHECKING:
-    from ..workflows.push import Pushed, Upload
+    from ..workflows.publication import Pushed, Upload
 
 
 @click.command(
@@ -58,7 +58,7 @@ def command(
     of files is compared with the digests here. The same push again does nothing.
     """
     from ..hub.client import Hub
-    from ..workflows.push import PushOptions, note_push, push
+    from ..workflows.publication import PushOptions, note_push, push
     from ..workflows.push_content import open_upload
 
     check_repository(repository)

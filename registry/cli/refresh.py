@@ -27,7 +27,7 @@ def command(context: click.Context, home: Home, names: tuple[str, ...], *, as_js
     whatever moved on.
     """
     from ..hub.client import Hub
-    from ..workflows.refresh import check_freshness, hub_versions
+    from ..workflows.freshness import check_freshness, hub_versions
 
     codes, found = [], []
     with Catalog.open(home) as catalog:

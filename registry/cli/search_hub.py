@@ -68,7 +68,7 @@ def command(
 
 
 def _add(home: Home, hub: Hub, matches: list[Match], chosen: tuple[int, ...]) -> int:
-    from ..workflows.add_hub import add_from_hub
+    from ..workflows.hub_adapters import add_from_hub
 
     if max(chosen) > len(matches):
         raise UsageError(f"the list has {len(matches)} adapters, found `--add {max(chosen)}`")

@@ -9,7 +9,7 @@ import click
 from ...schemas.errors import UsageError
 from ..catalog.catalog import Catalog
 from ..home import Home
-from ..workflows.store import (
+from ..workflows.store_upkeep import (
     BlobState,
     Condition,
     Garbage,

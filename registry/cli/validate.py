@@ -18,7 +18,7 @@ from ...schemas.report import Outcome, Purpose
 from ..catalog.catalog import Catalog
 from ..home import Home
 from ..secrets import mask_urls
-from ..workflows.validate import Companion, ValidateOptions, find_adapters, inspect_companion, validate
+from ..workflows.validation import Companion, ValidateOptions, find_adapters, inspect_companion, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
 from .output import print_line

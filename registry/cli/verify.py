@@ -84,7 +84,7 @@ def command(
             raise UsageError("`--record` goes with a bundle on this machine", hint="pull it first")
         found = _verify_on_hub(home, source, Level(level), base, as_json=as_json)
         context.exit(EXIT_CODES[found.outcome])
-    from ..workflows.verify import verify
+    from ..workflows.bundle_verification import verify
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     with step_bar() as advance:
@@ -139,8 +139,8 @@ def _verify_on_hub(
     home: Home, source: HubSource, level: Level, base: Path | None, *, as_json: bool
 ) -> VerificationRecord:
     from ..hub.client import Hub
-    from ..workflows.pull import fetched_bundle
-    from ..workflows.verify import verify
+    from ..workflows.bundle_verification import verify
+    from ..workflows.hub_bundles import fetched_bundle
 
     with step_bar() as advance, fetched_bundle(Hub(), source, advance=advance) as folder:
         record = verify(_store_for(home, level), folder, level=level, base=base, advance=advance)

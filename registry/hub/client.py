@@ -37,7 +37,7 @@ from ... import __version__
 from ...schemas.errors import HubNotFound, HubUnavailable
 from ...schemas.names import is_repository
 from .answers import MAX_PAUSE_SECONDS, check_commit, expect_file, expect_json, guard_client
-from .failures import (
+from .foreign_errors import (
     BUSY,
     FOREIGN_ERRORS,
     SecretFilter,

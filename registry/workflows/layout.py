@@ -14,9 +14,9 @@ from ...schemas.recipe import Recipe
 from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..store import Store
-from .add import add_folder
-from .fuse import Fusion, fuse
-from .prepare import prepare_fuse
+from .additions import add_folder
+from .fuse_plan import prepare_fuse
+from .fusion import Fusion, fuse
 from .steps import Advance
 
 

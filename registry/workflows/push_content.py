@@ -21,9 +21,9 @@ from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..hub.listing import FileDigests
 from ..store import Store
-from .add import TEXT_FILES
+from .additions import TEXT_FILES
 from .find_bundle import find_bundle_folder
-from .push import Upload, digest_files
+from .publication import Upload, digest_files
 from .source_record import require_source_record
 from .steps import Advance
 

@@ -11,7 +11,7 @@ from ...schemas.finding import Verdict
 from ..download_limits import MAX_ADAPTER_FILE_BYTES
 from ..hub.client import Hub
 from ..hub.listing import Candidate, Listing
-from .add_hub import check_sizes, inspect_on_hub
+from .hub_adapters import check_sizes, inspect_on_hub
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ import json, sys
 from pathlib import Path
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.additions import add_folder
 
 home = Home(Path(sys.argv[1]), sys.argv[2] or None)
 work = json.loads(sys.argv[3])

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows import add as workflow
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows import additions as workflow
+from meteora_registry.registry.workflows.additions import add_folder
 from meteora_registry.registry.workflows.remove import remove_versions
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import AdapterRefused, SourceUnreadable, StillInUse, UsageError
@@ -227,7 +227,7 @@ import os, signal, sys
 from pathlib import Path
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.additions import add_folder
 
 Catalog.add_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 home = Home(Path(sys.argv[1]))
@@ -250,7 +250,7 @@ import sys
 from pathlib import Path
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.additions import add_folder
 
 home = Home(Path(sys.argv[1]))
 print("ready", flush=True)

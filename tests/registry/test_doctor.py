@@ -26,11 +26,12 @@ from meteora_registry.registry.catalog.search_index import rebuild_index
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import HOME_VARIABLE, Home
 from meteora_registry.registry.store import RemoteStore, Store
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.doctor import Code, Examination, examine
-from meteora_registry.registry.workflows.fuse import fuse
-from meteora_registry.registry.workflows.prepare import prepare_fuse
-from meteora_registry.registry.workflows.store import Condition, verify_store
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.examination import Examination, examine
+from meteora_registry.registry.workflows.fuse_plan import prepare_fuse
+from meteora_registry.registry.workflows.fusion import fuse
+from meteora_registry.registry.workflows.problem import Code
+from meteora_registry.registry.workflows.store_upkeep import Condition, verify_store
 from meteora_registry.schemas import scratch
 from meteora_registry.schemas.names import HubSource, parse_source
 from meteora_registry.schemas.recipe import Recipe

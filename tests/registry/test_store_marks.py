@@ -20,11 +20,11 @@ from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import RemoteStore
 from meteora_registry.registry.store.marks import UNKNOWN
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.doctor import examine
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.catalog_files import export_catalog, import_catalog
+from meteora_registry.registry.workflows.examination import examine
 from meteora_registry.registry.workflows.remove import remove_versions
-from meteora_registry.registry.workflows.store import adopt_store, collect_garbage
-from meteora_registry.registry.workflows.transfer import export_catalog, import_catalog
+from meteora_registry.registry.workflows.store_upkeep import adopt_store, collect_garbage
 from meteora_registry.schemas.errors import StillInUse, StoreUnavailable
 from meteora_registry.schemas.names import CatalogSource
 from support.small_adapters import make_adapter
@@ -254,7 +254,7 @@ def test_what_a_killed_first_add_left_is_collected_by_its_catalog(homes: list[Ho
         "import os, sys\nfrom pathlib import Path\n"
         "from meteora_registry.registry.catalog.catalog import Catalog\n"
         "from meteora_registry.registry.home import Home\n"
-        "from meteora_registry.registry.workflows.add import add_folder\n"
+        "from meteora_registry.registry.workflows.additions import add_folder\n"
         "home = Home(Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None)\n"
         "with Catalog.open(home) as catalog:\n"
         "    catalog.add_version = lambda *_, **__: os.kill(os.getpid(), 9)\n"

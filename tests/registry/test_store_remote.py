@@ -21,9 +21,10 @@ from meteora_registry.registry.catalog.schema import upgrade
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import Intake, References, RemoteStore
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.doctor import Code, examine
-from meteora_registry.registry.workflows.store import Condition, collect_garbage, verify_store
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.examination import examine
+from meteora_registry.registry.workflows.problem import Code
+from meteora_registry.registry.workflows.store_upkeep import Condition, collect_garbage, verify_store
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import (
     StillInUse,

@@ -11,7 +11,7 @@ from ....schemas.errors import MeteoraError
 from ....schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ....schemas.names import below
 from ...catalog.references import BundlePlace
-from .problem import Code, Problem, join_some
+from ..problem import Code, Problem, join_some
 
 
 def examine_bundles(places: Iterable[BundlePlace]) -> Iterator[Problem]:

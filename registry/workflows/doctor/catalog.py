@@ -10,7 +10,7 @@ from ....schemas.errors import CatalogUnusable
 from ...catalog import schema
 from ...catalog.engine import describe_url, engine_for, parse_catalog_url, sqlite_url
 from ...home import Home
-from .problem import Code, Mending, Problem, join_some
+from ..problem import Code, Mending, Problem, join_some
 
 _BACKUP = "put a backup in its place"
 _SHOWN = 5

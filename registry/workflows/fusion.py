@@ -19,7 +19,7 @@ from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
 from .bundle_folder import check_no_adapter_has, register_bundle, write_verified
-from .prepare import Prepared
+from .fuse_plan import Prepared
 from .steps import Advance, step_of
 
 

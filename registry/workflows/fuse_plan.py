@@ -14,7 +14,7 @@ from ...schemas.recipe import Recipe
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..store import Store
-from .add import check_base
+from .additions import check_base
 from .base import read_base_modules
 from .member import open_member
 

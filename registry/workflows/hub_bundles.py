@@ -31,7 +31,7 @@ from ..hub.client import Hub
 from ..hub.download import download_files
 from ..hub.listing import Listing, RemoteFile
 from ..store import Store
-from .add import add_folder
+from .additions import add_folder
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle
 from .source_record import require_source_record
 from .steps import Advance, chunks_of, step_of

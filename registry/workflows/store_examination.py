@@ -9,16 +9,16 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ....schemas.digest import Digest
-from ....schemas.errors import SourceUnreadable, UsageError
-from ....schemas.manifest import Origin
-from ....schemas.names import parse_repository
-from ...catalog.catalog import Catalog
-from ...home import Home
-from ...store import Advance, RemoteStore, Store
-from ...store.blob import READ_ONLY, hash_file
-from ..store import BlobState, Condition, collect_garbage, verify_store
+from ...schemas.digest import Digest
+from ...schemas.errors import SourceUnreadable, UsageError
+from ...schemas.manifest import Origin
+from ...schemas.names import parse_repository
+from ..catalog.catalog import Catalog
+from ..home import Home
+from ..store import Advance, RemoteStore, Store
+from ..store.blob import READ_ONLY, hash_file
 from .problem import Code, Mending, Problem, join_some
+from .store_upkeep import BlobState, Condition, collect_garbage, verify_store
 
 _CODES = {
     Condition.MISSING: Code.STORE_MISSING,

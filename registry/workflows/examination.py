@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....inspection.regular_file import real_path
-from ....schemas.errors import (
+from ...inspection.regular_file import real_path
+from ...schemas.errors import (
     CatalogUnusable,
     MeteoraError,
     MissingDependency,
@@ -16,15 +16,15 @@ from ....schemas.errors import (
     StoreUnavailable,
     UsageError,
 )
-from ...catalog.catalog import Catalog
-from ...catalog.references import BundlePlace
-from ...home import Home
-from ...store import Advance
-from .bundles import examine_bundles
-from .catalog import examine_catalog
+from ..catalog.catalog import Catalog
+from ..catalog.references import BundlePlace
+from ..home import Home
+from ..store import Advance
+from .doctor.bundles import examine_bundles
+from .doctor.catalog import examine_catalog
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
 from .problem import Code, Problem
-from .store import examine_garbage, examine_permissions, examine_store
+from .store_examination import examine_garbage, examine_permissions, examine_store
 
 _UNSOUND = frozenset({Code.CATALOG_DAMAGED, Code.CATALOG_MISSING, Code.CATALOG_UNUSABLE})
 _REST = "the store and the bundles"

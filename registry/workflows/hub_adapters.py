@@ -22,7 +22,7 @@ from ..hub.client import Hub
 from ..hub.download import download_files, outline_adapter
 from ..hub.listing import Candidate, Listing
 from ..store import Store
-from .add import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
+from .additions import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
 from .steps import Advance, chunks_of
 
 _SHOWN_CANDIDATES = 20
