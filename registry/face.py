@@ -288,7 +288,7 @@ class Registry:
             BundleRefused: the bundle is damaged, or its modules are not those of the base.
         """
         require_torch("fitting gates")
-        from .workflows.find_bundle import find_bundle_folder
+        from .workflows.bundle_folder import find_bundle_folder
         from .workflows.gate_fit import FitRequest, fit_bundle
 
         folder = find_bundle_folder(self._open_catalog, bundle)
@@ -332,7 +332,7 @@ class Registry:
         """
         require_torch("evaluating")
         from ..runtime.evaluation import EvaluationOptions
-        from .workflows.find_bundle import find_bundle_folder
+        from .workflows.bundle_folder import find_bundle_folder
         from .workflows.inference import evaluate
 
         return evaluate(
@@ -374,8 +374,7 @@ class Registry:
         from ..schemas.names import check_repository
         from ..schemas.scratch import Purpose, temporary_folder
         from .hub.client import Hub
-        from .workflows.publication import PushOptions, note_push, push
-        from .workflows.push_content import open_upload
+        from .workflows.publication import PushOptions, note_push, open_upload, push
 
         check_repository(repository)
         options = PushOptions(private, as_pull_request, dry_run, tag)
@@ -441,7 +440,7 @@ class Registry:
         self, bundle: StrPath, advance: Advance | None
     ) -> AbstractContextManager[tuple[Path, bool]]:
         """Yield a bundle's folder, and whether it stays on this machine after the block."""
-        from .workflows.find_bundle import find_bundle_folder
+        from .workflows.bundle_folder import find_bundle_folder
 
         parsed = _parse(bundle)
         if isinstance(parsed, HubSource):

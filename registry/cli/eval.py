@@ -14,8 +14,8 @@ from ...scores.intervals import can_estimate
 from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
+from ..workflows.bundle_folder import find_bundle_folder
 from ..workflows.compare import compare_files
-from ..workflows.find_bundle import find_bundle_folder
 from .bundle_text import print_gate_remark
 from .eval_text import print_comparison, print_evaluation
 from .groups import examples

@@ -10,7 +10,7 @@ from ...bundle import Bundle
 from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
-from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
+from ..workflows.bundle_folder import find_bundle_folder, gate_is_fitted
 from .bundle_text import print_gate_remark
 from .groups import examples
 from .json_output import print_json

@@ -12,7 +12,7 @@ from ...schemas.names import CatalogSource, parse_source
 from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
-from ..workflows.find_bundle import find_bundle_folder
+from ..workflows.bundle_folder import find_bundle_folder
 from .bundle_text import print_verified
 from .groups import examples
 from .json_output import print_json

@@ -64,7 +64,7 @@ def command(
     the plain adapter it is; the gates are taken as they are.
     """
     require_torch("importing")
-    from ..workflows.layout import import_official
+    from ..workflows.fusion import import_official
 
     described = [_parse_member(text) for text in members]
     with Catalog.open(home) as catalog, step_bar() as advance:

@@ -58,8 +58,7 @@ def command(
     of files is compared with the digests here. The same push again does nothing.
     """
     from ..hub.client import Hub
-    from ..workflows.publication import PushOptions, note_push, push
-    from ..workflows.push_content import open_upload
+    from ..workflows.publication import PushOptions, note_push, open_upload, push
 
     check_repository(repository)
     options = PushOptions(private, as_pull_request, dry_run, tag)

@@ -10,7 +10,7 @@ from ...schemas.errors import StillInUse
 from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
 from ..home import Home
-from ..workflows.remove import remove_versions
+from ..workflows.store_upkeep import remove_versions
 from .failures import REFUSED
 from .groups import examples
 from .output import describe_bytes, escape, print_line, print_remark

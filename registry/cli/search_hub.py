@@ -18,7 +18,7 @@ from .parameters import format_option, pass_home
 
 if TYPE_CHECKING:
     from ..hub.client import Hub
-    from ..workflows.search_hub import Match
+    from ..workflows.hub_adapters import Match
 
 
 @click.command(
@@ -51,7 +51,7 @@ def command(
     weights are downloaded for them. What is added is the commit that was listed.
     """
     from ..hub.client import Hub
-    from ..workflows.search_hub import search
+    from ..workflows.hub_adapters import search
 
     check_repository(base)
     hub = Hub()

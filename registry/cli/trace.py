@@ -11,7 +11,7 @@ from ...schemas.errors import UsageError
 from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
-from ..workflows.find_bundle import find_bundle_folder
+from ..workflows.bundle_folder import find_bundle_folder
 from .bundle_text import print_gate_remark
 from .groups import examples
 from .json_output import print_json
@@ -60,7 +60,7 @@ def command(
     weights, and every layer and module apart.
     """
     require_torch("tracing")
-    from ..workflows.trace import trace, write_page
+    from ..workflows.inference import trace, write_page
     from .trace_text import print_trace
 
     text = _read_stdin() if prompt == _STDIN else _check_text(prompt)

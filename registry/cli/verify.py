@@ -15,7 +15,7 @@ from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
 from ..store import Store
-from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
+from ..workflows.bundle_folder import find_bundle_folder, gate_is_fitted
 from .bundle_text import print_gate_remark
 from .failures import DONE, INCONCLUSIVE, REFUSED
 from .groups import examples

@@ -47,9 +47,8 @@ from .foreign_errors import (
     status_of,
     translate,
 )
-from .listing import Listing, RemoteFile
+from .listing import Listing, RemoteFile, read_cached_file, read_entry
 from .rate import AnswerRefused
-from .remote_file import read_cached_file, read_entry
 
 MAX_FILES = 10_000
 _ATTEMPTS = 4

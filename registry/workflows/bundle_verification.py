@@ -12,8 +12,7 @@ from ...schemas.errors import MeteoraError
 from ...schemas.manifest import Manifest
 from ...schemas.verification import Level, VerificationRecord
 from ..store import Store
-from .base import read_base_modules
-from .member import stored_sources
+from .fuse_plan import read_base_modules, stored_sources
 from .steps import Advance, step_of
 
 

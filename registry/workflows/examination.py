@@ -1,13 +1,22 @@
-"""The whole examination, from the home inwards: what rests on something unsound is not judged."""
+"""``doctor``: what a crash or a careless change left in home, catalog, store and bundle folders.
+
+Each part yields problems. A problem says what was found and what a person can do; where it can be repaired
+without a person's judgement, it also has the repair, which looks again before it acts. Nothing that the
+catalog refers to is ever deleted: damaged bytes are put aside. What depends on something damaged is not
+judged.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ...inspection.regular_file import real_path
+from ...inspection.regular_file import read_bounded, real_path
+from ...schemas.bundle import MANIFEST_FILE
+from ...schemas.digest import Digest
 from ...schemas.errors import (
     CatalogUnusable,
     MeteoraError,
@@ -16,18 +25,22 @@ from ...schemas.errors import (
     StoreUnavailable,
     UsageError,
 )
+from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
+from ...schemas.names import below
+from ..catalog import schema
 from ..catalog.catalog import Catalog
+from ..catalog.engine import describe_url, engine_for, parse_catalog_url, sqlite_url
 from ..catalog.references import BundlePlace
 from ..home import Home
 from ..store import Advance
-from .doctor.bundles import examine_bundles
-from .doctor.catalog import examine_catalog
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
-from .problem import Code, Problem
+from .problem import Code, Mending, Problem, join_some
 from .store_examination import examine_garbage, examine_permissions, examine_store
 
 _UNSOUND = frozenset({Code.CATALOG_DAMAGED, Code.CATALOG_MISSING, Code.CATALOG_UNUSABLE})
 _REST = "the store and the bundles"
+_BACKUP = "put a backup in its place"
+_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +128,103 @@ def _examine_home(home: Home) -> Iterator[Problem]:
             "it is no folder that this user may read and write",
             f"`chmod u+rwx {folder}` as its owner, or name another with `--home`",
         )
+
+
+def examine_bundles(places: Iterable[BundlePlace]) -> Iterator[Problem]:
+    """What is wrong with the registered bundles, which ought to lie in these places.
+
+    Of a bundle's files the manifest is read, and of the others the sizes; ``verify`` reads them whole.
+    """
+    for place in places:
+        problem = _examine(place)
+        if problem is not None:
+            yield problem
+
+
+def _examine(place: BundlePlace) -> Problem | None:
+    manifest = place.path / MANIFEST_FILE
+    again = f"fuse or pull it again, or forget it with `meteora-registry remove {place.version}`"
+    if not manifest.is_file():
+        what = "holds no bundle any more" if place.path.is_dir() else "is not there"
+        found = f"`{place.path}` {what}"
+        return Problem(Code.BUNDLE_GONE, f"`{place.version}`", found, f"put it back; {again}")
+    if manifest.stat().st_size > MAX_MANIFEST_BYTES or Digest.of_file(manifest) != place.manifest_sha256:
+        found = f"`{manifest}` is not the one that was registered, `{place.manifest_sha256.short}`"
+        return Problem(Code.BUNDLE_CHANGED, f"`{place.version}`", found, again)
+    changed = _changed_files(place)
+    if changed:
+        found = f"in `{place.path}` these are missing or have another size: {join_some(changed)}"
+        return Problem(Code.BUNDLE_CHANGED, f"`{place.version}`", found, again)
+    return None
+
+
+def _changed_files(place: BundlePlace) -> list[str]:
+    try:
+        data = read_bounded(place.path / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        files = Manifest.read(data).files
+    except MeteoraError:
+        return [MANIFEST_FILE]
+    paths = {name: (below(place.path, name), record.size_bytes) for name, record in files.items()}
+    return [name for name, (path, size) in paths.items() if not path.is_file() or path.stat().st_size != size]
+
+
+def examine_catalog(home: Home, *, look_for_blobs: bool = True) -> Iterator[Problem]:
+    """Yield what is wrong with the catalog; it is not created where there is none.
+
+    Without ``look_for_blobs`` the store is not asked whether a catalog should be there.
+    """
+    if home.catalog_url is None:
+        yield from _examine_leftovers(home.catalog_file)
+        if not home.catalog_file.exists():
+            if look_for_blobs:
+                yield from _examine_absence(home)
+            return
+    url = parse_catalog_url(home.catalog_url) if home.catalog_url else sqlite_url(home.catalog_file)
+    subject = f"`{describe_url(url)}`"
+    try:
+        with engine_for(url) as engine:
+            found = schema.find_revision(engine)
+            problems = schema.find_problems(engine) if found == schema.HEAD_REVISION else []
+    except CatalogUnusable as error:
+        yield Problem(Code.CATALOG_UNUSABLE, subject, error.message, error.hint or _BACKUP)
+        return
+    if found != schema.HEAD_REVISION:
+        yield Problem(
+            Code.CATALOG_SCHEMA,
+            subject,
+            f"its schema is `{found or 'none'}`, this version needs `{schema.HEAD_REVISION}`",
+            "`meteora-registry db upgrade`; for a newer schema, upgrade meteora-registry",
+        )
+    # Tables, columns and indexes are the schema's; the rest is the file's or the rows'.
+    for code, some in (
+        (Code.CATALOG_SCHEMA, [each for each in problems if each.startswith("the schema")]),
+        (Code.CATALOG_DAMAGED, [each for each in problems if not each.startswith("the schema")]),
+    ):
+        if some:
+            yield Problem(code, subject, "; ".join(some[:_SHOWN]), _BACKUP)
+
+
+def _examine_absence(home: Home) -> Iterator[Problem]:
+    if home.store_url is None and any(True for _ in home.store.list_blobs()):
+        yield Problem(
+            Code.CATALOG_MISSING,
+            f"`{home.catalog_file}`",
+            "there is no catalog, and the store has blobs",
+            f"{_BACKUP}, or name the catalog with `--catalog`",
+        )
+
+
+def _examine_leftovers(catalog: Path) -> Iterator[Problem]:
+    left = schema.clear_unfinished(catalog, dry_run=True)
+    if left:
+        yield Problem(
+            Code.CATALOG_LEFTOVER,
+            join_some([str(path) for path in left]),
+            "left by a process that died while it made the catalog",
+            "delete it",
+            Mending("delete it", partial(_delete_leftovers, catalog)),
+        )
+
+
+def _delete_leftovers(catalog: Path) -> None:
+    schema.clear_unfinished(catalog)

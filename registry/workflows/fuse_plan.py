@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...fuser.member import Member, MemberFiles
 from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
+from ...inspection.adapter import inspect_files
+from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
+from ...schemas.errors import AdapterRefused, StoreDamaged
+from ...schemas.manifest import Manifest
 from ...schemas.names import parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
@@ -15,8 +19,6 @@ from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..store import Store
 from .additions import check_base
-from .base import read_base_modules
-from .member import open_member
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +90,69 @@ def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | No
         return None
     paths = {module.path for member in members for module in member.inventory.modules}
     return read_base_modules(Path(recipe.base), sorted(paths))
+
+
+def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:
+    """The base's modules, and the present names of those of ``paths`` that it renamed.
+
+    Raises:
+        SourceUnreadable: the folder has no config that transformers can read.
+        UsageError: transformers does not have the architecture.
+        MissingDependency: transformers is not installed.
+    """
+    from ...runtime.base_modules import module_shapes, read_base, resolve_paths
+
+    base = read_base(folder)
+    shapes = {path: (shape.in_features, shape.out_features) for path, shape in module_shapes(base).items()}
+    return BaseModules(shapes=shapes, renamed=resolve_paths(paths, base))
+
+
+def open_member(store: Store, version: AdapterVersion, *, name: str | None = None) -> Member:
+    """A catalogued adapter version as a member called ``name`` (else as it is catalogued).
+
+    Both files are read whole and compared with the digests in the catalog.
+
+    Raises:
+        StoreDamaged: its bytes are missing or changed.
+        AdapterRefused: it has no LoRA factors whose ranks and scalings can be worked out.
+    """
+    if version.rank is None:
+        raise AdapterRefused(f"`{version.source}` is {version.verdict}", findings=version.findings)
+    config_path, weights_path = (_path_of(store, version, file) for file in (CONFIG_FILE, WEIGHTS_FILE))
+    inspection = inspect_files(config_path, weights_path)
+    for path, found, expected in (
+        (config_path, inspection.config_sha256, version.config_sha256),
+        (weights_path, inspection.weights_sha256, version.weights_sha256),
+    ):
+        if found != expected:
+            raise StoreDamaged(
+                f"the blob `{path}` was changed: its bytes have the digest `{found}`",
+                hint=f"add `{version.name}` again from its source, which mends it",
+            )
+    return Member.of(
+        inspection,
+        name=name or version.name,
+        adapter=str(version.source),
+        config_path=config_path,
+        weights_path=weights_path,
+        origin=version.origin,
+        license=version.license,
+        # What this catalog calls the base, whichever way the adapter spells it.
+        base=version.base_model or version.base,
+        spelled_base=version.base,
+    )
+
+
+def stored_sources(store: Store, manifest: Manifest) -> dict[str, MemberFiles]:
+    """The own files of those members of a bundle whose bytes this store has, by member name."""
+    found = {}
+    for member in manifest.members:
+        config_path = store.find(member.config_sha256)
+        weights_path = store.find(member.weights_sha256) if config_path else None
+        if config_path and weights_path:
+            found[member.name] = MemberFiles(config_path, weights_path)
+    return found
+
+
+def _path_of(store: Store, version: AdapterVersion, name: str) -> Path:
+    return store.path_of(version.file(name).sha256)

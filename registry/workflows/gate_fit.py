@@ -44,8 +44,8 @@ from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
 from ..store import Store
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, write_verified
-from .loading import load_base
-from .member import stored_sources
+from .fuse_plan import stored_sources
+from .inference import load_base
 from .result_file import check_writable
 from .steps import Advance, step_of
 

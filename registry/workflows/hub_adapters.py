@@ -7,12 +7,13 @@ last, and what is catalogued are the bytes that the Hub lists for that commit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
-from ...schemas.errors import AdapterRefused, HubRefused, HubUnavailable, UsageError
+from ...schemas.errors import AdapterRefused, HubRefused, HubUnavailable, MeteoraError, UsageError
+from ...schemas.finding import Verdict
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
 from ...schemas.scratch import Purpose, temporary_folder
@@ -198,3 +199,57 @@ def _no_adapter(listing: Listing, source: HubSource) -> HubRefused:
 
 def _is_below(folder: str, parent: str | None) -> bool:
     return parent is None or folder == parent or folder.startswith(f"{parent}/")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One adapter, or a repository of which ``problem`` says why it could not be looked into.
+
+    ``max_rank`` is None for an adapter without LoRA factors, ``size_bytes`` where there are no weights.
+    """
+
+    repository: str
+    commit: str | None
+    folder: str
+    max_rank: int | None
+    size_bytes: int | None
+    verdict: Verdict | None
+    problem: str | None
+    place: tuple[Listing, Candidate] | None
+
+
+def search(hub: Hub, base: str, *, limit: int) -> Iterator[Match]:
+    """Every adapter in at most ``limit`` repositories that name this base, the most downloaded first.
+
+    Of each only the list of files, the config and the header are fetched. One that cannot be read does
+    not stop the others; a Hub that does not answer does.
+
+    Raises:
+        HubUnavailable: the Hub did not answer.
+    """
+    for repository in hub.find_adapters(base, limit=limit):
+        try:
+            listing = hub.list_files(repository, hub.resolve(repository))
+            for candidate in listing.candidates():
+                yield _look(hub, listing, candidate)
+        except HubUnavailable:
+            raise
+        except MeteoraError as error:
+            yield Match(repository, None, "", None, None, None, error.message, None)
+
+
+def _look(hub: Hub, listing: Listing, candidate: Candidate) -> Match:
+    # A file with a hole as large as the listed size is made for the inspection.
+    check_sizes(candidate, MAX_ADAPTER_FILE_BYTES)
+    inspection = inspect_on_hub(hub, listing, candidate).inspection
+    weights = candidate.files.get(WEIGHTS_FILE)
+    return Match(
+        repository=listing.repository,
+        commit=listing.commit,
+        folder=candidate.folder,
+        max_rank=inspection.inventory.max_rank if inspection.inventory else None,
+        size_bytes=weights.size_bytes if weights else None,
+        verdict=inspection.verdict,
+        problem=None,
+        place=(listing, candidate),
+    )

@@ -32,8 +32,7 @@ from ..hub.download import download_files
 from ..hub.listing import Listing, RemoteFile
 from ..store import Store
 from .additions import add_folder
-from .bundle_folder import check_no_adapter_has, find_member, register_bundle
-from .source_record import require_source_record
+from .bundle_folder import check_no_adapter_has, find_member, register_bundle, require_source_record
 from .steps import Advance, chunks_of, step_of
 
 _NO_RECORD = "ask whoever pushed it to push it with `meteora-registry push`, which requires the record"

@@ -17,7 +17,7 @@ from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows import additions as workflow
 from meteora_registry.registry.workflows.additions import add_folder
-from meteora_registry.registry.workflows.remove import remove_versions
+from meteora_registry.registry.workflows.store_upkeep import remove_versions
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import AdapterRefused, SourceUnreadable, StillInUse, UsageError
 from meteora_registry.schemas.names import CatalogSource

@@ -23,8 +23,7 @@ from meteora_registry.registry.store.marks import UNKNOWN
 from meteora_registry.registry.workflows.additions import add_folder
 from meteora_registry.registry.workflows.catalog_files import export_catalog, import_catalog
 from meteora_registry.registry.workflows.examination import examine
-from meteora_registry.registry.workflows.remove import remove_versions
-from meteora_registry.registry.workflows.store_upkeep import adopt_store, collect_garbage
+from meteora_registry.registry.workflows.store_upkeep import adopt_store, collect_garbage, remove_versions
 from meteora_registry.schemas.errors import StillInUse, StoreUnavailable
 from meteora_registry.schemas.names import CatalogSource
 from support.small_adapters import make_adapter

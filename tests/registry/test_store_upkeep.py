@@ -20,12 +20,12 @@ from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import Store
 from meteora_registry.registry.workflows.additions import add_folder
-from meteora_registry.registry.workflows.remove import remove_versions
 from meteora_registry.registry.workflows.store_upkeep import (
     Condition,
     collect_garbage,
     measure_store,
     referenced_bytes,
+    remove_versions,
     verify_store,
 )
 from meteora_registry.schemas.digest import Digest

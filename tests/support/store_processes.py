@@ -8,8 +8,7 @@ from pathlib import Path
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.additions import add_folder
-from meteora_registry.registry.workflows.remove import remove_versions
-from meteora_registry.registry.workflows.store_upkeep import collect_garbage
+from meteora_registry.registry.workflows.store_upkeep import collect_garbage, remove_versions
 from meteora_registry.schemas.errors import StillInUse
 from meteora_registry.schemas.names import CatalogSource
 from support.small_adapters import make_adapter
