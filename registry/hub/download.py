@@ -104,7 +104,7 @@ def read_small_file(hub: Hub, listing: Listing, file: RemoteFile, *, max_bytes: 
     return data
 
 
-def outline_adapter(hub: Hub, listing: Listing, candidate: Candidate, folder: Path) -> None:
+def outline_adapter(hub: Hub, candidate: Candidate, folder: Path) -> None:
     """Write what an inspection without weights reads of an adapter: its config, and its weights' header.
 
     The weights file has its full length and a hole in place of its data, so it takes no room. Every
@@ -113,6 +113,7 @@ def outline_adapter(hub: Hub, listing: Listing, candidate: Candidate, folder: Pa
     Raises:
         HubRefused, HubUnavailable, HubMismatch: as ``read_small_file``.
     """
+    listing = candidate.listing
     for name, file in candidate.files.items():
         if name == CONFIG_FILE and file.size_bytes <= MAX_CONFIG_BYTES:
             data = read_small_file(hub, listing, file, max_bytes=MAX_CONFIG_BYTES)

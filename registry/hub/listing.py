@@ -17,7 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import HubMismatch, InvalidDocument
-from ...schemas.names import HubSource, check_inside
+from ...schemas.names import check_inside
 from .rate import AnswerRefused
 
 _CHUNK_BYTES = 1 << 20
@@ -136,7 +136,7 @@ class Listing:
             parent = str(PurePosixPath(file.path).parent)
             folders.setdefault("" if parent == "." else parent, {})[file.name] = file
         return tuple(
-            Candidate(self.repository, self.commit, folder, files)
+            Candidate(self, folder, files)
             for folder, files in sorted(folders.items())
             if CONFIG_FILE in files
         )
@@ -146,24 +146,18 @@ class Listing:
 class Candidate:
     """One adapter in a repository: the files of its folder by name."""
 
-    repository: str
-    commit: str
+    listing: Listing
     folder: str
     files: dict[str, RemoteFile]
 
     def __str__(self) -> str:
         folder = f"/{self.folder}" if self.folder else ""
-        return f"hf://{self.repository}@{self.commit}{folder}"
-
-    @property
-    def source(self) -> HubSource:
-        """How to name exactly this adapter."""
-        return HubSource(self.repository, self.commit, self.folder or None)
+        return f"hf://{self.listing.repository}@{self.listing.commit}{folder}"
 
     @property
     def default_name(self) -> str:
         """What the catalog calls it by default, before it is made a valid name."""
-        parts = (self.repository.partition("/")[2], *PurePosixPath(self.folder).parts)
+        parts = (self.listing.repository.partition("/")[2], *PurePosixPath(self.folder).parts)
         return "-".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from ...bundle import Bundle
@@ -23,10 +23,11 @@ from ...schemas.errors import (
     UsageError,
 )
 from ...schemas.manifest import Manifest, ManifestMember
-from ...schemas.names import CatalogSource, FolderSource, parse_source
+from ...schemas.names import CatalogSource, FolderSource, parse_path_or_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
+from ..workspace import Workspace
 
 _SHOWN_REASONS = 20
 _HINTS = {
@@ -139,9 +140,7 @@ def register_bundle(
         raise
 
 
-def find_bundle_folder(
-    open_catalog: Callable[[], AbstractContextManager[Catalog]], bundle: str | os.PathLike[str]
-) -> Path:
+def find_bundle_folder(workspace: Workspace, bundle: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle: that folder itself, or where the catalog last saw the bundle.
 
     A text may name either, a path is always a folder. The catalog is opened only when a catalogued name
@@ -152,12 +151,11 @@ def find_bundle_folder(
         NotInCatalog: no bundle of that name is catalogued.
         SourceUnreadable: there is no bundle in the folder.
     """
-    source = parse_source(bundle) if isinstance(bundle, str) else FolderSource(Path(bundle))
+    source = parse_path_or_source(bundle)
     if isinstance(source, FolderSource):
         folder = source.path
     elif isinstance(source, CatalogSource):
-        with open_catalog() as catalog:
-            folder = catalog.find_bundle(source).path
+        folder = workspace.catalog.find_bundle(source).path
     else:
         raise UsageError(f"`{bundle}` is a repository on the Hub, expected a folder or a catalogued bundle")
     if not (folder / MANIFEST_FILE).is_file():

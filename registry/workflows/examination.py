@@ -28,11 +28,11 @@ from ...schemas.errors import (
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ...schemas.names import below
 from ..catalog import schema
-from ..catalog.catalog import Catalog
 from ..catalog.engine import describe_url, engine_for, parse_catalog_url, sqlite_url
 from ..catalog.references import BundlePlace
 from ..home import Home
 from ..store import Advance
+from ..workspace import Workspace
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
 from .problem import Code, Mending, Problem, join_some
 from .store_examination import examine_garbage, examine_permissions, examine_store
@@ -52,23 +52,24 @@ class Examination:
 
 
 def examine(
-    home: Home, *, beside: Iterable[Path] = (), jobs: int = 1, advance: Advance | None = None
+    workspace: Workspace, *, beside: Iterable[Path] = (), jobs: int = 1, advance: Advance | None = None
 ) -> Examination:
     """Look at everything, and change nothing.
 
     Every byte of the store is read; of one elsewhere, every byte there.
 
     Args:
-        home: what is examined.
+        workspace: what is examined, with its home.
         beside: folders in which bundles may have been begun, beyond those where catalogued ones lie.
         jobs: how many blobs are read at once.
         advance: told the number of bytes of each chunk.
     """
-    problems = [*_examine_home(home), *examine_temporary_folder(), *_examine_place(home)]
+    home = workspace.home
+    problems = [*_examine_home(home), *examine_temporary_folder(), *_examine_place(workspace)]
     is_store_there = all(problem.code != Code.STORE_UNAVAILABLE for problem in problems)
     not_examined = [] if is_store_there else ["the rest of the store: it cannot be reached"]
     if not is_store_there:
-        problems += examine_permissions(home)
+        problems += examine_permissions(workspace)
     problems += examine_catalog(home, look_for_blobs=is_store_there)
     parents = {real_path(folder) for folder in beside}
     places: tuple[BundlePlace, ...] = ()
@@ -76,12 +77,12 @@ def examine(
         if any(problem.code in _UNSOUND for problem in problems):
             not_examined.append(f"{_REST}: what belongs there is in the catalog")
         elif home.catalog_url is not None or home.catalog_file.exists():
-            with Catalog.open(home) as catalog:
-                if is_store_there:
-                    problems += _examine_store(home, catalog, not_examined, jobs=jobs, advance=advance)
-                places = tuple(catalog.list_bundle_places())
-                problems += examine_bundles(places)
-                parents |= {place.path.parent for place in places}
+            catalog = workspace.catalog
+            if is_store_there:
+                problems += _examine_store(workspace, not_examined, jobs=jobs, advance=advance)
+            places = tuple(catalog.list_bundle_places())
+            problems += examine_bundles(places)
+            parents |= {place.path.parent for place in places}
     except CatalogUnusable as error:
         not_examined.append(f"{_REST}: {error}")
     problems += examine_neighbours(parents)
@@ -89,25 +90,25 @@ def examine(
     return Examination(tuple(problems), tuple(not_examined))
 
 
-def _examine_place(home: Home) -> Iterator[Problem]:
+def _examine_place(workspace: Workspace) -> Iterator[Problem]:
     """Yield that the store is not there, whether or not a catalog refers to anything in it."""
     try:
-        home.store.require_there()
+        workspace.store.require_there()
     except (StoreUnavailable, UsageError, MissingDependency) as error:
-        yield _unavailable(home, error)
+        yield _unavailable(workspace.home, error)
 
 
 def _examine_store(
-    home: Home, catalog: Catalog, not_examined: list[str], *, jobs: int, advance: Advance | None
+    workspace: Workspace, not_examined: list[str], *, jobs: int, advance: Advance | None
 ) -> Iterator[Problem]:
     try:
-        yield from examine_store(home, catalog, jobs=jobs, advance=advance)
-        yield from examine_garbage(home, catalog)
+        yield from examine_store(workspace, jobs=jobs, advance=advance)
+        yield from examine_garbage(workspace)
     except StillInUse as error:
         not_examined.append(f"what of the store may be deleted: {error}; {error.hint}")
     except StoreUnavailable as error:
         not_examined.append("the rest of the store: it cannot be reached")
-        yield _unavailable(home, error)
+        yield _unavailable(workspace.home, error)
 
 
 def _unavailable(home: Home, error: MeteoraError) -> Problem:

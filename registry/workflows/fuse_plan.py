@@ -15,9 +15,9 @@ from ...schemas.manifest import Manifest
 from ...schemas.names import parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
-from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..store import Store
+from ..workspace import Workspace
 from .additions import check_base
 
 
@@ -39,7 +39,7 @@ class Prepared:
         return {each.name: MemberFiles(each.config_path, each.weights_path) for each in self.members}
 
 
-def prepare_fuse(catalog: Catalog, store: Store, recipe: Recipe) -> Prepared:
+def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
     """Open the members of a recipe and make the plan; nothing is written.
 
     Where the recipe's base is a folder of this machine, every module is looked up there.
@@ -53,9 +53,9 @@ def prepare_fuse(catalog: Catalog, store: Store, recipe: Recipe) -> Prepared:
     """
     if recipe.base is not None:
         check_base(recipe.base)
-    versions = tuple(catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
+    versions = tuple(workspace.catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
     members = tuple(
-        open_member(store, version, name=entry.name)
+        open_member(workspace.store, version, name=entry.name)
         for version, entry in zip(versions, recipe.members, strict=True)
     )
     return plan_members(members, recipe, versions=versions)

@@ -23,9 +23,8 @@ from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
 from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, VerificationRecord
-from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
-from ..store import Store
+from ..workspace import Workspace
 from .additions import add_folder
 from .bundle_folder import check_no_adapter_has, register_bundle, write_verified
 from .fuse_plan import Prepared, prepare_fuse
@@ -43,7 +42,7 @@ class Fusion:
 
 
 def fuse(
-    catalog: Catalog,
+    workspace: Workspace,
     prepared: Prepared,
     folder: Path,
     *,
@@ -54,7 +53,7 @@ def fuse(
     """Write, verify and register the bundle of a plan.
 
     Args:
-        catalog: where it is registered.
+        workspace: in whose catalog it is registered.
         prepared: members and plan.
         folder: the new folder.
         name: what the catalog calls the bundle, by default made from the folder's name.
@@ -70,13 +69,13 @@ def fuse(
     """
     bundle_name = check_name(name or suggest_name(real_path(folder).name))
     require_no_conflicts(prepared.plan)
-    check_no_adapter_has(catalog, bundle_name)
+    check_no_adapter_has(workspace.catalog, bundle_name)
     record = write_fused(prepared, folder, given_gate=given_gate, advance=advance)
     members = [
         NewMember(member.name, version, member.weights_sha256, member.config_sha256)
         for version, member in zip(prepared.versions, prepared.members, strict=True)
     ]
-    version = register_bundle(catalog, folder, bundle_name, members, record)
+    version = register_bundle(workspace.catalog, folder, bundle_name, members, record)
     return Fusion(folder, prepared.plan, record, version)
 
 
@@ -113,8 +112,7 @@ def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> Verifi
 
 
 def import_official(
-    catalog: Catalog,
-    store: Store,
+    workspace: Workspace,
     weights: Path,
     members: Sequence[ImportedMember],
     folder: Path,
@@ -144,11 +142,11 @@ def import_official(
         raise UsageError(f"top_k is {top_k}, expected at most the number of members, {len(members)}")
     with temporary_folder(Purpose.IMPORT) as scratch:
         adapters = official.write_adapters(scratch, base=base)
-        versions = [add_folder(catalog, store, adapter, base=base).version for adapter in adapters]
+        versions = [add_folder(workspace, adapter, base=base).version for adapter in adapters]
     recipe = _make_recipe(value, [str(version.source) for version in versions], members)
     gate = GivenGate(Fitting(method=IMPORTED, data=()), official.gate)
     return fuse(
-        catalog, prepare_fuse(catalog, store, recipe), folder, name=name, given_gate=gate, advance=advance
+        workspace, prepare_fuse(workspace, recipe), folder, name=name, given_gate=gate, advance=advance
     )
 
 

@@ -9,39 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...inspection.adapter import Inspection, inspect_adapter
-from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
+from ...schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ...schemas.errors import AdapterRefused, HubRefused, HubUnavailable, MeteoraError, UsageError
 from ...schemas.finding import Verdict
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
 from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
-from ..download_limits import MAX_ADAPTER_FILE_BYTES
 from ..hub.client import Hub
 from ..hub.download import download_files, outline_adapter
 from ..hub.listing import Candidate, Listing
-from ..store import Store
+from ..workspace import Workspace
 from .additions import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
 from .steps import Advance, chunks_of
 
 _SHOWN_CANDIDATES = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An adapter on the Hub, and what its config and header say."""
-
-    listing: Listing
-    candidate: Candidate
-    inspection: Inspection
-
-
-def find_adapters(
-    hub: Hub, source: HubSource, *, every: bool = False
-) -> tuple[Listing, tuple[Candidate, ...]]:
-    """The commit that a source means, and its adapter; with ``every`` all that the repository holds.
+def find_adapters(hub: Hub, source: HubSource, *, every: bool = False) -> tuple[Candidate, ...]:
+    """Return the adapter that a source means, at its commit; with ``every`` all that the repository has.
 
     Raises:
         HubRefused: there is no such repository or revision, or no adapter in it.
@@ -53,11 +42,11 @@ def find_adapters(
     inside = [each for each in listing.candidates() if _is_below(each.folder, source.subfolder)]
     exact = [each for each in inside if each.folder == (source.subfolder or "")]
     if every and inside:
-        return listing, tuple(inside)
+        return tuple(inside)
     if exact:
-        return listing, (exact[0],)
+        return (exact[0],)
     if len(inside) == 1 and source.subfolder is None:
-        return listing, (inside[0],)
+        return (inside[0],)
     if not inside:
         raise _no_adapter(listing, source)
     names = ", ".join(f"`{each.folder}`" for each in inside[:_SHOWN_CANDIDATES])
@@ -68,22 +57,67 @@ def find_adapters(
     )
 
 
-def inspect_on_hub(hub: Hub, listing: Listing, candidate: Candidate) -> Found:
-    """What config and header say of an adapter whose weights are not downloaded.
+def inspect_on_hub(hub: Hub, candidate: Candidate) -> Inspection:
+    """Inspect config and header of an adapter whose weights are not downloaded.
 
     Raises:
         HubRefused, HubUnavailable, HubMismatch: they cannot be had.
     """
     with temporary_folder(Purpose.OUTLINE) as folder:
-        outline_adapter(hub, listing, candidate, folder)
-        return Found(listing, candidate, inspect_adapter(folder, scan_weights=False))
+        outline_adapter(hub, candidate, folder)
+        return inspect_adapter(folder, scan_weights=False)
+
+
+def require_sound(hub: Hub, candidate: Candidate, *, max_bytes: int) -> Inspection:
+    """Inspect an adapter before its weights are downloaded, and refuse what is not worth the download.
+
+    Raises:
+        AdapterRefused: its config or its header shows that it is broken.
+        HubRefused: it is larger than ``max_bytes``, or it cannot be had.
+        HubUnavailable: the Hub did not answer, or offline the cache does not have it.
+    """
+    if hub.is_offline and WEIGHTS_FILE not in candidate.files:
+        raise HubUnavailable(
+            f"the weights of `{candidate}` are not in the local cache, and offline mode is on",
+            hint="unset HF_HUB_OFFLINE",
+        )
+    check_sizes(candidate, max_bytes)
+    inspection = inspect_on_hub(hub, candidate)
+    if not inspection.verdict.sound:
+        raise AdapterRefused(f"`{candidate}` is broken and was not downloaded", findings=inspection.findings)
+    return inspection
+
+
+def download_adapter(
+    hub: Hub, candidate: Candidate, folder: Path, *, name: str, advance: Advance | None = None
+) -> Origin:
+    """Download an adapter with its card and licence into a folder, and return its origin.
+
+    Args:
+        hub: where it comes from.
+        candidate: the adapter.
+        folder: an empty folder.
+        name: how progress names the adapter.
+        advance: called with the progress of the check of the digests.
+
+    Raises:
+        HubMismatch: the bytes that came are not those that the Hub lists.
+        HubRefused, HubUnavailable: they cannot be had.
+        SourceUnreadable: the disk is full or cannot be written.
+    """
+    texts = [
+        file
+        for file in TEXT_FILES
+        if file in candidate.files and candidate.files[file].size_bytes <= MAX_TEXT_BYTES
+    ]
+    files = {file: candidate.files[file] for file in (CONFIG_FILE, WEIGHTS_FILE, *texts)}
+    count = chunks_of(advance, f"checking {name}", sum(file.size_bytes for file in files.values()))
+    download_files(hub, candidate.listing, files, folder, advance=count)
+    return Origin(kind="hub", location=str(candidate), commit=candidate.listing.commit)
 
 
 def add_from_hub(
-    catalog: Catalog,
-    store: Store,
-    hub: Hub,
-    listing: Listing,
+    workspace: Workspace,
     candidate: Candidate,
     *,
     name: str | None = None,
@@ -95,10 +129,7 @@ def add_from_hub(
     """Judge an adapter on the Hub, then download and catalogue it.
 
     Args:
-        catalog: where it is recorded.
-        store: where its bytes go.
-        hub: where it comes from.
-        listing: the commit that it belongs to.
+        workspace: whose catalog and store it goes into, from whose Hub.
         candidate: the adapter.
         name: by default made from the repository's name and the subfolder.
         base: the base model, as the person who adds it knows it.
@@ -117,55 +148,23 @@ def add_from_hub(
     wanted_tags = tuple(check_name(tag, what="tag") for tag in tags)
     if base is not None:
         check_base(base)
-    if hub.is_offline and WEIGHTS_FILE not in candidate.files:
-        raise HubUnavailable(
-            f"the weights of `{candidate}` are not in the local cache, and offline mode is on",
-            hint="unset HF_HUB_OFFLINE",
-        )
-    check_sizes(candidate, max_bytes)
-    found = inspect_on_hub(hub, listing, candidate)
-    if not found.inspection.verdict.sound:
-        raise AdapterRefused(
-            f"`{candidate}` is broken and was not downloaded", findings=found.inspection.findings
-        )
-    known = _find_known(catalog, found, wanted_name) if base is None else None
+    hub, catalog = workspace.hub, workspace.catalog
+    inspection = require_sound(hub, candidate, max_bytes=max_bytes)
+    known = _find_known(catalog, candidate, inspection, wanted_name) if base is None else None
     if known is not None:
         catalog.change_tags(known, add=wanted_tags)
         return Addition(str(candidate), catalog.find(known), created=False, duplicates=(), skipped=())
-    return _download_and_add(
-        catalog, store, hub, found, name=wanted_name, base=base, tags=wanted_tags, advance=advance
-    )
-
-
-def _download_and_add(
-    catalog: Catalog,
-    store: Store,
-    hub: Hub,
-    found: Found,
-    *,
-    name: str,
-    base: str | None,
-    tags: tuple[str, ...],
-    advance: Advance | None,
-) -> Addition:
-    candidate = found.candidate
-    texts = [
-        file
-        for file in TEXT_FILES
-        if file in candidate.files and candidate.files[file].size_bytes <= MAX_TEXT_BYTES
-    ]
-    files = {file: candidate.files[file] for file in (CONFIG_FILE, WEIGHTS_FILE, *texts)}
-    count = chunks_of(advance, f"checking {name}", sum(file.size_bytes for file in files.values()))
     with temporary_folder(Purpose.ADD) as folder:
-        download_files(hub, found.listing, files, folder, advance=count)
-        origin = Origin(kind="hub", location=str(candidate), commit=candidate.commit)
-        return add_folder(catalog, store, folder, name=name, base=base, tags=tags, origin=origin)
+        origin = download_adapter(hub, candidate, folder, name=wanted_name, advance=advance)
+        return add_folder(workspace, folder, name=wanted_name, base=base, tags=wanted_tags, origin=origin)
 
 
-def _find_known(catalog: Catalog, found: Found, name: str) -> CatalogSource | None:
-    """The version of that name that has this content already, so that nothing needs to be fetched."""
-    sha256 = found.candidate.files[WEIGHTS_FILE].sha256
-    canonical = found.inspection.canonical_config_sha256
+def _find_known(
+    catalog: Catalog, candidate: Candidate, inspection: Inspection, name: str
+) -> CatalogSource | None:
+    """Return the version of that name that has this content already, so that nothing needs to be fetched."""
+    sha256 = candidate.files[WEIGHTS_FILE].sha256
+    canonical = inspection.canonical_config_sha256
     if sha256 is None or canonical is None:
         return None
     return next((each for each in catalog.find_content(sha256, canonical) if each.name == name), None)
@@ -215,7 +214,7 @@ class Match:
     size_bytes: int | None
     verdict: Verdict | None
     problem: str | None
-    place: tuple[Listing, Candidate] | None
+    candidate: Candidate | None
 
 
 def search(hub: Hub, base: str, *, limit: int) -> Iterator[Match]:
@@ -231,25 +230,25 @@ def search(hub: Hub, base: str, *, limit: int) -> Iterator[Match]:
         try:
             listing = hub.list_files(repository, hub.resolve(repository))
             for candidate in listing.candidates():
-                yield _look(hub, listing, candidate)
+                yield _look(hub, candidate)
         except HubUnavailable:
             raise
         except MeteoraError as error:
             yield Match(repository, None, "", None, None, None, error.message, None)
 
 
-def _look(hub: Hub, listing: Listing, candidate: Candidate) -> Match:
+def _look(hub: Hub, candidate: Candidate) -> Match:
     # A file with a hole as large as the listed size is made for the inspection.
     check_sizes(candidate, MAX_ADAPTER_FILE_BYTES)
-    inspection = inspect_on_hub(hub, listing, candidate).inspection
+    inspection = inspect_on_hub(hub, candidate)
     weights = candidate.files.get(WEIGHTS_FILE)
     return Match(
-        repository=listing.repository,
-        commit=listing.commit,
+        repository=candidate.listing.repository,
+        commit=candidate.listing.commit,
         folder=candidate.folder,
         max_rank=inspection.inventory.max_rank if inspection.inventory else None,
         size_bytes=weights.size_bytes if weights else None,
         verdict=inspection.verdict,
         problem=None,
-        place=(listing, candidate),
+        candidate=candidate,
     )

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +31,21 @@ from ...schemas.errors import (
     UsageError,
 )
 from ...schemas.manifest import Manifest
-from ...schemas.names import CatalogSource, FolderSource, HubSource, below, check_file_name, parse_source
+from ...schemas.names import (
+    CatalogSource,
+    HubSource,
+    below,
+    check_file_name,
+    check_repository,
+    parse_path_or_source,
+)
+from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..hub.client import Hub
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
 from ..store import Store
+from ..workspace import Workspace
 from .additions import TEXT_FILES
 from .bundle_folder import find_bundle_folder, require_source_record
 from .steps import Advance, chunks_of
@@ -63,6 +71,10 @@ class Upload:
     replaces: frozenset[str]
     holds_bundle: bool
 
+    def size_of(self, paths: Iterable[str]) -> int:
+        """Return the total size in bytes of some of its files."""
+        return sum(self.digests[path].size_bytes for path in paths)
+
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
@@ -78,6 +90,7 @@ class Pushed:
     created: bool
     added: tuple[str, ...]
     deleted: tuple[str, ...]
+    added_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,37 @@ def digest_files(files: Mapping[str, Path], advance: Advance | None = None) -> d
     return {name: digest_file(path, count) for name, path in files.items()}
 
 
+def publish(
+    workspace: Workspace,
+    source: str | os.PathLike[str],
+    repository: str,
+    options: PushOptions,
+    *,
+    advance: Advance | None = None,
+) -> Pushed:
+    """Push a bundle or a catalogued adapter, and note it in the catalog.
+
+    Args:
+        workspace: its catalog is asked when ``source`` is a catalogued name.
+        source: a bundle's folder, or a catalogued bundle or adapter.
+        repository: ``org/name`` on the Hub.
+        options: how it is pushed.
+        advance: called with the progress of the hashing.
+
+    Raises:
+        UsageError, NotInCatalog, BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: as
+            ``open_upload``.
+        HubConflict, HubRefused, HubMismatch, HubUnavailable: as ``push``.
+    """
+    check_repository(repository)
+    with temporary_folder(Purpose.PUSH) as scratch:
+        noted, upload = open_upload(workspace, source, scratch, advance=advance)
+        pushed = push(workspace.hub, upload, repository, options)
+    if not options.dry_run:
+        workspace.note(lambda catalog: note_push(catalog, noted, pushed))
+    return pushed
+
+
 def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pushed:
     """Make the repository hold exactly the upload, by one commit.
 
@@ -107,7 +151,8 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     """
     found = hub.find_repository(repository)
     if found is None and options.dry_run:
-        return Pushed(repository, None, upload.tag, None, True, tuple(sorted(upload.files)), ())
+        add = tuple(sorted(upload.files))
+        return Pushed(repository, None, upload.tag, None, True, add, (), upload.size_of(add))
     if found is None:
         hub.create_repository(repository, private=options.private)
     elif options.private and not found[1]:
@@ -119,18 +164,19 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     listing = hub.list_files(repository, head)
     _check_owner(listing, upload)
     add, delete = find_changes(listing, upload)
+    size_bytes = upload.size_of(add)
     tag = options.tag or upload.tag
     _check_tag(hub, repository, options, head if not (add or delete) else None)
     commit, pull_request = head, None
     if options.dry_run:
-        return Pushed(repository, head, tag, None, found is None, add, delete)
+        return Pushed(repository, head, tag, None, found is None, add, delete, size_bytes)
     if add or delete:
         commit, pull_request = _commit(hub, upload, listing, add, delete, options)
         _check_result(hub.list_files(repository, commit), upload)
     if options.as_pull_request:
-        return Pushed(repository, commit, None, pull_request, found is None, add, delete)
+        return Pushed(repository, commit, None, pull_request, found is None, add, delete, size_bytes)
     hub.tag(repository, tag, commit)
-    return Pushed(repository, commit, tag, None, found is None, add, delete)
+    return Pushed(repository, commit, tag, None, found is None, add, delete, size_bytes)
 
 
 def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) -> tuple[CatalogSource, ...]:
@@ -245,8 +291,7 @@ def _check_result(listing: Listing, upload: Upload) -> None:
 
 
 def open_upload(
-    open_catalog: Callable[[], AbstractContextManager[Catalog]],
-    open_store: Callable[[], Store],
+    workspace: Workspace,
     source: str | os.PathLike[str],
     scratch: Path,
     *,
@@ -255,8 +300,7 @@ def open_upload(
     """Return what is pushed, for ``note_push``, and its upload.
 
     Args:
-        open_catalog: called when ``source`` is a catalogued name.
-        open_store: called when that name is an adapter's.
+        workspace: its catalog is asked when ``source`` is a catalogued name.
         source: a bundle's folder, or a catalogued bundle or adapter.
         scratch: an empty folder that is kept until the push is done.
         advance: called with the progress of the hashing.
@@ -266,17 +310,16 @@ def open_upload(
         NotInCatalog: there is no such version.
         BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: it cannot be pushed.
     """
-    parsed = parse_source(source) if isinstance(source, str) else FolderSource(Path(source))
+    parsed = parse_path_or_source(source)
     if isinstance(parsed, HubSource):
         raise UsageError(f"`{source}` is a repository on the Hub, expected a folder or a catalogued name")
     noted: CatalogSource | None = None
     if isinstance(parsed, CatalogSource):
-        with open_catalog() as catalog:
-            version = catalog.find_any(parsed)
+        version = workspace.catalog.find_any(parsed)
         if isinstance(version, AdapterVersion):
-            return version.source, adapter_upload(open_store(), version, scratch, advance=advance)
+            return version.source, adapter_upload(workspace.store, version, scratch, advance=advance)
         noted = version.source
-    folder = find_bundle_folder(open_catalog, source)
+    folder = find_bundle_folder(workspace, source)
     return noted or folder, bundle_upload(folder, advance=advance)
 
 
