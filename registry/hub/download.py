@@ -7,15 +7,15 @@ that was cut off goes on where it stopped, and offline mode finds it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ...inspection.regular_file import open_regular, real_path
 from ...inspection.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import MAX_CONFIG_BYTES
 from ...schemas.errors import HubMismatch, HubRefused, SourceUnreadable
 from ...schemas.names import below
-from ..store import Advance, open_regular_file
 from .client import Hub
 from .listing import Candidate, ContentHash, Listing, RemoteFile
 
@@ -31,7 +31,7 @@ def download_files(
     folder: Path,
     *,
     cache: Path | None = None,
-    advance: Advance | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Fetch files and copy each to its place below ``folder``; the keys are the places.
 
@@ -70,10 +70,12 @@ def download_files(
             )
 
 
-def _copy_checked(source: Path, target: Path, file: RemoteFile, advance: Advance | None) -> bool:
+def _copy_checked(
+    source: Path, target: Path, file: RemoteFile, advance: Callable[[int], None] | None
+) -> bool:
     found = ContentHash(file.size_bytes)
     # The cache's names are links to its blobs.
-    with open_regular_file(Path(os.path.realpath(source))) as opened, target.open("xb") as copy:
+    with open_regular(real_path(source)) as opened, target.open("xb") as copy:
         while chunk := opened.read(_CHUNK_BYTES):
             found.update(chunk)
             copy.write(chunk)
