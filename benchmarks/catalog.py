@@ -34,7 +34,8 @@ from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.catalog.query import AdapterQuery, Order
 from meteora_registry.registry.catalog.records import Added, NewAdapterVersion
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.additions import add_folder
+from support.workspaces import workspace_of
 
 VERSIONS = 100_000
 ADDS = 1000
@@ -156,7 +157,7 @@ def measure_adds(catalog: TimedCatalog, home: Home, which: str, adds: int) -> It
         whole = []
         for folder in folders:
             start = time.perf_counter()
-            add_folder(catalog, home.store, folder, tags=("candidate", which))
+            add_folder(workspace_of(catalog, home.store), folder, tags=("candidate", which))
             whole.append((time.perf_counter() - start) * 1e3)
     for case, times in (("record", catalog.times), ("add", whole)):
         yield {"case": f"{case}, {which} {adds}", "versions": None} | _numbers(times)

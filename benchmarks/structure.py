@@ -35,16 +35,14 @@ def counted(*arguments):
     calls.append(1)
     return real(*arguments)
 tensors.build_inventory = counted
-import meteora_registry.fuser.extract, meteora_registry.registry.workflows.pull as pull
+import meteora_registry.fuser.extract, meteora_registry.registry.workflows.hub_bundles as pull
 for module in list(sys.modules.values()):
     if getattr(module, "build_inventory", None) is real:
         module.build_inventory = counted
-from meteora_registry.registry.catalog.catalog import Catalog
-from meteora_registry.registry.home import Home
-home = Home(Path(sys.argv[2]))
-with Catalog.open(home) as catalog:
+from meteora_registry.registry.face import Registry
+with Registry(sys.argv[2]).open() as registry:
     calls.clear()
-    pull._register_members(catalog, home.store, Path(sys.argv[1]), "pulled")
+    pull._register_members(registry, Path(sys.argv[1]), "pulled")
 print(len(calls))
 """
 

@@ -26,10 +26,13 @@ import meteora_registry as meteora
 
 These names are public; every other module of the package is internal and may change. A name is imported
 when it is first used. `fuse`, `load`, and what verifies, fits or evaluates need the `runtime` extra. A
-`StrPath` is a text or a path.
+`StrPath` is a text or a path; a `Source` is what such a text means: a folder, a repository on the Hub, or a
+catalogued name.
 """
 # What a program begins with, in the order of a session.
 _FIRST = ("Registry", "fuse", "FusedBundle", "load", "LoadedBundle")
+# Members that come from a base class which is not public itself.
+_INHERITED = {"Registry": ("catalog", "store", "close")}
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):")
 _ENTRY = re.compile(r"    (\S[^:]*): (.*)")
 
@@ -79,7 +82,8 @@ def _body(name: str, found: type) -> Iterator[str]:
         yield _code("\n".join(fields))
     elif found is meteora.Registry:
         yield _code(_signature(name, found.__init__, bound=True))
-    for key, member in vars(found).items():
+    inherited = {key: inspect.getattr_static(found, key) for key in _INHERITED.get(name, ())}
+    for key, member in (inherited | vars(found)).items():
         if not key.startswith("_"):
             yield from _member(f"{name}.{key}", member)
 

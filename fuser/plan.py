@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..bundle.member import modules_by_path
 from ..schemas.bundle import (
+    MAX_BUNDLE_BYTES,
     MAX_LAYOUT_ENTRIES,
     MAX_MODULES,
     MAX_SCALING,
@@ -28,7 +29,6 @@ from .member import Member
 DEFAULT_TOP_K = 2
 # PEFT reads one file. Above the first figure hosts and loaders get slow, above the second they fail.
 LARGE_BUNDLE_BYTES = 5 * 10**9
-MAX_BUNDLE_BYTES = 50 * 10**9
 _GATE_BYTES = 4
 
 DTYPES_BY_NAME = {"float32": Dtype.F32, "float16": Dtype.F16, "bfloat16": Dtype.BF16}

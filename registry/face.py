@@ -7,50 +7,43 @@ looking into a catalog does not import torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, Unpack
-from warnings import warn
+from typing import TYPE_CHECKING, Unpack
 
-from ..schemas.bundle import Scope
-from ..schemas.errors import MeteoraError, UsageError
+from ..schemas.bundle import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES, Scope
+from ..schemas.errors import UsageError
 from ..schemas.names import (
     CatalogSource,
     FolderSource,
     HubSource,
     Source,
     parse_catalog_source,
+    parse_path_or_source,
     parse_repository,
-    parse_source,
 )
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.verification import Level, VerificationRecord
 from .dependencies import require_torch
-from .download_limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from .fused import StrPath, level_of
 from .home import Home
+from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ..runtime.evaluation import EvaluationOptions
     from ..schemas.evaluation import Evaluation
-    from .catalog.catalog import Catalog
     from .catalog.query import AdapterQuery, Page
     from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion
-    from .store import Store
-    from .workflows.add import Addition
-    from .workflows.doctor import Examination
-    from .workflows.fuse import Fusion
+    from .workflows.additions import Addition
+    from .workflows.examination import Examination
+    from .workflows.fusion import Fusion
     from .workflows.gate_fit import GateFit
-    from .workflows.pull import Pulled
-    from .workflows.push import Pushed
+    from .workflows.hub_bundles import Pulled
+    from .workflows.publication import Pushed
     from .workflows.steps import Advance
 
 
-class Registry:
+class Registry(Workspace):
     """A catalog of adapters and bundles with its content store.
 
     Use it in a ``with`` block, or call ``close``. The catalog is opened when it is first needed; the default
@@ -68,54 +61,18 @@ class Registry:
     def __init__(
         self, home: StrPath | None = None, catalog: str | None = None, store: str | None = None
     ) -> None:
-        self.home = Home.locate(None if home is None else Path(home), catalog, store)
-
-    @cached_property
-    def catalog(self) -> Catalog:
-        """The open catalog.
-
-        Raises:
-            CatalogUnusable: it cannot be opened, is damaged, or has the schema of another version.
-        """
-        from .catalog.catalog import Catalog
-
-        return Catalog.open(self.home)
-
-    @cached_property
-    def store(self) -> Store:
-        """The content store.
-
-        Raises:
-            UsageError: its URL is malformed.
-        """
-        return self.home.store
-
-    def close(self) -> None:
-        """Close the catalog; the next use opens it again."""
-        catalog = self.__dict__.pop("catalog", None)
-        if catalog is not None:
-            catalog.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        super().__init__(Home.locate(None if home is None else Path(home), catalog, store))
 
     def add(
         self,
-        source: StrPath,
+        source: StrPath | Source,
         *,
         name: str | None = None,
         base: str | None = None,
         tags: Iterable[str] = (),
         subfolder: str | None = None,
         max_bytes: int = MAX_ADAPTER_FILE_BYTES,
+        advance: Advance | None = None,
     ) -> Addition:
         """Check an adapter and record it as a version.
 
@@ -126,45 +83,38 @@ class Registry:
             tags: words attached to the version.
             subfolder: the adapter's folder in a repository that has several.
             max_bytes: larger files of a repository are refused before they are downloaded.
+            advance: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             AdapterRefused: it is broken; ``findings`` lists the reasons, and nothing is recorded.
             AlreadyInCatalog: a bundle has the name.
             SourceUnreadable, HubRefused, HubUnavailable, HubMismatch: its files cannot be had.
         """
-        from .workflows.add import add_folder
-
-        parsed = _parse(source)
+        parsed = parse_path_or_source(source)
         if not isinstance(parsed, HubSource):
             if subfolder is not None:
                 raise UsageError("`subfolder` goes with a repository such as `org/name`")
-            return add_folder(self.catalog, self.store, Path(source), name=name, base=base, tags=tags)
-        from .hub.client import Hub
-        from .workflows.add_hub import add_from_hub, find_adapters
+            from .workflows.additions import add_folder
 
-        hub = Hub()
+            folder = parsed.path if isinstance(parsed, FolderSource) else Path(str(source))
+            return add_folder(self, folder, name=name, base=base, tags=tags, advance=advance)
+        from .workflows.hub_adapters import add_from_hub, find_adapters
+
         if subfolder is not None:
             parsed = HubSource(parsed.repository, parsed.revision, subfolder.strip("/"))
-        listing, (candidate,) = find_adapters(hub, parsed)
+        (candidate,) = find_adapters(self.hub, parsed)
         return add_from_hub(
-            self.catalog,
-            self.store,
-            hub,
-            listing,
-            candidate,
-            name=name,
-            base=base,
-            tags=tags,
-            max_bytes=max_bytes,
+            self, candidate, name=name, base=base, tags=tags, max_bytes=max_bytes, advance=advance
         )
 
-    def find(self, name: str) -> AdapterVersion | BundleVersion:
+    def find(self, name: str | CatalogSource) -> AdapterVersion | BundleVersion:
         """Return an adapter or a bundle version: the latest of a ``name``, ``name@2``, or ``name@alias``.
 
         Raises:
             NotInCatalog: there is none.
         """
-        return self.catalog.find_any(parse_catalog_source(name))
+        source = parse_catalog_source(name) if isinstance(name, str) else name
+        return self.catalog.find_any(source)
 
     def search(self, query: AdapterQuery | str | None = None) -> Page[AdapterSummary]:
         """Return the first page of adapters that meet a query; without one, of all adapters.
@@ -210,12 +160,12 @@ class Registry:
             UsageError: an option is out of range, or the folder is not empty.
         """
         require_torch("fusing")
-        from .workflows.fuse import fuse
-        from .workflows.prepare import prepare_fuse
+        from .workflows.fuse_plan import prepare_fuse
+        from .workflows.fusion import fuse
 
         recipe = _recipe_of(adapters, base, options)
-        prepared = prepare_fuse(self.catalog, self.store, recipe)
-        return fuse(self.catalog, prepared, Path(out), name=name, advance=advance)
+        prepared = prepare_fuse(self, recipe)
+        return fuse(self, prepared, Path(out), name=name, advance=advance)
 
     def verify(
         self,
@@ -241,23 +191,16 @@ class Registry:
             SourceUnreadable: the bundle cannot be read.
         """
         require_torch("verifying")
-        from .workflows.verify import verify
+        from .workflows.bundle_verification import verify
 
-        with self._folder_of(bundle, advance) as (folder, is_here):
-            if keep_record and not is_here:
-                raise UsageError("`keep_record` goes with a bundle on this machine", hint="pull it first")
-            wanted = level_of(level)
-            record = verify(
-                self.store if wanted is Level.SOURCE else None,
-                folder,
-                level=wanted,
-                base=None if base is None else Path(base),
-                keep_record=keep_record,
-                advance=advance,
-            )
-        if is_here:
-            self._note(lambda: self.catalog.record_verification(record, folder.resolve()))
-        return record
+        return verify(
+            self,
+            bundle,
+            level=level_of(level),
+            base=None if base is None else Path(base),
+            keep_record=keep_record,
+            advance=advance,
+        ).record
 
     def fit(
         self,
@@ -288,21 +231,14 @@ class Registry:
             BundleRefused: the bundle is damaged, or its modules are not those of the base.
         """
         require_torch("fitting gates")
-        from .workflows.find_bundle import find_bundle_folder
+        from .workflows.bundle_folder import find_bundle_folder
         from .workflows.gate_fit import FitRequest, fit_bundle
 
-        folder = find_bundle_folder(self._open_catalog, bundle)
+        folder = find_bundle_folder(self, bundle)
         kept = None if statistics is None else Path(statistics)
         request = FitRequest(os.fspath(base), Path(data), scope=scope, statistics=kept)
-        return fit_bundle(
-            self.catalog,
-            self.store,
-            folder,
-            Path(out),
-            request,
-            name=name or _catalogued_name(bundle),
-            advance=advance,
-        )
+        called = name or _catalogued_name(bundle)
+        return fit_bundle(self, folder, Path(out), request, name=called, advance=advance)
 
     def evaluate(
         self,
@@ -332,11 +268,11 @@ class Registry:
         """
         require_torch("evaluating")
         from ..runtime.evaluation import EvaluationOptions
-        from .workflows.evaluate import evaluate
-        from .workflows.find_bundle import find_bundle_folder
+        from .workflows.bundle_folder import find_bundle_folder
+        from .workflows.inference import evaluate
 
         return evaluate(
-            find_bundle_folder(self._open_catalog, bundle),
+            find_bundle_folder(self, bundle),
             os.fspath(base),
             Path(data),
             options or EvaluationOptions(),
@@ -371,26 +307,14 @@ class Registry:
             BundleRefused: the bundle was not verified at level `source`, or was changed since.
             HubRefused, HubConflict, HubUnavailable, HubMismatch: the Hub did not take it.
         """
-        from ..schemas.names import check_repository
-        from ..schemas.scratch import Purpose, temporary_folder
-        from .hub.client import Hub
-        from .workflows.push import PushOptions, note_push, push
-        from .workflows.push_content import open_upload
+        from .workflows.publication import PushOptions, publish
 
-        check_repository(repository)
         options = PushOptions(private, as_pull_request, dry_run, tag)
-        with temporary_folder(Purpose.PUSH) as scratch:
-            noted, upload = open_upload(
-                self._open_catalog, lambda: self.store, source, scratch, advance=advance
-            )
-            pushed = push(Hub(), upload, repository, options)
-        if not dry_run:
-            self._note(lambda: note_push(self.catalog, noted, pushed))
-        return pushed
+        return publish(self, source, repository, options, advance=advance)
 
     def pull(
         self,
-        repository: str,
+        repository: str | HubSource,
         out: StrPath | None = None,
         *,
         name: str | None = None,
@@ -411,16 +335,19 @@ class Registry:
             HubMismatch, BundleRefused, InvalidDocument: it is not what its manifest says, or fails to verify.
         """
         require_torch("pulling")
-        from .hub.client import Hub
-        from .workflows.pull import pull
+        from .workflows.hub_bundles import pull
 
-        source = parse_repository(repository)
+        source = parse_repository(repository) if isinstance(repository, str) else repository
         folder = Path(source.repository.partition("/")[2] if out is None else out)
-        return pull(
-            self.catalog, self.store, Hub(), source, folder, name=name, max_bytes=max_bytes, advance=advance
-        )
+        return pull(self, source, folder, name=name, max_bytes=max_bytes, advance=advance)
 
-    def doctor(self, *, beside: Iterable[StrPath] = (), jobs: int = 1) -> Examination:
+    def doctor(
+        self,
+        *,
+        beside: Iterable[StrPath] = (),
+        jobs: int = 1,
+        advance: Callable[[int], None] | None = None,
+    ) -> Examination:
         """Find what a crash left in catalog, store and bundle folders; nothing is changed.
 
         Each problem with a ``mending`` can be repaired by ``problem.mending.act()``.
@@ -428,49 +355,15 @@ class Registry:
         Args:
             beside: further folders in which bundles may have been begun.
             jobs: how many files of the store are read at once.
+            advance: called with the size in bytes of each chunk of the store that was read.
         """
-        from .workflows.doctor import examine
+        from .workflows.examination import examine
 
-        return examine(self.home, beside=[Path(each) for each in beside], jobs=jobs)
-
-    def _open_catalog(self) -> AbstractContextManager[Catalog]:
-        """Return the open catalog for a ``with`` block that must not close it."""
-        return nullcontext(self.catalog)
-
-    def _folder_of(
-        self, bundle: StrPath, advance: Advance | None
-    ) -> AbstractContextManager[tuple[Path, bool]]:
-        """Yield a bundle's folder, and whether it stays on this machine after the block."""
-        from .workflows.find_bundle import find_bundle_folder
-
-        parsed = _parse(bundle)
-        if isinstance(parsed, HubSource):
-            return _fetched(parsed, advance)
-        return nullcontext((find_bundle_folder(self._open_catalog, bundle), True))
-
-    def _note(self, note: Callable[[], object]) -> None:
-        """Record what is already done; a failure is a warning, because the result must not be lost."""
-        try:
-            note()
-        except (MeteoraError, OSError) as error:
-            warn(f"not noted in the catalog: {error}", RuntimeWarning, stacklevel=3)
-
-
-@contextmanager
-def _fetched(source: HubSource, advance: Advance | None) -> Iterator[tuple[Path, bool]]:
-    from .hub.client import Hub
-    from .workflows.pull import fetched_bundle
-
-    with fetched_bundle(Hub(), source, advance=advance) as folder:
-        yield folder, False
-
-
-def _parse(source: StrPath) -> Source:
-    return parse_source(source) if isinstance(source, str) else FolderSource(Path(source))
+        return examine(self, beside=[Path(each) for each in beside], jobs=jobs, advance=advance)
 
 
 def _catalogued_name(bundle: StrPath) -> str | None:
-    parsed = _parse(bundle)
+    parsed = parse_path_or_source(bundle)
     return parsed.name if isinstance(parsed, CatalogSource) else None
 
 

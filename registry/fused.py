@@ -1,7 +1,8 @@
-"""Adapters in folders become a bundle without a catalog: one call to fuse, a handle to fit and save.
+"""Adapters become a bundle without a catalog: one call to fuse, a handle to fit and save.
 
-The handle owns a temporary folder until it is saved, so that a bundle can be tried out and thrown away.
-What is written is the same as with a catalog, byte for byte, and verified in the same way.
+An adapter is a folder or a repository on the Hub. The handle owns a temporary folder until it is saved, so
+that a bundle can be tried out and thrown away. What is written is the same as with a catalog, byte for byte,
+and verified in the same way.
 """
 
 from __future__ import annotations
@@ -11,30 +12,96 @@ import shutil
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from ..bundle import Bundle
 from ..fuser.staging import staged_folder
-from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE, Scope
+from ..inspection.regular_file import real_path
+from ..schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE, Scope
 from ..schemas.errors import AdapterRefused, UsageError
-from ..schemas.names import HubSource, parse_source, suggest_name
+from ..schemas.names import HubSource, below, check_name, parse_path_or_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.scratch import Purpose, temporary_folder
 from ..schemas.verification import Level, VerificationRecord
 from .dependencies import require_torch
+from .workspace import Closing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ..fuser.member import Member, MemberFiles
+    from ..schemas.manifest import Origin
+    from .hub.client import Hub
+    from .hub.listing import Candidate
     from .workflows.steps import Advance
 
 StrPath = str | os.PathLike[str]
 
 
-class FusedBundle:
-    """A verified bundle that no catalog knows.
+class _Scratch(Closing):
+    """A temporary folder, deleted when it is closed or when nothing refers to it any more."""
+
+    def __init__(self) -> None:
+        stack = ExitStack()
+        self.folder = stack.enter_context(temporary_folder(Purpose.FUSE))
+        # Also runs when the value is collected, and when the interpreter ends.
+        self._delete = weakref.finalize(self, stack.close)
+
+    def close(self) -> None:
+        """Delete the folder."""
+        self._delete()
+
+
+class _Downloads(_Scratch):
+    """Members of one bundle, of which those from the Hub are downloaded into a temporary folder."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__()
+        self._max_bytes = max_bytes
+
+    @cached_property
+    def _hub(self) -> Hub:
+        from .hub.client import Hub
+
+        return Hub()
+
+    def find(self, source: StrPath) -> Path | Candidate:
+        """Return a member's folder, or the adapter on the Hub at its commit; nothing is downloaded yet.
+
+        Raises:
+            UsageError: the repository has several adapters, and none of them is named.
+            HubRefused, HubUnavailable, HubMismatch: there is no such adapter, or the Hub did not answer.
+        """
+        parsed = parse_path_or_source(source)
+        if not isinstance(parsed, HubSource):
+            return Path(source)
+        from .workflows.hub_adapters import find_adapters
+
+        (candidate,) = find_adapters(self._hub, parsed)
+        return candidate
+
+    def open(self, name: str, place: Path | Candidate, advance: Advance | None) -> Member:
+        """Return a member that ``find`` found, downloaded where that is needed.
+
+        Raises:
+            AdapterRefused: it is broken.
+            HubRefused, HubUnavailable, HubMismatch: it cannot be had.
+            SourceUnreadable: a file cannot be read or written.
+        """
+        if isinstance(place, Path):
+            from .workflows.additions import folder_origin
+
+            return _open_member(name, place, str(place), folder_origin(place))
+        from .workflows.hub_adapters import download_adapter, require_sound
+
+        require_sound(self._hub, place, max_bytes=self._max_bytes)
+        folder = below(self.folder, check_name(name))
+        origin = download_adapter(self._hub, place, folder, name=name, advance=advance)
+        return _open_member(name, folder, str(place), origin)
+
+
+class FusedBundle(Closing):
+    """A verified bundle that is in no catalog.
 
     It is in a temporary folder until ``save``; the folder is deleted with the handle, or at the end of a
     ``with`` block. The handle is a path, so that ``load``, ``Registry`` and PEFT take it like a folder.
@@ -52,15 +119,17 @@ class FusedBundle:
         base: str | None,
         sources: Mapping[str, MemberFiles],
         renamed: Mapping[str, str],
-        scratch: ExitStack,
+        scratch: _Scratch,
+        downloads: _Downloads | None,
     ) -> None:
         self.bundle = bundle
         self.record = record
         self._base = base
         self._sources = dict(sources)
         self._renamed = dict(renamed)
-        # Also runs when the handle is collected, and when the interpreter ends.
-        self._discard = weakref.finalize(self, scratch.close)
+        self._scratch = scratch
+        # Shared with the bundles that are fitted from this one; the last of them deletes the files.
+        self._downloads = downloads
 
     @property
     def folder(self) -> Path:
@@ -99,19 +168,22 @@ class FusedBundle:
         request = FitRequest(
             chosen, Path(data), scope=scope, statistics=None if statistics is None else Path(statistics)
         )
-        # A member whose files are gone is extracted from the bundle.
-        sources = {name: files for name, files in self._sources.items() if files.weights_path.is_file()}
-        with ExitStack() as scratch:
-            folder = scratch.enter_context(temporary_folder(Purpose.FUSE)) / "bundle"
-            written = write_fitted(self.bundle, folder, request, sources=sources, advance=advance)
-            return FusedBundle(
+        with ExitStack() as undo:
+            scratch = undo.enter_context(_Scratch())
+            folder = scratch.folder / "bundle"
+            # A member whose files are gone is extracted from the bundle.
+            written = write_fitted(self.bundle, folder, request, sources=self._own_files(), advance=advance)
+            fitted = FusedBundle(
                 Bundle.open(folder),
                 written.record,
                 base=chosen,
                 sources=self._sources,
                 renamed=self._renamed,
-                scratch=scratch.pop_all(),
+                scratch=scratch,
+                downloads=self._downloads,
             )
+            undo.pop_all()
+        return fitted
 
     def verify(
         self, *, level: Level | str = Level.SOURCE, advance: Advance | None = None
@@ -128,7 +200,7 @@ class FusedBundle:
         return verify_bundle(
             self.folder,
             level=level_of(level),
-            sources=self._sources,
+            sources=self._own_files(),
             renamed=self._renamed,
             with_triton=True,
             progress=step_of(advance, "verifying"),
@@ -145,23 +217,17 @@ class FusedBundle:
         with staged_folder(target) as staging:
             shutil.copytree(self.folder, staging, dirs_exist_ok=True)
         self.bundle = Bundle.open(target.absolute())
-        self.close()
+        self._scratch.close()
         return target
 
     def close(self) -> None:
-        """Delete the temporary folder, if there is one; a saved bundle stays."""
-        self._discard()
+        """Delete the temporary folder and what was downloaded; a saved bundle stays."""
+        self._scratch.close()
+        self._downloads = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _own_files(self) -> dict[str, MemberFiles]:
+        """Return the members' own files, as far as they are still there."""
+        return {name: files for name, files in self._sources.items() if files.weights_path.is_file()}
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -174,15 +240,21 @@ def fuse(
     members: Iterable[StrPath] | Mapping[str, StrPath],
     *,
     base: StrPath | None = None,
+    max_bytes: int = MAX_ADAPTER_FILE_BYTES,
     advance: Advance | None = None,
     **options: Unpack[RecipeOptions],
 ) -> FusedBundle:
-    """Fuse adapters in folders into one verified bundle, without a catalog.
+    """Fuse adapters from folders and from the Hub into one verified bundle, without a catalog.
+
+    A repository on the Hub is pinned to its commit and checked before its weights are downloaded. The
+    downloads are deleted with the handle.
 
     Args:
-        members: the adapters' folders; the bundle calls each member after its folder, or as a mapping says.
+        members: the adapters: folders, or repositories such as ``org/name`` and ``org/name@revision``. The
+            bundle calls each member after its folder or repository, or as a mapping says.
         base: the base model's folder or its name on the Hub, where the members disagree or name none. In a
             folder, every module is looked up.
+        max_bytes: larger files of a repository are refused before they are downloaded.
         advance: called with a step's name, how much of it is done, and how much there is.
         options: the fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
             with_experts.
@@ -190,32 +262,39 @@ def fuse(
     Raises:
         AdapterRefused: an adapter is broken, or has no LoRA factors.
         FuseRefused: the adapters cannot become one bundle; ``conflicts`` lists the reasons.
-        UsageError: an option is out of range, two members have one name, or a member is on the Hub.
+        UsageError: an option is out of range, two members have one name, or a repository has several
+            adapters.
+        HubRefused, HubUnavailable, HubMismatch: an adapter on the Hub cannot be had.
         SourceUnreadable: a file cannot be read.
     """
     require_torch("fusing")
     from ..fuser.write import require_no_conflicts
-    from .workflows.fuse import write_fused
-    from .workflows.prepare import plan_members
+    from .workflows.fuse_plan import plan_members
+    from .workflows.fusion import write_fused
 
-    named = _named(members)
     chosen = None if base is None else os.fspath(base)
-    recipe = Recipe.state(
-        ({"adapter": str(folder), "name": name} for name, folder in named), {**options, "base": chosen}
-    )
-    prepared = plan_members([_open_member(name, folder) for name, folder in named], recipe)
-    require_no_conflicts(prepared.plan)
-    with ExitStack() as scratch:
-        folder = scratch.enter_context(temporary_folder(Purpose.FUSE)) / "bundle"
+    with ExitStack() as undo:
+        downloads = undo.enter_context(_Downloads(max_bytes))
+        places = _place_members(members, downloads)
+        named = ({"adapter": str(place), "name": name} for name, place in places)
+        recipe = Recipe.state(named, {**options, "base": chosen})
+        opened = [downloads.open(name, place, advance) for name, place in places]
+        prepared = plan_members(opened, recipe)
+        require_no_conflicts(prepared.plan)
+        scratch = undo.enter_context(_Scratch())
+        folder = scratch.folder / "bundle"
         record = write_fused(prepared, folder, advance=advance)
-        return FusedBundle(
+        fused = FusedBundle(
             Bundle.open(folder),
             record,
             base=chosen or prepared.plan.base,
             sources=prepared.sources,
             renamed=prepared.renamed,
-            scratch=scratch.pop_all(),
+            scratch=scratch,
+            downloads=downloads,
         )
+        undo.pop_all()
+    return fused
 
 
 def level_of(level: Level | str) -> Level:
@@ -231,42 +310,36 @@ def level_of(level: Level | str) -> Level:
         raise UsageError(f"the level is `{level}`, expected one of {known}") from None
 
 
-def _named(members: Iterable[StrPath] | Mapping[str, StrPath]) -> list[tuple[str, Path]]:
-    """Return each member's name in the bundle, and its folder."""
-    from ..inspection.regular_file import real_path
-
+def _place_members(
+    members: Iterable[StrPath] | Mapping[str, StrPath], downloads: _Downloads
+) -> list[tuple[str, Path | Candidate]]:
+    """Return each member's name in the bundle, and where it is."""
     if isinstance(members, str | os.PathLike):
         raise UsageError(f"`{members}` is one adapter, expected a list of them")
     if isinstance(members, Mapping):
-        return [(name, _folder_of(folder)) for name, folder in members.items()]
-    folders = [_folder_of(each) for each in members]
-    return [(suggest_name(real_path(folder).name), folder) for folder in folders]
+        return [(name, downloads.find(source)) for name, source in members.items()]
+    places = [downloads.find(source) for source in members]
+    return [(suggest_name(_name_of(place)), place) for place in places]
 
 
-def _folder_of(source: StrPath) -> Path:
-    if isinstance(source, str) and isinstance(parse_source(source), HubSource):
-        raise UsageError(
-            f"`{source}` is a repository on the Hub, expected a folder",
-            hint="fuse adapters of the Hub with a `Registry`, which downloads them with `add`",
-        )
-    return Path(source)
+def _name_of(place: Path | Candidate) -> str:
+    return real_path(place).name if isinstance(place, Path) else place.default_name
 
 
-def _open_member(name: str, folder: Path) -> Member:
+def _open_member(name: str, folder: Path, adapter: str, origin: Origin) -> Member:
     from ..fuser.member import Member
     from ..inspection.adapter import inspect_adapter
-    from .workflows.add import folder_origin
 
     inspection = inspect_adapter(folder)
     if not inspection.verdict.sound:
-        raise AdapterRefused(f"`{folder}` is broken and cannot be fused", findings=inspection.findings)
+        raise AdapterRefused(f"`{adapter}` is broken and cannot be fused", findings=inspection.findings)
     return Member.of(
         inspection,
         name=name,
-        adapter=str(folder),
+        adapter=adapter,
         config_path=folder / CONFIG_FILE,
         weights_path=folder / WEIGHTS_FILE,
-        origin=folder_origin(folder),
+        origin=origin,
         license=inspection.license,
         base=inspection.declared_base,
         spelled_base=inspection.declared_base,

@@ -44,6 +44,10 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MANIFEST_FILE = "meteora_manifest.json"
 VERIFICATION_FILE = "verification.json"
+# The largest bundle that is written, and that is fetched unless the caller sets another limit.
+MAX_BUNDLE_BYTES = 50_000_000_000
+# The largest file of an adapter that is fetched unless the caller sets another limit.
+MAX_ADAPTER_FILE_BYTES = 5_000_000_000
 CARD_FILE = "README.md"
 EXPERTS_FOLDER = "experts"
 

@@ -9,6 +9,7 @@ Hub; otherwise it names something in the catalog: ``name``, ``name@3`` or ``name
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +190,17 @@ def parse_source(text: str) -> Source:
     if "/" in text:
         return _parse_hub(text)
     return parse_catalog_source(text)
+
+
+def parse_path_or_source(source: str | os.PathLike[str] | Source) -> Source:
+    """Return what a SOURCE means; a path always means a folder, and what is parsed already stays as it is.
+
+    Raises:
+        UsageError: as ``parse_source``.
+    """
+    if isinstance(source, str):
+        return parse_source(source)
+    return source if isinstance(source, Source) else FolderSource(Path(source))
 
 
 def parse_repository(text: str) -> HubSource:

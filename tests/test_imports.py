@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,23 @@ ALLOWED = {
     "runtime": {"schemas", "inspection", "bundle", "scores", "kernels", "fuser"},
     "registry": {"schemas", "inspection", "bundle", "scores", "kernels", "fuser", "runtime"},
     "migrations": {"registry"},
+}
+
+
+# The same inside `registry/`: folders, and the files beside them.
+REGISTRY_ALLOWED = {
+    "lock": set(),
+    "secrets": set(),
+    "dependencies": set(),
+    "store": {"lock", "secrets"},
+    "hub": {"secrets", "dependencies"},
+    "home": {"secrets", "store"},
+    "catalog": {"lock", "secrets", "home", "store"},
+    "workspace": {"home", "catalog", "store", "hub"},
+    "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
+    "fused": {"dependencies", "hub", "workspace", "workflows"},
+    "face": {"dependencies", "home", "catalog", "workspace", "workflows", "fused"},
+    "cli": {"dependencies", "secrets", "home", "catalog", "workflows", "face"},
 }
 
 
@@ -58,6 +76,38 @@ def test_a_folder_imports_only_what_stands_above_it(folder: str) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("part", REGISTRY_ALLOWED)
+def test_a_part_of_the_registry_imports_only_what_its_table_allows(part: str) -> None:
+    files = modules_of(f"registry/{part}") or [ROOT / "registry" / f"{part}.py"]
+    found = {
+        (f"{path.relative_to(ROOT)}:{line}", name.split(".")[2])
+        for path in files
+        for line, name in imports_of(path)
+        if name.startswith(f"{PACKAGE}.registry.")
+    }
+    allowed = REGISTRY_ALLOWED[part] | {part}
+    assert sorted(each for each in found if each[1] not in allowed) == []
+
+
+def test_every_part_of_the_registry_is_in_its_table() -> None:
+    found = {
+        path.relative_to(ROOT / "registry").parts[0].removesuffix(".py") for path in modules_of("registry")
+    }
+    assert found - {"__init__"} == set(REGISTRY_ALLOWED)
+
+
+def test_the_table_of_the_registry_has_one_direction() -> None:
+    # Raises an error that names the circle if there is one.
+    TopologicalSorter(REGISTRY_ALLOWED).prepare()
+
+
+def test_a_file_of_the_registry_has_a_name_of_its_own() -> None:
+    """The files of `cli/` are named after commands, so that a command is found by its name."""
+    names = [path.name for path in modules_of("registry") if path.parent.name != "cli"]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice <= {"__init__.py"}
+
+
 def test_the_kernels_need_torch_and_triton_alone() -> None:
     allowed = {"torch", "triton", PACKAGE} | sys.stdlib_module_names
     wrong = [
@@ -82,11 +132,11 @@ def test_every_folder_of_the_package_is_in_the_table() -> None:
         ("meteora_registry.schemas.bundle", {"torch", "numpy", "sqlalchemy"}),
         ("meteora_registry.inspection.adapter", {"torch", "sqlalchemy", "transformers"}),
         ("meteora_registry.bundle.agreement", {"torch", "safetensors", "sqlalchemy", "transformers"}),
-        ("meteora_registry.registry.workflows.push_content", {"torch", "transformers", "click"}),
-        ("meteora_registry.registry.workflows.prepare", {"torch", "transformers", "click"}),
+        ("meteora_registry.registry.workflows.publication", {"torch", "transformers", "click"}),
+        ("meteora_registry.registry.workflows.fuse_plan", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.compare", {"torch", "transformers", "click", "scipy"}),
-        ("meteora_registry.registry.workflows.find_bundle", {"torch", "transformers", "click"}),
-        ("meteora_registry.registry.workflows.add", {"torch", "transformers", "alembic", "click"}),
+        ("meteora_registry.registry.workflows.bundle_folder", {"torch", "transformers", "click"}),
+        ("meteora_registry.registry.workflows.additions", {"torch", "transformers", "alembic", "click"}),
         ("meteora_registry.registry.face", {"torch", "huggingface_hub", "sqlalchemy", "click"}),
         ("meteora_registry.registry.fused", {"torch", "transformers", "sqlalchemy", "click"}),
         ("meteora_registry.registry.cli.main", {"torch", "pydantic", "sqlalchemy", "numpy", "rich"}),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.refit import NewGates, refit_bundle
-from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.fuse import fuse
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.fuse_plan import prepare_fuse
+from meteora_registry.registry.workflows.fusion import fuse
 from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_bundle
-from meteora_registry.registry.workflows.prepare import prepare_fuse
+from meteora_registry.registry.workspace import Workspace
 from meteora_registry.runtime.fitting import FitOptions, context_of, fit_gates, open_base, read_task_data
 from meteora_registry.schemas.bundle import Scope
 from meteora_registry.schemas.recipe import Recipe, RecipeMember
@@ -40,11 +40,11 @@ def fuse_adapters(adapters: Mapping[str, Path], base: Path, home: Home, folder: 
     """Return the folder of these adapters' bundle, made on the first call."""
     if not folder.exists():
         members = tuple(RecipeMember(adapter=name) for name in adapters)
-        with Catalog.open(home) as catalog:
+        with Workspace(home) as workspace:
             for name, adapter in adapters.items():
-                add_folder(catalog, home.store, adapter, name=name)
+                add_folder(workspace, adapter, name=name)
             recipe = Recipe(members=members, base=str(base), top_k=1)
-            fuse(catalog, prepare_fuse(catalog, home.store, recipe), folder)
+            fuse(workspace, prepare_fuse(workspace, recipe), folder)
     return folder
 
 
@@ -75,8 +75,8 @@ def fit_by_workflow(
 ) -> FitCost:
     """Fit a bundle's gates as `gate fit` does, into a new catalogued version."""
     wall, processor = time.perf_counter(), time.process_time()
-    with Catalog.open(home) as catalog:
-        fit_bundle(catalog, home.store, bundle, folder, FitRequest(str(base), data, scope))
+    with Workspace(home) as workspace:
+        fit_bundle(workspace, bundle, folder, FitRequest(str(base), data, scope))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return FitCost(time.perf_counter() - wall, time.process_time() - processor, peak)
 

@@ -5,36 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypedDict
 
 import click
 
+from ...schemas.bundle import MAX_ADAPTER_FILE_BYTES
 from ...schemas.errors import UsageError
 from ...schemas.finding import Finding, Severity
 from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
-from ..catalog.catalog import Catalog
-from ..download_limits import MAX_ADAPTER_FILE_BYTES
-from ..home import Home
-from ..workflows.add import Addition, add_folder
+from ..face import Registry
+from ..workflows.additions import Addition
 from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json, to_json
-from .output import escape, print_line, print_remark
-from .parameters import format_option, pass_home
-from .progress import progress_bar, step_bar
-
-if TYPE_CHECKING:
-    from ..hub.client import Hub
+from .output import print_line, print_remark
+from .parameters import format_option, pass_registry
+from .progress import step_bar
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AddOptions:
-    """What is said of every adapter of one command."""
+class AddOptions(TypedDict):
+    """The options that hold for every adapter of one command."""
 
     name: str | None
     base: str | None
     tags: tuple[str, ...]
-    every: bool
     max_bytes: int
 
 
@@ -67,11 +61,11 @@ class AddOptions:
     help="The largest file that is downloaded.",
 )
 @format_option
-@pass_home
+@pass_registry
 @click.pass_context
 def command(
     context: click.Context,
-    home: Home,
+    registry: Registry,
     sources: tuple[str, ...],
     *,
     name: str | None,
@@ -101,13 +95,12 @@ def command(
     if name is not None and (len(parsed) != 1 or every or collection):
         found = f"{len(parsed)} sources" if len(parsed) > 1 else "a request for several"
         raise UsageError(f"`--name` names one adapter, found {found}", hint="add them one by one")
-    options = AddOptions(name, base, tags, every, max_bytes)
+    options = AddOptions(name=name, base=base, tags=tags, max_bytes=max_bytes)
     codes: list[int] = []
     additions: list[Addition] = []
-    with Catalog.open(home) as catalog:
-        for addition in _add_each(catalog, home, parsed, collection, options, codes):
-            additions.append(addition)
-            _describe(addition, as_json=as_json)
+    for addition in _add_each(registry.open(), parsed, collection, options, codes, every=every):
+        additions.append(addition)
+        _describe(addition, as_json=as_json)
     if as_json:
         print_json([_to_json(addition) for addition in additions])
     context.exit(worst_code(codes))
@@ -131,66 +124,37 @@ def _with_subfolder(source: FolderSource | HubSource, subfolder: str | None) -> 
 
 
 def _add_each(
-    catalog: Catalog,
-    home: Home,
+    registry: Registry,
     sources: list[FolderSource | HubSource],
     collection: str | None,
     options: AddOptions,
     codes: list[int],
+    *,
+    every: bool,
 ) -> Iterator[Addition]:
-    """Every addition that succeeded; the exit code of each try goes to ``codes``."""
-    hub: Hub | None = None
-    if collection is not None or any(isinstance(source, HubSource) for source in sources):
-        from ..hub.client import Hub
-
-        hub = Hub()
-    if collection is not None and hub is not None:
-        sources = [*sources, *map(HubSource, hub.list_collection(collection))]
+    """Yield every addition that succeeded; the exit code of each attempt goes to ``codes``."""
+    if collection is not None:
+        sources = [*sources, *map(HubSource, registry.hub.list_collection(collection))]
+    elif any(isinstance(source, HubSource) for source in sources):
+        # Opened here, so that what is wrong with its settings is reported once for all repositories.
+        _ = registry.hub
     for source in sources:
         with reported(codes):
-            if isinstance(source, FolderSource):
-                yield _add_folder(catalog, home, source.path, options)
-            elif hub is not None:
-                yield from _add_repository(catalog, home, hub, source, options, codes)
+            if every and isinstance(source, HubSource):
+                yield from _add_every(registry, source, options, codes)
+            else:
+                with step_bar() as advance:
+                    yield registry.add(source, **options, advance=advance)
 
 
-def _add_folder(catalog: Catalog, home: Home, folder: Path, options: AddOptions) -> Addition:
-    with progress_bar(f"storing {escape(folder.name)}", _size_of(folder)) as advance:
-        return add_folder(
-            catalog,
-            home.store,
-            folder,
-            name=options.name,
-            base=options.base,
-            tags=options.tags,
-            advance=advance,
-        )
-
-
-def _add_repository(
-    catalog: Catalog, home: Home, hub: Hub, source: HubSource, options: AddOptions, codes: list[int]
+def _add_every(
+    registry: Registry, source: HubSource, options: AddOptions, codes: list[int]
 ) -> Iterator[Addition]:
-    from ..workflows.add_hub import add_from_hub, find_adapters
+    from ..workflows.hub_adapters import add_from_hub, find_adapters
 
-    listing, candidates = find_adapters(hub, source, every=options.every)
-    for candidate in candidates:
+    for candidate in find_adapters(registry.hub, source, every=True):
         with reported(codes), step_bar() as advance:
-            yield add_from_hub(
-                catalog,
-                home.store,
-                hub,
-                listing,
-                candidate,
-                name=options.name,
-                base=options.base,
-                tags=options.tags,
-                max_bytes=options.max_bytes,
-                advance=advance,
-            )
-
-
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
+            yield add_from_hub(registry, candidate, **options, advance=advance)
 
 
 def _describe(addition: Addition, *, as_json: bool) -> None:

@@ -8,37 +8,37 @@ import click
 from sqlalchemy.engine import URL
 
 from ..catalog import schema
-from ..catalog.catalog import Catalog
 from ..catalog.engine import engine_for, parse_catalog_url, sqlite_url
+from ..face import Registry
 from ..home import Home
-from ..workflows.transfer import backup_catalog, export_catalog, import_catalog
+from ..workflows.catalog_files import backup_catalog, export_catalog, import_catalog
 from .failures import REFUSED
 from .groups import examples
 from .output import describe_bytes, print_line, print_remark
-from .parameters import pass_home
+from .parameters import pass_registry
 from .progress import step_bar
 
 
 @click.command("upgrade", epilog=examples("db upgrade", "--catalog postgresql://user@host/name db upgrade"))
-@pass_home
-def upgrade(home: Home) -> None:
+@pass_registry
+def upgrade(registry: Registry) -> None:
     """Bring the catalog to the schema of this version.
 
     A catalog that does not exist is created.
     """
-    url = _url_of(home)
+    url = _url_of(registry.home)
     schema.upgrade(url)
     print_line(schema.HEAD_REVISION)
 
 
 @click.command("current", epilog=examples("db current"))
-@pass_home
-def current(home: Home) -> None:
+@pass_registry
+def current(registry: Registry) -> None:
     """Print the revision of the catalog's schema.
 
     Says on stderr whether this version needs another.
     """
-    with engine_for(_url_of(home)) as engine:
+    with engine_for(_url_of(registry.home)) as engine:
         found = schema.find_revision(engine)
     print_line(found or "none")
     if found != schema.HEAD_REVISION:
@@ -46,14 +46,14 @@ def current(home: Home) -> None:
 
 
 @click.command("check", epilog=examples("db check"))
-@pass_home
+@pass_registry
 @click.pass_context
-def check(context: click.Context, home: Home) -> None:
+def check(context: click.Context, registry: Registry) -> None:
     """Check the catalog's schema and look for damage.
 
     The schema must be this version's.
     """
-    with engine_for(_url_of(home)) as engine:
+    with engine_for(_url_of(registry.home)) as engine:
         schema.require_head(engine)
         problems = schema.find_problems(engine)
     for problem in problems:
@@ -65,14 +65,14 @@ def check(context: click.Context, home: Home) -> None:
 
 @click.command("export", epilog=examples("db export catalog.jsonl"))
 @click.argument("file", type=click.Path(path_type=Path))
-@pass_home
-def export(home: Home, file: Path) -> None:
+@pass_registry
+def export(registry: Registry, file: Path) -> None:
     """Write the whole catalog to a file.
 
     FILE is for `db import` into either database. The adapters' bytes stay in the content store.
     """
-    with Catalog.open(home) as catalog, step_bar() as advance:
-        count = export_catalog(catalog, file, advance=advance)
+    with step_bar() as advance:
+        count = export_catalog(registry.catalog, file, advance=advance)
     print_line(f"exported: {count} rows")
 
 
@@ -83,27 +83,26 @@ def export(home: Home, file: Path) -> None:
     ),
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@pass_home
-def import_(home: Home, file: Path) -> None:
+@pass_registry
+def import_(registry: Registry, file: Path) -> None:
     """Read FILE, which `db export` wrote, into an empty catalog.
 
     All of it is checked on the way; if anything is wrong, the catalog stays empty.
     """
-    with Catalog.open(home) as catalog, step_bar() as advance:
-        count = import_catalog(catalog, file, store=home.store, advance=advance)
+    with step_bar() as advance:
+        count = import_catalog(registry.catalog, file, store=registry.store, advance=advance)
     print_line(f"imported: {count} rows")
 
 
 @click.command("backup", epilog=examples("db backup catalog-2026-05-01.db"))
 @click.argument("file", type=click.Path(path_type=Path))
-@pass_home
-def backup(home: Home, file: Path) -> None:
+@pass_registry
+def backup(registry: Registry, file: Path) -> None:
     """Copy a catalog on SQLite to a file, and check the copy.
 
     Others may be writing to the catalog meanwhile.
     """
-    with Catalog.open(home) as catalog:
-        size_bytes = backup_catalog(catalog, file)
+    size_bytes = backup_catalog(registry.catalog, file)
     print_line(f"backed up: {describe_bytes(size_bytes)}")
 
 

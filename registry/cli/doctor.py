@@ -8,15 +8,15 @@ from pathlib import Path
 import click
 
 from ...schemas.errors import MeteoraError, UsageError
-from ..catalog.catalog import Catalog
-from ..home import Home
-from ..workflows.doctor import Examination, Problem, examine
-from ..workflows.store import referenced_bytes
+from ..face import Registry
+from ..workflows.examination import Examination
+from ..workflows.problem import Problem
+from ..workflows.store_upkeep import referenced_bytes
 from .failures import DONE, REFUSED, report_failure, worst_code
 from .groups import examples
 from .json_output import print_json
 from .output import print_line, print_remark
-from .parameters import format_option, jobs_option, pass_home
+from .parameters import format_option, jobs_option, pass_registry
 from .progress import progress_bar
 
 
@@ -25,9 +25,11 @@ from .progress import progress_bar
 @click.option("--yes", is_flag=True, help="With --fix, do not ask.")
 @jobs_option
 @format_option
-@pass_home
+@pass_registry
 @click.pass_context
-def command(context: click.Context, home: Home, *, fix: bool, yes: bool, jobs: int, as_json: bool) -> None:
+def command(
+    context: click.Context, registry: Registry, *, fix: bool, yes: bool, jobs: int, as_json: bool
+) -> None:
     """Find what a crash or a careless hand left, and mend it.
 
     Looks at the catalog, at every byte of the content store, at the folders of bundles, and for what
@@ -37,8 +39,8 @@ def command(context: click.Context, home: Home, *, fix: bool, yes: bool, jobs: i
 
     Exit code 1 if something is wrong and was not mended.
     """
-    with progress_bar("reading", _bytes_to_read(home)) as advance:
-        examination = examine(home, beside=_current_folder(), jobs=jobs, advance=advance)
+    with progress_bar("reading", _bytes_to_read(registry)) as advance:
+        examination = registry.doctor(beside=_current_folder(), jobs=jobs, advance=advance)
     if not as_json:
         _describe(examination)
     outcomes: dict[int, str] = {}
@@ -60,13 +62,13 @@ def _current_folder() -> list[Path]:
         return []
 
 
-def _bytes_to_read(home: Home) -> int:
-    # Nobody is shown how far it got; or the catalog cannot be asked, which the examination will say.
+def _bytes_to_read(registry: Registry) -> int:
+    # Without a terminal no bar is shown; without a catalog the examination reports that.
+    home = registry.home
     if not sys.stderr.isatty() or (home.catalog_url is None and not home.catalog_file.exists()):
         return 0
     try:
-        with Catalog.open(home) as catalog:
-            return referenced_bytes(catalog)
+        return referenced_bytes(registry.catalog)
     except MeteoraError:
         return 0
 

@@ -9,24 +9,38 @@ from typing import get_args
 import click
 
 from ...schemas.errors import UsageError
-from ...schemas.evaluation import DEFAULT_MODES, MODES, Metric, Mode
+from ...schemas.evaluation import (
+    DEFAULT_MODES,
+    MODES,
+    Comparison,
+    Evaluation,
+    Interval,
+    Metric,
+    Mode,
+    ModeScore,
+    ScoreDifference,
+)
 from ...scores.intervals import can_estimate
-from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
-from ..home import Home
+from ..face import Registry
 from ..workflows.compare import compare_files
-from ..workflows.find_bundle import find_bundle_folder
-from .bundle_text import print_gate_remark
-from .eval_text import print_comparison, print_evaluation
 from .groups import examples
 from .json_output import print_json
-from .output import print_remark
-from .parameters import MAX_COUNT, base_option, bundle_argument, data_option, format_option, pass_home
+from .output import (
+    describe_bytes,
+    print_facts,
+    print_gate_remark,
+    print_line,
+    print_remark,
+    print_table,
+)
+from .parameters import MAX_COUNT, base_option, bundle_argument, data_option, format_option, pass_registry
 from .progress import step_bar
 
 _RUN = "run"
 _ALL_MODES = "all"
 _DEFAULT_METRIC: Metric = "exact"
+_UNKNOWN = "-"
 
 
 @click.command(
@@ -86,9 +100,9 @@ _DEFAULT_METRIC: Metric = "exact"
     "--plots", metavar="FOLDER", type=click.Path(path_type=Path), help="Draw the figures as PNG there."
 )
 @format_option
-@pass_home
+@pass_registry
 def run(
-    home: Home,
+    registry: Registry,
     bundle: str,
     *,
     base: str,
@@ -112,7 +126,6 @@ def run(
     """
     require_torch("evaluating")
     from ...runtime.evaluation import EvaluationOptions
-    from ..workflows.evaluate import evaluate
 
     metric, metric_of = parse_metrics(metrics)
     options = EvaluationOptions(
@@ -124,9 +137,10 @@ def run(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     with step_bar() as advance:
-        found = evaluate(folder, base, data, options, out=out, plots=plots, advance=advance)
+        found = registry.evaluate(
+            bundle, base=base, data=data, options=options, out=out, plots=plots, advance=advance
+        )
     if as_json:
         print_json(found)
     else:
@@ -191,3 +205,83 @@ def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
             raise UsageError(f"`--metric` is stated twice for {f'`{member}`' if member else 'all members'}")
         found[member] = known[metric]
     return found.pop("", _DEFAULT_METRIC), found
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Every mode's score, routing accuracy and cost, then every task's scores."""
+    print_facts(
+        [
+            ("bundle", evaluation.bundle),
+            ("base", evaluation.base),
+            ("scope", evaluation.scope),
+            ("items", str(sum(len(task.lines) for task in evaluation.tasks))),
+            ("device", f"{evaluation.device}, {evaluation.dtype}"),
+        ]
+    )
+    print_line()
+    print_table(
+        ("MODE", "SCORE", "95 % INTERVAL", "OF MEMBER", "ROUTING", "TOKENS/S", "PEAK MEMORY"),
+        [_mode_row(mode, evaluation.mode("member")) for mode in evaluation.modes],
+    )
+    print_line()
+    scores = zip(*(mode.tasks for mode in evaluation.modes), strict=True)
+    print_table(
+        ("TASK", "METRIC", "ITEMS", *(mode.mode.upper() for mode in evaluation.modes)),
+        [
+            (task.member, task.metric, str(len(task.lines)), *(_percent(each.score) for each in row))
+            for task, row in zip(evaluation.tasks, scores, strict=True)
+        ],
+    )
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Every mode's difference over all tasks, then in each task."""
+    print_facts([("first", comparison.first), ("second", comparison.second)])
+    print_line()
+    print_table(
+        ("MODE", "FIRST", "SECOND", "DIFFERENCE", "95 % INTERVAL", "SECOND IS"),
+        [
+            (mode.mode, _percent(mode.first), _percent(mode.second), *_difference_cells(mode.overall))
+            for mode in comparison.modes
+        ],
+    )
+    print_line()
+    print_table(
+        ("MODE", "TASK", "DIFFERENCE", "95 % INTERVAL", "SECOND IS"),
+        [
+            (mode.mode, member, *_difference_cells(difference))
+            for mode in comparison.modes
+            for member, difference in mode.tasks.items()
+        ],
+    )
+
+
+def _mode_row(mode: ModeScore, member: ModeScore | None) -> tuple[str, ...]:
+    of_member = _UNKNOWN if member is None or not member.score else f"{mode.score / member.score:.0%}"
+    peak = mode.cost.peak_memory_bytes
+    return (
+        mode.mode,
+        _percent(mode.score),
+        _interval(mode.interval),
+        of_member,
+        _UNKNOWN if mode.routing is None else _percent(mode.routing.accuracy),
+        f"{mode.cost.new_tokens_per_second:.1f}",
+        _UNKNOWN if peak is None else describe_bytes(peak),
+    )
+
+
+def _difference_cells(found: ScoreDifference) -> tuple[str, str, str]:
+    interval = _UNKNOWN
+    if found.interval is not None:
+        interval = f"{100 * found.interval.low:+.1f} to {100 * found.interval.high:+.1f}"
+    return f"{100 * found.difference:+.1f}", interval, found.verdict
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return _UNKNOWN
+    return f"{_percent(interval.low)} to {_percent(interval.high)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

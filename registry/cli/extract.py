@@ -7,15 +7,13 @@ from pathlib import Path
 import click
 
 from ...bundle import Bundle
-from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
-from ..home import Home
-from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
-from .bundle_text import print_gate_remark
+from ..face import Registry
+from ..workflows.bundle_folder import find_bundle_folder, gate_is_fitted
 from .groups import examples
 from .json_output import print_json
-from .output import print_line, print_remark
-from .parameters import bundle_argument, format_option, out_option, pass_home
+from .output import print_gate_remark, print_line, print_remark
+from .parameters import bundle_argument, format_option, out_option, pass_registry
 
 
 @click.command("extract", epilog=examples("extract ./bundle legal --out ./legal-again"))
@@ -23,8 +21,8 @@ from .parameters import bundle_argument, format_option, out_option, pass_home
 @click.argument("member")
 @out_option
 @format_option
-@pass_home
-def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -> None:
+@pass_registry
+def command(registry: Registry, bundle: str, member: str, *, out: Path, as_json: bool) -> None:
     """Give one member back as the plain PEFT adapter it was.
 
     Byte for byte.
@@ -32,7 +30,7 @@ def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -
     require_torch("extracting")
     from ...fuser.extract import extract_member
 
-    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
+    folder = find_bundle_folder(registry, bundle)
     extraction = extract_member(Bundle.open(folder), member, out)
     if as_json:
         print_json(extraction)

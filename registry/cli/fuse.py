@@ -12,20 +12,26 @@ from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.plan import FusePlan, PlannedModule
 from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
-from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
-from ..home import Home
-from ..workflows.prepare import prepare_fuse
-from .bundle_text import print_gate_remark, print_verified
+from ..face import Registry
+from ..workflows.fuse_plan import prepare_fuse
 from .failures import DONE, REFUSED
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_facts, print_line, print_remark, print_table
-from .parameters import format_option, pass_home
+from .output import (
+    describe_bytes,
+    print_facts,
+    print_gate_remark,
+    print_line,
+    print_remark,
+    print_table,
+    print_verified,
+)
+from .parameters import format_option, pass_registry
 from .progress import step_bar
 
 if TYPE_CHECKING:
-    from ..workflows.fuse import Fusion
+    from ..workflows.fusion import Fusion
 
 
 @click.command(
@@ -63,11 +69,11 @@ if TYPE_CHECKING:
 @click.option("--with-experts", is_flag=True, help="Also put each member in as a plain PEFT adapter.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and every conflict; write nothing.")
 @format_option
-@pass_home
+@pass_registry
 @click.pass_context
 def command(
     context: click.Context,
-    home: Home,
+    registry: Registry,
     /,
     adapters: tuple[str, ...],
     *,
@@ -93,16 +99,15 @@ def command(
     if not dry_run:
         require_torch("fusing")
 
-    with Catalog.open(home) as catalog:
-        prepared = prepare_fuse(catalog, home.store, recipe)
-        for warning in prepared.plan.warnings:
-            print_remark(f"warning: {warning}")
-        if dry_run or out is None:
-            context.exit(_print_plan(prepared.plan, as_json=as_json))
-        from ..workflows.fuse import fuse
+    prepared = prepare_fuse(registry, recipe)
+    for warning in prepared.plan.warnings:
+        print_remark(f"warning: {warning}")
+    if dry_run or out is None:
+        context.exit(_print_plan(prepared.plan, as_json=as_json))
+    from ..workflows.fusion import fuse
 
-        with step_bar() as advance:
-            fusion = fuse(catalog, prepared, out, name=name, advance=advance)
+    with step_bar() as advance:
+        fusion = fuse(registry, prepared, out, name=name, advance=advance)
     _print_fusion(fusion, as_json=as_json)
 
 

@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from ...schemas.bundle import Scope
-from ...schemas.names import CatalogSource, parse_source
-from ..catalog.catalog import Catalog
-from ..dependencies import require_torch
-from ..home import Home
-from ..workflows.find_bundle import find_bundle_folder
-from .bundle_text import print_verified
+from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_line, print_table
-from .parameters import base_option, bundle_argument, data_option, format_option, out_option, pass_home
+from .output import describe_bytes, print_line, print_table, print_verified
+from .parameters import base_option, bundle_argument, data_option, format_option, out_option, pass_registry
 from .progress import step_bar
 
 if TYPE_CHECKING:
@@ -50,9 +45,9 @@ if TYPE_CHECKING:
     help="A file that keeps what was worked out; members that it has need no data again.",
 )
 @format_option
-@pass_home
+@pass_registry
 def fit(
-    home: Home,
+    registry: Registry,
     /,
     bundle: str,
     *,
@@ -71,16 +66,17 @@ def fit(
     every gate is then solved directly. The factors are taken over bit for bit; the new bundle is verified
     and catalogued like one that was just fused.
     """
-    require_torch("fitting gates")
-    from ..workflows.gate_fit import FitRequest, fit_bundle
-
-    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
-    named = parse_source(bundle)
-    if name is None and isinstance(named, CatalogSource):
-        name = named.name
-    request = FitRequest(base, data, scope=cast("Scope", scope), statistics=statistics)
-    with Catalog.open(home) as catalog, step_bar() as advance:
-        found = fit_bundle(catalog, home.store, folder, out, request, name=name, advance=advance)
+    with step_bar() as advance:
+        found = registry.fit(
+            bundle,
+            base=base,
+            data=data,
+            out=out,
+            name=name,
+            scope=cast("Scope", scope),
+            statistics=statistics,
+            advance=advance,
+        )
     if as_json:
         print_json(found)
     else:

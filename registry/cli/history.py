@@ -6,13 +6,12 @@ import json
 
 import click
 
-from ..catalog.catalog import Catalog
 from ..catalog.records import Event
-from ..home import Home
+from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import print_remark, print_table
-from .parameters import format_option, page_options, pass_home
+from .parameters import format_option, page_options, pass_registry
 
 
 @click.command(
@@ -21,8 +20,8 @@ from .parameters import format_option, page_options, pass_home
 @click.argument("name", required=False)
 @page_options
 @format_option
-@pass_home
-def command(home: Home, *, name: str | None, limit: int, after: str | None, as_json: bool) -> None:
+@pass_registry
+def command(registry: Registry, *, name: str | None, limit: int, after: str | None, as_json: bool) -> None:
     """Show the changes to one name, or to the whole catalog.
 
     The newest first.
@@ -30,8 +29,7 @@ def command(home: Home, *, name: str | None, limit: int, after: str | None, as_j
     NAME is an adapter, a bundle or a base model, which need not be there any more, or `catalog` or `store`
     for what was done to one of them as a whole. Who did it is USER@HOST, or what METEORA_ACTOR says.
     """
-    with Catalog.open(home) as catalog:
-        page = catalog.history(name, limit=limit, after=after)
+    page = registry.catalog.history(name, limit=limit, after=after)
     if as_json:
         print_json({"events": page.items, "next": page.next})
         return

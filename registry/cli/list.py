@@ -6,24 +6,22 @@ import click
 
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.verification import Level
-from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterSummary, BundleVersion
-from ..home import Home
+from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_remark, print_table
-from .parameters import format_option, pass_home
+from .parameters import format_option, pass_registry
 
 _COLUMNS = ("NAME", "KIND", "VERSION", "BASE", "RANK", "DTYPE", "SIZE", "VERDICT", "ALIASES", "TAGS")
 
 
 @click.command("list", epilog=examples("list", "list --format json"))
 @format_option
-@pass_home
-def command(home: Home, *, as_json: bool) -> None:
+@pass_registry
+def command(registry: Registry, *, as_json: bool) -> None:
     """List every adapter and bundle with its latest version."""
-    with Catalog.open(home) as catalog:
-        adapters, bundles = catalog.list_adapters(), catalog.list_bundles()
+    adapters, bundles = registry.catalog.list_adapters(), registry.catalog.list_bundles()
     if as_json:
         print_json({"adapters": adapters, "bundles": bundles})
     elif adapters or bundles:

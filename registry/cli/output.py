@@ -10,10 +10,14 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from ..secrets import hide_secrets, mask_urls
+
+if TYPE_CHECKING:
+    from ...schemas.verification import VerificationRecord
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -66,6 +70,20 @@ def describe_bytes(size_bytes: int) -> str:
     # From 999950 on a thousand of one unit would be printed.
     power = next((i for i in range(1, len(_UNITS)) if size_bytes < 999.95 * 1000**i), len(_UNITS))
     return f"{size_bytes / 1000**power:.1f} {_UNITS[power - 1]}"
+
+
+def print_gate_remark() -> None:
+    """Print on stderr that a gate is not fitted, and what can be done."""
+    print_remark(
+        "note: the gate is not fitted: left to itself the bundle often picks the wrong adapter; fit it with "
+        "`meteora-registry gate fit`, or force one with meteora_registry.runtime.force_adapter"
+    )
+
+
+def print_verified(record: VerificationRecord) -> None:
+    """Print how a bundle that was just written verified; it passed, so some backend was measured."""
+    errors = [run.max_error for run in record.backends_run if run.max_error is not None]
+    print_line(f"verified: level {record.level}, {record.outcome}, largest error {max(errors):.1e}")
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, TypeVar
 import click
 
 from ...schemas.names import CatalogSource, parse_catalog_source
+from ..face import Registry
 from ..home import Home
+from .output import print_remark
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Of tokens and items: more than any context or data set has, and what every document can hold.
 MAX_COUNT = 1_000_000
 
-pass_home = click.make_pass_decorator(Home)
 bundle_argument = click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
 base_option = click.option(
     "--base",
@@ -51,6 +53,25 @@ class CatalogSourceType(click.ParamType[CatalogSource]):
     ) -> CatalogSource:
         """What the text names; ``UsageError`` if it is malformed."""
         return parse_catalog_source(value) if isinstance(value, str) else value
+
+
+class CommandRegistry(Registry):
+    """The registry of one command: its warnings are remarks on stderr."""
+
+    def _warn(self, message: str) -> None:
+        print_remark(f"warning: {message}")
+
+
+def pass_registry(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass the registry of the home that the command line names; it is closed when the command ends."""
+
+    @click.pass_context
+    def call(context: click.Context, *arguments: Any, **options: Any) -> Any:
+        home = context.ensure_object(Home)
+        registry = CommandRegistry(home.named, home.catalog_url, home.store_url)
+        return context.invoke(function, context.with_resource(registry), *arguments, **options)
+
+    return functools.update_wrapper(call, function)
 
 
 def format_option(function: Function) -> Function:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..store import Advance
-
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -17,7 +15,7 @@ _DELAY_SECONDS = 1.0
 
 
 @contextmanager
-def progress_bar(label: str, total_bytes: int) -> Iterator[Advance | None]:
+def progress_bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None] | None]:
     """What to call with the number of bytes of each chunk; None where no bar can be shown."""
     if not sys.stderr.isatty():
         yield None

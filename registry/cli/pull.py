@@ -6,18 +6,14 @@ from pathlib import Path
 
 import click
 
-from ...schemas.bundle import NOT_FITTED
+from ...schemas.bundle import MAX_BUNDLE_BYTES, NOT_FITTED
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_repository
-from ..catalog.catalog import Catalog
-from ..dependencies import require_torch
-from ..download_limits import MAX_BUNDLE_BYTES
-from ..home import Home
-from .bundle_text import print_gate_remark
+from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_line, print_remark
-from .parameters import format_option, pass_home
+from .output import describe_bytes, print_gate_remark, print_line, print_remark
+from .parameters import format_option, pass_registry
 from .progress import step_bar
 
 
@@ -54,9 +50,9 @@ class RepositoryType(click.ParamType[HubSource]):
     help="The largest bundle that is fetched.",
 )
 @format_option
-@pass_home
+@pass_registry
 def command(
-    home: Home,
+    registry: Registry,
     repository: HubSource,
     *,
     out: Path | None,
@@ -70,24 +66,10 @@ def command(
     be changed is refused before the weights are downloaded. The bundle must bring the record of a
     verification at level source, and is verified here at level integrity. Its members are catalogued too.
     """
-    require_torch("pulling")
-    from ..hub.client import Hub
-    from ..workflows.pull import pull
-
-    folder = out or Path(repository.repository.partition("/")[2])
-    if not folder.name:
+    if out is not None and not out.name:
         raise UsageError("`--out` names no folder")
-    with Catalog.open(home) as catalog, step_bar() as advance:
-        pulled = pull(
-            catalog,
-            home.store,
-            Hub(),
-            repository,
-            folder,
-            name=name,
-            max_bytes=max_bytes,
-            advance=advance,
-        )
+    with step_bar() as advance:
+        pulled = registry.pull(repository, out, name=name, max_bytes=max_bytes, advance=advance)
     if as_json:
         print_json(pulled)
     else:

@@ -6,19 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...schemas.names import check_repository
-from ...schemas.scratch import Purpose, temporary_folder
-from ..catalog.catalog import Catalog
-from ..home import Home
+from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .note import note_in_catalog
 from .output import describe_bytes, print_line
-from .parameters import format_option, pass_home
+from .parameters import format_option, pass_registry
 from .progress import step_bar
 
 if TYPE_CHECKING:
-    from ..workflows.push import Pushed, Upload
+    from ..workflows.publication import Pushed
 
 
 @click.command(
@@ -39,9 +35,9 @@ if TYPE_CHECKING:
 @click.option("--tag", help="The tag to set. Default: `meteora-` and the content's digest.")
 @click.option("--dry-run", is_flag=True, help="Say what would be pushed; change nothing.")
 @format_option
-@pass_home
+@pass_registry
 def command(
-    home: Home,
+    registry: Registry,
     source: str,
     repository: str,
     *,
@@ -57,32 +53,28 @@ def command(
     looked at: a push by another user in between is kept, and ours is refused. Afterwards the Hub's list
     of files is compared with the digests here. The same push again does nothing.
     """
-    from ..hub.client import Hub
-    from ..workflows.push import PushOptions, note_push, push
-    from ..workflows.push_content import open_upload
-
-    check_repository(repository)
-    options = PushOptions(private, as_pull_request, dry_run, tag)
-    with temporary_folder(Purpose.PUSH) as scratch:
-        with step_bar() as advance:
-            noted, upload = open_upload(
-                lambda: Catalog.open(home), lambda: home.store, source, scratch, advance=advance
-            )
-        pushed = push(Hub(), upload, repository, options)
-    if not dry_run:
-        note_in_catalog(home, lambda catalog: note_push(catalog, noted, pushed))
+    with step_bar() as advance:
+        pushed = registry.push(
+            source,
+            repository,
+            private=private,
+            as_pull_request=as_pull_request,
+            tag=tag,
+            dry_run=dry_run,
+            advance=advance,
+        )
     if as_json:
         print_json({"dry_run": dry_run, "pushed": pushed})
     else:
-        _print(pushed, upload, dry_run=dry_run)
+        _print(pushed, dry_run=dry_run)
 
 
-def _print(pushed: Pushed, upload: Upload, *, dry_run: bool) -> None:
+def _print(pushed: Pushed, *, dry_run: bool) -> None:
     place = pushed.repository if pushed.commit is None else f"{pushed.repository}@{pushed.commit}"
     if not (pushed.added or pushed.deleted):
         print_line(f"nothing to do: {place} has these very files")
         return
-    size = describe_bytes(sum(upload.digests[path].size_bytes for path in pushed.added))
+    size = describe_bytes(pushed.added_bytes)
     what = f"{len(pushed.added)} files, {size}" + (
         f"; {len(pushed.deleted)} deleted" if pushed.deleted else ""
     )

@@ -5,37 +5,33 @@ from __future__ import annotations
 import click
 
 from ...schemas.errors import MeteoraError
-from ..catalog.catalog import Catalog
-from ..home import Home
+from ..face import Registry
 from .failures import report_failure, worst_code
 from .groups import examples
 from .json_output import print_json
 from .output import print_line, print_remark, print_table
-from .parameters import format_option, pass_home
+from .parameters import format_option, pass_registry
 
 
 @click.command("refresh", epilog=examples("refresh", "refresh summarise legal"))
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @format_option
-@pass_home
+@pass_registry
 @click.pass_context
-def command(context: click.Context, home: Home, names: tuple[str, ...], *, as_json: bool) -> None:
+def command(context: click.Context, registry: Registry, names: tuple[str, ...], *, as_json: bool) -> None:
     """Say which catalogued adapters moved on where they came from.
 
     Also says what changed. Each latest version that came from the Hub is compared with its repository's
     main branch. Nothing is recorded: `add` the repository again to make the next version. Exit code 0
     whatever moved on.
     """
-    from ..hub.client import Hub
-    from ..workflows.refresh import check_freshness, hub_versions
+    from ..workflows.freshness import check_freshness, hub_versions
 
     codes, found = [], []
-    with Catalog.open(home) as catalog:
-        versions = hub_versions(catalog, names)
-    hub = Hub()
+    versions = hub_versions(registry.catalog, names)
     for version in versions:
         try:
-            found.append(check_freshness(home.store, hub, version))
+            found.append(check_freshness(registry, version))
         except MeteoraError as error:
             codes.append(report_failure(error))
     if as_json:

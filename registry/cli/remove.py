@@ -8,34 +8,32 @@ import click
 
 from ...schemas.errors import StillInUse
 from ...schemas.names import CatalogSource
-from ..catalog.catalog import Catalog
-from ..home import Home
-from ..workflows.remove import remove_versions
+from ..face import Registry
+from ..workflows.store_upkeep import remove_versions
 from .failures import REFUSED
 from .groups import examples
 from .output import describe_bytes, escape, print_line, print_remark
-from .parameters import CatalogSourceType, pass_home
+from .parameters import CatalogSourceType, pass_registry
 
 
 @click.command("remove", epilog=examples("remove summarise@2", "remove summarise --yes"))
 @click.argument("source", metavar="NAME[@VERSION|@ALIAS]", type=CatalogSourceType())
 @click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked either where stdin is no terminal.")
-@pass_home
+@pass_registry
 @click.pass_context
-def command(context: click.Context, home: Home, source: CatalogSource, *, yes: bool) -> None:
+def command(context: click.Context, registry: Registry, source: CatalogSource, *, yes: bool) -> None:
     """Remove a version, or every version of a name.
 
     The bytes that nothing else uses go with it. Refused while a bundle uses the adapter. Of a bundle
     only the record is removed; its folder stays.
     """
-    with Catalog.open(home) as catalog:
-        found = catalog.find_any(source)
-        is_one = source.version is not None or source.alias is not None
-        what = str(found.source) if is_one else f"every version of {found.name}"
-        if not yes and sys.stdin.isatty() and not click.confirm(f"Remove {escape(what)}?", err=True):
-            print_remark("nothing was removed")
-            context.exit(REFUSED)
-        removed = remove_versions(catalog, home.store, source)
+    found = registry.find(source)
+    is_one = source.version is not None or source.alias is not None
+    what = str(found.source) if is_one else f"every version of {found.name}"
+    if not yes and sys.stdin.isatty() and not click.confirm(f"Remove {escape(what)}?", err=True):
+        print_remark("nothing was removed")
+        context.exit(REFUSED)
+    removed = remove_versions(registry, source)
     for version in removed.removal.versions:
         print_line(f"removed: {version}")
     if removed.kept:

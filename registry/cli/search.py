@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 
 import click
 
-from ..catalog.catalog import Catalog
 from ..catalog.query import AdapterQuery, Order
 from ..catalog.records import AdapterSummary
-from ..home import Home
+from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_remark, print_table
-from .parameters import format_option, page_options, pass_home
+from .parameters import format_option, page_options, pass_registry
 
 _COLUMNS = (
     "NAME",
@@ -105,9 +104,9 @@ _DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 @click.option("--descending", is_flag=True, help="The last, the youngest or the largest first.")
 @page_options
 @format_option
-@pass_home
+@pass_registry
 def command(
-    home: Home,
+    registry: Registry,
     /,
     *,
     words: tuple[str, ...],
@@ -129,8 +128,7 @@ def command(
         # click has made every value of the type that its option states.
         **(conditions | (_VERDICTS[verdict] if verdict else {})),  # type: ignore[arg-type]
     )
-    with Catalog.open(home) as catalog:
-        page = catalog.search(query)
+    page = registry.search(query)
     if as_json:
         print_json({"adapters": page.items, "next": page.next})
     elif page.items:

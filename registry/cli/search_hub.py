@@ -8,17 +8,15 @@ import click
 
 from ...schemas.errors import UsageError
 from ...schemas.names import check_repository
-from ..catalog.catalog import Catalog
-from ..home import Home
+from ..face import Registry
 from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_remark, print_table
-from .parameters import format_option, pass_home
+from .parameters import format_option, pass_registry
 
 if TYPE_CHECKING:
-    from ..hub.client import Hub
-    from ..workflows.search_hub import Match
+    from ..workflows.hub_adapters import Match
 
 
 @click.command(
@@ -40,22 +38,26 @@ if TYPE_CHECKING:
     help="Add the adapter of this number in the list; may be repeated.",
 )
 @format_option
-@pass_home
+@pass_registry
 @click.pass_context
 def command(
-    context: click.Context, home: Home, *, base: str, limit: int, chosen: tuple[int, ...], as_json: bool
+    context: click.Context,
+    registry: Registry,
+    *,
+    base: str,
+    limit: int,
+    chosen: tuple[int, ...],
+    as_json: bool,
 ) -> None:
     """List adapters of a base on the Hub, and add the chosen ones.
 
     The most downloaded come first. Rank, size and verdict come from each adapter's config and header; no
     weights are downloaded for them. What is added is the commit that was listed.
     """
-    from ..hub.client import Hub
-    from ..workflows.search_hub import search
+    from ..workflows.hub_adapters import search
 
     check_repository(base)
-    hub = Hub()
-    matches = list(search(hub, base, limit=limit))
+    matches = list(search(registry.hub, base, limit=limit))
     if as_json:
         print_json([_to_json(number, match) for number, match in enumerate(matches, start=1)])
     elif matches:
@@ -64,23 +66,23 @@ def command(
     else:
         print_remark(f"no repository on the Hub says that it holds PEFT adapters of {base}")
     if chosen:
-        context.exit(_add(home, hub, matches, chosen))
+        context.exit(_add(registry, matches, chosen))
 
 
-def _add(home: Home, hub: Hub, matches: list[Match], chosen: tuple[int, ...]) -> int:
-    from ..workflows.add_hub import add_from_hub
+def _add(registry: Registry, matches: list[Match], chosen: tuple[int, ...]) -> int:
+    from ..workflows.hub_adapters import add_from_hub
 
     if max(chosen) > len(matches):
         raise UsageError(f"the list has {len(matches)} adapters, found `--add {max(chosen)}`")
     codes: list[int] = []
-    with Catalog.open(home) as catalog:
-        for match in (matches[number - 1] for number in chosen):
-            with reported(codes):
-                if match.place is None:
-                    raise UsageError(f"`{match.repository}` cannot be added: {match.problem}")
-                addition = add_from_hub(catalog, home.store, hub, *match.place)
-                verb = "added" if addition.created else "already there"
-                print_line(f"{verb}: {addition.version.source} ({addition.version.verdict})")
+    registry.open()
+    for match in (matches[number - 1] for number in chosen):
+        with reported(codes):
+            if match.candidate is None:
+                raise UsageError(f"`{match.repository}` cannot be added: {match.problem}")
+            addition = add_from_hub(registry, match.candidate)
+            verb = "added" if addition.created else "already there"
+            print_line(f"{verb}: {addition.version.source} ({addition.version.verdict})")
     return worst_code(codes)
 
 

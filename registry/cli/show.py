@@ -7,27 +7,25 @@ from collections.abc import Iterable
 import click
 
 from ...schemas.names import CatalogSource
-from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, Target
-from ..home import Home
+from ..face import Registry
 from .groups import examples
 from .json_output import print_json, to_json
 from .output import describe_bytes, print_facts, print_line, print_table
-from .parameters import CatalogSourceType, format_option, pass_home
+from .parameters import CatalogSourceType, format_option, pass_registry
 
 
 @click.command("show", epilog=examples("show summarise", "show summarise@2", "show summarise@champion"))
 @click.argument("source", metavar="NAME[@VERSION|@ALIAS]", type=CatalogSourceType())
 @format_option
-@pass_home
-def command(home: Home, source: CatalogSource, *, as_json: bool) -> None:
+@pass_registry
+def command(registry: Registry, source: CatalogSource, *, as_json: bool) -> None:
     """Show one adapter or bundle version.
 
     The latest, unless another is named.
     """
-    with Catalog.open(home) as catalog:
-        version = catalog.find_any(source)
-        numbers = catalog.versions_of(source.name)
+    version = registry.find(source)
+    numbers = registry.catalog.versions_of(source.name)
     if as_json:
         kind = "bundle" if isinstance(version, BundleVersion) else "adapter"
         print_json({"kind": kind, "versions": numbers} | to_json(version))

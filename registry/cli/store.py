@@ -7,9 +7,8 @@ import sys
 import click
 
 from ...schemas.errors import UsageError
-from ..catalog.catalog import Catalog
-from ..home import Home
-from ..workflows.store import (
+from ..face import Registry
+from ..workflows.store_upkeep import (
     BlobState,
     Condition,
     Garbage,
@@ -25,7 +24,7 @@ from .failures import REFUSED
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_facts, print_line, print_remark, print_table
-from .parameters import format_option, jobs_option, pass_home
+from .parameters import format_option, jobs_option, pass_registry
 from .progress import progress_bar
 
 
@@ -40,16 +39,15 @@ from .progress import progress_bar
     "what is in use.",
 )
 @format_option
-@pass_home
-def gc(home: Home, *, dry_run: bool, grace_hours: float | None, as_json: bool) -> None:
+@pass_registry
+def gc(registry: Registry, *, dry_run: bool, grace_hours: float | None, as_json: bool) -> None:
     """Delete the blobs that nothing refers to.
 
     Also deletes what interrupted commands left. Nothing is deleted while other catalogs use the store too,
     or may: see `store adopt`.
     """
     grace = None if grace_hours is None else grace_hours * 3600
-    with Catalog.open(home) as catalog:
-        garbage = collect_garbage(catalog, home.store, grace_seconds=grace, dry_run=dry_run)
+    garbage = collect_garbage(registry, grace_seconds=grace, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, "size_bytes": garbage.size_bytes, "garbage": garbage})
         return
@@ -58,51 +56,47 @@ def gc(home: Home, *, dry_run: bool, grace_hours: float | None, as_json: bool) -
 
 @click.command("adopt", epilog=examples("store adopt", "store adopt --yes"))
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@pass_home
+@pass_registry
 @click.pass_context
-def adopt(context: click.Context, home: Home, *, yes: bool) -> None:
+def adopt(context: click.Context, registry: Registry, *, yes: bool) -> None:
     """Make this catalog the only one that uses the store.
 
     For a store whose other catalogs are gone, or one from before catalogs left marks: the marks of others
     are deleted, so that `remove` and `store gc` delete what this catalog does not refer to. Do not do this
     while another catalog uses the store.
     """
-    with Catalog.open(home) as catalog:
-        plan = plan_adoption(catalog, home.store)
-        for place in plan.marks:
-            print_remark(f"will delete the mark `{place}`")
-        print_remark(
-            f"`store gc` may then delete {plan.blobs} blobs that this catalog does not refer to, "
-            f"{describe_bytes(plan.size_bytes)}"
+    plan = plan_adoption(registry)
+    for place in plan.marks:
+        print_remark(f"will delete the mark `{place}`")
+    print_remark(
+        f"`store gc` may then delete {plan.blobs} blobs that this catalog does not refer to, "
+        f"{describe_bytes(plan.size_bytes)}"
+    )
+    if not yes and not sys.stdin.isatty():
+        raise UsageError(
+            "nobody can be asked: stdin is not a terminal", hint="add `--yes`; nothing was changed"
         )
-        if not yes and not sys.stdin.isatty():
-            raise UsageError(
-                "nobody can be asked: stdin is not a terminal", hint="add `--yes`; nothing was changed"
-            )
-        if not yes and not click.confirm("Does no other catalog use this store?", err=True):
-            print_remark("nothing was changed")
-            context.exit(REFUSED)
-        adopt_store(catalog, home.store)
-    print_line(f"adopted: {home.store}")
+    if not yes and not click.confirm("Does no other catalog use this store?", err=True):
+        print_remark("nothing was changed")
+        context.exit(REFUSED)
+    adopt_store(registry)
+    print_line(f"adopted: {registry.store}")
 
 
 @click.command("verify", epilog=examples("store verify", "store verify --jobs 8 --format json"))
 @jobs_option
 @format_option
-@pass_home
+@pass_registry
 @click.pass_context
-def verify(context: click.Context, home: Home, *, jobs: int, as_json: bool) -> None:
+def verify(context: click.Context, registry: Registry, *, jobs: int, as_json: bool) -> None:
     """Compare every blob that the catalog needs with its digest.
 
     Each is read as a whole. Of a store elsewhere the bytes there are read, all of them. Exit code 1 if one
     is missing or changed.
     """
     count, broken = 0, []
-    with (
-        Catalog.open(home) as catalog,
-        progress_bar("reading", referenced_bytes(catalog)) as advance,
-    ):
-        for state in verify_store(catalog, home.store, jobs=jobs, advance=advance):
+    with progress_bar("reading", referenced_bytes(registry.catalog)) as advance:
+        for state in verify_store(registry, jobs=jobs, advance=advance):
             count += 1
             if state.condition is not Condition.WHOLE:
                 broken.append(state)
@@ -118,15 +112,14 @@ def verify(context: click.Context, home: Home, *, jobs: int, as_json: bool) -> N
 
 @click.command("du", epilog=examples("store du", "store du --format json"))
 @format_option
-@pass_home
-def du(home: Home, *, as_json: bool) -> None:
+@pass_registry
+def du(registry: Registry, *, as_json: bool) -> None:
     """Say how much the content store holds.
 
     For each adapter and bundle, too. OWN is what no other adapter refers to. A bundle's folder lies outside
     the store; its members are what it has there.
     """
-    with Catalog.open(home) as catalog:
-        usage = measure_store(catalog, home.store)
+    usage = measure_store(registry)
     if as_json:
         print_json(usage)
         return

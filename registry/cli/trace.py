@@ -8,15 +8,13 @@ from pathlib import Path
 import click
 
 from ...schemas.errors import UsageError
-from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
-from ..home import Home
-from ..workflows.find_bundle import find_bundle_folder
-from .bundle_text import print_gate_remark
+from ..face import Registry
+from ..workflows.bundle_folder import find_bundle_folder
 from .groups import examples
 from .json_output import print_json
-from .output import print_remark
-from .parameters import MAX_COUNT, base_option, bundle_argument, format_option, pass_home
+from .output import print_gate_remark, print_remark
+from .parameters import MAX_COUNT, base_option, bundle_argument, format_option, pass_registry
 
 _STDIN = "-"
 _MAX_PROMPT_BYTES = 1 << 20
@@ -49,9 +47,16 @@ _MAX_PROMPT_BYTES = 1 << 20
     help="Also write the trace as one HTML page; a file that is there is replaced.",
 )
 @format_option
-@pass_home
+@pass_registry
 def command(
-    home: Home, bundle: str, *, base: str, prompt: str, max_new_tokens: int, html: Path | None, as_json: bool
+    registry: Registry,
+    bundle: str,
+    *,
+    base: str,
+    prompt: str,
+    max_new_tokens: int,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
     """Show which member each token of a prompt and its answer took.
 
@@ -60,11 +65,11 @@ def command(
     weights, and every layer and module apart.
     """
     require_torch("tracing")
-    from ..workflows.trace import trace, write_page
+    from ..workflows.inference import trace, write_page
     from .trace_text import print_trace
 
     text = _read_stdin() if prompt == _STDIN else _check_text(prompt)
-    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
+    folder = find_bundle_folder(registry, bundle)
     found = trace(folder, base, text, max_new_tokens=max_new_tokens, page=html)
     if html is not None:
         write_page(html, found)

@@ -15,14 +15,13 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Outcome, Purpose
-from ..catalog.catalog import Catalog
-from ..home import Home
+from ..face import Registry
 from ..secrets import mask_urls
-from ..workflows.validate import Companion, ValidateOptions, find_adapters, inspect_companion, validate
+from ..workflows.validation import Companion, ValidateOptions, find_adapters, inspect_companion, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
 from .output import print_line
-from .parameters import pass_home
+from .parameters import pass_registry
 
 EXIT_CODES = {
     Outcome.ACCEPTED: DONE,
@@ -82,11 +81,11 @@ _ALL = "all"
     help="How the report on stdout is written.",
 )
 @click.option("--explain", metavar="CODE", help="Say what a rule is about; `all` lists the rules.")
-@pass_home
+@pass_registry
 @click.pass_context
 def command(
     context: click.Context,
-    home: Home,
+    registry: Registry,
     paths: tuple[Path, ...],
     *,
     purpose: str,
@@ -121,20 +120,16 @@ def command(
         deep=deep,
         jobs=jobs,
     )
-    report = validate(find_adapters(listed), options, companions=_open_companions(home, companions))
+    report = validate(find_adapters(listed), options, companions=_open_companions(registry, companions))
     # Every text in it is escaped already, each format in its own way.
     sys.stdout.write(mask_urls(FORMATS[output_format](report)))
     context.exit(EXIT_CODES[report.outcome])
 
 
-def _open_companions(home: Home, sources: tuple[str, ...]) -> dict[str, Companion]:
-    if not sources:
-        return {}
-
-    with Catalog.open(home) as catalog:
-        found: dict[str, Companion] = {}
-        for source in sources:
-            found |= inspect_companion(source, catalog, home.store)
+def _open_companions(registry: Registry, sources: tuple[str, ...]) -> dict[str, Companion]:
+    found: dict[str, Companion] = {}
+    for source in sources:
+        found |= inspect_companion(registry, source)
     return found
 
 

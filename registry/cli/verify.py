@@ -9,20 +9,16 @@ import click
 from ...bundle import Bundle
 from ...bundle.documents import check_documents
 from ...schemas.errors import UsageError
-from ...schemas.names import HubSource, Source, parse_source
+from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
-from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
-from ..home import Home
-from ..store import Store
-from ..workflows.find_bundle import find_bundle_folder, gate_is_fitted
-from .bundle_text import print_gate_remark
+from ..face import Registry
+from ..workflows.bundle_folder import find_bundle_folder
 from .failures import DONE, INCONCLUSIVE, REFUSED
 from .groups import examples
 from .json_output import print_json
-from .note import note_in_catalog
-from .output import print_facts, print_line, print_table
-from .parameters import format_option, pass_home
+from .output import print_facts, print_gate_remark, print_line, print_table
+from .parameters import format_option, pass_registry
 from .progress import step_bar
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
@@ -54,11 +50,11 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
     help="Folder of the base model, asked where the bundle says that the base renamed modules.",
 )
 @format_option
-@pass_home
+@pass_registry
 @click.pass_context
 def command(
     context: click.Context,
-    home: Home,
+    registry: Registry,
     bundle: str,
     *,
     level: str,
@@ -74,31 +70,23 @@ def command(
     own files. A bundle on the Hub is fetched, held against its manifest and its record, verified, and not
     kept.
     """
-    source = parse_source(bundle)
     if digests_only:
         _require_alone(context)
-        context.exit(_check_digests(home, source, bundle, as_json=as_json))
+        context.exit(_check_digests(registry, bundle, as_json=as_json))
     require_torch("verifying")
-    if isinstance(source, HubSource):
-        if keep_record:
-            raise UsageError("`--record` goes with a bundle on this machine", hint="pull it first")
-        found = _verify_on_hub(home, source, Level(level), base, as_json=as_json)
-        context.exit(EXIT_CODES[found.outcome])
-    from ..workflows.verify import verify
+    from ..workflows.bundle_verification import verify
 
-    folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     with step_bar() as advance:
-        record = verify(
-            _store_for(home, level),
-            folder,
-            level=Level(level),
-            base=base,
-            keep_record=keep_record,
-            advance=advance,
+        verified = verify(
+            registry, bundle, level=Level(level), base=base, keep_record=keep_record, advance=advance
         )
-    note_in_catalog(home, lambda catalog: catalog.record_verification(record, folder.resolve()))
-    _show(record, folder, as_json=as_json)
-    context.exit(EXIT_CODES[record.outcome])
+    if as_json:
+        print_json(verified.record)
+    else:
+        _print_record(verified.record)
+    if not verified.gate_fitted:
+        print_gate_remark()
+    context.exit(EXIT_CODES[verified.record.outcome])
 
 
 def _require_alone(context: click.Context) -> None:
@@ -109,11 +97,11 @@ def _require_alone(context: click.Context) -> None:
             raise UsageError(f"`{option}` does not go with `--digests-only`", hint="leave one out")
 
 
-def _check_digests(home: Home, source: Source, text: str, *, as_json: bool) -> int:
+def _check_digests(registry: Registry, text: str, *, as_json: bool) -> int:
     """Check what needs no torch, print it, and return the exit code."""
-    if isinstance(source, HubSource):
+    if isinstance(parse_source(text), HubSource):
         raise UsageError("`--digests-only` goes with a bundle on this machine", hint="pull it first")
-    bundle = Bundle(find_bundle_folder(lambda: Catalog.open(home), text))
+    bundle = Bundle(find_bundle_folder(registry, text))
     problems = check_documents(bundle)
     if as_json:
         print_json({"manifest_sha256": bundle.manifest_sha256, "problems": problems})
@@ -128,33 +116,6 @@ def _check_digests(home: Home, source: Source, text: str, *, as_json: bool) -> i
         for problem in problems:
             print_line(f"problem: {problem}")
     return REFUSED if problems else DONE
-
-
-def _store_for(home: Home, level: str) -> Store | None:
-    """Return the store with the members' own files; at level `integrity` none is needed, nor a home."""
-    return home.store if level == Level.SOURCE else None
-
-
-def _verify_on_hub(
-    home: Home, source: HubSource, level: Level, base: Path | None, *, as_json: bool
-) -> VerificationRecord:
-    from ..hub.client import Hub
-    from ..workflows.pull import fetched_bundle
-    from ..workflows.verify import verify
-
-    with step_bar() as advance, fetched_bundle(Hub(), source, advance=advance) as folder:
-        record = verify(_store_for(home, level), folder, level=level, base=base, advance=advance)
-        _show(record, folder, as_json=as_json)
-    return record
-
-
-def _show(record: VerificationRecord, folder: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json(record)
-    else:
-        _print_record(record)
-    if not gate_is_fitted(folder):
-        print_gate_remark()
 
 
 def _print_record(record: VerificationRecord) -> None:

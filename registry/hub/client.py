@@ -37,7 +37,7 @@ from ... import __version__
 from ...schemas.errors import HubNotFound, HubUnavailable
 from ...schemas.names import is_repository
 from .answers import MAX_PAUSE_SECONDS, check_commit, expect_file, expect_json, guard_client
-from .failures import (
+from .foreign_errors import (
     BUSY,
     FOREIGN_ERRORS,
     SecretFilter,
@@ -47,9 +47,8 @@ from .failures import (
     status_of,
     translate,
 )
-from .listing import Listing, RemoteFile
+from .listing import Listing, RemoteFile, read_cached_file, read_entry
 from .rate import AnswerRefused
-from .remote_file import read_cached_file, read_entry
 
 MAX_FILES = 10_000
 _ATTEMPTS = 4

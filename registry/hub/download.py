@@ -7,15 +7,15 @@ that was cut off goes on where it stopped, and offline mode finds it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ...inspection.regular_file import open_regular, real_path
 from ...inspection.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import MAX_CONFIG_BYTES
 from ...schemas.errors import HubMismatch, HubRefused, SourceUnreadable
 from ...schemas.names import below
-from ..store import Advance, open_regular_file
 from .client import Hub
 from .listing import Candidate, ContentHash, Listing, RemoteFile
 
@@ -31,7 +31,7 @@ def download_files(
     folder: Path,
     *,
     cache: Path | None = None,
-    advance: Advance | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Fetch files and copy each to its place below ``folder``; the keys are the places.
 
@@ -70,10 +70,12 @@ def download_files(
             )
 
 
-def _copy_checked(source: Path, target: Path, file: RemoteFile, advance: Advance | None) -> bool:
+def _copy_checked(
+    source: Path, target: Path, file: RemoteFile, advance: Callable[[int], None] | None
+) -> bool:
     found = ContentHash(file.size_bytes)
     # The cache's names are links to its blobs.
-    with open_regular_file(Path(os.path.realpath(source))) as opened, target.open("xb") as copy:
+    with open_regular(real_path(source)) as opened, target.open("xb") as copy:
         while chunk := opened.read(_CHUNK_BYTES):
             found.update(chunk)
             copy.write(chunk)
@@ -104,7 +106,7 @@ def read_small_file(hub: Hub, listing: Listing, file: RemoteFile, *, max_bytes: 
     return data
 
 
-def outline_adapter(hub: Hub, listing: Listing, candidate: Candidate, folder: Path) -> None:
+def outline_adapter(hub: Hub, candidate: Candidate, folder: Path) -> None:
     """Write what an inspection without weights reads of an adapter: its config, and its weights' header.
 
     The weights file has its full length and a hole in place of its data, so it takes no room. Every
@@ -113,6 +115,7 @@ def outline_adapter(hub: Hub, listing: Listing, candidate: Candidate, folder: Pa
     Raises:
         HubRefused, HubUnavailable, HubMismatch: as ``read_small_file``.
     """
+    listing = candidate.listing
     for name, file in candidate.files.items():
         if name == CONFIG_FILE and file.size_bytes <= MAX_CONFIG_BYTES:
             data = read_small_file(hub, listing, file, max_bytes=MAX_CONFIG_BYTES)

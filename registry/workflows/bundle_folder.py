@@ -1,7 +1,8 @@
-"""A new bundle, whichever workflow makes it: its name, its folder only when it verified, then the catalog."""
+"""Bundles in folders: found by name, checked for their record, and made so that they appear only verified."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,15 +10,24 @@ from pathlib import Path
 from ...bundle import Bundle
 from ...bundle.files import write_record
 from ...fuser.staging import check_target, scratch_folder, staged_folder
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json, load_json
-from ...schemas.errors import AlreadyInCatalog, FuseRefused, MeteoraError, NotInCatalog
+from ...schemas.errors import (
+    AlreadyInCatalog,
+    BundleRefused,
+    FuseRefused,
+    MeteoraError,
+    NotInCatalog,
+    SourceUnreadable,
+    UsageError,
+)
 from ...schemas.manifest import Manifest, ManifestMember
-from ...schemas.names import CatalogSource
-from ...schemas.verification import Outcome, VerificationRecord
+from ...schemas.names import CatalogSource, FolderSource, parse_path_or_source
+from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
+from ..workspace import Workspace
 
 _SHOWN_REASONS = 20
 _HINTS = {
@@ -128,3 +138,69 @@ def register_bundle(
     except MeteoraError as error:
         error.hint = f"the bundle stands whole in `{folder}`; the same command again catalogues it"
         raise
+
+
+def find_bundle_folder(workspace: Workspace, bundle: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle: that folder itself, or where the catalog last saw the bundle.
+
+    A text may name either, a path is always a folder. The catalog is opened only when a catalogued name
+    is looked up, so that a folder can be used without one.
+
+    Raises:
+        UsageError: it is malformed, or names a repository on the Hub.
+        NotInCatalog: no bundle of that name is catalogued.
+        SourceUnreadable: there is no bundle in the folder.
+    """
+    source = parse_path_or_source(bundle)
+    if isinstance(source, FolderSource):
+        folder = source.path
+    elif isinstance(source, CatalogSource):
+        folder = workspace.catalog.find_bundle(source).path
+    else:
+        raise UsageError(f"`{bundle}` is a repository on the Hub, expected a folder or a catalogued bundle")
+    if not (folder / MANIFEST_FILE).is_file():
+        raise SourceUnreadable(
+            f"`{folder}` holds no bundle: it has no `{MANIFEST_FILE}`",
+            hint="`meteora-registry fuse` makes one",
+        )
+    return folder
+
+
+def gate_is_fitted(folder: Path) -> bool:
+    """Whether the bundle's gate was fitted; True also where the bundle cannot be opened at all."""
+    try:
+        return Bundle.open(folder).is_fitted
+    except MeteoraError:
+        # Whoever asked has already been told what is wrong.
+        return True
+
+
+def require_source_record(bundle: Bundle, what: str, *, hint: str) -> VerificationRecord:
+    """The record in a bundle's folder: unchanged, for this very manifest, passed at level source.
+
+    Args:
+        bundle: the bundle.
+        what: how messages call it.
+        hint: what to do when there is no such record.
+
+    Raises:
+        BundleRefused: it is missing, for another manifest, or says less than that.
+        InvalidDocument: it was changed after it was written.
+    """
+    record = bundle.record
+    if record is None:
+        raise BundleRefused(f"{what} was never verified: it has no `{VERIFICATION_FILE}`", hint=hint)
+    manifest_sha256 = bundle.manifest_sha256
+    if record.manifest_sha256 != manifest_sha256:
+        raise BundleRefused(
+            f"{what} was verified with the manifest `{record.manifest_sha256.short}`, and has "
+            f"`{manifest_sha256.short}`",
+            hint=hint,
+        )
+    if record.outcome is not Outcome.PASS or record.level is not Level.SOURCE:
+        raise BundleRefused(
+            f"{what} is verified at level {record.level} with the outcome {record.outcome}, "
+            f"expected level {Level.SOURCE} and {Outcome.PASS}",
+            hint=hint,
+        )
+    return record

@@ -42,10 +42,10 @@ from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
-from ..store import Store
+from ..workspace import Workspace
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, write_verified
-from .loading import load_base
-from .member import stored_sources
+from .fuse_plan import stored_sources
+from .inference import load_base
 from .result_file import check_writable
 from .steps import Advance, step_of
 
@@ -101,8 +101,7 @@ class GateFit:
 
 
 def fit_bundle(
-    catalog: Catalog,
-    store: Store,
+    workspace: Workspace,
     source: Path,
     folder: Path,
     request: FitRequest,
@@ -113,8 +112,8 @@ def fit_bundle(
     """Fit the gates of the bundle in ``source`` and register the new version in ``folder``.
 
     Args:
-        catalog: where it is registered.
-        store: where the members' own files are looked for; a member that is not there is extracted.
+        workspace: in whose catalog it is registered; its store is searched for the members' own files, and a
+            member that is not there is extracted.
         source: the bundle; it is not changed.
         folder: the new folder.
         request: on which base and data, and how.
@@ -129,11 +128,13 @@ def fit_bundle(
         AlreadyInCatalog: an adapter has the name.
         SourceUnreadable: a file cannot be read or written.
     """
+    catalog = workspace.catalog
     bundle = Bundle.open(source)
     manifest = bundle.manifest
     bundle_name = check_name(name or _name_of(catalog, source) or suggest_name(real_path(folder).name))
     check_no_adapter_has(catalog, bundle_name)
-    written = write_fitted(bundle, folder, request, sources=stored_sources(store, manifest), advance=advance)
+    sources = stored_sources(workspace.store, manifest)
+    written = write_fitted(bundle, folder, request, sources=sources, advance=advance)
     members = [
         NewMember(each.name, find_member(catalog, each), each.weights_sha256, each.config_sha256)
         for each in manifest.members

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from .registry.catalog.records import AdapterSummary, AdapterVersion, BundleVersion
     from .registry.face import Registry
     from .registry.fused import FusedBundle, fuse
-    from .registry.workflows.add import Addition
-    from .registry.workflows.doctor import Examination, Mending, Problem
-    from .registry.workflows.fuse import Fusion
+    from .registry.workflows.additions import Addition
+    from .registry.workflows.examination import Examination
+    from .registry.workflows.fusion import Fusion
     from .registry.workflows.gate_fit import GateFit
-    from .registry.workflows.pull import Pulled
-    from .registry.workflows.push import Pushed
+    from .registry.workflows.hub_bundles import Pulled
+    from .registry.workflows.problem import Mending, Problem
+    from .registry.workflows.publication import Pushed
     from .runtime import (
         Decision,
         GateNotFittedWarning,
@@ -80,7 +81,7 @@ _MODULES = {
     "AdapterRefused": "schemas.errors",
     "AdapterSummary": "registry.catalog.records",
     "AdapterVersion": "registry.catalog.records",
-    "Addition": "registry.workflows.add",
+    "Addition": "registry.workflows.additions",
     "AlreadyInCatalog": "schemas.errors",
     "Bundle": "bundle",
     "BundleRefused": "schemas.errors",
@@ -91,12 +92,12 @@ _MODULES = {
     "Decision": "runtime",
     "Evaluation": "schemas.evaluation",
     "EvaluationOptions": "runtime.evaluation",
-    "Examination": "registry.workflows.doctor",
+    "Examination": "registry.workflows.examination",
     "Finding": "schemas.finding",
     "FusePlan": "schemas.plan",
     "FuseRefused": "schemas.errors",
     "FusedBundle": "registry.fused",
-    "Fusion": "registry.workflows.fuse",
+    "Fusion": "registry.workflows.fusion",
     "GateFit": "registry.workflows.gate_fit",
     "GateNotFittedWarning": "runtime",
     "HubConflict": "schemas.errors",
@@ -107,16 +108,16 @@ _MODULES = {
     "InvalidDocument": "schemas.errors",
     "Level": "schemas.verification",
     "LoadedBundle": "runtime",
-    "Mending": "registry.workflows.doctor",
+    "Mending": "registry.workflows.problem",
     "MeteoraError": "schemas.errors",
     "MissingDependency": "schemas.errors",
     "NotInCatalog": "schemas.errors",
     "Order": "registry.catalog.query",
     "Outcome": "schemas.verification",
     "Page": "registry.catalog.query",
-    "Problem": "registry.workflows.doctor",
-    "Pulled": "registry.workflows.pull",
-    "Pushed": "registry.workflows.push",
+    "Problem": "registry.workflows.problem",
+    "Pulled": "registry.workflows.hub_bundles",
+    "Pushed": "registry.workflows.publication",
     "Recipe": "schemas.recipe",
     "RecipeMember": "schemas.recipe",
     "RecipeOptions": "schemas.recipe",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.registry.workflows.doctor import Code
+from meteora_registry.registry.workflows.problem import Code
 from support.small_adapters import make_adapter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store.md").read_text()

@@ -26,18 +26,18 @@ WEIGHTS = "adapter_model.safetensors"
 ADD = """
 import json, sys
 from pathlib import Path
-from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workspace import Workspace
 
 home = Home(Path(sys.argv[1]), sys.argv[2] or None)
 work = json.loads(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()
 made = []
-with Catalog.open(home) as catalog:
+with Workspace(home).open() as workspace:
     for name, folder in work:
-        addition = add_folder(catalog, home.store, Path(folder), name=name, tags=["seen"])
+        addition = add_folder(workspace, Path(folder), name=name, tags=["seen"])
         if addition.created:
             made.append([name, addition.version.version])
 print(json.dumps(made))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from meteora_registry.registry.workflows.validate import ValidateOptions, validate
+from meteora_registry.registry.workflows.validation import ValidateOptions, validate
 from meteora_registry.schemas.report import Outcome, Purpose
 from support.adapters import AdapterFiles
 from support.models import make_adapter, save_base, tiny_gpt2, tiny_llama

@@ -15,14 +15,15 @@ from safetensors.numpy import load_file, save_file
 
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows import add as workflow
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.remove import remove_versions
+from meteora_registry.registry.workflows import additions as workflow
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.store_upkeep import remove_versions
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import AdapterRefused, SourceUnreadable, StillInUse, UsageError
 from meteora_registry.schemas.names import CatalogSource
 from support.catalogued import new_bundle
 from support.small_adapters import make_adapter
+from support.workspaces import workspace_of
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -43,7 +44,7 @@ def test_add_stores_the_bytes_and_records_what_they_are(home: Home, catalog: Cat
         card="---\nlicense: mit\n---\nA card.\n",
     )
     (folder / "LICENSE").write_text("The MIT License")
-    addition = add_folder(catalog, home.store, folder, tags=["english"])
+    addition = add_folder(workspace_of(catalog, home.store), folder, tags=["english"])
     version = addition.version
     assert (addition.created, addition.duplicates, addition.skipped) == (True, (), ())
     assert (str(version.source), version.tags, version.license) == ("legal-adapter@1", ("english",), "mit")
@@ -66,7 +67,7 @@ def test_a_broken_adapter_is_refused_with_its_findings_and_leaves_nothing(
 ) -> None:
     folder = make_adapter(tmp_path / "broken", lora_alpha=0, r="four")
     with pytest.raises(AdapterRefused) as caught:
-        add_folder(catalog, home.store, folder)
+        add_folder(workspace_of(catalog, home.store), folder)
     assert str(caught.value) == f"`{folder}` is broken and was not added"
     assert {finding.place.field for finding in caught.value.findings} >= {"lora_alpha", "r"}
     assert catalog.list_adapters() == ()
@@ -77,14 +78,14 @@ def test_a_broken_adapter_is_refused_with_its_findings_and_leaves_nothing(
 def test_a_sound_adapter_that_cannot_be_fused_is_catalogued_and_said_to_be_so(
     home: Home, catalog: Catalog, tmp_path: Path
 ) -> None:
-    addition = add_folder(catalog, home.store, make_adapter(tmp_path / "dora", use_dora=True))
+    addition = add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "dora", use_dora=True))
     assert str(addition.version.verdict) == "sound, not fusable"
     assert [str(finding.effect) for finding in addition.version.findings] == ["not fusable"]
 
 
 def test_the_same_content_again_is_recognised(home: Home, catalog: Catalog, adapter: Path) -> None:
-    add_folder(catalog, home.store, adapter)
-    again = add_folder(catalog, home.store, adapter, tags=["seen"])
+    add_folder(workspace_of(catalog, home.store), adapter)
+    again = add_folder(workspace_of(catalog, home.store), adapter, tags=["seen"])
     assert (again.created, str(again.version.source), again.version.tags) == (
         False,
         "summarise@1",
@@ -93,51 +94,51 @@ def test_the_same_content_again_is_recognised(home: Home, catalog: Catalog, adap
 
 
 def test_a_config_spelled_otherwise_is_the_same_content(home: Home, catalog: Catalog, adapter: Path) -> None:
-    add_folder(catalog, home.store, adapter)
+    add_folder(workspace_of(catalog, home.store), adapter)
     config = adapter / FILES[0]
     config.write_text("\n" + config.read_text().replace(": ", ":   "))
-    assert not add_folder(catalog, home.store, adapter).created
+    assert not add_folder(workspace_of(catalog, home.store), adapter).created
 
 
 def test_the_same_weights_with_another_scaling_are_new_content(
     home: Home, catalog: Catalog, adapter: Path
 ) -> None:
-    first = add_folder(catalog, home.store, adapter)
+    first = add_folder(workspace_of(catalog, home.store), adapter)
     config = json.loads((adapter / FILES[0]).read_text())
     config["lora_alpha"] *= 2
     (adapter / FILES[0]).write_text(json.dumps(config))
-    second = add_folder(catalog, home.store, adapter)
+    second = add_folder(workspace_of(catalog, home.store), adapter)
     assert (second.created, str(second.version.source)) == (True, "summarise@2")
     assert second.version.scaling == 2 * first.version.scaling
-    copy = add_folder(catalog, home.store, adapter, name="copy")
+    copy = add_folder(workspace_of(catalog, home.store), adapter, name="copy")
     assert [str(source) for source in copy.duplicates] == ["summarise@2"]
 
 
 def test_the_same_config_with_other_weights_is_new_content(
     home: Home, catalog: Catalog, adapter: Path
 ) -> None:
-    add_folder(catalog, home.store, adapter)
+    add_folder(workspace_of(catalog, home.store), adapter)
     config = (adapter / FILES[0]).read_bytes()
     make_adapter(adapter, seed=1)
     (adapter / FILES[0]).write_bytes(config)
-    assert add_folder(catalog, home.store, adapter).created
+    assert add_folder(workspace_of(catalog, home.store), adapter).created
 
 
 def test_the_same_content_under_another_name_is_a_noted_duplicate(
     home: Home, catalog: Catalog, adapter: Path
 ) -> None:
-    add_folder(catalog, home.store, adapter)
+    add_folder(workspace_of(catalog, home.store), adapter)
     before = blobs_of(home)
-    addition = add_folder(catalog, home.store, adapter, name="copy")
+    addition = add_folder(workspace_of(catalog, home.store), adapter, name="copy")
     assert addition.created
     assert [str(source) for source in addition.duplicates] == ["summarise@1"]
     assert blobs_of(home) == before
 
 
 def test_new_content_of_a_name_is_its_next_version(home: Home, catalog: Catalog, adapter: Path) -> None:
-    add_folder(catalog, home.store, adapter)
+    add_folder(workspace_of(catalog, home.store), adapter)
     make_adapter(adapter, seed=1)
-    assert str(add_folder(catalog, home.store, adapter).version.source) == "summarise@2"
+    assert str(add_folder(workspace_of(catalog, home.store), adapter).version.source) == "summarise@2"
 
 
 def test_files_that_change_while_they_are_read_are_refused(
@@ -152,7 +153,7 @@ def test_files_that_change_while_they_are_read_are_refused(
     inspect = workflow.inspect_adapter
     monkeypatch.setattr(workflow, "inspect_adapter", inspect_then_change)
     with pytest.raises(SourceUnreadable) as caught:
-        add_folder(catalog, home.store, adapter)
+        add_folder(workspace_of(catalog, home.store), adapter)
     assert str(caught.value) == f"`{adapter / FILES[1]}` changed while it was being read"
     assert catalog.list_adapters() == ()
     assert blobs_of(home) == set()
@@ -166,7 +167,7 @@ def test_a_link_in_the_folder_is_never_followed(
     (adapter / file).rename(tmp_path / file)
     (adapter / file).symlink_to(tmp_path / file)
     with pytest.raises(AdapterRefused):
-        add_folder(catalog, home.store, adapter)
+        add_folder(workspace_of(catalog, home.store), adapter)
 
 
 def test_text_files_that_are_links_or_too_large_are_left_out(
@@ -174,7 +175,7 @@ def test_text_files_that_are_links_or_too_large_are_left_out(
 ) -> None:
     (adapter / "LICENSE").symlink_to("/etc/passwd")
     (adapter / "README.md").write_bytes(b"x" * (workflow.MAX_TEXT_BYTES + 1))
-    addition = add_folder(catalog, home.store, adapter)
+    addition = add_folder(workspace_of(catalog, home.store), adapter)
     assert [file.name for file in addition.version.files] == list(FILES)
     assert addition.skipped == (
         f"`{adapter / 'README.md'}` is larger than {workflow.MAX_TEXT_BYTES} bytes, and was not kept",
@@ -197,7 +198,7 @@ def test_a_malformed_option_is_refused_before_anything_is_done(
     home: Home, catalog: Catalog, adapter: Path, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        add_folder(catalog, home.store, adapter, **options)  # type: ignore[arg-type]
+        add_folder(workspace_of(catalog, home.store), adapter, **options)  # type: ignore[arg-type]
     assert message in str(caught.value)
     assert blobs_of(home) == set()
 
@@ -205,20 +206,20 @@ def test_a_malformed_option_is_refused_before_anything_is_done(
 def test_remove_frees_the_bytes_that_nothing_else_uses(home: Home, catalog: Catalog, tmp_path: Path) -> None:
     # The same config, so one blob is shared.
     first, second = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b")))
-    kept = add_folder(catalog, home.store, first).version
-    gone = add_folder(catalog, home.store, second).version
-    removed = remove_versions(catalog, home.store, gone.source)
+    kept = add_folder(workspace_of(catalog, home.store), first).version
+    gone = add_folder(workspace_of(catalog, home.store), second).version
+    removed = remove_versions(workspace_of(catalog, home.store), gone.source)
     assert removed.freed_bytes == gone.weights_bytes
     assert blobs_of(home) == {file.sha256 for file in kept.files}
-    remove_versions(catalog, home.store, kept.source)
+    remove_versions(workspace_of(catalog, home.store), kept.source)
     assert blobs_of(home) == set()
 
 
 def test_remove_of_a_member_leaves_everything(home: Home, catalog: Catalog, adapter: Path) -> None:
-    version = add_folder(catalog, home.store, adapter).version
+    version = add_folder(workspace_of(catalog, home.store), adapter).version
     catalog.register_bundle(new_bundle(version))
     with pytest.raises(StillInUse):
-        remove_versions(catalog, home.store, CatalogSource("summarise"))
+        remove_versions(workspace_of(catalog, home.store), CatalogSource("summarise"))
     assert blobs_of(home) == {file.sha256 for file in version.files}
 
 
@@ -227,12 +228,13 @@ import os, signal, sys
 from pathlib import Path
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workspace import Workspace
 
 Catalog.add_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 home = Home(Path(sys.argv[1]))
-with Catalog.open(home) as catalog:
-    add_folder(catalog, home.store, Path(sys.argv[2]))
+with Workspace(home) as workspace:
+    add_folder(workspace, Path(sys.argv[2]))
 """
 
 
@@ -242,22 +244,22 @@ def test_the_bytes_come_first_and_the_record_last(home: Home, adapter: Path) -> 
     assert blobs_of(home) == {Digest.of_file(adapter / file) for file in FILES}
     with Catalog.open(home) as catalog:
         assert catalog.list_adapters() == ()
-        assert add_folder(catalog, home.store, adapter).created
+        assert add_folder(workspace_of(catalog, home.store), adapter).created
 
 
 ADD = """
 import sys
 from pathlib import Path
-from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workspace import Workspace
 
 home = Home(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
-with Catalog.open(home) as catalog:
+with Workspace(home) as workspace:
     for folder in sys.argv[2:]:
-        add_folder(catalog, home.store, Path(folder), name="shared")
+        add_folder(workspace, Path(folder), name="shared")
 """
 
 

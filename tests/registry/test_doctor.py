@@ -26,16 +26,19 @@ from meteora_registry.registry.catalog.search_index import rebuild_index
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import HOME_VARIABLE, Home
 from meteora_registry.registry.store import RemoteStore, Store
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.doctor import Code, Examination, examine
-from meteora_registry.registry.workflows.fuse import fuse
-from meteora_registry.registry.workflows.prepare import prepare_fuse
-from meteora_registry.registry.workflows.store import Condition, verify_store
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.examination import Examination, examine
+from meteora_registry.registry.workflows.fuse_plan import prepare_fuse
+from meteora_registry.registry.workflows.fusion import fuse
+from meteora_registry.registry.workflows.problem import Code
+from meteora_registry.registry.workflows.store_upkeep import Condition, verify_store
+from meteora_registry.registry.workspace import Workspace
 from meteora_registry.schemas import scratch
 from meteora_registry.schemas.names import HubSource, parse_source
 from meteora_registry.schemas.recipe import Recipe
 from meteora_registry.schemas.scratch import Purpose, staged_path, unfinished_path
 from support.small_adapters import make_adapter
+from support.workspaces import workspace_of
 
 _A_DAY_AND_AN_HOUR = 25 * 3600
 
@@ -78,10 +81,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Patient]:
         make_adapter(place / "adapters" / name, seed=n) for n, name in enumerate(("legal", "medical"))
     ]
     with Catalog.open(home) as catalog:
-        version, _ = [add_folder(catalog, home.store, adapter).version for adapter in adapters]
+        version, _ = [add_folder(workspace_of(catalog, home.store), adapter).version for adapter in adapters]
         recipe = Recipe.from_value({"members": [{"adapter": "legal"}, {"adapter": "medical"}]}, what="recipe")
         (place / "bundles").mkdir()
-        fusion = fuse(catalog, prepare_fuse(catalog, home.store, recipe), place / "bundles" / "team")
+        fusion = fuse(
+            workspace_of(catalog, home.store),
+            prepare_fuse(workspace_of(catalog, home.store), recipe),
+            place / "bundles" / "team",
+        )
     copy = place.with_name("template")
     shutil.copytree(place, copy)
     return copy, Patient(home, adapters[0], version, fusion.version)
@@ -137,7 +144,7 @@ def kill_while_adding(patient: Patient) -> None:
 
 
 def test_a_sound_home_has_no_problem(patient: Patient) -> None:
-    assert examine(patient.home, jobs=2) == Examination((), ())
+    assert examine(Workspace(patient.home), jobs=2) == Examination((), ())
 
 
 def test_a_home_that_is_not_there_is_not_made(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,12 +284,12 @@ def test_damage_is_found_and_mended_where_that_needs_no_judgement(
     referenced = {path: path.read_bytes() for path in patient.home.store.list_files()}
     hurt(patient)
     hurt_state = snapshot(patient.home.folder)
-    examination = examine(patient.home)
+    examination = examine(Workspace(patient.home))
     assert codes_of(examination) == found
     assert all(problem.way_out for problem in examination.problems)
     assert snapshot(patient.home.folder) == hurt_state
     mend(examination)
-    assert codes_of(examine(patient.home)) == left
+    assert codes_of(examine(Workspace(patient.home))) == left
     # What is referred to is where it was, or, where it was damaged, aside.
     assert sum(path.exists() for path in referenced) >= len(referenced) - 1
 
@@ -298,7 +305,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_what_was_damaged_is_added_again_and_is_whole(patient: Patient) -> None:
     flip_a_bit(patient.weights)
-    [problem] = examine(patient.home).problems
+    [problem] = examine(Workspace(patient.home)).problems
     assert problem.mending is not None
     assert not problem.mending.heals
     assert problem.way_out == (
@@ -307,8 +314,10 @@ def test_what_was_damaged_is_added_again_and_is_whole(patient: Patient) -> None:
     )
     problem.mending.act()
     with Catalog.open(patient.home) as catalog:
-        add_folder(catalog, patient.home.store, patient.adapter)
-        assert {each.condition for each in verify_store(catalog, patient.home.store)} == {Condition.WHOLE}
+        add_folder(workspace_of(catalog, patient.home.store), patient.adapter)
+        assert {each.condition for each in verify_store(workspace_of(catalog, patient.home.store))} == {
+            Condition.WHOLE
+        }
 
 
 def test_an_adapter_from_the_hub_is_added_again_from_its_commit(patient: Patient) -> None:
@@ -319,7 +328,7 @@ def test_an_adapter_from_the_hub_is_added_again_from_its_commit(patient: Patient
     with Catalog.open(patient.home) as catalog, connection_to(catalog._engine, writes=True) as connection:
         rebuild_index(connection)
     patient.weights.unlink()
-    [problem] = examine(patient.home).problems
+    [problem] = examine(Workspace(patient.home)).problems
     command = f"meteora-registry add hf://org/many@{commit} --subfolder legal --name legal"
     assert problem.way_out == f"`{command}`"
     assert parse_source(command.split()[2]) == HubSource("org/many", commit, None)
@@ -330,13 +339,13 @@ def test_a_fuse_that_still_runs_and_a_strangers_folder_are_left_alone(patient: P
     stranger.mkdir()
     (stranger / "diary.txt").write_text("mine")
     with staged_folder(patient.bundle.path.with_name("next")) as staging:
-        assert examine(patient.home).problems == ()
+        assert examine(Workspace(patient.home)).problems == ()
         assert staging.exists()
     patient.bundle.path.with_name(".download.partial").write_bytes(b"a browser's")
     young = Path(tempfile.gettempdir(), "meteora-pull-young")
     young.mkdir()
     unfinished_path(patient.bundle.path.with_name("young")).write_bytes(b"half")
-    assert examine(patient.home).problems == ()
+    assert examine(Workspace(patient.home)).problems == ()
 
 
 def test_what_a_first_fuse_left_is_found_from_its_folder(
@@ -362,11 +371,11 @@ def test_a_missing_blob_is_put_back_from_wherever_this_machine_has_it(patient: P
     cached = Store(good).place_of(patient.version.weights_sha256)
     cached.parent.mkdir(parents=True)
     shutil.copy(patient.adapter / "adapter_model.safetensors", cached)
-    [problem] = examine(patient.home).problems
+    [problem] = examine(Workspace(patient.home)).problems
     assert problem.mending is not None
     assert problem.mending.deed == f"put it back from `{cached}`"
     problem.mending.act()
-    assert examine(patient.home) == Examination((), ())
+    assert examine(Workspace(patient.home)) == Examination((), ())
 
 
 @pytest.fixture
@@ -374,11 +383,11 @@ def elsewhere(patient: Patient, tmp_path: Path) -> Home:
     """The patient, whose blobs have moved to a shared folder."""
     (tmp_path / "share").mkdir()
     home = Home(patient.home.folder, store_url=(tmp_path / "share").as_uri())
-    examination = examine(home)
+    examination = examine(Workspace(home))
     assert set(codes_of(examination)) == {Code.STORE_MISSING}
     mend(examination)
     shutil.rmtree(patient.home.folder / "blobs")
-    assert examine(home) == Examination((), ())
+    assert examine(Workspace(home)) == Examination((), ())
     return home
 
 
@@ -390,20 +399,20 @@ def test_a_store_elsewhere_is_mended_from_the_cache_and_the_cache_from_the_store
     assert isinstance(store, RemoteStore)
     flip_a_bit(tmp_path / "share" / "sha256" / weights[:2] / weights[2:])
     flip_a_bit(store.place_of(config))
-    examination = examine(elsewhere)
+    examination = examine(Workspace(elsewhere))
     assert codes_of(examination) == [Code.CACHE_DAMAGED, Code.STORE_DAMAGED]
     mend(examination)
-    assert examine(elsewhere) == Examination((), ())
+    assert examine(Workspace(elsewhere)) == Examination((), ())
     assert store.check(config) == store.place_of(config)
 
 
 def test_what_cannot_be_judged_is_said(elsewhere: Home, tmp_path: Path) -> None:
     share = tmp_path / "share"
     (share / "catalogs" / ("0" * 64)).write_bytes(b"")
-    [reason] = examine(elsewhere).not_examined
+    [reason] = examine(Workspace(elsewhere)).not_examined
     assert reason.startswith("what of the store may be deleted: the store ")
     share.rename(tmp_path / "away")
-    examination = examine(elsewhere)
+    examination = examine(Workspace(elsewhere))
     assert codes_of(examination) == [Code.STORE_UNAVAILABLE]
     assert examination.problems[0].found == f"the store `{share.as_uri()}` is not there"
     assert examination.not_examined == ("the rest of the store: it cannot be reached",)
@@ -456,7 +465,7 @@ def test_a_store_that_is_not_there_is_a_problem_even_if_nothing_is_in_it(
 ) -> None:
     if with_catalog:
         Catalog.open(home).close()
-    examination = examine(lose(home, tmp_path))
+    examination = examine(Workspace(lose(home, tmp_path)))
     assert codes_of(examination) == [Code.STORE_UNAVAILABLE]
     assert found in examination.problems[0].found
     assert examination.not_examined == ("the rest of the store: it cannot be reached",)

@@ -20,16 +20,17 @@ from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import RemoteStore
 from meteora_registry.registry.store.marks import UNKNOWN
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.doctor import examine
-from meteora_registry.registry.workflows.remove import remove_versions
-from meteora_registry.registry.workflows.store import adopt_store, collect_garbage
-from meteora_registry.registry.workflows.transfer import export_catalog, import_catalog
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.catalog_files import export_catalog, import_catalog
+from meteora_registry.registry.workflows.examination import examine
+from meteora_registry.registry.workflows.store_upkeep import adopt_store, collect_garbage, remove_versions
+from meteora_registry.registry.workspace import Workspace
 from meteora_registry.schemas.errors import StillInUse, StoreUnavailable
 from meteora_registry.schemas.names import CatalogSource
 from support.small_adapters import make_adapter
 from support.store_processes import add_same
 from support.users import as_ordinary_user
+from support.workspaces import workspace_of
 
 LEGAL = CatalogSource("legal")
 
@@ -68,13 +69,17 @@ def test_of_two_catalogs_neither_deletes_the_others_bytes(
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path
 ) -> None:
     for number, (home, catalog) in enumerate(zip(homes[:2], catalogs, strict=False)):
-        add_folder(catalog, home.store, make_adapter(tmp_path / f"a-{number}", seed=number), name="legal")
+        add_folder(
+            workspace_of(catalog, home.store),
+            make_adapter(tmp_path / f"a-{number}", seed=number),
+            name="legal",
+        )
     before = blobs_of(homes[0])
     for home, catalog in zip(homes, catalogs, strict=True):
         with pytest.raises(StillInUse):
-            collect_garbage(catalog, home.store, grace_seconds=0)
+            collect_garbage(workspace_of(catalog, home.store), grace_seconds=0)
     for home, catalog in zip(homes[:2], catalogs, strict=False):
-        removed = remove_versions(catalog, home.store, LEGAL)
+        removed = remove_versions(workspace_of(catalog, home.store), LEGAL)
         assert (removed.freed_bytes, type(removed.kept)) == (0, StillInUse)
     assert blobs_of(homes[0]) == before
     assert homes[0].store.list_marks() == {catalog.identify() for catalog in catalogs[:2]}
@@ -83,11 +88,11 @@ def test_of_two_catalogs_neither_deletes_the_others_bytes(
 def test_an_empty_catalog_empties_no_store(
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path
 ) -> None:
-    add_folder(catalogs[0], homes[0].store, make_adapter(tmp_path / "legal"))
+    add_folder(workspace_of(catalogs[0], homes[0].store), make_adapter(tmp_path / "legal"))
     before = blobs_of(homes[0])
     for _ in range(2):
         with pytest.raises(StillInUse):
-            collect_garbage(catalogs[2], homes[2].store, grace_seconds=0)
+            collect_garbage(workspace_of(catalogs[2], homes[2].store), grace_seconds=0)
         # The second time, as a store from before there were marks.
         forget_marks(homes[0])
     assert blobs_of(homes[0]) == before
@@ -97,7 +102,7 @@ def test_an_empty_catalog_empties_no_store(
 def test_an_empty_catalog_with_an_empty_store_has_nothing_to_collect(
     homes: list[Home], catalogs: list[Catalog]
 ) -> None:
-    assert collect_garbage(catalogs[0], homes[0].store, grace_seconds=0).size_bytes == 0
+    assert collect_garbage(workspace_of(catalogs[0], homes[0].store), grace_seconds=0).size_bytes == 0
     assert homes[0].store.list_marks() == set()
 
 
@@ -106,16 +111,16 @@ def test_an_unmarked_store_is_taken_over_by_the_catalog_that_refers_to_all_of_it
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path, action: str
 ) -> None:
     home, catalog = homes[0], catalogs[0]
-    add_folder(catalog, home.store, make_adapter(tmp_path / "legal"))
+    add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "legal"))
     forget_marks(home)
-    collect_garbage(catalog, home.store, grace_seconds=0, dry_run=True)
+    collect_garbage(workspace_of(catalog, home.store), grace_seconds=0, dry_run=True)
     assert home.store.list_marks() == set()
     if action == "gc":
-        collect_garbage(catalog, home.store, grace_seconds=0)
+        collect_garbage(workspace_of(catalog, home.store), grace_seconds=0)
     elif action == "remove":
-        assert remove_versions(catalog, home.store, LEGAL).freed_bytes > 0
+        assert remove_versions(workspace_of(catalog, home.store), LEGAL).freed_bytes > 0
     else:
-        add_folder(catalog, home.store, make_adapter(tmp_path / "medical", seed=1))
+        add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "medical", seed=1))
     assert home.store.list_marks() == {catalog.identify()}
 
 
@@ -123,16 +128,18 @@ def test_an_unmarked_store_is_taken_over_by_the_catalog_that_refers_to_all_of_it
 def test_an_unmarked_store_with_other_blobs_is_left_as_it_is(
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path, action: str
 ) -> None:
-    add_folder(catalogs[0], homes[0].store, make_adapter(tmp_path / "legal"))
-    add_folder(catalogs[1], homes[1].store, make_adapter(tmp_path / "medical", seed=1), name="legal")
+    add_folder(workspace_of(catalogs[0], homes[0].store), make_adapter(tmp_path / "legal"))
+    add_folder(
+        workspace_of(catalogs[1], homes[1].store), make_adapter(tmp_path / "medical", seed=1), name="legal"
+    )
     forget_marks(homes[0])
     before = blobs_of(homes[0])
     if action == "gc":
         with pytest.raises(StillInUse) as caught:
-            collect_garbage(catalogs[0], homes[0].store, grace_seconds=0)
+            collect_garbage(workspace_of(catalogs[0], homes[0].store), grace_seconds=0)
         refusal = caught.value
     else:
-        kept = remove_versions(catalogs[0], homes[0].store, LEGAL).kept
+        kept = remove_versions(workspace_of(catalogs[0], homes[0].store), LEGAL).kept
         assert isinstance(kept, StillInUse)
         refusal = kept
     assert str(refusal) == (
@@ -151,15 +158,15 @@ def test_a_catalog_that_adds_to_an_unmarked_store_does_not_own_what_was_there(
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path
 ) -> None:
     adapter = make_adapter(tmp_path / "legal")
-    add_folder(catalogs[0], homes[0].store, adapter)
+    add_folder(workspace_of(catalogs[0], homes[0].store), adapter)
     forget_marks(homes[0])
-    add_folder(catalogs[1], homes[1].store, make_adapter(tmp_path / "medical", seed=1))
+    add_folder(workspace_of(catalogs[1], homes[1].store), make_adapter(tmp_path / "medical", seed=1))
     assert homes[1].store.list_marks() == {UNKNOWN, catalogs[1].identify()}
     with pytest.raises(StillInUse, match="blobs from before catalogs left marks"):
-        collect_garbage(catalogs[1], homes[1].store, grace_seconds=0)
+        collect_garbage(workspace_of(catalogs[1], homes[1].store), grace_seconds=0)
     # Once it refers to everything, nothing there can be another's alone.
-    add_folder(catalogs[1], homes[1].store, adapter)
-    collect_garbage(catalogs[1], homes[1].store, grace_seconds=0)
+    add_folder(workspace_of(catalogs[1], homes[1].store), adapter)
+    collect_garbage(workspace_of(catalogs[1], homes[1].store), grace_seconds=0)
     assert homes[1].store.list_marks() == {catalogs[1].identify()}
 
 
@@ -167,31 +174,35 @@ def test_adopting_a_store_lets_its_catalog_collect_and_the_other_not(
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path
 ) -> None:
     for number, (home, catalog) in enumerate(zip(homes[:2], catalogs, strict=False)):
-        add_folder(catalog, home.store, make_adapter(tmp_path / f"a-{number}", seed=number), name="legal")
-    adopt_store(catalogs[0], homes[0].store)
+        add_folder(
+            workspace_of(catalog, home.store),
+            make_adapter(tmp_path / f"a-{number}", seed=number),
+            name="legal",
+        )
+    adopt_store(workspace_of(catalogs[0], homes[0].store))
     with pytest.raises(StillInUse, match="holds nothing of this catalog"):
-        collect_garbage(catalogs[1], homes[1].store, grace_seconds=0)
-    assert collect_garbage(catalogs[0], homes[0].store, grace_seconds=0).blobs == 1
+        collect_garbage(workspace_of(catalogs[1], homes[1].store), grace_seconds=0)
+    assert collect_garbage(workspace_of(catalogs[0], homes[0].store), grace_seconds=0).blobs == 1
     [event] = [each for each in catalogs[0].history("store").items if each.action == "adopt"]
     assert event.details == {"others": [catalogs[1].identify()]}
     # The other leaves its mark again as soon as it is used.
-    add_folder(catalogs[1], homes[1].store, make_adapter(tmp_path / "new", seed=5))
+    add_folder(workspace_of(catalogs[1], homes[1].store), make_adapter(tmp_path / "new", seed=5))
     with pytest.raises(StillInUse, match="also used by 1 other catalog"):
-        collect_garbage(catalogs[0], homes[0].store, grace_seconds=0)
+        collect_garbage(workspace_of(catalogs[0], homes[0].store), grace_seconds=0)
 
 
 def test_an_imported_catalog_and_the_exported_one_delete_nothing_of_each_other(
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path
 ) -> None:
-    add_folder(catalogs[0], homes[0].store, make_adapter(tmp_path / "legal"))
+    add_folder(workspace_of(catalogs[0], homes[0].store), make_adapter(tmp_path / "legal"))
     export_catalog(catalogs[0], tmp_path / "catalog.jsonl")
     import_catalog(catalogs[1], tmp_path / "catalog.jsonl", store=homes[1].store)
     assert catalogs[0].identify() != catalogs[1].identify()
     for home, catalog in zip(homes[:2], catalogs, strict=False):
-        kept = remove_versions(catalog, home.store, LEGAL).kept
+        kept = remove_versions(workspace_of(catalog, home.store), LEGAL).kept
         assert isinstance(kept, StillInUse)
-    adopt_store(catalogs[1], homes[1].store)
-    assert collect_garbage(catalogs[1], homes[1].store, grace_seconds=0).blobs == 2
+    adopt_store(workspace_of(catalogs[1], homes[1].store))
+    assert collect_garbage(workspace_of(catalogs[1], homes[1].store), grace_seconds=0).blobs == 2
 
 
 def test_two_catalogs_that_leave_their_first_marks_at_once_are_both_known(
@@ -213,7 +224,7 @@ def test_two_catalogs_that_leave_their_first_marks_at_once_are_both_known(
     assert {catalog.identify() for catalog in catalogs[:2]} <= marks
     for home, catalog in zip(homes[:2], catalogs, strict=False):
         with pytest.raises(StillInUse):
-            collect_garbage(catalog, home.store, grace_seconds=0)
+            collect_garbage(workspace_of(catalog, home.store), grace_seconds=0)
 
 
 def test_the_way_out_that_a_command_names_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,13 +263,13 @@ def test_the_way_out_that_a_command_names_works(tmp_path: Path, capsys: pytest.C
 def test_what_a_killed_first_add_left_is_collected_by_its_catalog(homes: list[Home], tmp_path: Path) -> None:
     program = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from meteora_registry.registry.catalog.catalog import Catalog\n"
         "from meteora_registry.registry.home import Home\n"
-        "from meteora_registry.registry.workflows.add import add_folder\n"
+        "from meteora_registry.registry.workflows.additions import add_folder\n"
+        "from meteora_registry.registry.workspace import Workspace\n"
         "home = Home(Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None)\n"
-        "with Catalog.open(home) as catalog:\n"
-        "    catalog.add_version = lambda *_, **__: os.kill(os.getpid(), 9)\n"
-        "    add_folder(catalog, home.store, Path(sys.argv[4]))\n"
+        "with Workspace(home) as workspace:\n"
+        "    workspace.catalog.add_version = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        "    add_folder(workspace, Path(sys.argv[4]))\n"
     )
     home, adapter = homes[0], make_adapter(tmp_path / "legal")
     arguments = [str(home.folder), home.catalog_url or "", home.store_url or "", str(adapter)]
@@ -266,17 +277,17 @@ def test_what_a_killed_first_add_left_is_collected_by_its_catalog(homes: list[Ho
     assert done.returncode == -signal.SIGKILL
     assert len(blobs_of(home)) == 2
     with Catalog.open(home) as catalog:
-        add_folder(catalog, home.store, make_adapter(tmp_path / "medical", seed=1))
+        add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "medical", seed=1))
         assert home.store.list_marks() == {catalog.identify()}
         # The config is the same in both.
-        assert collect_garbage(catalog, home.store, grace_seconds=0).blobs == 1
-        assert examine(home).problems == ()
+        assert collect_garbage(workspace_of(catalog, home.store), grace_seconds=0).blobs == 1
+        assert examine(Workspace(home)).problems == ()
 
 
 def test_an_import_whose_store_is_away_leaves_the_catalog_empty(
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path
 ) -> None:
-    add_folder(catalogs[0], homes[0].store, make_adapter(tmp_path / "legal"))
+    add_folder(workspace_of(catalogs[0], homes[0].store), make_adapter(tmp_path / "legal"))
     export_catalog(catalogs[0], tmp_path / "catalog.jsonl")
     away = RemoteStore((tmp_path / "away").as_uri(), tmp_path / "cache")
     with pytest.raises(StoreUnavailable, match="is not there"):
@@ -291,18 +302,18 @@ def test_mending_from_another_place_makes_no_catalog_the_owner_of_what_was_there
     (tmp_path / "share").mkdir()
     others = Home(tmp_path / "others", store_url=(tmp_path / "share").as_uri())
     with Catalog.open(others) as catalog:
-        add_folder(catalog, others.store, make_adapter(tmp_path / "medical", seed=1))
+        add_folder(workspace_of(catalog, others.store), make_adapter(tmp_path / "medical", seed=1))
     forget_marks(others)
     before = blobs_of(others)
     with Catalog.open(home) as catalog:
-        add_folder(catalog, home.store, adapter)
+        add_folder(workspace_of(catalog, home.store), adapter)
         moved = Home(home.folder, store_url=others.store_url)
-        for problem in examine(moved).problems:
+        for problem in examine(Workspace(moved)).problems:
             assert problem.mending is not None
             problem.mending.act()
         assert moved.store.list_marks() == {UNKNOWN, catalog.identify()}
         with pytest.raises(StillInUse):
-            collect_garbage(catalog, moved.store, grace_seconds=0)
+            collect_garbage(workspace_of(catalog, moved.store), grace_seconds=0)
     assert before < blobs_of(moved)
 
 
@@ -313,11 +324,11 @@ def test_a_store_that_takes_no_mark_says_why_nothing_was_deleted() -> None:
         home = Home(Path(name) / "home")
         with as_ordinary_user():
             with Catalog.open(home) as catalog:
-                add_folder(catalog, home.store, make_adapter(Path(name) / "legal"))
+                add_folder(workspace_of(catalog, home.store), make_adapter(Path(name) / "legal"))
                 forget_marks(home)
                 (home.folder / "blobs" / "catalogs").chmod(0o555)
                 with pytest.raises(StoreUnavailable, match="cannot be written: Permission denied"):
-                    collect_garbage(catalog, home.store)
-                kept = remove_versions(catalog, home.store, LEGAL).kept
+                    collect_garbage(workspace_of(catalog, home.store))
+                kept = remove_versions(workspace_of(catalog, home.store), LEGAL).kept
                 assert isinstance(kept, StoreUnavailable)
             (home.folder / "blobs" / "catalogs").chmod(0o755)

@@ -21,9 +21,11 @@ from meteora_registry.registry.catalog.schema import upgrade
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import Intake, References, RemoteStore
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.doctor import Code, examine
-from meteora_registry.registry.workflows.store import Condition, collect_garbage, verify_store
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.examination import examine
+from meteora_registry.registry.workflows.problem import Code
+from meteora_registry.registry.workflows.store_upkeep import Condition, collect_garbage, verify_store
+from meteora_registry.registry.workspace import Workspace
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import (
     StillInUse,
@@ -34,6 +36,7 @@ from support.gs_server import gs_environment, gs_server
 from support.s3_server import BUCKET, s3_environment, s3_server
 from support.small_adapters import make_adapter
 from support.store_processes import add_same
+from support.workspaces import workspace_of
 
 CONTENT = b"the bytes" * 300_000
 DIGEST = Digest.of_bytes(CONTENT)
@@ -255,21 +258,21 @@ def test_gc_waits_a_day_for_what_is_not_recorded_yet_and_drops_copies(
     store = home.store
     assert isinstance(store, RemoteStore)
     with Catalog.open(home) as catalog:
-        version = add_folder(catalog, store, make_adapter(tmp_path / "legal")).version
+        version = add_folder(workspace_of(catalog, store), make_adapter(tmp_path / "legal")).version
         with store.intake() as intake:
             intake.copy(source)
             with intake.published():
                 pass
-        assert collect_garbage(catalog, store).young == 1
+        assert collect_garbage(workspace_of(catalog, store)).young == 1
         assert store.size_of(DIGEST) == len(CONTENT)
-        planned = collect_garbage(catalog, store, grace_seconds=0, dry_run=True)
+        planned = collect_garbage(workspace_of(catalog, store), grace_seconds=0, dry_run=True)
         assert (planned.blobs, planned.blob_bytes) == (1, len(CONTENT))
-        assert collect_garbage(catalog, store, grace_seconds=0).blobs == 1
+        assert collect_garbage(workspace_of(catalog, store), grace_seconds=0).blobs == 1
         assert [event.details["blobs"] for event in catalog.history("store").items] == [1]
         assert {blob.sha256 for blob in store.list_blobs()} == {file.sha256 for file in version.files}
-        assert {each.condition for each in verify_store(catalog, store)} == {Condition.WHOLE}
+        assert {each.condition for each in verify_store(workspace_of(catalog, store))} == {Condition.WHOLE}
     with Catalog.open(Home(tmp_path / "new")) as empty, pytest.raises(StillInUse):
-        collect_garbage(empty, store, grace_seconds=0)
+        collect_garbage(workspace_of(empty, store), grace_seconds=0)
 
 
 @pytest.mark.parametrize("url", ["file", "s3", "gs"], indirect=True)
@@ -290,7 +293,7 @@ def test_processes_that_add_the_same_content_at_once_leave_one_whole_blob(url: s
     assert [process.exitcode for process in processes] == [0, 0]
     reader = Home(tmp_path / "three", catalog_url, url)
     with Catalog.open(reader) as catalog:
-        states = list(verify_store(catalog, reader.store, jobs=2))
+        states = list(verify_store(workspace_of(catalog, reader.store), jobs=2))
         assert {state.condition for state in states} == {Condition.WHOLE}
         # Five weights and one config, each used by both.
         assert len(states) == 6
@@ -318,14 +321,14 @@ def test_a_process_killed_while_it_adds_to_a_shared_folder_leaves_no_half_blob(t
     for path in (share / "incoming").iterdir():
         os.utime(path, (0, path.stat().st_mtime - 3700))
     with Catalog.open(home) as catalog:
-        states = list(verify_store(catalog, home.store))
+        states = list(verify_store(workspace_of(catalog, home.store)))
         assert {state.condition for state in states} == {Condition.WHOLE}
         for blob in home.store.list_blobs():
             assert home.store.rehash(blob.sha256) == blob.sha256
-        collect_garbage(catalog, home.store, grace_seconds=0)
+        collect_garbage(workspace_of(catalog, home.store), grace_seconds=0)
         assert {blob.sha256 for blob in home.store.list_blobs()} == {state.sha256 for state in states}
         assert home.store.list_leftovers() == []
-    assert examine(home).problems == ()
+    assert examine(Workspace(home)).problems == ()
 
 
 def test_removing_while_the_store_is_away_removes_the_record_and_says_that_the_bytes_stay(
@@ -365,7 +368,7 @@ def test_the_doctor_tells_an_empty_store_from_a_bucket_that_does_not_exist(
         monkeypatch.setenv(variable, value)
     home = Home(tmp_path / "home", store_url=f"{service}://{bucket}/{tmp_path.name}")
     Catalog.open(home).close()
-    found = [problem.code for problem in examine(home).problems]
+    found = [problem.code for problem in examine(Workspace(home)).problems]
     assert found == ([] if bucket == BUCKET else [Code.STORE_UNAVAILABLE])
 
 
@@ -383,7 +386,7 @@ def test_the_doctor_says_that_credentials_are_missing(
     # fsspec keeps connections by their options, and these find other credentials.
     files.clear_instance_cache()
     try:
-        [problem] = examine(home).problems
+        [problem] = examine(Workspace(home)).problems
     finally:
         files.clear_instance_cache()
     assert problem.code == Code.STORE_UNAVAILABLE

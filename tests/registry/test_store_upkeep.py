@@ -19,13 +19,13 @@ from meteora_registry.registry.catalog.schema import upgrade
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import Store
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.remove import remove_versions
-from meteora_registry.registry.workflows.store import (
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.store_upkeep import (
     Condition,
     collect_garbage,
     measure_store,
     referenced_bytes,
+    remove_versions,
     verify_store,
 )
 from meteora_registry.schemas.digest import Digest
@@ -34,6 +34,7 @@ from support.catalogued import new_adapter, new_bundle
 from support.small_adapters import make_adapter
 from support.store_processes import add_and_remove, collect
 from support.users import as_ordinary_user
+from support.workspaces import workspace_of
 
 
 def damage(path: Path) -> None:
@@ -79,15 +80,15 @@ def dead_intake(home: Home, source: Path) -> Iterator[None]:
 def test_gc_frees_what_nothing_refers_to_and_says_how_much(
     home: Home, catalog: Catalog, adapter: Path, tmp_path: Path
 ) -> None:
-    version = add_folder(catalog, home.store, adapter).version
+    version = add_folder(workspace_of(catalog, home.store), adapter).version
     digest = orphan(home.store, tmp_path, b"nobody's" * 100)
-    planned = collect_garbage(catalog, home.store, dry_run=True)
+    planned = collect_garbage(workspace_of(catalog, home.store), dry_run=True)
     assert (planned.blobs, planned.blob_bytes, planned.size_bytes) == (1, 800, 800)
     assert home.store.find(digest)
-    assert collect_garbage(catalog, home.store) == planned
+    assert collect_garbage(workspace_of(catalog, home.store)) == planned
     assert home.store.find(digest) is None
     assert {blob.sha256 for blob in home.store.list_blobs()} == {file.sha256 for file in version.files}
-    assert collect_garbage(catalog, home.store).size_bytes == 0
+    assert collect_garbage(workspace_of(catalog, home.store)).size_bytes == 0
     (event,) = catalog.history("store").items
     assert (event.action, event.subject) == ("gc", "store")
     assert event.details == {"blobs": 1, "size_bytes": 800}
@@ -98,7 +99,7 @@ def test_gc_spares_what_is_younger_than_the_grace_period(
 ) -> None:
     home.store.mark(catalog.ensure_identity(), catalog.referenced)
     digest = orphan(home.store, tmp_path, b"nobody's")
-    spared = collect_garbage(catalog, home.store, grace_seconds=3600)
+    spared = collect_garbage(workspace_of(catalog, home.store), grace_seconds=3600)
     assert (spared.blobs, spared.young) == (0, 1)
     assert home.store.find(digest)
 
@@ -108,9 +109,9 @@ def test_gc_takes_the_copies_of_the_dead_and_spares_those_of_the_living(
 ) -> None:
     source = adapter / "adapter_model.safetensors"
     with dead_intake(home, source):
-        assert collect_garbage(catalog, home.store).leftovers == 0
+        assert collect_garbage(workspace_of(catalog, home.store)).leftovers == 0
         assert any(home.store.incoming.iterdir())
-    found = collect_garbage(catalog, home.store)
+    found = collect_garbage(workspace_of(catalog, home.store))
     assert (found.leftovers, found.leftover_bytes) == (1, source.stat().st_size)
     assert not any(home.store.incoming.iterdir())
 
@@ -118,13 +119,13 @@ def test_gc_takes_the_copies_of_the_dead_and_spares_those_of_the_living(
 def test_gc_keeps_what_was_put_aside_until_its_blob_is_whole_again(
     home: Home, catalog: Catalog, adapter: Path
 ) -> None:
-    version = add_folder(catalog, home.store, adapter).version
+    version = add_folder(workspace_of(catalog, home.store), adapter).version
     damage(home.store.path_of(version.weights_sha256))
     aside = Path(home.store.set_aside(version.weights_sha256))
-    collect_garbage(catalog, home.store)
+    collect_garbage(workspace_of(catalog, home.store))
     assert aside.exists()
-    add_folder(catalog, home.store, adapter)
-    assert collect_garbage(catalog, home.store).blobs == 1
+    add_folder(workspace_of(catalog, home.store), adapter)
+    assert collect_garbage(workspace_of(catalog, home.store)).blobs == 1
     assert not aside.exists()
 
 
@@ -154,10 +155,10 @@ def test_gc_while_others_add_and_remove_loses_nothing(tmp_path: Path, place: str
     assert [process.exitcode for process in (collector, *adders)] == [0, 0, 0]
     home = homes[0]
     with Catalog.open(home) as catalog:
-        states = list(verify_store(catalog, home.store))
+        states = list(verify_store(workspace_of(catalog, home.store)))
         assert len(catalog.list_adapters()) == 11
         assert {state.condition for state in states} == {Condition.WHOLE}
-        collect_garbage(catalog, home.store, grace_seconds=0)
+        collect_garbage(workspace_of(catalog, home.store), grace_seconds=0)
         assert {blob.sha256 for blob in home.store.list_blobs()} == {state.sha256 for state in states}
 
 
@@ -165,13 +166,18 @@ def test_verify_finds_every_blob_that_is_missing_or_changed(
     home: Home, catalog: Catalog, tmp_path: Path
 ) -> None:
     versions = [
-        add_folder(catalog, home.store, make_adapter(tmp_path / str(n), seed=n), name=f"a-{n}").version
+        add_folder(
+            workspace_of(catalog, home.store), make_adapter(tmp_path / str(n), seed=n), name=f"a-{n}"
+        ).version
         for n in range(3)
     ]
     damage(home.store.path_of(versions[0].weights_sha256))
     home.store.path_of(versions[1].weights_sha256).unlink()
     read: list[int] = []
-    states = {each.sha256: each for each in verify_store(catalog, home.store, jobs=2, advance=read.append)}
+    states = {
+        each.sha256: each
+        for each in verify_store(workspace_of(catalog, home.store), jobs=2, advance=read.append)
+    }
     assert {digest: state.condition for digest, state in states.items()} == {
         versions[0].config_sha256: Condition.WHOLE,
         versions[0].weights_sha256: Condition.DAMAGED,
@@ -191,7 +197,9 @@ def test_references_are_read_over_many_pages(
     monkeypatch.setattr("meteora_registry.registry.catalog.references._PAGE_ROWS", 2)
     assert any_catalog.identify() is None
     versions = [
-        add_folder(any_catalog, home.store, make_adapter(tmp_path / str(n), seed=n), name=f"a-{n}").version
+        add_folder(
+            workspace_of(any_catalog, home.store), make_adapter(tmp_path / str(n), seed=n), name=f"a-{n}"
+        ).version
         for n in range(5)
     ]
     for number in range(3):
@@ -206,14 +214,14 @@ def test_references_are_read_over_many_pages(
 def test_a_catalog_is_known_by_its_first_event_and_holds_its_references(
     any_catalog: Catalog, home: Home, adapter: Path, tmp_path: Path
 ) -> None:
-    version = add_folder(any_catalog, home.store, adapter).version
+    version = add_folder(workspace_of(any_catalog, home.store), adapter).version
     identity = any_catalog.identify()
     assert identity is not None
     absent = Digest.of_bytes(b"absent")
     with any_catalog.hold_references() as held:
         assert held.catalog == identity
         assert set(held.among([version.weights_sha256, absent])) == {version.weights_sha256}
-    remove_versions(any_catalog, home.store, version.source)
+    remove_versions(workspace_of(any_catalog, home.store), version.source)
     assert any_catalog.identify() == identity
     with any_catalog.hold_references() as held:
         assert set(held.among([version.weights_sha256])) == set()
@@ -231,12 +239,12 @@ def test_a_record_that_cannot_be_confirmed_is_not_made(any_catalog: Catalog) -> 
 
 def test_usage_counts_shared_bytes_once(home: Home, catalog: Catalog, tmp_path: Path) -> None:
     adapters = [make_adapter(tmp_path / f"a-{n}", seed=n) for n in range(2)]
-    first, second = [add_folder(catalog, home.store, adapter).version for adapter in adapters]
-    copy = add_folder(catalog, home.store, adapters[0], name="copy").version
+    first, second = [add_folder(workspace_of(catalog, home.store), adapter).version for adapter in adapters]
+    copy = add_folder(workspace_of(catalog, home.store), adapters[0], name="copy").version
     catalog.register_bundle(new_bundle(first, second, size_bytes=5000))
     orphan(home.store, tmp_path, b"nobody's")
     config_bytes, weights_bytes = (first.size_bytes - first.weights_bytes), first.weights_bytes
-    usage = measure_store(catalog, home.store)
+    usage = measure_store(workspace_of(catalog, home.store))
     assert (usage.blobs, usage.missing, usage.reclaimable_bytes) == (4, 0, 8)
     assert usage.referenced_bytes == config_bytes + 2 * weights_bytes
     assert usage.shared_bytes == config_bytes + weights_bytes

@@ -22,7 +22,7 @@ from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.transfer import backup_catalog, export_catalog, import_catalog
+from meteora_registry.registry.workflows.catalog_files import backup_catalog, export_catalog, import_catalog
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
     CatalogUnusable,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.add import add_folder
-from meteora_registry.registry.workflows.remove import remove_versions
-from meteora_registry.registry.workflows.store import collect_garbage
+from meteora_registry.registry.workflows.additions import add_folder
+from meteora_registry.registry.workflows.store_upkeep import collect_garbage, remove_versions
 from meteora_registry.schemas.errors import StillInUse
 from meteora_registry.schemas.names import CatalogSource
 from support.small_adapters import make_adapter
+from support.workspaces import workspace_of
 
 
 def add_and_remove(home: Home, start: int) -> None:
@@ -21,9 +21,9 @@ def add_and_remove(home: Home, start: int) -> None:
         for number in range(start, start + 8):
             adapter = make_adapter(home.folder / f"{start}-{number}", seed=number, layers=1)
             name = f"adapter-{start}-{number}"
-            add_folder(catalog, home.store, adapter, name=name)
+            add_folder(workspace_of(catalog, home.store), adapter, name=name)
             if number % 3 == 0:
-                remove_versions(catalog, home.store, CatalogSource(name))
+                remove_versions(workspace_of(catalog, home.store), CatalogSource(name))
 
 
 def collect(home: Home, stop: Path) -> None:
@@ -31,7 +31,7 @@ def collect(home: Home, stop: Path) -> None:
     with Catalog.open(home) as catalog:
         while not stop.exists():
             try:
-                collect_garbage(catalog, home.store, grace_seconds=0)
+                collect_garbage(workspace_of(catalog, home.store), grace_seconds=0)
             except StillInUse as error:
                 # Before the first record the store does not know the catalog.
                 assert "holds nothing of this catalog" in str(error)
@@ -43,4 +43,4 @@ def add_same(home: Home, name: str, barrier: Barrier) -> None:
         for number in range(5):
             adapter = make_adapter(home.folder / f"adapter-{number}", seed=number)
             barrier.wait()
-            add_folder(catalog, home.store, adapter, name=f"{name}-{number}")
+            add_folder(workspace_of(catalog, home.store), adapter, name=f"{name}-{number}")

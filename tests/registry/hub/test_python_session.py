@@ -8,6 +8,7 @@ from pathlib import Path
 
 from support.hub import LoopbackHub
 from support.hub_commands import Workplace
+from support.small_adapters import make_adapter
 
 SESSION = """
 from pathlib import Path
@@ -41,23 +42,88 @@ with meteora.Registry(Path("other")) as registry:
 print("done")
 """
 
+FUSE_SESSION = """
+import sys, tempfile
+from pathlib import Path
+import meteora_registry as meteora
 
-def test_python_session_adds_pushes_verifies_and_pulls(
-    here: Workplace, hub: LoopbackHub, legal: Path
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SESSION],
+scratch = Path("scratch").absolute()
+scratch.mkdir()
+tempfile.tempdir = str(scratch)
+commit, medical = sys.argv[1], Path(sys.argv[2])
+members = {"hub": "org/legal@main", "local": medical, "deep": "hf://org/many@main/a/b"}
+with meteora.fuse(members) as fused:
+    origins = {member.name: member.origin for member in fused.bundle.manifest.members}
+    assert (origins["hub"].kind, origins["hub"].commit) == ("hub", commit), origins
+    assert origins["hub"].location == f"hf://org/legal@{commit}", origins
+    assert origins["local"].kind == "folder", origins
+    assert origins["deep"].location.endswith("/a/b"), origins
+    fused.save("bundle")
+    assert fused.verify().outcome is meteora.Outcome.PASS
+    assert list(scratch.iterdir())
+assert not list(scratch.iterdir())
+with meteora.fuse(["org/legal", str(medical)]) as fused, meteora.Registry("home") as registry:
+    registry.add("org/legal")
+    registry.add(medical)
+    fusion = registry.fuse(["legal", "medical"], "again")
+    assert fused.bundle.manifest_sha256 == fusion.version.manifest_sha256
+for source, options in (
+    ("org/missing", {}),
+    ("org/many", {}),
+    ("org/legal", {"max_bytes": 10}),
+    ("org/broken", {}),
+):
+    try:
+        meteora.fuse([medical, source], **options)
+    except meteora.MeteoraError as error:
+        print(f"{type(error).__name__}: {error}")
+assert not list(scratch.iterdir())
+"""
+
+
+def run_session(code: str, here: Workplace, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program where the commands run."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
         cwd=here.folder,
         env=here.machine.environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_python_session_adds_pushes_verifies_and_pulls(
+    here: Workplace, hub: LoopbackHub, legal: Path
+) -> None:
+    done = run_session(SESSION, here)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "`keep_record` goes with a bundle on this machine",
+        "the record can only be written into a bundle on this machine",
         "not there",
         "done",
     ]
     assert hub.repositories["org/bundle"].head.files["meteora_manifest.json"]
+    assert legal.is_dir()
+
+
+def test_fuse_takes_repositories_beside_folders_and_leaves_no_download(
+    here: Workplace, hub: LoopbackHub, legal: Path, tmp_path: Path
+) -> None:
+    medical = make_adapter(tmp_path / "medical", seed=2)
+    deep = make_adapter(tmp_path / "deep", seed=3)
+    files = {path.name: path.read_bytes() for path in deep.iterdir()}
+    hub.create(
+        "org/many", {f"{folder}/{name}": data for folder in ("a/b", "c") for name, data in files.items()}
+    )
+    broken = make_adapter(tmp_path / "broken", seed=4, alpha=None)  # type: ignore[arg-type]
+    hub.create("org/broken", broken)
+    commit = hub.repositories["org/legal"].head.oid
+    done = run_session(FUSE_SESSION, here, commit, str(medical))
+    assert done.returncode == 0, done.stderr
+    missing, many, large, refused = done.stdout.splitlines()
+    assert missing.startswith("HubNotFound: the Hub has no repository `org/missing`")
+    assert many.startswith("UsageError: `org/many` holds 2 adapters: `a/b`, `c`")
+    assert large.startswith("HubRefused: `adapter_config.json` of `hf://org/legal@")
+    assert refused.startswith("AdapterRefused: `hf://org/broken@")
     assert legal.is_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from meteora_registry.registry.hub.failures import Subject, hide_secrets, translate
+from meteora_registry.registry.hub.foreign_errors import Subject, hide_secrets, translate
 from support.hub import SIGNATURE, TOKEN
 
 

@@ -28,8 +28,7 @@ from ...schemas.finding import Finding, Severity
 from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
 from ...schemas.policy import Policy
 from ...schemas.report import AdapterReport, Outcome, Purpose, Report, blocks
-from ..catalog.catalog import Catalog
-from ..store import Store
+from ..workspace import Workspace
 
 _MAX_DEPTH = 12
 _MAX_ADAPTERS = 100_000
@@ -202,7 +201,7 @@ def _compare(
     return compare_companions(own, stated_base=options.base, weights=weights if options.deep else None)
 
 
-def inspect_companion(text: str, catalog: Catalog, store: Store) -> dict[str, Companion]:
+def inspect_companion(workspace: Workspace, text: str) -> dict[str, Companion]:
     """The adapter, or the members of the bundle, that a SOURCE names, by the names they go by.
 
     Raises:
@@ -221,9 +220,9 @@ def inspect_companion(text: str, catalog: Catalog, store: Store) -> dict[str, Co
                 hint="add it to the catalog first, or name a folder as `./folder`",
             )
         case CatalogSource() as source:
-            version = catalog.find(source)
+            version = workspace.catalog.find(source)
             config, weights = (
-                store.path_of(version.file(name).sha256) for name in (CONFIG_FILE, WEIGHTS_FILE)
+                workspace.store.path_of(version.file(name).sha256) for name in (CONFIG_FILE, WEIGHTS_FILE)
             )
             return {text: Companion(inspect_files(config, weights), weights)}
 

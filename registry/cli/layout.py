@@ -1,4 +1,4 @@
-"""``import``: a bundle from the layout of the MeteoRA authors' own code."""
+"""``export`` and ``import``: bundles in the layout of the MeteoRA authors' own code."""
 
 from __future__ import annotations
 
@@ -8,18 +8,46 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...bundle import Bundle
 from ...schemas.errors import UsageError
-from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
-from ..home import Home
+from ..face import Registry
+from ..workflows.bundle_folder import find_bundle_folder, gate_is_fitted
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_line, print_remark
-from .parameters import format_option, layout_option, out_option, pass_home
+from .output import describe_bytes, print_gate_remark, print_line, print_remark
+from .parameters import bundle_argument, format_option, layout_option, out_option, pass_registry
 from .progress import step_bar
 
 if TYPE_CHECKING:
     from ...fuser.official import ImportedMember
+
+
+@click.command("export", epilog=examples("export ./bundle --layout official --out ./official"))
+@bundle_argument
+@layout_option
+@out_option
+@format_option
+@pass_registry
+def export(registry: Registry, bundle: str, *, out: Path, as_json: bool) -> None:
+    """Write a bundle in the layout of the MeteoRA authors' code.
+
+    It has one rank, and one PEFT folder per member. The layout has no place for names, ranks, alphas, top
+    k, temperature and base; they go into export.json beside it. What it cannot carry at all is said.
+    """
+    require_torch("exporting")
+    from ...fuser.official import export_official
+
+    folder = find_bundle_folder(registry, bundle)
+    exported = export_official(Bundle.open(folder), out)
+    if as_json:
+        print_json(exported)
+    else:
+        print_line(f"exported: {exported.folder}, every member padded to rank {exported.rank}")
+    for loss in exported.losses:
+        print_remark(f"warning: {loss}")
+    if not gate_is_fitted(folder):
+        print_gate_remark()
 
 
 @click.command(
@@ -45,9 +73,9 @@ if TYPE_CHECKING:
 @out_option
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
 @format_option
-@pass_home
-def command(
-    home: Home,
+@pass_registry
+def import_(
+    registry: Registry,
     weights: Path,
     members: tuple[str, ...],
     *,
@@ -64,13 +92,12 @@ def command(
     the plain adapter it is; the gates are taken as they are.
     """
     require_torch("importing")
-    from ..workflows.layout import import_official
+    from ..workflows.fusion import import_official
 
     described = [_parse_member(text) for text in members]
-    with Catalog.open(home) as catalog, step_bar() as advance:
+    with step_bar() as advance:
         fusion = import_official(
-            catalog,
-            home.store,
+            registry,
             weights,
             described,
             out,

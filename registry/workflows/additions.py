@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, SourceUnreadable, StoreDamaged, UsageError
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, check_name, suggest_name
-from ..catalog.catalog import Catalog
 from ..catalog.columns import clean_foreign_text
 from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile
-from ..store import Advance, Intake, Store
+from ..store import Intake, Store
+from ..workspace import Workspace
+from .steps import Advance, chunks_of
 
 # Kept for people and for a bundle's card, when they are there and not larger than this.
 TEXT_FILES = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
@@ -48,8 +49,7 @@ class Addition:
 
 
 def add_folder(
-    catalog: Catalog,
-    store: Store,
+    workspace: Workspace,
     folder: Path,
     *,
     name: str | None = None,
@@ -62,15 +62,14 @@ def add_folder(
     """Put the adapter in a folder into the store and the catalog.
 
     Args:
-        catalog: where it is recorded.
-        store: where its bytes go.
+        workspace: whose catalog and store it goes into.
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``; links are not followed.
         name: by default made from the folder's name.
         base: the base model, as the person who adds it knows it; by default what the adapter declares.
         tags: words attached to the version.
         origin: where the folder's files came from; by default the folder, by its last name.
         license_name: its licence, where no card beside it names one.
-        advance: told the number of bytes of each chunk that was copied.
+        advance: called with how much of the weights was copied.
 
     Raises:
         AdapterRefused: it is broken; ``findings`` has the reasons, and nothing was recorded.
@@ -88,14 +87,15 @@ def add_folder(
     new = _describe(inspection, label, wanted_name, base, stated)
     if new.license is None:
         new = dataclasses.replace(new, license=license_name)
+    catalog = workspace.catalog
     same = catalog.find_content(new.weights_sha256, new.canonical_config_sha256)
     duplicates = tuple(source for source in same if source.name != wanted_name)
     known = next((source for source in same if source.name == wanted_name), None)
-    if known is not None and _is_stored(store, catalog.find(known)):
+    if known is not None and _is_stored(workspace.store, catalog.find(known)):
         # The name has this content, and the store its bytes: nothing to copy.
         added = catalog.add_version(new, tags=wanted_tags)
         return Addition(label, added.version, added.created, duplicates, ())
-    added, skipped = _store_and_record(catalog, store, folder, new, wanted_tags, advance)
+    added, skipped = _store_and_record(workspace, folder, new, wanted_tags, advance)
     return Addition(label, added.version, added.created, duplicates, skipped)
 
 
@@ -159,16 +159,19 @@ def _describe(
 
 
 def _store_and_record(
-    catalog: Catalog,
-    store: Store,
+    workspace: Workspace,
     folder: Path,
     new: NewAdapterVersion,
     tags: tuple[str, ...],
     advance: Advance | None,
 ) -> tuple[Added, tuple[str, ...]]:
+    catalog, store = workspace.catalog, workspace.store
+    count = chunks_of(advance, f"storing {new.name}", new.weights_bytes)
     with store.intake() as intake:
-        expected = {CONFIG_FILE: new.config_sha256, WEIGHTS_FILE: new.weights_sha256}
-        files = [_copy_judged(intake, folder / name, digest, advance) for name, digest in expected.items()]
+        files = [
+            _copy_judged(intake, folder / CONFIG_FILE, new.config_sha256),
+            _copy_judged(intake, folder / WEIGHTS_FILE, new.weights_sha256, count),
+        ]
         texts, skipped = _copy_texts(intake, folder)
         # Before the first blob is seen there, so that no other catalog takes it for nobody's.
         store.mark(catalog.ensure_identity(), catalog.referenced)
@@ -177,7 +180,9 @@ def _store_and_record(
             return catalog.add_version(complete, tags=tags, confirm=intake.confirm), skipped
 
 
-def _copy_judged(intake: Intake, path: Path, digest: Digest, advance: Advance | None) -> StoredFile:
+def _copy_judged(
+    intake: Intake, path: Path, digest: Digest, advance: Callable[[int], None] | None = None
+) -> StoredFile:
     blob = intake.copy(path, advance=advance)
     if blob.sha256 != digest:
         raise SourceUnreadable(

@@ -7,23 +7,53 @@ else's push in between makes the Hub refuse ours, so two pushes never mix.
 
 from __future__ import annotations
 
+import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from ...bundle import Bundle
+from ...fuser.licenses import combine_licenses
 from ...inspection.regular_file import real_path
-from ...schemas.bundle import CARD_FILE, MANIFEST_FILE
+from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
-from ...schemas.errors import HubConflict, HubMismatch, HubRefused, HubUnavailable
-from ...schemas.names import CatalogSource
+from ...schemas.errors import (
+    BundleRefused,
+    HubConflict,
+    HubMismatch,
+    HubRefused,
+    HubUnavailable,
+    StoreDamaged,
+    UsageError,
+)
+from ...schemas.manifest import Manifest
+from ...schemas.names import (
+    CatalogSource,
+    HubSource,
+    below,
+    check_file_name,
+    check_repository,
+    parse_path_or_source,
+)
+from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
+from ..catalog.records import AdapterVersion
 from ..hub.client import Hub
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
+from ..store import Store
+from ..workspace import Workspace
+from .additions import TEXT_FILES
+from .bundle_folder import find_bundle_folder, require_source_record
 from .steps import Advance, chunks_of
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +71,10 @@ class Upload:
     replaces: frozenset[str]
     holds_bundle: bool
 
+    def size_of(self, paths: Iterable[str]) -> int:
+        """Return the total size in bytes of some of its files."""
+        return sum(self.digests[path].size_bytes for path in paths)
+
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
@@ -56,6 +90,7 @@ class Pushed:
     created: bool
     added: tuple[str, ...]
     deleted: tuple[str, ...]
+    added_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +109,37 @@ def digest_files(files: Mapping[str, Path], advance: Advance | None = None) -> d
     return {name: digest_file(path, count) for name, path in files.items()}
 
 
+def publish(
+    workspace: Workspace,
+    source: str | os.PathLike[str],
+    repository: str,
+    options: PushOptions,
+    *,
+    advance: Advance | None = None,
+) -> Pushed:
+    """Push a bundle or a catalogued adapter, and note it in the catalog.
+
+    Args:
+        workspace: its catalog is asked when ``source`` is a catalogued name.
+        source: a bundle's folder, or a catalogued bundle or adapter.
+        repository: ``org/name`` on the Hub.
+        options: how it is pushed.
+        advance: called with the progress of the hashing.
+
+    Raises:
+        UsageError, NotInCatalog, BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: as
+            ``open_upload``.
+        HubConflict, HubRefused, HubMismatch, HubUnavailable: as ``push``.
+    """
+    check_repository(repository)
+    with temporary_folder(Purpose.PUSH) as scratch:
+        noted, upload = open_upload(workspace, source, scratch, advance=advance)
+        pushed = push(workspace.hub, upload, repository, options)
+    if not options.dry_run:
+        workspace.note(lambda catalog: note_push(catalog, noted, pushed))
+    return pushed
+
+
 def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pushed:
     """Make the repository hold exactly the upload, by one commit.
 
@@ -85,7 +151,8 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     """
     found = hub.find_repository(repository)
     if found is None and options.dry_run:
-        return Pushed(repository, None, upload.tag, None, True, tuple(sorted(upload.files)), ())
+        add = tuple(sorted(upload.files))
+        return Pushed(repository, None, upload.tag, None, True, add, (), upload.size_of(add))
     if found is None:
         hub.create_repository(repository, private=options.private)
     elif options.private and not found[1]:
@@ -97,18 +164,19 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     listing = hub.list_files(repository, head)
     _check_owner(listing, upload)
     add, delete = find_changes(listing, upload)
+    size_bytes = upload.size_of(add)
     tag = options.tag or upload.tag
     _check_tag(hub, repository, options, head if not (add or delete) else None)
     commit, pull_request = head, None
     if options.dry_run:
-        return Pushed(repository, head, tag, None, found is None, add, delete)
+        return Pushed(repository, head, tag, None, found is None, add, delete, size_bytes)
     if add or delete:
         commit, pull_request = _commit(hub, upload, listing, add, delete, options)
         _check_result(hub.list_files(repository, commit), upload)
     if options.as_pull_request:
-        return Pushed(repository, commit, None, pull_request, found is None, add, delete)
+        return Pushed(repository, commit, None, pull_request, found is None, add, delete, size_bytes)
     hub.tag(repository, tag, commit)
-    return Pushed(repository, commit, tag, None, found is None, add, delete)
+    return Pushed(repository, commit, tag, None, found is None, add, delete, size_bytes)
 
 
 def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) -> tuple[CatalogSource, ...]:
@@ -220,3 +288,127 @@ def _check_result(listing: Listing, upload: Upload) -> None:
             "the commit is there and was not tagged",
             hint="run `meteora-registry verify` on the bundle here, then push again",
         )
+
+
+def open_upload(
+    workspace: Workspace,
+    source: str | os.PathLike[str],
+    scratch: Path,
+    *,
+    advance: Advance | None = None,
+) -> tuple[CatalogSource | Path, Upload]:
+    """Return what is pushed, for ``note_push``, and its upload.
+
+    Args:
+        workspace: its catalog is asked when ``source`` is a catalogued name.
+        source: a bundle's folder, or a catalogued bundle or adapter.
+        scratch: an empty folder that is kept until the push is done.
+        advance: called with the progress of the hashing.
+
+    Raises:
+        UsageError: it is a repository on the Hub.
+        NotInCatalog: there is no such version.
+        BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: it cannot be pushed.
+    """
+    parsed = parse_path_or_source(source)
+    if isinstance(parsed, HubSource):
+        raise UsageError(f"`{source}` is a repository on the Hub, expected a folder or a catalogued name")
+    noted: CatalogSource | None = None
+    if isinstance(parsed, CatalogSource):
+        version = workspace.catalog.find_any(parsed)
+        if isinstance(version, AdapterVersion):
+            return version.source, adapter_upload(workspace.store, version, scratch, advance=advance)
+        noted = version.source
+    folder = find_bundle_folder(workspace, source)
+    return noted or folder, bundle_upload(folder, advance=advance)
+
+
+def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
+    """The files of a bundle that passed a verification at level source, for this very manifest.
+
+    Raises:
+        BundleRefused: it was not verified so, or a file is not what the manifest says.
+        InvalidDocument: the manifest or the record is damaged.
+        SourceUnreadable: a file cannot be read.
+    """
+    bundle = Bundle(folder)
+    manifest, manifest_sha256 = bundle.manifest, bundle.manifest_sha256
+    require_source_record(bundle, f"`{folder}`", hint=_VERIFY.format(folder=folder))
+    files = {
+        name: below(folder, name) for name in (*sorted(manifest.files), MANIFEST_FILE, VERIFICATION_FILE)
+    }
+    if missing := [name for name, path in files.items() if not path.is_file() or path.is_symlink()]:
+        raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
+    digests = digest_files(files, advance)
+    _compare_with_manifest(folder, manifest, digests)
+    names = ", ".join(member.name for member in manifest.members)
+    return Upload(
+        title=f"MeteoRA bundle {manifest_sha256.short} of {names}"[:200],
+        tag=f"meteora-{manifest_sha256.short}",
+        files=files,
+        digests=digests,
+        replaces=frozenset(),
+        holds_bundle=True,
+    )
+
+
+def adapter_upload(
+    store: Store, version: AdapterVersion, scratch: Path, *, advance: Advance | None = None
+) -> Upload:
+    """The files of a catalogued adapter; one without a card gets a short one, written into ``scratch``.
+
+    Raises:
+        StoreDamaged: its bytes are missing or changed.
+        InvalidDocument: the catalog has a file under a name that no file of an adapter can have.
+    """
+    files = {}
+    for file in version.files:
+        # A name of its own, because progress and messages show it; the blob's is its digest. Others may
+        # write to the database, so the name is checked again where a link is made under it.
+        files[file.name] = below(scratch, check_file_name(file.name))
+        files[file.name].symlink_to(store.path_of(file.sha256))
+    if CARD_FILE not in files:
+        files[CARD_FILE] = scratch / CARD_FILE
+        files[CARD_FILE].write_text(_card_of(version), encoding="utf-8", newline="\n")
+    digests = digest_files(files, advance)
+    for file in version.files:
+        if digests[file.name].sha256 != file.sha256:
+            raise StoreDamaged(
+                f"the blob of `{file.name}` of `{version.source}` was changed",
+                hint="add the adapter again from its source",
+            )
+    content = Digest.of_bytes(f"{version.weights_sha256} {version.canonical_config_sha256}".encode())
+    return Upload(
+        title=f"LoRA adapter {version.source}",
+        tag=f"meteora-{content.short}",
+        files=files,
+        digests=digests,
+        replaces=frozenset({CONFIG_FILE, WEIGHTS_FILE, *TEXT_FILES}),
+        holds_bundle=False,
+    )
+
+
+def _compare_with_manifest(folder: Path, manifest: Manifest, digests: Mapping[str, FileDigests]) -> None:
+    for name, listed in manifest.files.items():
+        if digests[name].sha256 != listed.sha256:
+            raise BundleRefused(
+                f"`{name}` in `{folder}` was changed: it has the digest `{digests[name].sha256}`, "
+                f"the manifest says `{listed.sha256}`",
+                hint="fuse the bundle again",
+            )
+
+
+def _card_of(version: AdapterVersion) -> str:
+    facts: dict[str, object] = {"library_name": "peft", "tags": ["lora"]}
+    base = version.base_model or version.base
+    if base is not None and _HUB_NAME.fullmatch(base):
+        facts |= {"base_model": base, "base_model_relation": "adapter"}
+    combined = combine_licenses([version.license])
+    facts["license"] = combined.identifier
+    if combined.name is not None:
+        facts["license_name"] = combined.name
+    rank = "unknown" if version.max_rank is None else version.max_rank
+    return (
+        f"---\n{yaml.safe_dump(facts, allow_unicode=False)}---\n\n# {version.name}\n\n"
+        f"A LoRA adapter of rank {rank}, {version.weights_bytes} bytes, weights `{version.weights_sha256}`.\n"
+    )

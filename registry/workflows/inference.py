@@ -1,19 +1,24 @@
-"""``eval``: a bundle's folder and its members' data in, an evaluation out; and two evaluations compared."""
+"""``eval`` and ``trace``: workflows that load a bundle on its base and let it answer."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
 from ...bundle import Bundle
-from ...runtime import evaluation
+from ...runtime import GateNotFittedWarning, LoadedBundle, evaluation, load_bundle, tracing
 from ...runtime.evaluation import EvaluationOptions
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
-from ...runtime.fitting import context_of, open_base, read_task_data
+from ...runtime.fitting import OpenedBase, context_of, open_base, read_task_data
 from ...schemas.bundle import MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable
 from ...schemas.evaluation import Evaluation
-from .loading import load_for_command
+from ...schemas.trace import Trace
 from .result_file import check_writable, replace_file
 from .steps import Advance
 
@@ -74,3 +79,60 @@ def _make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise SourceUnreadable(f"cannot make the folder `{path}`: {error.strerror or error}") from error
+
+
+def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Path | None = None) -> Trace:
+    """Load a bundle on its base and trace one prompt and its greedy answer.
+
+    Args:
+        folder: the bundle.
+        base: the name or the folder of its base.
+        prompt: taken as it is.
+        max_new_tokens: the longest answer; 0 reads the prompt alone.
+        page: where ``write_page`` will be asked to write; looked at before anything is loaded.
+
+    Raises:
+        SourceUnreadable: bundle or base cannot be read, or no file can be put at ``page``.
+        BundleRefused: it is no bundle, or not one of this base.
+        UsageError: the prompt is empty, or too long for the base or for a trace.
+    """
+    if page is not None:
+        check_writable(page)
+    # Before the base is loaded, which takes longer.
+    Bundle.open(folder)
+    loaded = load_for_command(folder, open_base(base))
+    return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=folder.resolve().name)
+
+
+def write_page(path: Path, found: Trace) -> None:
+    """Write a trace as one HTML page, in place of what is there.
+
+    Raises:
+        SourceUnreadable: it cannot be written.
+    """
+    replace_file(path, tracing.render_page(found).encode("utf-8"))
+
+
+def load_base(base: OpenedBase) -> PreTrainedModel:
+    """The model of a base.
+
+    Raises:
+        SourceUnreadable: it has no weights that transformers can load.
+    """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    return base.load()
+
+
+def load_for_command(folder: Path, base: OpenedBase) -> LoadedBundle:
+    """Load a bundle on its base; that its gate is not fitted is for the command to say.
+
+    Raises:
+        SourceUnreadable: bundle or base cannot be read.
+        BundleRefused: it is no bundle, or not one of this base.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GateNotFittedWarning)
+        # PEFT asks transformers for it at every load.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return load_bundle(folder, load_base(base))

@@ -19,7 +19,7 @@ from ..catalog.records import AdapterVersion
 from ..hub.client import Hub
 from ..hub.download import read_small_file
 from ..hub.listing import Listing, RemoteFile, digest_file
-from ..store import Store
+from ..workspace import Workspace
 
 _MAX_SHOWN = 80
 
@@ -56,13 +56,13 @@ def hub_versions(catalog: Catalog, names: Iterable[str]) -> tuple[AdapterVersion
     return tuple(version for version in versions if version.origin.kind == "hub")
 
 
-def check_freshness(store: Store, hub: Hub, version: AdapterVersion) -> Freshness:
+def check_freshness(workspace: Workspace, version: AdapterVersion) -> Freshness:
     """Compare an adapter from the Hub with the main branch of its repository.
 
     Raises:
         HubUnavailable, HubRefused: the Hub did not answer, or does not show the repository any more.
     """
-    origin = _read_origin(version)
+    hub, origin = workspace.hub, _read_origin(version)
     pinned = version.origin.commit or ""
     try:
         commit = hub.resolve(origin.repository)
@@ -71,7 +71,7 @@ def check_freshness(store: Store, hub: Hub, version: AdapterVersion) -> Freshnes
     if commit == pinned:
         return Freshness(version.source, origin, commit, State.CURRENT, ())
     listing = hub.list_files(origin.repository, commit)
-    changes = tuple(_changes(store, hub, version, listing, origin.subfolder))
+    changes = tuple(_changes(workspace, version, listing, origin.subfolder))
     if listing.find(_path(origin.subfolder, CONFIG_FILE)) is None:
         state = State.GONE
     else:
@@ -93,15 +93,16 @@ def _path(folder: str | None, name: str) -> str:
 
 
 def _changes(
-    store: Store, hub: Hub, version: AdapterVersion, listing: Listing, folder: str | None
+    workspace: Workspace, version: AdapterVersion, listing: Listing, folder: str | None
 ) -> Iterable[str]:
+    store = workspace.store
     for file in version.files:
         remote = listing.find(_path(folder, file.name))
         if remote is None:
             yield f"{file.name}: deleted"
         elif not digest_file(store.path_of(file.sha256)).are_those_of(remote):
             if file.name == CONFIG_FILE:
-                yield from _config_changes(store.read(file.sha256), hub, listing, remote)
+                yield from _config_changes(store.read(file.sha256), workspace.hub, listing, remote)
             else:
                 yield f"{file.name}: {file.size_bytes} bytes, now {remote.size_bytes}"
 

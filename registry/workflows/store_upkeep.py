@@ -15,12 +15,15 @@ from itertools import groupby, islice
 from threading import Lock
 
 from ...schemas.digest import Digest
+from ...schemas.errors import StillInUse, StoreUnavailable
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
+from ..catalog.records import Removal
 from ..catalog.references import Reference
 from ..store import Advance, Blob, RemoteStore, Store
 from ..store.marks import unreferenced
+from ..workspace import Workspace
 
 _AT_ONCE = 64
 
@@ -118,13 +121,12 @@ class Usage:
 
 
 def collect_garbage(
-    catalog: Catalog, store: Store, *, grace_seconds: float | None = None, dry_run: bool = False
+    workspace: Workspace, *, grace_seconds: float | None = None, dry_run: bool = False
 ) -> Garbage:
     """Delete the blobs that no version refers to, and what processes that died left behind.
 
     Args:
-        catalog: knows what is referred to.
-        store: is swept.
+        workspace: whose store is swept of what its catalog does not refer to.
         grace_seconds: what is younger is spared; by default nothing in a store of this machine, where
             locks say what is in use, and a day in one elsewhere.
         dry_run: delete nothing.
@@ -132,6 +134,7 @@ def collect_garbage(
     Raises:
         StillInUse: other catalogs use the store too, or may; nothing was deleted.
     """
+    catalog, store = workspace.catalog, workspace.store
     grace = store.grace_seconds if grace_seconds is None else grace_seconds
     store.settle(catalog, dry_run=dry_run)
     leftovers = store.list_leftovers()
@@ -145,8 +148,8 @@ def collect_garbage(
             young += 1
     if not dry_run:
         store.drop((blob.sha256 for blob in old), references=partial(catalog.hold_references, action="gc"))
-    aside = _drop_aside(catalog, store, dry_run=dry_run)
-    copies = _drop_copies(catalog, store, dry_run=dry_run)
+    aside = _drop_aside(workspace, dry_run=dry_run)
+    copies = _drop_copies(workspace, dry_run=dry_run)
     return Garbage(
         blobs=len(old) + len(aside),
         blob_bytes=_sum(old) + _sum(aside),
@@ -171,18 +174,19 @@ class Adoption:
     size_bytes: int
 
 
-def plan_adoption(catalog: Catalog, store: Store) -> Adoption:
+def plan_adoption(workspace: Workspace) -> Adoption:
     """Return what ``adopt_store`` would change, and change nothing.
 
     Raises:
         StoreUnavailable: the store cannot be read.
     """
+    catalog, store = workspace.catalog, workspace.store
     others = sorted(store.list_marks() - {catalog.identify() or ""})
     blobs = list(unreferenced(store.list_blobs(), catalog.referenced))
     return Adoption(tuple(map(store.place_of_mark, others)), len(blobs), _sum(blobs))
 
 
-def adopt_store(catalog: Catalog, store: Store) -> None:
+def adopt_store(workspace: Workspace) -> None:
     """Make a catalog the only one that uses its store, for a person who knows that no other does.
 
     The catalog records it first: a death in between leaves the store as it was.
@@ -190,30 +194,30 @@ def adopt_store(catalog: Catalog, store: Store) -> None:
     Raises:
         StoreUnavailable: the store cannot be read or written.
     """
+    catalog, store = workspace.catalog, workspace.store
     known = catalog.identify()
     catalog_digest = catalog.record_adoption(sorted(store.list_marks() - {known or ""}))
     store.adopt(catalog_digest)
 
 
 def verify_store(
-    catalog: Catalog, store: Store, *, jobs: int = 1, advance: Advance | None = None
+    workspace: Workspace, *, jobs: int = 1, advance: Advance | None = None
 ) -> Iterator[BlobState]:
     """Read every blob that the catalog refers to, and say of each whether it is whole.
 
     Of a store elsewhere the bytes there are read, and not the copies in the cache.
 
     Args:
-        catalog: knows what is referred to, and how large it was.
-        store: is read.
+        workspace: its store is read; its catalog says what is referred to, and how large it was.
         jobs: how many blobs are read at once.
         advance: told the number of bytes of each chunk, by one thread at a time.
     """
     told = _one_at_a_time(advance) if advance else None
-    references = groupby(catalog.list_references(), key=lambda each: each.sha256)
+    references = groupby(workspace.catalog.list_references(), key=lambda each: each.sha256)
     grouped = (tuple(group) for _, group in references)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         while some := list(islice(grouped, _AT_ONCE)):
-            yield from pool.map(lambda group: _look_at(store, group, told), some)
+            yield from pool.map(lambda group: _look_at(workspace.store, group, told), some)
 
 
 def referenced_bytes(catalog: Catalog) -> int:
@@ -222,8 +226,9 @@ def referenced_bytes(catalog: Catalog) -> int:
     return sum(next(group).size_bytes for _, group in groups)
 
 
-def measure_store(catalog: Catalog, store: Store) -> Usage:
+def measure_store(workspace: Workspace) -> Usage:
     """What the store holds, for whom, and what of it nothing needs."""
+    catalog, store = workspace.catalog, workspace.store
     sizes = {blob.sha256: blob.size_bytes for blob in store.list_blobs()}
     count = _Count(sizes)
     for digest, group in groupby(catalog.list_references(), key=lambda each: each.sha256):
@@ -293,8 +298,9 @@ def _measure_bundles(catalog: Catalog, sizes: Mapping[Digest, int]) -> tuple[Bun
     return tuple(sorted(shares, key=lambda share: (-share.folder_bytes, share.name)))
 
 
-def _drop_aside(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]:
+def _drop_aside(workspace: Workspace, *, dry_run: bool) -> list[Blob]:
     """What was put aside, and is whole again in its place or needed by nothing."""
+    catalog, store = workspace.catalog, workspace.store
     aside = list(store.list_set_aside())
     needed = catalog.referenced([blob.sha256 for blob in aside]) if aside else set()
     done = [b for b in aside if b.sha256 not in needed or store.size_of(b.sha256) is not None]
@@ -305,10 +311,11 @@ def _drop_aside(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]:
     return done
 
 
-def _drop_copies(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]:
+def _drop_copies(workspace: Workspace, *, dry_run: bool) -> list[Blob]:
+    store = workspace.store
     if not isinstance(store, RemoteStore):
         return []
-    copies = list(unreferenced(store.list_cached(), catalog.referenced))
+    copies = list(unreferenced(store.list_cached(), workspace.catalog.referenced))
     if not dry_run:
         store.drop_cached(copy.sha256 for copy in copies)
     return copies
@@ -345,3 +352,39 @@ def _one_at_a_time(advance: Advance) -> Advance:
 
 def _sum(blobs: Iterable[Blob]) -> int:
     return sum(blob.size_bytes for blob in blobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What left the catalog, and how many bytes that set free; ``kept`` says why they had to stay."""
+
+    removal: Removal
+    freed_bytes: int
+    kept: StillInUse | StoreUnavailable | None = None
+
+
+def remove_versions(workspace: Workspace, source: CatalogSource) -> Removed:
+    """Remove one version, or every version when ``source`` does not say which.
+
+    Of a bundle only the record goes; its folder stays. Killed in between, this leaves bytes that
+    nothing refers to, and never a record without its bytes; so does a store that cannot be reached, or
+    that other catalogs use too.
+
+    Raises:
+        NotInCatalog: there is nothing of that name.
+        StillInUse: a bundle has one of them as a member.
+    """
+    catalog, store = workspace.catalog, workspace.store
+    kept: StillInUse | StoreUnavailable | None = None
+    try:
+        # Before the record is gone: a store without marks is taken over by what refers to all of it.
+        store.settle(catalog)
+    except (StillInUse, StoreUnavailable) as error:
+        kept = error
+    removal = catalog.remove(source)
+    if not removal.digests or kept is not None:
+        return Removed(removal, 0, kept=kept if removal.digests else None)
+    try:
+        return Removed(removal, store.drop(removal.digests, references=catalog.hold_references))
+    except (StillInUse, StoreUnavailable) as error:
+        return Removed(removal, 0, kept=error)

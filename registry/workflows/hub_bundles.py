@@ -16,7 +16,7 @@ from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ...fuser.extract import extract_member
 from ...fuser.staging import staged_folder
 from ...fuser.verify import verify_bundle
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, BundleConfig
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, MAX_BUNDLE_BYTES, VERIFICATION_FILE, BundleConfig
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
@@ -24,16 +24,13 @@ from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
 from ...schemas.names import HubSource, below, check_name, suggest_name
 from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, Outcome, VerificationRecord
-from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
-from ..download_limits import MAX_BUNDLE_BYTES
 from ..hub.client import Hub
 from ..hub.download import download_files
 from ..hub.listing import Listing, RemoteFile
-from ..store import Store
-from .add import add_folder
-from .bundle_folder import check_no_adapter_has, find_member, register_bundle
-from .source_record import require_source_record
+from ..workspace import Workspace
+from .additions import add_folder
+from .bundle_folder import check_no_adapter_has, find_member, register_bundle, require_source_record
 from .steps import Advance, chunks_of, step_of
 
 _NO_RECORD = "ask whoever pushed it to push it with `meteora-registry push`, which requires the record"
@@ -73,9 +70,7 @@ class RemoteBundle:
 
 
 def pull(
-    catalog: Catalog,
-    store: Store,
-    hub: Hub,
+    workspace: Workspace,
     source: HubSource,
     folder: Path,
     *,
@@ -89,9 +84,8 @@ def pull(
     or, where that is taken, under the bundle's name and its own.
 
     Args:
-        catalog: where bundle and members are recorded.
-        store: where the members' own bytes go, which the bundle gives back.
-        hub: where it is fetched.
+        workspace: whose catalog records bundle and members; the members' own bytes, which the bundle gives
+            back, go into its store.
         source: the repository and the revision.
         folder: the new folder, or one that holds this very bundle already.
         name: what the catalog calls the bundle, by default made from the repository's name.
@@ -107,6 +101,7 @@ def pull(
         SourceUnreadable: the folder cannot be written.
     """
     bundle_name = check_name(name or suggest_name(source.repository.partition("/")[2]))
+    catalog, hub = workspace.catalog, workspace.hub
     check_no_adapter_has(catalog, bundle_name)
     with temporary_folder(Purpose.PULL) as scratch:
         remote = find_bundle(hub, source, scratch)
@@ -117,7 +112,7 @@ def pull(
             claimed, record = _verify(staging, remote, advance)
     else:
         claimed, record = _verify(folder, remote, advance)
-    members = _register_members(catalog, store, folder, bundle_name)
+    members = _register_members(workspace, folder, bundle_name)
     version = register_bundle(catalog, folder, bundle_name, members, claimed)
     catalog.record_verification(record, folder.resolve())
     return Pulled(
@@ -236,21 +231,21 @@ def _verify(
     return claimed, record
 
 
-def _register_members(
-    catalog: Catalog, store: Store, folder: Path, bundle_name: str
-) -> tuple[NewMember, ...]:
+def _register_members(workspace: Workspace, folder: Path, bundle_name: str) -> tuple[NewMember, ...]:
     bundle, members = Bundle.open(folder), []
     for member in bundle.manifest.members:
-        version = find_member(catalog, member) or _add_member(catalog, store, bundle, member, bundle_name)
+        version = find_member(workspace.catalog, member) or _add_member(
+            workspace, bundle, member, bundle_name
+        )
         members.append(NewMember(member.name, version, member.weights_sha256, member.config_sha256))
     return tuple(members)
 
 
 def _add_member(
-    catalog: Catalog, store: Store, bundle: Bundle, member: ManifestMember, bundle_name: str
+    workspace: Workspace, bundle: Bundle, member: ManifestMember, bundle_name: str
 ) -> AdapterVersion | None:
     """The member catalogued as the adapter it was; None where a cast lost its very bytes."""
-    is_taken = bool(catalog.versions_of(member.name))
+    is_taken = bool(workspace.catalog.versions_of(member.name))
     name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
     with temporary_folder(Purpose.MEMBER) as scratch:
         target = below(scratch, member.name)
@@ -259,8 +254,7 @@ def _add_member(
         config = load_json(member.config_text.encode(), what=CONFIG_FILE)
         declared = config.get("base_model_name_or_path")
         return add_folder(
-            catalog,
-            store,
+            workspace,
             target,
             name=name,
             base=member.base if member.base != declared else None,

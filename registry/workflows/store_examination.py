@@ -9,16 +9,17 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ....schemas.digest import Digest
-from ....schemas.errors import SourceUnreadable, UsageError
-from ....schemas.manifest import Origin
-from ....schemas.names import parse_repository
-from ...catalog.catalog import Catalog
-from ...home import Home
-from ...store import Advance, RemoteStore, Store
-from ...store.blob import READ_ONLY, hash_file
-from ..store import BlobState, Condition, collect_garbage, verify_store
+from ...schemas.digest import Digest
+from ...schemas.errors import SourceUnreadable, UsageError
+from ...schemas.manifest import Origin
+from ...schemas.names import parse_repository
+from ..catalog.catalog import Catalog
+from ..home import Home
+from ..store import Advance, RemoteStore, Store
+from ..store.blob import READ_ONLY, hash_file
+from ..workspace import Workspace
 from .problem import Code, Mending, Problem, join_some
+from .store_upkeep import BlobState, Condition, collect_garbage, verify_store
 
 _CODES = {
     Condition.MISSING: Code.STORE_MISSING,
@@ -28,24 +29,24 @@ _CODES = {
 _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
-def examine_store(home: Home, catalog: Catalog, *, jobs: int, advance: Advance | None) -> Iterator[Problem]:
+def examine_store(workspace: Workspace, *, jobs: int, advance: Advance | None) -> Iterator[Problem]:
     """Every blob that the catalog refers to, the permissions of what lies on this machine, and strays."""
-    store = home.store
-    yield from examine_permissions(home)
-    for state in verify_store(catalog, store, jobs=jobs, advance=advance):
+    store = workspace.store
+    yield from examine_permissions(workspace)
+    for state in verify_store(workspace, jobs=jobs, advance=advance):
         if state.condition is not Condition.WHOLE:
-            yield _judge(home, catalog, state)
+            yield _judge(workspace, state)
     if isinstance(store, RemoteStore):
         yield from _examine_copies(store)
 
 
-def examine_garbage(home: Home, catalog: Catalog) -> Iterator[Problem]:
+def examine_garbage(workspace: Workspace) -> Iterator[Problem]:
     """Leftovers, and blobs that nothing refers to.
 
     Raises:
         StillInUse: other catalogs use the store too, or may.
     """
-    store = home.store
+    store = workspace.store
     left = store.list_leftovers()
     if left:
         yield Problem(
@@ -55,7 +56,7 @@ def examine_garbage(home: Home, catalog: Catalog) -> Iterator[Problem]:
             "`meteora-registry store gc`",
             Mending("delete it", partial(_clear, store)),
         )
-    garbage = collect_garbage(catalog, store, dry_run=True)
+    garbage = collect_garbage(workspace, dry_run=True)
     if garbage.blobs or garbage.copies:
         yield Problem(
             Code.STORE_UNREFERENCED,
@@ -63,11 +64,11 @@ def examine_garbage(home: Home, catalog: Catalog) -> Iterator[Problem]:
             f"{garbage.blobs} blobs and {garbage.copies} cached copies that nothing refers to, "
             f"{garbage.blob_bytes + garbage.copy_bytes} bytes",
             "`meteora-registry store gc`",
-            Mending("delete what nothing refers to by then", partial(_collect, catalog, store)),
+            Mending("delete what nothing refers to by then", partial(_collect, workspace)),
         )
 
 
-def _judge(home: Home, catalog: Catalog, state: BlobState) -> Problem:
+def _judge(workspace: Workspace, state: BlobState) -> Problem:
     used_by = ", ".join(map(str, state.used_by))
     found = {
         Condition.MISSING: "there is no such blob",
@@ -78,23 +79,25 @@ def _judge(home: Home, catalog: Catalog, state: BlobState) -> Problem:
         _CODES[state.condition],
         f"blob `{state.sha256}` ({', '.join(state.file_names)} of {used_by})",
         found,
-        _way_out(catalog, state),
-        _mending(home, catalog, state),
+        _way_out(workspace.catalog, state),
+        _mending(workspace, state),
     )
 
 
-def _mending(home: Home, catalog: Catalog, state: BlobState) -> Mending | None:
+def _mending(workspace: Workspace, state: BlobState) -> Mending | None:
     if state.condition is Condition.UNREADABLE:
         return None
-    source = next((path for path in _other_copies(home, state.sha256) if _is_whole(path, state)), None)
+    source = next(
+        (path for path in _other_copies(workspace.home, state.sha256) if _is_whole(path, state)), None
+    )
     if source is not None:
-        put_back = partial(_put_back, catalog, home.store, source, state.sha256)
+        put_back = partial(_put_back, workspace, source, state.sha256)
         return Mending(f"put it back from `{source}`", put_back)
     if state.condition is Condition.MISSING:
         return None
     return Mending(
         "put the damaged bytes aside, so that they are not taken for it; it has to be added again",
-        partial(_put_aside, home.store, state.sha256),
+        partial(_put_aside, workspace.store, state.sha256),
         heals=False,
     )
 
@@ -114,7 +117,8 @@ def _is_whole(path: Path, state: BlobState) -> bool:
         return False
 
 
-def _put_back(catalog: Catalog, store: Store, source: Path, digest: Digest) -> None:
+def _put_back(workspace: Workspace, source: Path, digest: Digest) -> None:
+    catalog, store = workspace.catalog, workspace.store
     with store.intake() as intake:
         if intake.copy(source).sha256 != digest:
             raise SourceUnreadable(f"`{source}` changed since it was looked at", hint="run this again")
@@ -134,8 +138,8 @@ def _clear(store: Store) -> None:
     store.clear_leftovers()
 
 
-def _collect(catalog: Catalog, store: Store) -> None:
-    collect_garbage(catalog, store)
+def _collect(workspace: Workspace) -> None:
+    collect_garbage(workspace)
 
 
 def _way_out(catalog: Catalog, state: BlobState) -> str:
@@ -163,9 +167,9 @@ def _add_again(origin: Origin, name: str) -> str:
     return f"`meteora-registry add FOLDER --name {name}` with the folder it came from"
 
 
-def examine_permissions(home: Home) -> Iterator[Problem]:
+def examine_permissions(workspace: Workspace) -> Iterator[Problem]:
     """Yield what on this machine has the wrong permissions, and files that are not blobs."""
-    store = home.store
+    store = workspace.store
     wrong, strays = [], []
     for path in store.list_files():
         mode = path.lstat().st_mode

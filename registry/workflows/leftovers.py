@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from ....schemas.bundle import (
+from ...schemas.bundle import (
     CARD_FILE,
     CONFIG_FILE,
     EXPERTS_FOLDER,
@@ -19,8 +19,8 @@ from ....schemas.bundle import (
     VERIFICATION_FILE,
     WEIGHTS_FILE,
 )
-from ....schemas.scratch import is_idle, is_scratch, is_staged, is_unfinished, scratch_root, staged_path
-from ...store.intake import is_abandoned
+from ...schemas.scratch import is_idle, is_scratch, is_staged, is_unfinished, scratch_root, staged_path
+from ..store.intake import is_abandoned
 from .problem import Code, Mending, Problem, join_some
 
 # Where no lock says whether its maker lives, it has to have stood still for so long.

@@ -6,20 +6,28 @@ into place, and the catalog learns of it last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ...fuser.official import ImportedMember, OfficialWeights
+from ...fuser.staging import check_target
 from ...fuser.verify import verify_bundle
 from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
 from ...inspection.regular_file import real_path
+from ...schemas.bundle import IMPORTED, Fitting
+from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.names import check_name, suggest_name
 from ...schemas.plan import FusePlan
+from ...schemas.recipe import Recipe
+from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, VerificationRecord
-from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
+from ..workspace import Workspace
+from .additions import add_folder
 from .bundle_folder import check_no_adapter_has, register_bundle, write_verified
-from .prepare import Prepared
+from .fuse_plan import Prepared, prepare_fuse
 from .steps import Advance, step_of
 
 
@@ -34,7 +42,7 @@ class Fusion:
 
 
 def fuse(
-    catalog: Catalog,
+    workspace: Workspace,
     prepared: Prepared,
     folder: Path,
     *,
@@ -45,7 +53,7 @@ def fuse(
     """Write, verify and register the bundle of a plan.
 
     Args:
-        catalog: where it is registered.
+        workspace: in whose catalog it is registered.
         prepared: members and plan.
         folder: the new folder.
         name: what the catalog calls the bundle, by default made from the folder's name.
@@ -61,13 +69,13 @@ def fuse(
     """
     bundle_name = check_name(name or suggest_name(real_path(folder).name))
     require_no_conflicts(prepared.plan)
-    check_no_adapter_has(catalog, bundle_name)
+    check_no_adapter_has(workspace.catalog, bundle_name)
     record = write_fused(prepared, folder, given_gate=given_gate, advance=advance)
     members = [
         NewMember(member.name, version, member.weights_sha256, member.config_sha256)
         for version, member in zip(prepared.versions, prepared.members, strict=True)
     ]
-    version = register_bundle(catalog, folder, bundle_name, members, record)
+    version = register_bundle(workspace.catalog, folder, bundle_name, members, record)
     return Fusion(folder, prepared.plan, record, version)
 
 
@@ -101,3 +109,54 @@ def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> Verifi
         renamed=prepared.renamed,
         progress=step_of(advance, "verifying"),
     )
+
+
+def import_official(
+    workspace: Workspace,
+    weights: Path,
+    members: Sequence[ImportedMember],
+    folder: Path,
+    *,
+    base: str,
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    name: str | None = None,
+    advance: Advance | None = None,
+) -> Fusion:
+    """Make a bundle of a file in the authors' layout.
+
+    Each member is cut back to its own rank and catalogued as the plain adapter it is; the gates are
+    taken as they are. So the bundle verifies at level ``source`` like any other.
+
+    Raises:
+        BundleRefused: the file is no such layout for these members.
+        UsageError: the folder is taken, or an option is out of range; nothing was catalogued.
+        FuseRefused, AlreadyInCatalog, SourceUnreadable: as ``fuse`` and ``add`` do.
+    """
+    official = OfficialWeights(weights, members)
+    value: dict[str, object] = {"base": base, "top_k": top_k, "temperature": temperature}
+    # Everything that can be refused is asked before the members are catalogued.
+    check_target(folder)
+    _make_recipe(value, [member.name for member in members], members)
+    if top_k is not None and top_k > len(members):
+        raise UsageError(f"top_k is {top_k}, expected at most the number of members, {len(members)}")
+    with temporary_folder(Purpose.IMPORT) as scratch:
+        adapters = official.write_adapters(scratch, base=base)
+        versions = [add_folder(workspace, adapter, base=base).version for adapter in adapters]
+    recipe = _make_recipe(value, [str(version.source) for version in versions], members)
+    gate = GivenGate(Fitting(method=IMPORTED, data=()), official.gate)
+    return fuse(
+        workspace, prepare_fuse(workspace, recipe), folder, name=name, given_gate=gate, advance=advance
+    )
+
+
+def _make_recipe(
+    value: dict[str, object], adapters: Sequence[str], members: Sequence[ImportedMember]
+) -> Recipe:
+    named = [
+        {"adapter": adapter, "name": member.name} for adapter, member in zip(adapters, members, strict=True)
+    ]
+    try:
+        return Recipe.from_value(value | {"members": named}, what="the options")
+    except InvalidDocument as error:
+        raise UsageError(error.message, hint=error.hint) from error

@@ -1,0 +1,110 @@
+"""``verify``: a bundle checked against itself, or also against its members' own files in the store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...bundle import Bundle
+from ...bundle.files import write_record
+from ...fuser.verify import verify_bundle
+from ...schemas.errors import MeteoraError, UsageError
+from ...schemas.manifest import Manifest
+from ...schemas.names import HubSource, parse_path_or_source
+from ...schemas.verification import Level, VerificationRecord
+from ..workspace import Workspace
+from .bundle_folder import find_bundle_folder, gate_is_fitted
+from .fuse_plan import read_base_modules, stored_sources
+from .steps import Advance, step_of
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The record of a verification, and whether the bundle's gate was fitted."""
+
+    record: VerificationRecord
+    gate_fitted: bool
+
+
+def verify(
+    workspace: Workspace,
+    bundle: str | os.PathLike[str],
+    *,
+    level: Level,
+    base: Path | None = None,
+    keep_record: bool = False,
+    advance: Advance | None = None,
+) -> Verified:
+    """Verify a bundle on every backend of this machine, and note the outcome in the catalog.
+
+    Args:
+        workspace: at level `source`, its store is searched for the members' own files.
+        bundle: its folder, its catalogued name, or a repository on the Hub, which is fetched, verified, and
+            not kept.
+        level: what is compared.
+        base: the folder of the base model, used where the bundle states that the base renamed modules.
+        keep_record: write the record into the bundle, in place of the one that is there.
+        advance: called with a step's name, how much of it is done, and how much there is.
+
+    Raises:
+        SourceUnreadable: the manifest or the base cannot be read, or the record cannot be written.
+        NotInCatalog: no bundle of that name is catalogued.
+        UsageError: the record of a bundle on the Hub is to be kept.
+        HubRefused, HubUnavailable, HubMismatch: a bundle on the Hub cannot be had.
+    """
+    source = parse_path_or_source(bundle)
+    if isinstance(source, HubSource):
+        if keep_record:
+            raise UsageError(
+                "the record can only be written into a bundle on this machine", hint="pull it first"
+            )
+        with _fetched(workspace, source, advance) as folder:
+            record = _verify_folder(workspace, folder, level, base, advance)
+            return Verified(record, gate_is_fitted(folder))
+    folder = find_bundle_folder(workspace, bundle)
+    record = _verify_folder(workspace, folder, level, base, advance)
+    if keep_record:
+        write_record(folder, record)
+    workspace.note(lambda catalog: catalog.record_verification(record, folder.resolve()))
+    return Verified(record, gate_is_fitted(folder))
+
+
+@contextmanager
+def _fetched(workspace: Workspace, source: HubSource, advance: Advance | None) -> Iterator[Path]:
+    # Imported for bundles on the Hub alone: huggingface_hub may refuse the environment.
+    from .hub_bundles import fetched_bundle
+
+    with fetched_bundle(workspace.hub, source, advance=advance) as folder:
+        yield folder
+
+
+def _verify_folder(
+    workspace: Workspace, folder: Path, level: Level, base: Path | None, advance: Advance | None
+) -> VerificationRecord:
+    manifest = _manifest_if_sound(folder)
+    # Level `integrity` needs no store, nor a home that can be found.
+    needs_sources = manifest is not None and level is Level.SOURCE
+    return verify_bundle(
+        folder,
+        level=level,
+        sources=stored_sources(workspace.store, manifest) if manifest and needs_sources else {},
+        renamed=_renaming_by(base, manifest) if base and manifest else None,
+        with_triton=True,
+        progress=step_of(advance, "verifying"),
+    )
+
+
+def _renaming_by(base: Path, manifest: Manifest) -> Mapping[str, str]:
+    old_paths = {path for member in manifest.members for path in member.renamed_modules}
+    return read_base_modules(base, sorted(old_paths)).renamed
+
+
+def _manifest_if_sound(folder: Path) -> Manifest | None:
+    try:
+        return Bundle(folder).manifest
+    except MeteoraError:
+        # The verification itself reports what is wrong with the manifest.
+        return None

@@ -1,0 +1,158 @@
+"""What a fuse would do: its members opened and the plan made of them. Nothing is written; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...fuser.member import Member, MemberFiles
+from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
+from ...inspection.adapter import inspect_files
+from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
+from ...schemas.errors import AdapterRefused, StoreDamaged
+from ...schemas.manifest import Manifest
+from ...schemas.names import parse_catalog_source
+from ...schemas.plan import FusePlan
+from ...schemas.recipe import Recipe
+from ..catalog.records import AdapterVersion
+from ..store import Store
+from ..workspace import Workspace
+from .additions import check_base
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Members that were opened, their versions in the catalog, and the plan made of them.
+
+    ``renamed`` is what the base calls module paths of old adapters, where the base was at hand.
+    """
+
+    versions: tuple[AdapterVersion, ...]
+    members: tuple[Member, ...]
+    plan: FusePlan
+    renamed: Mapping[str, str]
+
+    @property
+    def sources(self) -> dict[str, MemberFiles]:
+        """The members' own files, by member name."""
+        return {each.name: MemberFiles(each.config_path, each.weights_path) for each in self.members}
+
+
+def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
+    """Open the members of a recipe and make the plan; nothing is written.
+
+    Where the recipe's base is a folder of this machine, every module is looked up there.
+
+    Raises:
+        UsageError: a member's name or the base is malformed.
+        NotInCatalog: a member is not catalogued.
+        StoreDamaged: a member's bytes are missing or changed.
+        AdapterRefused: a member has no LoRA factors.
+        SourceUnreadable: the base's folder has no config that transformers can read.
+    """
+    if recipe.base is not None:
+        check_base(recipe.base)
+    versions = tuple(workspace.catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
+    members = tuple(
+        open_member(workspace.store, version, name=entry.name)
+        for version, entry in zip(versions, recipe.members, strict=True)
+    )
+    return plan_members(members, recipe, versions=versions)
+
+
+def plan_members(
+    members: Sequence[Member], recipe: Recipe, *, versions: Sequence[AdapterVersion] = ()
+) -> Prepared:
+    """Make the plan for opened members; ``versions`` are theirs in the catalog, where they have any.
+
+    Raises:
+        SourceUnreadable: the base's folder has no config that transformers can read.
+    """
+    options = FuseOptions(
+        base=recipe.base,
+        base_revision=recipe.base_revision,
+        top_k=recipe.top_k,
+        temperature=recipe.temperature,
+        dtype=DTYPES_BY_NAME[recipe.dtype] if recipe.dtype else None,
+        gate=recipe.gate,
+        seed=recipe.seed,
+        with_experts=recipe.with_experts,
+    )
+    base_modules = _look_at_base(recipe, members)
+    plan = make_plan(members, options, base_modules=base_modules)
+    renamed = base_modules.renamed if base_modules else {}
+    return Prepared(tuple(versions), tuple(members), plan, renamed)
+
+
+def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | None:
+    if recipe.base is None or not Path(recipe.base).is_dir():
+        return None
+    paths = {module.path for member in members for module in member.inventory.modules}
+    return read_base_modules(Path(recipe.base), sorted(paths))
+
+
+def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:
+    """The base's modules, and the present names of those of ``paths`` that it renamed.
+
+    Raises:
+        SourceUnreadable: the folder has no config that transformers can read.
+        UsageError: transformers does not have the architecture.
+        MissingDependency: transformers is not installed.
+    """
+    from ...runtime.base_modules import module_shapes, read_base, resolve_paths
+
+    base = read_base(folder)
+    shapes = {path: (shape.in_features, shape.out_features) for path, shape in module_shapes(base).items()}
+    return BaseModules(shapes=shapes, renamed=resolve_paths(paths, base))
+
+
+def open_member(store: Store, version: AdapterVersion, *, name: str | None = None) -> Member:
+    """A catalogued adapter version as a member called ``name`` (else as it is catalogued).
+
+    Both files are read whole and compared with the digests in the catalog.
+
+    Raises:
+        StoreDamaged: its bytes are missing or changed.
+        AdapterRefused: it has no LoRA factors whose ranks and scalings can be worked out.
+    """
+    if version.rank is None:
+        raise AdapterRefused(f"`{version.source}` is {version.verdict}", findings=version.findings)
+    config_path, weights_path = (_path_of(store, version, file) for file in (CONFIG_FILE, WEIGHTS_FILE))
+    inspection = inspect_files(config_path, weights_path)
+    for path, found, expected in (
+        (config_path, inspection.config_sha256, version.config_sha256),
+        (weights_path, inspection.weights_sha256, version.weights_sha256),
+    ):
+        if found != expected:
+            raise StoreDamaged(
+                f"the blob `{path}` was changed: its bytes have the digest `{found}`",
+                hint=f"add `{version.name}` again from its source, which mends it",
+            )
+    return Member.of(
+        inspection,
+        name=name or version.name,
+        adapter=str(version.source),
+        config_path=config_path,
+        weights_path=weights_path,
+        origin=version.origin,
+        license=version.license,
+        # What this catalog calls the base, whichever way the adapter spells it.
+        base=version.base_model or version.base,
+        spelled_base=version.base,
+    )
+
+
+def stored_sources(store: Store, manifest: Manifest) -> dict[str, MemberFiles]:
+    """The own files of those members of a bundle whose bytes this store has, by member name."""
+    found = {}
+    for member in manifest.members:
+        config_path = store.find(member.config_sha256)
+        weights_path = store.find(member.weights_sha256) if config_path else None
+        if config_path and weights_path:
+            found[member.name] = MemberFiles(config_path, weights_path)
+    return found
+
+
+def _path_of(store: Store, version: AdapterVersion, name: str) -> Path:
+    return store.path_of(version.file(name).sha256)
