@@ -29,14 +29,14 @@ DIGEST = Digest.of_bytes(CONTENT)
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
-        ("bucket", UsageError, "the store `bucket` is no URL"),
+        ("bucket", UsageError, "the store `bucket` is not a URL"),
         ("s3://key:secret@bucket/x", UsageError, "the store's `s3` URL holds a password"),
         (
             "https://host/x?signature=secret",
             UsageError,
             "the store `https://host/x?signature=***` is more than a place",
         ),
-        ("simplecache::s3://bucket", UsageError, "the store `simplecache::s3://bucket` is no URL"),
+        ("simplecache::s3://bucket", UsageError, "the store `simplecache::s3://bucket` is not a URL"),
         ("nothing://x", UsageError, "a store cannot be kept at `nothing://x`"),
         (
             "abfs://bucket/x",
