@@ -23,11 +23,10 @@ from ..schemas.names import (
     parse_repository,
 )
 from ..schemas.recipe import Recipe, RecipeOptions
-from ..schemas.verification import Level, VerificationRecord
+from ..schemas.verification import Level, VerificationRecord, level_of
 from .dependencies import require_torch
-from .fused import StrPath, level_of
 from .home import Home
-from .workspace import Workspace
+from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from ..runtime.evaluation import EvaluationOptions

@@ -24,9 +24,9 @@ from ..schemas.errors import AdapterRefused, UsageError
 from ..schemas.names import HubSource, below, check_name, parse_path_or_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.scratch import Purpose, temporary_folder
-from ..schemas.verification import Level, VerificationRecord
+from ..schemas.verification import Level, VerificationRecord, level_of
 from .dependencies import require_torch
-from .workspace import Closing
+from .workspace import Closing, StrPath
 
 if TYPE_CHECKING:
     from ..fuser.member import Member, MemberFiles
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from .hub.client import Hub
     from .hub.listing import Candidate
     from .workflows.steps import Advance
-
-StrPath = str | os.PathLike[str]
 
 
 class _Scratch(Closing):
@@ -295,19 +293,6 @@ def fuse(
         )
         undo.pop_all()
     return fused
-
-
-def level_of(level: Level | str) -> Level:
-    """Return the level of a verification by its name.
-
-    Raises:
-        UsageError: there is no such level.
-    """
-    try:
-        return Level(level)
-    except ValueError:
-        known = ", ".join(f"`{each}`" for each in Level)
-        raise UsageError(f"the level is `{level}`, expected one of {known}") from None
 
 
 def _place_members(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from .home import Home
     from .hub.client import Hub
     from .store import Store
+
+
+StrPath = str | os.PathLike[str]
 
 
 class Closing:

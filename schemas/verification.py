@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from .digest import Digest
 from .document import Count, Document, canonical_json
-from .errors import InvalidDocument
+from .errors import InvalidDocument, UsageError
 
 
 class Level(StrEnum):
@@ -32,6 +32,19 @@ class Outcome(StrEnum):
     PASS = "pass"
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
+
+
+def level_of(level: Level | str) -> Level:
+    """Return the level of a verification by its name.
+
+    Raises:
+        UsageError: there is no such level.
+    """
+    try:
+        return Level(level)
+    except ValueError:
+        known = ", ".join(f"`{each}`" for each in Level)
+        raise UsageError(f"the level is `{level}`, expected one of {known}") from None
 
 
 class BackendRun(Document):

@@ -39,7 +39,7 @@ REGISTRY_ALLOWED = {
     "workspace": {"home", "catalog", "store", "hub"},
     "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
     "fused": {"dependencies", "hub", "workspace", "workflows"},
-    "face": {"dependencies", "home", "catalog", "workspace", "workflows", "fused"},
+    "face": {"dependencies", "home", "catalog", "workspace", "workflows"},
     "cli": {"dependencies", "secrets", "home", "catalog", "workflows", "face"},
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from ...schemas.names import CatalogSource, FolderSource, parse_path_or_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
-from ..workspace import Workspace
+from ..workspace import StrPath, Workspace
 
 _SHOWN_REASONS = 20
 _HINTS = {
@@ -140,7 +139,7 @@ def register_bundle(
         raise
 
 
-def find_bundle_folder(workspace: Workspace, bundle: str | os.PathLike[str]) -> Path:
+def find_bundle_folder(workspace: Workspace, bundle: StrPath) -> Path:
     """Return the folder of a bundle: that folder itself, or where the catalog last saw the bundle.
 
     A text may name either, a path is always a folder. The catalog is opened only when a catalogued name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import HubSource, parse_path_or_source
 from ...schemas.verification import Level, VerificationRecord
-from ..workspace import Workspace
+from ..workspace import StrPath, Workspace
 from .bundle_folder import find_bundle_folder, gate_is_fitted
 from .fuse_plan import read_base_modules, stored_sources
 from .steps import Advance, step_of
@@ -31,7 +30,7 @@ class Verified:
 
 def verify(
     workspace: Workspace,
-    bundle: str | os.PathLike[str],
+    bundle: StrPath,
     *,
     level: Level,
     base: Path | None = None,

@@ -7,7 +7,6 @@ else's push in between makes the Hub refuse ours, so two pushes never mix.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -45,7 +44,7 @@ from ..catalog.records import AdapterVersion
 from ..hub.client import Hub
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
 from ..store import Store
-from ..workspace import Workspace
+from ..workspace import StrPath, Workspace
 from .additions import TEXT_FILES
 from .bundle_folder import find_bundle_folder, require_source_record
 from .steps import Advance, chunks_of
@@ -111,7 +110,7 @@ def digest_files(files: Mapping[str, Path], advance: Advance | None = None) -> d
 
 def publish(
     workspace: Workspace,
-    source: str | os.PathLike[str],
+    source: StrPath,
     repository: str,
     options: PushOptions,
     *,
@@ -292,7 +291,7 @@ def _check_result(listing: Listing, upload: Upload) -> None:
 
 def open_upload(
     workspace: Workspace,
-    source: str | os.PathLike[str],
+    source: StrPath,
     scratch: Path,
     *,
     advance: Advance | None = None,
