@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 from ..bundle import Bundle
 from ..fuser.staging import staged_folder
 from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE, Scope
-from ..schemas.errors import AdapterRefused, UsageError
+from ..schemas.errors import UsageError
 from ..schemas.names import HubSource, parse_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.scratch import Purpose, temporary_folder
@@ -257,17 +257,16 @@ def _open_member(name: str, folder: Path) -> Member:
     from ..inspection.adapter import inspect_adapter
     from .workflows.add import folder_origin
 
-    inspection = inspect_adapter(folder)
-    if not inspection.verdict.sound:
-        raise AdapterRefused(f"`{folder}` is broken and cannot be fused", findings=inspection.findings)
+    sound = inspect_adapter(folder).require_sound(f"`{folder}` is broken and cannot be fused")
+    facts = sound.facts
     return Member.of(
-        inspection,
+        sound.require_factors(f"`{folder}` is {sound.verdict}"),
         name=name,
         adapter=str(folder),
         config_path=folder / CONFIG_FILE,
         weights_path=folder / WEIGHTS_FILE,
         origin=folder_origin(folder),
-        license=inspection.license,
-        base=inspection.declared_base,
-        spelled_base=inspection.declared_base,
+        license=facts.license,
+        base=facts.declared_base,
+        spelled_base=facts.declared_base,
     )

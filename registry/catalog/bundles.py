@@ -10,12 +10,14 @@ from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
+from ...schemas.facts import values_of
 from ...schemas.names import CatalogSource
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from . import models
 from .entries import begin_version, source_of
 from .events import record_event
 from .records import BundleMember, BundleVersion, NewBundleVersion, NewMember, Verification
+from .tables import bundle_versions
 
 _MAX_RECORD_BYTES = 256 << 20
 
@@ -64,7 +66,7 @@ def _rows_in(session: Session, path: Path, manifest_sha256: Digest) -> Sequence[
     return session.scalars(
         select(models.BundleVersion)
         .where(
-            models.BundleVersion.manifest_sha256 == manifest_sha256,
+            bundle_versions.c.manifest_sha256 == manifest_sha256,
             models.BundleVersion.path == str(path),
         )
         .order_by(models.BundleVersion.id)
@@ -83,20 +85,11 @@ def list_bundles(session: Session) -> tuple[BundleVersion, ...]:
 def bundle_record(row: models.BundleVersion) -> BundleVersion:
     """A row with everything that hangs on it, as a value."""
     return BundleVersion(
+        **values_of(row.facts),
         id=row.id,
         name=row.entry.name,
         version=row.number,
-        manifest_sha256=row.manifest_sha256,
         path=Path(row.path),
-        size_bytes=row.size_bytes,
-        base=row.base,
-        base_revision=row.base_revision,
-        dtype=row.dtype,
-        top_k=row.top_k,
-        temperature=row.temperature,
-        gate_kind=row.gate_kind,
-        gate_scope=row.gate_scope,
-        gate_fitted=row.gate_fitted,
         members=tuple(map(_member_record, row.members)),
         verifications=tuple(map(_verification_record, row.verifications)),
         tags=tuple(tag.tag for tag in row.tags),
@@ -119,7 +112,7 @@ def _find_manifest_of(session: Session, new: NewBundleVersion) -> models.BundleV
     return session.scalars(
         select(models.BundleVersion)
         .join(models.BundleVersion.entry)
-        .where(models.Entry.name == new.name, models.BundleVersion.manifest_sha256 == new.manifest_sha256)
+        .where(models.Entry.name == new.name, bundle_versions.c.manifest_sha256 == new.facts.manifest_sha256)
     ).first()
 
 
@@ -128,17 +121,8 @@ def _insert(session: Session, new: NewBundleVersion) -> models.BundleVersion:
     row = models.BundleVersion(
         entry=entry,
         number=number,
-        manifest_sha256=new.manifest_sha256,
+        facts=new.facts,
         path=str(new.path),
-        size_bytes=new.size_bytes,
-        base=new.base,
-        base_revision=new.base_revision,
-        dtype=new.dtype,
-        top_k=new.top_k,
-        temperature=new.temperature,
-        gate_kind=new.gate_kind,
-        gate_scope=new.gate_scope,
-        gate_fitted=new.gate_fitted,
         members=[_member_row(position, member) for position, member in enumerate(new.members)],
     )
     session.add(row)
@@ -148,9 +132,9 @@ def _insert(session: Session, new: NewBundleVersion) -> models.BundleVersion:
         models.BUNDLE,
         new.name,
         number,
-        manifest_sha256=str(new.manifest_sha256),
+        manifest_sha256=str(new.facts.manifest_sha256),
         path=row.path,
-        gate=new.gate_fitted,
+        gate=new.facts.gate_fitted,
     )
     return row
 

@@ -15,6 +15,7 @@ from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 from ...schemas.digest import Digest
 
 MAX_FOREIGN_CHARACTERS = 1024
+MAX_DTYPES_CHARACTERS = 64
 
 
 class DigestText(TypeDecorator[Digest]):
@@ -49,6 +50,21 @@ class ForeignText(TypeDecorator[str]):
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
         """The text as it was stored."""
         return None if value is None else str(value)
+
+
+class DtypesText(TypeDecorator[tuple[str, ...]]):
+    """The element types of an adapter's factors, separated by spaces; null for an adapter without factors."""
+
+    impl = String(MAX_DTYPES_CHARACTERS)
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
+        """Return the text."""
+        return " ".join(value) if value else None
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> tuple[str, ...]:
+        """Return the element types."""
+        return tuple((value or "").split())
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -15,6 +15,7 @@ of its texts. ``search_index`` keeps them, in the transaction of every change.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
@@ -34,11 +35,12 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, composite, mapped_column, relationship
 from sqlalchemy.schema import SchemaItem
 
 from ...schemas.digest import Digest
-from .columns import DigestText, ForeignText, UtcDateTime, ordered_text
+from ...schemas.facts import AdapterFacts, BundleFacts, ByteCount, Foreign, Word
+from .columns import DigestText, DtypesText, ForeignText, UtcDateTime, ordered_text
 from .words import MAX_WORD_CHARACTERS
 
 ADAPTER: Final = "adapter"
@@ -70,7 +72,18 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON(),
         list[dict[str, Any]]: JSON(),
         float: Double(),
+        # Those of the facts.
+        int: Integer(),
+        str: Text(),
+        Foreign: ForeignText(),
+        Word: String(16),
+        ByteCount: BigInteger(),
     }
+
+
+def _columns_of(facts: type, **own: MappedColumn[Any]) -> list[MappedColumn[Any]]:
+    """Return a column for each field of a class of facts; types follow from the fields where not given."""
+    return [own.get(field.name) or mapped_column(field.name) for field in dataclasses.fields(facts)]
 
 
 class Entry(Base):
@@ -206,22 +219,12 @@ class AdapterVersion(Version):
     origin_kind: Mapped[str] = mapped_column(String(16))
     origin_location: Mapped[str] = mapped_column(ForeignText())
     origin_commit: Mapped[str | None] = mapped_column(String(64))
-    weights_sha256: Mapped[Digest]
-    config_sha256: Mapped[Digest]
-    canonical_config_sha256: Mapped[Digest]
-    weights_bytes: Mapped[int] = mapped_column(BigInteger)
-    declared_base: Mapped[str | None] = mapped_column(ForeignText())
+    facts: Mapped[AdapterFacts] = composite(
+        # No factors and no element types are the same to a reader; the column has always held null for them.
+        *_columns_of(AdapterFacts, dtypes=mapped_column("dtypes", DtypesText(), nullable=True))
+    )
     stated_base: Mapped[str | None] = mapped_column(ForeignText())
-    base_revision: Mapped[str | None] = mapped_column(ForeignText())
     base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"))
-    task_type: Mapped[str | None] = mapped_column(ForeignText())
-    license: Mapped[str | None] = mapped_column(ForeignText())
-    peft_version: Mapped[str | None] = mapped_column(ForeignText())
-    shape_signature: Mapped[Digest | None]
-    rank: Mapped[int | None] = mapped_column(Integer)
-    max_rank: Mapped[int | None] = mapped_column(Integer)
-    scaling: Mapped[float | None]
-    dtypes: Mapped[str | None] = mapped_column(String(64))
     sound: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="sound_boolean"))
     fusable: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="fusable_boolean"))
     findings: Mapped[list[dict[str, Any]]]
@@ -327,17 +330,8 @@ class BundleVersion(Version):
     __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": BUNDLE}
 
     id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
-    manifest_sha256: Mapped[Digest]
+    facts: Mapped[BundleFacts] = composite(*_columns_of(BundleFacts))
     path: Mapped[str] = mapped_column(Text)
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
-    base: Mapped[str | None] = mapped_column(ForeignText())
-    base_revision: Mapped[str | None] = mapped_column(ForeignText())
-    dtype: Mapped[str] = mapped_column(String(16))
-    top_k: Mapped[int] = mapped_column(Integer)
-    temperature: Mapped[float]
-    gate_kind: Mapped[str] = mapped_column(String(16))
-    gate_scope: Mapped[str] = mapped_column(String(16))
-    gate_fitted: Mapped[str] = mapped_column(Text)
 
     members: Mapped[list[BundleMember]] = relationship(order_by="BundleMember.position", passive_deletes=True)
     verifications: Mapped[list[Verification]] = relationship(order_by="Verification.id", passive_deletes=True)

@@ -134,7 +134,7 @@ def _bundle_place(row: models.BundleVersion) -> BundlePlace:
     return BundlePlace(
         CatalogSource(row.entry.name, row.number),
         Path(row.path),
-        row.manifest_sha256,
-        row.size_bytes,
+        row.facts.manifest_sha256,
+        row.facts.size_bytes,
         members,
     )

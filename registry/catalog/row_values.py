@@ -13,7 +13,14 @@ from ...schemas.finding import Finding
 from ...schemas.manifest import Origin
 from ...schemas.names import check_alias, check_file_name, check_folder_path, check_name
 from .bundles import read_record
-from .columns import DigestText, ForeignText, UtcDateTime, clean_foreign_text
+from .columns import (
+    MAX_DTYPES_CHARACTERS,
+    DigestText,
+    DtypesText,
+    ForeignText,
+    UtcDateTime,
+    clean_foreign_text,
+)
 
 # Columns whose values mean more than their types say.
 _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
@@ -33,7 +40,7 @@ _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
 
 def write_row(table: Table, row: RowMapping) -> dict[str, Any]:
     """The row as JSON values."""
-    return {column.name: _to_json(row[column.name]) for column in table.columns}
+    return {column.name: _to_json(column, row[column.name]) for column in table.columns}
 
 
 def read_row(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +68,9 @@ def read_origin(kind: str, location: str, commit: str | None) -> Origin:
     return Origin.from_value({"kind": kind, "location": location, "commit": commit}, what="origin")
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(column: Column[Any], value: Any) -> Any:
+    if isinstance(column.type, DtypesText):
+        return " ".join(value) or None
     return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
 
 
@@ -90,9 +99,10 @@ def _from_json(column: Column[Any], value: Any) -> Any:
             return _moment(value)
         case ForeignText(), str():
             return value if value == clean_foreign_text(value) else None
+        case DtypesText(), str():
+            return tuple(value.split()) if _fits(value, MAX_DTYPES_CHARACTERS) else None
         case String(), str():
-            fits = kind.length is None or len(value) <= kind.length
-            return value if fits and "\0" not in value and not _has_surrogates(value) else None
+            return value if _fits(value, kind.length) else None
         case Boolean(), bool():
             return value
         case Integer(), int() if not isinstance(value, bool):
@@ -129,5 +139,8 @@ def _number(value: float) -> float | None:
         return None
 
 
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def _fits(text: str, max_characters: int | None) -> bool:
+    """Return whether a column of this length holds the text, and every database can."""
+    if max_characters is not None and len(text) > max_characters:
+        return False
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, bindparam, func, select
 from sqlalchemy.orm import Session
 
+from ...schemas.facts import ListedFacts
 from ...schemas.finding import Verdict
 from .records import AdapterSummary
 from .search_index import is_latest
@@ -36,9 +38,10 @@ _ALIASES = (
     .where(aliases.c.entry_id == versions.c.entry_id, aliases.c.number == versions.c.number)
     .scalar_subquery()
 )
+_LISTED = tuple(field.name for field in dataclasses.fields(ListedFacts))
 _ADAPTERS = (
     select(
-        *adapter_versions.c["id", "max_rank", "dtypes", "weights_bytes", "license", "sound", "fusable"],
+        *adapter_versions.c["id", "sound", "fusable", *_LISTED],
         func.coalesce(adapter_versions.c.stated_base, adapter_versions.c.declared_base).label("base"),
         versions.c.number,
         versions.c.created_at,
@@ -54,13 +57,10 @@ _WANTED = _ADAPTERS.where(adapter_versions.c.id.in_(bindparam("wanted", expandin
 
 def _summary(row: Row[*tuple[Any, ...]]) -> AdapterSummary:
     return AdapterSummary(
+        **{name: row._mapping[name] for name in _LISTED},
         name=row.name,
         version=row.number,
         base=row.base,
-        max_rank=row.max_rank,
-        dtypes=tuple((row.dtypes or "").split()),
-        weights_bytes=row.weights_bytes,
-        license=row.license,
         verdict=Verdict(sound=row.sound, fusable=row.fusable),
         tags=tuple(sorted((row.tags or "").split())),
         aliases=tuple(sorted((row.aliases or "").split())),

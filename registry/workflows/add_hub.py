@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
-from ...schemas.errors import AdapterRefused, HubRefused, HubUnavailable, UsageError
+from ...schemas.errors import HubRefused, HubUnavailable, UsageError
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
 from ...schemas.scratch import Purpose, temporary_folder
@@ -123,10 +123,7 @@ def add_from_hub(
         )
     check_sizes(candidate, max_bytes)
     found = inspect_on_hub(hub, listing, candidate)
-    if not found.inspection.verdict.sound:
-        raise AdapterRefused(
-            f"`{candidate}` is broken and was not downloaded", findings=found.inspection.findings
-        )
+    found.inspection.refuse_broken(f"`{candidate}` is broken and was not downloaded")
     known = _find_known(catalog, found, wanted_name) if base is None else None
     if known is not None:
         catalog.change_tags(known, add=wanted_tags)
