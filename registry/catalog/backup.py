@@ -9,8 +9,8 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from ...schemas.errors import CatalogUnusable, UsageError
+from .database import find_problems
 from .engine import connection_to, describe_url, engine_for, sqlite_url
-from .schema import find_problems
 
 
 def back_up(engine: Engine, path: Path) -> None:

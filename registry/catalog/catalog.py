@@ -17,9 +17,10 @@ from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
 from ..home import Home
 from ..store import Blob, Referenced, References
-from . import adapters, bundles, entries, events, models, references, transfer
+from . import adapters, bundles, dump, entries, events, models, references
 from .attempts import attempt
 from .backup import back_up
+from .database import HEAD_REVISION, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
 from .query import AdapterQuery, Page
 from .records import (
@@ -33,7 +34,6 @@ from .records import (
     Removal,
 )
 from .references import BundlePlace, Reference
-from .schema import HEAD_REVISION, create, require_head
 from .search import search
 from .summaries import list_latest
 
@@ -317,7 +317,7 @@ class Catalog:
         ``advance`` is told how many rows are written, of how many.
         """
         with connection_to(self._engine) as connection:
-            return transfer.write_document(connection, HEAD_REVISION, file, advance)
+            return dump.write_document(connection, HEAD_REVISION, file, advance)
 
     def read_document(
         self,
@@ -338,7 +338,7 @@ class Catalog:
         """
         with transaction(self._engine, writes=True) as session:
             connection = session.connection()
-            counts = transfer.read_document(connection, HEAD_REVISION, file, what, advance)
+            counts = dump.read_document(connection, HEAD_REVISION, file, what, advance)
             events.record_event(session, "import", models.CATALOG, models.CATALOG, rows=counts)
             session.flush()
             session.expire_all()

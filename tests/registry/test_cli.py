@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import meteora_registry
 from meteora_registry.registry.catalog.catalog import Catalog
-from meteora_registry.registry.catalog.schema import HEAD_REVISION
+from meteora_registry.registry.catalog.database import HEAD_REVISION
 from meteora_registry.registry.cli import show
 from meteora_registry.registry.cli.main import cli, run
 from meteora_registry.registry.cli.output import describe_bytes

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from meteora_registry.registry.catalog import models, schema, search
+from meteora_registry.registry.catalog import database, models, search
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.cursor import decode_cursor, encode_cursor
 from meteora_registry.registry.catalog.engine import connection_to, engine_for, parse_catalog_url, transaction
@@ -48,7 +48,7 @@ def filled(
             connection.connection.driver_connection.autocommit = True  # type: ignore[union-attr]
             connection.connection.cursor().execute("CREATE DATABASE searched")
         url = server.set(database="searched")
-        schema.upgrade(url)
+        database.upgrade(url)
         home = Home(home.folder, url.render_as_string(hide_password=False))
     with Catalog.open(home) as catalog:
         fill(catalog)
@@ -298,16 +298,16 @@ def test_the_index_kept_by_every_change_is_the_one_made_anew(any_catalog: Catalo
 def test_an_index_that_differs_from_the_catalog_is_reported(any_catalog: Catalog) -> None:
     for name in ("a", "b"):
         any_catalog.add_version(new_adapter(name, name))
-    assert schema.find_problems(any_catalog._engine) == []
+    assert database.find_problems(any_catalog._engine) == []
     with connection_to(any_catalog._engine, writes=True) as connection:
         connection.execute(update(models.SearchRow).where(models.SearchRow.name == "a").values(max_rank=99))
-    assert schema.find_problems(any_catalog._engine) == [
+    assert database.find_problems(any_catalog._engine) == [
         "the search's index lacks 1 adapter versions as they are, and has 1 as they are not"
     ]
     with connection_to(any_catalog._engine, writes=True) as connection:
         rebuild_index(connection)
         connection.execute(update(models.SearchWord).where(models.SearchWord.word == "b").values(word="c"))
-    assert schema.find_problems(any_catalog._engine) == [
+    assert database.find_problems(any_catalog._engine) == [
         "the search's index has other words than theirs for 1 adapter versions"
     ]
 

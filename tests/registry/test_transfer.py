@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.catalog.query import AdapterQuery
@@ -65,7 +65,7 @@ def other_catalog(any_catalog: Catalog, request: pytest.FixtureRequest, tmp_path
     home = Home(tmp_path / "other")
     if any_catalog._engine.dialect.name == "sqlite":
         home = Home(home.folder, request.getfixturevalue("postgres_url"))
-        schema.upgrade(parse_catalog_url(home.catalog_url or ""))
+        database.upgrade(parse_catalog_url(home.catalog_url or ""))
     catalog = Catalog.open(home)
     request.addfinalizer(catalog.close)
     return catalog
@@ -84,7 +84,7 @@ def test_a_catalog_moves_to_the_other_database_without_loss(
     assert after == before
     assert (imported["action"], imported["subject"], imported["name"]) == ("import", "catalog", "catalog")
     assert sum(imported["details"]["rows"].values()) == written
-    assert schema.find_problems(other_catalog._engine) == []
+    assert database.find_problems(other_catalog._engine) == []
     assert rows_of(any_catalog) == before
 
 
@@ -101,7 +101,7 @@ def test_an_imported_catalog_goes_on_where_the_other_was(
     other_catalog.record_verification(some_verification(), Path("/bundles/team"))
     assert [each.name for each in other_catalog.search(AdapterQuery(text="after")).items] == []
     assert [each.name for each in other_catalog.search(AdapterQuery(base="m/b1")).items] == ["code"]
-    assert schema.find_problems(other_catalog._engine) == []
+    assert database.find_problems(other_catalog._engine) == []
 
 
 def test_the_same_catalog_gives_the_same_document(any_catalog: Catalog, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_a_backup_taken_while_others_write_is_a_whole_catalog(
 def test_a_catalog_on_postgresql_is_backed_up_by_its_own_tools(
     home: Home, postgres_url: str, tmp_path: Path
 ) -> None:
-    schema.upgrade(parse_catalog_url(postgres_url))
+    database.upgrade(parse_catalog_url(postgres_url))
     with Catalog.open(Home(home.folder, postgres_url)) as catalog, pytest.raises(UsageError) as caught:
         backup_catalog(catalog, tmp_path / "backup.db")
     assert str(caught.value) == "a catalog on PostgreSQL is backed up with the server's own `pg_dump`"
