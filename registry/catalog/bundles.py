@@ -16,8 +16,8 @@ from ...schemas.verification import Level, Outcome, VerificationRecord
 from . import models
 from .entries import begin_version, source_of
 from .events import record_event
+from .models import bundle_versions
 from .records import BundleMember, BundleVersion, NewBundleVersion, NewMember, Verification
-from .tables import bundle_versions
 
 _MAX_RECORD_BYTES = 256 << 20
 

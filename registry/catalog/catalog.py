@@ -19,8 +19,7 @@ from ..home import Home
 from ..store import Blob, Referenced, References
 from . import adapters, bundles, dump, entries, events, models, references
 from .attempts import attempt
-from .backup import back_up
-from .database import HEAD_REVISION, create, require_head
+from .database import HEAD_REVISION, back_up, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
 from .query import AdapterQuery, Page
 from .records import (
@@ -35,7 +34,6 @@ from .records import (
 )
 from .references import BundlePlace, Reference
 from .search import search
-from .summaries import list_latest
 
 Result = TypeVar("Result")
 
@@ -159,7 +157,7 @@ class Catalog:
 
     def list_adapters(self) -> tuple[AdapterSummary, ...]:
         """The latest version of every adapter, ordered by name."""
-        return self._read(list_latest)
+        return self._read(adapters.list_latest)
 
     def search(self, query: AdapterQuery) -> Page[AdapterSummary]:
         """One page of the adapter versions that meet a query.

@@ -5,12 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Select, String, Text
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import InstrumentedAttribute
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
+from sqlalchemy import DateTime, Dialect, String, Text
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ...schemas.digest import Digest
 
@@ -88,55 +84,6 @@ class UtcDateTime(TypeDecorator[datetime]):
 def ordered_text(max_characters: int) -> TypeEngine[str]:
     """Text in the order of its code points, as SQLite has it, whatever language the database is set to."""
     return String(max_characters).with_variant(String(max_characters, collation="C"), "postgresql")
-
-
-class Among(FunctionElement[Any]):
-    """Whether a column's value is one that a statement selects, which is run first and by itself.
-
-    PostgreSQL is given its answers as an array, and looks these up one after another in an index. With
-    ``IN`` it may choose any join, by what its statistics make it expect.
-    """
-
-    name = "among"
-    inherit_cache = True
-    # A Boolean would be compared with 1 where a database has none, and no more be looked up.
-    type = NullType()
-
-    def __init__(self, column: InstrumentedAttribute[Any], values: Select[Any]) -> None:
-        super().__init__(column, values.correlate(None).scalar_subquery())
-
-
-@compiles(Among)
-def _in(element: Among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = element.clauses
-    return f"{compiler.process(column, **options)} IN {compiler.process(values, **options)}"
-
-
-@compiles(Among, "postgresql")
-def _any_of_array(element: Among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = element.clauses
-    return f"{compiler.process(column, **options)} = ANY (ARRAY{compiler.process(values, **options)})"
-
-
-class Unindexed(FunctionElement[Any]):
-    """A column's value, which SQLite will not look up in an index; PostgreSQL chooses by its statistics."""
-
-    name = "unindexed"
-    inherit_cache = True
-
-    def __init__(self, column: InstrumentedAttribute[Any]) -> None:
-        super().__init__(column)
-        self.type = column.type
-
-
-@compiles(Unindexed)
-def _as_it_is(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:
-    return compiler.process(next(iter(element.clauses)), **options)
-
-
-@compiles(Unindexed, "sqlite")
-def _with_a_plus(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:
-    return f"+{compiler.process(next(iter(element.clauses)), **options)}"
 
 
 def clean_foreign_text(text: str) -> str:

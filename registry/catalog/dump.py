@@ -10,19 +10,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
-from sqlalchemy import Connection, exists, func, insert, select
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Integer,
+    RowMapping,
+    String,
+    Table,
+    exists,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy.exc import DataError, IntegrityError
 
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
+from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import AlreadyInCatalog, InvalidDocument, MeteoraError
-from .models import ADAPTER, BUNDLE, Base
-from .row_values import read_row, write_row
-from .search_index import rebuild_index
-from .tables import (
+from ...schemas.finding import Finding
+from ...schemas.names import check_alias, check_file_name, check_folder_path, check_name
+from .adapters import read_origin
+from .bundles import read_record
+from .columns import (
+    MAX_DTYPES_CHARACTERS,
+    DigestText,
+    DtypesText,
+    ForeignText,
+    UtcDateTime,
+    clean_foreign_text,
+)
+from .models import (
+    ADAPTER,
+    BUNDLE,
+    Base,
     adapter_files,
     adapter_versions,
     bundle_versions,
@@ -31,6 +60,7 @@ from .tables import (
     search_words,
     versions,
 )
+from .search_index import rebuild_index
 
 FORMAT = 1
 # Twice the largest verification record, each character of which may be escaped, and its row.
@@ -171,7 +201,7 @@ class _Document:
 
     def _checked(self, name: str, row: Row) -> Row:
         try:
-            return read_row(TABLES[name], row)
+            return _read_row(TABLES[name], row)
         except (ValueError, MeteoraError) as error:
             raise self.problem(str(error)) from error
 
@@ -181,7 +211,7 @@ def _lines(connection: Connection, revision: str) -> Iterator[bytes]:
     for name, table in TABLES.items():
         query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=_BATCH_ROWS)
         for row in connection.execute(query):
-            yield _line({"table": name, "row": write_row(table, row._mapping)})
+            yield _line({"table": name, "row": _write_row(table, row._mapping)})
 
 
 def _line(value: Row) -> bytes:
@@ -248,3 +278,118 @@ def _continue_counters(connection: Connection) -> None:
                 f"SELECT setval(pg_get_serial_sequence('{name}', '{column}'), max({column})) FROM {name} "  # noqa: S608
                 f"HAVING max({column}) IS NOT NULL"
             )
+
+
+# Columns whose values mean more than their types say.
+_MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
+    ("entries", "name"): check_name,
+    ("tags", "tag"): lambda tag: check_name(tag, what="tag"),
+    ("aliases", "alias"): check_alias,
+    ("adapter_files", "name"): check_file_name,
+    ("bundle_members", "name"): check_name,
+    ("bundle_versions", "path"): check_folder_path,
+    ("adapter_versions", "findings"): lambda findings: [
+        Finding.from_value(finding, what="finding") for finding in _require(list, findings)
+    ],
+    ("events", "details"): lambda details: _require(dict, details),
+    ("verifications", "record"): read_record,
+}
+
+
+def _write_row(table: Table, row: RowMapping) -> dict[str, Any]:
+    """The row as JSON values."""
+    return {column.name: _to_json(column, row[column.name]) for column in table.columns}
+
+
+def _read_row(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that these JSON values are.
+
+    Raises:
+        ValueError: a column is missing, unknown, or has a value that it cannot hold; a ``MeteoraError``
+            where the value means more than its type.
+    """
+    if values.keys() != set(table.c.keys()):
+        differing = ", ".join(f"`{key}`" for key in sorted(values.keys() ^ set(table.c.keys()))[:5])
+        raise ValueError(f"the columns of `{table.name}` differ: {differing}")
+    row = {column.name: _read_value(table, column, values[column.name]) for column in table.columns}
+    if table.name == "adapter_versions":
+        read_origin(row["origin_kind"], row["origin_location"], row["origin_commit"])
+    return row
+
+
+def _to_json(column: Column[Any], value: Any) -> Any:
+    if isinstance(column.type, DtypesText):
+        return " ".join(value) or None
+    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
+
+
+def _read_value(table: Table, column: Column[Any], value: Any) -> Any:
+    where = f"`{table.name}.{column.name}`"
+    if value is None:
+        if not column.nullable:
+            raise ValueError(f"{where} is null")
+        return None
+    found = _from_json(column, value)
+    if found is None:
+        raise ValueError(f"{where} cannot be `{str(value)[:80]}`")
+    check = _MEANINGS.get((table.name, column.name))
+    if check is not None:
+        check(found)
+    return found
+
+
+def _from_json(column: Column[Any], value: Any) -> Any:
+    """The value of the column's type; None for any other value."""
+    kind = column.type
+    match kind, value:
+        case DigestText(), str():
+            return Digest(value)
+        case UtcDateTime(), str():
+            return _moment(value)
+        case ForeignText(), str():
+            return value if value == clean_foreign_text(value) else None
+        case DtypesText(), str():
+            return tuple(value.split()) if _fits(value, MAX_DTYPES_CHARACTERS) else None
+        case String(), str():
+            return value if _fits(value, kind.length) else None
+        case Boolean(), bool():
+            return value
+        case Integer(), int() if not isinstance(value, bool):
+            bits = 63 if isinstance(kind, BigInteger) else 31
+            return value if -(2**bits) <= value < 2**bits else None
+        case Double(), int() | float() if not isinstance(value, bool):
+            return _number(value)
+        case JSON(), dict() | list():
+            return value
+        case _:
+            return None
+
+
+def _require(kind: type[list[Any]] | type[dict[str, Any]], value: Any) -> Any:
+    # Both are JSON columns, which say no more of what they hold.
+    if not isinstance(value, kind):
+        raise ValueError(f"found a JSON {type(value).__name__}, expected a {kind.__name__}")  # noqa: TRY004
+    return value
+
+
+def _moment(text: str) -> datetime | None:
+    moment = datetime.fromisoformat(text)
+    try:
+        # Stored in UTC; the first and the last day of the calendar have moments that UTC does not.
+        return moment.astimezone(UTC) if moment.utcoffset() is not None else None
+    except OverflowError:
+        return None
+
+
+def _number(value: float) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _fits(text: str, max_characters: int | None) -> bool:
+    """Return whether a column of this length holds the text, and every database can."""
+    if max_characters is not None and len(text) > max_characters:
+        return False
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)

@@ -17,8 +17,7 @@ from sqlalchemy.orm import Session
 
 from ...schemas.errors import UsageError
 from . import models
-from .cursor import decode_cursor, encode_cursor
-from .query import MAX_PAGE, Page
+from .query import MAX_PAGE, Page, decode_cursor, encode_cursor
 from .records import Event
 
 # Who acts, where the account and the machine say too little, as in a CI job.

@@ -41,7 +41,7 @@ from sqlalchemy.schema import SchemaItem
 from ...schemas.digest import Digest
 from ...schemas.facts import AdapterFacts, BundleFacts, ByteCount, Foreign, Word
 from .columns import DigestText, DtypesText, ForeignText, UtcDateTime, ordered_text
-from .words import MAX_WORD_CHARACTERS
+from .query import MAX_WORD_CHARACTERS
 
 ADAPTER: Final = "adapter"
 BUNDLE: Final = "bundle"
@@ -396,3 +396,21 @@ class Event(Base):
     name: Mapped[str] = mapped_column(ForeignText())
     version: Mapped[int | None] = mapped_column(Integer)
     details: Mapped[dict[str, Any]]
+
+
+# For statements over many rows: reading these as objects of the classes above costs ten times as much.
+_tables = Base.metadata.tables
+entries = _tables["entries"]
+versions = _tables["versions"]
+adapter_versions = _tables["adapter_versions"]
+adapter_files = _tables["adapter_files"]
+bundle_versions = _tables["bundle_versions"]
+aliases = _tables["aliases"]
+tags = _tables["tags"]
+base_models = _tables["base_models"]
+search_adapters = _tables["search_adapters"]
+search_words = _tables["search_words"]
+# Adapter versions with their numbers and names.
+named_adapters = adapter_versions.join(versions, versions.c.id == adapter_versions.c.id).join(
+    entries, entries.c.id == versions.c.entry_id
+)

@@ -17,9 +17,9 @@ from ...schemas.digest import Digest
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from . import models
+from .adapters import read_origin
 from .engine import transaction
 from .events import current_actor
-from .row_values import read_origin
 
 _PAGE_ROWS = 1000
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from .tables import (
+from .models import (
     adapter_versions,
     base_models,
     entries,
@@ -32,7 +32,7 @@ from .tables import (
     tags,
     versions,
 )
-from .words import words_of
+from .query import words_of
 
 _BATCH = 1000
 # Of versions, by their ids.

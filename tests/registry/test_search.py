@@ -13,12 +13,16 @@ from sqlalchemy import update
 
 from meteora_registry.registry.catalog import database, models, search
 from meteora_registry.registry.catalog.catalog import Catalog
-from meteora_registry.registry.catalog.cursor import decode_cursor, encode_cursor
 from meteora_registry.registry.catalog.engine import connection_to, engine_for, parse_catalog_url, transaction
-from meteora_registry.registry.catalog.query import AdapterQuery, Order
+from meteora_registry.registry.catalog.query import (
+    AdapterQuery,
+    Order,
+    decode_cursor,
+    encode_cursor,
+    words_of,
+)
 from meteora_registry.registry.catalog.records import AdapterVersion
 from meteora_registry.registry.catalog.search_index import rebuild_index
-from meteora_registry.registry.catalog.words import words_of
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.errors import UsageError
 from meteora_registry.schemas.inventory import Inventory
@@ -184,11 +188,11 @@ QUERIES = {
 
 # The limits under which a search takes each of its ways, whatever the size of the catalog.
 WAYS = {
-    "look at few": {"_FEW": 1000},
-    "walk through all": {"_FEW": 0},
-    "walk, then walk on": {"_FEW": 0, "_STRETCH": 1},
-    "look at what two conditions share": {"_FEW": 0, "_STRETCH": 0},
-    "look at what the rarest meet": {"_FEW": 0, "_STRETCH": 0, "_MANY": 1},
+    "look at few": {"_MAX_CHECKED": 1000},
+    "walk through all": {"_MAX_CHECKED": 0},
+    "walk, then walk on": {"_MAX_CHECKED": 0, "_ROWS_PER_ENTRY": 1},
+    "look at what two conditions share": {"_MAX_CHECKED": 0, "_ROWS_PER_ENTRY": 0},
+    "look at what the rarest meet": {"_MAX_CHECKED": 0, "_ROWS_PER_ENTRY": 0, "_MAX_COUNTED": 1},
 }
 
 
