@@ -29,7 +29,7 @@ from .search_index import index_version, is_latest
 
 
 def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -> Added:
-    """The version with this content: made, or the one that the name has already, with the tags added.
+    """Return the version with this content, new or already there, after adding the tags.
 
     Raises:
         UsageError: the name or a tag is malformed.
@@ -42,7 +42,7 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
         index_version(session, row.id, new.name)
     change_tags(session, source_of(row), add=tags, remove=())
     session.flush()
-    # So that the record says what was stored, and not what was handed in.
+    # Read the record back from the database: foreign text may have been cut or cleaned.
     session.expire_all()
     return Added(adapter_record(row), created=known is None)
 
@@ -50,12 +50,12 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
 def find_content(
     session: Session, weights_sha256: Digest, canonical_config_sha256: Digest
 ) -> tuple[CatalogSource, ...]:
-    """Every version with these weights and this config, whatever its name."""
+    """Return every version with these weights and this config, of any name."""
     return tuple(source_of(row) for row in _rows_with(session, weights_sha256, canonical_config_sha256))
 
 
 def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
-    """A row with everything that hangs on it, as a value."""
+    """Return the record of a row."""
     return AdapterVersion(
         **values_of(row.facts),
         id=row.id,
@@ -146,13 +146,13 @@ def read_origin(kind: str, location: str, commit: str | None) -> Origin:
 
 
 def read_summaries(session: Session, wanted: Sequence[int]) -> dict[int, AdapterSummary]:
-    """The summaries by version id, ordered by name and number."""
+    """Return the summaries by version id, ordered by name and number."""
     rows = session.execute(_WANTED, {"wanted": wanted})
     return {row.id: _summary(row) for row in rows}
 
 
 def list_latest(session: Session) -> tuple[AdapterSummary, ...]:
-    """The latest version of every adapter, ordered by name."""
+    """Return the latest version of every adapter, ordered by name."""
     return tuple(map(_summary, session.execute(_ADAPTERS.where(is_latest()))))
 
 

@@ -23,7 +23,7 @@ _MAX_RECORD_BYTES = 256 << 20
 
 
 def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
-    """The version with this manifest: made, or the one that the name has already, now at ``new.path``.
+    """Return the version with this manifest, new or already there, now at ``new.path``.
 
     Raises:
         UsageError: the name is malformed.
@@ -39,7 +39,7 @@ def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
     if new.verification is not None:
         _add_verification(session, row, new.verification)
     session.flush()
-    # So that the record says what was stored, and not what was handed in.
+    # Read the record back from the database: foreign text may have been cut or cleaned.
     session.expire_all()
     return bundle_record(row)
 
@@ -47,9 +47,9 @@ def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
 def record_verification(
     session: Session, record: VerificationRecord, path: Path
 ) -> tuple[CatalogSource, ...]:
-    """The versions with the record's manifest that lie in ``path``, to which it was added.
+    """Add a record to the versions with its manifest in ``path``, and return them.
 
-    A copy elsewhere that was tampered with says nothing about the bundle that the catalog knows.
+    A copy elsewhere may have been tampered with, which is no reason to mark the catalogued bundle as failed.
     """
     rows = _rows_in(session, path, record.manifest_sha256)
     for row in rows:
@@ -58,7 +58,7 @@ def record_verification(
 
 
 def find_in(session: Session, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
-    """The versions with the manifest that lie in ``path``, the oldest first."""
+    """Return the versions with the manifest in ``path``, the oldest first."""
     return tuple(map(source_of, _rows_in(session, path, manifest_sha256)))
 
 
@@ -74,7 +74,7 @@ def _rows_in(session: Session, path: Path, manifest_sha256: Digest) -> Sequence[
 
 
 def list_bundles(session: Session) -> tuple[BundleVersion, ...]:
-    """The latest version of every bundle, ordered by name."""
+    """Return the latest version of every bundle, ordered by name."""
     entries = session.scalars(
         select(models.Entry).where(models.Entry.kind == models.BUNDLE).order_by(models.Entry.name)
     )
@@ -83,7 +83,7 @@ def list_bundles(session: Session) -> tuple[BundleVersion, ...]:
 
 
 def bundle_record(row: models.BundleVersion) -> BundleVersion:
-    """A row with everything that hangs on it, as a value."""
+    """Return the record of a row."""
     return BundleVersion(
         **values_of(row.facts),
         id=row.id,
@@ -99,10 +99,10 @@ def bundle_record(row: models.BundleVersion) -> BundleVersion:
 
 
 def read_record(text: str) -> VerificationRecord:
-    """The verification record that a row holds.
+    """Return the verification record in a row.
 
     Raises:
-        InvalidDocument: it is none, or was changed.
+        InvalidDocument: it is not a record, or was changed.
     """
     data, what = text.encode(), "verification record"
     return VerificationRecord.unseal(load_json(data, what=what, max_bytes=_MAX_RECORD_BYTES), data, what=what)

@@ -21,16 +21,16 @@ class DigestText(TypeDecorator[Digest]):
     cache_ok = True
 
     def process_bind_param(self, value: Digest | None, dialect: Dialect) -> str | None:
-        """The digits."""
+        """Return the digits."""
         return None if value is None else str(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Digest | None:
-        """The digest; ``ValueError`` if the column holds anything else."""
+        """Return the digest; ``ValueError`` if the column holds anything else."""
         return None if value is None else Digest(value)
 
 
 class ForeignText(TypeDecorator[str]):
-    """Text that somebody else wrote, such as a base's name in a config.
+    """Text from outside, such as a base's name in a config.
 
     At most 1024 characters are kept; what no database can hold, a zero character or half a surrogate
     pair, becomes U+FFFD. The bytes themselves are in the content store.
@@ -40,11 +40,11 @@ class ForeignText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """The text as it can be stored."""
+        """Return the text as it can be stored."""
         return None if value is None else clean_foreign_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        """The text as it was stored."""
+        """Return the text as it was stored."""
         return None if value is None else str(value)
 
 
@@ -64,17 +64,17 @@ class DtypesText(TypeDecorator[tuple[str, ...]]):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, always in UTC; SQLite stores no time zone, so none but UTC ever gets there."""
+    """A moment, always in UTC, because SQLite does not store a time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """The moment in UTC."""
+        """Return the moment in UTC."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """The moment in UTC."""
+        """Return the moment in UTC."""
         if value is None:
             return None
         moment: datetime = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
@@ -82,11 +82,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def ordered_text(max_characters: int) -> TypeEngine[str]:
-    """Text in the order of its code points, as SQLite has it, whatever language the database is set to."""
+    """Return a text type that sorts by code points, as SQLite does, whatever the database's language."""
     return String(max_characters).with_variant(String(max_characters, collation="C"), "postgresql")
 
 
 def clean_foreign_text(text: str) -> str:
-    """``text`` as ``ForeignText`` stores it."""
+    """Return a text as ``ForeignText`` stores it."""
     cut = text[:MAX_FOREIGN_CHARACTERS].replace("\0", "\ufffd")
     return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in cut)

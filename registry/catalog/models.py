@@ -1,16 +1,16 @@
-"""The tables, as SQLAlchemy models; nothing outside this package sees them.
+"""The tables, as SQLAlchemy classes, with a column for each fact; nothing outside this package sees them.
 
-An entry is a name, of an adapter or of a bundle, and the number of its latest version. Adapters and
-bundles share one space of names, so ``show NAME`` is never ambiguous. A version's own facts lie in
-``adapter_versions`` or ``bundle_versions``; tags and aliases, the only things about a version that
-change, lie beside it. An entry outlives its versions: its counter goes on, so a removed ``name@3``
-never comes to mean other bytes.
+An entry is a name, of an adapter or of a bundle, and the number of its latest version. Adapters and bundles
+share one space of names, so ``show NAME`` is never ambiguous. A version's own facts are in
+``adapter_versions`` or ``bundle_versions``; tags and aliases, the only things about a version that change,
+are in tables of their own. An entry stays when its versions are removed, and its counter goes on, so that a
+removed ``name@3`` never comes to mean other bytes.
 
-What the code promises is also a constraint of the database, for others may write to it.
+What the code guarantees is also a constraint of the database, because other programs may write to it.
 
-``search_adapters`` and ``search_words`` say nothing that the other tables do not: they are the search's
-index, one row per adapter version with everything that answers are filtered and ordered by, and the words
-of its texts. ``search_index`` keeps them, in the transaction of every change.
+``search_adapters`` and ``search_words`` follow from the other tables: they are the search's index, one row
+per adapter version with everything that filters and orders need, and the words of its texts. ``search_index``
+updates them in the transaction of every change.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _now() -> datetime:
 
 
 class Base(DeclarativeBase):
-    """The metadata that the migrations are held to."""
+    """The metadata that the migrations are compared with."""
 
     metadata = MetaData(naming_convention=_NAMING)
     type_annotation_map: ClassVar[dict[Any, Any]] = {

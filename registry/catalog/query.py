@@ -125,12 +125,12 @@ class AdapterQuery:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words of the text."""
+        """Return the words of the text."""
         return words_of([self.text])
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What the pages of one search have in common."""
+        """Return what the pages of one search have in common."""
         fields = (field.name for field in dataclasses.fields(self))
         return tuple(getattr(self, name) for name in fields if name not in ("limit", "after"))
 

@@ -1,4 +1,4 @@
-"""What the catalog takes and gives: plain immutable values, never rows of an open session."""
+"""The values that the catalog takes and gives: plain and immutable, never rows of an open session."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Target:
 
     @classmethod
     def all_of(cls, inventory: Inventory) -> tuple[Self, ...]:
-        """One target per kind and shape, ordered by kind."""
+        """Return one target per kind and shape, ordered by kind."""
         modules = sorted(inventory.modules, key=_target_key)
         return tuple(cls._of(list(group)) for _, group in groupby(modules, key=_target_key))
 
@@ -108,19 +108,19 @@ class AdapterVersion(AdapterFacts):
 
     @property
     def source(self) -> CatalogSource:
-        """How to name exactly this version."""
+        """Return the name of exactly this version."""
         return CatalogSource(self.name, self.version)
 
     @property
     def base(self) -> str | None:
-        """The base that a person stated, else the one that the adapter declares."""
+        """Return the base that a person stated, else the one that the adapter declares."""
         return self.stated_base or self.declared_base
 
     def file(self, name: str) -> StoredFile:
         """Return the file of that name.
 
         Raises:
-            CatalogUnusable: the catalog has none, though every adapter has a config and weights.
+            CatalogUnusable: the catalog lacks it; every adapter has a config and weights.
         """
         found = next((file for file in self.files if file.name == name), None)
         if found is None:
@@ -132,7 +132,7 @@ class AdapterVersion(AdapterFacts):
 
     @property
     def size_bytes(self) -> int:
-        """The size of all its files."""
+        """Return the size of all its files."""
         return sum(file.size_bytes for file in self.files)
 
 
@@ -191,7 +191,7 @@ class BundleMember:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What one verification of a bundle version came to, with its whole record."""
+    """The outcome of one verification of a bundle version, with its whole record."""
 
     level: Level
     outcome: Outcome
@@ -215,7 +215,7 @@ class BundleVersion(BundleFacts):
 
     @property
     def source(self) -> CatalogSource:
-        """How to name exactly this version."""
+        """Return the name of exactly this version."""
         return CatalogSource(self.name, self.version)
 
 
@@ -242,5 +242,5 @@ class Event:
 
 
 def join_sources(sources: Iterable[CatalogSource]) -> str:
-    """The names for a message."""
+    """Return the names for a message."""
     return ", ".join(f"`{source}`" for source in sources)

@@ -345,7 +345,7 @@ def test_a_query_that_nothing_can_meet_is_refused(conditions: dict[str, object],
 )
 def test_cursor_with_a_value_that_no_database_takes_is_refused(value: int | str) -> None:
     question = ("history", None)
-    with pytest.raises(UsageError, match="is no cursor of such a page"):
+    with pytest.raises(UsageError, match="is not a cursor of such a page"):
         decode_cursor(encode_cursor(question, (value,)), question, (type(value),))
 
 
@@ -360,7 +360,7 @@ def test_a_cursor_is_good_for_its_own_search_alone(catalog: Catalog) -> None:
         catalog.search(AdapterQuery(limit=1, after=cursor, descending=True))
     assert str(caught.value) == "the cursor belongs to a search with other filters or another order"
     for damaged in ("", "x", cursor[:-4], "é" * 8, "W10", "bnVsbA", "[" * 90, "A" * 5000):
-        with pytest.raises(UsageError, match="is no cursor of such a page"):
+        with pytest.raises(UsageError, match="is not a cursor of such a page"):
             catalog.search(AdapterQuery(limit=1, after=damaged))
 
 
