@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,15 @@ def _module(path: str, *, rank: int, out_features: int) -> ModuleFactors:
     )
 
 
+_FROM_INVENTORY = ("rank", "max_rank", "scaling", "dtypes", "shape_signature")
+
+
 def new_adapter(name: str = "legal", content: str = "1", **changes: Any) -> NewAdapterVersion:
     """An adapter whose digests follow from ``content``; ``changes`` may name any fact, and the inventory."""
     weights, config = Digest.of_bytes(f"weights {content}".encode()), Digest.of_bytes(b"config")
     inventory: Inventory | None = changes.pop("inventory", some_inventory())
-    facts: dict[str, Any] = {
+    # A fact that is not named here is None.
+    facts: dict[str, Any] = {field.name: None for field in dataclasses.fields(AdapterFacts)} | {
         "weights_sha256": weights,
         "config_sha256": config,
         "canonical_config_sha256": config,
@@ -62,15 +67,10 @@ def new_adapter(name: str = "legal", content: str = "1", **changes: Any) -> NewA
         "task_type": "CAUSAL_LM",
         "license": "apache-2.0",
         "peft_version": "0.21.2",
-        **(
-            {
-                name: getattr(inventory, name)
-                for name in ("rank", "max_rank", "scaling", "dtypes", "shape_signature")
-            }
-            if inventory
-            else {"rank": None, "max_rank": None, "scaling": None, "dtypes": (), "shape_signature": None}
-        ),
+        "dtypes": (),
     }
+    if inventory:
+        facts |= {name: getattr(inventory, name) for name in _FROM_INVENTORY}
     values: dict[str, Any] = {
         "name": name,
         "origin": Origin(kind="folder", location="folder", commit=None),
