@@ -1,4 +1,4 @@
-"""How a catalog is reached: the engine, its transactions, and the database's errors in our words.
+"""The connection to a catalog: the engine, its transactions, and the database's errors as ours.
 
 Writers take turns, so a version number read inside a transaction is still the next one when it is
 written: on SQLite by ``BEGIN IMMEDIATE``, which waits for the other writer, on PostgreSQL by one
@@ -52,8 +52,8 @@ _ESCAPE_HINT = (
 # The only encoding that holds every name; the driver gives bytes for text from a database in SQL_ASCII.
 _ENCODING = "UTF8"
 
-# What they log is raised too, and reported in our words: an interrupt while a connection closes, or a
-# connection that was lost among several rows. Without a handler Python would print it on stderr.
+# These libraries log errors that they also raise, such as an interrupt while a connection closes or a
+# connection that is lost between two rows. Without a handler Python would print them on stderr.
 for _library in ("sqlalchemy", "psycopg"):
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
@@ -208,13 +208,13 @@ def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
     }
     stated = url.query.get("options", "")
     own = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in settings.items())
-    said = [os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)]
+    users = [os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)]
     # Whatever the default: a reader sees one state throughout its transaction.
     fixed = r"-c default_transaction_isolation=repeatable\ read"
     # A statement that is prepared gets a plan for any values, and a search's costs depend on which.
     # Whatever PGCLIENTENCODING says: text is text only in UTF-8.
     arguments: dict[str, Any] = {
-        "options": " ".join([own, *said, fixed]),
+        "options": " ".join([own, *users, fixed]),
         "prepare_threshold": None,
         "client_encoding": _ENCODING,
     }
@@ -268,13 +268,13 @@ def _begin_sqlite(connection: Connection) -> None:
 def _begin_immutable(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN")
     if connection.get_execution_options().get(WRITES, False):
-        # Fails in SQLite's own words, before anything is read that was to be changed.
+        # Raises SQLite's own error at once, before anything is read that was to be changed.
         connection.exec_driver_sql("PRAGMA user_version = 0")
 
 
 def _begin_postgresql(connection: Connection) -> None:
     if connection.get_execution_options().get(WRITES, False):
-        # After its turn came, a writer must see what the one before it did.
+        # A writer that has waited for its turn must see what the one before it has committed.
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK_KEY})
 
