@@ -28,8 +28,8 @@ import sqlalchemy as sa
 from benchmarks import machine
 from benchmarks.catalog_data import BASES, fill, write_adapters
 from benchmarks.timing import quantiles
-from meteora_registry.registry.catalog import schema
 from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.database import upgrade
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.catalog.query import AdapterQuery, Order
 from meteora_registry.registry.catalog.records import Added, NewAdapterVersion
@@ -109,7 +109,7 @@ def catalog_in(database: str) -> Iterator[Home]:
             yield Home(folder)
             return
         with _postgres(folder / "server") as url:
-            schema.upgrade(parse_catalog_url(url))
+            upgrade(parse_catalog_url(url))
             yield Home(folder, url)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -155,7 +155,7 @@ def _adapter(draw: random.Random, index: int, digest: str, base: str, rank: int)
         "rank": rank,
         "max_rank": rank,
         "scaling": 2.0,
-        "dtypes": "BF16",
+        "dtypes": ("BF16",),
         "sound": True,
         "fusable": draw.random() < 0.95,
         "findings": [],
@@ -198,9 +198,14 @@ def _copy(connection: sa.Connection, table: sa.Table, rows: list[Row]) -> None:
     cursor = connection.connection.cursor()
     with cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:  # type: ignore[attr-defined]
         for row in rows:
-            copy.write_row(
-                [json.dumps(v) if isinstance(v, dict | list) else v for v in (row[c.name] for c in columns)]
-            )
+            copy.write_row([_copied(row[column.name]) for column in columns])
+
+
+def _copied(value: Any) -> Any:
+    """Return a value as COPY takes it, which goes past the types of the columns."""
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def _set_sequences(connection: sa.Connection) -> None:

@@ -97,9 +97,7 @@ class QuotedMember:
         """
         return Inspection(
             config_text=self.entry.config_text,
-            config_sha256=self.entry.config_sha256,
             weights_sha256=self.entry.weights_sha256,
-            weights_bytes=self.entry.weights_bytes,
             header=self.header,
             declared_base=self.entry.base,
             license=self.entry.license,

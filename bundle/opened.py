@@ -28,6 +28,7 @@ from ..schemas.bundle import (
 from ..schemas.digest import Digest
 from ..schemas.document import load_json
 from ..schemas.errors import BundleRefused, SourceUnreadable
+from ..schemas.facts import BundleFacts
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ..schemas.verification import VerificationRecord
@@ -97,6 +98,27 @@ class Bundle:
             spec
             for path, shape in self.shapes.items()
             for spec in self.config.tensors_of(path, *shape, self.dtype)
+        )
+
+    @property
+    def facts(self) -> BundleFacts:
+        """What a catalog keeps of the bundle.
+
+        Raises:
+            BundleRefused, InvalidDocument, SourceUnreadable: the bundle or its manifest cannot be read.
+        """
+        config, fitted = self.config, self.config.gate.fitted
+        return BundleFacts(
+            manifest_sha256=self.manifest_sha256,
+            size_bytes=sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()),
+            base=config.base_model_name_or_path,
+            base_revision=config.revision,
+            dtype=str(self.dtype),
+            top_k=config.top_k,
+            temperature=config.temperature,
+            gate_kind=config.gate.kind,
+            gate_scope=config.gate.scope,
+            gate_fitted=fitted if isinstance(fitted, str) else fitted.method,
         )
 
     @property

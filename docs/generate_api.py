@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 from pydantic import BaseModel
 
@@ -68,7 +69,8 @@ def _describe(name: str, found: Any) -> str:
     if inspect.isfunction(found):
         parts += [_code(_signature(name, found)), _text(found)]
     else:
-        parts += [_text(found), *_body(name, found)]
+        inherited = [_attributes(owner) for owner in _with_fields(found) if owner is not found]
+        parts += [_text(found), *filter(None, inherited), *_body(name, found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -101,10 +103,29 @@ def _member(name: str, member: Any) -> Iterator[str]:
 
 def _fields(found: type) -> Iterator[str]:
     """Yield the fields of a dataclass, a document or a typed dictionary, with their types and defaults."""
-    for key, annotation in inspect.get_annotations(found).items():
-        text = getattr(annotation, "__forward_arg__", annotation)
-        if not key.startswith("_") and not str(text).startswith("ClassVar"):
-            yield f"{key}: {text}{_default(found, key)}"
+    for owner in _with_fields(found):
+        for key, annotation in inspect.get_annotations(owner).items():
+            text = str(getattr(annotation, "__forward_arg__", annotation))
+            if not key.startswith("_") and not text.startswith("ClassVar"):
+                yield f"{key}: {_without_notes(text, owner)}{_default(found, key)}"
+
+
+def _with_fields(found: type) -> Iterator[type]:
+    """Yield the dataclasses that a dataclass inherits fields from, and the class itself."""
+    bases = reversed(found.__mro__[1:]) if dataclasses.is_dataclass(found) else ()
+    yield from filter(dataclasses.is_dataclass, bases)
+    yield found
+
+
+def _without_notes(annotation: str, owner: type) -> str:
+    """Return an annotation with the plain type in place of each name for an annotated one."""
+    names = vars(sys.modules[owner.__module__])
+
+    def plain(match: re.Match[str]) -> str:
+        named = names.get(match[0])
+        return named.__origin__.__name__ if get_origin(named) is Annotated else match[0]
+
+    return re.sub(r"\w+", plain, annotation)
 
 
 def _default(found: type, key: str) -> str:
@@ -168,6 +189,11 @@ def _text(found: Any) -> str:
             in_section = False
             lines.append(line)
     return "\n".join(lines).replace("``", "`")
+
+
+def _attributes(found: type) -> str:
+    """Return the section of a docstring that describes the attributes, as Markdown."""
+    return _text(found).partition("**Attributes:**\n\n")[2]
 
 
 def _code(text: str) -> str:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ..inspection.adapter import Inspection
 from ..inspection.header import Header
+from ..inspection.inspection import LoraInspection
 from ..schemas.digest import Digest
-from ..schemas.errors import AdapterRefused
 from ..schemas.finding import Finding, Verdict
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import Origin
@@ -47,7 +46,7 @@ class Member:
     @classmethod
     def of(
         cls,
-        inspection: Inspection,
+        inspection: LoraInspection,
         *,
         name: str,
         adapter: str,
@@ -58,29 +57,17 @@ class Member:
         base: str | None,
         spelled_base: str | None,
     ) -> Self:
-        """The member that an inspection of its two files describes.
-
-        Raises:
-            AdapterRefused: its ranks and scalings cannot be worked out.
-        """
-        if (
-            inspection.inventory is None
-            or inspection.header is None
-            or inspection.config_text is None
-            or inspection.config_sha256 is None
-            or inspection.canonical_config_sha256 is None
-            or inspection.weights_sha256 is None
-        ):
-            raise AdapterRefused(f"`{adapter}` is {inspection.verdict}", findings=inspection.findings)
+        """The member that an inspection of its two files describes."""
+        facts = inspection.facts
         return cls(
             name=name,
             adapter=adapter,
             config_path=config_path,
             weights_path=weights_path,
             config_text=inspection.config_text,
-            config_sha256=inspection.config_sha256,
-            canonical_config_sha256=inspection.canonical_config_sha256,
-            weights_sha256=inspection.weights_sha256,
+            config_sha256=facts.config_sha256,
+            canonical_config_sha256=facts.canonical_config_sha256,
+            weights_sha256=facts.weights_sha256,
             header=inspection.header,
             inventory=inspection.inventory,
             verdict=inspection.verdict,
@@ -89,8 +76,8 @@ class Member:
             license=license,
             base=base,
             spelled_base=spelled_base,
-            base_revision=inspection.base_revision,
-            task_type=inspection.task_type,
+            base_revision=facts.base_revision,
+            task_type=facts.task_type,
         )
 
 

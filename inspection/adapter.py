@@ -9,11 +9,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ..schemas.digest import Digest
 from ..schemas.document import canonical_json
 from ..schemas.errors import AdapterRefused
+from ..schemas.facts import AdapterFacts
 from ..schemas.finding import Finding
 from ..schemas.inventory import Inventory
 from .card import read_license
@@ -106,23 +107,46 @@ def _judge(
     if config is not None:
         findings += _examine_config(config)
     weights = _Readings() if weights_file is None else _read_weights(weights_file, config, scan=scan)
-    value: dict[str, Any] = {} if config is None else config.value
     return Inspection(
         config_text=_text_of(config_file),
-        config_sha256=None if config_data is None else Digest.of_bytes(config_data),
-        canonical_config_sha256=None if config is None else Digest.of_bytes(canonical_json(value)),
-        weights_sha256=weights.scan.sha256 if weights.scan else None,
-        weights_bytes=weights.header.file_bytes if weights.header else None,
+        canonical_config_sha256=_canonical_digest(config) if config else None,
         header=weights.header,
+        weights_sha256=weights.scan.sha256 if weights.scan else None,
         declared_base=config.text("base_model_name_or_path") if config else None,
-        base_revision=config.text("revision") if config else None,
-        task_type=config.text("task_type") if config else None,
         license=license_name,
-        peft_version=config.text("peft_version") if config else None,
-        target_modules=(config.targets or config.text("target_modules")) if config else None,
         inventory=weights.inventory,
+        facts=_measure(config_file, config, weights, license_name),
         findings=order(findings + weights.findings),
     )
+
+
+def _measure(
+    file: ConfigFile | None, config: Config | None, weights: _Readings, license_name: str | None
+) -> AdapterFacts | None:
+    """Return the facts of an adapter; None unless its config is an object and its weights were scanned."""
+    if file is None or config is None or weights.header is None or weights.scan is None:
+        return None
+    inventory = weights.inventory
+    return AdapterFacts(
+        weights_bytes=weights.header.file_bytes,
+        license=license_name,
+        max_rank=inventory.max_rank if inventory else None,
+        dtypes=tuple(map(str, inventory.dtypes)) if inventory else (),
+        weights_sha256=weights.scan.sha256,
+        config_sha256=Digest.of_bytes(file.data),
+        canonical_config_sha256=_canonical_digest(config),
+        declared_base=config.text("base_model_name_or_path"),
+        base_revision=config.text("revision"),
+        task_type=config.text("task_type"),
+        peft_version=config.text("peft_version"),
+        shape_signature=inventory.shape_signature if inventory else None,
+        rank=inventory.rank if inventory else None,
+        scaling=inventory.scaling if inventory else None,
+    )
+
+
+def _canonical_digest(config: Config) -> Digest:
+    return Digest.of_bytes(canonical_json(config.value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from ..bundle import Bundle
 from ..fuser.staging import staged_folder
 from ..inspection.regular_file import real_path
 from ..schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE, Scope
-from ..schemas.errors import AdapterRefused, UsageError
+from ..schemas.errors import UsageError
 from ..schemas.names import HubSource, below, check_name, parse_path_or_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.scratch import Purpose, temporary_folder
@@ -315,17 +315,16 @@ def _open_member(name: str, folder: Path, adapter: str, origin: Origin) -> Membe
     from ..fuser.member import Member
     from ..inspection.adapter import inspect_adapter
 
-    inspection = inspect_adapter(folder)
-    if not inspection.verdict.sound:
-        raise AdapterRefused(f"`{adapter}` is broken and cannot be fused", findings=inspection.findings)
+    sound = inspect_adapter(folder).require_sound(f"`{adapter}` is broken and cannot be fused")
+    facts = sound.facts
     return Member.of(
-        inspection,
+        sound.require_factors(f"`{adapter}` is {sound.verdict}"),
         name=name,
         adapter=adapter,
         config_path=folder / CONFIG_FILE,
         weights_path=folder / WEIGHTS_FILE,
         origin=origin,
-        license=inspection.license,
-        base=inspection.declared_base,
-        spelled_base=inspection.declared_base,
+        license=facts.license,
+        base=facts.declared_base,
+        spelled_base=facts.declared_base,
     )

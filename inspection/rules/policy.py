@@ -46,9 +46,9 @@ def rank_is_too_large(case: PolicyCase) -> Observations:
 @rule("MR704", PolicyCase, Effect.POLICY, file=WEIGHTS_FILE, why=_WHY, remedy=_REMEDY)
 def weights_are_too_large(case: PolicyCase) -> Observations:
     """The weights are larger than the policy allows."""
-    limit, size = case.policy.max_weights_bytes, case.inspection.weights_bytes
-    if limit is not None and size is not None and size > limit:
-        yield Observation(f"{size} bytes", f"at most {limit} bytes")
+    limit, header = case.policy.max_weights_bytes, case.inspection.header
+    if limit is not None and header is not None and header.file_bytes > limit:
+        yield Observation(f"{header.file_bytes} bytes", f"at most {limit} bytes")
 
 
 @rule("MR705", PolicyCase, Effect.POLICY, file=WEIGHTS_FILE, why=_WHY, remedy=_REMEDY)

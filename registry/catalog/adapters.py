@@ -1,28 +1,35 @@
-"""Adapter versions: from what is to be recorded to rows, and from rows to records."""
+"""Adapter versions: added, and read as whole records or as summaries of one line.
+
+A summary is read without objects, in one statement for all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
 from ...schemas.errors import AlreadyInCatalog
+from ...schemas.facts import ListedFacts, values_of
 from ...schemas.finding import Finding, Verdict
+from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from . import models
 from .bases import resolve_base
 from .columns import clean_foreign_text
 from .entries import begin_version, change_tags, source_of
 from .events import record_event
-from .records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
-from .row_values import read_origin
-from .search_index import index_version
+from .models import adapter_versions, aliases, entries, named_adapters, tags, versions
+from .records import AdapterSummary, AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
+from .search_index import index_version, is_latest
 
 
 def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -> Added:
-    """The version with this content: made, or the one that the name has already, with the tags added.
+    """Return the version with this content, new or already there, after adding the tags.
 
     Raises:
         UsageError: the name or a tag is malformed.
@@ -35,7 +42,7 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
         index_version(session, row.id, new.name)
     change_tags(session, source_of(row), add=tags, remove=())
     session.flush()
-    # So that the record says what was stored, and not what was handed in.
+    # Read the record back from the database: foreign text may have been cut or cleaned.
     session.expire_all()
     return Added(adapter_record(row), created=known is None)
 
@@ -43,34 +50,21 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
 def find_content(
     session: Session, weights_sha256: Digest, canonical_config_sha256: Digest
 ) -> tuple[CatalogSource, ...]:
-    """Every version with these weights and this config, whatever its name."""
+    """Return every version with these weights and this config, of any name."""
     return tuple(source_of(row) for row in _rows_with(session, weights_sha256, canonical_config_sha256))
 
 
 def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
-    """A row with everything that hangs on it, as a value."""
+    """Return the record of a row."""
     return AdapterVersion(
+        **values_of(row.facts),
         id=row.id,
         name=row.entry.name,
         version=row.number,
         origin=read_origin(row.origin_kind, row.origin_location, row.origin_commit),
         files=tuple(StoredFile(file.name, file.sha256, file.size_bytes) for file in row.files),
-        weights_sha256=row.weights_sha256,
-        config_sha256=row.config_sha256,
-        canonical_config_sha256=row.canonical_config_sha256,
-        weights_bytes=row.weights_bytes,
-        declared_base=row.declared_base,
         stated_base=row.stated_base,
-        base_revision=row.base_revision,
         base_model=row.base_model.name if row.base_model else None,
-        task_type=row.task_type,
-        license=row.license,
-        peft_version=row.peft_version,
-        rank=row.rank,
-        max_rank=row.max_rank,
-        scaling=row.scaling,
-        dtypes=_dtypes_of(row),
-        shape_signature=row.shape_signature,
         targets=tuple(map(_target_record, row.targets)),
         verdict=Verdict(sound=row.sound, fusable=row.fusable),
         findings=tuple(Finding.from_value(finding, what="finding") for finding in row.findings),
@@ -86,15 +80,15 @@ def _rows_with(
     return session.scalars(
         select(models.AdapterVersion)
         .where(
-            models.AdapterVersion.weights_sha256 == weights_sha256,
-            models.AdapterVersion.canonical_config_sha256 == canonical_config_sha256,
+            adapter_versions.c.weights_sha256 == weights_sha256,
+            adapter_versions.c.canonical_config_sha256 == canonical_config_sha256,
         )
         .order_by(models.AdapterVersion.id)
     )
 
 
 def _find_content_of(session: Session, new: NewAdapterVersion) -> models.AdapterVersion | None:
-    same = _rows_with(session, new.weights_sha256, new.canonical_config_sha256)
+    same = _rows_with(session, new.facts.weights_sha256, new.facts.canonical_config_sha256)
     row = next((row for row in same if row.entry.name == new.name), None)
     if row is not None and new.stated_base is not None:
         stated = clean_foreign_text(new.stated_base)
@@ -110,34 +104,20 @@ def _find_content_of(session: Session, new: NewAdapterVersion) -> models.Adapter
 def _insert(session: Session, new: NewAdapterVersion) -> models.AdapterVersion:
     entry, number = begin_version(session, new.name, models.ADAPTER)
     verdict = Verdict.of(new.findings)
-    inventory = new.inventory
     row = models.AdapterVersion(
         entry=entry,
         number=number,
         origin_kind=new.origin.kind,
         origin_location=new.origin.location,
         origin_commit=new.origin.commit,
-        weights_sha256=new.weights_sha256,
-        config_sha256=new.config_sha256,
-        canonical_config_sha256=new.canonical_config_sha256,
-        weights_bytes=new.weights_bytes,
-        declared_base=new.declared_base,
+        facts=new.facts,
         stated_base=new.stated_base,
-        base_revision=new.base_revision,
-        base_model=resolve_base(session, new.stated_base, new.declared_base),
-        task_type=new.task_type,
-        license=new.license,
-        peft_version=new.peft_version,
-        shape_signature=inventory.shape_signature if inventory else None,
-        rank=inventory.rank if inventory else None,
-        max_rank=inventory.max_rank if inventory else None,
-        scaling=inventory.scaling if inventory else None,
-        dtypes=" ".join(inventory.dtypes) if inventory else None,
+        base_model=resolve_base(session, new.stated_base, new.facts.declared_base),
         sound=verdict.sound,
         fusable=verdict.fusable,
         findings=[finding.model_dump(mode="json") for finding in new.findings],
-        files=[_file_row(file) for file in new.files],
-        targets=[_target_row(target) for target in Target.all_of(inventory)] if inventory else [],
+        files=[models.StoredFile(**dataclasses.asdict(file)) for file in new.files],
+        targets=[models.Target(**dataclasses.asdict(target)) for target in new.targets],
     )
     session.add(row)
     record_event(
@@ -146,41 +126,72 @@ def _insert(session: Session, new: NewAdapterVersion) -> models.AdapterVersion:
         models.ADAPTER,
         new.name,
         number,
-        weights_sha256=str(new.weights_sha256),
+        weights_sha256=str(new.facts.weights_sha256),
         origin=clean_foreign_text(new.origin.location),
     )
     return row
 
 
-def _file_row(file: StoredFile) -> models.StoredFile:
-    return models.StoredFile(name=file.name, sha256=file.sha256, size_bytes=file.size_bytes)
-
-
-def _target_row(target: Target) -> models.Target:
-    return models.Target(
-        kind=target.kind,
-        in_features=target.in_features,
-        out_features=target.out_features,
-        min_rank=target.min_rank,
-        max_rank=target.max_rank,
-        min_scaling=target.min_scaling,
-        max_scaling=target.max_scaling,
-        layers=target.layers,
-    )
-
-
 def _target_record(row: models.Target) -> Target:
-    return Target(
-        kind=row.kind,
-        in_features=row.in_features,
-        out_features=row.out_features,
-        min_rank=row.min_rank,
-        max_rank=row.max_rank,
-        min_scaling=row.min_scaling,
-        max_scaling=row.max_scaling,
-        layers=row.layers,
+    return Target(**{field.name: getattr(row, field.name) for field in dataclasses.fields(Target)})
+
+
+def read_origin(kind: str, location: str, commit: str | None) -> Origin:
+    """Return the origin that three columns of an adapter version state.
+
+    Raises:
+        InvalidDocument: they do not state an origin.
+    """
+    return Origin.from_value({"kind": kind, "location": location, "commit": commit}, what="origin")
+
+
+def read_summaries(session: Session, wanted: Sequence[int]) -> dict[int, AdapterSummary]:
+    """Return the summaries by version id, ordered by name and number."""
+    rows = session.execute(_WANTED, {"wanted": wanted})
+    return {row.id: _summary(row) for row in rows}
+
+
+def list_latest(session: Session) -> tuple[AdapterSummary, ...]:
+    """Return the latest version of every adapter, ordered by name."""
+    return tuple(map(_summary, session.execute(_ADAPTERS.where(is_latest()))))
+
+
+# Neither tags nor aliases have a space.
+_TAGS = (
+    select(func.aggregate_strings(tags.c.tag, " "))
+    .where(tags.c.version_id == adapter_versions.c.id)
+    .scalar_subquery()
+)
+_ALIASES = (
+    select(func.aggregate_strings(aliases.c.alias, " "))
+    .where(aliases.c.entry_id == versions.c.entry_id, aliases.c.number == versions.c.number)
+    .scalar_subquery()
+)
+_LISTED = tuple(field.name for field in dataclasses.fields(ListedFacts))
+_ADAPTERS = (
+    select(
+        *adapter_versions.c["id", "sound", "fusable", *_LISTED],
+        func.coalesce(adapter_versions.c.stated_base, adapter_versions.c.declared_base).label("base"),
+        versions.c.number,
+        versions.c.created_at,
+        entries.c.name,
+        _TAGS.label("tags"),
+        _ALIASES.label("aliases"),
     )
+    .select_from(named_adapters)
+    .order_by(entries.c.name, versions.c.number)
+)
+_WANTED = _ADAPTERS.where(adapter_versions.c.id.in_(bindparam("wanted", expanding=True)))
 
 
-def _dtypes_of(row: models.AdapterVersion) -> tuple[str, ...]:
-    return tuple((row.dtypes or "").split())
+def _summary(row: Row[*tuple[Any, ...]]) -> AdapterSummary:
+    return AdapterSummary(
+        **{name: row._mapping[name] for name in _LISTED},
+        name=row.name,
+        version=row.number,
+        base=row.base,
+        verdict=Verdict(sound=row.sound, fusable=row.fusable),
+        tags=tuple(sorted((row.tags or "").split())),
+        aliases=tuple(sorted((row.aliases or "").split())),
+        created_at=row.created_at,
+    )

@@ -1,10 +1,11 @@
-"""One transaction, tried again when the database gave it up and nothing of it can have been kept.
+"""One transaction, tried again when the database gave it up and none of it was kept.
 
-PostgreSQL undoes a transaction that conflicts with another, and a connection may be lost: then the whole
-of it is done again, a few times, after a growing and uneven pause. Where the connection is lost during the
-commit itself, nobody knows at first whether it was kept; the server is asked by the transaction's number,
-so that a change is neither lost nor made twice. A server that crashed gives the number of what it lost to
-another transaction, so it is asked for the last event, too. SQLite needs none of this: writers take turns.
+PostgreSQL rolls back a transaction that conflicts with another, and a connection may be lost: then the whole
+transaction is repeated, up to five times, after a growing and uneven pause. If the connection is lost during
+the commit itself, the outcome is unknown, so the server is asked for the status of the transaction's number:
+a change is neither lost nor made twice. A server that crashed may have lost the transaction and given its
+number to another one, so the last event before it is looked up, too. SQLite needs none of this: writers take
+turns.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.1
 # Conflicts between transactions, and a server that ends sessions or is not ready yet.
 _TRANSIENT = frozenset({"40001", "40P01", "57P01", "57P02", "57P03"})
-# Its code for a transaction's number that was not given to any yet.
+# PostgreSQL's code for a transaction number that has not been used yet.
 _IN_THE_FUTURE = "22023"
 _MARK = text(
     "SELECT CAST(pg_current_xact_id_if_assigned() AS text) AS number, id AS event, at "
@@ -42,7 +43,7 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class _Progress(Generic[Result]):
-    """How far a transaction on PostgreSQL came, and what tells afterwards whether it was kept."""
+    """The progress of a transaction on PostgreSQL, and the mark by which its outcome can be looked up."""
 
     result: Result | None = None
     mark: Mapping[str, Any] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class _Progress(Generic[Result]):
 
 
 def attempt(engine: Engine, work: Callable[[Session], Result], *, writes: bool = False) -> Result:
-    """What ``work`` returned, after the transaction in which it ran was committed.
+    """Run ``work`` in a transaction, commit it, and return the result.
 
     ``work`` may run several times, each time in a new transaction of which the one before left nothing.
 
@@ -67,7 +68,7 @@ def attempt(engine: Engine, work: Callable[[Session], Result], *, writes: bool =
             except DBAPIError as error:
                 if progress.is_committing and not _is_answer(error):
                     if _was_kept(engine, progress.mark):
-                        # Nothing comes after the commit but this value.
+                        # The commit was the last step, so the result is complete.
                         return progress.result  # type: ignore[return-value]
                 elif not _is_transient(error, was_lost=was_lost):
                     raise
@@ -97,7 +98,7 @@ def _run(
 
 
 def _is_answer(error: DBAPIError) -> bool:
-    """Whether the server itself said what became of the transaction, and went on."""
+    """Return whether the server itself reported the error, and the connection still works."""
     return getattr(error.orig, "sqlstate", None) is not None and not error.connection_invalidated
 
 
@@ -109,7 +110,7 @@ def _is_transient(error: DBAPIError, *, was_lost: bool) -> bool:
 
 
 def _was_kept(engine: Engine, mark: Mapping[str, Any]) -> bool:
-    """Whether the transaction of that number was committed, with the last event that it saw.
+    """Return whether the transaction of that number was committed, with the last event that it saw.
 
     Raises:
         CatalogUnusable: the server cannot be asked, or does not know any more.
@@ -131,20 +132,20 @@ def _was_kept(engine: Engine, mark: Mapping[str, Any]) -> bool:
 
 
 def _find_outcome(engine: Engine, mark: Mapping[str, Any]) -> bool | None:
-    """Whether the server says that it was kept; None if it does not answer, or is still at it."""
+    """Return whether the server reports a commit; None without an answer, or while the transaction runs."""
     try:
         with engine.connect() as connection:
             status, is_there = connection.execute(_STATUS, mark).one()
     except DBAPIError as error:
-        # It crashed before anything of the transaction was written, and forgot its number.
+        # It crashed before it wrote anything of the transaction, so the number is still free.
         return False if getattr(error.orig, "sqlstate", None) == _IN_THE_FUTURE else None
     return is_there and status == "committed" if status in ("committed", "aborted") else None
 
 
 def _pauses(engine: Engine) -> Iterator[float]:
-    """How many seconds to wait before each further attempt; none on SQLite."""
+    """Yield how many seconds to wait before each further attempt; nothing on SQLite."""
     if engine.dialect.name != "postgresql":
         return
     for number in range(ATTEMPTS - 1):
-        # Uneven, so that those that failed together do not meet again.
+        # Uneven, so that transactions which failed together do not conflict again.
         yield _FIRST_PAUSE_SECONDS * 2**number * random.uniform(0.5, 1.5)  # noqa: S311

@@ -1,8 +1,8 @@
 """Base models and the ways in which adapters spell them.
 
-A spelling is learned when a person states the base of an adapter that declares another name: from
-then on the catalog knows both names for one base. A path is never a spelling, for it means something
-else on every machine. This groups adapters for people; it changes nothing about an adapter.
+A spelling is learned when a person states the base of an adapter that declares another name: from then on the
+catalog knows both names for one base. A path is never a spelling, because it means something else on every
+machine. Spellings group adapters for people; they change nothing about an adapter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HUB_NAME = re.compile(rf"{_PART}(/{_PART})?")
 
 
 def resolve_base(session: Session, stated: str | None, declared: str | None) -> models.BaseModel | None:
-    """The base model that an adapter belongs to, recorded if it is new; None if nobody names one."""
+    """Return the base model of an adapter, recorded if it is new; None if neither text names one."""
     name = next((each for each in (stated, declared) if each is not None and _HUB_NAME.fullmatch(each)), None)
     if name is None:
         return None
@@ -33,7 +33,7 @@ def resolve_base(session: Session, stated: str | None, declared: str | None) -> 
 
 
 def find_base_id(session: Session, spelling: str) -> int | None:
-    """The base model that is spelled so; None if the catalog knows none."""
+    """Return the id of the base model with this spelling; None if the catalog has none."""
     key = models.BaseSpelling.spelling_key
     return session.scalar(select(models.BaseSpelling.base_model_id).where(key == _key(spelling)))
 

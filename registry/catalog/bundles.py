@@ -10,18 +10,20 @@ from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
+from ...schemas.facts import values_of
 from ...schemas.names import CatalogSource
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from . import models
 from .entries import begin_version, source_of
 from .events import record_event
+from .models import bundle_versions
 from .records import BundleMember, BundleVersion, NewBundleVersion, NewMember, Verification
 
 _MAX_RECORD_BYTES = 256 << 20
 
 
 def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
-    """The version with this manifest: made, or the one that the name has already, now at ``new.path``.
+    """Return the version with this manifest, new or already there, now at ``new.path``.
 
     Raises:
         UsageError: the name is malformed.
@@ -37,7 +39,7 @@ def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
     if new.verification is not None:
         _add_verification(session, row, new.verification)
     session.flush()
-    # So that the record says what was stored, and not what was handed in.
+    # Read the record back from the database: foreign text may have been cut or cleaned.
     session.expire_all()
     return bundle_record(row)
 
@@ -45,9 +47,9 @@ def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
 def record_verification(
     session: Session, record: VerificationRecord, path: Path
 ) -> tuple[CatalogSource, ...]:
-    """The versions with the record's manifest that lie in ``path``, to which it was added.
+    """Add a record to the versions with its manifest in ``path``, and return them.
 
-    A copy elsewhere that was tampered with says nothing about the bundle that the catalog knows.
+    A copy elsewhere may have been tampered with, which is no reason to mark the catalogued bundle as failed.
     """
     rows = _rows_in(session, path, record.manifest_sha256)
     for row in rows:
@@ -56,7 +58,7 @@ def record_verification(
 
 
 def find_in(session: Session, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
-    """The versions with the manifest that lie in ``path``, the oldest first."""
+    """Return the versions with the manifest in ``path``, the oldest first."""
     return tuple(map(source_of, _rows_in(session, path, manifest_sha256)))
 
 
@@ -64,7 +66,7 @@ def _rows_in(session: Session, path: Path, manifest_sha256: Digest) -> Sequence[
     return session.scalars(
         select(models.BundleVersion)
         .where(
-            models.BundleVersion.manifest_sha256 == manifest_sha256,
+            bundle_versions.c.manifest_sha256 == manifest_sha256,
             models.BundleVersion.path == str(path),
         )
         .order_by(models.BundleVersion.id)
@@ -72,7 +74,7 @@ def _rows_in(session: Session, path: Path, manifest_sha256: Digest) -> Sequence[
 
 
 def list_bundles(session: Session) -> tuple[BundleVersion, ...]:
-    """The latest version of every bundle, ordered by name."""
+    """Return the latest version of every bundle, ordered by name."""
     entries = session.scalars(
         select(models.Entry).where(models.Entry.kind == models.BUNDLE).order_by(models.Entry.name)
     )
@@ -81,22 +83,13 @@ def list_bundles(session: Session) -> tuple[BundleVersion, ...]:
 
 
 def bundle_record(row: models.BundleVersion) -> BundleVersion:
-    """A row with everything that hangs on it, as a value."""
+    """Return the record of a row."""
     return BundleVersion(
+        **values_of(row.facts),
         id=row.id,
         name=row.entry.name,
         version=row.number,
-        manifest_sha256=row.manifest_sha256,
         path=Path(row.path),
-        size_bytes=row.size_bytes,
-        base=row.base,
-        base_revision=row.base_revision,
-        dtype=row.dtype,
-        top_k=row.top_k,
-        temperature=row.temperature,
-        gate_kind=row.gate_kind,
-        gate_scope=row.gate_scope,
-        gate_fitted=row.gate_fitted,
         members=tuple(map(_member_record, row.members)),
         verifications=tuple(map(_verification_record, row.verifications)),
         tags=tuple(tag.tag for tag in row.tags),
@@ -106,10 +99,10 @@ def bundle_record(row: models.BundleVersion) -> BundleVersion:
 
 
 def read_record(text: str) -> VerificationRecord:
-    """The verification record that a row holds.
+    """Return the verification record in a row.
 
     Raises:
-        InvalidDocument: it is none, or was changed.
+        InvalidDocument: it is not a record, or was changed.
     """
     data, what = text.encode(), "verification record"
     return VerificationRecord.unseal(load_json(data, what=what, max_bytes=_MAX_RECORD_BYTES), data, what=what)
@@ -119,7 +112,7 @@ def _find_manifest_of(session: Session, new: NewBundleVersion) -> models.BundleV
     return session.scalars(
         select(models.BundleVersion)
         .join(models.BundleVersion.entry)
-        .where(models.Entry.name == new.name, models.BundleVersion.manifest_sha256 == new.manifest_sha256)
+        .where(models.Entry.name == new.name, bundle_versions.c.manifest_sha256 == new.facts.manifest_sha256)
     ).first()
 
 
@@ -128,17 +121,8 @@ def _insert(session: Session, new: NewBundleVersion) -> models.BundleVersion:
     row = models.BundleVersion(
         entry=entry,
         number=number,
-        manifest_sha256=new.manifest_sha256,
+        facts=new.facts,
         path=str(new.path),
-        size_bytes=new.size_bytes,
-        base=new.base,
-        base_revision=new.base_revision,
-        dtype=new.dtype,
-        top_k=new.top_k,
-        temperature=new.temperature,
-        gate_kind=new.gate_kind,
-        gate_scope=new.gate_scope,
-        gate_fitted=new.gate_fitted,
         members=[_member_row(position, member) for position, member in enumerate(new.members)],
     )
     session.add(row)
@@ -148,9 +132,9 @@ def _insert(session: Session, new: NewBundleVersion) -> models.BundleVersion:
         models.BUNDLE,
         new.name,
         number,
-        manifest_sha256=str(new.manifest_sha256),
+        manifest_sha256=str(new.facts.manifest_sha256),
         path=row.path,
-        gate=new.gate_fitted,
+        gate=new.facts.gate_fitted,
     )
     return row
 

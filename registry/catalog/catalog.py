@@ -17,9 +17,9 @@ from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
 from ..home import Home
 from ..store import Blob, Referenced, References
-from . import adapters, bundles, entries, events, models, references, transfer
+from . import adapters, bundles, dump, entries, events, models, references
 from .attempts import attempt
-from .backup import back_up
+from .database import HEAD_REVISION, back_up, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
 from .query import AdapterQuery, Page
 from .records import (
@@ -33,9 +33,7 @@ from .records import (
     Removal,
 )
 from .references import BundlePlace, Reference
-from .schema import HEAD_REVISION, create, require_head
 from .search import search
-from .summaries import list_latest
 
 Result = TypeVar("Result")
 
@@ -43,9 +41,9 @@ Result = TypeVar("Result")
 class Catalog:
     """An open catalog; close it, or use it in a ``with`` statement.
 
-    Every method is one transaction, so what it does is done wholly or not at all. Each may raise
-    ``CatalogUnusable`` when the database fails; a passing failure of PostgreSQL is met by doing the whole
-    transaction again. Threads may share a catalog: each call has a connection of its own.
+    Every method is one transaction, which is done as a whole or not at all. Each may raise
+    ``CatalogUnusable`` when the database fails; after a temporary failure of PostgreSQL the whole transaction
+    is repeated. Threads may share a catalog: each call has a connection of its own.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -53,7 +51,7 @@ class Catalog:
 
     @classmethod
     def open(cls, home: Home) -> Self:
-        """The catalog of a home; the default one is created when it is not there yet.
+        """Open the catalog of a home; the default one is created if it does not exist.
 
         Raises:
             CatalogUnusable: it cannot be opened, is damaged, or its schema is not this version's.
@@ -93,7 +91,7 @@ class Catalog:
         tags: Iterable[str] = (),
         confirm: Callable[[Digest], None] | None = None,
     ) -> Added:
-        """The version with this content: a new one, or the one that the name has already.
+        """Return the version with this content, new or already there.
 
         Tags are added in either case.
 
@@ -119,7 +117,7 @@ class Catalog:
         return self._write(add)
 
     def find(self, source: CatalogSource) -> AdapterVersion:
-        """The adapter version that is named: the latest, unless ``source`` says which.
+        """Return an adapter version: the latest, unless ``source`` selects one.
 
         Raises:
             NotInCatalog: there is none.
@@ -133,13 +131,13 @@ class Catalog:
     def find_content(
         self, weights_sha256: Digest, canonical_config_sha256: Digest
     ) -> tuple[CatalogSource, ...]:
-        """Every adapter version with these weights and this config, the oldest first."""
+        """Return every adapter version with these weights and this config, the oldest first."""
         return self._read(
             lambda session: adapters.find_content(session, weights_sha256, canonical_config_sha256)
         )
 
     def find_any(self, source: CatalogSource) -> AdapterVersion | BundleVersion:
-        """The adapter or bundle version that is named.
+        """Return an adapter or bundle version.
 
         Raises:
             NotInCatalog: there is neither.
@@ -154,25 +152,25 @@ class Catalog:
         return self._read(find)
 
     def versions_of(self, name: str) -> tuple[int, ...]:
-        """The numbers of an adapter's or a bundle's versions, in order; none for an unknown name."""
+        """Return the numbers of an adapter's or a bundle's versions, in order; () for an unknown name."""
         return self._read(lambda session: entries.list_numbers(session, name))
 
     def list_adapters(self) -> tuple[AdapterSummary, ...]:
-        """The latest version of every adapter, ordered by name."""
-        return self._read(list_latest)
+        """Return the latest version of every adapter, ordered by name."""
+        return self._read(adapters.list_latest)
 
     def search(self, query: AdapterQuery) -> Page[AdapterSummary]:
-        """One page of the adapter versions that meet a query.
+        """Return one page of the adapter versions that meet a query.
 
         Raises:
-            UsageError: the cursor is none of this query's.
+            UsageError: the cursor belongs to another query, or is not a cursor.
         """
         return self._read(lambda session: search(session, query))
 
     def change_tags(
         self, source: CatalogSource, *, add: Iterable[str] = (), remove: Iterable[str] = ()
     ) -> tuple[str, ...]:
-        """The tags of a version after the change.
+        """Change the tags of a version, and return them.
 
         Raises:
             NotInCatalog: there is no such version.
@@ -187,7 +185,7 @@ class Catalog:
         return self._write(change)
 
     def set_alias(self, source: CatalogSource, alias: str) -> CatalogSource:
-        """The version that the alias points at from now on.
+        """Point an alias at a version, and return the version.
 
         Raises:
             NotInCatalog: there is no such version.
@@ -204,9 +202,9 @@ class Catalog:
         self._write(lambda session: entries.remove_alias(session, name, alias))
 
     def remove(self, source: CatalogSource) -> Removal:
-        """Remove one version, or every version when ``source`` does not say which.
+        """Remove the version that ``source`` selects, or every version of the name.
 
-        The bytes stay: ``Store.drop`` takes away those of the returned digests that nothing refers to.
+        The bytes stay: ``Store.drop`` deletes those of the returned digests that nothing refers to.
 
         Raises:
             NotInCatalog: there is nothing of that name.
@@ -215,7 +213,7 @@ class Catalog:
         return self._write(lambda session: entries.remove(session, source))
 
     def referenced(self, digests: Collection[Digest]) -> set[Digest]:
-        """Those of ``digests`` that some adapter version refers to."""
+        """Return those of ``digests`` that some adapter version refers to."""
         return self._read(lambda session: entries.referenced_digests(session, digests))
 
     def identify(self) -> Digest | None:
@@ -243,9 +241,9 @@ class Catalog:
 
     @contextmanager
     def hold_references(self, *, action: str | None = None) -> Iterator[References]:
-        """What the catalog refers to, and goes on to: no other writer commits until the block ends.
+        """Yield what the catalog refers to; no other writer commits until the block ends.
 
-        What is then noted becomes an event of that action on the store; without one it does not.
+        With an ``action``, what is noted in the block becomes an event of that action on the store.
         """
         with transaction(self._engine, writes=True) as session:
 
@@ -263,15 +261,15 @@ class Catalog:
             )
 
     def list_references(self) -> Iterator[Reference]:
-        """Every file of every adapter version, ordered by digest, read a page at a time."""
+        """Yield every file of every adapter version, ordered by digest, read a page at a time."""
         return references.list_references(self._engine)
 
     def list_bundle_places(self) -> Iterator[BundlePlace]:
-        """Every bundle version and where it lies, the oldest first, read a page at a time."""
+        """Yield every bundle version and its folder, the oldest first, read a page at a time."""
         return references.list_bundle_places(self._engine)
 
     def register_bundle(self, new: NewBundleVersion) -> BundleVersion:
-        """The version with this manifest: a new one, or the one that the name has, at its new place.
+        """Return the version with this manifest, new or already there, at its new path.
 
         Raises:
             UsageError: the name is malformed.
@@ -280,7 +278,7 @@ class Catalog:
         return self._write(lambda session: bundles.register_bundle(session, new))
 
     def find_bundle(self, source: CatalogSource) -> BundleVersion:
-        """The bundle version that is named: the latest, unless ``source`` says which.
+        """Return a bundle version: the latest, unless ``source`` selects one.
 
         Raises:
             NotInCatalog: there is none.
@@ -290,19 +288,19 @@ class Catalog:
         )
 
     def list_bundles(self) -> tuple[BundleVersion, ...]:
-        """The latest version of every bundle, ordered by name."""
+        """Return the latest version of every bundle, ordered by name."""
         return self._read(bundles.list_bundles)
 
     def record_verification(self, record: VerificationRecord, path: Path) -> tuple[CatalogSource, ...]:
-        """The bundle versions with this manifest that lie in ``path``, to which the record was added."""
+        """Add a record to the bundle versions with its manifest in ``path``, and return them."""
         return self._write(lambda session: bundles.record_verification(session, record, path))
 
     def find_bundles_in(self, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
-        """The bundle versions with this manifest that lie in ``path``, the oldest first."""
+        """Return the bundle versions with this manifest in ``path``, the oldest first."""
         return self._read(lambda session: bundles.find_in(session, path, manifest_sha256))
 
     def record_push(self, source: CatalogSource, **details: str) -> None:
-        """Note that one version was published, where and as what; ``details`` are for people.
+        """Record that a version was published; ``details`` tell people where and as what.
 
         Raises:
             NotInCatalog: there is no such version.
@@ -312,12 +310,12 @@ class Catalog:
     def write_document(
         self, file: BinaryIO, *, advance: Callable[[int, int], None] | None = None
     ) -> dict[str, int]:
-        """The number of rows of each table written to ``file``: the whole catalog as it is at one moment.
+        """Write the whole catalog, as it is at one moment, to ``file``; return the rows of each table.
 
-        ``advance`` is told how many rows are written, of how many.
+        ``advance`` is called with the number of rows written and of all rows.
         """
         with connection_to(self._engine) as connection:
-            return transfer.write_document(connection, HEAD_REVISION, file, advance)
+            return dump.write_document(connection, HEAD_REVISION, file, advance)
 
     def read_document(
         self,
@@ -327,18 +325,18 @@ class Catalog:
         advance: Callable[[int, int], None] | None = None,
         confirm: Callable[[Digest, Referenced], None] | None = None,
     ) -> dict[str, int]:
-        """The number of rows of each table read from ``file``, which messages call ``what``.
+        """Read a catalog from ``file``, which messages call ``what``; return the rows of each table.
 
         ``confirm`` is called last in the transaction, with what identifies this catalog from now on and
         what it refers to; nothing is imported if it raises.
 
         Raises:
             AlreadyInCatalog: this catalog is not empty.
-            InvalidDocument: it is none that ``write_document`` wrote, or was cut off or changed.
+            InvalidDocument: ``write_document`` did not write the file, or it was cut off or changed.
         """
         with transaction(self._engine, writes=True) as session:
             connection = session.connection()
-            counts = transfer.read_document(connection, HEAD_REVISION, file, what, advance)
+            counts = dump.read_document(connection, HEAD_REVISION, file, what, advance)
             events.record_event(session, "import", models.CATALOG, models.CATALOG, rows=counts)
             session.flush()
             session.expire_all()
@@ -357,16 +355,16 @@ class Catalog:
         back_up(self._engine, path)
 
     def history(self, name: str | None = None, *, limit: int = 50, after: str | None = None) -> Page[Event]:
-        """One page of the changes, of one name or of all, the newest first.
+        """Return one page of the changes to one name or to all, the newest first.
 
         Args:
-            name: an adapter, a bundle, a base model, or ``catalog`` or ``store`` themselves; it need not be
-                there any more.
+            name: an adapter, a bundle, a base model, or ``catalog`` or ``store`` themselves; it may have
+                been removed.
             limit: events on a page, 1 to 1000.
             after: the cursor of the page before.
 
         Raises:
-            UsageError: the limit is out of range, or the cursor is none of this name's.
+            UsageError: the limit is out of range, or the cursor belongs to another name.
         """
         return self._read(lambda session: events.read_history(session, name, limit=limit, after=after))
 

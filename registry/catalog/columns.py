@@ -5,16 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Select, String, Text
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import InstrumentedAttribute
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
+from sqlalchemy import DateTime, Dialect, String, Text
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ...schemas.digest import Digest
 
 MAX_FOREIGN_CHARACTERS = 1024
+MAX_DTYPES_CHARACTERS = 64
 
 
 class DigestText(TypeDecorator[Digest]):
@@ -24,16 +21,16 @@ class DigestText(TypeDecorator[Digest]):
     cache_ok = True
 
     def process_bind_param(self, value: Digest | None, dialect: Dialect) -> str | None:
-        """The digits."""
+        """Return the digits."""
         return None if value is None else str(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Digest | None:
-        """The digest; ``ValueError`` if the column holds anything else."""
+        """Return the digest; ``ValueError`` if the column holds anything else."""
         return None if value is None else Digest(value)
 
 
 class ForeignText(TypeDecorator[str]):
-    """Text that somebody else wrote, such as a base's name in a config.
+    """Text from outside, such as a base's name in a config.
 
     At most 1024 characters are kept; what no database can hold, a zero character or half a surrogate
     pair, becomes U+FFFD. The bytes themselves are in the content store.
@@ -43,26 +40,41 @@ class ForeignText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """The text as it can be stored."""
+        """Return the text as it can be stored."""
         return None if value is None else clean_foreign_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        """The text as it was stored."""
+        """Return the text as it was stored."""
         return None if value is None else str(value)
 
 
+class DtypesText(TypeDecorator[tuple[str, ...]]):
+    """The element types of an adapter's factors, separated by spaces; null for an adapter without factors."""
+
+    impl = String(MAX_DTYPES_CHARACTERS)
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
+        """Return the text."""
+        return " ".join(value) if value else None
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> tuple[str, ...]:
+        """Return the element types."""
+        return tuple((value or "").split())
+
+
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, always in UTC; SQLite stores no time zone, so none but UTC ever gets there."""
+    """A moment, always in UTC, because SQLite does not store a time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """The moment in UTC."""
+        """Return the moment in UTC."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """The moment in UTC."""
+        """Return the moment in UTC."""
         if value is None:
             return None
         moment: datetime = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
@@ -70,60 +82,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def ordered_text(max_characters: int) -> TypeEngine[str]:
-    """Text in the order of its code points, as SQLite has it, whatever language the database is set to."""
+    """Return a text type that sorts by code points, as SQLite does, whatever the database's language."""
     return String(max_characters).with_variant(String(max_characters, collation="C"), "postgresql")
 
 
-class Among(FunctionElement[Any]):
-    """Whether a column's value is one that a statement selects, which is run first and by itself.
-
-    PostgreSQL is given its answers as an array, and looks these up one after another in an index. With
-    ``IN`` it may choose any join, by what its statistics make it expect.
-    """
-
-    name = "among"
-    inherit_cache = True
-    # A Boolean would be compared with 1 where a database has none, and no more be looked up.
-    type = NullType()
-
-    def __init__(self, column: InstrumentedAttribute[Any], values: Select[Any]) -> None:
-        super().__init__(column, values.correlate(None).scalar_subquery())
-
-
-@compiles(Among)
-def _in(element: Among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = element.clauses
-    return f"{compiler.process(column, **options)} IN {compiler.process(values, **options)}"
-
-
-@compiles(Among, "postgresql")
-def _any_of_array(element: Among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = element.clauses
-    return f"{compiler.process(column, **options)} = ANY (ARRAY{compiler.process(values, **options)})"
-
-
-class Unindexed(FunctionElement[Any]):
-    """A column's value, which SQLite will not look up in an index; PostgreSQL chooses by its statistics."""
-
-    name = "unindexed"
-    inherit_cache = True
-
-    def __init__(self, column: InstrumentedAttribute[Any]) -> None:
-        super().__init__(column)
-        self.type = column.type
-
-
-@compiles(Unindexed)
-def _as_it_is(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:
-    return compiler.process(next(iter(element.clauses)), **options)
-
-
-@compiles(Unindexed, "sqlite")
-def _with_a_plus(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:
-    return f"+{compiler.process(next(iter(element.clauses)), **options)}"
-
-
 def clean_foreign_text(text: str) -> str:
-    """``text`` as ``ForeignText`` stores it."""
+    """Return a text as ``ForeignText`` stores it."""
     cut = text[:MAX_FOREIGN_CHARACTERS].replace("\0", "\ufffd")
     return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in cut)

@@ -1,4 +1,4 @@
-"""How a catalog is reached: the engine, its transactions, and the database's errors in our words.
+"""The connection to a catalog: the engine, its transactions, and the database's errors as ours.
 
 Writers take turns, so a version number read inside a transaction is still the next one when it is
 written: on SQLite by ``BEGIN IMMEDIATE``, which waits for the other writer, on PostgreSQL by one
@@ -52,8 +52,8 @@ _ESCAPE_HINT = (
 # The only encoding that holds every name; the driver gives bytes for text from a database in SQL_ASCII.
 _ENCODING = "UTF8"
 
-# What they log is raised too, and reported in our words: an interrupt while a connection closes, or a
-# connection that was lost among several rows. Without a handler Python would print it on stderr.
+# These libraries log errors that they also raise, such as an interrupt while a connection closes or a
+# connection that is lost between two rows. Without a handler Python would print them on stderr.
 for _library in ("sqlalchemy", "psycopg"):
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
@@ -119,7 +119,7 @@ def _flatten(values: Iterable[str | tuple[str, ...]]) -> Iterator[str]:
 
 
 def sqlite_url(path: Path) -> URL:
-    """The URL of a SQLite file, whatever characters its path has."""
+    """Return the URL of a SQLite file, whatever characters its path has."""
     return URL.create("sqlite", database=str(path))
 
 
@@ -131,7 +131,7 @@ def describe_url(url: URL) -> str:
 
 
 def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
-    """An engine for a catalog; nothing is opened yet.
+    """Return an engine for a catalog; nothing is opened yet.
 
     ``foreign_keys`` is off for migrations alone: SQLite changes a table by making it again, and
     dropping the old one would cascade into every table that refers to it.
@@ -140,7 +140,7 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
         MissingDependency: PostgreSQL, and no driver for it is installed.
     """
     sqlite = url.get_backend_name() == "sqlite"
-    immutable = sqlite and url.database is not None and _lies_read_only(Path(url.database))
+    immutable = sqlite and url.database is not None and _is_read_only(Path(url.database))
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
     if not sqlite:
         _require_known_options(url)
@@ -199,7 +199,7 @@ def _require_encoding(catalog: str, connection: Any, record: object) -> None:
 
 
 def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
-    """The pool and the connections; what ``PGOPTIONS`` and the URL say comes last and holds."""
+    """Return the options of pool and connections; ``PGOPTIONS`` and the URL come last and take precedence."""
     settings = {
         "lock_timeout": BUSY_TIMEOUT_SECONDS,
         # A migration may have a large table to make again.
@@ -208,13 +208,13 @@ def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
     }
     stated = url.query.get("options", "")
     own = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in settings.items())
-    said = [os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)]
+    users = [os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)]
     # Whatever the default: a reader sees one state throughout its transaction.
     fixed = r"-c default_transaction_isolation=repeatable\ read"
     # A statement that is prepared gets a plan for any values, and a search's costs depend on which.
     # Whatever PGCLIENTENCODING says: text is text only in UTF-8.
     arguments: dict[str, Any] = {
-        "options": " ".join([own, *said, fixed]),
+        "options": " ".join([own, *users, fixed]),
         "prepare_threshold": None,
         "client_encoding": _ENCODING,
     }
@@ -231,7 +231,7 @@ def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
 
 @contextmanager
 def engine_for(url: URL, *, foreign_keys: bool = True) -> Iterator[Engine]:
-    """An engine, as ``make_engine``, whose connections are closed when the block ends."""
+    """Yield an engine, as ``make_engine``, whose connections are closed when the block ends."""
     engine = make_engine(url, foreign_keys=foreign_keys)
     try:
         yield engine
@@ -239,8 +239,8 @@ def engine_for(url: URL, *, foreign_keys: bool = True) -> Iterator[Engine]:
         engine.dispose()
 
 
-def _lies_read_only(path: Path) -> bool:
-    """Whether a SQLite file can only be read as it lies: its log cannot be made, and nobody else has one."""
+def _is_read_only(path: Path) -> bool:
+    """Return whether a SQLite file cannot be written: no log can be created, and no other process has one."""
     effective = os.access in os.supports_effective_ids
     writable = os.access(path.parent, os.W_OK, effective_ids=effective)
     return path.exists() and not writable and not path.with_name(path.name + "-shm").exists()
@@ -268,20 +268,20 @@ def _begin_sqlite(connection: Connection) -> None:
 def _begin_immutable(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN")
     if connection.get_execution_options().get(WRITES, False):
-        # Fails in SQLite's own words, before anything is read that was to be changed.
+        # Raises SQLite's own error at once, before anything is read that was to be changed.
         connection.exec_driver_sql("PRAGMA user_version = 0")
 
 
 def _begin_postgresql(connection: Connection) -> None:
     if connection.get_execution_options().get(WRITES, False):
-        # After its turn came, a writer must see what the one before it did.
+        # A writer that has waited for its turn must see what the one before it has committed.
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK_KEY})
 
 
 @contextmanager
 def connection_to(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
-    """A connection in one transaction: committed when the block ends, undone when it raises.
+    """Yield a connection in one transaction: committed when the block ends, rolled back when it raises.
 
     Raises:
         CatalogUnusable: the database cannot be opened, is damaged, read-only, or stayed busy.
@@ -296,7 +296,7 @@ def connection_to(engine: Engine, *, writes: bool = False) -> Iterator[Connectio
 
 @contextmanager
 def transaction(engine: Engine, *, writes: bool = False) -> Iterator[Session]:
-    """A session in one transaction, as ``connection_to``."""
+    """Yield a session in one transaction, as ``connection_to``."""
     with connection_to(engine, writes=writes) as connection, Session(connection) as session:
         yield session
         session.flush()
@@ -322,7 +322,7 @@ def translated_errors(engine: Engine) -> Iterator[None]:
 
 
 def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusable:
-    """What a driver's error means for a catalog, and what to do."""
+    """Return a driver's error as an error about the catalog, with what to do."""
     reason = hide_secrets(str(error).strip().partition("\n")[0])
     code = getattr(error, "sqlite_errorcode", None)
     # The lower byte is the primary code; the rest says more.

@@ -21,18 +21,18 @@ _SHOWN_CHOICES = 20
 
 
 def find_entry(session: Session, name: str) -> models.Entry | None:
-    """The entry of that name, with or without versions."""
+    """Return the entry of that name, with or without versions; None if there is none."""
     return session.scalars(select(models.Entry).where(models.Entry.name == name)).one_or_none()
 
 
 def list_numbers(session: Session, name: str) -> tuple[int, ...]:
-    """The numbers of the versions of that name, in order; none for an unknown name."""
+    """Return the numbers of the versions of that name, in order; () for an unknown name."""
     numbers = select(models.Version.number).join(models.Version.entry).where(models.Entry.name == name)
     return tuple(session.scalars(numbers.order_by(models.Version.number)))
 
 
 def begin_version(session: Session, name: str, kind: Kind) -> tuple[models.Entry, int]:
-    """The entry, made if it is new, and the number of its next version.
+    """Return the entry, made if it is new, and the number of its next version.
 
     Raises:
         UsageError: the name is malformed.
@@ -52,7 +52,7 @@ def begin_version(session: Session, name: str, kind: Kind) -> tuple[models.Entry
 
 
 def find_version(session: Session, source: CatalogSource, model: type[VersionModel]) -> VersionModel:
-    """The version that ``source`` names: the latest, unless it says which.
+    """Return the version that ``source`` names: the latest, unless it selects one.
 
     Raises:
         NotInCatalog: nothing of that name, that version or that alias, or it is of the other kind.
@@ -74,7 +74,7 @@ def find_version(session: Session, source: CatalogSource, model: type[VersionMod
 def change_tags(
     session: Session, source: CatalogSource, *, add: Iterable[str], remove: Iterable[str]
 ) -> models.Version:
-    """The version, after its tags were changed; adding one it has, or removing one it lacks, is nothing."""
+    """Change the tags of a version, where it does not have them so already, and return it."""
     version = find_version(session, source, models.Version)
     known = {tag.tag for tag in version.tags}
     added = sorted({check_name(tag, what="tag") for tag in add} - known)
@@ -90,7 +90,7 @@ def change_tags(
 
 
 def set_alias(session: Session, source: CatalogSource, alias: str) -> models.Version:
-    """The version, after the alias was made to point at it, wherever it pointed before."""
+    """Point an alias at a version and return the version; the alias may have pointed at another one."""
     version = find_version(session, source, models.Version)
     row = session.get(models.Alias, (version.entry_id, check_alias(alias)))
     previous = row.number if row else None
@@ -117,7 +117,7 @@ def remove_alias(session: Session, name: str, alias: str) -> None:
 
 
 def remove(session: Session, source: CatalogSource) -> Removal:
-    """Remove one version, or every version when ``source`` does not say which.
+    """Remove the version that ``source`` selects, or every version of the name.
 
     Raises:
         NotInCatalog: there is nothing of that name.
@@ -134,7 +134,7 @@ def remove(session: Session, source: CatalogSource) -> Removal:
     removal = Removal(cast(Kind, version.kind), tuple(map(source_of, versions)), frozenset(digests))
     for each in versions:
         _record(session, "remove", each)
-    # The database removes what hangs on them.
+    # The database removes the rows that refer to them.
     session.execute(
         delete(models.Version).where(models.Version.id.in_(identifiers)),
         execution_options={"synchronize_session": False},
@@ -145,13 +145,13 @@ def remove(session: Session, source: CatalogSource) -> Removal:
 
 
 def referenced_digests(session: Session, digests: Iterable[Digest]) -> set[Digest]:
-    """Those of ``digests`` that some adapter version refers to."""
+    """Return those of ``digests`` that some adapter version refers to."""
     wanted = list(digests)
     return set(session.scalars(select(models.StoredFile.sha256).where(models.StoredFile.sha256.in_(wanted))))
 
 
 def source_of(version: models.Version) -> CatalogSource:
-    """How a version is named."""
+    """Return the name of a version."""
     return CatalogSource(version.entry.name, version.number)
 
 

@@ -1,7 +1,7 @@
 """The audit trail: one event for every change, written in the transaction that makes it.
 
-An event says who did what to what, and, where something was changed in place, what stood there before.
-Events are only ever added; they refer to names, which outlive what had them.
+An event has who did what to what, and the previous value where something was changed in place. Events are
+only ever added; they refer to names, which stay when their versions are removed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from sqlalchemy.orm import Session
 
 from ...schemas.errors import UsageError
 from . import models
-from .cursor import decode_cursor, encode_cursor
-from .query import MAX_PAGE, Page
+from .query import MAX_PAGE, Page, decode_cursor, encode_cursor
 from .records import Event
 
-# Who acts, where the account and the machine say too little, as in a CI job.
+# Names who acts, where account and machine are not enough, as in a CI job.
 ACTOR_VARIABLE = "METEORA_ACTOR"
 
 
@@ -41,10 +40,10 @@ def current_actor() -> str:
 
 
 def read_history(session: Session, name: str | None, *, limit: int, after: str | None) -> Page[Event]:
-    """One page of the events, of one name or of all, the newest first.
+    """Return one page of the events of one name or of all, the newest first.
 
     Raises:
-        UsageError: the limit is out of range, or the cursor is none of this name's.
+        UsageError: the limit is out of range, or the cursor belongs to another name.
     """
     if not 1 <= limit <= MAX_PAGE:
         raise UsageError(f"a page of {limit} events, expected 1 to {MAX_PAGE}")
@@ -66,7 +65,7 @@ def _event(row: models.Event) -> Event:
 
 @cache
 def _account() -> str:
-    """The account and the machine: ``user@host``."""
+    """Return the account and the machine: ``user@host``."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

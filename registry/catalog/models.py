@@ -1,20 +1,21 @@
-"""The tables, as SQLAlchemy models; nothing outside this package sees them.
+"""The tables, as SQLAlchemy classes, with a column for each fact; nothing outside this package sees them.
 
-An entry is a name, of an adapter or of a bundle, and the number of its latest version. Adapters and
-bundles share one space of names, so ``show NAME`` is never ambiguous. A version's own facts lie in
-``adapter_versions`` or ``bundle_versions``; tags and aliases, the only things about a version that
-change, lie beside it. An entry outlives its versions: its counter goes on, so a removed ``name@3``
-never comes to mean other bytes.
+An entry is a name, of an adapter or of a bundle, and the number of its latest version. Adapters and bundles
+share one space of names, so ``show NAME`` is never ambiguous. A version's own facts are in
+``adapter_versions`` or ``bundle_versions``; tags and aliases, the only things about a version that change,
+are in tables of their own. An entry stays when its versions are removed, and its counter goes on, so that a
+removed ``name@3`` never comes to mean other bytes.
 
-What the code promises is also a constraint of the database, for others may write to it.
+What the code guarantees is also a constraint of the database, because other programs may write to it.
 
-``search_adapters`` and ``search_words`` say nothing that the other tables do not: they are the search's
-index, one row per adapter version with everything that answers are filtered and ordered by, and the words
-of its texts. ``search_index`` keeps them, in the transaction of every change.
+``search_adapters`` and ``search_words`` follow from the other tables: they are the search's index, one row
+per adapter version with everything that filters and orders need, and the words of its texts. ``search_index``
+updates them in the transaction of every change.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
@@ -34,12 +35,13 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, composite, mapped_column, relationship
 from sqlalchemy.schema import SchemaItem
 
 from ...schemas.digest import Digest
-from .columns import DigestText, ForeignText, UtcDateTime, ordered_text
-from .words import MAX_WORD_CHARACTERS
+from ...schemas.facts import AdapterFacts, BundleFacts, ByteCount, Foreign, Word
+from .columns import DigestText, DtypesText, ForeignText, UtcDateTime, ordered_text
+from .query import MAX_WORD_CHARACTERS
 
 ADAPTER: Final = "adapter"
 BUNDLE: Final = "bundle"
@@ -61,7 +63,7 @@ def _now() -> datetime:
 
 
 class Base(DeclarativeBase):
-    """The metadata that the migrations are held to."""
+    """The metadata that the migrations are compared with."""
 
     metadata = MetaData(naming_convention=_NAMING)
     type_annotation_map: ClassVar[dict[Any, Any]] = {
@@ -70,7 +72,18 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON(),
         list[dict[str, Any]]: JSON(),
         float: Double(),
+        # Those of the facts.
+        int: Integer(),
+        str: Text(),
+        Foreign: ForeignText(),
+        Word: String(16),
+        ByteCount: BigInteger(),
     }
+
+
+def _columns_of(facts: type, **own: MappedColumn[Any]) -> list[MappedColumn[Any]]:
+    """Return a column for each field of a class of facts; types follow from the fields where not given."""
+    return [own.get(field.name) or mapped_column(field.name) for field in dataclasses.fields(facts)]
 
 
 class Entry(Base):
@@ -206,22 +219,12 @@ class AdapterVersion(Version):
     origin_kind: Mapped[str] = mapped_column(String(16))
     origin_location: Mapped[str] = mapped_column(ForeignText())
     origin_commit: Mapped[str | None] = mapped_column(String(64))
-    weights_sha256: Mapped[Digest]
-    config_sha256: Mapped[Digest]
-    canonical_config_sha256: Mapped[Digest]
-    weights_bytes: Mapped[int] = mapped_column(BigInteger)
-    declared_base: Mapped[str | None] = mapped_column(ForeignText())
+    facts: Mapped[AdapterFacts] = composite(
+        # No factors and no element types are the same to a reader; the column has always held null for them.
+        *_columns_of(AdapterFacts, dtypes=mapped_column("dtypes", DtypesText(), nullable=True))
+    )
     stated_base: Mapped[str | None] = mapped_column(ForeignText())
-    base_revision: Mapped[str | None] = mapped_column(ForeignText())
     base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_models.id"))
-    task_type: Mapped[str | None] = mapped_column(ForeignText())
-    license: Mapped[str | None] = mapped_column(ForeignText())
-    peft_version: Mapped[str | None] = mapped_column(ForeignText())
-    shape_signature: Mapped[Digest | None]
-    rank: Mapped[int | None] = mapped_column(Integer)
-    max_rank: Mapped[int | None] = mapped_column(Integer)
-    scaling: Mapped[float | None]
-    dtypes: Mapped[str | None] = mapped_column(String(64))
     sound: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="sound_boolean"))
     fusable: Mapped[bool] = mapped_column(Boolean(create_constraint=True, name="fusable_boolean"))
     findings: Mapped[list[dict[str, Any]]]
@@ -327,17 +330,8 @@ class BundleVersion(Version):
     __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": BUNDLE}
 
     id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
-    manifest_sha256: Mapped[Digest]
+    facts: Mapped[BundleFacts] = composite(*_columns_of(BundleFacts))
     path: Mapped[str] = mapped_column(Text)
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
-    base: Mapped[str | None] = mapped_column(ForeignText())
-    base_revision: Mapped[str | None] = mapped_column(ForeignText())
-    dtype: Mapped[str] = mapped_column(String(16))
-    top_k: Mapped[int] = mapped_column(Integer)
-    temperature: Mapped[float]
-    gate_kind: Mapped[str] = mapped_column(String(16))
-    gate_scope: Mapped[str] = mapped_column(String(16))
-    gate_fitted: Mapped[str] = mapped_column(Text)
 
     members: Mapped[list[BundleMember]] = relationship(order_by="BundleMember.position", passive_deletes=True)
     verifications: Mapped[list[Verification]] = relationship(order_by="Verification.id", passive_deletes=True)
@@ -402,3 +396,21 @@ class Event(Base):
     name: Mapped[str] = mapped_column(ForeignText())
     version: Mapped[int | None] = mapped_column(Integer)
     details: Mapped[dict[str, Any]]
+
+
+# For statements over many rows: reading these as objects of the classes above costs ten times as much.
+_tables = Base.metadata.tables
+entries = _tables["entries"]
+versions = _tables["versions"]
+adapter_versions = _tables["adapter_versions"]
+adapter_files = _tables["adapter_files"]
+bundle_versions = _tables["bundle_versions"]
+aliases = _tables["aliases"]
+tags = _tables["tags"]
+base_models = _tables["base_models"]
+search_adapters = _tables["search_adapters"]
+search_words = _tables["search_words"]
+# Adapter versions with their numbers and names.
+named_adapters = adapter_versions.join(versions, versions.c.id == adapter_versions.c.id).join(
+    entries, entries.c.id == versions.c.entry_id
+)

@@ -1,24 +1,47 @@
-"""What adapters are searched by, and the pages in which answers come."""
+"""The question of a search: its conditions and words; and the pages of its answer, with their cursors.
+
+Text is searched by words: runs of letters and digits, whatever the case or the spelling.
+``meta-llama/Llama-3.1-8B`` has the words ``meta``, ``llama``, ``3``, ``1`` and ``8b``.
+
+A cursor is an opaque text with the sort key of a page's last row, and a fingerprint of the question. It is a
+key and not a count of rows, so that none is repeated or left out when rows are added or removed before it.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Generic, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
-from ...schemas.errors import UsageError
+from ...schemas.document import load_json
+from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.names import check_name
-from .words import words_of
 
 MAX_PAGE = 1000
+MAX_WORD_CHARACTERS = 64
+# More than any real adapter has; a hostile one cannot fill the index.
+MAX_WORDS = 256
 # Of tags, targets and words: each is a condition of its own.
 MAX_CONDITIONS = 20
 # The largest number that both databases hold in 64 bits.
 _MAX_INTEGER = 2**63 - 1
+_WORD = re.compile(r"[^\W_]+")
+_MAX_CURSOR_CHARACTERS = 1024
+_FINGERPRINT_CHARACTERS = 12
+_CURSOR_HINT = "take the cursor that was printed with the page before, with the same filters and order"
 
 Item = TypeVar("Item")
+Key = tuple[Any, ...]
 
 
 class Order(StrEnum):
@@ -102,12 +125,12 @@ class AdapterQuery:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words of the text."""
+        """Return the words of the text."""
         return words_of([self.text])
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What the pages of one search have in common."""
+        """Return what the pages of one search have in common."""
         fields = (field.name for field in dataclasses.fields(self))
         return tuple(getattr(self, name) for name in fields if name not in ("limit", "after"))
 
@@ -118,3 +141,63 @@ def _check_range(what: str, low: int | None, high: int | None) -> None:
             raise UsageError(f"the {what} {bound} is out of range")
     if low is not None and high is not None and low > high:
         raise UsageError(f"no {what} is at least {low} and at most {high}")
+
+
+def words_of(texts: Iterable[str | None]) -> tuple[str, ...]:
+    """Return the different words of some texts in their order: at most 256, each cut to 64 characters."""
+    found = (
+        word[:MAX_WORD_CHARACTERS]
+        for text in texts
+        if text is not None
+        for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    )
+    return tuple(islice(dict.fromkeys(found), MAX_WORDS))
+
+
+def encode_cursor(question: Sequence[object], key: Key) -> str:
+    """Return the cursor of the row with this sort key in the answer to a question."""
+    content = json.dumps([_fingerprint(question), *key], separators=(",", ":"))
+    return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, question: Sequence[object], shape: Sequence[type[str] | type[int]]) -> Key:
+    """Return the sort key in a cursor, of the types in ``shape``.
+
+    Raises:
+        UsageError: it is not a cursor, or it belongs to another question.
+    """
+    values = _read_cursor(cursor)
+    if values is None or tuple(map(type, values)) != (str, *shape) or not all(map(_can_be_asked, values)):
+        raise not_a_cursor(cursor)
+    fingerprint, *key = values
+    if fingerprint != _fingerprint(question):
+        raise UsageError(
+            "the cursor belongs to a search with other filters or another order", hint=_CURSOR_HINT
+        )
+    return tuple(key)
+
+
+def not_a_cursor(cursor: str) -> UsageError:
+    """Return the error for a text that is not a cursor of the page."""
+    return UsageError(f"`{cursor[:80]}` is not a cursor of such a page", hint=_CURSOR_HINT)
+
+
+def _read_cursor(cursor: str) -> list[Any] | None:
+    # A cursor is in ASCII; the decoder raises an error of another kind for anything else.
+    if len(cursor) > _MAX_CURSOR_CHARACTERS or not cursor.isascii():
+        return None
+    try:
+        content = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        values = load_json(content, what="cursor")
+    except (binascii.Error, ValueError, InvalidDocument):
+        return None
+    return values if isinstance(values, list) else None
+
+
+def _can_be_asked(value: str | int) -> bool:
+    """Return whether every database accepts the value in a statement."""
+    return "\0" not in value if isinstance(value, str) else -(2**63) <= value < 2**63
+
+
+def _fingerprint(question: Sequence[object]) -> str:
+    return hashlib.sha256(repr(tuple(question)).encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]

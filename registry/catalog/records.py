@@ -1,4 +1,4 @@
-"""What the catalog takes and gives: plain immutable values, never rows of an open session."""
+"""The values that the catalog takes and gives: plain and immutable, never rows of an open session."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from ...schemas.digest import Digest
 from ...schemas.errors import CatalogUnusable
+from ...schemas.facts import AdapterFacts, BundleFacts, ListedFacts
 from ...schemas.finding import Finding, Verdict
 from ...schemas.inventory import Inventory, ModuleFactors
 from ...schemas.manifest import Origin
@@ -44,7 +45,7 @@ class Target:
 
     @classmethod
     def all_of(cls, inventory: Inventory) -> tuple[Self, ...]:
-        """One target per kind and shape, ordered by kind."""
+        """Return one target per kind and shape, ordered by kind."""
         modules = sorted(inventory.modules, key=_target_key)
         return tuple(cls._of(list(group)) for _, group in groupby(modules, key=_target_key))
 
@@ -70,31 +71,24 @@ def _target_key(module: ModuleFactors) -> tuple[str, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class NewAdapterVersion:
-    """What is to be recorded of an adapter whose bytes are in the store."""
+    """An adapter to be recorded, whose bytes are in the store.
+
+    ``stated_base`` is the base model as the person who adds it names it.
+    """
 
     name: str
     origin: Origin
     files: tuple[StoredFile, ...]
-    weights_sha256: Digest
-    config_sha256: Digest
-    canonical_config_sha256: Digest
-    weights_bytes: int
-    declared_base: str | None
     stated_base: str | None
-    base_revision: str | None
-    task_type: str | None
-    license: str | None
-    peft_version: str | None
-    inventory: Inventory | None
+    facts: AdapterFacts
+    targets: tuple[Target, ...]
     findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterVersion:
-    """One catalogued adapter version.
+class AdapterVersion(AdapterFacts):
+    """One catalogued adapter version, with the facts of the adapter.
 
-    ``rank`` and ``scaling`` are the config's own, which patterns may change for some modules; they,
-    ``max_rank``, ``dtypes`` and ``shape_signature`` are None for an adapter without LoRA factors.
     ``base_model`` is what this catalog calls the base, whichever way the adapter spells it.
     """
 
@@ -103,22 +97,8 @@ class AdapterVersion:
     version: int
     origin: Origin
     files: tuple[StoredFile, ...]
-    weights_sha256: Digest
-    config_sha256: Digest
-    canonical_config_sha256: Digest
-    weights_bytes: int
-    declared_base: str | None
     stated_base: str | None
-    base_revision: str | None
     base_model: str | None
-    task_type: str | None
-    license: str | None
-    peft_version: str | None
-    rank: int | None
-    max_rank: int | None
-    scaling: float | None
-    dtypes: tuple[str, ...]
-    shape_signature: Digest | None
     targets: tuple[Target, ...]
     verdict: Verdict
     findings: tuple[Finding, ...]
@@ -128,19 +108,19 @@ class AdapterVersion:
 
     @property
     def source(self) -> CatalogSource:
-        """How to name exactly this version."""
+        """Return the name of exactly this version."""
         return CatalogSource(self.name, self.version)
 
     @property
     def base(self) -> str | None:
-        """The base that a person stated, else the one that the adapter declares."""
+        """Return the base that a person stated, else the one that the adapter declares."""
         return self.stated_base or self.declared_base
 
     def file(self, name: str) -> StoredFile:
         """Return the file of that name.
 
         Raises:
-            CatalogUnusable: the catalog has none, though every adapter has a config and weights.
+            CatalogUnusable: the catalog lacks it; every adapter has a config and weights.
         """
         found = next((file for file in self.files if file.name == name), None)
         if found is None:
@@ -152,21 +132,17 @@ class AdapterVersion:
 
     @property
     def size_bytes(self) -> int:
-        """The size of all its files."""
+        """Return the size of all its files."""
         return sum(file.size_bytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSummary:
+class AdapterSummary(ListedFacts):
     """One adapter version, in one line."""
 
     name: str
     version: int
     base: str | None
-    max_rank: int | None
-    dtypes: tuple[str, ...]
-    weights_bytes: int
-    license: str | None
     verdict: Verdict
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
@@ -193,20 +169,11 @@ class NewMember:
 
 @dataclass(frozen=True, slots=True)
 class NewBundleVersion:
-    """What is to be recorded of a bundle that lies in ``path``; the members in their order."""
+    """A bundle to be recorded: its folder, its facts, its members in their order."""
 
     name: str
-    manifest_sha256: Digest
     path: Path
-    size_bytes: int
-    base: str | None
-    base_revision: str | None
-    dtype: str
-    top_k: int
-    temperature: float
-    gate_kind: str
-    gate_scope: str
-    gate_fitted: str
+    facts: BundleFacts
     members: tuple[NewMember, ...]
     verification: VerificationRecord | None = None
 
@@ -224,7 +191,7 @@ class BundleMember:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What one verification of a bundle version came to, with its whole record."""
+    """The outcome of one verification of a bundle version, with its whole record."""
 
     level: Level
     outcome: Outcome
@@ -233,23 +200,13 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
-class BundleVersion:
-    """One catalogued bundle version; ``path`` is where it was last written."""
+class BundleVersion(BundleFacts):
+    """One catalogued bundle version, with the facts of the bundle; ``path`` is where it was last written."""
 
     id: int
     name: str
     version: int
-    manifest_sha256: Digest
     path: Path
-    size_bytes: int
-    base: str | None
-    base_revision: str | None
-    dtype: str
-    top_k: int
-    temperature: float
-    gate_kind: str
-    gate_scope: str
-    gate_fitted: str
     members: tuple[BundleMember, ...]
     verifications: tuple[Verification, ...]
     tags: tuple[str, ...]
@@ -258,7 +215,7 @@ class BundleVersion:
 
     @property
     def source(self) -> CatalogSource:
-        """How to name exactly this version."""
+        """Return the name of exactly this version."""
         return CatalogSource(self.name, self.version)
 
 
@@ -285,5 +242,5 @@ class Event:
 
 
 def join_sources(sources: Iterable[CatalogSource]) -> str:
-    """The names for a message."""
+    """Return the names for a message."""
     return ", ".join(f"`{source}`" for source in sources)

@@ -1,6 +1,6 @@
 """What the catalog refers to: blobs of the content store and folders of bundles, page by page.
 
-A page is one short transaction, so that reading a whole store against the catalog holds nobody up.
+A page is one short transaction, so that comparing a whole store with the catalog does not block writers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ...schemas.digest import Digest
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from . import models
+from .adapters import read_origin
 from .engine import transaction
 from .events import current_actor
-from .row_values import read_origin
 
 _PAGE_ROWS = 1000
 
@@ -83,7 +83,7 @@ def _digest_of(event: models.Event) -> Digest:
 
 
 def list_references(engine: Engine) -> Iterator[Reference]:
-    """Every file of every adapter version, ordered by digest."""
+    """Yield every file of every adapter version, ordered by digest."""
     file, version = models.StoredFile, models.AdapterVersion
     key = tuple_(file.sha256, file.version_id, file.name)
     query = (
@@ -105,7 +105,7 @@ def list_references(engine: Engine) -> Iterator[Reference]:
 
 
 def list_bundle_places(engine: Engine) -> Iterator[BundlePlace]:
-    """Every bundle version, the oldest first."""
+    """Yield every bundle version, the oldest first."""
     bundle = models.BundleVersion
     query = select(bundle).order_by(bundle.id).limit(_PAGE_ROWS)
     last = 0
@@ -134,7 +134,7 @@ def _bundle_place(row: models.BundleVersion) -> BundlePlace:
     return BundlePlace(
         CatalogSource(row.entry.name, row.number),
         Path(row.path),
-        row.manifest_sha256,
-        row.size_bytes,
+        row.facts.manifest_sha256,
+        row.facts.size_bytes,
         members,
     )

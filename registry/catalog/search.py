@@ -1,12 +1,21 @@
-"""Search: which adapter versions meet a query, a page at a time.
+"""Search: one page of the adapter versions that meet a query, in an order of the caller's choice.
 
-A page costs about the same however large the catalog is, because few versions are looked at one by one.
-Every condition that has an index is asked how many versions meet it. If one has few, they are the
-candidates. If not, answers are frequent, and the next rows in the order that was asked for are candidates:
-for one stretch, for answers may be frequent and all lie elsewhere. If these do not fill the page, they say
-how many rows would. If that is more than the rarest condition's versions, these are the candidates, or
-what they share with the second rarest's. The databases are told so much, for left to themselves they
-guess, from statistics that a growing catalog does not have.
+The cost of a page must not grow with the catalog. Two simple plans each fail on some queries: reading rows in
+the wanted order until the page is full reads the whole catalog where matches are rare, and fetching every
+match of one condition reads half of it where matches are common. So a search first counts, and then chooses:
+
+1. Count how many versions meet each condition that has an index, up to 3000. If the rarest has at most that
+   many, check each of them.
+2. Otherwise matches are common, and the next rows in the wanted order, 20 for each entry of the page, usually
+   contain enough. They may also contain none: matches can be common overall yet absent from the first rows of
+   the order, such as the largest adapters first, where the base that was asked for has only small ones.
+3. In that case, estimate from the matches found how many rows would fill the page. Read that many if it is
+   fewer than the versions that meet the rarest condition; otherwise check what meets the two rarest.
+
+Both databases are told which of these to do: candidates are a subquery that runs first and by itself. SQLite
+keeps no statistics of a growing catalog, and PostgreSQL plans a prepared statement for any values: for a
+frequent tag of one base among 100,000 versions it took 86 ms, and takes 16 ms this way. `docs/catalog.md` has
+the times of every kind of query.
 """
 
 from __future__ import annotations
@@ -18,25 +27,29 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, literal, select, tuple_
 from sqlalchemy import Row as Answer
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
 from . import models
+from .adapters import read_summaries
 from .bases import find_base_id
-from .columns import Among, Unindexed
-from .cursor import Key, decode_cursor, encode_cursor, not_a_cursor
 from .models import SearchRow as Row
-from .query import AdapterQuery, Order, Page
+from .query import AdapterQuery, Key, Order, Page, decode_cursor, encode_cursor, not_a_cursor
 from .records import AdapterSummary
-from .summaries import read_summaries
 
-# How many candidates are few; the rows of a stretch for each answer on a page; how far anything is counted.
-_FEW = 3000
-_STRETCH = 20
-_MANY = 20_000
-Column = InstrumentedAttribute[Any] | Unindexed
-# After every word that begins with a prefix, in the order of code points.
+# At or below this many candidates, check each row.
+_MAX_CHECKED = 3000
+# Rows read in the wanted order for each entry of the page, before anything is known about where matches are.
+_ROWS_PER_ENTRY = 20
+# Beyond this many versions, a condition is only called common: counting on would cost more than it saves.
+_MAX_COUNTED = 20_000
+# Sorts after every word with a given prefix: both databases compare words by code points.
 _LAST_CHARACTER = "\U0010ffff"
 
+# The columns of each order. The second one makes the order total, so that a cursor names one row.
 _KEYS: dict[Order, tuple[InstrumentedAttribute[Any], InstrumentedAttribute[int]]] = {
     Order.NAME: (Row.name, Row.number),
     Order.DATE: (Row.added_at, Row.version_id),
@@ -47,17 +60,17 @@ _KEYS: dict[Order, tuple[InstrumentedAttribute[Any], InstrumentedAttribute[int]]
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A condition that has an index: the versions that it finds, and the same asked of one row."""
+    """A condition that has an index, in two forms: the versions that meet it, and a check of one row."""
 
     versions: Select[int]
     of_row: ColumnElement[bool]
 
 
 def search(session: Session, query: AdapterQuery) -> Page[AdapterSummary]:
-    """One page of the versions that meet the query.
+    """Return one page of the versions that meet the query.
 
     Raises:
-        UsageError: the cursor is none of this query's.
+        UsageError: the cursor belongs to another query, or is not a cursor.
     """
     base_id = None
     if query.base is not None:
@@ -72,49 +85,49 @@ def search(session: Session, query: AdapterQuery) -> Page[AdapterSummary]:
 
 
 def _find(session: Session, query: AdapterQuery, base_id: int | None) -> Sequence[Answer[Any]]:
-    """The page's versions with their sort keys, and one more if there is a next page."""
+    """Return the page's versions with their sort keys, and one more if there is a next page."""
     filters = list(_filters(query, base_id))
     wanted = query.limit + 1
     if not filters:
         page = select(Row.version_id, *_KEYS[query.order]).where(*_unindexed(query), *_after(query))
         return session.execute(page.order_by(*_order(query)).limit(wanted)).all()
-    (fewest, rarest), *_ = _counted(session, filters, _FEW + 1)
-    if fewest <= _FEW:
+    (fewest, rarest), *_ = _counted(session, filters, _MAX_CHECKED + 1)
+    if fewest <= _MAX_CHECKED:
         others = [each for each in filters if each is not rarest]
         return session.execute(_page(query, others, rarest.versions)).all()
-    stretch = _STRETCH * wanted
-    found = session.execute(_page(query, filters, _next_rows(query, stretch))).all()
+    rows = _ROWS_PER_ENTRY * wanted
+    found = session.execute(_page(query, filters, _next_rows(query, rows))).all()
     if len(found) == wanted:
         return found
-    counted = _counted(session, filters, _MANY)
-    # Twice what the page would take if answers lay everywhere as thick as there.
-    rows = 2 * wanted * stretch // max(len(found), 1)
-    if rows < counted[0][0]:
-        found = session.execute(_page(query, filters, _next_rows(query, rows))).all()
+    counted = _counted(session, filters, _MAX_COUNTED)
+    # Twice as many rows as would fill the page if matches were as dense everywhere as in those just read.
+    enough = 2 * wanted * rows // max(len(found), 1)
+    if enough < counted[0][0]:
+        found = session.execute(_page(query, filters, _next_rows(query, enough))).all()
         if len(found) == wanted:
             return found
-    return _look_at_all(session, query, counted)
+    return _check_rarest(session, query, counted)
 
 
 def _counted(session: Session, filters: Sequence[Filter], limit: int) -> list[tuple[int, Filter]]:
-    """How many versions meet each condition, counted to a limit; the rarest first."""
+    """Return how many versions meet each condition, counted up to a limit; the rarest first."""
     postings = (each.versions.limit(limit).subquery() for each in filters)
     counts = select(*(select(func.count()).select_from(each).scalar_subquery() for each in postings))
     return sorted(zip(session.execute(counts).one(), filters, strict=True), key=lambda each: each[0])
 
 
-def _look_at_all(
+def _check_rarest(
     session: Session, query: AdapterQuery, counted: Sequence[tuple[int, Filter]]
 ) -> Sequence[Answer[Any]]:
-    """The page among all versions that the rarest condition finds."""
+    """Return the page from all versions that meet the rarest condition."""
     rarest, *others = (each for _, each in counted)
     candidates = rarest.versions
-    if others and counted[1][0] < _MANY:
-        # What the two share is found in their indexes alone.
+    if others and counted[1][0] < _MAX_COUNTED:
+        # The versions that meet both are found in two indexes, without reading a row of either.
         second, *others = others
         candidates = candidates.where(candidates.selected_columns[0].in_(second.versions))
     elif others:
-        # What very many meet, the first of them in the wanted order may well meet, and fill the page.
+        # Every other condition is common: most candidates meet them, so four for each entry may be enough.
         first = _first_of(query, candidates, 4 * (query.limit + 1))
         found = session.execute(_page(query, others, first)).all()
         if len(found) > query.limit:
@@ -132,7 +145,7 @@ def _first_of(query: AdapterQuery, candidates: Select[int], rows: int) -> Select
 
 
 def _page(query: AdapterQuery, filters: Sequence[Filter], candidates: Select[int]) -> Select[Any]:
-    """The page's answers among some candidates; none is looked at but these."""
+    """Return the statement for the page's entries among some candidates, which reads no other rows."""
     return (
         select(Row.version_id, *_KEYS[query.order])
         .where(Among(Row.version_id, candidates), *(each.of_row for each in filters))
@@ -143,13 +156,13 @@ def _page(query: AdapterQuery, filters: Sequence[Filter], candidates: Select[int
 
 
 def _filters(query: AdapterQuery, base_id: int | None) -> Iterator[Filter]:
-    """The conditions that have an index, the likely rare ones first."""
+    """Yield the conditions that have an index, those first that are usually rare."""
     for tag in query.tags:
         yield _linked(models.Tag.version_id, models.Tag.tag == tag)
     for word in query.words:
         yield _linked(models.SearchWord.version_id, _begins_with(word))
     if base_id is not None:
-        # One index has it all.
+        # One index covers the base, the latest version and the rank, so the three are one condition.
         yield _own(
             lambda of: [of(Row.base_model_id) == base_id, *_latest(query), *_ranks(query, of(Row.max_rank))]
         )
@@ -166,13 +179,17 @@ def _filters(query: AdapterQuery, base_id: int | None) -> Iterator[Filter]:
 
 
 def _linked(version_id: InstrumentedAttribute[int], condition: ColumnElement[bool]) -> Filter:
-    """What another table says of a version."""
+    """Return a condition on the rows that another table has for a version."""
     versions = select(version_id).where(condition)
     return Filter(versions, versions.where(version_id == Row.version_id).exists())
 
 
 def _own(conditions: Callable[[Callable[[Any], Any]], Iterable[ColumnElement[bool]]]) -> Filter:
-    """What the row itself says; ``conditions`` of its columns, as each is to be read."""
+    """Return a condition on the version's own row.
+
+    ``conditions`` is called with a function that it applies to each column: the columns themselves to select
+    versions through an index, ``Unindexed`` to check a row that was already read.
+    """
     return Filter(
         select(Row.version_id).where(*conditions(lambda column: column)), and_(*conditions(Unindexed))
     )
@@ -208,7 +225,7 @@ def _beyond(query: AdapterQuery, key: Key) -> ColumnElement[bool]:
 
 def _ranks(query: AdapterQuery, rank: Column) -> Iterator[ColumnElement[bool]]:
     if query.min_rank is not None or query.max_rank is not None:
-        # A rank of 0 stands for no LoRA factors at all.
+        # The index stores rank 0 for an adapter without LoRA factors, which meets no bound.
         yield rank >= max(query.min_rank or 1, 1)
     if query.max_rank is not None:
         yield rank <= query.max_rank
@@ -247,3 +264,56 @@ def _place_of(query: AdapterQuery, cursor: str) -> Key:
         except ValueError as error:
             raise not_a_cursor(cursor) from error
     return first, second
+
+
+class Among(FunctionElement[Any]):
+    """A condition: the column's value is one of those that a statement selects.
+
+    PostgreSQL runs the statement first, as an array, and looks up its values one after another in an index.
+    With ``IN`` it may choose any join, by what its statistics make it expect.
+    """
+
+    name = "among"
+    inherit_cache = True
+    # A Boolean type would be rendered as `= 1` on SQLite, which then no longer uses the index.
+    type = NullType()
+
+    def __init__(self, column: InstrumentedAttribute[Any], values: Select[Any]) -> None:
+        super().__init__(column, values.correlate(None).scalar_subquery())
+
+
+@compiles(Among)
+def _compile_in(element: Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **options)} IN {compiler.process(values, **options)}"
+
+
+@compiles(Among, "postgresql")
+def _compile_any_of_array(element: Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **options)} = ANY (ARRAY{compiler.process(values, **options)})"
+
+
+class Unindexed(FunctionElement[Any]):
+    """A column's value for which SQLite does not use an index; PostgreSQL decides by its statistics."""
+
+    name = "unindexed"
+    inherit_cache = True
+
+    def __init__(self, column: InstrumentedAttribute[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+Column = InstrumentedAttribute[Any] | Unindexed
+
+
+@compiles(Unindexed)
+def _compile_column(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(next(iter(element.clauses)), **options)
+
+
+@compiles(Unindexed, "sqlite")
+def _compile_with_plus(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:
+    # A unary plus keeps SQLite's planner from using an index for the term.
+    return f"+{compiler.process(next(iter(element.clauses)), **options)}"

@@ -1,4 +1,7 @@
-"""The search's index: kept in the transaction of each change, and made again from the other tables."""
+"""The search's index: two tables with everything that filters, orders and words need.
+
+Each change updates them in its own transaction; an import makes them again from the other tables.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from .tables import (
+from .models import (
     adapter_versions,
     base_models,
     entries,
@@ -32,7 +35,7 @@ from .tables import (
     tags,
     versions,
 )
-from .words import words_of
+from .query import words_of
 
 _BATCH = 1000
 # Of versions, by their ids.
@@ -40,7 +43,7 @@ Words = Mapping[int, Sequence[str]]
 
 
 def index_version(session: Session, version_id: int, name: str) -> None:
-    """Make a version that was flushed findable, the latest of its name."""
+    """Index a new version, which was flushed, as the latest of its name."""
     connection = session.connection()
     connection.execute(_update_last(name, is_latest=False))
     row = _rows().where(adapter_versions.c.id == version_id)
@@ -49,19 +52,19 @@ def index_version(session: Session, version_id: int, name: str) -> None:
 
 
 def index_removal(session: Session, name: str) -> None:
-    """Let the latest version that is left of a name be found as such."""
+    """Mark the newest version that is left of a name as its latest."""
     session.connection().execute(_update_last(name, is_latest=True))
 
 
 def index_tags(session: Session, version_id: int) -> None:
-    """Make an adapter version findable by the tags that it has now, and no more by those that it had."""
+    """Replace the indexed words of an adapter version after its tags have changed."""
     connection = session.connection()
     connection.execute(delete(search_words).where(search_words.c.version_id == version_id))
     _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
 
 
 def rebuild_index(connection: Connection) -> None:
-    """Make the whole index again; memory: a thousand versions at a time."""
+    """Make the whole index again, a thousand versions at a time."""
     connection.execute(delete(search_words))
     connection.execute(delete(search_adapters))
     connection.execute(search_adapters.insert().from_select(search_adapters.c.keys(), _rows()))
@@ -70,7 +73,7 @@ def rebuild_index(connection: Connection) -> None:
 
 
 def find_index_problems(connection: Connection) -> list[str]:
-    """What the index says of adapters that the other tables do not, and the other way round."""
+    """Return how the index differs from what the other tables imply."""
     missing, wrong = (
         connection.execute(select(func.count()).select_from(except_(first, second).subquery())).scalar_one()
         for first, second in ((_rows(), select(search_adapters)), (select(search_adapters), _rows()))
@@ -85,7 +88,7 @@ def find_index_problems(connection: Connection) -> list[str]:
 
 
 def is_latest() -> ColumnElement[bool]:
-    """Whether a row of ``versions`` is the latest of its name."""
+    """Return the condition that a row of ``versions`` is the latest of its name."""
     newer = versions.alias()
     return ~exists().where(newer.c.entry_id == versions.c.entry_id, newer.c.number > versions.c.number)
 
@@ -105,7 +108,7 @@ def _update_last(name: str, *, is_latest: bool) -> Update:
 
 
 def _rows() -> Select[Any]:
-    """The index's rows as they follow from the other tables, in the order of its columns."""
+    """Return the statement for the index's rows from the other tables, in the order of its columns."""
     return select(
         adapter_versions.c.id,
         entries.c.name,
@@ -122,7 +125,7 @@ def _rows() -> Select[Any]:
 
 
 def _texts() -> Select[Any]:
-    """The texts that are searched, of which the name stands first."""
+    """Return the statement for the texts that are searched, the name first."""
     return select(
         adapter_versions.c.id,
         entries.c.name,
@@ -136,7 +139,7 @@ def _texts() -> Select[Any]:
 
 
 def _all_words(connection: Connection) -> Iterator[Words]:
-    """The words of every version, a thousand versions at a time."""
+    """Yield the words of every version, a thousand versions at a time."""
     texts = _texts().order_by(adapter_versions.c.id).limit(_BATCH)
     last = 0
     while words := _words(connection, texts.where(adapter_versions.c.id > last)):
@@ -158,7 +161,7 @@ def _add(connection: Connection, words: Words) -> None:
 
 
 def _count_wrong(connection: Connection, words: Words) -> int:
-    """How many of these versions the index has other words for."""
+    """Return for how many of these versions the index has other words."""
     indexed: defaultdict[int, set[str]] = defaultdict(set)
     query = select(search_words.c.version_id, search_words.c.word)
     for version_id, word in connection.execute(query.where(search_words.c.version_id.in_(words))):

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from sqlalchemy.engine import URL
 
-from ..catalog import schema
+from ..catalog import database
 from ..catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from ..face import Registry
 from ..home import Home
@@ -27,22 +27,22 @@ def upgrade(registry: Registry) -> None:
     A catalog that does not exist is created.
     """
     url = _url_of(registry.home)
-    schema.upgrade(url)
-    print_line(schema.HEAD_REVISION)
+    database.upgrade(url)
+    print_line(database.HEAD_REVISION)
 
 
 @click.command("current", epilog=examples("db current"))
 @pass_registry
 def current(registry: Registry) -> None:
-    """Print the revision of the catalog's schema.
+    """Print the revision of the catalog's database.
 
     Says on stderr whether this version needs another.
     """
     with engine_for(_url_of(registry.home)) as engine:
-        found = schema.find_revision(engine)
+        found = database.find_revision(engine)
     print_line(found or "none")
-    if found != schema.HEAD_REVISION:
-        print_remark(f"this version of meteora-registry needs {schema.HEAD_REVISION}")
+    if found != database.HEAD_REVISION:
+        print_remark(f"this version of meteora-registry needs {database.HEAD_REVISION}")
 
 
 @click.command("check", epilog=examples("db check"))
@@ -54,8 +54,8 @@ def check(context: click.Context, registry: Registry) -> None:
     The schema must be this version's.
     """
     with engine_for(_url_of(registry.home)) as engine:
-        schema.require_head(engine)
-        problems = schema.find_problems(engine)
+        database.require_head(engine)
+        problems = database.find_problems(engine)
     for problem in problems:
         print_line(problem)
     if problems:

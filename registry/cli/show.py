@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 import click
 
+from ...schemas.facts import AdapterFacts, BundleFacts
 from ...schemas.names import CatalogSource
 from ..catalog.records import AdapterVersion, BundleVersion, Target
 from ..face import Registry
@@ -13,6 +16,50 @@ from .groups import examples
 from .json_output import print_json, to_json
 from .output import describe_bytes, print_facts, print_line, print_table
 from .parameters import CatalogSourceType, format_option, pass_registry
+
+# What a line is called, in the order of the lines. Facts that are not here follow under their own names.
+_ADAPTER_LABELS = {
+    "source": "adapter",
+    "versions": "versions",
+    "verdict": "verdict",
+    "base": "base",
+    "declared_base": "base declared",
+    "base_model": "base model",
+    "base_revision": "base revision",
+    "task_type": "task",
+    "license": "license",
+    "rank": "rank",
+    "scaling": "scaling",
+    "dtypes": "dtype",
+    "size_bytes": "size",
+    "origin": "source",
+    "commit": "commit",
+    "weights_sha256": "weights sha256",
+    "config_sha256": "config sha256",
+    "canonical_config_sha256": "canonical config",
+    "shape_signature": "shape signature",
+    "peft_version": "PEFT",
+    "aliases": "aliases",
+    "tags": "tags",
+    "created_at": "added",
+}
+_BUNDLE_LABELS = {
+    "source": "bundle",
+    "versions": "versions",
+    "base": "base",
+    "base_revision": "base revision",
+    "top_k": "top k",
+    "temperature": "temperature",
+    "gate": "gate",
+    "dtype": "dtype",
+    "size_bytes": "size",
+    "path": "path",
+    "manifest_sha256": "manifest sha256",
+    "aliases": "aliases",
+    "tags": "tags",
+    "created_at": "added",
+}
+_IN_ANOTHER_LINE = {"max_rank", "weights_bytes", "gate_kind", "gate_scope", "gate_fitted"}
 
 
 @click.command("show", epilog=examples("show summarise", "show summarise@2", "show summarise@champion"))
@@ -36,33 +83,14 @@ def command(registry: Registry, source: CatalogSource, *, as_json: bool) -> None
 
 
 def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
-    print_facts(
-        [
-            ("adapter", str(version.source)),
-            ("versions", _join(map(str, numbers))),
-            ("verdict", str(version.verdict)),
-            ("base", version.base),
-            ("base declared", version.declared_base),
-            ("base model", version.base_model),
-            ("base revision", version.base_revision),
-            ("task", version.task_type),
-            ("license", version.license),
-            ("rank", _describe_rank(version)),
-            ("scaling", None if version.scaling is None else f"{version.scaling:g}"),
-            ("dtype", _join(version.dtypes)),
-            ("size", describe_bytes(version.size_bytes)),
-            ("source", f"{version.origin.kind} {version.origin}"),
-            ("commit", version.origin.commit),
-            ("weights sha256", version.weights_sha256),
-            ("config sha256", version.config_sha256),
-            ("canonical config", version.canonical_config_sha256),
-            ("shape signature", version.shape_signature),
-            ("PEFT", version.peft_version),
-            ("aliases", _join(version.aliases)),
-            ("tags", _join(version.tags)),
-            ("added", f"{version.created_at:%Y-%m-%d %H:%M} UTC"),
-        ]
-    )
+    own = {
+        "versions": _describe(tuple(map(str, numbers))),
+        "rank": _describe_rank(version),
+        "size_bytes": describe_bytes(version.size_bytes),
+        "origin": f"{version.origin.kind} {version.origin}",
+        "commit": version.origin.commit,
+    }
+    print_facts(list(_lines(version, AdapterFacts, _ADAPTER_LABELS, own)))
     if version.targets:
         print_line()
         columns = ("TARGET", "LAYERS", "IN", "OUT", "RANK", "SCALING")
@@ -74,24 +102,12 @@ def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
 
 
 def _show_bundle(version: BundleVersion, numbers: tuple[int, ...]) -> None:
-    print_facts(
-        [
-            ("bundle", str(version.source)),
-            ("versions", _join(map(str, numbers))),
-            ("base", version.base),
-            ("base revision", version.base_revision),
-            ("top k", str(version.top_k)),
-            ("temperature", f"{version.temperature:g}"),
-            ("gate", f"{version.gate_kind}, one decision per {version.gate_scope}, {version.gate_fitted}"),
-            ("dtype", version.dtype),
-            ("size", describe_bytes(version.size_bytes)),
-            ("path", str(version.path)),
-            ("manifest sha256", version.manifest_sha256),
-            ("aliases", _join(version.aliases)),
-            ("tags", _join(version.tags)),
-            ("added", f"{version.created_at:%Y-%m-%d %H:%M} UTC"),
-        ]
-    )
+    own = {
+        "versions": _describe(tuple(map(str, numbers))),
+        "size_bytes": describe_bytes(version.size_bytes),
+        "gate": f"{version.gate_kind}, one decision per {version.gate_scope}, {version.gate_fitted}",
+    }
+    print_facts(list(_lines(version, BundleFacts, _BUNDLE_LABELS, own)))
     print_line()
     print_table(
         ("MEMBER", "ADAPTER", "WEIGHTS SHA256"),
@@ -103,6 +119,33 @@ def _show_bundle(version: BundleVersion, numbers: tuple[int, ...]) -> None:
             ("VERIFIED", "LEVEL", "OUTCOME"),
             [(f"{v.created_at:%Y-%m-%d %H:%M} UTC", v.level, v.outcome) for v in version.verifications],
         )
+
+
+def _lines(
+    version: AdapterVersion | BundleVersion,
+    facts: type[AdapterFacts | BundleFacts],
+    labels: Mapping[str, str],
+    own: Mapping[str, str | None],
+) -> Iterator[tuple[str, str | None]]:
+    """Yield label and text of what has a label, then of the other facts under their own names."""
+    others = {field.name: field.name.replace("_", " ") for field in dataclasses.fields(facts)}
+    for name, label in {**labels, **others, **labels}.items():
+        if name not in _IN_ANOTHER_LINE:
+            yield label, own[name] if name in own else _describe(getattr(version, name))
+
+
+def _describe(value: object) -> str | None:
+    match value:
+        case None:
+            return None
+        case tuple():
+            return ", ".join(value)
+        case float():
+            return f"{value:g}"
+        case datetime():
+            return f"{value:%Y-%m-%d %H:%M} UTC"
+        case _:
+            return str(value)
 
 
 def _describe_rank(version: AdapterVersion) -> str | None:
@@ -125,7 +168,3 @@ def _target_row(target: Target) -> tuple[str, ...]:
 
 def _range(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
-
-
-def _join(words: Iterable[str]) -> str:
-    return ", ".join(words)

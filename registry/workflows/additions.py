@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...inspection.adapter import Inspection, inspect_adapter
+from ...inspection.adapter import inspect_adapter
 from ...inspection.regular_file import real_path
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
-from ...schemas.errors import AdapterRefused, SourceUnreadable, StoreDamaged, UsageError
+from ...schemas.errors import SourceUnreadable, StoreDamaged, UsageError
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, check_name, suggest_name
 from ..catalog.columns import clean_foreign_text
-from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile
+from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
 from ..store import Intake, Store
 from ..workspace import Workspace
 from .steps import Advance, chunks_of
@@ -81,14 +81,20 @@ def add_folder(
     wanted_tags = tuple(check_name(tag, what="tag") for tag in tags)
     if base is not None:
         check_base(base)
-    inspection = inspect_adapter(folder)
     label = str(folder) if origin is None else str(origin)
-    stated = origin or folder_origin(folder)
-    new = _describe(inspection, label, wanted_name, base, stated)
-    if new.license is None:
-        new = dataclasses.replace(new, license=license_name)
+    sound = inspect_adapter(folder).require_sound(f"`{label}` is broken and was not added")
+    facts = dataclasses.replace(sound.facts, license=sound.facts.license or license_name)
+    new = NewAdapterVersion(
+        name=wanted_name,
+        origin=origin or folder_origin(folder),
+        files=(),
+        stated_base=base,
+        facts=facts,
+        targets=Target.all_of(sound.inventory) if sound.inventory else (),
+        findings=sound.findings,
+    )
     catalog = workspace.catalog
-    same = catalog.find_content(new.weights_sha256, new.canonical_config_sha256)
+    same = catalog.find_content(facts.weights_sha256, facts.canonical_config_sha256)
     duplicates = tuple(source for source in same if source.name != wanted_name)
     known = next((source for source in same if source.name == wanted_name), None)
     if known is not None and _is_stored(workspace.store, catalog.find(known)):
@@ -128,36 +134,6 @@ def check_base(base: str) -> str:
     return base
 
 
-def _describe(
-    inspection: Inspection, label: str, name: str, base: str | None, origin: Origin
-) -> NewAdapterVersion:
-    weights, config, canonical, size_bytes = (
-        inspection.weights_sha256,
-        inspection.config_sha256,
-        inspection.canonical_config_sha256,
-        inspection.weights_bytes,
-    )
-    if not inspection.verdict.sound or not (weights and config and canonical) or size_bytes is None:
-        raise AdapterRefused(f"`{label}` is broken and was not added", findings=inspection.findings)
-    return NewAdapterVersion(
-        name=name,
-        origin=origin,
-        files=(),
-        weights_sha256=weights,
-        config_sha256=config,
-        canonical_config_sha256=canonical,
-        weights_bytes=size_bytes,
-        declared_base=inspection.declared_base,
-        stated_base=base,
-        base_revision=inspection.base_revision,
-        task_type=inspection.task_type,
-        license=inspection.license,
-        peft_version=inspection.peft_version,
-        inventory=inspection.inventory,
-        findings=inspection.findings,
-    )
-
-
 def _store_and_record(
     workspace: Workspace,
     folder: Path,
@@ -166,11 +142,11 @@ def _store_and_record(
     advance: Advance | None,
 ) -> tuple[Added, tuple[str, ...]]:
     catalog, store = workspace.catalog, workspace.store
-    count = chunks_of(advance, f"storing {new.name}", new.weights_bytes)
+    count = chunks_of(advance, f"storing {new.name}", new.facts.weights_bytes)
     with store.intake() as intake:
         files = [
-            _copy_judged(intake, folder / CONFIG_FILE, new.config_sha256),
-            _copy_judged(intake, folder / WEIGHTS_FILE, new.weights_sha256, count),
+            _copy_judged(intake, folder / CONFIG_FILE, new.facts.config_sha256),
+            _copy_judged(intake, folder / WEIGHTS_FILE, new.facts.weights_sha256, count),
         ]
         texts, skipped = _copy_texts(intake, folder)
         # Before the first blob is seen there, so that no other catalog takes it for nobody's.

@@ -114,24 +114,7 @@ def register_bundle(
         AlreadyInCatalog, UsageError, CatalogUnusable: it cannot be catalogued; the hint says that the
             bundle stands.
     """
-    bundle = Bundle.open(folder)
-    config, fitted = bundle.config, bundle.config.gate.fitted
-    new = NewBundleVersion(
-        name=name,
-        manifest_sha256=record.manifest_sha256,
-        path=folder.resolve(),
-        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        base=config.base_model_name_or_path,
-        base_revision=config.revision,
-        dtype=str(bundle.dtype),
-        top_k=config.top_k,
-        temperature=config.temperature,
-        gate_kind=config.gate.kind,
-        gate_scope=config.gate.scope,
-        gate_fitted=fitted if isinstance(fitted, str) else fitted.method,
-        members=tuple(members),
-        verification=record,
-    )
+    new = NewBundleVersion(name, folder.resolve(), Bundle.open(folder).facts, tuple(members), record)
     try:
         return catalog.register_bundle(new)
     except MeteoraError as error:

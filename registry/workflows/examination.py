@@ -27,7 +27,7 @@ from ...schemas.errors import (
 )
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ...schemas.names import below
-from ..catalog import schema
+from ..catalog import database
 from ..catalog.engine import describe_url, engine_for, parse_catalog_url, sqlite_url
 from ..catalog.references import BundlePlace
 from ..home import Home
@@ -184,16 +184,16 @@ def examine_catalog(home: Home, *, look_for_blobs: bool = True) -> Iterator[Prob
     subject = f"`{describe_url(url)}`"
     try:
         with engine_for(url) as engine:
-            found = schema.find_revision(engine)
-            problems = schema.find_problems(engine) if found == schema.HEAD_REVISION else []
+            found = database.find_revision(engine)
+            problems = database.find_problems(engine) if found == database.HEAD_REVISION else []
     except CatalogUnusable as error:
         yield Problem(Code.CATALOG_UNUSABLE, subject, error.message, error.hint or _BACKUP)
         return
-    if found != schema.HEAD_REVISION:
+    if found != database.HEAD_REVISION:
         yield Problem(
             Code.CATALOG_SCHEMA,
             subject,
-            f"its schema is `{found or 'none'}`, this version needs `{schema.HEAD_REVISION}`",
+            f"its schema is `{found or 'none'}`, this version needs `{database.HEAD_REVISION}`",
             "`meteora-registry db upgrade`; for a newer schema, upgrade meteora-registry",
         )
     # Tables, columns and indexes are the schema's; the rest is the file's or the rows'.
@@ -216,7 +216,7 @@ def _examine_absence(home: Home) -> Iterator[Problem]:
 
 
 def _examine_leftovers(catalog: Path) -> Iterator[Problem]:
-    left = schema.clear_unfinished(catalog, dry_run=True)
+    left = database.clear_unfinished(catalog, dry_run=True)
     if left:
         yield Problem(
             Code.CATALOG_LEFTOVER,
@@ -228,4 +228,4 @@ def _examine_leftovers(catalog: Path) -> Iterator[Problem]:
 
 
 def _delete_leftovers(catalog: Path) -> None:
-    schema.clear_unfinished(catalog)
+    database.clear_unfinished(catalog)

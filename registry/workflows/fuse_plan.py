@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ...fuser.member import Member, MemberFiles
 from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
-from ...inspection.adapter import inspect_files
+from ...inspection.adapter import Inspection, inspect_files
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
+from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, StoreDamaged
 from ...schemas.manifest import Manifest
 from ...schemas.names import parse_catalog_source
@@ -120,17 +121,12 @@ def open_member(store: Store, version: AdapterVersion, *, name: str | None = Non
         raise AdapterRefused(f"`{version.source}` is {version.verdict}", findings=version.findings)
     config_path, weights_path = (_path_of(store, version, file) for file in (CONFIG_FILE, WEIGHTS_FILE))
     inspection = inspect_files(config_path, weights_path)
-    for path, found, expected in (
-        (config_path, inspection.config_sha256, version.config_sha256),
-        (weights_path, inspection.weights_sha256, version.weights_sha256),
-    ):
-        if found != expected:
-            raise StoreDamaged(
-                f"the blob `{path}` was changed: its bytes have the digest `{found}`",
-                hint=f"add `{version.name}` again from its source, which mends it",
-            )
+    _check_digests(
+        version, {config_path: version.config_sha256, weights_path: version.weights_sha256}, inspection
+    )
+    described = f"`{version.source}` is {inspection.verdict}"
     return Member.of(
-        inspection,
+        inspection.require_sound(described).require_factors(described),
         name=name or version.name,
         adapter=str(version.source),
         config_path=config_path,
@@ -141,6 +137,18 @@ def open_member(store: Store, version: AdapterVersion, *, name: str | None = Non
         base=version.base_model or version.base,
         spelled_base=version.base,
     )
+
+
+def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], inspection: Inspection) -> None:
+    facts = inspection.facts
+    # The files of a sound adapter could be read when it was catalogued; unreadable now means changed.
+    found = (facts.config_sha256, facts.weights_sha256) if facts else map(Digest.of_file, expected)
+    for (path, wanted), digest in zip(expected.items(), found, strict=True):
+        if digest != wanted:
+            raise StoreDamaged(
+                f"the blob `{path}` was changed: its bytes have the digest `{digest}`",
+                hint=f"add `{version.name}` again from its source, which mends it",
+            )
 
 
 def stored_sources(store: Store, manifest: Manifest) -> dict[str, MemberFiles]:

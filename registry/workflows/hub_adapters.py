@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
-from ...schemas.errors import AdapterRefused, HubRefused, HubUnavailable, MeteoraError, UsageError
+from ...schemas.errors import HubRefused, HubUnavailable, MeteoraError, UsageError
 from ...schemas.finding import Verdict
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
@@ -83,8 +83,7 @@ def require_sound(hub: Hub, candidate: Candidate, *, max_bytes: int) -> Inspecti
         )
     check_sizes(candidate, max_bytes)
     inspection = inspect_on_hub(hub, candidate)
-    if not inspection.verdict.sound:
-        raise AdapterRefused(f"`{candidate}` is broken and was not downloaded", findings=inspection.findings)
+    inspection.refuse_broken(f"`{candidate}` is broken and was not downloaded")
     return inspection
 
 

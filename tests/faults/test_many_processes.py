@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from meteora_registry.registry.home import Home
@@ -51,7 +51,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     if request.param == "sqlite":
         return Home(tmp_path / "home")
     url = request.getfixturevalue("postgres_url")
-    schema.upgrade(parse_catalog_url(url))
+    database.upgrade(parse_catalog_url(url))
     return Home(tmp_path / "home", url)
 
 

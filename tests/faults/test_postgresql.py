@@ -16,7 +16,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url
 from meteora_registry.registry.home import Home
@@ -47,7 +47,7 @@ def home(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Home
     with engine_for(url) as engine, engine.begin() as connection:
         connection.execute(sa.text("DROP SCHEMA public CASCADE"))
         connection.execute(sa.text("CREATE SCHEMA public"))
-    schema.upgrade(url)
+    database.upgrade(url)
     return Home(tmp_path_factory.mktemp("postgresql") / "home", postgres_server)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from meteora_registry.inspection.rules.rule import examine
 from meteora_registry.inspection.tensors import Tensors, build_inventory
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.document import canonical_json, load_json
-from meteora_registry.schemas.errors import SourceUnreadable
+from meteora_registry.schemas.errors import AdapterRefused, SourceUnreadable
+from meteora_registry.schemas.facts import AdapterFacts
 from support.small_adapters import make_adapter
 
 
@@ -34,16 +36,26 @@ def test_inspection_tells_what_a_catalog_needs(tmp_path: Path) -> None:
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     found = inspect_adapter(folder)
     assert found.config_text == config.read_text()
-    assert found.config_sha256 == Digest.of_file(config)
-    assert found.canonical_config_sha256 == Digest.of_bytes(
-        canonical_json(load_json(config.read_bytes(), what="config"))
-    )
-    assert found.weights_sha256 == Digest.of_file(weights)
-    assert found.weights_bytes == weights.stat().st_size
-    assert (found.declared_base, found.base_revision, found.license) == ("org/base", "abc", "mit")
-    assert found.task_type == "CAUSAL_LM"
-    assert found.target_modules == ("q_proj", "v_proj")
+    canonical = Digest.of_bytes(canonical_json(load_json(config.read_bytes(), what="config")))
     assert found.inventory is not None
+    assert found.facts == AdapterFacts(
+        weights_bytes=weights.stat().st_size,
+        license="mit",
+        max_rank=4,
+        dtypes=("F32",),
+        weights_sha256=Digest.of_file(weights),
+        config_sha256=Digest.of_file(config),
+        canonical_config_sha256=canonical,
+        declared_base="org/base",
+        base_revision="abc",
+        task_type="CAUSAL_LM",
+        peft_version="0.21.2",
+        shape_signature=found.inventory.shape_signature,
+        rank=4,
+        scaling=8 / 4**0.5,
+    )
+    assert (found.canonical_config_sha256, found.weights_sha256) == (canonical, Digest.of_file(weights))
+    assert (found.declared_base, found.license) == ("org/base", "mit")
     assert {module.kind: (module.rank, module.scaling) for module in found.inventory.modules} == {
         "q_proj": (4, 8 / 2),
         "v_proj": (2, 8 / 2**0.5),
@@ -62,8 +74,39 @@ def test_two_files_of_any_name_are_the_same_adapter(tmp_path: Path) -> None:
 
 def test_without_a_scan_the_weights_are_not_read(tmp_path: Path) -> None:
     found = inspect_adapter(make_adapter(tmp_path / "a"), scan_weights=False)
-    assert found.weights_sha256 is None
+    assert (found.weights_sha256, found.facts) == (None, None)
     assert found.inventory is not None
+
+
+def test_sound_inspection_has_every_part(tmp_path: Path) -> None:
+    found = inspect_adapter(make_adapter(tmp_path / "a"))
+    sound = found.require_sound("unreachable")
+    assert (sound.config_text, sound.header, sound.facts) == (found.config_text, found.header, found.facts)
+    assert sound.require_factors("unreachable").inventory == found.inventory
+
+
+@pytest.mark.parametrize(
+    ("inspect", "changes", "codes"),
+    [
+        pytest.param(inspect_adapter, {"lora_alpha": "8"}, ["MR112"], id="broken"),
+        pytest.param(partial(inspect_adapter, scan_weights=False), {}, [], id="header-only"),
+        pytest.param(lambda folder: inspect_config(folder / "adapter_config.json"), {}, [], id="config-only"),
+    ],
+)
+def test_require_sound_refuses(
+    inspect: Callable[[Path], Inspection], changes: dict[str, object], codes: list[str], tmp_path: Path
+) -> None:
+    found = inspect(make_adapter(tmp_path / "a", **changes))
+    with pytest.raises(AdapterRefused, match=r"^it cannot be used$") as caught:
+        found.require_sound("it cannot be used")
+    assert [finding.code for finding in caught.value.findings] == codes
+
+
+def test_require_factors_refuses_another_method(tmp_path: Path) -> None:
+    sound = inspect_adapter(make_adapter(tmp_path / "a", peft_type="LOHA")).require_sound("unreachable")
+    with pytest.raises(AdapterRefused, match=r"^it has no factors$") as caught:
+        sound.require_factors("it has no factors")
+    assert caught.value.findings == sound.findings
 
 
 def test_config_alone_says_what_it_can(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -69,8 +70,9 @@ def inspect(config: bytes, weights: bytes) -> None:
     for finding in inspection.findings:
         assert json.loads(finding.to_bytes())["code"] == finding.code
         assert finding.describe().isprintable()
-    for text in (inspection.declared_base, inspection.task_type, inspection.peft_version):
-        assert text is None or text.isprintable()
+    facts = dataclasses.asdict(inspection.facts) if inspection.facts else {}
+    for text in (inspection.declared_base, *facts.values()):
+        assert not isinstance(text, str) or text.isprintable()
 
 
 @LENIENT

@@ -138,7 +138,8 @@ def test_line_ends_and_byte_order_mark_are_accepted(
     changed = inspect_adapter(folder)
     assert codes_of(changed) == codes
     assert changed.canonical_config_sha256 == plain.canonical_config_sha256
-    assert changed.config_sha256 != plain.config_sha256
+    assert changed.facts and plain.facts
+    assert changed.facts.config_sha256 != plain.facts.config_sha256
     assert changed.verdict.fusable
 
 

@@ -11,7 +11,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import IntegrityError
 
-from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.engine import (
     connection_to,
     engine_for,
@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> sa.URL:
 @pytest.fixture
 def engine(url: sa.URL) -> Iterator[sa.Engine]:
     """An empty catalog with the newest schema."""
-    schema.upgrade(url)
+    database.upgrade(url)
     with engine_for(url) as engine:
         yield engine
 
@@ -52,19 +52,19 @@ def first(url: sa.URL) -> Iterator[sa.Engine]:
 
 
 def test_migrations_end_at_the_revision_that_the_code_knows() -> None:
-    assert ScriptDirectory.from_config(schema.alembic_config()).get_heads() == [schema.HEAD_REVISION]
+    assert ScriptDirectory.from_config(database.alembic_config()).get_heads() == [database.HEAD_REVISION]
 
 
 def test_migrations_give_the_schema_of_the_models(engine: sa.Engine) -> None:
-    assert schema.find_revision(engine) == schema.HEAD_REVISION
-    assert schema.find_problems(engine) == []
+    assert database.find_revision(engine) == database.HEAD_REVISION
+    assert database.find_problems(engine) == []
 
 
 def test_a_schema_that_drifted_is_reported(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE tags ADD COLUMN colour TEXT"))
         connection.execute(sa.text("DROP INDEX ix_tags_tag_version_id"))
-    problems = schema.find_problems(engine)
+    problems = database.find_problems(engine)
     assert len(problems) == 2
     assert all("tags" in problem for problem in problems)
 
@@ -74,13 +74,13 @@ def test_upgrade_of_a_current_catalog_changes_nothing(engine: sa.Engine) -> None
         connection.execute(
             sa.text("INSERT INTO base_models (id, name, created_at) VALUES (1, 'b', '2026-01-01')")
         )
-    schema.upgrade(engine.url)
+    database.upgrade(engine.url)
     with engine.begin() as connection:
         assert connection.execute(sa.text("SELECT name FROM base_models")).scalars().all() == ["b"]
 
 
 def test_downgrade_undoes_every_table(engine: sa.Engine) -> None:
-    config = schema.alembic_config()
+    config = database.alembic_config()
     with engine_for(engine.url, foreign_keys=False) as bare, bare.connect() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "base")
@@ -91,17 +91,17 @@ def test_the_first_catalog_upgrades_and_goes_back_without_loss(first: sa.Engine)
     before = first_catalog.read(first)
     assert all(before.values()), "a table without rows proves nothing"
     assert before == {name: before[name] for name in before if name in first_catalog.ROWS}
-    schema.upgrade(first.url)
+    database.upgrade(first.url)
     after = first_catalog.read(first)
     assert {name: after[name] for name in before} == before
-    assert schema.find_problems(first) == []
+    assert database.find_problems(first) == []
     first_catalog.migrate(first.url, "0001")
     assert first_catalog.read(first) == before
-    assert schema.find_revision(first) == "0001"
+    assert database.find_revision(first) == "0001"
 
 
 def test_the_first_catalog_can_be_searched_once_it_is_upgraded(first: sa.Engine) -> None:
-    schema.upgrade(first.url)
+    database.upgrade(first.url)
     rows = first_catalog.read(first)
     assert [(row["name"], row["number"], row["max_rank"]) for row in rows["search_adapters"]] == [
         ("legal", 8, 64),
@@ -115,7 +115,7 @@ def test_the_first_catalog_can_be_searched_once_it_is_upgraded(first: sa.Engine)
 
 
 def test_the_index_of_an_upgraded_catalog_is_the_one_that_the_code_makes(first: sa.Engine) -> None:
-    schema.upgrade(first.url)
+    database.upgrade(first.url)
     migrated = first_catalog.read(first)
     with connection_to(first, writes=True) as connection:
         rebuild_index(connection)
@@ -124,7 +124,7 @@ def test_the_index_of_an_upgraded_catalog_is_the_one_that_the_code_makes(first: 
 
 def test_what_the_first_catalog_cannot_hold_is_all_that_a_downgrade_drops(first: sa.Engine) -> None:
     before = first_catalog.read(first)
-    schema.upgrade(first.url)
+    database.upgrade(first.url)
     with first.begin() as connection:
         events = first_catalog.reflect(connection).tables["events"]
         row = {"at": datetime.now(UTC), "actor": "x", "action": "import", "name": "catalog", "details": {}}
@@ -140,13 +140,13 @@ def test_a_migration_that_fails_in_the_middle_leaves_the_old_catalog(first: sa.E
         connection.execute(sa.text("INSERT INTO search_words VALUES (5)"))
     rows, tables = first_catalog.read(first), describe(first)
     with pytest.raises(CatalogUnusable, match="already exists"):
-        schema.upgrade(first.url)
-    assert schema.find_revision(first) == "0001"
+        database.upgrade(first.url)
+    assert database.find_revision(first) == "0001"
     assert (first_catalog.read(first), describe(first)) == (rows, tables)
     with first.begin() as connection:
         connection.execute(sa.text("DROP TABLE search_words"))
-    schema.upgrade(first.url)
-    assert schema.find_problems(first) == []
+    database.upgrade(first.url)
+    assert database.find_problems(first) == []
 
 
 def test_the_first_migration_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_first_migration_that_fails_leaves_nothing(tmp_path: Path) -> None:
         with engine.begin() as connection:
             connection.execute(sa.text("CREATE TABLE versions (id INTEGER)"))
         with pytest.raises(CatalogUnusable, match="table versions already exists"):
-            schema.upgrade(engine.url)
+            database.upgrade(engine.url)
         tables = set(sa.inspect(engine).get_table_names())
     assert tables - {"alembic_version"} == {"versions"}
 
@@ -176,11 +176,11 @@ def describe(engine: sa.Engine) -> dict[str, object]:
 
 
 def test_an_upgraded_catalog_has_the_constraints_of_a_new_one(first: sa.Engine, tmp_path: Path) -> None:
-    schema.upgrade(first.url)
+    database.upgrade(first.url)
     upgraded = describe(first)
     if first.dialect.name == "sqlite":
         fresh = sqlite_url(tmp_path / "fresh.db")
-        schema.upgrade(fresh)
+        database.upgrade(fresh)
         with engine_for(fresh) as engine:
             assert describe(engine) == upgraded
     accepted = refused_by(first, AFTER_UPGRADE)

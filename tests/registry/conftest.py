@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.home import CATALOG_VARIABLE, HOME_VARIABLE, Home
@@ -36,7 +36,7 @@ def any_catalog(request: pytest.FixtureRequest, home: Home) -> Iterator[Catalog]
     """An empty catalog in each database that there may be one in."""
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres_url")
-        schema.upgrade(parse_catalog_url(url))
+        database.upgrade(parse_catalog_url(url))
         home = Home(home.folder, url)
     with Catalog.open(home) as catalog:
         yield catalog

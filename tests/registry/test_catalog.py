@@ -58,9 +58,10 @@ def test_everything_recorded_of_an_adapter_comes_back(any_catalog: Catalog) -> N
     assert added.created
     version = find(any_catalog, "legal")
     assert version == added.version
-    for field in dataclasses.fields(new):
-        if field.name != "inventory":
-            assert getattr(version, field.name) == getattr(new, field.name), field.name
+    for part in (new, new.facts):
+        for field in dataclasses.fields(part):
+            if field.name != "facts":
+                assert getattr(version, field.name) == getattr(part, field.name), field.name
     assert (version.name, version.version, version.tags) == ("legal", 1, ("english", "good"))
     assert (version.rank, version.max_rank, version.scaling, version.dtypes) == (4, 16, 2.0, ("BF16", "F32"))
     assert version.shape_signature == some_inventory().shape_signature
@@ -103,10 +104,11 @@ def test_the_same_content_with_another_stated_base_is_refused(catalog: Catalog) 
 
 def test_content_is_found_under_every_name(catalog: Catalog) -> None:
     new = new_adapter()
-    assert catalog.find_content(new.weights_sha256, new.canonical_config_sha256) == ()
+    content = (new.facts.weights_sha256, new.facts.canonical_config_sha256)
+    assert catalog.find_content(*content) == ()
     for name in ("legal", "copy"):
         catalog.add_version(dataclasses.replace(new, name=name))
-    found = catalog.find_content(new.weights_sha256, new.canonical_config_sha256)
+    found = catalog.find_content(*content)
     assert [str(source) for source in found] == ["legal@1", "copy@1"]
 
 
@@ -225,9 +227,9 @@ def test_everything_recorded_of_a_bundle_comes_back(any_catalog: Catalog) -> Non
     new = new_bundle(*adapters, verification=some_verification())
     bundle = any_catalog.register_bundle(new)
     assert bundle == any_catalog.find_bundle(CatalogSource("team"))
-    for field in dataclasses.fields(new):
-        if field.name not in ("members", "verification"):
-            assert getattr(bundle, field.name) == getattr(new, field.name), field.name
+    assert bundle.path == new.path
+    for field in dataclasses.fields(new.facts):
+        assert getattr(bundle, field.name) == getattr(new.facts, field.name), field.name
     assert [(each.position, each.name, str(each.adapter)) for each in bundle.members] == [
         (0, "legal", "legal@1"),
         (1, "code", "code@1"),

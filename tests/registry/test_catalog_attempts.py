@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from meteora_registry.registry.catalog import attempts, schema
+from meteora_registry.registry.catalog import attempts, database
 from meteora_registry.registry.catalog import engine as engines
 from meteora_registry.registry.catalog.attempts import attempt
 from meteora_registry.registry.catalog.catalog import Catalog
@@ -33,7 +33,7 @@ COMMIT = b"COMMIT\0"
 @pytest.fixture
 def proxy(postgres_url: str) -> Iterator[Proxy]:
     """A way to an empty catalog on PostgreSQL that can be cut."""
-    schema.upgrade(parse_catalog_url(postgres_url))
+    database.upgrade(parse_catalog_url(postgres_url))
     with proxy_to(postgres_url) as proxy:
         yield proxy
 
@@ -244,7 +244,7 @@ def test_a_commit_that_sqlite_refuses_is_no_success(tmp_path: Path) -> None:
 
         with pytest.raises(CatalogUnusable, match="FOREIGN KEY constraint failed"):
             attempt(catalog._engine, work, writes=True)
-        assert schema.find_problems(catalog._engine) == []
+        assert database.find_problems(catalog._engine) == []
 
 
 def test_threads_share_one_catalog(any_catalog: Catalog) -> None:

@@ -70,7 +70,7 @@ def test_search_tells_where_the_next_page_begins(filled: Catalog, capsys: pytest
     assert ([each["name"] for each in page["adapters"]], page["next"], err) == (["medical"], None, "")
     assert call(capsys, "search", "--after", "x", code=2) == (
         "",
-        "error: `x` is no cursor of such a page\n"
+        "error: `x` is not a cursor of such a page\n"
         "hint: take the cursor that was printed with the page before, with the same filters and order\n",
     )
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog import engine as engines
-from meteora_registry.registry.catalog import schema
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import describe_url, parse_catalog_url
 from meteora_registry.registry.home import Home
@@ -73,7 +73,7 @@ def test_of_two_that_create_a_catalog_the_second_takes_the_first_ones(home: Home
         catalog.add_version(new_adapter())
     with ThreadPoolExecutor() as pool:
         with hold_lock(home.folder / "catalog.db.lock"):
-            second = pool.submit(schema.create, home.catalog_file)
+            second = pool.submit(database.create, home.catalog_file)
             with pytest.raises(TimeoutError):
                 second.result(timeout=0.2)
             first.catalog_file.rename(home.catalog_file)
@@ -90,7 +90,7 @@ def test_a_catalog_named_by_its_url_is_not_created_by_itself(home: Home, tmp_pat
     assert str(caught.value) == f"there is no catalog at `{path}`"
     assert caught.value.hint == "create it with `meteora-registry db upgrade`"
     assert not path.parent.exists()
-    schema.upgrade(parse_catalog_url(f"sqlite:///{path}"))
+    database.upgrade(parse_catalog_url(f"sqlite:///{path}"))
     with Catalog.open(elsewhere) as catalog:
         assert catalog.list_adapters() == ()
 
@@ -100,17 +100,17 @@ def test_a_catalog_named_by_its_url_is_not_created_by_itself(home: Home, tmp_pat
     [
         (
             "0001",
-            f"has the schema `0001`, this version needs `{schema.HEAD_REVISION}`",
+            f"has the schema `0001`, this version needs `{database.HEAD_REVISION}`",
             "upgrade it with `meteora-registry db upgrade`",
         ),
         (
             "0099",
-            f"has the schema `0099`, this version knows `{schema.HEAD_REVISION}` at most",
+            f"has the schema `0099`, this version knows `{database.HEAD_REVISION}` at most",
             "upgrade meteora-registry",
         ),
         (
             "deadbeef",
-            f"has the schema `deadbeef`, this version knows `{schema.HEAD_REVISION}` at most",
+            f"has the schema `deadbeef`, this version knows `{database.HEAD_REVISION}` at most",
             "upgrade meteora-registry",
         ),
     ],
@@ -129,8 +129,8 @@ def test_a_newer_schema_is_never_upgraded(home: Home) -> None:
     Catalog.open(home).close()
     with sqlite(home.catalog_file) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0099'")
-    with pytest.raises(CatalogUnusable, match=f"this version knows `{schema.HEAD_REVISION}` at most"):
-        schema.upgrade(engines.sqlite_url(home.catalog_file))
+    with pytest.raises(CatalogUnusable, match=f"this version knows `{database.HEAD_REVISION}` at most"):
+        database.upgrade(engines.sqlite_url(home.catalog_file))
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
@@ -152,7 +152,7 @@ def test_damage_inside_a_catalog_is_found_by_the_check(home: Home) -> None:
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute("DELETE FROM entries")
     with engines.engine_for(engines.sqlite_url(home.catalog_file)) as engine:
-        assert schema.find_problems(engine) == [
+        assert database.find_problems(engine) == [
             "row 1 of `versions` refers to a row of `entries` that is not there"
         ]
 
@@ -291,12 +291,12 @@ def test_database_that_is_not_in_utf8_is_refused_with_a_way_out(
         # What the user's other programs talk in is of no consequence.
         monkeypatch.setenv("PGCLIENTENCODING", client_encoding)
     if encoding == "UTF8":
-        schema.upgrade(parse_catalog_url(url))
+        database.upgrade(parse_catalog_url(url))
         with Catalog.open(Home(home.folder, url)) as catalog:
             catalog.add_version(new_adapter(license="漢字"))
             assert [each.license for each in catalog.list_adapters()] == ["漢字"]
         return
-    for use in (schema.upgrade, lambda url: Catalog.open(Home(home.folder, url.render_as_string(False)))):
+    for use in (database.upgrade, lambda url: Catalog.open(Home(home.folder, url.render_as_string(False)))):
         with pytest.raises(CatalogUnusable) as caught:
             use(parse_catalog_url(url))
         assert str(caught.value).endswith(f"` has the encoding `{encoding}`, expected `UTF8`")

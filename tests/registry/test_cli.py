@@ -14,10 +14,12 @@ from click.testing import CliRunner
 
 import meteora_registry
 from meteora_registry.registry.catalog.catalog import Catalog
-from meteora_registry.registry.catalog.schema import HEAD_REVISION
+from meteora_registry.registry.catalog.database import HEAD_REVISION
+from meteora_registry.registry.cli import show
 from meteora_registry.registry.cli.main import cli, run
 from meteora_registry.registry.cli.output import describe_bytes
 from meteora_registry.registry.home import Home
+from meteora_registry.schemas.facts import values_of
 from meteora_registry.schemas.names import CatalogSource
 from support.catalogued import new_adapter, new_bundle, some_verification
 from support.program import PROGRAM
@@ -242,3 +244,28 @@ def test_a_command_imports_no_more_than_it_needs(
         text=True,
     )
     assert done.stderr.splitlines()[-1] == loaded
+
+
+def test_show_has_a_line_for_every_fact(
+    home: Home, catalog: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = new_adapter(license="the-license", declared_base="the-base", base_revision="the-revision")
+    bundle = new_bundle(catalog.add_version(adapter).version, base_revision="another-revision", top_k=17)
+    catalog.register_bundle(bundle)
+    for name, facts, inexact in (
+        ("legal", adapter.facts, {"max_rank", "weights_bytes", "dtypes", "scaling"}),
+        ("team", bundle.facts, {"size_bytes", "temperature"}),
+    ):
+        assert run(["show", name]) == 0
+        shown = capsys.readouterr().out
+        missing = {key for key, value in values_of(facts).items() if str(value) not in shown}
+        assert missing <= inexact
+
+
+def test_show_of_a_fact_without_a_label_uses_its_name(
+    home: Home, catalog: Catalog, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog.add_version(new_adapter(task_type="CAUSAL_LM"))
+    monkeypatch.delitem(show._ADAPTER_LABELS, "task_type")
+    assert run(["show", "legal"]) == 0
+    assert "task type         CAUSAL_LM" in capsys.readouterr().out.splitlines()

@@ -11,14 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from meteora_registry.registry.catalog import models, schema, search
+from meteora_registry.registry.catalog import database, models, search
 from meteora_registry.registry.catalog.catalog import Catalog
-from meteora_registry.registry.catalog.cursor import decode_cursor, encode_cursor
 from meteora_registry.registry.catalog.engine import connection_to, engine_for, parse_catalog_url, transaction
-from meteora_registry.registry.catalog.query import AdapterQuery, Order
+from meteora_registry.registry.catalog.query import (
+    AdapterQuery,
+    Order,
+    decode_cursor,
+    encode_cursor,
+    words_of,
+)
 from meteora_registry.registry.catalog.records import AdapterVersion
 from meteora_registry.registry.catalog.search_index import rebuild_index
-from meteora_registry.registry.catalog.words import words_of
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.errors import UsageError
 from meteora_registry.schemas.inventory import Inventory
@@ -48,7 +52,7 @@ def filled(
             connection.connection.driver_connection.autocommit = True  # type: ignore[union-attr]
             connection.connection.cursor().execute("CREATE DATABASE searched")
         url = server.set(database="searched")
-        schema.upgrade(url)
+        database.upgrade(url)
         home = Home(home.folder, url.render_as_string(hide_password=False))
     with Catalog.open(home) as catalog:
         fill(catalog)
@@ -184,11 +188,11 @@ QUERIES = {
 
 # The limits under which a search takes each of its ways, whatever the size of the catalog.
 WAYS = {
-    "look at few": {"_FEW": 1000},
-    "walk through all": {"_FEW": 0},
-    "walk, then walk on": {"_FEW": 0, "_STRETCH": 1},
-    "look at what two conditions share": {"_FEW": 0, "_STRETCH": 0},
-    "look at what the rarest meet": {"_FEW": 0, "_STRETCH": 0, "_MANY": 1},
+    "look at few": {"_MAX_CHECKED": 1000},
+    "walk through all": {"_MAX_CHECKED": 0},
+    "walk, then walk on": {"_MAX_CHECKED": 0, "_ROWS_PER_ENTRY": 1},
+    "look at what two conditions share": {"_MAX_CHECKED": 0, "_ROWS_PER_ENTRY": 0},
+    "look at what the rarest meet": {"_MAX_CHECKED": 0, "_ROWS_PER_ENTRY": 0, "_MAX_COUNTED": 1},
 }
 
 
@@ -298,16 +302,16 @@ def test_the_index_kept_by_every_change_is_the_one_made_anew(any_catalog: Catalo
 def test_an_index_that_differs_from_the_catalog_is_reported(any_catalog: Catalog) -> None:
     for name in ("a", "b"):
         any_catalog.add_version(new_adapter(name, name))
-    assert schema.find_problems(any_catalog._engine) == []
+    assert database.find_problems(any_catalog._engine) == []
     with connection_to(any_catalog._engine, writes=True) as connection:
         connection.execute(update(models.SearchRow).where(models.SearchRow.name == "a").values(max_rank=99))
-    assert schema.find_problems(any_catalog._engine) == [
+    assert database.find_problems(any_catalog._engine) == [
         "the search's index lacks 1 adapter versions as they are, and has 1 as they are not"
     ]
     with connection_to(any_catalog._engine, writes=True) as connection:
         rebuild_index(connection)
         connection.execute(update(models.SearchWord).where(models.SearchWord.word == "b").values(word="c"))
-    assert schema.find_problems(any_catalog._engine) == [
+    assert database.find_problems(any_catalog._engine) == [
         "the search's index has other words than theirs for 1 adapter versions"
     ]
 
@@ -341,7 +345,7 @@ def test_a_query_that_nothing_can_meet_is_refused(conditions: dict[str, object],
 )
 def test_cursor_with_a_value_that_no_database_takes_is_refused(value: int | str) -> None:
     question = ("history", None)
-    with pytest.raises(UsageError, match="is no cursor of such a page"):
+    with pytest.raises(UsageError, match="is not a cursor of such a page"):
         decode_cursor(encode_cursor(question, (value,)), question, (type(value),))
 
 
@@ -356,7 +360,7 @@ def test_a_cursor_is_good_for_its_own_search_alone(catalog: Catalog) -> None:
         catalog.search(AdapterQuery(limit=1, after=cursor, descending=True))
     assert str(caught.value) == "the cursor belongs to a search with other filters or another order"
     for damaged in ("", "x", cursor[:-4], "é" * 8, "W10", "bnVsbA", "[" * 90, "A" * 5000):
-        with pytest.raises(UsageError, match="is no cursor of such a page"):
+        with pytest.raises(UsageError, match="is not a cursor of such a page"):
             catalog.search(AdapterQuery(limit=1, after=damaged))
 
 

@@ -16,8 +16,8 @@ import fsspec
 import pytest
 
 from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.database import upgrade
 from meteora_registry.registry.catalog.engine import parse_catalog_url
-from meteora_registry.registry.catalog.schema import upgrade
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.store import Intake, References, RemoteStore

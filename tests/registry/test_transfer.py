@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.catalog.query import AdapterQuery
@@ -65,7 +65,7 @@ def other_catalog(any_catalog: Catalog, request: pytest.FixtureRequest, tmp_path
     home = Home(tmp_path / "other")
     if any_catalog._engine.dialect.name == "sqlite":
         home = Home(home.folder, request.getfixturevalue("postgres_url"))
-        schema.upgrade(parse_catalog_url(home.catalog_url or ""))
+        database.upgrade(parse_catalog_url(home.catalog_url or ""))
     catalog = Catalog.open(home)
     request.addfinalizer(catalog.close)
     return catalog
@@ -84,7 +84,7 @@ def test_a_catalog_moves_to_the_other_database_without_loss(
     assert after == before
     assert (imported["action"], imported["subject"], imported["name"]) == ("import", "catalog", "catalog")
     assert sum(imported["details"]["rows"].values()) == written
-    assert schema.find_problems(other_catalog._engine) == []
+    assert database.find_problems(other_catalog._engine) == []
     assert rows_of(any_catalog) == before
 
 
@@ -101,7 +101,7 @@ def test_an_imported_catalog_goes_on_where_the_other_was(
     other_catalog.record_verification(some_verification(), Path("/bundles/team"))
     assert [each.name for each in other_catalog.search(AdapterQuery(text="after")).items] == []
     assert [each.name for each in other_catalog.search(AdapterQuery(base="m/b1")).items] == ["code"]
-    assert schema.find_problems(other_catalog._engine) == []
+    assert database.find_problems(other_catalog._engine) == []
 
 
 def test_the_same_catalog_gives_the_same_document(any_catalog: Catalog, tmp_path: Path) -> None:
@@ -140,8 +140,14 @@ def without_first(lines: Lines, table: str) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Lines], object], str]] = {
     "nothing": (lambda lines: lines.clear(), "line 1: the document ends before its last line"),
-    "another document": (lambda lines: lines.insert(0, {"a": 1}), "line 1: no catalog that"),
+    "another document": (lambda lines: lines.insert(0, {"a": 1}), "line 1: not a catalog that"),
     "another format": (lambda lines: lines[0].update(meteora_catalog=2), "a catalog of format 2 and schema"),
+    "a newer schema": (lambda lines: lines[0].update(schema="9999"), "and schema '9999', expected 1 and"),
+    "a schema that is not text": (lambda lines: lines[0].update(schema=2), "and schema 2, expected 1 and"),
+    "a column less that may be null": (
+        lambda lines: of_table(lines, "adapter_versions").pop("peft_version"),
+        "the columns of `adapter_versions` differ: `peft_version`",
+    ),
     "another schema": (lambda lines: lines[0].update(schema="0001"), "and schema '0001', expected 1 and"),
     "cut off": (lambda lines: lines.pop(), "the document ends before its last line"),
     "more behind": (lambda lines: lines.append({"a": 1}), "something follows the last line"),
@@ -245,15 +251,15 @@ DAMAGES: dict[str, tuple[Callable[[Lines], object], str]] = {
     "no record": (lambda lines: of_table(lines, "verifications").update(record="{}"), "verification record"),
     "a reference to nothing": (
         lambda lines: of_table(lines, "tags").update(version_id=99),
-        "a row of `tags` up to here cannot stand",
+        "a row of `tags` up to here cannot be stored",
     ),
     "a version twice": (
         lambda lines: of_table(lines, "versions", 1).update(number=1, entry_id=1),
-        "a row of `versions` up to here cannot stand",
+        "a row of `versions` up to here cannot be stored",
     ),
     "a verdict that is none": (
         lambda lines: of_table(lines, "verifications").update(level="deep"),
-        "a row of `verifications` up to here cannot stand",
+        "a row of `verifications` up to here cannot be stored",
     ),
 }
 
@@ -307,6 +313,31 @@ def test_a_document_with_versions_that_nothing_describes_is_refused(
         with pytest.raises(InvalidDocument, match=message):
             import_catalog(other_catalog, tmp_path / "changed.jsonl")
         assert not any(rows_of(other_catalog).values())
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"), [("peft_version", None), ("weights_bytes", "differ: `weights_bytes`")]
+)
+def test_import_of_an_older_schema_fills_only_columns_that_may_be_null(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, problem: str | None
+) -> None:
+    fill(catalog)
+    path = tmp_path / "catalog.jsonl"
+    export_catalog(catalog, path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line.get("table") == "adapter_versions":
+            del line["row"][column]
+    write(path, lines, sealed=True)
+    monkeypatch.setattr("meteora_registry.registry.catalog.catalog.HEAD_REVISION", "9998")
+    with Catalog.open(Home(tmp_path / "new")) as empty:
+        if problem is not None:
+            with pytest.raises(InvalidDocument, match=problem):
+                import_catalog(empty, path)
+            return
+        import_catalog(empty, path)
+        expected = rows_of(catalog)["adapter_versions"]
+        assert rows_of(empty)["adapter_versions"] == [row | {column: None} for row in expected]
 
 
 def test_nothing_that_is_there_is_written_over(catalog: Catalog, tmp_path: Path) -> None:
@@ -409,7 +440,7 @@ def test_a_backup_taken_while_others_write_is_a_whole_catalog(
 def test_a_catalog_on_postgresql_is_backed_up_by_its_own_tools(
     home: Home, postgres_url: str, tmp_path: Path
 ) -> None:
-    schema.upgrade(parse_catalog_url(postgres_url))
+    database.upgrade(parse_catalog_url(postgres_url))
     with Catalog.open(Home(home.folder, postgres_url)) as catalog, pytest.raises(UsageError) as caught:
         backup_catalog(catalog, tmp_path / "backup.db")
     assert str(caught.value) == "a catalog on PostgreSQL is backed up with the server's own `pg_dump`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from meteora_registry.registry.catalog.records import (
     NewBundleVersion,
     NewMember,
     StoredFile,
+    Target,
 )
 from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.facts import AdapterFacts, BundleFacts
 from meteora_registry.schemas.inventory import Dtype, Inventory, ModuleFactors
 from meteora_registry.schemas.manifest import Origin
 from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
@@ -46,9 +49,28 @@ def _module(path: str, *, rank: int, out_features: int) -> ModuleFactors:
     )
 
 
+_FROM_INVENTORY = ("rank", "max_rank", "scaling", "dtypes", "shape_signature")
+
+
 def new_adapter(name: str = "legal", content: str = "1", **changes: Any) -> NewAdapterVersion:
-    """Return an adapter whose digests follow from ``content``."""
+    """Return an adapter whose digests follow from ``content``; ``changes`` name facts."""
     weights, config = Digest.of_bytes(f"weights {content}".encode()), Digest.of_bytes(b"config")
+    inventory: Inventory | None = changes.pop("inventory", some_inventory())
+    # A fact that is not named here is None.
+    facts: dict[str, Any] = {field.name: None for field in dataclasses.fields(AdapterFacts)} | {
+        "weights_sha256": weights,
+        "config_sha256": config,
+        "canonical_config_sha256": config,
+        "weights_bytes": 1000,
+        "declared_base": "org/base",
+        "base_revision": None,
+        "task_type": "CAUSAL_LM",
+        "license": "apache-2.0",
+        "peft_version": "0.21.2",
+        "dtypes": (),
+    }
+    if inventory:
+        facts |= {name: getattr(inventory, name) for name in _FROM_INVENTORY}
     values: dict[str, Any] = {
         "name": name,
         "origin": Origin(kind="folder", location="folder", commit=None),
@@ -56,17 +78,9 @@ def new_adapter(name: str = "legal", content: str = "1", **changes: Any) -> NewA
             StoredFile("adapter_config.json", config, 100),
             StoredFile("adapter_model.safetensors", weights, 1000),
         ),
-        "weights_sha256": weights,
-        "config_sha256": config,
-        "canonical_config_sha256": config,
-        "weights_bytes": 1000,
-        "declared_base": "org/base",
         "stated_base": None,
-        "base_revision": None,
-        "task_type": "CAUSAL_LM",
-        "license": "apache-2.0",
-        "peft_version": "0.21.2",
-        "inventory": some_inventory(),
+        "facts": AdapterFacts(**facts | {key: changes.pop(key) for key in facts.keys() & changes.keys()}),
+        "targets": Target.all_of(inventory) if inventory else (),
         "findings": (),
     }
     return NewAdapterVersion(**values | changes)
@@ -76,10 +90,8 @@ def new_bundle(
     *members: AdapterVersion, name: str = "team", content: str = "1", **changes: Any
 ) -> NewBundleVersion:
     """Return a bundle of these members, with a manifest digest that follows from ``content``."""
-    values: dict[str, Any] = {
-        "name": name,
+    facts: dict[str, Any] = {
         "manifest_sha256": Digest.of_bytes(f"manifest {content}".encode()),
-        "path": Path("/bundles/team"),
         "size_bytes": 5000,
         "base": "org/base",
         "base_revision": None,
@@ -89,6 +101,11 @@ def new_bundle(
         "gate_kind": "linear",
         "gate_scope": "token",
         "gate_fitted": "not fitted",
+    }
+    values: dict[str, Any] = {
+        "name": name,
+        "path": Path("/bundles/team"),
+        "facts": BundleFacts(**facts | {key: changes.pop(key) for key in facts.keys() & changes.keys()}),
         "members": tuple(
             NewMember(member.name, member, member.weights_sha256, member.config_sha256) for member in members
         ),

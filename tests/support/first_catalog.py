@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 
-from meteora_registry.registry.catalog import schema
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.engine import engine_for
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -180,9 +180,9 @@ ROWS: Rows = {
 
 def migrate(url: sa.URL, revision: str) -> None:
     """Bring a database to a revision, forwards or back."""
-    config = schema.alembic_config()
+    config = database.alembic_config()
     with engine_for(url, foreign_keys=False) as engine, engine.connect() as connection:
-        found = schema.find_revision(engine)
+        found = database.find_revision(engine)
         config.attributes["connection"] = connection
         if found is not None and found > revision:
             command.downgrade(config, revision)

@@ -23,15 +23,15 @@ BASE = "org/base"
 
 def read_member(folder: Path, name: str | None = None, *, base: str | None = BASE) -> Member:
     """Return the adapter in a folder as a member, under the folder's name by default."""
-    inspection = inspect_adapter(folder)
+    sound = inspect_adapter(folder).require_sound(f"`{folder}` is broken")
     return Member.of(
-        inspection,
+        sound.require_factors(f"`{folder}` is {sound.verdict}"),
         name=name or folder.name,
         adapter=name or folder.name,
         config_path=folder / names.CONFIG_FILE,
         weights_path=folder / names.WEIGHTS_FILE,
         origin=Origin(kind="folder", location=folder.name, commit=None),
-        license=inspection.license,
+        license=sound.facts.license,
         base=base,
         spelled_base=base,
     )

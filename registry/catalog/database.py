@@ -1,8 +1,8 @@
-"""The catalog's schema: which revision a database has, and how it gets to the one this version needs.
+"""The catalog's database as a whole: created, upgraded to the newest revision, checked, and backed up.
 
-The schema changes through the alembic revisions in ``meteora_registry.migrations`` and in no other
-way. A new SQLite catalog is made beside its place, with every revision applied, and moved there in
-one step, so no other process ever sees half of one.
+The schema changes only through the alembic revisions in ``meteora_registry.migrations``. A new SQLite catalog
+is made under another name in the same folder, with every revision applied, and renamed in one step, so that
+no other process ever sees an unfinished one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy.exc import PendingRollbackError
 
 import meteora_registry
 
-from ...schemas.errors import CatalogUnusable, MeteoraError
+from ...schemas.errors import CatalogUnusable, MeteoraError, UsageError
 from ...schemas.scratch import unfinished_catalog, unfinished_catalog_files
 from ..lock import hold_lock
 from ..store.blob import flush_folder
@@ -39,13 +39,19 @@ from .search_index import find_index_problems
 if TYPE_CHECKING:
     from alembic.config import Config
 
-# The newest revision; kept here so that no command needs alembic to know it.
-HEAD_REVISION = "0002"
 _REVISION = re.compile(r"[0-9]{4}")
 
 
+def _migrations_folder() -> Path:
+    return Path(meteora_registry.__file__).parent / "migrations"
+
+
+# The number in the name of the newest migration, so that no command needs alembic to know it.
+HEAD_REVISION = max(path.name[:4] for path in _migrations_folder().glob("versions/[0-9]*.py"))
+
+
 def find_revision(engine: Engine) -> str | None:
-    """The revision of the database; None if it holds no catalog.
+    """Return the revision of the database; None if it holds no catalog.
 
     Raises:
         CatalogUnusable: it cannot be opened, or is damaged.
@@ -62,7 +68,7 @@ def find_revision(engine: Engine) -> str | None:
 
 
 def require_head(engine: Engine) -> None:
-    """Refuse a database whose schema is not the one this version needs.
+    """Check that the schema of a database is the one this version needs.
 
     Raises:
         CatalogUnusable: no catalog, an older or a newer schema; the hint says what to do.
@@ -86,8 +92,8 @@ def require_head(engine: Engine) -> None:
 def upgrade(url: URL) -> None:
     """Bring a database to the newest schema; a SQLite file that is not there is created.
 
-    Two processes do this one after the other, and the second finds nothing left to do. Each revision
-    is one transaction: after a failure the database has the last revision that was complete.
+    A second process waits for the first, and then finds nothing to do. Each revision is one transaction:
+    after a failure the database has the last revision that was complete.
 
     Raises:
         CatalogUnusable: the schema is newer than this version knows, or the database fails.
@@ -101,7 +107,7 @@ def upgrade(url: URL) -> None:
 
 
 def create(path: Path) -> None:
-    """Make a new SQLite catalog, unless another process was quicker."""
+    """Make a new SQLite catalog, unless another process has made it meanwhile."""
     beside = unfinished_catalog(path)
     with hold_lock(_lock_of(path)):
         if path.exists():
@@ -130,7 +136,8 @@ def _set_write_ahead(path: Path) -> None:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     except sqlite3.Error as error:
         raise describe_failure(error, str(path)) from error
-    # SQLite says so and raises nothing; a journal that it could not delete would belong to this file.
+    # SQLite reports a refusal as the old mode, without an error; a rollback journal that is left in the
+    # folder would be replayed into this file.
     if mode != "wal":
         raise CatalogUnusable(
             f"the catalog `{path}` cannot keep a write-ahead log, found the journal mode `{mode}`",
@@ -144,7 +151,7 @@ def _delete_unfinished(path: Path) -> None:
 
 
 def clear_unfinished(path: Path, *, dry_run: bool = False) -> list[Path]:
-    """What a process left beside a catalog's place that died while it made the catalog; deleted.
+    """Delete what a process that died while it made a catalog left there, and return the paths.
 
     Waits for a process that is making one.
     """
@@ -156,7 +163,7 @@ def clear_unfinished(path: Path, *, dry_run: bool = False) -> list[Path]:
 
 
 def find_problems(engine: Engine) -> list[str]:
-    """What is wrong with a catalog: drift from the models, damage, broken references; empty if nothing."""
+    """Return what is wrong with a catalog: drift from the models, damage, broken references."""
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -165,12 +172,12 @@ def find_problems(engine: Engine) -> list[str]:
         problems = [f"the schema differs from this version's: {difference}" for difference in differences]
         if engine.dialect.name == "sqlite":
             problems += _find_damage(connection)
-        # A table that is not there has been named already.
+        # With a table missing, the index could not be read.
         return problems or find_index_problems(connection)
 
 
 def sqlite_path(url: URL) -> Path | None:
-    """The file of a SQLite catalog; None for another database."""
+    """Return the file of a SQLite catalog; None for another database."""
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
@@ -207,13 +214,12 @@ def _run_revisions(url: URL) -> None:
 
 
 def alembic_config() -> Config:
-    """What alembic needs to find the revisions, wherever the package is installed."""
+    """Return what alembic needs to find the revisions, wherever the package is installed."""
     from alembic.config import Config
 
     config = Config()
-    folder = Path(meteora_registry.__file__).parent / "migrations"
     # The value is interpolated, so a per cent sign in the path is doubled.
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(_migrations_folder()).replace("%", "%%"))
     # What alembic would do with colons and spaces in this path otherwise.
     config.set_main_option("path_separator", "os")
     return config
@@ -240,3 +246,37 @@ def _newer(catalog: str, found: str) -> CatalogUnusable:
         f"the catalog `{catalog}` has the schema `{found}`, this version knows `{HEAD_REVISION}` at most",
         hint="upgrade meteora-registry",
     )
+
+
+def back_up(engine: Engine, path: Path) -> None:
+    """Copy the catalog, as it is at one moment, into the new file ``path``, and check the copy.
+
+    Writers go on meanwhile: the copy is taken in one step, from the state that a reader sees.
+
+    Raises:
+        UsageError: the catalog is on PostgreSQL.
+        CatalogUnusable: the copy cannot be written, or is damaged, as the catalog itself must then be.
+    """
+    if engine.dialect.name != "sqlite":
+        raise UsageError(
+            "a catalog on PostgreSQL is backed up with the server's own `pg_dump`",
+            hint="or write it to a file with `meteora-registry db export`",
+        )
+    try:
+        with connection_to(engine) as connection, closing(sqlite3.connect(path)) as copy:
+            source = connection.connection.driver_connection
+            if isinstance(source, sqlite3.Connection):
+                source.backup(copy)
+    except sqlite3.Error as error:
+        raise CatalogUnusable(
+            f"the catalog `{describe_url(engine.url)}` cannot be copied to `{path}`: {error}",
+            hint="check the free space there; if there is enough, look at the catalog with "
+            "`meteora-registry db check`",
+        ) from error
+    with engine_for(sqlite_url(path)) as copied:
+        problems = find_problems(copied)
+    if problems:
+        raise CatalogUnusable(
+            f"the copy of the catalog `{describe_url(engine.url)}` is not sound: {problems[0]}",
+            hint="look at the catalog with `meteora-registry db check`",
+        )

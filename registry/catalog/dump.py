@@ -1,28 +1,59 @@
 """A catalog as a document: JSON lines that either database writes and reads, row by row, without loss.
 
 The first line has the format's number and the schema's revision. Each line after it is one row, the tables
-in an order in which a row refers to earlier ones only. The last line has the number of rows of each table
-and the digest of all lines before it, so that a document that was cut off or changed is known. The search's
-index is left out, for it follows from the rest.
+in an order in which a row refers to earlier ones only. The last line has the number of rows of each table and
+the digest of all lines before it, so that a document which was cut off or changed is recognised. The search's
+index is left out and made again, because it follows from the other tables.
+
+Every value is checked against the type of its column, and against its meaning where the type is not enough.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
-from sqlalchemy import Connection, exists, func, insert, select
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Integer,
+    RowMapping,
+    String,
+    Table,
+    exists,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy.exc import DataError, IntegrityError
 
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
+from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import AlreadyInCatalog, InvalidDocument, MeteoraError
-from .models import ADAPTER, BUNDLE, Base
-from .row_values import read_row, write_row
-from .search_index import rebuild_index
-from .tables import (
+from ...schemas.finding import Finding
+from ...schemas.names import check_alias, check_file_name, check_folder_path, check_name
+from .adapters import read_origin
+from .bundles import read_record
+from .columns import (
+    MAX_DTYPES_CHARACTERS,
+    DigestText,
+    DtypesText,
+    ForeignText,
+    UtcDateTime,
+    clean_foreign_text,
+)
+from .models import (
+    ADAPTER,
+    BUNDLE,
+    Base,
     adapter_files,
     adapter_versions,
     bundle_versions,
@@ -31,14 +62,17 @@ from .tables import (
     search_words,
     versions,
 )
+from .search_index import rebuild_index
 
 FORMAT = 1
+# The schema of the first catalogs that could be exported.
+FIRST_EXPORTED_REVISION = "0002"
 # Twice the largest verification record, each character of which may be escaped, and its row.
 MAX_LINE_BYTES = 514 << 20
 _BATCH_ROWS = 500
 _BATCH_BYTES = 8 << 20
 
-# Told how many rows were handled, of how many.
+# Called with the number of rows that are done, and of all rows.
 Advance = Callable[[int, int], None]
 Row = dict[str, Any]
 TABLES = {
@@ -49,7 +83,7 @@ TABLES = {
 def write_document(
     connection: Connection, revision: str, file: BinaryIO, advance: Advance | None = None
 ) -> dict[str, int]:
-    """The number of rows of each table that was written; memory: a few hundred rows.
+    """Write a catalog, a few hundred rows at a time; return the number of rows of each table.
 
     ``connection`` is in a transaction that sees one state of the catalog throughout.
     """
@@ -70,14 +104,14 @@ def write_document(
 def read_document(
     connection: Connection, revision: str, file: BinaryIO, what: str, advance: Advance | None = None
 ) -> dict[str, int]:
-    """The number of rows of each table that was read into an empty catalog; memory: a few hundred rows.
+    """Read a document into an empty catalog, some rows at a time; return the number of rows of each table.
 
     ``connection`` is in a transaction that writes, and has to be undone if this raises.
 
     Raises:
         AlreadyInCatalog: the catalog is not empty.
-        InvalidDocument: no such document, of another schema, cut off, changed, or with rows that no
-            catalog can hold.
+        InvalidDocument: it is not such a document, is of another schema, was cut off or changed, or has rows
+            that no catalog can hold.
     """
     _require_empty(connection)
     document = _Document(file, what)
@@ -88,10 +122,10 @@ def read_document(
             connection.execute(insert(TABLES[name]), rows)
         except (IntegrityError, DataError) as error:
             reason = str(error.orig).strip().partition("\n")[0]
-            raise document.problem(f"a row of `{name}` up to here cannot stand: {reason}") from error
+            raise document.problem(f"a row of `{name}` up to here cannot be stored: {reason}") from error
         counts[name] += len(rows)
         if advance is not None:
-            # How many there are stands in the last line.
+            # The number of all rows is in the last line, so it is not known yet.
             advance(sum(counts.values()), 0)
     document.check_tail(counts)
     for problem in _find_contradictions(connection):
@@ -110,21 +144,25 @@ class _Document:
         self._number = 0
         self._digest = hashlib.sha256()
         self._tail: Row = {}
+        self._is_older = False
 
     def check_head(self, revision: str) -> None:
-        """Pass if the first line is that of a document of this format and schema."""
+        """Check that the first line is that of a document of this format and schema."""
         head, line = self._read_line()
         self._digest.update(line)
         if head.keys() != {"meteora_catalog", "schema"}:
-            raise self.problem("no catalog that `meteora-registry db export` wrote")
-        if head["meteora_catalog"] != FORMAT or head["schema"] != revision:
+            raise self.problem("not a catalog that `meteora-registry db export` wrote")
+        found = head["schema"]
+        is_known = isinstance(found, str) and FIRST_EXPORTED_REVISION <= found <= revision
+        if head["meteora_catalog"] != FORMAT or not is_known:
             raise self.problem(
-                f"a catalog of format {head['meteora_catalog']!r} and schema {head['schema']!r}, expected "
+                f"a catalog of format {head['meteora_catalog']!r} and schema {found!r}, expected "
                 f"{FORMAT} and {revision!r}; export and import it with the same version of meteora-registry"
             )
+        self._is_older = found < revision
 
     def rows(self) -> Iterator[tuple[str, Row, int]]:
-        """Table, row, and length of the line; up to the last line, which is kept for ``check_tail``."""
+        """Yield table, row, and length of each line, up to the last one, which is kept for ``check_tail``."""
         order = list(TABLES)
         reached = 0
         while True:
@@ -147,14 +185,14 @@ class _Document:
             yield name, self._checked(name, row), len(line)
 
     def check_tail(self, counts: dict[str, int]) -> None:
-        """Pass if the last line counts these rows and has the digest of all lines before it."""
+        """Check that the last line has these numbers of rows and the digest of all lines before it."""
         if self._tail["rows"] != counts or self._tail["sha256"] != self._digest.hexdigest():
             raise self.problem("the lines before are not those that were written")
         if self._file.read(1):
             raise self.problem("something follows the last line")
 
     def problem(self, reason: str) -> InvalidDocument:
-        """What is said of the line that was read last."""
+        """Return an error about the line that was read last."""
         return InvalidDocument(f"`{self._what}`, line {self._number}: {reason}")
 
     def _read_line(self) -> tuple[Row, bytes]:
@@ -166,12 +204,12 @@ class _Document:
             raise self.problem("the document ends before its last line")
         value = load_json(line, what=f"{self._what}, line {self._number}", max_bytes=MAX_LINE_BYTES)
         if not isinstance(value, dict):
-            raise self.problem("no JSON object")
+            raise self.problem("not a JSON object")
         return value, line
 
     def _checked(self, name: str, row: Row) -> Row:
         try:
-            return read_row(TABLES[name], row)
+            return _read_row(TABLES[name], row, is_older=self._is_older)
         except (ValueError, MeteoraError) as error:
             raise self.problem(str(error)) from error
 
@@ -181,7 +219,7 @@ def _lines(connection: Connection, revision: str) -> Iterator[bytes]:
     for name, table in TABLES.items():
         query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=_BATCH_ROWS)
         for row in connection.execute(query):
-            yield _line({"table": name, "row": write_row(table, row._mapping)})
+            yield _line({"table": name, "row": _write_row(table, row._mapping)})
 
 
 def _line(value: Row) -> bytes:
@@ -198,7 +236,7 @@ def _require_empty(connection: Connection) -> None:
 
 
 def _batches(rows: Iterator[tuple[str, Row, int]]) -> Iterator[tuple[str, list[Row]]]:
-    """Rows of one table, some hundreds or a few megabytes together."""
+    """Yield rows of one table, some hundreds or a few megabytes together."""
     batch: list[Row] = []
     batch_of, size_bytes = "", 0
     for name, row, line_bytes in rows:
@@ -212,7 +250,7 @@ def _batches(rows: Iterator[tuple[str, Row, int]]) -> Iterator[tuple[str, list[R
 
 
 def _find_contradictions(connection: Connection) -> Iterator[str]:
-    """What no constraint of the database refuses, and no catalog has."""
+    """Yield what no constraint of the database refuses, and no catalog has."""
     for kind, facts in ((ADAPTER, adapter_versions), (BUNDLE, bundle_versions)):
         of_kind = select(versions.c.id).where(versions.c.kind == kind)
         described = select(facts.c.id)
@@ -238,7 +276,7 @@ def _find_contradictions(connection: Connection) -> Iterator[str]:
 
 
 def _continue_counters(connection: Connection) -> None:
-    """On PostgreSQL, let ids go on after the largest; SQLite works them out each time."""
+    """Make ids continue after the largest: PostgreSQL counts them separately, SQLite does not."""
     if connection.dialect.name != "postgresql":
         return
     for name, table in TABLES.items():
@@ -248,3 +286,119 @@ def _continue_counters(connection: Connection) -> None:
                 f"SELECT setval(pg_get_serial_sequence('{name}', '{column}'), max({column})) FROM {name} "  # noqa: S608
                 f"HAVING max({column}) IS NOT NULL"
             )
+
+
+# Columns whose values mean more than their types say.
+_MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
+    ("entries", "name"): check_name,
+    ("tags", "tag"): lambda tag: check_name(tag, what="tag"),
+    ("aliases", "alias"): check_alias,
+    ("adapter_files", "name"): check_file_name,
+    ("bundle_members", "name"): check_name,
+    ("bundle_versions", "path"): check_folder_path,
+    ("adapter_versions", "findings"): lambda findings: [
+        Finding.from_value(finding, what="finding") for finding in _require(list, findings)
+    ],
+    ("events", "details"): lambda details: _require(dict, details),
+    ("verifications", "record"): read_record,
+}
+
+
+def _write_row(table: Table, row: RowMapping) -> dict[str, Any]:
+    """Return the row as JSON values."""
+    return {column.name: _to_json(column, row[column.name]) for column in table.columns}
+
+
+def _read_row(table: Table, values: Mapping[str, Any], *, is_older: bool = False) -> dict[str, Any]:
+    """Return a row from its JSON values; one of an older schema may lack columns that may be null.
+
+    Raises:
+        ValueError: a column is missing, unknown, or has a value that it cannot hold; a ``MeteoraError``
+            where the value means more than its type.
+    """
+    later = {column.name for column in table.columns if column.nullable} if is_older else set()
+    if differing := (values.keys() ^ set(table.c.keys())) - (later - values.keys()):
+        shown = ", ".join(f"`{key}`" for key in sorted(differing)[:5])
+        raise ValueError(f"the columns of `{table.name}` differ: {shown}")
+    row = {column.name: _read_value(table, column, values.get(column.name)) for column in table.columns}
+    if table.name == "adapter_versions":
+        read_origin(row["origin_kind"], row["origin_location"], row["origin_commit"])
+    return row
+
+
+def _to_json(column: Column[Any], value: Any) -> Any:
+    if isinstance(column.type, DtypesText):
+        return " ".join(value) or None
+    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else value
+
+
+def _read_value(table: Table, column: Column[Any], value: Any) -> Any:
+    where = f"`{table.name}.{column.name}`"
+    if value is None:
+        if not column.nullable:
+            raise ValueError(f"{where} is null")
+        return None
+    found = _from_json(column, value)
+    if found is None:
+        raise ValueError(f"{where} cannot be `{str(value)[:80]}`")
+    check = _MEANINGS.get((table.name, column.name))
+    if check is not None:
+        check(found)
+    return found
+
+
+def _from_json(column: Column[Any], value: Any) -> Any:
+    """Return the value in the column's type; None if it is not a value of that type."""
+    kind = column.type
+    match kind, value:
+        case DigestText(), str():
+            return Digest(value)
+        case UtcDateTime(), str():
+            return _moment(value)
+        case ForeignText(), str():
+            return value if value == clean_foreign_text(value) else None
+        case DtypesText(), str():
+            return tuple(value.split()) if _fits(value, MAX_DTYPES_CHARACTERS) else None
+        case String(), str():
+            return value if _fits(value, kind.length) else None
+        case Boolean(), bool():
+            return value
+        case Integer(), int() if not isinstance(value, bool):
+            bits = 63 if isinstance(kind, BigInteger) else 31
+            return value if -(2**bits) <= value < 2**bits else None
+        case Double(), int() | float() if not isinstance(value, bool):
+            return _number(value)
+        case JSON(), dict() | list():
+            return value
+        case _:
+            return None
+
+
+def _require(kind: type[list[Any]] | type[dict[str, Any]], value: Any) -> Any:
+    # Both are JSON columns, which say no more of what they hold.
+    if not isinstance(value, kind):
+        raise ValueError(f"found a JSON {type(value).__name__}, expected a {kind.__name__}")  # noqa: TRY004
+    return value
+
+
+def _moment(text: str) -> datetime | None:
+    moment = datetime.fromisoformat(text)
+    try:
+        # Stored in UTC; the first and the last day of the calendar have moments that UTC does not.
+        return moment.astimezone(UTC) if moment.utcoffset() is not None else None
+    except OverflowError:
+        return None
+
+
+def _number(value: float) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _fits(text: str, max_characters: int | None) -> bool:
+    """Return whether a column of this length holds the text, and every database can."""
+    if max_characters is not None and len(text) > max_characters:
+        return False
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
