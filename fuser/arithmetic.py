@@ -19,6 +19,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..kernels.reference import reference_gate_logits
 from ..kernels.routed_lora import routed_lora
 from ..kernels.routing import Routing, gate_logits, select_top_k
 from ..kernels.tolerance import relative_error
@@ -95,7 +96,9 @@ def compare_module(
         members: the factors that the reference multiplies, in the members' order, None where one is absent.
     """
     tokens = _Tokens.draw(config, layout.path, tensors, backends)
-    logits = _exact_logits(config, tensors, tokens.seen.to(torch.float64))
+    logits = reference_gate_logits(
+        tokens.seen, tensors.gate, tensors.bias, kind=config.gate.kind, eps=config.gate.eps
+    )
     runs = [_Run.start(config, layout, tensors, backend, tokens, logits) for backend in backends]
     for index, member in enumerate(members):
         exact = None if member is None else member.widened()
@@ -270,12 +273,3 @@ def _wrong_choices(logits: Tensor, selection: Tensor) -> int:
     highest_left = logits.masked_fill(chosen, float("-inf")).amax(dim=1)
     slack = _LOGIT_TOLERANCE * logits.abs().amax()
     return int((highest_left > lowest_chosen + slack).sum().item())
-
-
-def _exact_logits(config: BundleConfig, tensors: ModuleTensors, x: Tensor) -> Tensor:
-    z = x @ tensors.gate.to(torch.float64).T
-    if config.gate.kind == "absolute":
-        z = z.abs()
-    elif config.gate.kind == "normalised":
-        z = z / (x.norm(dim=1, keepdim=True) + config.gate.eps)
-    return z if tensors.bias is None else z + tensors.bias.to(torch.float64)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from ..schemas.bundle import IMPORTED, VERIFICATION_FILE, BundleConfig, Fitting, Gate, Scope
+from ..schemas.bundle import IMPORTED, VERIFICATION_FILE, BundleConfig, Fitting, Gate
+from ..schemas.gate_choices import SCOPES
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
 from .licenses import combine_licenses
@@ -59,16 +60,6 @@ bound to this bundle's manifest by its digest. `meteora-registry verify` repeats
 """
 
 
-_DECISIONS: dict[Scope, str] = {
-    "token": "Each linear layer picks the top {top_k} of {count} adapters for each token",
-    "layer": "Each layer picks the top {top_k} of {count} adapters for each token",
-    "prompt": "One decision about the prompt picks the top {top_k} of {count} adapters for all that follows",
-    "prompt+token": "One decision picks among {count} adapters for the prompt; from there on each linear "
-    "layer picks the top {top_k} for each token",
-    "segment": "One decision for each segment of the text picks the top {top_k} of {count} adapters",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Storage:
     """What the tensors of a bundle take; ``padding_bytes`` of ``size_bytes`` are zero rows."""
@@ -101,7 +92,7 @@ def _front_matter(config: BundleConfig, members: Sequence[ManifestMember]) -> st
 def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMember]) -> str:
     count = len(members)
     title = f"# MeteoRA bundle of {count} adapter{'s' if count > 1 else ''}\n"
-    decision = _DECISIONS[config.gate.scope].format(top_k=config.top_k, count=count)
+    decision = SCOPES[config.gate.scope].summary.format(top_k=config.top_k, count=count)
     facts = (
         f"Base: {_base(config)}. {decision}. {len(config.target_modules)} modules, {storage.dtype} factors, "
         f"{storage.size_bytes} bytes of tensors, {storage.padding_bytes} of them padding: each member's rank "

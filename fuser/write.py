@@ -28,6 +28,7 @@ from ..schemas.bundle import (
 )
 from ..schemas.digest import Digest
 from ..schemas.errors import FuseRefused
+from ..schemas.gate_choices import INITIAL_GATE_KINDS
 from ..schemas.inventory import Dtype, ModuleFactors
 from ..schemas.manifest import Cast, FileRecord, Manifest, ManifestMember
 from ..schemas.names import below
@@ -138,7 +139,7 @@ def bundle_config(plan: FusePlan, given_gate: GivenGate | None = None) -> Bundle
 def _gate(plan: FusePlan, given: GivenGate | None) -> Gate:
     initialisation = None if given else GateInitialisation(method=plan.gate, seed=plan.seed)
     return Gate(
-        kind="linear" if given else names.INITIAL_GATE_KINDS[plan.gate],
+        kind="linear" if given else INITIAL_GATE_KINDS[plan.gate],
         scope="token",
         bias=False,
         eps=_GATE_EPS,
@@ -185,7 +186,11 @@ def _write_weights(
                 for source, own, loss in zip(sources, own_modules, casts, strict=True)
             ]
             A, Bt = pack(layout, factors)
-            gate = given_gate.rows(path) if given_gate else initial_gate(plan, path, factors)
+            gate = (
+                given_gate.rows(path)
+                if given_gate
+                else initial_gate(plan.gate, path, factors, seed=plan.seed)
+            )
             for name, tensor in ((names.TENSOR_A, A), (names.TENSOR_B, Bt), (names.TENSOR_GATE, gate)):
                 writer.write(names.tensor_name(path, name), tensor)
             if progress:

@@ -1,4 +1,4 @@
-"""The reference every backend is judged by: two loops in float64, to be checked by eye, never optimised."""
+"""The reference that every backend is judged by: in float64, to be checked by eye, never optimised."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .gate_kinds import GATE_KINDS
 
 
 def reference_routed_lora(
@@ -34,3 +36,9 @@ def reference_routed_lora(
         rows.append(y)
     out = torch.stack(rows) if rows else tokens.new_zeros(0, Bt.shape[1])
     return out.reshape(*x.shape[:-1], Bt.shape[1])
+
+
+def reference_gate_logits(x: Tensor, gate: Tensor, bias: Tensor | None, *, kind: str, eps: float) -> Tensor:
+    """Return the logits that define a gate's kind, float64 [..., L]; arguments as for `gate_logits`."""
+    z = GATE_KINDS[kind].define(gate.double(), x.double(), eps)
+    return z if bias is None else z + bias.double()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GATE_KINDS = ("linear", "absolute", "normalised")
+from .gate_kinds import GATE_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,7 @@ def gate_logits(
     check_gate(x, gate, bias, kind)
     with torch.autocast(device_type=x.device.type, enabled=False):
         x = x.float()
-        logits = torch.nn.functional.linear(x, gate)
-        if kind == "absolute":
-            logits = logits.abs()
-        elif kind == "normalised":
-            logits = logits / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + eps)
+        logits = GATE_KINDS[kind].finish(torch.nn.functional.linear(x, gate), x, eps)
         return logits if bias is None else logits + bias
 
 

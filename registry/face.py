@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 from warnings import warn
 
-from ..schemas.bundle import Scope
 from ..schemas.errors import MeteoraError, UsageError
+from ..schemas.gate_choices import Scope
 from ..schemas.names import (
     CatalogSource,
     FolderSource,

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from ..bundle import Bundle
 from ..fuser.staging import staged_folder
-from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE, Scope
+from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ..schemas.errors import AdapterRefused, UsageError
+from ..schemas.gate_choices import Scope
 from ..schemas.names import HubSource, parse_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.scratch import Purpose, temporary_folder

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..schemas.bundle import Scope
 from ..schemas.errors import UsageError
+from ..schemas.gate_choices import Scope
 from .active import active_routers
 from .router import BundleRouter
 from .scopes.passes import ForcedPass, RoutingPass, UniformPass

@@ -6,6 +6,8 @@ call and sets up the pass: by the bundle's scope, unless a member is forced or a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from ..kernels.routing import Gate, Routing
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
+from ..schemas.gate_choices import Scope
 from .cache_memory import CacheMemory
 from .calls import ForwardCall
 from .record import RoutingRecord
@@ -21,12 +24,36 @@ from .scopes.layer import LayerPass
 from .scopes.passes import RoutingPass, UndecidedPass
 from .scopes.prompt import PromptDecision
 from .scopes.rule import RoutingRule
-from .scopes.scope import RequestDecision
+from .scopes.scope import RequestDecision, Stretch
 from .scopes.segment import SegmentDecision
 from .scopes.token import SharedRoutings, TokenPass
 
 if TYPE_CHECKING:
     from .layer import MeteoraLayer
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeRouting:
+    """How a scope routes.
+
+    Attributes:
+        idle: the pass while the scope has decided nothing: all there is for a scope that decides by token.
+        decide: makes the decision for sequences that begin, from their evidence; None for such a scope.
+    """
+
+    idle: Callable[[TokenPass], RoutingPass]
+    decide: Callable[[RoutingRule, Tensor, Stretch], RequestDecision] | None = None
+
+
+SCOPE_ROUTINGS: dict[Scope, ScopeRouting] = {
+    "token": ScopeRouting(idle=lambda by_token: by_token),
+    "layer": ScopeRouting(idle=lambda by_token: LayerPass()),
+    "prompt": ScopeRouting(idle=lambda by_token: UndecidedPass("prompt"), decide=PromptDecision.decide),
+    "prompt+token": ScopeRouting(
+        idle=lambda by_token: UndecidedPass("prompt+token"), decide=PromptDecision.decide
+    ),
+    "segment": ScopeRouting(idle=lambda by_token: UndecidedPass("segment"), decide=SegmentDecision.decide),
+}
 
 
 class BundleRouter:
@@ -108,12 +135,10 @@ class BundleRouter:
         kept = self._kept_for(call)
         if kept is not None:
             return kept.advance(call.past_tokens, None if evidence is None else evidence.mean)
-        if evidence is None:
-            raise RuntimeError(
-                f"bundle `{self.adapter_name}` has to decide, and nobody looked at the request"
-            )
-        kind = SegmentDecision if self.rule.observes_answers else PromptDecision
-        return kind.decide(self.rule, evidence.mean, call.stretch)
+        decide = SCOPE_ROUTINGS[self.rule.scope].decide
+        if evidence is None or decide is None:
+            raise RuntimeError(f"bundle `{self.adapter_name}` has to decide without any evidence")
+        return decide(self.rule, evidence.mean, call.stretch)
 
     def _kept_for(self, call: ForwardCall) -> RequestDecision | None:
         """What the call's cache remembers of this bundle; None for new sequences.
@@ -135,9 +160,7 @@ class BundleRouter:
         return kept
 
     def _idle_pass(self) -> RoutingPass:
-        if self.rule.scope == "token":
-            return self._by_token
-        return LayerPass() if self.rule.scope == "layer" else UndecidedPass(self.rule.scope)
+        return SCOPE_ROUTINGS[self.rule.scope].idle(self._by_token)
 
     def _write_down(self, path: str, routing: Routing) -> None:
         if self.record is not None and self.observed is None:

@@ -18,7 +18,7 @@ from meteora_registry.runtime import RoutingRecord, load_bundle, route_as, routi
 from meteora_registry.runtime.active import only_router
 from meteora_registry.runtime.forcing import replaced
 from meteora_registry.runtime.scopes.passes import DecidedPass
-from meteora_registry.schemas.bundle import Scope
+from meteora_registry.schemas.gate_choices import Scope
 
 from .scoring import TextBatch
 from .tasks import TASK_NAMES

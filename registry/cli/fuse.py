@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from ...inspection.regular_file import read_bounded
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
+from ...schemas.gate_choices import InitialGate
 from ...schemas.plan import FusePlan, PlannedModule
 from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
 from ..catalog.catalog import Catalog
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--gate",
-    type=click.Choice(["arrow", "normal"]),
+    type=click.Choice(get_args(InitialGate)),
     help="First values of the gates: each adapter's main direction, or random. Default: arrow.",
 )
 @click.option("--seed", type=int, help="Of the random gates. Default: 0.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from ...schemas.bundle import Scope
+from ...schemas.gate_choices import Scope
 from ...schemas.names import CatalogSource, parse_source
 from ..catalog.catalog import Catalog
 from ..dependencies import require_torch

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ...fuser.gates import arrow_gate
 from ...kernels.routing import Gate
-from ...schemas.bundle import INITIAL_GATE_KINDS, TENSOR_A, TENSOR_B, Scope
+from ...schemas.bundle import TENSOR_A, TENSOR_B
 from ...schemas.evaluation import Mode
+from ...schemas.gate_choices import INITIAL_GATE_KINDS, Scope
 from ..active import only_router
 from ..forcing import force_adapter, replaced, route_as, uniform
 from ..layer import MeteoraLayer

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, Scope
+from ...kernels.gate_kinds import GATE_KINDS
+from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate
 from ...schemas.errors import DataRefused, UsageError
+from ...schemas.gate_choices import FittedKind, Scope
 from ...schemas.statistics import (
     MAX_FEATURES,
     StatisticsDescription,
@@ -63,7 +64,7 @@ class FitOptions:
     """
 
     method: Method = "lda"
-    kind: Literal["linear", "normalised"] = "normalised"
+    kind: FittedKind = "normalised"
     shrinkage: float = 0.1
     max_samples: int = 32
     max_tokens: int = 1024
@@ -99,7 +100,7 @@ class FittedGates:
     ``sources`` takes every other module to the one whose input, and hence whose gate, it shares.
     """
 
-    kind: Literal["linear", "normalised"]
+    kind: FittedKind
     eps: float
     values: dict[str, tuple[Tensor, Tensor]]
     sources: dict[str, str]
@@ -328,9 +329,17 @@ def _collect(
         group,
         new.batches,
         new.tokens,
-        eps=_EPS if options.kind == "normalised" else None,
+        scale_input=_scaling_of(options.kind),
         progress=None if advance is None else lambda done, total: advance(step, done, total),
     )
+
+
+def _scaling_of(kind: FittedKind) -> Callable[[Tensor], Tensor]:
+    """Return what turns a module's input into what a gate of this kind multiplies."""
+    scale_input = GATE_KINDS[kind].scale_input
+    if scale_input is None:
+        raise RuntimeError(f"the gate kind `{kind}` has no closed form; `FittedKind` must not name it")
+    return lambda x: scale_input(x, _EPS)
 
 
 def _fitting(description: StatisticsDescription, options: FitOptions) -> Fitting:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self, get_args
+from typing import Any, Self
 
-from ...schemas.bundle import DECISION_SCOPES, MAX_TEMPERATURE, MIN_TEMPERATURE, BundleConfig, Scope
+from ...schemas.bundle import MAX_TEMPERATURE, MIN_TEMPERATURE, BundleConfig
 from ...schemas.errors import UsageError
+from ...schemas.gate_choices import SCOPES, Scope, check_scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,12 @@ class RoutingRule:
     @property
     def observes_answers(self) -> bool:
         """Whether the plain base goes along with the answer too, and not over the prompt alone."""
-        return self.scope == "segment"
+        return SCOPES[self.scope].observes_answers
 
     @property
     def decides_ahead(self) -> bool:
         """Whether members are chosen from a pass of the plain base, before the routed pass."""
-        return self.scope in DECISION_SCOPES
+        return SCOPES[self.scope].decides_ahead
 
 
 def changed_rule(rule: RoutingRule, changes: Mapping[str, Any], *, members: int) -> RoutingRule:
@@ -44,9 +45,7 @@ def changed_rule(rule: RoutingRule, changes: Mapping[str, Any], *, members: int)
         UsageError: a value is out of range, or a threshold is asked of a scope without decisions.
     """
     changed = replace(rule, **changes)
-    if changed.scope not in get_args(Scope):
-        listed = ", ".join(f"`{scope}`" for scope in get_args(Scope))
-        raise UsageError(f"the scope is `{changed.scope}`, expected one of {listed}")
+    check_scope(changed.scope)
     if not changed.decides_ahead and "abstain" not in changes:
         changed = replace(changed, abstain=None)
     if not 1 <= changed.top_k <= members:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from meteora_registry.kernels.gate_kinds import GATE_KINDS
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
-from meteora_registry.kernels.routing import GATE_KINDS, Gate, Routing
+from meteora_registry.kernels.routing import Gate, Routing
 from support.routed_cases import Operands, operands
 
 

@@ -14,8 +14,9 @@ from meteora_registry.fuser.refit import NewGates
 from meteora_registry.fuser.write import write_bundle
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.schemas import bundle as names
-from meteora_registry.schemas.bundle import Fitting, FittingData, Gate, Scope
+from meteora_registry.schemas.bundle import Fitting, FittingData, Gate
 from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.manifest import Origin
 
 BASE = "org/base"
