@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
 
 from ..bundle.member import modules_by_path
 from ..schemas.bundle import (
@@ -23,6 +22,7 @@ from ..schemas.bundle import (
 from ..schemas.finding import Severity
 from ..schemas.inventory import Dtype, ModuleFactors, lossy_dtypes
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
+from ..schemas.recipe import DtypeName, Recipe
 from .member import Member
 
 DEFAULT_TOP_K = 2
@@ -31,21 +31,7 @@ LARGE_BUNDLE_BYTES = 5 * 10**9
 MAX_BUNDLE_BYTES = 50 * 10**9
 _GATE_BYTES = 4
 
-DTYPES_BY_NAME = {"float32": Dtype.F32, "float16": Dtype.F16, "bfloat16": Dtype.BF16}
-
-
-@dataclass(frozen=True, slots=True)
-class FuseOptions:
-    """What a recipe or the command line asks for; ``None`` leaves the choice to the plan."""
-
-    base: str | None = None
-    base_revision: str | None = None
-    top_k: int | None = None
-    temperature: float = 1.0
-    dtype: Dtype | None = None
-    gate: Literal["arrow", "normal"] = "arrow"
-    seed: int = 0
-    with_experts: bool = False
+_DTYPES: dict[DtypeName, Dtype] = {"float32": Dtype.F32, "float16": Dtype.F16, "bfloat16": Dtype.BF16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +46,22 @@ class BaseModules:
 
 
 def make_plan(
-    members: Sequence[Member], options: FuseOptions, *, base_modules: BaseModules | None = None
+    members: Sequence[Member], recipe: Recipe, *, base_modules: BaseModules | None = None
 ) -> FusePlan:
-    """The plan for these members in this order, with every conflict in it."""
+    """Return the plan for a recipe, with every conflict in it.
+
+    Args:
+        members: those that the recipe names, opened, in its order.
+        recipe: what is asked for; what it leaves open is chosen here.
+        base_modules: those of the base, where it is at hand.
+    """
     renamed = base_modules.renamed if base_modules else {}
     factors = [modules_by_path(member.inventory, renamed) for member in members]
-    dtype = options.dtype or _common_dtype(members)
-    top_k = options.top_k if options.top_k is not None else min(DEFAULT_TOP_K, len(members))
+    dtype = _DTYPES[recipe.dtype] if recipe.dtype else _common_dtype(members)
+    top_k = recipe.top_k if recipe.top_k is not None else min(DEFAULT_TOP_K, len(members))
     defaults = [member.inventory.scaling for member in members]
     modules = tuple(_plan_module(path, factors, defaults, dtype) for path in sorted(set().union(*factors)))
-    base, base_conflicts = _settle_base(members, options)
+    base, base_conflicts = _choose_base(members, recipe)
     conflicts = [
         *_member_conflicts(members),
         *_scaling_conflicts(members),
@@ -79,25 +71,25 @@ def make_plan(
         *_shape_conflicts(members, factors),
         *(_missing_modules(members, factors, base_modules) if base_modules else ()),
         *_routing_conflicts(members, top_k),
-        *_dtype_conflicts(members, dtype, stated=options.dtype is not None),
+        *_dtype_conflicts(members, dtype, stated=recipe.dtype is not None),
     ]
     size_bytes = sum(module.size_bytes for module in modules)
     if size_bytes > MAX_BUNDLE_BYTES:
         conflicts.append(_too_large(size_bytes))
     return FusePlan(
         base=base,
-        base_revision=options.base_revision or _agreed(member.base_revision for member in members),
+        base_revision=recipe.base_revision or _agreed(member.base_revision for member in members),
         task_type=_agreed(member.task_type for member in members),
         dtype=dtype,
         top_k=top_k,
-        temperature=options.temperature,
-        gate=options.gate,
-        seed=options.seed,
-        with_experts=options.with_experts,
+        temperature=recipe.temperature,
+        gate=recipe.gate,
+        seed=recipe.seed,
+        with_experts=recipe.with_experts,
         members=tuple(_plan_member(member, dtype, renamed) for member in members),
         modules=modules,
         conflicts=tuple(conflicts),
-        warnings=tuple(_warnings(members, options, base, size_bytes)),
+        warnings=tuple(_warnings(members, recipe, base, size_bytes)),
     )
 
 
@@ -152,9 +144,9 @@ def looks_like_path(base: str) -> bool:
     return base.startswith((".", "/", "~")) or "\\" in base or len(PurePosixPath(base).parts) > 2
 
 
-def _settle_base(members: Sequence[Member], options: FuseOptions) -> tuple[str | None, list[Conflict]]:
-    if options.base is not None:
-        return options.base, []
+def _choose_base(members: Sequence[Member], recipe: Recipe) -> tuple[str | None, list[Conflict]]:
+    if recipe.base is not None:
+        return recipe.base, []
     named = [(member.name, member.base) for member in members if member.base]
     remedy = "state the base that all were trained on with `--base ORG/MODEL`"
     if len({base for _, base in named}) > 1:
@@ -294,9 +286,7 @@ def _too_large(size_bytes: int) -> Conflict:
     return _conflict([], "size", message, "fuse fewer members or choose `--dtype bfloat16`")
 
 
-def _warnings(
-    members: Sequence[Member], options: FuseOptions, base: str | None, size_bytes: int
-) -> Iterable[str]:
+def _warnings(members: Sequence[Member], recipe: Recipe, base: str | None, size_bytes: int) -> Iterable[str]:
     if LARGE_BUNDLE_BYTES < size_bytes <= MAX_BUNDLE_BYTES:
         yield f"the bundle will have {size_bytes / 1e9:.1f} GB in one file, which some loaders read slowly"
     # Taken for one base because somebody said so, here or when adding: worth a look all the same.
@@ -304,8 +294,8 @@ def _warnings(
     if base is not None and strangers:
         listed = ", ".join(f"`{name}` names `{spelled}`" for name, spelled in strangers)
         yield f"the base is taken to be `{base}`: {listed}"
-    if options.base is not None and looks_like_path(options.base):
-        yield f"the bundle names the folder `{options.base}` as its base, which exists on this machine only"
+    if recipe.base is not None and looks_like_path(recipe.base):
+        yield f"the bundle names the folder `{recipe.base}` as its base, which exists on this machine only"
     if len({member.task_type for member in members if member.task_type}) > 1:
         yield "the members were made for different tasks, so the bundle states none"
 
