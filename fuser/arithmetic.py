@@ -265,7 +265,7 @@ def _route(config: BundleConfig, tensors: ModuleTensors, x: Tensor) -> Routing:
 
 
 def _wrong_choices(logits: Tensor, selection: Tensor) -> int:
-    """Count the tokens whose selection is not a top k of the float64 logits, rounding allowed for."""
+    """Count the tokens whose selection is not a top-k choice of the float64 logits, rounding allowed for."""
     chosen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, selection, value=True)
     if chosen.all():
         return 0

@@ -41,9 +41,9 @@ def check_with_triton(
     A, Bt = tensors.A.float(), tensors.Bt.float()
     members = len(config.members)
     # A single member has no neighbour, and no token may take one member twice.
-    slots = min(2, members)
-    selection = (torch.arange(members)[:, None] + torch.arange(slots)) % members
-    weights = torch.tensor([0.75, 0.25])[:slots].repeat(members, 1)
+    top_k = min(2, members)
+    selection = (torch.arange(members)[:, None] + torch.arange(top_k)) % members
+    weights = torch.tensor([0.75, 0.25])[:top_k].repeat(members, 1)
     x = random_tokens(layout.path, members, A.shape[1])
     try:
         run = run_triton(x, A, Bt, layout.offsets, layout.scalings, selection, weights)

@@ -37,7 +37,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return dx [T, h], and ``u = dO Bt_i^T`` per slot, [T, k, R] in the accumulation dtype."""
 
-    def experts_gradient(self, z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
+    def factors_gradient(self, z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
         """Return [N, d] in the dtype of v [T, d]: per adapter ``sum over its slots of w_j s_i z_j^T v_t``.
 
         With ``z = u`` and ``v = x`` it is dA, with z itself and ``v = dO`` it is dBt.

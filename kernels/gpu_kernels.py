@@ -6,7 +6,7 @@ fixed order, so that repeated runs are bit-identical and every launch fits a CUD
 
 Rows past an adapter's rank, up to the tile's width, are its neighbour's: they are read (clamped to the
 storage) and dropped when z is stored, so that no loaded rank masks the inner loop. That relies on finite
-experts. An adapter index outside 0 .. L - 1 is never visited: it adds nothing and reads nothing.
+factors. An adapter index outside 0 .. L - 1 is never visited: it adds nothing and reads nothing.
 
 Sums are fp32. Partial sums over d stand in planes ``[S, ...]`` that the consumer adds up. Triton's
 interpreter computes garbage with bf16, hence ``UPCAST``. Shapes are those of ``layout.py``; v is x or dO,

@@ -102,11 +102,11 @@ def route(projection: Projection, gate: Gate) -> Routing:
     """Return the top-k routing of projected logits."""
     S, T, L = projection.logits.shape
     blocks = blocks_for("route", T, projection.logits.device, projection.logits.dtype)
-    routing = _empty_routing(T, gate.k, projection.logits.device)
+    routing = _empty_routing(T, gate.top_k, projection.logits.device)
     route_kernel[(triton.cdiv(T, blocks.tokens),)](
         projection.logits, projection.squares, _bias(gate), routing.selection, routing.weights, T, L, S,
         float(gate.temperature), float(gate.eps), KIND=gate.kind, SQUARES=GATE_KINDS[gate.kind].reads_length,
-        BIASED=gate.bias is not None, K=gate.k, KP=_power(gate.k), BT=blocks.tokens, LP=_power(L),
+        BIASED=gate.bias is not None, K=gate.top_k, KP=_power(gate.top_k), BT=blocks.tokens, LP=_power(L),
         num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return routing
@@ -114,7 +114,7 @@ def route(projection: Projection, gate: Gate) -> Routing:
 
 def route_and_expand(projection: Projection, W: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
     """Return the routing of projected logits, after adding the projected z's expansion into out [T, d]."""
-    routing = _empty_routing(projection.logits.shape[1], gate.k, out.device)
+    routing = _empty_routing(projection.logits.shape[1], gate.top_k, out.device)
     _launch_expand(projection.z, W, layout, routing, out, projection, gate, gated=True, add=True)
     return routing
 

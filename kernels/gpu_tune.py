@@ -44,7 +44,7 @@ LAUNCHES: dict[str, tuple[int, ...]] = {"warps": (4, 8), "stages": (2, 3, 4)}
 BUCKETS: tuple[int | None, ...] = (16, 64, 1024, None)
 MOST_TOKENS = 4096
 RANKS = (8, 64)
-ADAPTERS, FEATURES, SLOTS = 28, 4096, 2
+ADAPTERS, FEATURES, TOP_K = 28, 4096, 2
 CHECKED_TOKENS = 8
 CALLS = 20
 FLUSH_BYTES = 256 * 2**20
@@ -64,7 +64,7 @@ class Case:
         self.A = normal(self.layout.rows, FEATURES, scale=FEATURES**-0.5)
         self.Bt = normal(self.layout.rows, FEATURES)
         weight = torch.randn(ADAPTERS, FEATURES, generator=generator).cuda()
-        self.gate = Gate(weight, None, "linear", SLOTS)
+        self.gate = Gate(weight, None, "linear", TOP_K)
         self.routing: Routing = self.gate.route(self.x)
         self.expected = reference_routed_lora(
             self.x[:CHECKED_TOKENS],

@@ -1,7 +1,7 @@
 """Shrink and expand over the adapters present, each with the tokens that chose it.
 
 Slots are sorted by adapter, each group is one small product, and adapters nobody chose cost nothing. For
-the CPU, and for the gradients of the experts themselves. Shapes are those of ``layout.py``, the row form of
+the CPU, and for the gradients of the factors themselves. Shapes are those of ``layout.py``, the row form of
 z is that of ``slots.py``.
 """
 
@@ -91,7 +91,7 @@ def expand_grouped(z: Tensor, W: Tensor, slots: Slots, out: Tensor | None) -> Te
 def outer_products(z: Tensor, v: Tensor, slots: Slots) -> Tensor:
     """Return [N, d]: per adapter the sum over its slots of ``z_j^T v_t``, in the dtype of `v`.
 
-    The gradients of the experts: with ``z = w s u`` and ``v = x`` it is dA, with ``z = w s z`` and ``v = dO``
+    The gradients of the factors: with ``z = w s u`` and ``v = x`` it is dA, with ``z = w s z`` and ``v = dO``
     it is dBt. By groups and not by a masked product, so that a NaN in one token's gradient stays away from
     the adapters it did not choose.
     """

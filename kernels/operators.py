@@ -98,7 +98,7 @@ def gated_add(
     gate: Tensor,
     bias: Tensor | None,
     kind: str,
-    k: int,
+    top_k: int,
     temperature: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def gated_add(
     layout = layout_of(offsets, scaling)
     with without_autocast(x):
         routing = backend_for(x, layout).gated_forward(
-            x, A, Bt, layout, Gate(gate, bias, kind, k, temperature, eps), out
+            x, A, Bt, layout, Gate(gate, bias, kind, top_k, temperature, eps), out
         )
     return routing.selection, routing.weights
 
@@ -133,9 +133,9 @@ def backward(
         of_slot = layout_tensors(layout, grad.device, z.dtype).scaling.take(selection)
         d_weights = (u * z).sum(-1) * of_slot
         if for_A and x is not None:
-            dA = backend.experts_gradient(u, x, layout, routing)
+            dA = backend.factors_gradient(u, x, layout, routing)
         if for_Bt:
-            dBt = backend.experts_gradient(z, grad, layout, routing)
+            dBt = backend.factors_gradient(z, grad, layout, routing)
     return dx, dA, dBt, d_weights.to(weights.dtype)
 
 
@@ -177,11 +177,11 @@ def _(
     gate: Tensor,
     bias: Tensor | None,
     kind: str,
-    k: int,
+    top_k: int,
     temperature: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    weights = gate.new_empty(x.shape[0], k)
+    weights = gate.new_empty(x.shape[0], top_k)
     return weights.new_empty(weights.shape, dtype=torch.int64), weights
 
 

@@ -1,7 +1,7 @@
 """How far each dtype may be from the float64 reference: one table, read by the tests and the verifier.
 
 Errors are ``max|e| / max|reference|`` over one tensor, and the reference reads the very operands the
-kernel reads, so that what is judged is the arithmetic and not the cast of the experts. The largest error
+kernel reads, so that what is judged is the arithmetic and not the cast of the factors. The largest error
 measured over the test suite stands beside each bound.
 """
 

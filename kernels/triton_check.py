@@ -4,7 +4,7 @@ The interpreter must be chosen before triton is first imported and computes with
 runs in a process of its own: ``python -m meteora_registry.kernels.triton_check`` reads one request from
 standard input and writes one reply. Both are a line of JSON that says what follows, then the tensors' bytes,
 one after another; nothing is pickled. It costs a fraction of a millisecond per operation and tile whatever
-the sizes, so that a sample of a few tokens against whole experts of a large model takes seconds, not hours;
+the sizes, so that a sample of a few tokens against whole factors of a large model takes seconds, not hours;
 what it cannot show are races, alignment and the limits of a real GPU. Shapes are those of ``layout.py``.
 """
 

@@ -38,7 +38,7 @@ def force_adapter(model: nn.Module, name: str) -> Iterator[None]:
     Raises:
         UsageError: the model has no active bundle, or a bundle without such a member.
     """
-    with _settle(model, lambda router: ForcedPass(_index_of(router, name))):
+    with _override(model, lambda router: ForcedPass(_index_of(router, name))):
         yield
 
 
@@ -49,18 +49,18 @@ def uniform(model: nn.Module) -> Iterator[None]:
     Raises:
         UsageError: the model has no active bundle.
     """
-    with _settle(model, lambda router: UniformPass(len(router.members))):
+    with _override(model, lambda router: UniformPass(len(router.members))):
         yield
 
 
 @contextmanager
-def _settle(model: nn.Module, pass_for: Callable[[BundleRouter], RoutingPass]) -> Iterator[None]:
-    with replaced("settled", {router: pass_for(router) for router in active_routers(model)}):
+def _override(model: nn.Module, pass_for: Callable[[BundleRouter], RoutingPass]) -> Iterator[None]:
+    with replaced("override", {router: pass_for(router) for router in active_routers(model)}):
         yield
 
 
 @contextmanager
-def replaced(attribute: Literal["rule", "settled"], values: Mapping[BundleRouter, Any]) -> Iterator[None]:
+def replaced(attribute: Literal["rule", "override"], values: Mapping[BundleRouter, Any]) -> Iterator[None]:
     """Within the block the routers have these values in an attribute, after it those of before."""
     before = {router: getattr(router, attribute) for router in values}
     try:

@@ -3,8 +3,8 @@
 The base layer is a black box that is called and added to: ``nn.Linear``, transformers' ``Conv1D`` and any
 quantised linear look the same from here, and the adapters' A and B are never transposed with the base's
 weight. Tensors are kept per bundle under PEFT's adapter name; what must not be cast stands beside them, ranks
-and scalings in a plan, k and T in the router's rule. The tensors keep the dtypes of the bundle whatever
-casts the model: A and B the members', the gate float32.
+and scalings in a plan, top_k and temperature in the router's rule. The tensors keep the dtypes of the bundle
+whatever casts the model: A and B the members', the gate float32.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             weight=self.tensor_of(TENSOR_GATE, adapter_name),
             bias=self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
             kind=plan.gate_kind,
-            k=rule.top_k,
+            top_k=rule.top_k,
             temperature=rule.temperature,
             eps=plan.gate_eps,
         )
@@ -176,17 +176,17 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         if choice is None:
             return out
         in_place = self._may_add_in_place(out, A)
-        experts = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
+        operands = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
         if isinstance(choice, Gate):
             if in_place and x.dtype == A.dtype:
-                router.settle(layout.path, gated_lora_(out, *experts, choice))
+                router.report(layout.path, gated_lora_(out, *operands, choice))
                 return out
             choice = choice.route(x)
-            router.settle(layout.path, choice)
+            router.report(layout.path, choice)
         if in_place:
-            return routed_lora_(out, *experts, choice.selection, choice.weights)
+            return routed_lora_(out, *operands, choice.selection, choice.weights)
         # Promotion makes the sum at the wider dtype, so that it is rounded once.
-        return (out + routed_lora(*experts, choice.selection, choice.weights)).to(out.dtype)
+        return (out + routed_lora(*operands, choice.selection, choice.weights)).to(out.dtype)
 
     def _may_add_in_place(self, out: Tensor, A: Tensor) -> bool:
         # A black box may return a view of its input, and a hook may keep the base's output.

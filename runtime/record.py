@@ -66,12 +66,12 @@ class RoutingRecord:
 
 def _joined(steps: list[Routing]) -> Routing:
     # While an answer is decided by token its k may differ from that of a block nested in between.
-    slots = max(step.selection.shape[-1] for step in steps)
+    k = max(step.selection.shape[-1] for step in steps)
     return Routing(
-        torch.cat([_widened(step.selection, slots, -1) for step in steps], dim=1),
-        torch.cat([_widened(step.weights, slots, 0.0) for step in steps], dim=1),
+        torch.cat([_widened(step.selection, k, -1) for step in steps], dim=1),
+        torch.cat([_widened(step.weights, k, 0.0) for step in steps], dim=1),
     )
 
 
-def _widened(tensor: torch.Tensor, slots: int, value: float) -> torch.Tensor:
-    return nn.functional.pad(tensor, (0, slots - tensor.shape[-1]), value=value)
+def _widened(tensor: torch.Tensor, k: int, value: float) -> torch.Tensor:
+    return nn.functional.pad(tensor, (0, k - tensor.shape[-1]), value=value)

@@ -62,7 +62,8 @@ class BundleRouter:
     Attributes:
         layers: the bundle's layers by module path.
         rule: the bundle's own, or the one that stands in for it.
-        settled: a pass that stands in for every other, such as that of a forced member.
+        override: the pass that replaces every other while a block of code forces it, such as that of one
+            member.
         observed: the pass of the plain base, while one is under way.
         record: where routings are written down, while somebody asked for them.
     """
@@ -71,7 +72,7 @@ class BundleRouter:
         self.adapter_name = adapter_name
         self.members = bundle.names
         self.layers: dict[str, MeteoraLayer] = {}
-        self.settled: RoutingPass | None = None
+        self.override: RoutingPass | None = None
         self.observed: RoutingPass | None = None
         self.record: RoutingRecord | None = None
         self._shared = SharedRoutings(bundle.gate.sources)
@@ -101,19 +102,19 @@ class BundleRouter:
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
         """What serves the tokens x [..., in] of a module: its gate, a routing, or no member at all."""
-        choice = (self.observed or self.settled or self._current).choose(path, x, gate)
+        choice = (self.observed or self.override or self._current).choose(path, x, gate)
         if isinstance(choice, Routing):
             self._write_down(path, choice)
         return choice
 
-    def settle(self, path: str, routing: Routing) -> None:
-        """Be told what a module's gate decided."""
-        (self.settled or self._current).settle(path, routing)
+    def report(self, path: str, routing: Routing) -> None:
+        """Pass on the decision of a module's gate, and record it."""
+        (self.override or self._current).report(path, routing)
         self._write_down(path, routing)
 
     def needs_evidence(self, call: ForwardCall) -> bool:
         """Whether the plain base has to look at the call's tokens before the routed pass."""
-        if self.settled is not None or not self.rule.decides_ahead:
+        if self.override is not None or not self.rule.decides_ahead:
             return False
         return self._kept_for(call) is None or self.rule.observes_answers
 
@@ -123,7 +124,7 @@ class BundleRouter:
         self._current = self._idle_pass()
         if self.record is not None:
             self.record.begin(call)
-        if self.settled is not None or not self.rule.decides_ahead:
+        if self.override is not None or not self.rule.decides_ahead:
             return None
         decision = self._decide(call, evidence)
         self._current = decision.begin(call.stretch, self._by_token)

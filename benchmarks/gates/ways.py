@@ -126,5 +126,5 @@ def forced_tokens(model: nn.Module, members: Tensor) -> Iterator[None]:
     order = torch.tensor([router.members.index(name) for name in TASK_NAMES])
     selection = order[members].unsqueeze(-1)
     decided = DecidedPass(Routing(selection, torch.ones(selection.shape)))
-    with replaced("settled", {router: decided}):
+    with replaced("override", {router: decided}):
         yield

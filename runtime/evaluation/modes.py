@@ -18,7 +18,7 @@ from ..active import only_router
 from ..forcing import force_adapter, replaced, route_as, uniform
 from ..layer import MeteoraLayer
 from ..loading import LoadedBundle
-from ..scopes.passes import SettledPass
+from ..scopes.passes import RoutingPass
 
 _SCOPES: Mapping[str, Scope] = {scope: scope for scope in get_args(Scope)}
 
@@ -49,9 +49,8 @@ def serve_task(loaded: LoadedBundle, mode: Mode, member: str) -> AbstractContext
 def arrow(model: nn.Module) -> Iterator[None]:
     """Within the block the active bundle routes by arrow's gates, whatever gates it has of its own.
 
-    A member's row is the direction that its delta amplifies most, worked out of the factors, and every
-    module decides for every token (Ostapenko et al., arXiv 2405.11157). Slots and temperature stay the
-    bundle's.
+    A member's row is the direction that its delta amplifies most, worked out of the factors, and every module
+    decides for every token (Ostapenko et al., arXiv 2405.11157). ``top_k`` and temperature stay the bundle's.
 
     Raises:
         UsageError: the model has no active bundle, or more than one.
@@ -62,17 +61,17 @@ def arrow(model: nn.Module) -> Iterator[None]:
             weight=_arrow_of(layer, router.adapter_name),
             bias=None,
             kind=INITIAL_GATE_KINDS["arrow"],
-            k=router.rule.top_k,
+            top_k=router.rule.top_k,
             temperature=router.rule.temperature,
         )
         for path, layer in router.layers.items()
     }
-    with replaced("settled", {router: _OwnGatesPass(gates)}):
+    with replaced("override", {router: _OwnGatesPass(gates)}):
         yield
 
 
 @dataclass(frozen=True, slots=True)
-class _OwnGatesPass(SettledPass):
+class _OwnGatesPass(RoutingPass):
     """Every module decides for itself, by gates that stand in for the bundle's."""
 
     gates: Mapping[str, Gate]

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...kernels.routing import Gate, Routing
 from ...schemas.errors import UsageError
 from ...schemas.trace import ModulePlace
-from .passes import fit_tokens
+from .passes import RoutingPass, fit_tokens
 
 
 def layer_of(path: str) -> str:
@@ -15,7 +15,7 @@ def layer_of(path: str) -> str:
     return ModulePlace.of(path).layer or path
 
 
-class LayerPass:
+class LayerPass(RoutingPass):
     """A pass in which the first module of a layer decides and the rest of the layer follows it.
 
     The module that decided first does so again when it runs again: gradient checkpointing recomputes a
@@ -38,6 +38,6 @@ class LayerPass:
             raise UsageError(f"`{path}` has no gate of its own, and no module of its layer decided before it")
         return gate
 
-    def settle(self, path: str, routing: Routing) -> None:
+    def report(self, path: str, routing: Routing) -> None:
         """Keep the decision for the rest of the layer."""
         self._decided[layer_of(path)] = (path, routing)

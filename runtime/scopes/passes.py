@@ -1,13 +1,14 @@
 """One forward pass of the base model, as a bundle's layers see it.
 
 Every scope comes down to an answer to one question of a layer, for the tokens it was given: *which members
-serve them?* The answer is the layer's own gate, a routing that was settled elsewhere, or nothing at all.
+serve them?* The answer is the layer's own gate, a routing that was decided elsewhere, or nothing at all.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -17,27 +18,22 @@ from ...schemas.errors import UsageError
 from .evidence import Evidence
 
 
-class RoutingPass(Protocol):
+class RoutingPass(ABC):
     """How one forward pass routes."""
 
+    @abstractmethod
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
         """Answer a module with input x [..., in] and its own gate, where it has one."""
-        ...
 
-    def settle(self, path: str, routing: Routing) -> None:
-        """Be told what a module's gate decided, when the answer was that gate."""
-        ...
+    def report(self, path: str, routing: Routing) -> None:  # noqa: B027 (most passes have no use for it)
+        """Take in the decision of a module's gate, after the answer was that gate.
 
-
-class SettledPass:
-    """Base of the passes that need not be told what a module decided."""
-
-    def settle(self, path: str, routing: Routing) -> None:
-        """Nothing to do."""
+        Most passes have no use for it.
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class ObservedPass(SettledPass):
+class ObservedPass(RoutingPass):
     """The plain base: no member adds anything, and the gates' opinions of its activations are gathered."""
 
     evidence: Evidence
@@ -49,7 +45,7 @@ class ObservedPass(SettledPass):
 
 
 @dataclass(frozen=True, slots=True)
-class ForcedPass(SettledPass):
+class ForcedPass(RoutingPass):
     """One member serves every token with weight 1."""
 
     member: int
@@ -60,7 +56,7 @@ class ForcedPass(SettledPass):
 
 
 @dataclass(frozen=True, slots=True)
-class UniformPass(SettledPass):
+class UniformPass(RoutingPass):
     """Every one of ``members`` members serves every token with the same weight."""
 
     members: int
@@ -73,18 +69,18 @@ class UniformPass(SettledPass):
 
 
 @dataclass(frozen=True, slots=True)
-class DecidedPass(SettledPass):
-    """The routing [B, T, k] of every token was settled before the pass; all modules take it."""
+class DecidedPass(RoutingPass):
+    """The routing [B, T, k] of every token was decided before the pass; all modules take it."""
 
     routing: Routing
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
-        """What was settled, for the module's tokens [B, T] or [B * T]."""
+        """Return the decision for the module's tokens [B, T] or [B * T]."""
         return fit_tokens(self.routing, x, path)
 
 
 @dataclass(frozen=True, slots=True)
-class UndecidedPass(SettledPass):
+class UndecidedPass(RoutingPass):
     """No pass has begun: who calls a module by itself skips what would have decided."""
 
     scope: str

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.routing import Gate, Routing, select_top_k
-from .passes import DecidedPass, RoutingPass, SettledPass, fit_tokens
+from .passes import DecidedPass, RoutingPass, fit_tokens
 from .rule import RoutingRule
 from .scope import Decision, Stretch
 from .token import TokenPass
@@ -129,7 +129,7 @@ def route_decided(logits: Tensor, confidence: Tensor, rule: RoutingRule) -> Rout
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerPass(SettledPass):
+class AnswerPass(RoutingPass):
     """A pass in which some tokens are decided and the gates decide for the others.
 
     ``is_decided`` is bool [B, T], ``decided`` [B, T, k] what serves those.
@@ -144,7 +144,7 @@ class AnswerPass(SettledPass):
         choice = self.by_token.choose(path, x, gate)
         if isinstance(choice, Gate):
             found = choice.route(x)
-            self.by_token.settle(path, found)
+            self.by_token.report(path, found)
         else:
             found = choice
         decided = fit_tokens(self.decided, x, path)

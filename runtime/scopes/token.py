@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...kernels.routing import Gate, Routing
 from ...schemas.errors import UsageError
+from .passes import RoutingPass
 
 
 class SharedRoutings:
@@ -57,7 +58,7 @@ class SharedRoutings:
         return Routing(routing.selection.to(x.device), routing.weights.to(x.device))
 
 
-class TokenPass:
+class TokenPass(RoutingPass):
     """A pass in which every module decides for itself, but for those that have a source."""
 
     def __init__(self, shared: SharedRoutings) -> None:
@@ -67,6 +68,6 @@ class TokenPass:
         """The module's own gate, or what its source decided."""
         return self._shared.take(path, x) if gate is None else gate
 
-    def settle(self, path: str, routing: Routing) -> None:
+    def report(self, path: str, routing: Routing) -> None:
         """Hand the decision to the modules that take it."""
         self._shared.put(path, routing)

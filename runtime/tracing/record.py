@@ -47,7 +47,7 @@ def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str
     router = only_router(loaded.model)
     batch = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
     prompt_tokens = batch["input_ids"].shape[1]
-    _check_size(loaded, prompt_tokens, max_new_tokens, slots=router.rule.top_k)
+    _check_size(loaded, prompt_tokens, max_new_tokens, top_k=router.rule.top_k)
     with torch.no_grad(), routing(loaded.model) as record:
         if max_new_tokens:
             ids = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)[0].tolist()
@@ -73,7 +73,7 @@ def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str
     )
 
 
-def _check_size(loaded: LoadedBundle, prompt_tokens: int, max_new_tokens: int, *, slots: int) -> None:
+def _check_size(loaded: LoadedBundle, prompt_tokens: int, max_new_tokens: int, *, top_k: int) -> None:
     tokens = prompt_tokens + max_new_tokens
     if not prompt_tokens:
         raise UsageError("the prompt has no tokens, expected some text")
@@ -83,7 +83,7 @@ def _check_size(loaded: LoadedBundle, prompt_tokens: int, max_new_tokens: int, *
             f"the prompt has {prompt_tokens} tokens and the answer up to {max_new_tokens}, the base takes "
             f"{context} together"
         )
-    most = min(MAX_TRACE_TOKENS, MAX_TRACE_ENTRIES // (len(loaded.config.target_modules) * slots))
+    most = min(MAX_TRACE_TOKENS, MAX_TRACE_ENTRIES // (len(loaded.config.target_modules) * top_k))
     if tokens > most:
         raise UsageError(
             f"the prompt has {prompt_tokens} tokens and the answer up to {max_new_tokens}, a trace of this "

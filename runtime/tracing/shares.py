@@ -32,8 +32,8 @@ def leading_members(shares: Shares) -> list[int]:
 
 def _weights_by_member(routing: TraceRouting, members: int) -> Shares:
     weights = np.zeros((len(routing.selection), members))
-    for token, (selection, slots) in enumerate(zip(routing.selection, routing.weights, strict=True)):
-        for member, weight in zip(selection, slots, strict=True):
+    for token, (selection, shares) in enumerate(zip(routing.selection, routing.weights, strict=True)):
+        for member, weight in zip(selection, shares, strict=True):
             if member != NO_MEMBER:
                 weights[token, member] += weight
     return weights

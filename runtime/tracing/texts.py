@@ -20,16 +20,16 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     the last of them gets it and the others get nothing.
     """
     texts: list[str] = []
-    # The tokens from `anchor` on are decoded together; the text of those before `settled` was handed out.
-    anchor = settled = 0
+    # The tokens from `anchor` on are decoded together; the text of those before `done` was handed out.
+    anchor = done = 0
     for end in range(1, len(ids) + 1):
-        before = _decode(tokenizer, ids[anchor:settled])
+        before = _decode(tokenizer, ids[anchor:done])
         text = _decode(tokenizer, ids[anchor:end])
-        if text.endswith(_INCOMPLETE) and end - settled < _MAX_PENDING_TOKENS and end < len(ids):
+        if text.endswith(_INCOMPLETE) and end - done < _MAX_PENDING_TOKENS and end < len(ids):
             texts.append("")
             continue
         texts.append(text[len(before) :])
-        anchor, settled = settled, end
+        anchor, done = done, end
     return texts
 
 

@@ -493,16 +493,16 @@ def test_each_member_is_widened_once_for_all_backends(
 
 
 def test_a_wrong_softmax_is_caught(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_flat(logits: torch.Tensor, k: int, *, temperature: float) -> Routing:
-        return select_top_k(logits, k, temperature=1000 * temperature)
+    def too_flat(logits: torch.Tensor, top_k: int, *, temperature: float) -> Routing:
+        return select_top_k(logits, top_k, temperature=1000 * temperature)
 
     monkeypatch.setattr(arithmetic, "select_top_k", too_flat)
     assert_fails(check(fused), "the routed output is off by")
 
 
 def test_a_wrong_choice_of_members_is_caught(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lowest(logits: torch.Tensor, k: int, *, temperature: float) -> Routing:
-        return select_top_k(-logits, k, temperature=temperature)
+    def lowest(logits: torch.Tensor, top_k: int, *, temperature: float) -> Routing:
+        return select_top_k(-logits, top_k, temperature=temperature)
 
     monkeypatch.setattr(arithmetic, "select_top_k", lowest)
     assert_fails(check(fused), "tokens were routed to members that are not the top ones")

@@ -132,11 +132,11 @@ X, GATE = torch.zeros(2, 4), torch.zeros(3, 4)
         ),
         (
             lambda: select_top_k(X, 5),
-            "k is 5 for logits [2, 4], expected 1 to the number of adapters, the last dimension",
+            "top_k is 5 for logits [2, 4], expected 1 to the number of adapters, the last dimension",
         ),
         (
             lambda: select_top_k(X, 0),
-            "k is 0 for logits [2, 4], expected 1 to the number of adapters, the last dimension",
+            "top_k is 0 for logits [2, 4], expected 1 to the number of adapters, the last dimension",
         ),
         (lambda: select_top_k(X, 1, temperature=0.0), "temperature is 0.0, expected a number above 0"),
         (
