@@ -7,11 +7,16 @@ holds of each. A wrong scaling, a swapped member, a shifted row or a broken kern
 
 Each member's factors are widened to float64 once, whatever the number of backends, and a member is
 multiplied only with the tokens that take it, so the cost of a module is linear in the number of members.
+
+``check_with_triton`` does the same for the Triton kernels. On a GPU they are what inference runs; elsewhere
+Triton's interpreter computes the same kernels on the CPU, slowly and in a process of its own, so one module
+has to do. The record states which it was.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -19,12 +24,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..kernels.reference import reference_gate_logits
+from ..bundle import Bundle
+from ..kernels.reference import TOLERANCES, reference_gate_logits, relative_error
 from ..kernels.routed_lora import routed_lora
 from ..kernels.routing import Routing, gate_logits, select_top_k
-from ..kernels.tolerance import relative_error
+from ..kernels.triton_check import TritonRunError, TritonUnavailableError, run_triton
 from ..schemas.bundle import BundleConfig, ModuleLayout
-from .tensors import ModuleTensors
+from ..schemas.verification import BackendNotRun, BackendRun
+from .bundle_tensors import ModuleTensors
 
 ROUTED_TOKENS = 16
 FORCED_TOKENS = 4
@@ -273,3 +280,45 @@ def _wrong_choices(logits: Tensor, selection: Tensor) -> int:
     highest_left = logits.masked_fill(chosen, float("-inf")).amax(dim=1)
     slack = _LOGIT_TOLERANCE * logits.abs().amax()
     return int((highest_left > lowest_chosen + slack).sum().item())
+
+
+_BACKEND = "triton"
+
+
+def smallest_module(bundle: Bundle) -> str:
+    """The module whose factors have the fewest numbers; of equals the first."""
+    layouts, shapes = bundle.config.layouts, bundle.shapes
+    return min(bundle.config.target_modules, key=lambda path: layouts[path].rows * sum(shapes[path]))
+
+
+def check_with_triton(
+    config: BundleConfig,
+    layout: ModuleLayout,
+    tensors: ModuleTensors,
+    factors: Sequence[MemberFactors | None],
+) -> BackendRun | BackendNotRun:
+    """Run every member alone on one token, and each beside its neighbour, in float32.
+
+    Returns the run with its error, or why there was none.
+    """
+    A, Bt = tensors.A.float(), tensors.Bt.float()
+    members = len(config.members)
+    # A single member has no neighbour, and no token may take one member twice.
+    top_k = min(2, members)
+    selection = (torch.arange(members)[:, None] + torch.arange(top_k)) % members
+    weights = torch.tensor([0.75, 0.25])[:top_k].repeat(members, 1)
+    x = random_tokens(layout.path, members, A.shape[1])
+    try:
+        run = run_triton(x, A, Bt, layout.offsets, layout.scalings, selection, weights)
+    except (TritonUnavailableError, TritonRunError) as error:
+        return BackendNotRun(backend=_BACKEND, reason=str(error))
+    expected = expected_output(factors, x, selection, weights)
+    found = relative_error(run.output, expected)
+    return BackendRun(
+        backend=_BACKEND,
+        device=run.device,
+        compute_dtype="float32",
+        modules=1,
+        max_error=found if math.isfinite(found) else None,
+        tolerance=TOLERANCES[torch.float32],
+    )

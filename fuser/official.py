@@ -23,10 +23,9 @@ from ..schemas.document import canonical_json
 from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.names import below, check_name
-from .factors import TORCH_DTYPES, TensorFile
+from .bundle_tensors import BundleTensors, ModuleTensors
 from .staging import staged_folder
-from .tensors import BundleTensors, ModuleTensors
-from .weights import WeightsWriter
+from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter
 
 MOE_FILE = "moe_lora.safetensors"
 FACTS_FILE = "export.json"

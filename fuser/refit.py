@@ -22,10 +22,10 @@ from ..schemas.bundle import BundleConfig, Gate, TensorSpec
 from ..schemas.errors import BundleRefused
 from ..schemas.manifest import FileRecord, Manifest
 from ..schemas.names import below
-from .card import Storage, write_card
-from .tensors import BundleTensors
-from .weights import WeightsWriter
-from .write import WEIGHTS_METADATA, write_manifest
+from .bundle_card import Storage, write_card
+from .bundle_tensors import BundleTensors
+from .bundle_writer import WEIGHTS_METADATA, write_manifest
+from .tensor_files import WeightsWriter
 
 Progress = Callable[[int, int], None]
 

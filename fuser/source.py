@@ -18,9 +18,9 @@ from ..schemas.bundle import BundleConfig
 from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from .arithmetic import MemberFactors
-from .factors import TORCH_DTYPES, TensorFile
+from .bundle_tensors import ModuleTensors
 from .gates import INITIALISATIONS
-from .tensors import ModuleTensors
+from .tensor_files import TORCH_DTYPES, TensorFile
 
 
 def open_source_member(member: QuotedMember, config_path: Path, weights_path: Path) -> SourceMember:

@@ -25,9 +25,8 @@ from torch import Tensor
 from . import gpu_launch, gpu_products, gpu_table
 from .gpu_table import TABLE, Blocks, architecture, blocks_for, read_table
 from .layout import Layout, layout_of
-from .reference import reference_routed_lora
+from .reference import TOLERANCES, reference_routed_lora, relative_error
 from .routing import Gate, Routing
-from .tolerance import TOLERANCES, relative_error
 
 # The kernels worth tuning, and what of a row they read; the others take microseconds whatever the row.
 TUNED: dict[str, dict[str, tuple[int, ...]]] = {

@@ -17,9 +17,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import cpu_cost
-from .dense import expand_dense, shrink_dense
-from .gathered import expand_bag, routed_views, shrink_sampled
-from .grouped import expand_grouped, outer_products, shrink_grouped
+from .formulations import (
+    expand_bag,
+    expand_dense,
+    expand_grouped,
+    outer_products,
+    routed_views,
+    shrink_dense,
+    shrink_grouped,
+    shrink_sampled,
+)
 from .layout import Layout
 from .operands import accumulation_dtype
 from .routing import Gate, Routing

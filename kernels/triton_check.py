@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .backend import has_triton
 from .layout import layout_of
 from .operands import TRITON_DTYPES, check_operands
+from .operators import has_triton
 from .routed_lora import flat, routed_lora
 from .routing import Routing
 from .slots import Slots

@@ -28,7 +28,7 @@ from .dependencies import require_torch
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..fuser.member import Member, MemberFiles
+    from ..fuser.fuse_member import Member, MemberFiles
     from .workflows.steps import Advance
 
 StrPath = str | os.PathLike[str]
@@ -123,7 +123,7 @@ class FusedBundle:
             SourceUnreadable: its manifest is missing or cannot be read.
         """
         require_torch("verifying")
-        from ..fuser.verify import verify_bundle
+        from ..fuser.verifier import verify_bundle
         from .workflows.steps import step_of
 
         return verify_bundle(
@@ -195,7 +195,7 @@ def fuse(
         SourceUnreadable: a file cannot be read.
     """
     require_torch("fusing")
-    from ..fuser.write import require_no_conflicts
+    from ..fuser.bundle_writer import require_no_conflicts
     from .workflows.fuse import write_fused
     from .workflows.prepare import plan_members
 
@@ -254,7 +254,7 @@ def _folder_of(source: StrPath) -> Path:
 
 
 def _open_member(name: str, folder: Path) -> Member:
-    from ..fuser.member import Member
+    from ..fuser.fuse_member import Member
     from ..inspection.adapter import inspect_adapter
     from .workflows.add import folder_origin
 

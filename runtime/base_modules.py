@@ -20,7 +20,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from ..schemas.errors import UsageError
-from .base_config import bounded_modules, check_base_config, translated_failures
+from .base_model import bounded_modules, check_base_config, translated_failures
 from .layer import features_of
 
 

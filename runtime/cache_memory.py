@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..schemas.errors import UsageError
-from .scopes.scope import RequestDecision
+from .scopes.decision import RequestDecision
 
 _ATTRIBUTE = "_meteora_memory"
 

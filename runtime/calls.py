@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..schemas.errors import UsageError
-from .scopes.scope import Stretch
+from .scopes.decision import Stretch
 
 # transformers' names of the argument that carries what a sequence leaves behind.
 _CACHE_NAMES = ("past_key_values", "cache_params")

@@ -18,9 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall
 from .router import BundleRouter
-from .scopes.evidence import Evidence
-from .scopes.passes import ObservedPass
-from .scopes.scope import RequestDecision
+from .scopes.decision import RequestDecision
+from .scopes.passes import Evidence, ObservedPass
 
 _ATTRIBUTE = "_meteora_hooks"
 

@@ -18,15 +18,12 @@ from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
 from .cache_memory import CacheMemory
 from .calls import ForwardCall
-from .record import RoutingRecord
-from .scopes.evidence import Evidence
-from .scopes.layer import LayerPass
-from .scopes.passes import RoutingPass, UndecidedPass
+from .routing_record import RoutingRecord
+from .scopes.decision import RequestDecision, Stretch
+from .scopes.passes import Evidence, LayerPass, RoutingPass, SharedRoutings, TokenPass, UndecidedPass
 from .scopes.prompt import PromptDecision
-from .scopes.rule import RoutingRule
-from .scopes.scope import RequestDecision, Stretch
+from .scopes.routing_rule import RoutingRule
 from .scopes.segment import SegmentDecision
-from .scopes.token import SharedRoutings, TokenPass
 
 if TYPE_CHECKING:
     from .layer import MeteoraLayer

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 
 from meteora_registry.kernels.routing import Routing
 from meteora_registry.runtime import RoutingRecord, load_bundle, route_as, routing, uniform
-from meteora_registry.runtime.active import only_router
-from meteora_registry.runtime.forcing import replaced
+from meteora_registry.runtime.active_bundles import only_router, replaced
 from meteora_registry.runtime.scopes.passes import DecidedPass
 from meteora_registry.schemas.gate_choices import Scope
 

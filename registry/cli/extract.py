@@ -30,7 +30,7 @@ def command(home: Home, bundle: str, member: str, *, out: Path, as_json: bool) -
     Byte for byte.
     """
     require_torch("extracting")
-    from ...fuser.extract import extract_member
+    from ...fuser.extraction import extract_member
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
     extraction = extract_member(Bundle.open(folder), member, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...fuser.plan import BaseModules
+from ...fuser.planning import BaseModules
 
 
 def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ...fuser.verify import verify_bundle
-from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
+from ...fuser.bundle_writer import GivenGate, require_no_conflicts, write_bundle
+from ...fuser.verifier import verify_bundle
 from ...inspection.regular_file import real_path
 from ...schemas.names import check_name, suggest_name
 from ...schemas.plan import FusePlan

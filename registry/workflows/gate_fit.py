@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...fuser.extract import extract_member
-from ...fuser.member import MemberFiles
+from ...fuser.extraction import extract_member
+from ...fuser.fuse_member import MemberFiles
 from ...fuser.refit import NewGates, refit_bundle
 from ...fuser.staging import check_target
-from ...fuser.verify import verify_bundle
+from ...fuser.verifier import verify_bundle
 from ...inspection.regular_file import real_path
 from ...runtime.base_modules import read_base, resolve_paths
 from ...runtime.fitting import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...fuser.bundle_writer import GivenGate
 from ...fuser.official import ImportedMember, OfficialWeights
 from ...fuser.staging import check_target
-from ...fuser.write import GivenGate
 from ...schemas.bundle import IMPORTED, Fitting
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.recipe import Recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...fuser.member import Member, MemberFiles
+from ...fuser.fuse_member import Member, MemberFiles
 from ...inspection.adapter import inspect_files
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.errors import AdapterRefused, StoreDamaged

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...fuser.member import Member, MemberFiles
-from ...fuser.plan import BaseModules, make_plan
+from ...fuser.fuse_member import Member, MemberFiles
+from ...fuser.planning import BaseModules, make_plan
 from ...schemas.names import parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe

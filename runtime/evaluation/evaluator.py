@@ -11,12 +11,11 @@ import torch
 
 from ...schemas.evaluation import UNROUTED, Evaluation, Mode, ModeScore, TaskScore
 from ...scores.intervals import interval_of, mean_of_tasks
+from ..active_bundles import routing
 from ..fitting import TaskData, context_of
-from ..loading import LoadedBundle
-from ..record import RoutingRecord
-from ..recording import routing
-from .generation import generate_answers
-from .meter import Meter
+from ..loaded_bundle import LoadedBundle
+from ..routing_record import RoutingRecord
+from .generation import Meter, generate_answers
 from .modes import serve_as, serve_task
 from .tally import RoutingTally
 from .tasks import EvaluationOptions, Task, make_tasks

@@ -14,10 +14,9 @@ from ...kernels.routing import Gate
 from ...schemas.bundle import TENSOR_A, TENSOR_B
 from ...schemas.evaluation import Mode
 from ...schemas.gate_choices import INITIAL_GATE_KINDS, Scope
-from ..active import only_router
-from ..forcing import force_adapter, replaced, route_as, uniform
+from ..active_bundles import force_adapter, only_router, replaced, route_as, uniform
 from ..layer import MeteoraLayer
-from ..loading import LoadedBundle
+from ..loaded_bundle import LoadedBundle
 from ..scopes.passes import RoutingPass
 
 _SCOPES: Mapping[str, Scope] = {scope: scope for scope in get_args(Scope)}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .base import OpenedBase, context_of, open_base
+from ..base_model import OpenedBase, context_of, open_base
 from .fit import FitOptions, FittedGates, fit_gates
 from .inputs import check_shapes
-from .statistics import names_in
+from .statistics_file import names_in
 from .task_data import Sample, TaskData, read_task_data
 
 __all__ = [

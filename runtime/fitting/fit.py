@@ -25,7 +25,7 @@ from ...schemas.statistics import (
     StatisticsMember,
     TokenSettings,
 )
-from .base import context_of
+from ..base_model import context_of
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, split_inputs
 from .sequences import (
@@ -37,7 +37,7 @@ from .sequences import (
     make_batches,
 )
 from .solve import Method, solve_gate
-from .statistics import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
+from .statistics_file import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
 from .task_data import TaskData
 
 # Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.routing import Gate, Routing, select_top_k
-from .passes import DecidedPass, RoutingPass, fit_tokens
-from .rule import RoutingRule
-from .scope import Decision, Stretch
-from .token import TokenPass
+from .decision import Decision, Stretch
+from .passes import DecidedPass, RoutingPass, TokenPass, fit_tokens
+from .routing_rule import RoutingRule
 
 
 @dataclass(frozen=True, slots=True)

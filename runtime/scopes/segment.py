@@ -1,13 +1,18 @@
 """Scope ``segment``: the member may change inside a sequence, but not from token to token.
 
-The plain base goes along with the routed model and its gates say of each token which member it looks like.
-A sticky chain over the members turns that into a decision: within the prompt every token is decided by the
-whole prompt, so that a segment's first tokens, of which nobody could tell, take the member that the
-later ones call for; in the answer by the tokens so far. In the answer a switch goes to a member in
-proportion to how much of the prompt is that member's, each counted one token more than it has: the prompt
-holds the tasks that the answer answers.
+The plain base reads the sequence beside the routed model, and its gates give each token's evidence for every
+member. A sticky chain over the members turns that into a decision. Each token keeps the member of the token
+before it; with probability ``SWITCH_PROBABILITY`` s it is drawn anew from a prior, so P(j | i) = (1 - s) [i =
+j] + s prior_j. The recursions are the forward-backward algorithm, in probabilities that are normalised at
+every token.
 
-The probabilities of a token's members are treated as its gate: the k highest are chosen, and weighted by
+Within the prompt every token is decided from the whole prompt: a segment's first tokens, which fit any
+member, take the one that the later tokens call for. In the answer a token is decided from the tokens so far,
+and a switch goes to a member in proportion to its tokens in the prompt, each count plus one: the prompt holds
+the tasks that the answer answers. On composite prompts of three and five questions this reaches 96.1 and 96.3
+% of the oracle, where deciding by token reaches 77 % at best (docs/gates.md).
+
+The probabilities of a token's members are treated as its gate: the top_k highest are chosen and weighted by
 softmax of their logarithms at the temperature.
 """
 
@@ -20,11 +25,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.routing import Routing, select_top_k
-from .chain import filter_chain, normalise, smooth_chain
-from .passes import DecidedPass, RoutingPass
-from .rule import RoutingRule
-from .scope import Decision, Stretch
-from .token import TokenPass
+from .decision import Decision, Stretch
+from .passes import DecidedPass, RoutingPass, TokenPass
+from .routing_rule import RoutingRule
 
 # How many independent gates the mean over all gates is worth at one token. They read the same residual
 # stream, so it is far fewer than there are; docs/gates.md has what segments reach with this one.
@@ -195,3 +198,46 @@ def _spans(starts: list[int], own: list[bool]) -> list[tuple[int, int]]:
         if is_own:
             spans[start] = (spans.get(start, (place, place))[0], place + 1)
     return list(spans.values())
+
+
+# Before a token: how likely it is that another member's text begins. A hundred tokens is a short answer.
+SWITCH_PROBABILITY = 0.01
+
+
+def filter_chain(start: Tensor, likelihood: Tensor, active: Tensor, prior: Tensor) -> Tensor:
+    """P(member of token t | tokens up to t), [B, T, L].
+
+    Args:
+        start: [B, L], the same for the token before the first; uniform where a sequence begins.
+        likelihood: [B, T, L], above 0, each token's up to a factor.
+        active: bool [B, T]; what holds before a token that is not also holds after it.
+        prior: [B, L], who is drawn at a switch.
+    """
+    current, found = start, []
+    for token in range(likelihood.shape[1]):
+        moved = (1 - SWITCH_PROBABILITY) * current + SWITCH_PROBABILITY * prior
+        updated = normalise(moved * likelihood[:, token])
+        current = torch.where(active[:, token, None], updated, current)
+        found.append(current)
+    return torch.stack(found, dim=1)
+
+
+def smooth_chain(filtered: Tensor, likelihood: Tensor, active: Tensor, prior: Tensor) -> Tensor:
+    """P(member of token t | all active tokens), [B, T, L]; arguments as for ``filter_chain``.
+
+    ``filtered`` is what that returned. Only active tokens' values mean something.
+    """
+    behind = torch.ones_like(filtered[:, 0])
+    found = []
+    for token in reversed(range(filtered.shape[1])):
+        found.append(normalise(filtered[:, token] * behind))
+        seen = likelihood[:, token] * behind
+        redrawn = (prior * seen).sum(dim=-1, keepdim=True)
+        updated = normalise((1 - SWITCH_PROBABILITY) * seen + SWITCH_PROBABILITY * redrawn)
+        behind = torch.where(active[:, token, None], updated, behind)
+    return torch.stack(found[::-1], dim=1)
+
+
+def normalise(weights: Tensor) -> Tensor:
+    """The weights divided by their sum over the last dimension."""
+    return weights / weights.sum(dim=-1, keepdim=True)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .page import render_page
-from .record import trace
+from .recorder import trace
 
 __all__ = ["render_page", "trace"]

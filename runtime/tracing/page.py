@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from ...schemas.trace import NO_MEMBER, ModulePlace, Trace, TraceRouting
-from .palette import colour_of, letter_of
+from .display import colour_of, letter_of
 
 # What would end the block, or a line of the script's language.
 _ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})

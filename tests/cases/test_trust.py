@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle.files import write_record
-from meteora_registry.fuser.verify import verify_bundle
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.registry.workflows.push_content import bundle_upload
 from meteora_registry.schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from meteora_registry.schemas.digest import Digest

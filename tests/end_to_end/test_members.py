@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 import meteora_registry.runtime as runtime
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from support.members import fuse, read_members
 from support.models import (
     CORPUS,

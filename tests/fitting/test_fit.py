@@ -18,7 +18,7 @@ from meteora_registry.runtime.fitting.inputs import find_inputs
 from meteora_registry.runtime.fitting.moments import Moments
 from meteora_registry.runtime.fitting.sequences import encode_samples
 from meteora_registry.runtime.fitting.solve import solve_gate
-from meteora_registry.runtime.fitting.statistics import StatisticsFile
+from meteora_registry.runtime.fitting.statistics_file import StatisticsFile
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.bundle import BundleConfig
 from meteora_registry.schemas.errors import BundleRefused, DataRefused, UsageError

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from meteora_registry.runtime.fitting.inputs import ModuleInput
 from meteora_registry.runtime.fitting.moments import Moments
-from meteora_registry.runtime.fitting.statistics import StatisticsFile, StatisticsWriter, names_in
+from meteora_registry.runtime.fitting.statistics_file import StatisticsFile, StatisticsWriter, names_in
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
 from meteora_registry.schemas.scratch import unfinished_path

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.fuse_member import Member
 from support.members import fuse, read_members
 from support.models import make_llama_adapters
 

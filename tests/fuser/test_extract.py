@@ -8,8 +8,8 @@ from peft import VeloraConfig
 from safetensors.torch import load_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.extract import extract_member
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.extraction import extract_member
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.schemas.errors import BundleRefused, UsageError
 from support.members import fuse, read_members
 from support.models import LOADS_WITH_PEFT, logits_alone, make_adapter, some_tokens, tiny_llama

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.bundle_writer import GivenGate, write_bundle
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.official import ImportedMember, OfficialWeights, export_official
-from meteora_registry.fuser.write import GivenGate, write_bundle
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.schemas.bundle import Fitting
 from meteora_registry.schemas.errors import BundleRefused
 from support.members import fuse, plan_of, read_member, read_members

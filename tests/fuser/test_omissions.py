@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meteora_registry.fuser.member import Member, MemberFiles
-from meteora_registry.fuser.verify import verify_bundle
+from meteora_registry.fuser.fuse_member import Member, MemberFiles
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.verification import Level, Outcome
 from support.members import fuse, read_members

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from meteora_registry.fuser.member import Member
-from meteora_registry.fuser.plan import BaseModules
+from meteora_registry.fuser.fuse_member import Member
+from meteora_registry.fuser.planning import BaseModules
 from meteora_registry.schemas.finding import Verdict
 from meteora_registry.schemas.inventory import Dtype
 from support.members import plan_of, read_member
@@ -126,7 +126,7 @@ def test_plan_refuses_a_scaling_that_no_bundle_holds(
 def test_plan_refuses_more_modules_than_a_bundle_holds(
     members: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meteora_registry.fuser.plan.MAX_LAYOUT_ENTRIES", 69)
+    monkeypatch.setattr("meteora_registry.fuser.planning.MAX_LAYOUT_ENTRIES", 69)
     plan = plan_of(members)
     assert [str(conflict) for conflict in plan.conflicts] == [
         "size: 5 members have 14 modules, a bundle holds 65536 modules and 69 pairs of a member and a "

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.refit import NewGates, refit_bundle
-from meteora_registry.fuser.verify import verify_bundle
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.schemas.bundle import Fitting
 from meteora_registry.schemas.errors import BundleRefused, InvalidDocument
 from meteora_registry.schemas.verification import Level

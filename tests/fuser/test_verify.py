@@ -12,10 +12,10 @@ from meteora_registry.bundle import Bundle
 from meteora_registry.bundle.files import check_record, write_record
 from meteora_registry.fuser import arithmetic
 from meteora_registry.fuser.arithmetic import FORCED_TOKENS, ROUTED_TOKENS, MemberFactors, random_tokens
-from meteora_registry.fuser.member import Member, MemberFiles
-from meteora_registry.fuser.plan import BaseModules
-from meteora_registry.fuser.verify import verify_bundle
-from meteora_registry.fuser.write import write_bundle
+from meteora_registry.fuser.bundle_writer import write_bundle
+from meteora_registry.fuser.fuse_member import Member, MemberFiles
+from meteora_registry.fuser.planning import BaseModules
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.kernels.routing import Routing, select_top_k
 from meteora_registry.schemas.errors import SourceUnreadable
 from meteora_registry.schemas.verification import Level, Outcome

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.schemas.errors import FuseRefused
 from support.bundles import write_bundle as write_bundle_by_hand
 from support.members import fuse, read_member, read_members

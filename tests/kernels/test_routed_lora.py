@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from meteora_registry.kernels.reference import TOLERANCES, gradient_tolerance, relative_error
 from meteora_registry.kernels.routed_lora import routed_lora, routed_lora_
-from meteora_registry.kernels.tolerance import TOLERANCES, gradient_tolerance, relative_error
 from support.routed_cases import Operands, operands
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -17,9 +17,9 @@ from meteora_registry.kernels import gpu_products, operators
 from meteora_registry.kernels.gate_kinds import GATE_KINDS
 from meteora_registry.kernels.gpu_table import INTERPRETED, OVERRIDES, Blocks
 from meteora_registry.kernels.layout import layout_of
+from meteora_registry.kernels.reference import TOLERANCES, gradient_tolerance, relative_error
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
 from meteora_registry.kernels.routing import Gate, Routing
-from meteora_registry.kernels.tolerance import TOLERANCES, gradient_tolerance, relative_error
 from support.routed_cases import Operands, is_floating, operands
 
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -13,8 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from meteora_registry.kernels.gate_kinds import GATE_KINDS
-from meteora_registry.kernels.reference import reference_routed_lora
-from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
+from meteora_registry.kernels.reference import TOLERANCES, reference_routed_lora, relative_error
 from meteora_registry.runtime import MeteoraLayer, force_adapter
 from support.bundles import write_bundle
 from support.gate_definitions import defined_logits

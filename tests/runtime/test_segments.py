@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meteora_registry.runtime import force_adapter, route_as, routing
-from meteora_registry.runtime.scopes.chain import SWITCH_PROBABILITY, filter_chain, smooth_chain
+from meteora_registry.runtime.scopes.segment import SWITCH_PROBABILITY, filter_chain, smooth_chain
 from meteora_registry.schemas.errors import UsageError
 from support import models
 from support.bundles import write_bundle

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.member import Member, MemberFiles
-from meteora_registry.fuser.plan import BaseModules, make_plan
+from meteora_registry.fuser.bundle_writer import write_bundle
+from meteora_registry.fuser.fuse_member import Member, MemberFiles
+from meteora_registry.fuser.planning import BaseModules, make_plan
 from meteora_registry.fuser.refit import NewGates
-from meteora_registry.fuser.write import write_bundle
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.schemas import bundle as names
 from meteora_registry.schemas.bundle import Fitting, FittingData, Gate

@@ -1,8 +1,8 @@
-"""The config of a base in a folder, looked at before transformers reads it.
+"""A base model by its folder or name: its config checked first, then read by transformers part by part.
 
-transformers builds what a config asks for, whatever it costs, and raises whatever Python raises on the way.
-So the file is read here first, bounded in bytes and in the numbers that say how often something is repeated;
-and every failure of transformers becomes one of ours.
+transformers builds what a config asks for, whatever it costs, and lets any exception out. So the config of a
+folder is read here first, bounded in bytes and in the numbers that say how often something is repeated; and
+every failure of transformers becomes one of ours.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..inspection.regular_file import open_regular
 from ..schemas.errors import MeteoraError, SourceUnreadable
@@ -133,3 +142,55 @@ def _limit_of(key: str) -> int | None:
 
 def _words_of(error: BaseException) -> str:
     return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+
+
+def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
+    """What one of transformers' auto classes makes of a base's name or folder; no code of it is run.
+
+    Raises:
+        SourceUnreadable: there is nothing there that transformers can read.
+    """
+    if Path(name).is_dir():
+        check_base_config(Path(name))
+    with translated_failures(
+        f"`{name}` cannot be loaded as the base",
+        hint="name a folder or a Hub repository with model and tokenizer",
+    ):
+        return kind.from_pretrained(name, trust_remote_code=False, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBase:
+    """A base by name or folder, of which only config and tokenizer were read."""
+
+    name: str
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    def load(self) -> PreTrainedModel:
+        """The model in the element type of its files, on the GPUs if there are any.
+
+        Raises:
+            SourceUnreadable: it has no safetensors weights that transformers can load.
+        """
+        options = {"device_map": "auto"} if torch.cuda.is_available() else {}
+        # A pickle is never loaded.
+        model: PreTrainedModel = read_pretrained(
+            AutoModelForCausalLM, self.name, use_safetensors=True, **options
+        )
+        return model
+
+
+def open_base(name: str) -> OpenedBase:
+    """A base by its folder or its name on the Hub; no code of any repository is run.
+
+    Raises:
+        SourceUnreadable: it has no config or no tokenizer that transformers can read.
+    """
+    return OpenedBase(name, read_pretrained(AutoConfig, name), read_pretrained(AutoTokenizer, name))
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """How many tokens the base takes at once; None where its config states no bound."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None

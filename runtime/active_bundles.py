@@ -1,4 +1,7 @@
-"""Routing set aside for a block of code: one member for everything, all alike, or another rule."""
+"""The bundles that are active on a model, and how they route within a block of code.
+
+A member can be forced, all members can share alike, another rule can hold, and the routing can be recorded.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from torch import nn
 
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
-from .active import active_routers
+from .layer import MeteoraLayer
 from .router import BundleRouter
+from .routing_record import RoutingRecord
 from .scopes.passes import ForcedPass, RoutingPass, UniformPass
-from .scopes.rule import changed_rule
+from .scopes.routing_rule import changed_rule
 
 
 class Unchanged(Enum):
@@ -116,3 +120,55 @@ def route_as(
     }
     with replaced("rule", rules):
         yield
+
+
+def active_routers(model: nn.Module) -> list[BundleRouter]:
+    """The routers of a model's active bundles; of a ``PeftModel`` or a transformers model.
+
+    Raises:
+        UsageError: there is none.
+    """
+    routers: dict[str, BundleRouter] = {}
+    for layer in model.modules():
+        if isinstance(layer, MeteoraLayer):
+            active = [name for name in layer.active_adapters if name in layer.meteora_routers]
+            routers |= {name: layer.meteora_routers[name] for name in active}
+    if not routers:
+        raise UsageError(
+            "the model has no active bundle",
+            hint="load one with `PeftModel.from_pretrained` or `model.load_adapter`, or set it active",
+        )
+    return list(routers.values())
+
+
+def only_router(model: nn.Module) -> BundleRouter:
+    """The router of a model's one active bundle.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    routers = active_routers(model)
+    if len(routers) > 1:
+        listed = ", ".join(f"`{router.adapter_name}`" for router in routers)
+        raise UsageError(
+            f"the model has {len(routers)} active bundles, {listed}, expected one",
+            hint="set one of them active with `set_adapter`",
+        )
+    return routers[0]
+
+
+@contextmanager
+def routing(model: nn.Module) -> Iterator[RoutingRecord]:
+    """Within the block what the model's one active bundle routes is written down, in the record given.
+
+    Blocks nest; the innermost alone is written.
+
+    Raises:
+        UsageError: the model has no active bundle, or more than one.
+    """
+    router = only_router(model)
+    before, router.record = router.record, RoutingRecord(router.members)
+    try:
+        yield router.record
+    finally:
+        router.record = before

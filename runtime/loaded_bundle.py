@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -24,10 +23,9 @@ from transformers import (
 from ..bundle import Bundle
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
-from .base_config import check_base_config, translated_failures
-from .forcing import force_adapter
-from .record import RoutingRecord
-from .recording import routing
+from .active_bundles import force_adapter, routing
+from .base_model import read_pretrained
+from .routing_record import RoutingRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +160,3 @@ def generate_ids(
             stopping_criteria=stopping_criteria,
         )
     return ids
-
-
-def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
-    """What one of transformers' auto classes makes of a base's name or folder; no code of it is run.
-
-    Raises:
-        SourceUnreadable: there is nothing there that transformers can read.
-    """
-    if Path(name).is_dir():
-        check_base_config(Path(name))
-    with translated_failures(
-        f"`{name}` cannot be loaded as the base",
-        hint="name a folder or a Hub repository with model and tokenizer",
-    ):
-        return kind.from_pretrained(name, trust_remote_code=False, **options)

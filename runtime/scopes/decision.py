@@ -7,9 +7,8 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
-from .passes import RoutingPass
-from .rule import RoutingRule
-from .token import TokenPass
+from .passes import RoutingPass, TokenPass
+from .routing_rule import RoutingRule
 
 
 @dataclass(frozen=True, slots=True)

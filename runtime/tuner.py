@@ -1,4 +1,9 @@
-"""The tuner: puts a bundle's layers into a base model at exactly the paths that the bundle names."""
+"""The PEFT tuner: puts a bundle's layers into a base model at exactly the paths that the bundle names.
+
+``register`` makes PEFT know the type ``METEORA``. ``peft.utils.register_peft_method`` takes only members of
+PEFT's closed enum, so the dictionaries that it fills are filled here. They are not documented as public; the
+tests of this folder go through all of PEFT's and transformers' entry points to notice a change.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import peft
 from peft import PeftConfig
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..schemas.bundle import BundleConfig, ModuleLayout
-from ..schemas.errors import BundleRefused, UsageError
-from .config import MeteoraConfig, warn_unless_fitted
+from ..schemas.errors import BundleRefused, MissingDependency, UsageError
 from .hooks import ModelHooks
 from .layer import LayerPlan, MeteoraLayer, refuse_merge
+from .loaded_tensors import allocate_for, check_next_load, release
+from .peft_config import MeteoraConfig, MeteoraPeftType, warn_unless_fitted
 from .router import BundleRouter
-from .tensors import allocate_for
-from .transformers_load import check_next_load, release
 
 # What is no linear layer, and the projection that torch's attention uses without ever calling it.
 _NOT_CALLED_AS_LINEAR = (nn.Embedding, nn.MultiheadAttention, _ConvNd, NonDynamicallyQuantizableLinear)
@@ -144,3 +154,24 @@ def _check_targets(model: nn.Module, bundle: BundleConfig) -> None:
             raise BundleRefused(
                 f"`{path}` of the base is `{type(module).__name__}`, expected a linear layer that is called"
             )
+
+
+def register() -> None:
+    """Make PEFT and transformers load bundles; once or more often is the same.
+
+    Raises:
+        MissingDependency: PEFT is too old to let a tuner check what is loaded into it.
+    """
+    if not hasattr(BaseTuner, "_remap_adapter_state_dict_for_load"):
+        raise MissingDependency(
+            f"peft is {peft.__version__}, expected 0.21 or later",
+            hint="pip install 'meteora-registry[runtime]'",
+        )
+    # Any: PEFT types these by its own enum, ours only equals the string.
+    entries: list[tuple[dict[Any, Any], Any]] = [
+        (PEFT_TYPE_TO_CONFIG_MAPPING, MeteoraConfig),
+        (PEFT_TYPE_TO_TUNER_MAPPING, MeteoraModel),
+        (PEFT_TYPE_TO_PREFIX_MAPPING, MeteoraModel.prefix),
+    ]
+    for mapping, entry in entries:
+        mapping[MeteoraPeftType.METEORA] = entry

@@ -33,11 +33,10 @@ from ..schemas.inventory import Dtype, ModuleFactors
 from ..schemas.manifest import Cast, FileRecord, Manifest, ManifestMember
 from ..schemas.names import below
 from ..schemas.plan import FusePlan, PlannedMember
-from .card import Storage, write_card
-from .factors import TORCH_DTYPES, TensorFile
+from .bundle_card import Storage, write_card
+from .fuse_member import Member
 from .gates import initial_gate
-from .member import Member
-from .weights import WeightsWriter
+from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter
 
 WEIGHTS_METADATA = {"format": "pt", "meteora_format": str(names.BUNDLE_FORMAT)}
 _GATE_EPS = 1e-6

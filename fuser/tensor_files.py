@@ -1,10 +1,12 @@
-"""LoRA factors as tensors, read one at a time from where they lie in a safetensors file."""
+"""Safetensors files read and written tensor by tensor: memory holds one module, never the whole bundle."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
+from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from ..inspection.header import Header, TensorEntry
 from ..inspection.regular_file import open_regular
+from ..schemas.bundle import TensorSpec
 from ..schemas.digest import Digest
 from ..schemas.errors import SourceUnreadable
 from ..schemas.inventory import Dtype
@@ -97,3 +100,64 @@ class TensorFile:
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+_HEADER_ALIGNMENT = 8
+
+
+class WeightsWriter:
+    """Writes the header for ``specs`` first, then takes the tensors in that order.
+
+    The digest is of everything written, so the file is not read again.
+    """
+
+    def __init__(self, path: Path, specs: Sequence[TensorSpec], *, metadata: dict[str, str]) -> None:
+        self._specs = iter(specs)
+        self._digest = hashlib.sha256()
+        self._file = path.open("xb")
+        self.size_bytes = 0
+        self._append(_header_bytes(specs, metadata))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is None and (missing := next(self._specs, None)) is not None:
+            raise ValueError(f"`{missing.name}` stands in the header and was never written")
+
+    @property
+    def sha256(self) -> Digest:
+        """The digest of what was written so far."""
+        return Digest(self._digest.hexdigest())
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Append the next tensor of the header.
+
+        Raises:
+            ValueError: it is not the next one, or not of the promised shape and element type.
+        """
+        spec = next(self._specs, None)
+        found = (name, tensor.dtype, tuple(tensor.shape))
+        if spec is None or found != (spec.name, TORCH_DTYPES[spec.dtype], spec.shape):
+            raise ValueError(f"the header promises {spec}, found {found}")
+        self._append(bytes_of(tensor))
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size_bytes += len(data)
+
+
+def _header_bytes(specs: Sequence[TensorSpec], metadata: dict[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": metadata}
+    offset = 0
+    for spec in specs:
+        end = offset + spec.size_bytes
+        header[spec.name] = {"dtype": spec.dtype.value, "shape": spec.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

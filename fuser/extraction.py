@@ -17,10 +17,9 @@ from ..schemas.bundle import TensorSpec
 from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Dtype
-from .factors import TORCH_DTYPES, bytes_of
+from .bundle_tensors import BundleTensors
 from .staging import staged_folder
-from .tensors import BundleTensors
-from .weights import WeightsWriter
+from .tensor_files import TORCH_DTYPES, WeightsWriter, bytes_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..bundle import Bundle
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout
-from .factors import TensorFile
+from .tensor_files import TensorFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..kernels.routing import Routing
 from .calls import ForwardCall
-from .scopes.scope import Decision, RequestDecision
+from .scopes.decision import Decision, RequestDecision
 
 
 class RoutingRecord:

@@ -22,7 +22,7 @@ from .. import __version__
 from ..bundle import Bundle
 from ..bundle.documents import check_documents
 from ..bundle.member import QuotedMember
-from ..kernels.tolerance import TOLERANCES
+from ..kernels.reference import TOLERANCES
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout
 from ..schemas.errors import MeteoraError
@@ -34,12 +34,19 @@ from ..schemas.verification import (
     Outcome,
     VerificationRecord,
 )
-from .arithmetic import Backend, MemberFactors, ModuleErrors, compare_module, stored_factors
-from .factors import TORCH_DTYPES
-from .member import MemberFiles
+from .arithmetic import (
+    Backend,
+    MemberFactors,
+    ModuleErrors,
+    check_with_triton,
+    compare_module,
+    smallest_module,
+    stored_factors,
+)
+from .bundle_tensors import BundleTensors, ModuleTensors, check_tensors
+from .fuse_member import MemberFiles
 from .source import SourceMember, check_factors, check_initial_gate, open_source_member
-from .tensors import BundleTensors, ModuleTensors, check_tensors
-from .triton_sample import check_with_triton, smallest_module
+from .tensor_files import TORCH_DTYPES
 
 Progress = Callable[[int, int], None]
 

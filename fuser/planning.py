@@ -23,7 +23,7 @@ from ..schemas.finding import Severity
 from ..schemas.inventory import Dtype, ModuleFactors, lossy_dtypes
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
 from ..schemas.recipe import DtypeName, Recipe
-from .member import Member
+from .fuse_member import Member
 
 DEFAULT_TOP_K = 2
 # PEFT reads one file. Above the first figure hosts and loaders get slow, above the second they fail.

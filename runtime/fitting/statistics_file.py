@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...fuser.factors import TensorFile
-from ...fuser.weights import WeightsWriter
+from ...fuser.tensor_files import TensorFile, WeightsWriter
 from ...inspection.header import Header, read_header
 from ...schemas.bundle import TensorSpec
 from ...schemas.digest import Digest
