@@ -156,7 +156,7 @@ class _Tokens:
 
 @dataclass(slots=True)
 class _Run:
-    """One backend's run of a module: its routed output, and what was compared so far."""
+    """One backend's run of a module: its routed output, and the errors found so far."""
 
     layout: ModuleLayout
     backend: Backend
@@ -185,8 +185,8 @@ class _Run:
         x, seen = (part.to(backend.device, backend.dtype) for part in (tokens.routed, tokens.seen))
         routing = _route(config, tensors, seen)
         found = routed_lora(x, A, Bt, layout.offsets, layout.scalings, routing.selection, routing.weights)
-        # The choice is the gate's (judged apart), but the weights are worked out again: else a wrong
-        # softmax or temperature would stand on both sides.
+        # The choice is the gate's (judged apart), but the weights are computed again: otherwise a wrong
+        # softmax or temperature would be on both sides.
         selection = routing.selection.cpu()
         return cls(
             layout=layout,
@@ -286,7 +286,7 @@ _BACKEND = "triton"
 
 
 def smallest_module(bundle: Bundle) -> str:
-    """The module whose factors have the fewest numbers; of equals the first."""
+    """Return the module whose factors have the fewest numbers; of equals the first."""
     layouts, shapes = bundle.config.layouts, bundle.shapes
     return min(bundle.config.target_modules, key=lambda path: layouts[path].rows * sum(shapes[path]))
 

@@ -1,8 +1,8 @@
 """The bundle's ``README.md``: what is in it, how it was made, and a loading example that works.
 
-It is written when the bundle is, from what the manifest and the config say, so it is one of the files
-whose digests the manifest lists, and the page on the Hub is that very file. What depends on the machine
-that verified stands in ``verification.json``, which the card points at.
+It is written with the bundle, from the manifest's and the config's facts, so it is one of the files whose
+digests the manifest lists, and the page on the Hub is that very file. What depends on the machine that
+verified is in ``verification.json``, which the card points at.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ bound to this bundle's manifest by its digest. `meteora-registry verify` repeats
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What the tensors of a bundle take; ``padding_bytes`` of ``size_bytes`` are zero rows."""
+    """The size of a bundle's tensors; ``padding_bytes`` of ``size_bytes`` are zero rows."""
 
     dtype: Dtype
     size_bytes: int
@@ -78,7 +78,7 @@ def write_card(path: Path, config: BundleConfig, storage: Storage, members: Sequ
 def _front_matter(config: BundleConfig, members: Sequence[ManifestMember]) -> str:
     facts: dict[str, object] = {"library_name": "peft", "tags": ["lora", "meteora", "mixture-of-experts"]}
     base = config.base_model_name_or_path
-    # The Hub refuses a card whose base is no repository's name, such as a folder.
+    # The Hub refuses a card whose base is not a repository's name, such as a folder.
     if base is not None and _HUB_NAME.fullmatch(base):
         facts["base_model"] = base
         facts["base_model_relation"] = "adapter"
@@ -154,7 +154,7 @@ def _row(config: BundleConfig, index: int, member: ManifestMember) -> str:
 
 
 def _origin(member: ManifestMember) -> str:
-    """Where a member came from: a link to its repository at the commit, or the folder's name."""
+    """Return where a member came from: a link to its repository at the commit, or the folder's name."""
     found = _HUB_ORIGIN.fullmatch(member.origin.location) if member.origin.kind == "hub" else None
     if found is None:
         return _cell(str(member.origin))
@@ -164,17 +164,17 @@ def _origin(member: ManifestMember) -> str:
 
 
 def _plain_name(base: str | None) -> str:
-    """The base, where it can stand in code as it is; else a place for it."""
+    """Return the base's name if it can be quoted in code as it is, otherwise a placeholder."""
     return base if base and _PLAIN_NAME.fullmatch(base) else "the/base"
 
 
 def _revision(config: BundleConfig) -> str:
-    """The base's revision as an argument of the example, where it can stand in code as it is."""
+    """Return the base's revision as an argument of the example; empty if it cannot be quoted as it is."""
     revision = config.revision
     return f", revision={revision!r}" if revision and _PLAIN_NAME.fullmatch(revision) else ""
 
 
 def _cell(text: str) -> str:
-    """Text from outside inside a table: no markup, no line break, no new column."""
+    """Return foreign text for a table: without markup, line breaks or new columns."""
     kept = "".join(character if character.isprintable() else " " for character in text)
     return "".join("\\" + c if c in "\\`*_[]<>|#!" else c for c in kept)

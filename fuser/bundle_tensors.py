@@ -44,7 +44,7 @@ class BundleTensors:
         self._file.__exit__(kind, error, trace)
 
     def read(self, path: str) -> ModuleTensors:
-        """The tensors of one module."""
+        """Read the tensors of one module."""
         gate = self._bundle.config.gate
         source = gate.sources.get(path, path)
         return ModuleTensors(
@@ -55,12 +55,12 @@ class BundleTensors:
         )
 
     def read_factor(self, path: str, tensor: str, rows: slice) -> Tensor:
-        """Some rows of a module's ``meteora_A`` or ``meteora_B``; nothing else is read."""
+        """Read some rows of a module's ``meteora_A`` or ``meteora_B``, and nothing else."""
         return self._file.read_rows(names.tensor_name(path, tensor), rows)
 
 
 def check_tensors(layout: ModuleLayout, tensors: ModuleTensors, member_names: tuple[str, ...]) -> list[str]:
-    """Every value is finite and every padding row is zero."""
+    """Check that every value is finite and every padding row is zero; return the problems found."""
     problems = []
     named = {"A": tensors.A, "B": tensors.Bt, "gate": tensors.gate, "gate bias": tensors.bias}
     for name, tensor in named.items():

@@ -1,4 +1,4 @@
-"""Carrying out a plan: the files of a bundle, streamed module by module into an empty folder.
+"""The writer of a bundle: carries out a plan, streamed module by module into an empty folder.
 
 Memory is bounded by one module (its members' factors and the tensors made of them). The bytes are a
 function of the members and the plan alone.
@@ -103,7 +103,7 @@ def write_manifest(
 
 
 def require_no_conflicts(plan: FusePlan) -> None:
-    """Pass if the plan can be carried out.
+    """Check that the plan can be carried out.
 
     Raises:
         FuseRefused: with every conflict.
@@ -117,7 +117,7 @@ def require_no_conflicts(plan: FusePlan) -> None:
 
 
 def bundle_config(plan: FusePlan, given_gate: GivenGate | None = None) -> BundleConfig:
-    """The config of the bundle that this plan describes."""
+    """Return the config of the bundle that this plan describes."""
     return BundleConfig(
         peft_type="METEORA",
         meteora_format=1,
@@ -209,7 +209,7 @@ def _read_factors(
 
 
 def pack(layout: ModuleLayout, factors: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor]:
-    """The flat tensors of one module: A ``[rows, in]`` and B transposed ``[rows, out]``, padding zero."""
+    """Return one module's flat tensors: A ``[rows, in]`` and B transposed ``[rows, out]``, padding zero."""
     A, B = next(pair for pair in factors if pair is not None)
     flat_A = torch.zeros(layout.rows, A.shape[1], dtype=A.dtype)
     flat_Bt = torch.zeros(layout.rows, B.shape[0], dtype=B.dtype)
@@ -222,7 +222,7 @@ def pack(layout: ModuleLayout, factors: Sequence[tuple[Tensor, Tensor] | None]) 
 
 @dataclass(slots=True)
 class _CastLoss:
-    """What casting one member's factors loses, kept while it is written."""
+    """The loss of casting one member's factors, kept while they are written."""
 
     max_relative_error: float = 0.0
 

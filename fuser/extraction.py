@@ -1,4 +1,4 @@
-"""A member out of its bundle: the plain PEFT adapter that went in, byte for byte."""
+"""The extraction of a member from its bundle: the plain PEFT adapter that was fused, byte for byte."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .tensor_files import TORCH_DTYPES, WeightsWriter, bytes_of
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """What came out: ``identical`` says whether the weights are the very bytes that were fused.
+    """An extracted adapter: ``identical`` if its weights are the very bytes that were fused.
 
-    They are not where the bundle was made with a cast that loses, or where the member's file also held what a
-    training run keeps for its next step; ``left_out`` names those tensors.
+    They are not if the bundle was made with a cast that loses, or if the member's file also held the state of
+    a training run; ``left_out`` names those tensors.
     """
 
     name: str
@@ -41,7 +41,7 @@ def extract_member(bundle: Bundle, name: str, target: Path) -> Extraction:
 
     Raises:
         BundleRefused: no such member, the bundle's parts do not agree, or what comes out does not have
-            the digest of what went in although no cast explains it.
+            the digest of what was fused although no cast explains it.
         UsageError: the target exists and is not empty.
     """
     index = bundle.config.index_of(name)
@@ -61,7 +61,7 @@ def extract_member(bundle: Bundle, name: str, target: Path) -> Extraction:
         identical = Digest.of_file(weights) == member.entry.weights_sha256
         if not identical and member.entry.cast is None and not left_out:
             raise BundleRefused(
-                f"the weights of `{name}` come out with another digest than went in: the bundle is damaged",
+                f"the weights of `{name}` come out with another digest than was fused: the bundle is damaged",
                 hint="run `meteora-registry verify` on it",
             )
     return Extraction(name, target, identical, left_out)
@@ -90,7 +90,7 @@ def _member_factor(
     ``check_member`` found each of them in the bundle.
 
     Raises:
-        BundleRefused: it is of another shape than the member's header says.
+        BundleRefused: its shape differs from the member's header.
     """
     key = parse_key(entry.name)
     if key is None:
@@ -102,5 +102,5 @@ def _member_factor(
     else:
         factor = tensors.read_factor(path, names.TENSOR_B, rows).T
     if tuple(factor.shape) != entry.shape:
-        raise BundleRefused(f"`{entry.name}` is {tuple(factor.shape)}, its header says {entry.shape}")
+        raise BundleRefused(f"`{entry.name}` is {tuple(factor.shape)}, its header has {entry.shape}")
     return factor.to(TORCH_DTYPES[Dtype(entry.dtype)])

@@ -1,4 +1,4 @@
-"""One adapter on its way into a bundle: its two files, and what an inspection found in them."""
+"""An adapter as a member of a fuse: its two files and the facts that an inspection found in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..schemas.manifest import Origin
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What the fuser needs of one adapter.
+    """One adapter and the facts that a fuse needs.
 
     ``name`` is what the bundle will call it, ``adapter`` what people know it by (such as
     ``legal@3``). ``config_path`` and ``weights_path`` may have any name: the content store keeps
@@ -58,7 +58,7 @@ class Member:
         base: str | None,
         spelled_base: str | None,
     ) -> Self:
-        """The member that an inspection of its two files describes.
+        """Return the member that an inspection of its two files describes.
 
         Raises:
             AdapterRefused: its ranks and scalings cannot be worked out.
@@ -96,7 +96,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class MemberFiles:
-    """Where a member's own two files lie; their digests are checked before they are believed."""
+    """The paths of a member's own two files; their digests are checked before they are trusted."""
 
     config_path: Path
     weights_path: Path

@@ -1,10 +1,10 @@
-"""First values of a gate, before anybody fits it: reproducible from the members and a seed.
+"""First values of a gate, before a fit: reproducible from the members and a seed.
 
 ``arrow`` follows Ostapenko et al. ("Towards Modular LLMs by Building and Reusing a Library of
 LoRAs", arXiv 2405.11157): a member's row is the direction of the input that its delta amplifies
 most, the top right singular vector of B A; the gate scores |v . x|, hence the kind ``absolute``.
 ``normal`` draws small random rows, a start for training. Neither knows the tasks: a bundle made
-with either says that its gate is not fitted.
+with either records that its gate is not fitted.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _outer(rows: Tensor) -> Tensor:
 
 
 def normal_gate(path: str, members: int, in_features: int, *, seed: int) -> Tensor:
-    """Float32 ``[L, in]`` of N(0, 0.02^2), a function of seed and module path alone."""
+    """Return float32 ``[L, in]`` of N(0, 0.02^2), a function of seed and module path alone."""
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     # The legacy generator's stream is frozen for ever, the newer one's may change between releases.
     random = np.random.RandomState(np.frombuffer(digest, dtype=np.uint32))

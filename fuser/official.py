@@ -3,7 +3,7 @@
 There every module holds ``lora_A.weight [L*R, in]``, ``lora_B.weight [out, L*R]`` and
 ``moe_gate.weight [L, in]``, all members padded to one rank R, and each member's scaling is the
 alpha / r of a PEFT folder of its own. The layout has no names, ranks, alphas, top_k, temperature or
-base; the export writes them beside it, the import has to be told.
+base; the export writes them beside it, the import takes them as arguments.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _METADATA = {"format": "pt"}
 
 @dataclass(frozen=True, slots=True)
 class OfficialExport:
-    """What was written; ``losses`` says, in words, what the layout could not carry."""
+    """A finished export; ``losses`` are sentences on what the layout could not carry."""
 
     folder: Path
     rank: int
@@ -47,7 +47,7 @@ def export_official(bundle: Bundle, target: Path) -> OfficialExport:
     """Write a bundle in the authors' layout into a new folder.
 
     Raises:
-        BundleRefused: it is no bundle that this reader knows.
+        BundleRefused: it is not a bundle that this reader knows.
         UsageError: the target exists and is not empty.
     """
     rank = max(max(layout.ranks) for layout in bundle.config.layouts.values())
@@ -178,7 +178,7 @@ def _factor_specs(
 def _padded_factors(
     bundle: Bundle, layout: ModuleLayout, stored: ModuleTensors, index: int, rank: int
 ) -> tuple[Tensor, Tensor]:
-    """One member's A ``[R, in]`` and B ``[out, R]``, zero beyond its rank."""
+    """Return one member's A ``[R, in]`` and B ``[out, R]``, zero beyond its rank."""
     member, rows = bundle.config.members[index], layout.rows_of(index)
     A = torch.zeros(rank, stored.A.shape[1], dtype=stored.A.dtype)
     B = torch.zeros(stored.Bt.shape[1], rank, dtype=stored.Bt.dtype)
@@ -199,7 +199,7 @@ def _padded_factors(
 def lora_config(
     rank: int, alpha: float, targets: Sequence[str], base: str | None, task_type: str | None
 ) -> bytes:
-    """The ``adapter_config.json`` of a plain LoRA adapter."""
+    """Return the ``adapter_config.json`` of a plain LoRA adapter."""
     return canonical_json(
         {
             "base_model_name_or_path": base,
@@ -217,7 +217,7 @@ def lora_config(
 
 @dataclass(frozen=True, slots=True)
 class ImportedMember:
-    """What the layout does not say of a member: its name, its rank before padding, its alpha."""
+    """A member's facts that the layout lacks: its name, its rank before padding, its alpha."""
 
     name: str
     rank: int
@@ -229,7 +229,7 @@ class OfficialWeights:
 
     Raises:
         UsageError: two members have one name, or a name is malformed.
-        BundleRefused: the file is no such layout for this many members of these ranks.
+        BundleRefused: the file is not in that layout for this many members of these ranks.
     """
 
     def __init__(self, path: Path, members: Sequence[ImportedMember]) -> None:
@@ -246,12 +246,12 @@ class OfficialWeights:
         self.padded_rank = self._padded_rank()
 
     def write_adapters(self, folder: Path, *, base: str | None) -> list[Path]:
-        """Each member as a plain PEFT adapter of its own rank, in ``folder/<name>``."""
+        """Write each member as a plain PEFT adapter of its own rank into ``folder/<name>``."""
         with TensorFile(self._path, self._header) as file:
             return [self._write_adapter(file, index, folder, base) for index in range(len(self.members))]
 
     def gate(self, module: str) -> Tensor:
-        """A module's gate, float32 ``[L, in]``."""
+        """Return a module's gate, float32 ``[L, in]``."""
         with TensorFile(self._path, self._header) as file:
             return file.read(f"{self._modules[module]}.{_GATE}").to(torch.float32)
 
@@ -308,7 +308,7 @@ class OfficialWeights:
 
 
 def _official_modules(header: Header) -> dict[str, str]:
-    """The tensor prefix of every module path."""
+    """Return the tensor prefix of every module path."""
     found: dict[str, set[str]] = {}
     for entry in header.tensors:
         for tensor in (_A, _B, _GATE):

@@ -1,6 +1,6 @@
 """The plan of a fuse: pure, from headers and configs; no weight is read.
 
-Every reason why the members do not go together is collected, so that one run tells all of them.
+Every reason why the members do not go together is collected, so that one run shows all of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DTYPES: dict[DtypeName, Dtype] = {"float32": Dtype.F32, "float16": Dtype.F16, "
 
 @dataclass(frozen=True, slots=True)
 class BaseModules:
-    """What is known of the base: the shape of every linear module, and the new names of old ones.
+    """The base's modules: the shape of every linear one, and the new names of old ones.
 
     ``shapes`` maps a module path to ``(in_features, out_features)``.
     """
@@ -134,13 +134,13 @@ def _common_dtype(members: Sequence[Member]) -> Dtype:
 
 
 def _agreed(values: Iterable[str | None]) -> str | None:
-    """The one value that all who have one agree on."""
+    """Return the one value that all agree on who have one, or None."""
     stated = {value for value in values if value}
     return stated.pop() if len(stated) == 1 else None
 
 
 def looks_like_path(base: str) -> bool:
-    """Whether a base's name is a folder of somebody's machine and no Hub repository."""
+    """Return whether a base's name is a path on some machine, and not a Hub repository."""
     return base.startswith((".", "/", "~")) or "\\" in base or len(PurePosixPath(base).parts) > 2
 
 
@@ -164,7 +164,7 @@ def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
     conflicts = []
     for name, count in Counter(member.name for member in members).items():
         if count > 1:
-            message = f"the name `{name}` stands {count} times"
+            message = f"the name `{name}` occurs {count} times"
             remedy = "give each member a name of its own in the recipe"
             conflicts.append(_conflict([name] * count, "name", message, remedy))
     first_of: dict[tuple[str, str], str] = {}
@@ -289,7 +289,7 @@ def _too_large(size_bytes: int) -> Conflict:
 def _warnings(members: Sequence[Member], recipe: Recipe, base: str | None, size_bytes: int) -> Iterable[str]:
     if LARGE_BUNDLE_BYTES < size_bytes <= MAX_BUNDLE_BYTES:
         yield f"the bundle will have {size_bytes / 1e9:.1f} GB in one file, which some loaders read slowly"
-    # Taken for one base because somebody said so, here or when adding: worth a look all the same.
+    # One base because `--base` states so, here or in `add`: worth a look all the same.
     strangers = [(m.name, m.spelled_base) for m in members if m.spelled_base not in (None, base)]
     if base is not None and strangers:
         listed = ", ".join(f"`{name}` names `{spelled}`" for name, spelled in strangers)

@@ -51,8 +51,8 @@ def _require_digest(member: QuotedMember, what: str, found: Digest, expected: Di
 class SourceMember:
     """One member's own factors, read module by module by the bundle's module paths.
 
-    What it has and where follows from the manifest's quotation, which ``check_members`` compares with the
-    bundle and ``check_quotation`` with the file; only then are the factors read.
+    Its modules and their ranks follow from the manifest's quotation, which ``check_members`` compares with
+    the bundle and ``check_quotation`` with the file; only then are the factors read.
     """
 
     def __init__(self, member: QuotedMember, file: TensorFile) -> None:
@@ -83,7 +83,7 @@ class SourceMember:
     def read(self, path: str) -> MemberFactors | None:
         """Return the member's factors in a module, or None where it is absent.
 
-        Where the bundle says that it cast this member, the factors are cast likewise: the loss was
+        If the bundle records a cast of this member, the factors are cast likewise: the loss was
         asked for and recorded, and what is judged here is the arithmetic.
         """
         module = self._member.modules.get(path)

@@ -69,19 +69,19 @@ class TensorFile:
         return self._file.read(count)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in its own shape and element type.
+        """Read one tensor, in its own shape and element type.
 
         Raises:
-            SourceUnreadable: the file is shorter than its header says.
+            SourceUnreadable: the file is shorter than its header states.
         """
         entry = self._entries[name]
         return self._read(entry, entry.begin, entry.shape)
 
     def read_rows(self, name: str, rows: slice) -> Tensor:
-        """The rows ``rows.start`` to ``rows.stop`` of a matrix; the others are not read.
+        """Read the rows ``rows.start`` to ``rows.stop`` of a matrix, and no others.
 
         Raises:
-            SourceUnreadable: the file is shorter than its header says.
+            SourceUnreadable: the file is shorter than its header states.
         """
         entry = self._entries[name]
         row_bytes = (entry.end - entry.begin) // entry.shape[0]
@@ -98,7 +98,7 @@ class TensorFile:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy."""
+    """Return the bytes of a contiguous CPU tensor, without a copy."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -126,7 +126,7 @@ class WeightsWriter:
     ) -> None:
         self._file.close()
         if kind is None and (missing := next(self._specs, None)) is not None:
-            raise ValueError(f"`{missing.name}` stands in the header and was never written")
+            raise ValueError(f"`{missing.name}` is in the header and was never written")
 
     @property
     def sha256(self) -> Digest:

@@ -1,8 +1,8 @@
-"""Verifying a bundle at one of two levels, and the record of it.
+"""The verifier of bundles, at one of two levels, and its record.
 
-``integrity`` looks at the bundle alone; ``source`` also works out what the members' own files give.
-A verification that finds something wrong fails; one that could not check what its level asks for is
-inconclusive. Memory holds one module; every file is read about twice, for digests and for tensors.
+``integrity`` looks at the bundle alone; ``source`` also computes what the members' own files give. A
+verification that finds a problem fails; one that could not check everything at its level is inconclusive.
+Memory holds one module; every file is read about twice, for digests and for tensors.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def verify_bundle(
 
     Args:
         folder: the bundle.
-        level: how far to go.
+        level: which checks to make.
         sources: the members' own files by member name, for level source. A member that is not
             named, or whose files are not those of the manifest, is looked for in ``experts/``.
         renamed: what the base calls module paths of old adapters, from the base itself. Without
-            it a bundle that renames modules is taken at its word, and level source is inconclusive.
+            it the renaming of a bundle's modules is not checked, and level source is inconclusive.
         with_triton: also run the Triton kernels: on a GPU, else one module in Triton's interpreter.
         progress: called with (modules done, modules in all).
 
@@ -83,7 +83,7 @@ def verify_bundle(
 
 
 def available_backends(dtype: torch.dtype) -> tuple[list[Backend], list[BackendNotRun]]:
-    """The backends of this machine, in float32 and in the bundle's own element type."""
+    """Return the backends of this machine, in float32 and in the bundle's own element type."""
     dtypes = [torch.float32] if dtype == torch.float32 else [torch.float32, dtype]
     run = [Backend("cpu", torch.device("cpu"), dtype) for dtype in dtypes]
     if torch.cuda.is_available():
@@ -94,7 +94,7 @@ def available_backends(dtype: torch.dtype) -> tuple[list[Backend], list[BackendN
 
 @dataclass(slots=True)
 class _Run:
-    """One verification under way: what was found so far."""
+    """One verification in progress and its findings so far."""
 
     bundle: Bundle
     level: Level
@@ -159,7 +159,7 @@ class _Run:
     def _open_sources(
         self, stack: ExitStack, sources: Mapping[str, MemberFiles]
     ) -> list[SourceMember] | None:
-        """Every member's own files, or None with the reason noted when one is not to be had."""
+        """Open every member's own files; return None, and note the reason, if one cannot be found."""
         opened = [
             self._open_source(stack, member, sources.get(member.name)) for member in self.bundle.members
         ]
@@ -188,7 +188,7 @@ class _Run:
             try:
                 source = open_source_member(member, candidate.config_path, candidate.weights_path)
             except MeteoraError as error:
-                # A witness that is not the one named proves nothing, for or against.
+                # Other files than those of the manifest prove nothing, for or against.
                 reason = str(error)
                 continue
             self.problems += source.check_quotation()

@@ -34,7 +34,7 @@ from .slots import Slots, check_range
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One adapter with those who chose it.
+    """One adapter with the tokens that chose it.
 
     Attributes:
         rows: the adapter's rows in the storage.

@@ -1,19 +1,19 @@
 """Triton kernels of routed LoRA: no sort, no atomics, static grids, nothing read on the host.
 
 A tile of tokens visits the adapters its tokens selected, in ascending order, by taking the least selected
-adapter above the last one: adapters nobody in the tile chose are never touched, and every sum has one
+adapter above the last one: adapters that no token of the tile chose are never touched, and every sum has one
 fixed order, so that repeated runs are bit-identical and every launch fits a CUDA graph.
 
 Rows past an adapter's rank, up to the tile's width, are its neighbour's: they are read (clamped to the
 storage) and dropped when z is stored, so that no loaded rank masks the inner loop. That relies on finite
 factors. An adapter index outside 0 .. L - 1 is never visited: it adds nothing and reads nothing.
 
-Sums are fp32. Partial sums over d stand in planes ``[S, ...]`` that the consumer adds up. Triton's
+Sums are fp32. Partial sums over d are kept in planes ``[S, ...]`` that the consumer adds up. Triton's
 interpreter computes garbage with bf16, hence ``UPCAST``. Shapes are those of ``layout.py``; v is x or dO,
 W is A or Bt, d their features.
 """
 
-# Triton's language has no types for pointers, and a kernel's parameters are no Python values.
+# Triton's language has no types for pointers, and a kernel's parameters are not Python values.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
 

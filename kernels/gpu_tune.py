@@ -28,7 +28,8 @@ from .layout import Layout, layout_of
 from .reference import TOLERANCES, reference_routed_lora, relative_error
 from .routing import Gate, Routing
 
-# The kernels worth tuning, and what of a row they read; the others take microseconds whatever the row.
+# The kernels worth tuning, with the fields of a row that they read; the others take microseconds with any
+# row.
 TUNED: dict[str, dict[str, tuple[int, ...]]] = {
     "shrink": {
         "tokens": (16, 32, 64, 128),

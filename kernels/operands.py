@@ -1,7 +1,7 @@
-"""The door of the kernels: every shape and dtype is checked here once, nothing behind it checks again.
+"""The checks of the kernels' operands: every shape and dtype is checked here once, and nowhere behind.
 
-No value is read here. On the CPU the selection's are read anyway, and checked, where they are first used; on
-a GPU that would stop the host until the device catches up, and the Triton kernels visit no adapter that does
+No value is read here. On the CPU the selection's values are read, and checked, at their first use; on a GPU
+that would stop the host until the device catches up, and the Triton kernels visit no adapter that does
 not exist.
 """
 
@@ -58,7 +58,7 @@ def check_factors(x: Tensor, A: Tensor, Bt: Tensor, offsets: Sequence[int]) -> N
 
 
 def check_gate_serves(gate: Tensor, bias: Tensor | None, x: Tensor, *, adapters: int) -> None:
-    """Refuse a gate [L, h] that chooses among other adapters than there are, or stands elsewhere than x.
+    """Refuse a gate [L, h] that chooses among other adapters than there are, or is on another device than x.
 
     Raises:
         ValueError: naming both numbers, or both devices.

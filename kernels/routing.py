@@ -1,9 +1,9 @@
 """Routing: which adapters serve each token, and with what weight.
 
-Kept apart from the kernels that multiply factors on purpose. A `Routing` can come from a linear's own gate,
-from the gate of another linear that shares its decision, or from a fixed choice, and the kernels cannot tell.
-Logits are fp32 whatever the model computes in: bf16 logits of 28 adapters tie often enough to change which
-adapter a token takes. Shapes are those of ``layout.py``.
+On purpose apart from the kernels that multiply factors. A `Routing` can come from a linear's own gate, from
+the gate of another linear that shares its decision, or from a fixed choice: the kernels treat all alike.
+Logits are fp32 in a model of any dtype: bf16 logits of 28 adapters tie often enough to change which adapter a
+token takes. Shapes are those of ``layout.py``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Gate:
 def gate_logits(
     x: Tensor, gate: Tensor, bias: Tensor | None = None, *, kind: str, eps: float = 1e-6
 ) -> Tensor:
-    """Return the gate's float32 logits [..., L], computed in fp32 whatever autocast says.
+    """Return the gate's float32 logits [..., L], computed in fp32 under any autocast.
 
     With ``G`` the gate and ``b`` the bias (0 without one): `linear` is ``G x + b``, `absolute` is
     ``|G x| + b``, `normalised` is ``G x / (||x|| + eps) + b``.

@@ -32,7 +32,7 @@ UNCHANGED = Unchanged.UNCHANGED
 
 @contextmanager
 def force_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Within the block every token goes to the member ``name``, in every module, with weight 1.
+    """Route every token to the member ``name`` within the block, in every module, with weight 1.
 
     Works on a ``PeftModel`` and on a transformers model with a loaded bundle, for the bundles that are
     active on entry. Blocks nest; leaving one, by an exception too, brings back what was before. A
@@ -48,7 +48,7 @@ def force_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 @contextmanager
 def uniform(model: nn.Module) -> Iterator[None]:
-    """Within the block every member serves every token, each with weight 1 / L; else as ``force_adapter``.
+    """Let every member serve every token within the block, each with weight 1 / L, as ``force_adapter`` does.
 
     Raises:
         UsageError: the model has no active bundle.
@@ -65,7 +65,7 @@ def _override(model: nn.Module, pass_for: Callable[[BundleRouter], RoutingPass])
 
 @contextmanager
 def replaced(attribute: Literal["rule", "override"], values: Mapping[BundleRouter, Any]) -> Iterator[None]:
-    """Within the block the routers have these values in an attribute, after it those of before."""
+    """Set an attribute of the routers to these values within the block, and restore it afterwards."""
     before = {router: getattr(router, attribute) for router in values}
     try:
         for router, value in values.items():
@@ -94,7 +94,7 @@ def route_as(
     temperature: float | None = None,
     abstain: float | Unchanged | None = UNCHANGED,
 ) -> Iterator[None]:
-    """Within the block the active bundles route by another rule; what is not stated stays their own.
+    """Route by another rule within the block; the active bundles keep their own for what is not stated.
 
     Blocks nest. A cache belongs to the rule it was begun under: a request that began in the block ends in
     it, and so does a backward pass that recomputes its forward. A scope without decisions has no use for
@@ -123,7 +123,7 @@ def route_as(
 
 
 def active_routers(model: nn.Module) -> list[BundleRouter]:
-    """The routers of a model's active bundles; of a ``PeftModel`` or a transformers model.
+    """Return the routers of a model's active bundles; of a ``PeftModel`` or a transformers model.
 
     Raises:
         UsageError: there is none.
@@ -142,7 +142,7 @@ def active_routers(model: nn.Module) -> list[BundleRouter]:
 
 
 def only_router(model: nn.Module) -> BundleRouter:
-    """The router of a model's one active bundle.
+    """Return the router of a model's one active bundle.
 
     Raises:
         UsageError: there is none, or more than one.
@@ -159,7 +159,7 @@ def only_router(model: nn.Module) -> BundleRouter:
 
 @contextmanager
 def routing(model: nn.Module) -> Iterator[RoutingRecord]:
-    """Within the block what the model's one active bundle routes is written down, in the record given.
+    """Record within the block how the model's one active bundle routes; the block gets the record.
 
     Blocks nest; the innermost alone is written.
 

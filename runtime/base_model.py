@@ -45,7 +45,7 @@ _HINT = "name the folder that holds the base's `config.json`"
 
 
 def check_base_config(folder: Path) -> None:
-    """Refuse a base, its folder or its config, that cannot be one, or asks for more than any model has.
+    """Refuse a base, its folder or its config, that cannot be a base, or asks for more than any model has.
 
     Raises:
         SourceUnreadable: it is missing, not a JSON object, or out of bounds.
@@ -145,7 +145,7 @@ def _words_of(error: BaseException) -> str:
 
 
 def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
-    """What one of transformers' auto classes makes of a base's name or folder; no code of it is run.
+    """Load a base's part by name or folder with one of transformers' auto classes; no code of it is run.
 
     Raises:
         SourceUnreadable: there is nothing there that transformers can read.
@@ -161,14 +161,14 @@ def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class OpenedBase:
-    """A base by name or folder, of which only config and tokenizer were read."""
+    """A base by name or folder: its config and tokenizer are read, its weights not yet."""
 
     name: str
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
 
     def load(self) -> PreTrainedModel:
-        """The model in the element type of its files, on the GPUs if there are any.
+        """Load the model in the element type of its files, on the GPUs if there are any.
 
         Raises:
             SourceUnreadable: it has no safetensors weights that transformers can load.
@@ -182,7 +182,7 @@ class OpenedBase:
 
 
 def open_base(name: str) -> OpenedBase:
-    """A base by its folder or its name on the Hub; no code of any repository is run.
+    """Open a base by its folder or its name on the Hub; no code of any repository is run.
 
     Raises:
         SourceUnreadable: it has no config or no tokenizer that transformers can read.
@@ -191,6 +191,6 @@ def open_base(name: str) -> OpenedBase:
 
 
 def context_of(config: PretrainedConfig) -> int | None:
-    """How many tokens the base takes at once; None where its config states no bound."""
+    """Return how many tokens the base takes at once; None if its config states no bound."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None

@@ -42,7 +42,7 @@ class LoadedBundle:
     tokenizer: PreTrainedTokenizerBase
     config: BundleConfig
 
-    # A text is a sequence of texts, too; the first signature that fits counts.
+    # A `str` is a sequence of `str` too; the first signature that fits counts.
     @overload
     def generate(  # type: ignore[overload-overlap]
         self, prompts: str, *, max_new_tokens: int = 128
@@ -108,7 +108,7 @@ def load_bundle(
     tokenizer = read_pretrained(AutoTokenizer, named)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
-        # Masked out wherever it stands, so any token will do.
+        # Always masked out, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return LoadedBundle(PeftModel.from_pretrained(model, bundle.folder).eval(), tokenizer, bundle.config)
 
@@ -133,7 +133,7 @@ def generate(
     Raises:
         UsageError: there are no prompts, or the model's scope cannot decide for them.
     """
-    # A text is a sequence of texts, too: of its characters.
+    # A `str` is a sequence too, of its characters.
     if isinstance(prompts, str):
         return generate(loaded, [prompts], max_new_tokens=max_new_tokens)[0]
     if not prompts:
@@ -150,7 +150,7 @@ def generate_ids(
     max_new_tokens: int,
     stopping_criteria: StoppingCriteriaList | None = None,
 ) -> Tensor:
-    """The tokens of each prompt and its greedy answer, int64 ``[B, T + N]``, padded behind an early end."""
+    """Generate greedily: each prompt with its answer, int64 ``[B, T + N]``, padded behind an early end."""
     with torch.no_grad():
         ids: Tensor = loaded.model.generate(  # type: ignore[no-untyped-call]  # PEFT leaves it untyped
             **batch,

@@ -26,7 +26,7 @@ _SHOWN_PROBLEMS = 5
 
 
 def layers_with(model: nn.Module, adapter_name: str) -> dict[str, MeteoraLayer]:
-    """The layers that a bundle was injected into, by module path."""
+    """Return the layers that a bundle was injected into, by module path."""
     return {
         name.removeprefix(TENSOR_PREFIX): module
         for name, module in model.named_modules()
@@ -35,16 +35,16 @@ def layers_with(model: nn.Module, adapter_name: str) -> dict[str, MeteoraLayer]:
 
 
 def allocate_for(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor], *, on_base: bool) -> None:
-    """Check the tensors that are about to be loaded, and make room for them in their own dtypes.
+    """Check the tensors that are about to be loaded, and allocate them in their own dtypes.
 
     Args:
         model: carries the bundle's layers.
         adapter_name: PEFT's name of the bundle.
         found: what the file or the state dict has, by its names; only shapes and dtypes are read.
-        on_base: make the room on the base layers' devices, else leave it on the meta device.
+        on_base: allocate on the base layers' devices; otherwise on the meta device.
 
     Raises:
-        BundleRefused: a tensor is missing, unexpected or mis-shaped, or has a dtype that no bundle has.
+        BundleRefused: a tensor is missing, unexpected or mis-shaped, or has a dtype that bundles do not have.
     """
     layers = layers_with(model, adapter_name)
     found = {name.removeprefix(TENSOR_PREFIX): tensor for name, tensor in found.items()}
@@ -141,7 +141,7 @@ _DTYPES = {
 
 
 class CheckedLoad:
-    """Stands in for one model's ``_load_pretrained_model`` during one load."""
+    """A replacement of one model's ``_load_pretrained_model`` during one load."""
 
     def __init__(self, model: nn.Module, adapter_name: str) -> None:
         self.model = model
@@ -153,7 +153,8 @@ class CheckedLoad:
         found = kwargs.get("state_dict") or _headers_of(kwargs.get("checkpoint_files") or ())
         allocate_for(self.model, self.adapter_name, found, on_base=False)
         result = getattr(self.model, _HOOKED)(*args, **kwargs)
-        # Some architectures name modules that are to be float32 whatever the rest is, and theirs too.
+        # Some architectures keep named modules in float32 whatever the rest is, and the bundle's tensors in
+        # them too.
         restore_dtypes(self.model, self.adapter_name, found)
         for layer in layers_with(self.model, self.adapter_name).values():
             layer._freeze_non_trainable_peft_weights(self.adapter_name)
@@ -161,13 +162,13 @@ class CheckedLoad:
 
 
 def check_next_load(model: nn.Module, adapter_name: str) -> None:
-    """Have the next load into ``model`` checked, if it is transformers that loads."""
+    """Check the next load into ``model``, if transformers is what loads."""
     if hasattr(model, _HOOKED):
         model.__dict__[_HOOKED] = CheckedLoad(model, adapter_name)
 
 
 def release(model: nn.Module) -> None:
-    """Let loads into ``model`` be as they were."""
+    """Restore transformers' own loading of ``model``."""
     model.__dict__.pop(_HOOKED, None)
 
 
@@ -188,7 +189,7 @@ def _header_of(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise SourceUnreadable(f"`{path}` cannot be read: {error.strerror or 'no such file'}") from error
     except SafetensorError as error:
-        raise BundleRefused(f"`{path.name}` is no safetensors file: {error}") from error
+        raise BundleRefused(f"`{path.name}` is not a safetensors file: {error}") from error
 
 
 def _like(shape: list[int], dtype: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""The bundle's config as PEFT knows it: a ``PeftConfig`` that is checked by the schema when it is made.
+"""The bundle's config as a ``PeftConfig``, checked by the schema when it is made.
 
 PEFT passes the keys of ``adapter_config.json`` as keyword arguments and writes the fields back when it
 saves, so the fields here are plain JSON values; everything else reads ``bundle``, the checked document.
@@ -17,7 +17,7 @@ from ..schemas.bundle import IMPORTED, PEFT_TYPE, BundleConfig, Fitting, check_r
 
 
 class GateNotFittedWarning(UserWarning):
-    """A bundle was loaded whose gate has only its first values, so its routing means nothing yet."""
+    """The gate of a loaded bundle is not fitted, so its routing means nothing yet."""
 
 
 class MeteoraPeftType(str, Enum):  # noqa: UP042 (PEFT shows the type by what follows the dot of `str()`)
@@ -31,7 +31,7 @@ class MeteoraConfig(PeftConfig):
     """The keys of a bundle's ``adapter_config.json``; ``bundle`` is their checked form.
 
     Raises:
-        BundleRefused: no bundle, another format, or a required feature that this reader does not know.
+        BundleRefused: not a bundle, another format, or a required feature that this reader does not know.
         InvalidDocument: a field breaks the schema.
     """
 
@@ -61,12 +61,12 @@ class MeteoraConfig(PeftConfig):
 
 
 def warn_unless_fitted(bundle: BundleConfig, adapter_name: str) -> None:
-    """Say once for this load that nobody fitted the gate, or that nobody knows, and what to do about it."""
+    """Warn once per load that the gate is not fitted, or may not be, and what to do about it."""
     fitted = bundle.gate.fitted
     if not isinstance(fitted, Fitting):
         state = f"is not fitted: which of its {len(bundle.members)} members a token takes means nothing yet"
     elif fitted.method == IMPORTED:
-        state = "came with another layout, which does not say whether it was fitted, or on what"
+        state = "came with another layout, which does not state whether it was fitted, or on what"
     else:
         return
     warnings.warn(

@@ -1,7 +1,7 @@
-"""One bundle's routing on one model: what its layers ask, and what each forward pass begins with.
+"""One bundle's routing on one model: its answers to the bundle's layers, and the start of each forward pass.
 
-A router is shared by all layers of its bundle. Before each forward pass of the model it is told of the
-call and sets up the pass: by the bundle's scope, unless a member is forced or another rule stands in.
+All layers of a bundle share its router. Before each forward pass of the model the router gets the call and
+sets up the pass: by the bundle's scope, unless a member is forced or another rule holds.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ SCOPE_ROUTINGS: dict[Scope, ScopeRouting] = {
 
 
 class BundleRouter:
-    """Routes for one bundle.
+    """The router of one bundle.
 
     Attributes:
         layers: the bundle's layers by module path.
-        rule: the bundle's own, or the one that stands in for it.
+        rule: the bundle's own, or the one that `route_as` set.
         override: the pass that replaces every other while a block of code forces it, such as that of one
             member.
-        observed: the pass of the plain base, while one is under way.
-        record: where routings are written down, while somebody asked for them.
+        observed: the pass of the plain base, while it runs.
+        record: where routings are recorded, within a `routing` block.
     """
 
     def __init__(self, adapter_name: str, bundle: BundleConfig) -> None:
@@ -98,19 +98,19 @@ class BundleRouter:
         return self.adapter_name in next(iter(self.layers.values())).meteora_plans
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
-        """What serves the tokens x [..., in] of a module: its gate, a routing, or no member at all."""
+        """Return what serves a module's tokens x [..., in]: its gate, a routing, or None for no member."""
         choice = (self.observed or self.override or self._current).choose(path, x, gate)
         if isinstance(choice, Routing):
-            self._write_down(path, choice)
+            self._record_routing(path, choice)
         return choice
 
     def report(self, path: str, routing: Routing) -> None:
         """Pass on the decision of a module's gate, and record it."""
         (self.override or self._current).report(path, routing)
-        self._write_down(path, routing)
+        self._record_routing(path, routing)
 
     def needs_evidence(self, call: ForwardCall) -> bool:
-        """Whether the plain base has to look at the call's tokens before the routed pass."""
+        """Return whether the plain base has to read the call's tokens before the routed pass."""
         if self.override is not None or not self.rule.decides_ahead:
             return False
         return self._kept_for(call) is None or self.rule.observes_answers
@@ -139,10 +139,10 @@ class BundleRouter:
         return decide(self.rule, evidence.mean, call.stretch)
 
     def _kept_for(self, call: ForwardCall) -> RequestDecision | None:
-        """What the call's cache remembers of this bundle; None for new sequences.
+        """Return what the call's cache remembers of this bundle; None for new sequences.
 
         Raises:
-            UsageError: the sequences have begun, but not under this bundle's present rule.
+            UsageError: the sequences were begun, but not under this bundle's present rule.
         """
         if call.is_new:
             return None
@@ -160,6 +160,6 @@ class BundleRouter:
     def _idle_pass(self) -> RoutingPass:
         return SCOPE_ROUTINGS[self.rule.scope].idle(self._by_token)
 
-    def _write_down(self, path: str, routing: Routing) -> None:
+    def _record_routing(self, path: str, routing: Routing) -> None:
         if self.record is not None and self.observed is None:
             self.record.add(path, routing)

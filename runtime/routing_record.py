@@ -1,4 +1,4 @@
-"""Which member each token took, written down while a model runs."""
+"""A record of which member each token took while a model ran."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RoutingRecord:
     def __init__(self, members: tuple[str, ...]) -> None:
         self.members = members
         self._modules: dict[str, list[Routing]] = {}
-        self._written: set[str] = set()
+        self._recorded: set[str] = set()
         self._decision: RequestDecision | None = None
         self._batch, self._tokens = 1, 0
 
@@ -35,26 +35,26 @@ class RoutingRecord:
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """What was decided for whole requests or segments; empty in the scopes that decide by token."""
+        """The decisions for whole requests or segments; empty in the scopes that decide by token."""
         return () if self._decision is None else self._decision.describe(self.members, self._tokens)
 
     def begin(self, call: ForwardCall) -> None:
-        """A pass begins."""
+        """Start a pass."""
         if call.is_new:
             self._modules, self._decision, self._tokens = {}, None, 0
-        self._written = set()
+        self._recorded = set()
         self._batch, tokens = call.leading_shape
         self._tokens += tokens
 
     def decide(self, decision: RequestDecision) -> None:
-        """A scope that looks at whole requests has decided."""
+        """Keep the decision of a scope that decides ahead."""
         self._decision = decision
 
     def add(self, path: str, routing: Routing) -> None:
-        """Write down one module's routing; a layer that a backward pass recomputes adds nothing."""
-        if path in self._written:
+        """Record one module's routing; a layer that a backward pass recomputes adds nothing."""
+        if path in self._recorded:
             return
-        self._written.add(path)
+        self._recorded.add(path)
         k = routing.selection.shape[-1]
         selection, weights = (
             tensor.detach().reshape(self._batch, -1, k) for tensor in (routing.selection, routing.weights)

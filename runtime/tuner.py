@@ -31,7 +31,7 @@ from .loaded_tensors import allocate_for, check_next_load, release
 from .peft_config import MeteoraConfig, MeteoraPeftType, warn_unless_fitted
 from .router import BundleRouter
 
-# What is no linear layer, and the projection that torch's attention uses without ever calling it.
+# Not linear layers, and the projection that torch's attention uses without ever calling it.
 _NOT_CALLED_AS_LINEAR = (nn.Embedding, nn.MultiheadAttention, _ConvNd, NonDynamicallyQuantizableLinear)
 
 
@@ -66,7 +66,7 @@ class MeteoraModel(BaseTuner):
         """Put a bundle's layers into ``model``, or change nothing.
 
         Raises:
-            BundleRefused: the base lacks a module, or has something there that is no linear layer.
+            BundleRefused: the base lacks a module, or has something else than a linear layer there.
         """
         config: Any = self.peft_config[adapter_name]
         bundle: BundleConfig = config.bundle
@@ -125,7 +125,7 @@ class MeteoraModel(BaseTuner):
         yield
 
     def unload(self) -> nn.Module:
-        """The base model as it was, without layers and hooks."""
+        """Return the base model as it was, without layers and hooks."""
         base: nn.Module = super().unload()
         ModelHooks.remove(base)
         return base

@@ -20,7 +20,7 @@ from .modes import serve_as, serve_task
 from .tally import RoutingTally
 from .tasks import EvaluationOptions, Task, make_tasks
 
-# Told a mode, and how many of its items are answered.
+# Called with a mode, how many of its items are answered, and how many there are.
 Progress = Callable[[str, int, int], None]
 _PACKAGES = ("meteora-registry", "peft", "torch", "transformers")
 
@@ -38,9 +38,9 @@ def evaluate(
     Args:
         loaded: the bundle on its base.
         data: of every member.
-        options: modes, metrics, and how much is asked.
-        bundle: what the evaluation calls it.
-        progress: told how far it got.
+        options: modes, metrics, and how many items.
+        bundle: its name in the evaluation.
+        progress: called after each batch.
 
     Raises:
         UsageError: an option is out of range, or the bundle cannot serve in a mode.
@@ -78,7 +78,7 @@ class _Evaluator:
     _done: int = field(default=0)
 
     def score(self, mode: Mode) -> ModeScore:
-        """One mode on all tasks."""
+        """Score one mode on all tasks."""
         self._done = 0
         meter = Meter(self.loaded.model.device)
         tally = None if mode in UNROUTED else RoutingTally(self.loaded.config.names)

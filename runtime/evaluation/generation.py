@@ -20,7 +20,7 @@ from .tally import ReadTokens
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers to a batch, the tokens that were read for them, and how many were written."""
+    """The answers to a batch, the tokens read for them, and the number of tokens written."""
 
     texts: list[str]
     read: ReadTokens
@@ -36,7 +36,7 @@ class StopText(StoppingCriteria):
         self._prompt_tokens = prompt_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """Which rows end, bool ``[B]``."""
+        """Return which rows end, bool ``[B]``."""
         texts = _decode(self._tokenizer, input_ids[:, self._prompt_tokens :])
         return torch.tensor([self._stop in text for text in texts], device=input_ids.device)
 
@@ -44,7 +44,7 @@ class StopText(StoppingCriteria):
 def generate_answers(
     loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: int, stop: str | None, meter: Meter
 ) -> Answers:
-    """The answer to each prompt, up to ``stop``; the meter counts the time of the generation alone."""
+    """Answer each prompt, up to ``stop``; the meter counts the time of the generation alone."""
     tokenizer = loaded.tokenizer
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
     prompt_tokens = batch["input_ids"].shape[1]
@@ -78,7 +78,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
 
 
 def _before_end(written: Tensor, ends: Tensor) -> Tensor:
-    """The tokens of each answer before the one that ends it, bool ``[B, N]``."""
+    """Return the tokens of each answer before the one that ends it, bool ``[B, N]``."""
     is_end = torch.isin(written, ends.to(written.device))
     return is_end.long().cumsum(dim=1) == 0
 
@@ -90,7 +90,7 @@ def _ends_of(loaded: LoadedBundle) -> Tensor:
 
 
 def _tokens_until(stop: str, ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens stand before the one that completes ``stop``."""
+    """Return how many tokens precede the one that completes ``stop``."""
     return next(count for count in range(len(ids)) if stop in _decode(tokenizer, ids[None, : count + 1])[0])
 
 
@@ -100,7 +100,7 @@ _RESET_PEAK = "5"
 
 
 class Meter:
-    """Counts over one mode; memory from when it was made."""
+    """The cost of one mode: time, tokens, and the peak of memory since the meter was made."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -110,7 +110,7 @@ class Meter:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the time of a block, to the end of what it left on the device."""
+        """Count the time of a block, to the end of its work on the device."""
         self._synchronise()
         began = time.perf_counter()
         yield
@@ -123,7 +123,7 @@ class Meter:
         self._new_tokens += new_tokens
 
     def result(self) -> Cost:
-        """What it came to."""
+        """Return the totals."""
         return Cost(
             seconds=round(self._seconds, 3),
             prompt_tokens=self._prompt_tokens,
@@ -138,7 +138,7 @@ class Meter:
 
 
 def _reset_peak(device: torch.device) -> bool:
-    """Whether the peak from here on can be told from what was before."""
+    """Reset the peak of the memory in use; return whether the system could."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

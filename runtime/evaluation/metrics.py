@@ -24,7 +24,7 @@ _CLOSING = "\"'`)]}*.,:;!?\u201d\u2019"
 
 
 def judge_of(metric: Metric, labels: Iterable[str]) -> Judge:
-    """What judges the answers of one task.
+    """Return the judge of one task's answers.
 
     Args:
         metric: the measure.

@@ -1,4 +1,4 @@
-"""Who serves the tokens while a mode answers."""
+"""The modes of an evaluation: which members serve the tokens while a mode answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SCOPES: Mapping[str, Scope] = {scope: scope for scope in get_args(Scope)}
 
 
 def serve_as(loaded: LoadedBundle, mode: Mode) -> AbstractContextManager[None]:
-    """Within the block the model answers in a mode; in that of the member within ``serve_task``."""
+    """Let the model answer in a mode within the block; for ``member`` see ``serve_task``."""
     model = loaded.model
     if mode in _SCOPES:
         return route_as(model, scope=_SCOPES[mode])
@@ -40,13 +40,13 @@ def serve_as(loaded: LoadedBundle, mode: Mode) -> AbstractContextManager[None]:
 
 
 def serve_task(loaded: LoadedBundle, mode: Mode, member: str) -> AbstractContextManager[None]:
-    """Within the block items of the task of ``member`` are answered, by it alone where the mode says so."""
+    """Answer items of the task of ``member`` within the block: in the mode ``member`` by it alone."""
     return force_adapter(loaded.model, member) if mode == "member" else nullcontext()
 
 
 @contextmanager
 def arrow(model: nn.Module) -> Iterator[None]:
-    """Within the block the active bundle routes by arrow's gates, whatever gates it has of its own.
+    """Route the active bundle by arrow's gates within the block, in place of its own.
 
     A member's row is the direction that its delta amplifies most, worked out of the factors, and every module
     decides for every token (Ostapenko et al., arXiv 2405.11157). ``top_k`` and temperature stay the bundle's.
@@ -71,12 +71,12 @@ def arrow(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _OwnGatesPass(RoutingPass):
-    """Every module decides for itself, by gates that stand in for the bundle's."""
+    """A pass in which every module decides by another gate than the bundle's."""
 
     gates: Mapping[str, Gate]
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate:
-        """The gate that stands in."""
+        """Return the module's other gate."""
         return self.gates[path]
 
 

@@ -18,7 +18,8 @@ from ...kernels.routing import Routing
 from ...schemas.evaluation import PositionAccuracy, RoutingAccuracy
 from ...schemas.trace import ModulePlace
 
-# Places of the prompt, and of the answer, that are told apart; what stands later counts elsewhere.
+# Positions of the prompt, and of the answer, that are counted one by one; later ones count in the totals
+# only.
 MAX_POSITIONS = 128
 
 Counts = npt.NDArray[np.float64]
@@ -86,7 +87,7 @@ class RoutingTally:
         return found
 
     def result(self) -> RoutingAccuracy:
-        """What the counts come to; every task weighs the same but in ``positions``."""
+        """Return the accuracies; every task has the same weight except in ``positions``."""
         asked = self._tokens > 0
         modules = {
             path: float((hits[asked] / self._tokens[asked]).mean()) for path, hits in self._hits.items()

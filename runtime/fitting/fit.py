@@ -1,7 +1,7 @@
 """Fitting every gate of a bundle: one pass of the plain base over the data, then one small solve per input.
 
-The base alone is what is watched: with the right adapter forced, its deltas mark the inputs of later
-modules with the very label that is to be learned, and routed for itself the model knows no such mark.
+Only the base alone is observed. With the right adapter forced, its deltas would mark the inputs of later
+modules with the very label that is to be learned, and a routed model has no such mark.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .task_data import TaskData
 MAX_MEMORY_BYTES = 4 << 30
 _EPS = 1e-6
 
-# Told the name of a step and how much of it is done.
+# Called with the name of a step, how much of it is done, and how much there is.
 Advance = Callable[[str, int, int], None]
 
 
@@ -83,7 +83,7 @@ class FitOptions:
 
     @property
     def settings(self) -> TokenSettings:
-        """What statistics must have in common to be added."""
+        """The settings that statistics must share to be added."""
         return TokenSettings(
             kind=self.kind,
             eps=_EPS,
@@ -107,7 +107,7 @@ class FittedGates:
     fitting: Fitting
 
     def describe(self, scope: Scope) -> Gate:
-        """What a bundle's config says of these gates where one decision of them serves ``scope``."""
+        """Return the part of a bundle's config for these gates, if one decision of them serves ``scope``."""
         return Gate(
             kind=self.kind,
             scope=scope,
@@ -140,10 +140,10 @@ def fit_gates(
         config: of the bundle, for its members and modules.
         data: of the members. One that the statistics have already may be missing; if it is there, it must
             be the same.
-        options: how; by default as measured best.
-        statistics: a file of statistics. If it exists the members in it are taken from there; what was
-            worked out is kept in it.
-        advance: told how far it got.
+        options: how; the defaults are those measured best.
+        statistics: a file of statistics. If it exists the members in it are taken from there; the new
+            sums are kept in it.
+        advance: called after each batch and each solved input.
 
     Raises:
         UsageError: the model carries adapters, or a module has more inputs than a gate can be fitted for.
@@ -203,13 +203,13 @@ def _check_features(inputs: Sequence[ModuleInput]) -> None:
 def _known_members(
     old: StatisticsFile | None, config: BundleConfig, data: Mapping[str, TaskData]
 ) -> dict[str, StatisticsMember]:
-    """The members whose part the statistics have, by name."""
+    """Return the members whose part the statistics have, by name."""
     if old is None:
         return {}
     known = {part.member: part for part in old.description.members}
     if strangers := sorted(known.keys() - set(config.names)):
         raise DataRefused(
-            f"the statistics have data of `{strangers[0]}`, which is no member of the bundle",
+            f"the statistics have data of `{strangers[0]}`, which is not a member of the bundle",
             hint="their sums cannot be taken apart: fit without them, with the data of every member",
         )
     for name, part in known.items():

@@ -33,7 +33,7 @@ class Moments:
 
 
 def split_inputs(inputs: Sequence[ModuleInput], max_bytes: int) -> Iterator[tuple[ModuleInput, ...]]:
-    """The inputs in groups whose second moments have at most ``max_bytes``; a larger one stands alone."""
+    """Group the inputs so that a group's second moments have at most ``max_bytes``; a larger one is alone."""
     group: list[ModuleInput] = []
     size = 0
     for each in inputs:
@@ -56,7 +56,7 @@ def collect_moments(
     scale_input: Callable[[Tensor], Tensor],
     progress: Progress | None = None,
 ) -> dict[str, Moments]:
-    """The moments of these inputs by source, in one pass of the base over the batches.
+    """Sum the moments of these inputs, by source, in one pass of the base over the batches.
 
     Args:
         base: the plain base.
@@ -127,5 +127,5 @@ class _Sums:
         return self._moments
 
     def moments(self) -> Moments:
-        """What was summed up so far."""
+        """Return the sums so far."""
         return self._on(torch.device("cpu"))

@@ -1,7 +1,7 @@
 """The file of statistics: what a later fit needs of the members' data, without the data.
 
-Nothing in it is believed: the description is checked against the tensors that are there, sizes are bounded
-before anything is read, and one input is in memory at a time.
+The file is not trusted: the description is checked against the tensors, sizes are bounded before anything is
+read, and one input is in memory at a time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StatisticsFile:
 
         Raises:
             SourceUnreadable: it is missing or cannot be read.
-            DataRefused: it is no file of statistics, or a damaged one.
+            DataRefused: it is not a file of statistics, or a damaged one.
         """
         self._path = path
         header = _header_of(path)
@@ -66,7 +66,7 @@ class StatisticsFile:
         self._file.__exit__(kind, error, trace)
 
     def check_fits(self, base_sha256: Digest, settings: TokenSettings) -> None:
-        """Pass if they were made with this base in this way.
+        """Check that they were made with this base and these settings.
 
         Raises:
             DataRefused: they were not.
@@ -87,7 +87,7 @@ class StatisticsFile:
             )
 
     def input_of(self, wanted: ModuleInput) -> StatisticsInput:
-        """The input that one of these modules reads.
+        """Return the input that one of these modules reads.
 
         Raises:
             DataRefused: the file has none, or of another size.
@@ -102,7 +102,7 @@ class StatisticsFile:
         return found
 
     def read(self, wanted: ModuleInput) -> Moments:
-        """The moments of an input, the means in the order of the description's members."""
+        """Read the moments of an input, the means in the order of the description's members."""
         source = self.input_of(wanted).source
         return Moments(
             self._file.read(statistics_tensor(source, TENSOR_MEANS)),
@@ -165,11 +165,11 @@ class StatisticsWriter:
 
 
 def names_in(path: Path) -> tuple[str, ...]:
-    """The members whose part a file of statistics has; none if there is no file.
+    """Return the members whose part a file of statistics has; empty if the file is missing.
 
     Raises:
         SourceUnreadable: it cannot be read.
-        DataRefused: it is no file of statistics, or a damaged one.
+        DataRefused: it is not a file of statistics, or a damaged one.
     """
     if not path.exists():
         return ()
@@ -178,10 +178,10 @@ def names_in(path: Path) -> tuple[str, ...]:
 
 
 def digest_of_base(base: PreTrainedModel) -> Digest:
-    """A digest that another base of the same architecture does not have.
+    """Return a digest that tells apart bases of one architecture.
 
     Of every parameter's name, shape and element type, and its first values: an edited copy that differs
-    elsewhere alone is not told apart, but no weights are read for it.
+    elsewhere alone has the same digest, but no weights are read for it.
     """
     lines = []
     for name, parameter in base.named_parameters():
@@ -198,7 +198,7 @@ def merge_moments(
     new_names: Sequence[str],
     members: Sequence[str],
 ) -> Moments:
-    """The moments of the members in their order, from those of two disjoint sets of them."""
+    """Merge the moments of two disjoint sets of members, in the order of ``members``."""
     rows: dict[str, Tensor] = {}
     for moments, names in ((old, old_names), (new, new_names)):
         if moments is not None:
@@ -226,7 +226,7 @@ def _header_of(path: Path) -> Header:
 def _description_of(header: Header, path: Path) -> StatisticsDescription:
     text = header.metadata.get(STATISTICS_KEY)
     if text is None:
-        raise DataRefused(f"`{path}` holds no statistics: it has no `{STATISTICS_KEY}` in its metadata")
+        raise DataRefused(f"`{path}` does not hold statistics: it has no `{STATISTICS_KEY}` in its metadata")
     try:
         return StatisticsDescription.from_bytes(
             text.encode("utf-8"), what=path.name, max_bytes=len(header.text)

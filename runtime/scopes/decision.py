@@ -1,4 +1,4 @@
-"""What the scopes that look at a whole request decide, and keep with its cache."""
+"""Decisions of the scopes that decide ahead: made for whole requests and kept with their caches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Stretch:
 
     Attributes:
         own: bool [B, T], False where a token is padding.
-        prompt: bool [B, T], the tokens that the request consists of; the others are its answer.
-        has_prompt: False where all tokens go on with sequences that have begun.
+        prompt: bool [B, T], the request's own tokens; the others are its answer.
+        has_prompt: False if all tokens continue sequences that were begun earlier.
     """
 
     own: Tensor
@@ -28,14 +28,15 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one decision came to, in words.
+    """One decision, by name.
 
     Attributes:
         sequence: the row of the batch.
         start: the first token that it serves; padding counts.
         end: the token after the last.
-        members: who serves, best first, with ``weights``; empty where the base alone does. Of a segment the
-            most likely one alone, although with ``top_k`` above 1 its tokens share their weight with others.
+        members: those that serve, best first, with ``weights``; empty if the base alone does. Of a segment
+            the most likely one alone, although with ``top_k`` above 1 its tokens share their weight with
+            others.
         confidence: the geometric mean posterior, over modules and tokens, of the most likely member.
     """
 
@@ -48,33 +49,33 @@ class Decision:
 
 
 class RequestDecision(Protocol):
-    """What was decided for the sequences of one cache; kept as long as the cache is."""
+    """The decisions for the sequences of one cache; kept as long as the cache is."""
 
     @property
     def rule(self) -> RoutingRule:
-        """The rule that it was decided by."""
+        """The rule that decided."""
         ...
 
     @property
     def sequences(self) -> int:
-        """How many there are."""
+        """The number of sequences."""
         ...
 
     def select(self, rows: Tensor) -> Self:
-        """The same for other rows: row i becomes row ``rows[i]``, int64 [B']."""
+        """Return the decisions of other rows: row i becomes row ``rows[i]``, int64 [B']."""
         ...
 
     def advance(self, past_tokens: int | None, log_posterior: Tensor | None) -> Self:
-        """The same after more tokens behind the first ``past_tokens``.
+        """Return the decisions after more tokens behind the first ``past_tokens``.
 
-        ``log_posterior`` [B, T, L] is their evidence, where the scope asks for it.
+        ``log_posterior`` [B, T, L] is their evidence, if the scope needs it.
         """
         ...
 
     def begin(self, stretch: Stretch, by_token: TokenPass) -> RoutingPass:
-        """The pass over the latest tokens."""
+        """Return the pass over the latest tokens."""
         ...
 
     def describe(self, members: tuple[str, ...], tokens: int) -> tuple[Decision, ...]:
-        """Every decision so far, of sequences that have this many tokens by now."""
+        """Return every decision so far, of sequences that have this many tokens by now."""
         ...

@@ -39,12 +39,12 @@ class RoutingPass(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ObservedPass(RoutingPass):
-    """The plain base: no member adds anything, and the gates' opinions of its activations are gathered."""
+    """The plain base's pass: no member adds anything, and the gates' evidence is gathered."""
 
     evidence: Evidence
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> None:
-        """Nothing serves any token."""
+        """Return None: no member serves any token."""
         if gate is not None:
             self.evidence.add(path, gate_logits(x, gate.weight, gate.bias, kind=gate.kind, eps=gate.eps))
 
@@ -56,7 +56,7 @@ class ForcedPass(RoutingPass):
     member: int
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
-        """The member, whatever the token."""
+        """Return the member, whatever the token."""
         return route_to(self.member, x.shape[:-1], x.device)
 
 
@@ -67,7 +67,7 @@ class UniformPass(RoutingPass):
     members: int
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
-        """All of them."""
+        """Return a routing to all of them."""
         shape = (*x.shape[:-1], self.members)
         everyone = torch.arange(self.members, device=x.device).expand(shape)
         return Routing(everyone, torch.full(shape, 1 / self.members, device=x.device))
@@ -86,7 +86,7 @@ class DecidedPass(RoutingPass):
 
 @dataclass(frozen=True, slots=True)
 class UndecidedPass(RoutingPass):
-    """No pass has begun: who calls a module by itself skips what would have decided."""
+    """The pass outside any call of the model: a module called by itself has no decision to follow."""
 
     scope: str
 
@@ -100,7 +100,7 @@ class UndecidedPass(RoutingPass):
 
 
 def fit_tokens(routing: Routing, x: Tensor, path: str) -> Routing:
-    """A routing [B, T, k] for a module that may see its tokens as one row.
+    """Return a routing [B, T, k] shaped for a module that may see its tokens as one row.
 
     Raises:
         UsageError: the module was given other tokens.
@@ -129,7 +129,7 @@ class Evidence:
         self._modules = 0
 
     def add(self, path: str, logits: Tensor) -> None:
-        """Add what one module's gate says, logits [B, T, L] or [B * T, L].
+        """Add one module's logits [B, T, L] or [B * T, L].
 
         Raises:
             UsageError: the module saw other tokens than the model was given.
@@ -137,7 +137,7 @@ class Evidence:
         if logits.numel() != torch.Size(self._shape).numel():
             raise UsageError(
                 f"`{path}` saw tokens {list(logits.shape[:-1])}, the model was given "
-                f"{list(self._shape[:-1])}: its gate cannot tell which sequence they belong to",
+                f"{list(self._shape[:-1])}: its gate has no way to know which sequence they belong to",
                 hint="route by token within `route_as(model, scope='token')`",
             )
         log_posterior = torch.log_softmax(logits, dim=-1).reshape(self._shape)
@@ -162,8 +162,8 @@ class Evidence:
 class SharedRoutings:
     """Routings on their way from the modules that decide to those that take them, within one pass.
 
-    A routing is handed to each taker once, and is gone after the last: one that lies here was decided in
-    this very pass.
+    A routing is handed to each taker once, and is dropped after the last, so any that is waiting was decided
+    in this very pass.
     """
 
     def __init__(self, sources: Mapping[str, str]) -> None:
@@ -174,16 +174,16 @@ class SharedRoutings:
         self._waiting: dict[str, tuple[Routing, set[str]]] = {}
 
     def clear(self) -> None:
-        """Forget what an earlier pass left, such as one that failed half way."""
+        """Drop what an earlier pass left, such as one that failed half way."""
         self._waiting.clear()
 
     def put(self, path: str, routing: Routing) -> None:
-        """Keep what ``path`` decided for the modules that take it, if there are any."""
+        """Keep the routing of ``path`` for the modules that take it, if there are any."""
         if path in self._takers:
             self._waiting[path] = (routing, set(self._takers[path]))
 
     def take(self, path: str, x: Tensor) -> Routing:
-        """The routing that the source of ``path`` decided for these tokens in this pass.
+        """Take the routing that the source of ``path`` decided for these tokens in this pass.
 
         Raises:
             UsageError: the source has not run in this pass, or for other tokens.
@@ -207,13 +207,13 @@ class SharedRoutings:
 
 
 class TokenPass(RoutingPass):
-    """A pass in which every module decides for itself, but for those that have a source."""
+    """A pass in which every module decides by its own gate, and those with a source take its routing."""
 
     def __init__(self, shared: SharedRoutings) -> None:
         self._shared = shared
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing:
-        """The module's own gate, or what its source decided."""
+        """Return the module's own gate, or what its source decided."""
         return self._shared.take(path, x) if gate is None else gate
 
     def report(self, path: str, routing: Routing) -> None:
@@ -222,7 +222,7 @@ class TokenPass(RoutingPass):
 
 
 def layer_of(path: str) -> str:
-    """The layer that a module belongs to: its path up to the first number, or itself without one."""
+    """Return the layer that a module belongs to: its path up to the first number, or itself without one."""
     return ModulePlace.of(path).layer or path
 
 
@@ -237,7 +237,7 @@ class LayerPass(RoutingPass):
         self._decided: dict[str, tuple[str, Routing]] = {}
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing:
-        """The module's own gate if it is the layer's first, else what that one decided.
+        """Return the module's own gate if it is the layer's first, else what that one decided.
 
         Raises:
             UsageError: the module has no gate and none of its layer has run, or for other tokens.

@@ -1,4 +1,4 @@
-"""How a bundle routes: its scope, how many members serve a token, and when none does."""
+"""The rule that a bundle routes by: its scope, top_k and temperature, and when no member serves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...schemas.gate_choices import SCOPES, Scope, check_scope
 
 @dataclass(frozen=True, slots=True)
 class RoutingRule:
-    """What a bundle's config says of its routing, or what `route_as` says in its place."""
+    """How a bundle routes: its config's rule, or the one that `route_as` set."""
 
     scope: Scope
     top_k: int
@@ -22,12 +22,12 @@ class RoutingRule:
 
     @classmethod
     def of(cls, bundle: BundleConfig) -> Self:
-        """The bundle's own rule."""
+        """Return the bundle's own rule."""
         return cls(bundle.gate.scope, bundle.top_k, bundle.temperature, bundle.gate.abstain)
 
     @property
     def observes_answers(self) -> bool:
-        """Whether the plain base goes along with the answer too, and not over the prompt alone."""
+        """Whether the plain base also reads the answer, and not the prompt alone."""
         return SCOPES[self.scope].observes_answers
 
     @property
@@ -37,12 +37,12 @@ class RoutingRule:
 
 
 def changed_rule(rule: RoutingRule, changes: Mapping[str, Any], *, members: int) -> RoutingRule:
-    """The rule with some of its fields changed, for a bundle of this many members.
+    """Return the rule with some of its fields changed, for a bundle of this many members.
 
-    A threshold that is not among the changes goes when the new scope has no decisions.
+    A threshold that is not among the changes is dropped if the new scope has no decisions.
 
     Raises:
-        UsageError: a value is out of range, or a threshold is asked of a scope without decisions.
+        UsageError: a value is out of range, or a threshold is given for a scope without decisions.
     """
     changed = replace(rule, **changes)
     check_scope(changed.scope)

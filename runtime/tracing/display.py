@@ -17,7 +17,7 @@ Shares = npt.NDArray[np.float64]
 
 
 def token_shares(trace: Trace) -> Shares:
-    """The mean weight over the modules: float64 ``[tokens, members + 1]``, each row summing to 1.
+    """Return the mean weight over the modules: float64 ``[tokens, members + 1]``, each row summing to 1.
 
     The last column is what no member took.
     """
@@ -31,7 +31,7 @@ def token_shares(trace: Trace) -> Shares:
 
 
 def leading_members(shares: Shares) -> list[int]:
-    """Each token's member with the largest share, the lowest index among equals; -1 for no member."""
+    """Return each token's member with the largest share, the lowest index among equals; -1 for no member."""
     none = shares.shape[1] - 1
     return [NO_MEMBER if index == none else int(index) for index in shares.argmax(axis=1)]
 
@@ -56,7 +56,7 @@ NO_LETTER = "-"
 
 
 def letter_of(member: int) -> str:
-    """``A`` to ``Z``, then ``AA``, ``AB`` and so on; ``-`` for no member."""
+    """Return ``A`` to ``Z``, then ``AA``, ``AB`` and so on; ``-`` for no member."""
     if member == NO_MEMBER:
         return NO_LETTER
     rest, last = divmod(member, len(_LETTERS))
@@ -64,5 +64,5 @@ def letter_of(member: int) -> str:
 
 
 def colour_of(member: int) -> str:
-    """The background of a member's tokens, as ``#rrggbb``."""
+    """Return the background of a member's tokens, as ``#rrggbb``."""
     return COLOURS[member % len(COLOURS)]

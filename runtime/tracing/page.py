@@ -1,7 +1,7 @@
 """A trace as one HTML page that needs nothing else: no network, no other file.
 
-Everything that comes from a bundle or a model (names, tokens) is data: it stands as JSON in a block that
-no browser runs, with no ``<`` in it, and the script puts it into the page as text only. The page's policy
+Everything that comes from a bundle or a model (names, tokens) is data: JSON in a block that no browser runs,
+without any ``<``, and the script puts it into the page as text only. The page's policy
 allows the one script and the one style sheet that this module wrote, by their digests, and nothing else,
 so even a defect of the script could load nothing.
 """
@@ -24,7 +24,7 @@ _WEIGHT_STEPS = 1000
 
 
 def render_page(trace: Trace) -> str:
-    """The page's HTML."""
+    """Return the page's HTML."""
     style, script, page = (_read_part(name) for name in ("page.css", "page.js", "page.html"))
     policy = (
         f"default-src 'none'; style-src '{_digest_of(style)}'; script-src '{_digest_of(script)}'; "

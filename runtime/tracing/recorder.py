@@ -24,20 +24,20 @@ from ..active_bundles import only_router, routing
 from ..fitting import context_of
 from ..loaded_bundle import LoadedBundle, generate_ids
 
-# More digits than anybody reads, and a tenth of the size.
+# Enough digits for the page and the terminal, in a tenth of the size.
 _WEIGHT_DECIMALS = 4
 
 
 def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str) -> Trace:
-    """Which members served each token of ``prompt`` and of its greedy answer.
+    """Trace which members serve each token of ``prompt`` and of its greedy answer.
 
     The bundle routes by its rule of the moment, so within ``route_as`` another one is traced.
 
     Args:
         loaded: the bundle on its base.
-        prompt: taken as it is.
+        prompt: used as it is.
         max_new_tokens: the longest answer; 0 reads the prompt alone.
-        bundle: what the trace calls it.
+        bundle: its name in the trace.
 
     Raises:
         UsageError: the prompt has no tokens, is longer with its answer than the base takes, or the trace
@@ -115,12 +115,12 @@ def _rows(table: Tensor, tokens: int, value: float) -> tuple[tuple[Any, ...], ..
 
 # What a decoder puts in place of bytes that are not yet a whole character.
 _INCOMPLETE = "\ufffd"
-# No character of UTF-8 has more bytes; past that it is a byte that stands for nothing.
+# No character of UTF-8 has more bytes; after that it is a byte that is not part of a character.
 _MAX_PENDING_TOKENS = 4
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to what stands before it; of a text in UTF-8 together the whole.
+    """Return the text that each token adds to those before it; together they are a UTF-8 text's whole.
 
     A token decoded alone would lose the space before its word, and part of a character would be a
     question mark. So a token is decoded with those before it, and where a character takes several tokens

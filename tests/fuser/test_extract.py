@@ -76,7 +76,7 @@ def test_a_damaged_bundle_gives_nothing_out(fused: Path, tmp_path: Path) -> None
 
     bundle = copy_bundle(fused, tmp_path / "bundle")
     change_tensors(bundle, damage)
-    with pytest.raises(BundleRefused, match="come out with another digest than went in"):
+    with pytest.raises(BundleRefused, match="come out with another digest than was fused"):
         extract_member(Bundle.open(bundle), "rank4", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
