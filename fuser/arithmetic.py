@@ -1,9 +1,9 @@
 """One module's arithmetic: the dispatcher that inference uses, against float64.
 
-What is compared: the output routed by the bundle's gate for random tokens, and each member alone. The
-reference is worked out apart from any kernel, ``sum over slots j of w_j s_i (x A_i^T) B_i^T`` with
-``i = selection_j``, from the members' own factors or, without those files, from the rows that the bundle
-holds of each. A wrong scaling, a swapped member, a shifted row or a broken kernel shows in one of the two.
+Compared are the output routed by the bundle's gate for random tokens, and each member alone. The reference is
+computed apart from any kernel, ``sum over slots j of w_j s_i (x A_i^T) B_i^T`` with ``i = selection_j``, from
+the members' own factors or, without those files, from the rows that the bundle holds of each. A wrong
+scaling, a swapped member, a shifted row or a broken kernel shows in one of the two errors.
 
 Each member's factors are widened to float64 once, whatever the number of backends, and a member is
 multiplied only with the tokens that take it, so the cost of a module is linear in the number of members.
@@ -59,7 +59,7 @@ class MemberFactors:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where and in which element type the dispatcher runs."""
+    """A device and element type that the dispatcher runs on."""
 
     name: str
     device: torch.device

@@ -19,10 +19,10 @@ from ..schemas.manifest import Origin
 class Member:
     """One adapter and the facts that a fuse needs.
 
-    ``name`` is what the bundle will call it, ``adapter`` what people know it by (such as
-    ``legal@3``). ``config_path`` and ``weights_path`` may have any name: the content store keeps
-    files by their digests. ``base`` is what the base is called where members are compared,
-    ``spelled_base`` what the owner or the adapter itself calls it.
+    ``name`` is its name in the bundle, ``adapter`` its name in the catalog, such as ``legal@3``.
+    ``config_path`` and ``weights_path`` may have any name: the content store keeps files by their digests.
+    ``base`` is what the base is called where members are compared, ``spelled_base`` what the owner or the
+    adapter itself calls it.
     """
 
     name: str

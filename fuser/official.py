@@ -1,6 +1,6 @@
-"""The layout of the MeteoRA authors' own code, out and in.
+"""Export to and import from the layout of the MeteoRA authors' own code.
 
-There every module holds ``lora_A.weight [L*R, in]``, ``lora_B.weight [out, L*R]`` and
+In that layout every module holds ``lora_A.weight [L*R, in]``, ``lora_B.weight [out, L*R]`` and
 ``moe_gate.weight [L, in]``, all members padded to one rank R, and each member's scaling is the
 alpha / r of a PEFT folder of its own. The layout has no names, ranks, alphas, top_k, temperature or
 base; the export writes them beside it, the import takes them as arguments.
@@ -183,7 +183,7 @@ def _padded_factors(
     A = torch.zeros(rank, stored.A.shape[1], dtype=stored.A.dtype)
     B = torch.zeros(stored.Bt.shape[1], rank, dtype=stored.Bt.dtype)
     A[: layout.ranks[index]], B[:, : layout.ranks[index]] = stored.A[rows], stored.Bt[rows].T
-    # One alpha per member is all the layout has, so a module's own scaling goes into its B.
+    # The layout has one alpha per member, so a module's own scaling is multiplied into its B.
     if layout.scalings[index] == member.scaling:
         return A, B
     scaled = B * (layout.scalings[index] / member.scaling)

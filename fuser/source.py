@@ -1,4 +1,4 @@
-"""A member's own files, as the witness of what a bundle should compute."""
+"""A member's own files, as evidence of what a bundle should compute."""
 
 from __future__ import annotations
 

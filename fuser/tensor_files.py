@@ -106,7 +106,7 @@ _HEADER_ALIGNMENT = 8
 
 
 class WeightsWriter:
-    """Writes the header for ``specs`` first, then takes the tensors in that order.
+    """A writer of one file: the header for ``specs`` first, then the tensors in that order.
 
     The digest is of everything written, so the file is not read again.
     """

@@ -1,6 +1,6 @@
-"""Measure block sizes on this machine's GPU: ``python -m meteora_registry.kernels.gpu_tune [TABLE]``.
+"""The measurement of block sizes on this GPU: ``python -m meteora_registry.kernels.gpu_tune [TABLE]``.
 
-For each kernel and bucket of tokens every candidate row is first held against the float64 reference, then
+For each kernel and bucket of tokens every candidate row is first compared with the float64 reference, then
 timed in bf16 over a linear 4096 x 4096 with 28 adapters of rank 8 and of rank 64, caches flushed between
 calls; the fastest becomes the row of this architecture in the table (``gpu_table.json`` beside this module,
 unless a path is given). Minutes, once per architecture, never while a model runs.

@@ -1,11 +1,14 @@
 """The flat storage of one linear's adapters, and the legend of shapes for every kernel module.
 
-    T   tokens (all leading dimensions of ``x`` flattened) h   input features of the linear D   output
-    features of the linear d   the features of whichever operand is meant, h or D L   adapters of the linear:
-    the members of a bundle R   rank; ``R_i`` of adapter ``i``, after padding; 0 for an adapter that is absent
-    there N   all ranks together, ``sum R_i`` k   slots of one token, as a dimension; a parameter that chooses
-    k is called ``top_k`` S   in ``slots.py`` the rows of all slots together; in the GPU's modules the parts
-    that a sum is split into
+    T   tokens (all leading dimensions of ``x`` flattened)
+    h   input features of the linear
+    D   output features of the linear
+    d   the features of whichever operand is meant, h or D
+    L   adapters of the linear: the members of a bundle
+    R   rank; ``R_i`` of adapter ``i``, after padding; 0 for an adapter that is absent there
+    N   all ranks together, ``sum R_i``
+    k   slots of one token, as a dimension; a parameter that chooses k is called ``top_k``
+    S   in ``slots.py`` the rows of all slots together; in the GPU's modules the parts of a split sum
 
 A *slot* is one of the k places of a token, and holds an adapter and a weight. The *factors* are A and Bt.
 

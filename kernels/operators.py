@@ -255,7 +255,7 @@ differentiable_forward: Callable[..., tuple[Tensor, Tensor]] = _Eager.apply
 
 
 class Backend(Protocol):
-    """What the modules ``products`` and ``gpu_products`` both offer; x is [T, h], out [T, D]."""
+    """The functions that the modules ``products`` and ``gpu_products`` both have; x is [T, h], out [T, D]."""
 
     def forward(
         self, x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None = None

@@ -27,7 +27,7 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What turns a token into a routing: the arguments of `gate_logits` and `select_top_k` in one.
+    """All that turns a token into a routing: the arguments of `gate_logits` and `select_top_k` in one.
 
     Attributes:
         weight: float32 [L, h].

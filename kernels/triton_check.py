@@ -1,4 +1,4 @@
-"""Run the Triton kernels for verification: on a GPU where there is one, else in Triton's interpreter.
+"""The Triton kernels run for verification: on a GPU if the machine has one, else in Triton's interpreter.
 
 The interpreter must be chosen before triton is first imported and computes with numpy on the CPU, so it
 runs in a process of its own: ``python -m meteora_registry.kernels.triton_check`` reads one request from

@@ -81,7 +81,7 @@ def module_shapes(base: PreTrainedModel) -> dict[str, ModuleShape]:
 def resolve_paths(paths: Iterable[str], base: PreTrainedModel) -> dict[str, str]:
     """Return the present name of each module path; a path that the base has under no name is left out."""
     weights = base.state_dict()
-    # A converter joins or splits tensors: what was two modules is then one, and no adapter fits it.
+    # A converter joins or splits tensors: two modules then become one, which no adapter fits.
     renamings = [entry for entry in get_model_conversion_mapping(base) if isinstance(entry, WeightRenaming)]
     modules = {path for path, _ in base.named_modules()}
     resolved = {}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ScopeRouting:
-    """How a scope routes.
+    """The way that a scope routes.
 
     Attributes:
         idle: the pass while the scope has decided nothing: all there is for a scope that decides by token.

@@ -65,7 +65,7 @@ class RoutingRecord:
 
 
 def _joined(steps: list[Routing]) -> Routing:
-    # While an answer is decided by token its k may differ from that of a block nested in between.
+    # Steps may differ in k: a block with another top_k may be nested within an answer.
     k = max(step.selection.shape[-1] for step in steps)
     return Routing(
         torch.cat([_widened(step.selection, k, -1) for step in steps], dim=1),

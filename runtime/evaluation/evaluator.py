@@ -1,4 +1,4 @@
-"""Every mode answers every item of every task, greedily; the answers are judged and the routing counted."""
+"""The evaluator: every mode answers every item of every task; answers are judged, routing counted."""
 
 from __future__ import annotations
 

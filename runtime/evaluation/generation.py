@@ -28,7 +28,7 @@ class Answers:
 
 
 class StopText(StoppingCriteria):
-    """A row ends as soon as its answer has the text ``stop`` in it."""
+    """A criterion that ends a row as soon as its answer has the text ``stop`` in it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, prompt_tokens: int) -> None:
         self._tokenizer = tokenizer

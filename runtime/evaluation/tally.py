@@ -1,4 +1,4 @@
-"""How often the routing chose the right member: counted over modules, layers and places in the text.
+"""A tally of how often the routing chose the right member, by module, layer and place in the text.
 
 A token is right in a module if the member with the largest weight there is that of the token's task. Only
 tokens that were read count: the prompt's without padding, and the answer's before its end.
@@ -52,7 +52,7 @@ class RoutingTally:
         self._hits: dict[str, Counts] = {}
         self._tokens = np.zeros(len(members))
         self._weights = np.zeros((len(members), len(members)))
-        # Whether prompt or answer, and the place there.
+        # By prompt (0) or answer (1), and the position there.
         self._position_hits = np.zeros((2, MAX_POSITIONS))
         self._position_tokens = np.zeros((2, MAX_POSITIONS))
 

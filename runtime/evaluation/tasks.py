@@ -26,7 +26,7 @@ _MORE_THAN_EXPECTED = 8
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """How a bundle is evaluated.
+    """The options of an evaluation.
 
     Attributes:
         modes: see ``schemas.evaluation.Mode``.
@@ -49,7 +49,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The items of one member's task, their lengths in tokens, and what judges their answers."""
+    """The items of one member's task, their lengths in tokens, and the judge of their answers."""
 
     description: EvaluatedTask
     prompts: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Fitting a bundle's gates in closed form, from one pass of the plain base over each member's own data."""
+"""The fit of a bundle's gates in closed form, from one pass of the plain base over each member's own data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitting every gate of a bundle: one pass of the plain base over the data, then one small solve per input.
+"""The fit of every gate of a bundle: one pass of the plain base over the data, then one solve per input.
 
 Only the base alone is observed. With the right adapter forced, its deltas would mark the inputs of later
 modules with the very label that is to be learned, and a routed model has no such mark.
@@ -50,7 +50,7 @@ Advance = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """How gates are fitted.
+    """The options of a fit.
 
     Attributes:
         method: the classifier.
@@ -183,7 +183,7 @@ def _within_context(options: FitOptions, base: PreTrainedModel) -> FitOptions:
 
 @dataclass(frozen=True, slots=True)
 class _NewData:
-    """What the base is to read: the new members' tokens in batches, labelled by their place in ``names``."""
+    """The data that the base reads: the new members' tokens in batches, labelled by index in ``names``."""
 
     names: tuple[str, ...]
     parts: dict[str, StatisticsMember]

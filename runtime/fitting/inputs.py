@@ -128,7 +128,7 @@ def run(base: PreTrainedModel, paths: Iterable[str], ids: Tensor, mask: Tensor |
 
 
 class _Finder:
-    """Groups modules by the tensor that they are called with.
+    """A grouping of modules by the tensor that they are called with.
 
     A tensor is known by its identity while it lives, and by its version, which counts changes in place.
     """

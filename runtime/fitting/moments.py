@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of one input: ``means`` float64 ``[L, h]``, ``second`` float32 ``[h, h]``."""
+    """The moments of one input: ``means`` float64 ``[L, h]``, ``second`` float32 ``[h, h]``."""
 
     means: Tensor
     second: Tensor
@@ -110,7 +110,7 @@ class _Sums:
 
     def _accumulate(self, rows: Tensor, labels: Tensor) -> None:
         weights = self._weights[labels]
-        # A product and no scattered sum, which would add in another order every time on a GPU.
+        # A product, not a scattered sum, which would add in another order every time on a GPU.
         members = torch.zeros(len(self._weights), len(labels), dtype=torch.float64)
         members[labels, torch.arange(len(labels))] = weights
         moments = self._on(rows.device)

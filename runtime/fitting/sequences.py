@@ -1,4 +1,4 @@
-"""From samples to padded batches in which every token that counts is labelled with its member."""
+"""Padded batches made from samples, with every token that counts labelled with its member."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of statistics: what a later fit needs of the members' data, without the data.
+"""The file of statistics: what a later fit needs from the members' data, without the data.
 
 The file is not trusted: the description is checked against the tensors, sizes are bounded before anything is
 read, and one input is in memory at a time.
@@ -111,7 +111,7 @@ class StatisticsFile:
 
 
 class StatisticsWriter:
-    """Writes a file of statistics input by input; it appears in its place on a clean exit, or not at all."""
+    """A writer of statistics, input by input; the file appears on a clean exit, or not at all."""
 
     def __init__(self, path: Path, description: StatisticsDescription) -> None:
         """Begin the file beside its place.

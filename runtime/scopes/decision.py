@@ -28,7 +28,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision, by name.
+    """One decision, with its members by name.
 
     Attributes:
         sequence: the row of the batch.

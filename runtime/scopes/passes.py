@@ -24,7 +24,7 @@ from ...schemas.trace import ModulePlace
 
 
 class RoutingPass(ABC):
-    """How one forward pass routes."""
+    """A forward pass: it answers each module, and hears of the decisions of gates."""
 
     @abstractmethod
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
@@ -51,7 +51,7 @@ class ObservedPass(RoutingPass):
 
 @dataclass(frozen=True, slots=True)
 class ForcedPass(RoutingPass):
-    """One member serves every token with weight 1."""
+    """A pass in which one member serves every token with weight 1."""
 
     member: int
 
@@ -62,7 +62,7 @@ class ForcedPass(RoutingPass):
 
 @dataclass(frozen=True, slots=True)
 class UniformPass(RoutingPass):
-    """Every one of ``members`` members serves every token with the same weight."""
+    """A pass in which each of ``members`` members serves every token with the same weight."""
 
     members: int
 
@@ -75,7 +75,7 @@ class UniformPass(RoutingPass):
 
 @dataclass(frozen=True, slots=True)
 class DecidedPass(RoutingPass):
-    """The routing [B, T, k] of every token was decided before the pass; all modules take it."""
+    """A pass whose routing [B, T, k] was decided before it began; all modules take it."""
 
     routing: Routing
 

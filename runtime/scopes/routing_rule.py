@@ -13,7 +13,7 @@ from ...schemas.gate_choices import SCOPES, Scope, check_scope
 
 @dataclass(frozen=True, slots=True)
 class RoutingRule:
-    """How a bundle routes: its config's rule, or the one that `route_as` set."""
+    """A bundle's rule of routing: its config's rule, or the one that `route_as` set."""
 
     scope: Scope
     top_k: int

@@ -1,4 +1,4 @@
-"""Which member each token took: recorded from a model, and drawn as one self-contained page."""
+"""A trace of which member each token took: recorded from a model, and drawn as one self-contained page."""
 
 from __future__ import annotations
 
