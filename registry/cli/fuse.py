@@ -12,7 +12,7 @@ from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.gate_choices import InitialGate
 from ...schemas.plan import FusePlan, PlannedModule
-from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
+from ...schemas.recipe import MAX_RECIPE_BYTES, DtypeName, Recipe
 from ..catalog.catalog import Catalog
 from ..dependencies import require_torch
 from ..home import Home
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @click.option("--temperature", type=float, help="Of the softmax over the chosen adapters. Default: 1.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(get_args(DtypeName)),
     help="Element type of the factors. Default: the members' common one, else float32.",
 )
 @click.option(
