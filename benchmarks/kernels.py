@@ -24,8 +24,7 @@ from torch import Tensor
 from benchmarks import kernel_variants, machine, timing
 from benchmarks.kernel_points import Point, all_points
 from benchmarks.kernel_variants import Problem
-from meteora_registry.kernels.reference import reference_routed_lora
-from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
+from meteora_registry.kernels.reference import TOLERANCES, reference_routed_lora, relative_error
 
 # The reference is a loop in float64: some tokens of the point stand for all.
 CHECKED_TOKENS = 24

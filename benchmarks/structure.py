@@ -35,7 +35,7 @@ def counted(*arguments):
     calls.append(1)
     return real(*arguments)
 tensors.build_inventory = counted
-import meteora_registry.fuser.extract, meteora_registry.registry.workflows.hub_bundles as pull
+import meteora_registry.fuser.extraction, meteora_registry.registry.workflows.hub_bundles as pull
 for module in list(sys.modules.values()):
     if getattr(module, "build_inventory", None) is real:
         module.build_inventory = counted

@@ -1,17 +1,22 @@
 """One module's arithmetic: the dispatcher that inference uses, against float64.
 
-What is compared: the output routed by the bundle's gate for random tokens, and each member alone. The
-reference is worked out apart from any kernel, ``sum over slots j of w_j s_i (x A_i^T) B_i^T`` with
-``i = selection_j``, from the members' own factors or, without those files, from the rows that the bundle
-holds of each. A wrong scaling, a swapped member, a shifted row or a broken kernel shows in one of the two.
+Compared are the output routed by the bundle's gate for random tokens, and each member alone. The reference is
+computed apart from any kernel, ``sum over slots j of w_j s_i (x A_i^T) B_i^T`` with ``i = selection_j``, from
+the members' own factors or, without those files, from the rows that the bundle holds of each. A wrong
+scaling, a swapped member, a shifted row or a broken kernel shows in one of the two errors.
 
 Each member's factors are widened to float64 once, whatever the number of backends, and a member is
 multiplied only with the tokens that take it, so the cost of a module is linear in the number of members.
+
+``check_with_triton`` does the same for the Triton kernels. On a GPU they are what inference runs; elsewhere
+Triton's interpreter computes the same kernels on the CPU, slowly and in a process of its own, so one module
+has to do. The record states which it was.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -19,11 +24,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..bundle import Bundle
+from ..kernels.reference import TOLERANCES, reference_gate_logits, relative_error
 from ..kernels.routed_lora import routed_lora
 from ..kernels.routing import Routing, gate_logits, select_top_k
-from ..kernels.tolerance import relative_error
+from ..kernels.triton_check import TritonRunError, TritonUnavailableError, run_triton
 from ..schemas.bundle import BundleConfig, ModuleLayout
-from .tensors import ModuleTensors
+from ..schemas.verification import BackendNotRun, BackendRun
+from .bundle_tensors import ModuleTensors
 
 ROUTED_TOKENS = 16
 FORCED_TOKENS = 4
@@ -51,7 +59,7 @@ class MemberFactors:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where and in which element type the dispatcher runs."""
+    """A device and element type that the dispatcher runs on."""
 
     name: str
     device: torch.device
@@ -95,7 +103,9 @@ def compare_module(
         members: the factors that the reference multiplies, in the members' order, None where one is absent.
     """
     tokens = _Tokens.draw(config, layout.path, tensors, backends)
-    logits = _exact_logits(config, tensors, tokens.seen.to(torch.float64))
+    logits = reference_gate_logits(
+        tokens.seen, tensors.gate, tensors.bias, kind=config.gate.kind, eps=config.gate.eps
+    )
     runs = [_Run.start(config, layout, tensors, backend, tokens, logits) for backend in backends]
     for index, member in enumerate(members):
         exact = None if member is None else member.widened()
@@ -146,7 +156,7 @@ class _Tokens:
 
 @dataclass(slots=True)
 class _Run:
-    """One backend's run of a module: its routed output, and what was compared so far."""
+    """One backend's run of a module: its routed output, and the errors found so far."""
 
     layout: ModuleLayout
     backend: Backend
@@ -175,8 +185,8 @@ class _Run:
         x, seen = (part.to(backend.device, backend.dtype) for part in (tokens.routed, tokens.seen))
         routing = _route(config, tensors, seen)
         found = routed_lora(x, A, Bt, layout.offsets, layout.scalings, routing.selection, routing.weights)
-        # The choice is the gate's (judged apart), but the weights are worked out again: else a wrong
-        # softmax or temperature would stand on both sides.
+        # The choice is the gate's (judged apart), but the weights are computed again: otherwise a wrong
+        # softmax or temperature would be on both sides.
         selection = routing.selection.cpu()
         return cls(
             layout=layout,
@@ -262,7 +272,7 @@ def _route(config: BundleConfig, tensors: ModuleTensors, x: Tensor) -> Routing:
 
 
 def _wrong_choices(logits: Tensor, selection: Tensor) -> int:
-    """Count the tokens whose selection is not a top k of the float64 logits, rounding allowed for."""
+    """Count the tokens whose selection is not a top-k choice of the float64 logits, rounding allowed for."""
     chosen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, selection, value=True)
     if chosen.all():
         return 0
@@ -272,10 +282,43 @@ def _wrong_choices(logits: Tensor, selection: Tensor) -> int:
     return int((highest_left > lowest_chosen + slack).sum().item())
 
 
-def _exact_logits(config: BundleConfig, tensors: ModuleTensors, x: Tensor) -> Tensor:
-    z = x @ tensors.gate.to(torch.float64).T
-    if config.gate.kind == "absolute":
-        z = z.abs()
-    elif config.gate.kind == "normalised":
-        z = z / (x.norm(dim=1, keepdim=True) + config.gate.eps)
-    return z if tensors.bias is None else z + tensors.bias.to(torch.float64)
+_BACKEND = "triton"
+
+
+def smallest_module(bundle: Bundle) -> str:
+    """Return the module whose factors have the fewest numbers; of equals the first."""
+    layouts, shapes = bundle.config.layouts, bundle.shapes
+    return min(bundle.config.target_modules, key=lambda path: layouts[path].rows * sum(shapes[path]))
+
+
+def check_with_triton(
+    config: BundleConfig,
+    layout: ModuleLayout,
+    tensors: ModuleTensors,
+    factors: Sequence[MemberFactors | None],
+) -> BackendRun | BackendNotRun:
+    """Run every member alone on one token, and each beside its neighbour, in float32.
+
+    Returns the run with its error, or why there was none.
+    """
+    A, Bt = tensors.A.float(), tensors.Bt.float()
+    members = len(config.members)
+    # A single member has no neighbour, and no token may take one member twice.
+    top_k = min(2, members)
+    selection = (torch.arange(members)[:, None] + torch.arange(top_k)) % members
+    weights = torch.tensor([0.75, 0.25])[:top_k].repeat(members, 1)
+    x = random_tokens(layout.path, members, A.shape[1])
+    try:
+        run = run_triton(x, A, Bt, layout.offsets, layout.scalings, selection, weights)
+    except (TritonUnavailableError, TritonRunError) as error:
+        return BackendNotRun(backend=_BACKEND, reason=str(error))
+    expected = expected_output(factors, x, selection, weights)
+    found = relative_error(run.output, expected)
+    return BackendRun(
+        backend=_BACKEND,
+        device=run.device,
+        compute_dtype="float32",
+        modules=1,
+        max_error=found if math.isfinite(found) else None,
+        tolerance=TOLERANCES[torch.float32],
+    )

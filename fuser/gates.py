@@ -1,48 +1,46 @@
-"""First values of a gate, before anybody fits it: reproducible from the members and a seed.
+"""First values of a gate, before a fit: reproducible from the members and a seed.
 
 ``arrow`` follows Ostapenko et al. ("Towards Modular LLMs by Building and Reusing a Library of
 LoRAs", arXiv 2405.11157): a member's row is the direction of the input that its delta amplifies
 most, the top right singular vector of B A; the gate scores |v . x|, hence the kind ``absolute``.
 ``normal`` draws small random rows, a start for training. Neither knows the tasks: a bundle made
-with either says that its gate is not fitted.
+with either records that its gate is not fitted.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..schemas.plan import FusePlan
+from ..schemas.gate_choices import InitialGate
 
 # The usual spread of a linear layer's first weights in transformers.
 NORMAL_STANDARD_DEVIATION = 0.02
 # The square of a gain that is this small beside the squared sizes of its factors is rounding: the Gram
 # matrices are exact to about 1e-15 of those sizes, and a gain is judged to 1e-5 of itself.
 _NEGLIGIBLE = 1e-9
+# A gate row is rounded to float32 once; a vector of unit length keeps about seven digits.
+_ROW_TOLERANCE = 1e-5
 
 
-def initial_gate(plan: FusePlan, path: str, factors: Sequence[tuple[Tensor, Tensor] | None]) -> Tensor:
-    """The gate of one module: float32 ``[L, in]``.
+# Each member's A ``[r, in]`` and B ``[out, r]`` in one module, or None where it is absent.
+Factors = Sequence[tuple[Tensor, Tensor] | None]
 
-    Args:
-        plan: says which method and seed.
-        path: the module.
-        factors: each member's A ``[r, in]`` and B ``[out, r]``, or None where it is absent; an
-            absent member's arrow row is zero.
-    """
+
+def initial_gate(method: InitialGate, path: str, factors: Factors, *, seed: int) -> Tensor:
+    """Return the first values of one module's gate: float32 ``[L, in]``."""
     in_features = next(pair for pair in factors if pair is not None)[0].shape[1]
-    if plan.gate == "normal":
-        return normal_gate(path, len(factors), in_features, seed=plan.seed)
-    return arrow_gate(factors, in_features)
+    return INITIALISATIONS[method].draw(path, factors, in_features, seed)
 
 
-def arrow_gate(factors: Sequence[tuple[Tensor, Tensor] | None], in_features: int) -> Tensor:
+def arrow_gate(factors: Factors, in_features: int) -> Tensor:
     """Return each member's arrow direction, float32 ``[L, in]``; a zero row where a member is absent."""
     gate = torch.zeros(len(factors), in_features, dtype=torch.float32)
     present = [index for index, pair in enumerate(factors) if pair is not None]
@@ -124,12 +122,67 @@ def _outer(rows: Tensor) -> Tensor:
 
 
 def normal_gate(path: str, members: int, in_features: int, *, seed: int) -> Tensor:
-    """Float32 ``[L, in]`` of N(0, 0.02^2), a function of seed and module path alone."""
+    """Return float32 ``[L, in]`` of N(0, 0.02^2), a function of seed and module path alone."""
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     # The legacy generator's stream is frozen for ever, the newer one's may change between releases.
     random = np.random.RandomState(np.frombuffer(digest, dtype=np.uint32))
     values = random.standard_normal((members, in_features)) * NORMAL_STANDARD_DEVIATION
     return torch.from_numpy(values.astype(np.float32))
+
+
+def _are_arrows(gate: Tensor, factors: Factors) -> list[bool]:
+    """Return, for each row of a gate, whether it is a top right singular vector of its member's B A.
+
+    Vectors are not compared: where two singular values are nearly equal, another machine may rightly find
+    another direction. So a row must have length one and attain the largest singular value. Any direction will
+    do where B A is zero as far as float64 can tell.
+    """
+    gate = gate.to(torch.float64)
+    right = [not bool(row.any()) for row in gate]
+    present = [(index, *pair) for index, pair in enumerate(factors) if pair is not None]
+    gains, grams = [], []
+    for index, *pair in present:
+        A, B = (factor.to(torch.float64) for factor in pair)
+        gains.append(torch.linalg.vector_norm(B @ (A @ gate[index])).item())
+        grams.append(Grams.of(A, B))
+    for (index, *_), gain, (_, largest) in zip(present, gains, leading_pairs(grams), strict=True):
+        length = torch.linalg.vector_norm(gate[index]).item()
+        is_unit = abs(length - 1) <= _ROW_TOLERANCE
+        attains = gain >= (1 - _ROW_TOLERANCE) * largest
+        right[index] = (is_unit and attains) or (largest == 0.0 and right[index])
+    return right
+
+
+def _equal_rows(gate: Tensor, expected: Tensor) -> list[bool]:
+    rows: list[bool] = (gate == expected).all(dim=1).tolist()
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Initialisation:
+    """One way to make the first values of a gate; its kind is in ``gate_choices.INITIAL_GATE_KINDS``.
+
+    Attributes:
+        draw: the values of a module, float32 ``[L, in]``, from its path, factors, ``in`` and the seed.
+        check: whether each row of a gate is what ``draw`` gives; on another machine too.
+    """
+
+    draw: Callable[[str, Factors, int, int], Tensor]
+    check: Callable[[str, Tensor, Factors, int], list[bool]]
+
+
+INITIALISATIONS: dict[InitialGate, Initialisation] = {
+    "arrow": Initialisation(
+        draw=lambda path, factors, in_features, seed: arrow_gate(factors, in_features),
+        check=lambda path, gate, factors, seed: _are_arrows(gate, factors),
+    ),
+    "normal": Initialisation(
+        draw=lambda path, factors, in_features, seed: normal_gate(path, len(factors), in_features, seed=seed),
+        check=lambda path, gate, factors, seed: _equal_rows(
+            gate, normal_gate(path, len(factors), gate.shape[1], seed=seed)
+        ),
+    ),
+}
 
 
 @contextmanager

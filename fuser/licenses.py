@@ -1,4 +1,4 @@
-"""What the licences of several members come to, said without pretending to be a lawyer.
+"""The combined licence of several members; not legal advice.
 
 Licences are ordered by what they forbid. The most restrictive is named; where one is not known, or
 cannot be placed in that order, the whole is not known either. Each member stays under its own.
@@ -48,7 +48,7 @@ class CombinedLicense:
 
 
 def combine_licenses(licenses: Iterable[str | None]) -> CombinedLicense:
-    """What to say of a whole whose parts have these licences; None is one that is not known."""
+    """Combine the licences of the parts into that of the whole; None is an unknown licence."""
     found = [None if each is None else each.strip().lower() or None for each in licenses]
     known = sorted({each for each in found if each is not None and each != UNKNOWN})
     missing = sum(each is None or each == UNKNOWN for each in found)

@@ -1,9 +1,9 @@
-"""The layout of the MeteoRA authors' own code, out and in.
+"""Export to and import from the layout of the MeteoRA authors' own code.
 
-There every module holds ``lora_A.weight [L*R, in]``, ``lora_B.weight [out, L*R]`` and
+In that layout every module holds ``lora_A.weight [L*R, in]``, ``lora_B.weight [out, L*R]`` and
 ``moe_gate.weight [L, in]``, all members padded to one rank R, and each member's scaling is the
 alpha / r of a PEFT folder of its own. The layout has no names, ranks, alphas, top_k, temperature or
-base; the export writes them beside it, the import has to be told.
+base; the export writes them beside it, the import takes them as arguments.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from ..schemas.document import canonical_json
 from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.names import below, check_name
-from .factors import TORCH_DTYPES, TensorFile
+from .bundle_tensors import BundleTensors, ModuleTensors
 from .staging import staged_folder
-from .tensors import BundleTensors, ModuleTensors
-from .weights import WeightsWriter
+from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter
 
 MOE_FILE = "moe_lora.safetensors"
 FACTS_FILE = "export.json"
@@ -37,7 +36,7 @@ _METADATA = {"format": "pt"}
 
 @dataclass(frozen=True, slots=True)
 class OfficialExport:
-    """What was written; ``losses`` says, in words, what the layout could not carry."""
+    """A finished export; ``losses`` are sentences on what the layout could not carry."""
 
     folder: Path
     rank: int
@@ -48,7 +47,7 @@ def export_official(bundle: Bundle, target: Path) -> OfficialExport:
     """Write a bundle in the authors' layout into a new folder.
 
     Raises:
-        BundleRefused: it is no bundle that this reader knows.
+        BundleRefused: it is not a bundle that this reader knows.
         UsageError: the target exists and is not empty.
     """
     rank = max(max(layout.ranks) for layout in bundle.config.layouts.values())
@@ -179,12 +178,12 @@ def _factor_specs(
 def _padded_factors(
     bundle: Bundle, layout: ModuleLayout, stored: ModuleTensors, index: int, rank: int
 ) -> tuple[Tensor, Tensor]:
-    """One member's A ``[R, in]`` and B ``[out, R]``, zero beyond its rank."""
+    """Return one member's A ``[R, in]`` and B ``[out, R]``, zero beyond its rank."""
     member, rows = bundle.config.members[index], layout.rows_of(index)
     A = torch.zeros(rank, stored.A.shape[1], dtype=stored.A.dtype)
     B = torch.zeros(stored.Bt.shape[1], rank, dtype=stored.Bt.dtype)
     A[: layout.ranks[index]], B[:, : layout.ranks[index]] = stored.A[rows], stored.Bt[rows].T
-    # One alpha per member is all the layout has, so a module's own scaling goes into its B.
+    # The layout has one alpha per member, so a module's own scaling is multiplied into its B.
     if layout.scalings[index] == member.scaling:
         return A, B
     scaled = B * (layout.scalings[index] / member.scaling)
@@ -200,7 +199,7 @@ def _padded_factors(
 def lora_config(
     rank: int, alpha: float, targets: Sequence[str], base: str | None, task_type: str | None
 ) -> bytes:
-    """The ``adapter_config.json`` of a plain LoRA adapter."""
+    """Return the ``adapter_config.json`` of a plain LoRA adapter."""
     return canonical_json(
         {
             "base_model_name_or_path": base,
@@ -218,7 +217,7 @@ def lora_config(
 
 @dataclass(frozen=True, slots=True)
 class ImportedMember:
-    """What the layout does not say of a member: its name, its rank before padding, its alpha."""
+    """A member's facts that the layout lacks: its name, its rank before padding, its alpha."""
 
     name: str
     rank: int
@@ -230,7 +229,7 @@ class OfficialWeights:
 
     Raises:
         UsageError: two members have one name, or a name is malformed.
-        BundleRefused: the file is no such layout for this many members of these ranks.
+        BundleRefused: the file is not in that layout for this many members of these ranks.
     """
 
     def __init__(self, path: Path, members: Sequence[ImportedMember]) -> None:
@@ -247,12 +246,12 @@ class OfficialWeights:
         self.padded_rank = self._padded_rank()
 
     def write_adapters(self, folder: Path, *, base: str | None) -> list[Path]:
-        """Each member as a plain PEFT adapter of its own rank, in ``folder/<name>``."""
+        """Write each member as a plain PEFT adapter of its own rank into ``folder/<name>``."""
         with TensorFile(self._path, self._header) as file:
             return [self._write_adapter(file, index, folder, base) for index in range(len(self.members))]
 
     def gate(self, module: str) -> Tensor:
-        """A module's gate, float32 ``[L, in]``."""
+        """Return a module's gate, float32 ``[L, in]``."""
         with TensorFile(self._path, self._header) as file:
             return file.read(f"{self._modules[module]}.{_GATE}").to(torch.float32)
 
@@ -309,7 +308,7 @@ class OfficialWeights:
 
 
 def _official_modules(header: Header) -> dict[str, str]:
-    """The tensor prefix of every module path."""
+    """Return the tensor prefix of every module path."""
     found: dict[str, set[str]] = {}
     for entry in header.tensors:
         for tensor in (_A, _B, _GATE):

@@ -1,6 +1,6 @@
 """A bundle with other gates: a new folder of the same members, their factors bit for bit.
 
-What is new is the gate, in the weights and in the config, the card that tells of it, and the manifest.
+Only the gate is new, in the weights and in the config, and with it the card and the manifest.
 Provenance, each member's own config and header, and ``experts/`` are taken over as they are. Memory is
 bounded by one module. The bytes are a function of the bundle and the new gates alone.
 """
@@ -22,17 +22,17 @@ from ..schemas.bundle import BundleConfig, Gate, TensorSpec
 from ..schemas.errors import BundleRefused
 from ..schemas.manifest import FileRecord, Manifest
 from ..schemas.names import below
-from .card import Storage, write_card
-from .tensors import BundleTensors
-from .weights import WeightsWriter
-from .write import WEIGHTS_METADATA, write_manifest
+from .bundle_card import Storage, write_card
+from .bundle_tensors import BundleTensors
+from .bundle_writer import WEIGHTS_METADATA, write_manifest
+from .tensor_files import WeightsWriter
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class NewGates:
-    """What a bundle is to route by: the config's part and the tensors.
+    """New gates for a bundle: the config's part and the tensors.
 
     Attributes:
         gate: with ``fitted`` saying on what.
@@ -60,7 +60,7 @@ def refit_bundle(
         progress: called with (modules done, modules in all).
 
     Raises:
-        BundleRefused: a file of the old bundle is not what its manifest says, or a module gets no gate.
+        BundleRefused: a file of the old bundle differs from its manifest, or a module gets no gate.
         InvalidDocument: the new config breaks its schema.
         SourceUnreadable: a file cannot be read.
     """
@@ -80,7 +80,7 @@ def refit_bundle(
 
 
 def refitted_config(config: BundleConfig, new: NewGates) -> BundleConfig:
-    """The config of the bundle with other gates.
+    """Return the config of the bundle with other gates.
 
     Raises:
         InvalidDocument: they do not go with the members.

@@ -1,4 +1,4 @@
-"""A member's own files, as the witness of what a bundle should compute."""
+"""A member's own files, as evidence of what a bundle should compute."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ from ..schemas.bundle import BundleConfig
 from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from .arithmetic import MemberFactors
-from .factors import TORCH_DTYPES, TensorFile
-from .gates import Grams, leading_pairs, normal_gate
-from .tensors import ModuleTensors
-
-# A gate row is rounded to float32 once; a vector of unit length keeps about seven digits.
-_GATE_TOLERANCE = 1e-5
+from .bundle_tensors import ModuleTensors
+from .gates import INITIALISATIONS
+from .tensor_files import TORCH_DTYPES, TensorFile
 
 
 def open_source_member(member: QuotedMember, config_path: Path, weights_path: Path) -> SourceMember:
@@ -54,8 +51,8 @@ def _require_digest(member: QuotedMember, what: str, found: Digest, expected: Di
 class SourceMember:
     """One member's own factors, read module by module by the bundle's module paths.
 
-    What it has and where follows from the manifest's quotation, which ``check_members`` compares with the
-    bundle and ``check_quotation`` with the file; only then are the factors read.
+    Its modules and their ranks follow from the manifest's quotation, which ``check_members`` compares with
+    the bundle and ``check_quotation`` with the file; only then are the factors read.
     """
 
     def __init__(self, member: QuotedMember, file: TensorFile) -> None:
@@ -86,7 +83,7 @@ class SourceMember:
     def read(self, path: str) -> MemberFactors | None:
         """Return the member's factors in a module, or None where it is absent.
 
-        Where the bundle says that it cast this member, the factors are cast likewise: the loss was
+        If the bundle records a cast of this member, the factors are cast likewise: the loss was
         asked for and recorded, and what is judged here is the arithmetic.
         """
         module = self._member.modules.get(path)
@@ -127,35 +124,10 @@ def check_initial_gate(
     initialisation = config.gate.initialisation
     if config.gate.is_fitted or initialisation is None or not config.has_gate(path):
         return []
-    if initialisation.method == "normal":
-        expected = normal_gate(path, len(config.members), gate.shape[1], seed=initialisation.seed)
-        right = (gate == expected).all(dim=1).tolist()
-    else:
-        right = _are_arrows(gate.to(torch.float64), factors)
+    pairs = [None if member is None else (member.A, member.B) for member in factors]
+    right = INITIALISATIONS[initialisation.method].check(path, gate, pairs, initialisation.seed)
     return [
         f"`{path}`: the gate row of `{name}` is not what `{initialisation.method}` gives"
         for name, is_right in zip(config.names, right, strict=True)
         if not is_right
     ]
-
-
-def _are_arrows(gate: Tensor, factors: Sequence[MemberFactors | None]) -> list[bool]:
-    """Return, for each row of a gate, whether it is a top right singular vector of its member's B A.
-
-    Judged by what it does and not by comparing vectors: where two singular values are nearly equal,
-    another machine may rightly find another direction. Any direction will do where B A is zero as far as
-    float64 can tell.
-    """
-    right = [not bool(row.any()) for row in gate]
-    present = [(index, member) for index, member in enumerate(factors) if member is not None]
-    attained, grams = [], []
-    for index, member in present:
-        exact = member.widened()
-        attained.append(torch.linalg.vector_norm(exact.B @ (exact.A @ gate[index])).item())
-        grams.append(Grams.of(exact.A, exact.B))
-    for (index, _), gain, (_, largest) in zip(present, attained, leading_pairs(grams), strict=True):
-        length = torch.linalg.vector_norm(gate[index]).item()
-        is_unit = abs(length - 1) <= _GATE_TOLERANCE
-        attains = gain >= (1 - _GATE_TOLERANCE) * largest
-        right[index] = (is_unit and attains) or (largest == 0.0 and right[index])
-    return right

@@ -1,19 +1,19 @@
 """Triton kernels of routed LoRA: no sort, no atomics, static grids, nothing read on the host.
 
 A tile of tokens visits the adapters its tokens selected, in ascending order, by taking the least selected
-adapter above the last one: adapters nobody in the tile chose are never touched, and every sum has one
+adapter above the last one: adapters that no token of the tile chose are never touched, and every sum has one
 fixed order, so that repeated runs are bit-identical and every launch fits a CUDA graph.
 
 Rows past an adapter's rank, up to the tile's width, are its neighbour's: they are read (clamped to the
 storage) and dropped when z is stored, so that no loaded rank masks the inner loop. That relies on finite
-experts. An adapter index outside 0 .. L - 1 is never visited: it adds nothing and reads nothing.
+factors. An adapter index outside 0 .. L - 1 is never visited: it adds nothing and reads nothing.
 
-Sums are fp32. Partial sums over d stand in planes ``[S, ...]`` that the consumer adds up. Triton's
+Sums are fp32. Partial sums over d are kept in planes ``[S, ...]`` that the consumer adds up. Triton's
 interpreter computes garbage with bf16, hence ``UPCAST``. Shapes are those of ``layout.py``; v is x or dO,
 W is A or Bt, d their features.
 """
 
-# Triton's language has no types for pointers, and a kernel's parameters are no Python values.
+# Triton's language has no types for pointers, and a kernel's parameters are not Python values.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
 
@@ -115,23 +115,32 @@ def shrink_kernel(
 
 
 @triton.jit
+def _finish(z, squares, eps, KIND: tl.constexpr):
+    """Return the logits of products z, bias aside, by kind; squares are the tokens' ``||x||^2``."""
+    if KIND == "absolute":
+        z = tl.abs(z)
+    elif KIND == "normalised":
+        z = z / (tl.sqrt(squares) + eps)[:, None]
+    else:
+        tl.static_assert(KIND == "linear", "this kind of gate has no Triton form")
+    return z
+
+
+@triton.jit
 def _logits(
-    planes, squares, bias, tokens, columns, T, L, S, eps, KIND: tl.constexpr, BIASED: tl.constexpr,
-    BT: tl.constexpr, LP: tl.constexpr,
+    planes, squares, bias, tokens, columns, T, L, S, eps, KIND: tl.constexpr, SQUARES: tl.constexpr,
+    BIASED: tl.constexpr, BT: tl.constexpr, LP: tl.constexpr,
 ):  # fmt: skip
-    """Return the gate's logits, fp32 [BT, LP], from their planes; KIND as in ``gpu_launch.KINDS``."""
+    """Return the gate's logits, fp32 [BT, LP], from their planes; KIND is a name in ``gate_kinds.py``."""
     inside = (tokens < T)[:, None] & (columns < L)[None, :]
     z = tl.zeros((BT, LP), dtype=tl.float32)
     norm = tl.zeros((BT,), dtype=tl.float32)
     for s in range(S):
         at = tl.cast(s, tl.int64) * T + tokens
         z += tl.load(planes + at[:, None] * L + columns[None, :], mask=inside, other=0.0)
-        if KIND == 2:
+        if SQUARES:
             norm += tl.load(squares + at, mask=tokens < T, other=0.0)
-    if KIND == 1:
-        z = tl.abs(z)
-    if KIND == 2:
-        z = z / (tl.sqrt(norm) + eps)[:, None]
+    z = _finish(z, norm, eps, KIND)
     if BIASED:
         z += tl.load(bias + columns, mask=columns < L, other=0.0)[None, :]
     return z
@@ -219,12 +228,13 @@ def project_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def route_kernel(
     logit_planes, squares, bias, selection, weights, T, L, S, temperature, eps, KIND: tl.constexpr,
-    BIASED: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, BT: tl.constexpr, LP: tl.constexpr,
+    SQUARES: tl.constexpr, BIASED: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, BT: tl.constexpr,
+    LP: tl.constexpr,
 ):  # fmt: skip
     """Write the routing [T, K] of logits given as planes [S, T, L]. Grid: token tiles."""
     tokens = tl.program_id(0) * BT + tl.arange(0, BT)
     columns = tl.arange(0, LP)
-    z = _logits(logit_planes, squares, bias, tokens, columns, T, L, S, eps, KIND, BIASED, BT, LP)
+    z = _logits(logit_planes, squares, bias, tokens, columns, T, L, S, eps, KIND, SQUARES, BIASED, BT, LP)
     chosen, shares = _top_k(z, columns, L, temperature, K, KP, BT, LP)
     _store_routing(selection, weights, chosen, shares, tokens, T, K, KP)
 
@@ -233,8 +243,8 @@ def route_kernel(
 def expand_kernel(
     planes, W, out, starts, ranks, scaling, selection, weights, logit_planes, squares, bias, T, d, N, L, R, S,
     stride, temperature, eps, K: tl.constexpr, KP: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr,
-    BD: tl.constexpr, LP: tl.constexpr, KIND: tl.constexpr, BIASED: tl.constexpr, GATED: tl.constexpr,
-    ADD: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BD: tl.constexpr, LP: tl.constexpr, KIND: tl.constexpr, SQUARES: tl.constexpr, BIASED: tl.constexpr,
+    GATED: tl.constexpr, ADD: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write, or with ``ADD`` add into, out [T, d]: ``sum_j w_j s_i z_j W_i``.
 
@@ -247,7 +257,9 @@ def expand_kernel(
     slots = tl.arange(0, KP)
     if GATED:
         adapters = tl.arange(0, LP)
-        logits = _logits(logit_planes, squares, bias, tokens, adapters, T, L, S, eps, KIND, BIASED, BT, LP)
+        logits = _logits(
+            logit_planes, squares, bias, tokens, adapters, T, L, S, eps, KIND, SQUARES, BIASED, BT, LP
+        )
         chosen, shares = _top_k(logits, adapters, L, temperature, K, KP, BT, LP)
         if tl.program_id(1) == 0:
             _store_routing(selection, weights, chosen, shares, tokens, T, K, KP)

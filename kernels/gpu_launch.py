@@ -17,6 +17,7 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from .gate_kinds import GATE_KINDS
 from .gpu_kernels import (
     expand_kernel,
     outer_kernel,
@@ -27,18 +28,18 @@ from .gpu_kernels import (
 )
 from .gpu_table import INTERPRETED, Blocks, blocks_for
 from .layout import Layout, layout_tensors
-from .routing import GATE_KINDS, Gate, Routing
+from .routing import Gate, Routing
 
 LEAST_TILE = 16
 MOST_SPLITS = 16
-KINDS = {kind: index for index, kind in enumerate(GATE_KINDS)}
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
     """Planes of ``x [A ; gate]^T`` and of ``||x||^2``, float32: [S, T, N], [S, T, L], [S, T].
 
-    `z` has no columns where the gate alone was projected, `squares` is read by the kind `normalised` alone.
+    `z` has no columns where the gate alone was projected; `squares` is written for kinds that read the
+    length.
     """
 
     z: Tensor
@@ -91,7 +92,7 @@ def project(x: Tensor, A: Tensor | None, layout: Layout, gate: Gate) -> Projecti
     project_kernel[(token_tiles, a_tiles + gate_tiles, S)](
         x, x if A is None else A, gate.weight, z, logits, squares, T, h, rows, layout.adapters, chunk,
         x.stride(0), a_tiles, BT=blocks.tokens, BR=rank_tile, BK=step, EVEN=h % chunk == 0 == chunk % step,
-        SQUARES=gate.kind == "normalised", UPCAST=INTERPRETED, PRECISION=_precision(x.dtype),
+        SQUARES=GATE_KINDS[gate.kind].reads_length, UPCAST=INTERPRETED, PRECISION=_precision(x.dtype),
         num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return Projection(z, logits, squares)
@@ -101,19 +102,19 @@ def route(projection: Projection, gate: Gate) -> Routing:
     """Return the top-k routing of projected logits."""
     S, T, L = projection.logits.shape
     blocks = blocks_for("route", T, projection.logits.device, projection.logits.dtype)
-    routing = _empty_routing(T, gate.k, projection.logits.device)
+    routing = _empty_routing(T, gate.top_k, projection.logits.device)
     route_kernel[(triton.cdiv(T, blocks.tokens),)](
         projection.logits, projection.squares, _bias(gate), routing.selection, routing.weights, T, L, S,
-        float(gate.temperature), float(gate.eps), KIND=KINDS[gate.kind], BIASED=gate.bias is not None,
-        K=gate.k, KP=_power(gate.k), BT=blocks.tokens, LP=_power(L), num_warps=blocks.warps,
-        num_stages=blocks.stages, enable_fp_fusion=True,
+        float(gate.temperature), float(gate.eps), KIND=gate.kind, SQUARES=GATE_KINDS[gate.kind].reads_length,
+        BIASED=gate.bias is not None, K=gate.top_k, KP=_power(gate.top_k), BT=blocks.tokens, LP=_power(L),
+        num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return routing
 
 
 def route_and_expand(projection: Projection, W: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
     """Return the routing of projected logits, after adding the projected z's expansion into out [T, d]."""
-    routing = _empty_routing(projection.logits.shape[1], gate.k, out.device)
+    routing = _empty_routing(projection.logits.shape[1], gate.top_k, out.device)
     _launch_expand(projection.z, W, layout, routing, out, projection, gate, gated=True, add=True)
     return routing
 
@@ -177,14 +178,15 @@ def _launch_expand(
         projection.logits, projection.squares, _bias(gate), T, d, layout.rows, layout.adapters,
         layout.max_rank, planes.shape[0], out.stride(0), float(gate.temperature), float(gate.eps), K=k,
         KP=_power(k), BT=blocks.tokens, BR=_tile(layout.max_rank, blocks.rank), BD=features,
-        LP=_power(layout.adapters), KIND=KINDS[gate.kind], BIASED=gate.bias is not None, GATED=gated, ADD=add,
+        LP=_power(layout.adapters), KIND=gate.kind, SQUARES=GATE_KINDS[gate.kind].reads_length,
+        BIASED=gate.bias is not None, GATED=gated, ADD=add,
         UPCAST=_widened(W.dtype), PRECISION=_precision(W.dtype), num_warps=blocks.warps,
         num_stages=blocks.stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
 def _no_gate(routing: Routing) -> Gate:
-    return Gate(routing.weights, None, GATE_KINDS[0], routing.selection.shape[1])
+    return Gate(routing.weights, None, "linear", routing.selection.shape[1])
 
 
 def _empty_routing(T: int, k: int, device: torch.device) -> Routing:

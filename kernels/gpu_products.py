@@ -67,7 +67,7 @@ def backward(grad: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routi
     return _apply(grad, Bt, A, layout, routing, None, keep_z=True)
 
 
-def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
+def factors_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
     """Return [N, d]: per adapter ``sum over its slots of w_j s_i z_j^T v_t``."""
     with _current_device(v):
         return gpu_launch.outer(z, _rows(v), layout, _packed(routing))

@@ -50,7 +50,7 @@ class Blocks:
         return replace(self, tokens=tokens, rank=rank, features=features)
 
 
-# Rows that stand in for the table's, by kernel: while the tuner tries them, and in tests.
+# Rows that replace the table's, by kernel: while the tuner tries them, and in tests.
 OVERRIDES: dict[str, Blocks] = {}
 
 
@@ -86,6 +86,6 @@ def _rows(key: str, kernel: str) -> list[tuple[int | None, Blocks]]:
 
 
 def read_table() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return the table as it stands on disk."""
+    """Return the table as stored on disk."""
     table: dict[str, dict[str, list[dict[str, Any]]]] = json.loads(TABLE.read_text(encoding="utf-8"))
     return table

@@ -1,6 +1,6 @@
-"""Measure block sizes on this machine's GPU: ``python -m meteora_registry.kernels.gpu_tune [TABLE]``.
+"""The measurement of block sizes on this GPU: ``python -m meteora_registry.kernels.gpu_tune [TABLE]``.
 
-For each kernel and bucket of tokens every candidate row is first held against the float64 reference, then
+For each kernel and bucket of tokens every candidate row is first compared with the float64 reference, then
 timed in bf16 over a linear 4096 x 4096 with 28 adapters of rank 8 and of rank 64, caches flushed between
 calls; the fastest becomes the row of this architecture in the table (``gpu_table.json`` beside this module,
 unless a path is given). Minutes, once per architecture, never while a model runs.
@@ -25,11 +25,11 @@ from torch import Tensor
 from . import gpu_launch, gpu_products, gpu_table
 from .gpu_table import TABLE, Blocks, architecture, blocks_for, read_table
 from .layout import Layout, layout_of
-from .reference import reference_routed_lora
+from .reference import TOLERANCES, reference_routed_lora, relative_error
 from .routing import Gate, Routing
-from .tolerance import TOLERANCES, relative_error
 
-# The kernels worth tuning, and what of a row they read; the others take microseconds whatever the row.
+# The kernels worth tuning, with the fields of a row that they read; the others take microseconds with any
+# row.
 TUNED: dict[str, dict[str, tuple[int, ...]]] = {
     "shrink": {
         "tokens": (16, 32, 64, 128),
@@ -44,7 +44,7 @@ LAUNCHES: dict[str, tuple[int, ...]] = {"warps": (4, 8), "stages": (2, 3, 4)}
 BUCKETS: tuple[int | None, ...] = (16, 64, 1024, None)
 MOST_TOKENS = 4096
 RANKS = (8, 64)
-ADAPTERS, FEATURES, SLOTS = 28, 4096, 2
+ADAPTERS, FEATURES, TOP_K = 28, 4096, 2
 CHECKED_TOKENS = 8
 CALLS = 20
 FLUSH_BYTES = 256 * 2**20
@@ -64,7 +64,7 @@ class Case:
         self.A = normal(self.layout.rows, FEATURES, scale=FEATURES**-0.5)
         self.Bt = normal(self.layout.rows, FEATURES)
         weight = torch.randn(ADAPTERS, FEATURES, generator=generator).cuda()
-        self.gate = Gate(weight, None, "linear", SLOTS)
+        self.gate = Gate(weight, None, "linear", TOP_K)
         self.routing: Routing = self.gate.route(self.x)
         self.expected = reference_routed_lora(
             self.x[:CHECKED_TOKENS],

@@ -1,18 +1,20 @@
-"""Where each adapter's rows lie in the flat storage, and the shapes every kernel module speaks of.
-
-Shapes legend, used by all modules of this folder:
+"""The flat storage of one linear's adapters, and the legend of shapes for every kernel module.
 
     T   tokens (all leading dimensions of ``x`` flattened)
     h   input features of the linear
     D   output features of the linear
-    L   adapters (members) known to the linear
+    d   the features of whichever operand is meant, h or D
+    L   adapters of the linear: the members of a bundle
     R   rank; ``R_i`` of adapter ``i``, after padding; 0 for an adapter that is absent there
     N   all ranks together, ``sum R_i``
-    k   slots: adapters that serve one token
+    k   slots of one token, as a dimension; a parameter that chooses k is called ``top_k``
+    S   in ``slots.py`` the rows of all slots together; in the GPU's modules the parts of a split sum
+
+A *slot* is one of the k places of a token, and holds an adapter and a weight. The *factors* are A and Bt.
 
 Storage is flat: ``A [N, h]`` and ``Bt [N, D]`` (B transposed), the rows of adapter ``i`` being
 ``offsets[i] : offsets[i + 1]`` of both. Adapter ``i`` contributes ``scaling[i] * (x A_i^T) Bt_i``; the
-scaling stays a Python float until it meets an fp32 product, so that no cast of the experts rounds it.
+scaling stays a Python float until it meets an fp32 product, so that no cast of the factors rounds it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The door of the kernels: every shape and dtype is checked here once, nothing behind it checks again.
+"""The checks of the kernels' operands: every shape and dtype is checked here once, and nowhere behind.
 
-No value is read here. On the CPU the selection's are read anyway, and checked, where they are first used; on
-a GPU that would stop the host until the device catches up, and the Triton kernels visit no adapter that does
+No value is read here. On the CPU the selection's values are read, and checked, at their first use; on a GPU
+that would stop the host until the device catches up, and the Triton kernels visit no adapter that does
 not exist.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-EXPERT_DTYPES = (*TRITON_DTYPES, torch.float64)
+FACTOR_DTYPES = (*TRITON_DTYPES, torch.float64)
 
 
 def check_operands(
@@ -30,23 +30,23 @@ def check_operands(
     Raises:
         ValueError: naming the operand, what was found, what was expected and the way out.
     """
-    check_experts(x, A, Bt, offsets)
+    check_factors(x, A, Bt, offsets)
     _check_routing(x, selection, weights, adapters=len(scaling))
 
 
-def check_experts(x: Tensor, A: Tensor, Bt: Tensor, offsets: Sequence[int]) -> None:
-    """Refuse experts that do not fit x [..., h] or one another.
+def check_factors(x: Tensor, A: Tensor, Bt: Tensor, offsets: Sequence[int]) -> None:
+    """Refuse factors that do not fit x [..., h] or one another.
 
     Raises:
         ValueError: as `check_operands`.
     """
     dtype = x.dtype
-    if dtype not in EXPERT_DTYPES:
-        raise ValueError(f"`x` is {dtype}, expected one of {', '.join(map(str, EXPERT_DTYPES))}")
+    if dtype not in FACTOR_DTYPES:
+        raise ValueError(f"`x` is {dtype}, expected one of {', '.join(map(str, FACTOR_DTYPES))}")
     if A.dtype != dtype or Bt.dtype != dtype:
         raise ValueError(
             f"`x`, `A` and `Bt` are {dtype}, {A.dtype} and {Bt.dtype}, expected one dtype; "
-            "cast `x` to the experts' dtype before the call"
+            "cast `x` to the factors' dtype before the call"
         )
     if not x.device == A.device == Bt.device:
         _refuse_devices(x, A=A, Bt=Bt)
@@ -58,7 +58,7 @@ def check_experts(x: Tensor, A: Tensor, Bt: Tensor, offsets: Sequence[int]) -> N
 
 
 def check_gate_serves(gate: Tensor, bias: Tensor | None, x: Tensor, *, adapters: int) -> None:
-    """Refuse a gate [L, h] that chooses among other adapters than there are, or stands elsewhere than x.
+    """Refuse a gate [L, h] that chooses among other adapters than there are, or is on another device than x.
 
     Raises:
         ValueError: naming both numbers, or both devices.

@@ -4,20 +4,25 @@ Each is a plain function first, registered with ``torch.library.custom_op`` and 
 that nothing traces take the plain function (or its ``torch.autograd.Function``) itself, since the operator's
 own machinery costs about 100 microseconds a call. The forward returns z next to the output: with the
 routing it is all that a backward over frozen adapters needs. Leading dimensions are flattened here: x is
-[T, h]. Shapes are those of ``layout.py``.
+[T, h].
+
+`backend_for` chooses who serves a call: Triton on a GPU that has it, torch operations everywhere else. Shapes
+are those of ``layout.py``.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from .backend import backend_for
+from . import products
 from .layout import Layout, layout_of, layout_tensors
 from .operands import accumulation_dtype
 from .routing import Gate, Routing
@@ -98,7 +103,7 @@ def gated_add(
     gate: Tensor,
     bias: Tensor | None,
     kind: str,
-    k: int,
+    top_k: int,
     temperature: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
@@ -106,7 +111,7 @@ def gated_add(
     layout = layout_of(offsets, scaling)
     with without_autocast(x):
         routing = backend_for(x, layout).gated_forward(
-            x, A, Bt, layout, Gate(gate, bias, kind, k, temperature, eps), out
+            x, A, Bt, layout, Gate(gate, bias, kind, top_k, temperature, eps), out
         )
     return routing.selection, routing.weights
 
@@ -133,9 +138,9 @@ def backward(
         of_slot = layout_tensors(layout, grad.device, z.dtype).scaling.take(selection)
         d_weights = (u * z).sum(-1) * of_slot
         if for_A and x is not None:
-            dA = backend.experts_gradient(u, x, layout, routing)
+            dA = backend.factors_gradient(u, x, layout, routing)
         if for_Bt:
-            dBt = backend.experts_gradient(z, grad, layout, routing)
+            dBt = backend.factors_gradient(z, grad, layout, routing)
     return dx, dA, dBt, d_weights.to(weights.dtype)
 
 
@@ -177,11 +182,11 @@ def _(
     gate: Tensor,
     bias: Tensor | None,
     kind: str,
-    k: int,
+    top_k: int,
     temperature: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    weights = gate.new_empty(x.shape[0], k)
+    weights = gate.new_empty(x.shape[0], top_k)
     return weights.new_empty(weights.shape, dtype=torch.int64), weights
 
 
@@ -247,3 +252,50 @@ class _Eager(torch.autograd.Function):
 
 
 differentiable_forward: Callable[..., tuple[Tensor, Tensor]] = _Eager.apply
+
+
+class Backend(Protocol):
+    """The functions that the modules ``products`` and ``gpu_products`` both have; x is [T, h], out [T, D]."""
+
+    def forward(
+        self, x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing, out: Tensor | None = None
+    ) -> Tensor:
+        """Return the routed output [T, D], added into `out` where one is given."""
+
+    def forward_with_z(
+        self, x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing
+    ) -> tuple[Tensor, Tensor]:
+        """Return the routed output [T, D], and z [T, k, R] in the accumulation dtype."""
+
+    def gated_forward(
+        self, x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Tensor
+    ) -> Routing:
+        """Return the gate's routing of x, after adding the output it routes to `out`."""
+
+    def backward(
+        self, grad: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routing
+    ) -> tuple[Tensor, Tensor]:
+        """Return dx [T, h], and ``u = dO Bt_i^T`` per slot, [T, k, R] in the accumulation dtype."""
+
+    def factors_gradient(self, z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
+        """Return [N, d] in the dtype of v [T, d]: per adapter ``sum over its slots of w_j s_i z_j^T v_t``.
+
+        With ``z = u`` and ``v = x`` it is dA, with z itself and ``v = dO`` it is dBt.
+        """
+
+
+def backend_for(x: Tensor, layout: Layout) -> Backend:
+    """Return the module that serves the call, decided by device, dtype and shapes alone."""
+    if not x.is_cuda or not has_triton(x.device):
+        return products
+    from . import gpu_products
+
+    return gpu_products if gpu_products.serves(x, layout) else products
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Return whether the Triton kernels run on this GPU: NVIDIA since sm80 (bf16), with triton installed."""
+    if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,7 +1,7 @@
 """Routed LoRA by torch operations alone: the CPU's path, and any other device's fallback.
 
 A *shrink* takes d features to the slots' ranks, an *expand* takes them to d features again. The forward is
-``z = shrink(x, A)``, ``y = expand(w, z, Bt)``; the backward, experts frozen, is ``u = shrink(dO, Bt)``,
+``z = shrink(x, A)``, ``y = expand(w, z, Bt)``; the backward, factors frozen, is ``u = shrink(dO, Bt)``,
 ``dx = expand(w, u, A)``: the same two with the operands swapped, so that it costs what the forward costs
 and needs nothing but the routing (and z, for the gradient of the weights). On a CPU each takes the
 formulation that ``cpu_cost.py`` calls cheapest; elsewhere the dense one.
@@ -17,9 +17,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import cpu_cost
-from .dense import expand_dense, shrink_dense
-from .gathered import expand_bag, routed_views, shrink_sampled
-from .grouped import expand_grouped, outer_products, shrink_grouped
+from .formulations import (
+    expand_bag,
+    expand_dense,
+    expand_grouped,
+    outer_products,
+    routed_views,
+    shrink_dense,
+    shrink_grouped,
+    shrink_sampled,
+)
 from .layout import Layout
 from .operands import accumulation_dtype
 from .routing import Gate, Routing
@@ -75,7 +82,7 @@ def backward(grad: Tensor, A: Tensor, Bt: Tensor, layout: Layout, routing: Routi
     return forward_with_z(grad, Bt, A, layout, routing)
 
 
-def experts_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
+def factors_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
     """Return [N, d] in the dtype of `v`: per adapter ``sum over its slots of w_j s_i z_j^T v_t``.
 
     With ``z = u`` and ``v = x`` it is dA, with z itself and ``v = dO`` it is dBt.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .layout import layout_of
-from .operands import check_experts, check_gate_serves, check_operands, check_output
+from .operands import check_factors, check_gate_serves, check_operands, check_output
 from .operators import (
     add_operator,
     differentiable_forward,
@@ -40,7 +40,7 @@ def routed_lora(
 
     Sums in fp32 (float64 for float64) and rounds to the dtype of `x`. Gradients flow to `x` and `weights`,
     and to `A` and `Bt` where they require them. An adapter selected twice by one token counts twice; one
-    of rank 0 adds nothing. The experts must be finite: a NaN in an adapter's weights may reach tokens that
+    of rank 0 adds nothing. The factors must be finite: a NaN in an adapter's weights may reach tokens that
     did not select it.
 
     Args:
@@ -128,10 +128,10 @@ def gated_lora_(
     """
     if not is_traced(x):
         layout_of(offsets, scaling)
-    check_experts(x, A, Bt, offsets)
+    check_factors(x, A, Bt, offsets)
     check_gate(x, gate.weight, gate.bias, gate.kind)
     check_gate_serves(gate.weight, gate.bias, x, adapters=len(scaling))
-    check_top_k(gate.weight.shape[:1], gate.k, gate.temperature)
+    check_top_k(gate.weight.shape[:1], gate.top_k, gate.temperature)
     check_output(out, x, Bt)
     of_gate = (gate.weight,) if gate.bias is None else (gate.weight, gate.bias)
     refuse_gradients("gated_lora_", out, x, A, Bt, *of_gate)
@@ -146,11 +146,11 @@ def gated_lora_(
         gate.weight,
         gate.bias,
         gate.kind,
-        gate.k,
+        gate.top_k,
         gate.temperature,
         gate.eps,
     )
-    shape = (*x.shape[:-1], gate.k)
+    shape = (*x.shape[:-1], gate.top_k)
     return Routing(selection.view(shape), weights.view(shape))
 
 

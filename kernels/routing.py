@@ -1,9 +1,9 @@
 """Routing: which adapters serve each token, and with what weight.
 
-Kept apart from the expert kernels on purpose. A `Routing` can come from a linear's own gate, from the
-gate of another linear that shares its decision, or from a fixed choice, and the kernels cannot tell.
-Logits are fp32 whatever the model computes in: bf16 logits of 28 adapters tie often enough to change
-which adapter a token takes. Shapes are those of ``layout.py``.
+On purpose apart from the kernels that multiply factors. A `Routing` can come from a linear's own gate, from
+the gate of another linear that shares its decision, or from a fixed choice: the kernels treat all alike.
+Logits are fp32 in a model of any dtype: bf16 logits of 28 adapters tie often enough to change which adapter a
+token takes. Shapes are those of ``layout.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GATE_KINDS = ("linear", "absolute", "normalised")
+from .gate_kinds import GATE_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,13 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What turns a token into a routing: the arguments of `gate_logits` and `select_top_k` in one.
+    """All that turns a token into a routing: the arguments of `gate_logits` and `select_top_k` in one.
 
     Attributes:
         weight: float32 [L, h].
         bias: float32 [L], or None.
         kind: one of `GATE_KINDS`.
-        k: slots per token.
+        top_k: how many adapters serve each token.
         temperature: of the softmax over the kept logits.
         eps: read by the kind `normalised` alone.
     """
@@ -41,20 +41,20 @@ class Gate:
     weight: Tensor
     bias: Tensor | None
     kind: str
-    k: int
+    top_k: int
     temperature: float = 1.0
     eps: float = 1e-6
 
     def route(self, x: Tensor) -> Routing:
         """Return the routing of x [..., h]."""
         logits = gate_logits(x, self.weight, self.bias, kind=self.kind, eps=self.eps)
-        return select_top_k(logits, self.k, temperature=self.temperature)
+        return select_top_k(logits, self.top_k, temperature=self.temperature)
 
 
 def gate_logits(
     x: Tensor, gate: Tensor, bias: Tensor | None = None, *, kind: str, eps: float = 1e-6
 ) -> Tensor:
-    """Return the gate's float32 logits [..., L], computed in fp32 whatever autocast says.
+    """Return the gate's float32 logits [..., L], computed in fp32 under any autocast.
 
     With ``G`` the gate and ``b`` the bias (0 without one): `linear` is ``G x + b``, `absolute` is
     ``|G x| + b``, `normalised` is ``G x / (||x|| + eps) + b``.
@@ -72,15 +72,11 @@ def gate_logits(
     check_gate(x, gate, bias, kind)
     with torch.autocast(device_type=x.device.type, enabled=False):
         x = x.float()
-        logits = torch.nn.functional.linear(x, gate)
-        if kind == "absolute":
-            logits = logits.abs()
-        elif kind == "normalised":
-            logits = logits / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + eps)
+        logits = GATE_KINDS[kind].finish(torch.nn.functional.linear(x, gate), x, eps)
         return logits if bias is None else logits + bias
 
 
-def select_top_k(logits: Tensor, k: int, *, temperature: float = 1.0) -> Routing:
+def select_top_k(logits: Tensor, top_k: int, *, temperature: float = 1.0) -> Routing:
     """Return the k highest logits' adapters, best first, weighted by ``softmax(logits / temperature)``.
 
     Equal logits go to the lowest index first, which `torch.topk` does not promise. The softmax runs over
@@ -89,18 +85,18 @@ def select_top_k(logits: Tensor, k: int, *, temperature: float = 1.0) -> Routing
 
     Args:
         logits: float32 [..., L].
-        k: slots per token, 1 to L.
+        top_k: adapters per token, 1 to L.
         temperature: above 0.
 
     Raises:
-        ValueError: if k, the temperature or the dtype does not fit.
+        ValueError: if `top_k`, the temperature or the dtype does not fit.
     """
     if logits.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"`logits` is {logits.dtype}, expected torch.float32; half types tie too often")
-    check_top_k(logits.shape, k, temperature)
+    check_top_k(logits.shape, top_k, temperature)
     kept, selection = torch.sort(logits, dim=-1, descending=True, stable=True)
-    weights = torch.softmax(kept[..., :k] / temperature, dim=-1)
-    return Routing(selection[..., :k].contiguous(), weights)
+    weights = torch.softmax(kept[..., :top_k] / temperature, dim=-1)
+    return Routing(selection[..., :top_k].contiguous(), weights)
 
 
 def route_to(index: int, leading_shape: Sequence[int], device: torch.device | str) -> Routing:
@@ -138,16 +134,16 @@ def check_gate(x: Tensor, gate: Tensor, bias: Tensor | None, kind: str) -> None:
         )
 
 
-def check_top_k(logits_shape: Sequence[int], k: int, temperature: float) -> None:
+def check_top_k(logits_shape: Sequence[int], top_k: int, temperature: float) -> None:
     """Refuse a selection that logits [..., L] cannot give.
 
     Raises:
-        ValueError: if k or the temperature does not fit.
+        ValueError: if `top_k` or the temperature does not fit.
     """
-    if not logits_shape or not 1 <= k <= logits_shape[-1]:
+    if not logits_shape or not 1 <= top_k <= logits_shape[-1]:
         raise ValueError(
-            f"k is {k} for logits {list(logits_shape)}, expected 1 to the number of adapters, the last "
-            "dimension"
+            f"top_k is {top_k} for logits {list(logits_shape)}, expected 1 to the number of adapters, "
+            "the last dimension"
         )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, expected a number above 0")

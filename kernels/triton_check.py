@@ -1,10 +1,10 @@
-"""Run the Triton kernels for verification: on a GPU where there is one, else in Triton's interpreter.
+"""The Triton kernels run for verification: on a GPU if the machine has one, else in Triton's interpreter.
 
 The interpreter must be chosen before triton is first imported and computes with numpy on the CPU, so it
 runs in a process of its own: ``python -m meteora_registry.kernels.triton_check`` reads one request from
-standard input and writes one reply. Both are a line of JSON that says what follows, then the tensors' bytes,
-one after another; nothing is pickled. It costs a fraction of a millisecond per operation and tile whatever
-the sizes, so that a sample of a few tokens against whole experts of a large model takes seconds, not hours;
+standard input and writes one reply. Both are a line of JSON that describes the tensors, then their bytes, one
+after another; nothing is pickled. It costs a fraction of a millisecond per operation and tile whatever
+the sizes, so that a sample of a few tokens against whole factors of a large model takes seconds, not hours;
 what it cannot show are races, alignment and the limits of a real GPU. Shapes are those of ``layout.py``.
 """
 
@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .backend import has_triton
 from .layout import layout_of
 from .operands import TRITON_DTYPES, check_operands
+from .operators import has_triton
 from .routed_lora import flat, routed_lora
 from .routing import Routing
 from .slots import Slots
@@ -37,11 +37,11 @@ MAX_HEADER_BYTES = 1 << 20
 
 
 class TritonUnavailableError(RuntimeError):
-    """Triton cannot run here at all; the message says what is missing."""
+    """Triton cannot run here at all; the message names what is missing."""
 
 
 class TritonRunError(RuntimeError):
-    """Triton ran and failed, or took too long; the message has the end of what it said."""
+    """Triton ran and failed, or took too long; the message has the end of its error output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def run_triton(
 
     Raises:
         ValueError: if the operands do not fit together.
-        TritonUnavailableError: if there is neither a GPU nor an interpreter.
+        TritonUnavailableError: if this machine has neither a GPU nor an interpreter.
         TritonRunError: if the interpreter fails or runs out of time.
     """
     layout = layout_of(offsets, scaling)
@@ -126,8 +126,8 @@ def _run_in_interpreter(
     except subprocess.TimeoutExpired as error:
         raise TritonRunError(f"the interpreter was still running after {timeout_seconds} seconds") from error
     if child.returncode != 0:
-        said = child.stderr.decode(errors="replace")[-2000:]
-        raise TritonRunError(f"the interpreter left with status {child.returncode}: {said}")
+        reported = child.stderr.decode(errors="replace")[-2000:]
+        raise TritonRunError(f"the interpreter left with status {child.returncode}: {reported}")
     return TritonRun(decode(child.stdout)[0]["output"], "interpreter")
 
 
@@ -142,7 +142,7 @@ def decode(message: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and values of a message.
 
     Raises:
-        ValueError: if the message is not exactly what its first line says.
+        ValueError: if the message is not what its first line describes.
     """
     line, found, body = message.partition(b"\n")
     if not found or len(line) > MAX_HEADER_BYTES:
@@ -173,7 +173,7 @@ def _bytes_of(tensor: Tensor) -> bytes:
 
 
 def answer(request: BinaryIO, reply: BinaryIO) -> None:
-    """Read one request, run the kernels, write the reply: the child's whole life."""
+    """Read one request, run the kernels and write the reply: all that the child process does."""
     from . import gpu_products
 
     tensors, values = decode(request.read())
@@ -189,6 +189,6 @@ def answer(request: BinaryIO, reply: BinaryIO) -> None:
 
 if __name__ == "__main__":
     channel = sys.stdout.buffer
-    # Whatever a library prints must not mix with the reply.
+    # Output of a library must not mix with the reply.
     sys.stdout = sys.stderr
     answer(sys.stdin.buffer, channel)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from ..schemas.bundle import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES, Scope
+from ..schemas.bundle import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.errors import UsageError
+from ..schemas.gate_choices import Scope
 from ..schemas.names import (
     CatalogSource,
     FolderSource,

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Unpack
 from ..bundle import Bundle
 from ..fuser.staging import staged_folder
 from ..inspection.regular_file import real_path
-from ..schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE, Scope
+from ..schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ..schemas.errors import UsageError
+from ..schemas.gate_choices import Scope
 from ..schemas.names import HubSource, below, check_name, parse_path_or_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.scratch import Purpose, temporary_folder
@@ -29,7 +30,7 @@ from .dependencies import require_torch
 from .workspace import Closing, StrPath
 
 if TYPE_CHECKING:
-    from ..fuser.member import Member, MemberFiles
+    from ..fuser.fuse_member import Member, MemberFiles
     from ..schemas.manifest import Origin
     from .hub.client import Hub
     from .hub.listing import Candidate
@@ -192,7 +193,7 @@ class FusedBundle(Closing):
             SourceUnreadable: its manifest is missing or cannot be read.
         """
         require_torch("verifying")
-        from ..fuser.verify import verify_bundle
+        from ..fuser.verifier import verify_bundle
         from .workflows.steps import step_of
 
         return verify_bundle(
@@ -266,7 +267,7 @@ def fuse(
         SourceUnreadable: a file cannot be read.
     """
     require_torch("fusing")
-    from ..fuser.write import require_no_conflicts
+    from ..fuser.bundle_writer import require_no_conflicts
     from .workflows.fuse_plan import plan_members
     from .workflows.fusion import write_fused
 
@@ -312,7 +313,7 @@ def _name_of(place: Path | Candidate) -> str:
 
 
 def _open_member(name: str, folder: Path, adapter: str, origin: Origin) -> Member:
-    from ..fuser.member import Member
+    from ..fuser.fuse_member import Member
     from ..inspection.adapter import inspect_adapter
 
     sound = inspect_adapter(folder).require_sound(f"`{adapter}` is broken and cannot be fused")

@@ -11,15 +11,13 @@ from __future__ import annotations
 from ..schemas.errors import MissingDependency
 
 try:
-    from .config import GateNotFittedWarning, MeteoraConfig
-    from .forcing import force_adapter, route_as, uniform
+    from .active_bundles import force_adapter, route_as, routing, uniform
     from .layer import MeteoraLayer
-    from .loading import LoadedBundle, generate, load_bundle
-    from .model import MeteoraModel
-    from .record import RoutingRecord
-    from .recording import routing
-    from .registration import register
-    from .scopes.scope import Decision
+    from .loaded_bundle import LoadedBundle, generate, load_bundle
+    from .peft_config import GateNotFittedWarning, MeteoraConfig
+    from .routing_record import RoutingRecord
+    from .scopes.decision import Decision
+    from .tuner import MeteoraModel, register
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "peft", "transformers", "safetensors"):
         raise

@@ -20,7 +20,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from ..schemas.errors import UsageError
-from .base_config import bounded_modules, check_base_config, translated_failures
+from .base_model import bounded_modules, check_base_config, translated_failures
 from .layer import features_of
 
 
@@ -34,7 +34,7 @@ class ModuleShape:
 
 
 def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
-    """The model that a config, or the folder of a base, describes: on the meta device, without weights.
+    """Build the model that a config, or the folder of a base, describes: on the meta device, without weights.
 
     Only ``config.json`` is read and no code of the folder is run.
 
@@ -58,7 +58,7 @@ def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
 def vocabulary_of(base: PreTrainedModel) -> int | None:
     """Return the number of rows of the base's embedding of tokens; None if it has none, or several.
 
-    A model that reads images, sound, or two kinds of input need not say which of its modules that is.
+    A model that reads images, sound, or two kinds of input need not state which of its modules that is.
     """
     try:
         embedding = base.get_input_embeddings()
@@ -69,7 +69,7 @@ def vocabulary_of(base: PreTrainedModel) -> int | None:
 
 
 def module_shapes(base: PreTrainedModel) -> dict[str, ModuleShape]:
-    """Every module that states its input and output features, by path."""
+    """Return every module that states its input and output features, by path."""
     shapes = {}
     for path, module in base.named_modules():
         in_features, out_features = features_of(module)
@@ -79,9 +79,9 @@ def module_shapes(base: PreTrainedModel) -> dict[str, ModuleShape]:
 
 
 def resolve_paths(paths: Iterable[str], base: PreTrainedModel) -> dict[str, str]:
-    """The present name of each module path; a path that the base has under no name is left out."""
+    """Return the present name of each module path; a path that the base has under no name is left out."""
     weights = base.state_dict()
-    # A converter joins or splits tensors: what was two modules is then one, and no adapter fits it.
+    # A converter joins or splits tensors: two modules then become one, which no adapter fits.
     renamings = [entry for entry in get_model_conversion_mapping(base) if isinstance(entry, WeightRenaming)]
     modules = {path for path, _ in base.named_modules()}
     resolved = {}

@@ -1,7 +1,7 @@
-"""What bundles remember of the sequences in a cache, kept on the cache itself.
+"""The decisions of bundles for the sequences in a cache, kept on the cache itself.
 
-So it lives exactly as long as the sequences, is copied with them, and no two requests share it. When a beam
-search reorders the rows of the cache, the memory's rows follow.
+They live exactly as long as the sequences and are copied with them, and no two requests share them. When a
+beam search reorders the rows of the cache, the memory's rows follow.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ import torch
 from torch import Tensor
 
 from ..schemas.errors import UsageError
-from .scopes.scope import RequestDecision
+from .scopes.decision import RequestDecision
 
 _ATTRIBUTE = "_meteora_memory"
 
 
 @dataclass(slots=True)
 class ObservedBase:
-    """The plain base's own view of the same sequences: its cache, and which tokens [B, T] are no padding."""
+    """The plain base's pass over the same sequences: its cache, and bool [B, T], False for padding."""
 
     cache: Any
     own: Tensor
 
     def select(self, rows: Tensor) -> None:
-        """Row i becomes row ``rows[i]``."""
+        """Reorder the sequences: row i becomes row ``rows[i]``."""
         rows = rows.to(self.own.device)
         self.cache.batch_select_indices(rows)
         self.own = self.own[rows]
 
     def follow(self, tokens: int | None) -> None:
-        """Go back to the first ``tokens`` tokens, as the cache of the routed model did.
+        """Crop to the first ``tokens`` tokens, as the routed model's cache was cropped.
 
         Raises:
-            UsageError: that one went on without the base.
+            UsageError: the routed model continued without the base.
         """
         surplus = 0 if tokens is None else self.own.shape[1] - tokens
         if surplus < 0:
             raise UsageError(
-                f"the cache holds {tokens} tokens, but the plain base went along with {self.own.shape[1]}",
+                f"the cache holds {tokens} tokens, but the plain base has read {self.own.shape[1]} of them",
                 hint="a request of scope `segment` must not be forced in between; begin it without a cache",
             )
         if surplus > 0:
@@ -50,9 +50,9 @@ class ObservedBase:
 
 
 class CacheMemory:
-    """What each bundle, by PEFT's adapter name, remembers of one cache's sequences.
+    """The decision of each bundle, by PEFT's adapter name, for one cache's sequences.
 
-    ``observed`` is there where a bundle has the plain base go along.
+    ``observed`` is kept if a bundle's scope has the plain base read answers too.
     """
 
     def __init__(self) -> None:
@@ -61,13 +61,13 @@ class CacheMemory:
 
     @classmethod
     def of(cls, cache: Any) -> Self | None:
-        """The memory of a cache, if it has one."""
+        """Return the memory of a cache, if it has one."""
         found: Self | None = getattr(cache, _ATTRIBUTE, None)
         return found
 
     @classmethod
     def attach(cls, cache: Any, kept: dict[str, RequestDecision], observed: ObservedBase | None) -> None:
-        """Let a cache remember this, and nothing else."""
+        """Set the memory of a cache, replacing any that it has."""
         memory = cls.of(cache)
         if memory is None:
             memory = cls()
@@ -76,13 +76,13 @@ class CacheMemory:
         memory.kept, memory.observed = kept, observed
 
     def select(self, rows: Tensor) -> None:
-        """Row i becomes row ``rows[i]``."""
+        """Reorder the sequences: row i becomes row ``rows[i]``."""
         self.kept = {name: kept.select(rows) for name, kept in self.kept.items()}
         if self.observed is not None:
             self.observed.select(rows)
 
     def repeat(self, repeats: int) -> None:
-        """Every row stands ``repeats`` times, one after the other."""
+        """Repeat every row ``repeats`` times, one after the other."""
         sequences = next(iter(self.kept.values())).sequences
         self.select(torch.arange(sequences).repeat_interleave(repeats))
 

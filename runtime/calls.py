@@ -1,6 +1,6 @@
-"""One call of a base model, read from its arguments: which tokens, whose, and is it a new request.
+"""One call of a base model, read from its arguments: its tokens, their padding, whether a request is new.
 
-A call whose cache is absent or empty begins new sequences; any other goes on with the cache's.
+A call whose cache is absent or empty begins new sequences; any other continues the cache's.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..schemas.errors import UsageError
-from .scopes.scope import Stretch
+from .scopes.decision import Stretch
 
-# transformers' names of the argument that carries what a sequence leaves behind.
+# transformers' names of the argument that carries the cache.
 _CACHE_NAMES = ("past_key_values", "cache_params")
 _IGNORED_LABEL = -100
-# What the plain base's look at a request does not need.
+# Arguments that the plain base's own pass over a request does not need.
 _NOT_OBSERVED = frozenset(
     {
         *_CACHE_NAMES,
@@ -59,7 +59,7 @@ class ForwardCall:
 
     @cached_property
     def past_tokens(self) -> int | None:
-        """Tokens that the cache holds, 0 without one; None if the cache does not say."""
+        """Tokens that the cache holds, 0 without one; None if the cache does not count them."""
         if self.cache is None:
             return 0
         if not hasattr(self.cache, "get_seq_length"):
@@ -95,13 +95,13 @@ class ForwardCall:
 
     @property
     def leading_shape(self) -> tuple[int, int]:
-        """The same, or one sequence of no tokens where the model is given something else."""
+        """The same shape, or one sequence of no tokens if the model is given something else."""
         ids, embeddings = self.arguments.get("input_ids"), self.arguments.get("inputs_embeds")
         return (1, 0) if ids is None and embeddings is None else self.shape
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the tokens lie."""
+        """The device of the tokens."""
         ids = self.arguments.get("input_ids")
         found: torch.device = (self.arguments["inputs_embeds"] if ids is None else ids).device
         return found
@@ -140,12 +140,12 @@ class ForwardCall:
         )
 
     def observed_arguments(self, own: Tensor, *, past: Any, use_cache: bool) -> dict[str, Any]:
-        """The arguments for the plain base's look at the same tokens: its own cache, no labels, no logits.
+        """Return the arguments for the plain base's pass over the tokens: its cache, no labels, no logits.
 
         Args:
             own: bool [B, past and present tokens], False where one is padding.
-            past: the cache that it left behind the last time, or None.
-            use_cache: whether it is to leave one this time.
+            past: the cache of the base's last pass, or None.
+            use_cache: whether to leave a cache this time.
         """
         parameters = inspect.signature(self.module.forward).parameters
         kept = {name: value for name, value in self.arguments.items() if name not in _NOT_OBSERVED}

@@ -1,8 +1,10 @@
-"""What a base model does around each of its forward passes for the bundles on it.
+"""The hooks of a base model around each of its forward passes, for the bundles on it.
 
-The routed layers alone cannot know where a request begins, nor see all of it before they answer. So the
-base model itself, whoever calls it (PEFT, transformers' ``generate``, a training loop), has hooks: before
-a pass the routers are told of the call, after it the cache is given what they decided.
+The routed layers alone cannot know where a request begins, nor see all of it before they answer. So the base
+model itself has hooks, which run whatever calls it: PEFT, transformers' ``generate`` or a training loop.
+Before a pass each router gets the call; if a router needs evidence, the plain base first reads the same
+tokens, which costs one more pass over a prompt, and for scope `segment` over every token of the answer. After
+the pass the cache gets the decisions.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall
 from .router import BundleRouter
-from .scopes.evidence import Evidence
-from .scopes.passes import ObservedPass
-from .scopes.scope import RequestDecision
+from .scopes.decision import RequestDecision
+from .scopes.passes import Evidence, ObservedPass
 
 _ATTRIBUTE = "_meteora_hooks"
 
@@ -36,7 +37,7 @@ class ModelHooks:
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """The hooks of a model, which gets them now if it has none."""
+        """Return the hooks of a model, which gets them now if it has none."""
         found: Self | None = model.__dict__.get(_ATTRIBUTE)
         if found is None:
             found = cls()
@@ -49,7 +50,7 @@ class ModelHooks:
 
     @staticmethod
     def remove(model: nn.Module) -> None:
-        """Leave a model without them."""
+        """Remove the hooks from a model."""
         found: ModelHooks | None = model.__dict__.pop(_ATTRIBUTE, None)
         for handle in found._handles if found else ():
             handle.remove()
@@ -68,7 +69,7 @@ class ModelHooks:
         self._decided = {name: decision for name, decision in decided.items() if decision is not None}
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Let the cache that the pass leaves behind remember what was decided."""
+        """Keep the decisions on the cache that the pass leaves."""
         decided, self._decided = self._decided, {}
         observed, self._observed = self._observed, None
         if decided:
@@ -78,9 +79,9 @@ class ModelHooks:
                 CacheMemory.attach(cache, decided, observed)
 
     def _observe(self, call: ForwardCall, asking: Sequence[BundleRouter]) -> dict[str, Evidence]:
-        """What each asking router's gates say of the call's tokens on the plain base."""
+        """Gather the evidence of each asking router's gates for the call's tokens on the plain base."""
         evidence = {name: Evidence(*call.shape, len(router.members)) for name, router in self.routers.items()}
-        # Called past the hooks. Every bundle is silent meanwhile, whether or not it asked.
+        # `module.forward` bypasses these hooks. No bundle adds anything meanwhile, whether or not it asked.
         with torch.no_grad(), _evaluated(call.module), ExitStack() as stack:
             for name, router in self.routers.items():
                 stack.enter_context(_observed(router, ObservedPass(evidence[name])))
@@ -89,7 +90,7 @@ class ModelHooks:
 
 
 def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
-    """Pass the call's tokens through the base; what it leaves behind, if it is to go on with them."""
+    """Run the base over the call's tokens; return its cache if it is to read the answer too."""
     own = call.stretch.own
     before = None if call.is_new else CacheMemory.of(call.cache)
     past = None if before is None else before.observed
@@ -112,7 +113,7 @@ def _observed(router: BundleRouter, observed: ObservedPass) -> Iterator[None]:
 
 @contextmanager
 def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Without dropout, which would make the same request look different each time."""
+    """Switch off dropout within the block: it would make the same request look different each time."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
@@ -124,7 +125,7 @@ def _evaluated(module: nn.Module) -> Iterator[None]:
 
 
 def _cache_in(output: Any) -> Any:
-    """The cache in a model's output, or None."""
+    """Return the cache in a model's output, or None."""
     if isinstance(output, tuple):
         return next((part for part in output if hasattr(part, "get_seq_length")), None)
     return getattr(output, "past_key_values", None)

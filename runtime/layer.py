@@ -2,9 +2,9 @@
 
 The base layer is a black box that is called and added to: ``nn.Linear``, transformers' ``Conv1D`` and any
 quantised linear look the same from here, and the adapters' A and B are never transposed with the base's
-weight. Tensors are kept per bundle under PEFT's adapter name; what must not be cast stands beside them, ranks
-and scalings in a plan, k and T in the router's rule. The tensors keep the dtypes of the bundle whatever
-casts the model: A and B the members', the gate float32.
+weight. Tensors are kept per bundle under PEFT's adapter name; what must not be cast is kept beside them:
+ranks and scalings in a plan, top_k and temperature in the router's rule. The tensors keep the dtypes of the
+bundle whatever casts the model: A and B the members', the gate float32.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .router import BundleRouter
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """What one bundle's config says of one module."""
+    """One module's part of a bundle's config."""
 
     layout: ModuleLayout
     gate_kind: str
@@ -47,7 +47,7 @@ class LayerPlan:
 
     @classmethod
     def of(cls, bundle: BundleConfig, path: str) -> Self:
-        """The plan of the module at ``path``."""
+        """Return the plan of the module at ``path``."""
         return cls(
             layout=bundle.layouts[path],
             gate_kind=bundle.gate.kind,
@@ -57,7 +57,7 @@ class LayerPlan:
         )
 
     def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each of the module's tensors, by tensor name."""
+        """Return the shape of each of the module's tensors, by tensor name."""
         return tensor_shapes(
             self.layout.rows,
             len(self.layout.ranks),
@@ -101,7 +101,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.train(base_layer.training)
 
     def add_bundle(self, plan: LayerPlan, router: BundleRouter) -> None:
-        """Make room for a bundle's tensors, on the meta device until their dtypes are known."""
+        """Add a bundle: its tensors are on the meta device until their dtypes are known."""
         adapter_name = router.adapter_name
         self.meteora_plans[adapter_name] = plan
         self.meteora_routers[adapter_name] = router
@@ -127,19 +127,19 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             )
 
     def tensor_of(self, tensor: str, adapter_name: str) -> nn.Parameter:
-        """One of a bundle's tensors in this module, such as ``meteora_gate``."""
+        """Return one of a bundle's tensors in this module, such as ``meteora_gate``."""
         parameter: nn.Parameter = getattr(self, tensor)[adapter_name]
         return parameter
 
     @property
     def base_device(self) -> torch.device:
-        """Where the base layer's weights lie; the CPU if it shows none."""
+        """The device of the base layer's weights; the CPU if it has none."""
         base = self.get_base_layer()
         first = next(itertools.chain(base.parameters(), base.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output with the active bundles' contributions added."""
+        """Return the base layer's output with the active bundles' contributions added."""
         out: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return out
@@ -149,7 +149,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         return out
 
     def gate_of(self, adapter_name: str) -> Gate | None:
-        """A bundle's gate in this module, or None where it takes another module's routing."""
+        """Return a bundle's gate in this module, or None where it takes another module's routing."""
         plan = self.meteora_plans[adapter_name]
         if not plan.has_gate:
             return None
@@ -158,7 +158,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             weight=self.tensor_of(TENSOR_GATE, adapter_name),
             bias=self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
             kind=plan.gate_kind,
-            k=rule.top_k,
+            top_k=rule.top_k,
             temperature=rule.temperature,
             eps=plan.gate_eps,
         )
@@ -176,17 +176,17 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         if choice is None:
             return out
         in_place = self._may_add_in_place(out, A)
-        experts = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
+        operands = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
         if isinstance(choice, Gate):
             if in_place and x.dtype == A.dtype:
-                router.settle(layout.path, gated_lora_(out, *experts, choice))
+                router.report(layout.path, gated_lora_(out, *operands, choice))
                 return out
             choice = choice.route(x)
-            router.settle(layout.path, choice)
+            router.report(layout.path, choice)
         if in_place:
-            return routed_lora_(out, *experts, choice.selection, choice.weights)
+            return routed_lora_(out, *operands, choice.selection, choice.weights)
         # Promotion makes the sum at the wider dtype, so that it is rounded once.
-        return (out + routed_lora(*experts, choice.selection, choice.weights)).to(out.dtype)
+        return (out + routed_lora(*operands, choice.selection, choice.weights)).to(out.dtype)
 
     def _may_add_in_place(self, out: Tensor, A: Tensor) -> bool:
         # A black box may return a view of its input, and a hook may keep the base's output.
@@ -217,7 +217,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
 
 def features_of(layer: nn.Module) -> tuple[int | None, int | None]:
-    """The input and output features that a layer states; None for a black box that states none.
+    """Return the input and output features that a layer states; None for a black box that states none.
 
     Decided by the layer's type: ``Conv1D`` keeps its weight transposed and has names of its own.
     """

@@ -1,11 +1,13 @@
-"""One bundle's routing on one model: what its layers ask, and what each forward pass begins with.
+"""One bundle's routing on one model: its answers to the bundle's layers, and the start of each forward pass.
 
-A router is shared by all layers of its bundle. Before each forward pass of the model it is told of the
-call and sets up the pass: by the bundle's scope, unless a member is forced or another rule stands in.
+All layers of a bundle share its router. Before each forward pass of the model the router gets the call and
+sets up the pass: by the bundle's scope, unless a member is forced or another rule holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,38 +15,61 @@ from torch import Tensor
 from ..kernels.routing import Gate, Routing
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
+from ..schemas.gate_choices import Scope
 from .cache_memory import CacheMemory
 from .calls import ForwardCall
-from .record import RoutingRecord
-from .scopes.evidence import Evidence
-from .scopes.layer import LayerPass
-from .scopes.passes import RoutingPass, UndecidedPass
+from .routing_record import RoutingRecord
+from .scopes.decision import RequestDecision, Stretch
+from .scopes.passes import Evidence, LayerPass, RoutingPass, SharedRoutings, TokenPass, UndecidedPass
 from .scopes.prompt import PromptDecision
-from .scopes.rule import RoutingRule
-from .scopes.scope import RequestDecision
+from .scopes.routing_rule import RoutingRule
 from .scopes.segment import SegmentDecision
-from .scopes.token import SharedRoutings, TokenPass
 
 if TYPE_CHECKING:
     from .layer import MeteoraLayer
 
 
+@dataclass(frozen=True, slots=True)
+class ScopeRouting:
+    """The way that a scope routes.
+
+    Attributes:
+        idle: the pass while the scope has decided nothing: all there is for a scope that decides by token.
+        decide: makes the decision for sequences that begin, from their evidence; None for such a scope.
+    """
+
+    idle: Callable[[TokenPass], RoutingPass]
+    decide: Callable[[RoutingRule, Tensor, Stretch], RequestDecision] | None = None
+
+
+SCOPE_ROUTINGS: dict[Scope, ScopeRouting] = {
+    "token": ScopeRouting(idle=lambda by_token: by_token),
+    "layer": ScopeRouting(idle=lambda by_token: LayerPass()),
+    "prompt": ScopeRouting(idle=lambda by_token: UndecidedPass("prompt"), decide=PromptDecision.decide),
+    "prompt+token": ScopeRouting(
+        idle=lambda by_token: UndecidedPass("prompt+token"), decide=PromptDecision.decide
+    ),
+    "segment": ScopeRouting(idle=lambda by_token: UndecidedPass("segment"), decide=SegmentDecision.decide),
+}
+
+
 class BundleRouter:
-    """Routes for one bundle.
+    """The router of one bundle.
 
     Attributes:
         layers: the bundle's layers by module path.
-        rule: the bundle's own, or the one that stands in for it.
-        settled: a pass that stands in for every other, such as that of a forced member.
-        observed: the pass of the plain base, while one is under way.
-        record: where routings are written down, while somebody asked for them.
+        rule: the bundle's own, or the one that `route_as` set.
+        override: the pass that replaces every other while a block of code forces it, such as that of one
+            member.
+        observed: the pass of the plain base, while it runs.
+        record: where routings are recorded, within a `routing` block.
     """
 
     def __init__(self, adapter_name: str, bundle: BundleConfig) -> None:
         self.adapter_name = adapter_name
         self.members = bundle.names
         self.layers: dict[str, MeteoraLayer] = {}
-        self.settled: RoutingPass | None = None
+        self.override: RoutingPass | None = None
         self.observed: RoutingPass | None = None
         self.record: RoutingRecord | None = None
         self._shared = SharedRoutings(bundle.gate.sources)
@@ -73,20 +98,20 @@ class BundleRouter:
         return self.adapter_name in next(iter(self.layers.values())).meteora_plans
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
-        """What serves the tokens x [..., in] of a module: its gate, a routing, or no member at all."""
-        choice = (self.observed or self.settled or self._current).choose(path, x, gate)
+        """Return what serves a module's tokens x [..., in]: its gate, a routing, or None for no member."""
+        choice = (self.observed or self.override or self._current).choose(path, x, gate)
         if isinstance(choice, Routing):
-            self._write_down(path, choice)
+            self._record_routing(path, choice)
         return choice
 
-    def settle(self, path: str, routing: Routing) -> None:
-        """Be told what a module's gate decided."""
-        (self.settled or self._current).settle(path, routing)
-        self._write_down(path, routing)
+    def report(self, path: str, routing: Routing) -> None:
+        """Pass on the decision of a module's gate, and record it."""
+        (self.override or self._current).report(path, routing)
+        self._record_routing(path, routing)
 
     def needs_evidence(self, call: ForwardCall) -> bool:
-        """Whether the plain base has to look at the call's tokens before the routed pass."""
-        if self.settled is not None or not self.rule.decides_ahead:
+        """Return whether the plain base has to read the call's tokens before the routed pass."""
+        if self.override is not None or not self.rule.decides_ahead:
             return False
         return self._kept_for(call) is None or self.rule.observes_answers
 
@@ -96,7 +121,7 @@ class BundleRouter:
         self._current = self._idle_pass()
         if self.record is not None:
             self.record.begin(call)
-        if self.settled is not None or not self.rule.decides_ahead:
+        if self.override is not None or not self.rule.decides_ahead:
             return None
         decision = self._decide(call, evidence)
         self._current = decision.begin(call.stretch, self._by_token)
@@ -108,18 +133,16 @@ class BundleRouter:
         kept = self._kept_for(call)
         if kept is not None:
             return kept.advance(call.past_tokens, None if evidence is None else evidence.mean)
-        if evidence is None:
-            raise RuntimeError(
-                f"bundle `{self.adapter_name}` has to decide, and nobody looked at the request"
-            )
-        kind = SegmentDecision if self.rule.observes_answers else PromptDecision
-        return kind.decide(self.rule, evidence.mean, call.stretch)
+        decide = SCOPE_ROUTINGS[self.rule.scope].decide
+        if evidence is None or decide is None:
+            raise RuntimeError(f"bundle `{self.adapter_name}` has to decide without any evidence")
+        return decide(self.rule, evidence.mean, call.stretch)
 
     def _kept_for(self, call: ForwardCall) -> RequestDecision | None:
-        """What the call's cache remembers of this bundle; None for new sequences.
+        """Return what the call's cache remembers of this bundle; None for new sequences.
 
         Raises:
-            UsageError: the sequences have begun, but not under this bundle's present rule.
+            UsageError: the sequences were begun, but not under this bundle's present rule.
         """
         if call.is_new:
             return None
@@ -135,10 +158,8 @@ class BundleRouter:
         return kept
 
     def _idle_pass(self) -> RoutingPass:
-        if self.rule.scope == "token":
-            return self._by_token
-        return LayerPass() if self.rule.scope == "layer" else UndecidedPass(self.rule.scope)
+        return SCOPE_ROUTINGS[self.rule.scope].idle(self._by_token)
 
-    def _write_down(self, path: str, routing: Routing) -> None:
+    def _record_routing(self, path: str, routing: Routing) -> None:
         if self.record is not None and self.observed is None:
             self.record.add(path, routing)

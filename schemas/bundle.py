@@ -27,6 +27,7 @@ from pydantic import (
 from .digest import Digest
 from .document import Document, PositiveCount, load_json
 from .errors import BundleRefused
+from .gate_choices import DECISION_SCOPES, INITIAL_GATE_KINDS, GateKind, InitialGate, Scope
 from .inventory import Dtype
 from .names import Name
 
@@ -58,8 +59,6 @@ TENSOR_GATE = "meteora_gate"
 TENSOR_GATE_BIAS = "meteora_gate_bias"
 FACTORS = (TENSOR_A, TENSOR_B)
 
-# The kind of a gate that still has the values of its initialisation.
-INITIAL_GATE_KINDS: dict[str, Literal["linear", "absolute"]] = {"arrow": "absolute", "normal": "linear"}
 IMPORTED = "imported"
 MAX_RANK = 1 << 20
 MAX_MODULES = 1 << 16
@@ -72,10 +71,6 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 MIN_SCALING, MAX_SCALING = 1e-20, 1e20
 # A length in float32 plus `eps` must differ from neither zero nor, where the length is 1, from the length.
 MIN_EPS, MAX_EPS = 1e-20, 1.0
-
-Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
-# The scopes that settle several tokens at once, and so can settle that no member serves them.
-DECISION_SCOPES: frozenset[Scope] = frozenset({"prompt", "prompt+token", "segment"})
 
 Scaling = Annotated[FiniteFloat, Field(ge=MIN_SCALING, le=MAX_SCALING)]
 Eps = Annotated[FiniteFloat, Field(ge=MIN_EPS, le=MAX_EPS)]
@@ -179,7 +174,7 @@ class BundleMember(Document):
 class GateInitialisation(Document):
     """The origin of a gate's first values, which can be computed again from the members and the seed."""
 
-    method: Literal["arrow", "normal"]
+    method: InitialGate
     seed: int = Field(ge=0, lt=1 << 32)
 
 
@@ -211,7 +206,7 @@ class Gate(Document):
     states how.
     """
 
-    kind: Literal["linear", "absolute", "normalised"]
+    kind: GateKind
     scope: Scope
     bias: bool
     eps: Eps

@@ -11,9 +11,10 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from .bundle import ModulePath, Scope
+from .bundle import ModulePath
 from .digest import Digest
 from .document import Count, Document, PositiveCount
+from .gate_choices import Scope
 from .names import Name
 
 MAX_EVALUATION_BYTES = 256 << 20

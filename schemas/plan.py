@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from .bundle import ModulePath
 from .document import Count, Document, PositiveCount
+from .gate_choices import InitialGate
 from .inventory import Dtype
 from .names import Name
 
@@ -56,7 +55,7 @@ class FusePlan(Document):
     dtype: Dtype
     top_k: Count
     temperature: float
-    gate: Literal["arrow", "normal"]
+    gate: InitialGate
     seed: Count
     with_experts: bool
     members: tuple[PlannedMember, ...]

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 from .bundle import MAX_MEMBERS, MAX_TEMPERATURE, MIN_TEMPERATURE
 from .document import Document, PositiveCount
 from .errors import InvalidDocument, UsageError
+from .gate_choices import InitialGate
 from .names import Name
 from .toml import load_toml
 
@@ -24,7 +25,7 @@ class RecipeOptions(TypedDict, total=False):
     top_k: int | None
     temperature: float
     dtype: DtypeName | None
-    gate: Literal["arrow", "normal"]
+    gate: InitialGate
     seed: int
     with_experts: bool
 
@@ -53,7 +54,7 @@ class Recipe(Document):
     top_k: PositiveCount | None = None
     temperature: FiniteFloat = Field(default=1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     dtype: DtypeName | None = None
-    gate: Literal["arrow", "normal"] = "arrow"
+    gate: InitialGate = "arrow"
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     with_experts: bool = False
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from .bundle import MAX_MEMBERS, MAX_MODULES, Eps, ModulePath
 from .digest import Digest
 from .document import Count, Document, PositiveCount
+from .gate_choices import FittedKind
 from .names import Name
 
 STATISTICS_KEY = "meteora_statistics"
@@ -55,7 +56,7 @@ class TokenSettings(Document):
     samples were also read behind those of other members.
     """
 
-    kind: Literal["linear", "normalised"]
+    kind: FittedKind
     eps: Eps
     max_tokens: PositiveCount
     skip_tokens: Count

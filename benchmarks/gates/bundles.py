@@ -18,7 +18,7 @@ from meteora_registry.registry.workflows.fusion import fuse
 from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_bundle
 from meteora_registry.registry.workspace import Workspace
 from meteora_registry.runtime.fitting import FitOptions, context_of, fit_gates, open_base, read_task_data
-from meteora_registry.schemas.bundle import Scope
+from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.recipe import Recipe, RecipeMember
 
 from .prompts import ARROW, prompt_of, response_of

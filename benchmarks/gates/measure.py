@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.machine import description, version_of
 from meteora_registry.registry.home import Home
 from meteora_registry.runtime.fitting import FitOptions
-from meteora_registry.schemas.bundle import Scope
 from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.gate_choices import Scope
 
 from .base import load_model, load_tokenizer, prepare_base
 from .bundles import fit_by_workflow, fit_with, fuse_adapters, write_fit_data

@@ -28,7 +28,7 @@ def command(registry: Registry, bundle: str, member: str, *, out: Path, as_json:
     Byte for byte.
     """
     require_torch("extracting")
-    from ...fuser.extract import extract_member
+    from ...fuser.extraction import extract_member
 
     folder = find_bundle_folder(registry, bundle)
     extraction = extract_member(Bundle.open(folder), member, out)

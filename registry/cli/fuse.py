@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from ...inspection.regular_file import read_bounded
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
+from ...schemas.gate_choices import InitialGate
 from ...schemas.plan import FusePlan, PlannedModule
-from ...schemas.recipe import MAX_RECIPE_BYTES, Recipe
+from ...schemas.recipe import MAX_RECIPE_BYTES, DtypeName, Recipe
 from ..dependencies import require_torch
 from ..face import Registry
 from ..workflows.fuse_plan import prepare_fuse
@@ -57,12 +58,12 @@ if TYPE_CHECKING:
 @click.option("--temperature", type=float, help="Of the softmax over the chosen adapters. Default: 1.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(get_args(DtypeName)),
     help="Element type of the factors. Default: the members' common one, else float32.",
 )
 @click.option(
     "--gate",
-    type=click.Choice(["arrow", "normal"]),
+    type=click.Choice(get_args(InitialGate)),
     help="First values of the gates: each adapter's main direction, or random. Default: arrow.",
 )
 @click.option("--seed", type=int, help="Of the random gates. Default: 0.")

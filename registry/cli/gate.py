@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from ...schemas.bundle import Scope
+from ...schemas.gate_choices import Scope
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json

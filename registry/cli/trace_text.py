@@ -13,8 +13,7 @@ from itertools import groupby
 
 import click
 
-from ...runtime.tracing.palette import colour_of, letter_of
-from ...runtime.tracing.shares import leading_members, token_shares
+from ...runtime.tracing.display import colour_of, leading_members, letter_of, token_shares
 from ...schemas.trace import NO_MEMBER, Trace
 from .output import escape, print_facts, print_line
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import write_record
-from ...fuser.verify import verify_bundle
+from ...fuser.verifier import verify_bundle
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import HubSource, parse_path_or_source

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...fuser.member import Member, MemberFiles
-from ...fuser.plan import DTYPES_BY_NAME, BaseModules, FuseOptions, make_plan
+from ...fuser.fuse_member import Member, MemberFiles
+from ...fuser.planning import BaseModules, make_plan
 from ...inspection.adapter import Inspection, inspect_files
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
@@ -70,18 +70,8 @@ def plan_members(
     Raises:
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
-    options = FuseOptions(
-        base=recipe.base,
-        base_revision=recipe.base_revision,
-        top_k=recipe.top_k,
-        temperature=recipe.temperature,
-        dtype=DTYPES_BY_NAME[recipe.dtype] if recipe.dtype else None,
-        gate=recipe.gate,
-        seed=recipe.seed,
-        with_experts=recipe.with_experts,
-    )
     base_modules = _look_at_base(recipe, members)
-    plan = make_plan(members, options, base_modules=base_modules)
+    plan = make_plan(members, recipe, base_modules=base_modules)
     renamed = base_modules.renamed if base_modules else {}
     return Prepared(tuple(versions), tuple(members), plan, renamed)
 

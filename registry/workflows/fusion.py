@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ...fuser.bundle_writer import GivenGate, require_no_conflicts, write_bundle
 from ...fuser.official import ImportedMember, OfficialWeights
 from ...fuser.staging import check_target
-from ...fuser.verify import verify_bundle
-from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
+from ...fuser.verifier import verify_bundle
 from ...inspection.regular_file import real_path
 from ...schemas.bundle import IMPORTED, Fitting
 from ...schemas.errors import InvalidDocument, UsageError

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...fuser.extract import extract_member
-from ...fuser.member import MemberFiles
+from ...fuser.extraction import extract_member
+from ...fuser.fuse_member import MemberFiles
 from ...fuser.refit import NewGates, refit_bundle
 from ...fuser.staging import check_target
-from ...fuser.verify import verify_bundle
+from ...fuser.verifier import verify_bundle
 from ...inspection.regular_file import real_path
 from ...runtime.base_modules import read_base, resolve_paths
 from ...runtime.fitting import (
@@ -33,9 +33,10 @@ from ...runtime.fitting import (
     open_base,
     read_task_data,
 )
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Scope
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting
 from ...schemas.digest import Digest
 from ...schemas.errors import UsageError
+from ...schemas.gate_choices import SCOPES, Scope, check_scope
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
 from ...schemas.scratch import Purpose, temporary_folder
@@ -71,12 +72,16 @@ class FitRequest:
     scope: Scope = "prompt"
     statistics: Path | None = None
 
+    def __post_init__(self) -> None:
+        check_scope(self.scope)
+
     @property
     def options(self) -> FitOptions:
         """How the gates are fitted."""
-        by_token = self.scope in ("token", "prompt+token")
+        traits = SCOPES[self.scope]
         return FitOptions(
-            concatenated=self.scope == "segment", skip_tokens=_UNDECIDED_TOKENS if by_token else 0
+            concatenated=traits.fits_concatenated,
+            skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
         )
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
-from ...fuser.extract import extract_member
+from ...fuser.extraction import extract_member
 from ...fuser.staging import staged_folder
-from ...fuser.verify import verify_bundle
+from ...fuser.verifier import verify_bundle
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, MAX_BUNDLE_BYTES, VERIFICATION_FILE, BundleConfig
 from ...schemas.digest import Digest
 from ...schemas.document import load_json

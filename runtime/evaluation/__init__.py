@@ -1,4 +1,4 @@
-"""How well a bundle answers its members' tasks: routed, each member alone, and against plain baselines."""
+"""The evaluation of a bundle on its members' tasks: routed, each member alone, and plain baselines."""
 
 from __future__ import annotations
 

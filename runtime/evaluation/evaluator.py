@@ -1,4 +1,4 @@
-"""Every mode answers every item of every task, greedily; the answers are judged and the routing counted."""
+"""The evaluator: every mode answers every item of every task; answers are judged, routing counted."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import torch
 
 from ...schemas.evaluation import UNROUTED, Evaluation, Mode, ModeScore, TaskScore
 from ...scores.intervals import interval_of, mean_of_tasks
+from ..active_bundles import routing
 from ..fitting import TaskData, context_of
-from ..loading import LoadedBundle
-from ..record import RoutingRecord
-from ..recording import routing
-from .generation import generate_answers
-from .meter import Meter
+from ..loaded_bundle import LoadedBundle
+from ..routing_record import RoutingRecord
+from .generation import Meter, generate_answers
 from .modes import serve_as, serve_task
 from .tally import RoutingTally
 from .tasks import EvaluationOptions, Task, make_tasks
 
-# Told a mode, and how many of its items are answered.
+# Called with a mode, how many of its items are answered, and how many there are.
 Progress = Callable[[str, int, int], None]
 _PACKAGES = ("meteora-registry", "peft", "torch", "transformers")
 
@@ -39,9 +38,9 @@ def evaluate(
     Args:
         loaded: the bundle on its base.
         data: of every member.
-        options: modes, metrics, and how much is asked.
-        bundle: what the evaluation calls it.
-        progress: told how far it got.
+        options: modes, metrics, and how many items.
+        bundle: its name in the evaluation.
+        progress: called after each batch.
 
     Raises:
         UsageError: an option is out of range, or the bundle cannot serve in a mode.
@@ -79,7 +78,7 @@ class _Evaluator:
     _done: int = field(default=0)
 
     def score(self, mode: Mode) -> ModeScore:
-        """One mode on all tasks."""
+        """Score one mode on all tasks."""
         self._done = 0
         meter = Meter(self.loaded.model.device)
         tally = None if mode in UNROUTED else RoutingTally(self.loaded.config.names)

@@ -1,23 +1,26 @@
-"""Greedy answers to a batch of prompts, and which of the tokens were read on the way."""
+"""Greedy answers to a batch of prompts: the texts, the tokens read for them, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from ..loading import LoadedBundle, generate_ids
-from .meter import Meter
+from ...schemas.evaluation import Cost
+from ..loaded_bundle import LoadedBundle, generate_ids
 from .tally import ReadTokens
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers to a batch, the tokens that were read for them, and how many were written."""
+    """The answers to a batch, the tokens read for them, and the number of tokens written."""
 
     texts: list[str]
     read: ReadTokens
@@ -25,7 +28,7 @@ class Answers:
 
 
 class StopText(StoppingCriteria):
-    """A row ends as soon as its answer has the text ``stop`` in it."""
+    """A criterion that ends a row as soon as its answer has the text ``stop`` in it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, prompt_tokens: int) -> None:
         self._tokenizer = tokenizer
@@ -33,7 +36,7 @@ class StopText(StoppingCriteria):
         self._prompt_tokens = prompt_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """Which rows end, bool ``[B]``."""
+        """Return which rows end, bool ``[B]``."""
         texts = _decode(self._tokenizer, input_ids[:, self._prompt_tokens :])
         return torch.tensor([self._stop in text for text in texts], device=input_ids.device)
 
@@ -41,7 +44,7 @@ class StopText(StoppingCriteria):
 def generate_answers(
     loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: int, stop: str | None, meter: Meter
 ) -> Answers:
-    """The answer to each prompt, up to ``stop``; the meter counts the time of the generation alone."""
+    """Answer each prompt, up to ``stop``; the meter counts the time of the generation alone."""
     tokenizer = loaded.tokenizer
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
     prompt_tokens = batch["input_ids"].shape[1]
@@ -75,7 +78,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
 
 
 def _before_end(written: Tensor, ends: Tensor) -> Tensor:
-    """The tokens of each answer before the one that ends it, bool ``[B, N]``."""
+    """Return the tokens of each answer before the one that ends it, bool ``[B, N]``."""
     is_end = torch.isin(written, ends.to(written.device))
     return is_end.long().cumsum(dim=1) == 0
 
@@ -87,5 +90,67 @@ def _ends_of(loaded: LoadedBundle) -> Tensor:
 
 
 def _tokens_until(stop: str, ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens stand before the one that completes ``stop``."""
+    """Return how many tokens precede the one that completes ``stop``."""
     return next(count for count in range(len(ids)) if stop in _decode(tokenizer, ids[None, : count + 1])[0])
+
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# Linux: forget the peak of the resident set (proc_pid_clear_refs(5)).
+_RESET_PEAK = "5"
+
+
+class Meter:
+    """The cost of one mode: time, tokens, and the peak of memory since the meter was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._prompt_tokens = self._new_tokens = 0
+        self._peak_is_own = _reset_peak(device)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of a block, to the end of its work on the device."""
+        self._synchronise()
+        began = time.perf_counter()
+        yield
+        self._synchronise()
+        self._seconds += time.perf_counter() - began
+
+    def count(self, *, prompt_tokens: int, new_tokens: int) -> None:
+        """Count a batch's tokens."""
+        self._prompt_tokens += prompt_tokens
+        self._new_tokens += new_tokens
+
+    def result(self) -> Cost:
+        """Return the totals."""
+        return Cost(
+            seconds=round(self._seconds, 3),
+            prompt_tokens=self._prompt_tokens,
+            new_tokens=self._new_tokens,
+            new_tokens_per_second=round(self._new_tokens / self._seconds, 3) if self._seconds else 0.0,
+            peak_memory_bytes=_peak_bytes(self._device) if self._peak_is_own else None,
+        )
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _reset_peak(device: torch.device) -> bool:
+    """Reset the peak of the memory in use; return whether the system could."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    with suppress(OSError):
+        _RESET.write_text(_RESET_PEAK)
+        return True
+    return False
+
+
+def _peak_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = _STATUS.read_text().splitlines()
+    kibibytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return None if kibibytes is None else int(kibibytes) * 1024

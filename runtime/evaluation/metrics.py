@@ -1,4 +1,4 @@
-"""How an answer is judged: a score from 0 to 1 for every item.
+"""The metrics that judge an answer: a score from 0 to 1 for every item.
 
 - ``exact``: 1 if the answer is the expected text, white space at both ends aside. For answers that are one
   string and no other: an extraction, a conversion, a number.
@@ -24,7 +24,7 @@ _CLOSING = "\"'`)]}*.,:;!?\u201d\u2019"
 
 
 def judge_of(metric: Metric, labels: Iterable[str]) -> Judge:
-    """What judges the answers of one task.
+    """Return the judge of one task's answers.
 
     Args:
         metric: the measure.

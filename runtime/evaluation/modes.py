@@ -1,4 +1,4 @@
-"""Who serves the tokens while a mode answers."""
+"""The modes of an evaluation: which members serve the tokens while a mode answers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from ...fuser.gates import arrow_gate
 from ...kernels.routing import Gate
-from ...schemas.bundle import INITIAL_GATE_KINDS, TENSOR_A, TENSOR_B, Scope
+from ...schemas.bundle import TENSOR_A, TENSOR_B
 from ...schemas.evaluation import Mode
-from ..active import only_router
-from ..forcing import force_adapter, replaced, route_as, uniform
+from ...schemas.gate_choices import INITIAL_GATE_KINDS, Scope
+from ..active_bundles import force_adapter, only_router, replaced, route_as, uniform
 from ..layer import MeteoraLayer
-from ..loading import LoadedBundle
-from ..scopes.passes import SettledPass
+from ..loaded_bundle import LoadedBundle
+from ..scopes.passes import RoutingPass
 
 _SCOPES: Mapping[str, Scope] = {scope: scope for scope in get_args(Scope)}
 
 
 def serve_as(loaded: LoadedBundle, mode: Mode) -> AbstractContextManager[None]:
-    """Within the block the model answers in a mode; in that of the member within ``serve_task``."""
+    """Let the model answer in a mode within the block; for ``member`` see ``serve_task``."""
     model = loaded.model
     if mode in _SCOPES:
         return route_as(model, scope=_SCOPES[mode])
@@ -40,17 +40,16 @@ def serve_as(loaded: LoadedBundle, mode: Mode) -> AbstractContextManager[None]:
 
 
 def serve_task(loaded: LoadedBundle, mode: Mode, member: str) -> AbstractContextManager[None]:
-    """Within the block items of the task of ``member`` are answered, by it alone where the mode says so."""
+    """Answer items of the task of ``member`` within the block: in the mode ``member`` by it alone."""
     return force_adapter(loaded.model, member) if mode == "member" else nullcontext()
 
 
 @contextmanager
 def arrow(model: nn.Module) -> Iterator[None]:
-    """Within the block the active bundle routes by arrow's gates, whatever gates it has of its own.
+    """Route the active bundle by arrow's gates within the block, in place of its own.
 
-    A member's row is the direction that its delta amplifies most, worked out of the factors, and every
-    module decides for every token (Ostapenko et al., arXiv 2405.11157). Slots and temperature stay the
-    bundle's.
+    A member's row is the direction that its delta amplifies most, worked out of the factors, and every module
+    decides for every token (Ostapenko et al., arXiv 2405.11157). ``top_k`` and temperature stay the bundle's.
 
     Raises:
         UsageError: the model has no active bundle, or more than one.
@@ -61,23 +60,23 @@ def arrow(model: nn.Module) -> Iterator[None]:
             weight=_arrow_of(layer, router.adapter_name),
             bias=None,
             kind=INITIAL_GATE_KINDS["arrow"],
-            k=router.rule.top_k,
+            top_k=router.rule.top_k,
             temperature=router.rule.temperature,
         )
         for path, layer in router.layers.items()
     }
-    with replaced("settled", {router: _OwnGatesPass(gates)}):
+    with replaced("override", {router: _OwnGatesPass(gates)}):
         yield
 
 
 @dataclass(frozen=True, slots=True)
-class _OwnGatesPass(SettledPass):
-    """Every module decides for itself, by gates that stand in for the bundle's."""
+class _OwnGatesPass(RoutingPass):
+    """A pass in which every module decides by another gate than the bundle's."""
 
     gates: Mapping[str, Gate]
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate:
-        """The gate that stands in."""
+        """Return the module's other gate."""
         return self.gates[path]
 
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 _DOTS_PER_INCH = 150
 _WIDTH = 8.0
-# Above this an annotation in every cell is not read any more.
+# With more cells the annotations are too small to read.
 _MAX_ANNOTATED_CELLS = 600
 
 
 def check_can_draw() -> None:
-    """Pass if the figures can be drawn.
+    """Check that the figures can be drawn.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -37,7 +37,7 @@ def check_can_draw() -> None:
 
 
 def draw_plots(evaluation: Evaluation) -> dict[str, bytes]:
-    """PNG files by name; those about routing only where a mode routes.
+    """Draw the figures: PNG files by name, those about routing only if a mode routes.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -171,5 +171,5 @@ def _finish_accuracy(figure: Figure, axes: Axes) -> Figure:
 
 
 def _lines() -> Iterator[str]:
-    # Told apart by marker as well as by colour.
+    # Lines differ by marker as well as by colour.
     yield from ("o-C0", "s--C1", "^-.C2", "v:C3", "D-C4", "P--C5", "X-.C6", "*:C7")

@@ -1,4 +1,4 @@
-"""How often the routing chose the right member: counted over modules, layers and places in the text.
+"""A tally of how often the routing chose the right member, by module, layer and place in the text.
 
 A token is right in a module if the member with the largest weight there is that of the token's task. Only
 tokens that were read count: the prompt's without padding, and the answer's before its end.
@@ -18,7 +18,8 @@ from ...kernels.routing import Routing
 from ...schemas.evaluation import PositionAccuracy, RoutingAccuracy
 from ...schemas.trace import ModulePlace
 
-# Places of the prompt, and of the answer, that are told apart; what stands later counts elsewhere.
+# Positions of the prompt, and of the answer, that are counted one by one; later ones count in the totals
+# only.
 MAX_POSITIONS = 128
 
 Counts = npt.NDArray[np.float64]
@@ -51,7 +52,7 @@ class RoutingTally:
         self._hits: dict[str, Counts] = {}
         self._tokens = np.zeros(len(members))
         self._weights = np.zeros((len(members), len(members)))
-        # Whether prompt or answer, and the place there.
+        # By prompt (0) or answer (1), and the position there.
         self._position_hits = np.zeros((2, MAX_POSITIONS))
         self._position_tokens = np.zeros((2, MAX_POSITIONS))
 
@@ -86,7 +87,7 @@ class RoutingTally:
         return found
 
     def result(self) -> RoutingAccuracy:
-        """What the counts come to; every task weighs the same but in ``positions``."""
+        """Return the accuracies; every task has the same weight except in ``positions``."""
         asked = self._tokens > 0
         modules = {
             path: float((hits[asked] / self._tokens[asked]).mean()) for path, hits in self._hits.items()

@@ -1,4 +1,4 @@
-"""What is asked of every mode: the items of each member's task, and how their answers are judged.
+"""The tasks of an evaluation: the items that every mode answers, and how their answers are judged.
 
 Everything that can be refused of data and options is refused here, from the tokenizer alone, before a
 model is loaded.
@@ -20,17 +20,17 @@ from ..fitting.sequences import choose_samples
 from ..fitting.task_data import refusal_of
 from .metrics import Judge, judge_of
 
-# An answer that is right and goes on must not be cut off where it would be right.
+# A right answer that continues must not be cut off to one that counts as exactly right.
 _MORE_THAN_EXPECTED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """How a bundle is evaluated.
+    """The options of an evaluation.
 
     Attributes:
-        modes: who answers; see ``schemas.evaluation.Mode``.
-        metric: how answers are judged, but for the members in ``metrics``.
+        modes: see ``schemas.evaluation.Mode``.
+        metric: how answers are judged, except for the members in ``metrics``.
         metrics: the metric of single members.
         limit: at most so many items of each task, spread evenly over its file; None for all.
         stop: text before which an answer ends, such as a new line; None if the model itself ends it.
@@ -49,7 +49,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The items of one member's task, their lengths in tokens, and what judges their answers."""
+    """The items of one member's task, their lengths in tokens, and the judge of their answers."""
 
     description: EvaluatedTask
     prompts: tuple[str, ...]
@@ -59,7 +59,7 @@ class Task:
 
     @property
     def member(self) -> str:
-        """Whose task it is."""
+        """The member whose task it is."""
         return self.description.member
 
 
@@ -71,14 +71,14 @@ def make_tasks(
     *,
     context_tokens: int | None,
 ) -> tuple[Task, ...]:
-    """The tasks in the members' order.
+    """Return the tasks in the members' order.
 
     Args:
         data: of every member.
         members: of the bundle.
         tokenizer: of the base.
         options: which items, metrics and lengths.
-        context_tokens: what the base takes, prompt and answer together; None if there is no bound.
+        context_tokens: what the base takes, prompt and answer together; None without a bound.
 
     Raises:
         UsageError: an option is out of range, or names what there is not.

@@ -1,11 +1,11 @@
-"""Fitting a bundle's gates in closed form, from one pass of the plain base over each member's own data."""
+"""The fit of a bundle's gates in closed form, from one pass of the plain base over each member's own data."""
 
 from __future__ import annotations
 
-from .base import OpenedBase, context_of, open_base
+from ..base_model import OpenedBase, context_of, open_base
 from .fit import FitOptions, FittedGates, fit_gates
 from .inputs import check_shapes
-from .statistics import names_in
+from .statistics_file import names_in
 from .task_data import Sample, TaskData, read_task_data
 
 __all__ = [

@@ -74,7 +74,7 @@ class ChatTemplate:
                 "has `messages`, and the base's tokenizer has several chat templates, none of them `default`"
             ) from error
         process = subprocess.Popen(  # noqa: S603  # this interpreter, with a script of this package
-            # Not as a module: the package that it lies in loads torch. -P keeps its folder off the path.
+            # Not as a module: its package loads torch. -P keeps the script's folder off the path.
             [sys.executable, "-P", str(_WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -109,5 +109,5 @@ def _send(process: subprocess.Popen[bytes], value: Any) -> None:
         stdin.write(json.dumps(value, default=str).encode("ascii") + b"\n")
         stdin.flush()
     except BrokenPipeError:
-        # The process is gone; reading from it says why.
+        # The process is gone; reading from it gives the reason.
         return

@@ -35,7 +35,7 @@ def main() -> None:
 
 def _render(turns: list[dict[str, str]], first: dict[str, Any]) -> dict[str, str]:
     try:
-        # Of the first conversation the text; behind it comes what the assistant wrote.
+        # The text of the first conversation; the second element marks what the assistant wrote.
         text = render_jinja_template(
             conversations=[turns],
             chat_template=first["template"],
@@ -51,7 +51,7 @@ def _render(turns: list[dict[str, str]], first: dict[str, Any]) -> dict[str, str
 
 
 def _limit_memory(max_bytes: int) -> None:
-    # Where the system does not tell what is in use, it takes no such limit either.
+    # A system without this file does not support the limit either.
     if _STATUS.exists():
         used = int(_STATUS.read_text().split()[0]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,7 +1,7 @@
-"""Fitting every gate of a bundle: one pass of the plain base over the data, then one small solve per input.
+"""The fit of every gate of a bundle: one pass of the plain base over the data, then one solve per input.
 
-The base alone is what is watched: with the right adapter forced, its deltas mark the inputs of later
-modules with the very label that is to be learned, and routed for itself the model knows no such mark.
+Only the base alone is observed. With the right adapter forced, its deltas would mark the inputs of later
+modules with the very label that is to be learned, and a routed model has no such mark.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, Scope
+from ...kernels.gate_kinds import GATE_KINDS
+from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate
 from ...schemas.errors import DataRefused, UsageError
+from ...schemas.gate_choices import FittedKind, Scope
 from ...schemas.statistics import (
     MAX_FEATURES,
     StatisticsDescription,
@@ -24,7 +25,7 @@ from ...schemas.statistics import (
     StatisticsMember,
     TokenSettings,
 )
-from .base import context_of
+from ..base_model import context_of
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, split_inputs
 from .sequences import (
@@ -36,20 +37,20 @@ from .sequences import (
     make_batches,
 )
 from .solve import Method, solve_gate
-from .statistics import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
+from .statistics_file import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
 from .task_data import TaskData
 
 # Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.
 MAX_MEMORY_BYTES = 4 << 30
 _EPS = 1e-6
 
-# Told the name of a step and how much of it is done.
+# Called with the name of a step, how much of it is done, and how much there is.
 Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """How gates are fitted.
+    """The options of a fit.
 
     Attributes:
         method: the classifier.
@@ -63,7 +64,7 @@ class FitOptions:
     """
 
     method: Method = "lda"
-    kind: Literal["linear", "normalised"] = "normalised"
+    kind: FittedKind = "normalised"
     shrinkage: float = 0.1
     max_samples: int = 32
     max_tokens: int = 1024
@@ -82,7 +83,7 @@ class FitOptions:
 
     @property
     def settings(self) -> TokenSettings:
-        """What statistics must have in common to be added."""
+        """The settings that statistics must share to be added."""
         return TokenSettings(
             kind=self.kind,
             eps=_EPS,
@@ -99,14 +100,14 @@ class FittedGates:
     ``sources`` takes every other module to the one whose input, and hence whose gate, it shares.
     """
 
-    kind: Literal["linear", "normalised"]
+    kind: FittedKind
     eps: float
     values: dict[str, tuple[Tensor, Tensor]]
     sources: dict[str, str]
     fitting: Fitting
 
     def describe(self, scope: Scope) -> Gate:
-        """What a bundle's config says of these gates where one decision of them serves ``scope``."""
+        """Return the part of a bundle's config for these gates, if one decision of them serves ``scope``."""
         return Gate(
             kind=self.kind,
             scope=scope,
@@ -139,10 +140,10 @@ def fit_gates(
         config: of the bundle, for its members and modules.
         data: of the members. One that the statistics have already may be missing; if it is there, it must
             be the same.
-        options: how; by default as measured best.
-        statistics: a file of statistics. If it exists the members in it are taken from there; what was
-            worked out is kept in it.
-        advance: told how far it got.
+        options: how; the defaults are those measured best.
+        statistics: a file of statistics. If it exists the members in it are taken from there; the new
+            sums are kept in it.
+        advance: called after each batch and each solved input.
 
     Raises:
         UsageError: the model carries adapters, or a module has more inputs than a gate can be fitted for.
@@ -182,7 +183,7 @@ def _within_context(options: FitOptions, base: PreTrainedModel) -> FitOptions:
 
 @dataclass(frozen=True, slots=True)
 class _NewData:
-    """What the base is to read: the new members' tokens in batches, labelled by their place in ``names``."""
+    """The data that the base reads: the new members' tokens in batches, labelled by index in ``names``."""
 
     names: tuple[str, ...]
     parts: dict[str, StatisticsMember]
@@ -202,13 +203,13 @@ def _check_features(inputs: Sequence[ModuleInput]) -> None:
 def _known_members(
     old: StatisticsFile | None, config: BundleConfig, data: Mapping[str, TaskData]
 ) -> dict[str, StatisticsMember]:
-    """The members whose part the statistics have, by name."""
+    """Return the members whose part the statistics have, by name."""
     if old is None:
         return {}
     known = {part.member: part for part in old.description.members}
     if strangers := sorted(known.keys() - set(config.names)):
         raise DataRefused(
-            f"the statistics have data of `{strangers[0]}`, which is no member of the bundle",
+            f"the statistics have data of `{strangers[0]}`, which is not a member of the bundle",
             hint="their sums cannot be taken apart: fit without them, with the data of every member",
         )
     for name, part in known.items():
@@ -328,9 +329,17 @@ def _collect(
         group,
         new.batches,
         new.tokens,
-        eps=_EPS if options.kind == "normalised" else None,
+        scale_input=_scaling_of(options.kind),
         progress=None if advance is None else lambda done, total: advance(step, done, total),
     )
+
+
+def _scaling_of(kind: FittedKind) -> Callable[[Tensor], Tensor]:
+    """Return what turns a module's input into what a gate of this kind multiplies."""
+    scale_input = GATE_KINDS[kind].scale_input
+    if scale_input is None:
+        raise RuntimeError(f"the gate kind `{kind}` has no closed form; `FittedKind` must not name it")
+    return lambda x: scale_input(x, _EPS)
 
 
 def _fitting(description: StatisticsDescription, options: FitOptions) -> Fitting:

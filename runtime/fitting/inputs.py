@@ -1,7 +1,7 @@
 """The distinct inputs of a bundle's modules: q, k and v read one tensor, and so do gate and up.
 
-Which modules share an input is seen and not guessed from names: in one pass of the base the very same
-tensor arrives at each of them. They then share one statistic and one gate.
+Which modules share an input is observed and not guessed from names: in one pass of the base the very same
+tensor reaches each of them. They then share one statistic and one gate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ModuleInput:
 
 
 def find_inputs(base: PreTrainedModel, paths: Sequence[str]) -> tuple[ModuleInput, ...]:
-    """The distinct inputs of these modules, in the order in which a pass comes by them.
+    """Find the distinct inputs of these modules, in the order in which a pass reaches them.
 
     Raises:
         BundleRefused: a module is not called in a pass, or more than once.
@@ -58,10 +58,10 @@ def find_inputs(base: PreTrainedModel, paths: Sequence[str]) -> tuple[ModuleInpu
 
 
 def check_plain(base: nn.Module) -> None:
-    """Pass if no adapter is on the base.
+    """Check that the base carries no adapter.
 
     Raises:
-        UsageError: there is one.
+        UsageError: it carries one.
     """
     for path, module in base.named_modules():
         if isinstance(module, BaseTunerLayer):
@@ -72,7 +72,7 @@ def check_plain(base: nn.Module) -> None:
 
 
 def check_shapes(base: nn.Module, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Pass if the base has every module of a bundle with these ``(in, out)`` features.
+    """Check that the base has every module of a bundle with these ``(in, out)`` features.
 
     Raises:
         BundleRefused: it lacks a module, or one has other features.
@@ -95,7 +95,7 @@ def check_shapes(base: nn.Module, shapes: Mapping[str, tuple[int, int]]) -> None
 
 @contextmanager
 def watched(base: nn.Module, paths: Iterable[str], on_input: OnInput) -> Iterator[None]:
-    """Within the block ``on_input`` is told of each of these modules with what it is called with."""
+    """Call ``on_input`` within the block with each of these modules' path and input."""
     modules = dict(base.named_modules())
     handles = [_watch(modules[path], path, on_input) for path in paths]
     try:
@@ -106,21 +106,21 @@ def watched(base: nn.Module, paths: Iterable[str], on_input: OnInput) -> Iterato
 
 
 def _watch(module: nn.Module, path: str, on_input: OnInput) -> Any:
-    def tell(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def call(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         on_input(path, positional[0] if positional else next(iter(named.values())))
 
-    return module.register_forward_pre_hook(tell, with_kwargs=True)
+    return module.register_forward_pre_hook(call, with_kwargs=True)
 
 
 def run(base: PreTrainedModel, paths: Iterable[str], ids: Tensor, mask: Tensor | None = None) -> None:
-    """One pass over ids int64 ``[B, T]``, without gradients and without the head where no module needs it."""
+    """Run the base over ids int64 ``[B, T]``, without gradients; without the head if no module needs it."""
     # The head of a large vocabulary costs more memory than all the rest.
     inside = all(path.startswith(f"{base.base_model_prefix}.") for path in paths)
     model = base.base_model if inside else base
     was_training = model.training
     model.eval()
     try:
-        # Not inference mode: its tensors have no version, by which a changed one is told.
+        # Not inference mode: its tensors have no version, which shows that one was changed.
         with torch.no_grad():
             model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
@@ -128,7 +128,7 @@ def run(base: PreTrainedModel, paths: Iterable[str], ids: Tensor, mask: Tensor |
 
 
 class _Finder:
-    """Groups modules by the tensor that they are called with.
+    """A grouping of modules by the tensor that they are called with.
 
     A tensor is known by its identity while it lives, and by its version, which counts changes in place.
     """
@@ -139,7 +139,7 @@ class _Finder:
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
 
     def note(self, path: str, x: Tensor) -> None:
-        """Put a module to those that read the same tensor."""
+        """Add a module to those that read the same tensor."""
         seen = self._seen.get(id(x))
         if seen is not None and seen[0]() is x and seen[1] == x._version:
             self.groups[seen[2]].append(path)

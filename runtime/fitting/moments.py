@@ -26,14 +26,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of one input: ``means`` float64 ``[L, h]``, ``second`` float32 ``[h, h]``."""
+    """The moments of one input: ``means`` float64 ``[L, h]``, ``second`` float32 ``[h, h]``."""
 
     means: Tensor
     second: Tensor
 
 
 def split_inputs(inputs: Sequence[ModuleInput], max_bytes: int) -> Iterator[tuple[ModuleInput, ...]]:
-    """The inputs in groups whose second moments have at most ``max_bytes``; a larger one stands alone."""
+    """Group the inputs so that a group's second moments have at most ``max_bytes``; a larger one is alone."""
     group: list[ModuleInput] = []
     size = 0
     for each in inputs:
@@ -53,23 +53,23 @@ def collect_moments(
     batches: Sequence[Batch],
     tokens: Mapping[int, int],
     *,
-    eps: float | None = None,
+    scale_input: Callable[[Tensor], Tensor],
     progress: Progress | None = None,
 ) -> dict[str, Moments]:
-    """The moments of these inputs by source, in one pass of the base over the batches.
+    """Sum the moments of these inputs, by source, in one pass of the base over the batches.
 
     Args:
         base: the plain base.
         inputs: what is watched.
         batches: their labels are the members' places.
         tokens: how many tokens of each member count, by place from 0.
-        eps: divide each x by ||x|| + eps; None leaves it as it is.
+        scale_input: turns inputs [..., h] into those whose moments are summed (``GateKind.scale_input``).
         progress: called with (batches done, batches in all).
 
     Raises:
         BundleRefused: a module is not called with one vector per token.
     """
-    sums = {each.source: _Sums(each.features, tokens, eps) for each in inputs}
+    sums = {each.source: _Sums(each.features, tokens, scale_input) for each in inputs}
     for done, batch in enumerate(batches, start=1):
         _pass_over(base, batch, sums)
         if progress:
@@ -88,10 +88,12 @@ def _pass_over(base: PreTrainedModel, batch: Batch, sums: Mapping[str, _Sums]) -
 class _Sums:
     """The running sums of one input, on the device where it first arrives."""
 
-    def __init__(self, features: int, tokens: Mapping[int, int], eps: float | None) -> None:
+    def __init__(
+        self, features: int, tokens: Mapping[int, int], scale_input: Callable[[Tensor], Tensor]
+    ) -> None:
         self._features = features
         self._weights = torch.tensor([1 / tokens[place] for place in range(len(tokens))], dtype=torch.float64)
-        self._eps = eps
+        self._scale_input = scale_input
         self._moments: Moments | None = None
 
     def add(self, path: str, x: Tensor, labels: Tensor) -> None:
@@ -104,13 +106,11 @@ class _Sums:
         flat = labels.reshape(-1)
         counted = flat >= 0
         rows = x.reshape(-1, self._features)[counted.to(x.device)].to(torch.float32)
-        if self._eps is not None:
-            rows = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + self._eps)
-        self._accumulate(rows, flat[counted])
+        self._accumulate(self._scale_input(rows), flat[counted])
 
     def _accumulate(self, rows: Tensor, labels: Tensor) -> None:
         weights = self._weights[labels]
-        # A product and no scattered sum, which would add in another order every time on a GPU.
+        # A product, not a scattered sum, which would add in another order every time on a GPU.
         members = torch.zeros(len(self._weights), len(labels), dtype=torch.float64)
         members[labels, torch.arange(len(labels))] = weights
         moments = self._on(rows.device)
@@ -127,5 +127,5 @@ class _Sums:
         return self._moments
 
     def moments(self) -> Moments:
-        """What was summed up so far."""
+        """Return the sums so far."""
         return self._on(torch.device("cpu"))

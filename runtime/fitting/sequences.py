@@ -1,4 +1,4 @@
-"""From samples to padded batches in which every token that counts is labelled with its member."""
+"""Padded batches made from samples, with every token that counts labelled with its member."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .task_data import Sample
 
-# The place of a token that does not count: padding, and those left out at the beginning of a sample.
+# The label of a token that does not count: padding, and those left out at the beginning of a sample.
 NO_MEMBER = -1
 MAX_BATCH_TOKENS = 2048
 
@@ -38,7 +38,7 @@ class Batch:
 
 
 def choose_samples(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
-    """At most ``limit`` of the samples, spread evenly over the file, in its order."""
+    """Choose at most ``limit`` of the samples, spread evenly over the file, in its order."""
     count = min(limit, len(samples))
     return tuple(samples[place * len(samples) // count] for place in range(count))
 
@@ -51,7 +51,7 @@ def encode_samples(
     max_tokens: int,
     skip_tokens: int,
 ) -> list[LabelledTokens]:
-    """Prompt and response of each sample as tokens of one member, cut to ``max_tokens``."""
+    """Encode prompt and response of each sample as tokens of one member, cut to ``max_tokens``."""
     sequences = []
     for sample in samples:
         ids = tokenizer(sample.prompt, verbose=False)["input_ids"]
@@ -65,10 +65,10 @@ def encode_samples(
 
 
 def concatenate(members: Sequence[Sequence[LabelledTokens]], *, max_tokens: int) -> list[LabelledTokens]:
-    """Sequences of one sample of every member each, so that every member also stands behind the others.
+    """Join one sample of every member to a sequence, so that every member is also read behind the others.
 
     The order of the members goes round by one from sequence to sequence. There are as many as the
-    shortest list has samples; what lies beyond ``max_tokens`` is cut off.
+    shortest list has samples; the part beyond ``max_tokens`` is cut off.
     """
     joined = []
     for place in range(min(len(own) for own in members)):
@@ -80,7 +80,7 @@ def concatenate(members: Sequence[Sequence[LabelledTokens]], *, max_tokens: int)
 
 
 def count_tokens(sequences: Sequence[LabelledTokens]) -> Mapping[int, int]:
-    """How many tokens of each member count."""
+    """Count the labelled tokens of each member."""
     counts = Counter(label for sequence in sequences for label in sequence.labels)
     del counts[NO_MEMBER]
     return counts
@@ -89,7 +89,7 @@ def count_tokens(sequences: Sequence[LabelledTokens]) -> Mapping[int, int]:
 def make_batches(
     sequences: Sequence[LabelledTokens], *, max_batch_tokens: int = MAX_BATCH_TOKENS
 ) -> list[Batch]:
-    """The sequences by length; a batch has at most ``max_batch_tokens`` with its padding, or one sequence."""
+    """Batch the sequences by length: at most ``max_batch_tokens`` with padding each, or one sequence."""
     ordered = sorted((each for each in sequences if each.ids), key=lambda each: len(each.ids))
     return [_pad(rows) for rows in _rows_of_batches(ordered, max_batch_tokens)]
 

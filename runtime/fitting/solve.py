@@ -11,8 +11,8 @@ of the mean of x x^T:
             G_i = c (T + g (tr T / h) I)^-1 (mu_i - mu)
             b_i = -G_i mu                                   up to what all members share
 
-where c = 1 / L would give least squares, and the c of `_posterior_scale` gives logits whose differences
-are of the size of those of log posteriors.
+where c = 1 / L would give least squares, and the c of `_posterior_scale` gives logits whose
+differences are of the size of differences of log posteriors.
 
 LDA is Bayes' rule for Gaussians of one covariance and equal priors (Hastie, Tibshirani, Friedman, "The
 Elements of Statistical Learning", 2nd edition, 4.3); the shrinkage towards a multiple of the identity is
@@ -36,10 +36,10 @@ Method = Literal["lda", "ridge"]
 def solve_gate(
     moments: Moments, method: Method, *, shrinkage: float, what: str = "an input"
 ) -> tuple[Tensor, Tensor]:
-    """The gate's rows ``[L, h]`` and bias ``[L]``, float32, whose logits are log posteriors.
+    """Solve for the gate's rows ``[L, h]`` and bias ``[L]``, float32, whose logits are log posteriors.
 
     Up to a number per token that all members share. Memory: two matrices of h x h in float64 beside
-    the moments. Where nothing varies within the members the gate is zero.
+    the moments. If nothing varies within the members the gate is zero.
 
     Args:
         moments: of all members.
@@ -48,7 +48,7 @@ def solve_gate(
         what: how messages call the input.
 
     Raises:
-        DataRefused: the moments are not finite, or not those of any data.
+        DataRefused: the moments are not finite, or cannot come from data.
     """
     means, members = moments.means, moments.means.shape[0]
     centre = means.mean(dim=0)
@@ -66,7 +66,7 @@ def solve_gate(
         return zeros, zeros[:, 0].clone()
     solved = (_lda if method == "lda" else _ridge)(covariance, offsets, centre, shrinkage)
     if solved is None:
-        raise DataRefused(f"the moments of {what} are those of no data: their covariance is not positive")
+        raise DataRefused(f"the moments of {what} cannot come from data: their covariance is not positive")
     return solved[0].to(torch.float32).cpu(), solved[1].to(torch.float32).cpu()
 
 
@@ -93,7 +93,7 @@ def _centred(bias: Tensor) -> Tensor:
 
 
 def _posterior_scale(rows: Tensor, within: Tensor, offsets: Tensor) -> Tensor:
-    """What to multiply the scores with, so that a difference of two is a log ratio of posteriors.
+    """Return the factor by which a difference of two scores becomes a log ratio of posteriors.
 
     The difference of the scores of i and j has, over their tokens, the means d_i, d_j and the variance v
     within; for two Gaussians the log ratio has the slope (d_i - d_j) / v. Averaged over all pairs.
@@ -107,7 +107,7 @@ def _posterior_scale(rows: Tensor, within: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _solve(matrix: Tensor, ridge: Tensor, offsets: Tensor) -> Tensor | None:
-    """The rows times (matrix + ridge I)^-1, or None if that is not positive; ``matrix`` stays as it is."""
+    """Return the rows times (matrix + ridge I)^-1, None if it is not positive; ``matrix`` is restored."""
     diagonal = torch.diagonal(matrix)
     diagonal += ridge
     factor, failed = torch.linalg.cholesky_ex(matrix)

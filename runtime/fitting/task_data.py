@@ -2,7 +2,7 @@
 
 A line is ``{"prompt": ..., "response": ...}``, ``{"messages": [...]}`` (written out by the base's chat
 template) or ``{"text": ...}``; other keys are ignored. Everything that is wrong in the whole folder is
-found before a model is loaded, and told with file and line.
+found before a model is loaded, and reported with file and line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One line: what is asked and, unless the line is a plain text, what should be answered.
+    """One line: the prompt and, unless the line is a plain text, the expected response.
 
     A prompt made from messages is written out by the chat template, the cue to answer included, and
     without the token that the tokenizer itself puts first.
@@ -68,23 +68,23 @@ def read_task_data(
     context_tokens: int | None,
     may_lack: Collection[str] = (),
 ) -> dict[str, TaskData]:
-    """The data of every member, in the members' order; of those in ``may_lack`` only where there is some.
+    """Read the data of every member, in the members' order; those in ``may_lack`` may have none.
 
     Args:
         folder: has a file ``MEMBER.jsonl`` for each member and no other file of that ending.
         members: their names.
-        tokenizer: of the base; it writes messages out and says how long a prompt is.
-        context_tokens: the longest prompt that the base takes, in tokens; None if there is no bound.
+        tokenizer: of the base; it writes messages out and measures prompts.
+        context_tokens: the longest prompt that the base takes, in tokens; None without a bound.
         may_lack: members whose file may be missing.
 
     Raises:
         SourceUnreadable: the folder cannot be read.
-        DataRefused: with every problem: a file that is missing, one too many, empty, too large, no regular
-            file or not UTF-8; a line that is too long, no JSON, of another shape, or longer than the context.
+        DataRefused: with every problem: a file that is missing, one too many, empty, too large, not regular
+            or not UTF-8; a line that is too long, not JSON, of another shape or longer than the context.
     """
     if not folder.is_dir():
         raise SourceUnreadable(
-            f"`{folder}` is no folder", hint=f"expected one with a file `MEMBER{SUFFIX}` for every member"
+            f"`{folder}` is not a folder", hint=f"expected one with a file `MEMBER{SUFFIX}` for every member"
         )
     problems: list[str] = []
     with open_folder(folder) as descriptor, ChatTemplate(tokenizer) as template:
@@ -107,7 +107,7 @@ def read_task_data(
 
 
 def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefused:
-    """The refusal of data for all its problems, of which it lists no more than anybody reads."""
+    """Return the refusal of data for all its problems; it lists the first ``_SHOWN_PROBLEMS``."""
     count, shown = len(problems), problems[:_SHOWN_PROBLEMS]
     more = [f"and {count - len(shown)} more"] if count > len(shown) else []
     return DataRefused(
@@ -206,7 +206,7 @@ def _from_messages(messages: Any, place: str, number: int, template: ChatTemplat
 
 def _turn(message: Any, place: str) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise DataRefused(f"`{place}` has a message that is no object with `role` and `content`")
+        raise DataRefused(f"`{place}` has a message that is not an object with `role` and `content`")
     return {key: _text(message, key, place) for key in ("role", "content")}
 
 

@@ -1,1 +1,1 @@
-"""What one routing decision serves: a token, a layer's token, a whole request, or a segment of it."""
+"""The scopes of routing: one decision for a token, a layer's token, a whole request, or a segment of it."""

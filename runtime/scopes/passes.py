@@ -1,91 +1,92 @@
 """One forward pass of the base model, as a bundle's layers see it.
 
-Every scope comes down to an answer to one question of a layer, for the tokens it was given: *which members
-serve them?* The answer is the layer's own gate, a routing that was settled elsewhere, or nothing at all.
+Every scope comes down to one question of a layer, for the tokens it was given: *which members serve them?*
+The answer is the layer's own gate, a routing that was decided elsewhere, or that no member does.
+
+Passes of scope ``token`` (the paper's) and ``layer`` are here with those that force a choice; the scopes that
+decide ahead make their passes in ``prompt.py`` and ``segment.py``, from the ``Evidence`` that a pass of the
+plain base gathers.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ...kernels.routing import Gate, Routing, gate_logits, route_to
 from ...schemas.errors import UsageError
-from .evidence import Evidence
+from ...schemas.trace import ModulePlace
 
 
-class RoutingPass(Protocol):
-    """How one forward pass routes."""
+class RoutingPass(ABC):
+    """A forward pass: it answers each module, and hears of the decisions of gates."""
 
+    @abstractmethod
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
         """Answer a module with input x [..., in] and its own gate, where it has one."""
-        ...
 
-    def settle(self, path: str, routing: Routing) -> None:
-        """Be told what a module's gate decided, when the answer was that gate."""
-        ...
+    def report(self, path: str, routing: Routing) -> None:  # noqa: B027 (most passes have no use for it)
+        """Take in the decision of a module's gate, after the answer was that gate.
 
-
-class SettledPass:
-    """Base of the passes that need not be told what a module decided."""
-
-    def settle(self, path: str, routing: Routing) -> None:
-        """Nothing to do."""
+        Most passes have no use for it.
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class ObservedPass(SettledPass):
-    """The plain base: no member adds anything, and the gates' opinions of its activations are gathered."""
+class ObservedPass(RoutingPass):
+    """The plain base's pass: no member adds anything, and the gates' evidence is gathered."""
 
     evidence: Evidence
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> None:
-        """Nothing serves any token."""
+        """Return None: no member serves any token."""
         if gate is not None:
             self.evidence.add(path, gate_logits(x, gate.weight, gate.bias, kind=gate.kind, eps=gate.eps))
 
 
 @dataclass(frozen=True, slots=True)
-class ForcedPass(SettledPass):
-    """One member serves every token with weight 1."""
+class ForcedPass(RoutingPass):
+    """A pass in which one member serves every token with weight 1."""
 
     member: int
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
-        """The member, whatever the token."""
+        """Return the member, whatever the token."""
         return route_to(self.member, x.shape[:-1], x.device)
 
 
 @dataclass(frozen=True, slots=True)
-class UniformPass(SettledPass):
-    """Every one of ``members`` members serves every token with the same weight."""
+class UniformPass(RoutingPass):
+    """A pass in which each of ``members`` members serves every token with the same weight."""
 
     members: int
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
-        """All of them."""
+        """Return a routing to all of them."""
         shape = (*x.shape[:-1], self.members)
         everyone = torch.arange(self.members, device=x.device).expand(shape)
         return Routing(everyone, torch.full(shape, 1 / self.members, device=x.device))
 
 
 @dataclass(frozen=True, slots=True)
-class DecidedPass(SettledPass):
-    """The routing [B, T, k] of every token was settled before the pass; all modules take it."""
+class DecidedPass(RoutingPass):
+    """A pass whose routing [B, T, k] was decided before it began; all modules take it."""
 
     routing: Routing
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
-        """What was settled, for the module's tokens [B, T] or [B * T]."""
+        """Return the decision for the module's tokens [B, T] or [B * T]."""
         return fit_tokens(self.routing, x, path)
 
 
 @dataclass(frozen=True, slots=True)
-class UndecidedPass(SettledPass):
-    """No pass has begun: who calls a module by itself skips what would have decided."""
+class UndecidedPass(RoutingPass):
+    """The pass outside any call of the model: a module called by itself has no decision to follow."""
 
     scope: str
 
@@ -99,7 +100,7 @@ class UndecidedPass(SettledPass):
 
 
 def fit_tokens(routing: Routing, x: Tensor, path: str) -> Routing:
-    """A routing [B, T, k] for a module that may see its tokens as one row.
+    """Return a routing [B, T, k] shaped for a module that may see its tokens as one row.
 
     Raises:
         UsageError: the module was given other tokens.
@@ -114,3 +115,140 @@ def fit_tokens(routing: Routing, x: Tensor, path: str) -> Routing:
         )
     shape = (*leading, k)
     return Routing(routing.selection.to(x.device).reshape(shape), routing.weights.to(x.device).reshape(shape))
+
+
+class Evidence:
+    """The log posteriors of one bundle's members for each token of a call, averaged over the modules.
+
+    Holds one float32 [B, T, L], whatever the number of modules.
+    """
+
+    def __init__(self, batch: int, tokens: int, members: int) -> None:
+        self._shape = (batch, tokens, members)
+        self._sum: Tensor | None = None
+        self._modules = 0
+
+    def add(self, path: str, logits: Tensor) -> None:
+        """Add one module's logits [B, T, L] or [B * T, L].
+
+        Raises:
+            UsageError: the module saw other tokens than the model was given.
+        """
+        if logits.numel() != torch.Size(self._shape).numel():
+            raise UsageError(
+                f"`{path}` saw tokens {list(logits.shape[:-1])}, the model was given "
+                f"{list(self._shape[:-1])}: its gate has no way to know which sequence they belong to",
+                hint="route by token within `route_as(model, scope='token')`",
+            )
+        log_posterior = torch.log_softmax(logits, dim=-1).reshape(self._shape)
+        self._modules += 1
+        if self._sum is None:
+            self._sum = log_posterior
+        else:
+            self._sum = self._sum + log_posterior.to(self._sum.device)
+
+    @property
+    def mean(self) -> Tensor:
+        """Float32 [B, T, L], the mean over modules.
+
+        Raises:
+            UsageError: no module with a gate was called.
+        """
+        if self._sum is None:
+            raise UsageError("no module with a gate was called, so nothing can be decided")
+        return self._sum / self._modules
+
+
+class SharedRoutings:
+    """Routings on their way from the modules that decide to those that take them, within one pass.
+
+    A routing is handed to each taker once, and is dropped after the last, so any that is waiting was decided
+    in this very pass.
+    """
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self._sources = sources
+        self._takers: dict[str, frozenset[str]] = {}
+        for path, source in sources.items():
+            self._takers[source] = self._takers.get(source, frozenset()) | {path}
+        self._waiting: dict[str, tuple[Routing, set[str]]] = {}
+
+    def clear(self) -> None:
+        """Drop what an earlier pass left, such as one that failed half way."""
+        self._waiting.clear()
+
+    def put(self, path: str, routing: Routing) -> None:
+        """Keep the routing of ``path`` for the modules that take it, if there are any."""
+        if path in self._takers:
+            self._waiting[path] = (routing, set(self._takers[path]))
+
+    def take(self, path: str, x: Tensor) -> Routing:
+        """Take the routing that the source of ``path`` decided for these tokens in this pass.
+
+        Raises:
+            UsageError: the source has not run in this pass, or for other tokens.
+        """
+        source = self._sources[path]
+        routing, takers = self._waiting.get(source, (None, set[str]()))
+        if routing is None or path not in takers:
+            raise UsageError(
+                f"`{path}` takes its routing from `{source}`, which decided nothing for it in this pass",
+                hint="the source must run first; fuse or fit the bundle without `gate.sources` for these",
+            )
+        takers.discard(path)
+        if not takers:
+            del self._waiting[source]
+        if routing.selection.shape[:-1] != x.shape[:-1]:
+            raise UsageError(
+                f"`{path}` was given tokens {list(x.shape[:-1])}, but its source `{source}` decided for "
+                f"{list(routing.selection.shape[:-1])}"
+            )
+        return Routing(routing.selection.to(x.device), routing.weights.to(x.device))
+
+
+class TokenPass(RoutingPass):
+    """A pass in which every module decides by its own gate, and those with a source take its routing."""
+
+    def __init__(self, shared: SharedRoutings) -> None:
+        self._shared = shared
+
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing:
+        """Return the module's own gate, or what its source decided."""
+        return self._shared.take(path, x) if gate is None else gate
+
+    def report(self, path: str, routing: Routing) -> None:
+        """Hand the decision to the modules that take it."""
+        self._shared.put(path, routing)
+
+
+def layer_of(path: str) -> str:
+    """Return the layer that a module belongs to: its path up to the first number, or itself without one."""
+    return ModulePlace.of(path).layer or path
+
+
+class LayerPass(RoutingPass):
+    """A pass in which the first module of a layer decides and the rest of the layer follows it.
+
+    The module that decided first does so again when it runs again: gradient checkpointing recomputes a
+    layer from its beginning, and finds there what the forward pass found.
+    """
+
+    def __init__(self) -> None:
+        self._decided: dict[str, tuple[str, Routing]] = {}
+
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing:
+        """Return the module's own gate if it is the layer's first, else what that one decided.
+
+        Raises:
+            UsageError: the module has no gate and none of its layer has run, or for other tokens.
+        """
+        decider, routing = self._decided.get(layer_of(path), (path, None))
+        if routing is not None and decider != path:
+            return fit_tokens(routing, x, path)
+        if gate is None:
+            raise UsageError(f"`{path}` has no gate of its own, and no module of its layer decided before it")
+        return gate
+
+    def report(self, path: str, routing: Routing) -> None:
+        """Keep the decision for the rest of the layer."""
+        self._decided[layer_of(path)] = (path, routing)

@@ -1,8 +1,8 @@
-"""Which member each token took: recorded from a model, and drawn as one self-contained page."""
+"""A trace of which member each token took: recorded from a model, and drawn as one self-contained page."""
 
 from __future__ import annotations
 
 from .page import render_page
-from .record import trace
+from .recorder import trace
 
 __all__ = ["render_page", "trace"]

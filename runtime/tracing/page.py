@@ -1,7 +1,7 @@
 """A trace as one HTML page that needs nothing else: no network, no other file.
 
-Everything that comes from a bundle or a model (names, tokens) is data: it stands as JSON in a block that
-no browser runs, with no ``<`` in it, and the script puts it into the page as text only. The page's policy
+Everything that comes from a bundle or a model (names, tokens) is data: JSON in a block that no browser runs,
+without any ``<``, and the script puts it into the page as text only. The page's policy
 allows the one script and the one style sheet that this module wrote, by their digests, and nothing else,
 so even a defect of the script could load nothing.
 """
@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from ...schemas.trace import NO_MEMBER, ModulePlace, Trace, TraceRouting
-from .palette import colour_of, letter_of
+from .display import colour_of, letter_of
 
 # What would end the block, or a line of the script's language.
 _ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
@@ -24,7 +24,7 @@ _WEIGHT_STEPS = 1000
 
 
 def render_page(trace: Trace) -> str:
-    """The page's HTML."""
+    """Return the page's HTML."""
     style, script, page = (_read_part(name) for name in ("page.css", "page.js", "page.html"))
     policy = (
         f"default-src 'none'; style-src '{_digest_of(style)}'; script-src '{_digest_of(script)}'; "

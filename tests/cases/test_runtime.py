@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import route_as
 from meteora_registry.schemas.errors import BundleRefused, MeteoraError, UsageError
 from support.bundles import write_bundle

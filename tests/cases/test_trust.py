@@ -16,8 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle.files import write_record
-from meteora_registry.fuser.plan import FuseOptions
-from meteora_registry.fuser.verify import verify_bundle
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.registry.workflows.publication import bundle_upload
 from meteora_registry.schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from meteora_registry.schemas.digest import Digest
@@ -45,7 +44,7 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with the record of a pass at level source."""
     folder = tmp_path_factory.mktemp("genuine")
     members = read_members(make_llama_adapters(folder / "adapters", base="org/base"))[:2]
-    bundle = fuse(members, folder / "bundle", FuseOptions(top_k=2))
+    bundle = fuse(members, folder / "bundle", top_k=2)
     write_record(bundle, verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members)))
     return bundle
 

@@ -11,8 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 import meteora_registry.runtime as runtime
-from meteora_registry.fuser.plan import FuseOptions
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from support.members import fuse, read_members
 from support.models import (
     CORPUS,
@@ -64,6 +63,5 @@ def test_adapters_that_differ_in_everything_fuse_into_one_bundle(
     tmp_path: Path, gate: str, top_k: int
 ) -> None:
     adapters = make_llama_adapters(tmp_path / "adapters", base="org/base")
-    options = FuseOptions(gate=gate, top_k=top_k)  # type: ignore[arg-type]  # both are literals
-    bundle = fuse(read_members(adapters), tmp_path / "bundle", options)
+    bundle = fuse(read_members(adapters), tmp_path / "bundle", gate=gate, top_k=top_k)
     assert_members_compute_what_they_do_alone(tiny_llama, adapters, bundle)

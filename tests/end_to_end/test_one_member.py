@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 
 import meteora_registry.runtime as runtime
-from meteora_registry.fuser.verify import verify_bundle
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.fuser.verifier import verify_bundle
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.schemas.verification import Level, Outcome
 from support.hub_commands import machine
 from support.hub_commands import workplace as workplace_on

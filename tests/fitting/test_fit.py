@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,11 +18,13 @@ from meteora_registry.runtime.fitting.inputs import find_inputs
 from meteora_registry.runtime.fitting.moments import Moments
 from meteora_registry.runtime.fitting.sequences import encode_samples
 from meteora_registry.runtime.fitting.solve import solve_gate
-from meteora_registry.runtime.fitting.statistics import StatisticsFile
+from meteora_registry.runtime.fitting.statistics_file import StatisticsFile
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.bundle import BundleConfig
 from meteora_registry.schemas.errors import BundleRefused, DataRefused, UsageError
+from meteora_registry.schemas.gate_choices import FittedKind
 from support.bundles import write_bundle
+from support.gate_definitions import defined_logits
 from support.models import make_adapter, tiny_gpt2, tiny_llama
 from support.task_data import tiny_tokenizer, write_task_data
 
@@ -136,14 +138,14 @@ def test_a_module_that_is_not_called_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["linear", "normalised"])
+@pytest.mark.parametrize("kind", get_args(FittedKind))
 @pytest.mark.parametrize("module", ["self_attn.q_proj", "mlp.down_proj"])
 def test_lda_is_that_of_a_plain_computation_in_float64(
     config: BundleConfig, data: dict[str, TaskData], kind: str, module: str
 ) -> None:
     inputs = inputs_of(tiny_llama(), f"{LAYER}.{module}", data)
-    if kind == "normalised":
-        inputs = [x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-6) for x in inputs]
+    # A gate of ones on the diagonal gives back what the kind makes of its input.
+    inputs = [defined_logits(torch.from_numpy(x), torch.eye(x.shape[1]), None, kind).numpy() for x in inputs]
     expected = plain_lda(inputs, 0.1)
     gates = fit(config, data, FitOptions(kind=kind))
     rows, bias = (tensor.double().numpy() for tensor in gates.values[f"{LAYER}.{module}"])
@@ -176,7 +178,7 @@ def test_logits_are_log_posteriors_where_the_model_is_true(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["lda", "ridge"])
-@pytest.mark.parametrize("kind", ["linear", "normalised"])
+@pytest.mark.parametrize("kind", get_args(FittedKind))
 def test_fitted_gates_tell_new_samples_apart(
     config: BundleConfig, data: dict[str, TaskData], tmp_path: Path, method: str, kind: str
 ) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from meteora_registry.runtime.fitting.inputs import ModuleInput
 from meteora_registry.runtime.fitting.moments import Moments
-from meteora_registry.runtime.fitting.statistics import StatisticsFile, StatisticsWriter, names_in
+from meteora_registry.runtime.fitting.statistics_file import StatisticsFile, StatisticsWriter, names_in
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
 from meteora_registry.schemas.scratch import unfinished_path
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(
 
 def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x")
-    with pytest.raises(DataRefused, match="holds no statistics: it has no `meteora_statistics`"):
+    with pytest.raises(DataRefused, match="does not hold statistics: it has no `meteora_statistics`"):
         StatisticsFile(tmp_path / "x")
 
 

@@ -95,7 +95,10 @@ def test_a_member_that_may_lack_data_is_left_out(tmp_path: Path) -> None:
             "`legal.jsonl:1` has half a character: an escape such as `\\ud800` without its other half",
         ),
         (b'{"messages": []}', "`legal.jsonl:1` has no list of 1 to 1000 entries in `messages`"),
-        (b'{"messages": [1]}', "`legal.jsonl:1` has a message that is no object with `role` and `content`"),
+        (
+            b'{"messages": [1]}',
+            "`legal.jsonl:1` has a message that is not an object with `role` and `content`",
+        ),
         (
             b'{"messages": [{"role": "user"}]}',
             "`legal.jsonl:1` has no text in `content`, expected a string that is not empty",
@@ -188,5 +191,5 @@ def test_no_more_problems_are_shown_than_a_person_reads(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreadable, match="is no folder"):
+    with pytest.raises(SourceUnreadable, match="is not a folder"):
         read(tmp_path / "nothing", "legal")

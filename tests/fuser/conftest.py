@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.fuser.member import Member
-from meteora_registry.fuser.plan import FuseOptions
+from meteora_registry.fuser.fuse_member import Member
 from support.members import fuse, read_members
 from support.models import make_llama_adapters
 
@@ -24,4 +23,4 @@ def members(adapters: dict[str, Path]) -> list[Member]:
 @pytest.fixture(scope="session")
 def fused(members: list[Member], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of all of them; read only, copy it before changing it."""
-    return fuse(members, tmp_path_factory.mktemp("bundles") / "bundle", FuseOptions(top_k=2))
+    return fuse(members, tmp_path_factory.mktemp("bundles") / "bundle", top_k=2)

@@ -8,11 +8,9 @@ from peft import VeloraConfig
 from safetensors.torch import load_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.extract import extract_member
-from meteora_registry.fuser.member import Member
-from meteora_registry.fuser.plan import FuseOptions
+from meteora_registry.fuser.extraction import extract_member
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.schemas.errors import BundleRefused, UsageError
-from meteora_registry.schemas.inventory import Dtype
 from support.members import fuse, read_members
 from support.models import LOADS_WITH_PEFT, logits_alone, make_adapter, some_tokens, tiny_llama
 from support.tampering import Json, Tensors, change_manifest, change_tensors, copy_bundle
@@ -40,7 +38,7 @@ def test_members_of_different_element_types_come_out_in_their_own(tmp_path: Path
 
 
 def test_a_lossy_cast_is_said_to_be_no_identical_copy(members: list[Member], tmp_path: Path) -> None:
-    bundle = fuse(members[:1], tmp_path / "bundle", FuseOptions(dtype=Dtype.BF16))
+    bundle = fuse(members[:1], tmp_path / "bundle", dtype="bfloat16")
     extraction = extract_member(Bundle.open(bundle), "rank4", tmp_path / "out")
     assert not extraction.identical
     own = load_file(members[0].weights_path)
@@ -78,7 +76,7 @@ def test_a_damaged_bundle_gives_nothing_out(fused: Path, tmp_path: Path) -> None
 
     bundle = copy_bundle(fused, tmp_path / "bundle")
     change_tensors(bundle, damage)
-    with pytest.raises(BundleRefused, match="come out with another digest than went in"):
+    with pytest.raises(BundleRefused, match="come out with another digest than was fused"):
         extract_member(Bundle.open(bundle), "rank4", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]

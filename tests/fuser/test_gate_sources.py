@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.extract import extract_member
+from meteora_registry.fuser.extraction import extract_member
 from meteora_registry.fuser.official import MOE_FILE, export_official
 from meteora_registry.fuser.refit import refit_bundle
-from meteora_registry.fuser.verify import verify_bundle
-from meteora_registry.schemas.bundle import WEIGHTS_FILE, Scope
+from meteora_registry.fuser.verifier import verify_bundle
+from meteora_registry.schemas.bundle import WEIGHTS_FILE
 from meteora_registry.schemas.errors import BundleRefused
+from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.verification import Level, Outcome
 from support.members import draw_gates, files_of, fuse, read_members
 from support.models import make_llama_adapters

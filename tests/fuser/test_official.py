@@ -8,14 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.member import Member
+from meteora_registry.fuser.bundle_writer import GivenGate, write_bundle
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.official import ImportedMember, OfficialWeights, export_official
-from meteora_registry.fuser.plan import FuseOptions, make_plan
-from meteora_registry.fuser.write import GivenGate, write_bundle
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.schemas.bundle import Fitting
 from meteora_registry.schemas.errors import BundleRefused
-from support.members import fuse, read_member, read_members
+from support.members import fuse, plan_of, read_member, read_members
 from support.models import LOADS_WITH_PEFT, logits_alone, make_adapter, some_tokens, tiny_llama
 from support.tampering import Json, change_config, copy_bundle
 
@@ -89,7 +88,7 @@ def test_import_gives_back_what_was_exported(tmp_path: Path) -> None:
         )
     }
     members = read_members(folders)
-    bundle = fuse(members, tmp_path / "bundle", FuseOptions(gate="normal"))
+    bundle = fuse(members, tmp_path / "bundle", gate="normal")
     export_official(Bundle.open(bundle), tmp_path / "export")
     weights = OfficialWeights(
         tmp_path / "export" / "moe_lora.safetensors",
@@ -103,7 +102,7 @@ def test_import_gives_back_what_was_exported(tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()
     gate = GivenGate(Fitting(method="imported", data=()), weights.gate)
-    write_bundle(make_plan(imported, FuseOptions()), imported, again, given_gate=gate)
+    write_bundle(plan_of(imported), imported, again, given_gate=gate)
     found, expected = (
         load_file(again / "adapter_model.safetensors"),
         load_file(bundle / "adapter_model.safetensors"),

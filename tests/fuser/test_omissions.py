@@ -11,11 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from meteora_registry.fuser.member import Member, MemberFiles
-from meteora_registry.fuser.plan import FuseOptions
-from meteora_registry.fuser.verify import verify_bundle
+from meteora_registry.fuser.fuse_member import Member, MemberFiles
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.schemas.digest import Digest
-from meteora_registry.schemas.inventory import Dtype
 from meteora_registry.schemas.verification import Level, Outcome
 from support.members import fuse, read_members
 from support.models import make_adapter, tiny_llama
@@ -123,7 +121,7 @@ def test_size_of_a_member_that_is_not_that_of_its_file_fails_at_level_source(
 def test_own_file_that_is_longer_than_its_header_says_fails(tmp_path: Path) -> None:
     folder = make_adapter(tiny_llama, tmp_path / "one", seed=1, base="org/base", r=4)
     members = read_members({"one": folder})
-    bundle = fuse(members, tmp_path / "bundle", FuseOptions(top_k=1))
+    bundle = fuse(members, tmp_path / "bundle", top_k=1)
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"more")
     change_manifest(
@@ -163,7 +161,7 @@ def test_shape_of_a_quoted_member_that_is_not_the_bundles_fails(
 @pytest.fixture(scope="module")
 def with_experts(members: list[Member], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experts") / "bundle"
-    return fuse(members[:2], folder, FuseOptions(with_experts=True))
+    return fuse(members[:2], folder, with_experts=True)
 
 
 def test_expert_that_is_another_members_file_fails(with_experts: Path, tmp_path: Path) -> None:
@@ -202,7 +200,7 @@ def test_file_among_the_experts_that_is_not_a_members_fails(
 
 
 def test_cast_that_the_manifest_does_not_record_fails(members: list[Member], tmp_path: Path) -> None:
-    bundle = fuse(members[:1], tmp_path / "bundle", FuseOptions(dtype=Dtype.BF16))
+    bundle = fuse(members[:1], tmp_path / "bundle", dtype="bfloat16")
     change_manifest(bundle, lambda manifest: manifest["members"][0].update(cast=None))
     assert_fails(
         check(bundle), "says that `rank4` was cast from nothing, its own header and the bundle's BF16"
@@ -229,7 +227,7 @@ def test_cast_that_did_not_happen_fails(fused: Path, tmp_path: Path, cast: Json,
 def test_own_file_with_values_that_are_not_finite_fails(tmp_path: Path) -> None:
     folder = make_adapter(tiny_llama, tmp_path / "one", seed=1, base="org/base", r=4)
     members = read_members({"one": folder})
-    bundle = fuse(members, tmp_path / "bundle", FuseOptions(top_k=1))
+    bundle = fuse(members, tmp_path / "bundle", top_k=1)
     weights = folder / "adapter_model.safetensors"
     tensors = load_file(weights)
     first = sorted(tensors)[0]

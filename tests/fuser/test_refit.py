@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.member import Member
-from meteora_registry.fuser.plan import FuseOptions
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.refit import NewGates, refit_bundle
-from meteora_registry.fuser.verify import verify_bundle
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.schemas.bundle import Fitting
 from meteora_registry.schemas.errors import BundleRefused, InvalidDocument
 from meteora_registry.schemas.verification import Level
@@ -80,7 +79,7 @@ def test_the_same_gates_give_the_same_bytes(fused: Path, tmp_path: Path) -> None
 
 
 def test_experts_and_provenance_are_taken_over(members: list[Member], tmp_path: Path) -> None:
-    old = fuse(members, tmp_path / "old", FuseOptions(top_k=2, with_experts=True))
+    old = fuse(members, tmp_path / "old", top_k=2, with_experts=True)
     new = refit(old, some_gates(old), tmp_path / "new")
     before, after = (json.loads((each / "meteora_manifest.json").read_bytes()) for each in (old, new))
     assert before["members"] == after["members"]

@@ -12,15 +12,14 @@ from meteora_registry.bundle import Bundle
 from meteora_registry.bundle.files import check_record, write_record
 from meteora_registry.fuser import arithmetic
 from meteora_registry.fuser.arithmetic import FORCED_TOKENS, ROUTED_TOKENS, MemberFactors, random_tokens
-from meteora_registry.fuser.member import Member, MemberFiles
-from meteora_registry.fuser.plan import BaseModules, FuseOptions, make_plan
-from meteora_registry.fuser.verify import verify_bundle
-from meteora_registry.fuser.write import write_bundle
+from meteora_registry.fuser.bundle_writer import write_bundle
+from meteora_registry.fuser.fuse_member import Member, MemberFiles
+from meteora_registry.fuser.planning import BaseModules
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.kernels.routing import Routing, select_top_k
 from meteora_registry.schemas.errors import SourceUnreadable
-from meteora_registry.schemas.inventory import Dtype
 from meteora_registry.schemas.verification import Level, Outcome
-from support.members import files_of, fuse, read_members
+from support.members import files_of, fuse, plan_of, read_members
 from support.models import LLAMA_MEMBERS, make_adapter, tiny_llama
 from support.tampering import (
     Json,
@@ -106,14 +105,14 @@ def test_half_precision_bundle_passes_in_float32_and_in_its_own_type(
 
 
 def test_bundle_with_a_lossy_cast_passes_level_source(members: list[Member], tmp_path: Path) -> None:
-    bundle = fuse(members, tmp_path / "bundle", FuseOptions(dtype=Dtype.BF16))
+    bundle = fuse(members, tmp_path / "bundle", dtype="bfloat16")
     record = check(bundle, members)
     assert record.outcome is Outcome.PASS, record.problems
 
 
 @pytest.mark.parametrize("gate", ["arrow", "normal"])
 def test_unfitted_gate_passes_level_source(members: list[Member], tmp_path: Path, gate: str) -> None:
-    bundle = fuse(members[:3], tmp_path / "bundle", FuseOptions(gate=gate, seed=7))  # type: ignore[arg-type]
+    bundle = fuse(members[:3], tmp_path / "bundle", gate=gate, seed=7)  # type: ignore[arg-type]
     assert check(bundle, members[:3]).outcome is Outcome.PASS
 
 
@@ -126,7 +125,7 @@ def test_level_source_without_the_members_files_is_inconclusive(fused: Path, mem
 def test_level_source_finds_the_members_files_among_the_experts(
     members: list[Member], tmp_path: Path
 ) -> None:
-    bundle = fuse(members[:2], tmp_path / "bundle", FuseOptions(with_experts=True))
+    bundle = fuse(members[:2], tmp_path / "bundle", with_experts=True)
     assert verify_bundle(bundle, level=Level.SOURCE).outcome is Outcome.PASS
 
 
@@ -141,7 +140,7 @@ def test_another_adapters_files_are_no_witness(fused: Path, members: list[Member
 def test_experts_stand_in_for_a_witness_that_is_not_the_one_named(
     members: list[Member], tmp_path: Path
 ) -> None:
-    bundle = fuse(members[:2], tmp_path / "bundle", FuseOptions(with_experts=True))
+    bundle = fuse(members[:2], tmp_path / "bundle", with_experts=True)
     files = files_of(members)
     record = verify_bundle(
         bundle, level=Level.SOURCE, sources={"rank4": files["rank8"], "rank8": files["rank8"]}
@@ -151,7 +150,7 @@ def test_experts_stand_in_for_a_witness_that_is_not_the_one_named(
 
 
 def test_a_flipped_byte_anywhere_in_any_file_fails(members: list[Member], tmp_path: Path) -> None:
-    bundle = fuse(members[:2], tmp_path / "bundle", FuseOptions(with_experts=True))
+    bundle = fuse(members[:2], tmp_path / "bundle", with_experts=True)
     write_record(bundle, check(bundle, members[:2]))
     assert check(bundle).outcome is Outcome.PASS
     for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
@@ -380,7 +379,7 @@ def test_factors_changed_where_no_input_looks_fail_at_level_source(tmp_path: Pat
         tiny_llama, tmp_path / "wide", seed=1, base="org/base", r=40, target_modules=["q_proj"]
     )
     members = read_members({"wide": folder})
-    bundle = fuse(members, tmp_path / "bundle", FuseOptions(top_k=1))
+    bundle = fuse(members, tmp_path / "bundle", top_k=1)
 
     def change(tensors: Tensors) -> None:
         A = tensors[f"base_model.model.{Q_PROJ}.meteora_A"]
@@ -426,9 +425,7 @@ def test_a_renaming_needs_the_base_as_its_witness(members: list[Member], tmp_pat
     shapes = {renamed[path]: (module.in_features, module.out_features) for path, module in old_names.items()}
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    write_bundle(
-        make_plan(members[:1], FuseOptions(), base_modules=BaseModules(shapes, renamed)), members[:1], bundle
-    )
+    write_bundle(plan_of(members[:1], base_modules=BaseModules(shapes, renamed)), members[:1], bundle)
     record = check(bundle, members)
     assert record.outcome is Outcome.INCONCLUSIVE
     assert record.unchecked == ("that the base renamed the modules of member `rank4`",)
@@ -442,9 +439,7 @@ def test_one_true_renaming_does_not_vouch_for_a_false_one(members: list[Member],
     shapes = {renamed[path]: (module.in_features, module.out_features) for path, module in old_names.items()}
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    write_bundle(
-        make_plan(members[:1], FuseOptions(), base_modules=BaseModules(shapes, renamed)), members[:1], bundle
-    )
+    write_bundle(plan_of(members[:1], base_modules=BaseModules(shapes, renamed)), members[:1], bundle)
     known = dict(list(renamed.items())[:1])
     record = verify_bundle(bundle, level=Level.SOURCE, sources=files_of(members), renamed=known)
     assert record.outcome is Outcome.INCONCLUSIVE
@@ -481,7 +476,7 @@ def test_each_member_is_widened_once_for_all_backends(
         for seed, name in enumerate(("one", "two", "three"))
     }
     members = read_members(folders)
-    bundle = fuse(members, tmp_path / "bundle", FuseOptions(gate="normal"))
+    bundle = fuse(members, tmp_path / "bundle", gate="normal")
     widened: list[MemberFactors] = []
     real = MemberFactors.widened
 
@@ -498,16 +493,16 @@ def test_each_member_is_widened_once_for_all_backends(
 
 
 def test_a_wrong_softmax_is_caught(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_flat(logits: torch.Tensor, k: int, *, temperature: float) -> Routing:
-        return select_top_k(logits, k, temperature=1000 * temperature)
+    def too_flat(logits: torch.Tensor, top_k: int, *, temperature: float) -> Routing:
+        return select_top_k(logits, top_k, temperature=1000 * temperature)
 
     monkeypatch.setattr(arithmetic, "select_top_k", too_flat)
     assert_fails(check(fused), "the routed output is off by")
 
 
 def test_a_wrong_choice_of_members_is_caught(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lowest(logits: torch.Tensor, k: int, *, temperature: float) -> Routing:
-        return select_top_k(-logits, k, temperature=temperature)
+    def lowest(logits: torch.Tensor, top_k: int, *, temperature: float) -> Routing:
+        return select_top_k(-logits, top_k, temperature=temperature)
 
     monkeypatch.setattr(arithmetic, "select_top_k", lowest)
     assert_fails(check(fused), "tokens were routed to members that are not the top ones")

@@ -11,10 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.member import Member
-from meteora_registry.fuser.plan import FuseOptions
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.schemas.errors import FuseRefused
-from meteora_registry.schemas.inventory import Dtype
 from support.bundles import write_bundle as write_bundle_by_hand
 from support.members import fuse, read_member, read_members
 from support.models import make_adapter, tiny_llama
@@ -40,7 +38,7 @@ def test_bundle_holds_each_members_factors_in_its_own_rows(fused: Path, adapters
 
 
 def test_bundle_is_the_same_bytes_every_time(members: list[Member], fused: Path, tmp_path: Path) -> None:
-    again = fuse(members, tmp_path / "again", FuseOptions(top_k=2))
+    again = fuse(members, tmp_path / "again", top_k=2)
     assert contents(again) == contents(fused)
 
 
@@ -50,10 +48,9 @@ def test_bundle_is_the_same_bytes_on_any_number_of_threads(
     script = (
         "import sys, json, pathlib, torch\n"
         "from support.members import fuse, read_members\n"
-        "from meteora_registry.fuser.plan import FuseOptions\n"
         "assert torch.get_num_threads() == int(sys.argv[1])\n"
         "folders = {name: pathlib.Path(path) for name, path in json.loads(sys.argv[2]).items()}\n"
-        "fuse(read_members(folders), pathlib.Path(sys.argv[3]), FuseOptions(top_k=2))\n"
+        "fuse(read_members(folders), pathlib.Path(sys.argv[3]), top_k=2)\n"
     )
     folders = json.dumps({name: str(path) for name, path in adapters.items()})
     for threads in ("1", "2"):
@@ -85,7 +82,7 @@ def test_manifest_lists_every_file_but_itself(fused: Path) -> None:
 
 
 def test_experts_are_the_members_own_files(members: list[Member], tmp_path: Path) -> None:
-    bundle = fuse(members[:2], tmp_path / "bundle", FuseOptions(with_experts=True))
+    bundle = fuse(members[:2], tmp_path / "bundle", with_experts=True)
     for member in members[:2]:
         expert = bundle / "experts" / member.name
         assert (expert / "adapter_config.json").read_bytes() == member.config_path.read_bytes()
@@ -121,7 +118,7 @@ def test_mixed_element_types_are_stored_in_float32_without_loss(tmp_path: Path) 
 
 
 def test_a_cast_that_loses_is_recorded_with_its_error(members: list[Member], tmp_path: Path) -> None:
-    bundle = fuse(members[:2], tmp_path / "bundle", FuseOptions(dtype=Dtype.BF16))
+    bundle = fuse(members[:2], tmp_path / "bundle", dtype="bfloat16")
     cast = json.loads((bundle / "meteora_manifest.json").read_bytes())["members"][0]["cast"]
     assert (cast["source"], cast["target"]) == (["F32"], "BF16")
     # Half a unit in the last of bf16's eight bits, relative to the largest value of the tensor.
@@ -135,12 +132,12 @@ def test_a_cast_that_overflows_is_refused(tmp_path: Path) -> None:
     next(iter(tensors.values()))[0, 0] = 1e6
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(FuseRefused, match=r"has values up to 1e\+06, which F16 cannot hold"):
-        fuse([read_member(folder)], tmp_path / "bundle", FuseOptions(dtype=Dtype.F16))
+        fuse([read_member(folder)], tmp_path / "bundle", dtype="float16")
 
 
 def test_a_plan_with_conflicts_writes_nothing(members: list[Member], tmp_path: Path) -> None:
     with pytest.raises(FuseRefused, match="these adapters cannot be fused: 1 conflict"):
-        fuse(members[:2], tmp_path / "bundle", FuseOptions(top_k=3))
+        fuse(members[:2], tmp_path / "bundle", top_k=3)
     assert list((tmp_path / "bundle").iterdir()) == []
 
 

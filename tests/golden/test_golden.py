@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 
 import meteora_registry.runtime as runtime
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.extract import extract_member
-from meteora_registry.fuser.member import MemberFiles
+from meteora_registry.fuser.bundle_tensors import BundleTensors
+from meteora_registry.fuser.extraction import extract_member
+from meteora_registry.fuser.fuse_member import MemberFiles
 from meteora_registry.fuser.refit import NewGates, refit_bundle
-from meteora_registry.fuser.tensors import BundleTensors
-from meteora_registry.fuser.verify import verify_bundle
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.fuser.verifier import verify_bundle
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime.base_modules import read_base, resolve_paths
 from meteora_registry.schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER, WEIGHTS_FILE
 from meteora_registry.schemas.digest import Digest

@@ -37,13 +37,14 @@ from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, Ll
 import meteora_registry.runtime as runtime
 from meteora_registry.bundle import Bundle
 from meteora_registry.bundle.files import write_record
-from meteora_registry.fuser.member import MemberFiles
+from meteora_registry.fuser.bundle_tensors import BundleTensors
+from meteora_registry.fuser.fuse_member import MemberFiles
 from meteora_registry.fuser.refit import NewGates, refit_bundle
-from meteora_registry.fuser.tensors import BundleTensors
-from meteora_registry.fuser.verify import verify_bundle
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.registry.catalog.engine import engine_for, sqlite_url
 from meteora_registry.registry.cli import main
-from meteora_registry.schemas.bundle import CONFIG_FILE, VERIFICATION_FILE, WEIGHTS_FILE, Scope
+from meteora_registry.schemas.bundle import CONFIG_FILE, VERIFICATION_FILE, WEIGHTS_FILE
+from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.verification import Level, Outcome
 from support import first_catalog
 from support.models import VOCABULARY, make_adapter

@@ -11,9 +11,9 @@ import torch
 from meteora_registry.kernels import cpu_cost
 from meteora_registry.kernels.layout import layout_of
 from meteora_registry.kernels.products import CPU_EXPANDS, CPU_SHRINKS
+from meteora_registry.kernels.reference import TOLERANCES, relative_error
 from meteora_registry.kernels.routing import Routing, route_to
 from meteora_registry.kernels.slots import Slots
-from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
 from support.routed_cases import Operands, operands
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from meteora_registry.kernels.gate_kinds import GATE_KINDS
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
-from meteora_registry.kernels.routing import GATE_KINDS, Gate, Routing
+from meteora_registry.kernels.routing import Gate, Routing
 from support.routed_cases import Operands, operands
 
 
@@ -39,8 +40,8 @@ def test_a_shared_decision_serves_the_next_linear() -> None:
     torch.testing.assert_close(out.double(), second.reference(), rtol=1e-4, atol=1e-4)
 
 
-def gate_of(adapters: int = 3, features: int = 16, *, k: int = 2, kind: str = "linear") -> Gate:
-    return Gate(torch.zeros(adapters, features), None, kind, k)
+def gate_of(adapters: int = 3, features: int = 16, *, top_k: int = 2, kind: str = "linear") -> Gate:
+    return Gate(torch.zeros(adapters, features), None, kind, top_k)
 
 
 REFUSALS: dict[str, tuple[Callable[[], Gate], str]] = {
@@ -57,8 +58,8 @@ REFUSALS: dict[str, tuple[Callable[[], Gate], str]] = {
         "gate kind is `cosine`, expected one of `linear`, `absolute`, `normalised`",
     ),
     "slots": (
-        lambda: gate_of(k=4),
-        "k is 4 for logits [3], expected 1 to the number of adapters, the last dimension",
+        lambda: gate_of(top_k=4),
+        "top_k is 4 for logits [3], expected 1 to the number of adapters, the last dimension",
     ),
     "device": (
         lambda: Gate(torch.zeros(3, 16, device="meta"), None, "linear", 2),

@@ -46,7 +46,7 @@ def launches(
         gate = Gate(torch.empty(len(ranks), features), torch.empty(len(ranks)), "normalised", k)
     gpu_products.gated_forward(x, A, Bt, layout, gate, out)
     _, z = gpu_products.forward_with_z(x, A, Bt, layout, routing)
-    gpu_products.experts_gradient(z, x, layout, routing)
+    gpu_products.factors_gradient(z, x, layout, routing)
     return list({call.variant: call for call in calls}.values())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from meteora_registry.kernels.tolerance import TOLERANCES, gradient_tolerance, relative_error
+from meteora_registry.kernels.reference import TOLERANCES, gradient_tolerance, relative_error
 from support.routed_cases import Operands, is_floating, operands
 
 pytest.importorskip("hypothesis")

@@ -27,7 +27,7 @@ REFUSALS = {
     "mixed-dtypes": (
         {"A": lambda c: c.A.bfloat16()},
         "`x`, `A` and `Bt` are torch.float32, torch.bfloat16 and torch.float32, expected one dtype; "
-        "cast `x` to the experts' dtype before the call",
+        "cast `x` to the factors' dtype before the call",
     ),
     "selection-dtype": (
         {"selection": lambda c: c.selection.int()},

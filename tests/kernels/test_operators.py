@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from meteora_registry.kernels.gate_kinds import GATE_KINDS
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
-from meteora_registry.kernels.routing import GATE_KINDS, Gate
+from meteora_registry.kernels.routing import Gate
 from support.routed_cases import Operands, operands
 
 OPERATORS = torch.ops.meteora

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from meteora_registry.kernels.reference import TOLERANCES, gradient_tolerance, relative_error
 from meteora_registry.kernels.routed_lora import routed_lora, routed_lora_
-from meteora_registry.kernels.tolerance import TOLERANCES, gradient_tolerance, relative_error
 from support.routed_cases import Operands, operands
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -105,7 +105,7 @@ def test_a_second_derivative_is_refused_and_not_wrong() -> None:
     )
 
 
-def test_frozen_experts_keep_no_gradient_and_save_no_input() -> None:
+def test_frozen_factors_keep_no_gradient_and_save_no_input() -> None:
     case = operands([8, 8, 8])
     case.x.requires_grad_()
     saved: list[torch.Tensor] = []
@@ -197,7 +197,7 @@ def test_a_poisoned_token_stays_alone(T: int) -> None:
 
 
 @pytest.mark.parametrize("T", [2, 40])
-def test_a_poisoned_token_spares_the_experts_it_did_not_choose(T: int) -> None:
+def test_a_poisoned_token_spares_the_adapters_it_did_not_choose(T: int) -> None:
     case = requiring_gradients(operands([8, 8, 3], T=T, k=1))
     case.selection = (torch.arange(T) == 0).long().unsqueeze(1)
     with torch.no_grad():
@@ -247,7 +247,7 @@ def test_zero_tails_change_nothing() -> None:
     assert relative_error(padded.routed(), plain.reference()) <= TOLERANCES[torch.float32]
 
 
-def test_scaling_is_never_rounded_to_the_experts_dtype() -> None:
+def test_scaling_is_never_rounded_to_the_factors_dtype() -> None:
     case = operands([8, 8], T=20, k=1, dtype=torch.bfloat16)
     case.scaling = [1.0 + 2.0**-9, 3.0]
     assert relative_error(case.routed(), case.reference()) <= TOLERANCES[torch.bfloat16]

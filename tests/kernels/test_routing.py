@@ -5,18 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meteora_registry.kernels.routing import GATE_KINDS, gate_logits, route_to, select_top_k
+from meteora_registry.kernels.gate_kinds import GATE_KINDS
+from meteora_registry.kernels.routing import gate_logits, route_to, select_top_k
+from support.gate_definitions import defined_logits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def by_hand(x: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
-    product = x.double() @ gate.double().T
-    if kind == "absolute":
-        product = product.abs()
-    if kind == "normalised":
-        product = product / (x.double().pow(2).sum(-1, keepdim=True).sqrt() + 1e-6)
-    return product if bias is None else product + bias.double()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -28,7 +21,7 @@ def test_logits_follow_the_definition_in_fp32(kind: str, dtype: torch.dtype, wit
     bias = torch.randn(5) if with_bias else None
     logits = gate_logits(x, gate, bias, kind=kind)
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits.double(), by_hand(x, gate, bias, kind), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits.double(), defined_logits(x, gate, bias, kind), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", GATE_KINDS)
@@ -62,7 +55,7 @@ def test_logits_carry_gradients_to_input_gate_and_bias(kind: str) -> None:
     gate_logits(x, gate, bias, kind=kind).pow(2).sum().backward()
     found = [tensor.grad for tensor in (x, gate, bias)]
     doubles = [tensor.detach().double().requires_grad_() for tensor in (x, gate, bias)]
-    by_hand(*doubles, kind).pow(2).sum().backward()
+    defined_logits(*doubles, kind).pow(2).sum().backward()
     for grad, double in zip(found, doubles, strict=True):
         assert grad is not None
         torch.testing.assert_close(grad.double(), double.grad, rtol=1e-4, atol=1e-4)
@@ -139,11 +132,11 @@ X, GATE = torch.zeros(2, 4), torch.zeros(3, 4)
         ),
         (
             lambda: select_top_k(X, 5),
-            "k is 5 for logits [2, 4], expected 1 to the number of adapters, the last dimension",
+            "top_k is 5 for logits [2, 4], expected 1 to the number of adapters, the last dimension",
         ),
         (
             lambda: select_top_k(X, 0),
-            "k is 0 for logits [2, 4], expected 1 to the number of adapters, the last dimension",
+            "top_k is 0 for logits [2, 4], expected 1 to the number of adapters, the last dimension",
         ),
         (lambda: select_top_k(X, 1, temperature=0.0), "temperature is 0.0, expected a number above 0"),
         (

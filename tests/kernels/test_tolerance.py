@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
+from meteora_registry.kernels.reference import TOLERANCES, relative_error
 from support.routed_cases import Operands, operands
 
 RANKS = [5, 8, 3]

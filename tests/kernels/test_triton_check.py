@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
+from meteora_registry.kernels.reference import TOLERANCES, relative_error
 from meteora_registry.kernels.triton_check import TritonRunError, decode, encode, run_triton
 from support.routed_cases import operands
 

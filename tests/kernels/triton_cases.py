@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from meteora_registry.kernels import gpu_products, operators
+from meteora_registry.kernels.gate_kinds import GATE_KINDS
 from meteora_registry.kernels.gpu_table import INTERPRETED, OVERRIDES, Blocks
 from meteora_registry.kernels.layout import layout_of
+from meteora_registry.kernels.reference import TOLERANCES, gradient_tolerance, relative_error
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
-from meteora_registry.kernels.routing import GATE_KINDS, Gate, Routing
-from meteora_registry.kernels.tolerance import TOLERANCES, gradient_tolerance, relative_error
+from meteora_registry.kernels.routing import Gate, Routing
 from support.routed_cases import Operands, is_floating, operands
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -237,7 +238,7 @@ def gated_case(
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(len(ranks), 40, generator=generator).to(DEVICE)
     bias = torch.randn(len(ranks), generator=generator).to(DEVICE)
-    return case, Gate(**{"weight": weight, "bias": bias, "kind": "linear", "k": 2, **(gate or {})})
+    return case, Gate(**{"weight": weight, "bias": bias, "kind": "linear", "top_k": 2, **(gate or {})})
 
 
 def check_gated(case: Operands, gate: Gate) -> None:
@@ -268,7 +269,7 @@ def test_fused_gate_adds_eps_to_the_norm(T: int) -> None:
 @pytest.mark.parametrize("T", [2, 70])
 @pytest.mark.parametrize("k", [1, 5])
 def test_fused_gate_takes_any_number_of_slots_and_no_bias(k: int, T: int) -> None:
-    check_gated(*gated_case(T, gate={"k": k, "bias": None}))
+    check_gated(*gated_case(T, gate={"top_k": k, "bias": None}))
 
 
 @pytest.mark.parametrize("T", [2, 70])
@@ -316,7 +317,7 @@ def test_fused_gate_of_a_nan_token_stays_in_range_and_says_nan(T: int) -> None:
 
 
 def test_one_slot_weighs_exactly_one() -> None:
-    case, gate = gated_case(9, gate={"k": 1, "temperature": 0.1})
+    case, gate = gated_case(9, gate={"top_k": 1, "temperature": 0.1})
     out = torch.zeros(9, 24, device=DEVICE)
     routing = gated_lora_(out, case.x, case.A, case.Bt, case.offsets, case.scaling, gate)
     assert torch.equal(routing.weights, torch.ones(9, 1, device=DEVICE))

@@ -172,7 +172,7 @@ def test_model_of_more_modules_than_any_has_is_refused(
 ) -> None:
     folder = write_config(tmp_path / "base", LLAMA)
     modules = sum(1 for _ in read_base(folder).modules())
-    monkeypatch.setattr("meteora_registry.runtime.base_config._MAX_MODULES", modules // 2)
+    monkeypatch.setattr("meteora_registry.runtime.base_model._MAX_MODULES", modules // 2)
     with pytest.raises(SourceUnreadable, match=f"has more than {modules // 2} modules"):
         read_base(folder)
     monkeypatch.undo()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from meteora_registry.runtime.active_bundles import force_adapter
 from meteora_registry.runtime.base_modules import ModuleShape, module_shapes, read_base, resolve_paths
-from meteora_registry.runtime.forcing import force_adapter
 from meteora_registry.schemas.errors import SourceUnreadable, UsageError
 from support.bundles import read_factors, write_bundle
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_adapter, tiny_gpt2, tiny_llama

@@ -10,8 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from meteora_registry.kernels.reference import reference_routed_lora
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import reference_routed_lora, relative_error
 from meteora_registry.runtime import MeteoraLayer, force_adapter
 from support.bundles import write_bundle
 from support.models import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import force_adapter
 from support.members import fuse, read_members
 from support.models import (

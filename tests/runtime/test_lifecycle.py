@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import MeteoraLayer, force_adapter
 from support.bundles import write_bundle
 from support.models import (

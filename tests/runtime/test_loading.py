@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import GateNotFittedWarning, MeteoraLayer
 from support.bundles import write_bundle
 from support.models import (
@@ -187,7 +187,7 @@ def warning_of(load: Load, bundle: Path) -> str:
 @every_load
 def test_load_says_once_that_nobody_knows_whether_a_gate_was_fitted(setting: Setting, load: Load) -> None:
     assert warning_of(load, setting.bundles[torch.float32]) == (
-        "the gate of bundle `default` came with another layout, which does not say whether it was fitted, "
+        "the gate of bundle `default` came with another layout, which does not state whether it was fitted, "
         "or on what; use one member with `force_adapter(model, NAME)`, "
         "or fit the gates with `meteora-registry gate fit`"
     )

@@ -287,7 +287,7 @@ def test_missing_weights_are_refused(bundle: Path) -> None:
 def test_damaged_weights_are_refused(bundle: Path) -> None:
     path = bundle / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(BundleRefused, match=r"`adapter_model.safetensors` is no safetensors file: "):
+    with pytest.raises(BundleRefused, match=r"`adapter_model.safetensors` is not a safetensors file: "):
         through_transformers(tiny_llama(), bundle)
 
 

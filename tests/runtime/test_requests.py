@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import force_adapter, route_as, routing
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle

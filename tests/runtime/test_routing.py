@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from meteora_registry.kernels.reference import reference_routed_lora
-from meteora_registry.kernels.routing import GATE_KINDS
-from meteora_registry.kernels.tolerance import TOLERANCES, relative_error
+from meteora_registry.kernels.gate_kinds import GATE_KINDS
+from meteora_registry.kernels.reference import TOLERANCES, reference_routed_lora, relative_error
 from meteora_registry.runtime import MeteoraLayer, force_adapter
 from support.bundles import write_bundle
+from support.gate_definitions import defined_logits
 from support.models import (
     CORPUS,
     LLAMA_MEMBERS,
@@ -111,14 +111,8 @@ def reference_output(capture: Capture) -> Tensor:
     """Return the layer's output with routing and experts in float64, from the definition."""
     layer, x = capture.layer, capture.x.double()
     plan, rule = layer.meteora_plans["default"], layer.meteora_routers["default"].rule
-    gate = layer.meteora_gate["default"].double()
-    logits = x @ gate.T
-    if plan.gate_kind == "absolute":
-        logits = logits.abs()
-    if plan.gate_kind == "normalised":
-        logits = logits / (x.norm(dim=-1, keepdim=True) + plan.gate_eps)
-    if plan.gate_bias:
-        logits = logits + layer.meteora_gate_bias["default"].double()
+    bias = layer.meteora_gate_bias["default"] if plan.gate_bias else None
+    logits = defined_logits(x, layer.meteora_gate["default"], bias, plan.gate_kind, plan.gate_eps)
     kept, selection = logits.sort(dim=-1, descending=True, stable=True)
     weights = torch.softmax(kept[..., : rule.top_k] / rule.temperature, dim=-1)
     A, Bt = layer.meteora_A["default"], layer.meteora_B["default"]

@@ -11,7 +11,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import force_adapter, route_as, routing, uniform
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle

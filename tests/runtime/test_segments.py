@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meteora_registry.runtime import force_adapter, route_as, routing
-from meteora_registry.runtime.scopes.chain import SWITCH_PROBABILITY, filter_chain, smooth_chain
+from meteora_registry.runtime.scopes.segment import SWITCH_PROBABILITY, filter_chain, smooth_chain
 from meteora_registry.schemas.errors import UsageError
 from support import models
 from support.bundles import write_bundle
@@ -149,7 +149,7 @@ def test_segment_that_went_on_without_the_base_is_refused(bundle: Path) -> None:
             model(torch.tensor([[4]]), past_key_values=cache)
     with pytest.raises(UsageError) as caught:
         logits_of(model, [5], past_key_values=cache)
-    assert str(caught.value) == "the cache holds 4 tokens, but the plain base went along with 3"
+    assert str(caught.value) == "the cache holds 4 tokens, but the plain base has read 3 of them"
 
 
 def test_unlikely_segment_gets_the_base_and_the_others_do_not(

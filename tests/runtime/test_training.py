@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from meteora_registry.kernels.tolerance import relative_error
+from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import routing
 from support.bundles import write_bundle
 from support.models import (

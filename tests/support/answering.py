@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from meteora_registry.fuser.plan import FuseOptions
 from support.members import fuse, read_members
 from support.models import make_adapter, save_base, tiny_llama
 from support.task_data import tiny_tokenizer
@@ -29,4 +28,4 @@ def make_workplace(folder: Path) -> Workplace:
     }
     base = save_base(tiny_llama(), folder / "base")
     tiny_tokenizer(pad_token="<unk>").save_pretrained(base)
-    return Workplace(fuse(read_members(adapters), folder / "bundle", FuseOptions(gate="normal")), base)
+    return Workplace(fuse(read_members(adapters), folder / "bundle", gate="normal"), base)

@@ -8,15 +8,18 @@ from pathlib import Path
 import torch
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.fuser.member import Member, MemberFiles
-from meteora_registry.fuser.plan import FuseOptions, make_plan
+from meteora_registry.fuser.bundle_writer import write_bundle
+from meteora_registry.fuser.fuse_member import Member, MemberFiles
+from meteora_registry.fuser.planning import BaseModules, make_plan
 from meteora_registry.fuser.refit import NewGates
-from meteora_registry.fuser.write import write_bundle
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.schemas import bundle as names
-from meteora_registry.schemas.bundle import Fitting, FittingData, Gate, Scope
+from meteora_registry.schemas.bundle import Fitting, FittingData, Gate
 from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.manifest import Origin
+from meteora_registry.schemas.plan import FusePlan
+from meteora_registry.schemas.recipe import Recipe
 
 BASE = "org/base"
 
@@ -42,10 +45,18 @@ def read_members(folders: Mapping[str, Path]) -> list[Member]:
     return [read_member(folder, name) for name, folder in folders.items()]
 
 
-def fuse(members: Sequence[Member], folder: Path, options: FuseOptions | None = None) -> Path:
-    """Return a bundle of these members, unverified, in a new folder."""
+def plan_of(
+    members: Sequence[Member], *, base_modules: BaseModules | None = None, **options: object
+) -> FusePlan:
+    """Return the plan for these members and a recipe's options."""
+    recipe = Recipe.state([{"adapter": member.adapter} for member in members], options)
+    return make_plan(members, recipe, base_modules=base_modules)
+
+
+def fuse(members: Sequence[Member], folder: Path, **options: object) -> Path:
+    """Write a bundle of these members, unverified, into a new folder."""
     folder.mkdir(parents=True)
-    write_bundle(make_plan(members, options or FuseOptions()), members, folder)
+    write_bundle(plan_of(members, **options), members, folder)
     return folder
 
 

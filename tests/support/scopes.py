@@ -8,8 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from meteora_registry.runtime.scopes.chain import SWITCH_PROBABILITY
-from meteora_registry.runtime.scopes.segment import INDEPENDENT_GATES
+from meteora_registry.runtime.scopes.segment import INDEPENDENT_GATES, SWITCH_PROBABILITY
 from support.bundles import write_bundle
 from support.models import logits_of, save_base, some_tokens, tiny_llama
 from support.routed_reference import PlainBundle, Weights, base_evidence, routed

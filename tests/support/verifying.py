@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meteora_registry.fuser.member import Member
-from meteora_registry.fuser.verify import verify_bundle
+from meteora_registry.fuser.fuse_member import Member
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
 from support.members import files_of
 

@@ -7,7 +7,7 @@ import torch
 
 from meteora_registry.runtime import LoadedBundle, force_adapter, generate, load_bundle, route_as, routing
 from meteora_registry.runtime.tracing import trace
-from meteora_registry.runtime.tracing.shares import leading_members, token_shares
+from meteora_registry.runtime.tracing.display import leading_members, token_shares
 from meteora_registry.schemas.errors import UsageError
 from support.answering import MEMBERS, make_workplace
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT

@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from meteora_registry.runtime.tracing.palette import COLOURS, letter_of
-from meteora_registry.runtime.tracing.shares import leading_members, token_shares
+from meteora_registry.runtime.tracing.display import COLOURS, leading_members, letter_of, token_shares
 from meteora_registry.schemas.errors import InvalidDocument
 from meteora_registry.schemas.trace import ModulePlace, Trace
 from support.traces import make_trace, two_layer_trace

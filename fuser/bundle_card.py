@@ -1,0 +1,180 @@
+"""The bundle's ``README.md``: what is in it, how it was made, and a loading example that works.
+
+It is written with the bundle, from the manifest's and the config's facts, so it is one of the files whose
+digests the manifest lists, and the page on the Hub is that very file. What depends on the machine that
+verified is in ``verification.json``, which the card points at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ..schemas.bundle import IMPORTED, VERIFICATION_FILE, BundleConfig, Fitting, Gate
+from ..schemas.gate_choices import SCOPES
+from ..schemas.inventory import Dtype
+from ..schemas.manifest import ManifestMember
+from .licenses import combine_licenses
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HUB_ORIGIN = re.compile(
+    r"hf://(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@(?P<commit>[0-9a-f]{40})(?P<folder>(/[\w.-]+)*)",
+    re.ASCII,
+)
+_COMMIT_DIGITS = 12
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
+
+_EXAMPLE = """\
+```python
+import meteora_registry.runtime  # registers the peft type METEORA
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base!r}{revision})
+model = PeftModel.from_pretrained(base, "path/or/repository/of/this/bundle")
+```
+
+Without the first line PEFT answers `KeyError: 'METEORA'`. Install it with
+`pip install "meteora-registry[runtime]"`.
+"""
+
+_NOT_FITTED = """\
+**The gate is not fitted.** It was initialised with `{method}`, which knows nothing of the tasks: left
+to itself the model will often pick the wrong adapter. Force one with
+`meteora_registry.runtime.force_adapter(model, name)`, or fit the gate with `meteora-registry gate fit`.
+"""
+
+_FITTED = "The gate is fitted: {method}. It saw {samples}.\n"
+_IMPORTED = """\
+The gate came with another layout, which does not say on what it was fitted, or whether it was.
+"""
+
+_VERIFICATION = f"""\
+The bundle was compared with its members' own files when it was made: every module, routed and each
+member alone, against float64. `{VERIFICATION_FILE}` has the outcome, the errors and the backends, and is
+bound to this bundle's manifest by its digest. `meteora-registry verify` repeats it on your machine.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The size of a bundle's tensors; ``padding_bytes`` of ``size_bytes`` are zero rows."""
+
+    dtype: Dtype
+    size_bytes: int
+    padding_bytes: int
+
+
+def write_card(path: Path, config: BundleConfig, storage: Storage, members: Sequence[ManifestMember]) -> None:
+    """Write the card of a bundle; the same config and members give the same bytes."""
+    text = _front_matter(config, members) + _body(config, storage, members)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _front_matter(config: BundleConfig, members: Sequence[ManifestMember]) -> str:
+    facts: dict[str, object] = {"library_name": "peft", "tags": ["lora", "meteora", "mixture-of-experts"]}
+    base = config.base_model_name_or_path
+    # The Hub refuses a card whose base is not a repository's name, such as a folder.
+    if base is not None and _HUB_NAME.fullmatch(base):
+        facts["base_model"] = base
+        facts["base_model_relation"] = "adapter"
+    combined = combine_licenses(member.license for member in members)
+    facts["license"] = combined.identifier
+    if combined.name is not None:
+        facts["license_name"] = combined.name
+    return f"---\n{yaml.safe_dump(facts, allow_unicode=False)}---\n\n"
+
+
+def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMember]) -> str:
+    count = len(members)
+    title = f"# MeteoRA bundle of {count} adapter{'s' if count > 1 else ''}\n"
+    decision = SCOPES[config.gate.scope].summary.format(top_k=config.top_k, count=count)
+    facts = (
+        f"Base: {_base(config)}. {decision}. {len(config.target_modules)} modules, {storage.dtype} factors, "
+        f"{storage.size_bytes} bytes of tensors, {storage.padding_bytes} of them padding: each member's rank "
+        "is stored rounded up to a multiple of 8, the rest zero.\n"
+    )
+    rows = "".join(_row(config, index, member) for index, member in enumerate(members))
+    table = (
+        "## Members\n\n| name | rank | modules | license | from | weights |\n|---|---|---|---|---|---|\n"
+        + rows
+    )
+    statement = combine_licenses(member.license for member in members).statement
+    licenses = f"## Licences\n\n{statement} Each member stays under its own licence.\n"
+    loading = _EXAMPLE.format(base=_plain_name(config.base_model_name_or_path), revision=_revision(config))
+    parts = [
+        title,
+        facts,
+        table,
+        licenses,
+        "## Gate\n\n" + _describe_gate(config.gate),
+        "## Verification\n\n" + _VERIFICATION,
+        "## Loading\n\n" + loading,
+    ]
+    return "\n".join(parts)
+
+
+def _describe_gate(gate: Gate) -> str:
+    match gate.fitted, gate.initialisation:
+        case Fitting(method=method), _ if method == IMPORTED:
+            return _IMPORTED
+        case Fitting(method=method, data=data), _:
+            samples = ", ".join(f"{each.samples} of `{each.member}`" for each in data)
+            return _FITTED.format(method=_cell(method), samples=f"samples: {samples}")
+        case _, initialisation:
+            return _NOT_FITTED.format(method=initialisation.method if initialisation else "nothing")
+
+
+def _base(config: BundleConfig) -> str:
+    base = config.base_model_name_or_path
+    if base is None:
+        return "not stated"
+    at = f" at {_cell(config.revision)}" if config.revision else ""
+    if _HUB_NAME.fullmatch(base):
+        return f"[`{base}`](https://huggingface.co/{base}){at}"
+    return f"{_cell(base)}{at}"
+
+
+def _row(config: BundleConfig, index: int, member: ManifestMember) -> str:
+    ranks = [layout.ranks[index] for layout in config.layouts.values() if layout.ranks[index]]
+    shown = str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
+    cells = (
+        member.name,
+        shown,
+        str(len(ranks)),
+        _cell(member.license or "unknown"),
+        _origin(member),
+        f"`{member.weights_sha256.short}`",
+    )
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _origin(member: ManifestMember) -> str:
+    """Return where a member came from: a link to its repository at the commit, or the folder's name."""
+    found = _HUB_ORIGIN.fullmatch(member.origin.location) if member.origin.kind == "hub" else None
+    if found is None:
+        return _cell(str(member.origin))
+    repository, commit, folder = found["repository"], found["commit"], found["folder"]
+    address = f"https://huggingface.co/{repository}/tree/{commit}{folder}"
+    return f"[{_cell(repository + folder)}]({address}) at `{commit[:_COMMIT_DIGITS]}`"
+
+
+def _plain_name(base: str | None) -> str:
+    """Return the base's name if it can be quoted in code as it is, otherwise a placeholder."""
+    return base if base and _PLAIN_NAME.fullmatch(base) else "the/base"
+
+
+def _revision(config: BundleConfig) -> str:
+    """Return the base's revision as an argument of the example; empty if it cannot be quoted as it is."""
+    revision = config.revision
+    return f", revision={revision!r}" if revision and _PLAIN_NAME.fullmatch(revision) else ""
+
+
+def _cell(text: str) -> str:
+    """Return foreign text for a table: without markup, line breaks or new columns."""
+    kept = "".join(character if character.isprintable() else " " for character in text)
+    return "".join("\\" + c if c in "\\`*_[]<>|#!" else c for c in kept)

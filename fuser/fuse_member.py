@@ -1,0 +1,89 @@
+"""An adapter as a member of a fuse: its two files and the facts that an inspection found in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ..inspection.header import Header
+from ..inspection.inspection import LoraInspection
+from ..schemas.digest import Digest
+from ..schemas.finding import Finding, Verdict
+from ..schemas.inventory import Inventory
+from ..schemas.manifest import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One adapter and the facts that a fuse needs.
+
+    ``name`` is its name in the bundle, ``adapter`` its name in the catalog, such as ``legal@3``.
+    ``config_path`` and ``weights_path`` may have any name: the content store keeps files by their digests.
+    ``base`` is what the base is called where members are compared, ``spelled_base`` what the owner or the
+    adapter itself calls it.
+    """
+
+    name: str
+    adapter: str
+    config_path: Path
+    weights_path: Path
+    config_text: str
+    config_sha256: Digest
+    canonical_config_sha256: Digest
+    weights_sha256: Digest
+    header: Header
+    inventory: Inventory
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    origin: Origin
+    license: str | None
+    base: str | None
+    spelled_base: str | None
+    base_revision: str | None
+    task_type: str | None
+
+    @classmethod
+    def of(
+        cls,
+        inspection: LoraInspection,
+        *,
+        name: str,
+        adapter: str,
+        config_path: Path,
+        weights_path: Path,
+        origin: Origin,
+        license: str | None,  # noqa: A002  # the field's name everywhere
+        base: str | None,
+        spelled_base: str | None,
+    ) -> Self:
+        """Return the member that an inspection of its two files describes."""
+        facts = inspection.facts
+        return cls(
+            name=name,
+            adapter=adapter,
+            config_path=config_path,
+            weights_path=weights_path,
+            config_text=inspection.config_text,
+            config_sha256=facts.config_sha256,
+            canonical_config_sha256=facts.canonical_config_sha256,
+            weights_sha256=facts.weights_sha256,
+            header=inspection.header,
+            inventory=inspection.inventory,
+            verdict=inspection.verdict,
+            findings=inspection.findings,
+            origin=origin,
+            license=license,
+            base=base,
+            spelled_base=spelled_base,
+            base_revision=facts.base_revision,
+            task_type=facts.task_type,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFiles:
+    """The paths of a member's own two files; their digests are checked before they are trusted."""
+
+    config_path: Path
+    weights_path: Path

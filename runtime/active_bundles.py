@@ -1,0 +1,174 @@
+"""The bundles that are active on a model, and how they route within a block of code.
+
+A member can be forced, all members can share alike, another rule can hold, and the routing can be recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any, Literal
+
+from torch import nn
+
+from ..schemas.errors import UsageError
+from ..schemas.gate_choices import Scope
+from .layer import MeteoraLayer
+from .router import BundleRouter
+from .routing_record import RoutingRecord
+from .scopes.passes import ForcedPass, RoutingPass, UniformPass
+from .scopes.routing_rule import changed_rule
+
+
+class Unchanged(Enum):
+    """The value of an argument that was not stated, where None is a statement."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
+
+
+@contextmanager
+def force_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Route every token to the member ``name`` within the block, in every module, with weight 1.
+
+    Works on a ``PeftModel`` and on a transformers model with a loaded bundle, for the bundles that are
+    active on entry. Blocks nest; leaving one, by an exception too, brings back what was before. A
+    backward pass that recomputes its forward (gradient checkpointing) belongs inside the block. The
+    choice is kept on the model: threads that share a model share it, so force from one thread at a time.
+
+    Raises:
+        UsageError: the model has no active bundle, or a bundle without such a member.
+    """
+    with _override(model, lambda router: ForcedPass(_index_of(router, name))):
+        yield
+
+
+@contextmanager
+def uniform(model: nn.Module) -> Iterator[None]:
+    """Let every member serve every token within the block, each with weight 1 / L, as ``force_adapter`` does.
+
+    Raises:
+        UsageError: the model has no active bundle.
+    """
+    with _override(model, lambda router: UniformPass(len(router.members))):
+        yield
+
+
+@contextmanager
+def _override(model: nn.Module, pass_for: Callable[[BundleRouter], RoutingPass]) -> Iterator[None]:
+    with replaced("override", {router: pass_for(router) for router in active_routers(model)}):
+        yield
+
+
+@contextmanager
+def replaced(attribute: Literal["rule", "override"], values: Mapping[BundleRouter, Any]) -> Iterator[None]:
+    """Set an attribute of the routers to these values within the block, and restore it afterwards."""
+    before = {router: getattr(router, attribute) for router in values}
+    try:
+        for router, value in values.items():
+            setattr(router, attribute, value)
+        yield
+    finally:
+        for router, earlier in before.items():
+            setattr(router, attribute, earlier)
+
+
+def _index_of(router: BundleRouter, name: str) -> int:
+    if name not in router.members:
+        raise UsageError(
+            f"bundle `{router.adapter_name}` has no member `{name}`, "
+            f"it has {', '.join(f'`{member}`' for member in router.members)}"
+        )
+    return router.members.index(name)
+
+
+@contextmanager
+def route_as(
+    model: nn.Module,
+    *,
+    scope: Scope | None = None,
+    top_k: int | None = None,
+    temperature: float | None = None,
+    abstain: float | Unchanged | None = UNCHANGED,
+) -> Iterator[None]:
+    """Route by another rule within the block; the active bundles keep their own for what is not stated.
+
+    Blocks nest. A cache belongs to the rule it was begun under: a request that began in the block ends in
+    it, and so does a backward pass that recomputes its forward. A scope without decisions has no use for
+    a threshold, and drops the bundle's.
+
+    Args:
+        model: as for ``force_adapter``.
+        scope: what one decision serves.
+        top_k: members for each token.
+        temperature: of the softmax over them.
+        abstain: the confidence below which a decision serves the base's own answer; None for never.
+
+    Raises:
+        UsageError: the model has no active bundle, or a value is out of range or does not fit the scope.
+    """
+    stated = {"scope": scope, "top_k": top_k, "temperature": temperature}
+    changes: dict[str, Any] = {key: value for key, value in stated.items() if value is not None}
+    if not isinstance(abstain, Unchanged):
+        changes["abstain"] = abstain
+    rules = {
+        router: changed_rule(router.rule, changes, members=len(router.members))
+        for router in active_routers(model)
+    }
+    with replaced("rule", rules):
+        yield
+
+
+def active_routers(model: nn.Module) -> list[BundleRouter]:
+    """Return the routers of a model's active bundles; of a ``PeftModel`` or a transformers model.
+
+    Raises:
+        UsageError: there is none.
+    """
+    routers: dict[str, BundleRouter] = {}
+    for layer in model.modules():
+        if isinstance(layer, MeteoraLayer):
+            active = [name for name in layer.active_adapters if name in layer.meteora_routers]
+            routers |= {name: layer.meteora_routers[name] for name in active}
+    if not routers:
+        raise UsageError(
+            "the model has no active bundle",
+            hint="load one with `PeftModel.from_pretrained` or `model.load_adapter`, or set it active",
+        )
+    return list(routers.values())
+
+
+def only_router(model: nn.Module) -> BundleRouter:
+    """Return the router of a model's one active bundle.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    routers = active_routers(model)
+    if len(routers) > 1:
+        listed = ", ".join(f"`{router.adapter_name}`" for router in routers)
+        raise UsageError(
+            f"the model has {len(routers)} active bundles, {listed}, expected one",
+            hint="set one of them active with `set_adapter`",
+        )
+    return routers[0]
+
+
+@contextmanager
+def routing(model: nn.Module) -> Iterator[RoutingRecord]:
+    """Record within the block how the model's one active bundle routes; the block gets the record.
+
+    Blocks nest; the innermost alone is written.
+
+    Raises:
+        UsageError: the model has no active bundle, or more than one.
+    """
+    router = only_router(model)
+    before, router.record = router.record, RoutingRecord(router.members)
+    try:
+        yield router.record
+    finally:
+        router.record = before

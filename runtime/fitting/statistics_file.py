@@ -1,0 +1,251 @@
+"""The file of statistics: what a later fit needs from the members' data, without the data.
+
+The file is not trusted: the description is checked against the tensors, sizes are bounded before anything is
+read, and one input is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...fuser.tensor_files import TensorFile, WeightsWriter
+from ...inspection.header import Header, read_header
+from ...schemas.bundle import TensorSpec
+from ...schemas.digest import Digest
+from ...schemas.document import canonical_json
+from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument, SourceUnreadable
+from ...schemas.inventory import Dtype
+from ...schemas.scratch import unfinished_path
+from ...schemas.statistics import (
+    STATISTICS_KEY,
+    TENSOR_MEANS,
+    TENSOR_SECOND_MOMENT,
+    StatisticsDescription,
+    StatisticsInput,
+    TokenSettings,
+    statistics_tensor,
+)
+from .inputs import ModuleInput
+from .moments import Moments
+
+_SHOWN_VALUES = 32
+_ANEW = "fit without these statistics, with the data of every member"
+
+
+class StatisticsFile:
+    """An open file of statistics whose description and header were checked."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            SourceUnreadable: it is missing or cannot be read.
+            DataRefused: it is not a file of statistics, or a damaged one.
+        """
+        self._path = path
+        header = _header_of(path)
+        self.description = _description_of(header, path)
+        _check_tensors(self.description, header, path)
+        self._file = TensorFile(path, header)
+        self._inputs = {module: each for each in self.description.inputs for module in each.modules}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+    def check_fits(self, base_sha256: Digest, settings: TokenSettings) -> None:
+        """Check that they were made with this base and these settings.
+
+        Raises:
+            DataRefused: they were not.
+        """
+        if self.description.base_sha256 != base_sha256:
+            raise DataRefused(
+                f"the statistics in `{self._path}` were made with another base: its digest is "
+                f"`{self.description.base_sha256.short}`, this one's `{base_sha256.short}`",
+                hint=_ANEW,
+            )
+        ours, theirs = settings.model_dump(), self.description.settings.model_dump()
+        if differing := [key for key in ours if ours[key] != theirs[key]]:
+            key = differing[0]
+            raise DataRefused(
+                f"the statistics in `{self._path}` were made with {key} `{theirs[key]}`, "
+                f"this fit asks for `{ours[key]}`",
+                hint=_ANEW,
+            )
+
+    def input_of(self, wanted: ModuleInput) -> StatisticsInput:
+        """Return the input that one of these modules reads.
+
+        Raises:
+            DataRefused: the file has none, or of another size.
+        """
+        found = next((self._inputs[path] for path in wanted.modules if path in self._inputs), None)
+        if found is None or found.features != wanted.features:
+            raise DataRefused(
+                f"the statistics in `{self._path}` have no input of `{wanted.source}` with "
+                f"{wanted.features} features",
+                hint=_ANEW,
+            )
+        return found
+
+    def read(self, wanted: ModuleInput) -> Moments:
+        """Read the moments of an input, the means in the order of the description's members."""
+        source = self.input_of(wanted).source
+        return Moments(
+            self._file.read(statistics_tensor(source, TENSOR_MEANS)),
+            self._file.read(statistics_tensor(source, TENSOR_SECOND_MOMENT)),
+        )
+
+
+class StatisticsWriter:
+    """A writer of statistics, input by input; the file appears on a clean exit, or not at all."""
+
+    def __init__(self, path: Path, description: StatisticsDescription) -> None:
+        """Begin the file beside its place.
+
+        Raises:
+            SourceUnreadable: it cannot be written.
+        """
+        self._path, self._partial = path, unfinished_path(path)
+        specs = [spec for each in description.inputs for spec in _specs(each, len(description.members))]
+        metadata = {STATISTICS_KEY: canonical_json(description.model_dump(mode="json")).decode("ascii")}
+        try:
+            self._partial.unlink(missing_ok=True)
+            self._writer = WeightsWriter(self._partial, specs, metadata=metadata)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._writer.__exit__(kind, error, trace)
+            if kind is None:
+                with self._partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                self._partial.replace(self._path)
+            else:
+                self._partial.unlink()
+        except OSError as failure:
+            raise self._unwritable(failure) from failure
+
+    def write(self, source: str, moments: Moments) -> None:
+        """Append an input's moments, in the order of the description.
+
+        Raises:
+            SourceUnreadable: the disk is full.
+        """
+        try:
+            self._writer.write(statistics_tensor(source, TENSOR_MEANS), moments.means.cpu())
+            self._writer.write(statistics_tensor(source, TENSOR_SECOND_MOMENT), moments.second.cpu())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> SourceUnreadable:
+        return SourceUnreadable(
+            f"cannot write the statistics `{self._path}`: {error.strerror or error}",
+            hint="check the path, its permissions and the free space",
+        )
+
+
+def names_in(path: Path) -> tuple[str, ...]:
+    """Return the members whose part a file of statistics has; empty if the file is missing.
+
+    Raises:
+        SourceUnreadable: it cannot be read.
+        DataRefused: it is not a file of statistics, or a damaged one.
+    """
+    if not path.exists():
+        return ()
+    with StatisticsFile(path) as file:
+        return file.description.names
+
+
+def digest_of_base(base: PreTrainedModel) -> Digest:
+    """Return a digest that tells apart bases of one architecture.
+
+    Of every parameter's name, shape and element type, and its first values: an edited copy that differs
+    elsewhere alone has the same digest, but no weights are read for it.
+    """
+    lines = []
+    for name, parameter in base.named_parameters():
+        first = parameter.detach().reshape(-1)[:_SHOWN_VALUES].cpu().contiguous()
+        values = first.view(torch.uint8).numpy().tobytes().hex()
+        lines.append(f"{name} {list(parameter.shape)} {parameter.dtype} {values}\n")
+    return Digest.of_bytes("".join(lines).encode())
+
+
+def merge_moments(
+    old: Moments | None,
+    old_names: Sequence[str],
+    new: Moments | None,
+    new_names: Sequence[str],
+    members: Sequence[str],
+) -> Moments:
+    """Merge the moments of two disjoint sets of members, in the order of ``members``."""
+    rows: dict[str, Tensor] = {}
+    for moments, names in ((old, old_names), (new, new_names)):
+        if moments is not None:
+            rows |= dict(zip(names, moments.means.cpu(), strict=True))
+    seconds = [moments.second.cpu() for moments in (old, new) if moments is not None]
+    return Moments(torch.stack([rows[name] for name in members]), sum(seconds[1:], start=seconds[0]))
+
+
+def _specs(each: StatisticsInput, members: int) -> list[TensorSpec]:
+    return [
+        TensorSpec(statistics_tensor(each.source, TENSOR_MEANS), Dtype.F64, (members, each.features)),
+        TensorSpec(
+            statistics_tensor(each.source, TENSOR_SECOND_MOMENT), Dtype.F32, (each.features, each.features)
+        ),
+    ]
+
+
+def _header_of(path: Path) -> Header:
+    try:
+        return read_header(path)
+    except AdapterRefused as error:
+        raise DataRefused(f"the statistics in `{path}` are damaged: {error}", hint=_ANEW) from error
+
+
+def _description_of(header: Header, path: Path) -> StatisticsDescription:
+    text = header.metadata.get(STATISTICS_KEY)
+    if text is None:
+        raise DataRefused(f"`{path}` does not hold statistics: it has no `{STATISTICS_KEY}` in its metadata")
+    try:
+        return StatisticsDescription.from_bytes(
+            text.encode("utf-8"), what=path.name, max_bytes=len(header.text)
+        )
+    except InvalidDocument as error:
+        raise DataRefused(f"the statistics in `{path}` are damaged: {error}", hint=_ANEW) from error
+
+
+def _check_tensors(description: StatisticsDescription, header: Header, path: Path) -> None:
+    members = len(description.members)
+    expected = {
+        spec.name: (spec.dtype.value, spec.shape)
+        for each in description.inputs
+        for spec in _specs(each, members)
+    }
+    found = {entry.name: (entry.dtype, entry.shape) for entry in header.tensors}
+    if wrong := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
+        raise DataRefused(
+            f"the statistics in `{path}` are damaged: `{wrong[0]}` is {found.get(wrong[0], 'missing')}, "
+            f"expected {expected.get(wrong[0], 'nothing of that name')}",
+            hint=_ANEW,
+        )

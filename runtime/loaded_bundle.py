@@ -1,0 +1,162 @@
+"""A bundle with its base and tokenizer in one call, and text in, text out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
+
+from ..bundle import Bundle
+from ..schemas.bundle import BundleConfig
+from ..schemas.errors import UsageError
+from .active_bundles import force_adapter, routing
+from .base_model import read_pretrained
+from .routing_record import RoutingRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBundle:
+    """A bundle on its base, ready to run.
+
+    Attributes:
+        model: the base with the bundle on it; every function of ``meteora_registry.runtime`` takes it.
+        tokenizer: the base's, which pads on the left.
+        config: the bundle's.
+    """
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    config: BundleConfig
+
+    # A `str` is a sequence of `str` too; the first signature that fits counts.
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: str, *, max_new_tokens: int = 128
+    ) -> str: ...
+
+    @overload
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 128) -> list[str]: ...
+
+    def generate(self, prompts: str | Sequence[str], *, max_new_tokens: int = 128) -> str | list[str]:
+        """Return the greedy answer to a prompt, or a list of answers to a list of prompts.
+
+        A chat template is not applied.
+
+        Raises:
+            UsageError: there are no prompts, or the bundle's scope cannot decide for them.
+        """
+        return generate(self, prompts, max_new_tokens=max_new_tokens)
+
+    def force(self, name: str) -> AbstractContextManager[None]:
+        """Send every token to the member ``name`` within a ``with`` block.
+
+        Raises:
+            UsageError: the bundle has no such member.
+        """
+        return force_adapter(self.model, name)
+
+    def routing(self) -> AbstractContextManager[RoutingRecord]:
+        """Record within a ``with`` block which members each token takes; the block gets the record."""
+        return routing(self.model)
+
+
+def load_bundle(
+    folder: str | os.PathLike[str],
+    base: str | os.PathLike[str] | PreTrainedModel,
+    *,
+    dtype: torch.dtype | None = None,
+) -> LoadedBundle:
+    """Load a bundle on its base.
+
+    The tokenizer is the base's, padded on the left. No code of any repository is run.
+
+    Args:
+        folder: the bundle; its config and tensors are checked before the base is loaded.
+        base: the base model: its folder, its name on the Hub, or the model itself, which is used as it is
+            with the tokenizer from where it was loaded.
+        dtype: the element type in which a base is loaded; by default that of its files.
+
+    Raises:
+        BundleRefused: it is not a bundle of a known format, or does not fit the base.
+        InvalidDocument: its config breaks the schema.
+        SourceUnreadable: a file of the bundle or the base is missing or cannot be read.
+        UsageError: a dtype was given for a base that is loaded already.
+    """
+    bundle = Bundle.open(folder)
+    if isinstance(base, PreTrainedModel):
+        if dtype is not None and dtype != base.dtype:
+            raise UsageError(f"the base is loaded in `{base.dtype}`, found also `dtype={dtype}`")
+        model, named = base, str(base.name_or_path)
+    else:
+        named = os.fspath(base)
+        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        model = read_pretrained(AutoModelForCausalLM, named, **options)
+    tokenizer = read_pretrained(AutoTokenizer, named)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        # Always masked out, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return LoadedBundle(PeftModel.from_pretrained(model, bundle.folder).eval(), tokenizer, bundle.config)
+
+
+@overload
+def generate(  # type: ignore[overload-overlap]  # as in LoadedBundle
+    loaded: LoadedBundle, prompts: str, *, max_new_tokens: int = 128
+) -> str: ...
+
+
+@overload
+def generate(loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: int = 128) -> list[str]: ...
+
+
+def generate(
+    loaded: LoadedBundle, prompts: str | Sequence[str], *, max_new_tokens: int = 128
+) -> str | list[str]:
+    """Return the greedy answer to a prompt, or to each of several as one batch, without special tokens.
+
+    The prompts are taken as they are: a chat template is the caller's to apply.
+
+    Raises:
+        UsageError: there are no prompts, or the model's scope cannot decide for them.
+    """
+    # A `str` is a sequence too, of its characters.
+    if isinstance(prompts, str):
+        return generate(loaded, [prompts], max_new_tokens=max_new_tokens)[0]
+    if not prompts:
+        raise UsageError("there are no prompts to answer")
+    batch = loaded.tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
+    answers = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)[:, batch["input_ids"].shape[1] :]
+    return list(loaded.tokenizer.batch_decode(answers, skip_special_tokens=True))
+
+
+def generate_ids(
+    loaded: LoadedBundle,
+    batch: BatchEncoding,
+    *,
+    max_new_tokens: int,
+    stopping_criteria: StoppingCriteriaList | None = None,
+) -> Tensor:
+    """Generate greedily: each prompt with its answer, int64 ``[B, T + N]``, padded behind an early end."""
+    with torch.no_grad():
+        ids: Tensor = loaded.model.generate(  # type: ignore[no-untyped-call]  # PEFT leaves it untyped
+            **batch,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=loaded.tokenizer.pad_token_id,
+            stopping_criteria=stopping_criteria,
+        )
+    return ids

@@ -1,0 +1,63 @@
+"""The rule that a bundle routes by: its scope, top_k and temperature, and when no member serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from ...schemas.bundle import MAX_TEMPERATURE, MIN_TEMPERATURE, BundleConfig
+from ...schemas.errors import UsageError
+from ...schemas.gate_choices import SCOPES, Scope, check_scope
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRule:
+    """A bundle's rule of routing: its config's rule, or the one that `route_as` set."""
+
+    scope: Scope
+    top_k: int
+    temperature: float
+    abstain: float | None
+
+    @classmethod
+    def of(cls, bundle: BundleConfig) -> Self:
+        """Return the bundle's own rule."""
+        return cls(bundle.gate.scope, bundle.top_k, bundle.temperature, bundle.gate.abstain)
+
+    @property
+    def observes_answers(self) -> bool:
+        """Whether the plain base also reads the answer, and not the prompt alone."""
+        return SCOPES[self.scope].observes_answers
+
+    @property
+    def decides_ahead(self) -> bool:
+        """Whether members are chosen from a pass of the plain base, before the routed pass."""
+        return SCOPES[self.scope].decides_ahead
+
+
+def changed_rule(rule: RoutingRule, changes: Mapping[str, Any], *, members: int) -> RoutingRule:
+    """Return the rule with some of its fields changed, for a bundle of this many members.
+
+    A threshold that is not among the changes is dropped if the new scope has no decisions.
+
+    Raises:
+        UsageError: a value is out of range, or a threshold is given for a scope without decisions.
+    """
+    changed = replace(rule, **changes)
+    check_scope(changed.scope)
+    if not changed.decides_ahead and "abstain" not in changes:
+        changed = replace(changed, abstain=None)
+    if not 1 <= changed.top_k <= members:
+        raise UsageError(f"top_k is {changed.top_k}, expected 1 to the number of members, {members}")
+    if not MIN_TEMPERATURE <= changed.temperature <= MAX_TEMPERATURE:
+        raise UsageError(
+            f"the temperature is {changed.temperature}, expected {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+        )
+    if changed.abstain is None:
+        return changed
+    if not changed.decides_ahead:
+        raise UsageError(f"the scope `{changed.scope}` decides token by token and cannot abstain")
+    if not 0 < changed.abstain <= 1:
+        raise UsageError(f"abstain is {changed.abstain}, expected above 0 and at most 1")
+    return changed
