@@ -19,10 +19,11 @@ try:
     from .scopes.decision import Decision
     from .tuner import MeteoraModel, register
 except ModuleNotFoundError as error:
-    if error.name not in ("torch", "peft", "transformers", "safetensors"):
+    library = (error.name or "").partition(".")[0]
+    if library not in ("torch", "peft", "transformers", "safetensors"):
         raise
     raise MissingDependency(
-        f"loading a bundle needs `{error.name}`, which is not installed",
+        f"loading a bundle needs `{library}`, which is not installed",
         hint="pip install 'meteora-registry[runtime]'",
     ) from error
 
