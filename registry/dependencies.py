@@ -11,7 +11,7 @@ def require_torch(purpose: str) -> None:
     """Pass if torch is installed.
 
     Raises:
-        MissingDependency: it is not; the message names what it was needed for.
+        MissingDependency: it is not; the message names the purpose.
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingDependency(

@@ -111,7 +111,7 @@ class Registry(Workspace):
         """Return an adapter or a bundle version: the latest of a ``name``, ``name@2``, or ``name@alias``.
 
         Raises:
-            NotInCatalog: there is none.
+            NotInCatalog: nothing of that name is catalogued.
         """
         source = parse_catalog_source(name) if isinstance(name, str) else name
         return self.catalog.find_any(source)
@@ -182,7 +182,7 @@ class Registry(Workspace):
             bundle: its folder, its catalogued name, or a repository on the Hub, which is fetched, verified,
                 and not kept.
             level: `integrity` checks the bundle alone; `source` also compares it with the members' own files.
-            base: the base model's folder, asked where the bundle says that the base renamed modules.
+            base: the base model's folder, used where the bundle states that the base renamed modules.
             keep_record: write the record into the bundle.
             advance: called with a step's name, how much of it is done, and how much there is.
 
@@ -332,7 +332,7 @@ class Registry(Workspace):
 
         Raises:
             HubRefused, HubUnavailable: it cannot be had.
-            HubMismatch, BundleRefused, InvalidDocument: it is not what its manifest says, or fails to verify.
+            HubMismatch, BundleRefused, InvalidDocument: it differs from its manifest, or fails to verify.
         """
         require_torch("pulling")
         from .workflows.hub_bundles import pull

@@ -69,7 +69,7 @@ class _Downloads(_Scratch):
 
         Raises:
             UsageError: the repository has several adapters, and none of them is named.
-            HubRefused, HubUnavailable, HubMismatch: there is no such adapter, or the Hub did not answer.
+            HubRefused, HubUnavailable, HubMismatch: the adapter cannot be had.
         """
         parsed = parse_path_or_source(source)
         if not isinstance(parsed, HubSource):
@@ -250,7 +250,7 @@ def fuse(
 
     Args:
         members: the adapters: folders, or repositories such as ``org/name`` and ``org/name@revision``. The
-            bundle calls each member after its folder or repository, or as a mapping says.
+            bundle calls each member after its folder or repository, or by the key of a mapping.
         base: the base model's folder or its name on the Hub, where the members disagree or name none. In a
             folder, every module is looked up.
         max_bytes: larger files of a repository are refused before they are downloaded.

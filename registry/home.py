@@ -1,4 +1,4 @@
-"""The home of one user or team: content store and catalog, unless those are elsewhere."""
+"""The home of one user or team: the folder of catalog and content store, unless those are elsewhere."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
 HIDDEN = "***"
-# Options of a PostgreSQL connection that say where and how, but nothing that opens a door. `options` is not
-# among them: it may set anything.
+# Options of a PostgreSQL connection that give place and manner, but no access. `options` is not among them:
+# it may set anything.
 _SAFE_QUERY_NAMES = frozenset(
     {
         "application_name",
@@ -146,7 +146,7 @@ def _take_apart(rest: str) -> _Parts:
     user_info = ""
     authority = _END_OF_AUTHORITY.split(rest, maxsplit=1)[0]
     if "@" in rest and ("@" in authority or not _HOST_AND_PORT.fullmatch(authority)):
-        # A password may hold any of `/?#@` unescaped: the host is behind the last `@`.
+        # An unescaped password may contain any of `/?#@`: the host is behind the last `@`.
         head, question, tail = rest.partition("?")
         if "@" not in head:
             head, question, tail = rest.partition("&")

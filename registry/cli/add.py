@@ -80,7 +80,7 @@ def command(
     """Check adapters and record them as versions.
 
     Their bytes go into the content store. A broken adapter is refused with every finding, and nothing
-    is recorded. One that is sound and cannot be fused is recorded, and said to be so. Content that the
+    is recorded. One that is sound and cannot be fused is recorded with a warning. Content that the
     name has already makes no new version. Of several each is tried.
 
     From the Hub an adapter is pinned to a commit, and judged by its config and header before its
@@ -108,7 +108,7 @@ def command(
 
 def _parse(text: str) -> FolderSource | HubSource:
     source = parse_source(text)
-    # A word that is no folder and no repository can only be a folder that is not there.
+    # A word that names neither a folder nor a repository can only be a missing folder.
     return FolderSource(Path(text)) if isinstance(source, CatalogSource) else source
 
 

@@ -28,10 +28,10 @@ COMMANDS = {
     "import": Listed("Make a bundle from the layout of the MeteoRA authors' code", ".layout", "import_"),
     "push": Listed("Publish a verified bundle, or one catalogued adapter", ".push"),
     "pull": Listed("Fetch a bundle from the Hub, verify it, and catalogue it", ".pull"),
-    "refresh": Listed("Say which catalogued adapters moved on where they came from", ".refresh"),
+    "refresh": Listed("Show which catalogued adapters changed on the Hub", ".refresh"),
     "search-hub": Listed("List adapters of a base on the Hub, and add the chosen ones", ".search_hub"),
     "store": Listed("Measure, check and clean the content store", ".commands", "store"),
-    "doctor": Listed("Find what a crash or a careless hand left, and mend it", ".doctor"),
+    "doctor": Listed("Find what a crash or a manual change left, and repair it", ".doctor"),
     "db": Listed("Look after the catalog's database", ".commands", "database"),
 }
 
@@ -57,7 +57,7 @@ store = LazyGroup(
         "gc": Listed("Delete the blobs that nothing refers to", ".store", "gc"),
         "adopt": Listed("Make this catalog the only one that uses the store", ".store", "adopt"),
         "verify": Listed("Compare every blob that the catalog needs with its digest", ".store", "verify"),
-        "du": Listed("Say how much the content store holds", ".store", "du"),
+        "du": Listed("Show the size of the content store", ".store", "du"),
     },
     help="Measure, check and clean the content store.\n\nIt holds the bytes of adapters.",
     epilog=examples("store du", "store verify", "store gc --dry-run"),

@@ -36,7 +36,7 @@ def upgrade(registry: Registry) -> None:
 def current(registry: Registry) -> None:
     """Print the revision of the catalog's database.
 
-    Says on stderr whether this version needs another.
+    Prints on stderr whether this version needs another.
     """
     with engine_for(_url_of(registry.home)) as engine:
         found = database.find_revision(engine)

@@ -1,4 +1,4 @@
-"""``doctor``: what a crash or a careless hand left, and mending it."""
+"""``doctor``: what a crash or a manual change left, and repairing it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .progress import progress_bar
 
 
 @click.command("doctor", epilog=examples("doctor", "doctor --fix", "doctor --fix --yes --format json"))
-@click.option("--fix", is_flag=True, help="Mend what can be mended, after saying what will be done.")
+@click.option("--fix", is_flag=True, help="Repair what can be repaired, after listing what will be done.")
 @click.option("--yes", is_flag=True, help="With --fix, do not ask.")
 @jobs_option
 @format_option
@@ -30,7 +30,7 @@ from .progress import progress_bar
 def command(
     context: click.Context, registry: Registry, *, fix: bool, yes: bool, jobs: int, as_json: bool
 ) -> None:
-    """Find what a crash or a careless hand left, and mend it.
+    """Find what a crash or a manual change left, and repair it.
 
     Looks at the catalog, at every byte of the content store, at the folders of bundles, and for what
     interrupted commands left, also in the current folder. Without --fix nothing is changed. What the
@@ -94,7 +94,9 @@ def _may_mend(examination: Examination, *, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked: stdin is no terminal", hint="add `--yes`; nothing was changed")
+        raise UsageError(
+            "this needs a confirmation, and stdin is not a terminal", hint="add `--yes`; nothing was changed"
+        )
     if click.confirm("Do this?", err=True):
         return True
     print_remark("nothing was changed")

@@ -157,7 +157,7 @@ def compare(first: Path, second: Path, *, as_json: bool) -> None:
     """Compare two evaluations item by item.
 
     Prints how much higher the second scores, with a 95 % interval. Both must have asked the same items in
-    the same way. A difference whose interval holds zero is one that these items cannot tell from none.
+    the same way. If the interval contains zero, these items do not show a difference.
     """
     found = compare_files(first, second)
     if not can_estimate():
@@ -171,10 +171,10 @@ def compare(first: Path, second: Path, *, as_json: bool) -> None:
 
 
 def parse_modes(text: str) -> tuple[Mode, ...]:
-    """The modes that a list with commas names.
+    """Return the modes in a comma-separated list.
 
     Raises:
-        UsageError: a word is none.
+        UsageError: a word is not a mode.
     """
     if text == _ALL_MODES:
         return MODES
@@ -188,10 +188,10 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
 
 
 def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
-    """The metric of all members, and those of single ones.
+    """Return the metric of all members, and the metrics of single members.
 
     Raises:
-        UsageError: a word is no metric, or one is stated twice.
+        UsageError: a word is not a metric, or a member has two.
     """
     known: dict[str, Metric] = {metric: metric for metric in get_args(Metric)}
     found: dict[str, Metric] = {}
@@ -208,7 +208,7 @@ def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Every mode's score, routing accuracy and cost, then every task's scores."""
+    """Print every mode's score, routing accuracy and cost, then every task's scores."""
     print_facts(
         [
             ("bundle", evaluation.bundle),
@@ -235,7 +235,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Every mode's difference over all tasks, then in each task."""
+    """Print every mode's difference over all tasks, then in each task."""
     print_facts([("first", comparison.first), ("second", comparison.second)])
     print_line()
     print_table(

@@ -44,7 +44,7 @@ def command(registry: Registry, bundle: str, member: str, *, out: Path, as_json:
         )
     elif not extraction.identical:
         print_remark(
-            "warning: the bundle was made with a cast that loses precision; the manifest says how much"
+            "warning: the bundle was made with a cast that loses precision; the manifest states how much"
         )
     if not gate_is_fitted(folder):
         print_gate_remark()

@@ -1,4 +1,4 @@
-"""What a person is told when a command fails, and which exit code follows."""
+"""Errors as text on stderr, and their exit codes."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ _WORST_FIRST = (INTERRUPTED, USAGE, REFUSED, INCONCLUSIVE)
 
 
 def report_failure(error: Exception) -> int:
-    """Say on stderr what went wrong and what to do; the exit code.
+    """Print on stderr what went wrong and what to do, and return the exit code.
 
-    With ``METEORA_DEBUG=1`` the traceback stands before it.
+    With ``METEORA_DEBUG=1`` the traceback is printed first.
     """
     if os.environ.get(DEBUG_VARIABLE) == "1":
         click.echo(hide_secrets("".join(traceback.format_exception(error))), err=True, nl=False)
     match error:
         case MeteoraError():
-            _say(error.message, hint=error.hint, details=_details_of(error))
+            _print_error(error.message, hint=error.hint, details=_details_of(error))
             return error.exit_code
         case click.exceptions.NoArgsIsHelpError():
             # Its message is the help of the group, of many lines.
             click.echo(error.message, err=True)
             return USAGE
         case click.Abort():
-            _say("interrupted")
+            _print_error("interrupted")
             return INTERRUPTED
         case click.ClickException():
             context = getattr(error, "ctx", None)
-            _say(error.format_message(), hint=f"see `{context.command_path} --help`" if context else None)
+            _print_error(
+                error.format_message(), hint=f"see `{context.command_path} --help`" if context else None
+            )
             return USAGE
         case OSError():
-            _say(_describe_os_error(error))
+            _print_error(_describe_os_error(error))
             return USAGE
         case _:
-            _say(
+            _print_error(
                 f"a defect of meteora-registry: {type(error).__name__}: {error}",
                 hint=f"run it again with {DEBUG_VARIABLE}=1 and report the traceback",
             )
@@ -55,7 +57,7 @@ def report_failure(error: Exception) -> int:
 
 @contextmanager
 def reported(codes: list[int]) -> Iterator[None]:
-    """One try of a batch: its exit code goes to ``codes``, and what went wrong to stderr."""
+    """Append the exit code of one attempt of a batch to ``codes``, and print an error on stderr."""
     try:
         yield
     except (MeteoraError, OSError) as error:
@@ -65,12 +67,12 @@ def reported(codes: list[int]) -> Iterator[None]:
 
 
 def worst_code(codes: Iterable[int]) -> int:
-    """The exit code of a batch: 2 over 1 over 3 over 0."""
+    """Return the exit code of a batch: 2 over 1 over 3 over 0."""
     found = set(codes)
     return next((code for code in _WORST_FIRST if code in found), DONE)
 
 
-def _say(message: str, *, hint: str | None = None, details: Iterable[str] = ()) -> None:
+def _print_error(message: str, *, hint: str | None = None, details: Iterable[str] = ()) -> None:
     print_remark(f"error: {message}")
     for detail in details:
         print_remark(f"  {detail}")

@@ -46,7 +46,10 @@ if TYPE_CHECKING:
 )
 @click.argument("adapters", metavar="[NAME[@VERSION|@ALIAS]]...", nargs=-1)
 @click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="A TOML file that says it all."
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help="A TOML file with the adapters and all options.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The new folder. Needed but for --dry-run.")
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
@@ -123,7 +126,7 @@ def _make_recipe(
     if adapters or stated or with_experts:
         given = ", ".join([*adapters, *(f"--{key.replace('_', '-')}" for key in stated)]) or "--with-experts"
         raise UsageError(
-            f"the recipe `{file}` says it all, found also {given}", hint="put it into the recipe"
+            f"the recipe `{file}` has all options in it, found also {given}", hint="put it into the recipe"
         )
 
     data = read_bounded(file, MAX_RECIPE_BYTES)

@@ -37,7 +37,7 @@ class LazyGroup(click.Group):
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return the command of that name; None if there is none."""
+        """Import and return the command of that name, or None."""
         listed = self.table.get(cmd_name)
         if listed is None:
             return None
@@ -61,6 +61,6 @@ class DefaultGroup(LazyGroup):
 
 
 def examples(*lines: str) -> str:
-    """An epilog for a command's help; each line is what follows ``meteora-registry``."""
+    """Return an epilog for a command's help; each line follows ``meteora-registry``."""
     shown = "\n".join(f"  meteora-registry {line}" for line in lines)
     return f"\b\nExamples:\n{shown}"

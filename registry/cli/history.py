@@ -27,7 +27,7 @@ def command(registry: Registry, *, name: str | None, limit: int, after: str | No
     The newest first.
 
     NAME is an adapter, a bundle or a base model, which need not be there any more, or `catalog` or `store`
-    for what was done to one of them as a whole. Who did it is USER@HOST, or what METEORA_ACTOR says.
+    for what was done to one of them as a whole. Who did it is USER@HOST, or the value of METEORA_ACTOR.
     """
     page = registry.catalog.history(name, limit=limit, after=after)
     if as_json:

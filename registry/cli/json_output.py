@@ -16,7 +16,7 @@ from ..secrets import mask_urls
 
 
 def print_json(value: Any) -> None:
-    """Records as JSON: dataclasses and documents as objects, in one canonical spelling."""
+    """Print records as JSON: dataclasses and documents as objects, in one canonical spelling."""
     click.echo(canonical_json(to_json(value)).decode("ascii"), nl=False)
 
 

@@ -15,7 +15,7 @@ from ..face import Registry
 from ..workflows.bundle_folder import find_bundle_folder, gate_is_fitted
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_gate_remark, print_line, print_remark
+from .output import describe_bytes, describe_level, print_gate_remark, print_line, print_remark
 from .parameters import bundle_argument, format_option, layout_option, out_option, pass_registry
 from .progress import step_bar
 
@@ -33,7 +33,8 @@ def export(registry: Registry, bundle: str, *, out: Path, as_json: bool) -> None
     """Write a bundle in the layout of the MeteoRA authors' code.
 
     It has one rank, and one PEFT folder per member. The layout has no place for names, ranks, alphas, top
-    k, temperature and base; they go into export.json beside it. What it cannot carry at all is said.
+    k, temperature and base; they go into export.json beside it. What it cannot carry at all
+    is listed as a warning.
     """
     require_torch("exporting")
     from ...fuser.official import export_official
@@ -112,10 +113,10 @@ def import_(
     else:
         print_line(
             f"imported: {fusion.version.source} in {fusion.folder}: {len(described)} members, "
-            f"{describe_bytes(fusion.version.size_bytes)}, verified at level {fusion.record.level}"
+            f"{describe_bytes(fusion.version.size_bytes)}, verified at {describe_level(fusion.record.level)}"
         )
     print_remark(
-        "note: the gate is imported as it is; the layout does not say whether it was fitted, or on what"
+        "note: the gate is imported as it is; the layout does not record whether it was fitted, or on what"
     )
 
 
@@ -129,7 +130,7 @@ def _parse_member(text: str) -> ImportedMember:
         name, rank, alpha = "", 0, 0.0
     if len(parts) != 3 or rank < 1 or not (math.isfinite(alpha) and alpha > 0):
         raise UsageError(
-            f"`{text}` is no member: expected NAME:RANK:ALPHA, rank and alpha positive",
+            f"`{text}` is not a member: expected NAME:RANK:ALPHA, rank and alpha positive",
             hint="such as `legal:8:16`",
         )
     return ImportedMember(name, rank, alpha)

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a command line, after it ran; what it raised stands on stderr."""
+    """Run a command line and return its exit code; an error is printed on stderr."""
     for stream in (sys.stdout, sys.stderr):
         # Whatever the locale, a name in another alphabet must not end a command.
         if hasattr(stream, "reconfigure"):
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         return REFUSED
-    # The one place where every failure ends: what is not known here is a defect, and is said to be one.
+    # The one place where every failure ends: an error that is not known here is reported as a defect.
     except Exception as error:  # noqa: BLE001
         return report_failure(error)
     return code if isinstance(code, int) else 0

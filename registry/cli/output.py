@@ -1,6 +1,6 @@
 """What commands print as text: data on stdout, and remarks on stderr.
 
-Names, bases and licences come from files that somebody else wrote. Everything printed is escaped
+Names, bases and licences come from files of other authors. Everything printed is escaped
 here, so none of it moves the cursor, changes a colour or hides a line; and a URL among it is shown without
 its secrets.
 """
@@ -17,10 +17,15 @@ import click
 from ..secrets import hide_secrets, mask_urls
 
 if TYPE_CHECKING:
-    from ...schemas.verification import VerificationRecord
+    from ...schemas.verification import Level, VerificationRecord
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# By the values of `Level`, which needs pydantic.
+_ESTABLISHED = {
+    "integrity": "the bundle agrees with itself",
+    "source": "it also agrees with the members' own files",
+}
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
@@ -35,7 +40,7 @@ def escape(text: str) -> str:
 
 
 def print_line(text: str = "") -> None:
-    """One line of data."""
+    """Print one line of data."""
     click.echo(escape(text))
 
 
@@ -45,7 +50,7 @@ def print_remark(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: drawn to the terminal's width, or whole and aligned where there is no terminal."""
+    """Print a table: drawn to the terminal's width, or whole and aligned where there is no terminal."""
     escaped = [[escape(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _draw_table(columns, escaped)
@@ -57,14 +62,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
-    """Labels and values, one a line; a value that is not known is a dash."""
+    """Print labels and values, one a line; a value that is not known is a dash."""
     width = max(len(label) for label, _ in facts)
     for label, value in facts:
         click.echo(f"{label.ljust(width)}  {escape(value) if value else '-'}")
 
 
 def describe_bytes(size_bytes: int) -> str:
-    """A size for people: ``12.3 MB``, in powers of 1000."""
+    """Return a size for people: ``12.3 MB``, in powers of 1000."""
     if size_bytes < 1000:
         return f"{size_bytes} bytes"
     # From 999950 on a thousand of one unit would be printed.
@@ -83,7 +88,12 @@ def print_gate_remark() -> None:
 def print_verified(record: VerificationRecord) -> None:
     """Print how a bundle that was just written verified; it passed, so some backend was measured."""
     errors = [run.max_error for run in record.backends_run if run.max_error is not None]
-    print_line(f"verified: level {record.level}, {record.outcome}, largest error {max(errors):.1e}")
+    print_line(f"verified: {describe_level(record.level)}, {record.outcome}, largest error {max(errors):.1e}")
+
+
+def describe_level(level: Level) -> str:
+    """Return a level of verification with what it establishes."""
+    return f"level {level} ({_ESTABLISHED[level.value]})"
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

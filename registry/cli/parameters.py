@@ -51,7 +51,7 @@ class CatalogSourceType(click.ParamType[CatalogSource]):
     def convert(
         self, value: str | CatalogSource, param: click.Parameter | None, ctx: click.Context | None
     ) -> CatalogSource:
-        """What the text names; ``UsageError`` if it is malformed."""
+        """Return what the text names; raise ``UsageError`` if it is malformed."""
         return parse_catalog_source(value) if isinstance(value, str) else value
 
 
@@ -75,7 +75,7 @@ def pass_registry(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def format_option(function: Function) -> Function:
-    """The option ``--format text|json``, passed as ``as_json``."""
+    """Add the option ``--format text|json``, passed as ``as_json``."""
     return click.option(
         "--format",
         "as_json",
@@ -88,7 +88,7 @@ def format_option(function: Function) -> Function:
 
 
 def page_options(function: Function) -> Function:
-    """The options ``--limit`` and ``--after`` of a list that comes in pages."""
+    """Add the options ``--limit`` and ``--after`` of a list that comes in pages."""
     limit = click.option(
         "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="The most on a page."
     )
@@ -97,7 +97,7 @@ def page_options(function: Function) -> Function:
 
 
 def layout_option(function: Function) -> Function:
-    """The option ``--layout``; there is one so far, and it is named so that another can come."""
+    """Add the option ``--layout``, which has one value so far."""
     return click.option(
         "--layout",
         type=click.Choice(["official"]),

@@ -16,7 +16,7 @@ _DELAY_SECONDS = 1.0
 
 @contextmanager
 def progress_bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None] | None]:
-    """What to call with the number of bytes of each chunk; None where no bar can be shown."""
+    """Yield a function to call with the size of each chunk in bytes; None where no bar can be shown."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -29,7 +29,7 @@ def progress_bar(label: str, total_bytes: int) -> Iterator[Callable[[int], None]
 
 @contextmanager
 def step_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """What to call with (step, done, total); each step has a bar of its own. None where none can be shown."""
+    """Yield a function to call with (step, done, total), which shows a bar; None without a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

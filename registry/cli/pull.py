@@ -9,10 +9,11 @@ import click
 from ...schemas.bundle import MAX_BUNDLE_BYTES, NOT_FITTED
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_repository
+from ...schemas.verification import Level
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_gate_remark, print_line, print_remark
+from .output import describe_bytes, describe_level, print_gate_remark, print_line, print_remark
 from .parameters import format_option, pass_registry
 from .progress import step_bar
 
@@ -25,7 +26,7 @@ class RepositoryType(click.ParamType[HubSource]):
     def convert(
         self, value: str | HubSource, param: click.Parameter | None, ctx: click.Context | None
     ) -> HubSource:
-        """What the text names; ``UsageError`` if it is malformed."""
+        """Return what the text names; raise ``UsageError`` if it is malformed."""
         return parse_repository(value) if isinstance(value, str) else value
 
 
@@ -64,7 +65,8 @@ def command(
 
     Every file is compared with the manifest. The manifest and the small files come first: what they show to
     be changed is refused before the weights are downloaded. The bundle must bring the record of a
-    verification at level source, and is verified here at level integrity. Its members are catalogued too.
+    verification at level source (its publisher compared it with the members' own files), and is verified here
+    at level integrity (against itself). Its members are catalogued too.
     """
     if out is not None and not out.name:
         raise UsageError("`--out` names no folder")
@@ -78,7 +80,8 @@ def command(
             f"{verb}: {pulled.version.source} in {pulled.folder}: {len(pulled.version.members)} members, "
             f"{describe_bytes(pulled.version.size_bytes)}, from {pulled.repository}@{pulled.commit}"
         )
-        print_line(f"verified: every digest, level {pulled.record.level}, and its record of level source")
+        print_line(f"verified: every digest, {describe_level(pulled.record.level)}")
+        print_line(f"claimed by its record: {describe_level(Level.SOURCE)}")
     if pulled.ignored:
         print_remark(f"note: not fetched, because the manifest does not list it: {', '.join(pulled.ignored)}")
     if pulled.version.gate_fitted == NOT_FITTED:

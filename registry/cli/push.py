@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "--pr", "as_pull_request", is_flag=True, help="Open a pull request in place of a commit on main."
 )
 @click.option("--tag", help="The tag to set. Default: `meteora-` and the content's digest.")
-@click.option("--dry-run", is_flag=True, help="Say what would be pushed; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be pushed; change nothing.")
 @format_option
 @pass_registry
 def command(
@@ -49,7 +49,8 @@ def command(
 ) -> None:
     """Publish a verified bundle, or one catalogued adapter.
 
-    A bundle must be verified at level source. Everything goes into one commit, on top of the one that was
+    A bundle must have passed a verification at level source: its factors were compared with the members'
+    own files. Everything goes into one commit, on top of the one that was
     looked at: a push by another user in between is kept, and ours is refused. Afterwards the Hub's list
     of files is compared with the digests here. The same push again does nothing.
     """
@@ -72,7 +73,7 @@ def command(
 def _print(pushed: Pushed, *, dry_run: bool) -> None:
     place = pushed.repository if pushed.commit is None else f"{pushed.repository}@{pushed.commit}"
     if not (pushed.added or pushed.deleted):
-        print_line(f"nothing to do: {place} has these very files")
+        print_line(f"nothing to do: {place} has the same files already")
         return
     size = describe_bytes(pushed.added_bytes)
     what = f"{len(pushed.added)} files, {size}" + (

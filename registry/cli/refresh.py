@@ -1,4 +1,4 @@
-"""``refresh``: what moved on upstream."""
+"""``refresh``: catalogued adapters that changed on the Hub."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .parameters import format_option, pass_registry
 @pass_registry
 @click.pass_context
 def command(context: click.Context, registry: Registry, names: tuple[str, ...], *, as_json: bool) -> None:
-    """Say which catalogued adapters moved on where they came from.
+    """Show which catalogued adapters changed on the Hub.
 
-    Also says what changed. Each latest version that came from the Hub is compared with its repository's
+    Also shows what changed. Each latest version that came from the Hub is compared with its repository's
     main branch. Nothing is recorded: `add` the repository again to make the next version. Exit code 0
-    whatever moved on.
+    whatever changed.
     """
     from ..workflows.freshness import check_freshness, hub_versions
 

@@ -18,7 +18,7 @@ from .parameters import CatalogSourceType, pass_registry
 
 @click.command("remove", epilog=examples("remove summarise@2", "remove summarise --yes"))
 @click.argument("source", metavar="NAME[@VERSION|@ALIAS]", type=CatalogSourceType())
-@click.option("--yes", is_flag=True, help="Do not ask. Nothing is asked either where stdin is no terminal.")
+@click.option("--yes", is_flag=True, help="Do not ask; without a terminal on stdin nothing is asked either.")
 @pass_registry
 @click.pass_context
 def command(context: click.Context, registry: Registry, source: CatalogSource, *, yes: bool) -> None:

@@ -45,12 +45,12 @@ class SizeType(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes."""
+        """Return the number of bytes."""
         if isinstance(value, int):
             return value
         found = _SIZE.fullmatch(value.strip())
         if found is None:
-            self.fail(f"`{value[:80]}` is no size, expected such as `4096` or `20MB`", param, ctx)
+            self.fail(f"`{value[:80]}` is not a size, expected such as `4096` or `20MB`", param, ctx)
         return int(found["number"]) * _UNITS[found["unit"].lower()]
 
 

@@ -64,7 +64,7 @@ def command(
         columns = ("NUMBER", "REPOSITORY", "FOLDER", "COMMIT", "RANK", "SIZE", "VERDICT")
         print_table(columns, [_row(number, match) for number, match in enumerate(matches, start=1)])
     else:
-        print_remark(f"no repository on the Hub says that it holds PEFT adapters of {base}")
+        print_remark(f"no repository on the Hub is marked as PEFT adapters of {base}")
     if chosen:
         context.exit(_add(registry, matches, chosen))
 

@@ -29,13 +29,13 @@ from .progress import progress_bar
 
 
 @click.command("gc", epilog=examples("store gc --dry-run", "store gc", "store gc --grace 1"))
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 @click.option(
     "--grace",
     "grace_hours",
     metavar="HOURS",
     type=click.FloatRange(0),
-    help="Spare what is younger. Default: 24 in a store elsewhere; 0 on this machine, where locks say "
+    help="Spare what is younger. Default: 24 in a store elsewhere; 0 on this machine, where locks show "
     "what is in use.",
 )
 @format_option
@@ -74,7 +74,7 @@ def adopt(context: click.Context, registry: Registry, *, yes: bool) -> None:
     )
     if not yes and not sys.stdin.isatty():
         raise UsageError(
-            "nobody can be asked: stdin is not a terminal", hint="add `--yes`; nothing was changed"
+            "this needs a confirmation, and stdin is not a terminal", hint="add `--yes`; nothing was changed"
         )
     if not yes and not click.confirm("Does no other catalog use this store?", err=True):
         print_remark("nothing was changed")
@@ -106,7 +106,7 @@ def verify(context: click.Context, registry: Registry, *, jobs: int, as_json: bo
         print_table(("BLOB", "CONDITION", "SIZE", "FILE", "USED BY"), [_blob_row(each) for each in broken])
     print_remark(f"{count} blobs were read, {len(broken)} of them are not whole")
     if broken:
-        print_remark("hint: `meteora-registry doctor --fix` mends what it can, and says what to add again")
+        print_remark("hint: `meteora-registry doctor --fix` repairs what it can, and lists what to add again")
         context.exit(REFUSED)
 
 
@@ -114,10 +114,10 @@ def verify(context: click.Context, registry: Registry, *, jobs: int, as_json: bo
 @format_option
 @pass_registry
 def du(registry: Registry, *, as_json: bool) -> None:
-    """Say how much the content store holds.
+    """Show the size of the content store.
 
-    For each adapter and bundle, too. OWN is what no other adapter refers to. A bundle's folder lies outside
-    the store; its members are what it has there.
+    For each adapter and bundle, too. OWN is what no other adapter refers to. A bundle's folder is outside
+    the store, which has only its members.
     """
     usage = measure_store(registry)
     if as_json:

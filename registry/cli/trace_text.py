@@ -1,7 +1,7 @@
 """A trace on a terminal: runs of tokens, each marked with its member's letter and, where it can be, colour.
 
-The letters say all that the colours say, so nothing is lost in a file, a pipe, or to an eye that does not
-tell colours apart.
+The letters carry the same information as the colours, so nothing is lost in a file, in a pipe, or to a reader
+who cannot distinguish the colours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BLACK = (0, 0, 0)
 
 
 def print_trace(trace: Trace) -> None:
-    """The facts, a legend with each member's share, and the marked text of prompt and answer."""
+    """Print the facts, a legend with each member's share, and the marked text of prompt and answer."""
     shares = token_shares(trace)
     leading = leading_members(shares)
     answer_tokens = len(trace.tokens) - trace.prompt_length
@@ -47,12 +47,12 @@ def print_trace(trace: Trace) -> None:
 
 
 def colours_wanted() -> bool:
-    """Whether stdout shows colours: a terminal that is not `dumb`, and nobody set ``NO_COLOR``."""
+    """Return whether stdout shows colours: a terminal that is not `dumb`, and ``NO_COLOR`` is not set."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _print_legend(members: Sequence[str], mean: Sequence[float], *, colours: bool) -> None:
-    # What nobody took has a line only where there is some.
+    # Tokens that no member took have a line only if there are any.
     rows = [*enumerate(members), *([(NO_MEMBER, "no member")] if mean[-1] > 0 else [])]
     width = max(len(letter_of(member)) for member, _ in rows)
     longest = max(len(name) for _, name in rows)

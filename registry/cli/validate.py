@@ -59,7 +59,7 @@ _ALL = "all"
     "companions",
     metavar="FOLDER|BUNDLE|NAME",
     multiple=True,
-    help="Say whether they can be fused with this; may be repeated.",
+    help="Check whether they can be fused with this; may be repeated.",
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with what the team takes.")
 @click.option("--deep", is_flag=True, help="Measure effective ranks, and how alike the deltas of --with are.")
@@ -80,7 +80,7 @@ _ALL = "all"
     show_default=True,
     help="How the report on stdout is written.",
 )
-@click.option("--explain", metavar="CODE", help="Say what a rule is about; `all` lists the rules.")
+@click.option("--explain", metavar="CODE", help="Explain a rule; `all` lists the rules.")
 @pass_registry
 @click.pass_context
 def command(

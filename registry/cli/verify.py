@@ -1,4 +1,4 @@
-"""``verify``: is this bundle what it says, and does it compute what its members do?"""
+"""``verify``: check that a bundle agrees with its manifest and computes what its members compute."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
     type=click.Choice([level.value for level in Level]),
     default=Level.INTEGRITY.value,
     show_default=True,
-    help="integrity looks at the bundle alone; source also at the members' own files.",
+    help="integrity checks the bundle by itself; source also compares it with the members' own files.",
 )
 @click.option(
     "--digests-only",
@@ -47,7 +47,7 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
 @click.option(
     "--base",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
-    help="Folder of the base model, asked where the bundle says that the base renamed modules.",
+    help="Folder of the base model, used where the bundle states that the base renamed modules.",
 )
 @format_option
 @pass_registry
@@ -67,8 +67,8 @@ def command(
 
     Looks at digests, structure, padding, and the kernel against a float64 reference. Exit code 0 if it
     passes, 1 if it fails, 3 if something that the level asks for could not be looked at, such as a member's
-    own files. A bundle on the Hub is fetched, held against its manifest and its record, verified, and not
-    kept.
+    own files. A bundle on the Hub is fetched, compared with its manifest and its record, verified,
+    and not kept.
     """
     if digests_only:
         _require_alone(context)

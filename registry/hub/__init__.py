@@ -2,5 +2,5 @@
 
 from ..dependencies import require_hub_client
 
-# Before any module of this folder imports it, and says so in a traceback.
+# Checked before any module of this folder imports the library, which would raise its own error.
 require_hub_client(with_cache=True)

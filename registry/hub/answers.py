@@ -171,7 +171,7 @@ def _check_answer(response: httpx2.Response) -> None:
             hf_raise_for_status(response)
         return
     if exchange is None and response.request.method in ("GET", "HEAD"):
-        # Not a call of ours: transformers, say, loads a base by the same client.
+        # Not a call of this package: transformers, for example, loads a base by the same client.
         return
     exchange = exchange or _Exchange(None, None, MAX_ANSWER_BYTES)
     _count_page(response, exchange)

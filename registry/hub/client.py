@@ -79,12 +79,12 @@ class Hub:
         return bool(is_offline_mode())
 
     def resolve(self, repository: str, revision: str | None = None) -> str:
-        """The commit that a branch, a tag or a commit names; by default the main branch.
+        """Return the commit that a branch, a tag or a commit names; by default the main branch.
 
-        Offline the cache's last answer.
+        Offline this is the cache's last answer.
 
         Raises:
-            HubRefused: there is no such repository or revision, or it may not be read.
+            HubRefused: the repository or the revision does not exist, or may not be read.
             HubUnavailable: the Hub did not answer, or offline the cache has no answer.
         """
         subject = Subject(repository, revision)
@@ -102,7 +102,7 @@ class Hub:
         )
 
     def list_files(self, repository: str, commit: str) -> Listing:
-        """Every file of a repository at a commit; offline those that the cache has.
+        """Return every file of a repository at a commit; offline those that the cache has.
 
         Raises:
             HubRefused, HubUnavailable: as ``resolve``; also for more than 10 000 files.
@@ -123,7 +123,7 @@ class Hub:
             )
             if len(entries) > MAX_FILES:
                 raise HubUnavailable(
-                    f"{subject} has more than {MAX_FILES} files and folders, which is no adapter repository"
+                    f"{subject} has more than {MAX_FILES} files and folders, too many for adapters"
                 )
             files = tuple(read_entry(entry) for entry in entries if isinstance(entry, RepoFile))
             if len({file.path for file in files}) < len(files):
@@ -134,7 +134,7 @@ class Hub:
         return self._ask(read, subject, attempts=1)
 
     def read_start(self, listing: Listing, file: RemoteFile, count: int, *, skip: int = 0) -> bytes:
-        """At most ``count`` bytes of a file from ``skip`` on, by a range request; offline from the cache."""
+        """Read at most ``count`` bytes of a file from ``skip`` on, by a range request or from the cache."""
         end = min(skip + count, file.size_bytes)
         if end <= skip:
             return b""
@@ -170,7 +170,7 @@ class Hub:
         )
 
     def download(self, listing: Listing, file: RemoteFile, *, cache: Path | None = None) -> Path:
-        """The file in huggingface_hub's cache, fetched when it is not there; its bytes are not checked yet.
+        """Return the file in huggingface_hub's cache, fetched if missing; its bytes are not checked yet.
 
         A connection that breaks is taken up where it broke.
         """
@@ -196,7 +196,7 @@ class Hub:
             blob.unlink(missing_ok=True)
 
     def find_adapters(self, base: str, *, limit: int) -> tuple[str, ...]:
-        """Repositories that say they hold PEFT adapters of a base, the most downloaded first."""
+        """Return repositories that are marked as PEFT adapters of a base, the most downloaded first."""
         filters = ["peft", f"base_model:adapter:{base}"]
         return self._ask(
             lambda: tuple(
@@ -207,7 +207,7 @@ class Hub:
         )
 
     def list_collection(self, slug: str) -> tuple[str, ...]:
-        """The model repositories of a collection, in its order."""
+        """Return the model repositories of a collection, in its order."""
         return self._ask(
             lambda: tuple(
                 _check_repository(item.item_id)
@@ -218,7 +218,7 @@ class Hub:
         )
 
     def find_repository(self, repository: str) -> tuple[str, bool] | None:
-        """The commit of the main branch and whether it is private; None if there is none to be seen."""
+        """Return the main branch's commit and whether the repository is private; None if none is visible."""
 
         def read() -> tuple[str, bool]:
             info = self._api.model_info(repository)
@@ -245,14 +245,14 @@ class Hub:
         message: str,
         as_pull_request: bool,
     ) -> tuple[str, str | None]:
-        """One commit on the main branch, or a pull request: its id, and the pull request's address.
+        """Make one commit on the main branch, or a pull request; return its id and the request's address.
 
-        Tried again only when the Hub was too busy to look at it: after any other failure nobody knows
+        It is repeated only when the Hub was too busy to look at it: after any other failure it is unknown
         whether the commit was made.
 
         Raises:
             HubConflict: the main branch is no longer at ``parent``.
-            HubRefused, HubUnavailable: the Hub said no, or its answer did not come.
+            HubRefused, HubUnavailable: the Hub refused, or its answer did not come.
         """
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path, str(source)) for path, source in sorted(add.items())
@@ -273,7 +273,7 @@ class Hub:
             return self._ask(commit, Subject(repository), may_repeat=lambda error: status_of(error) == BUSY)
 
     def list_tags(self, repository: str) -> dict[str, str]:
-        """The tags of a repository and their commits."""
+        """Return the tags of a repository and their commits."""
         return self._ask(
             lambda: {
                 tag.name: check_commit(tag.target_commit) for tag in self._api.list_repo_refs(repository).tags
@@ -282,7 +282,7 @@ class Hub:
         )
 
     def tag(self, repository: str, tag: str, commit: str) -> None:
-        """Set a tag; one of that name that is there already stays where it is."""
+        """Set a tag; an existing tag of that name is not moved."""
         self._ask(
             lambda: self._api.create_tag(repository, tag=tag, revision=commit, exist_ok=True),
             Subject(repository, commit),
@@ -319,7 +319,7 @@ class Hub:
 
 
 def _bar_named(name: str) -> type[tqdm]:
-    """A bar for one download, shown once that has lasted a second.
+    """Return a bar for one download, shown once that has lasted a second.
 
     Left to itself the library may label it with the end of a storage address, signature and all.
     """
@@ -334,7 +334,7 @@ def _bar_named(name: str) -> type[tqdm]:
 
 
 def _pause_before_next(error: BaseException, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None if the server asks for too many."""
+    """Return the seconds to wait before the next attempt; None if the server asks for too many."""
     asked = asked_pause_seconds(error)
     if asked is None:
         return float(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))

@@ -1,4 +1,4 @@
-"""Files of one commit into a folder, each held against the digest that the Hub lists for it.
+"""Files of one commit into a folder, each compared with the digest that the Hub lists for it.
 
 They come through huggingface_hub's cache: what was fetched whole once is not fetched again, so a run
 that was cut off goes on where it stopped, and offline mode finds it.
@@ -41,7 +41,7 @@ def download_files(
         files: what to fetch, by its path below ``folder``.
         folder: the target; missing folders below it are made.
         cache: a cache of its own, in place of huggingface_hub's.
-        advance: told the number of bytes of each chunk that was hashed.
+        advance: called with the size in bytes of each chunk that was hashed.
 
     Raises:
         HubMismatch: the bytes are not those of the listing; they were taken out of the cache.
@@ -85,7 +85,7 @@ def _copy_checked(
 
 
 def read_small_file(hub: Hub, listing: Listing, file: RemoteFile, *, max_bytes: int) -> bytes:
-    """The bytes of a small file, by one request.
+    """Read a small file by one request.
 
     Raises:
         HubRefused: it is larger than ``max_bytes``, or it cannot be had.
@@ -132,7 +132,7 @@ def _read_header(hub: Hub, listing: Listing, file: RemoteFile) -> bytes:
     start = hub.read_start(listing, file, _FIRST_BYTES)
     end = LENGTH_BYTES + int.from_bytes(start[:LENGTH_BYTES], "little")
     if end <= len(start) or end > min(file.size_bytes, LENGTH_BYTES + MAX_HEADER_BYTES):
-        # Whole, or not to be believed: the inspection says what is wrong with it.
+        # It is complete, or its length cannot be right, which the inspection reports.
         return start
     return start + hub.read_start(listing, file, end - len(start), skip=len(start))
 

@@ -2,8 +2,8 @@
 
 The order matters: a gated repository is a kind of missing one there, and inside a download a busy Hub
 comes out as a file that is not in the cache; the cause behind it is what counts. No message holds a
-token or the signature of a storage address: they are made of facts, and what the server says is
-stripped of both.
+token or the signature of a storage address: they are made of facts, and both are removed from the
+server's own text.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Subject:
 
 
 def translate(error: BaseException, subject: Subject) -> MeteoraError:
-    """The error to raise in place of a foreign one."""
+    """Return the error to raise in place of a foreign one."""
     cause = root_of(error)
     if isinstance(cause, HfHubHTTPError):
         return _describe_answer(cause, subject)
@@ -103,7 +103,7 @@ def translate(error: BaseException, subject: Subject) -> MeteoraError:
                 f"{subject} is not in the local cache, and offline mode is on", hint="unset HF_HUB_OFFLINE"
             )
         case HFValidationError():
-            return UsageError(f"{subject} is no repository name that the Hub knows, expected `org/name`")
+            return UsageError(f"{subject} is not a repository name that the Hub knows, expected `org/name`")
         case ValueError() if str(cause).startswith("Invalid metadata in README.md"):
             return HubRefused(
                 f"the Hub does not accept the front matter of `README.md`: {_words_of(cause)}",
@@ -129,7 +129,7 @@ def translate(error: BaseException, subject: Subject) -> MeteoraError:
 
 
 def root_of(error: BaseException) -> BaseException:
-    """The error that says what happened, below those that only say that something did."""
+    """Return the original cause, below the errors that only wrap it."""
     wrappers = (FileNotFoundError, RevisionResolutionError, RuntimeError)
     while isinstance(error, wrappers) and error.__cause__ is not None:
         error = error.__cause__
@@ -137,13 +137,13 @@ def root_of(error: BaseException) -> BaseException:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an error; None if there was no answer."""
+    """Return the HTTP status behind an error; None if there was no answer."""
     cause = root_of(error)
     return cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later.
+    """Return whether the same request may succeed a little later.
 
     What comes out of a download as a wrapped error was tried again by huggingface_hub already.
     """
@@ -155,7 +155,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def asked_pause_seconds(error: BaseException) -> float | None:
-    """How long the server asks to wait: ``Retry-After`` in seconds or as a date; None if it does not say."""
+    """Return how long the server asks to wait (``Retry-After``, in seconds or as a date), or None."""
     cause = root_of(error)
     if not isinstance(cause, HfHubHTTPError):
         return None
@@ -223,7 +223,9 @@ def _describe_status(error: HfHubHTTPError, status: int, subject: Subject) -> Me
     if status == 409:
         return HubConflict(f"another operation on {subject} is under way (409)", hint=_AGAIN)
     if status == 412:
-        return HubConflict(f"somebody changed {subject} in between (412); nothing was committed", hint=_AGAIN)
+        return HubConflict(
+            f"{subject} was changed by another push in between (412); nothing was committed", hint=_AGAIN
+        )
     if status == BUSY:
         pause = asked_pause_seconds(error)
         asked = "" if pause is None else f" and asks to wait {pause:.0f} seconds"
@@ -233,8 +235,8 @@ def _describe_status(error: HfHubHTTPError, status: int, subject: Subject) -> Me
         )
     if status >= 500:
         return HubUnavailable(f"the Hub failed for {subject} ({status})", hint=_AGAIN)
-    said = hide_secrets(error.server_message or "")[:_MAX_SERVER_TEXT]
-    return HubRefused(f"the Hub refused the request for {subject} ({status}): {said or 'without a reason'}")
+    reason = hide_secrets(error.server_message or "")[:_MAX_SERVER_TEXT]
+    return HubRefused(f"the Hub refused the request for {subject} ({status}): {reason or 'without a reason'}")
 
 
 def _describe_disk(error: OSError) -> MeteoraError:

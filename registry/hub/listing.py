@@ -34,10 +34,10 @@ _SHOWN = 80
 class RemoteFile:
     """A file as the Hub lists it: ``sha256`` of one that LFS keeps, ``git_oid`` of git's blob.
 
-    Both are None where the list comes from a cache that does not say.
+    Both are None where the list comes from a cache that does not record them.
 
     Raises:
-        HubMismatch: the path is none that git can have, such as one that leads out of the repository.
+        HubMismatch: git cannot have the path, for example because it leads out of the repository.
     """
 
     path: str
@@ -68,7 +68,7 @@ class FileDigests:
     git_oid: str
 
     def are_those_of(self, file: RemoteFile) -> bool:
-        """Whether the Hub lists this very content: by SHA-256 if it states it, else by git's name."""
+        """Return whether the Hub lists the same content: by SHA-256 if it states it, else by git's name."""
         if self.size_bytes != file.size_bytes:
             return False
         if file.sha256 is not None:
@@ -92,12 +92,12 @@ class ContentHash:
         self._size_bytes += len(data)
 
     def result(self) -> FileDigests:
-        """The digests of the bytes so far."""
+        """Return the digests of the bytes so far."""
         return FileDigests(self._size_bytes, Digest(self._sha256.hexdigest()), self._git.hexdigest())
 
 
 def digest_file(path: Path, advance: Callable[[int], None] | None = None) -> FileDigests:
-    """The digests of a local file, read once in chunks of 1 MiB."""
+    """Return the digests of a local file, read once in chunks of 1 MiB."""
     found = ContentHash(path.stat().st_size)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -116,7 +116,7 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
     def find(self, path: str) -> RemoteFile | None:
-        """The file at a path, if there is one."""
+        """Return the file at a path, or None."""
         return next((file for file in self.files if file.path == path), None)
 
     @property
@@ -126,11 +126,11 @@ class Listing:
 
     @property
     def is_bundle(self) -> bool:
-        """Whether a bundle lies at its root."""
+        """Whether its root is a bundle."""
         return self.find(MANIFEST_FILE) is not None
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every folder with an adapter config, ordered by path; the root is the folder ``""``."""
+        """Return every folder with an adapter config, ordered by path; the root is the folder ``""``."""
         folders: dict[str, dict[str, RemoteFile]] = {}
         for file in self.files:
             parent = str(PurePosixPath(file.path).parent)

@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 512 << 10
 
 
 class AnswerRefused(ValueError):
-    """An answer of the Hub breaks a bound or is malformed; the text says how, without its subject."""
+    """An answer of the Hub breaks a bound or is malformed; the text states how, without its subject."""
 
 
 class AnswerTooSlow(AnswerRefused):

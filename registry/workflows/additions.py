@@ -1,6 +1,6 @@
 """``add``: an adapter in a folder becomes a version in the catalog, its bytes in the store.
 
-The folder is inspected where it lies; then its files are copied, and the copies must have the digests
+The folder is inspected in place; then its files are copied, and the copies must have the digests
 that the inspection saw, so what is recorded is what was judged. The bytes come first and the record
 last: whenever this is killed, the catalog names nothing that is not there.
 """
@@ -34,11 +34,11 @@ MAX_BASE_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """What came of adding an adapter.
+    """The result of adding an adapter.
 
     ``source`` is where it was: a folder, or a repository at a commit. ``created`` is False if the name
     had this content already; ``duplicates`` are the versions of other names with the same content;
-    ``skipped`` says which text files were not kept, and why.
+    ``skipped`` lists the text files that were not kept, with the reason.
     """
 
     source: str
@@ -111,7 +111,7 @@ def folder_origin(folder: Path) -> Origin:
 
 
 def _is_stored(store: Store, version: AdapterVersion) -> bool:
-    """Whether the bytes are there unchanged; if not, adding the same content again mends them."""
+    """Return whether the bytes are there unchanged; if not, adding the same content again repairs them."""
     try:
         for digest in (version.config_sha256, version.weights_sha256):
             store.check(digest)
@@ -121,7 +121,7 @@ def _is_stored(store: Store, version: AdapterVersion) -> bool:
 
 
 def check_base(base: str) -> str:
-    """``base`` itself, if it may name a base model: 1 to 512 printable characters.
+    """Return ``base``, if it may name a base model: 1 to 512 printable characters.
 
     Raises:
         UsageError: any other text.
@@ -149,7 +149,7 @@ def _store_and_record(
             _copy_judged(intake, folder / WEIGHTS_FILE, new.facts.weights_sha256, count),
         ]
         texts, skipped = _copy_texts(intake, folder)
-        # Before the first blob is seen there, so that no other catalog takes it for nobody's.
+        # Before the first blob appears there, so that no other catalog deletes it as unreferenced.
         store.mark(catalog.ensure_identity(), catalog.referenced)
         with intake.published():
             complete = dataclasses.replace(new, files=(*files, *texts))

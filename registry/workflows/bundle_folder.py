@@ -53,7 +53,7 @@ def write_verified(
     write: Callable[[Path], Manifest],
     verify: Callable[[Path], VerificationRecord],
 ) -> VerificationRecord:
-    """Have a bundle written beside its place, verified there, and only then moved into it.
+    """Write a bundle beside its place, verify it there, and only then move it into place.
 
     Where an earlier run was interrupted after the move, the bundle that is there is verified again.
 
@@ -99,7 +99,7 @@ def _require_pass(record: VerificationRecord, folder: Path) -> VerificationRecor
 
 
 def find_member(catalog: Catalog, member: ManifestMember) -> AdapterVersion | None:
-    """The catalogued adapter version that has a member's content, the oldest of them."""
+    """Return the oldest catalogued adapter version that has a member's content, or None."""
     config = load_json(member.config_text.encode(), what=CONFIG_FILE)
     same = catalog.find_content(member.weights_sha256, Digest.of_bytes(canonical_json(config)))
     return catalog.find(same[0]) if same else None
@@ -108,17 +108,17 @@ def find_member(catalog: Catalog, member: ManifestMember) -> AdapterVersion | No
 def register_bundle(
     catalog: Catalog, folder: Path, name: str, members: Sequence[NewMember], record: VerificationRecord
 ) -> BundleVersion:
-    """The bundle in a folder as a version in the catalog.
+    """Record the bundle in a folder as a version in the catalog.
 
     Raises:
-        AlreadyInCatalog, UsageError, CatalogUnusable: it cannot be catalogued; the hint says that the
-            bundle stands.
+        AlreadyInCatalog, UsageError, CatalogUnusable: it cannot be catalogued; the hint states that
+            the bundle itself is complete.
     """
     new = NewBundleVersion(name, folder.resolve(), Bundle.open(folder).facts, tuple(members), record)
     try:
         return catalog.register_bundle(new)
     except MeteoraError as error:
-        error.hint = f"the bundle stands whole in `{folder}`; the same command again catalogues it"
+        error.hint = f"the bundle in `{folder}` is complete; the same command again catalogues it"
         raise
 
 
@@ -131,7 +131,7 @@ def find_bundle_folder(workspace: Workspace, bundle: StrPath) -> Path:
     Raises:
         UsageError: it is malformed, or names a repository on the Hub.
         NotInCatalog: no bundle of that name is catalogued.
-        SourceUnreadable: there is no bundle in the folder.
+        SourceUnreadable: the folder has no bundle.
     """
     source = parse_path_or_source(bundle)
     if isinstance(source, FolderSource):
@@ -142,31 +142,31 @@ def find_bundle_folder(workspace: Workspace, bundle: StrPath) -> Path:
         raise UsageError(f"`{bundle}` is a repository on the Hub, expected a folder or a catalogued bundle")
     if not (folder / MANIFEST_FILE).is_file():
         raise SourceUnreadable(
-            f"`{folder}` holds no bundle: it has no `{MANIFEST_FILE}`",
+            f"`{folder}` is not a bundle: it has no `{MANIFEST_FILE}`",
             hint="`meteora-registry fuse` makes one",
         )
     return folder
 
 
 def gate_is_fitted(folder: Path) -> bool:
-    """Whether the bundle's gate was fitted; True also where the bundle cannot be opened at all."""
+    """Return whether the bundle's gate was fitted; True also where the bundle cannot be opened at all."""
     try:
         return Bundle.open(folder).is_fitted
     except MeteoraError:
-        # Whoever asked has already been told what is wrong.
+        # The command that asked has already reported what is wrong.
         return True
 
 
 def require_source_record(bundle: Bundle, what: str, *, hint: str) -> VerificationRecord:
-    """The record in a bundle's folder: unchanged, for this very manifest, passed at level source.
+    """Return a bundle's record, if it is unchanged, for this manifest, and passed at level `source`.
 
     Args:
         bundle: the bundle.
         what: how messages call it.
-        hint: what to do when there is no such record.
+        hint: what to do when the bundle has no such record.
 
     Raises:
-        BundleRefused: it is missing, for another manifest, or says less than that.
+        BundleRefused: it is missing, for another manifest, or for a lower level or another outcome.
         InvalidDocument: it was changed after it was written.
     """
     record = bundle.record
@@ -182,7 +182,7 @@ def require_source_record(bundle: Bundle, what: str, *, hint: str) -> Verificati
     if record.outcome is not Outcome.PASS or record.level is not Level.SOURCE:
         raise BundleRefused(
             f"{what} is verified at level {record.level} with the outcome {record.outcome}, "
-            f"expected level {Level.SOURCE} and {Outcome.PASS}",
+            f"expected level {Level.SOURCE} (compared with the members' own files) and {Outcome.PASS}",
             hint=hint,
         )
     return record

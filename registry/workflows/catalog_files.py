@@ -16,10 +16,10 @@ from .steps import Advance, step_of
 
 
 def export_catalog(catalog: Catalog, target: Path, *, advance: Advance | None = None) -> int:
-    """The number of rows written to the new file ``target``, which is there whole or not at all.
+    """Write a catalog to the new file ``target``, whole or not at all, and return the number of rows.
 
     Raises:
-        UsageError: something is there already.
+        UsageError: the target exists.
         SourceUnreadable: it cannot be written.
     """
     with _new_file(target) as path, path.open("wb") as file:
@@ -29,17 +29,17 @@ def export_catalog(catalog: Catalog, target: Path, *, advance: Advance | None = 
 def import_catalog(
     catalog: Catalog, source: Path, *, store: Store | None = None, advance: Advance | None = None
 ) -> int:
-    """The number of rows read from a file that ``export_catalog`` wrote, all in one transaction.
+    """Read a file that ``export_catalog`` wrote, in one transaction, and return the number of rows.
 
     Args:
         catalog: is empty.
         source: the file.
         store: gets the catalog's mark, so that the catalog that was exported deletes nothing from it.
-        advance: told how many rows were read.
+        advance: called with how many rows were read.
 
     Raises:
         AlreadyInCatalog: the catalog is not empty.
-        InvalidDocument: the file is none of that kind, or was cut off or changed.
+        InvalidDocument: the file is of another kind, or was cut off or changed.
         SourceUnreadable: it cannot be read, or is a symbolic link.
         StoreUnavailable: the store cannot be read or written; nothing was imported.
     """
@@ -54,12 +54,12 @@ def import_catalog(
 
 
 def backup_catalog(catalog: Catalog, target: Path) -> int:
-    """The size in bytes of the new file ``target``, a SQLite catalog as it was at one moment.
+    """Copy a SQLite catalog, as it was at one moment, to the new file ``target``; return its size in bytes.
 
     Others may write meanwhile. The copy is checked before it appears.
 
     Raises:
-        UsageError: something is there already, or the catalog is not on SQLite.
+        UsageError: the target exists, or the catalog is not on SQLite.
         CatalogUnusable: the copy is damaged, as the catalog itself must then be.
         SourceUnreadable: it cannot be written.
     """
@@ -70,7 +70,7 @@ def backup_catalog(catalog: Catalog, target: Path) -> int:
 
 @contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
-    """A file beside ``target`` that takes its place, flushed to the disk, when the block ends."""
+    """Yield a file beside ``target`` that takes its place, flushed to the disk, when the block ends."""
     if os.path.lexists(target):
         raise _is_there(target)
     try:
@@ -93,4 +93,4 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 
 def _is_there(target: Path) -> UsageError:
-    return UsageError(f"`{target}` is there already", hint="name a file that is not, or move that one away")
+    return UsageError(f"`{target}` exists already", hint="name a new file, or move that one away")

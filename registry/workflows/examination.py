@@ -1,4 +1,4 @@
-"""``doctor``: what a crash or a careless change left in home, catalog, store and bundle folders.
+"""``doctor``: what a crash or a manual change left in home, catalog, store and bundle folders.
 
 Each part yields problems. A problem says what was found and what a person can do; where it can be repaired
 without a person's judgement, it also has the repair, which looks again before it acts. Nothing that the
@@ -60,9 +60,9 @@ def examine(
 
     Args:
         workspace: what is examined, with its home.
-        beside: folders in which bundles may have been begun, beyond those where catalogued ones lie.
+        beside: further folders in which bundles may have been begun, besides those of catalogued bundles.
         jobs: how many blobs are read at once.
-        advance: told the number of bytes of each chunk.
+        advance: called with the size in bytes of each chunk.
     """
     home = workspace.home
     problems = [*_examine_home(home), *examine_temporary_folder(), *_examine_place(workspace)]
@@ -126,13 +126,13 @@ def _examine_home(home: Home) -> Iterator[Problem]:
         yield Problem(
             Code.HOME_PERMISSIONS,
             f"`{folder}`",
-            "it is no folder that this user may read and write",
+            "it is not a folder that this user may read and write",
             f"`chmod u+rwx {folder}` as its owner, or name another with `--home`",
         )
 
 
 def examine_bundles(places: Iterable[BundlePlace]) -> Iterator[Problem]:
-    """What is wrong with the registered bundles, which ought to lie in these places.
+    """Yield what is wrong with the registered bundles, which are expected in these places.
 
     Of a bundle's files the manifest is read, and of the others the sizes; ``verify`` reads them whole.
     """
@@ -146,7 +146,7 @@ def _examine(place: BundlePlace) -> Problem | None:
     manifest = place.path / MANIFEST_FILE
     again = f"fuse or pull it again, or forget it with `meteora-registry remove {place.version}`"
     if not manifest.is_file():
-        what = "holds no bundle any more" if place.path.is_dir() else "is not there"
+        what = "is no longer a bundle" if place.path.is_dir() else "is not there"
         found = f"`{place.path}` {what}"
         return Problem(Code.BUNDLE_GONE, f"`{place.version}`", found, f"put it back; {again}")
     if manifest.stat().st_size > MAX_MANIFEST_BYTES or Digest.of_file(manifest) != place.manifest_sha256:

@@ -1,4 +1,4 @@
-"""``refresh``: which catalogued adapters moved on where they came from, and what changed there.
+"""``refresh``: which catalogued adapters changed on the Hub, and how.
 
 Nothing is downloaded but lists of files, and the config where that changed; nothing is recorded.
 """
@@ -25,7 +25,7 @@ _MAX_SHOWN = 80
 
 
 class State(StrEnum):
-    """How a catalogued adapter stands to where it came from."""
+    """How a catalogued adapter compares with its source on the Hub."""
 
     CURRENT = "current"
     # There is a newer commit, which left this adapter's files as they were.
@@ -46,7 +46,7 @@ class Freshness:
 
 
 def hub_versions(catalog: Catalog, names: Iterable[str]) -> tuple[AdapterVersion, ...]:
-    """The latest versions of these adapters, or of all, as far as they came from the Hub.
+    """Return the latest versions of these adapters, or of all, that came from the Hub.
 
     Raises:
         NotInCatalog: there is no adapter of one of these names.

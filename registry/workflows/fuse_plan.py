@@ -84,7 +84,7 @@ def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | No
 
 
 def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:
-    """The base's modules, and the present names of those of ``paths`` that it renamed.
+    """Return the base's modules, and the present names of those of ``paths`` that it renamed.
 
     Raises:
         SourceUnreadable: the folder has no config that transformers can read.
@@ -99,7 +99,7 @@ def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:
 
 
 def open_member(store: Store, version: AdapterVersion, *, name: str | None = None) -> Member:
-    """A catalogued adapter version as a member called ``name`` (else as it is catalogued).
+    """Open a catalogued adapter version as a member called ``name``, by default as it is catalogued.
 
     Both files are read whole and compared with the digests in the catalog.
 
@@ -142,7 +142,7 @@ def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], ins
 
 
 def stored_sources(store: Store, manifest: Manifest) -> dict[str, MemberFiles]:
-    """The own files of those members of a bundle whose bytes this store has, by member name."""
+    """Return the own files of those members of a bundle whose bytes this store has, by member name."""
     found = {}
     for member in manifest.members:
         config_path = store.find(member.config_sha256)

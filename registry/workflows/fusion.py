@@ -33,7 +33,7 @@ from .steps import Advance, step_of
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """What came of a fuse."""
+    """The result of a fuse."""
 
     folder: Path
     plan: FusePlan
@@ -58,7 +58,7 @@ def fuse(
         folder: the new folder.
         name: what the catalog calls the bundle, by default made from the folder's name.
         given_gate: used in place of the plan's initialisation.
-        advance: told how far it got.
+        advance: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         FuseRefused: the plan has conflicts, or what was written does not verify; nothing is left.
@@ -129,7 +129,7 @@ def import_official(
     taken as they are. So the bundle verifies at level ``source`` like any other.
 
     Raises:
-        BundleRefused: the file is no such layout for these members.
+        BundleRefused: the file does not have this layout for these members.
         UsageError: the folder is taken, or an option is out of range; nothing was catalogued.
         FuseRefused, AlreadyInCatalog, SourceUnreadable: as ``fuse`` and ``add`` do.
     """

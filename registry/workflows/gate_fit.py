@@ -55,14 +55,14 @@ _UNDECIDED_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """What is asked for.
+    """What a fit is made of and for.
 
     Attributes:
         base: the base model's folder, or its name on the Hub.
         data: a folder with a file for every member.
         scope: what one decision of the new gates serves. For `segment` the fit also reads samples behind
-            those of other members, because that is where they will stand. For `token` and `prompt+token`
-            it leaves out the first four tokens of every sample, of which nobody could say whose they are:
+            those of other members, because a segment follows others in use. For `token` and `prompt+token`
+            it leaves out the first four tokens of every sample, from which no member can be recognised:
             measured, that raises the weakest member from 62 to 77 % of its own score (docs/gates.md).
         statistics: where the statistics are read and kept, if anywhere.
     """
@@ -95,7 +95,7 @@ class WrittenFit:
 
 @dataclass(frozen=True, slots=True)
 class GateFit:
-    """What came of it; ``gates`` is how many gates serve the bundle's modules."""
+    """The result of a fit; ``gates`` is how many gates serve the bundle's modules."""
 
     folder: Path
     version: BundleVersion
@@ -123,7 +123,7 @@ def fit_bundle(
         folder: the new folder.
         request: on which base and data, and how.
         name: what the catalog calls the bundle: by default what it calls the old one, else as the folder.
-        advance: told how far it got.
+        advance: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         DataRefused: the data or the statistics cannot be used.
@@ -191,7 +191,7 @@ def write_fitted(
 
 
 def _name_of(catalog: Catalog, folder: Path) -> str | None:
-    """What the catalog calls the bundle in a folder; of several, the one that lies there."""
+    """Return what the catalog calls the bundle in a folder; of several names, that of the bundle there."""
     manifest_sha256 = Digest.of_file(folder / MANIFEST_FILE)
     found: list[str] = []
     for latest in catalog.list_bundles():
@@ -240,7 +240,7 @@ def _check_statistics(path: Path) -> None:
     around = next((each for each in real_path(path).parents if (each / MANIFEST_FILE).is_file()), None)
     if around is not None:
         raise UsageError(
-            f"`{path}` lies inside the bundle `{around}`, which holds only what its manifest lists",
+            f"`{path}` is inside the bundle `{around}`, which may have only what its manifest lists",
             hint="choose another path with `--statistics`",
         )
 
@@ -255,9 +255,9 @@ def _writer(
 
 @contextmanager
 def _members_files(sources: Mapping[str, MemberFiles], bundle: Bundle) -> Iterator[dict[str, MemberFiles]]:
-    """Every member's own files: the given ones, else those that the old bundle gives back.
+    """Yield every member's own files: the given ones, else those that are extracted from the old bundle.
 
-    The latter have the very digests of the manifest, or the verification does not believe them.
+    The verification accepts extracted files only if they have the digests of the manifest.
     """
     files = dict(sources)
     with temporary_folder(Purpose.FIT) as scratch:

@@ -33,8 +33,8 @@ def find_adapters(hub: Hub, source: HubSource, *, every: bool = False) -> tuple[
     """Return the adapter that a source means, at its commit; with ``every`` all that the repository has.
 
     Raises:
-        HubRefused: there is no such repository or revision, or no adapter in it.
-        UsageError: the repository holds several, and which one is meant is not said.
+        HubRefused: the repository, the revision or an adapter in it does not exist.
+        UsageError: the repository has several, and none of them is named.
         HubUnavailable: the Hub did not answer.
     """
     commit = hub.resolve(source.repository, source.revision)
@@ -134,7 +134,7 @@ def add_from_hub(
         base: the base model, as the person who adds it knows it.
         tags: words attached to the version.
         max_bytes: larger files are refused before anything is downloaded.
-        advance: told how far the hashing got.
+        advance: called with the progress of the check of the digests.
 
     Raises:
         AdapterRefused: it is broken; seen before the weights were downloaded.
@@ -201,7 +201,7 @@ def _is_below(folder: str, parent: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One adapter, or a repository of which ``problem`` says why it could not be looked into.
+    """One adapter, or a repository with the ``problem`` that kept it from being read.
 
     ``max_rank`` is None for an adapter without LoRA factors, ``size_bytes`` where there are no weights.
     """
@@ -217,7 +217,7 @@ class Match:
 
 
 def search(hub: Hub, base: str, *, limit: int) -> Iterator[Match]:
-    """Every adapter in at most ``limit`` repositories that name this base, the most downloaded first.
+    """Yield every adapter in at most ``limit`` repositories that name this base, the most downloaded first.
 
     Of each only the list of files, the config and the header are fetched. One that cannot be read does
     not stop the others; a Hub that does not answer does.

@@ -1,4 +1,4 @@
-"""``pull``: a bundle from the Hub onto this machine, every byte held against its manifest.
+"""``pull``: a bundle from the Hub onto this machine, every byte compared with its manifest.
 
 The manifest and the small files come first and are judged; the weights follow. The bundle appears in
 its place only when it verified, and is catalogued last, together with its members.
@@ -33,14 +33,14 @@ from .additions import add_folder
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, require_source_record
 from .steps import Advance, chunks_of, step_of
 
-_NO_RECORD = "ask whoever pushed it to push it with `meteora-registry push`, which requires the record"
+_NO_RECORD = "ask its publisher to push it with `meteora-registry push`, which requires the record"
 
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """What came of a pull; ``created`` is False where the folder held this very bundle already.
+    """The result of a pull; ``created`` is False where the folder had the same bundle already.
 
-    ``ignored`` are files of the repository that are no part of the bundle, and were not fetched.
+    ``ignored`` are files of the repository that are not part of the bundle, and were not fetched.
     """
 
     folder: Path
@@ -90,11 +90,11 @@ def pull(
         folder: the new folder, or one that holds this very bundle already.
         name: what the catalog calls the bundle, by default made from the repository's name.
         max_bytes: a larger bundle is refused before its weights are downloaded.
-        advance: told how far it got.
+        advance: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         HubRefused, HubUnavailable: it cannot be had.
-        HubMismatch, BundleRefused, InvalidDocument: it is not what its manifest says, or did not verify;
+        HubMismatch, BundleRefused, InvalidDocument: it differs from its manifest, or did not verify;
             nothing is left.
         UsageError: the folder exists and holds something else, or the name is malformed.
         AlreadyInCatalog: an adapter has the name.
@@ -122,7 +122,7 @@ def pull(
 
 @contextmanager
 def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = None) -> Iterator[Path]:
-    """A bundle of the Hub in a folder of its own, with its record checked; nothing of it is kept.
+    """Yield the folder of a bundle fetched from the Hub, with its record checked; nothing is kept.
 
     Raises:
         HubRefused, HubUnavailable, HubMismatch, BundleRefused, InvalidDocument: as ``pull``.
@@ -136,7 +136,7 @@ def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = Non
 
 
 def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | None = None) -> RemoteBundle:
-    """The bundle in a repository, judged by its config, its manifest and the list of files.
+    """Find the bundle in a repository, and check its config, its manifest and the list of files.
 
     Raises:
         HubRefused: there is no repository, or no bundle in it.
@@ -144,13 +144,13 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
         BundleRefused, InvalidDocument: this reader does not know the format, or it is malformed.
     """
     if source.subfolder is not None:
-        raise UsageError(f"a bundle lies at the root of its repository, found `{source.subfolder}`")
+        raise UsageError(f"a bundle is at the root of its repository, found `{source.subfolder}`")
     listing = hub.list_files(source.repository, hub.resolve(source.repository, source.revision))
     start = {name: listing.find(name) for name in (CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE)}
     files = {name: file for name, file in start.items() if file is not None}
     if MANIFEST_FILE not in files or CONFIG_FILE not in files:
         raise HubRefused(
-            f"`{listing.repository}@{listing.commit}` holds no bundle: it has no `{MANIFEST_FILE}`",
+            f"`{listing.repository}@{listing.commit}` is not a bundle: it has no `{MANIFEST_FILE}`",
             hint=f"an adapter is added with `meteora-registry add {source.repository}`",
         )
     for name, limit in ((CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), (MANIFEST_FILE, MAX_MANIFEST_BYTES)):
@@ -177,7 +177,7 @@ def _compare_listing(remote: RemoteBundle) -> None:
 
 
 def _is_here(folder: Path, scratch: Path) -> bool:
-    """Whether the folder holds a bundle with the manifest that was just fetched."""
+    """Return whether the folder has a bundle with the manifest that was just fetched."""
     own = folder / MANIFEST_FILE
     return own.is_file() and Digest.of_file(own) == Digest.of_file(scratch / MANIFEST_FILE)
 
@@ -213,7 +213,7 @@ def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: P
         found, listed = Digest.of_file(folder / name), remote.manifest.files[name].sha256
         if found != listed:
             raise HubMismatch(
-                f"{remote} was changed: `{name}` has the digest `{found}`, its manifest says `{listed}`; "
+                f"{remote} was changed: `{name}` has the digest `{found}`, its manifest lists `{listed}`; "
                 "nothing was kept",
                 hint="pull an earlier revision, such as the tag that `push` set",
             )
@@ -222,7 +222,7 @@ def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: P
 def _verify(
     folder: Path, remote: RemoteBundle, advance: Advance | None
 ) -> tuple[VerificationRecord, VerificationRecord]:
-    """The record that came with the bundle, and the one of this machine."""
+    """Verify the bundle; return the record that came with it, and the one of this machine."""
     claimed = require_source_record(Bundle(folder), str(remote), hint=_NO_RECORD)
     record = verify_bundle(folder, level=Level.INTEGRITY, progress=step_of(advance, "verifying"))
     if record.outcome is not Outcome.PASS:
@@ -244,7 +244,7 @@ def _register_members(workspace: Workspace, folder: Path, bundle_name: str) -> t
 def _add_member(
     workspace: Workspace, bundle: Bundle, member: ManifestMember, bundle_name: str
 ) -> AdapterVersion | None:
-    """The member catalogued as the adapter it was; None where a cast lost its very bytes."""
+    """Catalogue a member as the adapter it was; return None where a cast lost its original bytes."""
     is_taken = bool(workspace.catalog.versions_of(member.name))
     name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
     with temporary_folder(Purpose.MEMBER) as scratch:

@@ -44,12 +44,12 @@ def evaluate(
         options: modes, metrics, and how much is asked.
         out: a file for the evaluation as JSON; one that is there is replaced.
         plots: a folder for the figures, made if it is not there; files of the same names are replaced.
-        advance: told how far it got.
+        advance: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         SourceUnreadable: bundle, base or data cannot be read, or a result cannot be written.
         DataRefused: the data cannot be used.
-        BundleRefused: it is no bundle, or not one of this base.
+        BundleRefused: it is not a bundle, or was made for another base.
         UsageError: an option is out of range, or the bundle cannot serve in a mode.
         MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
     """
@@ -93,7 +93,7 @@ def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Pa
 
     Raises:
         SourceUnreadable: bundle or base cannot be read, or no file can be put at ``page``.
-        BundleRefused: it is no bundle, or not one of this base.
+        BundleRefused: it is not a bundle, or was made for another base.
         UsageError: the prompt is empty, or too long for the base or for a trace.
     """
     if page is not None:
@@ -114,7 +114,7 @@ def write_page(path: Path, found: Trace) -> None:
 
 
 def load_base(base: OpenedBase) -> PreTrainedModel:
-    """The model of a base.
+    """Load the model of a base.
 
     Raises:
         SourceUnreadable: it has no weights that transformers can load.
@@ -125,11 +125,11 @@ def load_base(base: OpenedBase) -> PreTrainedModel:
 
 
 def load_for_command(folder: Path, base: OpenedBase) -> LoadedBundle:
-    """Load a bundle on its base; that its gate is not fitted is for the command to say.
+    """Load a bundle on its base, without the warning about a gate that is not fitted: commands print it.
 
     Raises:
         SourceUnreadable: bundle or base cannot be read.
-        BundleRefused: it is no bundle, or not one of this base.
+        BundleRefused: it is not a bundle, or was made for another base.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GateNotFittedWarning)

@@ -23,7 +23,7 @@ from ...schemas.scratch import is_idle, is_scratch, is_staged, is_unfinished, sc
 from ..store.intake import is_abandoned
 from .problem import Code, Mending, Problem, join_some
 
-# Where no lock says whether its maker lives, it has to have stood still for so long.
+# Without a lock that shows whether its process still runs, it must not have changed for so long.
 _IDLE_SECONDS = 24 * 3600.0
 _OURS = frozenset({CARD_FILE, CONFIG_FILE, EXPERTS_FOLDER, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE})
 
@@ -46,7 +46,7 @@ def examine_unfinished(folders: Iterable[Path], bundles: Iterable[Path]) -> Iter
 
 
 def examine_neighbours(folders: Iterable[Path]) -> Iterator[Problem]:
-    """What an interrupted fuse, pull or extract left in these folders, where bundles lie."""
+    """Yield what an interrupted fuse, pull or extract left in these folders, which have bundles."""
     for folder in sorted(set(folders)):
         left = [path for path in _children(folder) if _is_staging(path)]
         if left:

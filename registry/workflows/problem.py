@@ -57,11 +57,11 @@ class Problem:
     mending: Mending | None = None
 
     def describe(self) -> str:
-        """The problem in one line."""
+        """Return the problem in one line."""
         return f"{self.code}: {self.subject}: {self.found}"
 
 
 def join_some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and how many more there are."""
     shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

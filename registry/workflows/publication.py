@@ -1,8 +1,8 @@
 """``push``: a verified bundle, or a catalogued adapter, becomes one commit on the Hub.
 
 Everything is checked before anything is sent, all of it goes into one commit on top of the commit that
-was looked at, and afterwards the Hub's own list of files is compared with the digests here. Somebody
-else's push in between makes the Hub refuse ours, so two pushes never mix.
+was looked at, and afterwards the Hub's own list of files is compared with the digests here. If another push
+comes in between, the Hub refuses this one, so two pushes never mix.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ _VERIFY = "run `meteora-registry verify {folder} --level source --record` where 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What is to lie in the repository: ``files`` by their paths there, with their digests.
+    """The content of a repository after the push: ``files`` by their paths there, with their digests.
 
-    A repository that holds other files than ``replaces`` is somebody else's, unless the upload
-    ``holds_bundle`` and a bundle is what lies there.
+    A repository with other files than ``replaces`` belongs to something else, unless the upload
+    ``holds_bundle`` and the repository has a bundle.
     """
 
     title: str
@@ -77,9 +77,10 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What came of a push; ``commit`` is None after a dry run for a repository that is not there yet.
+    """The result of a push; ``commit`` is None after a dry run for a repository that does not exist yet.
 
-    ``added`` and ``deleted`` are empty when the repository had these very files.
+    ``added`` and ``deleted`` are empty when the repository had the same files already; ``added_bytes`` is the
+    total size of what was added.
     """
 
     repository: str
@@ -103,7 +104,7 @@ class PushOptions:
 
 
 def digest_files(files: Mapping[str, Path], advance: Advance | None = None) -> dict[str, FileDigests]:
-    """The digests of local files, by the same keys."""
+    """Return the digests of local files, by the same keys."""
     count = chunks_of(advance, "hashing", sum(path.stat().st_size for path in files.values()))
     return {name: digest_file(path, count) for name, path in files.items()}
 
@@ -143,10 +144,10 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     """Make the repository hold exactly the upload, by one commit.
 
     Raises:
-        HubConflict: somebody pushed in between; nothing of ours was committed.
+        HubConflict: another push came in between; nothing of this one was committed.
         HubRefused: not permitted, or the repository holds something else.
         HubMismatch: the Hub lists other digests than were sent.
-        HubUnavailable: the Hub did not answer; nothing was committed unless the message says so.
+        HubUnavailable: the Hub did not answer; nothing was committed unless the message states so.
     """
     found = hub.find_repository(repository)
     if found is None and options.dry_run:
@@ -179,15 +180,15 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
 
 
 def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) -> tuple[CatalogSource, ...]:
-    """The versions of which the catalog now says that they were published.
+    """Record a push in the catalog, and return the versions that were published.
 
     Args:
         catalog: gets an event for each.
         source: a version, or the folder of a bundle, which need not be catalogued.
-        pushed: what came of it; nothing is noted if it changed nothing.
+        pushed: the result; nothing is recorded if it changed nothing.
 
     Raises:
-        NotInCatalog: there is no such version.
+        NotInCatalog: the version is not catalogued.
     """
     if pushed.commit is None or not (pushed.added or pushed.deleted):
         return ()
@@ -205,7 +206,7 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
 
 
 def find_changes(listing: Listing, upload: Upload) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The paths to add and the paths to delete, so that the repository holds exactly the upload."""
+    """Return the paths to add and the paths to delete, so that the repository has exactly the upload."""
     remote = {file.path: file for file in listing.own_files}
     add = tuple(sorted(path for path, own in upload.digests.items() if not _is_there(remote.get(path), own)))
     return add, tuple(sorted(set(remote) - set(upload.files)))
@@ -228,7 +229,7 @@ def _check_owner(listing: Listing, upload: Upload) -> None:
 
 
 def _check_tag(hub: Hub, repository: str, options: PushOptions, head: str | None) -> None:
-    """Refuse a tag that a person named and that stands elsewhere; ours names the content itself."""
+    """Refuse a requested tag that is at another commit; the default tag is named after the content."""
     if options.tag is None or options.as_pull_request:
         return
     there = hub.list_tags(repository).get(options.tag)
@@ -247,7 +248,7 @@ def _commit(
     delete: tuple[str, ...],
     options: PushOptions,
 ) -> tuple[str, str | None]:
-    """One commit; where the answer was lost, the repository itself says whether it was made."""
+    """Make one commit; where the answer was lost, look in the repository whether it was made."""
     for pause in (*_PAUSES_SECONDS, None):
         try:
             return hub.commit(
@@ -271,9 +272,9 @@ def _commit(
             if find_changes(hub.list_files(listing.repository, now), upload) == ((), ()):
                 return now, None
             raise HubConflict(
-                f"somebody pushed to `{listing.repository}` in between: it was at "
+                f"another push to `{listing.repository}` came in between: it was at "
                 f"`{listing.commit[:_SHORT]}` and is at `{now[:_SHORT]}`; nothing of this push was committed",
-                hint="look at what they changed; the same command again makes a commit on top of theirs",
+                hint="look at what it changed; the same command again makes a commit on top of it",
             ) from error
     raise AssertionError("the last attempt returns or raises")
 
@@ -306,7 +307,7 @@ def open_upload(
 
     Raises:
         UsageError: it is a repository on the Hub.
-        NotInCatalog: there is no such version.
+        NotInCatalog: the version is not catalogued.
         BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: it cannot be pushed.
     """
     parsed = parse_path_or_source(source)
@@ -323,10 +324,10 @@ def open_upload(
 
 
 def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
-    """The files of a bundle that passed a verification at level source, for this very manifest.
+    """Return the files of a bundle that passed a verification at level `source` for its present manifest.
 
     Raises:
-        BundleRefused: it was not verified so, or a file is not what the manifest says.
+        BundleRefused: it was not verified so, or a file differs from the manifest.
         InvalidDocument: the manifest or the record is damaged.
         SourceUnreadable: a file cannot be read.
     """
@@ -354,7 +355,7 @@ def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
 def adapter_upload(
     store: Store, version: AdapterVersion, scratch: Path, *, advance: Advance | None = None
 ) -> Upload:
-    """The files of a catalogued adapter; one without a card gets a short one, written into ``scratch``.
+    """Return the files of a catalogued adapter; a short card is written into ``scratch`` if it has none.
 
     Raises:
         StoreDamaged: its bytes are missing or changed.
@@ -392,7 +393,7 @@ def _compare_with_manifest(folder: Path, manifest: Manifest, digests: Mapping[st
         if digests[name].sha256 != listed.sha256:
             raise BundleRefused(
                 f"`{name}` in `{folder}` was changed: it has the digest `{digests[name].sha256}`, "
-                f"the manifest says `{listed.sha256}`",
+                f"the manifest lists `{listed.sha256}`",
                 hint="fuse the bundle again",
             )
 

@@ -1,4 +1,4 @@
-"""The content store: whether every blob is there and whole, and what lies there that nobody needs."""
+"""``doctor`` for the content store: blobs that are missing or damaged, and files that nothing refers to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 def examine_store(workspace: Workspace, *, jobs: int, advance: Advance | None) -> Iterator[Problem]:
-    """Every blob that the catalog refers to, the permissions of what lies on this machine, and strays."""
+    """Yield problems of the blobs that the catalog refers to, of local permissions, and stray files."""
     store = workspace.store
     yield from examine_permissions(workspace)
     for state in verify_store(workspace, jobs=jobs, advance=advance):
@@ -41,7 +41,7 @@ def examine_store(workspace: Workspace, *, jobs: int, advance: Advance | None) -
 
 
 def examine_garbage(workspace: Workspace) -> Iterator[Problem]:
-    """Leftovers, and blobs that nothing refers to.
+    """Yield leftovers, and blobs that nothing refers to.
 
     Raises:
         StillInUse: other catalogs use the store too, or may.
@@ -71,7 +71,7 @@ def examine_garbage(workspace: Workspace) -> Iterator[Problem]:
 def _judge(workspace: Workspace, state: BlobState) -> Problem:
     used_by = ", ".join(map(str, state.used_by))
     found = {
-        Condition.MISSING: "there is no such blob",
+        Condition.MISSING: "the blob is missing",
         Condition.DAMAGED: f"its bytes have the digest `{state.found}`",
         Condition.UNREADABLE: "this user may not read it",
     }[state.condition]
@@ -103,7 +103,7 @@ def _mending(workspace: Workspace, state: BlobState) -> Mending | None:
 
 
 def _other_copies(home: Home, digest: Digest) -> Iterator[Path]:
-    """Where the same bytes may lie on this machine: the caches, the local store, what was put aside."""
+    """Yield where this machine may have the same bytes: the caches, the local store, what was put aside."""
     stores = [Store(home.folder), *(Store(path) for path in sorted((home.folder / "cache").glob("*")))]
     for store in stores:
         yield store.place_of(digest)
@@ -198,7 +198,7 @@ def examine_permissions(workspace: Workspace) -> Iterator[Problem]:
         yield Problem(
             Code.STORE_STRAY,
             join_some([str(path) for path in strays]),
-            "is no blob of this store",
+            "is not a blob of this store",
             "move it away; nothing reads it",
         )
 

@@ -1,4 +1,4 @@
-"""``store``: what lies in the content store, whether it is whole, and what of it nothing needs.
+"""``store``: the size of the content store, whether it is whole, and what nothing refers to.
 
 Everything is read a page of the catalog and a shard of the store at a time.
 """
@@ -51,7 +51,7 @@ class Garbage:
 
 
 class Condition(StrEnum):
-    """What became of a blob."""
+    """The state of a blob."""
 
     WHOLE = "whole"
     MISSING = "missing"
@@ -128,7 +128,7 @@ def collect_garbage(
     Args:
         workspace: whose store is swept of what its catalog does not refer to.
         grace_seconds: what is younger is spared; by default nothing in a store of this machine, where
-            locks say what is in use, and a day in one elsewhere.
+            locks show what is in use, and a day in one elsewhere.
         dry_run: delete nothing.
 
     Raises:
@@ -203,31 +203,31 @@ def adopt_store(workspace: Workspace) -> None:
 def verify_store(
     workspace: Workspace, *, jobs: int = 1, advance: Advance | None = None
 ) -> Iterator[BlobState]:
-    """Read every blob that the catalog refers to, and say of each whether it is whole.
+    """Read every blob that the catalog refers to, and yield the state of each.
 
     Of a store elsewhere the bytes there are read, and not the copies in the cache.
 
     Args:
-        workspace: its store is read; its catalog says what is referred to, and how large it was.
+        workspace: its store is read; its catalog knows what is referred to, and how large it was.
         jobs: how many blobs are read at once.
-        advance: told the number of bytes of each chunk, by one thread at a time.
+        advance: called with the size in bytes of each chunk, by one thread at a time.
     """
-    told = _one_at_a_time(advance) if advance else None
+    count = _one_at_a_time(advance) if advance else None
     references = groupby(workspace.catalog.list_references(), key=lambda each: each.sha256)
     grouped = (tuple(group) for _, group in references)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         while some := list(islice(grouped, _AT_ONCE)):
-            yield from pool.map(lambda group: _look_at(workspace.store, group, told), some)
+            yield from pool.map(lambda group: _look_at(workspace.store, group, count), some)
 
 
 def referenced_bytes(catalog: Catalog) -> int:
-    """The size of all blobs that the catalog refers to, by what it recorded of them."""
+    """Return the size of all blobs that the catalog refers to, as recorded there."""
     groups = groupby(catalog.list_references(), key=lambda each: each.sha256)
     return sum(next(group).size_bytes for _, group in groups)
 
 
 def measure_store(workspace: Workspace) -> Usage:
-    """What the store holds, for whom, and what of it nothing needs."""
+    """Measure what the store has for each adapter and bundle, and what nothing refers to."""
     catalog, store = workspace.catalog, workspace.store
     sizes = {blob.sha256: blob.size_bytes for blob in store.list_blobs()}
     count = _Count(sizes)
@@ -277,7 +277,7 @@ class _Count:
         self.missing += digest not in self._sizes
 
     def adapters(self) -> tuple[AdapterShare, ...]:
-        """The share of each adapter, the largest first."""
+        """Return the share of each adapter, the largest first."""
         shares = (
             AdapterShare(name, len(versions), self._bytes[name], self._own_bytes[name])
             for name, versions in self._versions.items()
@@ -299,7 +299,7 @@ def _measure_bundles(catalog: Catalog, sizes: Mapping[Digest, int]) -> tuple[Bun
 
 
 def _drop_aside(workspace: Workspace, *, dry_run: bool) -> list[Blob]:
-    """What was put aside, and is whole again in its place or needed by nothing."""
+    """Drop what was put aside and is whole again in its place, or needed by nothing; return it."""
     catalog, store = workspace.catalog, workspace.store
     aside = list(store.list_set_aside())
     needed = catalog.referenced([blob.sha256 for blob in aside]) if aside else set()
@@ -343,11 +343,11 @@ def _look_at(store: Store, references: Sequence[Reference], advance: Advance | N
 def _one_at_a_time(advance: Advance) -> Advance:
     lock = Lock()
 
-    def tell(size_bytes: int) -> None:
+    def count(size_bytes: int) -> None:
         with lock:
             advance(size_bytes)
 
-    return tell
+    return count
 
 
 def _sum(blobs: Iterable[Blob]) -> int:
@@ -356,7 +356,7 @@ def _sum(blobs: Iterable[Blob]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What left the catalog, and how many bytes that set free; ``kept`` says why they had to stay."""
+    """What was removed, and how many bytes that set free; ``kept`` is the reason if they had to stay."""
 
     removal: Removal
     freed_bytes: int
@@ -364,7 +364,7 @@ class Removed:
 
 
 def remove_versions(workspace: Workspace, source: CatalogSource) -> Removed:
-    """Remove one version, or every version when ``source`` does not say which.
+    """Remove one version, or every version when ``source`` names none.
 
     Of a bundle only the record goes; its folder stays. Killed in between, this leaves bytes that
     nothing refers to, and never a record without its bytes; so does a store that cannot be reached, or

@@ -1,4 +1,4 @@
-"""``validate``: inspect adapters where they lie, against a base, others and a policy.
+"""``validate``: inspect adapters in place, and compare them with a base, others and a policy.
 
 Nothing is written and nothing is fetched. Torch is imported only to look at a base.
 """
@@ -61,7 +61,7 @@ class Subject:
 
     @property
     def weights(self) -> Path:
-        """Where its weights lie."""
+        """The path of its weights."""
         return self.path / WEIGHTS_FILE
 
 
@@ -74,7 +74,7 @@ class Companion:
 
 
 def find_adapters(paths: Sequence[Path]) -> list[Path]:
-    """The adapters at these paths: each folder itself, or the folders below that hold a config.
+    """Return the adapters at these paths: each folder itself, or the folders below with a config.
 
     A file is taken for a config without weights. Links are not followed.
 
@@ -186,7 +186,7 @@ def _unchecked(subject: Subject, options: ValidateOptions, facts: BaseFacts | No
     if subject.path.is_file():
         yield "the weights: only the config was given"
     if options.base and facts is None:
-        yield f"modules and shapes: the base `{options.base}` is no folder of this machine"
+        yield f"modules and shapes: the base `{options.base}` is not a folder of this machine"
 
 
 def _compare(
@@ -202,7 +202,7 @@ def _compare(
 
 
 def inspect_companion(workspace: Workspace, text: str) -> dict[str, Companion]:
-    """The adapter, or the members of the bundle, that a SOURCE names, by the names they go by.
+    """Inspect the adapter, or the members of the bundle, that a SOURCE names; return them by name.
 
     Raises:
         UsageError: it is on the Hub, or malformed.

@@ -77,7 +77,7 @@ def test_verify_without_the_members_files_is_inconclusive_with_exit_code_3(
 def test_verify_of_a_folder_without_a_bundle_says_so(run: Run) -> None:
     result = run("verify", "./adapters")
     assert (result.returncode, result.stdout) == (2, "")
-    assert "error: `adapters` holds no bundle: it has no `meteora_manifest.json`" in result.stderr
+    assert "error: `adapters` is not a bundle: it has no `meteora_manifest.json`" in result.stderr
 
 
 def test_verify_writes_the_record_only_when_asked(run: Run, workplace: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_fuse_refuses_what_conflicts_and_leaves_nothing(run: Run, workplace: Pat
                 "x",
             ],
             2,
-            "error: `a:0:1` is no member",
+            "error: `a:0:1` is not a member",
         ),
         (
             [
@@ -262,7 +262,7 @@ def test_export_and_import_go_round(run: Run, workplace: Path) -> None:
     imported = run("import", "official/moe_lora.safetensors", *arguments)
     assert imported.returncode == 0, imported.stderr
     assert "verified at level source" in imported.stdout
-    assert "does not say whether it was fitted" in imported.stderr
+    assert "does not record whether it was fitted" in imported.stderr
     shown = json.loads(run("show", "imported", "--format", "json").stdout)
     assert shown["gate_fitted"] == "imported"
 

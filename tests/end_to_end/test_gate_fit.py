@@ -191,7 +191,7 @@ def test_members_that_the_store_lacks_are_verified_against_the_old_bundle(run: R
         "--home", str(tmp_path), "gate", "fit", "./bundle", *BASE_ARGUMENTS, "--out", str(tmp_path / "b")
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert "verified: level source, pass" in result.stdout
+    assert "verified: level source (it also agrees with the members' own files), pass" in result.stdout
 
 
 def test_fit_keeps_to_the_name_that_was_asked_for(run: Run, workplace: Path) -> None:
@@ -208,7 +208,7 @@ def test_statistics_are_not_put_into_a_bundle(run: Run, workplace: Path) -> None
     assert (result.returncode, result.stderr.splitlines()) == (
         2,
         [
-            f"error: `bundle/statistics` lies inside the bundle `{workplace / 'bundle'}`, "
+            f"error: `bundle/statistics` is inside the bundle `{workplace / 'bundle'}`, "
             "which holds only what its manifest lists",
             "hint: choose another path with `--statistics`",
         ],

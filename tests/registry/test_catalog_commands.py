@@ -77,4 +77,4 @@ def test_search_tells_where_the_next_page_begins(filled: Catalog, capsys: pytest
 
 def test_search_refuses_a_size_that_is_none(filled: Catalog, capsys: pytest.CaptureFixture[str]) -> None:
     _, err = call(capsys, "search", "--min-size", "20 miles", code=2)
-    assert "`20 miles` is no size, expected such as `4096` or `20MB`" in err
+    assert "`20 miles` is not a size, expected such as `4096` or `20MB`" in err

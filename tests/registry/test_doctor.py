@@ -492,7 +492,8 @@ def test_the_command_reports_then_asks_then_mends(
     assert out == report
     assert err == (
         f"will: `{patient.weights}`: make it readable and read-only\n"
-        "error: nobody can be asked: stdin is no terminal\nhint: add `--yes`; nothing was changed\n"
+        "error: this needs a confirmation, and stdin is not a terminal\n"
+        "hint: add `--yes`; nothing was changed\n"
     )
     monkeypatch.setattr(sys, "stdin", _Terminal("n\n"))
     assert run(["doctor", "--fix"]) == 1

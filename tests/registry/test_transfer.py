@@ -346,7 +346,7 @@ def test_nothing_that_is_there_is_written_over(catalog: Catalog, tmp_path: Path)
         target.write_text("mine")
         with pytest.raises(UsageError) as caught:
             act(catalog, target)
-        assert str(caught.value) == f"`{target}` is there already"
+        assert str(caught.value) == f"`{target}` exists already"
         assert target.read_text() == "mine"
     with pytest.raises(SourceUnreadable, match="cannot be written: no such file or directory"):
         export_catalog(catalog, tmp_path / "nowhere" / "catalog.jsonl")

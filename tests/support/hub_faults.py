@@ -173,7 +173,7 @@ CASES = (
     Case(
         "another push in between (412)",
         _push_in_between,
-        "somebody pushed to `org/mine` in between: it was at `HASH` and is at `HASH`; nothing of this push "
+        "another push to `org/mine` came in between: it was at `HASH` and is at `HASH`; nothing of this push "
         "was committed",
         1,
         "the repository as they left it",

@@ -52,7 +52,7 @@ def test_an_adapter_is_pushed_as_it_was_added(
         name: (adapters["first"] / name).read_bytes() for name in (CARD, CONFIG, WEIGHTS)
     }
     again = here.run("push", "first", "org/first")
-    assert again.out == f"nothing to do: org/first@{repository.head.oid} has these very files\n"
+    assert again.out == f"nothing to do: org/first@{repository.head.oid} has the same files already\n"
     assert len(repository.commits) == 2
     assert pushes_noted(here, "first") == [
         ("first", 1, {"repository": "org/first", "commit": repository.head.oid, "tag": tag})
@@ -176,9 +176,9 @@ def test_of_two_pushes_at_once_one_wins_the_other_is_told_and_nothing_is_mixed(
     winner, loser = sorted(codes, key=lambda name: codes[name])
     repository = hub.repositories["org/shared"]
     assert results[loser].err == (
-        f"error: somebody pushed to `org/shared` in between: it was at `{start[:12]}` and is at "
+        f"error: another push to `org/shared` came in between: it was at `{start[:12]}` and is at "
         f"`{repository.head.oid[:12]}`; nothing of this push was committed\n"
-        "hint: look at what they changed; the same command again makes a commit on top of theirs\n"
+        "hint: look at what it changed; the same command again makes a commit on top of it\n"
     )
     assert content(hub, "org/shared")[WEIGHTS] == (adapters[winner] / WEIGHTS).read_bytes()
     assert content(hub, "org/shared")[CONFIG] == (adapters[winner] / CONFIG).read_bytes()

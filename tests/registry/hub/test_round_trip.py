@@ -152,7 +152,9 @@ def test_the_card_says_what_the_members_are_and_the_hub_accepts_it(journey: Jour
 def test_the_same_push_again_does_nothing(journey: Journey) -> None:
     commits = len(journey.repository.commits)
     again = journey.run(journey.there, "push", "bundle", "org/bundle")
-    assert again.out == f"nothing to do: org/bundle@{journey.repository.head.oid} has these very files\n"
+    assert (
+        again.out == f"nothing to do: org/bundle@{journey.repository.head.oid} has the same files already\n"
+    )
     assert len(journey.repository.commits) == commits
 
 
@@ -221,8 +223,8 @@ def test_a_bundle_without_a_record_of_level_source_is_neither_pushed_nor_pulled(
     journey.run(place, "verify", "bare", "--record")
     weak = journey.run(place, "push", "bare", "org/bare", code=1)
     assert (
-        "error: `bare` is verified at level integrity with the outcome pass, expected level source and pass\n"
-        in weak.err
+        "error: `bare` is verified at level integrity with the outcome pass, expected level source "
+        "(compared with the members' own files) and pass\n" in weak.err
     )
     journey.hub.create("org/bare", files)
     refused = journey.run(place, "pull", "org/bare", "--out", "elsewhere", code=1)
