@@ -17,7 +17,7 @@ from meteora_registry.inspection.rules.catalogue import all_rules
 from meteora_registry.schemas.finding import Effect, Severity
 from support.defects import DEFECTS
 
-FILES = ("test_damage.py", "test_damage_more.py")
+FILES = ("test_defects_under_peft.py", "test_more_than_factors.py")
 STOPS = "test_peft_stops_with_an_error"
 WRONG = "test_peft_is_wrong_or_fails"
 BASE = "test_peft_answers_with_the_base_where_names_are_not_its_own"
