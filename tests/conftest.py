@@ -14,7 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-# Two workers, or a program beside a worker, with a thread for each core take turns in waiting for one another: that
+# Where several processes compute at once, each with a thread for every core, threads wait for one another: that
 # costs several times the work. Read when torch is imported, here and in every program that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
