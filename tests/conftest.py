@@ -14,17 +14,68 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+# Threads for every core in several processes wait for one another, which costs several times the work.
+# Read when torch is imported, here and in every program that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from functools import partial
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from meteora_registry.registry import secrets
+from support.program import Run, run_here
 
 # On a busy machine an example takes as long as it takes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
+# What takes longest is begun first, so that no worker is busy long after the others are done.
+LONGEST = ("tests/faults/", "tests/benchmarks/test_gates.py", "tests/end_to_end/", "tests/evaluation/")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults",
+        choices=("sample", "sweep"),
+        default="sample",
+        help="put faults at a sample of the moments (default), or at every one",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test hide what another one's URLs made a secret of this process."""
     monkeypatch.setattr(secrets, "_remembered", set())
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command line within this process, in an empty folder with a home of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METEORA_HOME", str(tmp_path / "home"))
+    for name in ("METEORA_CATALOG", "METEORA_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    return partial(run_here, capfd)
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapters that PEFT made for a tiny Llama, different in everything a LoRA can differ in; read only."""
+    from support.models import make_llama_adapters
+
+    return make_llama_adapters(tmp_path_factory.mktemp("adapters"), base="org/base")
+
+
+@pytest.fixture(scope="session")
+def bundles(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle of them for each scope; read only."""
+    from support.scopes import write_scope_bundles
+
+    return write_scope_bundles(tmp_path_factory.mktemp("scopes"), adapters)

@@ -31,28 +31,17 @@ from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
     logits_of,
-    make_llama_adapters,
     some_tokens,
     tiny_llama,
 )
 from support.patience import PATIENCE_SECONDS
-from support.scopes import MAX_ERROR, PROMPTS, answers, loaded, write_scope_bundles
+from support.scopes import MAX_ERROR, PROMPTS, answers, loaded
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
 AHEAD = ["prompt", "segment"]  # Scopes that decide before the routed pass.
 SHARED_PASS = "the state of a pass is kept on the model, so that threads take each other's decisions"
 ONE_DECISION = "a decision is made for the tokens of the first pass, whatever the prompt is"
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_llama_adapters(tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture(scope="module")
-def bundles(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_scope_bundles(tmp_path_factory.mktemp("bundles"), adapters)
 
 
 def failing(scope: str, reason: str, **options: Any) -> Any:

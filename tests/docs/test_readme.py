@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.models import LOADS_WITH_PEFT, make_adapter, save_base, tiny_llama
-from support.task_data import tiny_tokenizer, write_task_data
+from support.models import LOADS_WITH_PEFT, make_adapter, tiny_llama
+from support.task_data import save_text_base, write_task_data
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -50,7 +50,7 @@ def test_the_python_example_runs_as_it_is(
     names = ("legal", "medical")
     for seed, name in enumerate(names):
         make_adapter(tiny_llama, Path("adapters", name), seed=seed, r=4 + seed, target_modules=["q_proj"])
-    tiny_tokenizer().save_pretrained(save_base(tiny_llama(), Path("base")))
+    save_text_base(Path("base"))
     write_task_data(Path("data"), names)
     block = re.search(r"<!-- python: .*?-->\n```python\n(.*?)```", README, re.DOTALL)
     assert block is not None

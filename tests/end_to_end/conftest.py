@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from support.program import Run, run_here
+from support.program import Run
 
 
 @pytest.fixture
-def run(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The program within this process, in the module's workplace with a home of its own."""
+def run(run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line in the module's workplace, with the home there."""
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("METEORA_HOME", str(workplace / "home"))
-    monkeypatch.delenv("METEORA_CATALOG", raising=False)
-    return partial(run_here, capfd)
+    return run

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import meteora_registry as meteora
-from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_llama_adapters, save_base, tiny_llama
-from support.task_data import tiny_tokenizer, write_task_data
+from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_llama_adapters
+from support.task_data import save_text_base, write_task_data
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -56,8 +56,7 @@ PUBLIC = ERRORS | {
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, data, and adapters."""
     folder = tmp_path_factory.mktemp("face")
-    save_base(tiny_llama(), folder / "base")
-    tiny_tokenizer().save_pretrained(folder / "base")
+    save_text_base(folder / "base")
     write_task_data(folder / "data", NAMES)
     make_llama_adapters(folder / "adapters", base="org/base")
     return folder

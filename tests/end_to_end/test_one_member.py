@@ -23,12 +23,11 @@ from support.models import (
     logits_alone,
     logits_of,
     make_adapter,
-    save_base,
     some_tokens,
     tiny_llama,
 )
 from support.program import Run
-from support.task_data import tiny_tokenizer, write_task_data
+from support.task_data import save_text_base, write_task_data
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -42,8 +41,7 @@ MAX_ERROR = 1e-5
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, data and the adapter `only`."""
     folder = tmp_path_factory.mktemp("workplace")
-    save_base(tiny_llama(), folder / "base")
-    tiny_tokenizer().save_pretrained(folder / "base")
+    save_text_base(folder / "base")
     write_task_data(folder / "data", ["only"])
     make_adapter(
         tiny_llama, folder / "only", seed=1, base="org/base", r=4, target_modules=["q_proj", "v_proj"]

@@ -12,7 +12,7 @@ from meteora_registry.schemas.evaluation import Evaluation
 from support.answering import MEMBERS, Workplace, make_workplace
 from support.evaluations import make_evaluation
 from support.models import LOADS_WITH_PEFT
-from support.program import Run, run_here
+from support.program import Run
 from support.task_data import write_lines, write_task_data
 
 pytestmark = [LOADS_WITH_PEFT]
@@ -27,9 +27,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setenv("METEORA_HOME", str(tmp_path / "home"))
-    return partial(run_here, capfd, "eval")
+def run(run: Run) -> Run:
+    return partial(run, "eval")
 
 
 def arguments_for(workplace: Workplace, *more: object) -> list[object]:

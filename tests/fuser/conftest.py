@@ -6,13 +6,6 @@ import pytest
 
 from meteora_registry.fuser.fuse_member import Member
 from support.members import fuse, read_members
-from support.models import make_llama_adapters
-
-
-@pytest.fixture(scope="session")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Adapters that PEFT made for a tiny Llama, different in everything a LoRA can differ in."""
-    return make_llama_adapters(tmp_path_factory.mktemp("adapters"), base="org/base")
 
 
 @pytest.fixture(scope="session")

@@ -19,16 +19,10 @@ from meteora_registry.schemas.errors import BundleRefused
 from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.verification import Level, Outcome
 from support.members import draw_gates, files_of, fuse, read_members
-from support.models import make_llama_adapters
 
 ATTENTION = "model.layers.0.self_attn"
 SOURCES = {f"{ATTENTION}.k_proj": f"{ATTENTION}.q_proj", f"{ATTENTION}.v_proj": f"{ATTENTION}.q_proj"}
 GATE = "base_model.model.{}.meteora_gate"
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_llama_adapters(tmp_path_factory.mktemp("adapters"), base="org/base")
 
 
 @pytest.fixture

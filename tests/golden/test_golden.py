@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.verification import Level, Outcome
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
 from support.postgres import postgres_server, postgres_url
-from support.program import Run, run_here
+from support.program import Run
 
 __all__ = ["postgres_server", "postgres_url"]
 
@@ -178,19 +176,10 @@ def test_golden_bundle_with_its_own_gates_again_has_the_same_weights(bundle: Pat
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home, the only one that the environment names."""
-    for name in ("METEORA_CATALOG", "METEORA_STORE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("METEORA_HOME", str(tmp_path / "home"))
+def home(run: Run, tmp_path: Path) -> Path:
+    """The home of the command line, which is empty."""
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
-
-
-@pytest.fixture
-def run(home: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The program in that home."""
-    yield partial(run_here, capfd)
 
 
 def unpack(catalog: Path, home: Path) -> None:

@@ -19,7 +19,6 @@ from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
     logits_of,
-    make_llama_adapters,
     some_tokens,
     tiny_llama,
 )
@@ -36,11 +35,6 @@ SOURCES = {
         "mlp.up_proj": "mlp.gate_proj",
     }.items()
 }
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_llama_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
     logits_of,
-    make_llama_adapters,
     some_tokens,
     tiny_llama,
 )
@@ -30,21 +29,10 @@ from support.scopes import (
     answers,
     expected_logits,
     loaded,
-    write_scope_bundles,
 )
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 PROMPT_SCOPES = ["prompt", "prompt+token"]
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_llama_adapters(tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture(scope="module")
-def bundles(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_scope_bundles(tmp_path_factory.mktemp("bundles"), adapters)
 
 
 @pytest.mark.parametrize("scope", SCOPES)

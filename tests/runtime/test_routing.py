@@ -25,7 +25,6 @@ from support.models import (
     logits_alone,
     logits_of,
     make_adapter,
-    make_llama_adapters,
     needs_corpus,
     some_tokens,
     tiny_gpt2,
@@ -38,11 +37,6 @@ CORPUS_MEMBERS = {
     name: CORPUS / "weights" / f"parikshit-06__domain-skeleton-gpt2__adapters-{name}"
     for name in ("legal", "medical", "sports")
 }
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_llama_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 def assert_forced_members_are_the_adapters(

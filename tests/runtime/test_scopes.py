@@ -19,7 +19,6 @@ from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
     logits_of,
-    make_llama_adapters,
     some_tokens,
     tiny_llama,
 )
@@ -33,7 +32,6 @@ from support.scopes import (
     by_token,
     expected_logits,
     loaded,
-    write_scope_bundles,
 )
 
 pytestmark = [
@@ -41,16 +39,6 @@ pytestmark = [
     LOADS_WITH_PEFT,
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_llama_adapters(tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture(scope="module")
-def bundles(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_scope_bundles(tmp_path_factory.mktemp("bundles"), adapters)
 
 
 LOADERS: dict[str, Callable[[Path], nn.Module]] = {

@@ -11,8 +11,8 @@ import torch
 from meteora_registry.runtime import force_adapter, generate, load_bundle
 from meteora_registry.schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from support.bundles import write_bundle
-from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_llama_adapters, save_base, tiny_llama
-from support.task_data import tiny_tokenizer
+from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_llama_adapters, tiny_llama
+from support.task_data import save_text_base
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -22,9 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "route.py"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_base(tiny_llama(), tmp_path_factory.mktemp("base"))
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_text_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,13 @@ from support.models import (
     LOADS_WITH_PEFT,
     logits_of,
     make_adapter,
-    make_llama_adapters,
     some_tokens,
     tiny_gpt2,
     tiny_llama,
 )
-from support.scopes import MAX_ERROR, SCOPES, write_scope_bundles
+from support.scopes import MAX_ERROR, SCOPES
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bundles")
-    return write_scope_bundles(folder, make_llama_adapters(folder / "adapters"))
 
 
 @pytest.mark.parametrize("scope", SCOPES)

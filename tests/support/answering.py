@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.members import fuse, read_members
-from support.models import make_adapter, save_base, tiny_llama
-from support.task_data import tiny_tokenizer
+from support.models import make_adapter, tiny_llama
+from support.task_data import save_text_base
 
 MEMBERS = ("one", "two", "three")
 
@@ -26,6 +26,5 @@ def make_workplace(folder: Path) -> Workplace:
         name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules=["q_proj", "up_proj"])
         for seed, name in enumerate(MEMBERS)
     }
-    base = save_base(tiny_llama(), folder / "base")
-    tiny_tokenizer(pad_token="<unk>").save_pretrained(base)
+    base = save_text_base(folder / "base", pad_token="<unk>")
     return Workplace(fuse(read_members(adapters), folder / "bundle", gate="normal"), base)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from meteora_registry.registry.cli.main import run
 from support.evaluations import make_evaluation
-from support.models import make_llama_adapters, save_base, tiny_llama
-from support.task_data import tiny_tokenizer, write_task_data
+from support.models import make_llama_adapters
+from support.task_data import save_text_base, write_task_data
 
 NAMES = ("rank4", "rank8", "rslora16")
 
@@ -77,9 +77,7 @@ def write_evaluations(folder: Path) -> None:
 def make_laboratory(folder: Path) -> Laboratory:
     """Make one, with a catalog that has three adapters and their bundle."""
     made = Laboratory(folder)
-    save_base(tiny_llama(), folder / "base")
-    (folder / "base" / "model.safetensors").unlink()
-    tiny_tokenizer().save_pretrained(folder / "base")
+    (save_text_base(folder / "base") / "model.safetensors").unlink()
     write_task_data(folder / "data", NAMES)
     make_llama_adapters(folder / "adapters", base="org/base")
     write_evaluations(folder)

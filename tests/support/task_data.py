@@ -13,12 +13,18 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from support.models import VOCABULARY
+from support.models import VOCABULARY, save_base, tiny_llama
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + ' ' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
 )
+
+
+def save_text_base(folder: Path, **tokens: str) -> Path:
+    """Write the tiny Llama with a tokenizer of its vocabulary, as ``from_pretrained`` finds them."""
+    tiny_tokenizer(**tokens).save_pretrained(save_base(tiny_llama(), folder))
+    return folder
 
 
 def tiny_tokenizer(**options: Any) -> PreTrainedTokenizerFast:

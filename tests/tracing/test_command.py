@@ -16,7 +16,7 @@ from meteora_registry.registry.cli import trace_text
 from meteora_registry.schemas.trace import Trace
 from support.answering import Workplace, make_workplace
 from support.models import LOADS_WITH_PEFT
-from support.program import Run, run_here
+from support.program import Run
 from support.traces import two_layer_trace
 
 pytestmark = [LOADS_WITH_PEFT]
@@ -28,11 +28,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 @pytest.fixture
-def run(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Run:
-    monkeypatch.setenv("METEORA_HOME", str(tmp_path / "home"))
-    return partial(run_here, capfd, "trace", workplace.bundle, "--base", workplace.base)
+def run(run: Run, workplace: Workplace) -> Run:
+    return partial(run, "trace", workplace.bundle, "--base", workplace.base)
 
 
 def test_trace_prints_legend_and_marked_text(run: Run) -> None:
