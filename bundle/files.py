@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..files.scratch import staged_path
 from ..schemas import bundle as names
 from ..schemas.digest import Digest
 from ..schemas.errors import MeteoraError, SourceUnreadable
 from ..schemas.manifest import Manifest
 from ..schemas.names import below
-from ..schemas.scratch import staged_path
 from ..schemas.verification import VerificationRecord
 from .opened import Bundle
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..bundle import Bundle
 from ..bundle.agreement import check_member, check_names
 from ..bundle.member import QuotedMember
+from ..files.staging import staged_folder
 from ..inspection.header import TensorEntry
 from ..inspection.keys import TensorKind, parse_key
 from ..schemas import bundle as names
@@ -18,7 +19,6 @@ from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Dtype
 from .factors import TORCH_DTYPES, bytes_of
-from .staging import staged_folder
 from .tensors import BundleTensors
 from .weights import WeightsWriter
 

@@ -13,8 +13,8 @@ from typing import Self, cast
 import torch
 from torch import Tensor
 
+from ..files.reading import open_regular
 from ..inspection.header import Header, TensorEntry
-from ..inspection.regular_file import open_regular
 from ..schemas.digest import Digest
 from ..schemas.errors import SourceUnreadable
 from ..schemas.inventory import Dtype

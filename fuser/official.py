@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..bundle import Bundle
+from ..files.staging import staged_folder
 from ..inspection.header import Header, TensorEntry, read_header
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout, TensorSpec
@@ -24,7 +25,6 @@ from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.names import below, check_name
 from .factors import TORCH_DTYPES, TensorFile
-from .staging import staged_folder
 from .tensors import BundleTensors, ModuleTensors
 from .weights import WeightsWriter
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..files.reading import open_folder, open_regular, read_start
 from ..schemas.digest import Digest
 from ..schemas.document import canonical_json
 from ..schemas.errors import AdapterRefused
@@ -23,7 +24,6 @@ from .config_file import MAX_CONFIG_BYTES, ConfigFile
 from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder
 from .header import Header, read_header_of
 from .inspection import Inspection
-from .regular_file import open_folder, open_regular, read_start
 from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
 from .rules.rule import examine, order
 from .scan import Scan, scan_file

@@ -18,11 +18,11 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..files.reading import open_regular
 from ..schemas.digest import Digest
 from ..schemas.errors import SourceUnreadable
 from ..schemas.inventory import Dtype
 from .header import Header
-from .regular_file import open_regular
 from .safetensors_file import TensorEntry
 
 CHUNK_BYTES = 256 << 10

@@ -35,6 +35,7 @@ from .home import Home
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from ..files.progress import Advance
     from ..runtime.evaluation import EvaluationOptions
     from ..schemas.evaluation import Evaluation
     from .catalog.catalog import Catalog
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from .workflows.gate_fit import GateFit
     from .workflows.pull import Pulled
     from .workflows.push import Pushed
-    from .workflows.steps import Advance
 
 
 class Registry:
@@ -371,8 +371,8 @@ class Registry:
             BundleRefused: the bundle was not verified at level `source`, or was changed since.
             HubRefused, HubConflict, HubUnavailable, HubMismatch: the Hub did not take it.
         """
+        from ..files.scratch import Purpose, temporary_folder
         from ..schemas.names import check_repository
-        from ..schemas.scratch import Purpose, temporary_folder
         from .hub.client import Hub
         from .workflows.push import PushOptions, note_push, push
         from .workflows.push_content import open_upload

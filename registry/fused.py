@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
 from ..bundle import Bundle
-from ..fuser.staging import staged_folder
+from ..files.scratch import Purpose, temporary_folder
+from ..files.staging import staged_folder
 from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE, Scope
 from ..schemas.errors import AdapterRefused, UsageError
 from ..schemas.names import HubSource, parse_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
-from ..schemas.scratch import Purpose, temporary_folder
 from ..schemas.verification import Level, VerificationRecord
 from .dependencies import require_torch
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from ..files.progress import Advance
     from ..fuser.member import Member, MemberFiles
-    from .workflows.steps import Advance
 
 StrPath = str | os.PathLike[str]
 
@@ -122,8 +122,8 @@ class FusedBundle:
             SourceUnreadable: its manifest is missing or cannot be read.
         """
         require_torch("verifying")
+        from ..files.progress import step_of
         from ..fuser.verify import verify_bundle
-        from .workflows.steps import step_of
 
         return verify_bundle(
             self.folder,
@@ -233,7 +233,7 @@ def level_of(level: Level | str) -> Level:
 
 def _named(members: Iterable[StrPath] | Mapping[str, StrPath]) -> list[tuple[str, Path]]:
     """Return each member's name in the bundle, and its folder."""
-    from ..inspection.regular_file import real_path
+    from ..files.reading import real_path
 
     if isinstance(members, str | os.PathLike):
         raise UsageError(f"`{members}` is one adapter, expected a list of them")

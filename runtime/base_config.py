@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..inspection.regular_file import open_regular
+from ..files.reading import open_regular
 from ..schemas.errors import MeteoraError, SourceUnreadable
 
 CONFIG_FILE = "config.json"

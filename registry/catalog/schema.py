@@ -20,9 +20,9 @@ from sqlalchemy.exc import PendingRollbackError
 
 import meteora_registry
 
+from ...files.locks import hold_lock
+from ...files.scratch import unfinished_catalog, unfinished_catalog_files
 from ...schemas.errors import CatalogUnusable, MeteoraError
-from ...schemas.scratch import unfinished_catalog, unfinished_catalog_files
-from ..lock import hold_lock
 from ..store.blob import flush_folder
 from .engine import (
     WRITES,

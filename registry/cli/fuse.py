@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...inspection.regular_file import read_bounded
+from ...files.reading import read_bounded
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.plan import FusePlan, PlannedModule

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...files.scratch import Purpose, temporary_folder
 from ...schemas.names import check_repository
-from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..home import Home
 from .groups import examples

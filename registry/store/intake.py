@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...files.locks import hold_lock
+from ...files.scratch import incoming_folder
 from ...schemas.digest import Digest
 from ...schemas.errors import MeteoraError, SourceUnreadable, StoreUnavailable
-from ...schemas.scratch import incoming_folder
-from ..lock import hold_lock
 from .blob import Advance, Blob, open_regular_file, read_chunks, write_chunks
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ...files.locks import hold_lock
 from ...schemas.digest import Digest
 from ...schemas.errors import StoreDamaged, StoreUnavailable
-from ..lock import hold_lock
 from .blob import READ_ONLY, Advance, Blob, flush_folder, hash_file, move_into_place
 from .intake import Intake, claimed_folder, is_abandoned, written
 from .marks import BATCH, MARKS, MarkedStore

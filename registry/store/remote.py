@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...files.scratch import incoming_name
 from ...schemas.errors import MeteoraError, MissingDependency, StoreUnavailable, UsageError
-from ...schemas.scratch import incoming_name
 from ..secrets import hide_secrets, mask_url, remember_url
 from .blob import CHUNK_BYTES, READ_ONLY, flush_folder
 

@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ...files.locks import hold_lock
 from ...schemas.digest import Digest
 from ...schemas.errors import StoreDamaged
-from ..lock import hold_lock
 from .blob import Advance, Blob, hash_chunks, hash_file, move_into_place, write_chunks
 from .intake import claimed_folder
 from .local import READD_HINT, HeldReferences, Leftover, Store, batches

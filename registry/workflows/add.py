@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...files.reading import real_path
 from ...inspection.adapter import Inspection, inspect_adapter
-from ...inspection.regular_file import real_path
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, SourceUnreadable, StoreDamaged, UsageError

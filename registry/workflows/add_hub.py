@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ...files.progress import Advance, chunks_of
+from ...files.scratch import Purpose, temporary_folder
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.errors import AdapterRefused, HubRefused, HubUnavailable, UsageError
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
-from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..download_limits import MAX_ADAPTER_FILE_BYTES
 from ..hub.client import Hub
@@ -23,7 +24,6 @@ from ..hub.download import download_files, outline_adapter
 from ..hub.listing import Candidate, Listing
 from ..store import Store
 from .add import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
-from .steps import Advance, chunks_of
 
 _SHOWN_CANDIDATES = 20
 

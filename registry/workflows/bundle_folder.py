@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import write_record
-from ...fuser.staging import check_target, scratch_folder, staged_folder
+from ...files.staging import check_target, scratch_folder, staged_folder
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json, load_json

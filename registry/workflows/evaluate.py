@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...bundle import Bundle
+from ...files.progress import Advance
+from ...files.writing import check_writable, replace_file
 from ...runtime import evaluation
 from ...runtime.evaluation import EvaluationOptions
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
@@ -14,8 +16,6 @@ from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable
 from ...schemas.evaluation import Evaluation
 from .loading import load_for_command
-from .result_file import check_writable, replace_file
-from .steps import Advance
 
 
 def evaluate(

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ...files.progress import Advance, step_of
+from ...files.reading import real_path
 from ...fuser.verify import verify_bundle
 from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
-from ...inspection.regular_file import real_path
 from ...schemas.names import check_name, suggest_name
 from ...schemas.plan import FusePlan
 from ...schemas.verification import Level, VerificationRecord
@@ -20,7 +21,6 @@ from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
 from .bundle_folder import check_no_adapter_has, register_bundle, write_verified
 from .prepare import Prepared
-from .steps import Advance, step_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,15 @@ from functools import partial
 from pathlib import Path
 
 from ...bundle import Bundle
+from ...files.progress import Advance, step_of
+from ...files.reading import real_path
+from ...files.scratch import Purpose, temporary_folder
+from ...files.staging import check_target
+from ...files.writing import check_writable
 from ...fuser.extract import extract_member
 from ...fuser.member import MemberFiles
 from ...fuser.refit import NewGates, refit_bundle
-from ...fuser.staging import check_target
 from ...fuser.verify import verify_bundle
-from ...inspection.regular_file import real_path
 from ...runtime.base_modules import read_base, resolve_paths
 from ...runtime.fitting import (
     FitOptions,
@@ -38,7 +41,6 @@ from ...schemas.digest import Digest
 from ...schemas.errors import UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
-from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
@@ -46,8 +48,6 @@ from ..store import Store
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, write_verified
 from .loading import load_base
 from .member import stored_sources
-from .result_file import check_writable
-from .steps import Advance, step_of
 
 _UNDECIDED_TOKENS = 4
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...files.progress import Advance
+from ...files.scratch import Purpose, temporary_folder
+from ...files.staging import check_target
 from ...fuser.official import ImportedMember, OfficialWeights
-from ...fuser.staging import check_target
 from ...fuser.write import GivenGate
 from ...schemas.bundle import IMPORTED, Fitting
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.recipe import Recipe
-from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..store import Store
 from .add import add_folder
 from .fuse import Fusion, fuse
 from .prepare import prepare_fuse
-from .steps import Advance
 
 
 def import_official(

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
+from ...files.progress import Advance, chunks_of, step_of
+from ...files.scratch import Purpose, temporary_folder
+from ...files.staging import staged_folder
 from ...fuser.extract import extract_member
-from ...fuser.staging import staged_folder
 from ...fuser.verify import verify_bundle
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, BundleConfig
 from ...schemas.digest import Digest
@@ -22,7 +24,6 @@ from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
 from ...schemas.names import HubSource, below, check_name, suggest_name
-from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
@@ -34,7 +35,6 @@ from ..store import Store
 from .add import add_folder
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle
 from .source_record import require_source_record
-from .steps import Advance, chunks_of, step_of
 
 _NO_RECORD = "ask whoever pushed it to push it with `meteora-registry push`, which requires the record"
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...inspection.regular_file import real_path
+from ...files.progress import Advance, chunks_of
+from ...files.reading import real_path
 from ...schemas.bundle import CARD_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import HubConflict, HubMismatch, HubRefused, HubUnavailable
@@ -20,7 +21,6 @@ from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
 from ..hub.client import Hub
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
-from .steps import Advance, chunks_of
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from ...bundle import Bundle
+from ...files.progress import Advance
 from ...fuser.licenses import combine_licenses
 from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
@@ -25,7 +26,6 @@ from .add import TEXT_FILES
 from .find_bundle import find_bundle_folder
 from .push import Upload, digest_files
 from .source_record import require_source_record
-from .steps import Advance
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...bundle import Bundle
+from ...files.writing import check_writable, replace_file
 from ...runtime import tracing
 from ...runtime.fitting import open_base
 from ...schemas.trace import Trace
 from .loading import load_for_command
-from .result_file import check_writable, replace_file
 
 
 def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Path | None = None) -> Trace:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ...files.progress import Advance, step_of
+from ...files.scratch import unfinished_folder
 from ...schemas.errors import SourceUnreadable, UsageError
-from ...schemas.scratch import unfinished_folder
 from ..catalog.catalog import Catalog
 from ..store import Store, open_regular_file
 from ..store.blob import flush_folder
-from .steps import Advance, step_of
 
 
 def export_catalog(catalog: Catalog, target: Path, *, advance: Advance | None = None) -> int:

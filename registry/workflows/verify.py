@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import write_record
+from ...files.progress import Advance, step_of
 from ...fuser.verify import verify_bundle
 from ...schemas.errors import MeteoraError
 from ...schemas.manifest import Manifest
@@ -14,7 +15,6 @@ from ...schemas.verification import Level, VerificationRecord
 from ..store import Store
 from .base import read_base_modules
 from .member import stored_sources
-from .steps import Advance, step_of
 
 
 def verify(

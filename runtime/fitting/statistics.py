@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...files.scratch import unfinished_path
 from ...fuser.factors import TensorFile
 from ...fuser.weights import WeightsWriter
 from ...inspection.header import Header, read_header
@@ -24,7 +25,6 @@ from ...schemas.digest import Digest
 from ...schemas.document import canonical_json
 from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument, SourceUnreadable
 from ...schemas.inventory import Dtype
-from ...schemas.scratch import unfinished_path
 from ...schemas.statistics import (
     STATISTICS_KEY,
     TENSOR_MEANS,

@@ -12,12 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from meteora_registry.files.scratch import unfinished_path
 from meteora_registry.runtime.fitting.inputs import ModuleInput
 from meteora_registry.runtime.fitting.moments import Moments
 from meteora_registry.runtime.fitting.statistics import StatisticsFile, StatisticsWriter, names_in
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
-from meteora_registry.schemas.scratch import unfinished_path
 from meteora_registry.schemas.statistics import StatisticsDescription
 from support.tampering import flip_byte
 

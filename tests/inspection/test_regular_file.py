@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.files.reading import open_folder, open_regular, read_start
 from meteora_registry.inspection import adapter
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.inspection.collector import collector_held
 from meteora_registry.inspection.folder import Folder
-from meteora_registry.inspection.regular_file import open_folder, open_regular, read_start
 from meteora_registry.schemas.errors import SourceUnreadable
 from support.small_adapters import make_adapter
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.fuser.staging import staged_folder
+from meteora_registry.files import scratch
+from meteora_registry.files.scratch import Purpose, staged_path, unfinished_path
+from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import connection_to
 from meteora_registry.registry.catalog.records import AdapterVersion, BundleVersion
@@ -31,10 +33,8 @@ from meteora_registry.registry.workflows.doctor import Code, Examination, examin
 from meteora_registry.registry.workflows.fuse import fuse
 from meteora_registry.registry.workflows.prepare import prepare_fuse
 from meteora_registry.registry.workflows.store import Condition, verify_store
-from meteora_registry.schemas import scratch
 from meteora_registry.schemas.names import HubSource, parse_source
 from meteora_registry.schemas.recipe import Recipe
-from meteora_registry.schemas.scratch import Purpose, staged_path, unfinished_path
 from support.small_adapters import make_adapter
 
 _A_DAY_AND_AN_HOUR = 25 * 3600

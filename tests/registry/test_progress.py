@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from meteora_registry.files.progress import chunks_of
 from meteora_registry.registry.cli import progress
-from meteora_registry.registry.workflows.steps import chunks_of
 
 
 def show_progress(monkeypatch: pytest.MonkeyPatch) -> str:

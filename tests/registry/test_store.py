@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.registry.lock import hold_lock
+from meteora_registry.files.locks import hold_lock
 from meteora_registry.registry.store import References, Store
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import SourceUnreadable, StoreDamaged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ....inspection.regular_file import read_bounded
+from ....files.reading import read_bounded
 from ....schemas.bundle import MANIFEST_FILE
 from ....schemas.digest import Digest
 from ....schemas.errors import MeteoraError

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....inspection.regular_file import real_path
+from ....files.reading import real_path
 from ....schemas.errors import (
     CatalogUnusable,
     MeteoraError,

@@ -1,6 +1,6 @@
 """What a process left when it was killed: known by its name, its contents, and its lock or its age.
 
-The names come from ``schemas.scratch``, where the code that makes them has them from.
+The names come from ``files.scratch``, where the code that makes them has them from.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from ....files.scratch import is_idle, is_scratch, is_staged, is_unfinished, scratch_root, staged_path
 from ....schemas.bundle import (
     CARD_FILE,
     CONFIG_FILE,
@@ -19,7 +20,6 @@ from ....schemas.bundle import (
     VERIFICATION_FILE,
     WEIGHTS_FILE,
 )
-from ....schemas.scratch import is_idle, is_scratch, is_staged, is_unfinished, scratch_root, staged_path
 from ...store.intake import is_abandoned
 from .problem import Code, Mending, Problem, join_some
 

@@ -10,12 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.schemas import scratch
-from meteora_registry.schemas.scratch import Purpose
+from meteora_registry.files import scratch
+from meteora_registry.files.scratch import Purpose
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("schemas", "inspection", "kernels", "fuser", "runtime", "registry", "migrations")
-OWNER = ROOT / "schemas" / "scratch.py"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = (
+    "schemas",
+    "files",
+    "inspection",
+    "bundle",
+    "scores",
+    "kernels",
+    "fuser",
+    "runtime",
+    "registry",
+    "migrations",
+)
+OWNER = ROOT / "files" / "scratch.py"
 MAKERS = {"tempfile", "uuid", "secrets"}
 # Endings of names that something only has until it is whole, and the beginning of scratch folders.
 ENDINGS = (".partial", "-partial", ".new", ".tmp", ".temp")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..schemas.errors import SourceUnreadable
-from .quotation import quote_name
+from ..schemas.quotation import quote_name
 
 
 def real_path(path: Path) -> Path:

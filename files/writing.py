@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...schemas.errors import SourceUnreadable
-from ...schemas.scratch import open_unfinished
+from ..schemas.errors import SourceUnreadable
+from .scratch import open_unfinished
 
 
 def check_writable(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.fuser.staging import staged_folder
+from meteora_registry.files.staging import staged_folder
 from meteora_registry.schemas.errors import SourceUnreadable, UsageError
 
 
@@ -50,7 +50,7 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path: Path) -> None:
     target = tmp_path / "target"
     script = (
         "import pathlib, sys, time\n"
-        "from meteora_registry.fuser.staging import staged_folder\n"
+        "from meteora_registry.files.staging import staged_folder\n"
         "with staged_folder(pathlib.Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('half')\n"
         "    print('writing', flush=True)\n"

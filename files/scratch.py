@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from .errors import SourceUnreadable
+from ..schemas.errors import SourceUnreadable
 
 _PREFIX = "meteora-"
 _STAGED = ".partial"

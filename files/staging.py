@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..inspection.regular_file import real_path
 from ..schemas.bundle import MANIFEST_FILE
 from ..schemas.errors import MeteoraError, SourceUnreadable, UsageError
-from ..schemas.scratch import staged_path
+from .reading import real_path
+from .scratch import staged_path
 
 
 @contextmanager
