@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from io import BufferedReader
@@ -13,6 +12,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor
 
+from ..files.digests import hash_chunks, read_chunks
 from ..files.reading import open_regular
 from ..inspection.header import Header, TensorEntry
 from ..schemas.digest import Digest
@@ -56,7 +56,7 @@ class TensorFile:
         """
         self._file.seek(0)
         try:
-            return Digest(hashlib.file_digest(self._file, "sha256").hexdigest())
+            return hash_chunks(read_chunks(self._file))
         except OSError as error:
             raise SourceUnreadable(f"cannot read `{self._path}`: {error.strerror or error}") from error
 

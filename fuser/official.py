@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..bundle import Bundle
-from ..files.staging import staged_folder
+from ..bundle.files import staged_target
 from ..inspection.header import Header, TensorEntry, read_header
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout, TensorSpec
@@ -54,7 +54,7 @@ def export_official(bundle: Bundle, target: Path) -> OfficialExport:
     rank = max(max(layout.ranks) for layout in bundle.config.layouts.values())
     _check_sources(bundle)
     losses = tuple(_losses(bundle))
-    with staged_folder(target) as folder, BundleTensors(bundle) as tensors:
+    with staged_target(target) as folder, BundleTensors(bundle) as tensors:
         _write_moe(bundle, tensors, rank, folder / MOE_FILE)
         for index in range(len(bundle.config.members)):
             _write_adapter(bundle, tensors, rank, index, folder)

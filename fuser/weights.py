@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Self
 
 from torch import Tensor
 
+from ..files.digests import Hasher
 from ..schemas.bundle import TensorSpec
 from ..schemas.digest import Digest
 from .factors import TORCH_DTYPES, bytes_of
@@ -26,9 +26,8 @@ class WeightsWriter:
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec], *, metadata: dict[str, str]) -> None:
         self._specs = iter(specs)
-        self._digest = hashlib.sha256()
+        self._hasher = Hasher()
         self._file = path.open("xb")
-        self.size_bytes = 0
         self._append(_header_bytes(specs, metadata))
 
     def __enter__(self) -> Self:
@@ -44,7 +43,12 @@ class WeightsWriter:
     @property
     def sha256(self) -> Digest:
         """The digest of what was written so far."""
-        return Digest(self._digest.hexdigest())
+        return self._hasher.digest
+
+    @property
+    def size_bytes(self) -> int:
+        """The number of bytes that were written so far."""
+        return self._hasher.size_bytes
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Append the next tensor of the header.
@@ -60,8 +64,7 @@ class WeightsWriter:
 
     def _append(self, data: bytes | memoryview) -> None:
         self._file.write(data)
-        self._digest.update(data)
-        self.size_bytes += len(data)
+        self._hasher.update(data)
 
 
 def _header_bytes(specs: Sequence[TensorSpec], metadata: dict[str, str]) -> bytes:

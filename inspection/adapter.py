@@ -43,7 +43,7 @@ def inspect_adapter(folder: Path, *, scan_weights: bool = True) -> Inspection:
     Raises:
         SourceUnreadable: the folder, or a file in it, cannot be read.
     """
-    with open_folder(folder) as opened, ExitStack() as files:
+    with open_folder(folder, hint="expected a folder with an adapter") as opened, ExitStack() as files:
         listing = Folder.read(opened)
         config = None
         if listing.has_file(CONFIG_FILE):
@@ -75,8 +75,7 @@ def inspect_config(config: Path) -> Inspection:
 
 
 def _read_config(path: Path) -> bytes:
-    with open_regular(path, follows_links=True) as file:
-        return file.read(MAX_CONFIG_BYTES + 1)
+    return read_start(path, MAX_CONFIG_BYTES, follows_links=True)
 
 
 def _inspect(

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 from warnings import warn
 
+from ..files.progress import Progress, silent
+from ..files.reading import real_path
 from ..schemas.bundle import Scope
 from ..schemas.errors import MeteoraError, UsageError
 from ..schemas.names import (
@@ -35,7 +37,6 @@ from .home import Home
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..files.progress import Advance
     from ..runtime.evaluation import EvaluationOptions
     from ..schemas.evaluation import Evaluation
     from .catalog.catalog import Catalog
@@ -188,7 +189,7 @@ class Registry:
         *,
         name: str | None = None,
         base: StrPath | None = None,
-        advance: Advance | None = None,
+        progress: Progress = silent,
         **options: Unpack[RecipeOptions],
     ) -> Fusion:
         """Fuse catalogued adapters into one verified bundle and record it.
@@ -200,7 +201,7 @@ class Registry:
             name: what the catalog calls the bundle; by default made from the folder's name.
             base: the base model, where the adapters disagree or name none. In a folder, every module is
                 looked up.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
             options: the other fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
                 with_experts.
 
@@ -215,7 +216,7 @@ class Registry:
 
         recipe = _recipe_of(adapters, base, options)
         prepared = prepare_fuse(self.catalog, self.store, recipe)
-        return fuse(self.catalog, prepared, Path(out), name=name, advance=advance)
+        return fuse(self.catalog, prepared, Path(out), name=name, progress=progress)
 
     def verify(
         self,
@@ -224,7 +225,7 @@ class Registry:
         level: Level | str = Level.INTEGRITY,
         base: StrPath | None = None,
         keep_record: bool = False,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> VerificationRecord:
         """Verify a bundle and return the record, whose ``outcome`` is pass, fail or inconclusive.
 
@@ -234,7 +235,7 @@ class Registry:
             level: `integrity` checks the bundle alone; `source` also compares it with the members' own files.
             base: the base model's folder, asked where the bundle says that the base renamed modules.
             keep_record: write the record into the bundle.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             NotInCatalog: no bundle of that name is catalogued.
@@ -243,7 +244,7 @@ class Registry:
         require_torch("verifying")
         from .workflows.verify import verify
 
-        with self._folder_of(bundle, advance) as (folder, is_here):
+        with self._folder_of(bundle, progress) as (folder, is_here):
             if keep_record and not is_here:
                 raise UsageError("`keep_record` goes with a bundle on this machine", hint="pull it first")
             wanted = level_of(level)
@@ -253,10 +254,10 @@ class Registry:
                 level=wanted,
                 base=None if base is None else Path(base),
                 keep_record=keep_record,
-                advance=advance,
+                progress=progress,
             )
         if is_here:
-            self._note(lambda: self.catalog.record_verification(record, folder.resolve()))
+            self._note(lambda: self.catalog.record_verification(record, real_path(folder)))
         return record
 
     def fit(
@@ -269,7 +270,7 @@ class Registry:
         name: str | None = None,
         scope: Scope = "prompt",
         statistics: StrPath | None = None,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
 
@@ -281,7 +282,7 @@ class Registry:
             name: what the catalog calls the result; by default what it calls the bundle.
             scope: what one decision of the gates serves.
             statistics: a file that keeps what was computed; members in it need no data again.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             DataRefused: the data cannot be used.
@@ -301,7 +302,7 @@ class Registry:
             Path(out),
             request,
             name=name or _catalogued_name(bundle),
-            advance=advance,
+            progress=progress,
         )
 
     def evaluate(
@@ -313,7 +314,7 @@ class Registry:
         options: EvaluationOptions | None = None,
         out: StrPath | None = None,
         plots: StrPath | None = None,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> Evaluation:
         """Score a bundle on its members' tasks: the base, each member alone, and routed.
 
@@ -324,7 +325,7 @@ class Registry:
             options: modes, metrics, and how many items are asked.
             out: a file for the evaluation as JSON.
             plots: a folder for figures.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             DataRefused: the data cannot be used.
@@ -342,7 +343,7 @@ class Registry:
             options or EvaluationOptions(),
             out=None if out is None else Path(out),
             plots=None if plots is None else Path(plots),
-            advance=advance,
+            progress=progress,
         )
 
     def push(
@@ -354,7 +355,7 @@ class Registry:
         as_pull_request: bool = False,
         tag: str | None = None,
         dry_run: bool = False,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> Pushed:
         """Publish a bundle that is verified at level `source`, or a catalogued adapter, in one commit.
 
@@ -365,7 +366,7 @@ class Registry:
             as_pull_request: open a pull request in place of a commit on the main branch.
             tag: the tag to set; by default made from the content's digest.
             dry_run: return what would be pushed and change nothing.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             BundleRefused: the bundle was not verified at level `source`, or was changed since.
@@ -381,7 +382,7 @@ class Registry:
         options = PushOptions(private, as_pull_request, dry_run, tag)
         with temporary_folder(Purpose.PUSH) as scratch:
             noted, upload = open_upload(
-                self._open_catalog, lambda: self.store, source, scratch, advance=advance
+                self._open_catalog, lambda: self.store, source, scratch, progress=progress
             )
             pushed = push(Hub(), upload, repository, options)
         if not dry_run:
@@ -395,7 +396,7 @@ class Registry:
         *,
         name: str | None = None,
         max_bytes: int = MAX_BUNDLE_BYTES,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> Pulled:
         """Fetch a bundle from the Hub, verify it, and record it with its members.
 
@@ -404,7 +405,7 @@ class Registry:
             out: the new folder; by default named after the repository, in the current folder.
             name: what the catalog calls the bundle; by default made from the repository's name.
             max_bytes: a larger bundle is refused before its weights are downloaded.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             HubRefused, HubUnavailable: it cannot be had.
@@ -417,7 +418,7 @@ class Registry:
         source = parse_repository(repository)
         folder = Path(source.repository.partition("/")[2] if out is None else out)
         return pull(
-            self.catalog, self.store, Hub(), source, folder, name=name, max_bytes=max_bytes, advance=advance
+            self.catalog, self.store, Hub(), source, folder, name=name, max_bytes=max_bytes, progress=progress
         )
 
     def doctor(self, *, beside: Iterable[StrPath] = (), jobs: int = 1) -> Examination:
@@ -437,15 +438,13 @@ class Registry:
         """Return the open catalog for a ``with`` block that must not close it."""
         return nullcontext(self.catalog)
 
-    def _folder_of(
-        self, bundle: StrPath, advance: Advance | None
-    ) -> AbstractContextManager[tuple[Path, bool]]:
+    def _folder_of(self, bundle: StrPath, progress: Progress) -> AbstractContextManager[tuple[Path, bool]]:
         """Yield a bundle's folder, and whether it stays on this machine after the block."""
         from .workflows.find_bundle import find_bundle_folder
 
         parsed = _parse(bundle)
         if isinstance(parsed, HubSource):
-            return _fetched(parsed, advance)
+            return _fetched(parsed, progress)
         return nullcontext((find_bundle_folder(self._open_catalog, bundle), True))
 
     def _note(self, note: Callable[[], object]) -> None:
@@ -457,11 +456,11 @@ class Registry:
 
 
 @contextmanager
-def _fetched(source: HubSource, advance: Advance | None) -> Iterator[tuple[Path, bool]]:
+def _fetched(source: HubSource, progress: Progress) -> Iterator[tuple[Path, bool]]:
     from .hub.client import Hub
     from .workflows.pull import fetched_bundle
 
-    with fetched_bundle(Hub(), source, advance=advance) as folder:
+    with fetched_bundle(Hub(), source, progress=progress) as folder:
         yield folder, False
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
 from ..bundle import Bundle
+from ..bundle.files import staged_target
+from ..files.progress import Progress, silent
 from ..files.scratch import Purpose, temporary_folder
-from ..files.staging import staged_folder
 from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE, Scope
 from ..schemas.errors import AdapterRefused, UsageError
 from ..schemas.names import HubSource, parse_source, suggest_name
@@ -27,7 +28,6 @@ from .dependencies import require_torch
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..files.progress import Advance
     from ..fuser.member import Member, MemberFiles
 
 StrPath = str | os.PathLike[str]
@@ -74,7 +74,7 @@ class FusedBundle:
         base: StrPath | None = None,
         scope: Scope = "prompt",
         statistics: StrPath | None = None,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> FusedBundle:
         """Fit the gates on texts of each member, and return the verified result as a bundle of its own.
 
@@ -83,7 +83,7 @@ class FusedBundle:
             base: the base model's folder, or its name on the Hub; by default the one it was fused for.
             scope: what one decision of the gates serves.
             statistics: a file that keeps what was computed; members in it need no data again.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             DataRefused: the data cannot be used.
@@ -103,7 +103,7 @@ class FusedBundle:
         sources = {name: files for name, files in self._sources.items() if files.weights_path.is_file()}
         with ExitStack() as scratch:
             folder = scratch.enter_context(temporary_folder(Purpose.FUSE)) / "bundle"
-            written = write_fitted(self.bundle, folder, request, sources=sources, advance=advance)
+            written = write_fitted(self.bundle, folder, request, sources=sources, progress=progress)
             return FusedBundle(
                 Bundle.open(folder),
                 written.record,
@@ -113,16 +113,13 @@ class FusedBundle:
                 scratch=scratch.pop_all(),
             )
 
-    def verify(
-        self, *, level: Level | str = Level.SOURCE, advance: Advance | None = None
-    ) -> VerificationRecord:
+    def verify(self, *, level: Level | str = Level.SOURCE, progress: Progress = silent) -> VerificationRecord:
         """Verify the bundle again, by default against the members' own files.
 
         Raises:
             SourceUnreadable: its manifest is missing or cannot be read.
         """
         require_torch("verifying")
-        from ..files.progress import step_of
         from ..fuser.verify import verify_bundle
 
         return verify_bundle(
@@ -131,7 +128,7 @@ class FusedBundle:
             sources=self._sources,
             renamed=self._renamed,
             with_triton=True,
-            progress=step_of(advance, "verifying"),
+            progress=progress,
         )
 
     def save(self, folder: StrPath) -> Path:
@@ -142,7 +139,7 @@ class FusedBundle:
             SourceUnreadable: it cannot be written.
         """
         target = Path(folder)
-        with staged_folder(target) as staging:
+        with staged_target(target) as staging:
             shutil.copytree(self.folder, staging, dirs_exist_ok=True)
         self.bundle = Bundle.open(target.absolute())
         self.close()
@@ -174,7 +171,7 @@ def fuse(
     members: Iterable[StrPath] | Mapping[str, StrPath],
     *,
     base: StrPath | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
     **options: Unpack[RecipeOptions],
 ) -> FusedBundle:
     """Fuse adapters in folders into one verified bundle, without a catalog.
@@ -183,7 +180,7 @@ def fuse(
         members: the adapters' folders; the bundle calls each member after its folder, or as a mapping says.
         base: the base model's folder or its name on the Hub, where the members disagree or name none. In a
             folder, every module is looked up.
-        advance: called with a step's name, how much of it is done, and how much there is.
+        progress: called with a step's name, how much of it is done, and how much there is.
         options: the fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
             with_experts.
 
@@ -207,7 +204,7 @@ def fuse(
     require_no_conflicts(prepared.plan)
     with ExitStack() as scratch:
         folder = scratch.enter_context(temporary_folder(Purpose.FUSE)) / "bundle"
-        record = write_fused(prepared, folder, advance=advance)
+        record = write_fused(prepared, folder, progress=progress)
         return FusedBundle(
             Bundle.open(folder),
             record,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..files.reading import open_regular
+from ..files.reading import read_start
 from ..schemas.errors import MeteoraError, SourceUnreadable
 
 CONFIG_FILE = "config.json"
@@ -42,8 +42,8 @@ def check_base_config(folder: Path) -> None:
         SourceUnreadable: it is missing, not a JSON object, or out of bounds.
     """
     path = folder if folder.is_file() else folder / CONFIG_FILE
-    with _reported(folder), open_regular(path, follows_links=True) as file:
-        data = file.read(_MAX_CONFIG_BYTES + 1)
+    with _reported(folder):
+        data = read_start(path, _MAX_CONFIG_BYTES, follows_links=True)
     if len(data) > _MAX_CONFIG_BYTES:
         raise _refused(folder, f"`{CONFIG_FILE}` has more than {_MAX_CONFIG_BYTES} bytes")
     try:

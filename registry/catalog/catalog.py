@@ -12,6 +12,7 @@ from typing import BinaryIO, Self, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from ...files.progress import Progress, silent
 from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
@@ -309,22 +310,20 @@ class Catalog:
         """
         self._write(lambda session: entries.record_push(session, source, details))
 
-    def write_document(
-        self, file: BinaryIO, *, advance: Callable[[int, int], None] | None = None
-    ) -> dict[str, int]:
+    def write_document(self, file: BinaryIO, *, progress: Progress = silent) -> dict[str, int]:
         """The number of rows of each table written to ``file``: the whole catalog as it is at one moment.
 
-        ``advance`` is told how many rows are written, of how many.
+        ``progress`` is called with how many of its lines are written, and how many there are.
         """
         with connection_to(self._engine) as connection:
-            return transfer.write_document(connection, HEAD_REVISION, file, advance)
+            return transfer.write_document(connection, HEAD_REVISION, file, progress)
 
     def read_document(
         self,
         file: BinaryIO,
         what: str,
         *,
-        advance: Callable[[int, int], None] | None = None,
+        progress: Progress = silent,
         confirm: Callable[[Digest, Referenced], None] | None = None,
     ) -> dict[str, int]:
         """The number of rows of each table read from ``file``, which messages call ``what``.
@@ -338,7 +337,7 @@ class Catalog:
         """
         with transaction(self._engine, writes=True) as session:
             connection = session.connection()
-            counts = transfer.read_document(connection, HEAD_REVISION, file, what, advance)
+            counts = transfer.read_document(connection, HEAD_REVISION, file, what, progress)
             events.record_event(session, "import", models.CATALOG, models.CATALOG, rows=counts)
             session.flush()
             session.expire_all()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import InvalidDocument, UsageError
 
@@ -67,4 +67,4 @@ def _can_be_asked(value: str | int) -> bool:
 
 
 def _fingerprint(question: Sequence[object]) -> str:
-    return hashlib.sha256(repr(tuple(question)).encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
+    return Digest.of_bytes(repr(tuple(question)).encode())[:_FINGERPRINT_CHARACTERS]

@@ -22,8 +22,8 @@ import meteora_registry
 
 from ...files.locks import hold_lock
 from ...files.scratch import unfinished_catalog, unfinished_catalog_files
+from ...files.writing import move_into_place
 from ...schemas.errors import CatalogUnusable, MeteoraError
-from ..store.blob import flush_folder
 from .engine import (
     WRITES,
     connection_to,
@@ -111,8 +111,7 @@ def create(path: Path) -> None:
         try:
             _run_revisions(sqlite_url(beside))
             _set_write_ahead(beside)
-            beside.replace(path)
-            flush_folder(path.parent)
+            move_into_place(beside, path)
         except BaseException as error:
             with suppress(OSError):
                 _delete_unfinished(path)

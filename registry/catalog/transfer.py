@@ -8,14 +8,15 @@ index is left out, for it follows from the rest.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from sqlalchemy import Connection, exists, func, insert, select
 from sqlalchemy.exc import DataError, IntegrityError
 
+from ...files.digests import Hasher
+from ...files.progress import Progress, Step, silent
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import load_json
 from ...schemas.errors import AlreadyInCatalog, InvalidDocument, MeteoraError
@@ -38,8 +39,6 @@ MAX_LINE_BYTES = 514 << 20
 _BATCH_ROWS = 500
 _BATCH_BYTES = 8 << 20
 
-# Told how many rows were handled, of how many.
-Advance = Callable[[int, int], None]
 Row = dict[str, Any]
 TABLES = {
     table.name: table for table in Base.metadata.sorted_tables if table not in (search_adapters, search_words)
@@ -47,7 +46,7 @@ TABLES = {
 
 
 def write_document(
-    connection: Connection, revision: str, file: BinaryIO, advance: Advance | None = None
+    connection: Connection, revision: str, file: BinaryIO, progress: Progress = silent
 ) -> dict[str, int]:
     """The number of rows of each table that was written; memory: a few hundred rows.
 
@@ -57,18 +56,19 @@ def write_document(
         name: connection.execute(select(func.count()).select_from(table)).scalar_one()
         for name, table in TABLES.items()
     }
-    total, digest = sum(counts.values()), hashlib.sha256()
-    for done, line in enumerate(_lines(connection, revision)):
+    # The head is a line, too.
+    step = Step("exporting", sum(counts.values()) + 1, progress)
+    hasher = Hasher()
+    for line in _lines(connection, revision):
         file.write(line)
-        digest.update(line)
-        if advance is not None:
-            advance(done, total)
-    file.write(_line({"rows": counts, "sha256": digest.hexdigest()}))
+        hasher.update(line)
+        step.advance()
+    file.write(_line({"rows": counts, "sha256": hasher.digest}))
     return counts
 
 
 def read_document(
-    connection: Connection, revision: str, file: BinaryIO, what: str, advance: Advance | None = None
+    connection: Connection, revision: str, file: BinaryIO, what: str, progress: Progress = silent
 ) -> dict[str, int]:
     """The number of rows of each table that was read into an empty catalog; memory: a few hundred rows.
 
@@ -83,6 +83,8 @@ def read_document(
     document = _Document(file, what)
     document.check_head(revision)
     counts = dict.fromkeys(TABLES, 0)
+    # How many rows there are is in the last line.
+    step = Step("importing", 0, progress)
     for name, rows in _batches(document.rows()):
         try:
             connection.execute(insert(TABLES[name]), rows)
@@ -90,9 +92,7 @@ def read_document(
             reason = str(error.orig).strip().partition("\n")[0]
             raise document.problem(f"a row of `{name}` up to here cannot stand: {reason}") from error
         counts[name] += len(rows)
-        if advance is not None:
-            # How many there are stands in the last line.
-            advance(sum(counts.values()), 0)
+        step.advance(len(rows))
     document.check_tail(counts)
     for problem in _find_contradictions(connection):
         raise document.problem(problem)
@@ -108,13 +108,13 @@ class _Document:
         self._file = file
         self._what = what
         self._number = 0
-        self._digest = hashlib.sha256()
+        self._hasher = Hasher()
         self._tail: Row = {}
 
     def check_head(self, revision: str) -> None:
         """Pass if the first line is that of a document of this format and schema."""
         head, line = self._read_line()
-        self._digest.update(line)
+        self._hasher.update(line)
         if head.keys() != {"meteora_catalog", "schema"}:
             raise self.problem("no catalog that `meteora-registry db export` wrote")
         if head["meteora_catalog"] != FORMAT or head["schema"] != revision:
@@ -143,12 +143,12 @@ class _Document:
             if order.index(name) < reached:
                 raise self.problem(f"a row of `{name}` after those of `{order[reached]}`")
             reached = order.index(name)
-            self._digest.update(line)
+            self._hasher.update(line)
             yield name, self._checked(name, row), len(line)
 
     def check_tail(self, counts: dict[str, int]) -> None:
         """Pass if the last line counts these rows and has the digest of all lines before it."""
-        if self._tail["rows"] != counts or self._tail["sha256"] != self._digest.hexdigest():
+        if self._tail["rows"] != counts or self._tail["sha256"] != self._hasher.digest:
             raise self.problem("the lines before are not those that were written")
         if self._file.read(1):
             raise self.problem("something follows the last line")

@@ -19,9 +19,9 @@ from ..workflows.add import Addition, add_folder
 from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json, to_json
-from .output import escape, print_line, print_remark
+from .output import print_line, print_remark
 from .parameters import format_option, pass_home
-from .progress import progress_bar, step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..hub.client import Hub
@@ -155,7 +155,7 @@ def _add_each(
 
 
 def _add_folder(catalog: Catalog, home: Home, folder: Path, options: AddOptions) -> Addition:
-    with progress_bar(f"storing {escape(folder.name)}", _size_of(folder)) as advance:
+    with progress_bar() as progress:
         return add_folder(
             catalog,
             home.store,
@@ -163,7 +163,7 @@ def _add_folder(catalog: Catalog, home: Home, folder: Path, options: AddOptions)
             name=options.name,
             base=options.base,
             tags=options.tags,
-            advance=advance,
+            progress=progress,
         )
 
 
@@ -174,7 +174,7 @@ def _add_repository(
 
     listing, candidates = find_adapters(hub, source, every=options.every)
     for candidate in candidates:
-        with reported(codes), step_bar() as advance:
+        with reported(codes), progress_bar() as progress:
             yield add_from_hub(
                 catalog,
                 home.store,
@@ -185,12 +185,8 @@ def _add_repository(
                 base=options.base,
                 tags=options.tags,
                 max_bytes=options.max_bytes,
-                advance=advance,
+                progress=progress,
             )
-
-
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def _describe(addition: Addition, *, as_json: bool) -> None:

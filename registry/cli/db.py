@@ -16,7 +16,7 @@ from .failures import REFUSED
 from .groups import examples
 from .output import describe_bytes, print_line, print_remark
 from .parameters import pass_home
-from .progress import step_bar
+from .progress import progress_bar
 
 
 @click.command("upgrade", epilog=examples("db upgrade", "--catalog postgresql://user@host/name db upgrade"))
@@ -71,8 +71,8 @@ def export(home: Home, file: Path) -> None:
 
     FILE is for `db import` into either database. The adapters' bytes stay in the content store.
     """
-    with Catalog.open(home) as catalog, step_bar() as advance:
-        count = export_catalog(catalog, file, advance=advance)
+    with Catalog.open(home) as catalog, progress_bar() as progress:
+        count = export_catalog(catalog, file, progress=progress)
     print_line(f"exported: {count} rows")
 
 
@@ -89,8 +89,8 @@ def import_(home: Home, file: Path) -> None:
 
     All of it is checked on the way; if anything is wrong, the catalog stays empty.
     """
-    with Catalog.open(home) as catalog, step_bar() as advance:
-        count = import_catalog(catalog, file, store=home.store, advance=advance)
+    with Catalog.open(home) as catalog, progress_bar() as progress:
+        count = import_catalog(catalog, file, store=home.store, progress=progress)
     print_line(f"imported: {count} rows")
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import click
 
 from ...schemas.errors import MeteoraError, UsageError
-from ..catalog.catalog import Catalog
 from ..home import Home
 from ..workflows.doctor import Examination, Problem, examine
-from ..workflows.store import referenced_bytes
 from .failures import DONE, REFUSED, report_failure, worst_code
 from .groups import examples
 from .json_output import print_json
@@ -37,8 +35,8 @@ def command(context: click.Context, home: Home, *, fix: bool, yes: bool, jobs: i
 
     Exit code 1 if something is wrong and was not mended.
     """
-    with progress_bar("reading", _bytes_to_read(home)) as advance:
-        examination = examine(home, beside=_current_folder(), jobs=jobs, advance=advance)
+    with progress_bar() as progress:
+        examination = examine(home, beside=_current_folder(), jobs=jobs, progress=progress)
     if not as_json:
         _describe(examination)
     outcomes: dict[int, str] = {}
@@ -58,17 +56,6 @@ def _current_folder() -> list[Path]:
         return [Path.cwd()]
     except FileNotFoundError:
         return []
-
-
-def _bytes_to_read(home: Home) -> int:
-    # Nobody is shown how far it got; or the catalog cannot be asked, which the examination will say.
-    if not sys.stderr.isatty() or (home.catalog_url is None and not home.catalog_file.exists()):
-        return 0
-    try:
-        with Catalog.open(home) as catalog:
-            return referenced_bytes(catalog)
-    except MeteoraError:
-        return 0
 
 
 def _describe(examination: Examination) -> None:

@@ -22,7 +22,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import print_remark
 from .parameters import MAX_COUNT, base_option, bundle_argument, data_option, format_option, pass_home
-from .progress import step_bar
+from .progress import progress_bar
 
 _RUN = "run"
 _ALL_MODES = "all"
@@ -125,8 +125,8 @@ def run(
         batch_size=batch_size,
     )
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
-    with step_bar() as advance:
-        found = evaluate(folder, base, data, options, out=out, plots=plots, advance=advance)
+    with progress_bar() as progress:
+        found = evaluate(folder, base, data, options, out=out, plots=plots, progress=progress)
     if as_json:
         print_json(found)
     else:

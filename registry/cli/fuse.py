@@ -22,7 +22,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_facts, print_line, print_remark, print_table
 from .parameters import format_option, pass_home
-from .progress import step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..workflows.fuse import Fusion
@@ -101,8 +101,8 @@ def command(
             context.exit(_print_plan(prepared.plan, as_json=as_json))
         from ..workflows.fuse import fuse
 
-        with step_bar() as advance:
-            fusion = fuse(catalog, prepared, out, name=name, advance=advance)
+        with progress_bar() as progress:
+            fusion = fuse(catalog, prepared, out, name=name, progress=progress)
     _print_fusion(fusion, as_json=as_json)
 
 

@@ -18,7 +18,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_table
 from .parameters import base_option, bundle_argument, data_option, format_option, out_option, pass_home
-from .progress import step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..workflows.gate_fit import GateFit
@@ -79,8 +79,8 @@ def fit(
     if name is None and isinstance(named, CatalogSource):
         name = named.name
     request = FitRequest(base, data, scope=cast("Scope", scope), statistics=statistics)
-    with Catalog.open(home) as catalog, step_bar() as advance:
-        found = fit_bundle(catalog, home.store, folder, out, request, name=name, advance=advance)
+    with Catalog.open(home) as catalog, progress_bar() as progress:
+        found = fit_bundle(catalog, home.store, folder, out, request, name=name, progress=progress)
     if as_json:
         print_json(found)
     else:

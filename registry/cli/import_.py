@@ -16,7 +16,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_remark
 from .parameters import format_option, layout_option, out_option, pass_home
-from .progress import step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ...fuser.official import ImportedMember
@@ -67,7 +67,7 @@ def command(
     from ..workflows.layout import import_official
 
     described = [_parse_member(text) for text in members]
-    with Catalog.open(home) as catalog, step_bar() as advance:
+    with Catalog.open(home) as catalog, progress_bar() as progress:
         fusion = import_official(
             catalog,
             home.store,
@@ -78,7 +78,7 @@ def command(
             top_k=top_k,
             temperature=temperature,
             name=name,
-            advance=advance,
+            progress=progress,
         )
     if as_json:
         print_json({"version": fusion.version, "verification": fusion.record, "plan": fusion.plan})

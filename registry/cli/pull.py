@@ -18,7 +18,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_remark
 from .parameters import format_option, pass_home
-from .progress import step_bar
+from .progress import progress_bar
 
 
 class RepositoryType(click.ParamType[HubSource]):
@@ -77,7 +77,7 @@ def command(
     folder = out or Path(repository.repository.partition("/")[2])
     if not folder.name:
         raise UsageError("`--out` names no folder")
-    with Catalog.open(home) as catalog, step_bar() as advance:
+    with Catalog.open(home) as catalog, progress_bar() as progress:
         pulled = pull(
             catalog,
             home.store,
@@ -86,7 +86,7 @@ def command(
             folder,
             name=name,
             max_bytes=max_bytes,
-            advance=advance,
+            progress=progress,
         )
     if as_json:
         print_json(pulled)

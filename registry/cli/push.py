@@ -15,7 +15,7 @@ from .json_output import print_json
 from .note import note_in_catalog
 from .output import describe_bytes, print_line
 from .parameters import format_option, pass_home
-from .progress import step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..workflows.push import Pushed, Upload
@@ -64,9 +64,9 @@ def command(
     check_repository(repository)
     options = PushOptions(private, as_pull_request, dry_run, tag)
     with temporary_folder(Purpose.PUSH) as scratch:
-        with step_bar() as advance:
+        with progress_bar() as progress:
             noted, upload = open_upload(
-                lambda: Catalog.open(home), lambda: home.store, source, scratch, advance=advance
+                lambda: Catalog.open(home), lambda: home.store, source, scratch, progress=progress
             )
         pushed = push(Hub(), upload, repository, options)
     if not dry_run:

@@ -18,7 +18,6 @@ from ..workflows.store import (
     collect_garbage,
     measure_store,
     plan_adoption,
-    referenced_bytes,
     verify_store,
 )
 from .failures import REFUSED
@@ -98,11 +97,8 @@ def verify(context: click.Context, home: Home, *, jobs: int, as_json: bool) -> N
     is missing or changed.
     """
     count, broken = 0, []
-    with (
-        Catalog.open(home) as catalog,
-        progress_bar("reading", referenced_bytes(catalog)) as advance,
-    ):
-        for state in verify_store(catalog, home.store, jobs=jobs, advance=advance):
+    with Catalog.open(home) as catalog, progress_bar() as progress:
+        for state in verify_store(catalog, home.store, jobs=jobs, progress=progress):
             count += 1
             if state.condition is not Condition.WHOLE:
                 broken.append(state)

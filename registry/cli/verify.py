@@ -8,6 +8,7 @@ import click
 
 from ...bundle import Bundle
 from ...bundle.documents import check_documents
+from ...files.reading import real_path
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, Source, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
@@ -23,7 +24,7 @@ from .json_output import print_json
 from .note import note_in_catalog
 from .output import print_facts, print_line, print_table
 from .parameters import format_option, pass_home
-from .progress import step_bar
+from .progress import progress_bar
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
 
@@ -87,16 +88,16 @@ def command(
     from ..workflows.verify import verify
 
     folder = find_bundle_folder(lambda: Catalog.open(home), bundle)
-    with step_bar() as advance:
+    with progress_bar() as progress:
         record = verify(
             _store_for(home, level),
             folder,
             level=Level(level),
             base=base,
             keep_record=keep_record,
-            advance=advance,
+            progress=progress,
         )
-    note_in_catalog(home, lambda catalog: catalog.record_verification(record, folder.resolve()))
+    note_in_catalog(home, lambda catalog: catalog.record_verification(record, real_path(folder)))
     _show(record, folder, as_json=as_json)
     context.exit(EXIT_CODES[record.outcome])
 
@@ -142,8 +143,8 @@ def _verify_on_hub(
     from ..workflows.pull import fetched_bundle
     from ..workflows.verify import verify
 
-    with step_bar() as advance, fetched_bundle(Hub(), source, advance=advance) as folder:
-        record = verify(_store_for(home, level), folder, level=level, base=base, advance=advance)
+    with progress_bar() as progress, fetched_bundle(Hub(), source, progress=progress) as folder:
+        record = verify(_store_for(home, level), folder, level=level, base=base, progress=progress)
         _show(record, folder, as_json=as_json)
     return record
 

@@ -10,18 +10,19 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...files.digests import read_chunks
+from ...files.progress import UNCOUNTED, Step
+from ...files.reading import open_regular, real_path
 from ...inspection.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import MAX_CONFIG_BYTES
 from ...schemas.errors import HubMismatch, HubRefused, SourceUnreadable
 from ...schemas.names import below
-from ..store import Advance, open_regular_file
 from .client import Hub
 from .listing import Candidate, ContentHash, Listing, RemoteFile
 
 # The header of an adapter with seven targets in 32 layers has about 60 kB.
 _FIRST_BYTES = 64 << 10
-_CHUNK_BYTES = 1 << 20
 
 
 def download_files(
@@ -31,7 +32,7 @@ def download_files(
     folder: Path,
     *,
     cache: Path | None = None,
-    advance: Advance | None = None,
+    step: Step = UNCOUNTED,
 ) -> None:
     """Fetch files and copy each to its place below ``folder``; the keys are the places.
 
@@ -41,7 +42,7 @@ def download_files(
         files: what to fetch, by its path below ``folder``.
         folder: the target; missing folders below it are made.
         cache: a cache of its own, in place of huggingface_hub's.
-        advance: told the number of bytes of each chunk that was hashed.
+        step: counts the bytes that were hashed.
 
     Raises:
         HubMismatch: the bytes are not those of the listing; they were taken out of the cache.
@@ -53,7 +54,7 @@ def download_files(
         target = below(folder, place)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            is_right = _copy_checked(cached, target, file, advance)
+            is_right = _copy_checked(cached, target, file, step)
         except OSError as error:
             if isinstance(error, SourceUnreadable):
                 raise
@@ -70,15 +71,13 @@ def download_files(
             )
 
 
-def _copy_checked(source: Path, target: Path, file: RemoteFile, advance: Advance | None) -> bool:
+def _copy_checked(source: Path, target: Path, file: RemoteFile, step: Step) -> bool:
     found = ContentHash(file.size_bytes)
     # The cache's names are links to its blobs.
-    with open_regular_file(Path(os.path.realpath(source))) as opened, target.open("xb") as copy:
-        while chunk := opened.read(_CHUNK_BYTES):
+    with open_regular(real_path(source)) as opened, target.open("xb") as copy:
+        for chunk in read_chunks(opened, step):
             found.update(chunk)
             copy.write(chunk)
-            if advance is not None:
-                advance(len(chunk))
     return found.result().are_those_of(file)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...files.progress import UNCOUNTED, Bytes, Progress, Step, silent
 from ...files.reading import real_path
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
@@ -23,7 +24,7 @@ from ...schemas.names import CatalogSource, check_name, suggest_name
 from ..catalog.catalog import Catalog
 from ..catalog.columns import clean_foreign_text
 from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile
-from ..store import Advance, Intake, Store
+from ..store import Intake, Store
 
 # Kept for people and for a bundle's card, when they are there and not larger than this.
 TEXT_FILES = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
@@ -57,7 +58,7 @@ def add_folder(
     tags: Iterable[str] = (),
     origin: Origin | None = None,
     license_name: str | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Addition:
     """Put the adapter in a folder into the store and the catalog.
 
@@ -70,7 +71,7 @@ def add_folder(
         tags: words attached to the version.
         origin: where the folder's files came from; by default the folder, by its last name.
         license_name: its licence, where no card beside it names one.
-        advance: told the number of bytes of each chunk that was copied.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         AdapterRefused: it is broken; ``findings`` has the reasons, and nothing was recorded.
@@ -95,7 +96,7 @@ def add_folder(
         # The name has this content, and the store its bytes: nothing to copy.
         added = catalog.add_version(new, tags=wanted_tags)
         return Addition(label, added.version, added.created, duplicates, ())
-    added, skipped = _store_and_record(catalog, store, folder, new, wanted_tags, advance)
+    added, skipped = _store_and_record(catalog, store, folder, new, wanted_tags, progress)
     return Addition(label, added.version, added.created, duplicates, skipped)
 
 
@@ -164,11 +165,14 @@ def _store_and_record(
     folder: Path,
     new: NewAdapterVersion,
     tags: tuple[str, ...],
-    advance: Advance | None,
+    progress: Progress,
 ) -> tuple[Added, tuple[str, ...]]:
     with store.intake() as intake:
-        expected = {CONFIG_FILE: new.config_sha256, WEIGHTS_FILE: new.weights_sha256}
-        files = [_copy_judged(intake, folder / name, digest, advance) for name, digest in expected.items()]
+        step = Step(f"storing {new.name}", Bytes(new.weights_bytes), progress)
+        files = [
+            _copy_judged(intake, folder / CONFIG_FILE, new.config_sha256),
+            _copy_judged(intake, folder / WEIGHTS_FILE, new.weights_sha256, step),
+        ]
         texts, skipped = _copy_texts(intake, folder)
         # Before the first blob is seen there, so that no other catalog takes it for nobody's.
         store.mark(catalog.ensure_identity(), catalog.referenced)
@@ -177,8 +181,8 @@ def _store_and_record(
             return catalog.add_version(complete, tags=tags, confirm=intake.confirm), skipped
 
 
-def _copy_judged(intake: Intake, path: Path, digest: Digest, advance: Advance | None) -> StoredFile:
-    blob = intake.copy(path, advance=advance)
+def _copy_judged(intake: Intake, path: Path, digest: Digest, step: Step = UNCOUNTED) -> StoredFile:
+    blob = intake.copy(path, step=step)
     if blob.sha256 != digest:
         raise SourceUnreadable(
             f"`{path}` changed while it was being read", hint="add it again when nothing writes to it"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...files.progress import Advance, chunks_of
+from ...files.progress import Bytes, Progress, Step, silent
 from ...files.scratch import Purpose, temporary_folder
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
@@ -89,7 +89,7 @@ def add_from_hub(
     base: str | None = None,
     tags: Iterable[str] = (),
     max_bytes: int = MAX_ADAPTER_FILE_BYTES,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Addition:
     """Judge an adapter on the Hub, then download and catalogue it.
 
@@ -103,7 +103,7 @@ def add_from_hub(
         base: the base model, as the person who adds it knows it.
         tags: words attached to the version.
         max_bytes: larger files are refused before anything is downloaded.
-        advance: told how far the hashing got.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         AdapterRefused: it is broken; seen before the weights were downloaded.
@@ -132,7 +132,7 @@ def add_from_hub(
         catalog.change_tags(known, add=wanted_tags)
         return Addition(str(candidate), catalog.find(known), created=False, duplicates=(), skipped=())
     return _download_and_add(
-        catalog, store, hub, found, name=wanted_name, base=base, tags=wanted_tags, advance=advance
+        catalog, store, hub, found, name=wanted_name, base=base, tags=wanted_tags, progress=progress
     )
 
 
@@ -145,7 +145,7 @@ def _download_and_add(
     name: str,
     base: str | None,
     tags: tuple[str, ...],
-    advance: Advance | None,
+    progress: Progress,
 ) -> Addition:
     candidate = found.candidate
     texts = [
@@ -154,9 +154,9 @@ def _download_and_add(
         if file in candidate.files and candidate.files[file].size_bytes <= MAX_TEXT_BYTES
     ]
     files = {file: candidate.files[file] for file in (CONFIG_FILE, WEIGHTS_FILE, *texts)}
-    count = chunks_of(advance, f"checking {name}", sum(file.size_bytes for file in files.values()))
+    step = Step(f"checking {name}", Bytes(sum(file.size_bytes for file in files.values())), progress)
     with temporary_folder(Purpose.ADD) as folder:
-        download_files(hub, found.listing, files, folder, advance=count)
+        download_files(hub, found.listing, files, folder, step=step)
         origin = Origin(kind="hub", location=str(candidate), commit=candidate.commit)
         return add_folder(catalog, store, folder, name=name, base=base, tags=tags, origin=origin)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...files.progress import Advance
-from ...files.writing import check_writable, replace_file
+from ...files.digests import hash_file
+from ...files.progress import Progress, silent
+from ...files.reading import real_path
+from ...files.writing import check_writable, write_whole
 from ...runtime import evaluation
 from ...runtime.evaluation import EvaluationOptions
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
 from ...runtime.fitting import context_of, open_base, read_task_data
 from ...schemas.bundle import MANIFEST_FILE
-from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable
 from ...schemas.evaluation import Evaluation
 from .loading import load_for_command
@@ -26,7 +27,7 @@ def evaluate(
     *,
     out: Path | None = None,
     plots: Path | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate the bundle in a folder.
 
@@ -39,7 +40,7 @@ def evaluate(
         options: modes, metrics, and how much is asked.
         out: a file for the evaluation as JSON; one that is there is replaced.
         plots: a folder for the figures, made if it is not there; files of the same names are replaced.
-        advance: told how far it got.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         SourceUnreadable: bundle, base or data cannot be read, or a result cannot be written.
@@ -59,13 +60,13 @@ def evaluate(
     tasks = read_task_data(data, members, tokenizer=opened.tokenizer, context_tokens=context)
     evaluation.make_tasks(tasks, members, opened.tokenizer, options, context_tokens=context)
     found = evaluation.evaluate(
-        load_for_command(folder, opened), tasks, options, bundle=folder.resolve().name, progress=advance
-    ).model_copy(update={"manifest_sha256": Digest.of_file(folder / MANIFEST_FILE)})
+        load_for_command(folder, opened), tasks, options, bundle=real_path(folder).name, progress=progress
+    ).model_copy(update={"manifest_sha256": hash_file(folder / MANIFEST_FILE)})
     if out is not None:
-        replace_file(out, found.to_bytes())
+        write_whole(out, found.to_bytes())
     if plots is not None:
         for name, image in draw_plots(found).items():
-            replace_file(plots / name, image)
+            write_whole(plots / name, image)
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ...files.progress import Advance, step_of
+from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...fuser.verify import verify_bundle
 from ...fuser.write import GivenGate, require_no_conflicts, write_bundle
@@ -40,7 +40,7 @@ def fuse(
     *,
     name: str | None = None,
     given_gate: GivenGate | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Fusion:
     """Write, verify and register the bundle of a plan.
 
@@ -50,7 +50,7 @@ def fuse(
         folder: the new folder.
         name: what the catalog calls the bundle, by default made from the folder's name.
         given_gate: used in place of the plan's initialisation.
-        advance: told how far it got.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         FuseRefused: the plan has conflicts, or what was written does not verify; nothing is left.
@@ -62,7 +62,7 @@ def fuse(
     bundle_name = check_name(name or suggest_name(real_path(folder).name))
     require_no_conflicts(prepared.plan)
     check_no_adapter_has(catalog, bundle_name)
-    record = write_fused(prepared, folder, given_gate=given_gate, advance=advance)
+    record = write_fused(prepared, folder, given_gate=given_gate, progress=progress)
     members = [
         NewMember(member.name, version, member.weights_sha256, member.config_sha256)
         for version, member in zip(prepared.versions, prepared.members, strict=True)
@@ -76,7 +76,7 @@ def write_fused(
     folder: Path,
     *,
     given_gate: GivenGate | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> VerificationRecord:
     """Write and verify the bundle of a plan, without a catalog; the folder appears when it verified.
 
@@ -88,16 +88,16 @@ def write_fused(
         prepared.plan,
         prepared.members,
         given_gate=given_gate,
-        progress=step_of(advance, "writing"),
+        progress=progress,
     )
-    return write_verified(folder, write, lambda written: _verify(written, prepared, advance))
+    return write_verified(folder, write, lambda written: _verify(written, prepared, progress))
 
 
-def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> VerificationRecord:
+def _verify(folder: Path, prepared: Prepared, progress: Progress) -> VerificationRecord:
     return verify_bundle(
         folder,
         level=Level.SOURCE,
         sources=prepared.sources,
         renamed=prepared.renamed,
-        progress=step_of(advance, "verifying"),
+        progress=progress,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...files.progress import Advance
+from ...bundle.files import check_target
+from ...files.progress import Progress, silent
 from ...files.scratch import Purpose, temporary_folder
-from ...files.staging import check_target
 from ...fuser.official import ImportedMember, OfficialWeights
 from ...fuser.write import GivenGate
 from ...schemas.bundle import IMPORTED, Fitting
@@ -31,7 +31,7 @@ def import_official(
     top_k: int | None = None,
     temperature: float = 1.0,
     name: str | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Fusion:
     """Make a bundle of a file in the authors' layout.
 
@@ -56,7 +56,7 @@ def import_official(
     recipe = _make_recipe(value, [str(version.source) for version in versions], members)
     gate = GivenGate(Fitting(method=IMPORTED, data=()), official.gate)
     return fuse(
-        catalog, prepare_fuse(catalog, store, recipe), folder, name=name, given_gate=gate, advance=advance
+        catalog, prepare_fuse(catalog, store, recipe), folder, name=name, given_gate=gate, progress=progress
     )
 
 

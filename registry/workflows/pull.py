@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...bundle import Bundle
+from ...bundle.files import staged_target
 from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
-from ...files.progress import Advance, chunks_of, step_of
+from ...files.digests import hash_file
+from ...files.progress import Bytes, Progress, Step, silent
+from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
-from ...files.staging import staged_folder
 from ...fuser.extract import extract_member
 from ...fuser.verify import verify_bundle
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, BundleConfig
-from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
@@ -81,7 +82,7 @@ def pull(
     *,
     name: str | None = None,
     max_bytes: int = MAX_BUNDLE_BYTES,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Pulled:
     """Fetch, verify and register a bundle and its members.
 
@@ -96,7 +97,7 @@ def pull(
         folder: the new folder, or one that holds this very bundle already.
         name: what the catalog calls the bundle, by default made from the repository's name.
         max_bytes: a larger bundle is refused before its weights are downloaded.
-        advance: told how far it got.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         HubRefused, HubUnavailable: it cannot be had.
@@ -112,21 +113,21 @@ def pull(
         remote = find_bundle(hub, source, scratch)
         created = not _is_here(folder, scratch)
     if created:
-        with staged_folder(folder) as staging:
-            _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, advance=advance)
-            claimed, record = _verify(staging, remote, advance)
+        with staged_target(folder) as staging:
+            _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, progress=progress)
+            claimed, record = _verify(staging, remote, progress)
     else:
-        claimed, record = _verify(folder, remote, advance)
+        claimed, record = _verify(folder, remote, progress)
     members = _register_members(catalog, store, folder, bundle_name)
     version = register_bundle(catalog, folder, bundle_name, members, claimed)
-    catalog.record_verification(record, folder.resolve())
+    catalog.record_verification(record, real_path(folder))
     return Pulled(
         folder, remote.listing.repository, remote.listing.commit, created, record, version, remote.ignored
     )
 
 
 @contextmanager
-def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = None) -> Iterator[Path]:
+def fetched_bundle(hub: Hub, source: HubSource, *, progress: Progress = silent) -> Iterator[Path]:
     """A bundle of the Hub in a folder of its own, with its record checked; nothing of it is kept.
 
     Raises:
@@ -135,7 +136,7 @@ def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = Non
     with temporary_folder(Purpose.VERIFY) as scratch:
         start, folder, cache = (scratch / name for name in ("start", "bundle", "cache"))
         remote = find_bundle(hub, source, start, cache=cache)
-        _fetch(hub, remote, folder, max_bytes=MAX_BUNDLE_BYTES, cache=cache, advance=advance)
+        _fetch(hub, remote, folder, max_bytes=MAX_BUNDLE_BYTES, cache=cache, progress=progress)
         require_source_record(Bundle(folder), str(remote), hint=_NO_RECORD)
         yield folder
 
@@ -184,7 +185,7 @@ def _compare_listing(remote: RemoteBundle) -> None:
 def _is_here(folder: Path, scratch: Path) -> bool:
     """Whether the folder holds a bundle with the manifest that was just fetched."""
     own = folder / MANIFEST_FILE
-    return own.is_file() and Digest.of_file(own) == Digest.of_file(scratch / MANIFEST_FILE)
+    return own.is_file() and hash_file(own) == hash_file(scratch / MANIFEST_FILE)
 
 
 def _fetch(
@@ -194,7 +195,7 @@ def _fetch(
     *,
     max_bytes: int,
     cache: Path | None,
-    advance: Advance | None,
+    progress: Progress,
 ) -> None:
     wanted = (*remote.manifest.files, MANIFEST_FILE, VERIFICATION_FILE)
     found = {name: file for name in wanted if (file := remote.listing.find(name)) is not None}
@@ -204,18 +205,18 @@ def _fetch(
             f"{remote} has {total} bytes, the limit is {max_bytes}; its weights were not downloaded",
             hint="raise the limit with `--max-bytes`",
         )
-    count = chunks_of(advance, "checking", total)
+    step = Step("checking", Bytes(total), progress)
     small = {name: file for name, file in found.items() if file.sha256 is None}
     large = {name: file for name, file in found.items() if name not in small}
     folder.mkdir(exist_ok=True)
     for part in (small, large):
-        download_files(hub, remote.listing, part, folder, cache=cache, advance=count)
+        download_files(hub, remote.listing, part, folder, cache=cache, step=step)
         _check_digests(remote, part, folder)
 
 
 def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: Path) -> None:
     for name in sorted(set(files) & set(remote.manifest.files)):
-        found, listed = Digest.of_file(folder / name), remote.manifest.files[name].sha256
+        found, listed = hash_file(folder / name), remote.manifest.files[name].sha256
         if found != listed:
             raise HubMismatch(
                 f"{remote} was changed: `{name}` has the digest `{found}`, its manifest says `{listed}`; "
@@ -225,11 +226,11 @@ def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: P
 
 
 def _verify(
-    folder: Path, remote: RemoteBundle, advance: Advance | None
+    folder: Path, remote: RemoteBundle, progress: Progress
 ) -> tuple[VerificationRecord, VerificationRecord]:
     """The record that came with the bundle, and the one of this machine."""
     claimed = require_source_record(Bundle(folder), str(remote), hint=_NO_RECORD)
-    record = verify_bundle(folder, level=Level.INTEGRITY, progress=step_of(advance, "verifying"))
+    record = verify_bundle(folder, level=Level.INTEGRITY, progress=progress)
     if record.outcome is not Outcome.PASS:
         reasons = "; ".join((*record.problems, *record.unchecked)[:5])
         raise BundleRefused(f"{remote} does not verify here ({record.outcome}): {reasons}")

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...files.progress import Advance, chunks_of
+from ...files.digests import hash_file
+from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import real_path
 from ...schemas.bundle import CARD_FILE, MANIFEST_FILE
-from ...schemas.digest import Digest
 from ...schemas.errors import HubConflict, HubMismatch, HubRefused, HubUnavailable
 from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
@@ -68,10 +68,10 @@ class PushOptions:
     tag: str | None = None
 
 
-def digest_files(files: Mapping[str, Path], advance: Advance | None = None) -> dict[str, FileDigests]:
+def digest_files(files: Mapping[str, Path], progress: Progress = silent) -> dict[str, FileDigests]:
     """The digests of local files, by the same keys."""
-    count = chunks_of(advance, "hashing", sum(path.stat().st_size for path in files.values()))
-    return {name: digest_file(path, count) for name, path in files.items()}
+    step = Step("hashing", Bytes(sum(path.stat().st_size for path in files.values())), progress)
+    return {name: digest_file(path, step) for name, path in files.items()}
 
 
 def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pushed:
@@ -125,7 +125,7 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
     if pushed.commit is None or not (pushed.added or pushed.deleted):
         return ()
     if isinstance(source, Path):
-        manifest_sha256 = Digest.of_file(source / MANIFEST_FILE)
+        manifest_sha256 = hash_file(source / MANIFEST_FILE)
         versions = catalog.find_bundles_in(real_path(source), manifest_sha256)
     else:
         versions = (source,)

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from ...bundle import Bundle
-from ...files.progress import Advance
+from ...files.progress import Progress, silent
 from ...fuser.licenses import combine_licenses
 from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
@@ -37,7 +37,7 @@ def open_upload(
     source: str | os.PathLike[str],
     scratch: Path,
     *,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> tuple[CatalogSource | Path, Upload]:
     """Return what is pushed, for ``note_push``, and its upload.
 
@@ -46,7 +46,7 @@ def open_upload(
         open_store: called when that name is an adapter's.
         source: a bundle's folder, or a catalogued bundle or adapter.
         scratch: an empty folder that is kept until the push is done.
-        advance: called with the progress of the hashing.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         UsageError: it is a repository on the Hub.
@@ -61,13 +61,13 @@ def open_upload(
         with open_catalog() as catalog:
             version = catalog.find_any(parsed)
         if isinstance(version, AdapterVersion):
-            return version.source, adapter_upload(open_store(), version, scratch, advance=advance)
+            return version.source, adapter_upload(open_store(), version, scratch, progress=progress)
         noted = version.source
     folder = find_bundle_folder(open_catalog, source)
-    return noted or folder, bundle_upload(folder, advance=advance)
+    return noted or folder, bundle_upload(folder, progress=progress)
 
 
-def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
+def bundle_upload(folder: Path, *, progress: Progress = silent) -> Upload:
     """The files of a bundle that passed a verification at level source, for this very manifest.
 
     Raises:
@@ -83,7 +83,7 @@ def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
     }
     if missing := [name for name, path in files.items() if not path.is_file() or path.is_symlink()]:
         raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
-    digests = digest_files(files, advance)
+    digests = digest_files(files, progress)
     _compare_with_manifest(folder, manifest, digests)
     names = ", ".join(member.name for member in manifest.members)
     return Upload(
@@ -97,7 +97,7 @@ def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
 
 
 def adapter_upload(
-    store: Store, version: AdapterVersion, scratch: Path, *, advance: Advance | None = None
+    store: Store, version: AdapterVersion, scratch: Path, *, progress: Progress = silent
 ) -> Upload:
     """The files of a catalogued adapter; one without a card gets a short one, written into ``scratch``.
 
@@ -114,7 +114,7 @@ def adapter_upload(
     if CARD_FILE not in files:
         files[CARD_FILE] = scratch / CARD_FILE
         files[CARD_FILE].write_text(_card_of(version), encoding="utf-8", newline="\n")
-    digests = digest_files(files, advance)
+    digests = digest_files(files, progress)
     for file in version.files:
         if digests[file.name].sha256 != file.sha256:
             raise StoreDamaged(

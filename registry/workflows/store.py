@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from itertools import groupby, islice
-from threading import Lock
 
+from ...files.progress import Bytes, Progress, Step, silent
 from ...schemas.digest import Digest
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
 from ..catalog.references import Reference
-from ..store import Advance, Blob, RemoteStore, Store
+from ..store import Blob, RemoteStore, Store
 from ..store.marks import unreferenced
 
 _AT_ONCE = 64
@@ -196,7 +196,7 @@ def adopt_store(catalog: Catalog, store: Store) -> None:
 
 
 def verify_store(
-    catalog: Catalog, store: Store, *, jobs: int = 1, advance: Advance | None = None
+    catalog: Catalog, store: Store, *, jobs: int = 1, progress: Progress = silent
 ) -> Iterator[BlobState]:
     """Read every blob that the catalog refers to, and say of each whether it is whole.
 
@@ -206,14 +206,14 @@ def verify_store(
         catalog: knows what is referred to, and how large it was.
         store: is read.
         jobs: how many blobs are read at once.
-        advance: told the number of bytes of each chunk, by one thread at a time.
+        progress: called with a step's name, how much of it is done, and how much there is.
     """
-    told = _one_at_a_time(advance) if advance else None
+    step = Step("reading", Bytes(referenced_bytes(catalog)), progress)
     references = groupby(catalog.list_references(), key=lambda each: each.sha256)
     grouped = (tuple(group) for _, group in references)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         while some := list(islice(grouped, _AT_ONCE)):
-            yield from pool.map(lambda group: _look_at(store, group, told), some)
+            yield from pool.map(lambda group: _look_at(store, group, step), some)
 
 
 def referenced_bytes(catalog: Catalog) -> int:
@@ -314,10 +314,10 @@ def _drop_copies(catalog: Catalog, store: Store, *, dry_run: bool) -> list[Blob]
     return copies
 
 
-def _look_at(store: Store, references: Sequence[Reference], advance: Advance | None) -> BlobState:
+def _look_at(store: Store, references: Sequence[Reference], step: Step) -> BlobState:
     digest = references[0].sha256
     try:
-        found = store.rehash(digest, advance=advance)
+        found = store.rehash(digest, step=step)
         condition = Condition.MISSING if found is None else Condition.WHOLE
         condition = condition if found in (None, digest) else Condition.DAMAGED
     except PermissionError:
@@ -331,16 +331,6 @@ def _look_at(store: Store, references: Sequence[Reference], advance: Advance | N
         file_names=tuple(dict.fromkeys(each.file_name for each in references)),
         origin=references[0].origin,
     )
-
-
-def _one_at_a_time(advance: Advance) -> Advance:
-    lock = Lock()
-
-    def tell(size_bytes: int) -> None:
-        with lock:
-            advance(size_bytes)
-
-    return tell
 
 
 def _sum(blobs: Iterable[Blob]) -> int:

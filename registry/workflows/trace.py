@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...files.writing import check_writable, replace_file
+from ...files.reading import real_path
+from ...files.writing import check_writable, write_whole
 from ...runtime import tracing
 from ...runtime.fitting import open_base
 from ...schemas.trace import Trace
@@ -32,7 +33,7 @@ def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Pa
     # Before the base is loaded, which takes longer.
     Bundle.open(folder)
     loaded = load_for_command(folder, open_base(base))
-    return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=folder.resolve().name)
+    return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=real_path(folder).name)
 
 
 def write_page(path: Path, found: Trace) -> None:
@@ -41,4 +42,4 @@ def write_page(path: Path, found: Trace) -> None:
     Raises:
         SourceUnreadable: it cannot be written.
     """
-    replace_file(path, tracing.render_page(found).encode("utf-8"))
+    write_whole(path, tracing.render_page(found).encode("utf-8"))

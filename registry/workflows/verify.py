@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import write_record
-from ...files.progress import Advance, step_of
+from ...files.progress import Progress, silent
 from ...fuser.verify import verify_bundle
 from ...schemas.errors import MeteoraError
 from ...schemas.manifest import Manifest
@@ -24,7 +24,7 @@ def verify(
     level: Level,
     base: Path | None = None,
     keep_record: bool = False,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> VerificationRecord:
     """Verify the bundle in a folder on every backend of this machine.
 
@@ -34,7 +34,7 @@ def verify(
         level: how far to go.
         base: the folder of the base model, asked where the bundle says that the base renamed modules.
         keep_record: write the record into the bundle, in place of the one that is there.
-        advance: told how far it got.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         SourceUnreadable: the manifest or the base cannot be read, or the record cannot be written.
@@ -47,7 +47,7 @@ def verify(
         sources=sources,
         renamed=_renaming_by(base, manifest) if base and manifest else None,
         with_triton=True,
-        progress=step_of(advance, "verifying"),
+        progress=progress,
     )
     if keep_record:
         write_record(folder, record)

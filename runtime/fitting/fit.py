@@ -6,7 +6,7 @@ modules with the very label that is to be learned, and routed for itself the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Literal
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...files.progress import Progress, Step, silent
 from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, Scope
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.statistics import (
@@ -36,15 +37,18 @@ from .sequences import (
     make_batches,
 )
 from .solve import Method, solve_gate
-from .statistics import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
+from .statistics import (
+    StatisticsFile,
+    StatisticsWriter,
+    digest_of_base,
+    merge_moments,
+    written_statistics,
+)
 from .task_data import TaskData
 
 # Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.
 MAX_MEMORY_BYTES = 4 << 30
 _EPS = 1e-6
-
-# Told the name of a step and how much of it is done.
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ def fit_gates(
     *,
     options: FitOptions | None = None,
     statistics: Path | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> FittedGates:
     """Fit the gates of every module of a bundle.
 
@@ -142,7 +146,7 @@ def fit_gates(
         options: how; by default as measured best.
         statistics: a file of statistics. If it exists the members in it are taken from there; what was
             worked out is kept in it.
-        advance: told how far it got.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         UsageError: the model carries adapters, or a module has more inputs than a gate can be fitted for.
@@ -164,8 +168,8 @@ def fit_gates(
         description = _describe(base, config, inputs, known, new, options)
         writer = None
         if statistics is not None and new.names:
-            writer = stack.enter_context(StatisticsWriter(statistics, description))
-        values = _fit_inputs(base, inputs, description, old, new, writer, options, advance)
+            writer = stack.enter_context(written_statistics(statistics, description))
+        values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
     return FittedGates(
         kind=options.kind,
         eps=_EPS,
@@ -288,13 +292,14 @@ def _fit_inputs(
     new: _NewData,
     writer: StatisticsWriter | None,
     options: FitOptions,
-    advance: Advance | None,
+    progress: Progress,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     values: dict[str, tuple[Tensor, Tensor]] = {}
     groups = list(split_inputs(inputs, options.max_memory_bytes))
+    solving = Step("solving", len(inputs), progress)
     for turn, group in enumerate(groups, start=1):
-        step = "reading" if len(groups) == 1 else f"reading, pass {turn} of {len(groups)}"
-        collected = _collect(base, group, new, options, advance, step)
+        name = "reading" if len(groups) == 1 else f"reading, pass {turn} of {len(groups)}"
+        collected = _collect(base, group, new, options, Step(name, len(new.batches), progress))
         for each in group:
             moments = merge_moments(
                 old.read(each) if old else None,
@@ -308,8 +313,7 @@ def _fit_inputs(
             values[each.source] = solve_gate(
                 moments, options.method, shrinkage=options.shrinkage, what=f"the input of `{each.source}`"
             )
-            if advance:
-                advance("solving", len(values), len(inputs))
+            solving.advance()
     return values
 
 
@@ -318,8 +322,7 @@ def _collect(
     group: Sequence[ModuleInput],
     new: _NewData,
     options: FitOptions,
-    advance: Advance | None,
-    step: str,
+    step: Step,
 ) -> dict[str, Moments]:
     if not new.names:
         return {}
@@ -329,7 +332,7 @@ def _collect(
         new.batches,
         new.tokens,
         eps=_EPS if options.kind == "normalised" else None,
-        progress=None if advance is None else lambda done, total: advance(step, done, total),
+        step=step,
     )
 
 

@@ -10,18 +10,17 @@ squared, and cost nothing, hence float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...files.progress import UNCOUNTED, Step
 from ...schemas.errors import BundleRefused
 from .inputs import ModuleInput, run, watched
 from .sequences import Batch
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def collect_moments(
     tokens: Mapping[int, int],
     *,
     eps: float | None = None,
-    progress: Progress | None = None,
+    step: Step = UNCOUNTED,
 ) -> dict[str, Moments]:
     """The moments of these inputs by source, in one pass of the base over the batches.
 
@@ -64,16 +63,15 @@ def collect_moments(
         batches: their labels are the members' places.
         tokens: how many tokens of each member count, by place from 0.
         eps: divide each x by ||x|| + eps; None leaves it as it is.
-        progress: called with (batches done, batches in all).
+        step: counts the batches.
 
     Raises:
         BundleRefused: a module is not called with one vector per token.
     """
     sums = {each.source: _Sums(each.features, tokens, eps) for each in inputs}
-    for done, batch in enumerate(batches, start=1):
+    for batch in batches:
         _pass_over(base, batch, sums)
-        if progress:
-            progress(done, len(batches))
+        step.advance()
     return {source: each.moments() for source, each in sums.items()}
 
 

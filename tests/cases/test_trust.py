@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle.files import write_record
+from meteora_registry.files.digests import hash_file
 from meteora_registry.fuser.plan import FuseOptions
 from meteora_registry.fuser.verify import verify_bundle
 from meteora_registry.registry.workflows.push_content import bundle_upload
@@ -88,7 +89,7 @@ def reseal_record(genuine: Path, bundle: Path, change: Callable[[Json], None]) -
     record = json.loads((genuine / VERIFICATION_FILE).read_bytes())
     del record["record_sha256"]
     change(record)
-    record["manifest_sha256"] = Digest.of_file(bundle / MANIFEST_FILE)
+    record["manifest_sha256"] = hash_file(bundle / MANIFEST_FILE)
     record["record_sha256"] = Digest.of_bytes(canonical_json(record))
     (bundle / VERIFICATION_FILE).write_bytes(canonical_json(record))
 

@@ -535,7 +535,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(fused: Path, tm
     bundle = copy_bundle(fused, tmp_path / "bundle")
     (bundle / "meteora_manifest.json").unlink()
     os.mkfifo(bundle / "meteora_manifest.json")
-    with pytest.raises(SourceUnreadable, match="is no regular file"):
+    with pytest.raises(SourceUnreadable, match="is not a regular file"):
         check(bundle)
 
 

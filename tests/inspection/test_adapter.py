@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.inspection.adapter import Inspection, inspect_adapter, inspect_config, inspect_files
 from meteora_registry.inspection.card import parse_license
 from meteora_registry.inspection.config import LoraConfig
@@ -34,11 +35,11 @@ def test_inspection_tells_what_a_catalog_needs(tmp_path: Path) -> None:
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     found = inspect_adapter(folder)
     assert found.config_text == config.read_text()
-    assert found.config_sha256 == Digest.of_file(config)
+    assert found.config_sha256 == hash_file(config)
     assert found.canonical_config_sha256 == Digest.of_bytes(
         canonical_json(load_json(config.read_bytes(), what="config"))
     )
-    assert found.weights_sha256 == Digest.of_file(weights)
+    assert found.weights_sha256 == hash_file(weights)
     assert found.weights_bytes == weights.stat().st_size
     assert (found.declared_base, found.base_revision, found.license) == ("org/base", "abc", "mit")
     assert found.task_type == "CAUSAL_LM"

@@ -173,8 +173,8 @@ def test_only_beginning_of_file_is_needed() -> None:
 def test_unreadable_weights_are_no_finding(tmp_path: Path) -> None:
     with pytest.raises(SourceUnreadable, match="No such file"):
         read_header(tmp_path / "absent")
-    with pytest.raises(SourceUnreadable, match="is no regular file"):
+    with pytest.raises(SourceUnreadable, match="is not a regular file"):
         read_header(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SourceUnreadable, match="is no regular file"):
+    with pytest.raises(SourceUnreadable, match="is not a regular file"):
         read_header(tmp_path / "pipe")

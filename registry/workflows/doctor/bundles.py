@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from ....files.digests import hash_file
 from ....files.reading import read_bounded
 from ....schemas.bundle import MANIFEST_FILE
-from ....schemas.digest import Digest
 from ....schemas.errors import MeteoraError
 from ....schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ....schemas.names import below
@@ -32,7 +32,7 @@ def _examine(place: BundlePlace) -> Problem | None:
         what = "holds no bundle any more" if place.path.is_dir() else "is not there"
         found = f"`{place.path}` {what}"
         return Problem(Code.BUNDLE_GONE, f"`{place.version}`", found, f"put it back; {again}")
-    if manifest.stat().st_size > MAX_MANIFEST_BYTES or Digest.of_file(manifest) != place.manifest_sha256:
+    if manifest.stat().st_size > MAX_MANIFEST_BYTES or hash_file(manifest) != place.manifest_sha256:
         found = f"`{manifest}` is not the one that was registered, `{place.manifest_sha256.short}`"
         return Problem(Code.BUNDLE_CHANGED, f"`{place.version}`", found, again)
     changed = _changed_files(place)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ....files.progress import Progress, silent
 from ....files.reading import real_path
 from ....schemas.errors import (
     CatalogUnusable,
@@ -19,7 +20,6 @@ from ....schemas.errors import (
 from ...catalog.catalog import Catalog
 from ...catalog.references import BundlePlace
 from ...home import Home
-from ...store import Advance
 from .bundles import examine_bundles
 from .catalog import examine_catalog
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
@@ -39,7 +39,7 @@ class Examination:
 
 
 def examine(
-    home: Home, *, beside: Iterable[Path] = (), jobs: int = 1, advance: Advance | None = None
+    home: Home, *, beside: Iterable[Path] = (), jobs: int = 1, progress: Progress = silent
 ) -> Examination:
     """Look at everything, and change nothing.
 
@@ -49,7 +49,7 @@ def examine(
         home: what is examined.
         beside: folders in which bundles may have been begun, beyond those where catalogued ones lie.
         jobs: how many blobs are read at once.
-        advance: told the number of bytes of each chunk.
+        progress: called with a step's name, how much of it is done, and how much there is.
     """
     problems = [*_examine_home(home), *examine_temporary_folder(), *_examine_place(home)]
     is_store_there = all(problem.code != Code.STORE_UNAVAILABLE for problem in problems)
@@ -65,7 +65,7 @@ def examine(
         elif home.catalog_url is not None or home.catalog_file.exists():
             with Catalog.open(home) as catalog:
                 if is_store_there:
-                    problems += _examine_store(home, catalog, not_examined, jobs=jobs, advance=advance)
+                    problems += _examine_store(home, catalog, not_examined, jobs=jobs, progress=progress)
                 places = tuple(catalog.list_bundle_places())
                 problems += examine_bundles(places)
                 parents |= {place.path.parent for place in places}
@@ -85,10 +85,10 @@ def _examine_place(home: Home) -> Iterator[Problem]:
 
 
 def _examine_store(
-    home: Home, catalog: Catalog, not_examined: list[str], *, jobs: int, advance: Advance | None
+    home: Home, catalog: Catalog, not_examined: list[str], *, jobs: int, progress: Progress
 ) -> Iterator[Problem]:
     try:
-        yield from examine_store(home, catalog, jobs=jobs, advance=advance)
+        yield from examine_store(home, catalog, jobs=jobs, progress=progress)
         yield from examine_garbage(home, catalog)
     except StillInUse as error:
         not_examined.append(f"what of the store may be deleted: {error}; {error.hint}")

@@ -9,14 +9,16 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from ....files.digests import hash_file
+from ....files.progress import Progress
 from ....schemas.digest import Digest
 from ....schemas.errors import SourceUnreadable, UsageError
 from ....schemas.manifest import Origin
 from ....schemas.names import parse_repository
 from ...catalog.catalog import Catalog
 from ...home import Home
-from ...store import Advance, RemoteStore, Store
-from ...store.blob import READ_ONLY, hash_file
+from ...store import RemoteStore, Store
+from ...store.blob import READ_ONLY
 from ..store import BlobState, Condition, collect_garbage, verify_store
 from .problem import Code, Mending, Problem, join_some
 
@@ -28,11 +30,11 @@ _CODES = {
 _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
-def examine_store(home: Home, catalog: Catalog, *, jobs: int, advance: Advance | None) -> Iterator[Problem]:
+def examine_store(home: Home, catalog: Catalog, *, jobs: int, progress: Progress) -> Iterator[Problem]:
     """Every blob that the catalog refers to, the permissions of what lies on this machine, and strays."""
     store = home.store
     yield from examine_permissions(home)
-    for state in verify_store(catalog, store, jobs=jobs, advance=advance):
+    for state in verify_store(catalog, store, jobs=jobs, progress=progress):
         if state.condition is not Condition.WHOLE:
             yield _judge(home, catalog, state)
     if isinstance(store, RemoteStore):
