@@ -16,7 +16,7 @@ from ...bundle.files import staged_target
 from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
-from ...files.reading import real_path
+from ...files.reading import read_bounded, real_path
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.extract import extract_member
 from ...fuser.verify import verify_bundle
@@ -163,7 +163,9 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
         if files[name].size_bytes > limit:
             raise BundleRefused(f"`{name}` has {files[name].size_bytes} bytes, expected at most {limit}")
     download_files(hub, listing, files, scratch, cache=cache)
-    BundleConfig.read((scratch / CONFIG_FILE).read_bytes(), max_bytes=MAX_BUNDLE_CONFIG_BYTES)
+    BundleConfig.read(
+        read_bounded(scratch / CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), max_bytes=MAX_BUNDLE_CONFIG_BYTES
+    )
     remote = RemoteBundle(listing, Bundle(scratch).manifest)
     _compare_listing(remote)
     return remote
