@@ -34,7 +34,7 @@ def upgrade(registry: Registry) -> None:
 @click.command("current", epilog=examples("db current"))
 @pass_registry
 def current(registry: Registry) -> None:
-    """Print the revision of the catalog's database.
+    """Print the revision of the catalog's schema.
 
     Prints on stderr whether this version needs another.
     """
