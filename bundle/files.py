@@ -1,23 +1,27 @@
-"""The files of a bundle, compared with its manifest, and the verification record beside them."""
+"""The files of a bundle, compared with its manifest, and how they get to their place."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ..files.digests import hash_file
+from ..files.reading import real_path
+from ..files.scratch import is_unfinished, staged_path
+from ..files.staging import check_new_folder, staged_folder
+from ..files.writing import write_whole
 from ..schemas import bundle as names
-from ..schemas.digest import Digest
-from ..schemas.errors import MeteoraError, SourceUnreadable
+from ..schemas.errors import MeteoraError, UsageError
 from ..schemas.manifest import Manifest
 from ..schemas.names import below
-from ..schemas.scratch import staged_path
 from ..schemas.verification import VerificationRecord
 from .opened import Bundle
 
-# A record on its way in; a process that died may have left it.
-PARTIAL_RECORD = staged_path(Path(names.VERIFICATION_FILE)).name
+# Where earlier versions wrote a record before it was whole; a process that died may have left it.
+OLD_PARTIAL_RECORD = staged_path(Path(names.VERIFICATION_FILE)).name
 # Hosts and version control add these beside the files; they are not part of the bundle.
-_FOREIGN = frozenset({".git", ".gitattributes", ".gitignore", ".cache", PARTIAL_RECORD})
+_FOREIGN = frozenset({".git", ".gitattributes", ".gitignore", ".cache", OLD_PARTIAL_RECORD})
 _UNLISTED = frozenset({names.MANIFEST_FILE, names.VERIFICATION_FILE})
 
 
@@ -30,7 +34,7 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
             problems.append(f"`{name}` is missing")
         elif (size := path.stat().st_size) != record.size_bytes:
             problems.append(f"`{name}` has {size} bytes, the manifest lists {record.size_bytes}")
-        elif (digest := Digest.of_file(path)) != record.sha256:
+        elif (digest := hash_file(path)) != record.sha256:
             problems.append(f"`{name}` has digest `{digest}`, the manifest lists `{record.sha256}`")
     required = {names.CONFIG_FILE, names.WEIGHTS_FILE}
     problems += [f"the manifest does not list `{name}`" for name in sorted(required - set(manifest.files))]
@@ -72,7 +76,12 @@ def _files_in(folder: Path) -> set[str]:
     # A linked folder counts as a file: its content is not part of the bundle.
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     relative = (path.relative_to(folder) for path in files)
-    return {path.as_posix() for path in relative if path.parts[0] not in _FOREIGN}
+    return {path.as_posix() for path in relative if not _is_foreign(path.parts[0])}
+
+
+def _is_foreign(name: str) -> bool:
+    # Another process may be putting its record there.
+    return name in _FOREIGN or is_unfinished(Path(name), of=names.VERIFICATION_FILE)
 
 
 def check_record(bundle: Bundle) -> list[str]:
@@ -90,19 +99,43 @@ def check_record(bundle: Bundle) -> list[str]:
 
 
 def write_record(folder: Path, record: VerificationRecord) -> None:
-    """Put a record into the bundle it is about, in one step: the old one stays until the new one is whole."""
-    target, partial = folder / names.VERIFICATION_FILE, folder / PARTIAL_RECORD
-    try:
-        # A bundle from elsewhere may have a link under this name, and writing would follow it.
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(record.seal())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except OSError as error:
-        raise SourceUnreadable(
-            f"cannot write `{target}`: {error.strerror or error}",
-            hint="check its permissions and the free space",
-        ) from error
+    """Put a record into the bundle it is about, in one step: the old one stays until the new one is whole.
+
+    Raises:
+        SourceUnreadable: it cannot be written.
+    """
+    write_whole(folder / names.VERIFICATION_FILE, record.seal())
+
+
+def bundle_around(path: Path) -> Path | None:
+    """Return the bundle that a path is inside of, if there is one."""
+    return next((each for each in real_path(path).parents if (each / names.MANIFEST_FILE).is_file()), None)
+
+
+def check_target(target: Path) -> None:
+    """Pass if a bundle or an adapter can be put there as a new folder.
+
+    Raises:
+        UsageError: something is there, it is inside a bundle, or its name cannot be recorded.
+    """
+    check_new_folder(target)
+    around = bundle_around(target)
+    if around is not None:
+        raise UsageError(
+            f"`{target}` is inside the bundle `{around}`, which holds only what its manifest lists",
+            hint="choose another path with `--out`",
+        )
+
+
+@contextmanager
+def staged_target(target: Path) -> Iterator[Path]:
+    """Yield a new empty folder, which becomes ``target`` when the block ends without an exception.
+
+    Raises:
+        UsageError: ``target`` cannot be a new folder (``check_target``), or another process is making it.
+        SourceUnreadable: the folder cannot be made, or the disk is full or fails.
+    """
+    check_target(target)
+    with staged_folder(target) as folder:
+        yield folder
+        check_target(target)

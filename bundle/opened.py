@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from ..files.reading import read_bounded
 from ..inspection.header import Header, TensorEntry, read_header
-from ..inspection.regular_file import read_bounded
 from ..schemas.bundle import (
     BUNDLE_FORMAT,
     CONFIG_FILE,

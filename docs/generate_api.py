@@ -159,6 +159,8 @@ def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
 def _shown(default: Any) -> Any:
     if isinstance(default, Enum):
         return _Plain(f"{type(default).__name__}.{default.name}")
+    if inspect.isfunction(default):
+        return _Plain(default.__name__)
     return default
 
 

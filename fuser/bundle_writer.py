@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ..bundle.member import modules_by_path
+from ..files.digests import hash_file
+from ..files.progress import Progress, Step, silent
 from ..schemas import bundle as names
 from ..schemas.bundle import (
     BundleConfig,
@@ -26,7 +28,6 @@ from ..schemas.bundle import (
     ModuleLayout,
     Override,
 )
-from ..schemas.digest import Digest
 from ..schemas.errors import FuseRefused
 from ..schemas.gate_choices import INITIAL_GATE_KINDS
 from ..schemas.inventory import Dtype, ModuleFactors
@@ -40,8 +41,6 @@ from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter
 
 WEIGHTS_METADATA = {"format": "pt", "meteora_format": str(names.BUNDLE_FORMAT)}
 _GATE_EPS = 1e-6
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def write_bundle(
     folder: Path,
     *,
     given_gate: GivenGate | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Manifest:
     """Write everything but the verification into an empty folder; return its manifest.
 
@@ -67,7 +66,7 @@ def write_bundle(
         members: the adapters.
         folder: an empty folder.
         given_gate: used in place of the plan's initialisation.
-        progress: called with (modules done, modules in all).
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         FuseRefused: the plan has conflicts, or a cast overflows.
@@ -96,7 +95,7 @@ def write_manifest(
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in files:
-            files[name] = FileRecord(sha256=Digest.of_file(path), size_bytes=path.stat().st_size)
+            files[name] = FileRecord(sha256=hash_file(path), size_bytes=path.stat().st_size)
     manifest = Manifest(meteora_manifest=1, files=files, members=tuple(members))
     (folder / names.MANIFEST_FILE).write_bytes(manifest.to_bytes())
     return manifest
@@ -164,7 +163,7 @@ def _write_weights(
     casts: Sequence[_CastLoss],
     folder: Path,
     given_gate: GivenGate | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> FileRecord:
     specs = [
         spec
@@ -175,11 +174,12 @@ def _write_weights(
         modules_by_path(member.inventory, planned.renamed_modules)
         for planned, member in zip(plan.members, members, strict=True)
     ]
+    step = Step("writing", len(plan.modules), progress)
     with ExitStack() as stack:
         sources = [stack.enter_context(TensorFile(m.weights_path, m.header)) for m in members]
         writer = WeightsWriter(folder / names.WEIGHTS_FILE, specs, metadata=WEIGHTS_METADATA)
         stack.enter_context(writer)
-        for done, (path, layout) in enumerate(config.layouts.items(), start=1):
+        for path, layout in config.layouts.items():
             factors = [
                 _read_factors(path, source, own.get(path), plan.dtype, loss)
                 for source, own, loss in zip(sources, own_modules, casts, strict=True)
@@ -192,8 +192,7 @@ def _write_weights(
             )
             for name, tensor in ((names.TENSOR_A, A), (names.TENSOR_B, Bt), (names.TENSOR_GATE, gate)):
                 writer.write(names.tensor_name(path, name), tensor)
-            if progress:
-                progress(done, len(plan.modules))
+            step.advance()
     return FileRecord(sha256=writer.sha256, size_bytes=writer.size_bytes)
 
 

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from ..bundle import Bundle
 from ..bundle.agreement import check_member, check_names
+from ..bundle.files import staged_target
 from ..bundle.member import QuotedMember
+from ..files.digests import hash_file
 from ..inspection.header import TensorEntry
 from ..inspection.keys import TensorKind, parse_key
 from ..schemas import bundle as names
 from ..schemas.bundle import TensorSpec
-from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Dtype
 from .bundle_tensors import BundleTensors
-from .staging import staged_folder
 from .tensor_files import TORCH_DTYPES, WeightsWriter, bytes_of
 
 
@@ -51,14 +51,14 @@ def extract_member(bundle: Bundle, name: str, target: Path) -> Extraction:
         )
     member = bundle.members[index]
     left_out = tuple(entry.name for entry in member.tensors.of_kind(TensorKind.TRAINING_STATE))
-    with staged_folder(target) as folder:
+    with staged_target(target) as folder:
         (folder / names.CONFIG_FILE).write_bytes(member.entry.config_text.encode("utf-8"))
         weights = folder / names.WEIGHTS_FILE
         if left_out:
             _write_factors_alone(bundle, index, member, weights)
         else:
             _write_member_weights(bundle, index, member, weights)
-        identical = Digest.of_file(weights) == member.entry.weights_sha256
+        identical = hash_file(weights) == member.entry.weights_sha256
         if not identical and member.entry.cast is None and not left_out:
             raise BundleRefused(
                 f"the weights of `{name}` come out with another digest than was fused: the bundle is damaged",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..bundle import Bundle
+from ..bundle.files import staged_target
 from ..inspection.header import Header, TensorEntry, read_header
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout, TensorSpec
@@ -24,7 +25,6 @@ from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.names import below, check_name
 from .bundle_tensors import BundleTensors, ModuleTensors
-from .staging import staged_folder
 from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter
 
 MOE_FILE = "moe_lora.safetensors"
@@ -53,7 +53,7 @@ def export_official(bundle: Bundle, target: Path) -> OfficialExport:
     rank = max(max(layout.ranks) for layout in bundle.config.layouts.values())
     _check_sources(bundle)
     losses = tuple(_losses(bundle))
-    with staged_folder(target) as folder, BundleTensors(bundle) as tensors:
+    with staged_target(target) as folder, BundleTensors(bundle) as tensors:
         _write_moe(bundle, tensors, rank, folder / MOE_FILE)
         for index in range(len(bundle.config.members)):
             _write_adapter(bundle, tensors, rank, index, folder)

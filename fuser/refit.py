@@ -8,7 +8,7 @@ bounded by one module. The bytes are a function of the bundle and the new gates 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..bundle import Bundle
 from ..bundle.files import check_files
+from ..files.progress import Progress, Step, silent
 from ..schemas import bundle as names
 from ..schemas.bundle import BundleConfig, Gate, TensorSpec
 from ..schemas.errors import BundleRefused
@@ -26,8 +27,6 @@ from .bundle_card import Storage, write_card
 from .bundle_tensors import BundleTensors
 from .bundle_writer import WEIGHTS_METADATA, write_manifest
 from .tensor_files import WeightsWriter
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +47,14 @@ class NewGates:
     values: Mapping[str, tuple[Tensor, Tensor]]
 
 
-def refit_bundle(
-    bundle: Bundle, new: NewGates, folder: Path, *, progress: Progress | None = None
-) -> Manifest:
+def refit_bundle(bundle: Bundle, new: NewGates, folder: Path, *, progress: Progress = silent) -> Manifest:
     """Write the bundle with other gates into an empty folder, everything but the verification.
 
     Args:
         bundle: the old one; it is read and not changed.
         new: the gates.
         folder: an empty folder.
-        progress: called with (modules done, modules in all).
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         BundleRefused: a file of the old bundle differs from its manifest, or a module gets no gate.
@@ -101,14 +98,15 @@ def _check_values(config: BundleConfig, new: NewGates) -> None:
 
 
 def _write_weights(
-    bundle: Bundle, config: BundleConfig, new: NewGates, folder: Path, progress: Progress | None
+    bundle: Bundle, config: BundleConfig, new: NewGates, folder: Path, progress: Progress
 ) -> FileRecord:
+    step = Step("writing", len(config.layouts), progress)
     with ExitStack() as stack:
         old = stack.enter_context(BundleTensors(bundle))
         specs = _tensors(bundle, config)
         writer = WeightsWriter(folder / names.WEIGHTS_FILE, specs, metadata=WEIGHTS_METADATA)
         stack.enter_context(writer)
-        for done, (path, layout) in enumerate(config.layouts.items(), start=1):
+        for path, layout in config.layouts.items():
             for tensor in (names.TENSOR_A, names.TENSOR_B):
                 writer.write(
                     names.tensor_name(path, tensor), old.read_factor(path, tensor, slice(0, layout.rows))
@@ -118,8 +116,7 @@ def _write_weights(
                 writer.write(names.tensor_name(path, names.TENSOR_GATE), rows)
                 if config.gate.bias:
                     writer.write(names.tensor_name(path, names.TENSOR_GATE_BIAS), bias)
-            if progress:
-                progress(done, len(config.layouts))
+            step.advance()
     return FileRecord(sha256=writer.sha256, size_bytes=writer.size_bytes)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..bundle.member import QuotedMember
+from ..files.reading import read_bounded
 from ..inspection.config_file import MAX_CONFIG_BYTES
-from ..inspection.regular_file import read_bounded
 from ..schemas.bundle import BundleConfig
 from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused

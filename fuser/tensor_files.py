@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -15,8 +14,9 @@ from typing import Self, cast
 import torch
 from torch import Tensor
 
+from ..files.digests import Hasher, hash_chunks, read_chunks
+from ..files.reading import open_regular
 from ..inspection.header import Header, TensorEntry
-from ..inspection.regular_file import open_regular
 from ..schemas.bundle import TensorSpec
 from ..schemas.digest import Digest
 from ..schemas.errors import SourceUnreadable
@@ -59,7 +59,7 @@ class TensorFile:
         """
         self._file.seek(0)
         try:
-            return Digest(hashlib.file_digest(self._file, "sha256").hexdigest())
+            return hash_chunks(read_chunks(self._file))
         except OSError as error:
             raise SourceUnreadable(f"cannot read `{self._path}`: {error.strerror or error}") from error
 
@@ -113,9 +113,8 @@ class WeightsWriter:
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec], *, metadata: dict[str, str]) -> None:
         self._specs = iter(specs)
-        self._digest = hashlib.sha256()
+        self._hasher = Hasher()
         self._file = path.open("xb")
-        self.size_bytes = 0
         self._append(_header_bytes(specs, metadata))
 
     def __enter__(self) -> Self:
@@ -131,7 +130,12 @@ class WeightsWriter:
     @property
     def sha256(self) -> Digest:
         """The digest of what was written so far."""
-        return Digest(self._digest.hexdigest())
+        return self._hasher.digest
+
+    @property
+    def size_bytes(self) -> int:
+        """The number of bytes that were written so far."""
+        return self._hasher.size_bytes
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Append the next tensor of the header.
@@ -147,8 +151,7 @@ class WeightsWriter:
 
     def _append(self, data: bytes | memoryview) -> None:
         self._file.write(data)
-        self._digest.update(data)
-        self.size_bytes += len(data)
+        self._hasher.update(data)
 
 
 def _header_bytes(specs: Sequence[TensorSpec], metadata: dict[str, str]) -> bytes:

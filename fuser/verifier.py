@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from .. import __version__
 from ..bundle import Bundle
 from ..bundle.documents import check_documents
 from ..bundle.member import QuotedMember
+from ..files.progress import Progress, Step, silent
 from ..kernels.reference import TOLERANCES
 from ..schemas import bundle as names
 from ..schemas.bundle import ModuleLayout
@@ -48,8 +49,6 @@ from .fuse_member import MemberFiles
 from .source import SourceMember, check_factors, check_initial_gate, open_source_member
 from .tensor_files import TORCH_DTYPES
 
-Progress = Callable[[int, int], None]
-
 
 def verify_bundle(
     folder: Path,
@@ -58,7 +57,7 @@ def verify_bundle(
     sources: Mapping[str, MemberFiles] | None = None,
     renamed: Mapping[str, str] | None = None,
     with_triton: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> VerificationRecord:
     """Check a bundle and return the record; nothing is written.
 
@@ -70,7 +69,7 @@ def verify_bundle(
         renamed: what the base calls module paths of old adapters, from the base itself. Without
             it the renaming of a bundle's modules is not checked, and level source is inconclusive.
         with_triton: also run the Triton kernels: on a GPU, else one module in Triton's interpreter.
-        progress: called with (modules done, modules in all).
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         SourceUnreadable: the manifest is missing or cannot be read.
@@ -107,7 +106,7 @@ class _Run:
     backends_not_run: list[BackendNotRun] = field(default_factory=list)
     modules: dict[str, ModuleError] = field(default_factory=dict)
 
-    def check_modules(self, sources: Mapping[str, MemberFiles], progress: Progress | None) -> None:
+    def check_modules(self, sources: Mapping[str, MemberFiles], progress: Progress) -> None:
         """Check padding, finite values and arithmetic of every module, on every backend."""
         bundle = self.bundle
         backends, self.backends_not_run = available_backends(TORCH_DTYPES[bundle.dtype])
@@ -122,7 +121,8 @@ class _Run:
             members = self._open_sources(stack, sources) if self.level is Level.SOURCE else None
             if self.problems:
                 return
-            for done, (path, layout) in enumerate(bundle.config.layouts.items(), start=1):
+            step = Step("verifying", len(bundle.config.layouts), progress)
+            for path, layout in bundle.config.layouts.items():
                 tensors = tensors_of.read(path)
                 self.problems += check_tensors(layout, tensors, bundle.config.names)
                 if members is None:
@@ -134,8 +134,7 @@ class _Run:
                 self._compare(bundle, layout, tensors, worst, factors)
                 if path == sample:
                     self._run_triton(bundle, layout, tensors, factors)
-                if progress:
-                    progress(done, len(bundle.config.layouts))
+                step.advance()
         self.backends_run[:0] = [_backend_run(b, error, len(self.modules)) for b, error in worst.items()]
 
     def _run_triton(

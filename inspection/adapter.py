@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ..files.reading import open_folder, open_regular, read_start
 from ..schemas.digest import Digest
 from ..schemas.document import canonical_json
 from ..schemas.errors import AdapterRefused
@@ -24,7 +25,6 @@ from .config_file import MAX_CONFIG_BYTES, ConfigFile
 from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder
 from .header import Header, read_header_of
 from .inspection import Inspection
-from .regular_file import open_folder, open_regular, read_start
 from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
 from .rules.rule import examine, order
 from .scan import Scan, scan_file
@@ -44,7 +44,7 @@ def inspect_adapter(folder: Path, *, scan_weights: bool = True) -> Inspection:
     Raises:
         SourceUnreadable: the folder, or a file in it, cannot be read.
     """
-    with open_folder(folder) as opened, ExitStack() as files:
+    with open_folder(folder, hint="expected a folder with an adapter") as opened, ExitStack() as files:
         listing = Folder.read(opened)
         config = None
         if listing.has_file(CONFIG_FILE):
@@ -76,8 +76,7 @@ def inspect_config(config: Path) -> Inspection:
 
 
 def _read_config(path: Path) -> bytes:
-    with open_regular(path, follows_links=True) as file:
-        return file.read(MAX_CONFIG_BYTES + 1)
+    return read_start(path, MAX_CONFIG_BYTES, follows_links=True)
 
 
 def _inspect(

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from ..files.reading import read_start
 from ..schemas.errors import SourceUnreadable
+from ..schemas.quotation import escape
 from .folder import CARD_FILE
-from .quotation import escape
-from .regular_file import read_start
 
 MAX_FRONT_MATTER_BYTES = 32 << 10
 _FENCE = "---"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..schemas.quotation import escape
 from .patterns import Budget, Pattern, PatternList, PatternsTooCostly
-from .quotation import escape
 
 # Fields of LoraConfig in PEFT 0.21.2. A test compares them with the installed PEFT.
 KNOWN_FIELDS = frozenset(

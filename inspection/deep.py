@@ -13,9 +13,9 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from ..files.reading import open_regular
 from ..schemas.inventory import Inventory, ModuleFactors
 from .header import Header
-from .regular_file import open_regular
 from .scan import read_tensor
 
 # The share of the squared singular values that the effective rank must hold.

@@ -9,10 +9,10 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
+from ..files.reading import read_start
 from ..schemas.bundle import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ..schemas.document import load_json
 from ..schemas.errors import InvalidDocument, SourceUnreadable
-from .regular_file import read_start
 from .safetensors_file import LFS_START
 
 INDEX_FILE = "adapter_model.safetensors.index.json"

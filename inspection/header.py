@@ -12,11 +12,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..files.reading import open_regular
 from ..schemas.document import load_json
 from ..schemas.errors import AdapterRefused, InvalidDocument, SourceUnreadable
 from ..schemas.finding import Finding
-from .quotation import quote_name
-from .regular_file import open_regular
+from ..schemas.quotation import quote_name
 from .rules import header as _rules  # noqa: F401 - registers the rules that `examine` runs
 from .rules.rule import examine
 from .safetensors_file import (

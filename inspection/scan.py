@@ -7,22 +7,22 @@ stay in the processor's cache; no tensor is ever held whole.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from ..files.digests import Hasher
+from ..files.reading import open_regular
 from ..schemas.digest import Digest
 from ..schemas.errors import SourceUnreadable
 from ..schemas.inventory import Dtype
 from .header import Header
-from .regular_file import open_regular
 from .safetensors_file import TensorEntry
 
 CHUNK_BYTES = 256 << 10
@@ -87,10 +87,6 @@ class Scan:
     magnitudes: dict[str, Magnitude]
 
 
-class _Digest(Protocol):
-    def update(self, data: memoryview, /) -> None: ...
-
-
 def scan_weights(path: Path, header: Header) -> Scan:
     """Hash a weights file and look at every number in it, in one pass, with a buffer of 256 KiB.
 
@@ -103,34 +99,34 @@ def scan_weights(path: Path, header: Header) -> Scan:
 
 def scan_file(file: BinaryIO, header: Header) -> Scan:
     """Scan an open file from its beginning, as ``scan_weights`` does by path."""
-    digest = hashlib.sha256()
+    hasher = Hasher()
     try:
         file.seek(0)
-        magnitudes = scan_stream(file, header, digest)
+        magnitudes = scan_stream(file, header, hasher)
     except OSError as error:
         if isinstance(error, SourceUnreadable):
             raise
         raise SourceUnreadable(f"the weights file cannot be read: {error.strerror}") from error
-    return Scan(Digest(digest.hexdigest()), magnitudes)
+    return Scan(hasher.digest, magnitudes)
 
 
-def scan_stream(file: BinaryIO, header: Header, digest: _Digest | None) -> dict[str, Magnitude]:
-    """Return the magnitudes of all float tensors of a file, hashing it on the way if a digest is given."""
+def scan_stream(file: BinaryIO, header: Header, hasher: Hasher | None) -> dict[str, Magnitude]:
+    """Return the magnitudes of all float tensors of a file, hashing it on the way if a hasher is given."""
     if os.fstat(file.fileno()).st_size != header.file_bytes:
         raise SourceUnreadable("the weights file has changed while it was read")
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    _read(file, buffer, header.data_start, digest, None)
+    _read(file, buffer, header.data_start, hasher, None)
     magnitudes: dict[str, Magnitude] = {}
     for run in _runs(header.tensors):
         layout = _BY_NAME.get(run[0].dtype)
         if len(run) > 1 and layout is not None:
             size_bytes = run[-1].end - run[0].begin
-            _read(file, buffer, size_bytes, digest, None)
+            _read(file, buffer, size_bytes, hasher, None)
             magnitudes |= _see_small(buffer[:size_bytes], run, layout)
             continue
         for tensor in run:
             peak = _Peak(layout) if layout else None
-            _read(file, buffer, tensor.size_bytes, digest, peak.see if peak else None)
+            _read(file, buffer, tensor.size_bytes, hasher, peak.see if peak else None)
             if peak is not None:
                 magnitudes[tensor.name] = peak.magnitude()
     return magnitudes
@@ -206,7 +202,7 @@ def _read(
     file: BinaryIO,
     buffer: memoryview,
     count: int,
-    digest: _Digest | None,
+    hasher: Hasher | None,
     see: Callable[[memoryview], None] | None,
 ) -> None:
     while count:
@@ -214,8 +210,8 @@ def _read(
         # A buffered file fills the chunk unless the end has come.
         if file.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]  # not in typing's BinaryIO
             raise SourceUnreadable("the weights file has changed while it was read")
-        if digest is not None:
-            digest.update(chunk)
+        if hasher is not None:
+            hasher.update(chunk)
         if see is not None:
             see(chunk)
         count -= len(chunk)

@@ -7,10 +7,11 @@ looking into a catalog does not import torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from ..files.progress import Progress, silent
 from ..schemas.bundle import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from .workflows.gate_fit import GateFit
     from .workflows.hub_bundles import Pulled
     from .workflows.publication import Pushed
-    from .workflows.steps import Advance
 
 
 class Registry(Workspace):
@@ -72,7 +72,7 @@ class Registry(Workspace):
         tags: Iterable[str] = (),
         subfolder: str | None = None,
         max_bytes: int = MAX_ADAPTER_FILE_BYTES,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> Addition:
         """Check an adapter and record it as a version.
 
@@ -83,7 +83,7 @@ class Registry(Workspace):
             tags: words attached to the version.
             subfolder: the adapter's folder in a repository that has several.
             max_bytes: larger files of a repository are refused before they are downloaded.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             AdapterRefused: it is broken; ``findings`` lists the reasons, and nothing is recorded.
@@ -97,14 +97,14 @@ class Registry(Workspace):
             from .workflows.additions import add_folder
 
             folder = parsed.path if isinstance(parsed, FolderSource) else Path(str(source))
-            return add_folder(self, folder, name=name, base=base, tags=tags, advance=advance)
+            return add_folder(self, folder, name=name, base=base, tags=tags, progress=progress)
         from .workflows.hub_adapters import add_from_hub, find_adapters
 
         if subfolder is not None:
             parsed = HubSource(parsed.repository, parsed.revision, subfolder.strip("/"))
         (candidate,) = find_adapters(self.hub, parsed)
         return add_from_hub(
-            self, candidate, name=name, base=base, tags=tags, max_bytes=max_bytes, advance=advance
+            self, candidate, name=name, base=base, tags=tags, max_bytes=max_bytes, progress=progress
         )
 
     def find(self, name: str | CatalogSource) -> AdapterVersion | BundleVersion:
@@ -138,7 +138,7 @@ class Registry(Workspace):
         *,
         name: str | None = None,
         base: StrPath | None = None,
-        advance: Advance | None = None,
+        progress: Progress = silent,
         **options: Unpack[RecipeOptions],
     ) -> Fusion:
         """Fuse catalogued adapters into one verified bundle and record it.
@@ -150,7 +150,7 @@ class Registry(Workspace):
             name: what the catalog calls the bundle; by default made from the folder's name.
             base: the base model, where the adapters disagree or name none. In a folder, every module is
                 looked up.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
             options: the other fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
                 with_experts.
 
@@ -165,7 +165,7 @@ class Registry(Workspace):
 
         recipe = _recipe_of(adapters, base, options)
         prepared = prepare_fuse(self, recipe)
-        return fuse(self, prepared, Path(out), name=name, advance=advance)
+        return fuse(self, prepared, Path(out), name=name, progress=progress)
 
     def verify(
         self,
@@ -174,7 +174,7 @@ class Registry(Workspace):
         level: Level | str = Level.INTEGRITY,
         base: StrPath | None = None,
         keep_record: bool = False,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> VerificationRecord:
         """Verify a bundle and return the record, whose ``outcome`` is pass, fail or inconclusive.
 
@@ -184,7 +184,7 @@ class Registry(Workspace):
             level: `integrity` checks the bundle alone; `source` also compares it with the members' own files.
             base: the base model's folder, used where the bundle states that the base renamed modules.
             keep_record: write the record into the bundle.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             NotInCatalog: no bundle of that name is catalogued.
@@ -199,7 +199,7 @@ class Registry(Workspace):
             level=level_of(level),
             base=None if base is None else Path(base),
             keep_record=keep_record,
-            advance=advance,
+            progress=progress,
         ).record
 
     def fit(
@@ -212,7 +212,7 @@ class Registry(Workspace):
         name: str | None = None,
         scope: Scope = "prompt",
         statistics: StrPath | None = None,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
 
@@ -224,7 +224,7 @@ class Registry(Workspace):
             name: what the catalog calls the result; by default what it calls the bundle.
             scope: what one decision of the gates serves.
             statistics: a file that keeps what was computed; members in it need no data again.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             DataRefused: the data cannot be used.
@@ -238,7 +238,7 @@ class Registry(Workspace):
         kept = None if statistics is None else Path(statistics)
         request = FitRequest(os.fspath(base), Path(data), scope=scope, statistics=kept)
         called = name or _catalogued_name(bundle)
-        return fit_bundle(self, folder, Path(out), request, name=called, advance=advance)
+        return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
 
     def evaluate(
         self,
@@ -249,7 +249,7 @@ class Registry(Workspace):
         options: EvaluationOptions | None = None,
         out: StrPath | None = None,
         plots: StrPath | None = None,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> Evaluation:
         """Score a bundle on its members' tasks: the base, each member alone, and routed.
 
@@ -260,7 +260,7 @@ class Registry(Workspace):
             options: modes, metrics, and how many items are asked.
             out: a file for the evaluation as JSON.
             plots: a folder for figures.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             DataRefused: the data cannot be used.
@@ -278,7 +278,7 @@ class Registry(Workspace):
             options or EvaluationOptions(),
             out=None if out is None else Path(out),
             plots=None if plots is None else Path(plots),
-            advance=advance,
+            progress=progress,
         )
 
     def push(
@@ -290,7 +290,7 @@ class Registry(Workspace):
         as_pull_request: bool = False,
         tag: str | None = None,
         dry_run: bool = False,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> Pushed:
         """Publish a bundle that is verified at level `source`, or a catalogued adapter, in one commit.
 
@@ -301,7 +301,7 @@ class Registry(Workspace):
             as_pull_request: open a pull request in place of a commit on the main branch.
             tag: the tag to set; by default made from the content's digest.
             dry_run: return what would be pushed and change nothing.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             BundleRefused: the bundle was not verified at level `source`, or was changed since.
@@ -310,7 +310,7 @@ class Registry(Workspace):
         from .workflows.publication import PushOptions, publish
 
         options = PushOptions(private, as_pull_request, dry_run, tag)
-        return publish(self, source, repository, options, advance=advance)
+        return publish(self, source, repository, options, progress=progress)
 
     def pull(
         self,
@@ -319,7 +319,7 @@ class Registry(Workspace):
         *,
         name: str | None = None,
         max_bytes: int = MAX_BUNDLE_BYTES,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> Pulled:
         """Fetch a bundle from the Hub, verify it, and record it with its members.
 
@@ -328,7 +328,7 @@ class Registry(Workspace):
             out: the new folder; by default named after the repository, in the current folder.
             name: what the catalog calls the bundle; by default made from the repository's name.
             max_bytes: a larger bundle is refused before its weights are downloaded.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             HubRefused, HubUnavailable: it cannot be had.
@@ -339,14 +339,14 @@ class Registry(Workspace):
 
         source = parse_repository(repository) if isinstance(repository, str) else repository
         folder = Path(source.repository.partition("/")[2] if out is None else out)
-        return pull(self, source, folder, name=name, max_bytes=max_bytes, advance=advance)
+        return pull(self, source, folder, name=name, max_bytes=max_bytes, progress=progress)
 
     def doctor(
         self,
         *,
         beside: Iterable[StrPath] = (),
         jobs: int = 1,
-        advance: Callable[[int], None] | None = None,
+        progress: Progress = silent,
     ) -> Examination:
         """Find what a crash left in catalog, store and bundle folders; nothing is changed.
 
@@ -355,11 +355,11 @@ class Registry(Workspace):
         Args:
             beside: further folders in which bundles may have been begun.
             jobs: how many files of the store are read at once.
-            advance: called with the size in bytes of each chunk of the store that was read.
+            progress: called with a step's name, how much of it is done, and how much there is.
         """
         from .workflows.examination import examine
 
-        return examine(self, beside=[Path(each) for each in beside], jobs=jobs, advance=advance)
+        return examine(self, beside=[Path(each) for each in beside], jobs=jobs, progress=progress)
 
 
 def _catalogued_name(bundle: StrPath) -> str | None:

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..bundle import Bundle
-from ..fuser.staging import staged_folder
-from ..inspection.regular_file import real_path
+from ..bundle.files import staged_target
+from ..files.progress import Progress, silent
+from ..files.reading import real_path
+from ..files.scratch import Purpose, temporary_folder
 from ..schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
 from ..schemas.names import HubSource, below, check_name, parse_path_or_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
-from ..schemas.scratch import Purpose, temporary_folder
 from ..schemas.verification import Level, VerificationRecord, level_of
 from .dependencies import require_torch
 from .workspace import Closing, StrPath
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from ..schemas.manifest import Origin
     from .hub.client import Hub
     from .hub.listing import Candidate
-    from .workflows.steps import Advance
 
 
 class _Scratch(Closing):
@@ -79,7 +79,7 @@ class _Downloads(_Scratch):
         (candidate,) = find_adapters(self._hub, parsed)
         return candidate
 
-    def open(self, name: str, place: Path | Candidate, advance: Advance | None) -> Member:
+    def open(self, name: str, place: Path | Candidate, progress: Progress) -> Member:
         """Return a member that ``find`` found, downloaded where that is needed.
 
         Raises:
@@ -95,7 +95,7 @@ class _Downloads(_Scratch):
 
         require_sound(self._hub, place, max_bytes=self._max_bytes)
         folder = below(self.folder, check_name(name))
-        origin = download_adapter(self._hub, place, folder, name=name, advance=advance)
+        origin = download_adapter(self._hub, place, folder, name=name, progress=progress)
         return _open_member(name, folder, str(place), origin)
 
 
@@ -142,7 +142,7 @@ class FusedBundle(Closing):
         base: StrPath | None = None,
         scope: Scope = "prompt",
         statistics: StrPath | None = None,
-        advance: Advance | None = None,
+        progress: Progress = silent,
     ) -> FusedBundle:
         """Fit the gates on texts of each member, and return the verified result as a bundle of its own.
 
@@ -151,7 +151,7 @@ class FusedBundle(Closing):
             base: the base model's folder, or its name on the Hub; by default the one it was fused for.
             scope: what one decision of the gates serves.
             statistics: a file that keeps what was computed; members in it need no data again.
-            advance: called with a step's name, how much of it is done, and how much there is.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             DataRefused: the data cannot be used.
@@ -171,7 +171,7 @@ class FusedBundle(Closing):
             scratch = undo.enter_context(_Scratch())
             folder = scratch.folder / "bundle"
             # A member whose files are gone is extracted from the bundle.
-            written = write_fitted(self.bundle, folder, request, sources=self._own_files(), advance=advance)
+            written = write_fitted(self.bundle, folder, request, sources=self._own_files(), progress=progress)
             fitted = FusedBundle(
                 Bundle.open(folder),
                 written.record,
@@ -184,9 +184,7 @@ class FusedBundle(Closing):
             undo.pop_all()
         return fitted
 
-    def verify(
-        self, *, level: Level | str = Level.SOURCE, advance: Advance | None = None
-    ) -> VerificationRecord:
+    def verify(self, *, level: Level | str = Level.SOURCE, progress: Progress = silent) -> VerificationRecord:
         """Verify the bundle again, by default against the members' own files.
 
         Raises:
@@ -194,7 +192,6 @@ class FusedBundle(Closing):
         """
         require_torch("verifying")
         from ..fuser.verifier import verify_bundle
-        from .workflows.steps import step_of
 
         return verify_bundle(
             self.folder,
@@ -202,7 +199,7 @@ class FusedBundle(Closing):
             sources=self._own_files(),
             renamed=self._renamed,
             with_triton=True,
-            progress=step_of(advance, "verifying"),
+            progress=progress,
         )
 
     def save(self, folder: StrPath) -> Path:
@@ -213,7 +210,7 @@ class FusedBundle(Closing):
             SourceUnreadable: it cannot be written.
         """
         target = Path(folder)
-        with staged_folder(target) as staging:
+        with staged_target(target) as staging:
             shutil.copytree(self.folder, staging, dirs_exist_ok=True)
         self.bundle = Bundle.open(target.absolute())
         self._scratch.close()
@@ -240,7 +237,7 @@ def fuse(
     *,
     base: StrPath | None = None,
     max_bytes: int = MAX_ADAPTER_FILE_BYTES,
-    advance: Advance | None = None,
+    progress: Progress = silent,
     **options: Unpack[RecipeOptions],
 ) -> FusedBundle:
     """Fuse adapters from folders and from the Hub into one verified bundle, without a catalog.
@@ -254,7 +251,7 @@ def fuse(
         base: the base model's folder or its name on the Hub, where the members disagree or name none. In a
             folder, every module is looked up.
         max_bytes: larger files of a repository are refused before they are downloaded.
-        advance: called with a step's name, how much of it is done, and how much there is.
+        progress: called with a step's name, how much of it is done, and how much there is.
         options: the fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
             with_experts.
 
@@ -277,12 +274,12 @@ def fuse(
         places = _place_members(members, downloads)
         named = ({"adapter": str(place), "name": name} for name, place in places)
         recipe = Recipe.state(named, {**options, "base": chosen})
-        opened = [downloads.open(name, place, advance) for name, place in places]
+        opened = [downloads.open(name, place, progress) for name, place in places]
         prepared = plan_members(opened, recipe)
         require_no_conflicts(prepared.plan)
         scratch = undo.enter_context(_Scratch())
         folder = scratch.folder / "bundle"
-        record = write_fused(prepared, folder, advance=advance)
+        record = write_fused(prepared, folder, progress=progress)
         fused = FusedBundle(
             Bundle.open(folder),
             record,

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..inspection.regular_file import open_regular
+from ..files.reading import read_start
 from ..schemas.errors import MeteoraError, SourceUnreadable
 
 CONFIG_FILE = "config.json"
@@ -51,8 +51,8 @@ def check_base_config(folder: Path) -> None:
         SourceUnreadable: it is missing, not a JSON object, or out of bounds.
     """
     path = folder if folder.is_file() else folder / CONFIG_FILE
-    with _reported(folder), open_regular(path, follows_links=True) as file:
-        data = file.read(_MAX_CONFIG_BYTES + 1)
+    with _reported(folder):
+        data = read_start(path, _MAX_CONFIG_BYTES, follows_links=True)
     if len(data) > _MAX_CONFIG_BYTES:
         raise _refused(folder, f"`{CONFIG_FILE}` has more than {_MAX_CONFIG_BYTES} bytes")
     try:

@@ -1,17 +1,18 @@
-"""SHA-256 digests as a type, so that a digest is never taken for a name or a path."""
+"""SHA-256 digests as a type, so that a digest is never taken for a name or a path.
+
+Nothing here opens a file; ``files.digests`` does.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_CHUNK_BYTES = 1 << 20
 
 
 class Digest(str):
@@ -29,15 +30,6 @@ class Digest(str):
     def of_bytes(cls, data: bytes | bytearray | memoryview) -> Digest:
         """Return the digest of ``data``."""
         return cls(hashlib.sha256(data).hexdigest())
-
-    @classmethod
-    def of_file(cls, path: Path) -> Digest:
-        """Return the digest of a file's bytes, read once in chunks of 1 MiB."""
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        return cls(digest.hexdigest())
 
     @property
     def short(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from enum import StrEnum
 from functools import cached_property
@@ -91,4 +90,4 @@ class Inventory(Document):
         Equal signatures prove that two adapters fit the same shapes, not that they share a base.
         """
         lines = (f"{module.path} {module.in_features} {module.out_features}\n" for module in self.modules)
-        return Digest(hashlib.sha256("".join(lines).encode()).hexdigest())
+        return Digest.of_bytes("".join(lines).encode())

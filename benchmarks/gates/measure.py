@@ -22,9 +22,9 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.machine import description, version_of
+from meteora_registry.files.digests import hash_file
 from meteora_registry.registry.home import Home
 from meteora_registry.runtime.fitting import FitOptions
-from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.gate_choices import Scope
 
 from .base import load_model, load_tokenizer, prepare_base
@@ -131,7 +131,7 @@ class Measurement:
         known = {row["weights_sha256"] for row in read_rows(self.rows) if row["kind"] == "adapter"}
         for recipe in self._recipes:
             folder = self.adapters[recipe.task]
-            sha256 = str(Digest.of_file(folder / "adapter_model.safetensors"))
+            sha256 = str(hash_file(folder / "adapter_model.safetensors"))
             training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
             if sha256 not in known:
                 self.write(
@@ -147,7 +147,7 @@ class Measurement:
                     }
                 )
 
-        files = {path.name: str(Digest.of_file(path)) for path in sorted(self._data.glob("*.jsonl"))}
+        files = {path.name: str(hash_file(path)) for path in sorted(self._data.glob("*.jsonl"))}
         if all(row.get("files") != files for row in read_rows(self.rows)):
             self.write({"kind": "fit data", "files": files})
 

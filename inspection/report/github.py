@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...schemas.finding import Finding
+from ...schemas.quotation import escape
 from ...schemas.report import Report
-from ..quotation import escape
 from .level import level_of
 
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from xml.etree import ElementTree as Xml
 
 from ...schemas.finding import Finding
+from ...schemas.quotation import escape
 from ...schemas.report import AdapterReport, Outcome, Report, counts_against
-from ..quotation import escape
 
 
 def format_junit(report: Report) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from ...schemas.finding import Finding
+from ...schemas.quotation import escape
 from ...schemas.report import AdapterReport, Report
-from ..quotation import escape
 from .text import summarise
 
 # Code spans are left alone; outside them these would be markup, a mention or a link.

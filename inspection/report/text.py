@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ...schemas.finding import Finding
+from ...schemas.quotation import escape
 from ...schemas.report import AdapterReport, Report
-from ..quotation import escape
 
 
 def format_text(report: Report) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from ...schemas.finding import Effect, Severity
+from ...schemas.quotation import quote, quote_name
 from ..base_facts import LINEAR_KINDS, BaseComparison
 from ..keys import TensorKind
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
-from ..quotation import quote, quote_name
 from .rule import CONFIG_FILE, WEIGHTS_FILE, Observation, Observations, rule
 
 _NUMBER = re.compile(r"\d+")

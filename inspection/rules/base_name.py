@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from ...schemas.finding import Severity
+from ...schemas.quotation import quote
 from ..config import Config
-from ..quotation import quote
 from .rule import CONFIG_FILE, Observation, Observations, rule
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")

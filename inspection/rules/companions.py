@@ -6,8 +6,8 @@ from collections import defaultdict
 from itertools import combinations
 
 from ...schemas.finding import Effect, Severity
+from ...schemas.quotation import quote_name, quote_names
 from ..companions import Companions
-from ..quotation import quote_name, quote_names
 from .base_name import present_name
 from .rule import Observation, Observations, rule
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from ...schemas.finding import Effect, Severity
+from ...schemas.quotation import escape, quote_name, quote_names
 from ..config_file import MAX_CONFIG_BYTES, ConfigFile
 from ..folder import INDEX_FILE, PICKLED_WEIGHTS, Folder, Kind
-from ..quotation import escape, quote_name, quote_names
 from ..safetensors_file import LFS_START
 from .header import looks_like_html
 from .rule import CONFIG_FILE, WEIGHTS_FILE, Observation, Observations, rule

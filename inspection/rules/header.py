@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...schemas.finding import Effect
-from ..quotation import escape
+from ...schemas.quotation import escape
 from ..safetensors_file import (
     DTYPE_BITS,
     LENGTH_BYTES,

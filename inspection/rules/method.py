@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...schemas.finding import Effect, Severity
+from ...schemas.quotation import quote, quote_name
 from ..config import KNOWN_FIELDS, PEFT_TYPE, TASK_TYPES, Config, LoraConfig
 from ..methods import (
     BASE_CHANGING_INITIALISATIONS,
@@ -14,7 +15,6 @@ from ..methods import (
     PLAIN_INITIALISATIONS,
     VARIANT_OPTIONS,
 )
-from ..quotation import quote, quote_name
 from .rule import CONFIG_FILE, Observation, Observations, rule
 
 _MLX_FIELDS = ("lora_parameters", "fine_tune_type")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...schemas.finding import Effect
+from ...schemas.quotation import quote_name, quote_names
 from ..policy import PolicyCase
-from ..quotation import quote_name, quote_names
 from .base_name import present_name
 from .rule import CONFIG_FILE, WEIGHTS_FILE, Observation, Observations, rule
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.finding import Effect, Finding, Place, Severity
-from ..quotation import escape
+from ...schemas.quotation import escape
 
 MAX_FINDINGS_PER_RULE = 20
 # The rest is counted, not kept; a file can hold more tensors than a person can read of.

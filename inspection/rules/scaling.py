@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...schemas.finding import Effect, Severity
+from ...schemas.quotation import quote, quote_name
 from ..config import SCALE_FIELDS, Config, LoraConfig, as_alpha, as_rank
 from ..patterns import MAX_PATTERN_CHARACTERS, Pattern, Standing
-from ..quotation import quote, quote_name
 from ..tensors import Tensors
 from .rule import CONFIG_FILE, Observation, Observations, rule
 

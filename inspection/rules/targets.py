@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from ...schemas.finding import Effect, Severity
+from ...schemas.quotation import quote, quote_name, quote_names
 from ..config import Config, LoraConfig
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
-from ..quotation import quote, quote_name, quote_names
 from ..tensors import Tensors
 from .rule import CONFIG_FILE, Observation, Observations, rule
 

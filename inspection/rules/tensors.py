@@ -7,10 +7,10 @@ from collections import Counter
 
 from ...schemas.finding import Effect, Severity
 from ...schemas.inventory import Dtype
+from ...schemas.quotation import quote_name, quote_names
 from ..config import LoraConfig
 from ..keys import MAX_PATH_CHARACTERS, TensorKind, is_module_path, name_format
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
-from ..quotation import quote_name, quote_names
 from ..tensors import Pair, Tensors
 from .rule import WEIGHTS_FILE, Observation, Observations, rule
 

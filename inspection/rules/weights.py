@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...schemas.finding import Effect, Severity
+from ...schemas.quotation import quote_name
 from ..deep import DeepLook
-from ..quotation import quote_name
 from ..weights import Weights
 from .rule import WEIGHTS_FILE, Observation, Observations, rule
 

@@ -12,6 +12,7 @@ from typing import BinaryIO, Self, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from ...files.progress import Progress, silent
 from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
@@ -307,22 +308,20 @@ class Catalog:
         """
         self._write(lambda session: entries.record_push(session, source, details))
 
-    def write_document(
-        self, file: BinaryIO, *, advance: Callable[[int, int], None] | None = None
-    ) -> dict[str, int]:
+    def write_document(self, file: BinaryIO, *, progress: Progress = silent) -> dict[str, int]:
         """Write the whole catalog, as it is at one moment, to ``file``; return the rows of each table.
 
-        ``advance`` is called with the number of rows written and of all rows.
+        ``progress`` is called with how many of its lines are written, and how many there are.
         """
         with connection_to(self._engine) as connection:
-            return dump.write_document(connection, HEAD_REVISION, file, advance)
+            return dump.write_document(connection, HEAD_REVISION, file, progress)
 
     def read_document(
         self,
         file: BinaryIO,
         what: str,
         *,
-        advance: Callable[[int, int], None] | None = None,
+        progress: Progress = silent,
         confirm: Callable[[Digest, Referenced], None] | None = None,
     ) -> dict[str, int]:
         """Read a catalog from ``file``, which messages call ``what``; return the rows of each table.
@@ -336,7 +335,7 @@ class Catalog:
         """
         with transaction(self._engine, writes=True) as session:
             connection = session.connection()
-            counts = dump.read_document(connection, HEAD_REVISION, file, what, advance)
+            counts = dump.read_document(connection, HEAD_REVISION, file, what, progress)
             events.record_event(session, "import", models.CATALOG, models.CATALOG, rows=counts)
             session.flush()
             session.expire_all()

@@ -20,10 +20,10 @@ from sqlalchemy.exc import PendingRollbackError
 
 import meteora_registry
 
+from ...files.locks import hold_lock
+from ...files.scratch import unfinished_catalog, unfinished_catalog_files
+from ...files.writing import move_into_place
 from ...schemas.errors import CatalogUnusable, MeteoraError, UsageError
-from ...schemas.scratch import unfinished_catalog, unfinished_catalog_files
-from ..lock import hold_lock
-from ..store.blob import flush_folder
 from .engine import (
     WRITES,
     connection_to,
@@ -117,8 +117,7 @@ def create(path: Path) -> None:
         try:
             _run_revisions(sqlite_url(beside))
             _set_write_ahead(beside)
-            beside.replace(path)
-            flush_folder(path.parent)
+            move_into_place(beside, path)
         except BaseException as error:
             with suppress(OSError):
                 _delete_unfinished(path)

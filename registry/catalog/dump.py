@@ -10,7 +10,6 @@ Every value is checked against the type of its column, and against its meaning w
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -34,6 +33,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DataError, IntegrityError
 
+from ...files.digests import Hasher
+from ...files.progress import Progress, Step, silent
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
@@ -72,8 +73,6 @@ MAX_LINE_BYTES = 514 << 20
 _BATCH_ROWS = 500
 _BATCH_BYTES = 8 << 20
 
-# Called with the number of rows that are done, and of all rows.
-Advance = Callable[[int, int], None]
 Row = dict[str, Any]
 TABLES = {
     table.name: table for table in Base.metadata.sorted_tables if table not in (search_adapters, search_words)
@@ -81,7 +80,7 @@ TABLES = {
 
 
 def write_document(
-    connection: Connection, revision: str, file: BinaryIO, advance: Advance | None = None
+    connection: Connection, revision: str, file: BinaryIO, progress: Progress = silent
 ) -> dict[str, int]:
     """Write a catalog, a few hundred rows at a time; return the number of rows of each table.
 
@@ -91,18 +90,19 @@ def write_document(
         name: connection.execute(select(func.count()).select_from(table)).scalar_one()
         for name, table in TABLES.items()
     }
-    total, digest = sum(counts.values()), hashlib.sha256()
-    for done, line in enumerate(_lines(connection, revision)):
+    # The head is a line, too.
+    step = Step("exporting", sum(counts.values()) + 1, progress)
+    hasher = Hasher()
+    for line in _lines(connection, revision):
         file.write(line)
-        digest.update(line)
-        if advance is not None:
-            advance(done, total)
-    file.write(_line({"rows": counts, "sha256": digest.hexdigest()}))
+        hasher.update(line)
+        step.advance()
+    file.write(_line({"rows": counts, "sha256": hasher.digest}))
     return counts
 
 
 def read_document(
-    connection: Connection, revision: str, file: BinaryIO, what: str, advance: Advance | None = None
+    connection: Connection, revision: str, file: BinaryIO, what: str, progress: Progress = silent
 ) -> dict[str, int]:
     """Read a document into an empty catalog, some rows at a time; return the number of rows of each table.
 
@@ -117,6 +117,8 @@ def read_document(
     document = _Document(file, what)
     document.check_head(revision)
     counts = dict.fromkeys(TABLES, 0)
+    # How many rows there are is in the last line.
+    step = Step("importing", 0, progress)
     for name, rows in _batches(document.rows()):
         try:
             connection.execute(insert(TABLES[name]), rows)
@@ -124,9 +126,7 @@ def read_document(
             reason = str(error.orig).strip().partition("\n")[0]
             raise document.problem(f"a row of `{name}` up to here cannot be stored: {reason}") from error
         counts[name] += len(rows)
-        if advance is not None:
-            # The number of all rows is in the last line, so it is not known yet.
-            advance(sum(counts.values()), 0)
+        step.advance(len(rows))
     document.check_tail(counts)
     for problem in _find_contradictions(connection):
         raise document.problem(problem)
@@ -142,14 +142,14 @@ class _Document:
         self._file = file
         self._what = what
         self._number = 0
-        self._digest = hashlib.sha256()
+        self._hasher = Hasher()
         self._tail: Row = {}
         self._is_older = False
 
     def check_head(self, revision: str) -> None:
         """Check that the first line is that of a document of this format and schema."""
         head, line = self._read_line()
-        self._digest.update(line)
+        self._hasher.update(line)
         if head.keys() != {"meteora_catalog", "schema"}:
             raise self.problem("not a catalog that `meteora-registry db export` wrote")
         found = head["schema"]
@@ -181,12 +181,12 @@ class _Document:
             if order.index(name) < reached:
                 raise self.problem(f"a row of `{name}` after those of `{order[reached]}`")
             reached = order.index(name)
-            self._digest.update(line)
+            self._hasher.update(line)
             yield name, self._checked(name, row), len(line)
 
     def check_tail(self, counts: dict[str, int]) -> None:
         """Check that the last line has these numbers of rows and the digest of all lines before it."""
-        if self._tail["rows"] != counts or self._tail["sha256"] != self._digest.hexdigest():
+        if self._tail["rows"] != counts or self._tail["sha256"] != self._hasher.digest:
             raise self.problem("the lines before are not those that were written")
         if self._file.read(1):
             raise self.problem("something follows the last line")

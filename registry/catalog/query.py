@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import hashlib
 import json
 import re
 import unicodedata
@@ -23,6 +22,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
+from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.names import check_name
@@ -200,4 +200,4 @@ def _can_be_asked(value: str | int) -> bool:
 
 
 def _fingerprint(question: Sequence[object]) -> str:
-    return hashlib.sha256(repr(tuple(question)).encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
+    return Digest.of_bytes(repr(tuple(question)).encode())[:_FINGERPRINT_CHARACTERS]

@@ -20,7 +20,7 @@ from .groups import examples
 from .json_output import print_json, to_json
 from .output import print_line, print_remark
 from .parameters import format_option, pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 
 class AddOptions(TypedDict):
@@ -143,8 +143,8 @@ def _add_each(
             if every and isinstance(source, HubSource):
                 yield from _add_every(registry, source, options, codes)
             else:
-                with step_bar() as advance:
-                    yield registry.add(source, **options, advance=advance)
+                with progress_bar() as progress:
+                    yield registry.add(source, **options, progress=progress)
 
 
 def _add_every(
@@ -153,8 +153,8 @@ def _add_every(
     from ..workflows.hub_adapters import add_from_hub, find_adapters
 
     for candidate in find_adapters(registry.hub, source, every=True):
-        with reported(codes), step_bar() as advance:
-            yield add_from_hub(registry, candidate, **options, advance=advance)
+        with reported(codes), progress_bar() as progress:
+            yield add_from_hub(registry, candidate, **options, progress=progress)
 
 
 def _describe(addition: Addition, *, as_json: bool) -> None:

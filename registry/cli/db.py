@@ -16,7 +16,7 @@ from .failures import REFUSED
 from .groups import examples
 from .output import describe_bytes, print_line, print_remark
 from .parameters import pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 
 @click.command("upgrade", epilog=examples("db upgrade", "--catalog postgresql://user@host/name db upgrade"))
@@ -34,7 +34,7 @@ def upgrade(registry: Registry) -> None:
 @click.command("current", epilog=examples("db current"))
 @pass_registry
 def current(registry: Registry) -> None:
-    """Print the revision of the catalog's database.
+    """Print the revision of the catalog's schema.
 
     Prints on stderr whether this version needs another.
     """
@@ -71,8 +71,8 @@ def export(registry: Registry, file: Path) -> None:
 
     FILE is for `db import` into either database. The adapters' bytes stay in the content store.
     """
-    with step_bar() as advance:
-        count = export_catalog(registry.catalog, file, advance=advance)
+    with progress_bar() as progress:
+        count = export_catalog(registry.catalog, file, progress=progress)
     print_line(f"exported: {count} rows")
 
 
@@ -89,8 +89,8 @@ def import_(registry: Registry, file: Path) -> None:
 
     All of it is checked on the way; if anything is wrong, the catalog stays empty.
     """
-    with step_bar() as advance:
-        count = import_catalog(registry.catalog, file, store=registry.store, advance=advance)
+    with progress_bar() as progress:
+        count = import_catalog(registry.catalog, file, store=registry.store, progress=progress)
     print_line(f"imported: {count} rows")
 
 

@@ -11,7 +11,6 @@ from ...schemas.errors import MeteoraError, UsageError
 from ..face import Registry
 from ..workflows.examination import Examination
 from ..workflows.problem import Problem
-from ..workflows.store_upkeep import referenced_bytes
 from .failures import DONE, REFUSED, report_failure, worst_code
 from .groups import examples
 from .json_output import print_json
@@ -39,8 +38,8 @@ def command(
 
     Exit code 1 if something is wrong and was not mended.
     """
-    with progress_bar("reading", _bytes_to_read(registry)) as advance:
-        examination = registry.doctor(beside=_current_folder(), jobs=jobs, advance=advance)
+    with progress_bar() as progress:
+        examination = registry.doctor(beside=_current_folder(), jobs=jobs, progress=progress)
     if not as_json:
         _describe(examination)
     outcomes: dict[int, str] = {}
@@ -60,17 +59,6 @@ def _current_folder() -> list[Path]:
         return [Path.cwd()]
     except FileNotFoundError:
         return []
-
-
-def _bytes_to_read(registry: Registry) -> int:
-    # Without a terminal no bar is shown; without a catalog the examination reports that.
-    home = registry.home
-    if not sys.stderr.isatty() or (home.catalog_url is None and not home.catalog_file.exists()):
-        return 0
-    try:
-        return referenced_bytes(registry.catalog)
-    except MeteoraError:
-        return 0
 
 
 def _describe(examination: Examination) -> None:

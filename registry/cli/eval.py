@@ -35,7 +35,7 @@ from .output import (
     print_table,
 )
 from .parameters import MAX_COUNT, base_option, bundle_argument, data_option, format_option, pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 _RUN = "run"
 _ALL_MODES = "all"
@@ -137,9 +137,9 @@ def run(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    with step_bar() as advance:
+    with progress_bar() as progress:
         found = registry.evaluate(
-            bundle, base=base, data=data, options=options, out=out, plots=plots, advance=advance
+            bundle, base=base, data=data, options=options, out=out, plots=plots, progress=progress
         )
     if as_json:
         print_json(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ...inspection.regular_file import read_bounded
+from ...files.reading import read_bounded
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.gate_choices import InitialGate
@@ -29,7 +29,7 @@ from .output import (
     print_verified,
 )
 from .parameters import format_option, pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..workflows.fusion import Fusion
@@ -110,8 +110,8 @@ def command(
         context.exit(_print_plan(prepared.plan, as_json=as_json))
     from ..workflows.fusion import fuse
 
-    with step_bar() as advance:
-        fusion = fuse(registry, prepared, out, name=name, advance=advance)
+    with progress_bar() as progress:
+        fusion = fuse(registry, prepared, out, name=name, progress=progress)
     _print_fusion(fusion, as_json=as_json)
 
 

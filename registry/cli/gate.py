@@ -13,7 +13,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_table, print_verified
 from .parameters import base_option, bundle_argument, data_option, format_option, out_option, pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..workflows.gate_fit import GateFit
@@ -66,7 +66,7 @@ def fit(
     every gate is then solved directly. The factors are taken over bit for bit; the new bundle is verified
     and catalogued like one that was just fused.
     """
-    with step_bar() as advance:
+    with progress_bar() as progress:
         found = registry.fit(
             bundle,
             base=base,
@@ -75,7 +75,7 @@ def fit(
             name=name,
             scope=cast("Scope", scope),
             statistics=statistics,
-            advance=advance,
+            progress=progress,
         )
     if as_json:
         print_json(found)

@@ -17,7 +17,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, describe_level, print_gate_remark, print_line, print_remark
 from .parameters import bundle_argument, format_option, layout_option, out_option, pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ...fuser.official import ImportedMember
@@ -96,7 +96,7 @@ def import_(
     from ..workflows.fusion import import_official
 
     described = [_parse_member(text) for text in members]
-    with step_bar() as advance:
+    with progress_bar() as progress:
         fusion = import_official(
             registry,
             weights,
@@ -106,7 +106,7 @@ def import_(
             top_k=top_k,
             temperature=temperature,
             name=name,
-            advance=advance,
+            progress=progress,
         )
     if as_json:
         print_json({"version": fusion.version, "verification": fusion.record, "plan": fusion.plan})

@@ -15,7 +15,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, describe_level, print_gate_remark, print_line, print_remark
 from .parameters import format_option, pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 
 class RepositoryType(click.ParamType[HubSource]):
@@ -70,8 +70,8 @@ def command(
     """
     if out is not None and not out.name:
         raise UsageError("`--out` names no folder")
-    with step_bar() as advance:
-        pulled = registry.pull(repository, out, name=name, max_bytes=max_bytes, advance=advance)
+    with progress_bar() as progress:
+        pulled = registry.pull(repository, out, name=name, max_bytes=max_bytes, progress=progress)
     if as_json:
         print_json(pulled)
     else:

@@ -11,7 +11,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line
 from .parameters import format_option, pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..workflows.publication import Pushed
@@ -54,7 +54,7 @@ def command(
     looked at: a push by another user in between is kept, and ours is refused. Afterwards the Hub's list
     of files is compared with the digests here. The same push again does nothing.
     """
-    with step_bar() as advance:
+    with progress_bar() as progress:
         pushed = registry.push(
             source,
             repository,
@@ -62,7 +62,7 @@ def command(
             as_pull_request=as_pull_request,
             tag=tag,
             dry_run=dry_run,
-            advance=advance,
+            progress=progress,
         )
     if as_json:
         print_json({"dry_run": dry_run, "pushed": pushed})

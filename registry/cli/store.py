@@ -17,7 +17,6 @@ from ..workflows.store_upkeep import (
     collect_garbage,
     measure_store,
     plan_adoption,
-    referenced_bytes,
     verify_store,
 )
 from .failures import REFUSED
@@ -95,8 +94,8 @@ def verify(context: click.Context, registry: Registry, *, jobs: int, as_json: bo
     is missing or changed.
     """
     count, broken = 0, []
-    with progress_bar("reading", referenced_bytes(registry.catalog)) as advance:
-        for state in verify_store(registry, jobs=jobs, advance=advance):
+    with progress_bar() as progress:
+        for state in verify_store(registry, jobs=jobs, progress=progress):
             count += 1
             if state.condition is not Condition.WHOLE:
                 broken.append(state)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
-from ...inspection.regular_file import read_bounded
 from ...inspection.report import FORMATS
 from ...inspection.rules.catalogue import all_rules, find_rule
 from ...schemas.errors import UsageError

@@ -19,7 +19,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import print_facts, print_gate_remark, print_line, print_table
 from .parameters import format_option, pass_registry
-from .progress import step_bar
+from .progress import progress_bar
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
 
@@ -76,9 +76,9 @@ def command(
     require_torch("verifying")
     from ..workflows.bundle_verification import verify
 
-    with step_bar() as advance:
+    with progress_bar() as progress:
         verified = verify(
-            registry, bundle, level=Level(level), base=base, keep_record=keep_record, advance=advance
+            registry, bundle, level=Level(level), base=base, keep_record=keep_record, progress=progress
         )
     if as_json:
         print_json(verified.record)

@@ -34,6 +34,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported at
 from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
 from ... import __version__
+from ...files.reading import open_regular
 from ...schemas.errors import HubNotFound, HubUnavailable
 from ...schemas.names import is_repository
 from .answers import MAX_PAUSE_SECONDS, check_commit, expect_file, expect_json, guard_client
@@ -139,7 +140,7 @@ class Hub:
         if end <= skip:
             return b""
         if self.is_offline:
-            with self.download(listing, file).open("rb") as cached:
+            with open_regular(self.download(listing, file), follows_links=True) as cached:
                 cached.seek(skip)
                 return cached.read(end - skip)
 

@@ -7,10 +7,12 @@ that was cut off goes on where it stopped, and offline mode finds it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from ...inspection.regular_file import open_regular, real_path
+from ...files.digests import read_chunks
+from ...files.progress import UNCOUNTED, Step
+from ...files.reading import open_regular, real_path
 from ...inspection.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import MAX_CONFIG_BYTES
@@ -21,7 +23,6 @@ from .listing import Candidate, ContentHash, Listing, RemoteFile
 
 # The header of an adapter with seven targets in 32 layers has about 60 kB.
 _FIRST_BYTES = 64 << 10
-_CHUNK_BYTES = 1 << 20
 
 
 def download_files(
@@ -31,7 +32,7 @@ def download_files(
     folder: Path,
     *,
     cache: Path | None = None,
-    advance: Callable[[int], None] | None = None,
+    step: Step = UNCOUNTED,
 ) -> None:
     """Fetch files and copy each to its place below ``folder``; the keys are the places.
 
@@ -41,7 +42,7 @@ def download_files(
         files: what to fetch, by its path below ``folder``.
         folder: the target; missing folders below it are made.
         cache: a cache of its own, in place of huggingface_hub's.
-        advance: called with the size in bytes of each chunk that was hashed.
+        step: counts the bytes that were hashed.
 
     Raises:
         HubMismatch: the bytes are not those of the listing; they were taken out of the cache.
@@ -53,7 +54,7 @@ def download_files(
         target = below(folder, place)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            is_right = _copy_checked(cached, target, file, advance)
+            is_right = _copy_checked(cached, target, file, step)
         except OSError as error:
             if isinstance(error, SourceUnreadable):
                 raise
@@ -70,17 +71,13 @@ def download_files(
             )
 
 
-def _copy_checked(
-    source: Path, target: Path, file: RemoteFile, advance: Callable[[int], None] | None
-) -> bool:
+def _copy_checked(source: Path, target: Path, file: RemoteFile, step: Step) -> bool:
     found = ContentHash(file.size_bytes)
     # The cache's names are links to its blobs.
     with open_regular(real_path(source)) as opened, target.open("xb") as copy:
-        while chunk := opened.read(_CHUNK_BYTES):
+        for chunk in read_chunks(opened, step):
             found.update(chunk)
             copy.write(chunk)
-            if advance is not None:
-                advance(len(chunk))
     return found.result().are_those_of(file)
 
 

@@ -7,20 +7,22 @@ before anything relies on it.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub.hf_api import RepoFile
 
+from ...files.digests import Hasher, read_chunks
+from ...files.progress import UNCOUNTED, Step
+from ...files.reading import open_regular
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import HubMismatch, InvalidDocument
 from ...schemas.names import check_inside
 from .rate import AnswerRefused
 
-_CHUNK_BYTES = 1 << 20
 _FOREIGN = frozenset({".gitattributes", ".gitignore"})
 # Far beyond what the Hub keeps, and within what a file system and an offset can hold.
 _MAX_SIZE_BYTES = 1 << 50
@@ -80,30 +82,30 @@ class ContentHash:
     """The digests of bytes that come piece by piece; their number must be known before."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._sha256 = hashlib.sha256()
+        self._sha256 = Hasher()
         # Git names a blob so; it is how the Hub lists what LFS does not keep.
         self._git = hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
-        self._size_bytes = 0
 
     def update(self, data: bytes) -> None:
         """Take the next bytes."""
         self._sha256.update(data)
         self._git.update(data)
-        self._size_bytes += len(data)
 
     def result(self) -> FileDigests:
         """Return the digests of the bytes so far."""
-        return FileDigests(self._size_bytes, Digest(self._sha256.hexdigest()), self._git.hexdigest())
+        return FileDigests(self._sha256.size_bytes, self._sha256.digest, self._git.hexdigest())
 
 
-def digest_file(path: Path, advance: Callable[[int], None] | None = None) -> FileDigests:
-    """Return the digests of a local file, read once in chunks of 1 MiB."""
-    found = ContentHash(path.stat().st_size)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+def digest_file(path: Path, step: Step = UNCOUNTED) -> FileDigests:
+    """Return the digests of a local file, read once; ``step`` counts the bytes.
+
+    Raises:
+        SourceUnreadable: it is missing, is not a regular file, or cannot be read.
+    """
+    with open_regular(path, follows_links=True) as file:
+        found = ContentHash(os.fstat(file.fileno()).st_size)
+        for chunk in read_chunks(file, step):
             found.update(chunk)
-            if advance is not None:
-                advance(len(chunk))
     return found.result()
 
 

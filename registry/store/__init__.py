@@ -8,7 +8,7 @@ crash in between leaves a blob that nothing refers to, and never a record withou
 Nothing here knows the meaning of the bytes, or opens a catalog: ``References`` is its view of one.
 """
 
-from .blob import Advance, Blob, open_regular_file
+from .blob import Blob
 from .intake import Intake
 from .local import Leftover, References, Store
 from .marks import Referenced
@@ -16,7 +16,6 @@ from .remote import Remote
 from .shared import RemoteStore
 
 __all__ = [
-    "Advance",
     "Blob",
     "Intake",
     "Leftover",
@@ -25,5 +24,4 @@ __all__ = [
     "Remote",
     "RemoteStore",
     "Store",
-    "open_regular_file",
 ]

@@ -7,7 +7,6 @@ is not locked was left by a process that died.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...files.digests import read_chunks
+from ...files.locks import claim_folder, hold_lock
+from ...files.progress import UNCOUNTED, Step
+from ...files.reading import open_regular
+from ...files.scratch import incoming_folder
 from ...schemas.digest import Digest
 from ...schemas.errors import MeteoraError, SourceUnreadable, StoreUnavailable
-from ...schemas.scratch import incoming_folder
-from ..lock import hold_lock
-from .blob import Advance, Blob, open_regular_file, read_chunks, write_chunks
+from .blob import Blob, write_chunks
 
 if TYPE_CHECKING:
     from .local import Store
@@ -37,7 +39,7 @@ class Intake:
         self._staged: dict[Digest, Path] = {}
         self._published: tuple[Digest, ...] = ()
 
-    def copy(self, source: Path, *, max_bytes: int | None = None, advance: Advance | None = None) -> Blob:
+    def copy(self, source: Path, *, max_bytes: int | None = None, step: Step = UNCOUNTED) -> Blob:
         """Copy one file, hashing it on the way; memory: one chunk of 1 MiB.
 
         Raises:
@@ -45,8 +47,8 @@ class Intake:
             StoreUnavailable: the store cannot be written.
         """
         path = self._folder / str(len(self._staged))
-        with open_regular_file(source) as file, written(self._store.incoming), path.open("xb") as target:
-            chunks = _limited(read_chunks(file, advance), source, max_bytes)
+        with open_regular(source) as file, written(self._store.incoming), path.open("xb") as target:
+            chunks = _limited(read_chunks(file, step), source, max_bytes)
             try:
                 blob = write_chunks(chunks, target)
             except BaseException:
@@ -135,29 +137,10 @@ def claimed_folder(incoming: Path, lock_path: Path) -> Iterator[Path]:
         # Until it is locked, another process could take it for a leftover.
         with hold_lock(lock_path, shared=True):
             folder = incoming_folder(incoming)
-            claim = _open_folder(folder)
-            fcntl.flock(claim, fcntl.LOCK_EX)
+            # Waiting, for a process that looks for leftovers may hold it for a moment.
+            claim = claim_folder(folder, waits=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(claim)
-
-
-def is_abandoned(path: Path) -> bool:
-    """Return whether no process holds a file or folder of ``incoming``."""
-    try:
-        claim = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(claim)
-    return True
-
-
-def _open_folder(folder: Path) -> int:
-    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ...files.locks import hold_lock, is_abandoned
+from ...files.progress import UNCOUNTED, Step
+from ...files.writing import flush_folder
 from ...schemas.digest import Digest
 from ...schemas.errors import StoreDamaged, StoreUnavailable
-from ..lock import hold_lock
-from .blob import READ_ONLY, Advance, Blob, flush_folder, hash_file, move_into_place
-from .intake import Intake, claimed_folder, is_abandoned, written
+from .blob import READ_ONLY, Blob, hash_blob, move_into_place
+from .intake import Intake, claimed_folder, written
 from .marks import BATCH, MARKS, MarkedStore
 
 READD_HINT = "add the adapter again from its source"
@@ -123,14 +125,14 @@ class Store(MarkedStore):
             raise self._missing(digest)
         return path
 
-    def check(self, digest: Digest, *, advance: Advance | None = None) -> Path:
+    def check(self, digest: Digest, *, step: Step = UNCOUNTED) -> Path:
         """Return the blob's file, after its bytes were read and found to have this digest.
 
         Raises:
             StoreDamaged: missing, or changed since it was stored.
         """
         path = self.path_of(digest)
-        found = hash_file(path, advance)
+        found = hash_blob(path, step)
         if found != digest:
             raise _changed(path, found)
         return path
@@ -147,10 +149,10 @@ class Store(MarkedStore):
             raise _changed(path, Digest.of_bytes(data))
         return data
 
-    def rehash(self, digest: Digest, *, advance: Advance | None = None) -> Digest | None:
+    def rehash(self, digest: Digest, *, step: Step = UNCOUNTED) -> Digest | None:
         """Return the digest that the stored bytes have now; None if there are none."""
         try:
-            return hash_file(self.place_of(digest), advance)
+            return hash_blob(self.place_of(digest), step)
         except FileNotFoundError:
             return None
 

@@ -17,10 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...files.digests import CHUNK_BYTES
+from ...files.scratch import incoming_name
+from ...files.writing import flush_folder, flush_open
 from ...schemas.errors import MeteoraError, MissingDependency, StoreUnavailable, UsageError
-from ...schemas.scratch import incoming_name
 from ..secrets import hide_secrets, mask_url, remember_url
-from .blob import CHUNK_BYTES, READ_ONLY, flush_folder
+from .blob import READ_ONLY
 
 INCOMING = "incoming"
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"})
@@ -217,7 +219,7 @@ class Remote:
             return
         with path.open("rb") as file:
             os.fchmod(file.fileno(), READ_ONLY)
-            os.fsync(file.fileno())
+            flush_open(file.fileno())
 
     @contextmanager
     def _faults(self, action: str, name: str) -> Iterator[None]:

@@ -14,10 +14,12 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ...files.digests import hash_chunks
+from ...files.locks import hold_lock
+from ...files.progress import UNCOUNTED, Step
 from ...schemas.digest import Digest
 from ...schemas.errors import StoreDamaged
-from ..lock import hold_lock
-from .blob import Advance, Blob, hash_chunks, hash_file, move_into_place, write_chunks
+from .blob import Blob, hash_blob, move_into_place, write_chunks
 from .intake import claimed_folder
 from .local import READD_HINT, HeldReferences, Leftover, Store, batches
 from .marks import MARKS
@@ -66,13 +68,13 @@ class RemoteStore(Store):
             StoreDamaged: its bytes have another digest; nothing was kept.
             StoreUnavailable: the cache cannot be written.
         """
-        return self.find_cached(digest) or self._fetch(digest, None)
+        return self.find_cached(digest) or self._fetch(digest)
 
     def find_cached(self, digest: Digest) -> Path | None:
         """Return the file of a copy that is here already."""
         return super().find(digest)
 
-    def check(self, digest: Digest, *, advance: Advance | None = None) -> Path:
+    def check(self, digest: Digest, *, step: Step = UNCOUNTED) -> Path:
         """Return the file of a copy with this digest, of a blob that is there and has the copy's size.
 
         A changed copy is fetched again.
@@ -84,7 +86,7 @@ class RemoteStore(Store):
         if size_bytes is None:
             raise self._missing(digest)
         copy = self.find_cached(digest)
-        if copy is not None and hash_file(copy, advance) != digest:
+        if copy is not None and hash_blob(copy, step) != digest:
             copy.unlink(missing_ok=True)
             copy = None
         if copy is not None and copy.stat().st_size != size_bytes:
@@ -92,16 +94,16 @@ class RemoteStore(Store):
                 f"the blob `{self._url_of(digest)}` has {size_bytes} bytes, expected {copy.stat().st_size}",
                 hint=READD_HINT,
             )
-        path = copy or self._fetch(digest, advance)
+        path = copy or self._fetch(digest, step)
         if path is None:
             raise self._missing(digest)
         return path
 
-    def rehash(self, digest: Digest, *, advance: Advance | None = None) -> Digest | None:
+    def rehash(self, digest: Digest, *, step: Step = UNCOUNTED) -> Digest | None:
         """Return the digest of the bytes in the store itself, all of which are transferred; None if none."""
         if self.size_of(digest) is None:
             return None
-        return hash_chunks(self._read(digest, advance))
+        return hash_chunks(self._read(digest, step))
 
     def size_of(self, digest: Digest) -> int | None:
         """Return the number of bytes stored under a digest; None if there is nothing."""
@@ -219,13 +221,13 @@ class RemoteStore(Store):
         """Delete what was put aside."""
         self.remote.delete(f"{_QUARANTINE}/{digest}")
 
-    def _fetch(self, digest: Digest, advance: Advance | None) -> Path | None:
+    def _fetch(self, digest: Digest, step: Step = UNCOUNTED) -> Path | None:
         if self.size_of(digest) is None:
             return None
         with claimed_folder(self.incoming, self.lock_path) as folder:
             path = folder / "copy"
             with path.open("xb") as target:
-                blob = write_chunks(self._read(digest, advance), target)
+                blob = write_chunks(self._read(digest, step), target)
             if blob.sha256 != digest:
                 raise StoreDamaged(
                     f"the blob `{self._url_of(digest)}` was changed: its bytes have the digest "
@@ -235,11 +237,10 @@ class RemoteStore(Store):
             move_into_place(path, self.place_of(digest))
         return self.place_of(digest)
 
-    def _read(self, digest: Digest, advance: Advance | None) -> Iterator[bytes]:
+    def _read(self, digest: Digest, step: Step) -> Iterator[bytes]:
         for chunk in self.remote.read_chunks(_name_of(digest)):
             yield chunk
-            if advance is not None:
-                advance(len(chunk))
+            step.advance(len(chunk))
 
     def _abandoned_there(self) -> list[tuple[str, int]]:
         # An object store does not show an unfinished upload; elsewhere the file grows as it arrives.

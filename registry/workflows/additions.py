@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...files.progress import UNCOUNTED, Bytes, Progress, Step, silent
+from ...files.reading import real_path
 from ...inspection.adapter import inspect_adapter
-from ...inspection.regular_file import real_path
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable, StoreDamaged, UsageError
@@ -24,7 +25,6 @@ from ..catalog.columns import clean_foreign_text
 from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
 from ..store import Intake, Store
 from ..workspace import Workspace
-from .steps import Advance, chunks_of
 
 # Kept for people and for a bundle's card, when they are there and not larger than this.
 TEXT_FILES = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
@@ -57,7 +57,7 @@ def add_folder(
     tags: Iterable[str] = (),
     origin: Origin | None = None,
     license_name: str | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Addition:
     """Put the adapter in a folder into the store and the catalog.
 
@@ -69,7 +69,7 @@ def add_folder(
         tags: words attached to the version.
         origin: where the folder's files came from; by default the folder, by its last name.
         license_name: its licence, where no card beside it names one.
-        advance: called with how much of the weights was copied.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         AdapterRefused: it is broken; ``findings`` has the reasons, and nothing was recorded.
@@ -101,7 +101,7 @@ def add_folder(
         # The name has this content, and the store its bytes: nothing to copy.
         added = catalog.add_version(new, tags=wanted_tags)
         return Addition(label, added.version, added.created, duplicates, ())
-    added, skipped = _store_and_record(workspace, folder, new, wanted_tags, advance)
+    added, skipped = _store_and_record(workspace, folder, new, wanted_tags, progress)
     return Addition(label, added.version, added.created, duplicates, skipped)
 
 
@@ -139,14 +139,14 @@ def _store_and_record(
     folder: Path,
     new: NewAdapterVersion,
     tags: tuple[str, ...],
-    advance: Advance | None,
+    progress: Progress,
 ) -> tuple[Added, tuple[str, ...]]:
     catalog, store = workspace.catalog, workspace.store
-    count = chunks_of(advance, f"storing {new.name}", new.facts.weights_bytes)
     with store.intake() as intake:
+        step = Step(f"storing {new.name}", Bytes(new.facts.weights_bytes), progress)
         files = [
             _copy_judged(intake, folder / CONFIG_FILE, new.facts.config_sha256),
-            _copy_judged(intake, folder / WEIGHTS_FILE, new.facts.weights_sha256, count),
+            _copy_judged(intake, folder / WEIGHTS_FILE, new.facts.weights_sha256, step),
         ]
         texts, skipped = _copy_texts(intake, folder)
         # Before the first blob appears there, so that no other catalog deletes it as unreferenced.
@@ -156,10 +156,8 @@ def _store_and_record(
             return catalog.add_version(complete, tags=tags, confirm=intake.confirm), skipped
 
 
-def _copy_judged(
-    intake: Intake, path: Path, digest: Digest, advance: Callable[[int], None] | None = None
-) -> StoredFile:
-    blob = intake.copy(path, advance=advance)
+def _copy_judged(intake: Intake, path: Path, digest: Digest, step: Step = UNCOUNTED) -> StoredFile:
+    blob = intake.copy(path, step=step)
     if blob.sha256 != digest:
         raise SourceUnreadable(
             f"`{path}` changed while it was being read", hint="add it again when nothing writes to it"

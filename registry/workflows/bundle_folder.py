@@ -7,8 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...bundle.files import write_record
-from ...fuser.staging import check_target, scratch_folder, staged_folder
+from ...bundle.files import check_target, staged_target, write_record
+from ...files.digests import hash_file
+from ...files.reading import real_path
+from ...files.staging import scratch_folder
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json, load_json
@@ -65,7 +67,7 @@ def write_verified(
     if (folder / MANIFEST_FILE).is_file():
         _check_is_the_same(folder, write)
         return _require_pass(verify(folder), folder)
-    with staged_folder(folder) as staging:
+    with staged_target(folder) as staging:
         write(staging)
         record = _require_pass(verify(staging), folder)
         write_record(staging, record)
@@ -82,7 +84,7 @@ def _check_is_the_same(folder: Path, write: Callable[[Path], Manifest]) -> None:
     """
     with scratch_folder(folder) as scratch:
         write(scratch)
-        if Digest.of_file(scratch / MANIFEST_FILE) != Digest.of_file(folder / MANIFEST_FILE):
+        if hash_file(scratch / MANIFEST_FILE) != hash_file(folder / MANIFEST_FILE):
             check_target(folder)
 
 
@@ -114,7 +116,7 @@ def register_bundle(
         AlreadyInCatalog, UsageError, CatalogUnusable: it cannot be catalogued; the hint states that
             the bundle itself is complete.
     """
-    new = NewBundleVersion(name, folder.resolve(), Bundle.open(folder).facts, tuple(members), record)
+    new = NewBundleVersion(name, real_path(folder), Bundle.open(folder).facts, tuple(members), record)
     try:
         return catalog.register_bundle(new)
     except MeteoraError as error:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import write_record
+from ...files.progress import Progress, silent
+from ...files.reading import real_path
 from ...fuser.verifier import verify_bundle
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
@@ -17,7 +19,6 @@ from ...schemas.verification import Level, VerificationRecord
 from ..workspace import StrPath, Workspace
 from .bundle_folder import find_bundle_folder, gate_is_fitted
 from .fuse_plan import read_base_modules, stored_sources
-from .steps import Advance, step_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def verify(
     level: Level,
     base: Path | None = None,
     keep_record: bool = False,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Verified:
     """Verify a bundle on every backend of this machine, and note the outcome in the catalog.
 
@@ -46,7 +47,7 @@ def verify(
         level: what is compared.
         base: the folder of the base model, used where the bundle states that the base renamed modules.
         keep_record: write the record into the bundle, in place of the one that is there.
-        advance: called with a step's name, how much of it is done, and how much there is.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         SourceUnreadable: the manifest or the base cannot be read, or the record cannot be written.
@@ -60,28 +61,28 @@ def verify(
             raise UsageError(
                 "the record can only be written into a bundle on this machine", hint="pull it first"
             )
-        with _fetched(workspace, source, advance) as folder:
-            record = _verify_folder(workspace, folder, level, base, advance)
+        with _fetched(workspace, source, progress) as folder:
+            record = _verify_folder(workspace, folder, level, base, progress)
             return Verified(record, gate_is_fitted(folder))
     folder = find_bundle_folder(workspace, bundle)
-    record = _verify_folder(workspace, folder, level, base, advance)
+    record = _verify_folder(workspace, folder, level, base, progress)
     if keep_record:
         write_record(folder, record)
-    workspace.note(lambda catalog: catalog.record_verification(record, folder.resolve()))
+    workspace.note(lambda catalog: catalog.record_verification(record, real_path(folder)))
     return Verified(record, gate_is_fitted(folder))
 
 
 @contextmanager
-def _fetched(workspace: Workspace, source: HubSource, advance: Advance | None) -> Iterator[Path]:
+def _fetched(workspace: Workspace, source: HubSource, progress: Progress) -> Iterator[Path]:
     # Imported for bundles on the Hub alone: huggingface_hub may refuse the environment.
     from .hub_bundles import fetched_bundle
 
-    with fetched_bundle(workspace.hub, source, advance=advance) as folder:
+    with fetched_bundle(workspace.hub, source, progress=progress) as folder:
         yield folder
 
 
 def _verify_folder(
-    workspace: Workspace, folder: Path, level: Level, base: Path | None, advance: Advance | None
+    workspace: Workspace, folder: Path, level: Level, base: Path | None, progress: Progress
 ) -> VerificationRecord:
     manifest = _manifest_if_sound(folder)
     # Level `integrity` needs no store, nor a home that can be found.
@@ -92,7 +93,7 @@ def _verify_folder(
         sources=stored_sources(workspace.store, manifest) if manifest and needs_sources else {},
         renamed=_renaming_by(base, manifest) if base and manifest else None,
         with_triton=True,
-        progress=step_of(advance, "verifying"),
+        progress=progress,
     )
 
 

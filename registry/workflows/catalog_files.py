@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ...schemas.errors import SourceUnreadable, UsageError
-from ...schemas.scratch import unfinished_folder
+from ...files.progress import Progress, silent
+from ...files.reading import open_regular
+from ...files.writing import whole_file, write_errors
 from ..catalog.catalog import Catalog
-from ..store import Store, open_regular_file
-from ..store.blob import flush_folder
-from .steps import Advance, step_of
+from ..store import Store
 
 
-def export_catalog(catalog: Catalog, target: Path, *, advance: Advance | None = None) -> int:
+def export_catalog(catalog: Catalog, target: Path, *, progress: Progress = silent) -> int:
     """Write a catalog to the new file ``target``, whole or not at all, and return the number of rows.
 
     Raises:
         UsageError: the target exists.
         SourceUnreadable: it cannot be written.
     """
-    with _new_file(target) as path, path.open("wb") as file:
-        return sum(catalog.write_document(file, advance=step_of(advance, "exporting")).values())
+    with whole_file(target, overwrite=False) as path, write_errors(target), path.open("wb") as file:
+        return sum(catalog.write_document(file, progress=progress).values())
 
 
 def import_catalog(
-    catalog: Catalog, source: Path, *, store: Store | None = None, advance: Advance | None = None
+    catalog: Catalog, source: Path, *, store: Store | None = None, progress: Progress = silent
 ) -> int:
     """Read a file that ``export_catalog`` wrote, in one transaction, and return the number of rows.
 
@@ -35,7 +31,7 @@ def import_catalog(
         catalog: is empty.
         source: the file.
         store: gets the catalog's mark, so that the catalog that was exported deletes nothing from it.
-        advance: called with how many rows were read.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         AlreadyInCatalog: the catalog is not empty.
@@ -43,11 +39,11 @@ def import_catalog(
         SourceUnreadable: it cannot be read, or is a symbolic link.
         StoreUnavailable: the store cannot be read or written; nothing was imported.
     """
-    with open_regular_file(source) as file:
+    with open_regular(source) as file:
         counts = catalog.read_document(
             file,
             source.name,
-            advance=step_of(advance, "importing"),
+            progress=progress,
             confirm=store.mark if store is not None else None,
         )
     return sum(counts.values())
@@ -63,34 +59,6 @@ def backup_catalog(catalog: Catalog, target: Path) -> int:
         CatalogUnusable: the copy is damaged, as the catalog itself must then be.
         SourceUnreadable: it cannot be written.
     """
-    with _new_file(target) as path:
+    with whole_file(target, overwrite=False) as path, write_errors(target):
         catalog.backup(path)
         return path.stat().st_size
-
-
-@contextmanager
-def _new_file(target: Path) -> Iterator[Path]:
-    """Yield a file beside ``target`` that takes its place, flushed to the disk, when the block ends."""
-    if os.path.lexists(target):
-        raise _is_there(target)
-    try:
-        with unfinished_folder(target) as folder:
-            path = folder / target.name
-            yield path
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            # A link, and no move, for that would replace what has appeared there meanwhile.
-            os.link(path, target)
-        # Some file systems cannot flush a folder.
-        with suppress(OSError):
-            flush_folder(target.absolute().parent)
-    except FileExistsError as error:
-        raise _is_there(target) from error
-    except OSError as error:
-        if isinstance(error, SourceUnreadable) or error.errno is None:
-            raise
-        raise SourceUnreadable(f"`{target}` cannot be written: {(error.strerror or '').lower()}") from error
-
-
-def _is_there(target: Path) -> UsageError:
-    return UsageError(f"`{target}` exists already", hint="name a new file, or move that one away")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...inspection.regular_file import read_bounded
+from ...files.reading import read_bounded
 from ...schemas.evaluation import MAX_EVALUATION_BYTES, Comparison, Evaluation
 from ...scores.comparison import compare
 from ...scores.intervals import can_estimate

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ...inspection.regular_file import read_bounded, real_path
+from ...files.digests import hash_file
+from ...files.progress import Progress, silent
+from ...files.reading import read_bounded, real_path
 from ...schemas.bundle import MANIFEST_FILE
-from ...schemas.digest import Digest
 from ...schemas.errors import (
     CatalogUnusable,
     MeteoraError,
@@ -31,7 +32,6 @@ from ..catalog import database
 from ..catalog.engine import describe_url, engine_for, parse_catalog_url, sqlite_url
 from ..catalog.references import BundlePlace
 from ..home import Home
-from ..store import Advance
 from ..workspace import Workspace
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
 from .problem import Code, Mending, Problem, join_some
@@ -52,7 +52,7 @@ class Examination:
 
 
 def examine(
-    workspace: Workspace, *, beside: Iterable[Path] = (), jobs: int = 1, advance: Advance | None = None
+    workspace: Workspace, *, beside: Iterable[Path] = (), jobs: int = 1, progress: Progress = silent
 ) -> Examination:
     """Look at everything, and change nothing.
 
@@ -62,7 +62,7 @@ def examine(
         workspace: what is examined, with its home.
         beside: further folders in which bundles may have been begun, besides those of catalogued bundles.
         jobs: how many blobs are read at once.
-        advance: called with the size in bytes of each chunk.
+        progress: called with a step's name, how much of it is done, and how much there is.
     """
     home = workspace.home
     problems = [*_examine_home(home), *examine_temporary_folder(), *_examine_place(workspace)]
@@ -79,7 +79,7 @@ def examine(
         elif home.catalog_url is not None or home.catalog_file.exists():
             catalog = workspace.catalog
             if is_store_there:
-                problems += _examine_store(workspace, not_examined, jobs=jobs, advance=advance)
+                problems += _examine_store(workspace, not_examined, jobs=jobs, progress=progress)
             places = tuple(catalog.list_bundle_places())
             problems += examine_bundles(places)
             parents |= {place.path.parent for place in places}
@@ -99,10 +99,10 @@ def _examine_place(workspace: Workspace) -> Iterator[Problem]:
 
 
 def _examine_store(
-    workspace: Workspace, not_examined: list[str], *, jobs: int, advance: Advance | None
+    workspace: Workspace, not_examined: list[str], *, jobs: int, progress: Progress
 ) -> Iterator[Problem]:
     try:
-        yield from examine_store(workspace, jobs=jobs, advance=advance)
+        yield from examine_store(workspace, jobs=jobs, progress=progress)
         yield from examine_garbage(workspace)
     except StillInUse as error:
         not_examined.append(f"what of the store may be deleted: {error}; {error.hint}")
@@ -149,7 +149,7 @@ def _examine(place: BundlePlace) -> Problem | None:
         what = "is no longer a bundle" if place.path.is_dir() else "is not there"
         found = f"`{place.path}` {what}"
         return Problem(Code.BUNDLE_GONE, f"`{place.version}`", found, f"put it back; {again}")
-    if manifest.stat().st_size > MAX_MANIFEST_BYTES or Digest.of_file(manifest) != place.manifest_sha256:
+    if manifest.stat().st_size > MAX_MANIFEST_BYTES or hash_file(manifest) != place.manifest_sha256:
         found = f"`{manifest}` is not the one that was registered, `{place.manifest_sha256.short}`"
         return Problem(Code.BUNDLE_CHANGED, f"`{place.version}`", found, again)
     changed = _changed_files(place)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...files.digests import hash_file
 from ...fuser.fuse_member import Member, MemberFiles
 from ...fuser.planning import BaseModules, make_plan
 from ...inspection.adapter import Inspection, inspect_files
@@ -132,7 +133,7 @@ def open_member(store: Store, version: AdapterVersion, *, name: str | None = Non
 def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], inspection: Inspection) -> None:
     facts = inspection.facts
     # The files of a sound adapter could be read when it was catalogued; unreadable now means changed.
-    found = (facts.config_sha256, facts.weights_sha256) if facts else map(Digest.of_file, expected)
+    found = (facts.config_sha256, facts.weights_sha256) if facts else map(hash_file, expected)
     for (path, wanted), digest in zip(expected.items(), found, strict=True):
         if digest != wanted:
             raise StoreDamaged(

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ...bundle.files import check_target
+from ...files.progress import Progress, silent
+from ...files.reading import real_path
+from ...files.scratch import Purpose, temporary_folder
 from ...fuser.bundle_writer import GivenGate, require_no_conflicts, write_bundle
 from ...fuser.official import ImportedMember, OfficialWeights
-from ...fuser.staging import check_target
 from ...fuser.verifier import verify_bundle
-from ...inspection.regular_file import real_path
 from ...schemas.bundle import IMPORTED, Fitting
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.names import check_name, suggest_name
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
-from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.records import BundleVersion, NewMember
 from ..workspace import Workspace
 from .additions import add_folder
 from .bundle_folder import check_no_adapter_has, register_bundle, write_verified
 from .fuse_plan import Prepared, prepare_fuse
-from .steps import Advance, step_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def fuse(
     *,
     name: str | None = None,
     given_gate: GivenGate | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Fusion:
     """Write, verify and register the bundle of a plan.
 
@@ -58,7 +58,7 @@ def fuse(
         folder: the new folder.
         name: what the catalog calls the bundle, by default made from the folder's name.
         given_gate: used in place of the plan's initialisation.
-        advance: called with a step's name, how much of it is done, and how much there is.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         FuseRefused: the plan has conflicts, or what was written does not verify; nothing is left.
@@ -70,7 +70,7 @@ def fuse(
     bundle_name = check_name(name or suggest_name(real_path(folder).name))
     require_no_conflicts(prepared.plan)
     check_no_adapter_has(workspace.catalog, bundle_name)
-    record = write_fused(prepared, folder, given_gate=given_gate, advance=advance)
+    record = write_fused(prepared, folder, given_gate=given_gate, progress=progress)
     members = [
         NewMember(member.name, version, member.weights_sha256, member.config_sha256)
         for version, member in zip(prepared.versions, prepared.members, strict=True)
@@ -84,7 +84,7 @@ def write_fused(
     folder: Path,
     *,
     given_gate: GivenGate | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> VerificationRecord:
     """Write and verify the bundle of a plan, without a catalog; the folder appears when it verified.
 
@@ -96,18 +96,18 @@ def write_fused(
         prepared.plan,
         prepared.members,
         given_gate=given_gate,
-        progress=step_of(advance, "writing"),
+        progress=progress,
     )
-    return write_verified(folder, write, lambda written: _verify(written, prepared, advance))
+    return write_verified(folder, write, lambda written: _verify(written, prepared, progress))
 
 
-def _verify(folder: Path, prepared: Prepared, advance: Advance | None) -> VerificationRecord:
+def _verify(folder: Path, prepared: Prepared, progress: Progress) -> VerificationRecord:
     return verify_bundle(
         folder,
         level=Level.SOURCE,
         sources=prepared.sources,
         renamed=prepared.renamed,
-        progress=step_of(advance, "verifying"),
+        progress=progress,
     )
 
 
@@ -121,7 +121,7 @@ def import_official(
     top_k: int | None = None,
     temperature: float = 1.0,
     name: str | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Fusion:
     """Make a bundle of a file in the authors' layout.
 
@@ -146,7 +146,7 @@ def import_official(
     recipe = _make_recipe(value, [str(version.source) for version in versions], members)
     gate = GivenGate(Fitting(method=IMPORTED, data=()), official.gate)
     return fuse(
-        workspace, prepare_fuse(workspace, recipe), folder, name=name, given_gate=gate, advance=advance
+        workspace, prepare_fuse(workspace, recipe), folder, name=name, given_gate=gate, progress=progress
     )
 
 

@@ -14,12 +14,16 @@ from functools import partial
 from pathlib import Path
 
 from ...bundle import Bundle
+from ...bundle.files import bundle_around, check_target
+from ...files.digests import hash_file
+from ...files.progress import Progress, silent
+from ...files.reading import real_path
+from ...files.scratch import Purpose, temporary_folder
+from ...files.writing import check_writable
 from ...fuser.extraction import extract_member
 from ...fuser.fuse_member import MemberFiles
 from ...fuser.refit import NewGates, refit_bundle
-from ...fuser.staging import check_target
 from ...fuser.verifier import verify_bundle
-from ...inspection.regular_file import real_path
 from ...runtime.base_modules import read_base, resolve_paths
 from ...runtime.fitting import (
     FitOptions,
@@ -34,12 +38,10 @@ from ...runtime.fitting import (
     read_task_data,
 )
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting
-from ...schemas.digest import Digest
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, Scope, check_scope
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
-from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
@@ -47,8 +49,6 @@ from ..workspace import Workspace
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, write_verified
 from .fuse_plan import stored_sources
 from .inference import load_base
-from .result_file import check_writable
-from .steps import Advance, step_of
 
 _UNDECIDED_TOKENS = 4
 
@@ -112,7 +112,7 @@ def fit_bundle(
     request: FitRequest,
     *,
     name: str | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> GateFit:
     """Fit the gates of the bundle in ``source`` and register the new version in ``folder``.
 
@@ -123,7 +123,7 @@ def fit_bundle(
         folder: the new folder.
         request: on which base and data, and how.
         name: what the catalog calls the bundle: by default what it calls the old one, else as the folder.
-        advance: called with a step's name, how much of it is done, and how much there is.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         DataRefused: the data or the statistics cannot be used.
@@ -139,7 +139,7 @@ def fit_bundle(
     bundle_name = check_name(name or _name_of(catalog, source) or suggest_name(real_path(folder).name))
     check_no_adapter_has(catalog, bundle_name)
     sources = stored_sources(workspace.store, manifest)
-    written = write_fitted(bundle, folder, request, sources=sources, advance=advance)
+    written = write_fitted(bundle, folder, request, sources=sources, progress=progress)
     members = [
         NewMember(each.name, find_member(catalog, each), each.weights_sha256, each.config_sha256)
         for each in manifest.members
@@ -157,7 +157,7 @@ def write_fitted(
     request: FitRequest,
     *,
     sources: Mapping[str, MemberFiles],
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> WrittenFit:
     """Fit the gates of a bundle and write the verified result into ``folder``, without a catalog.
 
@@ -166,7 +166,7 @@ def write_fitted(
         folder: the new folder.
         request: on which base and data, and how.
         sources: the members' own files by member name; a member that is missing here is extracted.
-        advance: called with each step's progress.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         DataRefused, BundleRefused, UsageError, FuseRefused, SourceUnreadable: as ``fit_bundle``.
@@ -176,7 +176,7 @@ def write_fitted(
     opened = open_base(request.base)
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
-    fitted = _fit(bundle, request, opened, advance)
+    fitted = _fit(bundle, request, opened, progress)
     old_paths = {path for member in bundle.manifest.members for path in member.renamed_modules}
     with _members_files(sources, bundle) as files:
         verify = partial(
@@ -184,15 +184,15 @@ def write_fitted(
             level=Level.SOURCE,
             sources=files,
             renamed=resolve_paths(sorted(old_paths), meta),
-            progress=step_of(advance, "verifying"),
+            progress=progress,
         )
-        record = write_verified(folder, _writer(bundle, fitted, request.scope, advance), verify)
+        record = write_verified(folder, _writer(bundle, fitted, request.scope, progress), verify)
     return WrittenFit(record, fitted)
 
 
 def _name_of(catalog: Catalog, folder: Path) -> str | None:
     """Return what the catalog calls the bundle in a folder; of several names, that of the bundle there."""
-    manifest_sha256 = Digest.of_file(folder / MANIFEST_FILE)
+    manifest_sha256 = hash_file(folder / MANIFEST_FILE)
     found: list[str] = []
     for latest in catalog.list_bundles():
         for number in catalog.versions_of(latest.name):
@@ -202,7 +202,7 @@ def _name_of(catalog: Catalog, folder: Path) -> str | None:
     return found[0] if found else None
 
 
-def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, advance: Advance | None) -> FittedGates:
+def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Progress) -> FittedGates:
     data = _read_data(bundle, request, opened)
     return fit_gates(
         load_base(opened),
@@ -211,7 +211,7 @@ def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, advance: Advan
         data,
         options=request.options,
         statistics=request.statistics,
-        advance=advance,
+        progress=progress,
     )
 
 
@@ -237,7 +237,7 @@ def _check_statistics(path: Path) -> None:
         UsageError: it is that of a bundle, which holds only what its manifest lists.
     """
     check_writable(path)
-    around = next((each for each in real_path(path).parents if (each / MANIFEST_FILE).is_file()), None)
+    around = bundle_around(path)
     if around is not None:
         raise UsageError(
             f"`{path}` is inside the bundle `{around}`, which may have only what its manifest lists",
@@ -246,11 +246,11 @@ def _check_statistics(path: Path) -> None:
 
 
 def _writer(
-    bundle: Bundle, fitted: FittedGates, scope: Scope, advance: Advance | None
+    bundle: Bundle, fitted: FittedGates, scope: Scope, progress: Progress
 ) -> Callable[[Path], Manifest]:
     gate = fitted.describe(scope)
     new = NewGates(gate, bundle.config.top_k, bundle.config.temperature, fitted.values)
-    return partial(refit_bundle, bundle, new, progress=step_of(advance, "writing"))
+    return partial(refit_bundle, bundle, new, progress=progress)
 
 
 @contextmanager

@@ -11,20 +11,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...files.progress import Bytes, Progress, Step, silent
+from ...files.scratch import Purpose, temporary_folder
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ...schemas.errors import HubRefused, HubUnavailable, MeteoraError, UsageError
 from ...schemas.finding import Verdict
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
-from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..hub.client import Hub
 from ..hub.download import download_files, outline_adapter
 from ..hub.listing import Candidate, Listing
 from ..workspace import Workspace
 from .additions import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
-from .steps import Advance, chunks_of
 
 _SHOWN_CANDIDATES = 20
 
@@ -88,7 +88,7 @@ def require_sound(hub: Hub, candidate: Candidate, *, max_bytes: int) -> Inspecti
 
 
 def download_adapter(
-    hub: Hub, candidate: Candidate, folder: Path, *, name: str, advance: Advance | None = None
+    hub: Hub, candidate: Candidate, folder: Path, *, name: str, progress: Progress = silent
 ) -> Origin:
     """Download an adapter with its card and licence into a folder, and return its origin.
 
@@ -97,7 +97,7 @@ def download_adapter(
         candidate: the adapter.
         folder: an empty folder.
         name: how progress names the adapter.
-        advance: called with the progress of the check of the digests.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         HubMismatch: the bytes that came are not those that the Hub lists.
@@ -110,8 +110,8 @@ def download_adapter(
         if file in candidate.files and candidate.files[file].size_bytes <= MAX_TEXT_BYTES
     ]
     files = {file: candidate.files[file] for file in (CONFIG_FILE, WEIGHTS_FILE, *texts)}
-    count = chunks_of(advance, f"checking {name}", sum(file.size_bytes for file in files.values()))
-    download_files(hub, candidate.listing, files, folder, advance=count)
+    step = Step(f"checking {name}", Bytes(sum(file.size_bytes for file in files.values())), progress)
+    download_files(hub, candidate.listing, files, folder, step=step)
     return Origin(kind="hub", location=str(candidate), commit=candidate.listing.commit)
 
 
@@ -123,7 +123,7 @@ def add_from_hub(
     base: str | None = None,
     tags: Iterable[str] = (),
     max_bytes: int = MAX_ADAPTER_FILE_BYTES,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Addition:
     """Judge an adapter on the Hub, then download and catalogue it.
 
@@ -134,7 +134,7 @@ def add_from_hub(
         base: the base model, as the person who adds it knows it.
         tags: words attached to the version.
         max_bytes: larger files are refused before anything is downloaded.
-        advance: called with the progress of the check of the digests.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         AdapterRefused: it is broken; seen before the weights were downloaded.
@@ -154,7 +154,7 @@ def add_from_hub(
         catalog.change_tags(known, add=wanted_tags)
         return Addition(str(candidate), catalog.find(known), created=False, duplicates=(), skipped=())
     with temporary_folder(Purpose.ADD) as folder:
-        origin = download_adapter(hub, candidate, folder, name=wanted_name, advance=advance)
+        origin = download_adapter(hub, candidate, folder, name=wanted_name, progress=progress)
         return add_folder(workspace, folder, name=wanted_name, base=base, tags=wanted_tags, origin=origin)
 
 

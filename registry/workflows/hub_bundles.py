@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...bundle import Bundle
+from ...bundle.files import staged_target
 from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
+from ...files.digests import hash_file
+from ...files.progress import Bytes, Progress, Step, silent
+from ...files.reading import read_bounded, real_path
+from ...files.scratch import Purpose, temporary_folder
 from ...fuser.extraction import extract_member
-from ...fuser.staging import staged_folder
 from ...fuser.verifier import verify_bundle
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, MAX_BUNDLE_BYTES, VERIFICATION_FILE, BundleConfig
-from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
 from ...schemas.names import HubSource, below, check_name, suggest_name
-from ...schemas.scratch import Purpose, temporary_folder
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..hub.client import Hub
@@ -31,7 +33,6 @@ from ..hub.listing import Listing, RemoteFile
 from ..workspace import Workspace
 from .additions import add_folder
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, require_source_record
-from .steps import Advance, chunks_of, step_of
 
 _NO_RECORD = "ask its publisher to push it with `meteora-registry push`, which requires the record"
 
@@ -76,7 +77,7 @@ def pull(
     *,
     name: str | None = None,
     max_bytes: int = MAX_BUNDLE_BYTES,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Pulled:
     """Fetch, verify and register a bundle and its members.
 
@@ -90,7 +91,7 @@ def pull(
         folder: the new folder, or one that holds this very bundle already.
         name: what the catalog calls the bundle, by default made from the repository's name.
         max_bytes: a larger bundle is refused before its weights are downloaded.
-        advance: called with a step's name, how much of it is done, and how much there is.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         HubRefused, HubUnavailable: it cannot be had.
@@ -107,21 +108,21 @@ def pull(
         remote = find_bundle(hub, source, scratch)
         created = not _is_here(folder, scratch)
     if created:
-        with staged_folder(folder) as staging:
-            _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, advance=advance)
-            claimed, record = _verify(staging, remote, advance)
+        with staged_target(folder) as staging:
+            _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, progress=progress)
+            claimed, record = _verify(staging, remote, progress)
     else:
-        claimed, record = _verify(folder, remote, advance)
+        claimed, record = _verify(folder, remote, progress)
     members = _register_members(workspace, folder, bundle_name)
     version = register_bundle(catalog, folder, bundle_name, members, claimed)
-    catalog.record_verification(record, folder.resolve())
+    catalog.record_verification(record, real_path(folder))
     return Pulled(
         folder, remote.listing.repository, remote.listing.commit, created, record, version, remote.ignored
     )
 
 
 @contextmanager
-def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = None) -> Iterator[Path]:
+def fetched_bundle(hub: Hub, source: HubSource, *, progress: Progress = silent) -> Iterator[Path]:
     """Yield the folder of a bundle fetched from the Hub, with its record checked; nothing is kept.
 
     Raises:
@@ -130,7 +131,7 @@ def fetched_bundle(hub: Hub, source: HubSource, *, advance: Advance | None = Non
     with temporary_folder(Purpose.VERIFY) as scratch:
         start, folder, cache = (scratch / name for name in ("start", "bundle", "cache"))
         remote = find_bundle(hub, source, start, cache=cache)
-        _fetch(hub, remote, folder, max_bytes=MAX_BUNDLE_BYTES, cache=cache, advance=advance)
+        _fetch(hub, remote, folder, max_bytes=MAX_BUNDLE_BYTES, cache=cache, progress=progress)
         require_source_record(Bundle(folder), str(remote), hint=_NO_RECORD)
         yield folder
 
@@ -157,7 +158,9 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
         if files[name].size_bytes > limit:
             raise BundleRefused(f"`{name}` has {files[name].size_bytes} bytes, expected at most {limit}")
     download_files(hub, listing, files, scratch, cache=cache)
-    BundleConfig.read((scratch / CONFIG_FILE).read_bytes(), max_bytes=MAX_BUNDLE_CONFIG_BYTES)
+    BundleConfig.read(
+        read_bounded(scratch / CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), max_bytes=MAX_BUNDLE_CONFIG_BYTES
+    )
     remote = RemoteBundle(listing, Bundle(scratch).manifest)
     _compare_listing(remote)
     return remote
@@ -179,7 +182,7 @@ def _compare_listing(remote: RemoteBundle) -> None:
 def _is_here(folder: Path, scratch: Path) -> bool:
     """Return whether the folder has a bundle with the manifest that was just fetched."""
     own = folder / MANIFEST_FILE
-    return own.is_file() and Digest.of_file(own) == Digest.of_file(scratch / MANIFEST_FILE)
+    return own.is_file() and hash_file(own) == hash_file(scratch / MANIFEST_FILE)
 
 
 def _fetch(
@@ -189,7 +192,7 @@ def _fetch(
     *,
     max_bytes: int,
     cache: Path | None,
-    advance: Advance | None,
+    progress: Progress,
 ) -> None:
     wanted = (*remote.manifest.files, MANIFEST_FILE, VERIFICATION_FILE)
     found = {name: file for name in wanted if (file := remote.listing.find(name)) is not None}
@@ -199,18 +202,18 @@ def _fetch(
             f"{remote} has {total} bytes, the limit is {max_bytes}; its weights were not downloaded",
             hint="raise the limit with `--max-bytes`",
         )
-    count = chunks_of(advance, "checking", total)
+    step = Step("checking", Bytes(total), progress)
     small = {name: file for name, file in found.items() if file.sha256 is None}
     large = {name: file for name, file in found.items() if name not in small}
     folder.mkdir(exist_ok=True)
     for part in (small, large):
-        download_files(hub, remote.listing, part, folder, cache=cache, advance=count)
+        download_files(hub, remote.listing, part, folder, cache=cache, step=step)
         _check_digests(remote, part, folder)
 
 
 def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: Path) -> None:
     for name in sorted(set(files) & set(remote.manifest.files)):
-        found, listed = Digest.of_file(folder / name), remote.manifest.files[name].sha256
+        found, listed = hash_file(folder / name), remote.manifest.files[name].sha256
         if found != listed:
             raise HubMismatch(
                 f"{remote} was changed: `{name}` has the digest `{found}`, its manifest lists `{listed}`; "
@@ -220,11 +223,11 @@ def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: P
 
 
 def _verify(
-    folder: Path, remote: RemoteBundle, advance: Advance | None
+    folder: Path, remote: RemoteBundle, progress: Progress
 ) -> tuple[VerificationRecord, VerificationRecord]:
     """Verify the bundle; return the record that came with it, and the one of this machine."""
     claimed = require_source_record(Bundle(folder), str(remote), hint=_NO_RECORD)
-    record = verify_bundle(folder, level=Level.INTEGRITY, progress=step_of(advance, "verifying"))
+    record = verify_bundle(folder, level=Level.INTEGRITY, progress=progress)
     if record.outcome is not Outcome.PASS:
         reasons = "; ".join((*record.problems, *record.unchecked)[:5])
         raise BundleRefused(f"{remote} does not verify here ({record.outcome}): {reasons}")

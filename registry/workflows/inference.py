@@ -10,17 +10,18 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ...bundle import Bundle
+from ...files.digests import hash_file
+from ...files.progress import Progress, silent
+from ...files.reading import real_path
+from ...files.writing import check_writable, write_whole
 from ...runtime import GateNotFittedWarning, LoadedBundle, evaluation, load_bundle, tracing
 from ...runtime.evaluation import EvaluationOptions
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
 from ...runtime.fitting import OpenedBase, context_of, open_base, read_task_data
 from ...schemas.bundle import MANIFEST_FILE
-from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable
 from ...schemas.evaluation import Evaluation
 from ...schemas.trace import Trace
-from .result_file import check_writable, replace_file
-from .steps import Advance
 
 
 def evaluate(
@@ -31,7 +32,7 @@ def evaluate(
     *,
     out: Path | None = None,
     plots: Path | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate the bundle in a folder.
 
@@ -44,7 +45,7 @@ def evaluate(
         options: modes, metrics, and how much is asked.
         out: a file for the evaluation as JSON; one that is there is replaced.
         plots: a folder for the figures, made if it is not there; files of the same names are replaced.
-        advance: called with a step's name, how much of it is done, and how much there is.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         SourceUnreadable: bundle, base or data cannot be read, or a result cannot be written.
@@ -64,13 +65,13 @@ def evaluate(
     tasks = read_task_data(data, members, tokenizer=opened.tokenizer, context_tokens=context)
     evaluation.make_tasks(tasks, members, opened.tokenizer, options, context_tokens=context)
     found = evaluation.evaluate(
-        load_for_command(folder, opened), tasks, options, bundle=folder.resolve().name, progress=advance
-    ).model_copy(update={"manifest_sha256": Digest.of_file(folder / MANIFEST_FILE)})
+        load_for_command(folder, opened), tasks, options, bundle=real_path(folder).name, progress=progress
+    ).model_copy(update={"manifest_sha256": hash_file(folder / MANIFEST_FILE)})
     if out is not None:
-        replace_file(out, found.to_bytes())
+        write_whole(out, found.to_bytes())
     if plots is not None:
         for name, image in draw_plots(found).items():
-            replace_file(plots / name, image)
+            write_whole(plots / name, image)
     return found
 
 
@@ -101,7 +102,7 @@ def trace(folder: Path, base: str, prompt: str, *, max_new_tokens: int, page: Pa
     # Before the base is loaded, which takes longer.
     Bundle.open(folder)
     loaded = load_for_command(folder, open_base(base))
-    return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=folder.resolve().name)
+    return tracing.trace(loaded, prompt, max_new_tokens=max_new_tokens, bundle=real_path(folder).name)
 
 
 def write_page(path: Path, found: Trace) -> None:
@@ -110,7 +111,7 @@ def write_page(path: Path, found: Trace) -> None:
     Raises:
         SourceUnreadable: it cannot be written.
     """
-    replace_file(path, tracing.render_page(found).encode("utf-8"))
+    write_whole(path, tracing.render_page(found).encode("utf-8"))
 
 
 def load_base(base: OpenedBase) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """What a process left when it was killed: known by its name, its contents, and its lock or its age.
 
-The names come from ``schemas.scratch``, where the code that makes them has them from.
+The names come from ``files.scratch``, where the code that makes them has them from.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from ...bundle.files import OLD_PARTIAL_RECORD
+from ...files.locks import is_abandoned
+from ...files.scratch import is_idle, is_scratch, is_staged, is_unfinished, scratch_root
 from ...schemas.bundle import (
     CARD_FILE,
     CONFIG_FILE,
@@ -19,8 +22,6 @@ from ...schemas.bundle import (
     VERIFICATION_FILE,
     WEIGHTS_FILE,
 )
-from ...schemas.scratch import is_idle, is_scratch, is_staged, is_unfinished, scratch_root, staged_path
-from ..store.intake import is_abandoned
 from .problem import Code, Mending, Problem, join_some
 
 # Without a lock that shows whether its process still runs, it must not have changed for so long.
@@ -38,9 +39,8 @@ def examine_temporary_folder() -> Iterator[Problem]:
 
 def examine_unfinished(folders: Iterable[Path], bundles: Iterable[Path]) -> Iterator[Problem]:
     """Yield files that interrupted commands left beside those that they were to write, or in bundles."""
-    records = (staged_path(bundle / VERIFICATION_FILE) for bundle in bundles)
-    beside = (path for folder in sorted(set(folders)) for path in _children(folder) if is_unfinished(path))
-    left = [path for path in (*beside, *records) if _is_old_unfinished(path)]
+    places = sorted({*folders, *bundles})
+    left = [path for folder in places for path in _children(folder) if _is_old_unfinished(path)]
     if left:
         yield _problem(Code.FILE_LEFTOVER, left)
 
@@ -84,8 +84,9 @@ def _is_old_scratch(path: Path) -> bool:
 
 
 def _is_old_unfinished(path: Path) -> bool:
-    is_record = path == staged_path(path.with_name(VERIFICATION_FILE))
-    return (is_record or is_unfinished(path)) and is_idle(path, time.time(), _IDLE_SECONDS)
+    return (path.name == OLD_PARTIAL_RECORD or is_unfinished(path)) and is_idle(
+        path, time.time(), _IDLE_SECONDS
+    )
 
 
 def _children(folder: Path) -> list[Path]:

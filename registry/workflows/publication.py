@@ -16,8 +16,11 @@ from pathlib import Path
 import yaml
 
 from ...bundle import Bundle
+from ...files.digests import hash_file
+from ...files.progress import Bytes, Progress, Step, silent
+from ...files.reading import real_path
+from ...files.scratch import Purpose, temporary_folder
 from ...fuser.licenses import combine_licenses
-from ...inspection.regular_file import real_path
 from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import (
@@ -38,7 +41,6 @@ from ...schemas.names import (
     check_repository,
     parse_path_or_source,
 )
-from ...schemas.scratch import Purpose, temporary_folder
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..hub.client import Hub
@@ -47,7 +49,6 @@ from ..store import Store
 from ..workspace import StrPath, Workspace
 from .additions import TEXT_FILES
 from .bundle_folder import find_bundle_folder, require_source_record
-from .steps import Advance, chunks_of
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
@@ -103,10 +104,10 @@ class PushOptions:
     tag: str | None = None
 
 
-def digest_files(files: Mapping[str, Path], advance: Advance | None = None) -> dict[str, FileDigests]:
+def digest_files(files: Mapping[str, Path], progress: Progress = silent) -> dict[str, FileDigests]:
     """Return the digests of local files, by the same keys."""
-    count = chunks_of(advance, "hashing", sum(path.stat().st_size for path in files.values()))
-    return {name: digest_file(path, count) for name, path in files.items()}
+    step = Step("hashing", Bytes(sum(path.stat().st_size for path in files.values())), progress)
+    return {name: digest_file(path, step) for name, path in files.items()}
 
 
 def publish(
@@ -115,7 +116,7 @@ def publish(
     repository: str,
     options: PushOptions,
     *,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> Pushed:
     """Push a bundle or a catalogued adapter, and note it in the catalog.
 
@@ -124,7 +125,7 @@ def publish(
         source: a bundle's folder, or a catalogued bundle or adapter.
         repository: ``org/name`` on the Hub.
         options: how it is pushed.
-        advance: called with the progress of the hashing.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         UsageError, NotInCatalog, BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: as
@@ -133,7 +134,7 @@ def publish(
     """
     check_repository(repository)
     with temporary_folder(Purpose.PUSH) as scratch:
-        noted, upload = open_upload(workspace, source, scratch, advance=advance)
+        noted, upload = open_upload(workspace, source, scratch, progress=progress)
         pushed = push(workspace.hub, upload, repository, options)
     if not options.dry_run:
         workspace.note(lambda catalog: note_push(catalog, noted, pushed))
@@ -193,7 +194,7 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
     if pushed.commit is None or not (pushed.added or pushed.deleted):
         return ()
     if isinstance(source, Path):
-        manifest_sha256 = Digest.of_file(source / MANIFEST_FILE)
+        manifest_sha256 = hash_file(source / MANIFEST_FILE)
         versions = catalog.find_bundles_in(real_path(source), manifest_sha256)
     else:
         versions = (source,)
@@ -295,7 +296,7 @@ def open_upload(
     source: StrPath,
     scratch: Path,
     *,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> tuple[CatalogSource | Path, Upload]:
     """Return what is pushed, for ``note_push``, and its upload.
 
@@ -303,7 +304,7 @@ def open_upload(
         workspace: its catalog is asked when ``source`` is a catalogued name.
         source: a bundle's folder, or a catalogued bundle or adapter.
         scratch: an empty folder that is kept until the push is done.
-        advance: called with the progress of the hashing.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         UsageError: it is a repository on the Hub.
@@ -317,13 +318,13 @@ def open_upload(
     if isinstance(parsed, CatalogSource):
         version = workspace.catalog.find_any(parsed)
         if isinstance(version, AdapterVersion):
-            return version.source, adapter_upload(workspace.store, version, scratch, advance=advance)
+            return version.source, adapter_upload(workspace.store, version, scratch, progress=progress)
         noted = version.source
     folder = find_bundle_folder(workspace, source)
-    return noted or folder, bundle_upload(folder, advance=advance)
+    return noted or folder, bundle_upload(folder, progress=progress)
 
 
-def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
+def bundle_upload(folder: Path, *, progress: Progress = silent) -> Upload:
     """Return the files of a bundle that passed a verification at level `source` for its present manifest.
 
     Raises:
@@ -339,7 +340,7 @@ def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
     }
     if missing := [name for name, path in files.items() if not path.is_file() or path.is_symlink()]:
         raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
-    digests = digest_files(files, advance)
+    digests = digest_files(files, progress)
     _compare_with_manifest(folder, manifest, digests)
     names = ", ".join(member.name for member in manifest.members)
     return Upload(
@@ -353,7 +354,7 @@ def bundle_upload(folder: Path, *, advance: Advance | None = None) -> Upload:
 
 
 def adapter_upload(
-    store: Store, version: AdapterVersion, scratch: Path, *, advance: Advance | None = None
+    store: Store, version: AdapterVersion, scratch: Path, *, progress: Progress = silent
 ) -> Upload:
     """Return the files of a catalogued adapter; a short card is written into ``scratch`` if it has none.
 
@@ -370,7 +371,7 @@ def adapter_upload(
     if CARD_FILE not in files:
         files[CARD_FILE] = scratch / CARD_FILE
         files[CARD_FILE].write_text(_card_of(version), encoding="utf-8", newline="\n")
-    digests = digest_files(files, advance)
+    digests = digest_files(files, progress)
     for file in version.files:
         if digests[file.name].sha256 != file.sha256:
             raise StoreDamaged(

@@ -9,14 +9,16 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from ...files.digests import hash_file
+from ...files.progress import Progress
 from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable, UsageError
 from ...schemas.manifest import Origin
 from ...schemas.names import parse_repository
 from ..catalog.catalog import Catalog
 from ..home import Home
-from ..store import Advance, RemoteStore, Store
-from ..store.blob import READ_ONLY, hash_file
+from ..store import RemoteStore, Store
+from ..store.blob import READ_ONLY
 from ..workspace import Workspace
 from .problem import Code, Mending, Problem, join_some
 from .store_upkeep import BlobState, Condition, collect_garbage, verify_store
@@ -29,11 +31,11 @@ _CODES = {
 _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
-def examine_store(workspace: Workspace, *, jobs: int, advance: Advance | None) -> Iterator[Problem]:
+def examine_store(workspace: Workspace, *, jobs: int, progress: Progress) -> Iterator[Problem]:
     """Yield problems of the blobs that the catalog refers to, of local permissions, and stray files."""
     store = workspace.store
     yield from examine_permissions(workspace)
-    for state in verify_store(workspace, jobs=jobs, advance=advance):
+    for state in verify_store(workspace, jobs=jobs, progress=progress):
         if state.condition is not Condition.WHOLE:
             yield _judge(workspace, state)
     if isinstance(store, RemoteStore):

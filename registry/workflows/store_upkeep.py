@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from itertools import groupby, islice
-from threading import Lock
 
+from ...files.progress import Bytes, Progress, Step, silent
 from ...schemas.digest import Digest
 from ...schemas.errors import StillInUse, StoreUnavailable
 from ...schemas.manifest import Origin
@@ -21,7 +21,7 @@ from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
 from ..catalog.records import Removal
 from ..catalog.references import Reference
-from ..store import Advance, Blob, RemoteStore, Store
+from ..store import Blob, RemoteStore, Store
 from ..store.marks import unreferenced
 from ..workspace import Workspace
 
@@ -200,9 +200,7 @@ def adopt_store(workspace: Workspace) -> None:
     store.adopt(catalog_digest)
 
 
-def verify_store(
-    workspace: Workspace, *, jobs: int = 1, advance: Advance | None = None
-) -> Iterator[BlobState]:
+def verify_store(workspace: Workspace, *, jobs: int = 1, progress: Progress = silent) -> Iterator[BlobState]:
     """Read every blob that the catalog refers to, and yield the state of each.
 
     Of a store elsewhere the bytes there are read, and not the copies in the cache.
@@ -210,14 +208,14 @@ def verify_store(
     Args:
         workspace: its store is read; its catalog knows what is referred to, and how large it was.
         jobs: how many blobs are read at once.
-        advance: called with the size in bytes of each chunk, by one thread at a time.
+        progress: called with a step's name, how much of it is done, and how much there is.
     """
-    count = _one_at_a_time(advance) if advance else None
+    step = Step("reading", Bytes(referenced_bytes(workspace.catalog)), progress)
     references = groupby(workspace.catalog.list_references(), key=lambda each: each.sha256)
     grouped = (tuple(group) for _, group in references)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         while some := list(islice(grouped, _AT_ONCE)):
-            yield from pool.map(lambda group: _look_at(workspace.store, group, count), some)
+            yield from pool.map(lambda group: _look_at(workspace.store, group, step), some)
 
 
 def referenced_bytes(catalog: Catalog) -> int:
@@ -321,10 +319,10 @@ def _drop_copies(workspace: Workspace, *, dry_run: bool) -> list[Blob]:
     return copies
 
 
-def _look_at(store: Store, references: Sequence[Reference], advance: Advance | None) -> BlobState:
+def _look_at(store: Store, references: Sequence[Reference], step: Step) -> BlobState:
     digest = references[0].sha256
     try:
-        found = store.rehash(digest, advance=advance)
+        found = store.rehash(digest, step=step)
         condition = Condition.MISSING if found is None else Condition.WHOLE
         condition = condition if found in (None, digest) else Condition.DAMAGED
     except PermissionError:
@@ -338,16 +336,6 @@ def _look_at(store: Store, references: Sequence[Reference], advance: Advance | N
         file_names=tuple(dict.fromkeys(each.file_name for each in references)),
         origin=references[0].origin,
     )
-
-
-def _one_at_a_time(advance: Advance) -> Advance:
-    lock = Lock()
-
-    def count(size_bytes: int) -> None:
-        with lock:
-            advance(size_bytes)
-
-    return count
 
 
 def _sum(blobs: Iterable[Blob]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
 
+from ...files.progress import Progress, Step, silent
 from ...schemas.evaluation import UNROUTED, Evaluation, Mode, ModeScore, TaskScore
 from ...scores.intervals import interval_of, mean_of_tasks
 from ..active_bundles import routing
@@ -20,8 +21,6 @@ from .modes import serve_as, serve_task
 from .tally import RoutingTally
 from .tasks import EvaluationOptions, Task, make_tasks
 
-# Called with a mode, how many of its items are answered, and how many there are.
-Progress = Callable[[str, int, int], None]
 _PACKAGES = ("meteora-registry", "peft", "torch", "transformers")
 
 
@@ -31,7 +30,7 @@ def evaluate(
     options: EvaluationOptions | None = None,
     *,
     bundle: str,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Score a bundle on its members' tasks.
 
@@ -40,7 +39,7 @@ def evaluate(
         data: of every member.
         options: modes, metrics, and how many items.
         bundle: its name in the evaluation.
-        progress: called after each batch.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         UsageError: an option is out of range, or the bundle cannot serve in a mode.
@@ -74,16 +73,15 @@ class _Evaluator:
     loaded: LoadedBundle
     tasks: tuple[Task, ...]
     batch_size: int
-    progress: Progress | None
-    _done: int = field(default=0)
+    progress: Progress
 
     def score(self, mode: Mode) -> ModeScore:
         """Score one mode on all tasks."""
-        self._done = 0
+        step = Step(mode, sum(len(task.prompts) for task in self.tasks), self.progress)
         meter = Meter(self.loaded.model.device)
         tally = None if mode in UNROUTED else RoutingTally(self.loaded.config.names)
         with serve_as(self.loaded, mode):
-            tasks = tuple(self._score_task(mode, task, meter, tally) for task in self.tasks)
+            tasks = tuple(self._score_task(mode, task, meter, tally, step) for task in self.tasks)
         items = [task.items for task in tasks]
         return ModeScore(
             mode=mode,
@@ -94,7 +92,9 @@ class _Evaluator:
             cost=meter.result(),
         )
 
-    def _score_task(self, mode: Mode, task: Task, meter: Meter, tally: RoutingTally | None) -> TaskScore:
+    def _score_task(
+        self, mode: Mode, task: Task, meter: Meter, tally: RoutingTally | None, step: Step
+    ) -> TaskScore:
         answers: dict[int, str] = {}
         # Prompts of like lengths together, so that little is padded.
         order = sorted(range(len(task.prompts)), key=lambda item: task.prompt_tokens[item])
@@ -102,7 +102,7 @@ class _Evaluator:
             for start in range(0, len(order), self.batch_size):
                 items = order[start : start + self.batch_size]
                 answers |= zip(items, self._answer(task, items, meter, tally), strict=True)
-                self._advance(mode, len(items))
+                step.advance(len(items))
         given = tuple(answers[item] for item in range(len(task.prompts)))
         scores = tuple(map(task.judge, given, task.expected))
         return TaskScore(
@@ -130,11 +130,6 @@ class _Evaluator:
         prompt_tokens = sum(task.prompt_tokens[item] for item in items)
         meter.count(prompt_tokens=prompt_tokens, new_tokens=answers.new_tokens)
         return answers.texts
-
-    def _advance(self, mode: str, items: int) -> None:
-        self._done += items
-        if self.progress is not None:
-            self.progress(mode, self._done, sum(len(task.prompts) for task in self.tasks))
 
 
 def _describe(device: torch.device) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...files.progress import Progress, Step, silent
 from ...kernels.gate_kinds import GATE_KINDS
 from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate
 from ...schemas.errors import DataRefused, UsageError
@@ -37,15 +38,18 @@ from .sequences import (
     make_batches,
 )
 from .solve import Method, solve_gate
-from .statistics_file import StatisticsFile, StatisticsWriter, digest_of_base, merge_moments
+from .statistics_file import (
+    StatisticsFile,
+    StatisticsWriter,
+    digest_of_base,
+    merge_moments,
+    written_statistics,
+)
 from .task_data import TaskData
 
 # Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.
 MAX_MEMORY_BYTES = 4 << 30
 _EPS = 1e-6
-
-# Called with the name of a step, how much of it is done, and how much there is.
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def fit_gates(
     *,
     options: FitOptions | None = None,
     statistics: Path | None = None,
-    advance: Advance | None = None,
+    progress: Progress = silent,
 ) -> FittedGates:
     """Fit the gates of every module of a bundle.
 
@@ -143,7 +147,7 @@ def fit_gates(
         options: how; the defaults are those measured best.
         statistics: a file of statistics. If it exists the members in it are taken from there; the new
             sums are kept in it.
-        advance: called after each batch and each solved input.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         UsageError: the model carries adapters, or a module has more inputs than a gate can be fitted for.
@@ -165,8 +169,8 @@ def fit_gates(
         description = _describe(base, config, inputs, known, new, options)
         writer = None
         if statistics is not None and new.names:
-            writer = stack.enter_context(StatisticsWriter(statistics, description))
-        values = _fit_inputs(base, inputs, description, old, new, writer, options, advance)
+            writer = stack.enter_context(written_statistics(statistics, description))
+        values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
     return FittedGates(
         kind=options.kind,
         eps=_EPS,
@@ -289,13 +293,14 @@ def _fit_inputs(
     new: _NewData,
     writer: StatisticsWriter | None,
     options: FitOptions,
-    advance: Advance | None,
+    progress: Progress,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     values: dict[str, tuple[Tensor, Tensor]] = {}
     groups = list(split_inputs(inputs, options.max_memory_bytes))
+    solving = Step("solving", len(inputs), progress)
     for turn, group in enumerate(groups, start=1):
-        step = "reading" if len(groups) == 1 else f"reading, pass {turn} of {len(groups)}"
-        collected = _collect(base, group, new, options, advance, step)
+        name = "reading" if len(groups) == 1 else f"reading, pass {turn} of {len(groups)}"
+        collected = _collect(base, group, new, options, Step(name, len(new.batches), progress))
         for each in group:
             moments = merge_moments(
                 old.read(each) if old else None,
@@ -309,8 +314,7 @@ def _fit_inputs(
             values[each.source] = solve_gate(
                 moments, options.method, shrinkage=options.shrinkage, what=f"the input of `{each.source}`"
             )
-            if advance:
-                advance("solving", len(values), len(inputs))
+            solving.advance()
     return values
 
 
@@ -319,8 +323,7 @@ def _collect(
     group: Sequence[ModuleInput],
     new: _NewData,
     options: FitOptions,
-    advance: Advance | None,
-    step: str,
+    step: Step,
 ) -> dict[str, Moments]:
     if not new.names:
         return {}
@@ -330,7 +333,7 @@ def _collect(
         new.batches,
         new.tokens,
         scale_input=_scaling_of(options.kind),
-        progress=None if advance is None else lambda done, total: advance(step, done, total),
+        step=step,
     )
 
 

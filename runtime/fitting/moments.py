@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...files.progress import UNCOUNTED, Step
 from ...schemas.errors import BundleRefused
 from .inputs import ModuleInput, run, watched
 from .sequences import Batch
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def collect_moments(
     tokens: Mapping[int, int],
     *,
     scale_input: Callable[[Tensor], Tensor],
-    progress: Progress | None = None,
+    step: Step = UNCOUNTED,
 ) -> dict[str, Moments]:
     """Sum the moments of these inputs, by source, in one pass of the base over the batches.
 
@@ -64,16 +63,15 @@ def collect_moments(
         batches: their labels are the members' places.
         tokens: how many tokens of each member count, by place from 0.
         scale_input: turns inputs [..., h] into those whose moments are summed (``GateKind.scale_input``).
-        progress: called with (batches done, batches in all).
+        step: counts the batches.
 
     Raises:
         BundleRefused: a module is not called with one vector per token.
     """
     sums = {each.source: _Sums(each.features, tokens, scale_input) for each in inputs}
-    for done, batch in enumerate(batches, start=1):
+    for batch in batches:
         _pass_over(base, batch, sums)
-        if progress:
-            progress(done, len(batches))
+        step.advance()
     return {source: each.moments() for source, each in sums.items()}
 
 

@@ -6,8 +6,8 @@ read, and one input is in memory at a time.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...files.writing import whole_file, write_errors
 from ...fuser.tensor_files import TensorFile, WeightsWriter
 from ...inspection.header import Header, read_header
 from ...schemas.bundle import TensorSpec
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json
-from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument, SourceUnreadable
+from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument
 from ...schemas.inventory import Dtype
-from ...schemas.scratch import unfinished_path
 from ...schemas.statistics import (
     STATISTICS_KEY,
     TENSOR_MEANS,
@@ -111,57 +111,32 @@ class StatisticsFile:
 
 
 class StatisticsWriter:
-    """A writer of statistics, input by input; the file appears on a clean exit, or not at all."""
+    """A writer of the inputs of a file of statistics, one after another; ``written_statistics`` makes it."""
 
-    def __init__(self, path: Path, description: StatisticsDescription) -> None:
-        """Begin the file beside its place.
-
-        Raises:
-            SourceUnreadable: it cannot be written.
-        """
-        self._path, self._partial = path, unfinished_path(path)
-        specs = [spec for each in description.inputs for spec in _specs(each, len(description.members))]
-        metadata = {STATISTICS_KEY: canonical_json(description.model_dump(mode="json")).decode("ascii")}
-        try:
-            self._partial.unlink(missing_ok=True)
-            self._writer = WeightsWriter(self._partial, specs, metadata=metadata)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._writer.__exit__(kind, error, trace)
-            if kind is None:
-                with self._partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                self._partial.replace(self._path)
-            else:
-                self._partial.unlink()
-        except OSError as failure:
-            raise self._unwritable(failure) from failure
+    def __init__(self, writer: WeightsWriter) -> None:
+        self._writer = writer
 
     def write(self, source: str, moments: Moments) -> None:
-        """Append an input's moments, in the order of the description.
+        """Append an input's moments, in the order of the description."""
+        self._writer.write(statistics_tensor(source, TENSOR_MEANS), moments.means.cpu())
+        self._writer.write(statistics_tensor(source, TENSOR_SECOND_MOMENT), moments.second.cpu())
 
-        Raises:
-            SourceUnreadable: the disk is full.
-        """
-        try:
-            self._writer.write(statistics_tensor(source, TENSOR_MEANS), moments.means.cpu())
-            self._writer.write(statistics_tensor(source, TENSOR_SECOND_MOMENT), moments.second.cpu())
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> SourceUnreadable:
-        return SourceUnreadable(
-            f"cannot write the statistics `{self._path}`: {error.strerror or error}",
-            hint="check the path, its permissions and the free space",
-        )
+@contextmanager
+def written_statistics(path: Path, description: StatisticsDescription) -> Iterator[StatisticsWriter]:
+    """Yield the writer of a file of statistics, which is in its place after a clean end, or not at all.
+
+    Raises:
+        SourceUnreadable: it cannot be written.
+    """
+    specs = [spec for each in description.inputs for spec in _specs(each, len(description.members))]
+    metadata = {STATISTICS_KEY: canonical_json(description.model_dump(mode="json")).decode("ascii")}
+    with (
+        whole_file(path) as place,
+        write_errors(path),
+        WeightsWriter(place, specs, metadata=metadata) as writer,
+    ):
+        yield StatisticsWriter(writer)
 
 
 def names_in(path: Path) -> tuple[str, ...]:

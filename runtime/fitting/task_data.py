@@ -15,11 +15,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ...inspection.quotation import quote_name
-from ...inspection.regular_file import open_folder, read_start
+from ...files.reading import open_folder, read_start
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import DataRefused, MeteoraError, SourceUnreadable
+from ...schemas.quotation import quote_name
 from .chat_template import ChatTemplate
 
 MAX_FILE_BYTES = 64 << 20

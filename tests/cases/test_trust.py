@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle.files import write_record
+from meteora_registry.files.digests import hash_file
 from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.registry.workflows.publication import bundle_upload
 from meteora_registry.schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
@@ -87,7 +88,7 @@ def reseal_record(genuine: Path, bundle: Path, change: Callable[[Json], None]) -
     record = json.loads((genuine / VERIFICATION_FILE).read_bytes())
     del record["record_sha256"]
     change(record)
-    record["manifest_sha256"] = Digest.of_file(bundle / MANIFEST_FILE)
+    record["manifest_sha256"] = hash_file(bundle / MANIFEST_FILE)
     record["record_sha256"] = Digest.of_bytes(canonical_json(record))
     (bundle / VERIFICATION_FILE).write_bytes(canonical_json(record))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.schemas.digest import Digest
 from support.faults import run_command
 from support.faults_calls import why_unavailable
@@ -41,7 +42,7 @@ def test_damage_to_a_blob_is_said_before_anything_is_made_of_it_and_adding_again
     adapters = [make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("legal", "medical"))]
     assert run_command([*home, "add", *adapters]).code == 0
     whole = look_at(tmp_path)
-    digest = Digest.of_file(adapters[0] / "adapter_model.safetensors")
+    digest = hash_file(adapters[0] / "adapter_model.safetensors")
     said = damage(tmp_path / "home" / "blobs" / "sha256" / digest[:2] / digest[2:])
     fuse = [*home, "fuse", "legal", "medical", "--out", tmp_path / "team"]
     refused = run_command(fuse)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from meteora_registry.registry.home import Home
-from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.names import CatalogSource
 from support.small_adapters import make_adapter
 
@@ -100,7 +100,7 @@ def test_nothing_is_lost_and_nothing_doubled_when_many_add_at_once(home: Home, t
 
 def check_everything(home: Home, added: set[tuple[str, str]], made: list[tuple[str, int]]) -> None:
     """Check that each content is one version, made once, that versions have no gaps and blobs are whole."""
-    weights = {(name, Digest.of_file(Path(folder) / WEIGHTS)) for name, folder in added}
+    weights = {(name, hash_file(Path(folder) / WEIGHTS)) for name, folder in added}
     with Catalog.open(home) as catalog:
         numbers = {name: catalog.versions_of(name) for name, _ in sorted(added)}
         for versions in numbers.values():

@@ -223,7 +223,7 @@ def test_gates_do_not_depend_on_how_many_passes_there_are(
         config,
         data,
         options=FitOptions(max_memory_bytes=limit),
-        advance=lambda step, _done, _total: steps.append(step),
+        progress=lambda step, _done, _total: steps.append(step),
     )
     passes = {1: 8, 1 << 30: 1}
     if limit in passes:

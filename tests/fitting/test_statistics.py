@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from meteora_registry.runtime.fitting.inputs import ModuleInput
 from meteora_registry.runtime.fitting.moments import Moments
-from meteora_registry.runtime.fitting.statistics_file import StatisticsFile, StatisticsWriter, names_in
+from meteora_registry.runtime.fitting.statistics_file import StatisticsFile, names_in, written_statistics
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
-from meteora_registry.schemas.scratch import unfinished_path
 from meteora_registry.schemas.statistics import StatisticsDescription
 from support.tampering import flip_byte
 
@@ -42,7 +41,7 @@ def moments() -> Moments:
 @pytest.fixture
 def file(tmp_path: Path, moments: Moments) -> Path:
     path = tmp_path / "bundle.statistics"
-    with StatisticsWriter(path, describe()) as writer:
+    with written_statistics(path, describe()) as writer:
         writer.write("layer.q", moments)
     return path
 
@@ -130,21 +129,40 @@ def test_a_missing_file_has_no_members(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_what_was_there(file: Path, moments: Moments) -> None:
     before = file.read_bytes()
-    with pytest.raises(KeyboardInterrupt), StatisticsWriter(file, describe()) as writer:
+    with pytest.raises(KeyboardInterrupt), written_statistics(file, describe()) as writer:
         writer.write("layer.q", moments)
         raise KeyboardInterrupt
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_what_a_killed_process_left_is_written_over(file: Path, moments: Moments) -> None:
-    partial = unfinished_path(file)
-    partial.write_bytes(b"half")
-    with StatisticsWriter(file, describe()) as writer:
+def test_two_fits_that_write_the_same_statistics_do_not_disturb_each_other(
+    file: Path, moments: Moments
+) -> None:
+    with written_statistics(file, describe()) as first:
+        first.write("layer.q", moments)
+        with written_statistics(file, describe()) as second:
+            second.write("layer.q", moments)
+    assert names_in(file) == ("legal", "medical")
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_reported_with_the_place_of_the_statistics(
+    tmp_path: Path, moments: Moments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "bundle.statistics"
+    with (
+        pytest.raises(SourceUnreadable, match=f"cannot write `{place}`: No space left on device"),
+        written_statistics(place, describe()) as writer,
+    ):
+        writer._writer._file.close()
+        full = Path("/dev/full").open("wb")  # noqa: SIM115 (closed by the writer)
+        monkeypatch.setattr(writer._writer, "_file", full)
         writer.write("layer.q", moments)
-    assert not partial.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreadable, match="cannot write the statistics"):
-        StatisticsWriter(tmp_path / "no" / "folder", describe())
+    with pytest.raises(SourceUnreadable, match="cannot write"):
+        written_statistics(tmp_path / "no" / "folder", describe()).__enter__()

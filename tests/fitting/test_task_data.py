@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.runtime.fitting import read_task_data
 from meteora_registry.runtime.fitting import task_data as limits
 from meteora_registry.runtime.fitting.task_data import TaskData
-from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
 from support.task_data import TEMPLATE, tiny_tokenizer, write_lines
 
@@ -46,7 +46,7 @@ def test_every_shape_is_read_with_its_line_and_the_digest_of_the_file(tmp_path: 
         ("<user> w5 <assistant> ", "w6", 4),
         ("<user> w7 <assistant> ", None, 5),
     ]
-    assert data.sha256 == Digest.of_file(path)
+    assert data.sha256 == hash_file(path)
 
 
 def test_a_template_does_not_put_the_first_token_there_twice(tmp_path: Path) -> None:

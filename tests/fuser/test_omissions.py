@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.fuser.fuse_member import Member, MemberFiles
 from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.schemas.digest import Digest
@@ -124,9 +125,7 @@ def test_own_file_that_is_longer_than_its_header_says_fails(tmp_path: Path) -> N
     bundle = fuse(members, tmp_path / "bundle", top_k=1)
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"more")
-    change_manifest(
-        bundle, lambda manifest: manifest["members"][0].update(weights_sha256=Digest.of_file(weights))
-    )
+    change_manifest(bundle, lambda manifest: manifest["members"][0].update(weights_sha256=hash_file(weights)))
     files = {"one": MemberFiles(folder / "adapter_config.json", weights)}
     record = verify_bundle(bundle, level=Level.SOURCE, sources=files)
     assert_fails(record, "does not quote the header of the own weights of member `one`")
@@ -233,9 +232,7 @@ def test_own_file_with_values_that_are_not_finite_fails(tmp_path: Path) -> None:
     first = sorted(tensors)[0]
     tensors[first][0, 0] = float("nan")
     save_file(tensors, weights, metadata={"format": "pt"})
-    change_manifest(
-        bundle, lambda manifest: manifest["members"][0].update(weights_sha256=Digest.of_file(weights))
-    )
+    change_manifest(bundle, lambda manifest: manifest["members"][0].update(weights_sha256=hash_file(weights)))
     files = {"one": MemberFiles(folder / "adapter_config.json", weights)}
     record = verify_bundle(bundle, level=Level.SOURCE, sources=files)
     assert_fails(record, "the factors of `one` are not those of its own files")

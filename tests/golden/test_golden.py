@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import meteora_registry.runtime as runtime
 from meteora_registry.bundle import Bundle
+from meteora_registry.files.digests import hash_file
 from meteora_registry.fuser.bundle_tensors import BundleTensors
 from meteora_registry.fuser.extraction import extract_member
 from meteora_registry.fuser.fuse_member import MemberFiles
@@ -24,7 +25,6 @@ from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime.base_modules import read_base, resolve_paths
 from meteora_registry.schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER, WEIGHTS_FILE
-from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.verification import Level, Outcome
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
 from support.postgres import postgres_server, postgres_url
@@ -151,9 +151,9 @@ def test_members_of_a_golden_bundle_come_out_as_they_went_in(bundle: Path, tmp_p
         extraction = extract_member(Bundle.open(bundle), member.name, folder)
         is_lossless = member.cast is None or member.cast.max_relative_error == 0
         assert extraction.identical == is_lossless
-        assert Digest.of_file(folder / CONFIG_FILE) == member.config_sha256
+        assert hash_file(folder / CONFIG_FILE) == member.config_sha256
         if is_lossless:
-            assert Digest.of_file(folder / WEIGHTS_FILE) == member.weights_sha256
+            assert hash_file(folder / WEIGHTS_FILE) == member.weights_sha256
 
 
 @pytest.mark.parametrize("bundle", [path for path in BUNDLES if Bundle.open(path).is_fitted], ids=label)

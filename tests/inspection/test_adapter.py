@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.inspection.adapter import Inspection, inspect_adapter, inspect_config, inspect_files
 from meteora_registry.inspection.card import parse_license
 from meteora_registry.inspection.config import LoraConfig
@@ -43,8 +44,8 @@ def test_inspection_tells_what_a_catalog_needs(tmp_path: Path) -> None:
         license="mit",
         max_rank=4,
         dtypes=("F32",),
-        weights_sha256=Digest.of_file(weights),
-        config_sha256=Digest.of_file(config),
+        weights_sha256=hash_file(weights),
+        config_sha256=hash_file(config),
         canonical_config_sha256=canonical,
         declared_base="org/base",
         base_revision="abc",
@@ -54,7 +55,7 @@ def test_inspection_tells_what_a_catalog_needs(tmp_path: Path) -> None:
         rank=4,
         scaling=8 / 4**0.5,
     )
-    assert (found.canonical_config_sha256, found.weights_sha256) == (canonical, Digest.of_file(weights))
+    assert (found.canonical_config_sha256, found.weights_sha256) == (canonical, hash_file(weights))
     assert (found.declared_base, found.license) == ("org/base", "mit")
     assert {module.kind: (module.rank, module.scaling) for module in found.inventory.modules} == {
         "q_proj": (4, 8 / 2),

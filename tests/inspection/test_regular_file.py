@@ -11,7 +11,6 @@ from meteora_registry.inspection import adapter
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.inspection.collector import collector_held
 from meteora_registry.inspection.folder import Folder
-from meteora_registry.inspection.regular_file import open_folder, open_regular, read_start
 from meteora_registry.schemas.errors import SourceUnreadable
 from support.small_adapters import make_adapter
 
@@ -59,19 +58,6 @@ def test_folder_that_is_exchanged_after_the_listing_is_not_read(
     monkeypatch.setattr(ListedThenChanged, "change", staticmethod(swap))
     monkeypatch.setattr(adapter, "Folder", ListedThenChanged)
     assert inspect_adapter(folder) == expected
-
-
-def test_link_is_followed_only_where_it_may_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"12345")
-    (tmp_path / "link").symlink_to("file")
-    with pytest.raises(SourceUnreadable, match="is a symbolic link, which is never followed"):
-        open_regular(tmp_path / "link")
-    with open_regular(tmp_path / "link", follows_links=True) as file:
-        assert file.read() == b"12345"
-    with open_folder(tmp_path) as folder:
-        assert read_start("file", 3, folder=folder) == b"1234"
-        with pytest.raises(SourceUnreadable, match="`link` is a symbolic link"):
-            read_start("link", 3, folder=folder)
 
 
 def test_descriptors_are_closed(tmp_path: Path) -> None:

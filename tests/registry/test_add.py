@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows import additions as workflow
@@ -241,7 +242,7 @@ with Workspace(home) as workspace:
 def test_the_bytes_come_first_and_the_record_last(home: Home, adapter: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_RECORD, str(home.folder), str(adapter)])
     assert killed.returncode == -signal.SIGKILL
-    assert blobs_of(home) == {Digest.of_file(adapter / file) for file in FILES}
+    assert blobs_of(home) == {hash_file(adapter / file) for file in FILES}
     with Catalog.open(home) as catalog:
         assert catalog.list_adapters() == ()
         assert add_folder(workspace_of(catalog, home.store), adapter).created

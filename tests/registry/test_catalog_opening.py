@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.files.locks import hold_lock
 from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog import engine as engines
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import describe_url, parse_catalog_url
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.lock import hold_lock
 from meteora_registry.schemas.errors import CatalogUnusable, UsageError
 from support.catalogued import new_adapter
 

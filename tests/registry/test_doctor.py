@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.fuser.staging import staged_folder
+from meteora_registry.files import scratch
+from meteora_registry.files.scratch import Purpose, staged_path, unfinished_folder
+from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import connection_to
 from meteora_registry.registry.catalog.records import AdapterVersion, BundleVersion
@@ -33,10 +35,8 @@ from meteora_registry.registry.workflows.fusion import fuse
 from meteora_registry.registry.workflows.problem import Code
 from meteora_registry.registry.workflows.store_upkeep import Condition, verify_store
 from meteora_registry.registry.workspace import Workspace
-from meteora_registry.schemas import scratch
 from meteora_registry.schemas.names import HubSource, parse_source
 from meteora_registry.schemas.recipe import Recipe
-from meteora_registry.schemas.scratch import Purpose, staged_path, unfinished_path
 from support.small_adapters import make_adapter
 from support.workspaces import workspace_of
 
@@ -244,9 +244,16 @@ def _leave_scratch_of_a_fit(patient: Patient) -> None:
 
 
 def _leave_unfinished_files(patient: Patient) -> None:
-    beside = patient.bundle.path.with_name("statistics.safetensors")
-    for path in (unfinished_path(beside), staged_path(patient.bundle.path / "verification.json")):
-        path.write_bytes(b"half")
+    record = patient.bundle.path / "verification.json"
+    for target in (patient.bundle.path.with_name("statistics.safetensors"), record):
+        with unfinished_folder(target) as folder:
+            name = folder.name
+        left = target.with_name(name)
+        left.mkdir()
+        (left / "file").write_bytes(b"half")
+        age(left)
+    for path in (staged_path(record), patient.bundle.path.with_name(".old.meteora-partial")):
+        path.write_bytes(b"an earlier version's")
         age(path)
 
 
@@ -344,8 +351,8 @@ def test_a_fuse_that_still_runs_and_a_strangers_folder_are_left_alone(patient: P
     patient.bundle.path.with_name(".download.partial").write_bytes(b"a browser's")
     young = Path(tempfile.gettempdir(), "meteora-pull-young")
     young.mkdir()
-    unfinished_path(patient.bundle.path.with_name("young")).write_bytes(b"half")
-    assert examine(Workspace(patient.home)).problems == ()
+    with unfinished_folder(patient.bundle.path.with_name("young")):
+        assert examine(Workspace(patient.home)).problems == ()
 
 
 def test_what_a_first_fuse_left_is_found_from_its_folder(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.registry.lock import hold_lock
+from meteora_registry.files.locks import hold_lock
+from meteora_registry.files.progress import Step
 from meteora_registry.registry.store import References, Store
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import SourceUnreadable, StoreDamaged
@@ -125,14 +126,18 @@ def test_a_changed_blob_is_found_when_it_is_checked_and_healed_when_it_is_stored
 
 
 def test_progress_counts_every_byte(store: Store, source: Path) -> None:
-    copied: list[int] = []
-    checked: list[int] = []
+    reported: list[tuple[str, int, int]] = []
+    copying, checking = (
+        Step(name, len(CONTENT), lambda *each: reported.append(each)) for name in ("copying", "checking")
+    )
     with store.intake() as intake:
-        intake.copy(source, advance=copied.append)
+        intake.copy(source, step=copying)
         with intake.published():
-            store.check(DIGEST, advance=checked.append)
-    assert sum(copied) == sum(checked) == len(CONTENT)
-    assert len(copied) > 1
+            store.check(DIGEST, step=checking)
+    for name in ("copying", "checking"):
+        own = [each for each in reported if each[0] == name]
+        assert len(own) > 1
+        assert own[-1] == (name, len(CONTENT), len(CONTENT))
 
 
 def test_drop_spares_what_is_referred_to_and_what_is_not_there(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.database import upgrade
 from meteora_registry.registry.catalog.engine import parse_catalog_url
@@ -173,11 +174,9 @@ def test_verify_finds_every_blob_that_is_missing_or_changed(
     ]
     damage(home.store.path_of(versions[0].weights_sha256))
     home.store.path_of(versions[1].weights_sha256).unlink()
-    read: list[int] = []
-    states = {
-        each.sha256: each
-        for each in verify_store(workspace_of(catalog, home.store), jobs=2, advance=read.append)
-    }
+    read: list[tuple[str, int, int]] = []
+    found = verify_store(workspace_of(catalog, home.store), jobs=2, progress=lambda *each: read.append(each))
+    states = {each.sha256: each for each in found}
     assert {digest: state.condition for digest, state in states.items()} == {
         versions[0].config_sha256: Condition.WHOLE,
         versions[0].weights_sha256: Condition.DAMAGED,
@@ -185,10 +184,11 @@ def test_verify_finds_every_blob_that_is_missing_or_changed(
         versions[2].weights_sha256: Condition.WHOLE,
     }
     assert states[versions[0].config_sha256].used_by == tuple(version.source for version in versions)
-    assert states[versions[0].weights_sha256].found == Digest.of_file(
+    assert states[versions[0].weights_sha256].found == hash_file(
         home.store.path_of(versions[0].weights_sha256)
     )
-    assert referenced_bytes(catalog) == sum(read) + versions[1].weights_bytes
+    total = referenced_bytes(catalog)
+    assert read[-1] == ("reading", total - versions[1].weights_bytes, total)
 
 
 def test_references_are_read_over_many_pages(
@@ -264,7 +264,7 @@ def test_the_commands_say_what_they_found(
     home: Home, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["add", str(adapter)]) == 0
-    digest = Digest.of_file(adapter / "adapter_model.safetensors")
+    digest = hash_file(adapter / "adapter_model.safetensors")
     orphan(home.store, tmp_path, b"nobody's")
     capsys.readouterr()
     assert run(["store", "du"]) == 0

@@ -348,7 +348,7 @@ def test_nothing_that_is_there_is_written_over(catalog: Catalog, tmp_path: Path)
             act(catalog, target)
         assert str(caught.value) == f"`{target}` exists already"
         assert target.read_text() == "mine"
-    with pytest.raises(SourceUnreadable, match="cannot be written: no such file or directory"):
+    with pytest.raises(SourceUnreadable, match=r"cannot write .*: No such file or directory"):
         export_catalog(catalog, tmp_path / "nowhere" / "catalog.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "backup_catalog.file",
@@ -367,7 +367,7 @@ def test_an_export_that_fails_leaves_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_catalog(catalog, tmp_path / "catalog.jsonl", advance=interrupt)
+        export_catalog(catalog, tmp_path / "catalog.jsonl", progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
@@ -381,7 +381,7 @@ def test_a_file_that_does_not_reach_the_disk_is_not_called_written(
     monkeypatch.setattr(os, "fsync", fail_for_files)
     before = sorted(tmp_path.iterdir())
     for act in (export_catalog, backup_catalog):
-        with pytest.raises(SourceUnreadable, match="cannot be written: input/output error"):
+        with pytest.raises(SourceUnreadable, match=r"cannot write .*: Input/output error"):
             act(catalog, tmp_path / "copy")
         assert sorted(tmp_path.iterdir()) == before
 

@@ -34,6 +34,8 @@ class Fault(Enum):
     INTERRUPT = auto()
 
 
+# Takes words, and returns an exit code; of a module that a child can import.
+Program = Callable[[list[str]], int]
 # Called with the number of a call, from 1, and its name; an integer is the error number to fail it with.
 Decide = Callable[[int, str], Fault | int | None]
 
@@ -58,6 +60,7 @@ def run_command(
     *,
     kill_after_seconds: float | None = None,
     user: int | None = None,
+    program: Program | None = None,
 ) -> Outcome:
     """Run a command line to its end, with every call that changes a disk decided by ``decide``.
 
@@ -66,12 +69,13 @@ def run_command(
         decide: what to do about each call; by default nothing.
         kill_after_seconds: kill it at a moment that the clock chooses, wherever it is then.
         user: the number of the user who runs it, by default this one.
+        program: what is run in place of the command line.
     """
     _start_server()
     ours, theirs = _context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         process = _context.Process(
-            target=_run, args=([str(each) for each in arguments], folder, theirs, user), daemon=True
+            target=_run, args=([str(each) for each in arguments], folder, theirs, user, program), daemon=True
         )
         process.start()
         theirs.close()
@@ -145,7 +149,9 @@ def _answer(listener: Listener, call: Call, fault: Fault | int | None) -> None:
         listener.proceed(call)
 
 
-def _run(arguments: list[str], folder: str, connection: Connection, user: int | None) -> None:
+def _run(
+    arguments: list[str], folder: str, connection: Connection, user: int | None, program: Program | None
+) -> None:
     from meteora_registry.registry.cli.main import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -162,7 +168,7 @@ def _run(arguments: list[str], folder: str, connection: Connection, user: int | 
     send_handle(connection, listener, None)
     os.close(listener)
     connection.close()
-    sys.exit(run(arguments))
+    sys.exit((program or run)(arguments))
 
 
 def _start_server() -> None:

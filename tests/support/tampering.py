@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.schemas import bundle as names
-from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.document import canonical_json
 
 Json = dict[str, Any]
@@ -62,7 +62,7 @@ def make_digests_right(bundle: Path) -> None:
     def update(manifest: Json) -> None:
         for name in manifest["files"]:
             path = bundle / name
-            manifest["files"][name] = {"sha256": Digest.of_file(path), "size_bytes": path.stat().st_size}
+            manifest["files"][name] = {"sha256": hash_file(path), "size_bytes": path.stat().st_size}
 
     change_manifest(bundle, update)
 

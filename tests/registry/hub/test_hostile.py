@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
+from meteora_registry.files.digests import hash_file
 from meteora_registry.registry.hub.answers import is_hub
-from meteora_registry.schemas.digest import Digest
 from support.hub import LoopbackHub
 from support.hub_commands import Result, Workplace
 from support.hub_hostile import COMMIT, answer_with, describe, entry
@@ -157,7 +157,7 @@ def test_the_token_is_not_sent_to_a_place_that_verifies_uploads(
 ) -> None:
     weights = make_adapter(tmp_path / "one") / "adapter_model.safetensors"
     assert here.run("add", tmp_path / "one").code == 0
-    digest, size = Digest.of_file(weights), weights.stat().st_size
+    digest, size = hash_file(weights), weights.stat().st_size
     actions = {
         "upload": {"href": f"{hub.storage_url}/storage/{digest}"},
         "verify": {"href": f"{hub.storage_url}/verify"},

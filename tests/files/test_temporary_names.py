@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from meteora_registry.schemas import scratch
-from meteora_registry.schemas.scratch import Purpose
+from meteora_registry.files import scratch
+from meteora_registry.files.scratch import Purpose
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("schemas", "inspection", "kernels", "fuser", "runtime", "registry", "migrations")
-OWNER = ROOT / "schemas" / "scratch.py"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = (
+    "schemas",
+    "files",
+    "inspection",
+    "bundle",
+    "scores",
+    "kernels",
+    "fuser",
+    "runtime",
+    "registry",
+    "migrations",
+)
+OWNER = ROOT / "files" / "scratch.py"
 MAKERS = {"tempfile", "uuid", "secrets"}
 # Endings of names that something only has until it is whole, and the beginning of scratch folders.
 ENDINGS = (".partial", "-partial", ".new", ".tmp", ".temp")
@@ -72,13 +82,22 @@ def test_another_folder_is_not_taken_for_a_scratch_folder(name: str) -> None:
     assert not scratch.is_scratch(Path("/tmp", name))
 
 
-def test_what_is_made_beside_a_target_is_known_by_its_name(tmp_path: Path) -> None:
-    target = tmp_path / "result.json"
-    descriptor, unfinished = scratch.open_unfinished(target)
-    os.close(descriptor)
-    with scratch.unfinished_folder(target) as folder:
-        assert all(map(scratch.is_unfinished, (unfinished, folder, scratch.unfinished_path(target))))
-        assert {path.parent for path in (unfinished, folder)} == {tmp_path}
+@pytest.mark.parametrize(
+    "name", ["result.json", "x" * 255, "\N{SNOWMAN}" * 85], ids=["short", "long", "wide"]
+)
+def test_what_is_made_beside_a_target_is_known_by_its_name(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    with scratch.unfinished_folder(target) as first, scratch.unfinished_folder(target) as second:
+        assert first != second
+        assert {first.parent, second.parent} == {tmp_path}
+        assert scratch.is_unfinished(first)
+        assert scratch.is_unfinished(first, of=name)
+        assert not scratch.is_unfinished(first, of="other.json")
+    assert list(tmp_path.iterdir()) == []
+    assert not scratch.is_unfinished(target)
+
+
+def test_a_staged_folder_is_known_by_its_name(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
     assert scratch.is_staged(scratch.staged_path(target))
     assert not scratch.is_staged(target)
-    assert not scratch.is_unfinished(target)

@@ -4,8 +4,8 @@ A process that is killed leaves what it had begun. ``doctor`` finds it by these 
 makes one; a test walks the tree. There are four kinds:
 
 - a scratch folder in the system's folder for temporary files, named after its purpose;
-- a staged folder or record beside its target, under a fixed name, so that the next run takes it over;
-- an unfinished file, or a folder with one, beside a file that a person asked for;
+- a staged folder beside its target, under a fixed name, so that the next run takes it over;
+- a folder with an unfinished file, beside that file's place, under a name that no other process has;
 - an entry of a store's ``incoming``, which the store itself looks after.
 """
 
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from .errors import SourceUnreadable
+from ..schemas.errors import SourceUnreadable
 
 _PREFIX = "meteora-"
 _STAGED = ".partial"
@@ -28,6 +28,8 @@ _UNFINISHED = ".meteora-partial"
 _UNFINISHED_CATALOG = ".new"
 # What SQLite keeps beside a database.
 _DATABASE_FILES = ("", "-journal", "-wal", "-shm")
+# Beside a name as long as file systems take, 255 bytes, the longer temporary one could not be made.
+_KEPT_CHARACTERS = 50
 
 
 class Purpose(StrEnum):
@@ -49,7 +51,7 @@ _SCRATCH = re.compile(rf"{_PREFIX}({'|'.join(Purpose)})-.+")
 
 @contextmanager
 def temporary_folder(purpose: Purpose) -> Iterator[Path]:
-    """Yield a new folder below the system's folder for temporary files; it is gone when the block ends.
+    """Yield a new folder below the system's folder for temporary files; it is deleted when the block ends.
 
     Raises:
         SourceUnreadable: none can be made there.
@@ -79,7 +81,7 @@ def is_scratch(path: Path) -> bool:
 
 
 def staged_path(target: Path) -> Path:
-    """Return where a folder or a record is written before it is moved to ``target``."""
+    """Return where a folder is written before it is moved to ``target``."""
     return target.with_name(f".{target.name}{_STAGED}")
 
 
@@ -88,28 +90,25 @@ def is_staged(path: Path) -> bool:
     return len(path.name) > len(_STAGED) + 1 and path.name.startswith(".") and path.name.endswith(_STAGED)
 
 
-def unfinished_path(target: Path) -> Path:
-    """Return where a file is written that only one process writes at a time."""
-    return target.with_name(f".{target.name}{_UNFINISHED}")
-
-
 @contextmanager
 def unfinished_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside a file that is to be made; it is gone when the block ends."""
-    parent = target.absolute().parent
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{target.name}.", suffix=_UNFINISHED) as name:
+    """Yield a new folder beside a file that is to be made; it is deleted when the block ends."""
+    with tempfile.TemporaryDirectory(
+        dir=target.absolute().parent,
+        prefix=f".{target.name[:_KEPT_CHARACTERS]}.",
+        suffix=_UNFINISHED,
+        # The file is whole by then, or its own failure is what counts; the doctor deletes what is left.
+        ignore_cleanup_errors=True,
+    ) as name:
         yield Path(name)
 
 
-def open_unfinished(target: Path) -> tuple[int, Path]:
-    """Return the descriptor and the path of a new file beside ``target``, which only this user can read."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_UNFINISHED)
-    return descriptor, Path(name)
+def is_unfinished(path: Path, *, of: str = "") -> bool:
+    """Whether a name is one that ``unfinished_folder`` gives, for any file or for the one called ``of``.
 
-
-def is_unfinished(path: Path) -> bool:
-    """Return whether a name is one of a file, or of a folder with one, before the file is whole."""
-    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
+    Earlier versions gave such names to files, too.
+    """
+    return path.name.startswith(f".{of[:_KEPT_CHARACTERS]}") and path.name.endswith(_UNFINISHED)
 
 
 def unfinished_catalog(catalog: Path) -> Path:
