@@ -59,8 +59,8 @@ def combine_licenses(licenses: Iterable[str | None]) -> CombinedLicense:
     unranked = [each for each in known if each not in _GROUP_OF]
     if unranked:
         statement = (
-            f"The members' licences differ ({_quote(known)}), and how restrictive {_quote(unranked)} is "
-            "cannot be told from the name."
+            f"The members' licences differ ({_quote(known)}); the name does not show how restrictive "
+            f"{_quote(unranked)} is."
         )
         return CombinedLicense(OTHER, SEVERAL, statement)
     group = max(_GROUP_OF[each] for each in known)

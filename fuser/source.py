@@ -44,7 +44,7 @@ def open_source_member(member: QuotedMember, config_path: Path, weights_path: Pa
 def _require_digest(member: QuotedMember, what: str, found: Digest, expected: Digest) -> None:
     if found != expected:
         raise BundleRefused(
-            f"the {what} of member `{member.name}` has digest `{found}`, the manifest says `{expected}`"
+            f"the {what} of member `{member.name}` has digest `{found}`, the manifest has `{expected}`"
         )
 
 

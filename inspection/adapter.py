@@ -1,6 +1,6 @@
 """The inspection of one adapter: everything that its files say, and everything that is wrong with them.
 
-Whatever is wrong inside an adapter is a finding; an exception says only that its files cannot be
+Whatever is wrong inside an adapter is a finding; an exception means only that its files cannot be
 read. Each stage judges its part and hands it on, so one run reports everything that can be known.
 """
 
@@ -67,7 +67,7 @@ def inspect_files(config: Path, weights: Path, *, scan_weights: bool = True) -> 
 
 
 def inspect_config(config: Path) -> Inspection:
-    """Inspect a config alone: what can be said of an adapter without its weights.
+    """Inspect a config alone, as far as an adapter can be judged without its weights.
 
     Raises:
         SourceUnreadable: it cannot be read.
@@ -150,7 +150,7 @@ def _canonical_digest(config: Config) -> Digest:
 
 @dataclass(frozen=True, slots=True)
 class _Readings:
-    """What the weights file gave."""
+    """The readings of one weights file."""
 
     header: Header | None = None
     scan: Scan | None = None

@@ -14,7 +14,7 @@ from .header import Header
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What an inspection found in an adapter, which may be broken in any way.
+    """The findings and readings of an adapter, which may be broken in any way.
 
     Texts from the config are escaped, fit for a terminal or a page.
 
@@ -58,7 +58,7 @@ class Inspection:
         """Return the inspection of a sound adapter, every part of which was read.
 
         Args:
-            message: what the error says, such as "`folder` is broken and was not added".
+            message: the error's text, such as "`folder` is broken and was not added".
 
         Raises:
             AdapterRefused: the adapter is broken, or only a part of its files was inspected.
@@ -71,7 +71,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class SoundInspection:
-    """What an inspection found in a sound adapter, both files of which were read whole.
+    """The readings of a sound adapter, both files of which were read whole.
 
     Attributes:
         config_text: the config as it is written.
@@ -106,6 +106,6 @@ class SoundInspection:
 
 @dataclass(frozen=True, slots=True)
 class LoraInspection(SoundInspection):
-    """What an inspection found in a sound adapter with LoRA factors: its inventory is never None."""
+    """The readings of a sound adapter with LoRA factors: its inventory is never None."""
 
     inventory: Inventory

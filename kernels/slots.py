@@ -49,7 +49,7 @@ class Slots:
 
     @once
     def named(self) -> list[int]:
-        """The adapter of each slot, on the host; for few slots.
+        """Return the adapter of each slot, on the host; for few slots.
 
         Raises:
             ValueError: if a slot names an adapter that does not exist.
@@ -60,7 +60,7 @@ class Slots:
 
     @once
     def counts(self) -> dict[int, int]:
-        """The number of slots of each adapter that has any, by ascending adapter.
+        """Return the number of slots of each adapter that has any, by ascending adapter.
 
         Raises:
             ValueError: as `named`.
@@ -75,7 +75,7 @@ class Slots:
 
     @once
     def usage(self) -> tuple[int, int, int]:
-        """The adapters present, the ranks of all slots together, and of those adapters together.
+        """Return the adapters present, the ranks of all slots together, and of those adapters together.
 
         Raises:
             ValueError: as `named`.
@@ -100,13 +100,13 @@ class Slots:
 
     @once
     def slot_ranks(self) -> Tensor:
-        """The rank of each slot's adapter: int64 [T * k]."""
+        """Return the rank of each slot's adapter: int64 [T * k]."""
         ranks = layout_tensors(self.layout, self.device, torch.float32).ranks
         return ranks.take(self.selection).flatten()
 
     @once
     def first_rows(self) -> Tensor:
-        """The place of each slot's first row in the row form: int64 [T * k]."""
+        """Return the place of each slot's first row in the row form: int64 [T * k]."""
         if self.are_few:
             ends = itertools.accumulate(map(self.layout.ranks.__getitem__, self.named), initial=0)
             return self._from_host(list(ends)[:-1])
@@ -114,7 +114,7 @@ class Slots:
 
     @once
     def row_slots(self) -> Tensor:
-        """The slot of each row: int64 [S]."""
+        """Return the slot of each row: int64 [S]."""
         if self.are_few:
             ranks = map(self.layout.ranks.__getitem__, self.named)
             return self._from_host([slot for slot, rank in enumerate(ranks) for _ in range(rank)])
@@ -122,17 +122,17 @@ class Slots:
 
     @once
     def row_tokens(self) -> Tensor:
-        """The token of each row: int64 [S]."""
+        """Return the token of each row: int64 [S]."""
         return self.row_slots // self.selection.shape[1]
 
     @once
     def wide_selection(self) -> Tensor:
-        """The selection once per row of the adapters, equal ranks only: int64 [T, k, R]."""
+        """Return the selection once per row of the adapters, equal ranks only: int64 [T, k, R]."""
         return self.selection.unsqueeze(-1).expand(-1, -1, self.layout.max_rank)
 
     @once
     def token_starts(self) -> Tensor:
-        """The place of each token's first row in the row form: int64 [T]."""
+        """Return the place of each token's first row in the row form: int64 [T]."""
         k = self.selection.shape[1]
         if self.layout.equal_ranks:
             per_token = k * self.layout.max_rank
@@ -143,7 +143,7 @@ class Slots:
 
     @once
     def rows(self) -> Tensor:
-        """The row of the storage behind each row: int64 [S]."""
+        """Return the row of the storage behind each row: int64 [S]."""
         known = layout_tensors(self.layout, self.device, torch.float32)
         if self.layout.equal_ranks:
             by_adapter = known.rows.view(self.layout.adapters, -1)
@@ -156,12 +156,12 @@ class Slots:
 
     @once
     def within(self) -> Tensor:
-        """The place of each row in its slot: int64 [S]."""
+        """Return the place of each row in its slot: int64 [S]."""
         return torch.arange(self.row_slots.numel(), device=self.device) - self.first_rows.take(self.row_slots)
 
     @once
     def order(self) -> Tensor:
-        """The slots sorted by adapter, ties by slot: int64 [T * k]."""
+        """Return the slots sorted by adapter, ties by slot: int64 [T * k]."""
         return self.selection.flatten().argsort(stable=True)
 
     def _from_host(self, numbers: list[int]) -> Tensor:
@@ -205,7 +205,7 @@ class Slots:
 
     @once
     def row_order(self) -> Tensor:
-        """The rows of the row form in the order that `order` gives their slots: int64 [S]."""
+        """Return the rows of the row form in the order that `order` gives their slots: int64 [S]."""
         return self.selection.take(self.row_slots).argsort(stable=True)
 
 

@@ -33,7 +33,7 @@ class ObservedBase:
         self.own = self.own[rows]
 
     def follow(self, tokens: int | None) -> None:
-        """Crop to the first ``tokens`` tokens, as the routed model's cache was cropped.
+        """Cut to the first ``tokens`` tokens, as the routed model's cache was cropped.
 
         Raises:
             UsageError: the routed model continued without the base.

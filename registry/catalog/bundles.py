@@ -49,7 +49,7 @@ def record_verification(
 ) -> tuple[CatalogSource, ...]:
     """Add a record to the versions with its manifest in ``path``, and return them.
 
-    A copy elsewhere may have been tampered with, which is no reason to mark the catalogued bundle as failed.
+    A copy elsewhere may have been tampered with, so the catalogued bundle is not marked as failed.
     """
     rows = _rows_in(session, path, record.manifest_sha256)
     for row in rows:

@@ -71,7 +71,7 @@ def require_head(engine: Engine) -> None:
     """Check that the schema of a database is the one this version needs.
 
     Raises:
-        CatalogUnusable: no catalog, an older or a newer schema; the hint says what to do.
+        CatalogUnusable: no catalog, an older or a newer schema; the hint names the way out.
     """
     found = find_revision(engine)
     if found == HEAD_REVISION:

@@ -212,7 +212,7 @@ def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
     # Whatever the default: a reader sees one state throughout its transaction.
     fixed = r"-c default_transaction_isolation=repeatable\ read"
     # A statement that is prepared gets a plan for any values, and a search's costs depend on which.
-    # Whatever PGCLIENTENCODING says: text is text only in UTF-8.
+    # Overrides PGCLIENTENCODING: another encoding could not hold every text.
     arguments: dict[str, Any] = {
         "options": " ".join([own, *users, fixed]),
         "prepare_threshold": None,
@@ -325,7 +325,7 @@ def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusab
     """Return a driver's error as an error about the catalog, with what to do."""
     reason = hide_secrets(str(error).strip().partition("\n")[0])
     code = getattr(error, "sqlite_errorcode", None)
-    # The lower byte is the primary code; the rest says more.
+    # The lower byte is the primary code, the rest a detail of it.
     primary = code & 0xFF if isinstance(code, int) else None
     state = getattr(error, "sqlstate", None)
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or state == _LOCK_NOT_AVAILABLE:
@@ -337,7 +337,7 @@ def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusab
     if state == _QUERY_CANCELED:
         return CatalogUnusable(
             f"the catalog `{catalog}` took longer than {STATEMENT_TIMEOUT_SECONDS} seconds for one statement",
-            hint="try again later, or ask whoever looks after the server",
+            hint="try again later, or ask the administrator of the server",
         )
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return CatalogUnusable(

@@ -35,7 +35,7 @@ def record_event(
 
 
 def current_actor() -> str:
-    """Return who acts: what the environment says, else the account and the machine."""
+    """Return who acts: as the environment variable names them, else the account and the machine."""
     return os.environ.get(ACTOR_VARIABLE) or _account()
 
 

@@ -198,7 +198,7 @@ class BaseSpelling(Base):
 
 
 class AdapterVersion(Version):
-    """What is known of one adapter version; null where the adapter does not say or carries no LoRA."""
+    """The facts of one adapter version; null where the adapter does not state one or carries no LoRA."""
 
     __tablename__ = "adapter_versions"
     __table_args__ = (
@@ -318,7 +318,7 @@ class SearchWord(Base):
 
 
 class BundleVersion(Version):
-    """What is known of one bundle version; ``path`` is where it was last written, as it was given."""
+    """The facts of one bundle version; ``path`` is where it was last written, as it was given."""
 
     __tablename__ = "bundle_versions"
     __table_args__ = (

@@ -45,7 +45,7 @@ Key = tuple[Any, ...]
 
 
 class Order(StrEnum):
-    """What the answers are ordered by; equal ones by the order in which they were added."""
+    """The key that orders the answers; equal ones by the order in which they were added."""
 
     NAME = "name"
     DATE = "date"
@@ -63,7 +63,7 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterQuery:
-    """Conditions that an adapter version has to meet all together; None or empty is no condition.
+    """Conditions that an adapter version has to meet all together; None or empty states none.
 
     Attributes:
         base: the base model, in any spelling that the catalog has learned.

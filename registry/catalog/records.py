@@ -221,7 +221,7 @@ class BundleVersion(BundleFacts):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What was removed from the catalog, and the digests of the blobs that it referred to."""
+    """The versions removed from the catalog, and the digests of the blobs that it referred to."""
 
     kind: Kind
     versions: tuple[CatalogSource, ...]

@@ -1,4 +1,4 @@
-"""What the catalog refers to: blobs of the content store and folders of bundles, page by page.
+"""The references of the catalog: blobs of the content store and folders of bundles, page by page.
 
 A page is one short transaction, so that comparing a whole store with the catalog does not block writers.
 """
@@ -37,7 +37,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class BundlePlace:
-    """Where a bundle version was last written, and the digests of each member's two files."""
+    """The place where a bundle version was last written, and the digests of each member's two files."""
 
     version: CatalogSource
     path: Path

@@ -12,8 +12,8 @@ match of one condition reads half of it where matches are common. So a search fi
 3. In that case, estimate from the matches found how many rows would fill the page. Read that many if it is
    fewer than the versions that meet the rarest condition; otherwise check what meets the two rarest.
 
-Both databases are told which of these to do: candidates are a subquery that runs first and by itself. SQLite
-keeps no statistics of a growing catalog, and PostgreSQL plans a prepared statement for any values: for a
+The statement fixes the choice on both databases: candidates are a subquery that runs first and by itself.
+SQLite keeps no statistics of a growing catalog, and PostgreSQL plans a prepared statement for any values: for a
 frequent tag of one base among 100,000 versions it took 86 ms, and takes 16 ms this way. `docs/catalog.md` has
 the times of every kind of query.
 """

@@ -1,4 +1,4 @@
-"""What commands print as text: data on stdout, and remarks on stderr.
+"""The text output of commands: data on stdout, and remarks on stderr.
 
 Names, bases and licences come from files of other authors. Everything printed is escaped
 here, so none of it moves the cursor, changes a colour or hides a line; and a URL among it is shown without

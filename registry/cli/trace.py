@@ -83,7 +83,7 @@ def command(
 
 
 def _check_text(prompt: str) -> str:
-    # Python keeps an argument's bytes that are no text, and no tokenizer takes them.
+    # Python keeps an argument's bytes that are not text, and no tokenizer takes them.
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise UsageError("the prompt is not UTF-8")
     return prompt

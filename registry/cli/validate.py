@@ -1,4 +1,4 @@
-"""``validate``: judge adapters before anybody uses them."""
+"""``validate``: judge adapters before they are used."""
 
 from __future__ import annotations
 

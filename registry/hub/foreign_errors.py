@@ -1,4 +1,4 @@
-"""What goes wrong with the Hub, in our words: the one place that turns huggingface_hub's errors into ours.
+"""Errors of the Hub, in our words: the one place that turns huggingface_hub's errors into ours.
 
 The order matters: a gated repository is a kind of missing one there, and inside a download a busy Hub
 comes out as a file that is not in the cache; the cause behind it is what counts. No message holds a
@@ -73,7 +73,7 @@ _AGAIN = "run the same command again later"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a request was about, for messages."""
+    """The subject of a request, for messages."""
 
     repository: str
     revision: str | None = None

@@ -1,4 +1,4 @@
-"""What a repository has at one commit: files with sizes and digests, and the adapters among them.
+"""The contents of a repository at one commit: files with sizes and digests, and the adapters among them.
 
 Nothing here asks the network. An entry comes from an answer of the Hub, or from its cache, and is checked
 before anything relies on it.

@@ -1,1 +1,1 @@
-"""What the application does, as functions: each command of the command line is one of them."""
+"""The jobs of the application, as functions: each command of the command line is one of them."""

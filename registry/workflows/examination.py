@@ -1,6 +1,6 @@
 """``doctor``: what a crash or a manual change left in home, catalog, store and bundle folders.
 
-Each part yields problems. A problem says what was found and what a person can do; where it can be repaired
+Each part yields problems. A problem names what was found and what a person can do; where it can be repaired
 without a person's judgement, it also has the repair, which looks again before it acts. Nothing that the
 catalog refers to is ever deleted: damaged bytes are put aside. What depends on something damaged is not
 judged.
@@ -45,7 +45,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What was found, and what could not be judged, with the reason."""
+    """The problems found, and the parts that could not be judged, with the reason."""
 
     problems: tuple[Problem, ...]
     not_examined: tuple[str, ...]

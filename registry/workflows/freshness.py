@@ -25,7 +25,7 @@ _MAX_SHOWN = 80
 
 
 class State(StrEnum):
-    """How a catalogued adapter compares with its source on the Hub."""
+    """The comparison of a catalogued adapter with its source on the Hub."""
 
     CURRENT = "current"
     # There is a newer commit, which left this adapter's files as they were.

@@ -1,4 +1,4 @@
-"""What a fuse would do: its members opened and the plan made of them. Nothing is written; no torch."""
+"""The plan of a fuse: its members opened and the plan made of them. Nothing is written; no torch."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _UNDECIDED_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """What a fit is made of and for.
+    """The inputs of a fit: base, data and scope.
 
     Attributes:
         base: the base model's folder, or its name on the Hub.

@@ -1,4 +1,4 @@
-"""What a process left when it was killed: known by its name, its contents, and its lock or its age.
+"""Files that a killed process left: known by their name, its contents, and its lock or its age.
 
 The names come from ``files.scratch``, where the code that makes them has them from.
 """

@@ -1,4 +1,4 @@
-"""What can be wrong, by stable codes."""
+"""The problems that an examination can find, by stable codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHOWN = 5
 
 
 class Code(StrEnum):
-    """What is wrong; a code never changes its meaning."""
+    """The kind of a problem; a code never changes its meaning."""
 
     HOME_PERMISSIONS = "home-permissions"
     CATALOG_MISSING = "catalog-missing"
@@ -36,7 +36,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mending:
-    """What can be done without a person's judgement.
+    """A repair that can be done without a person's judgement.
 
     ``act`` does it. ``heals`` is False where a person has to do the rest.
     """

@@ -30,7 +30,7 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What nothing needs, and was deleted unless this was a dry run.
+    """Blobs and folders that nothing needs, deleted unless this was a dry run.
 
     ``young`` counts unreferenced blobs that were spared because they came too recently; ``copies`` are
     blobs in the cache of a store elsewhere that the catalog does not refer to.
@@ -78,7 +78,7 @@ class BlobState:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShare:
-    """What an adapter's versions take: each blob counted once.
+    """The size of an adapter's versions: each blob counted once.
 
     ``own_bytes`` belong to blobs that no other adapter refers to, which removing it would set free.
     """
@@ -91,7 +91,7 @@ class AdapterShare:
 
 @dataclass(frozen=True, slots=True)
 class BundleShare:
-    """What a bundle's versions take: their folders, and in the store the blobs of their members."""
+    """The size of a bundle's versions: their folders, and in the store the blobs of their members."""
 
     name: str
     versions: int
@@ -101,7 +101,7 @@ class BundleShare:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the store holds.
+    """The contents of the store.
 
     ``shared_bytes`` belong to blobs that several adapters refer to; ``saved_bytes`` is what the files of
     all versions would take beyond that if each had its own copy; ``reclaimable_bytes`` is what a
@@ -163,7 +163,7 @@ def collect_garbage(
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What making a catalog its store's only one changes.
+    """The changes of making a catalog its store's only one.
 
     ``marks`` are where other catalogs' marks are, and ``blobs`` what this catalog does not refer to, which
     the next collection deletes.
@@ -344,7 +344,7 @@ def _sum(blobs: Iterable[Blob]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What was removed, and how many bytes that set free; ``kept`` is the reason if they had to stay."""
+    """The versions removed, and the bytes that this set free; ``kept`` is the reason if they had to stay."""
 
     removal: Removal
     freed_bytes: int

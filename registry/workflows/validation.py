@@ -36,7 +36,7 @@ _MAX_ADAPTERS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ValidateOptions:
-    """What to check besides the adapter itself.
+    """The checks besides those of the adapter itself.
 
     ``base`` is a folder or config of this machine, or a Hub id, which is only a name here.
     """
@@ -67,7 +67,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """What adapters are to be fused with; ``weights`` is absent where only a header is at hand."""
+    """The adapters to be fused with; ``weights`` is absent where only a header is at hand."""
 
     inspection: Inspection
     weights: Path | None = None

@@ -27,7 +27,7 @@ Counts = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ReadTokens:
-    """Which of a batch's tokens count: bool ``[B, T]`` for the prompts, padded left, then the answers."""
+    """The tokens of a batch that count: bool ``[B, T]`` for the prompts, padded left, then the answers."""
 
     prompt: Tensor
     answer: Tensor

@@ -1,4 +1,4 @@
-"""How a trace is shown: each member's letter and colour, and how much of each token went to each member.
+"""The look of a trace: each member's letter and colour, and how much of each token went to each member.
 
 Letters work without colour. The colours are backgrounds for black text, on a dark page as on a light one:
 black on each of them has a contrast of at least 5.5 to 1. They were chosen greedily, each the furthest in

@@ -14,27 +14,6 @@ from support.prose import ROOT, Passage, check, read_markdown, read_python
 SKIPPED = ("CHANGELOG.md", "tests/golden/1/", "docs/api.md", "docs/cli.md", "docs/rules.md")
 # Folders of other people's files, or of files that a run leaves.
 PRUNED = {"build", "dist", "demo-output", "__pycache__"}
-# Each of these folders and files is still to be rewritten: remove its line when its test passes.
-TO_DO = (
-    "docs/hub.md",  # quotes a message of registry/workflows
-    "fuser",
-    "inspection/adapter.py",
-    "inspection/inspection.py",
-    "kernels",
-    "registry/catalog",
-    "registry/cli",
-    "registry/face.py",
-    "registry/fused.py",
-    "registry/hub",
-    "registry/workflows",
-    "runtime",
-)
-
-
-def part_of(path: str) -> str:
-    """Return the entry of ``TO_DO`` that holds a file, else its top folder."""
-    waiting = (part for part in TO_DO if path == part or path.startswith(f"{part}/"))
-    return next(waiting, path.partition("/")[0])
 
 
 def files_by_part() -> dict[str, list[str]]:
@@ -45,7 +24,7 @@ def files_by_part() -> dict[str, list[str]]:
         for name in sorted(names):
             path = Path(folder, name).relative_to(ROOT).as_posix()
             if name.endswith((".py", ".md")) and not path.startswith(SKIPPED):
-                found.setdefault(part_of(path), []).append(path)
+                found.setdefault(path.partition("/")[0], []).append(path)
     return found
 
 
@@ -61,24 +40,12 @@ def passages_of(path: str) -> Iterator[Passage]:
         yield from read_python(text, literals=not path.startswith("tests/"))
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        pytest.param(part, marks=pytest.mark.xfail(strict=True, reason="to be rewritten"))
-        if part in TO_DO
-        else part
-        for part in sorted(FILES)
-    ],
-)
+@pytest.mark.parametrize("part", sorted(FILES))
 def test_prose_is_plain_english(part: str) -> None:
     found = [
         f"{path}:{finding}" for path in FILES[part] for each in passages_of(path) for finding in check(each)
     ]
     assert not found, "\n".join(found)
-
-
-def test_every_part_to_do_is_in_the_tree() -> None:
-    assert set(TO_DO) <= FILES.keys()
 
 
 def habits_of(passage: Passage) -> list[str]:

@@ -1,4 +1,4 @@
-"""What PEFT makes of the defects: the base's answer, a wrong one, or an error."""
+"""The defects as PEFT loads them: the base's answer, a wrong one, or an error."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ VARIANTS_WITHOUT_RUN = {
 
 
 def marks_of_tests() -> Iterator[pytest.Mark]:
-    """Every mark on a test of this folder."""
+    """Return every mark on a test of this folder."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         for name, found in vars(importlib.import_module(f"evidence.{path.stem}")).items():
             if name.startswith("test_"):
@@ -42,7 +42,7 @@ def marks_of_tests() -> Iterator[pytest.Mark]:
 
 
 def cases_of(mark: pytest.Mark) -> Iterator[tuple[tuple[object, ...], set[str]]]:
-    """The arguments and the rules of each case of a parametrised test."""
+    """Return the arguments and the rules of each case of a parametrised test."""
     if mark.name == "parametrize":
         for case in mark.args[1]:
             named = {code for each in getattr(case, "marks", ()) if each.name == "rule" for code in each.args}
@@ -50,7 +50,7 @@ def cases_of(mark: pytest.Mark) -> Iterator[tuple[tuple[object, ...], set[str]]]
 
 
 def rules_shown() -> set[str]:
-    """The rules that a test or one of its cases names."""
+    """Return the rules that a test or one of its cases names."""
     marks = list(marks_of_tests())
     by_tests = {code for mark in marks if mark.name == "rule" for code in mark.args}
     return by_tests.union(*(codes for mark in marks for _, codes in cases_of(mark)))

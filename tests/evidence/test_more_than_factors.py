@@ -75,7 +75,7 @@ def test_dora_without_its_flag_is_silently_wrong(tmp_path: Path) -> None:
 
 
 def options_of_rules(codes: set[str], name: str, **options: object) -> object:
-    """The case of options of PEFT that show these rules."""
+    """Return the case of options of PEFT that show these rules."""
     return pytest.param(options, codes, marks=pytest.mark.rule(*codes), id=name)
 
 

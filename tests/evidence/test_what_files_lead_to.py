@@ -1,4 +1,4 @@
-"""What reading the files of an adapter does to whoever reads them."""
+"""The consequences of reading the files of a damaged adapter."""
 
 from __future__ import annotations
 

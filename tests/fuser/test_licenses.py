@@ -40,8 +40,7 @@ NOT_KNOWN = "The licence of 1 of 2 members is not known, so that of the whole is
             ["mit", "ours"],
             "other",
             "several",
-            "The members' licences differ (`mit`, `ours`), and how restrictive `ours` is cannot be told "
-            "from the name.",
+            "The members' licences differ (`mit`, `ours`); the name does not show how restrictive `ours` is.",
         ),
         (["`x`](http://a)|"], "other", "x-http-a", "Every member is under `?x???http???a??`."),
     ],

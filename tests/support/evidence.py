@@ -1,6 +1,6 @@
-"""What PEFT makes of an adapter, for the tests that show what the refusing rules prevent.
+"""Adapters as PEFT loads them, for the tests that show what the refusing rules prevent.
 
-``lose`` is the arithmetic of a bundle, W x + s B A x of the linear modules in the file. Where a rule says
+``lose`` is the arithmetic of a bundle, W x + s B A x of the linear modules in the file. Where a verdict is
 *not fusable*, it gives another answer than PEFT does, or cannot be formed at all.
 """
 
@@ -37,25 +37,25 @@ def _good_files() -> AdapterFiles:
 
 
 def good_files() -> AdapterFiles:
-    """A sound adapter of the tiny Llama, to change."""
+    """Return a sound adapter of the tiny Llama, to change."""
     return copy.deepcopy(_good_files())
 
 
 def defective_files(name: str) -> AdapterFiles:
-    """The sound adapter with the defect of that name."""
+    """Return the sound adapter with the defect of that name."""
     files = good_files()
     _DEFECTS[name].change(files)
     return files
 
 
 def defect_of_rule(code: str, name: str) -> object:
-    """The case of a parametrised test that shows this rule by the defect of that name."""
+    """Return the case of a parametrised test that shows this rule by the defect of that name."""
     assert code in _DEFECTS[name].codes, name
     return pytest.param(name, marks=pytest.mark.rule(code), id=name)
 
 
 def trained(options: PeftConfig, base: PreTrainedModel) -> PreTrainedModel:
-    """The base with an adapter of these options in which everything trainable has moved."""
+    """Return the base with an adapter of these options in which everything trainable has moved."""
     model = get_peft_model(base, options)
     torch.manual_seed(7)
     with torch.no_grad():
@@ -72,32 +72,32 @@ def save(model: PreTrainedModel, folder: Path) -> AdapterFiles:
 
 
 def load(folder: Path, base: PreTrainedModel | None = None) -> PeftModel:
-    """The model that PEFT makes of a folder, whatever it warns; on the tiny Llama unless stated."""
+    """Return the model that PEFT makes of a folder, whatever it warns; on the tiny Llama unless stated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return PeftModel.from_pretrained(tiny_llama() if base is None else base, folder)
 
 
 def peft_logits(files: AdapterFiles, folder: Path) -> torch.Tensor:
-    """The logits that PEFT gives with these files on the tiny Llama."""
+    """Return the logits that PEFT gives with these files on the tiny Llama."""
     return logits_of(load(files.write(folder)))
 
 
 @cache
 def base_logits() -> torch.Tensor:
-    """The logits of the tiny Llama alone."""
+    """Return the logits of the tiny Llama alone."""
     return logits_of(tiny_llama())
 
 
 @cache
 def good_logits() -> torch.Tensor:
-    """The logits that PEFT gives with the sound adapter."""
+    """Return the logits that PEFT gives with the sound adapter."""
     with tempfile.TemporaryDirectory() as folder:
         return peft_logits(good_files(), Path(folder))
 
 
 def lose(files: AdapterFiles, base: PreTrainedModel) -> PreTrainedModel:
-    """The base with s B A added to its linear modules, all that a bundle would carry over."""
+    """Return the base with s B A added to its linear modules, all that a bundle would carry over."""
     modules = dict(base.named_modules())
     with torch.no_grad():
         for name in files.names("lora_A.weight"):
@@ -108,5 +108,5 @@ def lose(files: AdapterFiles, base: PreTrainedModel) -> PreTrainedModel:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference of an element."""
+    """Return the largest difference of an element."""
     return (one - other).abs().max().item()
