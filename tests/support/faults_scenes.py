@@ -85,7 +85,8 @@ class Stage:
         return len(self.undisturbed.calls)
 
     def points(self, stride: int) -> range:
-        """Every so many of the calls, from another one on in each scene, and always the same."""
+        """Every so many of the calls, from another one on in each scene, at least one and always the same."""
+        stride = min(stride, self.calls)
         return range(1 + sum(map(ord, self.scene.name)) % stride, self.calls + 1, stride)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from meteora_registry.registry.workflows.remove import remove_versions
 from meteora_registry.registry.workflows.store import collect_garbage
 from meteora_registry.schemas.errors import StillInUse
 from meteora_registry.schemas.names import CatalogSource
+from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
 
@@ -44,3 +46,19 @@ def add_same(home: Home, name: str, barrier: Barrier) -> None:
             adapter = make_adapter(home.folder / f"adapter-{number}", seed=number)
             barrier.wait()
             add_folder(catalog, home.store, adapter, name=f"{name}-{number}")
+
+
+def wait_at(barrier: Barrier) -> None:
+    """Let every process of a pool begin together."""
+    barrier.wait(PATIENCE_SECONDS)
+
+
+def add_tagged(home: Home, named: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
+    """Add these folders under these names; the versions that this process made."""
+    made = []
+    with Catalog.open(home) as catalog:
+        for name, folder in named:
+            addition = add_folder(catalog, home.store, Path(folder), name=name, tags=["seen"])
+            if addition.created:
+                made.append((name, addition.version.version))
+    return made
