@@ -5,18 +5,23 @@ STAMP := $(VENV)/.installed
 BROWSER := $(VENV)/.browser
 # For pytest, as in: make test ARGS="-k name"
 ARGS ?=
+# Two at a time, the longest files first; files stay together, for what they share.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # A top-level folder is called kernels, and so is a package that transformers looks for: the current
 # folder must not be on the path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test test-faults lint types docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python examples/demo.py
 
-# Two at a time: files stay together, for what they share.
 test: $(STAMP) $(BROWSER)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# The tests of faults with every moment at which a command can be killed, where `make test` takes a sample.
+test-faults: $(STAMP)
+	$(PYTEST) --faults sweep $(ARGS) tests/faults
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check

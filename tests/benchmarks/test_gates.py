@@ -99,9 +99,15 @@ def test_tables_follow_from_rows(measured: Measurement, tmp_path: Path) -> None:
     assert page.read_text() == text
 
 
+@pytest.fixture(scope="module")
+def committed() -> dict[str, list[str]]:
+    """The sections of the page, from the rows in the repository."""
+    return sections(read_rows(ROOT / measure.ROWS))
+
+
 @pytest.mark.parametrize("name", sections([]))
-def test_page_has_what_the_committed_rows_say(name: str) -> None:
-    lines = sections(read_rows(ROOT / measure.ROWS))[name]
+def test_page_has_what_the_committed_rows_say(committed: dict[str, list[str]], name: str) -> None:
+    lines = committed[name]
     assert "\n".join([START.format(name), *lines, END]) in (ROOT / PAGE).read_text(encoding="utf-8")
 
 

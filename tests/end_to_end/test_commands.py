@@ -41,6 +41,14 @@ def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture
+def run_elsewhere(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line within this process, in an empty folder with a home of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METEORA_HOME", str(tmp_path / "home"))
+    return run
+
+
 def test_verify_passes_what_fuse_made(run: Run) -> None:
     for level in ("integrity", "source"):
         result = run("verify", "bundle", "--level", level)
@@ -273,29 +281,31 @@ def test_a_member_of_a_bundle_cannot_be_removed(run: Run) -> None:
     assert "bundle@1" in result.stderr
 
 
-def test_a_changed_blob_is_noticed_before_anything_is_fused(workplace: Path, tmp_path: Path) -> None:
+def test_a_changed_blob_is_noticed_before_anything_is_fused(
+    run_elsewhere: Run, workplace: Path, tmp_path: Path
+) -> None:
     shutil.copytree(workplace / "home", tmp_path / "home")
     largest = max(
         (p for p in (tmp_path / "home" / "blobs").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
     )
     largest.chmod(0o644)
     flip_byte(largest, largest.stat().st_size - 1)
-    result = run_in(tmp_path, "fuse", *NAMES, "--out", "bundle")
+    result = run_elsewhere("fuse", *NAMES, "--out", "bundle")
     assert result.returncode == 2
     assert "was changed: its bytes have the digest" in result.stderr
     assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_that_the_catalog_missed_is_catalogued_by_the_same_command(
-    workplace: Path, tmp_path: Path
+    run_elsewhere: Run, workplace: Path, tmp_path: Path
 ) -> None:
     # As after a kill between the move into place and the catalog's record.
     shutil.copytree(workplace / "home", tmp_path / "home")
     shutil.copytree(workplace / "bundle", tmp_path / "left-over")
-    again = run_in(tmp_path, "fuse", "rank4", "rank8", "rslora16", "--out", "left-over")
+    again = run_elsewhere("fuse", "rank4", "rank8", "rslora16", "--out", "left-over")
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("fused: left-over@1 in left-over: 3 members")
-    other = run_in(tmp_path, "fuse", "rank4", "rank8", "--out", "left-over")
+    other = run_elsewhere("fuse", "rank4", "rank8", "--out", "left-over")
     assert other.returncode == 2
     assert "`left-over` exists and is not empty" in other.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "left-over"]
@@ -311,17 +321,17 @@ def test_a_tampered_copy_says_nothing_about_the_catalogued_bundle(
     assert json.loads(run("show", "bundle", "--format", "json").stdout)["verifications"] == before
 
 
-def test_adding_again_mends_a_damaged_blob(workplace: Path, tmp_path: Path) -> None:
+def test_adding_again_mends_a_damaged_blob(run_elsewhere: Run, workplace: Path, tmp_path: Path) -> None:
     shutil.copytree(workplace / "home", tmp_path / "home")
     shutil.copytree(workplace / "adapters", tmp_path / "adapters")
     blobs = [path for path in (tmp_path / "home" / "blobs" / "sha256").rglob("*") if path.is_file()]
     for blob in blobs:
         blob.chmod(0o644)
         flip_byte(blob, blob.stat().st_size - 1)
-    assert run_in(tmp_path, "fuse", "rank4", "rank8", "--out", "bundle").returncode == 2
-    added = run_in(tmp_path, "add", "adapters/rank4", "adapters/rank8")
+    assert run_elsewhere("fuse", "rank4", "rank8", "--out", "bundle").returncode == 2
+    added = run_elsewhere("add", "adapters/rank4", "adapters/rank8")
     assert added.stdout.startswith("already there: rank4@1")
-    assert run_in(tmp_path, "fuse", "rank4", "rank8", "--out", "bundle").returncode == 0
+    assert run_elsewhere("fuse", "rank4", "rank8", "--out", "bundle").returncode == 0
 
 
 def test_an_import_that_is_refused_catalogues_nothing(run: Run, workplace: Path) -> None:
@@ -344,9 +354,11 @@ def test_an_import_that_is_refused_catalogues_nothing(run: Run, workplace: Path)
     assert run("list").stdout == before
 
 
-def test_verify_works_where_no_catalog_can_be_opened(workplace: Path, tmp_path: Path) -> None:
+def test_verify_works_where_no_catalog_can_be_opened(
+    run_elsewhere: Run, workplace: Path, tmp_path: Path
+) -> None:
     shutil.copytree(workplace / "bundle", tmp_path / "bundle")
     (tmp_path / "home").write_text("a file where the home should be")
-    result = run_in(tmp_path, "verify", "./bundle")
+    result = run_elsewhere("verify", "./bundle")
     assert result.returncode == 0, result.stderr
     assert "warning: not noted in the catalog" in result.stderr

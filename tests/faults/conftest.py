@@ -16,6 +16,12 @@ __all__ = ["postgres_server", "postgres_url"]
 MEMORY = "/dev/shm"
 
 
+@pytest.fixture(scope="session")
+def is_sweep(request: pytest.FixtureRequest) -> bool:
+    """Whether faults are put at every moment, and not at a sample of them."""
+    return request.config.getoption("--faults") == "sweep"
+
+
 @pytest.fixture(scope="module", params=SCENES, ids=[scene.name for scene in SCENES])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """Each scene in turn."""

@@ -5,30 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.faults import run_command
+from support.faults import Outcome, run_command
 from support.faults_calls import why_unavailable
 from support.faults_home import look_at
 from support.small_adapters import make_adapter
 
-COMMAND = "from meteora_registry.registry.cli.main import main; main()"
 NOBODY = 65534
+if reason := why_unavailable():
+    pytest.skip(reason, allow_module_level=True)
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, or run as somebody else")
 
 
-def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Return a command in ``folder/home``, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, "--home", folder / "home", *words],
-        capture_output=True,
-        text=True,
-    )
+def run(folder: Path, *words: str | Path, user: int | None = None) -> Outcome:
+    """Run a command in ``folder/home``, in a process of its own."""
+    return run_command(["--home", folder / "home", *words], user=user)
 
 
 @pytest.fixture
@@ -60,11 +57,11 @@ def test_a_full_disk_is_said_and_the_same_command_works_when_there_is_space(
     legal = make_adapter(tmp_path / "legal")
     # Larger than what is left for it, while the catalog itself would fit.
     large = make_adapter(tmp_path / "large", seed=1, rank=512)
-    assert run(small_disk, "add", legal).returncode == 0
+    assert run(small_disk, "add", legal).code == 0
     before = look_at(small_disk)
     ballast = fill(small_disk, leaving_bytes=400_000)
     refused = run(small_disk, "add", large)
-    assert (refused.returncode, refused.stdout, refused.stderr) == (
+    assert (refused.code, refused.stdout, refused.stderr) == (
         2,
         "",
         f"error: the content store `{small_disk}/home/blobs` cannot be written: No space left on device\n"
@@ -76,7 +73,7 @@ def test_a_full_disk_is_said_and_the_same_command_works_when_there_is_space(
     assert run(small_disk, "add", large).stdout == "added: large@1 (sound, fusable)\n"
     ballast = fill(small_disk, leaving_bytes=200_000)
     full = run(small_disk, "fuse", "legal", "large", "--out", small_disk / "team")
-    assert (full.returncode, full.stdout, full.stderr) == (
+    assert (full.code, full.stdout, full.stderr) == (
         2,
         "",
         f"error: cannot write `{small_disk}/team`: No space left on device\n"
@@ -84,7 +81,7 @@ def test_a_full_disk_is_said_and_the_same_command_works_when_there_is_space(
     )
     assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "home"]
     ballast.unlink()
-    assert run(small_disk, "fuse", "legal", "large", "--out", small_disk / "team").returncode == 0
+    assert run(small_disk, "fuse", "legal", "large", "--out", small_disk / "team").code == 0
     assert list(look_at(small_disk).bundles) == ["team"]
 
 
@@ -93,33 +90,31 @@ def test_a_disk_mounted_read_only_can_be_read_and_refuses_writers_in_words(
     small_disk: Path, tmp_path: Path
 ) -> None:
     legal, medical = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b")))
-    assert run(small_disk, "add", legal).returncode == 0
+    assert run(small_disk, "add", legal).code == 0
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert run(small_disk, "show", "a").returncode == 0
+    assert run(small_disk, "show", "a").code == 0
     for words in (("add", medical), ("remove", "a", "--yes")):
         refused = run(small_disk, *words)
-        check_refusal(refused.returncode, refused.stdout, refused.stderr)
+        check_refusal(refused.code, refused.stdout, refused.stderr)
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    assert run(small_disk, "add", medical).returncode == 0
+    assert run(small_disk, "add", medical).code == 0
 
 
 @needs_root
 def test_a_user_who_may_not_write_is_told_so() -> None:
-    if reason := why_unavailable():
-        pytest.skip(reason)
     # Not in pytest's folder, which other users may not enter.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         legal, medical = (make_adapter(folder / name, seed=seed) for seed, name in enumerate(("a", "b")))
         (medical / "adapter_model.safetensors").chmod(0o644)
-        assert run(folder, "add", legal).returncode == 0
+        assert run(folder, "add", legal).code == 0
         before = look_at(folder)
         for words in (("add", medical), ("remove", "a", "--yes")):
-            refused = run_command(["--home", folder / "home", *words], user=NOBODY)
+            refused = run(folder, *words, user=NOBODY)
             check_refusal(refused.code, refused.stdout, refused.stderr)
         assert look_at(folder).tables == before.tables
-        assert run(folder, "add", medical).returncode == 0
+        assert run(folder, "add", medical).code == 0
 
 
 def check_refusal(code: int, stdout: str, stderr: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 from support.faults import Outcome, fail_from
 from support.faults_scenes import Stage
 
-# A sample of the calls, another one in each scene.
-STRIDE = 16
+# A sample of the calls, another one in each scene; a sweep takes every fourth.
+STRIDE, SWEEP_STRIDE = 48, 4
 
 GROWING = frozenset({"write", "pwrite64", "openat", "mkdir", "ftruncate", "sendfile", "copy_file_range"})
 SYNCING = frozenset({"fsync", "fdatasync"})
@@ -29,9 +29,9 @@ def check_it_is_said(outcome: Outcome) -> None:
     ("error_number", "names"), [(errno.ENOSPC, GROWING), (errno.EIO, SYNCING)], ids=["full", "failing"]
 )
 def test_a_disk_that_gives_out_at_any_call_is_said_and_the_command_can_be_given_again(
-    stage: Stage, error_number: int, names: frozenset[str]
+    stage: Stage, is_sweep: bool, error_number: int, names: frozenset[str]
 ) -> None:
-    for number in stage.points(STRIDE):
+    for number in stage.points(SWEEP_STRIDE if is_sweep else STRIDE):
         with stage.trial(number):
             outcome = stage.disturb(fail_from(number, error_number, names))
             found = stage.check_nothing_is_half_done()

@@ -10,8 +10,8 @@ import pytest
 from support.faults import interrupt_at
 from support.faults_scenes import Stage
 
-# A sample of the calls, another one in each scene.
-STRIDE = 16
+# A sample of the calls, another one in each scene; a sweep takes every fourth.
+STRIDE, SWEEP_STRIDE = 48, 4
 
 # An interrupt may come while these are being deleted; the next command, or `doctor`, deletes them.
 LEFT = ("home/blobs/incoming/", ".team.partial/")
@@ -22,8 +22,10 @@ def without_remarks(stderr: str) -> str:
     return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("will: "))
 
 
-def test_a_command_interrupted_at_any_call_says_so_and_can_be_given_again(stage: Stage) -> None:
-    for number in stage.points(STRIDE):
+def test_a_command_interrupted_at_any_call_says_so_and_can_be_given_again(
+    stage: Stage, is_sweep: bool
+) -> None:
+    for number in stage.points(SWEEP_STRIDE if is_sweep else STRIDE):
         with stage.trial(number):
             outcome = stage.disturb(interrupt_at(number))
             assert (outcome.code, without_remarks(outcome.stderr)) == (130, "\nerror: interrupted\n")

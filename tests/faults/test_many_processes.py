@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,37 +15,23 @@ from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.names import CatalogSource
+from support.faults import run_command, warm_context
+from support.faults_calls import why_unavailable
+from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
+from support.store_processes import add_tagged, wait_at
 
-PROCESSES, ADDS = 8, 50
-CONTENTS, NAMES = 75, 5
+PROCESSES, NAMES = 8, 5
+# How many adapters there are, and how many of them each process adds.
+SAMPLE, SWEEP = (24, 16), (75, 50)
 WEIGHTS = "adapter_model.safetensors"
-
-ADD = """
-import json, sys
-from pathlib import Path
-from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.additions import add_folder
-from meteora_registry.registry.workspace import Workspace
-
-home = Home(Path(sys.argv[1]), sys.argv[2] or None)
-work = json.loads(sys.argv[3])
-print("ready", flush=True)
-sys.stdin.readline()
-made = []
-with Workspace(home).open() as workspace:
-    for name, folder in work:
-        addition = add_folder(workspace, Path(folder), name=name, tags=["seen"])
-        if addition.created:
-            made.append([name, addition.version.version])
-print(json.dumps(made))
-"""
-COMMAND = "from meteora_registry.registry.cli.main import main; main()"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """A home without a catalog on SQLite, or with an empty one on PostgreSQL."""
+    if reason := why_unavailable():
+        pytest.skip(reason)
     if request.param == "sqlite":
         return Home(tmp_path / "home")
     url = request.getfixturevalue("postgres_url")
@@ -55,44 +39,30 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     return Home(tmp_path / "home", url)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """Return a Python process whose streams are ours."""
-    return subprocess.Popen(
-        [sys.executable, "-c", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_nothing_is_lost_and_nothing_doubled_when_many_add_at_once(home: Home, tmp_path: Path) -> None:
-    contents = [make_adapter(tmp_path / str(number), seed=number, layers=1) for number in range(CONTENTS)]
+def test_nothing_is_lost_and_nothing_doubled_when_many_add_at_once(
+    home: Home, tmp_path: Path, is_sweep: bool
+) -> None:
+    count, adds = SWEEP if is_sweep else SAMPLE
+    contents = [make_adapter(tmp_path / str(number), seed=number, layers=1) for number in range(count)]
     named = [(f"set-{number % NAMES}", str(folder)) for number, folder in enumerate(contents)]
     choice = random.Random(0)
-    shares = [choice.sample(named, ADDS) for _ in range(PROCESSES)]
-    processes = [start(ADD, str(home.folder), home.catalog_url or "", json.dumps(share)) for share in shares]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    shares = [choice.sample(named, adds) for _ in range(PROCESSES)]
+    context = warm_context()
+    barrier = context.Barrier(PROCESSES + 1)
     where = ["--home", str(home.folder), *(["--catalog", home.catalog_url] if home.catalog_url else [])]
-    commands = [
-        start(COMMAND, *where, "add", folder, "--name", name, "--tag", "seen") for name, folder in named[:3]
-    ]
-    ends = [process.communicate() for process in processes]
-    assert [stderr for _, stderr in ends] == [""] * PROCESSES
-    said = [command.communicate() for command in commands]
-    assert [(command.returncode, stderr) for command, (_, stderr) in zip(commands, said, strict=True)] == [
-        (0, "")
-    ] * len(commands)
-    made = [tuple(each) for stdout, _ in ends for each in json.loads(stdout)]
+    commands = [[*where, "add", folder, "--name", name, "--tag", "seen"] for name, folder in named[:3]]
+    with (
+        ProcessPoolExecutor(PROCESSES, context, initializer=wait_at, initargs=(barrier,)) as processes,
+        ThreadPoolExecutor(len(commands)) as threads,
+    ):
+        ends = [processes.submit(add_tagged, home, share) for share in shares]
+        barrier.wait(PATIENCE_SECONDS)
+        outcomes = list(threads.map(run_command, commands))
+        made = [version for end in ends for version in end.result()]
+    assert [(outcome.code, outcome.stderr) for outcome in outcomes] == [(0, "")] * len(commands)
     made += [
         (name, int(version))
-        for verb, name, version in (stdout.replace("@", " ").split()[:3] for stdout, _ in said)
+        for verb, name, version in (outcome.stdout.replace("@", " ").split()[:3] for outcome in outcomes)
         if verb == "added:"
     ]
     check_everything(home, {*named[:3], *(pair for share in shares for pair in share)}, made)

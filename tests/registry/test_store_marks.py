@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from meteora_registry.registry.workflows.store_upkeep import adopt_store, collec
 from meteora_registry.registry.workspace import Workspace
 from meteora_registry.schemas.errors import StillInUse, StoreUnavailable
 from meteora_registry.schemas.names import CatalogSource
+from support.faults import warm_context
 from support.small_adapters import make_adapter
 from support.store_processes import add_same
 from support.users import as_ordinary_user
@@ -208,7 +208,7 @@ def test_an_imported_catalog_and_the_exported_one_delete_nothing_of_each_other(
 def test_two_catalogs_that_leave_their_first_marks_at_once_are_both_known(
     homes: list[Home], catalogs: list[Catalog], tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     barrier = context.Barrier(2)
     # Folders of their own for what the two add.
     processes = [

@@ -32,6 +32,7 @@ from meteora_registry.schemas.errors import (
     StoreDamaged,
     StoreUnavailable,
 )
+from support.faults import warm_context
 from support.gs_server import gs_environment, gs_server
 from support.s3_server import BUCKET, s3_environment, s3_server
 from support.small_adapters import make_adapter
@@ -280,6 +281,7 @@ def test_processes_that_add_the_same_content_at_once_leave_one_whole_blob(url: s
     catalog_url = f"sqlite:///{tmp_path}/catalog.db"
     upgrade(parse_catalog_url(catalog_url))
     homes = [Home(tmp_path / name, catalog_url, url) for name in ("one", "two")]
+    # Processes of the fork server do not see the variables that name the service.
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     processes = [
@@ -307,7 +309,7 @@ def test_a_process_killed_while_it_adds_to_a_shared_folder_leaves_no_half_blob(t
     share.mkdir()
     home = Home(tmp_path / "home", store_url=share.as_uri())
     Catalog.open(home).close()
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     for moment in (0.0, 0.05, 0.2):
         barrier = context.Barrier(2)
         process = context.Process(target=add_same, args=(home, f"a-{moment}", barrier), daemon=True)

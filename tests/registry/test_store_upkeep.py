@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from meteora_registry.registry.workflows.store_upkeep import (
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import StoreUnavailable
 from support.catalogued import new_adapter, new_bundle
+from support.faults import warm_context
 from support.small_adapters import make_adapter
 from support.store_processes import add_and_remove, collect
 from support.users import as_ordinary_user
@@ -140,7 +140,7 @@ def test_gc_while_others_add_and_remove_loses_nothing(tmp_path: Path, place: str
         url = f"sqlite:///{tmp_path}/catalog.db"
         upgrade(parse_catalog_url(url))
         homes = [Home(tmp_path / f"home-{n}", url, (tmp_path / "share").as_uri()) for n in range(3)]
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     stop = tmp_path / "stop"
     collector = context.Process(target=collect, args=(homes[0], stop), daemon=True)
     # Both add the same four contents among others, and remove some.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def run_command(
         user: the number of the user who runs it, by default this one.
         program: what is run in place of the command line.
     """
-    _start_server()
-    ours, theirs = _context.Pipe()
+    context = warm_context()
+    ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
-        process = _context.Process(
+        process = context.Process(
             target=_run, args=([str(each) for each in arguments], folder, theirs, user, program), daemon=True
         )
         process.start()
@@ -171,12 +172,14 @@ def _run(
     sys.exit((program or run)(arguments))
 
 
-def _start_server() -> None:
+def warm_context() -> ForkServerContext:
+    """Return a context whose processes begin with everything imported, in the environment of the first of them."""
     # The server finds what it imports by its environment alone, and is silent about what it does not find.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         patch.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
+    return _context
 
 
 _context = multiprocessing.get_context("forkserver")

@@ -23,14 +23,16 @@ from support.hub import TOKEN, LoopbackHub
 from support.patience import PATIENCE_SECONDS
 from support.terminal import run_in_terminal
 
-_KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
+_KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 # The program, as code for a process of Python.
 START = "from meteora_registry.registry.cli.main import main; main()"
 # Carries out one command a line; all output of it or of any library goes to the files named in that line.
 _MANY = """
-import json, os, sys
+import json, os, sys, time
 from meteora_registry.registry.cli.main import run
 answers = os.fdopen(os.dup(1), "w")
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds * float(os.environ["TEST_PAUSES"]))
 for line in sys.stdin:
     command = json.loads(line)
     files = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for path in command["files"]]
@@ -83,7 +85,8 @@ class Machine:
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "TMPDIR": str(self.scratch),
             "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
+            # Of the pauses before a question is asked again, how much is waited for.
+            "TEST_PAUSES": "0.1",
             **changes,
         }
         self._process: subprocess.Popen[str] | None = None

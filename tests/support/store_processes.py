@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.additions import add_folder
 from meteora_registry.registry.workflows.store_upkeep import collect_garbage, remove_versions
+from meteora_registry.registry.workspace import Workspace
 from meteora_registry.schemas.errors import StillInUse
 from meteora_registry.schemas.names import CatalogSource
+from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 from support.workspaces import workspace_of
 
@@ -44,3 +47,19 @@ def add_same(home: Home, name: str, barrier: Barrier) -> None:
             adapter = make_adapter(home.folder / f"adapter-{number}", seed=number)
             barrier.wait()
             add_folder(workspace_of(catalog, home.store), adapter, name=f"{name}-{number}")
+
+
+def wait_at(barrier: Barrier) -> None:
+    """Let every process of a pool begin together."""
+    barrier.wait(PATIENCE_SECONDS)
+
+
+def add_tagged(home: Home, named: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
+    """Add these folders under these names; return the versions that this process made."""
+    made = []
+    with Workspace(home).open() as workspace:
+        for name, folder in named:
+            addition = add_folder(workspace, Path(folder), name=name, tags=["seen"])
+            if addition.created:
+                made.append((name, addition.version.version))
+    return made
