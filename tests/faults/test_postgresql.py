@@ -195,7 +195,7 @@ def restart(home: Home) -> set[int]:
 
 
 def wait_for_end(process: psutil.Process) -> None:
-    """Until it has ended, whether or not its parent has taken note of that."""
+    """Wait until it has ended, whether or not its parent has taken note of that."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with suppress(psutil.NoSuchProcess):
         while process.status() != psutil.STATUS_ZOMBIE:

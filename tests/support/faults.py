@@ -173,7 +173,7 @@ def _run(
 
 
 def warm_context() -> ForkServerContext:
-    """Return a context whose processes begin with everything imported, in the environment of the first of them."""
+    """Return a context whose processes begin with everything imported, in the first one's environment."""
     # The server finds what it imports by its environment alone, and is silent about what it does not find.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)

@@ -85,7 +85,7 @@ class Stage:
         return len(self.undisturbed.calls)
 
     def points(self, stride: int) -> range:
-        """Return every ``stride``-th call, at least one, from a fixed first one that differs between scenes."""
+        """Return every ``stride``-th call, at least one, from a fixed first one for each scene."""
         stride = min(stride, self.calls)
         return range(1 + sum(map(ord, self.scene.name)) % stride, self.calls + 1, stride)
 

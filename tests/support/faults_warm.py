@@ -41,6 +41,6 @@ torch.set_num_threads(1)
 with contextlib.suppress(ImportError):
     importlib.import_module("psycopg")
 _run_every_command()
-# A child that collects garbage would look through all of this, and copy the memory that it lies in.
+# A child that collects garbage would look through all of this, and copy the memory that holds it.
 gc.collect()
 gc.freeze()
