@@ -1,7 +1,7 @@
 """Advisory locks between processes, which end with the process that holds them.
 
-A lock is held on a file of its own, or on the very folder that a process works in; then the folder of a
-process that died can be told from one that is in use. No lock here reaches another machine.
+A lock is held on a file of its own, or on the very folder that a process works in, so that the folder of a
+process that died is known from one that is in use. No lock here reaches another machine.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _check_still_there(descriptor: int, folder: Path) -> None:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a file or folder can be opened and no process holds it."""
+    """Return whether a file or folder can be opened and no process holds it."""
     try:
         claim = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

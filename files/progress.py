@@ -1,4 +1,4 @@
-"""How a long job reports how far it is: one callable, and a counter for its steps.
+"""The progress of a long job: one callable to report it to, and a counter for its steps.
 
 The caller of a job may pass any function of (step, done, total), called for example with ("writing", 3, 36);
 ``silent`` is the default, so no code asks whether there is one. A job reports each of its steps through a

@@ -104,7 +104,7 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
 
 
 def is_unfinished(path: Path, *, of: str = "") -> bool:
-    """Whether a name is one that ``unfinished_folder`` gives, for any file or for the one called ``of``.
+    """Return whether ``unfinished_folder`` gives such a name, for any file or for the one called ``of``.
 
     Earlier versions gave such names to files, too.
     """

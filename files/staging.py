@@ -2,7 +2,7 @@
 
 Everything is written into a hidden folder beside the target and moved into place by one rename. A
 process that dies leaves only the hidden folder, which the next run for the same target takes over:
-a lock on it says whether its maker still runs. What is in the folder, and where else a folder may not be
+a lock on it shows whether its maker still runs. What is in the folder, and where else a folder may not be
 made, is known elsewhere (``bundle.files``).
 """
 

@@ -38,7 +38,7 @@ class ListedFacts:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts(ListedFacts):
-    """What the files of one adapter state; texts from its config are escaped.
+    """The facts that the files of one adapter state; texts from its config are escaped.
 
     Attributes:
         weights_sha256: the digest of the weights file.
@@ -67,7 +67,7 @@ class AdapterFacts(ListedFacts):
 
 @dataclass(frozen=True, slots=True)
 class BundleFacts:
-    """What the folder of one bundle states.
+    """The facts that the folder of one bundle states.
 
     Attributes:
         manifest_sha256: the digest of the manifest, which has the digests of the other files.

@@ -28,7 +28,7 @@ def hash_blob(path: Path, step: Step = UNCOUNTED) -> Digest:
     """Return the digest of a stored file's bytes.
 
     Raises:
-        OSError: as the system raises it, so that a missing blob can be told from one that may not be read.
+        OSError: as the system raises it; that a blob is missing, and that it may not be read, differ.
     """
     with path.open("rb") as file:
         return hash_chunks(read_chunks(file, step))

@@ -1,4 +1,4 @@
-"""Where a bundle may be put, and what beside its files is not counted as its own."""
+"""The places where a bundle may be put, and the files beside its own that do not count as its own."""
 
 from __future__ import annotations
 
