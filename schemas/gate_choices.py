@@ -25,7 +25,7 @@ Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
 
 @dataclass(frozen=True, slots=True)
 class ScopeTraits:
-    """The consequences of a scope for a fit, apart from how it routes.
+    """The traits of a scope, apart from how it routes.
 
     Attributes:
         summary: one sentence for a bundle's card.
