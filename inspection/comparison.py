@@ -15,7 +15,7 @@ from .config import LoraConfig
 from .deep import measure_cosine, measure_ranks
 from .inspection import Inspection
 from .policy import PolicyCase, apply_severities
-from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
+from .rules import all_rules as _all_rules  # noqa: F401 - registers every rule
 from .rules.rule import examine, order
 from .tensors import Tensors
 

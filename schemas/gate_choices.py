@@ -2,7 +2,7 @@
 
 Documents are checked against the names here; what each name computes is registered where it is computed, and
 a test compares the two: kinds in ``kernels/gate_kinds.py``, initialisations in ``fuser/gates.py``, scopes in
-``runtime/scopes/``.
+``runtime/router.py``.
 """
 
 from __future__ import annotations

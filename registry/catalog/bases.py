@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from . import models
-from .columns import clean_foreign_text
+from .column_types import clean_foreign_text
 from .events import record_event
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"

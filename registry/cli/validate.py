@@ -10,7 +10,7 @@ import click
 from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
 from ...inspection.report import FORMATS
-from ...inspection.rules.catalogue import all_rules, find_rule
+from ...inspection.rules.all_rules import all_rules, find_rule
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.policy import MAX_POLICY_BYTES, Policy

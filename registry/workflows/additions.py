@@ -21,7 +21,7 @@ from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable, StoreDamaged, UsageError
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, check_name, suggest_name
-from ..catalog.columns import clean_foreign_text
+from ..catalog.column_types import clean_foreign_text
 from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
 from ..store import Intake, Store
 from ..workspace import Workspace

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import meteora_registry.runtime as runtime
 from meteora_registry.bundle import Bundle
 from meteora_registry.files.digests import hash_file
-from meteora_registry.fuser.bundle_tensors import BundleTensors
+from meteora_registry.fuser.bundle_reader import BundleTensors
 from meteora_registry.fuser.extraction import extract_member
 from meteora_registry.fuser.fuse_member import MemberFiles
 from meteora_registry.fuser.refit import NewGates, refit_bundle

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftType, TaskType
 
 from meteora_registry.inspection.config import KNOWN_FIELDS, TASK_TYPES
 from meteora_registry.inspection.methods import OTHER_METHODS
-from meteora_registry.inspection.rules.catalogue import all_rules, find_rule
+from meteora_registry.inspection.rules.all_rules import all_rules, find_rule
 from meteora_registry.inspection.rules.rule import Observation, Observations, examine, rule
 from meteora_registry.schemas.errors import UsageError
 from meteora_registry.schemas.finding import Effect, Severity
