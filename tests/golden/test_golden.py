@@ -100,7 +100,9 @@ def test_golden_bundle_with_experts_passes_at_level_source_without_other_files(b
 def test_golden_bundle_computes_and_decides_what_it_did(stored: Path) -> None:
     expected, folder = load_file(stored), stored.parents[1]
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
-    model = PeftModel.from_pretrained(base, folder / "bundles" / stored.stem).eval()
+    # The outputs were written when factors in half precision computed in their own dtype.
+    bundle = folder / "bundles" / stored.stem
+    model = PeftModel.from_pretrained(base, bundle, autocast_adapter_dtype=False).eval()
     found, decisions = read_back(model, expected.pop("tokens"))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
