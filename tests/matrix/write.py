@@ -9,10 +9,11 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
+
 from support.verdict_files import FILE_CASES
-from support.verdict_matrix import FileRow, Row, made_by_peft, of_files
+from support.verdict_matrix import made_by_peft, of_files
 from support.verdict_options import CASES
-from support.verdict_rows import FILES_FILE, OPTIONS_FILE, write_rows
+from support.verdict_rows import FILES_FILE, OPTIONS_FILE, render_rows
 
 
 def main() -> None:
@@ -25,12 +26,9 @@ def main() -> None:
             for number, case in enumerate(CASES)
             for kind in case.kinds
         ]
-        write_rows(OPTIONS_FILE, rows, Row)
-        write_rows(
-            FILES_FILE,
-            [of_files(case, folder / f"file-{number}") for number, case in enumerate(FILE_CASES)],
-            FileRow,
-        )
+        files = [of_files(case, folder / f"file-{number}") for number, case in enumerate(FILE_CASES)]
+        OPTIONS_FILE.write_text(render_rows(rows), encoding="utf-8")
+        FILES_FILE.write_text(render_rows(files), encoding="utf-8")
 
 
 if __name__ == "__main__":

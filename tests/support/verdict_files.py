@@ -122,12 +122,16 @@ def _merged_linear(tensors: Tensors, config: dict[str, Any]) -> Tensors:
 
 
 def _nan(name: str, value: Tensor) -> Tensor:
-    return torch.where(value > 0, float("nan"), value) if name.endswith("layers.0.self_attn.q_proj.lora_B.weight") else value
+    return (
+        torch.where(value > 0, float("nan"), value)
+        if name.endswith("layers.0.self_attn.q_proj.lora_B.weight")
+        else value
+    )
 
 
-def _renamed_and_listed(old: str, new: str) -> Change:
+def _renamed_and_listed(old: str, new: str, targets: str | None = None) -> Change:
     def change(tensors: Tensors, config: dict[str, Any]) -> Tensors:
-        config["target_modules"] = _QV
+        config["target_modules"] = targets or _QV
         return {name.replace(old, new): value for name, value in tensors.items()}
 
     return change
@@ -160,7 +164,9 @@ _MARKED = (
     ),
     FileCase(
         "the name `default` inside",
-        _names(lambda name: name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")),
+        _names(
+            lambda name: name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
+        ),
     ),
     FileCase("a base layer inside", _names(lambda name: name.replace(".lora_", ".base_layer.lora_"))),
     FileCase("no `.weight`", _names(lambda name: name.removesuffix(".weight"))),
@@ -173,13 +179,21 @@ _MARKED = (
     FileCase("compiled, after the prefix", _names(lambda name: _after_prefix(name, "_orig_mod."))),
     FileCase("compiled layers", _names(lambda name: name.replace(".self_attn.", "._orig_mod.self_attn."))),
     FileCase("FSDP", _names(lambda name: name.replace("self_attn.", "_fsdp_wrapped_module.self_attn."))),
+    FileCase("a wrapper in one layer", _names(lambda name: name.replace("layers.0.", "layers._orig_mod.0."))),
     FileCase("a foreign prefix", _names(lambda name: f"thinker.{name}")),
     FileCase("a foreign prefix of two parts", _names(lambda name: f"actor.module.{name}")),
     FileCase("two foreign prefixes", _names(_two_prefixes)),
     FileCase("names of kohya", _names(_kohya)),
     FileCase(
         "names of MLX",
-        _names(lambda name: name.removeprefix(PREFIX).removesuffix(".weight").replace("lora_A", "lora_a").replace("lora_B", "lora_b")),
+        _names(
+            lambda name: (
+                name.removeprefix(PREFIX)
+                .removesuffix(".weight")
+                .replace("lora_A", "lora_a")
+                .replace("lora_B", "lora_b")
+            )
+        ),
     ),
     FileCase("old merged linear", _merged_linear, GPT2),
     FileCase(
@@ -191,6 +205,27 @@ _MARKED = (
     FileCase(
         "names before transformers 4.52, declared as a list",
         _renamed_and_listed("model.model.language_model.", "model.language_model.model."),
+        VISION,
+        (("target_modules", r".*language_model.*(q_proj|v_proj)"),),
+    ),
+    FileCase(
+        "names before transformers 4.52, declared by the old path",
+        _renamed_and_listed(
+            "model.model.language_model.",
+            "model.language_model.model.",
+            r"language_model\.model\..*(q_proj|v_proj)",
+        ),
+        VISION,
+        (("target_modules", r".*language_model.*(q_proj|v_proj)"),),
+        needs_base=True,
+    ),
+    FileCase(
+        "names before transformers 4.52, declared by the new path",
+        _renamed_and_listed(
+            "model.model.language_model.",
+            "model.language_model.model.",
+            r"model\.language_model\..*(q_proj|v_proj)",
+        ),
         VISION,
         (("target_modules", r".*language_model.*(q_proj|v_proj)"),),
     ),
@@ -220,12 +255,15 @@ _TARGETS = (
     FileCase("targets narrower than the tensors", _config(target_modules=["q_proj"])),
     FileCase("targets wider than the tensors", _config(target_modules=[*_QV, "o_proj"])),
     FileCase(
-        "targets wider, with random factors", _config(target_modules=[*_QV, "o_proj"], init_lora_weights=False)
+        "targets wider, with random factors",
+        _config(target_modules=[*_QV, "o_proj"], init_lora_weights=False),
     ),
     FileCase("targets that match nothing", _config(target_modules=["absent"])),
     FileCase("an expression that matches nothing", _config(target_modules="absent.*")),
     FileCase("an expression of a name", _config(target_modules="q_proj")),
     FileCase("two names in one target", _config(target_modules=["q_proj, v_proj"])),
+    FileCase("targets that are no layers", _config(target_modules=".*self_attn.*"), needs_base=True),
+    FileCase("a norm beside the targets", _config(target_modules=[*_QV, "input_layernorm"]), needs_base=True),
     FileCase("no targets, PEFT's default", _config(target_modules=None)),
     FileCase(
         "no targets, other modules",
@@ -238,7 +276,9 @@ _TARGETS = (
     FileCase("trained modules are excluded", _config(exclude_modules=["v_proj"])),
     FileCase("trained modules are excluded by expression", _config(exclude_modules=r".*\.0\..*")),
     FileCase("trained layers are left out", _config(layers_to_transform=[1])),
-    FileCase("a layers pattern that matches nothing", _config(layers_to_transform=[0, 1], layers_pattern="absent")),
+    FileCase(
+        "a layers pattern that matches nothing", _config(layers_to_transform=[0, 1], layers_pattern="absent")
+    ),
     FileCase("a layer more than the base", _another_layer, needs_base=True, reference="none"),
     FileCase(
         "parameters that are not declared",
@@ -270,16 +310,35 @@ _FIELDS = (
     FileCase("LoftQ without its options", _config(init_lora_weights="loftq")),
     FileCase("DoRA flag lost", _config(use_dora=False), options=(("use_dora", True),)),
     FileCase("DoRA flag without vectors", _config(use_dora=True)),
+    FileCase("DoRA vectors lost", _keep(lambda name: "magnitude" not in name), options=(("use_dora", True),)),
     FileCase(
-        "DoRA vectors lost", _keep(lambda name: "magnitude" not in name), options=(("use_dora", True),)
+        "DoRA vectors as weights",
+        _names(lambda name: f"{name}.weight" if name.endswith("magnitude_vector") else name),
+        options=(("use_dora", True),),
+    ),
+    FileCase(
+        "saved modules under the wrapper's name",
+        _names(lambda name: name.replace("lm_head.", "lm_head.modules_to_save.")),
+        options=(("modules_to_save", ["lm_head"]),),
     ),
     FileCase("saved modules without weights", _config(modules_to_save=["lm_head"]), needs_base=True),
     FileCase("saved modules that the base lacks", _config(modules_to_save=["score"])),
-    FileCase("saved modules lost", _config(modules_to_save=None), options=(("modules_to_save", ["lm_head"]),)),
+    FileCase(
+        "saved modules lost", _config(modules_to_save=None), options=(("modules_to_save", ["lm_head"]),)
+    ),
     FileCase("saved head with running means", _config(), NORMALISED_HEAD),
     FileCase("token rows without weights", _config(trainable_token_indices=[1, 2])),
-    FileCase("token rows lost", _config(trainable_token_indices=None), options=(("trainable_token_indices", [1, 2]),)),
-    FileCase("repeated layers lost", _config(layer_replication=None), options=(("layer_replication", [(0, 2), (1, 2)]),), needs_base=True),
+    FileCase(
+        "token rows lost",
+        _config(trainable_token_indices=None),
+        options=(("trainable_token_indices", [1, 2]),),
+    ),
+    FileCase(
+        "repeated layers lost",
+        _config(layer_replication=None),
+        options=(("layer_replication", [(0, 2), (1, 2)]),),
+        needs_base=True,
+    ),
     FileCase("an activated adapter without its task", _config(alora_invocation_tokens=[1], task_type=None)),
     FileCase("Arrow options", _config(arrow_config={"top_k": 1})),
     FileCase("QA-LoRA flag", _config(use_qalora=True)),
@@ -305,12 +364,19 @@ _TENSORS = (
     FileCase("zeros", _values(lambda _, value: value * 0), reference="own"),
     FileCase("an unknown tensor beside", _add(step=torch.zeros(1))),
     FileCase("optimiser state beside", _add(optimizer__state__0__exp_avg=torch.zeros(4))),
-    FileCase("a weight of the base beside", _add(base_model__model__lm_head__weight=torch.ones(64, 32)), reference="own"),
+    FileCase(
+        "a weight of the base beside",
+        _add(base_model__model__lm_head__weight=torch.ones(64, 32)),
+        reference="own",
+    ),
     FileCase("a weight of no module beside", _add(base_model__model__absent__weight=torch.ones(4, 4))),
     FileCase(
         "BD-LoRA options lost",
         _config(use_bdlora=None),
-        options=(("target_modules", ["o_proj"]), ("use_bdlora", {"target_modules_bd_a": ["o_proj"], "nblocks": 2})),
+        options=(
+            ("target_modules", ["o_proj"]),
+            ("use_bdlora", {"target_modules_bd_a": ["o_proj"], "nblocks": 2}),
+        ),
         needs_base=True,
     ),
 )

@@ -219,7 +219,10 @@ GPT2 = Kind(
     one_path="transformer.h.1.attn.c_attn",
 )
 ENCODER = Kind(
-    "bert", head="cls.predictions.decoder", build=_encoder("BertForMaskedLM", tie_word_embeddings=False), **_ENCODER
+    "bert",
+    head="cls.predictions.decoder",
+    build=_encoder("BertForMaskedLM", tie_word_embeddings=False),
+    **_ENCODER,
 )
 CLASSIFIER = Kind(
     "bert-classifier",
@@ -246,9 +249,7 @@ SEQ2SEQ = Kind(
     one_path="encoder.block.1.layer.0.SelfAttention.q",
     task="SEQ_2_SEQ_LM",
 )
-VISION = Kind(
-    "gemma3", "vision-language", _gemma3, one_path="model.language_model.layers.1.self_attn.q_proj"
-)
+VISION = Kind("gemma3", "vision-language", _gemma3, one_path="model.language_model.layers.1.self_attn.q_proj")
 SIGLIP = Kind(
     "siglip",
     "vision-language",

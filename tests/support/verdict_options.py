@@ -25,7 +25,19 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import PreTrainedModel
 
 from .models import some_tokens
-from .verdict_kinds import ALL, BACKBONE, CLASSIFIER, ENCODER, FULL, GPT2, MIXTURES, SEQ2SEQ, SIGLIP, VISION, Kind
+from .verdict_kinds import (
+    ALL,
+    BACKBONE,
+    CLASSIFIER,
+    ENCODER,
+    FULL,
+    GPT2,
+    MIXTURES,
+    SEQ2SEQ,
+    SIGLIP,
+    VISION,
+    Kind,
+)
 
 Options = dict[str, Any]
 Prepare = Callable[[PreTrainedModel, LoraConfig, Kind], None]
@@ -95,12 +107,20 @@ def _mixed(kind: Kind, ranks: Mapping[str, int]) -> Options:
 
 _TARGETS = (
     _case("a list", "target_modules", "peft_type", "r", "lora_alpha", "peft_version"),
-    _case("one expression", "target_modules", per_kind=lambda k: {"target_modules": rf".*\.({'|'.join(k.attention)})"}),
+    _case(
+        "one expression",
+        "target_modules",
+        per_kind=lambda k: {"target_modules": rf".*\.({'|'.join(k.attention)})"},
+    ),
     _case("a whole path", "target_modules", per_kind=lambda k: {"target_modules": [k.one_path]}),
     _case("one path as text", "target_modules", per_kind=lambda k: {"target_modules": k.one_path}),
     _case("all-linear", target_modules="all-linear"),
     _case("PEFT's default", target_modules=None),
-    _case("one name of two matches", "target_modules", per_kind=lambda k: {"target_modules": [*k.attention, "absent"]}),
+    _case(
+        "one name of two matches",
+        "target_modules",
+        per_kind=lambda k: {"target_modules": [*k.attention, "absent"]},
+    ),
     _case("feed forward", "target_modules", per_kind=lambda k: {"target_modules": [*k.feed_forward]}),
     _case(
         "attention and feed forward",
@@ -108,11 +128,11 @@ _TARGETS = (
         kinds=ALL,
         per_kind=lambda k: {"target_modules": [*k.attention, *k.feed_forward]},
     ),
+    _case("embedding", "target_modules", per_kind=lambda k: {"target_modules": [*k.attention, k.embedding]}),
     _case(
-        "embedding", "target_modules", per_kind=lambda k: {"target_modules": [*k.attention, k.embedding]}
-    ),
-    _case(
-        "head", "target_modules", per_kind=lambda k: {"target_modules": [*k.attention, k.head]} if k.head else None
+        "head",
+        "target_modules",
+        per_kind=lambda k: {"target_modules": [*k.attention, k.head]} if k.head else None,
     ),
     _case("embedding alone", "target_modules", per_kind=lambda k: {"target_modules": [k.embedding]}),
     _case("excluded names", "exclude_modules", per_kind=lambda k: {"exclude_modules": [k.attention[-1]]}),
@@ -161,7 +181,11 @@ _SCALES = (
         "rank_pattern",
         per_kind=lambda k: {"rank_pattern": {rf"(?!absent).*{k.attention[0]}": 6}},
     ),
-    _case("alpha below zero by name", "alpha_pattern", per_kind=lambda k: {"alpha_pattern": {k.attention[0]: -4}}),
+    _case(
+        "alpha below zero by name",
+        "alpha_pattern",
+        per_kind=lambda k: {"alpha_pattern": {k.attention[0]: -4}},
+    ),
     _case(
         "ranks, alphas and rank-stabilised",
         "rank_pattern",
@@ -177,7 +201,9 @@ _EXTRAS = (
     _case("biases of LoRA modules", bias="lora_only", kinds=(*FULL, GPT2)),
     _case("bias of B", lora_bias=True),
     _case("transposed", fan_in_fan_out=True, kinds=(*FULL, GPT2)),
-    _case("saved head", "modules_to_save", per_kind=lambda k: {"modules_to_save": [k.head]} if k.head else None),
+    _case(
+        "saved head", "modules_to_save", per_kind=lambda k: {"modules_to_save": [k.head]} if k.head else None
+    ),
     _case("saved embedding", "modules_to_save", per_kind=lambda k: {"modules_to_save": [k.embedding]}),
     _case("saved norms", "modules_to_save", per_kind=lambda k: {"modules_to_save": [k.norm]}),
     _case(
@@ -249,7 +275,11 @@ _INITIALISATIONS = (
 
 _VARIANTS = (
     _case("DoRA", use_dora=True),
-    _case("DoRA on the embedding", "use_dora", per_kind=lambda k: {"target_modules": [k.embedding], "use_dora": True}),
+    _case(
+        "DoRA on the embedding",
+        "use_dora",
+        per_kind=lambda k: {"target_modules": [k.embedding], "use_dora": True},
+    ),
     _case("VeLoRA", velora_config=VeloraConfig(num_groups=4)),
     _case("KaSA", kasa_config=KasaConfig()),
     _case("activated LoRA", alora_invocation_tokens=[int(some_tokens()[0, 7])]),
@@ -259,12 +289,14 @@ _VARIANTS = (
     _case(
         "BD-LoRA",
         "use_bdlora",
-        per_kind=lambda k: _beside_attention(k)
-        | {
-            "use_bdlora": BdLoraConfig(
-                target_modules_bd_a=[k.output], target_modules_bd_b=[*k.attention], nblocks=2
-            )
-        },
+        per_kind=lambda k: (
+            _beside_attention(k)
+            | {
+                "use_bdlora": BdLoraConfig(
+                    target_modules_bd_a=[k.output], target_modules_bd_b=[*k.attention], nblocks=2
+                )
+            }
+        ),
     ),
     _case("Arrow router", arrow_config=ArrowConfig(top_k=1)),
     _case("Megatron", megatron_config={"tensor_model_parallel_size": 1}, megatron_core="megatron.core"),
@@ -328,10 +360,23 @@ _MIXTURE = (
         },
     ),
     _case(
-        "expert names alone", "target_modules", kinds=MIXTURES, per_kind=lambda k: {"target_modules": [*k.feed_forward]}
+        "expert names alone",
+        "target_modules",
+        kinds=MIXTURES,
+        per_kind=lambda k: {"target_modules": [*k.feed_forward]},
     ),
-    _case("down alone", "target_modules", kinds=MIXTURES, per_kind=lambda k: {"target_modules": [k.feed_forward[-1]]}),
-    _case("gate and up", "target_modules", kinds=MIXTURES, per_kind=lambda k: {"target_modules": [*k.feed_forward[:2]]}),
+    _case(
+        "down alone",
+        "target_modules",
+        kinds=MIXTURES,
+        per_kind=lambda k: {"target_modules": [k.feed_forward[-1]]},
+    ),
+    _case(
+        "gate and up",
+        "target_modules",
+        kinds=MIXTURES,
+        per_kind=lambda k: {"target_modules": [*k.feed_forward[:2]]},
+    ),
     _case("all-linear mixture", target_modules="all-linear", kinds=MIXTURES[1:]),
     _case(
         "expert expression",
@@ -339,7 +384,12 @@ _MIXTURE = (
         kinds=MIXTURES,
         per_kind=lambda k: {"target_modules": rf".*\.({'|'.join([*k.attention, *k.feed_forward])})"},
     ),
-    _case("router", "target_modules", kinds=MIXTURES, per_kind=lambda k: {"target_modules": ["gate", *k.attention]}),
+    _case(
+        "router",
+        "target_modules",
+        kinds=MIXTURES,
+        per_kind=lambda k: {"target_modules": ["gate", *k.attention]},
+    ),
     _case("router as parameter", target_parameters=["gate.weight"], kinds=MIXTURES),
     _case("saved router", modules_to_save=["gate"], kinds=MIXTURES),
     _case("attention of a mixture", "target_modules", kinds=MIXTURES[1:]),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from .verdict_matrix import FileRow, Row
@@ -28,22 +29,29 @@ class Known:
 
 def read_option_rows() -> list[Row]:
     """Return the rows of the options of ``LoraConfig``."""
-    with OPTIONS_FILE.open(newline="", encoding="utf-8") as file:
-        return [Row(**cells) for cells in csv.DictReader(file)]
+    return [Row(**cells) for cells in _read(OPTIONS_FILE)]
 
 
 def read_file_rows() -> list[FileRow]:
     """Return the rows of the files that PEFT did not save."""
-    with FILES_FILE.open(newline="", encoding="utf-8") as file:
-        return [FileRow(**cells) for cells in csv.DictReader(file)]
+    return [FileRow(**cells) for cells in _read(FILES_FILE)]
 
 
-def write_rows(path: Path, rows: Iterable[Row | FileRow], kind: type) -> None:
-    """Write rows in their order."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.cells() for row in rows)
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    # What the law says of a row is worked out anew.
+    return [{name: value for name, value in row.items() if name != "disagrees"} for row in rows]
+
+
+def render_rows(rows: Iterable[Row | FileRow]) -> str:
+    """Return the text of a file of rows, in their order."""
+    cells = [row.cells() for row in rows]
+    file = StringIO()
+    writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    return file.getvalue()
 
 
 def read_known() -> tuple[Known, ...]:
