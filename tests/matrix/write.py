@@ -1,0 +1,35 @@
+"""Writes the rows of the verdict matrix: ``PYTHONPATH=tests python tests/matrix/write.py``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+
+from support.verdict_files import FILE_CASES
+from support.verdict_matrix import made_by_peft, of_files
+from support.verdict_options import CASES
+from support.verdict_rows import FILES_FILE, OPTIONS_FILE, render_rows
+
+
+def main() -> None:
+    """Run both tables and write them."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = [
+            made_by_peft(case, kind, folder / f"{number}-{kind.name}")
+            for number, case in enumerate(CASES)
+            for kind in case.kinds
+        ]
+        files = [of_files(case, folder / f"file-{number}") for number, case in enumerate(FILE_CASES)]
+        OPTIONS_FILE.write_text(render_rows(rows), encoding="utf-8")
+        FILES_FILE.write_text(render_rows(files), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
