@@ -14,12 +14,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from meteora_registry import runtime
-from meteora_registry.fuser.member import Member
-from meteora_registry.fuser.plan import FuseOptions, make_plan
-from meteora_registry.fuser.write import write_bundle
+from meteora_registry.fuser.fuse_member import Member
+from meteora_registry.fuser.planning import make_plan
+from meteora_registry.fuser.bundle_writer import write_bundle
 from meteora_registry.inspection.adapter import inspect_adapter
-from meteora_registry.registry.workflows.base import read_base_modules
-from meteora_registry.registry.workflows.validate import ValidateOptions, validate
+from meteora_registry.registry.workflows.fuse_plan import read_base_modules
+from meteora_registry.registry.workflows.validation import ValidateOptions, validate
 from meteora_registry.schemas.errors import MeteoraError
 from meteora_registry.schemas.finding import Finding, Severity
 from meteora_registry.schemas.report import Outcome, Purpose
