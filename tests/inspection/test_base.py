@@ -52,7 +52,8 @@ def test_prefix_of_a_language_model_is_named(base: Path, files: AdapterFiles, tm
     report = validate([files.write(tmp_path / "a")], ValidateOptions(base=str(base)))
     found = next(each for each in report.adapters[0].findings if each.code == "MR501")
     assert found.found == (
-        "`language_model.model.layers.0.self_attn.q_proj`: the base has it without `language_model.`"
+        "`language_model.model.layers.0.self_attn.q_proj`: the base has it without `language_model.` "
+        "(and 3 more places)"
     )
 
 

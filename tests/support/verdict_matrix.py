@@ -14,17 +14,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from meteora_registry import runtime
-from meteora_registry.fuser.fuse_member import Member
-from meteora_registry.fuser.planning import make_plan
 from meteora_registry.fuser.bundle_writer import write_bundle
+from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.inspection.adapter import inspect_adapter
+from meteora_registry.inspection.config import HEADLESS_TASK
 from meteora_registry.registry.workflows.fuse_plan import read_base_modules
 from meteora_registry.registry.workflows.validation import ValidateOptions, validate
 from meteora_registry.schemas.errors import MeteoraError
 from meteora_registry.schemas.finding import Finding, Severity
 from meteora_registry.schemas.report import Outcome, Purpose
 
-from .members import read_member
+from .members import plan_of, read_member
 from .verdict_files import FileCase
 from .verdict_kinds import Kind, answer, base_answer, saved_base
 from .verdict_options import Case
@@ -198,9 +198,11 @@ def member_outcome(kind: Kind, folder: Path, expected: Tensor) -> str:
 
 
 def _write_bundle(member: Member, base: Path, bundle: Path) -> None:
-    modules = read_base_modules(base, [module.path for module in member.inventory.modules])
+    has_head = member.task_type != HEADLESS_TASK
+    paths = [module.path for module in member.inventory.modules]
+    modules = read_base_modules(base, paths, has_head=has_head)
     bundle.mkdir()
-    write_bundle(make_plan([member], FuseOptions(), base_modules=modules), [member], bundle)
+    write_bundle(plan_of([member], base_modules=modules), [member], bundle)
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:
