@@ -36,7 +36,7 @@ class BaseFacts:
         vocabulary: the number of rows of its embedding.
         ties_embedding: whether its output layer and its embedding are one parameter.
         adaptable: every module by path, and whether PEFT can put a LoRA layer in its place.
-        shared: the modules that are parts of several others.
+        shared: the embeddings that only lend their weight to others, and are never called.
         default_targets: what PEFT adapts in this architecture where a config names no targets.
     """
 

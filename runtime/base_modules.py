@@ -8,9 +8,10 @@ hand, the paths of its members are resolved here, on a model without memory, bef
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -63,7 +64,7 @@ def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
 
 def without_head(base: PreTrainedModel) -> PreTrainedModel:
     """Return the part of a model that ``AutoModel`` loads, such as an embedding model is trained on."""
-    whole = AutoModel._model_mapping.get(type(base.config), None)
+    whole: Any = AutoModel._model_mapping.get(type(base.config), None)
     body = getattr(base, base.base_model_prefix, None)
     return body if isinstance(body, PreTrainedModel) and type(base) is not whole else base
 
@@ -81,11 +82,18 @@ def adaptable_modules(base: PreTrainedModel) -> dict[str, bool]:
 
 
 def shared_modules(base: PreTrainedModel) -> frozenset[str]:
-    """Return the paths of the modules that are parts of several others."""
-    paths: dict[int, list[str]] = {}
-    for path, module in base.named_modules(remove_duplicate=False):
-        paths.setdefault(id(module), []).append(path)
-    return frozenset(path for found in paths.values() if len(found) > 1 for path in found)
+    """Return the embeddings that only lend their weight to others, such as T5's to encoder and decoder.
+
+    No forward pass calls such a module, so a layer in its place has no effect.
+    """
+    modules = dict(base.named_modules())
+    tied: dict[str, str] = getattr(base, "_tied_weights_keys", None) or {}
+    lent = (source for target, source in tied.items() if _is_embedding(modules, target))
+    return frozenset(source.removesuffix(".weight") for source in lent if _is_embedding(modules, source))
+
+
+def _is_embedding(modules: Mapping[str, nn.Module], weight: str) -> bool:
+    return isinstance(modules.get(weight.removesuffix(".weight")), nn.Embedding)
 
 
 def default_targets(base: PreTrainedModel) -> tuple[str, ...] | None:

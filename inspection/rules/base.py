@@ -246,16 +246,16 @@ def saved_module_is_missing(comparison: BaseComparison) -> Observations:
     BaseComparison,
     Effect.BROKEN,
     file=WEIGHTS_FILE,
-    why="several parts of the base hold one module; PEFT adapts a copy of it that none of them uses",
+    why="the base never calls this embedding, it only lends its weight to those of encoder and decoder",
     remedy="train other modules; nothing of this adapter takes effect",
 )
 def shared_module_is_adapted(comparison: BaseComparison) -> Observations:
-    """Every module of the adapter is one that parts of the base share."""
+    """Every module of the adapter is one that the base never calls."""
     tensors, shared = comparison.tensors, comparison.facts.shared
     factors = tensors.of_kind(TensorKind.EMBEDDING_FACTOR)
     paths = {strip_marks(entry.name)[0].partition(".lora_")[0] for entry in factors}
     if paths and not tensors.pairs and paths <= shared and not tensors.of_kind(TensorKind.SAVED):
-        yield Observation(quote_names(sorted(paths)), "modules of one part", tensor=factors[0].name)
+        yield Observation(quote_names(sorted(paths)), "modules that the base calls", tensor=factors[0].name)
 
 
 def _declared(comparison: BaseComparison) -> list[str]:

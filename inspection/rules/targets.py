@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 from ...schemas.finding import Effect, Severity
-from ..config import LoraConfig
+from ..base_facts import BaseFacts
+from ..config import Config, LoraConfig
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
 from ..quotation import quote, quote_name, quote_names
 from ..targets import Declaration, Names, NotMatched, present_names
-from ..tensors import Tensors
+from ..tensors import Pair, Tensors
 from .rule import CONFIG_FILE, Observation, Observations, rule
 
 _TWO_NAMES = re.compile(r"[,;\s]")
@@ -181,15 +182,27 @@ def match_targets(tensors: Tensors) -> set[str] | None:
         declaration = Declaration(tensors.config, default=facts.default_targets if facts else None)
         with tensors.config.budget.running():
             for pair in tensors.modules:
-                if facts is None:
-                    names = present_names(pair.path)
-                else:
-                    names = [facts.present.get(pair.path, pair.path)]
-                if any(declaration.names(name) for name in names):
+                names = _compared_names(pair, facts)
+                if _comes_with_another(pair, tensors.config) or any(map(declaration.names, names)):
                     declared.add(pair.path)
     except NotMatched:
         return None
     return declared
+
+
+def _compared_names(pair: Pair, facts: BaseFacts | None) -> list[str]:
+    """Return the names of a module that PEFT may compare with the declaration."""
+    if facts is None:
+        return present_names(pair.path)
+    present = facts.present.get(pair.path, pair.path)
+    # Separate experts are declared by their own names, and become one parameter afterwards.
+    return [present] if present in facts.adaptable else [pair.path]
+
+
+def _comes_with_another(pair: Pair, config: Config) -> bool:
+    """Return whether PEFT adapts a module without a declaration: inside another, or tied to the embedding."""
+    is_tied = config.value.get("ensure_weight_tying") is True
+    return pair.is_inside or (is_tied and _last(pair.path) in OUTPUT_LAYERS | EMBEDDING_LAYERS)
 
 
 def _last(name: str) -> str:

@@ -171,7 +171,12 @@ _MARKED = (
     FileCase("a base layer inside", _names(lambda name: name.replace(".lora_", ".base_layer.lora_"))),
     FileCase("no `.weight`", _names(lambda name: name.removesuffix(".weight"))),
     FileCase("no prefix", _names(lambda name: name.removeprefix(PREFIX))),
-    FileCase("half of the prefix", _names(lambda name: name.replace(PREFIX, "base_model.", 1))),
+    # The path that is left may be one of a model without a head.
+    FileCase(
+        "half of the prefix",
+        _names(lambda name: name.replace(PREFIX, "base_model.", 1)),
+        needs_base=True,
+    ),
     FileCase("the prefix twice", _names(lambda name: PREFIX + name)),
     FileCase("a wrapper before the prefix", _names(lambda name: f"module.{name}")),
     FileCase("a wrapper after the prefix", _names(lambda name: _after_prefix(name, "module."))),
@@ -257,6 +262,7 @@ _TARGETS = (
     FileCase(
         "targets wider, with random factors",
         _config(target_modules=[*_QV, "o_proj"], init_lora_weights=False),
+        needs_base=True,
     ),
     FileCase("targets that match nothing", _config(target_modules=["absent"])),
     FileCase("an expression that matches nothing", _config(target_modules="absent.*")),
