@@ -103,7 +103,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_stored_dtypes: dict[str, torch.dtype] = {}
         # Whether factors in half precision compute in float32, by bundle.
         self.meteora_widens: dict[str, bool] = {}
-        self.register_state_dict_post_hook(_with_stored_dtypes)
+        self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.train(base_layer.training)
 

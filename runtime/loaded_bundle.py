@@ -115,9 +115,9 @@ def load_bundle(
     if tokenizer.pad_token is None:
         # Always masked out, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    loaded = PeftModel.from_pretrained(model, bundle.folder).eval()
+    loaded: PeftModel = PeftModel.from_pretrained(model, bundle.folder).eval()
     if factor_dtype is not None:
-        set_factor_dtype(loaded.base_model.model, loaded.active_adapter, factor_dtype)
+        set_factor_dtype(loaded, loaded.active_adapter, factor_dtype)
     return LoadedBundle(loaded, tokenizer, bundle.config)
 
 
