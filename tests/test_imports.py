@@ -31,14 +31,15 @@ ALLOWED = {
 # The same inside `registry/`: folders, and the files beside them.
 REGISTRY_ALLOWED = {
     "secrets": set(),
+    "closing": set(),
     "dependencies": set(),
     "store": {"secrets"},
     "hub": {"secrets", "dependencies"},
     "home": {"secrets", "store"},
-    "catalog": {"secrets", "home", "store"},
-    "workspace": {"home", "catalog", "store", "hub"},
+    "catalog": {"secrets", "closing", "home", "store"},
+    "workspace": {"closing", "home", "catalog", "store", "hub"},
     "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
-    "fused": {"dependencies", "hub", "workspace", "workflows"},
+    "fused": {"dependencies", "closing", "hub", "workspace", "workflows"},
     "face": {"dependencies", "home", "catalog", "workspace", "workflows"},
     "cli": {"dependencies", "secrets", "home", "catalog", "workflows", "face"},
 }

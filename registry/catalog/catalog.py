@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
 
 from sqlalchemy import Engine
@@ -16,6 +15,7 @@ from ...files.progress import Progress, silent
 from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
+from ..closing import Closing
 from ..home import Home
 from ..store import Blob, Referenced, References
 from . import adapters, bundles, dump, entries, events, models, references
@@ -39,7 +39,7 @@ from .search import search
 Result = TypeVar("Result")
 
 
-class Catalog:
+class Catalog(Closing):
     """An open catalog; close it, or use it in a ``with`` statement.
 
     Every method is one transaction, which is done as a whole or not at all. Each may raise
@@ -73,17 +73,6 @@ class Catalog:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def add_version(
         self,
