@@ -98,8 +98,7 @@ def _verify_folder(
 
 
 def _renaming_by(base: Path, manifest: Manifest) -> Mapping[str, str]:
-    old_paths = {path for member in manifest.members for path in member.renamed_modules}
-    return read_base_modules(base, sorted(old_paths)).renamed
+    return read_base_modules(base, manifest.renamed_paths).renamed
 
 
 def _manifest_if_sound(folder: Path) -> Manifest | None:
