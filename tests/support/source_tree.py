@@ -7,8 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "meteora_registry"
-# Each is linked into the package.
-FOLDERS = sorted(path.name for path in (ROOT / "src" / PACKAGE).iterdir() if path.is_symlink())
+FOLDERS = sorted(
+    path.name for path in (ROOT / "src" / PACKAGE).iterdir() if path.is_dir() and path.name != "__pycache__"
+)
 
 
 def python_files(*, without: str | None = None) -> Iterator[Path]:
