@@ -1,4 +1,4 @@
-"""The catalog as the rest of the application sees it: values in, values out, one transaction a call."""
+"""The catalog as the rest of the application sees it: values in, values out."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ Result = TypeVar("Result")
 class Catalog(Closing):
     """An open catalog; close it, or use it in a ``with`` statement.
 
-    Every method is one transaction, which is done as a whole or not at all. Each may raise
-    ``CatalogUnusable`` when the database fails; after a temporary failure of PostgreSQL the whole transaction
-    is repeated. Threads may share a catalog: each call has a connection of its own.
+    A method that returns a value is one transaction, or two or three if it first makes sure of the catalog's
+    identity; each is done as a whole or not at all, and repeated after a temporary failure of PostgreSQL.
+    What is yielded in pages has a transaction for each page. ``hold_references`` and ``read_document`` are
+    never repeated, because their caller has acted meanwhile. Any method may raise ``CatalogUnusable`` when
+    the database fails. Threads may share a catalog: each call has a connection of its own.
     """
 
     def __init__(self, engine: Engine) -> None:
