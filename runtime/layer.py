@@ -126,6 +126,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
         ``device`` is that of ``like`` unless stated.
         """
+        self.meteora_stored_dtypes.pop(adapter_name, None)
         for tensor, pattern in like.items():
             parameters = getattr(self, tensor)
             trained = adapter_name in parameters and parameters[adapter_name].requires_grad
