@@ -24,7 +24,6 @@ from ..schemas.names import (
     parse_path_or_source,
     parse_repository,
 )
-from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.verification import Level, VerificationRecord, level_of
 from .dependencies import require_torch
 from .home import Home
@@ -33,6 +32,7 @@ from .workspace import StrPath, Workspace
 if TYPE_CHECKING:
     from ..runtime.evaluation import EvaluationOptions
     from ..schemas.evaluation import Evaluation
+    from ..schemas.recipe import Recipe, RecipeOptions
     from .catalog.query import AdapterQuery, Page
     from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion
     from .workflows.additions import Addition
@@ -368,6 +368,8 @@ def _catalogued_name(bundle: StrPath) -> str | None:
 
 
 def _recipe_of(adapters: Iterable[str] | Recipe, base: StrPath | None, options: RecipeOptions) -> Recipe:
+    from ..schemas.recipe import Recipe
+
     stated = {**options, "base": None if base is None else os.fspath(base)}
     if not isinstance(adapters, Recipe):
         if isinstance(adapters, str):

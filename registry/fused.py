@@ -27,8 +27,9 @@ from ..schemas.gate_choices import Scope
 from ..schemas.names import HubSource, below, check_name, parse_path_or_source, suggest_name
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.verification import Level, VerificationRecord, level_of
+from .closing import Closing
 from .dependencies import require_torch
-from .workspace import Closing, StrPath
+from .workspace import StrPath
 
 if TYPE_CHECKING:
     from ..fuser.fuse_member import Member, MemberFiles

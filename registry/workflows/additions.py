@@ -120,8 +120,8 @@ def _is_stored(store: Store, version: AdapterVersion) -> bool:
     return True
 
 
-def check_base(base: str) -> str:
-    """Return ``base``, if it may name a base model: 1 to 512 printable characters.
+def check_base(base: str) -> None:
+    """Pass if ``base`` may name a base model: 1 to 512 printable characters.
 
     Raises:
         UsageError: any other text.
@@ -131,7 +131,6 @@ def check_base(base: str) -> str:
             f"{base[:80]!r} names no base model, expected 1 to {MAX_BASE_CHARACTERS} printable characters",
             hint="such as `meta-llama/Llama-3.1-8B`",
         )
-    return base
 
 
 def _store_and_record(

@@ -99,11 +99,10 @@ def _verify_folder(
 
 
 def _renaming_by(base: Path, folder: Path, manifest: Manifest) -> Mapping[str, str]:
-    old_paths = {path for member in manifest.members for path in member.renamed_modules}
-    if not old_paths:
+    if not manifest.renamed_paths:
         return {}
     has_head = Bundle(folder).config.task_type != HEADLESS_TASK
-    return read_base_modules(base, sorted(old_paths), has_head=has_head).renamed
+    return read_base_modules(base, manifest.renamed_paths, has_head=has_head).renamed
 
 
 def _manifest_if_sound(folder: Path) -> Manifest | None:
