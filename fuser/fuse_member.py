@@ -34,7 +34,6 @@ class Member:
     weights_sha256: Digest
     header: Header
     inventory: Inventory
-    verdict: Verdict
     findings: tuple[Finding, ...]
     origin: Origin
     license: str | None
@@ -42,6 +41,11 @@ class Member:
     spelled_base: str | None
     base_revision: str | None
     task_type: str | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict that follows from its findings."""
+        return Verdict.of(self.findings)
 
     @classmethod
     def of(
@@ -70,7 +74,6 @@ class Member:
             weights_sha256=facts.weights_sha256,
             header=inspection.header,
             inventory=inspection.inventory,
-            verdict=inspection.verdict,
             findings=inspection.findings,
             origin=origin,
             license=license,

@@ -62,6 +62,9 @@ _ALL = "all"
     help="Check whether they can be fused with this; may be repeated.",
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with what the team takes.")
+@click.option(
+    "--trust-tensors", is_flag=True, help="For fuse: take modules that the config does not declare."
+)
 @click.option("--deep", is_flag=True, help="Measure effective ranks, and how alike the deltas of --with are.")
 @click.option(
     "--fail-on",
@@ -92,6 +95,7 @@ def command(
     base: str | None,
     companions: tuple[str, ...],
     policy: Path | None,
+    trust_tensors: bool,
     deep: bool,
     fail_on: str,
     jobs: int,
@@ -118,6 +122,7 @@ def command(
         base=base,
         policy=_read_policy(policy) if policy else None,
         deep=deep,
+        trust_tensors=trust_tensors,
         jobs=jobs,
     )
     report = validate(find_adapters(listed), options, companions=_open_companions(registry, companions))

@@ -12,6 +12,7 @@ from ...bundle.files import write_record
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...fuser.verifier import verify_bundle
+from ...inspection.config import HEADLESS_TASK
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import HubSource, parse_path_or_source
@@ -91,14 +92,17 @@ def _verify_folder(
         folder,
         level=level,
         sources=stored_sources(workspace.store, manifest) if manifest and needs_sources else {},
-        renamed=_renaming_by(base, manifest) if base and manifest else None,
+        renamed=_renaming_by(base, folder, manifest) if base and manifest else None,
         with_triton=True,
         progress=progress,
     )
 
 
-def _renaming_by(base: Path, manifest: Manifest) -> Mapping[str, str]:
-    return read_base_modules(base, manifest.renamed_paths).renamed
+def _renaming_by(base: Path, folder: Path, manifest: Manifest) -> Mapping[str, str]:
+    if not manifest.renamed_paths:
+        return {}
+    has_head = Bundle(folder).config.task_type != HEADLESS_TASK
+    return read_base_modules(base, manifest.renamed_paths, has_head=has_head).renamed
 
 
 def _manifest_if_sound(folder: Path) -> Manifest | None:

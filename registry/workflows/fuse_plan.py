@@ -10,6 +10,8 @@ from ...files.digests import hash_file
 from ...fuser.fuse_member import Member, MemberFiles
 from ...fuser.planning import BaseModules, make_plan
 from ...inspection.adapter import Inspection, inspect_files
+from ...inspection.base_facts import LINEAR_KINDS
+from ...inspection.config import HEADLESS_TASK
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, StoreDamaged
@@ -81,21 +83,28 @@ def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | No
     if recipe.base is None or not Path(recipe.base).is_dir():
         return None
     paths = {module.path for member in members for module in member.inventory.modules}
-    return read_base_modules(Path(recipe.base), sorted(paths))
+    has_head = any(member.task_type != HEADLESS_TASK for member in members)
+    return read_base_modules(Path(recipe.base), sorted(paths), has_head=has_head)
 
 
-def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:
+def read_base_modules(folder: Path, paths: Iterable[str], *, has_head: bool = True) -> BaseModules:
     """Return the base's modules, and the present names of those of ``paths`` that it renamed.
+
+    Without ``has_head`` they are those of the model that ``AutoModel`` loads.
 
     Raises:
         SourceUnreadable: the folder has no config that transformers can read.
         UsageError: transformers does not have the architecture.
         MissingDependency: transformers is not installed.
     """
-    from ...runtime.base_modules import module_shapes, read_base, resolve_paths
+    from ...runtime.base_modules import module_shapes, read_base, resolve_paths, without_head
 
-    base = read_base(folder)
-    shapes = {path: (shape.in_features, shape.out_features) for path, shape in module_shapes(base).items()}
+    base = read_base(folder) if has_head else without_head(read_base(folder))
+    shapes = {
+        path: (shape.in_features, shape.out_features)
+        for path, shape in module_shapes(base).items()
+        if shape.kind in LINEAR_KINDS
+    }
     return BaseModules(shapes=shapes, renamed=resolve_paths(paths, base))
 
 
