@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from ..bundle.member import modules_by_path
+from ..schemas.base_name import group_by_base, is_local_path, is_same_base, present_name
 from ..schemas.bundle import (
     MAX_BUNDLE_BYTES,
     MAX_LAYOUT_ENTRIES,
@@ -61,7 +61,7 @@ def make_plan(
     top_k = recipe.top_k if recipe.top_k is not None else min(DEFAULT_TOP_K, len(members))
     defaults = [member.inventory.scaling for member in members]
     modules = tuple(_plan_module(path, factors, defaults, dtype) for path in sorted(set().union(*factors)))
-    base, base_conflicts = _choose_base(members, recipe)
+    base, base_conflicts = choose_base(members, recipe)
     conflicts = [
         *_member_conflicts(members),
         *_scaling_conflicts(members),
@@ -139,23 +139,20 @@ def _agreed(values: Iterable[str | None]) -> str | None:
     return stated.pop() if len(stated) == 1 else None
 
 
-def looks_like_path(base: str) -> bool:
-    """Return whether a base's name is a path on some machine, and not a Hub repository."""
-    return base.startswith((".", "/", "~")) or "\\" in base or len(PurePosixPath(base).parts) > 2
-
-
-def _choose_base(members: Sequence[Member], recipe: Recipe) -> tuple[str | None, list[Conflict]]:
+def choose_base(members: Sequence[Member], recipe: Recipe) -> tuple[str | None, list[Conflict]]:
+    """Return the base that a bundle of these members names; None, with the conflict, if there is none."""
     if recipe.base is not None:
-        return recipe.base, []
+        return present_name(recipe.base), []
     named = [(member.name, member.base) for member in members if member.base]
+    groups = group_by_base(named)
     remedy = "state the base that all were trained on with `--base ORG/MODEL`"
-    if len({base for _, base in named}) > 1:
+    if len(groups) > 1:
         listed = ", ".join(f"`{name}` names `{base}`" for name, base in named)
         message = f"the members name different bases: {listed}"
         return None, [_conflict([name for name, _ in named], "base", message, remedy)]
-    base = _agreed(base for _, base in named)
-    if base is None or looks_like_path(base):
-        found = "no member names its base" if base is None else f"the base `{base}` is a path, no Hub id"
+    base = next(iter(groups), None)
+    if base is None or is_local_path(base):
+        found = "no member names its base" if base is None else f"the base `{base}` is a path, not a Hub id"
         return None, [_conflict([member.name for member in members], "base", found, remedy)]
     return base, []
 
@@ -290,12 +287,13 @@ def _warnings(members: Sequence[Member], recipe: Recipe, base: str | None, size_
     if LARGE_BUNDLE_BYTES < size_bytes <= MAX_BUNDLE_BYTES:
         yield f"the bundle will have {size_bytes / 1e9:.1f} GB in one file, which some loaders read slowly"
     # One base because `--base` states so, here or in `add`: worth a look all the same.
-    strangers = [(m.name, m.spelled_base) for m in members if m.spelled_base not in (None, base)]
-    if base is not None and strangers:
+    spelled = [(member.name, member.spelled_base) for member in members if member.spelled_base]
+    strangers = [each for each in spelled if base is not None and not is_same_base(each[1], base)]
+    if strangers:
         listed = ", ".join(f"`{name}` names `{spelled}`" for name, spelled in strangers)
         yield f"the base is taken to be `{base}`: {listed}"
-    if recipe.base is not None and looks_like_path(recipe.base):
-        yield f"the bundle names the folder `{recipe.base}` as its base, which exists on this machine only"
+    if base is not None and is_local_path(base):
+        yield f"the bundle names the folder `{base}` as its base, which exists on this machine only"
     if len({member.task_type for member in members if member.task_type}) > 1:
         yield "the members were made for different tasks, so the bundle states none"
 

@@ -11,12 +11,15 @@ from .inspection import Inspection
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """Inspected adapters by name; ``stated_base`` overrides the bases that they declare.
+    """Inspected adapters by name, and the base of each as far as it is known.
+
+    ``stated_base`` overrides all of them.
 
     ``alike`` holds pairs of names with the cosine between their deltas, where it was measured.
     """
 
     members: Mapping[str, Inspection]
+    bases: Mapping[str, str | None]
     stated_base: str | None = None
     alike: Mapping[tuple[str, str], float] = field(default_factory=dict)
 

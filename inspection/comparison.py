@@ -47,11 +47,13 @@ def look_deeper(inspection: Inspection, weights: Path) -> tuple[Finding, ...]:
 def compare_companions(
     members: Mapping[str, Inspection],
     *,
+    bases: Mapping[str, str | None] | None = None,
     stated_base: str | None = None,
     weights: Mapping[str, Path] | None = None,
 ) -> tuple[Finding, ...]:
     """Return the findings that keep adapters from being fused together.
 
+    ``bases`` has the base of each where it is not the declared one, and ``stated_base`` overrides both.
     With ``weights``, the files by name, the deltas of all pairs of fusable members are compared too.
     """
     alike = {}
@@ -64,7 +66,8 @@ def compare_companions(
         cosine = measure_cosine(sources[one], sources[other])
         if cosine is not None:
             alike[one, other] = cosine
-    return examine(Companions(members, stated_base, alike))
+    declared = {name: inspection.declared_base for name, inspection in members.items()}
+    return examine(Companions(members, declared | dict(bases or {}), stated_base, alike))
 
 
 def apply_policy(

@@ -29,7 +29,7 @@ from .document import Document, PositiveCount, load_json
 from .errors import BundleRefused
 from .gate_choices import DECISION_SCOPES, INITIAL_GATE_KINDS, GateKind, InitialGate, Scope
 from .inventory import Dtype
-from .names import Name
+from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Name
 
 BUNDLE_FORMAT = 1
 PEFT_TYPE = "METEORA"
@@ -41,8 +41,8 @@ GATE_SCOPE = "gate-scope"
 GATE_ABSTAIN = "gate-abstain"
 KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN})
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = ADAPTER_CONFIG
+WEIGHTS_FILE = ADAPTER_WEIGHTS
 MANIFEST_FILE = "meteora_manifest.json"
 VERIFICATION_FILE = "verification.json"
 # The largest bundle that is written, and that is fetched unless the caller sets another limit.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import combinations
 
+from ...schemas.base_name import group_by_base, is_local_path
 from ...schemas.finding import Effect, Severity
 from ...schemas.quotation import quote_name, quote_names
 from ..companions import Companions
-from .base_name import present_name
 from .rule import Observation, Observations, rule
 
 NEAR_DUPLICATE_COSINE = 0.99
@@ -39,14 +39,17 @@ def module_shapes_disagree(companions: Companions) -> Observations:
     remedy="state the base that all of them fit with `--base`, or leave out those of another",
 )
 def bases_disagree(companions: Companions) -> Observations:
-    """The adapters declare different bases."""
-    bases: dict[str, list[str]] = defaultdict(list)
-    for name, inspection in companions.members.items():
-        if inspection.declared_base:
-            bases[present_name(inspection.declared_base) or inspection.declared_base].append(name)
-    if len(bases) > 1 and companions.stated_base is None:
-        said = "; ".join(f"{quote_name(base)} in {quote_names(who)}" for base, who in sorted(bases.items()))
-        yield Observation(said, "one base")
+    """The adapters declare different bases, or none that others know."""
+    if companions.stated_base is not None:
+        return
+    groups = group_by_base(companions.bases.items())
+    if len(groups) > 1:
+        found = "; ".join(f"{quote_name(base)} in {quote_names(who)}" for base, who in sorted(groups.items()))
+        yield Observation(found, "one base")
+    elif not groups:
+        yield Observation("no base", "one base")
+    elif is_local_path(base := next(iter(groups))):
+        yield Observation(f"the path {quote_name(base)}", "a Hub id such as `org/name`")
 
 
 @rule(

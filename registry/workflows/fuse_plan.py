@@ -8,19 +8,20 @@ from pathlib import Path
 
 from ...files.digests import hash_file
 from ...fuser.fuse_member import Member, MemberFiles
-from ...fuser.planning import BaseModules, make_plan
+from ...fuser.planning import BaseModules, choose_base, make_plan
 from ...inspection.adapter import Inspection, inspect_files
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
-from ...schemas.errors import AdapterRefused, StoreDamaged
+from ...schemas.errors import AdapterRefused, MissingDependency, SourceUnreadable, StoreDamaged, UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
 from ..catalog.records import AdapterVersion
+from ..dependencies import require_torch
 from ..store import Store
 from ..workspace import Workspace
-from .additions import check_base
+from .base_place import BasePlace, find_cached, place_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class Prepared:
 def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
     """Open the members of a recipe and make the plan; nothing is written.
 
-    Where the recipe's base is a folder of this machine, every module is looked up there.
+    Where the base's config is at hand, in the recipe's folder or in the local Hub cache, every module is
+    looked up there.
 
     Raises:
         UsageError: a member's name or the base is malformed.
@@ -53,35 +55,51 @@ def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
         AdapterRefused: a member has no LoRA factors.
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
-    if recipe.base is not None:
-        check_base(recipe.base)
+    place = place_base(recipe.base, recipe.base_folder)
     versions = tuple(workspace.catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
     members = tuple(
         open_member(workspace.store, version, name=entry.name)
         for version, entry in zip(versions, recipe.members, strict=True)
     )
-    return plan_members(members, recipe, versions=versions)
+    return plan_members(members, recipe, place, versions=versions)
 
 
 def plan_members(
-    members: Sequence[Member], recipe: Recipe, *, versions: Sequence[AdapterVersion] = ()
+    members: Sequence[Member], recipe: Recipe, place: BasePlace, *, versions: Sequence[AdapterVersion] = ()
 ) -> Prepared:
-    """Make the plan for opened members; ``versions`` are theirs in the catalog, where they have any.
+    """Make the plan for opened members, on the base in its ``place``.
+
+    ``versions`` are the members' in the catalog, where they have any.
 
     Raises:
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
-    base_modules = _look_at_base(recipe, members)
-    plan = make_plan(members, recipe, base_modules=base_modules)
+    named = recipe.model_copy(update={"base": place.name_for(member.base for member in members)})
+    base_modules = _look_at_base(named, place, members)
+    plan = make_plan(members, named, base_modules=base_modules)
     renamed = base_modules.renamed if base_modules else {}
     return Prepared(tuple(versions), tuple(members), plan, renamed)
 
 
-def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | None:
-    if recipe.base is None or not Path(recipe.base).is_dir():
+def _look_at_base(recipe: Recipe, place: BasePlace, members: Sequence[Member]) -> BaseModules | None:
+    paths = sorted({module.path for member in members for module in member.inventory.modules})
+    if place.folder is not None:
+        return read_base_modules(place.folder, paths)
+    name, _ = choose_base(members, recipe)
+    return read_cached_modules(name, recipe.base_revision, paths)
+
+
+def read_cached_modules(name: str | None, revision: str | None, paths: Iterable[str]) -> BaseModules | None:
+    """Return the modules of a base in the local Hub cache; None if it is not there or cannot be read."""
+    folder = find_cached(name, revision) if name else None
+    if folder is None:
         return None
-    paths = {module.path for member in members for module in member.inventory.modules}
-    return read_base_modules(Path(recipe.base), sorted(paths))
+    try:
+        require_torch("looking at a base model")
+        return read_base_modules(folder, paths)
+    except (UsageError, SourceUnreadable, MissingDependency):
+        # The cache was not asked for, so what is wrong there does not stop the job.
+        return None
 
 
 def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:

@@ -201,3 +201,21 @@ def test_plan_refuses_a_module_under_its_old_name_and_its_new_one(members: list[
         f"base: `rank4` has factors for `{paths[1]}` under its old name and its new one; "
         "only one can be meant; leave it out"
     ]
+
+
+def test_plan_takes_spellings_of_one_base_for_one(members: list[Member]) -> None:
+    old, new = (
+        dataclasses.replace(member, base=base, spelled_base=base)
+        for member, base in zip(members, ("gpt2", "OpenAI-community/GPT2"), strict=False)
+    )
+    plan = plan_of([old, new])
+    assert (plan.base, plan.conflicts) == ("openai-community/gpt2", ())
+    assert not any("the base is taken to be" in warning for warning in plan.warnings)
+
+
+def test_plan_does_not_take_a_quantised_copy_for_its_original(members: list[Member]) -> None:
+    one, other = (
+        dataclasses.replace(member, base=base, spelled_base=base)
+        for member, base in zip(members, ("org/base", "org/base-bnb-4bit"), strict=False)
+    )
+    assert subjects(plan_of([one, other]).conflicts) == ["base"]

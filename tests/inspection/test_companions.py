@@ -62,6 +62,20 @@ def test_different_bases_need_a_word(files: AdapterFiles, tmp_path: Path) -> Non
     assert compare(tmp_path, {"a": files, "b": other}, base="org/base") == []
 
 
+@pytest.mark.parametrize(
+    ("base", "found"),
+    [(None, "no base"), ("/models/llama", "the path `/models/llama`")],
+    ids=["none", "path"],
+)
+def test_common_base_that_a_bundle_cannot_name_is_found(
+    files: AdapterFiles, tmp_path: Path, base: str | None, found: str
+) -> None:
+    one, other = changed(files, 2), changed(files, 3)
+    one.config["base_model_name_or_path"] = other.config["base_model_name_or_path"] = base
+    assert [each.found for each in compare(tmp_path, {"a": one, "b": other})] == [found]
+    assert compare(tmp_path, {"a": one, "b": other}, base="org/base") == []
+
+
 def test_old_and_new_name_are_one_base(files: AdapterFiles, tmp_path: Path) -> None:
     old, new = changed(files, 2), changed(files, 3)
     old.config["base_model_name_or_path"] = "gpt2"
