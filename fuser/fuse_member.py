@@ -8,7 +8,9 @@ from typing import Self
 
 from ..inspection.header import Header
 from ..inspection.inspection import LoraInspection
+from ..schemas.bundle import transformers_mapping
 from ..schemas.digest import Digest
+from ..schemas.document import load_json
 from ..schemas.finding import Finding, Verdict
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import Origin
@@ -42,6 +44,12 @@ class Member:
     spelled_base: str | None
     base_revision: str | None
     task_type: str | None
+
+    @property
+    def auto_mapping(self) -> dict[str, str] | None:
+        """The class of transformers that it was trained on, where its config names one and no task."""
+        config = load_json(self.config_text.encode("utf-8"), what="adapter_config.json")
+        return None if self.task_type else transformers_mapping(config.get("auto_mapping"))
 
     @classmethod
     def of(

@@ -80,6 +80,7 @@ def make_plan(
         base=base,
         base_revision=recipe.base_revision or _agreed(member.base_revision for member in members),
         task_type=_agreed(member.task_type for member in members),
+        auto_mapping=common_mapping(members),
         dtype=dtype,
         top_k=top_k,
         temperature=recipe.temperature,
@@ -137,6 +138,12 @@ def _agreed(values: Iterable[str | None]) -> str | None:
     """Return the one value that all agree on who have one, or None."""
     stated = {value for value in values if value}
     return stated.pop() if len(stated) == 1 else None
+
+
+def common_mapping(members: Sequence[Member]) -> dict[str, str] | None:
+    """Return the class of transformers that all members were trained on; None if any of them names a task."""
+    found = [member.auto_mapping for member in members]
+    return found[0] if all(mapping == found[0] for mapping in found) else None
 
 
 def choose_base(members: Sequence[Member], recipe: Recipe) -> tuple[str | None, list[Conflict]]:

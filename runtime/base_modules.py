@@ -23,6 +23,9 @@ from ..schemas.errors import UsageError
 from .base_model import bounded_modules, check_base_config, translated_failures
 from .layer import features_of
 
+# The task of embedding models, which have no head: their module paths lack the prefix of the whole model.
+_FEATURES = "FEATURE_EXTRACTION"
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
@@ -33,10 +36,18 @@ class ModuleShape:
     out_features: int
 
 
-def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """The model that adapters were trained on, as far as their configs name it: a class or a task."""
+
+    class_name: str | None = None
+    task_type: str | None = None
+
+
+def read_base(source: PretrainedConfig | Path, trained_on: TrainedOn | None = None) -> PreTrainedModel:
     """Build the model that a config, or the folder of a base, describes: on the meta device, without weights.
 
-    Only ``config.json`` is read and no code of the folder is run.
+    It is of the class that adapters were ``trained_on``, by default the one that the config names. Only ``config.json`` is read and no code of the folder is run.
 
     Raises:
         SourceUnreadable: the folder has no config that transformers can read.
@@ -52,7 +63,7 @@ def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
         with torch.device("meta"), warnings.catch_warnings():
             # torch remarks on tensors without elements, which no weights will ever fill here.
             warnings.simplefilter("ignore")
-            return _build(config)
+            return _build(config, trained_on or TrainedOn())
 
 
 def vocabulary_of(base: PreTrainedModel) -> int | None:
@@ -100,7 +111,14 @@ def _read_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def _build(config: PretrainedConfig) -> PreTrainedModel:
+def _build(config: PretrainedConfig, trained_on: TrainedOn) -> PreTrainedModel:
+    named = getattr(transformers, trained_on.class_name or "", None)
+    # The class of a part of the model, such as its text, has a config of its own.
+    if isinstance(named, type) and issubclass(named, PreTrainedModel) and named.config_class is type(config):
+        return named(config)
+    if trained_on.task_type == _FEATURES:
+        backbone: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        return backbone
     names = config.architectures
     if names:
         return _model_class(str(names[0]))(config)

@@ -270,6 +270,22 @@ class Gate(Document):
         return self
 
 
+def transformers_mapping(value: object) -> dict[str, str] | None:
+    """Return a config's ``auto_mapping`` if it names a class of transformers, otherwise None.
+
+    PEFT imports the library that it names, so one of any other library is not carried into a bundle.
+    """
+    if not isinstance(value, dict):
+        return None
+    name, library = value.get("base_model_class"), value.get("parent_library")
+    if not isinstance(name, str) or not isinstance(library, str):
+        return None
+    is_plain = name.isidentifier() and all(part.isidentifier() for part in library.split("."))
+    if not is_plain or library.split(".")[0] != "transformers":
+        return None
+    return {"base_model_class": name, "parent_library": library}
+
+
 class BundleConfig(Document):
     """A bundle's config, format 1; ``layouts`` is the flat storage that follows from it."""
 
@@ -290,6 +306,16 @@ class BundleConfig(Document):
     top_k: PositiveCount
     temperature: FiniteFloat = Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     gate: Gate
+    # Any: PEFT writes one of its own when it saves, and nothing here follows from it.
+    auto_mapping: Any = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_mapping(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Bundles of members that state a task keep the bytes that they had before there was this field.
+        value: dict[str, Any] = handler(self)
+        if self.auto_mapping is None:
+            del value["auto_mapping"]
+        return value
 
     @classmethod
     def read(cls, data: bytes, *, what: str = CONFIG_FILE, max_bytes: int = 64 << 20) -> Self:

@@ -148,7 +148,7 @@ def _add_each(
         with reported(codes):
             if every and isinstance(source, HubSource):
                 yield from _add_every(registry, source, options, codes)
-            elif every:
+            elif every and isinstance(source, FolderSource):
                 yield from _add_below(registry, source.path, options, codes)
             else:
                 with progress_bar() as progress:

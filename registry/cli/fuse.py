@@ -205,5 +205,7 @@ def _print_fusion(fusion: Fusion, *, as_json: bool) -> None:
             f"{len(plan.modules)} modules, {describe_bytes(fusion.version.size_bytes)}"
         )
         print_verified(record)
+    for note in record.notes:
+        print_remark(f"note: {note}")
     if fusion.version.gate_fitted == NOT_FITTED:
         print_gate_remark()

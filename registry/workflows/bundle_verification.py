@@ -12,7 +12,7 @@ from ...bundle.files import write_record
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...fuser.verifier import verify_bundle
-from ...schemas.bundle import BundleConfig
+from ...schemas.bundle import BundleConfig, transformers_mapping
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import HubSource, parse_path_or_source
@@ -103,13 +103,17 @@ def _verify_folder(
 def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:
     """Return what the base calls the module paths of old members; None if it is not at hand."""
     old_paths = {path for member in manifest.members for path in member.renamed_modules}
-    if place.folder is not None:
-        return read_base_modules(place.folder, sorted(old_paths)).renamed
-    config = _config_if_sound(folder) if old_paths else None
+    config = _config_if_sound(folder)
     if config is None:
         return None
+    mapping = transformers_mapping(config.auto_mapping)
+    trained_on = mapping["base_model_class"] if mapping else None, config.task_type
+    if place.folder is not None:
+        return read_base_modules(place.folder, sorted(old_paths), trained_on).renamed
+    if not old_paths:
+        return None
     name = place.name or config.base_model_name_or_path
-    found = read_cached_modules(name, config.revision, sorted(old_paths))
+    _, found = read_cached_modules(name, config.revision, sorted(old_paths), trained_on)
     return found.renamed if found else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...files.digests import hash_file
 from ...fuser.fuse_member import Member, MemberFiles
-from ...fuser.planning import BaseModules, choose_base, make_plan
+from ...fuser.planning import BaseModules, choose_base, common_mapping, make_plan
 from ...inspection.adapter import Inspection, inspect_files
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
@@ -28,13 +28,20 @@ from .base_place import BasePlace, find_cached, place_base
 class Prepared:
     """Members that were opened, their versions in the catalog, and the plan made of them.
 
-    ``renamed`` is what the base calls module paths of old adapters, where the base was at hand.
+    ``renamed`` is what the base calls module paths of old adapters, and ``base_folder`` where its config is,
+    where the base was at hand.
     """
 
     versions: tuple[AdapterVersion, ...]
     members: tuple[Member, ...]
     plan: FusePlan
     renamed: Mapping[str, str]
+    base_folder: Path | None
+
+    @property
+    def trained_on(self) -> tuple[str | None, str | None]:
+        """The class and the task that the members were trained for, where they agree."""
+        return _trained_on(self.members)
 
     @property
     def sources(self) -> dict[str, MemberFiles]:
@@ -75,44 +82,62 @@ def plan_members(
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
     named = recipe.model_copy(update={"base": place.name_for(member.base for member in members)})
-    base_modules = _look_at_base(named, place, members)
+    folder, base_modules = _look_at_base(named, place, members)
     plan = make_plan(members, named, base_modules=base_modules)
     renamed = base_modules.renamed if base_modules else {}
-    return Prepared(tuple(versions), tuple(members), plan, renamed)
+    return Prepared(tuple(versions), tuple(members), plan, renamed, folder)
 
 
-def _look_at_base(recipe: Recipe, place: BasePlace, members: Sequence[Member]) -> BaseModules | None:
+def _look_at_base(
+    recipe: Recipe, place: BasePlace, members: Sequence[Member]
+) -> tuple[Path | None, BaseModules | None]:
+    """Return where the base's config is, and its modules; None for both where it is not at hand."""
     paths = sorted({module.path for member in members for module in member.inventory.modules})
+    trained_on = _trained_on(members)
     if place.folder is not None:
-        return read_base_modules(place.folder, paths)
+        return place.folder, read_base_modules(place.folder, paths, trained_on)
     name, _ = choose_base(members, recipe)
-    return read_cached_modules(name, recipe.base_revision, paths)
+    return read_cached_modules(name, recipe.base_revision, paths, trained_on)
 
 
-def read_cached_modules(name: str | None, revision: str | None, paths: Iterable[str]) -> BaseModules | None:
-    """Return the modules of a base in the local Hub cache; None if it is not there or cannot be read."""
+def _trained_on(members: Sequence[Member]) -> tuple[str | None, str | None]:
+    mapping = common_mapping(members)
+    tasks = {member.task_type for member in members}
+    return (mapping["base_model_class"] if mapping else None), (tasks.pop() if len(tasks) == 1 else None)
+
+
+def read_cached_modules(
+    name: str | None, revision: str | None, paths: Iterable[str], trained_on: tuple[str | None, str | None]
+) -> tuple[Path | None, BaseModules | None]:
+    """Return the folder and the modules of a base in the local Hub cache.
+
+    Both are None where it is not there or cannot be read: the cache was not asked for.
+    """
     folder = find_cached(name, revision) if name else None
     if folder is None:
-        return None
+        return None, None
     try:
         require_torch("looking at a base model")
-        return read_base_modules(folder, paths)
+        return folder, read_base_modules(folder, paths, trained_on)
     except (UsageError, SourceUnreadable, MissingDependency):
-        # The cache was not asked for, so what is wrong there does not stop the job.
-        return None
+        return None, None
 
 
-def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:
+def read_base_modules(
+    folder: Path, paths: Iterable[str], trained_on: tuple[str | None, str | None]
+) -> BaseModules:
     """Return the base's modules, and the present names of those of ``paths`` that it renamed.
+
+    The base is of the class that adapters were ``trained_on``: by its name, or by their task.
 
     Raises:
         SourceUnreadable: the folder has no config that transformers can read.
         UsageError: transformers does not have the architecture.
         MissingDependency: transformers is not installed.
     """
-    from ...runtime.base_modules import module_shapes, read_base, resolve_paths
+    from ...runtime.base_modules import TrainedOn, module_shapes, read_base, resolve_paths
 
-    base = read_base(folder)
+    base = read_base(folder, TrainedOn(*trained_on))
     shapes = {path: (shape.in_features, shape.out_features) for path, shape in module_shapes(base).items()}
     return BaseModules(shapes=shapes, renamed=resolve_paths(paths, base))
 
