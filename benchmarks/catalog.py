@@ -35,7 +35,7 @@ from meteora_registry.registry.catalog.query import AdapterQuery, Order
 from meteora_registry.registry.catalog.records import Added, NewAdapterVersion
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.additions import add_folder
-from support.workspaces import workspace_of
+from meteora_registry.registry.workspace import Workspace
 
 VERSIONS = 100_000
 ADDS = 1000
@@ -153,11 +153,14 @@ def measure_adds(catalog: TimedCatalog, home: Home, which: str, adds: int) -> It
     """Yield the cost of adding real adapters: recording alone, and with inspecting, hashing and storing."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = list(write_adapters(Path(scratch), (f"{which}-{index:06d}" for index in range(adds))))
+        workspace = Workspace(home)
+        # The one whose transactions are timed.
+        workspace.catalog = catalog
         catalog.times = []
         whole = []
         for folder in folders:
             start = time.perf_counter()
-            add_folder(workspace_of(catalog, home.store), folder, tags=("candidate", which))
+            add_folder(workspace, folder, tags=("candidate", which))
             whole.append((time.perf_counter() - start) * 1e3)
     for case, times in (("record", catalog.times), ("add", whole)):
         yield {"case": f"{case}, {which} {adds}", "versions": None} | _numbers(times)

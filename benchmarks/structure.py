@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,10 +53,13 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run structure", description=__doc__)
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout")
     parser.add_argument("--label", default="now", help="what the row is called")
+    parser.add_argument("--suite", action="store_true", help="also time `make test`, on an idle machine")
     options = parser.parse_args(arguments)
     tree = options.tree.resolve()
     row = {"label": options.label, **sizes(tree), **imports_without_torch(tree), **times(tree)}
     row["inventories"] = {count: inventories(tree, count) for count in MEMBERS}
+    if options.suite:
+        row |= suite(tree)
     print(json.dumps(row))
 
 
@@ -181,6 +185,16 @@ def inventories(tree: Path, members: int) -> int:
         }
         bundle = fuse(read_members(adapters), folder / "bundle")
         return int(run(tree, "-c", COUNT_INVENTORIES, str(bundle), str(folder / "home")))
+
+
+def suite(tree: Path) -> dict[str, object]:
+    """Return the wall time of `make test`, its last line, and the machine's load before it began."""
+    load = os.getloadavg()[0]
+    start = time.monotonic()
+    done = subprocess.run(["make", "test"], cwd=tree, capture_output=True, text=True, check=False)
+    minutes = (time.monotonic() - start) / 60
+    (*_, summary) = done.stdout.strip().splitlines() or [""]
+    return {"suite_minutes": round(minutes, 1), "suite": summary.strip("= "), "load_before": round(load, 1)}
 
 
 def run(tree: Path, *arguments: str) -> str:

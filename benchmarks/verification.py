@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.machine import description
 from meteora_registry.fuser.arithmetic import Backend, compare_module, stored_factors
-from meteora_registry.fuser.bundle_tensors import ModuleTensors
+from meteora_registry.fuser.bundle_reader import ModuleTensors
 from meteora_registry.fuser.gates import arrow_directions
 from meteora_registry.schemas.bundle import BundleConfig, BundleMember, Gate, GateInitialisation, ModuleLayout
 

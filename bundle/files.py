@@ -122,7 +122,7 @@ def check_target(target: Path) -> None:
     around = bundle_around(target)
     if around is not None:
         raise UsageError(
-            f"`{target}` is inside the bundle `{around}`, which holds only what its manifest lists",
+            f"`{target}` is inside the bundle `{around}`, which may have only what its manifest lists",
             hint="choose another path with `--out`",
         )
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from meteora_registry.inspection.rules.catalogue import all_rules
+from meteora_registry.inspection.rules.all_rules import all_rules
 from meteora_registry.inspection.rules.rule import Rule
 
 TARGET = Path(__file__).with_name("rules.md")

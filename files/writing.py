@@ -156,4 +156,4 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _is_there(target: Path) -> UsageError:
-    return UsageError(f"`{target}` is there already", hint="name a file that is not, or move that one away")
+    return UsageError(f"`{target}` exists already", hint="name a new file, or move that one away")

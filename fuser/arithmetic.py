@@ -31,7 +31,7 @@ from ..kernels.routing import Routing, gate_logits, select_top_k
 from ..kernels.triton_check import TritonRunError, TritonUnavailableError, run_triton
 from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.verification import BackendNotRun, BackendRun
-from .bundle_tensors import ModuleTensors
+from .bundle_reader import ModuleTensors
 
 ROUTED_TOKENS = 16
 FORCED_TOKENS = 4

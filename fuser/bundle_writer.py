@@ -256,6 +256,7 @@ def _manifest_member(planned: PlannedMember, member: Member, loss: _CastLoss, dt
         weights_header=member.header.text,
         renamed_modules=planned.renamed_modules,
         cast=cast if planned.cast_from else None,
+        trusts_tensors=planned.trusts_tensors,
     )
 
 

@@ -18,7 +18,7 @@ from ..schemas import bundle as names
 from ..schemas.bundle import TensorSpec
 from ..schemas.errors import BundleRefused
 from ..schemas.inventory import Dtype
-from .bundle_tensors import BundleTensors
+from .bundle_reader import BundleTensors
 from .tensor_files import TORCH_DTYPES, WeightsWriter, bytes_of
 
 

@@ -24,7 +24,7 @@ from ..schemas.document import canonical_json
 from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.names import below, check_name
-from .bundle_tensors import BundleTensors, ModuleTensors
+from .bundle_reader import BundleTensors, ModuleTensors
 from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter
 
 MOE_FILE = "moe_lora.safetensors"

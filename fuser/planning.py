@@ -20,7 +20,7 @@ from ..schemas.bundle import (
     ModuleLayout,
     align_rank,
 )
-from ..schemas.finding import Severity
+from ..schemas.finding import Effect, Severity, Verdict
 from ..schemas.inventory import Dtype, ModuleFactors, lossy_dtypes
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
 from ..schemas.recipe import DtypeName, Recipe
@@ -63,7 +63,7 @@ def make_plan(
     modules = tuple(_plan_module(path, factors, defaults, dtype) for path in sorted(set().union(*factors)))
     base, base_conflicts = choose_base(members, recipe)
     conflicts = [
-        *_member_conflicts(members),
+        *_member_conflicts(members, trust_tensors=recipe.trust_tensors),
         *_scaling_conflicts(members),
         *_size_conflicts(members, modules),
         *base_conflicts,
@@ -104,6 +104,7 @@ def _plan_member(member: Member, dtype: Dtype, renamed: Mapping[str, str]) -> Pl
         modules=len(own_paths),
         cast_from=lossy_dtypes(member.inventory.dtypes, dtype),
         renamed_modules={path: renamed[path] for path in own_paths if renamed.get(path, path) != path},
+        trusts_tensors=any(finding.effect is Effect.UNDECLARED for finding in member.findings),
     )
 
 
@@ -164,7 +165,7 @@ def choose_base(members: Sequence[Member], recipe: Recipe) -> tuple[str | None, 
     return base, []
 
 
-def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
+def _member_conflicts(members: Sequence[Member], *, trust_tensors: bool) -> list[Conflict]:
     conflicts = []
     for name, count in Counter(member.name for member in members).items():
         if count > 1:
@@ -181,14 +182,18 @@ def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
             )
         first_of.setdefault(content, member.adapter)
     for member in members:
-        if not member.verdict.fusable:
-            refusals = [f for f in member.findings if f.severity is Severity.REFUSE]
-            message = f"`{member.adapter}` is {member.verdict}: " + "; ".join(
-                f"{f.code} {f.title}" for f in refusals
-            )
-            remedy = "`meteora-registry show` and `validate` tell more; leave it out"
-            conflicts.append(_conflict([member.name], "verdict", message, remedy))
+        if not Verdict.of(member.findings, trust_tensors=trust_tensors).fusable:
+            conflicts.append(_verdict_conflict(member))
     return conflicts
+
+
+def _verdict_conflict(member: Member) -> Conflict:
+    refusals = [finding for finding in member.findings if finding.severity is Severity.REFUSE]
+    listed = "; ".join(f"{finding.code} {finding.title}" for finding in refusals)
+    remedy = "`meteora-registry show` and `validate` tell more; leave it out"
+    if Verdict.of(member.findings, trust_tensors=True).fusable:
+        remedy = "`--trust-tensors` takes the modules all the same; or declare them in `target_modules`"
+    return _conflict([member.name], "verdict", f"`{member.adapter}` is {member.verdict}: {listed}", remedy)
 
 
 def _scaling_conflicts(members: Sequence[Member]) -> list[Conflict]:
@@ -254,7 +259,9 @@ def _missing_modules(
         for path, module in by_path.items():
             found = (module.in_features, module.out_features)
             if path not in base.shapes:
-                message = f"`{member.name}` has factors for `{path}`, which the base does not have"
+                message = (
+                    f"`{member.name}` has factors for `{path}`, which is not a linear module of the base"
+                )
             elif base.shapes[path] != found:
                 message = f"`{path}` of `{member.name}` is {found}, the base's is {base.shapes[path]}"
             else:
@@ -281,8 +288,19 @@ def _dtype_conflicts(members: Sequence[Member], dtype: Dtype, *, stated: bool) -
             "ask for the loss with `--dtype float32`",
         )
         for member in members
-        if (lossy := lossy_dtypes(member.inventory.dtypes, dtype))
+        if (
+            lossy := [
+                each
+                for each in lossy_dtypes(member.inventory.dtypes, dtype)
+                if not _is_default_cast(each, dtype)
+            ]
+        )
     ]
+
+
+def _is_default_cast(source: Dtype, target: Dtype) -> bool:
+    """Return whether PEFT casts so by itself: it holds factors in float32, and no base is in float64."""
+    return source is Dtype.F64 and target is Dtype.F32
 
 
 def _too_large(size_bytes: int) -> Conflict:

@@ -24,7 +24,7 @@ from ..schemas.errors import BundleRefused
 from ..schemas.manifest import FileRecord, Manifest
 from ..schemas.names import below
 from .bundle_card import Storage, write_card
-from .bundle_tensors import BundleTensors
+from .bundle_reader import BundleTensors
 from .bundle_writer import WEIGHTS_METADATA, write_manifest
 from .tensor_files import WeightsWriter
 

@@ -18,7 +18,7 @@ from ..schemas.bundle import BundleConfig
 from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused
 from .arithmetic import MemberFactors
-from .bundle_tensors import ModuleTensors
+from .bundle_reader import ModuleTensors
 from .gates import INITIALISATIONS
 from .tensor_files import TORCH_DTYPES, TensorFile
 

@@ -44,7 +44,7 @@ from .arithmetic import (
     smallest_module,
     stored_factors,
 )
-from .bundle_tensors import BundleTensors, ModuleTensors, check_tensors
+from .bundle_reader import BundleTensors, ModuleTensors, check_tensors
 from .fuse_member import MemberFiles
 from .source import SourceMember, check_factors, check_initial_gate, open_source_member
 from .tensor_files import TORCH_DTYPES

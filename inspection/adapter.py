@@ -25,7 +25,7 @@ from .config_file import MAX_CONFIG_BYTES, ConfigFile
 from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder, Kind
 from .header import Header, read_header_of
 from .inspection import Inspection
-from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
+from .rules import all_rules as _all_rules  # noqa: F401 - registers every rule
 from .rules.rule import examine, order
 from .scan import Scan, scan_file
 from .tensors import Tensors, build_inventory

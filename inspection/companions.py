@@ -15,13 +15,15 @@ class Companions:
 
     ``stated_base`` overrides all of them.
 
-    ``alike`` holds pairs of names with the cosine between their deltas, where it was measured.
+    ``alike`` holds pairs of names with the cosine between their deltas, where it was measured. With
+    ``trust_tensors`` modules that a config does not declare are the adapter's own.
     """
 
     members: Mapping[str, Inspection]
     bases: Mapping[str, str | None]
     stated_base: str | None = None
     alike: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    trust_tensors: bool = False
 
     def shapes(self) -> Iterator[tuple[str, dict[tuple[int, int], list[str]]]]:
         """Yield each module path with its shapes (in, out) and the adapters that have each shape."""

@@ -6,35 +6,67 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
+from ..schemas.bundle import CONFIG_FILE
 from ..schemas.document import load_json
+from ..schemas.errors import InvalidDocument
 from ..schemas.finding import Finding
 from ..schemas.policy import Policy
-from .base_facts import BaseComparison, BaseFacts
+from ..schemas.trained_on import TrainedOn
+from .base_facts import BaseComparison, BaseFacts, base_path
 from .companions import Companions
 from .config import LoraConfig
 from .deep import measure_cosine, measure_ranks
 from .inspection import Inspection
 from .policy import PolicyCase, apply_severities
-from .rules import catalogue as _catalogue  # noqa: F401 - registers every rule
-from .rules.rule import examine, order
+from .rules import all_rules as _all_rules  # noqa: F401 - registers every rule
+from .rules.rule import codes_that_see_the_base, examine, order
 from .tensors import Tensors
 
 
-def compare_with_base(inspection: Inspection, facts: BaseFacts) -> tuple[Finding, ...]:
-    """Return the findings of comparing a LoRA adapter with its base."""
-    if inspection.header is None or inspection.config_text is None:
-        return ()
-    config = LoraConfig(load_json(inspection.config_text.encode("utf-8"), what="adapter_config.json"))
-    if not config.is_lora:
-        return ()
-    return examine(BaseComparison(Tensors.sort(inspection.header, config), facts))
+def compare_with_base(
+    inspection: Inspection, findings: tuple[Finding, ...], facts: BaseFacts
+) -> tuple[Finding, ...]:
+    """Return the findings about an adapter and those of comparing it with its base.
+
+    Rules that know more with the base judge anew, and what they found without it is left out.
+    """
+    found = _sort(inspection, facts)
+    if found is None:
+        return findings
+    anew = codes_that_see_the_base()
+    kept = tuple(finding for finding in findings if finding.code not in anew)
+    return order(kept + examine(found, with_base=True) + examine(BaseComparison(found, facts)))
 
 
 def module_paths(inspection: Inspection) -> list[str]:
     """Return the module paths of an adapter, sound or not, to be looked up in a base."""
-    if inspection.header is None:
-        return []
-    return [pair.path for pair in Tensors.sort(inspection.header, LoraConfig({})).pairs]
+    found = _sort(inspection)
+    return [base_path(pair, found) for pair in found.pairs] if found else []
+
+
+def trained_on(inspection: Inspection) -> TrainedOn:
+    """Return the model that an adapter was trained on, as far as its config names it."""
+    config = _config_of(inspection)
+    return config.trained_on if config else TrainedOn()
+
+
+def _sort(inspection: Inspection, facts: BaseFacts | None = None) -> Tensors | None:
+    """Return the tensors of a LoRA adapter; None of anything else, and where a file cannot be read."""
+    config = _config_of(inspection)
+    if inspection.header is None or config is None or not config.is_lora:
+        return None
+    return Tensors.sort(inspection.header, config, facts)
+
+
+def _config_of(inspection: Inspection) -> LoraConfig | None:
+    """Return the config of an adapter; None if it is not a JSON object."""
+    if inspection.config_text is None:
+        return None
+    try:
+        value = load_json(inspection.config_text.encode("utf-8"), what=CONFIG_FILE)
+    except InvalidDocument:
+        return None
+    return LoraConfig(value, has_tensors=True) if isinstance(value, dict) else None
 
 
 def look_deeper(inspection: Inspection, weights: Path) -> tuple[Finding, ...]:
@@ -50,6 +82,7 @@ def compare_companions(
     bases: Mapping[str, str | None] | None = None,
     stated_base: str | None = None,
     weights: Mapping[str, Path] | None = None,
+    trust_tensors: bool = False,
 ) -> tuple[Finding, ...]:
     """Return the findings that keep adapters from being fused together.
 
@@ -67,7 +100,8 @@ def compare_companions(
         if cosine is not None:
             alike[one, other] = cosine
     declared = {name: inspection.declared_base for name, inspection in members.items()}
-    return examine(Companions(members, declared | dict(bases or {}), stated_base, alike))
+    known = declared | dict(bases or {})
+    return examine(Companions(members, known, stated_base, alike, trust_tensors=trust_tensors))
 
 
 def apply_policy(

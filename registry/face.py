@@ -166,7 +166,7 @@ class Registry(Workspace):
                 cache if it has the base.
             progress: called with a step's name, how much of it is done, and how much there is.
             options: the other fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
-                with_experts.
+                with_experts, trust_tensors.
 
         Raises:
             NotInCatalog: an adapter is not catalogued.

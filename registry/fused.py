@@ -262,7 +262,7 @@ def fuse(
         max_bytes: larger files of a repository are refused before they are downloaded.
         progress: called with a step's name, how much of it is done, and how much there is.
         options: the fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
-            with_experts.
+            with_experts, trust_tensors.
 
     Raises:
         AdapterRefused: an adapter is broken, or has no LoRA factors.

@@ -1,7 +1,7 @@
 """A bundle attached to its base without weights: whether it loads, found out before anyone needs it.
 
-The base is built on the meta device and the layers are put in by the tuner itself, so that what is refused here
-is what loading would refuse.
+The base is built on the meta device and the layers are put in by the tuner itself, so that what is refused
+here is what loading would refuse.
 """
 
 from __future__ import annotations

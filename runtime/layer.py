@@ -34,6 +34,8 @@ from ..schemas.bundle import (
 from ..schemas.errors import BundleRefused, UsageError
 from .router import BundleRouter
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
@@ -87,7 +89,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
     adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS)
-    other_param_names = ("meteora_plans", "meteora_routers")
+    other_param_names = ("meteora_plans", "meteora_routers", "meteora_stored_dtypes", "meteora_widens")
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -97,6 +99,11 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             setattr(self, tensor, BundleParameters())
         self.meteora_plans: dict[str, LayerPlan] = {}
         self.meteora_routers: dict[str, BundleRouter] = {}
+        # Of the bundles whose factors compute in another dtype than the bundle's.
+        self.meteora_stored_dtypes: dict[str, torch.dtype] = {}
+        # Whether factors in half precision compute in float32, by bundle.
+        self.meteora_widens: dict[str, bool] = {}
+        self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.train(base_layer.training)
 
@@ -125,11 +132,31 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             parameters[adapter_name] = nn.Parameter(
                 torch.empty_like(pattern, device=device or pattern.device), requires_grad=trained
             )
+        self.widen(adapter_name)
 
     def tensor_of(self, tensor: str, adapter_name: str) -> nn.Parameter:
         """Return one of a bundle's tensors in this module, such as ``meteora_gate``."""
         parameter: nn.Parameter = getattr(self, tensor)[adapter_name]
         return parameter
+
+    def compute_in(self, adapter_name: str, dtype: torch.dtype) -> None:
+        """Let A and B compute in ``dtype``, rounded where it is narrower than their own."""
+        self.meteora_widens[adapter_name] = False
+        for tensor in FACTORS:
+            parameter = self.tensor_of(tensor, adapter_name)
+            own = self.meteora_stored_dtypes.setdefault(adapter_name, parameter.dtype)
+            parameter.data = parameter.data.to(own).to(dtype)
+
+    def widen(self, adapter_name: str) -> None:
+        """Let A and B in half precision compute in float32, where that is asked for.
+
+        A state dict still has them in their own dtype.
+        """
+        for tensor in FACTORS if self.meteora_widens.get(adapter_name) else ():
+            parameter = self.tensor_of(tensor, adapter_name)
+            if parameter.dtype in _HALF:
+                self.meteora_stored_dtypes[adapter_name] = parameter.dtype
+                parameter.data = parameter.data.float()
 
     @property
     def base_device(self) -> torch.device:
@@ -214,6 +241,23 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             parameters = getattr(self, tensor)
             if adapter_name in parameters and not parameters[adapter_name].is_meta:
                 parameters[adapter_name] = parameters[adapter_name].to(device or self.base_device)
+
+
+def _with_stored_dtypes(layer: MeteoraLayer, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Give factors that compute in another dtype their own back, so that a save writes the bundle's bytes."""
+    for adapter_name, dtype in layer.meteora_stored_dtypes.items():
+        for tensor in FACTORS:
+            name = f"{prefix}{tensor}.{adapter_name}"
+            # Factors that were trained have values that the bundle's dtype cannot hold.
+            if name not in state or layer.tensor_of(tensor, adapter_name).requires_grad:
+                continue
+            if torch.promote_types(state[name].dtype, dtype) != state[name].dtype:
+                raise UsageError(
+                    f"the factors of bundle `{adapter_name}` were rounded from `{dtype}` to "
+                    f"`{state[name].dtype}` and cannot be saved",
+                    hint="load the bundle without `factor_dtype` to save it",
+                )
+            state[name] = state[name].to(dtype)
 
 
 def features_of(layer: nn.Module) -> tuple[int | None, int | None]:

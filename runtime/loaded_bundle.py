@@ -25,6 +25,7 @@ from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
 from .active_bundles import force_adapter, routing
 from .base_model import read_pretrained
+from .loaded_tensors import set_factor_dtype
 from .routing_record import RoutingRecord
 
 
@@ -79,6 +80,7 @@ def load_bundle(
     base: str | os.PathLike[str] | PreTrainedModel,
     *,
     dtype: torch.dtype | None = None,
+    factor_dtype: torch.dtype | None = None,
 ) -> LoadedBundle:
     """Load a bundle on its base.
 
@@ -89,12 +91,15 @@ def load_bundle(
         base: the base model: its folder, its name on the Hub, or the model itself, which is used as it is
             with the tokenizer from where it was loaded.
         dtype: the element type in which a base is loaded; by default that of its files.
+        factor_dtype: the element type in which A and B compute. By default that of the bundle, but float32
+            for half precision, as PEFT computes LoRA. On a GPU, that of a half-precision base is the faster
+            choice; factors that are rounded for it cannot be saved.
 
     Raises:
         BundleRefused: it is not a bundle of a known format, or does not fit the base.
         InvalidDocument: its config breaks the schema.
         SourceUnreadable: a file of the bundle or the base is missing or cannot be read.
-        UsageError: a dtype was given for a base that is loaded already.
+        UsageError: a dtype was given for a base that is loaded already, or factors cannot compute in one.
     """
     bundle = Bundle.open(folder)
     if isinstance(base, PreTrainedModel):
@@ -110,7 +115,10 @@ def load_bundle(
     if tokenizer.pad_token is None:
         # Always masked out, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return LoadedBundle(PeftModel.from_pretrained(model, bundle.folder).eval(), tokenizer, bundle.config)
+    loaded: PeftModel = PeftModel.from_pretrained(model, bundle.folder).eval()
+    if factor_dtype is not None:
+        set_factor_dtype(loaded, loaded.active_adapter, factor_dtype)
+    return LoadedBundle(loaded, tokenizer, bundle.config)
 
 
 @overload

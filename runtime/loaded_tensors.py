@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..schemas.bundle import FACTORS, TENSOR_A, TENSOR_B, TENSOR_PREFIX
-from ..schemas.errors import BundleRefused, SourceUnreadable
+from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from .layer import MeteoraLayer
 
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -65,6 +65,26 @@ def restore_dtypes(model: nn.Module, adapter_name: str, found: Mapping[str, Tens
         for tensor in _tensor_names(layer, adapter_name):
             parameter = layer.tensor_of(tensor, adapter_name)
             parameter.data = parameter.data.to(found[f"{path}.{tensor}"].dtype)
+
+
+def set_widening(model: nn.Module, adapter_name: str, *, widens: bool) -> None:
+    """Set whether factors in half precision compute in float32, loaded already or still to be loaded."""
+    for layer in layers_with(model, adapter_name).values():
+        layer.meteora_widens[adapter_name] = widens
+        layer.widen(adapter_name)
+
+
+def set_factor_dtype(model: nn.Module, adapter_name: str, dtype: torch.dtype) -> None:
+    """Let a loaded bundle's A and B compute in a dtype, whatever their own is.
+
+    Raises:
+        UsageError: factors cannot have it.
+    """
+    if dtype not in FACTOR_DTYPES:
+        allowed = ", ".join(f"`{each}`" for each in FACTOR_DTYPES)
+        raise UsageError(f"`factor_dtype` is `{dtype}`, expected one of {allowed}")
+    for layer in layers_with(model, adapter_name).values():
+        layer.compute_in(adapter_name, dtype)
 
 
 def _tensor_names(layer: MeteoraLayer, adapter_name: str) -> list[str]:
@@ -151,11 +171,15 @@ class CheckedLoad:
         """Check what is to be loaded, let transformers load it, and freeze what is not trained."""
         release(self.model)
         found = kwargs.get("state_dict") or _headers_of(kwargs.get("checkpoint_files") or ())
+        set_widening(self.model, self.adapter_name, widens=False)
         allocate_for(self.model, self.adapter_name, found, on_base=False)
         result = getattr(self.model, _HOOKED)(*args, **kwargs)
         # Some architectures keep named modules in float32 whatever the rest is, and the bundle's tensors in
         # them too.
         restore_dtypes(self.model, self.adapter_name, found)
+        # transformers computes adapters in the base's dtype; the bundle's own is kept where that is wider.
+        is_wide = getattr(self.model, "dtype", None) == torch.float32
+        set_widening(self.model, self.adapter_name, widens=is_wide)
         for layer in layers_with(self.model, self.adapter_name).values():
             layer._freeze_non_trainable_peft_weights(self.adapter_name)
         return result

@@ -27,7 +27,7 @@ from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.errors import BundleRefused, MissingDependency, UsageError
 from .hooks import ModelHooks
 from .layer import LayerPlan, MeteoraLayer, refuse_merge
-from .loaded_tensors import allocate_for, check_next_load, release
+from .loaded_tensors import allocate_for, check_next_load, release, set_widening
 from .peft_config import MeteoraConfig, MeteoraPeftType, warn_unless_fitted
 from .router import BundleRouter
 
@@ -73,6 +73,7 @@ class MeteoraModel(BaseTuner):
         _check_targets(model, bundle)
         self._router = BundleRouter(adapter_name, bundle)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         ModelHooks.of(model).routers[adapter_name] = self._router
         warn_unless_fitted(bundle, adapter_name)
 
@@ -103,8 +104,8 @@ class MeteoraModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        # A bundle keeps the dtypes it was written with.
-        return
+        # As PEFT computes each adapter: half-precision factors in float32, unless that is declined.
+        set_widening(self.model, adapter_name, widens=autocast_adapter_dtype)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -30,6 +30,7 @@ from .errors import BundleRefused
 from .gate_choices import DECISION_SCOPES, INITIAL_GATE_KINDS, GateKind, InitialGate, Scope
 from .inventory import Dtype
 from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Name
+from .trained_on import TrainedOn
 
 BUNDLE_FORMAT = 1
 PEFT_TYPE = "METEORA"
@@ -308,6 +309,11 @@ class BundleConfig(Document):
     gate: Gate
     # Any: PEFT writes one of its own when it saves, and nothing here follows from it.
     auto_mapping: Any = None
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The model that the members were trained on, as far as the bundle names it."""
+        return TrainedOn.read(self.task_type, transformers_mapping(self.auto_mapping))
 
     @model_serializer(mode="wrap")
     def _leave_out_the_mapping(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Documents are checked against the names here; what each name computes is registered where it is computed, and
 a test compares the two: kinds in ``kernels/gate_kinds.py``, initialisations in ``fuser/gates.py``, scopes in
-``runtime/scopes/``.
+``runtime/router.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
 
 @dataclass(frozen=True, slots=True)
 class ScopeTraits:
-    """The consequences of a scope for a fit, apart from how it routes.
+    """The traits of a scope, apart from how it routes.
 
     Attributes:
         summary: one sentence for a bundle's card.

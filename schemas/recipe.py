@@ -28,6 +28,7 @@ class RecipeOptions(TypedDict, total=False):
     gate: InitialGate
     seed: int
     with_experts: bool
+    trust_tensors: bool
 
 
 class RecipeMember(Document):
@@ -42,6 +43,8 @@ class Recipe(Document):
 
     ``top_k`` is 2 by default, or the number of members if that is less; ``dtype`` the members'
     common one, else float32; ``base`` the one the members declare. ``base_folder`` has the base's config.
+    With ``trust_tensors`` modules that a member's config does not declare, and that PEFT therefore drops,
+    are taken all the same.
     """
 
     # A recipe is typed by hand, with no place to learn of a misspelt key but here.
@@ -58,6 +61,7 @@ class Recipe(Document):
     gate: InitialGate = "arrow"
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     with_experts: bool = False
+    trust_tensors: bool = False
 
     @classmethod
     def from_toml(cls, data: bytes, *, what: str) -> Self:

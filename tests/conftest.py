@@ -43,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="sample",
         help="put faults at a sample of the moments (default), or at every one",
     )
+    parser.addoption(
+        "--matrix",
+        choices=("sample", "whole"),
+        default="sample",
+        help="make a sample of the rows of the verdict matrix again (default), or every one",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,13 +30,12 @@ ALLOWED = {
 
 # The same inside `registry/`: folders, and the files beside them.
 REGISTRY_ALLOWED = {
-    "lock": set(),
     "secrets": set(),
     "dependencies": set(),
-    "store": {"lock", "secrets"},
+    "store": {"secrets"},
     "hub": {"secrets", "dependencies"},
     "home": {"secrets", "store"},
-    "catalog": {"lock", "secrets", "home", "store"},
+    "catalog": {"secrets", "home", "store"},
     "workspace": {"home", "catalog", "store", "hub"},
     "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
     "fused": {"dependencies", "hub", "workspace", "workflows"},

@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import combinations
 
 from ...schemas.base_name import group_by_base, is_local_path
-from ...schemas.finding import Effect, Severity
+from ...schemas.finding import Effect, Severity, Verdict
 from ...schemas.quotation import quote_name, quote_names
 from ..companions import Companions
 from .rule import Observation, Observations, rule
@@ -62,8 +62,9 @@ def bases_disagree(companions: Companions) -> Observations:
 def member_is_not_fusable(companions: Companions) -> Observations:
     """An adapter cannot be fused by itself."""
     for name, inspection in companions.members.items():
-        if not inspection.verdict.fusable:
-            yield Observation(f"{quote_name(name)} is {inspection.verdict}", "sound, fusable", file=name)
+        verdict = Verdict.of(inspection.findings, trust_tensors=companions.trust_tensors)
+        if not verdict.fusable:
+            yield Observation(f"{quote_name(name)} is {verdict}", "sound, fusable", file=name)
 
 
 @rule(
@@ -98,7 +99,7 @@ def adapters_share_no_module(companions: Companions) -> Observations:
         if not own & others:
             first, second = quote_name(min(own)), quote_name(min(others))
             found = f"{first} in {quote_name(one)}, {second} in {quote_name(other)}"
-            yield Observation(found, "a module in common")
+            yield Observation(found, "a module in common", reason=f"{one} {other}")
 
 
 @rule(
@@ -116,7 +117,7 @@ def adapters_are_equal(companions: Companions) -> Observations:
             same[inspection.weights_sha256].append(name)
     for names in same.values():
         if len(names) > 1:
-            yield Observation(quote_names(names), "different weights")
+            yield Observation(quote_names(names), "different weights", reason=names[0])
 
 
 @rule(
@@ -132,4 +133,4 @@ def adapters_are_nearly_equal(companions: Companions) -> Observations:
         equal = companions.members[one].weights_sha256 == companions.members[other].weights_sha256
         if cosine > NEAR_DUPLICATE_COSINE and not equal:
             found = f"a cosine of {cosine:.4f} between {quote_name(one)} and {quote_name(other)}"
-            yield Observation(found, f"at most {NEAR_DUPLICATE_COSINE}")
+            yield Observation(found, f"at most {NEAR_DUPLICATE_COSINE}", reason=f"{one} {other}")

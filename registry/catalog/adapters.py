@@ -21,7 +21,7 @@ from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from . import models
 from .bases import resolve_base
-from .columns import clean_foreign_text
+from .column_types import clean_foreign_text
 from .entries import begin_version, change_tags, source_of
 from .events import record_event
 from .models import adapter_versions, aliases, entries, named_adapters, tags, versions

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from ...schemas.base_name import is_hub_id, is_quantised_copy, names_of, present_name
 from . import models
-from .columns import clean_foreign_text
+from .column_types import clean_foreign_text
 from .events import record_event
 
 

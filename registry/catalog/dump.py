@@ -43,7 +43,7 @@ from ...schemas.finding import Finding
 from ...schemas.names import check_alias, check_file_name, check_folder_path, check_name
 from .adapters import read_origin
 from .bundles import read_record
-from .columns import (
+from .column_types import (
     MAX_DTYPES_CHARACTERS,
     DigestText,
     DtypesText,

@@ -40,7 +40,7 @@ from sqlalchemy.schema import SchemaItem
 
 from ...schemas.digest import Digest
 from ...schemas.facts import AdapterFacts, BundleFacts, ByteCount, Foreign, Word
-from .columns import DigestText, DtypesText, ForeignText, UtcDateTime, ordered_text
+from .column_types import DigestText, DtypesText, ForeignText, UtcDateTime, ordered_text
 from .query import MAX_WORD_CHARACTERS
 
 ADAPTER: Final = "adapter"

@@ -10,7 +10,7 @@ import click
 from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
 from ...inspection.report import FORMATS
-from ...inspection.rules.catalogue import all_rules, find_rule
+from ...inspection.rules.all_rules import all_rules, find_rule
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
@@ -72,6 +72,9 @@ _ALL = "all"
     help="Check whether they can be fused with this; may be repeated.",
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with what the team takes.")
+@click.option(
+    "--trust-tensors", is_flag=True, help="For fuse: take modules that the config does not declare."
+)
 @click.option("--deep", is_flag=True, help="Measure effective ranks, and how alike the deltas of --with are.")
 @follow_links_option
 @click.option(
@@ -104,6 +107,7 @@ def command(
     base_folder: Path | None,
     companions: tuple[str, ...],
     policy: Path | None,
+    trust_tensors: bool,
     deep: bool,
     follow_links: bool,
     fail_on: str,
@@ -133,6 +137,7 @@ def command(
         policy=_read_policy(policy) if policy else None,
         deep=deep,
         follow_links=follow_links,
+        trust_tensors=trust_tensors,
         jobs=jobs,
     )
     report = validate(

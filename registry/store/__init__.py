@@ -9,11 +9,11 @@ Nothing here knows the meaning of the bytes, or opens a catalog: ``References`` 
 """
 
 from .blob import Blob
+from .bucket import Remote
 from .intake import Intake
 from .local import Leftover, References, Store
 from .marks import Referenced
-from .remote import Remote
-from .shared import RemoteStore
+from .remote import RemoteStore
 
 __all__ = [
     "Blob",

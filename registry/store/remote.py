@@ -1,256 +1,260 @@
-"""Files at a URL, through fsspec alone: put whole, read, listed, deleted; every fault as one of our errors.
+"""A content store at a URL, with a folder of this machine in front that holds what was read or put.
 
-Object stores show an object when all of it has arrived. Anything else gets the bytes under a temporary
-name, which is then renamed. Credentials are the libraries' own affair: they find them in their
-environment, a URL that holds some is refused, and no message repeats what could be one.
+No lock reaches every machine that uses it. The catalog, whose writers take turns, keeps a blob that is
+being added from being deleted: a blob is deleted inside a writing transaction that finds no
+reference to it, and recorded inside one that finds the blob still there, or puts it again. Whichever of
+the two comes first, no record is left without its bytes.
+
+So a store must know its catalog, by the marks that ``marks`` describes.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from ...files.digests import CHUNK_BYTES
-from ...files.scratch import incoming_name
-from ...files.writing import flush_folder, flush_open
-from ...schemas.errors import MeteoraError, MissingDependency, StoreUnavailable, UsageError
-from ..secrets import hide_secrets, mask_url, remember_url
-from .blob import READ_ONLY
+from ...files.digests import hash_chunks
+from ...files.locks import hold_lock
+from ...files.progress import UNCOUNTED, Step
+from ...schemas.digest import Digest
+from ...schemas.errors import StoreDamaged
+from .blob import Blob, hash_blob, move_into_place, write_chunks
+from .bucket import INCOMING, Remote
+from .intake import claimed_folder
+from .local import READD_HINT, HeldReferences, Leftover, Store, batches
+from .marks import MARKS
 
-INCOMING = "incoming"
-_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"})
-_EXTRAS = {"s3": "pip install 'meteora-registry[s3]'", "gs": "pip install 'meteora-registry[gs]'"}
-_READ_AHEAD_BYTES = 8 << 20
-_URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<rest>.+)", re.DOTALL)
-_PASSWORD = re.compile(r"[^/@]*:.*@", re.DOTALL)
-_EXAMPLE = "such as `s3://bucket/adapters` or `file:///shared/adapters`"
-_MAX_REASON = 300
-
-
-def parse_store_url(text: str) -> str:
-    """Return a store's URL in one spelling; the path of a folder means the folder.
-
-    Raises:
-        UsageError: not a URL, one of several parts, or one that holds a password.
-    """
-    remember_url(text)
-    if text.startswith(("/", "~")):
-        return _folder_url(text)
-    found = _URL.fullmatch(text)
-    if found is None:
-        raise UsageError(f"the store `{mask_url(text)}` is not a URL", hint=_EXAMPLE)
-    if _PASSWORD.match(found["rest"]):
-        raise UsageError(
-            f"the store's `{found['protocol']}` URL holds a password",
-            hint="leave it out; the library finds credentials in its own environment",
-        )
-    if "::" in text or "?" in text or "#" in text:
-        raise UsageError(f"the store `{mask_url(text)}` is more than a place", hint=_EXAMPLE)
-    return text.rstrip("/")
+_QUARANTINE = "quarantine"
+# Each takes a request or two, and the catalog's other writers wait meanwhile.
+_REMOTE_BATCH = 50
+# A running upload does not pause for so long.
+_IDLE_SECONDS = 3600.0
+_SHARD = re.compile(r"[0-9a-f]{2}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def _folder_url(text: str) -> str:
-    try:
-        return Path(text).expanduser().absolute().as_uri()
-    # Two errors of one cause: no home is known for `~`, or for the user behind it.
-    except (RuntimeError, OSError) as error:
-        raise UsageError(
-            f"the store `{text}` cannot be found: there is no home of that name",
-            hint="name a folder by its absolute path, such as `/shared/adapters`",
-        ) from error
+class RemoteStore(Store):
+    """The blobs at a URL; what it shares with ``Store`` is done to the copies in the cache.
 
-
-class Remote:
-    """Files below a URL, by names such as ``sha256/ab/cdef``.
-
-    Nothing is opened before the first use. Several threads may use it at once.
+    Bytes are checked when they enter the cache. Its methods may be called by several threads,
+    processes and machines at once. Each may raise ``StoreUnavailable``.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = parse_store_url(url)
-        self._protocol = self.url.partition("://")[0]
+    # An upload whose record is not made yet is younger than this.
+    grace_seconds = 24 * 3600.0
+
+    def __init__(self, url: str, caches: Path) -> None:
+        self.remote = Remote(url)
+        # A cache of its own, so that what one store lacks is never taken from another.
+        super().__init__(caches / Digest.of_bytes(self.remote.url.encode()).short)
 
     def __str__(self) -> str:
-        return mask_url(self.url)
-
-    def url_of(self, name: str) -> str:
-        """Return the address of a file, for messages."""
-        return f"{self}/{name}"
+        return str(self.remote)
 
     def require_there(self) -> None:
-        """Pass if the store can be listed, however little is in it.
-
-        Elsewhere an empty listing and a bucket that does not exist are not told apart.
+        """Pass if the store at the URL can be listed, however little is in it.
 
         Raises:
-            StoreUnavailable: its folder or bucket does not exist, cannot be reached, or may not be listed.
+            StoreUnavailable: it does not exist, cannot be reached, or may not be listed.
             UsageError, MissingDependency: nothing here can open such a URL.
         """
-        with self._faults("list", ""):
-            try:
-                self._files.ls(self._path(""))
-            except FileNotFoundError:
-                if self._protocol in _OBJECT_STORES:
-                    self._require_bucket()
+        self.remote.require_there()
 
-    def size_of(self, name: str) -> int | None:
-        """Return the size of a file in bytes; None if it is not there."""
-        with self._faults("look at", name):
-            try:
-                return int(self._files.info(self._path(name))["size"])
-            except FileNotFoundError:
-                return None
+    def find(self, digest: Digest) -> Path | None:
+        """Return the file of a copy, fetched and checked if there is none yet; None if the store has no blob.
 
-    def age_seconds(self, name: str) -> float:
-        """Return how long ago a file was written, by the store's clock and ours; 0 if it is not there."""
-        with self._faults("look at", name):
-            try:
-                modified = self._files.modified(self._path(name))
-            except FileNotFoundError:
-                return 0.0
-        zoned = modified if modified.tzinfo else modified.replace(tzinfo=UTC)
-        return time.time() - float(zoned.timestamp())
+        Raises:
+            StoreDamaged: its bytes have another digest; nothing was kept.
+            StoreUnavailable: the cache cannot be written.
+        """
+        return self.find_cached(digest) or self._fetch(digest)
 
-    def put(self, source: Path, name: str) -> None:
-        """Put a file there, over any that is there; it is seen whole or not at all."""
-        with self._faults("write", name):
-            if self._protocol in _OBJECT_STORES:
-                self._files.put_file(str(source), self._path(name))
-                return
-            temporary = self._path(f"{INCOMING}/{incoming_name()}")
-            for path in (temporary, self._path(name)):
-                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            try:
-                self._files.put_file(str(source), temporary)
-                self._flush(Path(temporary))
-                self._files.mv(temporary, self._path(name))
-            except BaseException:
-                with suppress(Exception):
-                    self._files.rm_file(temporary)
-                raise
-            self._flush(Path(self._path(name)).parent)
+    def find_cached(self, digest: Digest) -> Path | None:
+        """Return the file of a copy that is here already."""
+        return super().find(digest)
 
-    def read_chunks(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of a file, 1 MiB at a time."""
-        with (
-            self._faults("read", name),
-            self._files.open(
-                self._path(name), "rb", block_size=_READ_AHEAD_BYTES, cache_type="readahead"
-            ) as file,
-        ):
-            while chunk := file.read(CHUNK_BYTES):
-                yield bytes(chunk)
+    def check(self, digest: Digest, *, step: Step = UNCOUNTED) -> Path:
+        """Return the file of a copy with this digest, of a blob that is there and has the copy's size.
 
-    def list_names(self, folder: str) -> list[tuple[str, int]]:
-        """Return the last parts of the names below a folder, sorted, with sizes; a folder has size 0."""
-        with self._faults("list", folder):
-            try:
-                entries = self._files.ls(self._path(folder), detail=True)
-            except FileNotFoundError:
-                return []
-            return sorted(
-                (str(entry["name"]).rstrip("/").rpartition("/")[2], int(entry["size"] or 0))
-                for entry in entries
+        A changed copy is fetched again.
+
+        Raises:
+            StoreDamaged: the blob is missing or changed.
+        """
+        size_bytes = self.size_of(digest)
+        if size_bytes is None:
+            raise self._missing(digest)
+        copy = self.find_cached(digest)
+        if copy is not None and hash_blob(copy, step) != digest:
+            copy.unlink(missing_ok=True)
+            copy = None
+        if copy is not None and copy.stat().st_size != size_bytes:
+            raise StoreDamaged(
+                f"the blob `{self._url_of(digest)}` has {size_bytes} bytes, expected {copy.stat().st_size}",
+                hint=READD_HINT,
             )
+        path = copy or self._fetch(digest, step)
+        if path is None:
+            raise self._missing(digest)
+        return path
 
-    def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
-        with self._faults("delete", name), suppress(FileNotFoundError):
-            self._files.rm_file(self._path(name))
+    def rehash(self, digest: Digest, *, step: Step = UNCOUNTED) -> Digest | None:
+        """Return the digest of the bytes in the store itself, all of which are transferred; None if none."""
+        if self.size_of(digest) is None:
+            return None
+        return hash_chunks(self._read(digest, step))
 
-    def move(self, name: str, target: str) -> None:
-        """Give a file another name."""
-        with self._faults("move", name):
-            if self._protocol not in _OBJECT_STORES:
-                self._files.makedirs(self._path(target).rpartition("/")[0], exist_ok=True)
-            self._files.mv(self._path(name), self._path(target))
+    def size_of(self, digest: Digest) -> int | None:
+        """Return the number of bytes stored under a digest; None if there is nothing."""
+        return self.remote.size_of(_name_of(digest))
 
-    @cached_property
-    def _opened(self) -> tuple[Any, str]:
-        # It has no types: everything behind this door is ``Any``.
-        import fsspec  # type: ignore[import-untyped]
+    def age_seconds(self, digest: Digest) -> float:
+        """Return how long ago the blob was put there last; 0 if it is not there."""
+        return self.remote.age_seconds(_name_of(digest))
 
-        try:
-            fsspec.get_filesystem_class(self._protocol)
-        except ValueError as error:
-            raise UsageError(f"a store cannot be kept at `{self}`", hint=_EXAMPLE) from error
-        except ImportError as error:
-            raise MissingDependency(
-                f"a store at `{self._protocol}://` needs a package that is not installed",
-                hint=_EXTRAS.get(self._protocol, f"install the fsspec package for `{self._protocol}`"),
-            ) from error
-        options: dict[str, Any] = {"use_listings_cache": False}
-        with self._faults("open", ""):
-            files, root = fsspec.core.url_to_fs(self.url, **options)
-        return files, str(root).rstrip("/")
+    def send(self, digest: Digest, path: Path) -> None:
+        """Put a copied file in its place there.
 
-    @property
-    def _files(self) -> Any:
-        return self._opened[0]
+        It is put even if it is there already: that mends a damaged blob, and renews the age of an old one.
+        """
+        self.remote.put(path, _name_of(digest))
 
-    def _path(self, name: str) -> str:
-        root = self._opened[1]
-        # A share that is not mounted must not be taken for an empty store.
-        if self._is_folder and not Path(root).is_dir():
-            raise StoreUnavailable(f"the store `{self}` is not there", hint="mount it, or create the folder")
-        return f"{root}/{name}"
+    def confirm(self, digests: Iterable[Digest], catalog: Digest) -> None:
+        """Leave the catalog's mark, and put again what was deleted since it was published."""
+        self.put_mark(catalog)
+        for digest in digests:
+            copy = self.place_of(digest)
+            if self.size_of(digest) != copy.stat().st_size:
+                self.remote.put(copy, _name_of(digest))
 
-    def _require_bucket(self) -> None:
-        # A user who may list only the store's own part of it was answered before.
-        with suppress(PermissionError):
-            self._files.ls(self._opened[1].partition("/")[0])
+    def list_blobs(self) -> Iterator[Blob]:
+        """Yield every blob in the store, ordered by digest, a shard at a time."""
+        for shard, _ in self.remote.list_names("sha256"):
+            if _SHARD.fullmatch(shard):
+                for rest, size_bytes in self.remote.list_names(f"sha256/{shard}"):
+                    if _DIGEST.fullmatch(shard + rest):
+                        yield Blob(Digest(shard + rest), size_bytes)
 
-    @property
-    def _is_folder(self) -> bool:
-        return self._protocol in ("file", "local")
+    def list_marks(self) -> set[str]:
+        """Return the name of every mark in the store."""
+        return {name for name, _ in self.remote.list_names(MARKS)}
 
-    def _flush(self, path: Path) -> None:
-        if not self._is_folder:
-            return
-        if path.is_dir():
-            flush_folder(path)
-            return
-        with path.open("rb") as file:
-            os.fchmod(file.fileno(), READ_ONLY)
-            flush_open(file.fileno())
+    def place_of_mark(self, name: str) -> str:
+        """Return the URL of a mark."""
+        return self.remote.url_of(f"{MARKS}/{name}")
 
-    @contextmanager
-    def _faults(self, action: str, name: str) -> Iterator[None]:
-        """Turn what the libraries raise into ``StoreUnavailable``."""
-        what = f"`{self.url_of(name)}`"
-        try:
-            yield
-        except MeteoraError:
-            raise
-        except FileNotFoundError as error:
-            raise StoreUnavailable(
-                f"cannot {action} {what}: {_reason(error)}",
-                hint="check that the bucket or folder of the store exists",
-            ) from error
-        except PermissionError as error:
-            raise StoreUnavailable(
-                f"not permitted to {action} {what}: {_reason(error)}",
-                hint=f"check the credentials that the library for `{self._protocol}` finds, and their rights",
-            ) from error
-        except TimeoutError as error:
-            raise StoreUnavailable(
-                f"cannot {action} {what}: the store did not answer in time", hint="try again later"
-            ) from error
-        # Every backend has exceptions of its own, and some derive from nothing but Exception.
-        except Exception as error:
-            raise StoreUnavailable(
-                f"cannot {action} {what}: {_reason(error)}",
-                hint="check the URL, the connection and the credentials",
-            ) from error
+    def put_mark(self, name: str) -> None:
+        """Write a mark, if it is not there."""
+        if self.remote.size_of(f"{MARKS}/{name}") is None:
+            with claimed_folder(self.incoming, self.lock_path) as folder:
+                (folder / "mark").write_bytes(b"")
+                self.remote.put(folder / "mark", f"{MARKS}/{name}")
+
+    def drop_mark(self, name: str) -> None:
+        """Delete a mark, if it is there."""
+        self.remote.delete(f"{MARKS}/{name}")
+
+    def list_cached(self) -> Iterator[Blob]:
+        """Return every copy in the cache."""
+        return super().list_blobs()
+
+    def rehash_cached(self, digest: Digest) -> Digest | None:
+        """Return the digest that a copy in the cache has now; None if there is none."""
+        return super().rehash(digest)
+
+    def drop_cached(self, digests: Iterable[Digest]) -> None:
+        """Delete copies from the cache; the blobs stay where they are."""
+        with hold_lock(self.lock_path):
+            for digest in digests:
+                self.place_of(digest).unlink(missing_ok=True)
+
+    def list_leftovers(self) -> list[Leftover]:
+        """Return the leftovers on the way into the cache, and those of an hour on the way into the store."""
+        remote = [Leftover(self.remote.url_of(name), size) for name, size in self._abandoned_there()]
+        return super().list_leftovers() + remote
+
+    def clear_leftovers(self) -> int:
+        """Delete the leftovers; return the number of bytes set free."""
+        freed_bytes = super().clear_leftovers()
+        for name, size_bytes in self._abandoned_there():
+            self.remote.delete(name)
+            freed_bytes += size_bytes
+        return freed_bytes
+
+    def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
+        """Delete those blobs that nothing refers to; return the number of bytes set free.
+
+        Raises:
+            StillInUse: other catalogs use the store too, or may.
+        """
+        freed_bytes = 0
+        for batch in batches(sorted(set(digests)), _REMOTE_BATCH):
+            # The cache's lock too: an `add` on this machine may have to put its copy again.
+            with hold_lock(self.lock_path), references() as held:
+                self.require_sole(held.catalog)
+                dropped = []
+                for digest in batch:
+                    size_bytes = self.size_of(digest)
+                    # Asked just before each deletion: a lost connection no longer holds back other writers.
+                    if size_bytes is not None and not held.among([digest]):
+                        self.remote.delete(_name_of(digest))
+                        self.place_of(digest).unlink(missing_ok=True)
+                        dropped.append(Blob(digest, size_bytes))
+                held.note(dropped)
+                freed_bytes += sum(blob.size_bytes for blob in dropped)
+        return freed_bytes
+
+    def set_aside(self, digest: Digest) -> str:
+        """Move a damaged blob aside, out of the way of the right bytes, and return its new URL."""
+        name = f"{_QUARANTINE}/{digest}"
+        self.remote.move(_name_of(digest), name)
+        return self.remote.url_of(name)
+
+    def list_set_aside(self) -> Iterator[Blob]:
+        """Yield what was put aside, under the digests that it should have had."""
+        for name, size_bytes in self.remote.list_names(_QUARANTINE):
+            if _DIGEST.fullmatch(name):
+                yield Blob(Digest(name), size_bytes)
+
+    def drop_aside(self, digest: Digest) -> None:
+        """Delete what was put aside."""
+        self.remote.delete(f"{_QUARANTINE}/{digest}")
+
+    def _fetch(self, digest: Digest, step: Step = UNCOUNTED) -> Path | None:
+        if self.size_of(digest) is None:
+            return None
+        with claimed_folder(self.incoming, self.lock_path) as folder:
+            path = folder / "copy"
+            with path.open("xb") as target:
+                blob = write_chunks(self._read(digest, step), target)
+            if blob.sha256 != digest:
+                raise StoreDamaged(
+                    f"the blob `{self._url_of(digest)}` was changed: its bytes have the digest "
+                    f"`{blob.sha256}`; nothing was kept",
+                    hint=READD_HINT,
+                )
+            move_into_place(path, self.place_of(digest))
+        return self.place_of(digest)
+
+    def _read(self, digest: Digest, step: Step) -> Iterator[bytes]:
+        for chunk in self.remote.read_chunks(_name_of(digest)):
+            yield chunk
+            step.advance(len(chunk))
+
+    def _abandoned_there(self) -> list[tuple[str, int]]:
+        # An object store does not show an unfinished upload; elsewhere the file grows as it arrives.
+        entries = [(f"{INCOMING}/{name}", size) for name, size in self.remote.list_names(INCOMING)]
+        return [entry for entry in entries if self.remote.age_seconds(entry[0]) >= _IDLE_SECONDS]
+
+    def _url_of(self, digest: Digest) -> str:
+        return self.remote.url_of(_name_of(digest))
+
+    def _missing(self, digest: Digest) -> StoreDamaged:
+        return StoreDamaged(
+            f"the content store has no blob `{digest}`, expected `{self._url_of(digest)}`", hint=READD_HINT
+        )
 
 
-def _reason(error: Exception) -> str:
-    text = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0]
-    return hide_secrets(text)[:_MAX_REASON] or type(error).__name__
+def _name_of(digest: Digest) -> str:
+    return f"sha256/{digest[:2]}/{digest[2:]}"

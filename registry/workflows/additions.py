@@ -25,7 +25,7 @@ from ...schemas.errors import SourceUnreadable, StoreDamaged
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, check_name, name_of_folder
 from ..catalog.catalog import Catalog
-from ..catalog.columns import clean_foreign_text
+from ..catalog.column_types import clean_foreign_text
 from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
 from ..store import Intake, Store
 from ..workspace import Workspace

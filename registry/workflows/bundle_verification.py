@@ -12,7 +12,7 @@ from ...bundle.files import write_record
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...fuser.verifier import verify_bundle
-from ...schemas.bundle import BundleConfig, transformers_mapping
+from ...schemas.bundle import BundleConfig
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import HubSource, parse_path_or_source
@@ -106,14 +106,12 @@ def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[
     config = _config_if_sound(folder)
     if config is None:
         return None
-    mapping = transformers_mapping(config.auto_mapping)
-    trained_on = mapping["base_model_class"] if mapping else None, config.task_type
     if place.folder is not None:
-        return read_base_modules(place.folder, sorted(old_paths), trained_on).renamed
+        return read_base_modules(place.folder, sorted(old_paths), config.trained_on).renamed
     if not old_paths:
         return None
     name = place.name or config.base_model_name_or_path
-    _, found = read_cached_modules(name, config.revision, sorted(old_paths), trained_on)
+    _, found = read_cached_modules(name, config.revision, sorted(old_paths), config.trained_on)
     return found.renamed if found else None
 
 

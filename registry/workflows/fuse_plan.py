@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ...files.digests import hash_file
 from ...fuser.fuse_member import Member, MemberFiles
-from ...fuser.planning import BaseModules, choose_base, common_mapping, make_plan
+from ...fuser.planning import BaseModules, choose_base, make_plan
 from ...inspection.adapter import Inspection, inspect_files
+from ...inspection.base_facts import LINEAR_KINDS
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, MissingDependency, SourceUnreadable, StoreDamaged, UsageError
@@ -17,6 +18,7 @@ from ...schemas.manifest import Manifest
 from ...schemas.names import parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
+from ...schemas.trained_on import TrainedOn
 from ..catalog.records import AdapterVersion
 from ..dependencies import require_torch
 from ..store import Store
@@ -39,9 +41,9 @@ class Prepared:
     base_folder: Path | None
 
     @property
-    def trained_on(self) -> tuple[str | None, str | None]:
-        """The class and the task that the members were trained for, where they agree."""
-        return _trained_on(self.members)
+    def trained_on(self) -> TrainedOn:
+        """The model that the members were trained on, where they agree."""
+        return TrainedOn.common(member.trained_on for member in self.members)
 
     @property
     def sources(self) -> dict[str, MemberFiles]:
@@ -93,21 +95,15 @@ def _look_at_base(
 ) -> tuple[Path | None, BaseModules | None]:
     """Return where the base's config is, and its modules; None for both where it is not at hand."""
     paths = sorted({module.path for member in members for module in member.inventory.modules})
-    trained_on = _trained_on(members)
+    trained_on = TrainedOn.common(member.trained_on for member in members)
     if place.folder is not None:
         return place.folder, read_base_modules(place.folder, paths, trained_on)
     name, _ = choose_base(members, recipe)
     return read_cached_modules(name, recipe.base_revision, paths, trained_on)
 
 
-def _trained_on(members: Sequence[Member]) -> tuple[str | None, str | None]:
-    mapping = common_mapping(members)
-    tasks = {member.task_type for member in members}
-    return (mapping["base_model_class"] if mapping else None), (tasks.pop() if len(tasks) == 1 else None)
-
-
 def read_cached_modules(
-    name: str | None, revision: str | None, paths: Iterable[str], trained_on: tuple[str | None, str | None]
+    name: str | None, revision: str | None, paths: Iterable[str], trained_on: TrainedOn
 ) -> tuple[Path | None, BaseModules | None]:
     """Return the folder and the modules of a base in the local Hub cache.
 
@@ -123,22 +119,24 @@ def read_cached_modules(
         return None, None
 
 
-def read_base_modules(
-    folder: Path, paths: Iterable[str], trained_on: tuple[str | None, str | None]
-) -> BaseModules:
+def read_base_modules(folder: Path, paths: Iterable[str], trained_on: TrainedOn) -> BaseModules:
     """Return the base's modules, and the present names of those of ``paths`` that it renamed.
 
-    The base is of the class that adapters were ``trained_on``: by its name, or by their task.
+    The base is of the class that adapters were ``trained_on``.
 
     Raises:
         SourceUnreadable: the folder has no config that transformers can read.
         UsageError: transformers does not have the architecture.
         MissingDependency: transformers is not installed.
     """
-    from ...runtime.base_modules import TrainedOn, module_shapes, read_base, resolve_paths
+    from ...runtime.base_modules import module_shapes, read_base, resolve_paths
 
-    base = read_base(folder, TrainedOn(*trained_on))
-    shapes = {path: (shape.in_features, shape.out_features) for path, shape in module_shapes(base).items()}
+    base = read_base(folder, trained_on)
+    shapes = {
+        path: (shape.in_features, shape.out_features)
+        for path, shape in module_shapes(base).items()
+        if shape.kind in LINEAR_KINDS
+    }
     return BaseModules(shapes=shapes, renamed=resolve_paths(paths, base))
 
 

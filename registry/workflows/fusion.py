@@ -124,10 +124,10 @@ def _attach(folder: Path, prepared: Prepared) -> str:
         return f"{NOT_ATTACHED}, whose config is not at hand: nothing shows that it loads there"
     try:
         from ...runtime.attachment import attach
-        from ...runtime.base_modules import TrainedOn, read_base
+        from ...runtime.base_modules import read_base
     except MissingDependency as error:
         return f"{NOT_ATTACHED}: {error.message}"
-    base = read_base(prepared.base_folder, TrainedOn(*prepared.trained_on))
+    base = read_base(prepared.base_folder, prepared.trained_on)
     try:
         attach(folder, base)
     except BundleRefused as error:

@@ -234,7 +234,7 @@ def _check_statistics(path: Path) -> None:
 
     Raises:
         SourceUnreadable: the folder does not exist or may not be written to.
-        UsageError: it is that of a bundle, which holds only what its manifest lists.
+        UsageError: it is that of a bundle, which may have only what its manifest lists.
     """
     check_writable(path)
     around = bundle_around(path)

@@ -6,7 +6,7 @@ Nothing is written and nothing is fetched. Torch is imported only to look at a b
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,13 +22,14 @@ from ...inspection.comparison import (
     compare_with_base,
     look_deeper,
     module_paths,
+    trained_on,
 )
 from ...inspection.folder import file_of_link
 from ...inspection.inspection import Inspection
 from ...schemas.base_name import present_name
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from ...schemas.errors import MeteoraError, SourceUnreadable, UsageError
-from ...schemas.finding import Finding, Severity
+from ...schemas.errors import MeteoraError, MissingDependency, SourceUnreadable, UsageError
+from ...schemas.finding import Finding, Severity, Verdict
 from ...schemas.names import (
     CatalogSource,
     FolderSource,
@@ -39,10 +40,13 @@ from ...schemas.names import (
     suggest_name,
 )
 from ...schemas.policy import Policy
-from ...schemas.report import AdapterReport, Outcome, Purpose, Report, blocks
+from ...schemas.report import AdapterReport, Outcome, Purpose, Report, counts_against
+from ...schemas.trained_on import TrainedOn
 from ..workspace import Workspace
 from .base_place import BasePlace, find_cached, place_base
 
+# A folder with one of these is meant as an adapter, if nothing else is there.
+_WEIGHTS_FILES = (WEIGHTS_FILE, "adapter_model.bin")
 _MAX_DEPTH = 12
 _MAX_ADAPTERS = 100_000
 _NOT_COMPARED = "modules and shapes against the base (`--base FOLDER`)"
@@ -53,7 +57,8 @@ class ValidateOptions:
     """The checks besides those of the adapter itself.
 
     ``base`` is the base's name, or a folder or config of this machine; ``base_folder`` has the config of a
-    base that is named. Of a name alone the config is looked for in the local Hub cache.
+    base that is named. Of a name alone the config is looked for in the local Hub cache. With
+    ``trust_tensors`` modules that a config does not declare count as the adapter's own in a fuse.
     """
 
     purpose: Purpose = Purpose.USE
@@ -64,6 +69,7 @@ class ValidateOptions:
     deep: bool = False
     follow_links: bool = False
     jobs: int = 1
+    trust_tensors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,7 @@ class Companion:
 
 
 def find_adapters(paths: Sequence[Path]) -> list[Path]:
-    """Return the adapters at these paths: each folder itself, or the folders below with a config.
+    """Return the adapters at these paths: each folder itself, or the folders below with a config or weights.
 
     Weights, and a config beside its weights, mean their folder; any other file is taken for a config without
     weights. Links are not followed.
@@ -108,7 +114,7 @@ def find_adapters(paths: Sequence[Path]) -> list[Path]:
     for path in map(folder_of_adapter, paths):
         if not path.exists():
             raise SourceUnreadable(f"`{path}` does not exist")
-        below = [] if path.is_file() or (path / CONFIG_FILE).exists() else list(_walk(path, _MAX_DEPTH))
+        below = [] if path.is_file() or _is_adapter(path) else list(_walk(path, _MAX_DEPTH))
         found += below or [path]
     return found[:_MAX_ADAPTERS]
 
@@ -141,10 +147,14 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         return
     for name in children:
         child = folder / name
-        if (child / CONFIG_FILE).is_file():
+        if _is_adapter(child):
             yield child
         elif depth and not name.startswith("."):
             yield from _walk(child, depth - 1)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG_FILE, *_WEIGHTS_FILES))
 
 
 def validate(
@@ -163,20 +173,20 @@ def validate(
         name_of_base: what a base is called, where a catalog knows more spellings of it.
 
     Raises:
-        UsageError, SourceUnreadable, MissingDependency: the base cannot be looked at.
+        MissingDependency: the base cannot be looked at, because an extra is not installed.
     """
     with ThreadPoolExecutor(max_workers=options.jobs) as pool:
         subjects = list(pool.map(partial(_look, options=options), paths))
     place = place_base(options.base, options.base_folder)
-    folder = place.folder or (find_cached(place.name) if place.name else None)
-    facts = _read_facts(folder, place.name or folder.name, subjects) if folder else None
-    reports = tuple(_report(subject, options, place, facts) for subject in subjects)
+    base = _LookedAtBase.at(place, subjects)
+    reports = tuple(_report(subject, options, place, base) for subject in subjects)
     return Report(
         purpose=options.purpose,
         fail_on=options.fail_on,
+        trust_tensors=options.trust_tensors,
         adapters=reports,
         together=_compare(subjects, companions, options, place, name_of_base) if companions else (),
-        not_asked=() if folder or options.base else (_NOT_COMPARED,),
+        not_asked=() if place.folder or place.name else (_NOT_COMPARED,),
     )
 
 
@@ -194,57 +204,92 @@ def _look(path: Path, options: ValidateOptions) -> Subject:
     return Subject(str(path), path, inspection, findings=inspection.findings + found, follow_links=follows)
 
 
-def _read_facts(folder: Path, name: str, subjects: Sequence[Subject]) -> BaseFacts:
+@dataclass(frozen=True, slots=True)
+class _LookedAtBase:
+    """A base as far as it could be looked at: its facts for an adapter, or why there are none."""
+
+    facts_for: Callable[[Inspection], BaseFacts] | None = None
+    problem: str | None = None
+
+    @classmethod
+    def at(cls, place: BasePlace, subjects: Sequence[Subject]) -> _LookedAtBase:
+        """Look at the base that was named, if one was, for the modules of all adapters."""
+        folder = place.folder or (find_cached(place.name) if place.name else None)
+        if folder is None:
+            missing = f"`{place.name}` is neither a folder of this machine nor in the Hub cache"
+            return cls(problem=missing if place.name else None)
+        try:
+            return cls(_read_facts(folder, place.name or folder.name, subjects))
+        except MissingDependency:
+            raise
+        # The adapters are judged all the same, by what their own files show.
+        except MeteoraError as error:
+            return cls(problem=error.message)
+
+
+def _read_facts(folder: Path, name: str, subjects: Sequence[Subject]) -> Callable[[Inspection], BaseFacts]:
     from ..dependencies import require_torch
 
     require_torch("looking at a base model")
-    from ...runtime.base_modules import module_shapes, read_base, resolve_paths, vocabulary_of
+    from ...runtime import base_modules
 
-    model = read_base(folder)
-    paths = {path for each in subjects if each.inspection for path in module_paths(each.inspection)}
-    return BaseFacts(
-        name=name,
-        modules={
-            path: BaseModule(shape.kind, shape.in_features, shape.out_features)
-            for path, shape in module_shapes(model).items()
-        },
-        present=resolve_paths(sorted(paths), model),
-        vocabulary=vocabulary_of(model),
-        ties_embedding=bool(getattr(model.config, "tie_word_embeddings", False)),
-    )
+    paths: dict[TrainedOn, set[str]] = defaultdict(set)
+    for subject in subjects:
+        if subject.inspection is not None:
+            paths[trained_on(subject.inspection)].update(module_paths(subject.inspection))
+    found: dict[TrainedOn, BaseFacts] = {}
+    for kind, own in paths.items():
+        model = base_modules.read_base(folder, kind)
+        found[kind] = BaseFacts(
+            name=name,
+            modules={
+                path: BaseModule(shape.kind, shape.in_features, shape.out_features)
+                for path, shape in base_modules.module_shapes(model).items()
+            },
+            present=base_modules.resolve_paths(sorted(own), model),
+            vocabulary=base_modules.vocabulary_of(model),
+            ties_embedding=bool(getattr(model.config, "tie_word_embeddings", False)),
+            adaptable=base_modules.adaptable_modules(model),
+            shared=base_modules.shared_modules(model),
+            default_targets=base_modules.default_targets(model),
+        )
+    return lambda inspection: found[trained_on(inspection)]
 
 
 def _report(
-    subject: Subject, options: ValidateOptions, place: BasePlace, facts: BaseFacts | None
+    subject: Subject, options: ValidateOptions, place: BasePlace, base: _LookedAtBase
 ) -> AdapterReport:
     inspection = subject.inspection
     if inspection is None:
         return AdapterReport(
             name=subject.name, outcome=Outcome.UNREADABLE, verdict=None, findings=(), error=subject.error
         )
-    findings = subject.findings + (compare_with_base(inspection, facts) if facts else ())
+    findings = subject.findings
+    if base.facts_for is not None:
+        findings = compare_with_base(inspection, findings, base.facts_for(inspection))
     if options.policy:
         stated = place.name_for([inspection.declared_base])
         findings = apply_policy(inspection, findings, options.policy, base=stated)
-    unchecked = tuple(_unchecked(subject, options, facts))
-    if blocks(findings, options.purpose, options.fail_on):
-        outcome = Outcome.REFUSED
-    else:
-        outcome = Outcome.INCONCLUSIVE if unchecked else Outcome.ACCEPTED
+    unchecked = tuple(_unchecked(subject, base))
+    refused = any(
+        counts_against(each, options.purpose, options.fail_on, trust_tensors=options.trust_tensors)
+        for each in findings
+    )
+    open_or_accepted = Outcome.INCONCLUSIVE if unchecked else Outcome.ACCEPTED
     return AdapterReport(
         name=subject.name,
-        outcome=outcome,
-        verdict=inspection.verdict.of(findings),
+        outcome=Outcome.REFUSED if refused else open_or_accepted,
+        verdict=Verdict.of(findings, trust_tensors=options.trust_tensors),
         findings=findings,
         unchecked=unchecked,
     )
 
 
-def _unchecked(subject: Subject, options: ValidateOptions, facts: BaseFacts | None) -> Iterator[str]:
+def _unchecked(subject: Subject, base: _LookedAtBase) -> Iterator[str]:
     if subject.path.is_file():
         yield "the weights: only the config was given"
-    if options.base and facts is None:
-        yield f"modules and shapes: `{options.base}` is neither a folder of this machine nor in the Hub cache"
+    if base.problem:
+        yield f"modules and shapes: {base.problem}"
 
 
 def _compare(
@@ -268,6 +313,7 @@ def _compare(
         bases=bases,
         stated_base=place.name_for(bases.values()),
         weights=weights if options.deep else None,
+        trust_tensors=options.trust_tensors,
     )
 
 

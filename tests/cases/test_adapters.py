@@ -116,7 +116,6 @@ def member_logits(base: PreTrainedModel, bundle: Path, member: str) -> Tensor:
         return logits_of(model)
 
 
-@pytest.mark.xfail(strict=True, reason="adapters of stacked expert weights are called broken")
 @pytest.mark.parametrize(
     "options",
     [
@@ -181,7 +180,6 @@ def test_bundle_names_the_declared_base_and_not_the_folder_it_was_read_from(run:
     assert (member_logits(tiny_gemma3(), Path("bundle"), "old") - alone).abs().max() <= MAX_DIFFERENCE
 
 
-@pytest.mark.xfail(strict=True, reason="a prefix before PEFT's own is kept as a part of the module path")
 def test_prefix_before_pefts_is_stripped_or_refused(run: Run) -> None:
     plain, other = adapter("plain"), adapter("other", seed=2)
     prefixed = renamed(plain, "prefixed", lambda key: f"thinker.{key}")
@@ -194,7 +192,6 @@ def test_prefix_before_pefts_is_stripped_or_refused(run: Run) -> None:
     assert (member_logits(tiny_llama(), Path("bundle"), "prefixed") - alone).abs().max() <= MAX_DIFFERENCE
 
 
-@pytest.mark.xfail(strict=True, reason="names of which PEFT loads nothing are called sound")
 @pytest.mark.parametrize(
     "rename",
     [
@@ -216,9 +213,6 @@ def tiny_backbone() -> PreTrainedModel:
     return backbone
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the bundle takes the module paths of the class with a head, which members never had"
-)
 def test_bundle_of_embedding_adapters_loads_on_the_class_they_were_trained_on(run: Run) -> None:
     save_base(tiny_llama(), Path("base"))
     for seed, name in enumerate(("first", "second"), start=1):
@@ -232,7 +226,6 @@ def test_bundle_of_embedding_adapters_loads_on_the_class_they_were_trained_on(ru
     assert (found - expected).abs().max() <= MAX_DIFFERENCE
 
 
-@pytest.mark.xfail(strict=True, reason="rules for plain LoRA are applied to variants, which break them")
 @pytest.mark.parametrize(
     "options",
     [
@@ -263,7 +256,6 @@ def test_bundle_of_members_without_a_task_type_loads_as_they_do(run: Run) -> Non
         assert (logits_of(model) - alone).abs().max() <= MAX_DIFFERENCE
 
 
-@pytest.mark.xfail(strict=True, reason="a base with code of its own stops the command")
 def test_adapter_for_a_base_with_code_of_its_own_is_judged_all_the_same(run: Run) -> None:
     folder = adapter("adapter")
     tensors = load_file(folder / "adapter_model.safetensors")

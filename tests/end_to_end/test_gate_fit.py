@@ -208,7 +208,7 @@ def test_statistics_are_not_put_into_a_bundle(run: Run, workplace: Path) -> None
         2,
         [
             f"error: `bundle/statistics` is inside the bundle `{workplace / 'bundle'}`, "
-            "which holds only what its manifest lists",
+            "which may have only what its manifest lists",
             "hint: choose another path with `--statistics`",
         ],
     )

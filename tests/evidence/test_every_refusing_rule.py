@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from meteora_registry.inspection.methods import VARIANT_OPTIONS
-from meteora_registry.inspection.rules.catalogue import all_rules
+from meteora_registry.inspection.rules.all_rules import all_rules
 from meteora_registry.schemas.finding import Effect, Severity
 
 REFUSING = {

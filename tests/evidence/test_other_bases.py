@@ -9,8 +9,19 @@ import torch
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from support.evidence import OPTIONS, VISIBLE, difference, good_files, load, lose, save, trained
+from support.evidence import (
+    OPTIONS,
+    VISIBLE,
+    difference,
+    good_files,
+    good_logits,
+    load,
+    lose,
+    save,
+    trained,
+)
 from support.models import logits_of, tiny_llama
+from support.verdict_kinds import SEQ2SEQ, answer, base_answer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -56,6 +67,43 @@ def test_resized_vocabulary_is_a_raw_error(tmp_path: Path) -> None:
     save(trained(options, deeper_llama(2, vocab_size=65)), tmp_path)
     with pytest.raises(RuntimeError, match="size mismatch"):
         load(tmp_path, tiny_llama())
+
+
+@pytest.mark.rule("MR509")
+def test_container_cannot_be_adapted(tmp_path: Path) -> None:
+    """An expression that also matches the module around the layers stops PEFT."""
+    files = good_files()
+    files.config["target_modules"] = ".*self_attn.*"
+    files.write(tmp_path)
+    with pytest.raises(ValueError, match="not supported"):
+        load(tmp_path)
+
+
+@pytest.mark.rule("MR510")
+def test_declared_module_without_tensors_may_start_random(tmp_path: Path) -> None:
+    """PEFT fills what the file lacks."""
+    files = good_files()
+    files.config |= {"target_modules": ["q_proj", "v_proj", "o_proj"], "init_lora_weights": False}
+    files.write(tmp_path)
+    assert difference(logits_of(load(tmp_path)), good_logits()) > VISIBLE
+
+
+@pytest.mark.rule("MR511")
+def test_saved_module_without_weights_is_a_raw_error(tmp_path: Path) -> None:
+    """PEFT asks the file for each of them."""
+    files = good_files()
+    files.config["modules_to_save"] = ["lm_head"]
+    files.write(tmp_path)
+    with pytest.raises(KeyError, match="lm_head"):
+        load(tmp_path)
+
+
+@pytest.mark.rule("MR512")
+def test_module_that_two_parts_share_is_adapted_in_neither(tmp_path: Path) -> None:
+    """The encoder and the decoder keep the embedding that they had."""
+    options = LoraConfig(r=4, lora_alpha=20, target_modules=["shared"])
+    save(trained(options, SEQ2SEQ.model()), tmp_path)
+    assert torch.equal(answer(load(tmp_path, SEQ2SEQ.model()), SEQ2SEQ), base_answer(SEQ2SEQ))
 
 
 @pytest.mark.rule("MR602")

@@ -18,8 +18,9 @@ LEFT = ("home/blobs/incoming/", ".team.partial/")
 
 
 def without_remarks(stderr: str) -> str:
-    """Return the messages without the actions that `doctor` announces."""
-    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("will: "))
+    """Return the messages without what `doctor` announces, and what is noted before the catalog is closed."""
+    remarks = ("will: ", "note: ")
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(remarks))
 
 
 def test_a_command_interrupted_at_any_call_says_so_and_can_be_given_again(

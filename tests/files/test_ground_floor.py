@@ -51,8 +51,8 @@ EXCEPTIONS = {
         "open rb",
     ): "a blob of the store; whether it is missing or closed is told apart",
     ("registry/store/local.py", "read_bytes"): "a small blob of the store, compared with its digest",
-    ("registry/store/remote.py", "open rb"): "flushes what fsspec wrote into a folder of the store",
-    ("runtime/evaluation/meter.py", "read_text"): "the kernel's account of this process",
+    ("registry/store/bucket.py", "open rb"): "flushes what fsspec wrote into a folder of the store",
+    ("runtime/evaluation/generation.py", "read_text"): "the kernel's account of this process",
     ("runtime/fitting/chat_template_worker.py", "read_text"): "the kernel's account of this process",
     ("runtime/tracing/page.py", "read_text"): "reads the package's own page",
 }

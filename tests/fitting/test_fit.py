@@ -326,7 +326,7 @@ def test_statistics_of_other_data_or_members_are_refused(
     with pytest.raises(DataRefused, match=r"`legal.jsonl` has the digest"):
         fit_gates(tiny_llama(), tiny_tokenizer(), config, changed, statistics=file)
     fewer = make_config(tmp_path / "fewer", NAMES[1:])
-    with pytest.raises(DataRefused, match="the statistics have data of `legal`, which is no member"):
+    with pytest.raises(DataRefused, match="the statistics have data of `legal`, which is not a member"):
         fit_gates(tiny_llama(), tiny_tokenizer(), fewer, data, statistics=file)
 
 

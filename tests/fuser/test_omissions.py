@@ -202,7 +202,7 @@ def test_cast_that_the_manifest_does_not_record_fails(members: list[Member], tmp
     bundle = fuse(members[:1], tmp_path / "bundle", dtype="bfloat16")
     change_manifest(bundle, lambda manifest: manifest["members"][0].update(cast=None))
     assert_fails(
-        check(bundle), "says that `rank4` was cast from nothing, its own header and the bundle's BF16"
+        check(bundle), "states that `rank4` was cast from nothing, its own header and the bundle's BF16"
     )
 
 

@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, Ll
 import meteora_registry.runtime as runtime
 from meteora_registry.bundle import Bundle
 from meteora_registry.bundle.files import write_record
-from meteora_registry.fuser.bundle_tensors import BundleTensors
+from meteora_registry.fuser.bundle_reader import BundleTensors
 from meteora_registry.fuser.fuse_member import MemberFiles
 from meteora_registry.fuser.refit import NewGates, refit_bundle
 from meteora_registry.fuser.verifier import verify_bundle

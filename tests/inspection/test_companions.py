@@ -85,7 +85,7 @@ def test_old_and_new_name_are_one_base(files: AdapterFiles, tmp_path: Path) -> N
 
 def test_what_cannot_be_fused_alone_is_named(files: AdapterFiles, tmp_path: Path) -> None:
     other = changed(files)
-    other.config["use_dora"] = True
+    other.config["bias"] = "all"
     (found,) = compare(tmp_path, {"a": files, "b": other})
     assert (found.code, found.found) == ("MR603", "`b` is sound, not fusable")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meteora_registry.inspection.adapter import inspect_adapter
-from meteora_registry.inspection.rules.catalogue import all_rules
+from meteora_registry.inspection.rules.all_rules import all_rules
 from meteora_registry.schemas.errors import SourceUnreadable
 from support.adapters import AdapterFiles, codes_of, inspect_written
 from support.defects import DEFECTS, Defect

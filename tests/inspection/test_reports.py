@@ -9,7 +9,7 @@ import pytest
 from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as SarifLog
 
 from meteora_registry.inspection.report import FORMATS
-from meteora_registry.inspection.rules import catalogue  # noqa: F401 - registers the rules
+from meteora_registry.inspection.rules import all_rules  # noqa: F401 - registers the rules
 from meteora_registry.schemas.finding import Effect, Finding, Place, Severity, Verdict
 from meteora_registry.schemas.report import AdapterReport, Outcome, Purpose, Report
 

@@ -79,7 +79,7 @@ def test_a_broken_adapter_is_refused_with_its_findings_and_leaves_nothing(
 def test_a_sound_adapter_that_cannot_be_fused_is_catalogued_and_said_to_be_so(
     home: Home, catalog: Catalog, tmp_path: Path
 ) -> None:
-    addition = add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "dora", use_dora=True))
+    addition = add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "dora", bias="all"))
     assert str(addition.version.verdict) == "sound, not fusable"
     assert [str(finding.effect) for finding in addition.version.findings] == ["not fusable"]
 

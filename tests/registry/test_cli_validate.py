@@ -27,7 +27,7 @@ def broken(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unfusable(tmp_path: Path) -> Path:
-    return make_adapter(tmp_path / "unfusable", use_dora=True)
+    return make_adapter(tmp_path / "unfusable", bias="all")
 
 
 def read_report(text: str) -> Report:
@@ -45,11 +45,11 @@ def test_text_names_finding_and_way_out(broken: Path, home: Home, capsys: pytest
     run(["validate", str(broken)])
     assert capsys.readouterr().out == (
         f"{broken}: refused (broken, not fusable)\n"
-        "  MR112 refuse: `lora_alpha` is missing or not a positive number "
+        "  MR112 refuse: `lora_alpha` is missing or not a number other than zero "
         "(adapter_config.json: lora_alpha)\n"
-        "    found `0`, expected a positive number\n"
+        "    found `0`, expected a number other than zero\n"
         "    without rank and alpha every result is scaled by a guess; PEFT silently takes 8 where alpha is "
-        "missing; write the alpha that the adapter was trained with, a positive number\n"
+        "missing; write the alpha that the adapter was trained with, a number other than zero\n"
         "not checked: modules and shapes against the base (`--base FOLDER`)\n"
     )
 

@@ -31,7 +31,7 @@ def test_every_change_says_who_and_what_stood_there_before(any_catalog: Catalog)
     any_catalog.register_bundle(new_bundle(path=Path("/elsewhere")))
     any_catalog.remove(CatalogSource("legal", 1))
     found = [(each.action, each.version, each.details) for each in reversed(any_catalog.history().items)]
-    weights = [str(new_adapter(content=content).weights_sha256) for content in ("1", "2")]
+    weights = [str(new_adapter(content=content).facts.weights_sha256) for content in ("1", "2")]
     assert found == [
         ("spelling", None, {"spelling": "org/base"}),
         ("add", 1, {"weights_sha256": weights[0], "origin": "folder"}),
@@ -45,7 +45,7 @@ def test_every_change_says_who_and_what_stood_there_before(any_catalog: Catalog)
             "add",
             1,
             {
-                "manifest_sha256": str(new_bundle().manifest_sha256),
+                "manifest_sha256": str(new_bundle().facts.manifest_sha256),
                 "path": "/bundles/team",
                 "gate": "not fitted",
             },

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from meteora_registry.runtime.attachment import attach
-from meteora_registry.runtime.base_modules import TrainedOn, read_base
+from meteora_registry.runtime.base_modules import read_base
 from meteora_registry.schemas.errors import BundleRefused
+from meteora_registry.schemas.trained_on import TrainedOn
 from support.members import fuse, read_member
 from support.models import make_adapter, save_base, tiny_gpt2, tiny_llama, wide_llama
 

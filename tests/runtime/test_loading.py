@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from meteora_registry.kernels.reference import relative_error
-from meteora_registry.runtime import GateNotFittedWarning, MeteoraLayer
+from meteora_registry.runtime import GateNotFittedWarning, MeteoraLayer, force_adapter, load_bundle
+from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
@@ -35,6 +37,7 @@ from support.models import (
     tiny_gpt2,
     tiny_llama,
 )
+from support.task_data import save_text_base
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -155,6 +158,51 @@ def test_module_that_transformers_keeps_in_float32_keeps_the_bundle_as_it_is(
     assert model.get_submodule("model.layers.0.self_attn.o_proj").weight.dtype == torch.float32
     model.save_pretrained(tmp_path)
     assert_same_bytes(tensors_in(tmp_path), tensors_in(setting.bundles[torch.bfloat16]))
+
+
+@pytest.mark.parametrize("widens", [True, False], ids=["autocast", "no-autocast"])
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_member_in_half_precision_computes_as_peft_does(
+    setting: Setting, tmp_path: Path, dtype: torch.dtype, base_dtype: torch.dtype, widens: bool
+) -> None:
+    adapter = shutil.copytree(setting.adapters["rank8"], tmp_path / "adapter")
+    factors = {name: tensor.to(dtype) for name, tensor in tensors_in(adapter).items()}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    alone, routed = (
+        PeftModel.from_pretrained(tiny_llama(base_dtype), folder, autocast_adapter_dtype=widens).eval()
+        for folder in (adapter, setting.bundles[dtype])
+    )
+    with force_adapter(routed, "rank8"):
+        error = relative_error(logits_of(routed), logits_of(alone))
+    # Without widening, PEFT rounds between A and B; the kernels sum in float32.
+    assert error <= (1e-5 if base_dtype == torch.float32 and widens else 5e-2)
+
+
+def test_factors_compute_in_the_dtype_asked_for_and_are_saved_in_their_own(
+    setting: Setting, tmp_path: Path
+) -> None:
+    bundle, base = setting.bundles[torch.bfloat16], save_text_base(tmp_path / "base")
+    loaded = load_bundle(bundle, base, dtype=torch.bfloat16, factor_dtype=torch.bfloat16)
+    factors = [p for name, p in loaded.model.named_parameters() if "meteora_A" in name]
+    assert {factor.dtype for factor in factors} == {torch.bfloat16}
+    loaded.model.save_pretrained(tmp_path / "saved")
+    assert_same_bytes(tensors_in(tmp_path / "saved"), tensors_in(bundle))
+
+
+def test_factors_that_were_rounded_are_not_saved(setting: Setting, tmp_path: Path) -> None:
+    base = save_text_base(tmp_path / "base")
+    loaded = load_bundle(setting.bundles[torch.float32], base, factor_dtype=torch.bfloat16)
+    assert relative_error(logits_of(loaded.model), logits_of(tiny_llama())) > 0.1
+    with pytest.raises(UsageError, match=r"were rounded from `torch.float32` to `torch.bfloat16`"):
+        loaded.model.save_pretrained(tmp_path / "rounded")
+
+
+def test_a_dtype_that_factors_cannot_have_is_refused(setting: Setting, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"`factor_dtype` is `torch.int8`, expected one of `torch.float32`"):
+        load_bundle(
+            setting.bundles[torch.float32], save_text_base(tmp_path / "base"), factor_dtype=torch.int8
+        )
 
 
 @every_load

@@ -124,7 +124,6 @@ def test_a_broken_adapter_of_84_megabytes_is_refused_for_less_than_200_kilobytes
     assert (result.code, result.out) == (1, "")
     assert "is broken and was not downloaded" in result.err
     record_property("bytes_over_the_wire", hub.bytes_over_the_wire)
-    print(f"{wrong}: {hub.bytes_over_the_wire} bytes over the wire")
     assert 0 < hub.bytes_over_the_wire < 200_000
     assert here.blobs() == set()
     here.assert_whole()
