@@ -19,7 +19,7 @@ demo: $(STAMP)
 test: $(STAMP) $(BROWSER)
 	$(PYTEST) $(ARGS)
 
-# The tests of faults with every moment at which a command can be killed, where `make test` takes a sample.
+# The tests of faults with a kill at every call that changes the disk, where `make test` takes a sample.
 test-faults: $(STAMP)
 	$(PYTEST) --faults sweep $(ARGS) tests/faults
 

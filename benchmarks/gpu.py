@@ -114,7 +114,8 @@ def kernel_tests() -> Row:
     """Run the kernel tests on the GPU, in a process of their own."""
     # torch may ask for the workspace when deterministic algorithms are on, as they are in these tests.
     changes = {"PYTHONPATH": str(ROOT / "src"), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    options = ["-q", "-x", "-c", os.devnull, "-p", "no:cacheprovider"]
+    # Only the kernels' own conftest: that of all tests needs the whole project.
+    options = ["-q", "-x", "-c", os.devnull, f"--confcutdir={CASES.parent}", "-p", "no:cacheprovider"]
     return {
         "subject": "tests",
         **finished([sys.executable, "-m", "pytest", *options, str(CASES)], changes, CASES_SECONDS),

@@ -141,7 +141,7 @@ def imports_without_torch(tree: Path) -> dict[str, object]:
         "found = 0\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n        importlib.import_module(name)\n        found += 1\n"
-        "    except Exception:\n        pass\n"
+        "    except ImportError:\n        pass\n"
         "print(found)\n"
     )
     found = run(tree, "-c", script, *names)

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ ARROW_SHAPES = (
 CALLS = 7
 PATH = "model.layers.0.self_attn.q_proj"
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def main(arguments: list[str]) -> None:
@@ -180,23 +181,17 @@ def tables(rows: list[Row]) -> str:
     lines = ["| members | ms | ms a member | against the fewest |", "|---|---|---|---|"]
     lines += [
         f"| {row['members']} | {row['ms']} | {row['ms_per_member']} "
-        f"| {_number(row, 'ms_per_member') / _number(checks[0], 'ms_per_member'):.2f} |"
+        f"| {row['ms_per_member'] / checks[0]['ms_per_member']:.2f} |"
         for row in checks
     ]
     lines += ["", "| in -> out, rank, members | QR and SVD, ms | Gram, ms | ratio | largest difference |"]
     lines += ["|---|---|---|---|---|"]
     lines += [
         f"| {row['in']} -> {row['out']}, {row['rank']}, {row['members']} | {row['qr_svd_ms']} "
-        f"| {row['gram_ms']} | {row['ratio']} | {_number(row, 'largest_difference'):.1e} |"
+        f"| {row['gram_ms']} | {row['ratio']} | {row['largest_difference']:.1e} |"
         for row in rows
         if row["subject"] == "arrow"
     ]
     device = rows[0]
     lines += ["", f"{device['device']}, torch {device['torch']}, one thread."]
     return "\n".join(lines) + "\n"
-
-
-def _number(row: Row, name: str) -> float:
-    value = row[name]
-    assert isinstance(value, int | float)
-    return float(value)

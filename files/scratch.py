@@ -1,11 +1,12 @@
 """Temporary names: each scratch folder, staged folder and unfinished file of this project gets its name here.
 
 A process that is killed leaves what it had begun. ``doctor`` finds it by these names, so no other module
-makes one; a test walks the tree. There are four kinds:
+makes one; a test walks the tree. There are five kinds:
 
 - a scratch folder in the system's folder for temporary files, named after its purpose;
 - a staged folder beside its target, under a fixed name, so that the next run takes it over;
 - a folder with an unfinished file, beside that file's place, under a name that no other process has;
+- a new SQLite catalog beside its place, under a fixed name, which only the holder of its lock writes;
 - an entry of a store's ``incoming``, which the store itself looks after.
 """
 

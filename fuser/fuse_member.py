@@ -37,7 +37,6 @@ class Member:
     weights_sha256: Digest
     header: Header
     inventory: Inventory
-    verdict: Verdict
     findings: tuple[Finding, ...]
     origin: Origin
     license: str | None
@@ -45,6 +44,11 @@ class Member:
     spelled_base: str | None
     base_revision: str | None
     task_type: str | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict that follows from its findings."""
+        return Verdict.of(self.findings)
 
     @property
     def auto_mapping(self) -> dict[str, str] | None:
@@ -88,7 +92,6 @@ class Member:
             weights_sha256=facts.weights_sha256,
             header=inspection.header,
             inventory=inspection.inventory,
-            verdict=inspection.verdict,
             findings=inspection.findings,
             origin=origin,
             license=license,

@@ -23,7 +23,7 @@ _ADAPTER_PART = "default"
 _ADAPTER = re.compile(rf"(\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))\.{_ADAPTER_PART}(?=\.|$)")
 ADAPTER_MARK = f".{_ADAPTER_PART}"
 NO_PREFIX = "no prefix"
-# Behind the text that precedes PEFT's own prefix, which tells such a mark from the others.
+# Appended to the text before PEFT's own prefix, so that it differs from the other marks.
 FOREIGN_PREFIX = ". before the prefix"
 
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<factor>[AB])(?P<adapter>\.default)?\.weight")

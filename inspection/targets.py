@@ -214,7 +214,7 @@ class Declaration:
 
     def _layer_of(self, path: str) -> int | None:
         parts = path.split(".")
-        # PEFT's expression wants two names before the number unless a pattern says which name that is.
+        # PEFT's expression expects two names before the number unless a pattern names them.
         for position in range(1 if self._layer_patterns else 2, len(parts) - 1):
             if parts[position].isdecimal():
                 before = ".".join(parts[:position])

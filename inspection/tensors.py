@@ -171,7 +171,7 @@ def build_inventory(tensors: Tensors) -> Inventory | None:
 
 
 def count_experts(pair: Pair, rank: int | None) -> int | None:
-    """Return how many matrices of this rank a pair holds, or None if that is no whole number.
+    """Return how many matrices of this rank a pair holds, or None if that is not a whole number.
 
     A module has one; a parameter has one for each expert, whose factors PEFT stacks.
     """

@@ -25,7 +25,6 @@ from ..schemas.names import (
     parse_path_or_source,
     parse_repository,
 )
-from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.verification import Level, VerificationRecord, level_of
 from .dependencies import require_torch
 from .home import Home
@@ -34,6 +33,7 @@ from .workspace import StrPath, Workspace
 if TYPE_CHECKING:
     from ..runtime.evaluation import EvaluationOptions
     from ..schemas.evaluation import Evaluation
+    from ..schemas.recipe import Recipe, RecipeOptions
     from .catalog.query import AdapterQuery, Page
     from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion
     from .workflows.additions import Addition
@@ -399,6 +399,8 @@ def _recipe_of(
     base_folder: StrPath | None,
     options: RecipeOptions,
 ) -> Recipe:
+    from ..schemas.recipe import Recipe
+
     paths = {"base": base, "base_folder": base_folder}
     stated = {**options, **{key: None if path is None else os.fspath(path) for key, path in paths.items()}}
     if not isinstance(adapters, Recipe):

@@ -34,8 +34,9 @@ from ..schemas.names import (
 )
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.verification import Level, VerificationRecord, level_of
+from .closing import Closing
 from .dependencies import require_torch
-from .workspace import Closing, StrPath
+from .workspace import StrPath
 
 if TYPE_CHECKING:
     from ..fuser.fuse_member import Member, MemberFiles

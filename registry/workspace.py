@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from ..schemas.errors import MeteoraError
+from .closing import Closing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from .catalog.catalog import Catalog
     from .home import Home
     from .hub.client import Hub
@@ -20,25 +19,6 @@ if TYPE_CHECKING:
 
 
 StrPath = str | os.PathLike[str]
-
-
-class Closing:
-    """A value that is closed at the end of its ``with`` block."""
-
-    def close(self) -> None:
-        """Release what the value holds."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Workspace(Closing):

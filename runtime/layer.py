@@ -3,8 +3,8 @@
 The base layer is a black box that is called and added to: ``nn.Linear``, transformers' ``Conv1D`` and any
 quantised linear look the same from here, and the adapters' A and B are never transposed with the base's
 weight. Tensors are kept per bundle under PEFT's adapter name; what must not be cast is kept beside them:
-ranks and scalings in a plan, top_k and temperature in the router's rule. The tensors keep the dtypes of the
-bundle whatever casts the model: A and B the members', the gate float32.
+ranks and scalings in a plan, top_k and temperature in the router's rule. No cast of the model changes
+the dtypes of the tensors; A and B in half precision compute in float32, as PEFT's LoRA does, unless declined.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
         ``device`` is that of ``like`` unless stated.
         """
+        self.meteora_stored_dtypes.pop(adapter_name, None)
         for tensor, pattern in like.items():
             parameters = getattr(self, tensor)
             trained = adapter_name in parameters and parameters[adapter_name].requires_grad

@@ -106,6 +106,11 @@ class Manifest(Document):
     files: dict[RelativePath, FileRecord] = Field(max_length=MAX_FILES)
     members: tuple[ManifestMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
 
+    @property
+    def renamed_paths(self) -> list[str]:
+        """Every module path of a member's own that the bundle calls something else, in order."""
+        return sorted({path for member in self.members for path in member.renamed_modules})
+
     @classmethod
     def read(cls, data: bytes, *, what: str = MANIFEST_FILE) -> Self:
         """Read a manifest.

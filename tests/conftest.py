@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--faults",
         choices=("sample", "sweep"),
         default="sample",
-        help="put faults at a sample of the moments (default), or at every one",
+        help="put faults at a sample of the system calls (default), or kill at every one",
     )
     parser.addoption(
         "--matrix",

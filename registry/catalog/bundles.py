@@ -18,6 +18,7 @@ from .entries import begin_version, source_of
 from .events import record_event
 from .models import bundle_versions
 from .records import BundleMember, BundleVersion, NewBundleVersion, NewMember, Verification
+from .search_index import is_latest
 
 _MAX_RECORD_BYTES = 256 << 20
 
@@ -75,11 +76,13 @@ def _rows_in(session: Session, path: Path, manifest_sha256: Digest) -> Sequence[
 
 def list_bundles(session: Session) -> tuple[BundleVersion, ...]:
     """Return the latest version of every bundle, ordered by name."""
-    entries = session.scalars(
-        select(models.Entry).where(models.Entry.kind == models.BUNDLE).order_by(models.Entry.name)
+    latest = (
+        select(models.BundleVersion)
+        .join(models.BundleVersion.entry)
+        .where(is_latest())
+        .order_by(models.Entry.name)
     )
-    latest = [entry.versions[-1] for entry in entries if entry.versions]
-    return tuple(bundle_record(row) for row in latest if isinstance(row, models.BundleVersion))
+    return tuple(map(bundle_record, session.scalars(latest)))
 
 
 def bundle_record(row: models.BundleVersion) -> BundleVersion:

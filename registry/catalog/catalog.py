@@ -1,4 +1,4 @@
-"""The catalog as the rest of the application sees it: values in, values out, one transaction a call."""
+"""The catalog as the rest of the application sees it: values in, values out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
 
 from sqlalchemy import Engine
@@ -16,6 +15,7 @@ from ...files.progress import Progress, silent
 from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
 from ...schemas.verification import VerificationRecord
+from ..closing import Closing
 from ..home import Home
 from ..store import Blob, Referenced, References
 from . import adapters, bases, bundles, dump, entries, events, models, references
@@ -39,12 +39,14 @@ from .search import search
 Result = TypeVar("Result")
 
 
-class Catalog:
+class Catalog(Closing):
     """An open catalog; close it, or use it in a ``with`` statement.
 
-    Every method is one transaction, which is done as a whole or not at all. Each may raise
-    ``CatalogUnusable`` when the database fails; after a temporary failure of PostgreSQL the whole transaction
-    is repeated. Threads may share a catalog: each call has a connection of its own.
+    A method that returns a value is one transaction, or two or three if it first makes sure of the catalog's
+    identity; each is done as a whole or not at all, and repeated after a temporary failure of PostgreSQL.
+    What is yielded in pages has a transaction for each page. ``hold_references`` and ``read_document`` are
+    never repeated, because their caller has acted meanwhile. Any method may raise ``CatalogUnusable`` when
+    the database fails. Threads may share a catalog: each call has a connection of its own.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -73,17 +75,6 @@ class Catalog:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def add_version(
         self,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from ...schemas.errors import MeteoraError, UsageError
+from ...schemas.errors import MeteoraError
 from ..face import Registry
 from ..workflows.examination import Examination
 from ..workflows.problem import Problem
@@ -15,7 +14,7 @@ from .failures import DONE, REFUSED, report_failure, worst_code
 from .groups import examples
 from .json_output import print_json
 from .output import print_line, print_remark
-from .parameters import format_option, jobs_option, pass_registry
+from .parameters import confirm, format_option, jobs_option, pass_registry
 from .progress import progress_bar
 
 
@@ -79,16 +78,7 @@ def _may_mend(examination: Examination, *, yes: bool) -> bool:
         return bool(examination.problems)
     for problem in mendable:
         print_remark(f"will: {problem.subject}: {problem.mending.deed if problem.mending else ''}")
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "this needs a confirmation, and stdin is not a terminal", hint="add `--yes`; nothing was changed"
-        )
-    if click.confirm("Do this?", err=True):
-        return True
-    print_remark("nothing was changed")
-    return False
+    return confirm("Do this?", yes=yes)
 
 
 def _mend(examination: Examination, outcomes: dict[int, str]) -> list[int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from ...schemas.errors import UsageError
 from ...schemas.names import CatalogSource, parse_catalog_source
 from ..face import Registry
 from ..home import Home
@@ -83,6 +85,24 @@ def pass_registry(function: Callable[..., Any]) -> Callable[..., Any]:
         return context.invoke(function, context.with_resource(registry), *arguments, **options)
 
     return functools.update_wrapper(call, function)
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Return whether the user agrees, or did so with ``--yes``.
+
+    Raises:
+        UsageError: stdin is not a terminal, so there is no one to ask.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "this needs a confirmation, and stdin is not a terminal", hint="add `--yes`; nothing was changed"
+        )
+    if click.confirm(question, err=True):
+        return True
+    print_remark("nothing was changed")
+    return False
 
 
 def format_option(function: Function) -> Function:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from ...schemas.errors import UsageError
 from ..face import Registry
 from ..workflows.store_upkeep import (
     BlobState,
@@ -23,7 +20,7 @@ from .failures import REFUSED
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_facts, print_line, print_remark, print_table
-from .parameters import format_option, jobs_option, pass_registry
+from .parameters import confirm, format_option, jobs_option, pass_registry
 from .progress import progress_bar
 
 
@@ -71,12 +68,7 @@ def adopt(context: click.Context, registry: Registry, *, yes: bool) -> None:
         f"`store gc` may then delete {plan.blobs} blobs that this catalog does not refer to, "
         f"{describe_bytes(plan.size_bytes)}"
     )
-    if not yes and not sys.stdin.isatty():
-        raise UsageError(
-            "this needs a confirmation, and stdin is not a terminal", hint="add `--yes`; nothing was changed"
-        )
-    if not yes and not click.confirm("Does no other catalog use this store?", err=True):
-        print_remark("nothing was changed")
+    if not confirm("Does no other catalog use this store?", yes=yes):
         context.exit(REFUSED)
     adopt_store(registry)
     print_line(f"adopted: {registry.store}")

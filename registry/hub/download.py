@@ -13,16 +13,18 @@ from pathlib import Path
 from ...files.digests import read_chunks
 from ...files.progress import UNCOUNTED, Step
 from ...files.reading import open_regular, real_path
+from ...files.writing import write_errors
 from ...inspection.safetensors_file import LENGTH_BYTES, MAX_HEADER_BYTES
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.document import MAX_CONFIG_BYTES
-from ...schemas.errors import HubMismatch, HubRefused, SourceUnreadable
+from ...schemas.errors import HubMismatch, HubRefused
 from ...schemas.names import below
 from .client import Hub
 from .listing import Candidate, ContentHash, Listing, RemoteFile
 
 # The header of an adapter with seven targets in 32 layers has about 60 kB.
 _FIRST_BYTES = 64 << 10
+_MAKE_ROOM = "make room and run it again; what was fetched whole is kept in huggingface_hub's cache"
 
 
 def download_files(
@@ -52,16 +54,9 @@ def download_files(
     for place, file in files.items():
         cached = hub.download(listing, file, cache=cache)
         target = below(folder, place)
-        try:
+        with write_errors(target, hint=_MAKE_ROOM):
             target.parent.mkdir(parents=True, exist_ok=True)
             is_right = _copy_checked(cached, target, file, step)
-        except OSError as error:
-            if isinstance(error, SourceUnreadable):
-                raise
-            raise SourceUnreadable(
-                f"cannot write `{target}`: {error.strerror or error}",
-                hint="make room and run it again; what was fetched whole is kept in huggingface_hub's cache",
-            ) from error
         if not is_right:
             target.unlink()
             hub.forget(cached)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from ...files.locks import hold_lock, is_abandoned
@@ -24,7 +23,7 @@ from ...schemas.digest import Digest
 from ...schemas.errors import StoreDamaged, StoreUnavailable
 from .blob import READ_ONLY, Blob, hash_blob, move_into_place
 from .intake import Intake, claimed_folder, written
-from .marks import BATCH, MARKS, MarkedStore
+from .marks import MARKS, MarkedStore, batches
 
 READD_HINT = "add the adapter again from its source"
 _SHARD = re.compile(r"[0-9a-f]{2}")
@@ -255,16 +254,13 @@ class Store(MarkedStore):
         """Return the leftovers in ``incoming`` of processes that died."""
         return [Leftover(str(path), _size_of(path)) for path in self._abandoned()]
 
-    def clear_leftovers(self) -> int:
-        """Delete the leftovers; return the number of bytes set free."""
-        freed_bytes = 0
+    def clear_leftovers(self) -> None:
+        """Delete the leftovers."""
         if not self.incoming.is_dir():
-            return 0
+            return
         with hold_lock(self.lock_path):
             for path in self._abandoned():
-                freed_bytes += _size_of(path)
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        return freed_bytes
 
     def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
         """Delete those blobs that nothing refers to; return the number of bytes set free.
@@ -318,13 +314,6 @@ class Store(MarkedStore):
             f"the content store has no blob `{digest}`, expected the file `{self.place_of(digest)}`",
             hint=READD_HINT,
         )
-
-
-def batches(digests: Iterable[Digest], size: int = BATCH) -> Iterator[list[Digest]]:
-    """Yield the digests in batches."""
-    rest = iter(digests)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def _changed(path: Path, found: Digest) -> StoreDamaged:

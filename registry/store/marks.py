@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ...schemas.digest import Digest
 from ...schemas.errors import StillInUse
@@ -24,6 +24,7 @@ MARKS = "catalogs"
 UNKNOWN = "unknown"
 # Blobs per question, and per deleting transaction of the catalog, whose other writers wait meanwhile.
 BATCH = 500
+Item = TypeVar("Item")
 _SHOWN = 5
 _ADOPT = "if no other catalog uses the store, `meteora-registry store adopt` makes it this catalog's alone"
 
@@ -145,7 +146,13 @@ class MarkedStore(ABC):
 
 def unreferenced(blobs: Iterable[Blob], referenced: Referenced) -> Iterator[Blob]:
     """Yield the blobs that nothing refers to, asking about them in batches."""
-    rest = iter(blobs)
-    while batch := list(islice(rest, BATCH)):
+    for batch in batches(blobs):
         needed = referenced([blob.sha256 for blob in batch])
         yield from (blob for blob in batch if blob.sha256 not in needed)
+
+
+def batches(values: Iterable[Item], size: int = BATCH) -> Iterator[list[Item]]:
+    """Yield the values in batches."""
+    rest = iter(values)
+    while batch := list(islice(rest, size)):
+        yield batch

@@ -22,8 +22,8 @@ from ...schemas.errors import StoreDamaged
 from .blob import Blob, hash_blob, move_into_place, write_chunks
 from .bucket import INCOMING, Remote
 from .intake import claimed_folder
-from .local import READD_HINT, HeldReferences, Leftover, Store, batches
-from .marks import MARKS
+from .local import READD_HINT, HeldReferences, Leftover, Store
+from .marks import MARKS, batches
 
 _QUARANTINE = "quarantine"
 # Each takes a request or two, and the catalog's other writers wait meanwhile.
@@ -174,13 +174,11 @@ class RemoteStore(Store):
         remote = [Leftover(self.remote.url_of(name), size) for name, size in self._abandoned_there()]
         return super().list_leftovers() + remote
 
-    def clear_leftovers(self) -> int:
-        """Delete the leftovers; return the number of bytes set free."""
-        freed_bytes = super().clear_leftovers()
-        for name, size_bytes in self._abandoned_there():
+    def clear_leftovers(self) -> None:
+        """Delete the leftovers."""
+        super().clear_leftovers()
+        for name, _ in self._abandoned_there():
             self.remote.delete(name)
-            freed_bytes += size_bytes
-        return freed_bytes
 
     def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
         """Delete those blobs that nothing refers to; return the number of bytes set free.

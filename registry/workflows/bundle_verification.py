@@ -102,16 +102,16 @@ def _verify_folder(
 
 def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:
     """Return what the base calls the module paths of old members; None if it is not at hand."""
-    old_paths = {path for member in manifest.members for path in member.renamed_modules}
+    old_paths = manifest.renamed_paths
     config = _config_if_sound(folder)
     if config is None:
         return None
     if place.folder is not None:
-        return read_base_modules(place.folder, sorted(old_paths), config.trained_on).renamed
+        return read_base_modules(place.folder, old_paths, config.trained_on).renamed
     if not old_paths:
         return None
     name = place.name or config.base_model_name_or_path
-    _, found = read_cached_modules(name, config.revision, sorted(old_paths), config.trained_on)
+    _, found = read_cached_modules(name, config.revision, old_paths, config.trained_on)
     return found.renamed if found else None
 
 

@@ -223,9 +223,5 @@ def _examine_leftovers(catalog: Path) -> Iterator[Problem]:
             join_some([str(path) for path in left]),
             "left by a process that died while it made the catalog",
             "delete it",
-            Mending("delete it", partial(_delete_leftovers, catalog)),
+            Mending("delete it", partial(database.clear_unfinished, catalog)),
         )
-
-
-def _delete_leftovers(catalog: Path) -> None:
-    database.clear_unfinished(catalog)

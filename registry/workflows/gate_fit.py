@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import bundle_around, check_target
-from ...files.digests import hash_file
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
@@ -41,7 +40,7 @@ from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, Scope, check_scope
 from ...schemas.manifest import Manifest
-from ...schemas.names import CatalogSource, below, check_name, suggest_name
+from ...schemas.names import below, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
@@ -136,7 +135,7 @@ def fit_bundle(
     catalog = workspace.catalog
     bundle = Bundle.open(source)
     manifest = bundle.manifest
-    bundle_name = check_name(name or _name_of(catalog, source) or suggest_name(real_path(folder).name))
+    bundle_name = check_name(name or _name_of(catalog, bundle) or suggest_name(real_path(folder).name))
     check_no_adapter_has(catalog, bundle_name)
     sources = stored_sources(workspace.store, manifest)
     written = write_fitted(bundle, folder, request, sources=sources, progress=progress)
@@ -177,29 +176,26 @@ def write_fitted(
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
     fitted = _fit(bundle, request, opened, progress)
-    old_paths = {path for member in bundle.manifest.members for path in member.renamed_modules}
     with _members_files(sources, bundle) as files:
         verify = partial(
             verify_bundle,
             level=Level.SOURCE,
             sources=files,
-            renamed=resolve_paths(sorted(old_paths), meta),
+            renamed=resolve_paths(bundle.manifest.renamed_paths, meta),
             progress=progress,
         )
         record = write_verified(folder, _writer(bundle, fitted, request.scope, progress), verify)
     return WrittenFit(record, fitted)
 
 
-def _name_of(catalog: Catalog, folder: Path) -> str | None:
-    """Return what the catalog calls the bundle in a folder; of several names, that of the bundle there."""
-    manifest_sha256 = hash_file(folder / MANIFEST_FILE)
-    found: list[str] = []
-    for latest in catalog.list_bundles():
-        for number in catalog.versions_of(latest.name):
-            version = catalog.find_bundle(CatalogSource(latest.name, number))
-            if version.manifest_sha256 == manifest_sha256:
-                found.insert(0 if version.path == real_path(folder) else len(found), latest.name)
-    return found[0] if found else None
+def _name_of(catalog: Catalog, bundle: Bundle) -> str | None:
+    """Return what the catalog calls a bundle; of several names, that of the bundle in this very folder."""
+    here = real_path(bundle.folder)
+    same = [
+        place for place in catalog.list_bundle_places() if place.manifest_sha256 == bundle.manifest_sha256
+    ]
+    best = min(same, key=lambda place: (place.path != here, place.version.name), default=None)
+    return None if best is None else best.version.name
 
 
 def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Progress) -> FittedGates:

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ...bundle import Bundle
-from ...files.digests import hash_file
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...files.writing import check_writable, write_whole
@@ -18,7 +17,6 @@ from ...runtime import GateNotFittedWarning, LoadedBundle, evaluation, load_bund
 from ...runtime.evaluation import EvaluationOptions
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
 from ...runtime.fitting import OpenedBase, context_of, open_base, read_task_data
-from ...schemas.bundle import MANIFEST_FILE
 from ...schemas.errors import SourceUnreadable
 from ...schemas.evaluation import Evaluation
 from ...schemas.trace import Trace
@@ -54,7 +52,8 @@ def evaluate(
         UsageError: an option is out of range, or the bundle cannot serve in a mode.
         MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
     """
-    members = Bundle.open(folder).config.names
+    bundle = Bundle.open(folder)
+    members, manifest_sha256 = bundle.config.names, bundle.manifest_sha256
     if out is not None:
         check_writable(out)
     if plots is not None:
@@ -66,7 +65,7 @@ def evaluate(
     evaluation.make_tasks(tasks, members, opened.tokenizer, options, context_tokens=context)
     found = evaluation.evaluate(
         load_for_command(folder, opened), tasks, options, bundle=real_path(folder).name, progress=progress
-    ).model_copy(update={"manifest_sha256": hash_file(folder / MANIFEST_FILE)})
+    ).model_copy(update={"manifest_sha256": manifest_sha256})
     if out is not None:
         write_whole(out, found.to_bytes())
     if plots is not None:

@@ -42,7 +42,7 @@ class Mending:
     """
 
     deed: str
-    act: Callable[[], None]
+    act: Callable[[], object]
     heals: bool = True
 
 

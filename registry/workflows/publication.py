@@ -15,7 +15,6 @@ from pathlib import Path
 import yaml
 
 from ...bundle import Bundle
-from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
@@ -194,8 +193,7 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
     if pushed.commit is None or not (pushed.added or pushed.deleted):
         return ()
     if isinstance(source, Path):
-        manifest_sha256 = hash_file(source / MANIFEST_FILE)
-        versions = catalog.find_bundles_in(real_path(source), manifest_sha256)
+        versions = catalog.find_bundles_in(real_path(source), Bundle(source).manifest_sha256)
     else:
         versions = (source,)
     details = {"repository": pushed.repository, "commit": pushed.commit}

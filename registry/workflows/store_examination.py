@@ -56,7 +56,7 @@ def examine_garbage(workspace: Workspace) -> Iterator[Problem]:
             join_some([each.place for each in left]),
             f"left by a process that died, {sum(each.size_bytes for each in left)} bytes",
             "`meteora-registry store gc`",
-            Mending("delete it", partial(_clear, store)),
+            Mending("delete it", store.clear_leftovers),
         )
     garbage = collect_garbage(workspace, dry_run=True)
     if garbage.blobs or garbage.copies:
@@ -66,7 +66,7 @@ def examine_garbage(workspace: Workspace) -> Iterator[Problem]:
             f"{garbage.blobs} blobs and {garbage.copies} cached copies that nothing refers to, "
             f"{garbage.blob_bytes + garbage.copy_bytes} bytes",
             "`meteora-registry store gc`",
-            Mending("delete what nothing refers to by then", partial(_collect, workspace)),
+            Mending("delete what nothing refers to by then", partial(collect_garbage, workspace)),
         )
 
 
@@ -134,14 +134,6 @@ def _put_back(workspace: Workspace, source: Path, digest: Digest) -> None:
 def _put_aside(store: Store, digest: Digest) -> None:
     if store.rehash(digest) not in (None, digest):
         store.set_aside(digest)
-
-
-def _clear(store: Store) -> None:
-    store.clear_leftovers()
-
-
-def _collect(workspace: Workspace) -> None:
-    collect_garbage(workspace)
 
 
 def _way_out(catalog: Catalog, state: BlobState) -> str:

@@ -1,4 +1,4 @@
-"""``store``: the size of the content store, whether it is whole, and what nothing refers to.
+"""``store`` and ``remove``: the store's size, whether it is whole, whose it is, and what nothing refers to.
 
 Everything is read a page of the catalog and a shard of the store at a time.
 """

@@ -18,7 +18,7 @@ MEMORY = "/dev/shm"
 
 @pytest.fixture(scope="session")
 def is_sweep(request: pytest.FixtureRequest) -> bool:
-    """Whether faults are put at every moment, and not at a sample of them."""
+    """Whether kills come at every call, and the other faults at every fourth, in place of a sample."""
     return request.config.getoption("--faults") == "sweep"
 
 

@@ -8,18 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (
-    "schemas",
-    "inspection",
-    "bundle",
-    "scores",
-    "kernels",
-    "fuser",
-    "runtime",
-    "registry",
-    "migrations",
-)
+from support.source_tree import ROOT, python_files
+
 # By the function that does it instead.
 CALLS = {
     "os.open": "reading.open_regular",
@@ -46,10 +36,7 @@ EXCEPTIONS = {
     ("kernels/gpu_table.py", "read_text"): "reads the package's own table, and kernels import nothing",
     ("registry/cli/streams.py", "os.open"): "opens the null device in place of a closed stream",
     ("registry/hub/listing.py", "hashlib.sha1"): "git's name of a file, taken beside the SHA-256 digest",
-    (
-        "registry/store/blob.py",
-        "open rb",
-    ): "a blob of the store; whether it is missing or closed is told apart",
+    ("registry/store/blob.py", "open rb"): "a missing blob has another error than one that may not be read",
     ("registry/store/local.py", "read_bytes"): "a small blob of the store, compared with its digest",
     ("registry/store/bucket.py", "open rb"): "flushes what fsspec wrote into a folder of the store",
     ("runtime/evaluation/generation.py", "read_text"): "the kernel's account of this process",
@@ -86,9 +73,8 @@ def offences(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def test_no_other_folder_does_what_files_does() -> None:
-    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     wrong, used = [], set()
-    for path in paths:
+    for path in python_files(without="files"):
         place = path.relative_to(ROOT).as_posix()
         for line, what, instead in offences(path):
             if (place, what) in EXCEPTIONS:

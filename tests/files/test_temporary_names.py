@@ -11,20 +11,8 @@ import pytest
 
 from meteora_registry.files import scratch
 from meteora_registry.files.scratch import Purpose
+from support.source_tree import ROOT, python_files
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (
-    "schemas",
-    "files",
-    "inspection",
-    "bundle",
-    "scores",
-    "kernels",
-    "fuser",
-    "runtime",
-    "registry",
-    "migrations",
-)
 OWNER = ROOT / "files" / "scratch.py"
 MAKERS = {"tempfile", "uuid", "secrets"}
 # Endings of names that something only has until it is whole, and the beginning of scratch folders.
@@ -50,7 +38,7 @@ def offences(path: Path) -> Iterator[str]:
 
 
 def test_no_other_module_makes_temporary_names() -> None:
-    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if path != OWNER]
+    paths = [path for path in python_files() if path != OWNER]
     assert [offence for path in paths for offence in offences(path)] == []
 
 

@@ -246,7 +246,7 @@ def test_an_upload_that_stood_still_for_an_hour_is_a_leftover(source: Path, tmp_
     assert store.list_leftovers() == []
     os.utime(half, (0, half.stat().st_mtime - 3700))
     assert [each.place for each in store.list_leftovers()] == [f"{share.as_uri()}/incoming/half"]
-    assert store.clear_leftovers() == 4
+    store.clear_leftovers()
     assert not half.exists()
 
 

@@ -278,6 +278,17 @@ def test_injection_and_state_dict_by_hand_give_the_same_model(setting: Setting) 
     assert "_load_pretrained_model" not in model.__dict__
 
 
+def test_tensors_loaded_over_others_are_saved_in_their_own_dtype(setting: Setting) -> None:
+    bundle = setting.bundles[torch.bfloat16]
+    model = inject_adapter_in_model(PeftConfig.from_pretrained(bundle), tiny_llama())
+    for loaded in (bundle, setting.bundles[torch.float32]):
+        set_peft_model_state_dict(model, tensors_in(loaded))
+        assert_same_bytes(
+            {f"base_model.model.{name}": t for name, t in get_peft_model_state_dict(model).items()},
+            tensors_in(loaded),
+        )
+
+
 def test_save_keeps_the_config(setting: Setting, tmp_path: Path) -> None:
     model = through_peft_model(setting.bundles[torch.float32], torch.float32)
     model.save_pretrained(tmp_path)

@@ -27,7 +27,7 @@ class FileCase:
     """A change to the files of an adapter.
 
     ``change`` returns the new tensors, or changes the config in place and returns nothing;
-    ``needs_base`` where the files alone cannot show what is wrong. ``reference`` says what PEFT must
+    ``needs_base`` where the files alone cannot show what is wrong. ``reference`` states what PEFT must
     answer to have loaded the files: as before the change; as it does, for a change that makes another
     sound adapter of it; or nothing will do, for a change that adds what no load can take.
     """
@@ -268,7 +268,7 @@ _TARGETS = (
     FileCase("an expression that matches nothing", _config(target_modules="absent.*")),
     FileCase("an expression of a name", _config(target_modules="q_proj")),
     FileCase("two names in one target", _config(target_modules=["q_proj, v_proj"])),
-    FileCase("targets that are no layers", _config(target_modules=".*self_attn.*"), needs_base=True),
+    FileCase("targets that are not layers", _config(target_modules=".*self_attn.*"), needs_base=True),
     FileCase("a norm beside the targets", _config(target_modules=[*_QV, "input_layernorm"]), needs_base=True),
     FileCase("no targets, PEFT's default", _config(target_modules=None)),
     FileCase(

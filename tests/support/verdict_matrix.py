@@ -1,4 +1,4 @@
-"""What PEFT makes of an adapter beside what a verdict says of it: one row of the verdict matrix."""
+"""One row of the verdict matrix: what PEFT makes of an adapter, beside the verdict on it."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _write_bundle(member: Member, base: Path, bundle: Path) -> None:
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether two answers are the same up to the order of additions."""
+    """Return whether two answers are the same up to the order of additions."""
     if found.shape != expected.shape:
         return False
     return float((found - expected).abs().max() / expected.abs().max()) <= MAX_DIFFERENCE
@@ -216,7 +216,7 @@ def _codes(findings: tuple[Finding, ...]) -> str:
 
 @dataclass(frozen=True)
 class FileRow:
-    """What PEFT and ``validate`` make of files that PEFT did not save.
+    """The answers of PEFT and of ``validate`` to files that PEFT did not save.
 
     ``alone`` and ``based`` are the outcomes of ``validate --for use`` without and with the base,
     ``fuse`` that of ``--for fuse`` with it; ``member`` is what the forced member of a bundle gives.

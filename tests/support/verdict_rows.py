@@ -40,7 +40,7 @@ def read_file_rows() -> list[FileRow]:
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    # What the law says of a row is worked out anew.
+    # Whether a row disagrees with the law is worked out anew.
     return [{name: value for name, value in row.items() if name != "disagrees"} for row in rows]
 
 
