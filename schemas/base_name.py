@@ -76,8 +76,8 @@ class CachedRepository:
 def parse_cache_path(path: str) -> CachedRepository | None:
     """Return the repository that a path in a Hub cache belongs to; None for any other text.
 
-    The path is that of the repository's folder or of a snapshot. A folder inside a snapshot is not the
-    repository, and the path says nothing about what is there: anybody can make such a folder.
+    The path is that of the repository's folder or of a snapshot; a folder inside a snapshot is not the
+    repository. The path proves nothing about what is there: such a folder is easily made by hand.
     """
     found = _CACHE.fullmatch(path[:_MAX_CHARACTERS])
     if found is None:

@@ -43,7 +43,7 @@ class Origin(Document):
 
     @property
     def is_claimed(self) -> bool:
-        """Whether only the path of a folder says that it is from this repository."""
+        """Whether only the path of a folder names this repository as its origin."""
         return self.kind == "folder" and self.commit is not None
 
     def __str__(self) -> str:

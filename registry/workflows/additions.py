@@ -71,7 +71,7 @@ def add_folder(
     Args:
         workspace: whose catalog and store it goes into.
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        name: by default made from the folder's name, or its parent's where that says more.
+        name: by default made from the folder's name, or its parent's where that is the more telling one.
         base: the base model, as the person who adds it knows it; by default what the adapter declares.
         tags: words attached to the version.
         origin: where the folder's files came from; by default the folder, by its last name.
@@ -139,8 +139,8 @@ def _shapes_of(version: AdapterVersion) -> set[tuple[str, int, int]]:
 def folder_origin(folder: Path) -> Origin:
     """Return the origin of an adapter in a folder: the folder's own name, without where it is.
 
-    Of a snapshot in a Hub cache it is the repository at the commit, which the folder only claims: anybody can
-    make such a folder.
+    Of a snapshot in a Hub cache it is the repository at the commit, which the folder only claims: it is easily
+    made by hand.
     """
     snapshot = find_snapshot(real_path(folder))
     if snapshot is not None:

@@ -158,7 +158,6 @@ def old_and_new_names() -> tuple[Path, Path]:
     return old, new
 
 
-@pytest.mark.xfail(strict=True, reason="a bundle that was never attached to its base is called verified only")
 def test_fuse_without_the_base_reports_that_it_was_not_attached(run: Run) -> None:
     for folder in old_and_new_names():
         assert run("add", folder).returncode == 0
@@ -244,7 +243,6 @@ def test_variant_that_peft_loads_is_sound(run: Run, options: dict[str, Any]) -> 
     assert run("validate", folder, "--base", "./base").returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the bundle drops the members' `auto_mapping`")
 def test_bundle_of_members_without_a_task_type_loads_as_they_do(run: Run) -> None:
     base = str(save_base(tiny_llama(), Path("base").absolute()))
     for seed, name in enumerate(("first", "second"), start=1):

@@ -5,21 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.planning import BaseModules
 from meteora_registry.schemas.finding import Verdict
 from meteora_registry.schemas.inventory import Dtype
 from support.members import plan_of, read_member
-from support.models import make_adapter, tiny_gpt2, tiny_llama
-
-
-def wide_llama() -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
-    )
-    return LlamaForCausalLM(config)
+from support.models import make_adapter, tiny_gpt2, tiny_llama, wide_llama
 
 
 def subjects(plan_conflicts: tuple[object, ...]) -> list[str]:

@@ -46,4 +46,5 @@ def test_base_is_of_the_class_that_adapters_were_trained_on() -> None:
     assert type(read_base(config)).__name__ == "LlamaForCausalLM"
     assert type(read_base(config, TrainedOn(task_type="FEATURE_EXTRACTION"))).__name__ == "LlamaModel"
     assert type(read_base(config, TrainedOn("LlamaModel"))).__name__ == "LlamaModel"
-    assert type(read_base(config, TrainedOn("GPT2Model"))).__name__ == "LlamaForCausalLM"
+    assert type(read_base(config, TrainedOn("OwnModel"))).__name__ == "LlamaModel"
+    assert type(read_base(config, TrainedOn("GPT2LMHeadModel"))).__name__ == "LlamaForCausalLM"
