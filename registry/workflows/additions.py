@@ -139,8 +139,8 @@ def _shapes_of(version: AdapterVersion) -> set[tuple[str, int, int]]:
 def folder_origin(folder: Path) -> Origin:
     """Return the origin of an adapter in a folder: the folder's own name, without where it is.
 
-    Of a snapshot in a Hub cache it is the repository at the commit, which the folder only claims: it is easily
-    made by hand.
+    Of a snapshot in a Hub cache it is the repository at the commit, which the folder only claims: such a
+    folder is easily made by hand.
     """
     snapshot = find_snapshot(real_path(folder))
     if snapshot is not None:
