@@ -18,9 +18,10 @@ from ...schemas.manifest import Manifest
 from ...schemas.names import HubSource, parse_path_or_source
 from ...schemas.verification import Level, VerificationRecord
 from ..workspace import StrPath, Workspace
+from .base_facts import read_base_facts, read_cached_facts
 from .base_place import BasePlace
 from .bundle_folder import find_bundle_folder, gate_is_fitted
-from .fuse_plan import read_base_modules, read_cached_modules, stored_sources
+from .fuse_plan import stored_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,12 @@ def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[
     if config is None:
         return None
     if place.folder is not None:
-        return read_base_modules(place.folder, old_paths, config.trained_on).renamed
+        return read_base_facts(place.folder, place.folder.name, old_paths, config.trained_on).present
     if not old_paths:
         return None
     name = place.name or config.base_model_name_or_path
-    _, found = read_cached_modules(name, config.revision, old_paths, config.trained_on)
-    return found.renamed if found else None
+    _, found = read_cached_facts(name, config.revision, old_paths, config.trained_on)
+    return found.present if found else None
 
 
 def _config_if_sound(folder: Path) -> BundleConfig | None:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...files.digests import hash_file
 from ...fuser.fuse_member import Member, MemberFiles
-from ...fuser.planning import BaseModules, choose_base, make_plan
+from ...fuser.planning import choose_base, make_plan
 from ...inspection.adapter import Inspection, inspect_files
-from ...inspection.base_facts import LINEAR_KINDS
+from ...inspection.base_facts import BaseFacts
+from ...inspection.comparison import compare_with_base, module_paths
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
-from ...schemas.errors import AdapterRefused, MissingDependency, SourceUnreadable, StoreDamaged, UsageError
+from ...schemas.errors import AdapterRefused, StoreDamaged
 from ...schemas.manifest import Manifest
 from ...schemas.names import parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
 from ...schemas.trained_on import TrainedOn
 from ..catalog.records import AdapterVersion
-from ..dependencies import require_torch
 from ..store import Store
 from ..workspace import Workspace
-from .base_place import BasePlace, find_cached, place_base
+from .base_facts import linear_modules, read_base_facts, read_cached_facts
+from .base_place import BasePlace, place_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,60 +86,28 @@ def plan_members(
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
     named = recipe.model_copy(update={"base": place.name_for(member.base for member in members)})
-    folder, base_modules = _look_at_base(named, place, members)
-    plan = make_plan(members, named, base_modules=base_modules)
-    renamed = base_modules.renamed if base_modules else {}
-    return Prepared(tuple(versions), tuple(members), plan, renamed, folder)
+    folder, facts = _look_at_base(named, place, members)
+    if facts is None:
+        return Prepared(tuple(versions), tuple(members), make_plan(members, named), {}, None)
+    # The rules of `validate --base`, so that both refuse the same adapters.
+    judged = [
+        dataclasses.replace(member, findings=compare_with_base(member, member.findings, facts))
+        for member in members
+    ]
+    plan = make_plan(judged, named, base_modules=linear_modules(facts))
+    return Prepared(tuple(versions), tuple(judged), plan, facts.present, folder)
 
 
 def _look_at_base(
     recipe: Recipe, place: BasePlace, members: Sequence[Member]
-) -> tuple[Path | None, BaseModules | None]:
-    """Return where the base's config is, and its modules; None for both where it is not at hand."""
-    paths = sorted({module.path for member in members for module in member.inventory.modules})
+) -> tuple[Path | None, BaseFacts | None]:
+    """Return where the base's config is, and its facts; None for both where it is not at hand."""
+    paths = {path for member in members for path in module_paths(member)}
     trained_on = TrainedOn.common(member.trained_on for member in members)
-    if place.folder is not None:
-        return place.folder, read_base_modules(place.folder, paths, trained_on)
     name, _ = choose_base(members, recipe)
-    return read_cached_modules(name, recipe.base_revision, paths, trained_on)
-
-
-def read_cached_modules(
-    name: str | None, revision: str | None, paths: Iterable[str], trained_on: TrainedOn
-) -> tuple[Path | None, BaseModules | None]:
-    """Return the folder and the modules of a base in the local Hub cache.
-
-    Both are None where it is not there or cannot be read: the cache was not asked for.
-    """
-    folder = find_cached(name, revision) if name else None
-    if folder is None:
-        return None, None
-    try:
-        require_torch("looking at a base model")
-        return folder, read_base_modules(folder, paths, trained_on)
-    except (UsageError, SourceUnreadable, MissingDependency):
-        return None, None
-
-
-def read_base_modules(folder: Path, paths: Iterable[str], trained_on: TrainedOn) -> BaseModules:
-    """Return the base's modules, and the present names of those of ``paths`` that it renamed.
-
-    The base is of the class that adapters were ``trained_on``.
-
-    Raises:
-        SourceUnreadable: the folder has no config that transformers can read.
-        UsageError: transformers does not have the architecture.
-        MissingDependency: transformers is not installed.
-    """
-    from ...runtime.base_modules import module_shapes, read_base, resolve_paths
-
-    base = read_base(folder, trained_on)
-    shapes = {
-        path: (shape.in_features, shape.out_features)
-        for path, shape in module_shapes(base).items()
-        if shape.kind in LINEAR_KINDS
-    }
-    return BaseModules(shapes=shapes, renamed=resolve_paths(paths, base))
+    if place.folder is not None:
+        return place.folder, read_base_facts(place.folder, name or place.folder.name, paths, trained_on)
+    return read_cached_facts(name, recipe.base_revision, paths, trained_on)
 
 
 def open_member(store: Store, version: AdapterVersion, *, name: str | None = None) -> Member:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...inspection.adapter import inspect_adapter, inspect_config, inspect_files
-from ...inspection.base_facts import BaseFacts, BaseModule
+from ...inspection.base_facts import BaseFacts
 from ...inspection.comparison import (
     apply_policy,
     compare_companions,
@@ -43,6 +43,7 @@ from ...schemas.policy import Policy
 from ...schemas.report import AdapterReport, Outcome, Purpose, Report, counts_against
 from ...schemas.trained_on import TrainedOn
 from ..workspace import Workspace
+from .base_facts import read_base_facts
 from .base_place import BasePlace, find_cached, place_base
 
 # A folder with one of these is meant as an adapter, if nothing else is there.
@@ -228,31 +229,11 @@ class _LookedAtBase:
 
 
 def _read_facts(folder: Path, name: str, subjects: Sequence[Subject]) -> Callable[[Inspection], BaseFacts]:
-    from ..dependencies import require_torch
-
-    require_torch("looking at a base model")
-    from ...runtime import base_modules
-
     paths: dict[TrainedOn, set[str]] = defaultdict(set)
     for subject in subjects:
         if subject.inspection is not None:
             paths[trained_on(subject.inspection)].update(module_paths(subject.inspection))
-    found: dict[TrainedOn, BaseFacts] = {}
-    for kind, own in paths.items():
-        model = base_modules.read_base(folder, kind)
-        found[kind] = BaseFacts(
-            name=name,
-            modules={
-                path: BaseModule(shape.kind, shape.in_features, shape.out_features)
-                for path, shape in base_modules.module_shapes(model).items()
-            },
-            present=base_modules.resolve_paths(sorted(own), model),
-            vocabulary=base_modules.vocabulary_of(model),
-            ties_embedding=bool(getattr(model.config, "tie_word_embeddings", False)),
-            adaptable=base_modules.adaptable_modules(model),
-            shared=base_modules.shared_modules(model),
-            default_targets=base_modules.default_targets(model),
-        )
+    found = {kind: read_base_facts(folder, name, own, kind) for kind, own in paths.items()}
     return lambda inspection: found[trained_on(inspection)]
 
 

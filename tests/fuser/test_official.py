@@ -99,7 +99,7 @@ def test_export_names_the_projections_that_a_bundle_lacks(tmp_path: Path) -> Non
 
 
 def test_export_of_another_architecture_names_the_first_module_that_is_not_llamas(tmp_path: Path) -> None:
-    member = read_member(adapter_of(tiny_gpt2, tmp_path, target_modules=["c_attn"]))
+    member = read_member(adapter_of(tiny_gpt2, tmp_path, target_modules=["c_attn"], fan_in_fan_out=True))
     limits = export_official(Bundle.open(fuse([member], tmp_path / "bundle")), tmp_path / "export").limits
     assert any("`transformer.h.0.attn.c_attn` is none of these" in limit for limit in limits)
 
