@@ -115,7 +115,10 @@ def compare_companions(
             alike[one, other] = cosine
     declared = {name: inspection.declared_base for name, inspection in members.items()}
     known = declared | dict(bases or {})
-    return examine(Companions(members, known, stated_base, alike, trust_tensors=trust_tensors))
+    headless = frozenset(name for name, each in members.items() if trained_on(each).lacks_head)
+    return examine(
+        Companions(members, known, stated_base, alike, trust_tensors=trust_tensors, headless=headless)
+    )
 
 
 def apply_policy(

@@ -9,7 +9,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -179,14 +179,15 @@ def validate(
     with ThreadPoolExecutor(max_workers=options.jobs) as pool:
         subjects = list(pool.map(partial(_look, options=options), paths))
     place = place_base(options.base, options.base_folder)
-    base = _LookedAtBase.at(place, subjects)
+    others = [each.inspection for each in (companions or {}).values()]
+    base = _LookedAtBase.at(place, [*(each.inspection for each in subjects if each.inspection), *others])
     reports = tuple(_report(subject, options, place, base) for subject in subjects)
     return Report(
         purpose=options.purpose,
         fail_on=options.fail_on,
         trust_tensors=options.trust_tensors,
         adapters=reports,
-        together=_compare(subjects, companions, options, place, name_of_base) if companions else (),
+        together=_compare(subjects, companions, options, place, base, name_of_base) if companions else (),
         not_asked=() if place.folder or place.name else (_NOT_COMPARED,),
     )
 
@@ -213,26 +214,31 @@ class _LookedAtBase:
     problem: str | None = None
 
     @classmethod
-    def at(cls, place: BasePlace, subjects: Sequence[Subject]) -> _LookedAtBase:
+    def at(cls, place: BasePlace, adapters: Sequence[Inspection]) -> _LookedAtBase:
         """Look at the base that was named, if one was, for the modules of all adapters."""
         folder = place.folder or (find_cached(place.name) if place.name else None)
         if folder is None:
             missing = f"`{place.name}` is neither a folder of this machine nor in the Hub cache"
             return cls(problem=missing if place.name else None)
         try:
-            return cls(_read_facts(folder, place.name or folder.name, subjects))
+            return cls(_read_facts(folder, place.name or folder.name, adapters))
         except MissingDependency:
             raise
         # The adapters are judged all the same, by what their own files show.
         except MeteoraError as error:
             return cls(problem=error.message)
 
+    def judge(self, inspection: Inspection, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return the findings about an adapter with those of comparing it with the base, if there is one."""
+        if self.facts_for is None:
+            return findings
+        return compare_with_base(inspection, findings, self.facts_for(inspection))
 
-def _read_facts(folder: Path, name: str, subjects: Sequence[Subject]) -> Callable[[Inspection], BaseFacts]:
+
+def _read_facts(folder: Path, name: str, adapters: Sequence[Inspection]) -> Callable[[Inspection], BaseFacts]:
     paths: dict[TrainedOn, set[str]] = defaultdict(set)
-    for subject in subjects:
-        if subject.inspection is not None:
-            paths[trained_on(subject.inspection)].update(module_paths(subject.inspection))
+    for adapter in adapters:
+        paths[trained_on(adapter)].update(module_paths(adapter))
     found = {kind: read_base_facts(folder, name, own, kind) for kind, own in paths.items()}
     return lambda inspection: found[trained_on(inspection)]
 
@@ -245,9 +251,7 @@ def _report(
         return AdapterReport(
             name=subject.name, outcome=Outcome.UNREADABLE, verdict=None, findings=(), error=subject.error
         )
-    findings = subject.findings
-    if base.facts_for is not None:
-        findings = compare_with_base(inspection, findings, base.facts_for(inspection))
+    findings = base.judge(inspection, subject.findings)
     if options.policy:
         stated = place.name_for([inspection.declared_base])
         findings = apply_policy(inspection, findings, options.policy, base=stated)
@@ -278,13 +282,17 @@ def _compare(
     companions: Mapping[str, Companion],
     options: ValidateOptions,
     place: BasePlace,
+    base: _LookedAtBase,
     name_of_base: Callable[[str], str | None],
 ) -> tuple[Finding, ...]:
     own = {subject.name: subject.inspection for subject in subjects if subject.inspection is not None}
     judged = frozenset(own)
     weights = {subject.name: subject.weights for subject in subjects if subject.weights.is_file()}
     for name, companion in companions.items():
-        own.setdefault(name, companion.inspection)
+        inspection = companion.inspection
+        # The adapters that were asked for have what the base shows in reports of their own.
+        judged_too = replace(inspection, findings=base.judge(inspection, inspection.findings))
+        own.setdefault(name, judged_too)
         if companion.weights:
             weights.setdefault(name, companion.weights)
     bases = {name: _called(inspection.declared_base, name_of_base) for name, inspection in own.items()}
