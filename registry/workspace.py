@@ -82,8 +82,8 @@ class Workspace(Closing):
         try:
             record(self.catalog)
         except (MeteoraError, OSError) as error:
-            self._warn(f"not noted in the catalog: {error}")
+            self.warn(f"not noted in the catalog: {error}")
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Report what did not stop a job; the command line prints it instead."""
         warnings.warn(message, RuntimeWarning, stacklevel=4)

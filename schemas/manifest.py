@@ -32,11 +32,19 @@ class FileRecord(Document):
 
 
 class Origin(Document):
-    """The origin of an adapter: a Hub repository at a commit, or a folder known by its last name."""
+    """The origin of an adapter: a Hub repository at a commit, or a folder known by its last name.
+
+    A folder in a Hub cache has the location and the commit of the repository that it claims to be.
+    """
 
     kind: Literal["hub", "folder"]
     location: str
     commit: str | None
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether only the path of a folder names this repository as its origin."""
+        return self.kind == "folder" and self.commit is not None
 
     def __str__(self) -> str:
         return self.location

@@ -49,6 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="sample",
         help="make a sample of the rows of the verdict matrix again (default), or every one",
     )
+    parser.addoption(
+        "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

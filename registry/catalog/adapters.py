@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Row, bindparam, func, select
 from sqlalchemy.orm import Session
 
+from ...schemas.base_name import is_same_base
 from ...schemas.digest import Digest
 from ...schemas.errors import AlreadyInCatalog
 from ...schemas.facts import ListedFacts, values_of
@@ -92,7 +93,7 @@ def _find_content_of(session: Session, new: NewAdapterVersion) -> models.Adapter
     row = next((row for row in same if row.entry.name == new.name), None)
     if row is not None and new.stated_base is not None:
         stated = clean_foreign_text(new.stated_base)
-        if stated != row.stated_base:
+        if row.stated_base is None or not is_same_base(stated, row.stated_base):
             found = f"with the base `{row.stated_base}`" if row.stated_base else "without a stated base"
             raise AlreadyInCatalog(
                 f"`{source_of(row)}` has this very content, {found}, and a version never changes",

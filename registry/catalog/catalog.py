@@ -18,7 +18,7 @@ from ...schemas.verification import VerificationRecord
 from ..closing import Closing
 from ..home import Home
 from ..store import Blob, Referenced, References
-from . import adapters, bundles, dump, entries, events, models, references
+from . import adapters, bases, bundles, dump, entries, events, models, references
 from .attempts import attempt
 from .database import HEAD_REVISION, back_up, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
@@ -142,6 +142,10 @@ class Catalog(Closing):
             return adapters.adapter_record(entries.find_version(session, source, models.AdapterVersion))
 
         return self._read(find)
+
+    def name_of_base(self, spelling: str) -> str | None:
+        """Return what the catalog calls the base with this spelling; None if it does not know the base."""
+        return self._read(lambda session: bases.name_of_base(session, spelling))
 
     def versions_of(self, name: str) -> tuple[int, ...]:
         """Return the numbers of an adapter's or a bundle's versions, in order; () for an unknown name."""

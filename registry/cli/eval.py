@@ -34,7 +34,15 @@ from .output import (
     print_remark,
     print_table,
 )
-from .parameters import MAX_COUNT, base_option, bundle_argument, data_option, format_option, pass_registry
+from .parameters import (
+    MAX_COUNT,
+    base_folder_option,
+    base_option,
+    bundle_argument,
+    data_option,
+    format_option,
+    pass_registry,
+)
 from .progress import progress_bar
 
 _RUN = "run"
@@ -53,6 +61,7 @@ _UNKNOWN = "-"
 )
 @bundle_argument
 @base_option
+@base_folder_option
 @data_option
 @click.option(
     "--modes",
@@ -105,7 +114,8 @@ def run(
     registry: Registry,
     bundle: str,
     *,
-    base: str,
+    base: str | None,
+    base_folder: Path | None,
     data: Path,
     modes: str,
     metrics: tuple[str, ...],
@@ -139,7 +149,14 @@ def run(
     )
     with progress_bar() as progress:
         found = registry.evaluate(
-            bundle, base=base, data=data, options=options, out=out, plots=plots, progress=progress
+            bundle,
+            base=base,
+            base_folder=base_folder,
+            data=data,
+            options=options,
+            out=out,
+            plots=plots,
+            progress=progress,
         )
     if as_json:
         print_json(found)

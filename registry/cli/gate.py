@@ -12,7 +12,15 @@ from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_table, print_verified
-from .parameters import base_option, bundle_argument, data_option, format_option, out_option, pass_registry
+from .parameters import (
+    base_folder_option,
+    base_option,
+    bundle_argument,
+    data_option,
+    format_option,
+    out_option,
+    pass_registry,
+)
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 )
 @bundle_argument
 @base_option
+@base_folder_option
 @data_option
 @out_option
 @click.option("--name", help="What the catalog calls it. Default: as the bundle it was made from.")
@@ -51,7 +60,8 @@ def fit(
     /,
     bundle: str,
     *,
-    base: str,
+    base: str | None,
+    base_folder: Path | None,
     data: Path,
     out: Path,
     name: str | None,
@@ -70,6 +80,7 @@ def fit(
         found = registry.fit(
             bundle,
             base=base,
+            base_folder=base_folder,
             data=data,
             out=out,
             name=name,

@@ -5,21 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.planning import BaseModules
 from meteora_registry.schemas.finding import Verdict
 from meteora_registry.schemas.inventory import Dtype
 from support.members import plan_of, read_member
-from support.models import make_adapter, tiny_gpt2, tiny_llama
-
-
-def wide_llama() -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
-    )
-    return LlamaForCausalLM(config)
+from support.models import make_adapter, tiny_gpt2, tiny_llama, wide_llama
 
 
 def subjects(plan_conflicts: tuple[object, ...]) -> list[str]:
@@ -202,3 +194,21 @@ def test_plan_refuses_a_module_under_its_old_name_and_its_new_one(members: list[
         f"base: `rank4` has factors for `{paths[1]}` under its old name and its new one; "
         "only one can be meant; leave it out"
     ]
+
+
+def test_plan_takes_spellings_of_one_base_for_one(members: list[Member]) -> None:
+    old, new = (
+        dataclasses.replace(member, base=base, spelled_base=base)
+        for member, base in zip(members, ("gpt2", "OpenAI-community/GPT2"), strict=False)
+    )
+    plan = plan_of([old, new])
+    assert (plan.base, plan.conflicts) == ("openai-community/gpt2", ())
+    assert not any("the base is taken to be" in warning for warning in plan.warnings)
+
+
+def test_plan_does_not_take_a_quantised_copy_for_its_original(members: list[Member]) -> None:
+    one, other = (
+        dataclasses.replace(member, base=base, spelled_base=base)
+        for member, base in zip(members, ("org/base", "org/base-bnb-4bit"), strict=False)
+    )
+    assert subjects(plan_of([one, other]).conflicts) == ["base"]

@@ -139,7 +139,7 @@ def test_base_that_is_only_a_name_leaves_the_answer_open(files: AdapterFiles, tm
     report = validate([files.write(tmp_path / "a")], ValidateOptions(base="org/base"))
     assert report.outcome is Outcome.INCONCLUSIVE
     assert report.adapters[0].unchecked == (
-        "modules and shapes: the base `org/base` is not a folder of this machine",
+        "modules and shapes: `org/base` is neither a folder of this machine nor in the Hub cache",
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from meteora_registry.registry.catalog.adapters import add_adapter
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import transaction
+from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.catalog.records import AdapterVersion, Target
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
@@ -342,6 +343,24 @@ def test_a_base_is_known_by_its_spellings(
     catalog.add_version(new_adapter("c", "3", declared_base="/content/llama", stated_base=LLAMA))
     added = catalog.add_version(new_adapter("d", "4", declared_base=declared, stated_base=stated))
     assert added.version.base_model == base_model
+
+
+@pytest.mark.parametrize(
+    "spelling", ["gpt2", "GPT2", "openai-community/gpt2", "/hub/models--gpt2/snapshots/" + "0a" * 20]
+)
+def test_known_spellings_are_one_base_without_being_learned(catalog: Catalog, spelling: str) -> None:
+    catalog.add_version(new_adapter("a", "1", declared_base="gpt2"))
+    added = catalog.add_version(new_adapter("b", "2", declared_base=spelling))
+    assert added.version.base_model == "openai-community/gpt2"
+    assert catalog.name_of_base(spelling) == "openai-community/gpt2"
+    found = catalog.search(AdapterQuery(base=spelling)).items
+    assert [each.name for each in found] == ["a", "b"]
+
+
+def test_quantised_copy_is_not_learned_as_a_spelling(catalog: Catalog) -> None:
+    catalog.add_version(new_adapter("a", "1", declared_base=f"{LLAMA}-bnb-4bit", stated_base=LLAMA))
+    added = catalog.add_version(new_adapter("b", "2", declared_base=f"{LLAMA}-bnb-4bit"))
+    assert added.version.base_model == f"{LLAMA}-bnb-4bit"
 
 
 def test_a_writer_waits_for_the_other_and_takes_the_next_number(any_catalog: Catalog) -> None:
