@@ -40,7 +40,6 @@ from support.scopes import MAX_ERROR, PROMPTS, answers, loaded
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
 AHEAD = ["prompt", "segment"]  # Scopes that decide before the routed pass.
-SHARED_PASS = "the state of a pass is kept on the model, so that threads take each other's decisions"
 ONE_DECISION = "a decision is made for the tokens of the first pass, whatever the prompt is"
 
 
@@ -77,10 +76,7 @@ def in_step(model: nn.Module, calls: list[Callable[[], Any]]) -> list[Any]:
             hook.remove()
 
 
-@pytest.mark.parametrize(
-    "scope",
-    ["token", *(failing(scope, SHARED_PASS) for scope in ("layer", *AHEAD))],
-)
+@pytest.mark.parametrize("scope", ["token", "layer", *AHEAD])
 def test_passes_in_two_threads_are_those_of_each_alone(bundles: dict[str, Path], scope: str) -> None:
     model = loaded(bundles[scope])
     requests = [some_tokens(batch=1, seed=seed) for seed in (5, 9)]
@@ -89,7 +85,6 @@ def test_passes_in_two_threads_are_those_of_each_alone(bundles: dict[str, Path],
     assert all(relative_error(*pair) <= MAX_ERROR for pair in zip(found, alone, strict=True))
 
 
-@pytest.mark.xfail(strict=True, reason=SHARED_PASS)
 def test_answers_in_a_pool_of_threads_are_those_of_each_alone(bundles: dict[str, Path]) -> None:
     model = loaded(bundles["prompt"])
     requests = [some_tokens(batch=1, seed=seed).tolist() for seed in (5, 9)]
@@ -175,15 +170,7 @@ def gradients(model: nn.Module, loss_of: Callable[[], Tensor]) -> dict[str, Tens
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(
-    "scope",
-    [
-        "token",
-        "layer",
-        "prompt",
-        failing("segment", "the first pass is recomputed with the decisions of the second"),
-    ],
-)
+@pytest.mark.parametrize("scope", ["token", "layer", *AHEAD])
 def test_two_passes_before_one_backward_have_their_own_gradients_or_are_refused(
     bundles: dict[str, Path], scope: str
 ) -> None:
