@@ -13,6 +13,7 @@ from ..files.staging import check_new_folder, staged_folder
 from ..files.writing import write_whole
 from ..schemas import bundle as names
 from ..schemas.errors import MeteoraError, UsageError
+from ..schemas.inventory import Dtype
 from ..schemas.manifest import Manifest
 from ..schemas.names import below
 from ..schemas.verification import VerificationRecord
@@ -22,6 +23,8 @@ from .opened import Bundle
 OLD_PARTIAL_RECORD = staged_path(Path(names.VERIFICATION_FILE)).name
 # Hosts and version control add these beside the files; they are not part of the bundle.
 _FOREIGN = frozenset({".git", ".gitattributes", ".gitignore", ".cache", OLD_PARTIAL_RECORD})
+# A bundle in half precision is computed in float32 and in its own type.
+_COMPUTED_IN = {Dtype.F32: "float32", Dtype.F16: "float16", Dtype.BF16: "bfloat16"}
 _UNLISTED = frozenset({names.MANIFEST_FILE, names.VERIFICATION_FILE})
 
 
@@ -85,17 +88,27 @@ def _is_foreign(name: str) -> bool:
 
 
 def check_record(bundle: Bundle) -> list[str]:
-    """Check that the verification record, where there is one, is unchanged and for this very manifest."""
+    """Check that the verification record, where there is one, is one of this very bundle."""
     try:
         record = bundle.record
     except MeteoraError as error:
         return [str(error)]
-    if record is None or record.manifest_sha256 == bundle.manifest_sha256:
+    return [] if record is None else judge_record(bundle, record)
+
+
+def judge_record(bundle: Bundle, record: VerificationRecord) -> list[str]:
+    """Return why a record cannot be that of a verification of this bundle; empty if it can be."""
+    if record.manifest_sha256 != bundle.manifest_sha256:
+        return [
+            f"`{names.VERIFICATION_FILE}` is for the manifest `{record.manifest_sha256.short}`, "
+            f"this one is `{bundle.manifest_sha256.short}`"
+        ]
+    try:
+        found = record.contradictions(bundle.config.target_modules, _COMPUTED_IN[bundle.dtype])
+    except MeteoraError:
+        # Config and weights have checks of their own, which report it.
         return []
-    return [
-        f"`{names.VERIFICATION_FILE}` is for the manifest `{record.manifest_sha256.short}`, "
-        f"this one is `{bundle.manifest_sha256.short}`"
-    ]
+    return [f"`{names.VERIFICATION_FILE}` is not what a verification writes: {each}" for each in found]
 
 
 def write_record(folder: Path, record: VerificationRecord) -> None:

@@ -82,6 +82,11 @@ def command(
         )
         print_line(f"verified: every digest, {describe_level(pulled.record.level)}")
         print_line(f"claimed by its record: {describe_level(Level.SOURCE)}")
+    if pulled.not_compared:
+        print_remark(
+            "note: not compared with the digests of their own files, which a bundle cannot write again: "
+            f"{', '.join(pulled.not_compared)}"
+        )
     if pulled.ignored:
         print_remark(f"note: not fetched, because the manifest does not list it: {', '.join(pulled.ignored)}")
     if pulled.version.gate_fitted == NOT_FITTED:

@@ -1,7 +1,8 @@
 """``pull``: a bundle from the Hub onto this machine, every byte compared with its manifest.
 
 The manifest and the small files come first and are judged; the weights follow. The bundle appears in
-its place only when it verified, and is catalogued last, together with its members.
+its place only when it is intact and its members are those that its manifest quotes; it is catalogued last,
+together with its members. Nothing that it states of itself is taken for more than a claim.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import read_bounded, real_path
 from ...files.scratch import Purpose, temporary_folder
-from ...fuser.extraction import extract_member
+from ...fuser.extraction import can_be_rewritten, extract_member
 from ...fuser.verifier import verify_bundle
+from ...inspection.adapter import inspect_adapter
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, MAX_BUNDLE_BYTES, VERIFICATION_FILE, BundleConfig
 from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
@@ -41,7 +43,8 @@ _NO_RECORD = "ask its publisher to push it with `meteora-registry push`, which r
 class Pulled:
     """The result of a pull; ``created`` is False where the folder had the same bundle already.
 
-    ``ignored`` are files of the repository that are not part of the bundle, and were not fetched.
+    ``ignored`` are files of the repository that are not part of the bundle, and were not fetched;
+    ``not_compared`` the members whose own files cannot be written again and compared with their digests.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Pulled:
     record: VerificationRecord
     version: BundleVersion
     ignored: tuple[str, ...]
+    not_compared: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +115,25 @@ def pull(
         with staged_target(folder) as staging:
             _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, progress=progress)
             claimed, record = _verify(staging, remote, progress)
+            _inspect_members(workspace, staging)
     else:
         claimed, record = _verify(folder, remote, progress)
+        _inspect_members(workspace, folder)
     members = _register_members(workspace, folder, bundle_name)
-    version = register_bundle(catalog, folder, bundle_name, members, claimed)
+    version = register_bundle(
+        catalog, folder, bundle_name, members, claimed, claimed_by=str(remote).strip("`")
+    )
     catalog.record_verification(record, real_path(folder))
     return Pulled(
-        folder, remote.listing.repository, remote.listing.commit, created, record, version, remote.ignored
+        folder,
+        remote.listing.repository,
+        remote.listing.commit,
+        created,
+        record,
+        # Read again, because the verification of this machine came last.
+        catalog.find_bundle(version.source),
+        remote.ignored,
+        tuple(member.name for member in Bundle(folder).members if not can_be_rewritten(member)),
     )
 
 
@@ -234,26 +250,42 @@ def _verify(
     return claimed, record
 
 
+def _inspect_members(workspace: Workspace, folder: Path) -> None:
+    """Inspect the members that will be catalogued, so that a refusal comes before anything is kept.
+
+    Raises:
+        AdapterRefused: a member is broken.
+    """
+    bundle = Bundle.open(folder)
+    for member in bundle.members:
+        if can_be_rewritten(member) and find_member(workspace.catalog, member.entry) is None:
+            with temporary_folder(Purpose.MEMBER) as scratch:
+                extracted = extract_member(bundle, member.name, below(scratch, member.name)).folder
+                inspect_adapter(extracted).require_sound(f"member `{member.name}` is broken")
+
+
 def _register_members(workspace: Workspace, folder: Path, bundle_name: str) -> tuple[NewMember, ...]:
     bundle, members = Bundle.open(folder), []
-    for member in bundle.manifest.members:
-        version = find_member(workspace.catalog, member) or _add_member(
-            workspace, bundle, member, bundle_name
-        )
-        members.append(NewMember(member.name, version, member.weights_sha256, member.config_sha256))
+    for member in bundle.members:
+        version, entry = None, member.entry
+        # Nothing but its own word connects another one with an adapter of this catalog.
+        if can_be_rewritten(member):
+            version = find_member(workspace.catalog, entry) or _add_member(
+                workspace, bundle, entry, bundle_name
+            )
+        members.append(NewMember(member.name, version, entry.weights_sha256, entry.config_sha256))
     return tuple(members)
 
 
 def _add_member(
     workspace: Workspace, bundle: Bundle, member: ManifestMember, bundle_name: str
-) -> AdapterVersion | None:
-    """Catalogue a member as the adapter it was; return None where a cast lost its original bytes."""
+) -> AdapterVersion:
+    """Catalogue a member, which can be rewritten, as the adapter it was."""
     is_taken = bool(workspace.catalog.versions_of(member.name))
     name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
     with temporary_folder(Purpose.MEMBER) as scratch:
         target = below(scratch, member.name)
-        if not extract_member(bundle, member.name, target).identical:
-            return None
+        extract_member(bundle, member.name, target)
         config = load_json(member.config_text.encode(), what=CONFIG_FILE)
         declared = config.get("base_model_name_or_path")
         return add_folder(

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from ...bundle import Bundle
+from ...bundle.documents import check_documents
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
@@ -40,8 +41,10 @@ from ...schemas.names import (
     check_repository,
     parse_path_or_source,
 )
+from ...schemas.verification import Level
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
+from ..dependencies import has_torch
 from ..hub.client import Hub
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
 from ..store import Store
@@ -51,6 +54,7 @@ from .bundle_folder import find_bundle_folder, require_source_record
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
+_SHOWN_PROBLEMS = 5
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"
 
@@ -319,14 +323,21 @@ def open_upload(
             return version.source, adapter_upload(workspace.store, version, scratch, progress=progress)
         noted = version.source
     folder = find_bundle_folder(workspace, source)
-    return noted or folder, bundle_upload(folder, progress=progress)
+    return noted or folder, bundle_upload(folder, workspace=workspace, progress=progress)
 
 
-def bundle_upload(folder: Path, *, progress: Progress = silent) -> Upload:
-    """Return the files of a bundle that passed a verification at level `source` for its present manifest.
+def bundle_upload(folder: Path, *, workspace: Workspace | None = None, progress: Progress = silent) -> Upload:
+    """Return the files of a bundle that has a record of level `source` and is intact.
+
+    Args:
+        folder: the bundle.
+        workspace: where torch is not installed, its catalog must have a verification of this manifest that
+            was made here.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
-        BundleRefused: it was not verified so, or a file differs from the manifest.
+        BundleRefused: its record is not that of a verification of this bundle that passed at level `source`,
+            a file differs from the manifest, or the bundle is not intact.
         InvalidDocument: the manifest or the record is damaged.
         SourceUnreadable: a file cannot be read.
     """
@@ -340,6 +351,7 @@ def bundle_upload(folder: Path, *, progress: Progress = silent) -> Upload:
         raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
     digests = digest_files(files, progress)
     _compare_with_manifest(folder, manifest, digests)
+    _require_intact(bundle, workspace, progress)
     names = ", ".join(member.name for member in manifest.members)
     return Upload(
         title=f"MeteoRA bundle {manifest_sha256.short} of {names}"[:200],
@@ -349,6 +361,28 @@ def bundle_upload(folder: Path, *, progress: Progress = silent) -> Upload:
         replaces=frozenset(),
         holds_bundle=True,
     )
+
+
+def _require_intact(bundle: Bundle, workspace: Workspace | None, progress: Progress) -> None:
+    """Check that the bundle is intact: with torch here and now, without it by what this catalog found."""
+    if has_torch():
+        from ...fuser.verifier import verify_bundle
+
+        record = verify_bundle(bundle.folder, level=Level.INTEGRITY, progress=progress)
+        problems = [*record.problems, *record.unchecked]
+    else:
+        problems = check_documents(bundle)
+    if problems:
+        raise BundleRefused(
+            f"`{bundle.folder}` is not intact: {'; '.join(problems[:_SHOWN_PROBLEMS])}",
+            hint="see all of it with `meteora-registry verify`",
+        )
+    if not has_torch() and not (workspace and workspace.catalog.is_verified(bundle.manifest_sha256)):
+        raise BundleRefused(
+            f"the numbers of `{bundle.folder}` were never verified in this catalog, and computing with them "
+            "needs torch, which is not installed",
+            hint="pip install 'meteora-registry[runtime]', or push from where the bundle was verified",
+        )
 
 
 def adapter_upload(
