@@ -21,6 +21,7 @@ import torch
 from .. import __version__
 from ..bundle import Bundle
 from ..bundle.documents import check_documents
+from ..bundle.files import check_card
 from ..bundle.member import QuotedMember
 from ..files.progress import Progress, Step, silent
 from ..kernels.reference import TOLERANCES
@@ -78,6 +79,7 @@ def verify_bundle(
     run = _Run(Bundle(folder), level, renamed, with_triton)
     run.problems += check_documents(run.bundle)
     if not run.problems:
+        run.notes += check_card(folder, run.bundle.manifest)
         run.check_modules(sources or {}, progress)
     return run.record()
 

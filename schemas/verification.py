@@ -105,7 +105,7 @@ class VerificationRecord(Document):
     def contradictions(self, modules: Iterable[str] | None = None, dtype: str = "float32") -> list[str]:
         """Return why the record cannot be what a verification wrote; empty if it can be.
 
-        A record is written by whoever writes the bundle: its seal and the word `pass` prove nothing, so
+        The maker of a bundle also writes its record: its seal and the word `pass` prove nothing, so
         everything else in it must lead to that word.
 
         Args:

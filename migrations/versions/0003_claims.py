@@ -1,4 +1,4 @@
-"""What came from another party: the members of a pulled bundle, and the records that it brought."""
+"""The names of those who claim what was not found here: of pulled members, and of records that came along."""
 
 from __future__ import annotations
 

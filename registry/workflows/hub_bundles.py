@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...bundle.files import staged_target
+from ...bundle.files import check_card, check_listed, staged_target
 from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
@@ -22,7 +22,15 @@ from ...files.scratch import Purpose, temporary_folder
 from ...fuser.extraction import can_be_rewritten, extract_member
 from ...fuser.verifier import verify_bundle
 from ...inspection.adapter import inspect_adapter
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, MAX_BUNDLE_BYTES, VERIFICATION_FILE, BundleConfig
+from ...schemas.bundle import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MAX_BUNDLE_BYTES,
+    MAX_CARD_BYTES,
+    VERIFICATION_FILE,
+    BundleConfig,
+)
 from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
@@ -44,7 +52,8 @@ class Pulled:
     """The result of a pull; ``created`` is False where the folder had the same bundle already.
 
     ``ignored`` are files of the repository that are not part of the bundle, and were not fetched;
-    ``not_compared`` the members whose own files cannot be written again and compared with their digests.
+    ``not_compared`` the members whose own files cannot be written again and compared with their digests;
+    ``card`` states how the card differs from the one that the manifest lists, and is empty if it does not.
     """
 
     folder: Path
@@ -55,6 +64,7 @@ class Pulled:
     version: BundleVersion
     ignored: tuple[str, ...]
     not_compared: tuple[str, ...]
+    card: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +79,21 @@ class RemoteBundle:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The repository's files that the manifest does not list."""
-        listed = {*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE}
-        return tuple(file.path for file in self.listing.own_files if file.path not in listed)
+        """The repository's files that are not part of the bundle."""
+        return tuple(file.path for file in self.listing.own_files if file.path not in self.wanted)
+
+    @property
+    def wanted(self) -> dict[str, RemoteFile]:
+        """The files that are fetched, by their paths; a card that is too long for one is left out."""
+        files = (
+            self.listing.find(name)
+            for name in (*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE, CARD_FILE)
+        )
+        return {
+            file.path: file
+            for file in files
+            if file is not None and (file.path != CARD_FILE or file.size_bytes <= MAX_CARD_BYTES)
+        }
 
 
 def pull(
@@ -134,6 +156,7 @@ def pull(
         catalog.find_bundle(version.source),
         remote.ignored,
         tuple(member.name for member in Bundle(folder).members if not can_be_rewritten(member)),
+        tuple(check_card(folder, remote.manifest)),
     )
 
 
@@ -178,6 +201,8 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
         read_bounded(scratch / CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), max_bytes=MAX_BUNDLE_CONFIG_BYTES
     )
     remote = RemoteBundle(listing, Bundle(scratch).manifest)
+    if problems := check_listed(remote.manifest):
+        raise BundleRefused(f"{remote}: {problems[0]}", hint="nothing of it was kept")
     _compare_listing(remote)
     return remote
 
@@ -185,6 +210,8 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
 def _compare_listing(remote: RemoteBundle) -> None:
     """Refuse, before the weights are fetched, what the list of files already shows to be changed."""
     for name, record in sorted(remote.manifest.files.items()):
+        if name == CARD_FILE:
+            continue
         file = remote.listing.find(name)
         if file is None:
             raise HubMismatch(f"{remote} lacks `{name}`, which its manifest lists")
@@ -210,8 +237,7 @@ def _fetch(
     cache: Path | None,
     progress: Progress,
 ) -> None:
-    wanted = (*remote.manifest.files, MANIFEST_FILE, VERIFICATION_FILE)
-    found = {name: file for name in wanted if (file := remote.listing.find(name)) is not None}
+    found = remote.wanted
     total = sum(file.size_bytes for file in found.values())
     if total > max_bytes:
         raise HubRefused(
@@ -228,7 +254,7 @@ def _fetch(
 
 
 def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: Path) -> None:
-    for name in sorted(set(files) & set(remote.manifest.files)):
+    for name in sorted(set(files) & set(remote.manifest.files) - {CARD_FILE}):
         found, listed = hash_file(folder / name), remote.manifest.files[name].sha256
         if found != listed:
             raise HubMismatch(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,20 @@ import yaml
 
 from ...bundle import Bundle
 from ...bundle.documents import check_documents
+from ...bundle.files import check_card, check_listed
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.licenses import combine_licenses
-from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
+from ...schemas.bundle import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MAX_CARD_BYTES,
+    VERIFICATION_FILE,
+    WEIGHTS_FILE,
+    is_bundle_file,
+)
 from ...schemas.digest import Digest
 from ...schemas.errors import (
     BundleRefused,
@@ -29,10 +39,11 @@ from ...schemas.errors import (
     HubMismatch,
     HubRefused,
     HubUnavailable,
+    InvalidDocument,
     StoreDamaged,
     UsageError,
 )
-from ...schemas.manifest import Manifest
+from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ...schemas.names import (
     CatalogSource,
     HubSource,
@@ -46,6 +57,7 @@ from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
 from ..dependencies import has_torch
 from ..hub.client import Hub
+from ..hub.download import read_small_file
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
 from ..store import Store
 from ..workspace import StrPath, Workspace
@@ -99,12 +111,16 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
-    """``private`` holds for a repository that is made; ``tag`` is used in place of the upload's own."""
+    """``private`` holds for a repository that is made; ``tag`` is used in place of the upload's own.
+
+    ``overwrite_card`` publishes a bundle's card as it is here, whatever was edited here or there.
+    """
 
     private: bool = False
     as_pull_request: bool = False
     dry_run: bool = False
     tag: str | None = None
+    overwrite_card: bool = False
 
 
 def digest_files(files: Mapping[str, Path], progress: Progress = silent) -> dict[str, FileDigests]:
@@ -137,7 +153,9 @@ def publish(
     """
     check_repository(repository)
     with temporary_folder(Purpose.PUSH) as scratch:
-        noted, upload = open_upload(workspace, source, scratch, progress=progress)
+        noted, upload = open_upload(
+            workspace, source, scratch, overwrite_card=options.overwrite_card, progress=progress
+        )
         pushed = push(workspace.hub, upload, repository, options)
     if not options.dry_run:
         workspace.note(lambda catalog: note_push(catalog, noted, pushed))
@@ -168,6 +186,8 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     listing = hub.list_files(repository, head)
     _check_owner(listing, upload)
     add, delete = find_changes(listing, upload)
+    if upload.holds_bundle and CARD_FILE in add and not options.overwrite_card:
+        _require_unedited_card(hub, listing)
     size_bytes = upload.size_of(add)
     tag = options.tag or upload.tag
     _check_tag(hub, repository, options, head if not (add or delete) else None)
@@ -209,10 +229,14 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
 
 
 def find_changes(listing: Listing, upload: Upload) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the paths to add and the paths to delete, so that the repository has exactly the upload."""
+    """Return the paths to add and the paths to delete, so that the repository has exactly the upload.
+
+    Beside a bundle, files that no bundle has are left alone.
+    """
     remote = {file.path: file for file in listing.own_files}
     add = tuple(sorted(path for path, own in upload.digests.items() if not _is_there(remote.get(path), own)))
-    return add, tuple(sorted(set(remote) - set(upload.files)))
+    surplus = sorted(remote.keys() - upload.files.keys())
+    return add, tuple(path for path in surplus if is_bundle_file(path) or not upload.holds_bundle)
 
 
 def _is_there(file: RemoteFile | None, own: FileDigests) -> bool:
@@ -229,6 +253,22 @@ def _check_owner(listing: Listing, upload: Upload) -> None:
             f"`{listing.repository}` holds something else: {shown}; nothing was pushed",
             hint="choose a repository of its own",
         )
+
+
+def _require_unedited_card(hub: Hub, listing: Listing) -> None:
+    """Refuse to replace a card that was edited on the Hub: it is not the one that its manifest lists."""
+    card, manifest = listing.find(CARD_FILE), listing.find(MANIFEST_FILE)
+    if card is None or manifest is None:
+        return
+    with suppress(InvalidDocument, HubRefused):
+        text = read_small_file(hub, listing, card, max_bytes=MAX_CARD_BYTES)
+        listed = Manifest.read(read_small_file(hub, listing, manifest, max_bytes=MAX_MANIFEST_BYTES))
+        if CARD_FILE in listed.files and listed.files[CARD_FILE].sha256 == Digest.of_bytes(text):
+            return
+    raise HubRefused(
+        f"the card of `{listing.repository}` was edited on the Hub; nothing was pushed",
+        hint="copy what is to stay into the bundle's `README.md`, and push with `--overwrite-card`",
+    )
 
 
 def _check_tag(hub: Hub, repository: str, options: PushOptions, head: str | None) -> None:
@@ -298,6 +338,7 @@ def open_upload(
     source: StrPath,
     scratch: Path,
     *,
+    overwrite_card: bool = False,
     progress: Progress = silent,
 ) -> tuple[CatalogSource | Path, Upload]:
     """Return what is pushed, for ``note_push``, and its upload.
@@ -306,6 +347,7 @@ def open_upload(
         workspace: its catalog is asked when ``source`` is a catalogued name.
         source: a bundle's folder, or a catalogued bundle or adapter.
         scratch: an empty folder that is kept until the push is done.
+        overwrite_card: publish a bundle's card as it is, if it was changed.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -323,16 +365,25 @@ def open_upload(
             return version.source, adapter_upload(workspace.store, version, scratch, progress=progress)
         noted = version.source
     folder = find_bundle_folder(workspace, source)
-    return noted or folder, bundle_upload(folder, workspace=workspace, progress=progress)
+    return noted or folder, bundle_upload(
+        folder, workspace=workspace, overwrite_card=overwrite_card, progress=progress
+    )
 
 
-def bundle_upload(folder: Path, *, workspace: Workspace | None = None, progress: Progress = silent) -> Upload:
+def bundle_upload(
+    folder: Path,
+    *,
+    workspace: Workspace | None = None,
+    overwrite_card: bool = False,
+    progress: Progress = silent,
+) -> Upload:
     """Return the files of a bundle that has a record of level `source` and is intact.
 
     Args:
         folder: the bundle.
         workspace: where torch is not installed, its catalog must have a verification of this manifest that
             was made here.
+        overwrite_card: publish the card as it is, if it was changed.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -344,13 +395,18 @@ def bundle_upload(folder: Path, *, workspace: Workspace | None = None, progress:
     bundle = Bundle(folder)
     manifest, manifest_sha256 = bundle.manifest, bundle.manifest_sha256
     require_source_record(bundle, f"`{folder}`", hint=_VERIFY.format(folder=folder))
-    files = {
-        name: below(folder, name) for name in (*sorted(manifest.files), MANIFEST_FILE, VERIFICATION_FILE)
-    }
+    listed = {*manifest.files, MANIFEST_FILE, VERIFICATION_FILE}
+    if problems := check_listed(manifest):
+        raise BundleRefused(f"`{folder}`: {problems[0]}", hint="fuse the bundle again")
+    if (folder / CARD_FILE).is_file():
+        listed.add(CARD_FILE)
+    elif overwrite_card:
+        listed.discard(CARD_FILE)
+    files = {name: below(folder, name) for name in sorted(listed)}
     if missing := [name for name, path in files.items() if not path.is_file() or path.is_symlink()]:
         raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
     digests = digest_files(files, progress)
-    _compare_with_manifest(folder, manifest, digests)
+    _compare_with_manifest(folder, manifest, digests, overwrite_card=overwrite_card)
     _require_intact(bundle, workspace, progress)
     names = ", ".join(member.name for member in manifest.members)
     return Upload(
@@ -421,9 +477,16 @@ def adapter_upload(
     )
 
 
-def _compare_with_manifest(folder: Path, manifest: Manifest, digests: Mapping[str, FileDigests]) -> None:
+def _compare_with_manifest(
+    folder: Path, manifest: Manifest, digests: Mapping[str, FileDigests], *, overwrite_card: bool
+) -> None:
+    if not overwrite_card and (changes := check_card(folder, manifest)):
+        raise BundleRefused(
+            f"`{folder}`: {changes[0]}; nothing was pushed",
+            hint="`--overwrite-card` publishes it as it is",
+        )
     for name, listed in manifest.files.items():
-        if digests[name].sha256 != listed.sha256:
+        if name != CARD_FILE and digests[name].sha256 != listed.sha256:
             raise BundleRefused(
                 f"`{name}` in `{folder}` was changed: it has the digest `{digests[name].sha256}`, "
                 f"the manifest lists `{listed.sha256}`",

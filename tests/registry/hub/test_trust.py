@@ -1,4 +1,4 @@
-"""What a pull believes of a bundle's statements about itself, and what it leaves behind when it refuses."""
+"""A bundle's statements about itself: how far pull and push believe them, and that a refusal leaves nothing."""
 
 from __future__ import annotations
 
@@ -124,3 +124,101 @@ def test_broken_member_is_refused_before_anything_is_kept(
     refused = pull(here, hub, bundle, code=1)
     assert "is broken" in refused.err
     assert_nothing_is_left(here)
+
+
+FOREIGN = {
+    "adapter_model.bin": b"\x80\x04cos\nsystem\n",
+    "config.json": b'{"auto_map": {"AutoModelForCausalLM": "modeling_own.Model"}}',
+    "modeling_own.py": b"raise SystemExit",
+    "pictures/routing.png": b"\x89PNG",
+    "experts/notes.txt": b"notes",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_file_that_no_bundle_has_is_refused_where_the_manifest_lists_it(
+    hub: LoopbackHub, here: Workplace, bundle: Path, name: str
+) -> None:
+    path = bundle / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(FOREIGN[name])
+    listed = {"sha256": Digest.of_bytes(FOREIGN[name]), "size_bytes": len(FOREIGN[name])}
+    change_manifest(bundle, lambda manifest: manifest["files"].update({name: listed}))
+    claim_a_pass(bundle)
+    problem = f"the manifest lists `{name}`, and a bundle of format 1 has no such file"
+    requests = len(hub.requests)
+    assert problem in pull(here, hub, bundle, code=1).err
+    # Neither it nor the weights were asked for.
+    asked = [request.path for request in hub.requests[requests:]]
+    assert [
+        path for path in asked if "/resolve/" in path and path.endswith((f"/{name}", ".safetensors"))
+    ] == []
+    assert_nothing_is_left(here)
+    pushed = here.run("push", bundle, "org/copy")
+    assert (pushed.code, problem in pushed.err) == (1, True)
+
+
+def test_files_beside_a_bundle_on_the_hub_are_named_and_left_alone(
+    hub: LoopbackHub, here: Workplace, bundle: Path
+) -> None:
+    hub.create("org/bundle", bundle)
+    hub.push("org/bundle", dict(FOREIGN))
+    pulled = here.run("pull", "org/bundle", "--out", "pulled")
+    assert f"not part of the bundle: {', '.join(sorted(FOREIGN))}" in pulled.err
+    assert {path.name for path in (here.folder / "pulled").iterdir()} == {
+        path.name for path in bundle.iterdir()
+    }
+    nothing = here.run("push", "pulled", "org/bundle")
+    assert nothing.out.startswith("nothing to do: org/bundle@")
+    assert here.run("push", GOLDEN / "normal", "org/bundle").code == 0
+    files = hub.repositories["org/bundle"].head.files
+    assert {name: files[name].data for name in FOREIGN} == FOREIGN
+    assert files["adapter_config.json"].data == (GOLDEN / "normal" / "adapter_config.json").read_bytes()
+
+
+def test_members_of_an_earlier_bundle_do_not_stay_beside_the_next(hub: LoopbackHub, here: Workplace) -> None:
+    hub.create("org/bundle", GOLDEN / "experts")
+    assert here.run("push", GOLDEN / "arrow", "org/bundle").code == 0
+    files = hub.repositories["org/bundle"].head.files
+    assert [name for name in files if name.startswith("experts/")] == []
+
+
+def test_changed_card_is_a_warning_on_pull_and_asks_for_a_word_on_push(
+    hub: LoopbackHub, here: Workplace, bundle: Path
+) -> None:
+    hub.create("org/bundle", bundle)
+    own = b"# Ours\n"
+    hub.push("org/bundle", {"README.md": own})
+    pulled = here.run("pull", "org/bundle", "--out", "pulled")
+    assert pulled.code == 0, pulled.err
+    assert "warning: the card was changed after the bundle was made: `README.md` has 7 bytes" in pulled.err
+    assert (here.folder / "pulled" / "README.md").read_bytes() == own
+    # What a person wrote on the Hub is not replaced, and what one wrote here is not published, unasked.
+    refused = here.run("push", bundle, "org/bundle")
+    assert (refused.code, "the card of `org/bundle` was edited on the Hub" in refused.err) == (1, True)
+    refused = here.run("push", "pulled", "org/other")
+    assert (refused.code, "`pulled`: the card was changed" in refused.err) == (1, True)
+    assert "org/other" not in hub.repositories
+    for source, repository in (("pulled", "org/other"), (bundle, "org/bundle")):
+        assert here.run("push", source, repository, "--overwrite-card").code == 0
+    assert hub.repositories["org/other"].head.files["README.md"].data == own
+    assert hub.repositories["org/bundle"].head.files["README.md"].data == (bundle / "README.md").read_bytes()
+
+
+def test_card_that_was_not_edited_goes_with_the_next_bundle(hub: LoopbackHub, here: Workplace) -> None:
+    hub.create("org/bundle", GOLDEN / "arrow")
+    assert here.run("push", GOLDEN / "normal", "org/bundle").code == 0
+    found = hub.repositories["org/bundle"].head.files["README.md"].data
+    assert found == (GOLDEN / "normal" / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize("size_bytes", [None, (4 << 20) + 1], ids=["missing", "too long"])
+def test_bundle_without_a_readable_card_is_pulled_without_one(
+    hub: LoopbackHub, here: Workplace, bundle: Path, size_bytes: int | None
+) -> None:
+    hub.create("org/bundle", bundle)
+    hub.push("org/bundle", {"README.md": None if size_bytes is None else b"#" * size_bytes})
+    pulled = here.run("pull", "org/bundle", "--out", "pulled")
+    assert pulled.code == 0, pulled.err
+    assert "warning: the card was changed after the bundle was made: `README.md` is missing" in pulled.err
+    assert not (here.folder / "pulled" / "README.md").exists()
