@@ -315,6 +315,7 @@ class Registry(Workspace):
         private: bool = False,
         as_pull_request: bool = False,
         tag: str | None = None,
+        overwrite_card: bool = False,
         dry_run: bool = False,
         progress: Progress = silent,
     ) -> Pushed:
@@ -326,6 +327,7 @@ class Registry(Workspace):
             private: make a new repository private; a public one is refused.
             as_pull_request: open a pull request in place of a commit on the main branch.
             tag: the tag to set; by default made from the content's digest.
+            overwrite_card: publish a bundle's card as it is here, even if it was edited here or on the Hub.
             dry_run: return what would be pushed and change nothing.
             progress: called with a step's name, how much of it is done, and how much there is.
 
@@ -335,7 +337,7 @@ class Registry(Workspace):
         """
         from .workflows.publication import PushOptions, publish
 
-        options = PushOptions(private, as_pull_request, dry_run, tag)
+        options = PushOptions(private, as_pull_request, dry_run, tag, overwrite_card)
         return publish(self, source, repository, options, progress=progress)
 
     def pull(

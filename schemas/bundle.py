@@ -9,6 +9,7 @@ storage of a module follows from this document alone: member i owns the rows
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -51,6 +52,9 @@ MAX_BUNDLE_BYTES = 50_000_000_000
 # The largest file of an adapter that is fetched unless the caller sets another limit.
 MAX_ADAPTER_FILE_BYTES = 5_000_000_000
 CARD_FILE = "README.md"
+MAX_CARD_BYTES = 4 << 20
+# A signature over the others, made by another tool; no bundle lists it.
+SIGNATURE_FILE = "model.sig"
 EXPERTS_FOLDER = "experts"
 
 TENSOR_PREFIX = "base_model.model."
@@ -72,6 +76,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 MIN_SCALING, MAX_SCALING = 1e-20, 1e20
 # A length in float32 plus `eps` must differ from neither zero nor, where the length is 1, from the length.
 MIN_EPS, MAX_EPS = 1e-20, 1.0
+
+_LAYER = re.compile(r"((?:.*?\.)?)([0-9]{1,9})(?=\.|$)")
 
 Scaling = Annotated[FiniteFloat, Field(ge=MIN_SCALING, le=MAX_SCALING)]
 Eps = Annotated[FiniteFloat, Field(ge=MIN_EPS, le=MAX_EPS)]
@@ -371,6 +377,10 @@ class BundleConfig(Document):
                     raise ValueError(
                         f"`gate.sources` takes `{path}` to `{source}`, but `{end}` is not a target module"
                     )
+            if _runs_in_a_later_layer(source, path):
+                raise ValueError(
+                    f"`{path}` takes its routing from `{source}`, which is in a later layer and runs after it"
+                )
         for feature in self.gate.features:
             if feature not in self.required_features:
                 raise ValueError(f"the gate needs `{feature}` in `required_features`, which lacks it")
@@ -436,6 +446,12 @@ class BundleConfig(Document):
         return self.names.index(name)
 
 
+def _runs_in_a_later_layer(source: str, path: str) -> bool:
+    """Return whether ``source`` is further on in the stack of layers; paths of two stacks do not compare."""
+    later, layer = _LAYER.match(source), _LAYER.match(path)
+    return bool(later and layer and later[1] == layer[1] and int(later[2]) > int(layer[2]))
+
+
 def check_readable(value: Any, *, what: str) -> None:
     """Refuse a parsed config that is not a bundle, or has a format or feature this reader does not know.
 
@@ -465,6 +481,15 @@ def check_readable(value: Any, *, what: str) -> None:
             f"`{what}` requires {listed}, which this reader does not know",
             hint="upgrade meteora-registry",
         )
+
+
+def is_bundle_file(path: str) -> bool:
+    """Return whether bundle format 1 has a file at ``path``; every other file is not part of a bundle."""
+    folder, _, name = path.rpartition("/")
+    if not folder:
+        return name in (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, VERIFICATION_FILE, CARD_FILE)
+    parent, _, member = folder.rpartition("/")
+    return parent == EXPERTS_FOLDER and member != "" and name in (CONFIG_FILE, WEIGHTS_FILE)
 
 
 def tensor_name(path: str, tensor: str) -> str:

@@ -63,6 +63,7 @@ def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
         name=row.entry.name,
         version=row.number,
         origin=read_origin(row.origin_kind, row.origin_location, row.origin_commit),
+        claimed_by=row.claimed_by,
         files=tuple(StoredFile(file.name, file.sha256, file.size_bytes) for file in row.files),
         stated_base=row.stated_base,
         base_model=row.base_model.name if row.base_model else None,
@@ -111,6 +112,7 @@ def _insert(session: Session, new: NewAdapterVersion) -> models.AdapterVersion:
         origin_kind=new.origin.kind,
         origin_location=new.origin.location,
         origin_commit=new.origin.commit,
+        claimed_by=new.claimed_by,
         facts=new.facts,
         stated_base=new.stated_base,
         base_model=resolve_base(session, new.stated_base, new.facts.declared_base),
@@ -121,6 +123,7 @@ def _insert(session: Session, new: NewAdapterVersion) -> models.AdapterVersion:
         targets=[models.Target(**dataclasses.asdict(target)) for target in new.targets],
     )
     session.add(row)
+    claim = {} if new.claimed_by is None else {"claimed_by": clean_foreign_text(new.claimed_by)}
     record_event(
         session,
         "add",
@@ -129,6 +132,7 @@ def _insert(session: Session, new: NewAdapterVersion) -> models.AdapterVersion:
         number,
         weights_sha256=str(new.facts.weights_sha256),
         origin=clean_foreign_text(new.origin.location),
+        **claim,
     )
     return row
 

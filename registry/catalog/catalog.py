@@ -270,6 +270,7 @@ class Catalog(Closing):
         Raises:
             UsageError: the name is malformed.
             AlreadyInCatalog: an adapter has the name.
+            BundleRefused: its record contradicts itself.
         """
         return self._write(lambda session: bundles.register_bundle(session, new))
 
@@ -288,8 +289,16 @@ class Catalog(Closing):
         return self._read(bundles.list_bundles)
 
     def record_verification(self, record: VerificationRecord, path: Path) -> tuple[CatalogSource, ...]:
-        """Add a record to the bundle versions with its manifest in ``path``, and return them."""
+        """Add a record to the bundle versions with its manifest in ``path``, and return them.
+
+        Raises:
+            BundleRefused: the record contradicts itself.
+        """
         return self._write(lambda session: bundles.record_verification(session, record, path))
+
+    def is_verified(self, manifest_sha256: Digest) -> bool:
+        """Return whether a verification that this catalog's users made passed for this manifest."""
+        return self._read(lambda session: bundles.is_verified(session, manifest_sha256))
 
     def find_bundles_in(self, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
         """Return the bundle versions with this manifest in ``path``, the oldest first."""

@@ -8,6 +8,7 @@ import click
 
 from ...bundle import Bundle
 from ...bundle.documents import check_documents
+from ...bundle.files import check_card
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
@@ -107,8 +108,9 @@ def _check_digests(registry: Registry, text: str, *, as_json: bool) -> int:
         raise UsageError("`--digests-only` goes with a bundle on this machine", hint="pull it first")
     bundle = Bundle(find_bundle_folder(registry, text))
     problems = check_documents(bundle)
+    notes = [] if problems else check_card(bundle.folder, bundle.manifest)
     if as_json:
-        print_json({"manifest_sha256": bundle.manifest_sha256, "problems": problems})
+        print_json({"manifest_sha256": bundle.manifest_sha256, "problems": problems, "notes": notes})
     else:
         print_facts(
             [
@@ -119,6 +121,8 @@ def _check_digests(registry: Registry, text: str, *, as_json: bool) -> int:
         )
         for problem in problems:
             print_line(f"problem: {problem}")
+        for note in notes:
+            print_line(f"note: {note}")
     return REFUSED if problems else DONE
 
 

@@ -16,9 +16,10 @@ from meteora_registry.fuser.bundle_writer import write_bundle
 from meteora_registry.fuser.fuse_member import Member, MemberFiles
 from meteora_registry.fuser.planning import BaseModules
 from meteora_registry.fuser.verifier import verify_bundle
+from meteora_registry.kernels.reference import TOLERANCES as KERNEL_TOLERANCES
 from meteora_registry.kernels.routing import Routing, select_top_k
 from meteora_registry.schemas.errors import SourceUnreadable
-from meteora_registry.schemas.verification import Level, Outcome
+from meteora_registry.schemas.verification import TOLERANCES, Level, Outcome
 from support.members import files_of, fuse, plan_of, read_members
 from support.models import LLAMA_MEMBERS, make_adapter, tiny_llama
 from support.tampering import (
@@ -75,6 +76,12 @@ def test_extreme_numbers_in_tensors_end_in_a_verdict(
 
     change_tensors(bundle, change)
     assert check(bundle).outcome in Outcome
+
+
+def test_tolerances_of_records_are_those_of_the_kernels() -> None:
+    of_kernels = {str(dtype).removeprefix("torch."): bound for dtype, bound in KERNEL_TOLERANCES.items()}
+    del of_kernels["float64"]
+    assert of_kernels == TOLERANCES
 
 
 def test_record_names_what_ran_and_what_did_not(fused: Path) -> None:

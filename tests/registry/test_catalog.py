@@ -13,6 +13,7 @@ from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.catalog.records import AdapterVersion, Target
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
+    BundleRefused,
     MeteoraError,
     NotInCatalog,
     StillInUse,
@@ -277,6 +278,30 @@ def test_a_verification_goes_to_every_bundle_with_its_manifest_in_its_place(any_
     assert any_catalog.record_verification(failed, Path("/elsewhere/team")) == ()
     assert [str(each) for each in any_catalog.record_verification(failed, path)] == ["team@1", "copy@1"]
     assert any_catalog.find_bundle(CatalogSource("copy")).verifications[-1].outcome is Outcome.FAIL
+
+
+def test_record_that_contradicts_itself_is_not_recorded(any_catalog: Catalog) -> None:
+    forged = some_verification().model_copy(update={"problems": ("all factors are wrong",)})
+    with pytest.raises(BundleRefused, match="is not what a verification writes: it states the outcome"):
+        any_catalog.register_bundle(new_bundle(verification=forged))
+    bundle = any_catalog.register_bundle(new_bundle())
+    with pytest.raises(BundleRefused, match="is not what a verification writes"):
+        any_catalog.record_verification(forged, bundle.path)
+    assert any_catalog.find_bundle(bundle.source).verifications == ()
+
+
+def test_only_a_pass_that_was_made_here_makes_a_bundle_verified(any_catalog: Catalog) -> None:
+    passed = some_verification()
+    bundle = any_catalog.register_bundle(new_bundle(verification=passed, claimed_by="org/bundle@1"))
+    assert [each.claimed_by for each in bundle.verifications] == ["org/bundle@1"]
+    assert not any_catalog.is_verified(passed.manifest_sha256)
+    any_catalog.record_verification(some_verification(outcome=Outcome.FAIL), bundle.path)
+    assert not any_catalog.is_verified(passed.manifest_sha256)
+    any_catalog.record_verification(passed, bundle.path)
+    assert any_catalog.is_verified(passed.manifest_sha256)
+    assert not any_catalog.is_verified(some_verification("2").manifest_sha256)
+    claims = [each.details for each in any_catalog.history("team").items if each.action == "claim"]
+    assert claims == [{"level": "source", "outcome": "pass", "claimed_by": "org/bundle@1"}]
 
 
 def test_every_change_leaves_an_event(catalog: Catalog) -> None:
