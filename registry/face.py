@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Unpack
 from ..files.progress import Progress, silent
 from ..schemas.bundle import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.errors import UsageError
-from ..schemas.gate_choices import Scope
+from ..schemas.gate_choices import PromptForm, Scope
 from ..schemas.names import (
     CatalogSource,
     FolderSource,
@@ -231,6 +231,7 @@ class Registry(Workspace):
         name: str | None = None,
         scope: Scope = "prompt",
         statistics: StrPath | None = None,
+        form: PromptForm | None = None,
         progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
@@ -244,6 +245,7 @@ class Registry(Workspace):
             name: what the catalog calls the result; by default what it calls the bundle.
             scope: what one decision of the gates serves.
             statistics: a file that keeps what was computed; members in it need no data again.
+            form: of the prompts; by default both plain and in the base's chat template, if it has one.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -258,7 +260,7 @@ class Registry(Workspace):
         folder = find_bundle_folder(self, bundle)
         kept = None if statistics is None else Path(statistics)
         chosen = choose_base_to_run(self, folder, base, base_folder)
-        request = FitRequest(chosen, Path(data), scope=scope, statistics=kept)
+        request = FitRequest(chosen, Path(data), scope=scope, statistics=kept, form=form)
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
 

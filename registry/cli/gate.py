@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from ...schemas.gate_choices import Scope
+from ...schemas.gate_choices import PromptForm, Scope
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_table, print_verified
 from .parameters import (
+    as_option,
     base_folder_option,
     base_option,
     bundle_argument,
@@ -53,6 +54,10 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A file that keeps what was worked out; members that it has need no data again.",
 )
+@as_option(
+    None,
+    "Which form of the prompts the base reads. Default: both, where its tokenizer has a chat template.",
+)
 @format_option
 @pass_registry
 def fit(
@@ -67,6 +72,7 @@ def fit(
     name: str | None,
     scope: str,
     statistics: Path | None,
+    form: str | None,
     as_json: bool,
 ) -> None:
     """Fit the gates of a bundle on a few texts of each member.
@@ -86,6 +92,7 @@ def fit(
             name=name,
             scope=cast("Scope", scope),
             statistics=statistics,
+            form=cast("PromptForm | None", form),
             progress=progress,
         )
     if as_json:

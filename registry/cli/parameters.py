@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from ...schemas.errors import UsageError
+from ...schemas.gate_choices import PromptForm
 from ...schemas.names import CatalogSource, parse_catalog_source
 from ..face import Registry
 from ..home import Home
@@ -45,6 +46,20 @@ data_option = click.option(
     type=click.Path(path_type=Path),
     help="Has a file MEMBER.jsonl for every member.",
 )
+
+
+def as_option(default: PromptForm | None, text: str) -> Callable[[Function], Function]:
+    """Return the option that chooses the form in which prompts are read."""
+    return click.option(
+        "--as",
+        "form",
+        type=click.Choice(get_args(PromptForm)),
+        default=default,
+        show_default=default is not None,
+        help=text,
+    )
+
+
 out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
 jobs_option = click.option(
     "--jobs",
