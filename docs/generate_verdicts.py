@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,38 +24,21 @@ must never be *sound*; what PEFT loads with another output than it was trained t
 OPTIONS_PREFACE = """## Options of LoraConfig
 
 {made} adapters; {effect} load as trained, {fused} are fused and checked as a member, {wrong} verdicts
-disagree with PEFT today and are marked **!**. A code is that of the first rule that refuses; a text in
+disagree with PEFT (they would be marked **!**). A code is that of the first rule that refuses; a text in
 brackets is what PEFT does if it does not load the adapter as trained; `-` is what PEFT refuses to make.
 """
 FILES_PREFACE = """## Files that PEFT did not save
 
-One change to files that PEFT saved: {rows} cases, {wrong} of which disagree with PEFT today. Columns 3
+One change to files that PEFT saved: {rows} cases, {wrong} of which disagree with PEFT. Columns 3
 to 5 are the outcomes of `validate` for use without a base, with it, and for fuse; the last is what the
 forced member of a bundle gives.
-"""
-KNOWN_PREFACE = """## Known disagreements
-
-Each is a strict expected failure in `tests/matrix/test_verdicts.py`.
-
-| table | reason | rows |
-|---|---|---|
 """
 Row = dict[str, str]
 
 
 def render() -> str:
     """Return the whole page."""
-    known = tomllib.loads((ROWS / "known.toml").read_text(encoding="utf-8"))["disagreement"]
-    return "\n".join(
-        [
-            PREFACE,
-            *_options(_read("options")),
-            *_files(_read("files")),
-            KNOWN_PREFACE
-            + "\n".join(f"| {each['table']} | {each['reason']} | {each['rows']} |" for each in known),
-            "",
-        ]
-    )
+    return "\n".join([PREFACE, *_options(_read("options")), *_files(_read("files"))])
 
 
 def _read(name: str) -> list[Row]:

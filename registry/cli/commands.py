@@ -24,7 +24,7 @@ COMMANDS = {
     "gate": Listed("Fit the gates of a bundle", ".commands", "gate"),
     "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
     "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
-    "extract": Listed("Give one member back as the plain PEFT adapter it was", ".extract"),
+    "extract": Listed("Give one member or adapter back as a PEFT adapter's folder", ".extract"),
     "export": Listed("Write a bundle in the layout of the MeteoRA authors' code", ".exchange", "export"),
     "import": Listed("Make a bundle from the layout of the MeteoRA authors' code", ".exchange", "import_"),
     "push": Listed("Publish a verified bundle, or one catalogued adapter", ".push"),

@@ -348,6 +348,12 @@ def test_an_own_config_altered_in_the_manifest_fails(fused: Path, tmp_path: Path
     assert_fails(check(bundle), "the config text of member `rank4` does not have the digest recorded for it")
 
 
+def test_a_task_type_that_peft_refuses_fails(fused: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(fused, tmp_path / "bundle")
+    change_config(bundle, lambda config: config.update(task_type="TEXT_GEN"))
+    assert_fails(check(bundle), 'the task type of the config is `"TEXT_GEN"`, which PEFT refuses')
+
+
 def test_member_files_that_are_gone_leave_it_open(fused: Path, members: list[Member], tmp_path: Path) -> None:
     files = files_of(members) | {"rank4": MemberFiles(tmp_path / "no.json", tmp_path / "no.safetensors")}
     record = verify_bundle(fused, level=Level.SOURCE, sources=files)

@@ -1,13 +1,11 @@
 """The verdict matrix: what PEFT loads with effect is never broken; what it cannot use is never sound.
 
 The committed rows are made again here, cell by cell: a sample of them, or with ``--matrix=whole`` every one.
-A row that breaches the law for a reason in ``known.toml`` is a strict expected failure: mending it means
-writing the rows again.
+After a change to a rule or to PEFT, ``PYTHONPATH=tests python tests/matrix/write.py`` writes them again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -24,9 +22,7 @@ from support.verdict_options import CASES, covered_fields
 from support.verdict_rows import (
     FILES_FILE,
     OPTIONS_FILE,
-    explained_by,
     read_file_rows,
-    read_known,
     read_option_rows,
     render_rows,
 )
@@ -49,15 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if argument in metafunc.fixturenames:
             is_whole = metafunc.config.getoption("--matrix") == "whole"
             chosen = [row for row in rows if is_whole or (row.case, row.kind) in SAMPLE]
-            judges = "agrees" in metafunc.function.__name__
-            metafunc.parametrize(argument, [_parameter(row, judges=judges) for row in chosen])
-
-
-def _parameter(row: Row | FileRow, *, judges: bool) -> object:
-    """Return the row of a test; of a known disagreement a strict expected failure where it is judged."""
-    known = explained_by(row) if judges else None
-    marks = pytest.mark.xfail(strict=True, reason=known.reason) if known else ()
-    return pytest.param(row, id=row.name, marks=marks)
+            metafunc.parametrize(argument, chosen, ids=[row.name for row in chosen])
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +88,6 @@ def test_committed_rows_are_those_of_the_cases() -> None:
     assert FILES_FILE.read_text(encoding="utf-8") == render_rows(FILE_ROWS)
     assert len(OPTIONS) == len(CASES)
     assert len(FILES) == len(FILE_CASES)
-
-
-def test_known_disagreements_explain_as_many_rows_as_they_say() -> None:
-    explained = Counter(explained_by(row) for row in [*OPTION_ROWS, *FILE_ROWS])
-    assert {known: explained[known] for known in read_known()} == {
-        known: known.rows for known in read_known()
-    }
 
 
 def test_row_of_an_option_is_the_committed_one(option_row: Row, folder: Path) -> None:

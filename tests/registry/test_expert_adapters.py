@@ -28,3 +28,11 @@ def test_adapter_of_experts_is_catalogued_found_and_shown_and_fuse_names_the_rea
     ]
     assert run(["fuse", "experts", "--out", str(tmp_path / "bundle")]) == 1
     assert "MR326 The file adapts the experts of a mixture model" in capsys.readouterr().err
+
+
+def test_adapter_of_experts_is_extracted_as_it_was_added(tmp_path: Path, home: Home) -> None:
+    folder = both_parameters(tmp_path / "experts")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run(["add", str(folder)]) == 0
+    assert run(["extract", "experts@1", "--out", str(tmp_path / "again")]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == files

@@ -264,7 +264,10 @@ WEIGHT_DEFECTS = [
     Defect("name-without-weight", BROKEN, ["MR329"], rename(".weight", "")),
     Defect("base-layer-inside", BROKEN, ["MR329"], rename(".lora_", ".base_layer.lora_")),
     Defect(
-        "saved-under-the-wrapper", BROKEN, ["MR329"], add("lm_head.modules_to_save.weight", torch.ones(2))
+        "saved-under-the-wrapper",
+        BROKEN,
+        ["MR323", "MR329"],
+        add("lm_head.modules_to_save.weight", torch.ones(2)),
     ),
     Defect(
         "prefixes-two",

@@ -1,11 +1,9 @@
-"""The committed rows of the verdict matrix, and the disagreements that are known today."""
+"""The committed rows of the verdict matrix."""
 
 from __future__ import annotations
 
 import csv
-import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -14,17 +12,6 @@ from .verdict_matrix import FileRow, Row
 FOLDER = Path(__file__).resolve().parents[1] / "matrix"
 OPTIONS_FILE = FOLDER / "options.csv"
 FILES_FILE = FOLDER / "files.csv"
-KNOWN_FILE = FOLDER / "known.toml"
-
-
-@dataclass(frozen=True)
-class Known:
-    """A reason why verdicts disagree with PEFT today: the cases it explains and how many rows these are."""
-
-    table: str
-    reason: str
-    cases: tuple[str, ...]
-    rows: int
 
 
 def read_option_rows() -> list[Row]:
@@ -52,18 +39,3 @@ def render_rows(rows: Iterable[Row | FileRow]) -> str:
     writer.writeheader()
     writer.writerows(cells)
     return file.getvalue()
-
-
-def read_known() -> tuple[Known, ...]:
-    """Return the known disagreements."""
-    listed = tomllib.loads(KNOWN_FILE.read_text(encoding="utf-8"))["disagreement"]
-    return tuple(Known(each["table"], each["reason"], tuple(each["cases"]), each["rows"]) for each in listed)
-
-
-def explained_by(row: Row | FileRow) -> Known | None:
-    """Return the known disagreement that a row belongs to, if it breaches the law for a known reason."""
-    table = "options" if isinstance(row, Row) else "files"
-    for known in read_known():
-        if row.breaches and known.table == table and row.case in known.cases:
-            return known
-    return None
