@@ -1,6 +1,6 @@
-"""The limits of the MeteoRA authors' released code, which an export into their layout is told of.
+"""The limits of the MeteoRA authors' released code, for an export into their layout.
 
-Their code has constants where the layout has none, so a file that the layout describes may still not load.
+It has constants where the layout has none, so a file of the right layout may still not load there.
 """
 
 from __future__ import annotations

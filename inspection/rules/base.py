@@ -33,18 +33,18 @@ def module_is_not_in_base(comparison: BaseComparison) -> Observations:
     for pair in comparison.tensors.pairs:
         if pair.path in comparison.paths:
             continue
-        reason = ""
+        reason = key = ""
         if _NUMBER.sub("*", pair.path) in shapes:
-            reason = ": the base has fewer layers"
+            reason = key = ": the base has fewer layers"
         elif pair.path.removeprefix(_LANGUAGE_MODEL) in facts.modules:
-            reason = f": the base has it without {quote_name(_LANGUAGE_MODEL)}"
+            reason = key = f": the base has it without {quote_name(_LANGUAGE_MODEL)}"
         elif inside := path_in_larger_model(pair.path, facts.modules):
-            reason = f": the base has it as {quote_name(inside)}, {_OTHER_CLASS}"
+            reason, key = f": the base has it as {quote_name(inside)}, {_OTHER_CLASS}", _OTHER_CLASS
         yield Observation(
             f"{quote_name(pair.path)}{reason}",
             f"a module of {quote_name(facts.name)}",
             tensor=pair.any_name,
-            reason=reason,
+            reason=key,
         )
 
 

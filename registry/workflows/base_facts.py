@@ -1,4 +1,4 @@
-"""What adapters are compared with: a base's modules, read from its config without its weights."""
+"""The modules of a base, read from its config without its weights, for comparing adapters with them."""
 
 from __future__ import annotations
 

@@ -89,13 +89,25 @@ def plan_members(
     folder, facts = _look_at_base(named, place, members)
     if facts is None:
         return Prepared(tuple(versions), tuple(members), make_plan(members, named), {}, None)
-    # The rules of `validate --base`, so that both refuse the same adapters.
-    judged = [
-        dataclasses.replace(member, findings=compare_with_base(member, member.findings, facts))
-        for member in members
-    ]
+    judged = _judge(members, facts, folder)
     plan = make_plan(judged, named, base_modules=linear_modules(facts))
     return Prepared(tuple(versions), tuple(judged), plan, facts.present, folder)
+
+
+def _judge(members: Sequence[Member], facts: BaseFacts, folder: Path | None) -> list[Member]:
+    """Judge each member by the rules of ``validate --base``, so that both refuse the same adapters.
+
+    Each on the class that it was trained on itself, where that is not the class of all.
+    """
+    of_kind = {TrainedOn.common(member.trained_on for member in members): facts}
+    judged = []
+    for member in members:
+        if member.trained_on not in of_kind and folder is not None:
+            own = read_base_facts(folder, facts.name, module_paths(member), member.trained_on)
+            of_kind[member.trained_on] = own
+        found = of_kind.get(member.trained_on, facts)
+        judged.append(dataclasses.replace(member, findings=compare_with_base(member, member.findings, found)))
+    return judged
 
 
 def _look_at_base(

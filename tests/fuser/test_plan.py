@@ -9,7 +9,7 @@ import torch
 from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.planning import BaseModules
 from meteora_registry.schemas.finding import Verdict
-from meteora_registry.schemas.inventory import Dtype
+from meteora_registry.schemas.inventory import Dtype, Inventory
 from support.members import plan_of, read_member
 from support.models import make_adapter, tiny_gpt2, tiny_llama, wide_llama
 
@@ -175,6 +175,40 @@ def test_plan_refuses_a_member_with_modules_that_the_base_lacks(
     plan = plan_of([members[0], gpt2], base_modules=BaseModules(shapes, {}))
     assert subjects(plan.conflicts) == ["base", "base"]
     assert "not a linear module of the base" in plan.conflicts[0].message
+
+
+def test_plan_refuses_a_text_adapter_on_a_larger_class_of_its_checkpoint(members: list[Member]) -> None:
+    shapes = {
+        m.path.replace("model.", "model.language_model.", 1): (m.in_features, m.out_features)
+        for m in members[0].inventory.modules
+    }
+    conflict = plan_of(members[:1], base_modules=BaseModules(shapes, {})).conflicts[0]
+    assert "the base has it as `model.language_model.layers.0.self_attn.q_proj`" in conflict.message
+    assert "trained on the text class of this checkpoint" in conflict.remedy
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "warned"),
+    [
+        ("language_model.model.layers.0.self_attn.q_proj", "CAUSAL_LM", True),
+        ("language_model.model.layers.0.self_attn.q_proj", "FEATURE_EXTRACTION", False),
+        ("vision_model.encoder.layers.0.self_attn.q_proj", "CAUSAL_LM", False),
+        ("model.layers.0.self_attn.q_proj", "CAUSAL_LM", False),
+    ],
+    ids=["old name", "body of today", "same under both", "text model"],
+)
+def test_plan_without_a_base_warns_of_module_names_that_transformers_has_changed(
+    members: list[Member], path: str, task: str, warned: bool
+) -> None:
+    own = members[0].inventory
+    module = own.modules[0].model_copy(update={"path": path})
+    inventory = Inventory(modules=(module,), rank=own.rank, scaling=own.scaling)
+    member = dataclasses.replace(members[0], inventory=inventory, task_type=task)
+    warnings = plan_of([member]).warnings
+    assert any("module names that transformers has changed" in each for each in warnings) is warned
+    same = {path: (own.modules[0].in_features, own.modules[0].out_features)}
+    known = plan_of([member], base_modules=BaseModules(same, {})).warnings
+    assert not any("module names that transformers has changed" in each for each in known)
 
 
 def test_plan_renames_modules_to_the_bases_current_names(members: list[Member]) -> None:

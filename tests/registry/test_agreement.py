@@ -1,4 +1,4 @@
-"""What `validate --for fuse --with` accepts, `fuse --dry-run` accepts, and only that: on random pairs."""
+"""Random pairs of adapters: `fuse --dry-run` accepts those that `validate --for fuse --with` accepts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def call(*arguments: object) -> tuple[int, str]:
 
 
 def draw_base(numbers: random.Random, folder: Path) -> list[object]:
-    """Return what both commands are told about the base."""
+    """Return the options of the base, the same for both commands."""
     return numbers.choice(
         [
             [],
@@ -143,5 +143,5 @@ def test_validate_and_fuse_agree_on_random_pairs(
                 f"  {reasons}\n  {conflicts}"
             )
     assert not disagreements, f"{len(disagreements)} of {count}:\n" + "\n".join(disagreements[:5])
-    # Neither command says no to everything.
+    # Two commands that refuse everything agree as well.
     assert fused >= count // 20

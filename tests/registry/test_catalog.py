@@ -345,7 +345,8 @@ def test_what_changes_nothing_leaves_no_event(catalog: Catalog) -> None:
     assert catalog.history().items == before
 
 
-LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b-bnb-4bit"
+LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b"
+QUANTISED = "mirror/llama-2-7b-bnb-4bit"
 
 
 @pytest.mark.parametrize(
@@ -354,6 +355,7 @@ LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b-bnb-4bit"
         pytest.param(None, LLAMA, LLAMA, id="declared"),
         pytest.param(None, LLAMA.upper(), LLAMA, id="whatever the case"),
         pytest.param(None, MIRROR, LLAMA, id="a spelling it learned"),
+        pytest.param(None, QUANTISED, QUANTISED, id="a quantised copy was never learned"),
         pytest.param("org/base", MIRROR, "org/base", id="what is stated comes first"),
         pytest.param(None, "/content/llama", None, id="a path was never learned"),
         pytest.param(LLAMA, "D:\\models\\llama", LLAMA, id="stated for a path"),
@@ -365,6 +367,7 @@ def test_a_base_is_known_by_its_spellings(
 ) -> None:
     catalog.add_version(new_adapter("a", "1", declared_base=LLAMA))
     catalog.add_version(new_adapter("b", "2", declared_base=MIRROR, stated_base=LLAMA))
+    catalog.add_version(new_adapter("q", "5", declared_base=QUANTISED, stated_base=LLAMA))
     catalog.add_version(new_adapter("c", "3", declared_base="/content/llama", stated_base=LLAMA))
     added = catalog.add_version(new_adapter("d", "4", declared_base=declared, stated_base=stated))
     assert added.version.base_model == base_model

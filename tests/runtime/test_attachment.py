@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import constants
+from peft import AutoPeftModel, AutoPeftModelForCausalLM
 
+from meteora_registry import runtime
+from meteora_registry.registry import fused as registry
 from meteora_registry.runtime.attachment import attach
 from meteora_registry.runtime.base_modules import read_base
 from meteora_registry.schemas.errors import BundleRefused
@@ -48,3 +53,47 @@ def test_base_is_of_the_class_that_adapters_were_trained_on() -> None:
     assert type(read_base(config, TrainedOn("LlamaModel"))).__name__ == "LlamaModel"
     assert type(read_base(config, TrainedOn("OwnModel"))).__name__ == "LlamaModel"
     assert type(read_base(config, TrainedOn("GPT2LMHeadModel"))).__name__ == "LlamaForCausalLM"
+
+
+def two_adapters(folder: Path, **options: Any) -> list[Path]:
+    values = {"base": "org/base", **TARGETS, **options}
+    return [
+        make_adapter(tiny_llama, folder / name, seed=seed, **values)
+        for seed, name in enumerate(("one", "two"), start=1)
+    ]
+
+
+def test_record_of_a_fuse_states_whether_the_bundle_was_attached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    adapters = two_adapters(tmp_path)
+    with registry.fuse(adapters) as fused:
+        assert "not attached to its base" in fused.record.notes[-1]
+    with registry.fuse(adapters, base_folder=save_base(tiny_llama(), tmp_path / "base")) as fused:
+        assert fused.record.notes[-1] == "attached to a `LlamaForCausalLM` without weights"
+
+
+def test_base_in_the_hubs_cache_is_attached_to_and_leaves_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--org--base"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("3f1c9ab0" * 5)
+    save_base(tiny_llama(), repository / "snapshots" / ("3f1c9ab0" * 5))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with registry.fuse(two_adapters(tmp_path)) as fused:
+        assert fused.record.notes[-1] == "attached to a `LlamaForCausalLM` without weights"
+        written = [(fused.folder / name).read_text() for name in ("adapter_config.json", "README.md")]
+    assert all("org/base" in text for text in written)
+    assert not any(str(tmp_path) in text for text in written)
+
+
+@pytest.mark.filterwarnings("ignore::meteora_registry.runtime.GateNotFittedWarning")
+@pytest.mark.parametrize("load", [AutoPeftModel, AutoPeftModelForCausalLM], ids=lambda each: each.__name__)
+def test_bundle_of_members_without_a_task_loads_by_every_class_of_peft(tmp_path: Path, load: Any) -> None:
+    runtime.register()
+    base = str(save_base(tiny_llama(), tmp_path / "base"))
+    with registry.fuse(two_adapters(tmp_path, base=base, task_type=None), base=base) as fused:
+        model = load.from_pretrained(fused.folder)
+    assert type(model.get_base_model()).__name__ == "LlamaForCausalLM"
