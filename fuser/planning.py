@@ -66,16 +66,17 @@ def make_plan(
     defaults = [member.inventory.scaling for member in members]
     modules = tuple(_plan_module(path, factors, defaults, dtype) for path in sorted(set().union(*factors)))
     base, base_conflicts = choose_base(members, recipe)
+    missing = _missing_modules(members, factors, base_modules) if base_modules else []
     conflicts = [
         *_member_conflicts(members),
-        *_verdict_conflicts(members, base_modules, trust_tensors=recipe.trust_tensors),
+        *_verdict_conflicts(members, missing, trust_tensors=recipe.trust_tensors),
         *_class_conflicts(members, factors),
         *_scaling_conflicts(members),
         *_size_conflicts(members, modules),
         *base_conflicts,
         *_renaming_conflicts(members, renamed),
         *_shape_conflicts(members, factors),
-        *(_missing_modules(members, factors, base_modules) if base_modules else ()),
+        *missing,
         *_routing_conflicts(members, top_k),
         *_dtype_conflicts(members, dtype, stated=recipe.dtype is not None),
     ]
@@ -194,11 +195,13 @@ def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
 
 
 def _verdict_conflicts(
-    members: Sequence[Member], base: BaseModules | None, *, trust_tensors: bool
+    members: Sequence[Member], missing: Sequence[Conflict], *, trust_tensors: bool
 ) -> list[Conflict]:
+    shown = {name for conflict in missing for name in conflict.members}
     conflicts = []
     for member in members:
-        findings = [each for each in member.findings if base is None or each.code not in _SHOWN_BY_MODULES]
+        hidden = _SHOWN_BY_MODULES if member.name in shown else frozenset()
+        findings = [each for each in member.findings if each.code not in hidden]
         if not Verdict.of(findings, trust_tensors=trust_tensors).fusable:
             conflicts.append(_verdict_conflict(member, findings))
     return conflicts
