@@ -133,6 +133,13 @@ def is_same_base(one: str, other: str) -> bool:
     return base_key(one) == base_key(other)
 
 
+def is_other_base(one: str | None, other: str | None) -> bool:
+    """Return whether two names are known to be of different bases: a path or no name proves nothing."""
+    if not one or not other or not is_hub_id(one) or not is_hub_id(other):
+        return False
+    return not is_same_base(one, other)
+
+
 def names_of(name: str) -> tuple[str, ...]:
     """Return the name of today and the old names of a base, without regard to case."""
     key = base_key(name)

@@ -16,7 +16,7 @@ from ...schemas.base_name import (
     common_hub_name,
     is_hub_id,
     is_local_path,
-    is_same_base,
+    is_other_base,
     parse_cache_path,
     present_name,
 )
@@ -76,7 +76,8 @@ def place_base(base: StrPath | None, folder: StrPath | None = None) -> BasePlace
         return BasePlace()
     place = Path(text)
     if place.exists():
-        return BasePlace(_cached_name(place), place, path=text)
+        # `models/base` would read as a name on the Hub.
+        return BasePlace(_cached_name(place), place, path=text if is_local_path(text) else f"./{text}")
     return BasePlace(_named(text))
 
 
@@ -99,7 +100,7 @@ def choose_base_to_run(
             hint="name it with `--base ORG/MODEL`, or its folder with `--base-folder`",
         )
     fused_for = Bundle.open(bundle).config.base_model_name_or_path
-    if place.name and fused_for and is_hub_id(fused_for) and not is_same_base(place.name, fused_for):
+    if is_other_base(place.name, fused_for):
         workspace.warn(f"the bundle was fused for `{fused_for}` and is used with `{place.name}`")
     return os.fspath(source)
 

@@ -44,6 +44,16 @@ def test_folder_is_the_place_and_not_the_name(tmp_path: Path) -> None:
     assert place.name_for(["/somewhere", None]) == str(tmp_path)
 
 
+def test_folder_that_reads_like_a_name_is_marked_as_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert place_base("models/base").name_for([None]) == "./models/base"
+    assert place_base("./models/base").name_for([None]) == "./models/base"
+    assert place_base("models/base").name_for(["org/model"]) == "org/model"
+
+
 def test_folder_beside_a_name_is_only_read(tmp_path: Path) -> None:
     assert place_base("org/model", tmp_path) == BasePlace("org/model", tmp_path)
     place = place_base(None, tmp_path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from peft import AutoPeftModel, AutoPeftModelForCausalLM
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
 
 from meteora_registry import runtime
 from meteora_registry.registry import fused as registry
@@ -97,3 +98,29 @@ def test_bundle_of_members_without_a_task_loads_by_every_class_of_peft(tmp_path:
     with registry.fuse(two_adapters(tmp_path, base=base, task_type=None), base=base) as fused:
         model = load.from_pretrained(fused.folder)
     assert type(model.get_base_model()).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.filterwarnings("ignore::meteora_registry.runtime.GateNotFittedWarning")
+@pytest.mark.parametrize(
+    ("name", "warned"),
+    [
+        ("org/other", True),
+        ("/hub/models--org--other/snapshots/" + "0a" * 20, True),
+        ("ORG/bundle-base", False),
+        ("/hub/models--org--bundle-base/snapshots/" + "0a" * 20, False),
+        ("/models/anything", False),
+        ("", False),
+    ],
+    ids=["another", "another in a cache", "another case", "in a cache", "path", "none"],
+)
+def test_load_on_a_base_of_another_name_warns(tmp_path: Path, name: str, warned: bool) -> None:
+    base = tiny_llama()
+    base.name_or_path = name
+    with (
+        registry.fuse(two_adapters(tmp_path, base="org/bundle-base")) as fused,
+        warnings.catch_warnings(record=True) as seen,
+    ):
+        warnings.simplefilter("always")
+        PeftModel.from_pretrained(base, fused.folder)
+    expected = f"the base is `{name}`, and the bundle was fused for `org/bundle-base`"
+    assert (expected in [str(each.message) for each in seen]) is warned
