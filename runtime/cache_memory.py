@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..schemas.errors import UsageError
 from .scopes.decision import RequestDecision
+from .scopes.routing_rule import RoutingRule
 
 if TYPE_CHECKING:
     from .routing_record import RecordedRequest, RoutingRecord
@@ -87,6 +88,11 @@ class CacheMemory:
         """Set the decisions of a cache, replacing any that it has."""
         memory = cls.on(cache)
         memory.kept, memory.observed = kept, observed
+
+    def kept_by(self, adapter_name: str, rule: RoutingRule) -> RequestDecision | None:
+        """Return the decision of a bundle by this rule, if there is one."""
+        kept = self.kept.get(adapter_name)
+        return kept if kept is not None and kept.rule == rule else None
 
     def select(self, rows: Tensor) -> None:
         """Reorder the sequences: row i becomes row ``rows[i]``."""

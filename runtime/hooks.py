@@ -19,7 +19,7 @@ from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall
 from .current_pass import ModelPass, begin_pass, carry_into_recomputation, end_pass, stop_carrying
 from .observation import cache_in, observe
-from .router import BundleRouter
+from .router import BundleRouter, StartedPass
 from .scopes.decision import RequestDecision
 
 _ATTRIBUTE = "_meteora_hooks"
@@ -33,11 +33,18 @@ class RequestPass(ModelPass):
         self.decided: dict[str, RequestDecision] = {}
         self.observed: ObservedBase | None = None
 
+    @staticmethod
+    def started(call: ForwardCall) -> list[StartedPass]:
+        """Return the started pass of every active bundle on the call's model."""
+        present = ModelHooks.of(call.module).present_routers
+        return [router.start(call) for router in present if router.is_active]
+
     def settle(self, call: ForwardCall) -> None:
         """Settle who serves the call's tokens."""
-        active = [router for router in self.routers if router.is_active]
-        started = [router.start(call) for router in active]
+        started = self.started(call)
         asking = [each for each in started if each.needs_evidence]
+        for each in asking:
+            call.check_rows(each.rule.scope)
         evidence, self.observed = observe(call, self.routers, asking) if asking else ({}, None)
         for each in started:
             self.parts[each.router], decision = each.settle(evidence.get(each.router))
@@ -48,7 +55,11 @@ class RequestPass(ModelPass):
         """Keep the decisions on the cache that the pass leaves, and add the pass to the records."""
         cache = call.cache if call.cache is not None else cache_in(output)
         if self.decided and cache is not None:
-            CacheMemory.attach(cache, self.decided, self.observed)
+            observed = self.observed
+            if observed is None and not call.is_new:
+                # A piece of a prompt that was read whole: the base is ahead.
+                observed = CacheMemory.on(cache).observed
+            CacheMemory.attach(cache, self.decided, observed)
         for part in self.parts.values():
             if part.record is not None:
                 part.record.commit(cache)
@@ -82,9 +93,14 @@ class ModelHooks:
             handle.remove()
         stop_carrying(model)
 
+    @property
+    def present_routers(self) -> list[BundleRouter]:
+        """The routers of the bundles that are still on the model."""
+        return [router for router in self.routers.values() if router.is_loaded]
+
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin a pass, with the part of every active bundle."""
-        begun = RequestPass(module, [router for router in self.routers.values() if router.is_loaded])
+        begun = RequestPass(module, self.present_routers)
         begin_pass(begun)
         if torch.is_grad_enabled():
             carry_into_recomputation(module)

@@ -26,11 +26,14 @@ def observe(
 ) -> tuple[dict[BundleRouter, Evidence], ObservedBase | None]:
     """Return the evidence of each asking bundle's gates, and the base's cache if it is to read answers too.
 
+    The base reads all of a prompt of which the call has a piece.
+
     Args:
         call: the tokens.
         routers: every bundle on the model; none adds anything meanwhile, whether or not it asks.
         asking: the passes that need evidence.
     """
+    call = call.deciding
     evidence = {started.router: Evidence(*call.shape, len(started.router.members)) for started in asking}
     looking = ModelPass(call.module, routers)
     for started in asking:

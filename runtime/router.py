@@ -159,7 +159,9 @@ class StartedPass:
     @property
     def needs_evidence(self) -> bool:
         """Whether the plain base has to read the call's tokens before the routed pass."""
-        return self.decides_ahead and (self._kept is None or self.rule.observes_answers)
+        if not self.decides_ahead:
+            return False
+        return self._kept is None or (self.rule.observes_answers and not self._call.goes_on_in_prompt)
 
     def settle(self, evidence: Evidence | None) -> tuple[BundlePass, RequestDecision | None]:
         """Return the pass, and what the call's cache is to remember."""
@@ -170,16 +172,19 @@ class StartedPass:
         decision = self._decide(evidence)
         if self._record is not None:
             self._record.decision = decision
-        return BundlePass(decision.begin(self._call.stretch, by_token), self.rule, self._record), decision
+        routing = decision.begin(self._call.stretch, self._call.past_tokens, by_token)
+        return BundlePass(routing, self.rule, self._record), decision
 
     def _decide(self, evidence: Evidence | None) -> RequestDecision:
         kept = self._kept
+        if kept is not None and self._call.goes_on_in_prompt:
+            return kept
         if kept is not None:
             return kept.advance(self._call.past_tokens, None if evidence is None else evidence.mean)
         decide = SCOPE_ROUTINGS[self.rule.scope].decide
         if evidence is None or decide is None:
             raise RuntimeError(f"bundle `{self.router.adapter_name}` has to decide without any evidence")
-        return decide(self.rule, evidence.mean, self._call.stretch)
+        return decide(self.rule, evidence.mean, self._call.deciding.stretch)
 
     @property
     def _kept(self) -> RequestDecision | None:
@@ -191,8 +196,8 @@ class StartedPass:
         if self._call.is_new:
             return None
         memory = CacheMemory.of(self._call.cache)
-        kept = None if memory is None else memory.kept.get(self.router.adapter_name)
-        if kept is None or kept.rule != self.rule:
+        kept = None if memory is None else memory.kept_by(self.router.adapter_name, self.rule)
+        if kept is None:
             raise UsageError(
                 f"the cache holds tokens of which bundle `{self.router.adapter_name}` decided nothing by its "
                 "present rule: the base, a forced member or another rule wrote them",

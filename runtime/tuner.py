@@ -25,6 +25,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.errors import BundleRefused, MissingDependency, UsageError
+from .generate_calls import stop_watching, watch_generate
 from .hooks import ModelHooks
 from .layer import LayerPlan, MeteoraLayer, refuse_merge
 from .loaded_tensors import allocate_for, check_next_load, release, set_widening
@@ -77,6 +78,7 @@ class MeteoraModel(BaseTuner):
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         ModelHooks.of(model).routers[adapter_name] = self._router
+        watch_generate(model)
         warn_unless_fitted(bundle, adapter_name)
 
     @staticmethod
@@ -132,6 +134,7 @@ class MeteoraModel(BaseTuner):
     def unload(self) -> nn.Module:
         """Return the base model as it was, without layers and hooks."""
         base: nn.Module = super().unload()
+        stop_watching(base)
         ModelHooks.remove(base)
         return base
 
