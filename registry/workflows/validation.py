@@ -311,11 +311,18 @@ def _called(declared: str | None, name_of_base: Callable[[str], str | None]) -> 
 
 
 def base_names(workspace: Workspace) -> Callable[[str], str | None]:
-    """Return a function from a base's name to what the catalog calls it; without a catalog, to None."""
-    home = workspace.home
-    if home.catalog_url is None and not home.catalog_file.exists():
-        return lambda _name: None
-    return workspace.catalog.name_of_base
+    """Return a function from a base's name to what the catalog calls it; without a catalog, to None.
+
+    The home is looked for when a name is asked for, and need not be there.
+    """
+    return lambda name: workspace.catalog.name_of_base(name) if _has_catalog(workspace) else None
+
+
+def _has_catalog(workspace: Workspace) -> bool:
+    try:
+        return workspace.home.catalog_url is not None or workspace.home.catalog_file.exists()
+    except (SourceUnreadable, UsageError):
+        return False
 
 
 def inspect_companion(workspace: Workspace, text: str) -> dict[str, Companion]:

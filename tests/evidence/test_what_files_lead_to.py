@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from meteora_registry.inspection.adapter import inspect_adapter
@@ -25,7 +26,8 @@ def test_folder_in_place_of_the_weights_is_not_loaded(tmp_path: Path) -> None:
     weights.unlink()
     weights.mkdir()
     assert "MR002" in codes_of(inspect_adapter(folder))
-    with pytest.raises(Exception, match="adapter_model"):
+    # Which of them depends on the file system.
+    with pytest.raises((OSError, SafetensorError)):
         load(folder, tiny_llama())
 
 

@@ -227,7 +227,7 @@ print(code, *sorted(heavy.intersection(sys.modules)), file=sys.stderr)
         (["--help"], "0"),
         (["db", "--help"], "0"),
         (["add", "--help"], "0 sqlalchemy"),
-        (["fuse", "--help"], "0 sqlalchemy"),
+        (["fuse", "--help"], "0"),
         (["list"], "0 sqlalchemy"),
         (["show", "legal"], "0 sqlalchemy"),
         (["add", "{adapter}"], "0 sqlalchemy"),
