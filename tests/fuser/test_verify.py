@@ -193,7 +193,7 @@ def test_two_members_swapped_in_the_config_fail(fused: Path, tmp_path: Path) -> 
 
 
 def test_two_members_of_equal_ranks_swapped_everywhere_fail(tmp_path: Path) -> None:
-    # Nothing but the members' own numbers can tell: names, ranks, scalings and the manifest's digests all agree.
+    # Names, ranks, scalings and the manifest's digests all agree: only the members' own numbers differ.
     folders = {
         name: make_adapter(tiny_llama, tmp_path / name, seed=seed, base="org/base", r=4)
         for seed, name in enumerate(("one", "two"))
