@@ -20,8 +20,9 @@ from ..home import Home
 from ..store import Blob, Referenced, References
 from . import adapters, bases, bundles, dump, entries, events, models, references
 from .attempts import attempt
-from .database import HEAD_REVISION, back_up, create, require_head
+from .database import back_up, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
+from .latest import read_latest
 from .query import AdapterQuery, Page
 from .records import (
     AdapterSummary,
@@ -29,11 +30,13 @@ from .records import (
     Added,
     BundleVersion,
     Event,
+    LatestVersions,
     NewAdapterVersion,
     NewBundleVersion,
     Removal,
 )
 from .references import BundlePlace, Reference
+from .revisions import HEAD_REVISION
 from .search import search
 
 Result = TypeVar("Result")
@@ -151,9 +154,17 @@ class Catalog(Closing):
         """Return the numbers of an adapter's or a bundle's versions, in order; () for an unknown name."""
         return self._read(lambda session: entries.list_numbers(session, name))
 
+    def list_latest(self) -> LatestVersions:
+        """Return the latest version of every adapter and of every bundle, each in one line."""
+
+        def read(session: Session) -> LatestVersions:
+            return read_latest(session.connection().exec_driver_sql, self._engine.dialect.name)
+
+        return self._read(read)
+
     def list_adapters(self) -> tuple[AdapterSummary, ...]:
         """Return the latest version of every adapter, ordered by name."""
-        return self._read(adapters.list_latest)
+        return self.list_latest().adapters
 
     def search(self, query: AdapterQuery) -> Page[AdapterSummary]:
         """Return one page of the adapter versions that meet a query.

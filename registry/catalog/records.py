@@ -232,6 +232,29 @@ class BundleVersion(BundleFacts):
 
 
 @dataclass(frozen=True, slots=True)
+class BundleSummary:
+    """One bundle version, in one line, with what each of its verifications came to, the oldest first."""
+
+    name: str
+    version: int
+    base: str | None
+    dtype: str
+    size_bytes: int
+    gate_fitted: str
+    verified: tuple[tuple[Level, Outcome], ...]
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LatestVersions:
+    """The latest version of every adapter and of every bundle, each ordered by name."""
+
+    adapters: tuple[AdapterSummary, ...]
+    bundles: tuple[BundleSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Removal:
     """The versions removed from the catalog, and the digests of the blobs that it referred to."""
 

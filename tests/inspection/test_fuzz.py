@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import deserialize
 
@@ -18,6 +18,7 @@ from meteora_registry.inspection.header import parse_header
 from meteora_registry.inspection.safetensors_file import DTYPE_BITS
 from meteora_registry.schemas.errors import AdapterRefused
 from support.adapters import entry, safetensors_bytes
+from support.examples import examples
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20), st.just("LORA")
@@ -45,7 +46,7 @@ ENTRIES = st.builds(
     st.integers(-1, 64),
 )
 HEADERS = st.dictionaries(NAMES, ENTRIES | VALUES, max_size=4)
-LENIENT = settings(max_examples=150)
+LENIENT = examples(50)
 
 
 def consistent(tensors: dict[str, tuple[str, list[int]]]) -> bytes:

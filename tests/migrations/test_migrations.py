@@ -18,6 +18,7 @@ from meteora_registry.registry.catalog.engine import (
     parse_catalog_url,
     sqlite_url,
 )
+from meteora_registry.registry.catalog.revisions import HEAD_REVISION
 from meteora_registry.registry.catalog.search_index import rebuild_index
 from meteora_registry.schemas.errors import CatalogUnusable
 from support import first_catalog
@@ -52,11 +53,11 @@ def first(url: sa.URL) -> Iterator[sa.Engine]:
 
 
 def test_migrations_end_at_the_revision_that_the_code_knows() -> None:
-    assert ScriptDirectory.from_config(database.alembic_config()).get_heads() == [database.HEAD_REVISION]
+    assert ScriptDirectory.from_config(database.alembic_config()).get_heads() == [HEAD_REVISION]
 
 
 def test_migrations_give_the_schema_of_the_models(engine: sa.Engine) -> None:
-    assert database.find_revision(engine) == database.HEAD_REVISION
+    assert database.find_revision(engine) == HEAD_REVISION
     assert database.find_problems(engine) == []
 
 

@@ -9,8 +9,10 @@ import pytest
 from meteora_registry.registry.catalog.adapters import add_adapter
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import transaction
+from meteora_registry.registry.catalog.latest import list_file
 from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.catalog.records import AdapterVersion, Target
+from meteora_registry.registry.home import Home
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
     BundleRefused,
@@ -22,7 +24,7 @@ from meteora_registry.schemas.errors import (
 from meteora_registry.schemas.finding import Effect, Finding, Place, Severity
 from meteora_registry.schemas.manifest import Origin
 from meteora_registry.schemas.names import CatalogSource, parse_catalog_source
-from meteora_registry.schemas.verification import Outcome
+from meteora_registry.schemas.verification import Level, Outcome
 from support.catalogued import new_adapter, new_bundle, some_inventory, some_verification
 
 FINDING = Finding(
@@ -185,6 +187,28 @@ def test_list_gives_the_latest_version_of_each_adapter_by_name(any_catalog: Cata
         ("legal", 2, ("tag3",)),
     ]
     assert [bundle.name for bundle in any_catalog.list_bundles()] == ["team"]
+
+
+def test_a_listing_tells_of_a_bundle_what_its_record_does(any_catalog: Catalog, home: Home) -> None:
+    adapter = any_catalog.add_version(new_adapter(), tags=["b", "a"]).version
+    any_catalog.set_alias(adapter.source, "champion")
+    any_catalog.add_version(new_adapter("empty", "2", inventory=None, license=None))
+    for level, outcome in ((Level.SOURCE, Outcome.PASS), (Level.INTEGRITY, Outcome.FAIL)):
+        verification = some_verification(outcome=outcome, level=level)
+        any_catalog.register_bundle(new_bundle(adapter, verification=verification))
+    any_catalog.change_tags(CatalogSource("team"), add=["d", "c"])
+    any_catalog.set_alias(CatalogSource("team"), "shipped")
+
+    listing = any_catalog.list_latest()
+    assert listing.adapters == any_catalog.search(AdapterQuery()).items
+    (summary,), (record,) = listing.bundles, any_catalog.list_bundles()
+    shared = {field.name for field in dataclasses.fields(summary)} - {"verified"}
+    assert {name: getattr(summary, name) for name in shared} == {
+        name: getattr(record, name) for name in shared
+    }
+    assert summary.verified == tuple((each.level, each.outcome) for each in record.verifications)
+    if home.catalog_file.exists():
+        assert list_file(home.catalog_file) == listing
 
 
 def test_a_removed_number_never_comes_again(any_catalog: Catalog) -> None:
