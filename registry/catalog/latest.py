@@ -37,7 +37,10 @@ _LATEST = (
 )
 _ADAPTER = ["coalesce(stated_base, declared_base)", "sound", "fusable", "v.created_at", *_FACTS]
 _BUNDLE = ["base", "dtype", "size_bytes", "gate_fitted"]
-_VERIFICATIONS = "SELECT bundle_version_id, level, outcome FROM verifications ORDER BY id"
+# What a bundle only claims of itself is not shown as verified.
+_VERIFICATIONS = (
+    "SELECT bundle_version_id, level, outcome FROM verifications WHERE claimed_by IS NULL ORDER BY id"
+)
 
 
 def adapters_statement(database: str, condition: str = _LATEST) -> str:
