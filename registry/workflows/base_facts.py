@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...fuser.planning import BaseModules
 from ...inspection.base_facts import LINEAR_KINDS, BaseFacts, BaseModule
@@ -11,6 +12,9 @@ from ...schemas.errors import MissingDependency, SourceUnreadable, UsageError
 from ...schemas.trained_on import TrainedOn
 from ..dependencies import require_torch
 from .base_place import find_cached
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def read_base_facts(folder: Path, name: str, paths: Iterable[str], trained_on: TrainedOn) -> BaseFacts:
@@ -24,9 +28,15 @@ def read_base_facts(folder: Path, name: str, paths: Iterable[str], trained_on: T
         MissingDependency: transformers is not installed.
     """
     require_torch("looking at a base model")
+    from ...runtime.base_modules import read_base
+
+    return facts_of(read_base(folder, trained_on), name, paths)
+
+
+def facts_of(model: PreTrainedModel, name: str, paths: Iterable[str]) -> BaseFacts:
+    """Return the facts of a base that is at hand, and the present names of those of ``paths`` that it has."""
     from ...runtime import base_modules
 
-    model = base_modules.read_base(folder, trained_on)
     return BaseFacts(
         name=name,
         modules={
