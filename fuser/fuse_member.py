@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..inspection.header import Header
 from ..inspection.inspection import LoraInspection
+from ..schemas.bundle import CONFIG_FILE, transformers_mapping
 from ..schemas.digest import Digest
+from ..schemas.document import load_json
 from ..schemas.finding import Finding, Verdict
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import Origin
+from ..schemas.trained_on import TrainedOn
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,21 @@ class Member:
     def verdict(self) -> Verdict:
         """The verdict that follows from its findings."""
         return Verdict.of(self.findings)
+
+    @property
+    def auto_mapping(self) -> dict[str, str] | None:
+        """The class of transformers that it was trained on, where its config names one and no task."""
+        return None if self.task_type else transformers_mapping(self._config.get("auto_mapping"))
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The model that it was trained on, as far as its config names it."""
+        return TrainedOn.read(self.task_type, self._config.get("auto_mapping"))
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        value: dict[str, Any] = load_json(self.config_text.encode("utf-8"), what=CONFIG_FILE)
+        return value
 
     @classmethod
     def of(

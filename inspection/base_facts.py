@@ -6,7 +6,7 @@ memory), so nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -87,6 +87,16 @@ def base_path(pair: Pair, tensors: Tensors) -> str:
     return path
 
 
+def path_in_larger_model(path: str, modules: Container[str]) -> str | None:
+    """Return where a model of text and images has the module of a text model; None if it has it nowhere.
+
+    Both are loaded from the same checkpoint, by two classes.
+    """
+    inside = path.removeprefix("model.")
+    places = (f"{outer}{inside}" for outer in _OUTER_PATHS)
+    return next((place for place in places if place != path and place in modules), None)
+
+
 def _original_layers(ranges: object) -> list[int]:
     """Return the number in the base of each layer that `layer_replication` makes."""
     if not isinstance(ranges, list):
@@ -100,5 +110,13 @@ def _original_layers(ranges: object) -> list[int]:
     return originals
 
 
+# Of a text model within a larger one, in the classes of transformers.
+_OUTER_PATHS = (
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "model.text_model.",
+    "thinker.model.",
+)
 # No model has as many layers; a config can claim any number.
 _MAX_LAYERS = 10_000

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import Protocol
 
 from ..schemas.bundle import CONFIG_FILE
 from ..schemas.document import load_json
 from ..schemas.errors import InvalidDocument
 from ..schemas.finding import Finding
 from ..schemas.policy import Policy
+from ..schemas.trained_on import TrainedOn
 from .base_facts import BaseComparison, BaseFacts, base_path
 from .companions import Companions
 from .config import LoraConfig
 from .deep import measure_cosine, measure_ranks
+from .header import Header
 from .inspection import Inspection
 from .policy import PolicyCase, apply_severities
 from .rules import all_rules as _all_rules  # noqa: F401 - registers every rule
@@ -22,14 +25,26 @@ from .rules.rule import codes_that_see_the_base, examine, order
 from .tensors import Tensors
 
 
+class Described(Protocol):
+    """An adapter by the two texts that describe it, as far as they could be read."""
+
+    @property
+    def header(self) -> Header | None:
+        """The header of the weights."""
+
+    @property
+    def config_text(self) -> str | None:
+        """The config as it is written."""
+
+
 def compare_with_base(
-    inspection: Inspection, findings: tuple[Finding, ...], facts: BaseFacts
+    adapter: Described, findings: tuple[Finding, ...], facts: BaseFacts
 ) -> tuple[Finding, ...]:
     """Return the findings about an adapter and those of comparing it with its base.
 
     Rules that know more with the base judge anew, and what they found without it is left out.
     """
-    found = _sort(inspection, facts)
+    found = _sort(adapter, facts)
     if found is None:
         return findings
     anew = codes_that_see_the_base()
@@ -37,32 +52,32 @@ def compare_with_base(
     return order(kept + examine(found, with_base=True) + examine(BaseComparison(found, facts)))
 
 
-def module_paths(inspection: Inspection) -> list[str]:
+def module_paths(adapter: Described) -> list[str]:
     """Return the module paths of an adapter, sound or not, to be looked up in a base."""
-    found = _sort(inspection)
+    found = _sort(adapter)
     return [base_path(pair, found) for pair in found.pairs] if found else []
 
 
-def trains_body(inspection: Inspection) -> bool:
-    """Return whether an adapter was trained on a model without an output layer."""
-    config = _config_of(inspection)
-    return config is not None and config.trains_body
+def trained_on(adapter: Described) -> TrainedOn:
+    """Return the model that an adapter was trained on, as far as its config names it."""
+    config = _config_of(adapter)
+    return config.trained_on if config else TrainedOn()
 
 
-def _sort(inspection: Inspection, facts: BaseFacts | None = None) -> Tensors | None:
+def _sort(adapter: Described, facts: BaseFacts | None = None) -> Tensors | None:
     """Return the tensors of a LoRA adapter; None of anything else, and where a file cannot be read."""
-    config = _config_of(inspection)
-    if inspection.header is None or config is None or not config.is_lora:
+    config = _config_of(adapter)
+    if adapter.header is None or config is None or not config.is_lora:
         return None
-    return Tensors.sort(inspection.header, config, facts)
+    return Tensors.sort(adapter.header, config, facts)
 
 
-def _config_of(inspection: Inspection) -> LoraConfig | None:
+def _config_of(adapter: Described) -> LoraConfig | None:
     """Return the config of an adapter; None if it is not a JSON object."""
-    if inspection.config_text is None:
+    if adapter.config_text is None:
         return None
     try:
-        value = load_json(inspection.config_text.encode("utf-8"), what=CONFIG_FILE)
+        value = load_json(adapter.config_text.encode("utf-8"), what=CONFIG_FILE)
     except InvalidDocument:
         return None
     return LoraConfig(value, has_tensors=True) if isinstance(value, dict) else None
@@ -78,12 +93,14 @@ def look_deeper(inspection: Inspection, weights: Path) -> tuple[Finding, ...]:
 def compare_companions(
     members: Mapping[str, Inspection],
     *,
+    bases: Mapping[str, str | None] | None = None,
     stated_base: str | None = None,
     weights: Mapping[str, Path] | None = None,
     trust_tensors: bool = False,
 ) -> tuple[Finding, ...]:
     """Return the findings that keep adapters from being fused together.
 
+    ``bases`` has the base of each where it is not the declared one, and ``stated_base`` overrides both.
     With ``weights``, the files by name, the deltas of all pairs of fusable members are compared too.
     """
     alike = {}
@@ -96,7 +113,12 @@ def compare_companions(
         cosine = measure_cosine(sources[one], sources[other])
         if cosine is not None:
             alike[one, other] = cosine
-    return examine(Companions(members, stated_base, alike, trust_tensors=trust_tensors))
+    declared = {name: inspection.declared_base for name, inspection in members.items()}
+    known = declared | dict(bases or {})
+    headless = frozenset(name for name, each in members.items() if trained_on(each).lacks_head)
+    return examine(
+        Companions(members, known, stated_base, alike, trust_tensors=trust_tensors, headless=headless)
+    )
 
 
 def apply_policy(

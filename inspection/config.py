@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ..schemas.quotation import escape
+from ..schemas.trained_on import HEADLESS_TASK, TrainedOn
 from .patterns import Budget, Pattern, PatternList, PatternsTooCostly
 
 # Fields of LoraConfig in PEFT 0.21.2. A test compares them with the installed PEFT.
@@ -30,9 +31,7 @@ KNOWN_FIELDS = frozenset(
 PEFT_TYPE = "LORA"
 SCALE_FIELDS = ("rank_pattern", "alpha_pattern")
 HEAD_TASKS = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
-TASK_TYPES = HEAD_TASKS | {"SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION"}
-# The one whose model is loaded without an output layer.
-HEADLESS_TASK = "FEATURE_EXTRACTION"
+TASK_TYPES = HEAD_TASKS | {"SEQ_2_SEQ_LM", "CAUSAL_LM", HEADLESS_TASK}
 MAX_RANK = 1 << 20
 
 
@@ -114,12 +113,9 @@ class Config:
         return isinstance(task, str) and task in HEAD_TASKS
 
     @property
-    def trains_body(self) -> bool:
-        """Whether the adapter was trained on a model without an output layer, such as ``AutoModel`` loads."""
-        mapping = self.value.get("auto_mapping")
-        trained_on = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-        is_body = isinstance(trained_on, str) and trained_on.endswith("Model") and "Head" not in trained_on
-        return self.value.get("task_type") == HEADLESS_TASK or is_body
+    def trained_on(self) -> TrainedOn:
+        """The model that the adapter was trained on."""
+        return TrainedOn.read(self.value.get("task_type"), self.value.get("auto_mapping"))
 
     @property
     def saved_modules(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ _RENAMED_BEGINNINGS = (
     ("visual.", "model.visual."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
+_STILL_IN_USE = frozenset({"model.", "vision_model."})
 
 
 class NotMatched(Exception):
@@ -229,6 +230,14 @@ def present_names(path: str) -> list[str]:
     """Return a module path and what transformers may call it today."""
     renamed = [new + path.removeprefix(old) for old, new in _RENAMED_BEGINNINGS if path.startswith(old)]
     return [path, *renamed]
+
+
+def is_renamed_path(path: str) -> bool:
+    """Return whether a module path begins as transformers 4.51 and before named parts of larger models.
+
+    Beginnings that some models have to this day prove nothing, so they do not count.
+    """
+    return any(path.startswith(old) for old, _ in _RENAMED_BEGINNINGS if old not in _STILL_IN_USE)
 
 
 def _beginnings_of(path: str) -> Iterable[str]:

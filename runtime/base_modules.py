@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -24,6 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.pytorch_utils import Conv1D
 
 from ..schemas.errors import UsageError
+from ..schemas.trained_on import TrainedOn
 from .base_model import bounded_modules, check_base_config, translated_failures
 from .layer import features_of
 
@@ -40,10 +40,11 @@ class ModuleShape:
     out_features: int
 
 
-def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
+def read_base(source: PretrainedConfig | Path, trained_on: TrainedOn | None = None) -> PreTrainedModel:
     """Build the model that a config, or the folder of a base, describes: on the meta device, without weights.
 
-    Only ``config.json`` is read and no code of the folder is run.
+    It is of the class that adapters were ``trained_on``, by default the one that the config names. Only
+    ``config.json`` is read and no code of the folder is run.
 
     Raises:
         SourceUnreadable: the folder has no config that transformers can read.
@@ -59,14 +60,7 @@ def read_base(source: PretrainedConfig | Path) -> PreTrainedModel:
         with torch.device("meta"), warnings.catch_warnings():
             # torch remarks on tensors without elements, which no weights will ever fill here.
             warnings.simplefilter("ignore")
-            return _build(config)
-
-
-def without_head(base: PreTrainedModel) -> PreTrainedModel:
-    """Return the part of a model that ``AutoModel`` loads, such as an embedding model is trained on."""
-    whole: Any = AutoModel._model_mapping.get(type(base.config), None)
-    body = getattr(base, base.base_model_prefix, None)
-    return body if isinstance(body, PreTrainedModel) and type(base) is not whole else base
+            return _build(config, trained_on or TrainedOn())
 
 
 def adaptable_modules(base: PreTrainedModel) -> dict[str, bool]:
@@ -157,7 +151,14 @@ def _read_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def _build(config: PretrainedConfig) -> PreTrainedModel:
+def _build(config: PretrainedConfig, trained_on: TrainedOn) -> PreTrainedModel:
+    named = getattr(transformers, trained_on.class_name or "", None)
+    # The class of a part of the model, such as its text, has a config of its own.
+    if isinstance(named, type) and issubclass(named, PreTrainedModel) and named.config_class is type(config):
+        return named(config)
+    if trained_on.lacks_head and type(config) in AutoModel._model_mapping:
+        body: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        return body
     names = config.architectures
     if names:
         return _model_class(str(names[0]))(config)

@@ -11,7 +11,14 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from .bundle import MANIFEST_FILE, MAX_MEMBERS, MAX_MODULES, ModulePath
+from .bundle import (
+    MANIFEST_FILE,
+    MAX_MEMBERS,
+    MAX_MODULES,
+    VERIFICATION_FILE,
+    ModulePath,
+    is_bundle_file,
+)
 from .digest import Digest
 from .document import Count, Document
 from .inventory import Dtype
@@ -32,11 +39,19 @@ class FileRecord(Document):
 
 
 class Origin(Document):
-    """The origin of an adapter: a Hub repository at a commit, or a folder known by its last name."""
+    """The origin of an adapter: a Hub repository at a commit, or a folder known by its last name.
+
+    A folder in a Hub cache has the location and the commit of the repository that it claims to be.
+    """
 
     kind: Literal["hub", "folder"]
     location: str
     commit: str | None
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether only the path of a folder names this repository as its origin."""
+        return self.kind == "folder" and self.commit is not None
 
     def __str__(self) -> str:
         return self.location
@@ -97,6 +112,15 @@ class Manifest(Document):
     meteora_manifest: Literal[1]
     files: dict[RelativePath, FileRecord] = Field(max_length=MAX_FILES)
     members: tuple[ManifestMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
+
+    @property
+    def unknown_files(self) -> list[str]:
+        """The files that it lists and that bundle format 1 does not have, in order."""
+        return sorted(
+            name
+            for name in self.files
+            if not is_bundle_file(name) or name in (MANIFEST_FILE, VERIFICATION_FILE)
+        )
 
     @property
     def renamed_paths(self) -> list[str]:

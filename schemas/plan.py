@@ -56,6 +56,7 @@ class FusePlan(Document):
     base: str | None
     base_revision: str | None
     task_type: str | None
+    auto_mapping: dict[str, str] | None
     dtype: Dtype
     top_k: Count
     temperature: float

@@ -6,7 +6,7 @@ import re
 
 from ...schemas.finding import Effect, Severity
 from ...schemas.quotation import quote, quote_name, quote_names
-from ..base_facts import LINEAR_KINDS, BaseComparison
+from ..base_facts import LINEAR_KINDS, BaseComparison, path_in_larger_model
 from ..config import LoraConfig
 from ..keys import TensorKind, strip_marks
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
@@ -15,6 +15,7 @@ from .rule import CONFIG_FILE, WEIGHTS_FILE, Observation, Observations, rule
 
 _NUMBER = re.compile(r"\d+")
 _LANGUAGE_MODEL = "language_model."
+_OTHER_CLASS = "in another class of the same checkpoint than the text model that the adapter was trained on"
 
 
 @rule(
@@ -32,16 +33,18 @@ def module_is_not_in_base(comparison: BaseComparison) -> Observations:
     for pair in comparison.tensors.pairs:
         if pair.path in comparison.paths:
             continue
-        reason = ""
+        reason = key = ""
         if _NUMBER.sub("*", pair.path) in shapes:
-            reason = ": the base has fewer layers"
+            reason = key = ": the base has fewer layers"
         elif pair.path.removeprefix(_LANGUAGE_MODEL) in facts.modules:
-            reason = f": the base has it without {quote_name(_LANGUAGE_MODEL)}"
+            reason = key = f": the base has it without {quote_name(_LANGUAGE_MODEL)}"
+        elif inside := path_in_larger_model(pair.path, facts.modules):
+            reason, key = f": the base has it as {quote_name(inside)}, {_OTHER_CLASS}", _OTHER_CLASS
         yield Observation(
             f"{quote_name(pair.path)}{reason}",
             f"a module of {quote_name(facts.name)}",
             tensor=pair.any_name,
-            reason=reason,
+            reason=key,
         )
 
 

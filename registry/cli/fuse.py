@@ -28,7 +28,7 @@ from .output import (
     print_table,
     print_verified,
 )
-from .parameters import format_option, pass_registry
+from .parameters import base_folder_option, format_option, pass_registry
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -54,8 +54,11 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="The new folder. Needed but for --dry-run.")
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
 @click.option(
-    "--base", help="The base model, where the members disagree or name none; a folder is looked into."
+    "--base",
+    metavar="ORG/MODEL|FOLDER",
+    help="The base model, where the members disagree or name none.",
 )
+@base_folder_option
 @click.option("--base-revision", help="The base's revision.")
 @click.option("--top-k", type=int, help="Adapters for each token. Default: 2, or 1 for a single member.")
 @click.option("--temperature", type=float, help="Of the softmax over the chosen adapters. Default: 1.")
@@ -125,7 +128,11 @@ def command(
 def _make_recipe(
     adapters: tuple[str, ...], file: Path | None, options: dict[str, Any], switches: dict[str, bool]
 ) -> Recipe:
-    stated = {key: value for key, value in options.items() if value is not None}
+    stated = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in options.items()
+        if value is not None
+    }
     stated |= {key: True for key, is_on in switches.items() if is_on}
     if file is None:
         if not adapters:
@@ -206,5 +213,7 @@ def _print_fusion(fusion: Fusion, *, as_json: bool) -> None:
             f"{len(plan.modules)} modules, {describe_bytes(fusion.version.size_bytes)}"
         )
         print_verified(record)
+    for note in record.notes:
+        print_remark(f"note: {note}")
     if fusion.version.gate_fitted == NOT_FITTED:
         print_gate_remark()

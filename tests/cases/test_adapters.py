@@ -131,7 +131,6 @@ def test_adapter_of_expert_weights_is_sound_and_catalogued(run: Run, options: di
     assert run("add", folder).returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the links inside the Hub's cache are called broken")
 def test_adapter_in_the_hubs_cache_is_read_like_its_repository(run: Run) -> None:
     source = adapter("adapter")
     repository = Path("hub/models--org--legal")
@@ -159,7 +158,6 @@ def old_and_new_names() -> tuple[Path, Path]:
     return old, new
 
 
-@pytest.mark.xfail(strict=True, reason="a bundle that was never attached to its base is called verified only")
 def test_fuse_without_the_base_reports_that_it_was_not_attached(run: Run) -> None:
     for folder in old_and_new_names():
         assert run("add", folder).returncode == 0
@@ -167,9 +165,6 @@ def test_fuse_without_the_base_reports_that_it_was_not_attached(run: Run) -> Non
     assert "not attached to its base" in fused.stdout + fused.stderr
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the folder that the base was read from is recorded as the base's name"
-)
 def test_bundle_names_the_declared_base_and_not_the_folder_it_was_read_from(run: Run) -> None:
     old, new = old_and_new_names()
     save_base(tiny_gemma3(), Path("models/gemma3"))
@@ -248,7 +243,6 @@ def test_variant_that_peft_loads_is_sound(run: Run, options: dict[str, Any]) -> 
     assert run("validate", folder, "--base", "./base").returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the bundle drops the members' `auto_mapping`")
 def test_bundle_of_members_without_a_task_type_loads_as_they_do(run: Run) -> None:
     base = str(save_base(tiny_llama(), Path("base").absolute()))
     for seed, name in enumerate(("first", "second"), start=1):
@@ -280,13 +274,11 @@ def test_adapter_for_a_base_with_code_of_its_own_is_judged_all_the_same(run: Run
     assert "not checked" in judged.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="the weights file is read as if it were a config")
 def test_weights_file_as_argument_means_its_folder(run: Run) -> None:
     folder = adapter("adapter")
     assert run("validate", folder / "adapter_model.safetensors").returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="two runs become two versions of `checkpoint-500`")
 def test_checkpoints_of_two_runs_take_the_names_of_the_runs(run: Run) -> None:
     for name, options in (("run-a", {}), ("run-b", {"target_modules": ["down_proj"], "r": 7})):
         assert run("add", adapter(f"{name}/checkpoint-500", **options)).returncode == 0
@@ -294,7 +286,6 @@ def test_checkpoints_of_two_runs_take_the_names_of_the_runs(run: Run) -> None:
     assert [each["name"] for each in listed["adapters"]] == ["run-a", "run-b"]
 
 
-@pytest.mark.xfail(strict=True, reason="`--all` finds the adapters of a repository, and none in a folder")
 def test_all_adapters_in_a_folder_are_added(run: Run) -> None:
     for name in ("policy", "reference"):
         adapter(f"trained/{name}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from meteora_registry.fuser.bundle_writer import write_bundle
 from support.evidence import (
     OPTIONS,
     VISIBLE,
@@ -20,6 +23,7 @@ from support.evidence import (
     save,
     trained,
 )
+from support.members import plan_of, read_member
 from support.models import logits_of, tiny_llama
 from support.verdict_kinds import SEQ2SEQ, answer, base_answer
 
@@ -104,6 +108,30 @@ def test_module_that_two_parts_share_is_adapted_in_neither(tmp_path: Path) -> No
     options = LoraConfig(r=4, lora_alpha=20, target_modules=["shared"])
     save(trained(options, SEQ2SEQ.model()), tmp_path)
     assert torch.equal(answer(load(tmp_path, SEQ2SEQ.model()), SEQ2SEQ), base_answer(SEQ2SEQ))
+
+
+@pytest.mark.rule("MR609")
+def test_adapter_of_the_body_does_nothing_on_the_whole_model(tmp_path: Path) -> None:
+    """Its modules have other paths there."""
+    options = LoraConfig(task_type="FEATURE_EXTRACTION", **OPTIONS)
+    save(trained(options, tiny_llama().model), tmp_path)
+    assert torch.equal(logits_of(load(tmp_path)), logits_of(tiny_llama()))
+
+
+@pytest.mark.rule("MR608")
+def test_equal_members_get_equal_rows_of_the_gate(tmp_path: Path) -> None:
+    """Every token is a tie between them."""
+    save(trained(LoraConfig(**OPTIONS), tiny_llama()), tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    members = [read_member(tmp_path / name) for name in ("one", "other")]
+    # A plan refuses them, so the gate is computed beside it.
+    plan = plan_of(members).model_copy(update={"conflicts": ()})
+    (tmp_path / "bundle").mkdir()
+    write_bundle(plan, members, tmp_path / "bundle")
+    tensors = load_file(tmp_path / "bundle" / "adapter_model.safetensors")
+    gates = [tensor for name, tensor in tensors.items() if name.endswith("meteora_gate")]
+    assert gates
+    assert all(torch.equal(gate[0], gate[1]) for gate in gates)
 
 
 @pytest.mark.rule("MR602")

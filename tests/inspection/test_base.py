@@ -118,6 +118,23 @@ def test_tied_output_layer_is_found(tmp_path: Path) -> None:
     assert codes == ["MR141", "MR324", "MR508"]
 
 
+def test_text_adapter_on_a_larger_class_of_its_checkpoint_is_refused_for_that(
+    files: AdapterFiles, tmp_path: Path
+) -> None:
+    config = LlavaConfig(
+        text_config=small_text(),
+        vision_config=small_vision(),
+        architectures=["LlavaForConditionalGeneration"],
+    )
+    config.save_pretrained(tmp_path / "base")
+    report = validate([files.write(tmp_path / "a")], ValidateOptions(base=str(tmp_path / "base")))
+    (found,) = (each for each in report.adapters[0].findings if each.code == "MR501")
+    assert report.outcome is Outcome.REFUSED
+    assert (
+        "the base has it as `model.language_model.layers.0.self_attn.q_proj`, in another class" in found.found
+    )
+
+
 def test_old_names_of_a_renamed_architecture_are_noted(files: AdapterFiles, tmp_path: Path) -> None:
     config = LlavaConfig(
         text_config=small_text(),
@@ -139,7 +156,7 @@ def test_base_that_is_only_a_name_leaves_the_answer_open(files: AdapterFiles, tm
     report = validate([files.write(tmp_path / "a")], ValidateOptions(base="org/base"))
     assert report.outcome is Outcome.INCONCLUSIVE
     assert report.adapters[0].unchecked == (
-        "modules and shapes: the base `org/base` is not a folder of this machine",
+        "modules and shapes: `org/base` is neither a folder of this machine nor in the Hub cache",
     )
 
 

@@ -56,7 +56,9 @@ def test_batch_gives_each_adapter_the_answer_that_it_gets_alone(tree: Path, base
     policy = Policy(meteora_policy=1, max_rank=2, allowed_licenses=("mit",))
     options = ValidateOptions(base=str(base), policy=policy, deep=True, jobs=jobs)
     companions = {
-        "shipped": Companion(inspect_adapter(tree / "0-good"), tree / "0-good" / "adapter_model.safetensors")
+        "shipped": Companion(
+            inspect_adapter(tree / "0-good"), "org/base", tree / "0-good" / "adapter_model.safetensors"
+        )
     }
     paths = find_adapters([tree])
     # One defect leaves no file, and one has its adapter a folder further down.

@@ -17,8 +17,7 @@ from meteora_registry import runtime
 from meteora_registry.fuser.bundle_writer import write_bundle
 from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.inspection.adapter import inspect_adapter
-from meteora_registry.inspection.config import HEADLESS_TASK
-from meteora_registry.registry.workflows.fuse_plan import read_base_modules
+from meteora_registry.registry.workflows.base_facts import linear_modules, read_base_facts
 from meteora_registry.registry.workflows.validation import ValidateOptions, validate
 from meteora_registry.schemas.errors import MeteoraError
 from meteora_registry.schemas.finding import Finding, Severity
@@ -198,9 +197,8 @@ def member_outcome(kind: Kind, folder: Path, expected: Tensor) -> str:
 
 
 def _write_bundle(member: Member, base: Path, bundle: Path) -> None:
-    has_head = member.task_type != HEADLESS_TASK
     paths = [module.path for module in member.inventory.modules]
-    modules = read_base_modules(base, paths, has_head=has_head)
+    modules = linear_modules(read_base_facts(base, "base", paths, member.trained_on))
     bundle.mkdir()
     write_bundle(plan_of([member], base_modules=modules), [member], bundle)
 
