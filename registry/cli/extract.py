@@ -8,7 +8,7 @@ import click
 
 from ...bundle import Bundle
 from ...schemas.errors import UsageError
-from ...schemas.names import CatalogSource, parse_path_or_source
+from ...schemas.names import parse_catalog_source
 from ..catalog.records import AdapterVersion
 from ..dependencies import require_torch
 from ..face import Registry
@@ -41,8 +41,8 @@ def command(registry: Registry, bundle: str, member: str | None, *, out: Path, a
 
 
 def _extract_adapter(registry: Registry, name: str, out: Path, *, as_json: bool) -> None:
-    source = parse_path_or_source(name)
-    version = registry.catalog.find_any(source) if isinstance(source, CatalogSource) else None
+    # A folder of the same name is not meant: it would need no extracting.
+    version = registry.catalog.find_any(parse_catalog_source(name))
     if not isinstance(version, AdapterVersion):
         raise UsageError(
             f"`{name}` is not a catalogued adapter", hint="name a member of the bundle as well: BUNDLE MEMBER"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
+from support.catalogued import new_adapter, new_bundle
 from support.small_adapters import make_adapter
 
 
@@ -49,10 +51,22 @@ def test_changed_blob_is_refused_and_nothing_is_left(
     assert not (tmp_path / "again").exists()
 
 
-def test_bundle_without_a_member_and_unknown_names_are_refused(
-    tmp_path: Path, home: Home, capsys: pytest.CaptureFixture[str]
+def test_folder_of_the_same_name_is_not_meant(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert extract(tmp_path, "--out", tmp_path / "again") == 2
-    assert "is not a catalogued adapter" in capsys.readouterr().err
-    assert extract("legal", "--out", tmp_path / "again") == 1
-    assert "legal" in capsys.readouterr().err
+    assert run(["add", str(make_adapter(tmp_path / "legal"))]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert extract("legal", "--out", "again") == 0
+    assert (tmp_path / "again" / "adapter_config.json").is_file()
+
+
+def test_bundle_without_a_member_and_unknown_names_are_refused(
+    home: Home, catalog: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog.register_bundle(new_bundle(catalog.add_version(new_adapter()).version))
+    assert extract("team", "--out", "again") == 2
+    assert "`team` is not a catalogued adapter" in capsys.readouterr().err
+    assert extract("./team", "--out", "again") == 2
+    assert capsys.readouterr().err.startswith("error: `./team` ")
+    assert extract("unknown", "--out", "again") == 1
+    assert "the catalog has no adapter or bundle `unknown`" in capsys.readouterr().err
