@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ..inspection.header import Header
 from ..inspection.inspection import LoraInspection
@@ -24,7 +24,8 @@ class Member:
     ``name`` is its name in the bundle, ``adapter`` its name in the catalog, such as ``legal@3``.
     ``config_path`` and ``weights_path`` may have any name: the content store keeps files by their digests.
     ``base`` is what the base is called where members are compared, ``spelled_base`` what the owner or the
-    adapter itself calls it.
+    adapter itself calls it. ``auto_mapping`` is the class of transformers that it was trained on, where its
+    config names one and no task; ``trained_on`` the class or the task, as far as it names either.
     """
 
     name: str
@@ -44,26 +45,13 @@ class Member:
     spelled_base: str | None
     base_revision: str | None
     task_type: str | None
+    auto_mapping: dict[str, str] | None
+    trained_on: TrainedOn
 
     @property
     def verdict(self) -> Verdict:
         """The verdict that follows from its findings."""
         return Verdict.of(self.findings)
-
-    @property
-    def auto_mapping(self) -> dict[str, str] | None:
-        """The class of transformers that it was trained on, where its config names one and no task."""
-        return None if self.task_type else transformers_mapping(self._config.get("auto_mapping"))
-
-    @property
-    def trained_on(self) -> TrainedOn:
-        """The model that it was trained on, as far as its config names it."""
-        return TrainedOn.read(self.task_type, self._config.get("auto_mapping"))
-
-    @property
-    def _config(self) -> dict[str, Any]:
-        value: dict[str, Any] = load_json(self.config_text.encode("utf-8"), what=CONFIG_FILE)
-        return value
 
     @classmethod
     def of(
@@ -81,6 +69,7 @@ class Member:
     ) -> Self:
         """Return the member that an inspection of its two files describes."""
         facts = inspection.facts
+        mapping = load_json(inspection.config_text.encode("utf-8"), what=CONFIG_FILE).get("auto_mapping")
         return cls(
             name=name,
             adapter=adapter,
@@ -99,6 +88,8 @@ class Member:
             spelled_base=spelled_base,
             base_revision=facts.base_revision,
             task_type=facts.task_type,
+            auto_mapping=None if facts.task_type else transformers_mapping(mapping),
+            trained_on=TrainedOn.read(facts.task_type, mapping),
         )
 
 

@@ -10,6 +10,7 @@ from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.planning import BaseModules
 from meteora_registry.schemas.finding import Verdict
 from meteora_registry.schemas.inventory import Dtype, Inventory
+from meteora_registry.schemas.trained_on import TrainedOn
 from support.members import plan_of, read_member
 from support.models import make_adapter, tiny_gpt2, tiny_llama, wide_llama
 
@@ -203,7 +204,8 @@ def test_plan_without_a_base_warns_of_module_names_that_transformers_has_changed
     own = members[0].inventory
     module = own.modules[0].model_copy(update={"path": path})
     inventory = Inventory(modules=(module,), rank=own.rank, scaling=own.scaling)
-    member = dataclasses.replace(members[0], inventory=inventory, task_type=task)
+    trained_on = TrainedOn.read(task, None)
+    member = dataclasses.replace(members[0], inventory=inventory, task_type=task, trained_on=trained_on)
     warnings = plan_of([member]).warnings
     assert any("module names that transformers has changed" in each for each in warnings) is warned
     same = {path: (own.modules[0].in_features, own.modules[0].out_features)}
