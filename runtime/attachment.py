@@ -6,15 +6,16 @@ here is what loading would refuse.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from ..bundle import Bundle
+from ..bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ..files.reading import read_bounded
 from ..schemas.bundle import CONFIG_FILE
+from ..schemas.document import load_json
 from .fitting.inputs import check_shapes
 from .peft_config import MeteoraConfig
 from .tuner import MeteoraModel, register
@@ -29,7 +30,8 @@ def attach(folder: Path, base: PreTrainedModel) -> None:
     bundle = Bundle.open(folder)
     check_shapes(base, bundle.shapes)
     register()
-    config = json.loads(read_bounded(folder / CONFIG_FILE, 64 << 20))
+    data = read_bounded(folder / CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES)
+    config = load_json(data, what=CONFIG_FILE, max_bytes=MAX_BUNDLE_CONFIG_BYTES)
     with warnings.catch_warnings():
         # A bundle that was just fused has no fitted gate.
         warnings.simplefilter("ignore")
