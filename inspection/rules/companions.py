@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from itertools import combinations, product
 
 from ...schemas.base_name import group_by_base, is_local_path
@@ -110,14 +111,19 @@ def adapters_share_no_module(companions: Companions) -> Observations:
 )
 def adapters_are_equal(companions: Companions) -> Observations:
     """Two adapters have the same weights under different configs."""
-    same: dict[str, dict[str | None, str]] = defaultdict(dict)
-    for name, inspection in companions.members.items():
-        if inspection.weights_sha256:
-            same[inspection.weights_sha256].setdefault(inspection.canonical_config_sha256, name)
-    for by_config in same.values():
-        names = list(by_config.values())
+    for by_config in _names_by_content(companions):
+        names = [equal[0] for equal in by_config.values()]
         if len(names) > 1:
             yield Observation(quote_names(names), "different weights", reason=names[0])
+
+
+def _names_by_content(companions: Companions) -> Iterable[dict[str | None, list[str]]]:
+    """Return, for each weights file, the names of the adapters that have it by the digests of their configs."""
+    found: dict[str, dict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, inspection in companions.members.items():
+        if inspection.weights_sha256:
+            found[inspection.weights_sha256][inspection.canonical_config_sha256].append(name)
+    return found.values()
 
 
 @rule(
@@ -145,13 +151,10 @@ def adapters_are_nearly_equal(companions: Companions) -> Observations:
 )
 def adapters_have_one_content(companions: Companions) -> Observations:
     """Two adapters have the same weights and the same config."""
-    same: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, inspection in companions.members.items():
-        if inspection.weights_sha256 and inspection.canonical_config_sha256:
-            same[inspection.weights_sha256, inspection.canonical_config_sha256].append(name)
-    for names in same.values():
-        if len(names) > 1:
-            yield Observation(quote_names(names), "different adapters", reason=names[0])
+    for by_config in _names_by_content(companions):
+        for config, names in by_config.items():
+            if config and len(names) > 1:
+                yield Observation(quote_names(names), "different adapters", reason=names[0])
 
 
 @rule(
