@@ -118,7 +118,7 @@ def adapters_are_equal(companions: Companions) -> Observations:
 
 
 def _names_by_content(companions: Companions) -> Iterable[dict[str | None, list[str]]]:
-    """Return, for each weights file, the names of the adapters that have it by the digests of their configs."""
+    """Return, for each weights file, the names of the adapters that have it, by their configs' digests."""
     found: dict[str, dict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, inspection in companions.members.items():
         if inspection.weights_sha256:
