@@ -48,6 +48,14 @@ def allocate_for(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor
     """
     layers = layers_with(model, adapter_name)
     found = {name.removeprefix(TENSOR_PREFIX): tensor for name, tensor in found.items()}
+    away = [path for path, layer in layers.items() if on_base and layer.base_device.type == "meta"]
+    if away:
+        raise BundleRefused(
+            f"`{away[0]}` of the base is offloaded, as are {len(away)} of the bundle's {len(layers)} modules "
+            f"in all, and the tensors of bundle `{adapter_name}` cannot be loaded beside it",
+            hint="load the bundle on a base in memory, then offload both with accelerate's `cpu_offload` or "
+            "`disk_offload`",
+        )
     problems = [*_problems(layers, adapter_name, found)]
     if problems:
         raise _refusal(adapter_name, problems)

@@ -72,7 +72,7 @@ class MeteoraModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         bundle: BundleConfig = config.bundle
         _check_targets(model, bundle)
-        self._router = BundleRouter(adapter_name, bundle)
+        self._router = BundleRouter(adapter_name, config)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         ModelHooks.of(model).routers[adapter_name] = self._router

@@ -60,6 +60,8 @@ TENSOR_GATE_BIAS = "meteora_gate_bias"
 FACTORS = (TENSOR_A, TENSOR_B)
 
 IMPORTED = "imported"
+# Of gates that a training loop changed after the bundle was made.
+TRAINED = "trained"
 MAX_RANK = 1 << 20
 MAX_MODULES = 1 << 16
 MAX_MEMBERS = 4096
@@ -190,7 +192,7 @@ class Fitting(Document):
     """The method by which a gate was fitted, and the data: one data set per member.
 
     ``imported`` values came with another layout, which does not state on what they were fitted, or
-    whether they were.
+    whether they were; ``trained`` ones were changed by a training loop, which does not state its data.
     """
 
     method: str = Field(min_length=1, max_length=200)
@@ -345,7 +347,7 @@ class BundleConfig(Document):
 
     def _check_fitting(self, names: list[str]) -> None:
         fitted = self.gate.fitted
-        if isinstance(fitted, Fitting) and fitted.method != IMPORTED:
+        if isinstance(fitted, Fitting) and fitted.method not in (IMPORTED, TRAINED):
             found = [data.member for data in fitted.data]
             if found != names:
                 raise ValueError(f"a fitted gate names the data of every member in order, found {found}")
