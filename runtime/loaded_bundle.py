@@ -28,6 +28,7 @@ from ..schemas.gate_choices import Scope
 from .active_bundles import called_with, force_adapter, routing
 from .base_model import read_pretrained
 from .loaded_tensors import set_factor_dtype
+from .requirements import read_requirement, require
 from .routing_record import RoutingRecord
 
 _ENCODING = threading.Lock()
@@ -118,6 +119,7 @@ def load_bundle(
     *,
     dtype: torch.dtype | None = None,
     factor_dtype: torch.dtype | None = None,
+    verify: str | None = None,
 ) -> LoadedBundle:
     """Load a bundle on its base.
 
@@ -131,14 +133,21 @@ def load_bundle(
         factor_dtype: the element type in which A and B compute. By default that of the bundle, but float32
             for half precision, as PEFT computes LoRA. On a GPU, that of a half-precision base is the faster
             choice; factors that are rounded for it cannot be saved.
+        verify: `intact` verifies the bundle by itself before anything is loaded; METEORA_REQUIRE asks the
+            same of every load in the process.
 
     Raises:
-        BundleRefused: it is not a bundle of a known format, or does not fit the base.
+        BundleRefused: it is not a bundle of a known format, does not show what is required, or does not fit
+            the base.
         InvalidDocument: its config breaks the schema.
         SourceUnreadable: a file of the bundle or the base is missing or cannot be read.
-        UsageError: a dtype was given for a base that is loaded already, or factors cannot compute in one.
+        UsageError: a dtype was given for a base that is loaded already, factors cannot compute in one, or
+            ``verify`` names no requirement.
     """
+    requirement = None if verify is None else read_requirement(verify, "`verify`")
     bundle = Bundle.open(folder)
+    if requirement is not None:
+        require(bundle.folder, requirement)
     if isinstance(base, PreTrainedModel):
         if dtype is not None and dtype != base.dtype:
             raise UsageError(f"the base is loaded in `{base.dtype}`, found also `dtype={dtype}`")
