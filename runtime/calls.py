@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -220,7 +221,7 @@ class ForwardCall:
             past: the cache of the base's last pass, or None.
             use_cache: whether to leave a cache this time.
         """
-        declared = _declared_by(type(reader))
+        declared = _declared_by(type(reader).forward)
         kept = {
             name: value
             for name, value in self.arguments.items()
@@ -238,8 +239,8 @@ class ForwardCall:
 
 
 @lru_cache(maxsize=64)
-def _declared_by(kind: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _declared_by(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def cache_in(output: Any) -> Any:

@@ -44,11 +44,11 @@ class RequestPass(ModelPass):
         """Settle who serves the call's tokens."""
         started = self.started(call)
         asking = [each for each in started if each.needs_evidence]
-        if torch.is_grad_enabled() and call.module.training:
-            check_training(call.module, started)
         for each in asking:
             call.check_model(each.rule.scope)
             call.check_rows(each.rule.scope)
+        if torch.is_grad_enabled() and call.module.training:
+            check_training(call.module, started)
         evidence, self.observed = observe(call, self.routers, asking) if asking else ({}, None)
         for each in started:
             self.parts[each.router], decision = each.settle(evidence.get(each.router))

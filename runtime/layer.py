@@ -153,9 +153,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         """Return one of a bundle's tensors to compute with, wherever it is kept."""
         # accelerate replaces `forward` where it keeps tensors elsewhere; a dictionary cannot be called.
         found: Tensor = getattr(self, tensor).forward(adapter_name)
-        # What accelerate keeps elsewhere has the dtype of a save.
-        is_widened = tensor in FACTORS and self.meteora_widens.get(adapter_name)
-        return found.float() if is_widened and found.dtype in _HALF else found
+        return found
 
     def compute_in(self, adapter_name: str, dtype: torch.dtype) -> None:
         """Let A and B compute in ``dtype``, rounded where it is narrower than their own."""

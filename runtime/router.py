@@ -28,6 +28,7 @@ from .scopes.passes import Evidence, LayerPass, RoutingPass, SharedRoutings, Tok
 from .scopes.prompt import PromptDecision
 from .scopes.routing_rule import RoutingRule
 from .scopes.segment import SegmentDecision
+from .training_checks import LoadedGates
 
 if TYPE_CHECKING:
     from .layer import MeteoraLayer
@@ -67,16 +68,14 @@ class BundleRouter:
         overrides: the passes that replace every other while a block of code forces them, such as that of one
             member.
         records: where routings are recorded, within `routing` blocks.
-        config: what a save writes beside the tensors.
-        untrained_gates: the values before training of those gates that are trained.
+        loaded_gates: the values that the gates were loaded with.
     """
 
     def __init__(self, adapter_name: str, config: MeteoraConfig) -> None:
         bundle = config.bundle
         self.adapter_name = adapter_name
-        self.config = config
         self.members = bundle.names
-        self.untrained_gates: dict[str, Tensor] = {}
+        self.loaded_gates = LoadedGates(config)
         self.layers: dict[str, MeteoraLayer] = {}
         self.rules: Choices[RoutingRule] = Choices()
         self.overrides: Choices[RoutingPass] = Choices()

@@ -41,7 +41,9 @@ NOT_FITTED = "not fitted"
 GATE_SOURCES = "gate-sources"
 GATE_SCOPE = "gate-scope"
 GATE_ABSTAIN = "gate-abstain"
-KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN})
+# Earlier readers take only gates whose fit names its data, and would not say that they are too old.
+GATE_TRAINED = "gate-trained"
+KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_TRAINED})
 
 CONFIG_FILE = ADAPTER_CONFIG
 WEIGHTS_FILE = ADAPTER_WEIGHTS
@@ -236,6 +238,7 @@ class Gate(Document):
             GATE_SOURCES: bool(self.sources),
             GATE_SCOPE: self.scope != "token",
             GATE_ABSTAIN: self.abstain is not None,
+            GATE_TRAINED: isinstance(self.fitted, Fitting) and self.fitted.method == TRAINED,
         }
         return tuple(sorted(feature for feature, is_needed in needed.items() if is_needed))
 

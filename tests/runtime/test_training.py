@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from meteora_registry.kernels.reference import relative_error
-from meteora_registry.runtime import force_adapter, route_as, routing
+from meteora_registry.runtime import GateNotFittedWarning, force_adapter, route_as, routing
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
 from support.models import (
@@ -138,11 +138,25 @@ def test_gates_of_one_slot_are_warned_of(bundles: dict[str, Path]) -> None:
     model = trained(bundles["token"])
     with route_as(model, top_k=1), pytest.warns(UserWarning, match="the gates are trained with `top_k` 1"):
         model(**labelled(4)).loss.backward()
-    assert not any(bool(p.grad.any()) for name, p in model.named_parameters() if p.grad is not None)
+    gates = [p for name, p in model.named_parameters() if "meteora_gate" in name]
+    assert gates
+    assert not any(bool(gate.grad.any()) for gate in gates)
+
+
+def test_gates_of_one_member_are_warned_of(adapters: dict[str, Path], tmp_path: Path) -> None:
+    only = {"rank8": adapters["rank8"]}
+    model = trained(write_bundle(tmp_path / "bundle", only, top_k=1))
+    with pytest.warns(UserWarning, match="the gates of a bundle of one member are trained"):
+        model(**labelled(4))
 
 
 def fitted_in(folder: Path) -> object:
     return json.loads((folder / "adapter_config.json").read_text())["gate"]["fitted"]
+
+
+def train_a_step(model: nn.Module) -> None:
+    model(**labelled(4)).loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
 
 
 def test_gates_are_saved_as_trained_only_after_a_step(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -150,11 +164,42 @@ def test_gates_are_saved_as_trained_only_after_a_step(bundles: dict[str, Path], 
     model(**labelled(4)).loss.backward()
     model.save_pretrained(tmp_path / "before", save_embedding_layers=False)
     assert fitted_in(tmp_path / "before") == fitted_in(bundles["token"])
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    # A model in evaluation is trained as well by some loops.
+    train_a_step(model.eval())
     model.save_pretrained(tmp_path / "after", save_embedding_layers=False)
     assert fitted_in(tmp_path / "after") == {"method": "trained", "data": []}
+    config = json.loads((tmp_path / "after" / "adapter_config.json").read_text())
+    assert config["required_features"] == ["gate-trained"]
     # Trained gates load without the warning of those that are not fitted.
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", GateNotFittedWarning)
         again = loaded(tmp_path / "after")
-    assert relative_error(logits_of(again), logits_of(model.eval())) <= MAX_ERROR
+    assert relative_error(logits_of(again), logits_of(model)) <= MAX_ERROR
+
+
+def test_gates_of_a_checkpoint_that_training_goes_on_from_are_saved_as_trained(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    earlier = trained(bundles["token"])
+    train_a_step(earlier)
+    earlier.save_pretrained(tmp_path / "checkpoint", save_embedding_layers=False)
+    model = trained(bundles["token"])
+    model.load_adapter(tmp_path / "checkpoint", "default", is_trainable=True)
+    model.save_pretrained(tmp_path / "resumed", save_embedding_layers=False)
+    assert fitted_in(tmp_path / "resumed") == {"method": "trained", "data": []}
+    # Training that was undone.
+    model.load_adapter(bundles["token"], "default", is_trainable=True)
+    model.save_pretrained(tmp_path / "undone", save_embedding_layers=False)
+    assert fitted_in(tmp_path / "undone") == fitted_in(bundles["token"])
+
+
+def test_gates_loaded_by_transformers_are_saved_as_trained_after_a_step(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    model = tiny_llama()
+    model.load_adapter(bundles["token"], is_trainable=True)
+    model.save_pretrained(tmp_path / "before")
+    train_a_step(model.train())
+    model.save_pretrained(tmp_path / "after")
+    assert fitted_in(tmp_path / "before") == fitted_in(bundles["token"])
+    assert fitted_in(tmp_path / "after") == {"method": "trained", "data": []}
