@@ -35,6 +35,7 @@ from ..schemas.errors import BundleRefused, UsageError
 from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
 from .scopes.routing_rule import RoutingRule
+from .training_checks import note_training
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -78,6 +79,11 @@ class BundleParameters(nn.ParameterDict):
     ``model.to(torch.bfloat16)`` would round the gate and change what a save writes.
     """
 
+    def forward(self, adapter_name: str) -> nn.Parameter:
+        """Return a bundle's tensor, which accelerate brings back for this call if it was offloaded."""
+        parameter: nn.Parameter = self[adapter_name]
+        return parameter
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -105,6 +111,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_stored_dtypes: dict[str, torch.dtype] = {}
         # Whether factors in half precision compute in float32, by bundle.
         self.meteora_widens: dict[str, bool] = {}
+        self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.train(base_layer.training)
@@ -141,6 +148,12 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         """Return one of a bundle's tensors in this module, such as ``meteora_gate``."""
         parameter: nn.Parameter = getattr(self, tensor)[adapter_name]
         return parameter
+
+    def present(self, tensor: str, adapter_name: str) -> Tensor:
+        """Return one of a bundle's tensors to compute with, wherever it is kept."""
+        # accelerate replaces `forward` where it keeps tensors elsewhere; a dictionary cannot be called.
+        found: Tensor = getattr(self, tensor).forward(adapter_name)
+        return found
 
     def compute_in(self, adapter_name: str, dtype: torch.dtype) -> None:
         """Let A and B compute in ``dtype``, rounded where it is narrower than their own."""
@@ -196,8 +209,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         if not plan.has_gate:
             return None
         return Gate(
-            weight=self.tensor_of(TENSOR_GATE, adapter_name),
-            bias=self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
+            weight=self.present(TENSOR_GATE, adapter_name),
+            bias=self.present(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
             kind=plan.gate_kind,
             top_k=rule.top_k,
             temperature=rule.temperature,
@@ -205,7 +218,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         )
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
-        A, Bt = self.tensor_of(TENSOR_A, adapter_name), self.tensor_of(TENSOR_B, adapter_name)
+        A, Bt = self.present(TENSOR_A, adapter_name), self.present(TENSOR_B, adapter_name)
         layout = self.meteora_plans[adapter_name].layout
         if A.is_meta:
             raise BundleRefused(
