@@ -213,6 +213,7 @@ class Registry(Workspace):
         scope: Scope = "prompt",
         statistics: StrPath | None = None,
         form: PromptForm | None = None,
+        abstain: float | None = 0.05,
         progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
@@ -226,6 +227,8 @@ class Registry(Workspace):
             scope: what one decision of the gates serves.
             statistics: a file that keeps what was computed; members in it need no data again.
             form: of the prompts; by default both plain and in the base's chat template, if it has one.
+            abstain: the share of own prompts that a decision about requests may leave to the base, so that
+                prompts that no member was made for are left to it; None to leave none.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -238,7 +241,9 @@ class Registry(Workspace):
 
         folder = find_bundle_folder(self, bundle)
         kept = None if statistics is None else Path(statistics)
-        request = FitRequest(os.fspath(base), Path(data), scope=scope, statistics=kept, form=form)
+        request = FitRequest(
+            os.fspath(base), Path(data), scope=scope, statistics=kept, form=form, abstain=abstain
+        )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
 

@@ -21,7 +21,7 @@ from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall
 from .router import BundleRouter
 from .scopes.decision import RequestDecision
-from .scopes.passes import Evidence, ObservedPass
+from .scopes.passes import Evidence, RoutingPass
 
 _ATTRIBUTE = "_meteora_hooks"
 
@@ -80,13 +80,13 @@ class ModelHooks:
 
     def _observe(self, call: ForwardCall, asking: Sequence[BundleRouter]) -> dict[str, Evidence]:
         """Gather the evidence of each asking router's gates for the call's tokens on the plain base."""
-        evidence = {name: Evidence(*call.shape, len(router.members)) for name, router in self.routers.items()}
+        passes = {name: router.observe(call) for name, router in self.routers.items()}
         # `module.forward` bypasses these hooks. No bundle adds anything meanwhile, whether or not it asked.
         with torch.no_grad(), _evaluated(call.module), ExitStack() as stack:
             for name, router in self.routers.items():
-                stack.enter_context(_observed(router, ObservedPass(evidence[name])))
+                stack.enter_context(_observed(router, passes[name]))
             self._observed = _look(call, goes_on=any(router.rule.observes_answers for router in asking))
-        return {router.adapter_name: evidence[router.adapter_name] for router in asking}
+        return {router.adapter_name: passes[router.adapter_name].evidence for router in asking}
 
 
 def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
@@ -103,7 +103,7 @@ def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
 
 
 @contextmanager
-def _observed(router: BundleRouter, observed: ObservedPass) -> Iterator[None]:
+def _observed(router: BundleRouter, observed: RoutingPass) -> Iterator[None]:
     router.observed = observed
     try:
         yield

@@ -7,7 +7,7 @@ sets up the pass: by the bundle's scope, unless a member is forced or another ru
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -20,8 +20,17 @@ from .cache_memory import CacheMemory
 from .calls import ForwardCall
 from .routing_record import RoutingRecord
 from .scopes.decision import RequestDecision, Stretch
-from .scopes.passes import Evidence, LayerPass, RoutingPass, SharedRoutings, TokenPass, UndecidedPass
-from .scopes.prompt import PromptDecision
+from .scopes.passes import (
+    Evidence,
+    LayerPass,
+    ObservedPass,
+    RoutingPass,
+    SharedRoutings,
+    TokenPass,
+    UndecidedPass,
+)
+from .scopes.prompt import PromptDecision, outside_template
+from .scopes.request_gate import RequestEvidence, RequestPass
 from .scopes.routing_rule import RoutingRule
 from .scopes.segment import SegmentDecision
 
@@ -73,6 +82,7 @@ class BundleRouter:
         self.observed: RoutingPass | None = None
         self.record: RoutingRecord | None = None
         self._shared = SharedRoutings(bundle.gate.sources)
+        self._template = None if bundle.gate.request is None else bundle.gate.request.template
         self._by_token = TokenPass(self._shared)
         self.rule = RoutingRule.of(bundle)
 
@@ -85,6 +95,14 @@ class BundleRouter:
     def rule(self, rule: RoutingRule) -> None:
         self._rule = rule
         self._current = self._idle_pass()
+
+    def observe(self, call: ForwardCall) -> ObservedPass | RequestPass:
+        """Return the pass of the plain base over a call's tokens, with room for its evidence."""
+        if self.rule.by_request_gates is None:
+            return ObservedPass(Evidence(*call.shape, len(self.members)))
+        gates = {path: layer.request_gate_of(self.adapter_name) for path, layer in self.layers.items()}
+        present = {path: gate for path, gate in gates.items() if gate is not None}
+        return RequestPass(RequestEvidence(*call.shape, present))
 
     @property
     def is_active(self) -> bool:
@@ -136,7 +154,14 @@ class BundleRouter:
         decide = SCOPE_ROUTINGS[self.rule.scope].decide
         if evidence is None or decide is None:
             raise RuntimeError(f"bundle `{self.adapter_name}` has to decide without any evidence")
-        return decide(self.rule, evidence.mean, call.stretch)
+        return decide(self.rule, evidence.mean, self._counted(call))
+
+    def _counted(self, call: ForwardCall) -> Stretch:
+        """Return a call's tokens, without the chat template's where request gates decide."""
+        ids, stretch = call.arguments.get("input_ids"), call.stretch
+        if self._template is None or ids is None or self.rule.by_request_gates is None:
+            return stretch
+        return replace(stretch, counted=outside_template(ids, stretch.prompt, self._template))
 
     def _kept_for(self, call: ForwardCall) -> RequestDecision | None:
         """Return what the call's cache remembers of this bundle; None for new sequences.
