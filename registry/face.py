@@ -256,6 +256,7 @@ class Registry(Workspace):
         options: EvaluationOptions | None = None,
         out: StrPath | None = None,
         plots: StrPath | None = None,
+        foreign: StrPath | None = None,
         progress: Progress = silent,
     ) -> Evaluation:
         """Score a bundle on its members' tasks: the base, each member alone, and routed.
@@ -267,6 +268,7 @@ class Registry(Workspace):
             options: modes, metrics, and how many items are asked.
             out: a file for the evaluation as JSON.
             plots: a folder for figures.
+            foreign: a folder of prompts that no member was made for, to count what is left to the base.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -285,6 +287,7 @@ class Registry(Workspace):
             options or EvaluationOptions(),
             out=None if out is None else Path(out),
             plots=None if plots is None else Path(plots),
+            foreign=None if foreign is None else Path(foreign),
             progress=progress,
         )
 

@@ -14,7 +14,7 @@ from meteora_registry.runtime import Decision, LoadedBundle, load_bundle, route_
 from meteora_registry.schemas.errors import BundleRefused
 from support.models import LOADS_WITH_PEFT, make_llama_adapters, tiny_llama
 from support.program import Run
-from support.task_data import TEMPLATE, save_text_base, write_task_data
+from support.task_data import TEMPLATE, save_text_base, write_lines, write_task_data
 
 pytestmark = [LOADS_WITH_PEFT]
 NAMES = ("rank4", "rank8", "rslora16")
@@ -163,3 +163,40 @@ def test_share_that_is_none_is_refused(run: Run, fitted: Path, workplace: Path) 
     result = run("gate", "fit", fitted, *arguments(workplace), *options)
     assert result.returncode == 2
     assert "`150%` is not a share such as `5%` or `0.05`, nor `none`" in result.stderr
+
+
+def test_eval_counts_what_is_left_to_the_base(
+    run: Run, fitted: Path, workplace: Path, tmp_path: Path
+) -> None:
+    write_task_data(tmp_path / "data", NAMES, samples=6, seed=2)
+    (tmp_path / "foreign").mkdir()
+    write_lines(tmp_path / "foreign" / "chat.jsonl", [{"text": FOREIGN}, {"text": "What is new?"}])
+    options = ("--modes", "base", "--limit", "6", "--as", "both", "--max-new-tokens", "1")
+    data = ("--base", workplace / "base", "--data", tmp_path / "data")
+    result = run("eval", fitted, *data, *options, "--foreign", tmp_path / "foreign", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)["abstention"]
+    # Every line is asked in two forms.
+    assert (found["abstain"], found["own"], found["foreign"], found["foreign_left"]) == (0.05, 36, 4, 4)
+    assert found["own_left"] <= 12
+    assert found["auroc"] > 0.8
+    assert max(found["foreign_confidence"]) < 0.05
+    shown = run("eval", fitted, *data, *options, "--foreign", tmp_path / "foreign")
+    assert "left to the base, below the confidence 0.05" in shown.stdout
+
+
+def test_eval_refuses_a_folder_without_foreign_prompts(
+    run: Run, fitted: Path, workplace: Path, tmp_path: Path
+) -> None:
+    result = run("eval", fitted, *arguments(workplace), "--foreign", tmp_path)
+    assert result.returncode == 2
+    assert f"`{tmp_path}` has no file that ends in `.jsonl`" in result.stderr
+
+
+def test_trace_shows_the_decision_with_its_confidence(run: Run, fitted: Path, workplace: Path) -> None:
+    options = ("--prompt", FOREIGN, "--base", workplace / "base", "--max-new-tokens", "2")
+    result = run("trace", fitted, *options)
+    assert result.returncode == 0, result.stderr
+    assert "left to the base, confidence 0.0" in result.stdout
+    found = json.loads(run("trace", fitted, *options, "--format", "json").stdout)["decisions"]
+    assert [(each["members"], each["start"]) for each in found] == [([], 0)]
