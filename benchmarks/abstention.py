@@ -174,7 +174,7 @@ def _rounded(values: torch.Tensor) -> list[float]:
 
 
 def foreign_tasks(tasks: Path) -> list[tuple[str, list[Sample]]]:
-    """Return tasks that are no stage's own, in an order of chance, with their prompts."""
+    """Return the tasks that are not one of a stage's own, in random order, with their prompts."""
     own = {name for names in OWN.values() for name in names}
     others = sorted({path.relative_to(tasks).parts[0] for path in tasks.glob("**/task.json")} - own)
     random.Random(0).shuffle(others)

@@ -53,7 +53,7 @@ def write_table(rows: Path, page: Path) -> None:
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines of the section: for each stage how well members are told, and every detector."""
+    """Yield the lines of the section: for each stage the accuracy of decisions, and every detector."""
     for stage in ("development", "test"):
         own = [row for row in rows if row["stage"] == stage]
         yield f"**{stage.capitalize()}**: {', '.join(_accuracy(own, form) for form in FORMS)}."

@@ -40,6 +40,7 @@ from .output import (
 from .parameters import (
     MAX_COUNT,
     as_option,
+    base_folder_option,
     base_option,
     bundle_argument,
     data_option,
@@ -64,6 +65,7 @@ _UNKNOWN = "-"
 )
 @bundle_argument
 @base_option
+@base_folder_option
 @data_option
 @click.option(
     "--modes",
@@ -123,7 +125,8 @@ def run(
     registry: Registry,
     bundle: str,
     *,
-    base: str,
+    base: str | None,
+    base_folder: Path | None,
     data: Path,
     modes: str,
     metrics: tuple[str, ...],
@@ -162,6 +165,7 @@ def run(
         found = registry.evaluate(
             bundle,
             base=base,
+            base_folder=base_folder,
             data=data,
             options=options,
             out=out,

@@ -16,6 +16,7 @@ from .json_output import print_json
 from .output import describe_bytes, print_line, print_table, print_verified
 from .parameters import (
     as_option,
+    base_folder_option,
     base_option,
     bundle_argument,
     data_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 )
 @bundle_argument
 @base_option
+@base_folder_option
 @data_option
 @out_option
 @click.option("--name", help="What the catalog calls it. Default: as the bundle it was made from.")
@@ -76,7 +78,8 @@ def fit(
     /,
     bundle: str,
     *,
-    base: str,
+    base: str | None,
+    base_folder: Path | None,
     data: Path,
     out: Path,
     name: str | None,
@@ -97,6 +100,7 @@ def fit(
         found = registry.fit(
             bundle,
             base=base,
+            base_folder=base_folder,
             data=data,
             out=out,
             name=name,

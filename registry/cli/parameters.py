@@ -26,9 +26,19 @@ MAX_COUNT = 1_000_000
 bundle_argument = click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
 base_option = click.option(
     "--base",
-    metavar="FOLDER|ORG/NAME",
-    required=True,
+    metavar="ORG/MODEL|FOLDER",
     help="The base model that the bundle was fused for, with weights and tokenizer.",
+)
+base_folder_option = click.option(
+    "--base-folder",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where the base's files are, apart from what it is called.",
+)
+follow_links_option = click.option(
+    "--follow-links",
+    is_flag=True,
+    help="Read a config and weights that are symbolic links to other places.",
 )
 data_option = click.option(
     "--data",
@@ -92,7 +102,8 @@ class CatalogSourceType(click.ParamType[CatalogSource]):
 class CommandRegistry(Registry):
     """The registry of one command: its warnings are remarks on stderr."""
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Print the warning."""
         print_remark(f"warning: {message}")
 
 

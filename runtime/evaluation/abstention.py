@@ -1,4 +1,4 @@
-"""Which prompts a bundle's decisions leave to the base: the members' own, and foreign ones."""
+"""The prompts that a bundle's decisions leave to the base: the members' own, and foreign ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The forms of a prompt: as its line gives it, as a user types it, and in the base's chat template.
 
 A routed model that was fitted on one form decides badly in the other: the template's own thirty tokens
-outvote a short question, and routing accuracy falls from 99 to 72 % (docs/gates.md). So a fit reads half of
+outvote a short question (docs/gate-fitting.md, "The form of the prompt"). So a fit reads half of
 the lines in each form.
 """
 

@@ -66,7 +66,7 @@ def familiarity_of(logits: Tensor, gram: Tensor) -> Tensor:
     own = gram.diagonal()
     centred = logits - logits.mean(dim=-1, keepdim=True) + (own - own.mean()) / 2
     inner = torch.eye(len(own), device=gram.device) * len(own) + gram
-    spanned = (centred * (centred @ torch.linalg.inv(inner))).sum(dim=-1)
+    spanned: Tensor = (centred * (centred @ torch.linalg.inv(inner))).sum(dim=-1)
     nearest: Tensor = (2 * centred - own).amax(dim=-1)
     return nearest - spanned
 
@@ -92,7 +92,7 @@ class RequestEvidence(Evidence):
 
 
 @dataclass(frozen=True, slots=True)
-class RequestPass(RoutingPass):
+class ObservedRequestPass(RoutingPass):
     """The plain base's pass that request gates read: no member adds anything."""
 
     evidence: RequestEvidence
