@@ -93,11 +93,20 @@ def test_the_first_catalog_upgrades_and_goes_back_without_loss(first: sa.Engine)
     assert before == {name: before[name] for name in before if name in first_catalog.ROWS}
     database.upgrade(first.url)
     after = first_catalog.read(first)
-    assert {name: after[name] for name in before} == before
+    assert without_chain(after, before) == before
     assert database.find_problems(first) == []
     first_catalog.migrate(first.url, "0001")
     assert first_catalog.read(first) == before
     assert database.find_revision(first) == "0001"
+
+
+def without_chain(rows: first_catalog.Rows, before: first_catalog.Rows) -> first_catalog.Rows:
+    """Return the tables that were there before, without what the third revision adds to events."""
+    kept = {name: rows[name] for name in before}
+    added = ("role", "digest")
+    return kept | {
+        "events": [{key: row[key] for key in row if key not in added} for row in rows["events"]],
+    }
 
 
 def test_the_first_catalog_can_be_searched_once_it_is_upgraded(first: sa.Engine) -> None:
@@ -128,7 +137,7 @@ def test_what_the_first_catalog_cannot_hold_is_all_that_a_downgrade_drops(first:
     with first.begin() as connection:
         events = first_catalog.reflect(connection).tables["events"]
         row = {"at": datetime.now(UTC), "actor": "x", "action": "import", "name": "catalog", "details": {}}
-        connection.execute(events.insert().values(row | {"id": 99, "subject": "catalog"}))
+        connection.execute(events.insert().values(row | {"id": 99, "subject": "catalog", "digest": "f" * 64}))
     first_catalog.migrate(first.url, "0001")
     assert first_catalog.read(first) == before
 

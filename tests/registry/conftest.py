@@ -9,10 +9,11 @@ from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.home import CATALOG_VARIABLE, HOME_VARIABLE, Home
+from support.pgbouncer import pgbouncer_server, pgbouncer_url
 from support.postgres import postgres_server, postgres_url
 from support.small_adapters import make_adapter
 
-__all__ = ["postgres_server", "postgres_url"]
+__all__ = ["pgbouncer_server", "pgbouncer_url", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture
@@ -31,11 +32,11 @@ def catalog(home: Home) -> Iterator[Catalog]:
         yield catalog
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
 def any_catalog(request: pytest.FixtureRequest, home: Home) -> Iterator[Catalog]:
-    """An empty catalog in each database that there may be one in."""
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_url")
+    """An empty catalog in each database that there may be one in, on PostgreSQL also through a pooler."""
+    if request.param != "sqlite":
+        url = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "pgbouncer_url")
         database.upgrade(parse_catalog_url(url))
         home = Home(home.folder, url)
     with Catalog.open(home) as catalog:
