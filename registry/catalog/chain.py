@@ -37,7 +37,7 @@ class Head:
 class ChainCheck:
     """The outcome of a check: what is wrong, and how many events there are.
 
-    ``since`` is how many events follow the head; None if no head was asked for, or the history does not have it.
+    ``since`` is how many events follow the head; None without a head, or if the history does not have it.
     """
 
     problems: tuple[str, ...]

@@ -134,7 +134,6 @@ def test_database_in_another_encoding_is_refused_by_upgrade_in_one_sentence(
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.exec_driver_sql("DROP DATABASE in_latin WITH (FORCE)")
     error, hint = capsys.readouterr().err.splitlines()
-    assert (
-        error.endswith("in_latin` has the encoding `LATIN1`, expected `UTF8`") or "encoding `LATIN1`" in error
-    )
+    assert error.startswith("error: the database of the catalog `postgresql:")
+    assert error.endswith("` has the encoding `LATIN1`, expected `UTF8`")
     assert hint == "hint: create one with `createdb --encoding UTF8 --template template0 NAME`"
