@@ -32,9 +32,20 @@ def catalog(home: Home) -> Iterator[Catalog]:
         yield catalog
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def any_catalog(request: pytest.FixtureRequest, home: Home) -> Iterator[Catalog]:
-    """An empty catalog in each database that there may be one in, on PostgreSQL also through a pooler."""
+    """An empty catalog in each database that there may be one in."""
+    yield from open_empty(request, home)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
+def shared_catalog(request: pytest.FixtureRequest, home: Home) -> Iterator[Catalog]:
+    """An empty catalog in each database, on PostgreSQL also through a pooler, for several writers at once."""
+    yield from open_empty(request, home)
+
+
+def open_empty(request: pytest.FixtureRequest, home: Home) -> Iterator[Catalog]:
+    """Yield an empty catalog in the database that the fixture's parameter names."""
     if request.param != "sqlite":
         url = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "pgbouncer_url")
         database.upgrade(parse_catalog_url(url))

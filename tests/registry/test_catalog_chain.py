@@ -59,18 +59,18 @@ def head_of(catalog: Catalog) -> Digest:
     return head.digest
 
 
-def test_history_that_only_grew_has_every_earlier_head(any_catalog: Catalog) -> None:
-    assert any_catalog.history_head() is None
-    assert any_catalog.check_history().problems == ()
-    any_catalog.ensure_identity()
-    heads = [head_of(any_catalog)]
-    fill(any_catalog)
-    heads.append(head_of(any_catalog))
-    any_catalog.record_push(LEGAL, repository="org/legal", commit="a" * 40)
-    checks = [any_catalog.check_history(head) for head in (*heads, head_of(any_catalog), None)]
+def test_history_that_only_grew_has_every_earlier_head(shared_catalog: Catalog) -> None:
+    assert shared_catalog.history_head() is None
+    assert shared_catalog.check_history().problems == ()
+    shared_catalog.ensure_identity()
+    heads = [head_of(shared_catalog)]
+    fill(shared_catalog)
+    heads.append(head_of(shared_catalog))
+    shared_catalog.record_push(LEGAL, repository="org/legal", commit="a" * 40)
+    checks = [shared_catalog.check_history(head) for head in (*heads, head_of(shared_catalog), None)]
     assert [check.problems for check in checks] == [()] * 4
     assert [check.since for check in checks] == [checks[0].events - 1, 1, 0, None]
-    assert any_catalog.history().items[0].digest == head_of(any_catalog)
+    assert shared_catalog.history().items[0].digest == head_of(shared_catalog)
 
 
 # Some event in the middle, and the last one.
@@ -159,10 +159,12 @@ def test_version_that_is_not_the_one_added_is_found(
     assert any_catalog.check_history().problems == (problem,)
 
 
-def test_writers_at_once_make_one_chain(any_catalog: Catalog) -> None:
+def test_writers_at_once_make_one_chain(shared_catalog: Catalog) -> None:
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda n: any_catalog.add_version(new_adapter(f"set-{n % 3}", str(n))), range(16)))
-    check = any_catalog.check_history()
+        list(
+            threads.map(lambda n: shared_catalog.add_version(new_adapter(f"set-{n % 3}", str(n))), range(16))
+        )
+    check = shared_catalog.check_history()
     assert (check.problems, check.events) == ((), 17)
 
 
