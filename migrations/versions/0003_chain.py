@@ -1,4 +1,4 @@
-"""The chain of events, and the database role of whoever made a change."""
+"""The chain of events, and the database role that made each change."""
 
 from __future__ import annotations
 
