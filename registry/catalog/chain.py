@@ -1,7 +1,7 @@
 """The chain of events: each event carries a digest over itself and over the digest of the event before it.
 
 So a later change to any event, and an event that was put in or taken out, breaks the chain at that place.
-Someone who can write to the database can also compute the rest of the chain again; then the history no longer has
+Someone who can write to the database can also compute the rest again; then the history no longer has
 the digest that it ended with before. That digest, the head, is therefore to be kept elsewhere.
 """
 
