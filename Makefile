@@ -34,6 +34,7 @@ docs: $(STAMP)
 	$(VENV)/bin/python docs/generate_api.py
 	$(VENV)/bin/python docs/generate_cli.py
 	$(VENV)/bin/python docs/generate_rules.py
+	$(VENV)/bin/python docs/generate_verdicts.py
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

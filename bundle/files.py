@@ -13,7 +13,8 @@ from ..files.staging import check_new_folder, staged_folder
 from ..files.writing import write_whole
 from ..schemas import bundle as names
 from ..schemas.errors import MeteoraError, UsageError
-from ..schemas.manifest import Manifest
+from ..schemas.inventory import Dtype
+from ..schemas.manifest import FileRecord, Manifest
 from ..schemas.names import below
 from ..schemas.verification import VerificationRecord
 from .opened import Bundle
@@ -21,21 +22,22 @@ from .opened import Bundle
 # Where earlier versions wrote a record before it was whole; a process that died may have left it.
 OLD_PARTIAL_RECORD = staged_path(Path(names.VERIFICATION_FILE)).name
 # Hosts and version control add these beside the files; they are not part of the bundle.
-_FOREIGN = frozenset({".git", ".gitattributes", ".gitignore", ".cache", OLD_PARTIAL_RECORD})
-_UNLISTED = frozenset({names.MANIFEST_FILE, names.VERIFICATION_FILE})
+_FOREIGN = frozenset(
+    {".git", ".gitattributes", ".gitignore", ".cache", names.SIGNATURE_FILE, OLD_PARTIAL_RECORD}
+)
+# A bundle in half precision is computed in float32 and in its own type.
+_COMPUTED_IN = {Dtype.F32: "float32", Dtype.F16: "float16", Dtype.BF16: "bfloat16"}
+_UNLISTED = frozenset({names.MANIFEST_FILE, names.VERIFICATION_FILE, names.CARD_FILE})
 
 
 def check_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Check that every file of the manifest has its digest and that the folder holds no other file."""
-    problems = []
-    for name, record in sorted(manifest.files.items()):
-        path = below(folder, name)
-        if not path.is_file():
-            problems.append(f"`{name}` is missing")
-        elif (size := path.stat().st_size) != record.size_bytes:
-            problems.append(f"`{name}` has {size} bytes, the manifest lists {record.size_bytes}")
-        elif (digest := hash_file(path)) != record.sha256:
-            problems.append(f"`{name}` has digest `{digest}`, the manifest lists `{record.sha256}`")
+    """Check that every file of the manifest has its digest and that the folder holds no other file.
+
+    The card is left to ``check_card``: people edit it, and nothing that is computed depends on it.
+    """
+    problems = check_listed(manifest)
+    for name in sorted(manifest.files.keys() - {names.CARD_FILE}):
+        problems += _compare(folder, name, manifest.files[name])
     required = {names.CONFIG_FILE, names.WEIGHTS_FILE}
     problems += [f"the manifest does not list `{name}`" for name in sorted(required - set(manifest.files))]
     problems += [
@@ -43,6 +45,38 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
         for name in sorted(_files_in(folder) - set(manifest.files) - _UNLISTED)
     ]
     return problems + check_experts(manifest)
+
+
+def check_listed(manifest: Manifest) -> list[str]:
+    """Check that the manifest lists only files that bundle format 1 has.
+
+    A bundle with a pickle, a script or a config of another library would vouch for it with its digest.
+    """
+    return [
+        f"the manifest lists `{name}`, and a bundle of format {names.BUNDLE_FORMAT} has no such file"
+        for name in manifest.unknown_files
+    ]
+
+
+def check_card(folder: Path, manifest: Manifest) -> list[str]:
+    """Return how the card differs from the one that the manifest lists; empty if it is that one."""
+    listed = manifest.files.get(names.CARD_FILE)
+    if listed is None:
+        exists = (folder / names.CARD_FILE).exists()
+        return ["the card was added after the bundle was made"] if exists else []
+    found = _compare(folder, names.CARD_FILE, listed)
+    return [f"the card was changed after the bundle was made: {each}" for each in found]
+
+
+def _compare(folder: Path, name: str, record: FileRecord) -> list[str]:
+    path = below(folder, name)
+    if not path.is_file():
+        return [f"`{name}` is missing"]
+    if (size := path.stat().st_size) != record.size_bytes:
+        return [f"`{name}` has {size} bytes, the manifest lists {record.size_bytes}"]
+    if (digest := hash_file(path)) != record.sha256:
+        return [f"`{name}` has digest `{digest}`, the manifest lists `{record.sha256}`"]
+    return []
 
 
 def check_experts(manifest: Manifest) -> list[str]:
@@ -85,17 +119,27 @@ def _is_foreign(name: str) -> bool:
 
 
 def check_record(bundle: Bundle) -> list[str]:
-    """Check that the verification record, where there is one, is unchanged and for this very manifest."""
+    """Check that the verification record, where there is one, is one of this very bundle."""
     try:
         record = bundle.record
     except MeteoraError as error:
         return [str(error)]
-    if record is None or record.manifest_sha256 == bundle.manifest_sha256:
+    return [] if record is None else judge_record(bundle, record)
+
+
+def judge_record(bundle: Bundle, record: VerificationRecord) -> list[str]:
+    """Return why a record cannot be that of a verification of this bundle; empty if it can be."""
+    if record.manifest_sha256 != bundle.manifest_sha256:
+        return [
+            f"`{names.VERIFICATION_FILE}` is for the manifest `{record.manifest_sha256.short}`, "
+            f"this one is `{bundle.manifest_sha256.short}`"
+        ]
+    try:
+        found = record.contradictions(bundle.config.target_modules, _COMPUTED_IN[bundle.dtype])
+    except MeteoraError:
+        # Config and weights have checks of their own, which report it.
         return []
-    return [
-        f"`{names.VERIFICATION_FILE}` is for the manifest `{record.manifest_sha256.short}`, "
-        f"this one is `{bundle.manifest_sha256.short}`"
-    ]
+    return [f"`{names.VERIFICATION_FILE}` is not what a verification writes: {each}" for each in found]
 
 
 def write_record(folder: Path, record: VerificationRecord) -> None:

@@ -44,7 +44,7 @@ def read_chunks(file: BinaryIO, step: Step = UNCOUNTED) -> Iterator[bytes]:
         step.advance(len(chunk))
 
 
-def hash_chunks(chunks: Iterable[bytes]) -> Digest:
+def hash_chunks(chunks: Iterable[bytes | memoryview]) -> Digest:
     """Return the digest of the chunks, one after another."""
     hasher = Hasher()
     for chunk in chunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ..bundle import Bundle
 from ..bundle.agreement import check_member, check_names
 from ..bundle.files import staged_target
 from ..bundle.member import QuotedMember
-from ..files.digests import hash_file
+from ..files.digests import hash_chunks, hash_file
 from ..inspection.header import TensorEntry
 from ..inspection.keys import TensorKind, parse_key
 from ..schemas import bundle as names
@@ -67,11 +68,42 @@ def extract_member(bundle: Bundle, name: str, target: Path) -> Extraction:
     return Extraction(name, target, identical, left_out)
 
 
-def _write_member_weights(bundle: Bundle, index: int, member: QuotedMember, path: Path) -> None:
-    with BundleTensors(bundle) as tensors, path.open("xb") as file:
-        file.write(member.start)
+def can_be_rewritten(member: QuotedMember) -> bool:
+    """Return whether a bundle still has every byte of the member's own weights file.
+
+    It does not where a cast lost numbers, or where the file also held the state of a training run.
+    """
+    return member.entry.cast is None and not member.tensors.of_kind(TensorKind.TRAINING_STATE)
+
+
+def check_member_bytes(bundle: Bundle) -> Iterator[str]:
+    """Yield the members that, written as the files that were fused, do not have the digests of the manifest.
+
+    The bundle's parts agree, as ``check_members`` finds. Nothing is written, and members that cannot be
+    rewritten are passed over.
+    """
+    for index, member in enumerate(bundle.members):
+        if not can_be_rewritten(member):
+            continue
+        digest = hash_chunks(_member_bytes(bundle, index, member))
+        if digest != member.entry.weights_sha256:
+            yield (
+                f"the factors of member `{member.name}` are not those of the file that the manifest names: "
+                f"written as that file they have the digest `{digest}`, the manifest has "
+                f"`{member.entry.weights_sha256}`"
+            )
+
+
+def _member_bytes(bundle: Bundle, index: int, member: QuotedMember) -> Iterator[bytes | memoryview]:
+    yield member.start
+    with BundleTensors(bundle) as tensors:
         for entry in member.header.tensors:
-            file.write(bytes_of(_member_factor(bundle, tensors, index, member, entry)))
+            yield bytes_of(_member_factor(bundle, tensors, index, member, entry))
+
+
+def _write_member_weights(bundle: Bundle, index: int, member: QuotedMember, path: Path) -> None:
+    with path.open("xb") as file:
+        file.writelines(_member_bytes(bundle, index, member))
 
 
 def _write_factors_alone(bundle: Bundle, index: int, member: QuotedMember, path: Path) -> None:

@@ -21,6 +21,7 @@ import torch
 from .. import __version__
 from ..bundle import Bundle
 from ..bundle.documents import check_documents
+from ..bundle.files import check_card
 from ..bundle.member import QuotedMember
 from ..files.progress import Progress, Step, silent
 from ..kernels.reference import TOLERANCES
@@ -45,6 +46,7 @@ from .arithmetic import (
     stored_factors,
 )
 from .bundle_reader import BundleTensors, ModuleTensors, check_tensors
+from .extraction import can_be_rewritten, check_member_bytes
 from .fuse_member import MemberFiles
 from .source import SourceMember, check_factors, check_initial_gate, open_source_member
 from .tensor_files import TORCH_DTYPES
@@ -77,6 +79,7 @@ def verify_bundle(
     run = _Run(Bundle(folder), level, renamed, with_triton)
     run.problems += check_documents(run.bundle)
     if not run.problems:
+        run.notes += check_card(folder, run.bundle.manifest)
         run.check_modules(sources or {}, progress)
     return run.record()
 
@@ -119,6 +122,8 @@ class _Run:
         with ExitStack() as stack:
             tensors_of = stack.enter_context(BundleTensors(bundle))
             members = self._open_sources(stack, sources) if self.level is Level.SOURCE else None
+            if members is None:
+                self._check_member_bytes()
             if self.problems:
                 return
             step = Step("verifying", len(bundle.config.layouts), progress)
@@ -136,6 +141,16 @@ class _Run:
                     self._run_triton(bundle, layout, tensors, factors)
                 step.advance()
         self.backends_run[:0] = [_backend_run(b, error, len(self.modules)) for b, error in worst.items()]
+
+    def _check_member_bytes(self) -> None:
+        """Compare each member, written as its own file again, with its digest; name those that cannot be."""
+        self.problems += check_member_bytes(self.bundle)
+        self.notes += [
+            f"the factors of member `{member.name}` were not compared with the digest of its own file, "
+            "which cannot be written again"
+            for member in self.bundle.members
+            if not can_be_rewritten(member)
+        ]
 
     def _run_triton(
         self,

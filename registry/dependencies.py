@@ -7,13 +7,18 @@ import importlib.util
 from ..schemas.errors import MissingDependency, UsageError
 
 
+def has_torch() -> bool:
+    """Return whether torch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def require_torch(purpose: str) -> None:
     """Pass if torch is installed.
 
     Raises:
         MissingDependency: it is not; the message names the purpose.
     """
-    if importlib.util.find_spec("torch") is None:
+    if not has_torch():
         raise MissingDependency(
             f"{purpose} needs torch, which is not installed", hint="pip install 'meteora-registry[runtime]'"
         )

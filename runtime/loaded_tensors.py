@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..schemas.bundle import FACTORS, TENSOR_A, TENSOR_B, TENSOR_PREFIX
 from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from .layer import MeteoraLayer
+from .requirements import check_folder, check_gates, is_gate, require_checked
 
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SHOWN_PROBLEMS = 5
@@ -170,7 +171,15 @@ class CheckedLoad:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Check what is to be loaded, let transformers load it, and freeze what is not trained."""
         release(self.model)
-        found = kwargs.get("state_dict") or _headers_of(kwargs.get("checkpoint_files") or ())
+        state_dict, files = kwargs.get("state_dict"), [*map(Path, kwargs.get("checkpoint_files") or ())]
+        found = state_dict or _headers_of(files)
+        if state_dict:
+            require_checked(is_checked=False)
+            check_gates(state_dict.items())
+        else:
+            for file in files:
+                check_folder(file.parent)
+                check_gates(_gates_in(file))
         set_widening(self.model, self.adapter_name, widens=False)
         allocate_for(self.model, self.adapter_name, found, on_base=False)
         result = getattr(self.model, _HOOKED)(*args, **kwargs)
@@ -196,8 +205,14 @@ def release(model: nn.Module) -> None:
     model.__dict__.pop(_HOOKED, None)
 
 
-def _headers_of(files: Iterable[str]) -> Mapping[str, Tensor]:
-    return {name: tensor for file in files for name, tensor in _header_of(Path(file)).items()}
+def _gates_in(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for name in filter(is_gate, file.keys()):
+            yield name, file.get_tensor(name)
+
+
+def _headers_of(files: Iterable[Path]) -> Mapping[str, Tensor]:
+    return {name: tensor for file in files for name, tensor in _header_of(file).items()}
 
 
 def _header_of(path: Path) -> dict[str, Tensor]:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
+from torch import nn
 
+from ..schemas.base_name import is_other_base, parse_cache_path
 from ..schemas.bundle import IMPORTED, PEFT_TYPE, BundleConfig, Fitting, check_readable
+from .requirements import check_folder
 
 
 class GateNotFittedWarning(UserWarning):
@@ -49,15 +53,50 @@ class MeteoraConfig(PeftConfig):
         value = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         check_readable(value, what="adapter_config.json")
         super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT leaves it untyped
+        self.is_checked = False
         self._bundle = BundleConfig.from_value(value, what="adapter_config.json")
         self.peft_type = MeteoraPeftType.METEORA
         # PEFT shortens a list or a set of many paths to suffixes, but leaves a tuple as it is.
         self.target_modules = self._bundle.target_modules
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read the config of a bundle, after its folder was checked.
+
+        Raises:
+            BundleRefused, InvalidDocument, SourceUnreadable: as ``check_folder``.
+        """
+        config = super().from_pretrained(*args, **kwargs)
+        config.is_checked = True
+        return config
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> Any:
+        """Read the file as PEFT does; ``from_pretrained`` calls it with where it found the config."""
+        # PEFT takes the last of two values of one key.
+        check_folder(Path(path_json_file).parent)
+        return super().from_json_file(path_json_file, **kwargs)
+
     @property
     def bundle(self) -> BundleConfig:
         """The checked document."""
         return self._bundle
+
+
+def warn_of_other_base(model: nn.Module, bundle: BundleConfig) -> None:
+    """Warn if the base was loaded under the name of another model than the bundle was fused for.
+
+    Shapes alone do not tell two bases apart, and on the wrong one every answer is silently wrong.
+    """
+    loaded = getattr(model, "name_or_path", None)
+    # A folder may be called anything, such as `models/base`.
+    if not isinstance(loaded, str) or (Path(loaded).exists() and not parse_cache_path(loaded)):
+        return
+    if is_other_base(loaded, bundle.base_model_name_or_path):
+        warnings.warn(
+            f"the base is `{loaded}`, and the bundle was fused for `{bundle.base_model_name_or_path}`",
+            stacklevel=2,
+        )
 
 
 def warn_unless_fitted(bundle: BundleConfig, adapter_name: str) -> None:

@@ -25,10 +25,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.errors import BundleRefused, MissingDependency, UsageError
+from .generate_calls import stop_watching, watch_generate
 from .hooks import ModelHooks
 from .layer import LayerPlan, MeteoraLayer, refuse_merge
 from .loaded_tensors import allocate_for, check_next_load, release, set_widening
-from .peft_config import MeteoraConfig, MeteoraPeftType, warn_unless_fitted
+from .peft_config import MeteoraConfig, MeteoraPeftType, warn_of_other_base, warn_unless_fitted
+from .requirements import check_gates, require_checked
 from .router import BundleRouter
 
 # Not linear layers, and the projection that torch's attention uses without ever calling it.
@@ -71,10 +73,12 @@ class MeteoraModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         bundle: BundleConfig = config.bundle
         _check_targets(model, bundle)
+        warn_of_other_base(model, bundle)
         self._router = BundleRouter(adapter_name, bundle)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         ModelHooks.of(model).routers[adapter_name] = self._router
+        watch_generate(model)
         warn_unless_fitted(bundle, adapter_name)
 
     @staticmethod
@@ -112,6 +116,8 @@ class MeteoraModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         release(model)
+        require_checked(is_checked=getattr(config, "is_checked", False))
+        check_gates(state_dict.items())
         allocate_for(model, adapter_name, state_dict, on_base=True)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
@@ -128,6 +134,7 @@ class MeteoraModel(BaseTuner):
     def unload(self) -> nn.Module:
         """Return the base model as it was, without layers and hooks."""
         base: nn.Module = super().unload()
+        stop_watching(base)
         ModelHooks.remove(base)
         return base
 

@@ -9,6 +9,7 @@ storage of a module follows from this document alone: member i owns the rows
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -29,7 +30,8 @@ from .document import Document, PositiveCount, load_json
 from .errors import BundleRefused
 from .gate_choices import DECISION_SCOPES, INITIAL_GATE_KINDS, GateKind, InitialGate, Scope
 from .inventory import Dtype
-from .names import Name
+from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Name
+from .trained_on import TrainedOn
 
 BUNDLE_FORMAT = 1
 PEFT_TYPE = "METEORA"
@@ -41,8 +43,8 @@ GATE_SCOPE = "gate-scope"
 GATE_ABSTAIN = "gate-abstain"
 KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN})
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = ADAPTER_CONFIG
+WEIGHTS_FILE = ADAPTER_WEIGHTS
 MANIFEST_FILE = "meteora_manifest.json"
 VERIFICATION_FILE = "verification.json"
 # The largest bundle that is written, and that is fetched unless the caller sets another limit.
@@ -50,6 +52,9 @@ MAX_BUNDLE_BYTES = 50_000_000_000
 # The largest file of an adapter that is fetched unless the caller sets another limit.
 MAX_ADAPTER_FILE_BYTES = 5_000_000_000
 CARD_FILE = "README.md"
+MAX_CARD_BYTES = 4 << 20
+# A signature over the others, made by another tool; no bundle lists it.
+SIGNATURE_FILE = "model.sig"
 EXPERTS_FOLDER = "experts"
 
 TENSOR_PREFIX = "base_model.model."
@@ -71,6 +76,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 MIN_SCALING, MAX_SCALING = 1e-20, 1e20
 # A length in float32 plus `eps` must differ from neither zero nor, where the length is 1, from the length.
 MIN_EPS, MAX_EPS = 1e-20, 1.0
+
+_LAYER = re.compile(r"((?:.*?\.)?)([0-9]{1,9})(?=\.|$)")
 
 Scaling = Annotated[FiniteFloat, Field(ge=MIN_SCALING, le=MAX_SCALING)]
 Eps = Annotated[FiniteFloat, Field(ge=MIN_EPS, le=MAX_EPS)]
@@ -270,6 +277,22 @@ class Gate(Document):
         return self
 
 
+def transformers_mapping(value: object) -> dict[str, str] | None:
+    """Return a config's ``auto_mapping`` if it names a class of transformers, otherwise None.
+
+    PEFT imports the library that it names, so one of any other library is not carried into a bundle.
+    """
+    if not isinstance(value, dict):
+        return None
+    name, library = value.get("base_model_class"), value.get("parent_library")
+    if not isinstance(name, str) or not isinstance(library, str):
+        return None
+    is_plain = name.isidentifier() and all(part.isidentifier() for part in library.split("."))
+    if not is_plain or library.split(".")[0] != "transformers":
+        return None
+    return {"base_model_class": name, "parent_library": library}
+
+
 class BundleConfig(Document):
     """A bundle's config, format 1; ``layouts`` is the flat storage that follows from it."""
 
@@ -290,6 +313,21 @@ class BundleConfig(Document):
     top_k: PositiveCount
     temperature: FiniteFloat = Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     gate: Gate
+    # Any: PEFT writes one of its own when it saves, and nothing here follows from it.
+    auto_mapping: Any = None
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The model that the members were trained on, as far as the bundle names it."""
+        return TrainedOn.read(self.task_type, transformers_mapping(self.auto_mapping))
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_mapping(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Bundles of members that state a task keep the bytes that they had before there was this field.
+        value: dict[str, Any] = handler(self)
+        if self.auto_mapping is None:
+            del value["auto_mapping"]
+        return value
 
     @classmethod
     def read(cls, data: bytes, *, what: str = CONFIG_FILE, max_bytes: int = 64 << 20) -> Self:
@@ -339,6 +377,10 @@ class BundleConfig(Document):
                     raise ValueError(
                         f"`gate.sources` takes `{path}` to `{source}`, but `{end}` is not a target module"
                     )
+            if _runs_in_a_later_layer(source, path):
+                raise ValueError(
+                    f"`{path}` takes its routing from `{source}`, which is in a later layer and runs after it"
+                )
         for feature in self.gate.features:
             if feature not in self.required_features:
                 raise ValueError(f"the gate needs `{feature}` in `required_features`, which lacks it")
@@ -404,6 +446,12 @@ class BundleConfig(Document):
         return self.names.index(name)
 
 
+def _runs_in_a_later_layer(source: str, path: str) -> bool:
+    """Return whether ``source`` is further on in the stack of layers; paths of two stacks do not compare."""
+    later, layer = _LAYER.match(source), _LAYER.match(path)
+    return bool(later and layer and later[1] == layer[1] and int(later[2]) > int(layer[2]))
+
+
 def check_readable(value: Any, *, what: str) -> None:
     """Refuse a parsed config that is not a bundle, or has a format or feature this reader does not know.
 
@@ -433,6 +481,15 @@ def check_readable(value: Any, *, what: str) -> None:
             f"`{what}` requires {listed}, which this reader does not know",
             hint="upgrade meteora-registry",
         )
+
+
+def is_bundle_file(path: str) -> bool:
+    """Return whether bundle format 1 has a file at ``path``; every other file is not part of a bundle."""
+    folder, _, name = path.rpartition("/")
+    if not folder:
+        return name in (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, VERIFICATION_FILE, CARD_FILE)
+    parent, _, member = folder.rpartition("/")
+    return parent == EXPERTS_FOLDER and member != "" and name in (CONFIG_FILE, WEIGHTS_FILE)
 
 
 def tensor_name(path: str, tensor: str) -> str:

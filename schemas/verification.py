@@ -6,12 +6,19 @@ the record without that field, so a changed byte anywhere in the file shows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from .digest import Digest
 from .document import Count, Document, canonical_json
 from .errors import InvalidDocument, UsageError
+
+# The largest errors that pass, by the element type of the computation; those of `kernels/reference.py`.
+TOLERANCES: Final = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
+# It runs one module as a sample; every other backend runs all of them.
+SAMPLING_BACKEND: Final = "triton"
 
 
 class Level(StrEnum):
@@ -95,6 +102,60 @@ class VerificationRecord(Document):
     versions: dict[str, str]
     created_at: str
 
+    def contradictions(self, modules: Iterable[str] | None = None, dtype: str = "float32") -> list[str]:
+        """Return why the record cannot be what a verification wrote; empty if it can be.
+
+        The maker of a bundle also writes its record: its seal and the word `pass` prove nothing, so
+        everything else in it must lead to that word.
+
+        Args:
+            modules: the modules of the bundle's config, where it is at hand.
+            dtype: the element type of its factors.
+        """
+        return [*self._contradictions(None if modules is None else set(modules), dtype)]
+
+    def _contradictions(self, modules: set[str] | None, dtype: str) -> Iterator[str]:
+        if self.outcome is not self._outcome_of_findings:
+            counts = f"{len(self.problems)} problems and {len(self.unchecked)} unchecked parts"
+            yield f"it states the outcome `{self.outcome}` with {counts}"
+        if not _is_moment(self.created_at):
+            yield f"it was made at `{self.created_at[:40]}`, expected a date and time with its offset"
+        if self.outcome is not Outcome.PASS:
+            return
+        if modules is not None and modules != self.modules.keys():
+            yield (
+                f"it covers {len(self.modules)} modules, and they are not the {len(modules)} of the config"
+            )
+        yield from self._impossible_runs(dtype)
+        largest = max((run.tolerance for run in self.backends_run), default=0.0)
+        wrong = {
+            path: errors
+            for path, errors in self.modules.items()
+            if not (_is_within(errors.routed, largest) and _is_within(errors.forced, largest))
+        }
+        for path, errors in [*wrong.items()][:1]:
+            yield f"it passes `{path[:200]}` with the errors {errors.routed} and {errors.forced}"
+
+    @property
+    def _outcome_of_findings(self) -> Outcome:
+        return Outcome.FAIL if self.problems else Outcome.INCONCLUSIVE if self.unchecked else Outcome.PASS
+
+    def _impossible_runs(self, dtype: str) -> Iterator[str]:
+        if not self.modules:
+            yield "it passes without a module"
+        ran = {run.compute_dtype for run in self.backends_run if run.backend != SAMPLING_BACKEND}
+        for missing in sorted({"float32", dtype} - ran):
+            yield f"it passes without a backend that ran in {missing}"
+        for run in self.backends_run:
+            name = f"`{run.backend}` in `{run.compute_dtype}`"
+            if run.tolerance != TOLERANCES.get(run.compute_dtype):
+                yield f"it holds {name} to {run.tolerance:g}, expected {TOLERANCES.get(run.compute_dtype)}"
+            if not _is_within(run.max_error, run.tolerance):
+                yield f"it passes {name} with the error {run.max_error}, tolerance {run.tolerance:g}"
+            expected = 1 if run.backend == SAMPLING_BACKEND else len(self.modules)
+            if run.modules != expected:
+                yield f"it states that {name} ran {run.modules} modules, expected {expected}"
+
     def seal(self) -> bytes:
         """Return the text of the record with its own digest in it."""
         body = self.model_dump(mode="json")
@@ -116,6 +177,17 @@ class VerificationRecord(Document):
                 hint="run `meteora-registry verify` again",
             )
         return cls.from_value(body, what=what)
+
+
+def _is_within(error: float | None, tolerance: float) -> bool:
+    return error is not None and 0 <= error <= tolerance
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).utcoffset() is not None
+    except ValueError:
+        return False
 
 
 def _digest_of(body: dict[str, Any]) -> str:

@@ -10,10 +10,12 @@ from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
+from ...schemas.errors import BundleRefused
 from ...schemas.facts import values_of
 from ...schemas.names import CatalogSource
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from . import models
+from .column_types import clean_foreign_text
 from .entries import begin_version, source_of
 from .events import record_event
 from .models import bundle_versions
@@ -38,7 +40,7 @@ def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
         row.path = str(new.path)
     session.flush()
     if new.verification is not None:
-        _add_verification(session, row, new.verification)
+        _add_verification(session, row, new.verification, claimed_by=new.claimed_by)
     session.flush()
     # Read the record back from the database: foreign text may have been cut or cleaned.
     session.expire_all()
@@ -56,6 +58,20 @@ def record_verification(
     for row in rows:
         _add_verification(session, row, record)
     return tuple(map(source_of, rows))
+
+
+def is_verified(session: Session, manifest_sha256: Digest) -> bool:
+    """Return whether a verification that was made here passed for this manifest."""
+    rows = session.scalars(
+        select(models.Verification)
+        .join(models.BundleVersion, models.BundleVersion.id == models.Verification.bundle_version_id)
+        .where(
+            bundle_versions.c.manifest_sha256 == manifest_sha256,
+            models.Verification.outcome == Outcome.PASS,
+            models.Verification.claimed_by.is_(None),
+        )
+    )
+    return any(not read_record(row.record).contradictions() for row in rows)
 
 
 def find_in(session: Session, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
@@ -157,20 +173,32 @@ def _member_record(row: models.BundleMember) -> BundleMember:
     return BundleMember(row.position, row.name, adapter, row.weights_sha256, row.config_sha256)
 
 
-def _add_verification(session: Session, row: models.BundleVersion, record: VerificationRecord) -> None:
+def _add_verification(
+    session: Session, row: models.BundleVersion, record: VerificationRecord, *, claimed_by: str | None = None
+) -> None:
+    if found := record.contradictions():
+        raise BundleRefused(f"the record of `{source_of(row)}` is not what a verification writes: {found[0]}")
     row.verifications.append(
-        models.Verification(level=record.level, outcome=record.outcome, record=record.seal().decode())
+        models.Verification(
+            level=record.level,
+            outcome=record.outcome,
+            record=record.seal().decode(),
+            claimed_by=claimed_by,
+        )
     )
     record_event(
         session,
-        "verify",
+        "verify" if claimed_by is None else "claim",
         models.BUNDLE,
         row.entry.name,
         row.number,
         level=str(record.level),
         outcome=str(record.outcome),
+        **({} if claimed_by is None else {"claimed_by": clean_foreign_text(claimed_by)}),
     )
 
 
 def _verification_record(row: models.Verification) -> Verification:
-    return Verification(Level(row.level), Outcome(row.outcome), row.created_at, read_record(row.record))
+    return Verification(
+        Level(row.level), Outcome(row.outcome), row.created_at, read_record(row.record), row.claimed_by
+    )

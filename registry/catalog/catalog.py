@@ -18,11 +18,12 @@ from ...schemas.verification import VerificationRecord
 from ..closing import Closing
 from ..home import Home
 from ..store import Blob, Referenced, References
-from . import adapters, bundles, chain, dump, entries, events, models, references
+from . import adapters, bases, bundles, chain, dump, entries, events, models, references
 from .attempts import attempt
 from .chain import ChainCheck, Head
-from .database import HEAD_REVISION, back_up, create, require_head
+from .database import back_up, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
+from .latest import read_latest
 from .query import AdapterQuery, Page
 from .records import (
     AdapterSummary,
@@ -30,11 +31,13 @@ from .records import (
     Added,
     BundleVersion,
     Event,
+    LatestVersions,
     NewAdapterVersion,
     NewBundleVersion,
     Removal,
 )
 from .references import BundlePlace, Reference
+from .revisions import HEAD_REVISION
 from .search import search
 
 Result = TypeVar("Result")
@@ -144,13 +147,25 @@ class Catalog(Closing):
 
         return self._read(find)
 
+    def name_of_base(self, spelling: str) -> str | None:
+        """Return what the catalog calls the base with this spelling; None if it does not know the base."""
+        return self._read(lambda session: bases.name_of_base(session, spelling))
+
     def versions_of(self, name: str) -> tuple[int, ...]:
         """Return the numbers of an adapter's or a bundle's versions, in order; () for an unknown name."""
         return self._read(lambda session: entries.list_numbers(session, name))
 
+    def list_latest(self) -> LatestVersions:
+        """Return the latest version of every adapter and of every bundle, each in one line."""
+
+        def read(session: Session) -> LatestVersions:
+            return read_latest(session.connection().exec_driver_sql, self._engine.dialect.name)
+
+        return self._read(read)
+
     def list_adapters(self) -> tuple[AdapterSummary, ...]:
         """Return the latest version of every adapter, ordered by name."""
-        return self._read(adapters.list_latest)
+        return self.list_latest().adapters
 
     def search(self, query: AdapterQuery) -> Page[AdapterSummary]:
         """Return one page of the adapter versions that meet a query.
@@ -267,6 +282,7 @@ class Catalog(Closing):
         Raises:
             UsageError: the name is malformed.
             AlreadyInCatalog: an adapter has the name.
+            BundleRefused: its record contradicts itself.
         """
         return self._write(lambda session: bundles.register_bundle(session, new))
 
@@ -285,8 +301,16 @@ class Catalog(Closing):
         return self._read(bundles.list_bundles)
 
     def record_verification(self, record: VerificationRecord, path: Path) -> tuple[CatalogSource, ...]:
-        """Add a record to the bundle versions with its manifest in ``path``, and return them."""
+        """Add a record to the bundle versions with its manifest in ``path``, and return them.
+
+        Raises:
+            BundleRefused: the record contradicts itself.
+        """
         return self._write(lambda session: bundles.record_verification(session, record, path))
+
+    def is_verified(self, manifest_sha256: Digest) -> bool:
+        """Return whether a verification that this catalog's users made passed for this manifest."""
+        return self._read(lambda session: bundles.is_verified(session, manifest_sha256))
 
     def find_bundles_in(self, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
         """Return the bundle versions with this manifest in ``path``, the oldest first."""

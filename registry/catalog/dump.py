@@ -41,6 +41,7 @@ from ...schemas.document import load_json
 from ...schemas.errors import AlreadyInCatalog, InvalidDocument, MeteoraError
 from ...schemas.finding import Finding
 from ...schemas.names import check_alias, check_file_name, check_folder_path, check_name
+from ...schemas.verification import VerificationRecord
 from .adapters import read_origin
 from .bundles import read_record
 from .chain import chain
@@ -218,7 +219,7 @@ class _Document:
             raise self.problem(str(error)) from error
 
     def _chained(self, event: Row) -> Row:
-        """Return the event with its digest, which schemas before `0003` do not have."""
+        """Return the event with its digest, which schemas before `0004` do not have."""
         last, self._last_event = self._last_event, event
         digest = chain(last["digest"], event)
         is_next = last["id"] is None or last["id"] < event["id"]
@@ -314,7 +315,7 @@ _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
         Finding.from_value(finding, what="finding") for finding in _require(list, findings)
     ],
     ("events", "details"): lambda details: _require(dict, details),
-    ("verifications", "record"): read_record,
+    ("verifications", "record"): lambda record: _require_no_contradiction(read_record(record)),
 }
 
 
@@ -400,6 +401,11 @@ def _require(kind: type[list[Any]] | type[dict[str, Any]], value: Any) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"found a JSON {type(value).__name__}, expected a {kind.__name__}")  # noqa: TRY004
     return value
+
+
+def _require_no_contradiction(record: VerificationRecord) -> None:
+    if found := record.contradictions():
+        raise InvalidDocument(f"a record is not what a verification writes: {found[0]}")
 
 
 def _moment(text: str) -> datetime | None:

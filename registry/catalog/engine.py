@@ -29,24 +29,16 @@ from sqlalchemy.orm import Session
 
 from ...schemas.errors import CatalogUnusable, MissingDependency, UsageError
 from ..secrets import hide_secrets, mask_url, remember_url
+from .database_errors import BUSY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, describe_failure
+from .sqlite_file import is_read_only, open_immutable
 
-BUSY_TIMEOUT_SECONDS = 60.0
 CONNECT_TIMEOUT_SECONDS = 10
-STATEMENT_TIMEOUT_SECONDS = 120
 # Between two statements of one transaction, such as while a store elsewhere is asked.
 IDLE_TIMEOUT_SECONDS = 3600
 # The execution option of a connection whose transactions write.
 WRITES = "meteora_writes"
 # Any fixed number: writers of one PostgreSQL database that know it take turns.
 _WRITER_LOCK_KEY = 0x6D65_7465
-# PostgreSQL's codes for a lock and a statement that took longer than they may, and for a full disk.
-_LOCK_NOT_AVAILABLE = "55P03"
-_QUERY_CANCELED = "57014"
-_DISK_FULL = "53100"
-_INSUFFICIENT_PRIVILEGE = "42501"
-_FULL_HINT = "free some space on its disk and give the same command again; nothing was half recorded"
-_DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
-_SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
 _URL_HINT = "such as `sqlite:////folder/catalog.db` or `postgresql://user@host/name`"
 _ESCAPE_HINT = (
     "write `@`, `:`, `/`, `?` and `#` of a user or password as `%40`, `%3A`, `%2F`, `%3F` and `%23`, and an "
@@ -148,7 +140,7 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
         MissingDependency: PostgreSQL, and no driver for it is installed.
     """
     sqlite = url.get_backend_name() == "sqlite"
-    immutable = sqlite and url.database is not None and _is_read_only(Path(url.database))
+    immutable = sqlite and url.database is not None and is_read_only(Path(url.database))
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
     if not sqlite:
         _require_known_options(url)
@@ -157,7 +149,7 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
         if "connect_timeout" not in url.query:
             options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     if immutable:
-        options = {"creator": partial(_open_immutable, Path(url.database or ""))}
+        options = {"creator": partial(open_immutable, Path(url.database or ""))}
     try:
         engine = create_engine(url, pool_timeout=BUSY_TIMEOUT_SECONDS, **options)
     except (ImportError, NoSuchModuleError) as error:
@@ -266,17 +258,6 @@ def engine_for(url: URL, *, foreign_keys: bool = True) -> Iterator[Engine]:
         engine.dispose()
 
 
-def _is_read_only(path: Path) -> bool:
-    """Return whether a SQLite file cannot be written: no log can be created, and no other process has one."""
-    effective = os.access in os.supports_effective_ids
-    writable = os.access(path.parent, os.W_OK, effective_ids=effective)
-    return path.exists() and not writable and not path.with_name(path.name + "-shm").exists()
-
-
-def _open_immutable(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
-
-
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     # The driver would begin transactions by itself, late and deferred; `_begin_sqlite` does it instead.
     connection.isolation_level = None
@@ -353,47 +334,3 @@ def translated_errors(engine: Engine) -> Iterator[None]:
             f"{BUSY_TIMEOUT_SECONDS:.0f} seconds",
             hint="let fewer threads share one catalog",
         ) from error
-
-
-def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusable:
-    """Return a driver's error as an error about the catalog, with what to do."""
-    reason = hide_secrets(str(error).strip().partition("\n")[0])
-    code = getattr(error, "sqlite_errorcode", None)
-    # The lower byte is the primary code, the rest a detail of it.
-    primary = code & 0xFF if isinstance(code, int) else None
-    state = getattr(error, "sqlstate", None)
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or state == _LOCK_NOT_AVAILABLE:
-        return CatalogUnusable(
-            f"the catalog `{catalog}` stayed busy: another process has been writing to it "
-            f"for {BUSY_TIMEOUT_SECONDS:.0f} seconds",
-            hint="try again when that process has ended",
-        )
-    if state == _QUERY_CANCELED:
-        return CatalogUnusable(
-            f"the catalog `{catalog}` took longer than {STATEMENT_TIMEOUT_SECONDS} seconds for one statement",
-            hint="try again later, or ask the administrator of the server",
-        )
-    if state == _INSUFFICIENT_PRIVILEGE:
-        return CatalogUnusable(
-            f"the catalog `{catalog}` does not let its role do this: {reason}",
-            hint="use a role with more rights, such as a writer or the owner; nothing was half recorded",
-        )
-    if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return CatalogUnusable(
-            f"the catalog `{catalog}` is damaged or no catalog: {reason}",
-            hint="put a backup in its place, or move it away to begin a new one",
-        )
-    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return CatalogUnusable(
-            f"the catalog `{catalog}` cannot be opened for writing: {reason}",
-            hint="check the permissions and free space of its folder, or name another with `--home`",
-        )
-    if primary is None and state is None and not isinstance(error, sqlite3.Error):
-        # The server answers with a code; without one the driver itself did not get that far.
-        return CatalogUnusable(f"the catalog `{catalog}` cannot be reached: {reason}", hint=_SERVER_HINT)
-    hints: dict[object, str] = {
-        sqlite3.SQLITE_FULL: _FULL_HINT,
-        sqlite3.SQLITE_IOERR: _DISK_HINT,
-        _DISK_FULL: _FULL_HINT,
-    }
-    return CatalogUnusable(f"the catalog `{catalog}` failed: {reason}", hint=hints.get(primary or state))

@@ -199,7 +199,10 @@ class BaseSpelling(Base):
 
 
 class AdapterVersion(Version):
-    """The facts of one adapter version; null where the adapter does not state one or carries no LoRA."""
+    """The facts of one adapter version; null where the adapter does not state one or carries no LoRA.
+
+    ``claimed_by`` names the bundle that states the origin, and is null where the files were had from there.
+    """
 
     __tablename__ = "adapter_versions"
     __table_args__ = (
@@ -220,6 +223,7 @@ class AdapterVersion(Version):
     origin_kind: Mapped[str] = mapped_column(String(16))
     origin_location: Mapped[str] = mapped_column(ForeignText())
     origin_commit: Mapped[str | None] = mapped_column(String(64))
+    claimed_by: Mapped[str | None] = mapped_column(ForeignText())
     facts: Mapped[AdapterFacts] = composite(
         # No factors and no element types are the same to a reader; the column has always held null for them.
         *_columns_of(AdapterFacts, dtypes=mapped_column("dtypes", DtypesText(), nullable=True))
@@ -363,7 +367,10 @@ class BundleMember(Base):
 
 
 class Verification(Base):
-    """One verification record of a bundle version, word for word."""
+    """One verification record of a bundle version, word for word.
+
+    ``claimed_by`` names where a record came from that was not made here.
+    """
 
     __tablename__ = "verifications"
     __table_args__ = (
@@ -377,6 +384,7 @@ class Verification(Base):
     level: Mapped[str] = mapped_column(String(16))
     outcome: Mapped[str] = mapped_column(String(16))
     record: Mapped[str] = mapped_column(Text)
+    claimed_by: Mapped[str | None] = mapped_column(ForeignText())
     created_at: Mapped[datetime] = mapped_column(default=_now)
 
 

@@ -73,7 +73,8 @@ def _target_key(module: ModuleFactors) -> tuple[str, int, int]:
 class NewAdapterVersion:
     """An adapter to be recorded, whose bytes are in the store.
 
-    ``stated_base`` is the base model as the person who adds it names it.
+    ``stated_base`` is the base model as the person who adds it names it; ``claimed_by`` the bundle that it
+    came out of, if it came out of one: its origin and its license are then that bundle's statements.
     """
 
     name: str
@@ -83,19 +84,22 @@ class NewAdapterVersion:
     facts: AdapterFacts
     targets: tuple[Target, ...]
     findings: tuple[Finding, ...]
+    claimed_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion(AdapterFacts):
     """One catalogued adapter version, with the facts of the adapter.
 
-    ``base_model`` is what this catalog calls the base, whichever way the adapter spells it.
+    ``base_model`` is what this catalog calls the base, whichever way the adapter spells it. ``claimed_by`` is
+    the bundle that states the origin, and None where the files were had from there.
     """
 
     id: int
     name: str
     version: int
     origin: Origin
+    claimed_by: str | None
     files: tuple[StoredFile, ...]
     stated_base: str | None
     base_model: str | None
@@ -169,13 +173,17 @@ class NewMember:
 
 @dataclass(frozen=True, slots=True)
 class NewBundleVersion:
-    """A bundle to be recorded: its folder, its facts, its members in their order."""
+    """A bundle to be recorded: its folder, its facts, its members in their order.
+
+    ``claimed_by`` is where the record came from, if it was not made here.
+    """
 
     name: str
     path: Path
     facts: BundleFacts
     members: tuple[NewMember, ...]
     verification: VerificationRecord | None = None
+    claimed_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +199,16 @@ class BundleMember:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The outcome of one verification of a bundle version, with its whole record."""
+    """The outcome of one verification of a bundle version, with its whole record.
+
+    ``claimed_by`` is where a record came from that was not made here, and None for one that was.
+    """
 
     level: Level
     outcome: Outcome
     created_at: datetime
     record: VerificationRecord
+    claimed_by: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +229,29 @@ class BundleVersion(BundleFacts):
     def source(self) -> CatalogSource:
         """Return the name of exactly this version."""
         return CatalogSource(self.name, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSummary:
+    """One bundle version, in one line, with what each of its verifications came to, the oldest first."""
+
+    name: str
+    version: int
+    base: str | None
+    dtype: str
+    size_bytes: int
+    gate_fitted: str
+    verified: tuple[tuple[Level, Outcome], ...]
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LatestVersions:
+    """The latest version of every adapter and of every bundle, each ordered by name."""
+
+    adapters: tuple[AdapterSummary, ...]
+    bundles: tuple[BundleSummary, ...]
 
 
 @dataclass(frozen=True, slots=True)

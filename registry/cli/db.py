@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL
 from ...schemas.digest import Digest
 from ..catalog import database
 from ..catalog.engine import engine_for, parse_catalog_url, sqlite_url
+from ..catalog.revisions import HEAD_REVISION
 from ..face import Registry
 from ..home import Home
 from ..workflows.catalog_files import backup_catalog, export_catalog, import_catalog
@@ -29,7 +30,7 @@ def upgrade(registry: Registry) -> None:
     """
     url = _url_of(registry.home)
     database.upgrade(url)
-    print_line(database.HEAD_REVISION)
+    print_line(HEAD_REVISION)
 
 
 @click.command("current", epilog=examples("db current"))
@@ -42,8 +43,8 @@ def current(registry: Registry) -> None:
     with engine_for(_url_of(registry.home)) as engine:
         found = database.find_revision(engine)
     print_line(found or "none")
-    if found != database.HEAD_REVISION:
-        print_remark(f"this version of meteora-registry needs {database.HEAD_REVISION}")
+    if found != HEAD_REVISION:
+        print_remark(f"this version of meteora-registry needs {HEAD_REVISION}")
 
 
 class DigestType(click.ParamType[Digest]):

@@ -82,7 +82,14 @@ def command(
         )
         print_line(f"verified: every digest, {describe_level(pulled.record.level)}")
         print_line(f"claimed by its record: {describe_level(Level.SOURCE)}")
+    for difference in pulled.card:
+        print_remark(f"warning: {difference}")
+    if pulled.not_compared:
+        print_remark(
+            "note: not compared with the digests of their own files, which a bundle cannot write again: "
+            f"{', '.join(pulled.not_compared)}"
+        )
     if pulled.ignored:
-        print_remark(f"note: not fetched, because the manifest does not list it: {', '.join(pulled.ignored)}")
+        print_remark(f"note: not fetched, because it is not part of the bundle: {', '.join(pulled.ignored)}")
     if pulled.version.gate_fitted == NOT_FITTED:
         print_gate_remark()

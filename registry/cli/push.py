@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     "--pr", "as_pull_request", is_flag=True, help="Open a pull request in place of a commit on main."
 )
 @click.option("--tag", help="The tag to set. Default: `meteora-` and the content's digest.")
+@click.option(
+    "--overwrite-card",
+    is_flag=True,
+    help="Publish a bundle's README.md as it is here, even if it was edited here or on the Hub.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be pushed; change nothing.")
 @format_option
 @pass_registry
@@ -44,13 +49,14 @@ def command(
     private: bool,
     as_pull_request: bool,
     tag: str | None,
+    overwrite_card: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Publish a verified bundle, or one catalogued adapter.
 
     A bundle must have passed a verification at level source: its factors were compared with the members'
-    own files. Everything goes into one commit, on top of the one that was
+    own files. It is verified again first. Everything goes into one commit, on top of the one that was
     looked at: a push by another user in between is kept, and ours is refused. Afterwards the Hub's list
     of files is compared with the digests here. The same push again does nothing.
     """
@@ -61,6 +67,7 @@ def command(
             private=private,
             as_pull_request=as_pull_request,
             tag=tag,
+            overwrite_card=overwrite_card,
             dry_run=dry_run,
             progress=progress,
         )

@@ -87,7 +87,8 @@ def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
         "versions": _describe(tuple(map(str, numbers))),
         "rank": _describe_rank(version),
         "size_bytes": describe_bytes(version.size_bytes),
-        "origin": f"{version.origin.kind} {version.origin}",
+        "origin": f"{version.origin.kind} {version.origin}"
+        + (" (claimed)" if version.origin.is_claimed else ""),
         "commit": version.origin.commit,
     }
     print_facts(list(_lines(version, AdapterFacts, _ADAPTER_LABELS, own)))

@@ -8,17 +8,19 @@ import click
 
 from ...bundle import Bundle
 from ...bundle.documents import check_documents
+from ...bundle.files import check_card
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
 from ..face import Registry
+from ..workflows.base_place import place_base
 from ..workflows.bundle_folder import find_bundle_folder
 from .failures import DONE, INCONCLUSIVE, REFUSED
 from .groups import examples
 from .json_output import print_json
 from .output import print_facts, print_gate_remark, print_line, print_table
-from .parameters import format_option, pass_registry
+from .parameters import base_folder_option, format_option, pass_registry
 from .progress import progress_bar
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
@@ -46,9 +48,10 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
 )
 @click.option(
     "--base",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    help="Folder of the base model, used where the bundle states that the base renamed modules.",
+    metavar="ORG/MODEL|FOLDER",
+    help="The base model, used where the bundle states that the base renamed modules.",
 )
+@base_folder_option
 @format_option
 @pass_registry
 @click.pass_context
@@ -59,7 +62,8 @@ def command(
     *,
     level: str,
     digests_only: bool,
-    base: Path | None,
+    base: str | None,
+    base_folder: Path | None,
     keep_record: bool,
     as_json: bool,
 ) -> None:
@@ -76,9 +80,10 @@ def command(
     require_torch("verifying")
     from ..workflows.bundle_verification import verify
 
+    place = place_base(base, base_folder)
     with progress_bar() as progress:
         verified = verify(
-            registry, bundle, level=Level(level), base=base, keep_record=keep_record, progress=progress
+            registry, bundle, level=Level(level), place=place, keep_record=keep_record, progress=progress
         )
     if as_json:
         print_json(verified.record)
@@ -91,9 +96,9 @@ def command(
 
 def _require_alone(context: click.Context) -> None:
     """Refuse options that ask for what `--digests-only` does not look at."""
-    for name in ("level", "keep_record", "base"):
+    for name in ("level", "keep_record", "base", "base_folder"):
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = "--record" if name == "keep_record" else f"--{name}"
+            option = "--record" if name == "keep_record" else f"--{name.replace('_', '-')}"
             raise UsageError(f"`{option}` does not go with `--digests-only`", hint="leave one out")
 
 
@@ -103,8 +108,9 @@ def _check_digests(registry: Registry, text: str, *, as_json: bool) -> int:
         raise UsageError("`--digests-only` goes with a bundle on this machine", hint="pull it first")
     bundle = Bundle(find_bundle_folder(registry, text))
     problems = check_documents(bundle)
+    notes = [] if problems else check_card(bundle.folder, bundle.manifest)
     if as_json:
-        print_json({"manifest_sha256": bundle.manifest_sha256, "problems": problems})
+        print_json({"manifest_sha256": bundle.manifest_sha256, "problems": problems, "notes": notes})
     else:
         print_facts(
             [
@@ -115,6 +121,8 @@ def _check_digests(registry: Registry, text: str, *, as_json: bool) -> int:
         )
         for problem in problems:
             print_line(f"problem: {problem}")
+        for note in notes:
+            print_line(f"note: {note}")
     return REFUSED if problems else DONE
 
 

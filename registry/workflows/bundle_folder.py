@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...bundle.files import check_target, staged_target, write_record
+from ...bundle.files import check_target, judge_record, staged_target, write_record
 from ...files.digests import hash_file
 from ...files.reading import real_path
 from ...files.staging import scratch_folder
@@ -108,15 +108,24 @@ def find_member(catalog: Catalog, member: ManifestMember) -> AdapterVersion | No
 
 
 def register_bundle(
-    catalog: Catalog, folder: Path, name: str, members: Sequence[NewMember], record: VerificationRecord
+    catalog: Catalog,
+    folder: Path,
+    name: str,
+    members: Sequence[NewMember],
+    record: VerificationRecord,
+    *,
+    claimed_by: str | None = None,
 ) -> BundleVersion:
     """Record the bundle in a folder as a version in the catalog.
+
+    ``claimed_by`` is where the record came from, if it was not made here.
 
     Raises:
         AlreadyInCatalog, UsageError, CatalogUnusable: it cannot be catalogued; the hint states that
             the bundle itself is complete.
     """
-    new = NewBundleVersion(name, real_path(folder), Bundle.open(folder).facts, tuple(members), record)
+    facts = Bundle.open(folder).facts
+    new = NewBundleVersion(name, real_path(folder), facts, tuple(members), record, claimed_by)
     try:
         return catalog.register_bundle(new)
     except MeteoraError as error:
@@ -160,7 +169,7 @@ def gate_is_fitted(folder: Path) -> bool:
 
 
 def require_source_record(bundle: Bundle, what: str, *, hint: str) -> VerificationRecord:
-    """Return a bundle's record, if it is unchanged, for this manifest, and passed at level `source`.
+    """Return a bundle's record, if a verification of it that passed at level `source` can have written it.
 
     Args:
         bundle: the bundle.
@@ -168,7 +177,8 @@ def require_source_record(bundle: Bundle, what: str, *, hint: str) -> Verificati
         hint: what to do when the bundle has no such record.
 
     Raises:
-        BundleRefused: it is missing, for another manifest, or for a lower level or another outcome.
+        BundleRefused: it is missing, for another manifest, for a lower level or another outcome, or
+            contradicts itself or the config.
         InvalidDocument: it was changed after it was written.
     """
     record = bundle.record
@@ -187,4 +197,6 @@ def require_source_record(bundle: Bundle, what: str, *, hint: str) -> Verificati
             f"expected level {Level.SOURCE} (compared with the members' own files) and {Outcome.PASS}",
             hint=hint,
         )
+    if found := judge_record(bundle, record):
+        raise BundleRefused(f"{what}: {found[0]}", hint=hint)
     return record

@@ -1,7 +1,8 @@
 """``pull``: a bundle from the Hub onto this machine, every byte compared with its manifest.
 
 The manifest and the small files come first and are judged; the weights follow. The bundle appears in
-its place only when it verified, and is catalogued last, together with its members.
+its place only when it is intact and its members are those that its manifest quotes; it is catalogued last,
+together with its members. Nothing that it states of itself is taken for more than a claim.
 """
 
 from __future__ import annotations
@@ -12,15 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...bundle.files import staged_target
+from ...bundle.files import check_card, check_listed, staged_target
 from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import read_bounded, real_path
 from ...files.scratch import Purpose, temporary_folder
-from ...fuser.extraction import extract_member
+from ...fuser.extraction import can_be_rewritten, extract_member
 from ...fuser.verifier import verify_bundle
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, MAX_BUNDLE_BYTES, VERIFICATION_FILE, BundleConfig
+from ...inspection.adapter import inspect_adapter
+from ...schemas.bundle import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MAX_BUNDLE_BYTES,
+    MAX_CARD_BYTES,
+    VERIFICATION_FILE,
+    BundleConfig,
+)
 from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
@@ -41,7 +51,9 @@ _NO_RECORD = "ask its publisher to push it with `meteora-registry push`, which r
 class Pulled:
     """The result of a pull; ``created`` is False where the folder had the same bundle already.
 
-    ``ignored`` are files of the repository that are not part of the bundle, and were not fetched.
+    ``ignored`` are files of the repository that are not part of the bundle, and were not fetched;
+    ``not_compared`` the members whose own files cannot be written again and compared with their digests;
+    ``card`` states how the card differs from the one that the manifest lists, and is empty if it does not.
     """
 
     folder: Path
@@ -51,6 +63,8 @@ class Pulled:
     record: VerificationRecord
     version: BundleVersion
     ignored: tuple[str, ...]
+    not_compared: tuple[str, ...]
+    card: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +79,21 @@ class RemoteBundle:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The repository's files that the manifest does not list."""
-        listed = {*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE}
-        return tuple(file.path for file in self.listing.own_files if file.path not in listed)
+        """The repository's files that are not part of the bundle."""
+        return tuple(file.path for file in self.listing.own_files if file.path not in self.wanted)
+
+    @property
+    def wanted(self) -> dict[str, RemoteFile]:
+        """The files that are fetched, by their paths; a card that is too long for one is left out."""
+        files = (
+            self.listing.find(name)
+            for name in (*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE, CARD_FILE)
+        )
+        return {
+            file.path: file
+            for file in files
+            if file is not None and (file.path != CARD_FILE or file.size_bytes <= MAX_CARD_BYTES)
+        }
 
 
 def pull(
@@ -111,13 +137,26 @@ def pull(
         with staged_target(folder) as staging:
             _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, progress=progress)
             claimed, record = _verify(staging, remote, progress)
+            _inspect_members(workspace, staging)
     else:
         claimed, record = _verify(folder, remote, progress)
+        _inspect_members(workspace, folder)
     members = _register_members(workspace, folder, bundle_name)
-    version = register_bundle(catalog, folder, bundle_name, members, claimed)
+    version = register_bundle(
+        catalog, folder, bundle_name, members, claimed, claimed_by=str(remote).strip("`")
+    )
     catalog.record_verification(record, real_path(folder))
     return Pulled(
-        folder, remote.listing.repository, remote.listing.commit, created, record, version, remote.ignored
+        folder,
+        remote.listing.repository,
+        remote.listing.commit,
+        created,
+        record,
+        # Read again, because the verification of this machine came last.
+        catalog.find_bundle(version.source),
+        remote.ignored,
+        tuple(member.name for member in Bundle(folder).members if not can_be_rewritten(member)),
+        tuple(check_card(folder, remote.manifest)),
     )
 
 
@@ -146,7 +185,7 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
     """
     if source.subfolder is not None:
         raise UsageError(f"a bundle is at the root of its repository, found `{source.subfolder}`")
-    listing = hub.list_files(source.repository, hub.resolve(source.repository, source.revision))
+    listing = hub.list_files(*hub.locate(source.repository, source.revision))
     start = {name: listing.find(name) for name in (CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE)}
     files = {name: file for name, file in start.items() if file is not None}
     if MANIFEST_FILE not in files or CONFIG_FILE not in files:
@@ -162,6 +201,8 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
         read_bounded(scratch / CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), max_bytes=MAX_BUNDLE_CONFIG_BYTES
     )
     remote = RemoteBundle(listing, Bundle(scratch).manifest)
+    if problems := check_listed(remote.manifest):
+        raise BundleRefused(f"{remote}: {problems[0]}", hint="nothing of it was kept")
     _compare_listing(remote)
     return remote
 
@@ -169,6 +210,8 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
 def _compare_listing(remote: RemoteBundle) -> None:
     """Refuse, before the weights are fetched, what the list of files already shows to be changed."""
     for name, record in sorted(remote.manifest.files.items()):
+        if name == CARD_FILE:
+            continue
         file = remote.listing.find(name)
         if file is None:
             raise HubMismatch(f"{remote} lacks `{name}`, which its manifest lists")
@@ -194,8 +237,7 @@ def _fetch(
     cache: Path | None,
     progress: Progress,
 ) -> None:
-    wanted = (*remote.manifest.files, MANIFEST_FILE, VERIFICATION_FILE)
-    found = {name: file for name in wanted if (file := remote.listing.find(name)) is not None}
+    found = remote.wanted
     total = sum(file.size_bytes for file in found.values())
     if total > max_bytes:
         raise HubRefused(
@@ -212,7 +254,7 @@ def _fetch(
 
 
 def _check_digests(remote: RemoteBundle, files: dict[str, RemoteFile], folder: Path) -> None:
-    for name in sorted(set(files) & set(remote.manifest.files)):
+    for name in sorted(set(files) & set(remote.manifest.files) - {CARD_FILE}):
         found, listed = hash_file(folder / name), remote.manifest.files[name].sha256
         if found != listed:
             raise HubMismatch(
@@ -234,26 +276,42 @@ def _verify(
     return claimed, record
 
 
+def _inspect_members(workspace: Workspace, folder: Path) -> None:
+    """Inspect the members that will be catalogued, so that a refusal comes before anything is kept.
+
+    Raises:
+        AdapterRefused: a member is broken.
+    """
+    bundle = Bundle.open(folder)
+    for member in bundle.members:
+        if can_be_rewritten(member) and find_member(workspace.catalog, member.entry) is None:
+            with temporary_folder(Purpose.MEMBER) as scratch:
+                extracted = extract_member(bundle, member.name, below(scratch, member.name)).folder
+                inspect_adapter(extracted).require_sound(f"member `{member.name}` is broken")
+
+
 def _register_members(workspace: Workspace, folder: Path, bundle_name: str) -> tuple[NewMember, ...]:
     bundle, members = Bundle.open(folder), []
-    for member in bundle.manifest.members:
-        version = find_member(workspace.catalog, member) or _add_member(
-            workspace, bundle, member, bundle_name
-        )
-        members.append(NewMember(member.name, version, member.weights_sha256, member.config_sha256))
+    for member in bundle.members:
+        version, entry = None, member.entry
+        # Nothing but its own word connects another one with an adapter of this catalog.
+        if can_be_rewritten(member):
+            version = find_member(workspace.catalog, entry) or _add_member(
+                workspace, bundle, entry, bundle_name
+            )
+        members.append(NewMember(member.name, version, entry.weights_sha256, entry.config_sha256))
     return tuple(members)
 
 
 def _add_member(
     workspace: Workspace, bundle: Bundle, member: ManifestMember, bundle_name: str
-) -> AdapterVersion | None:
-    """Catalogue a member as the adapter it was; return None where a cast lost its original bytes."""
+) -> AdapterVersion:
+    """Catalogue a member, which can be rewritten, as the adapter it was."""
     is_taken = bool(workspace.catalog.versions_of(member.name))
     name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
     with temporary_folder(Purpose.MEMBER) as scratch:
         target = below(scratch, member.name)
-        if not extract_member(bundle, member.name, target).identical:
-            return None
+        extract_member(bundle, member.name, target)
         config = load_json(member.config_text.encode(), what=CONFIG_FILE)
         declared = config.get("base_model_name_or_path")
         return add_folder(

@@ -7,20 +7,31 @@ comes in between, the Hub refuses this one, so two pushes never mix.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from ...bundle import Bundle
+from ...bundle.documents import check_documents
+from ...bundle.files import check_card, check_listed
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.licenses import combine_licenses
-from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
+from ...schemas.base_name import present_name
+from ...schemas.bundle import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MAX_CARD_BYTES,
+    VERIFICATION_FILE,
+    WEIGHTS_FILE,
+    is_bundle_file,
+)
 from ...schemas.digest import Digest
 from ...schemas.errors import (
     BundleRefused,
@@ -28,21 +39,26 @@ from ...schemas.errors import (
     HubMismatch,
     HubRefused,
     HubUnavailable,
+    InvalidDocument,
     StoreDamaged,
     UsageError,
 )
-from ...schemas.manifest import Manifest
+from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ...schemas.names import (
     CatalogSource,
     HubSource,
     below,
     check_file_name,
     check_repository,
+    is_repository,
     parse_path_or_source,
 )
+from ...schemas.verification import Level
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
+from ..dependencies import has_torch
 from ..hub.client import Hub
+from ..hub.download import read_small_file
 from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
 from ..store import Store
 from ..workspace import StrPath, Workspace
@@ -51,7 +67,7 @@ from .bundle_folder import find_bundle_folder, require_source_record
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_SHOWN_PROBLEMS = 5
 _VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"
 
 
@@ -95,12 +111,16 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
-    """``private`` holds for a repository that is made; ``tag`` is used in place of the upload's own."""
+    """``private`` holds for a repository that is made; ``tag`` is used in place of the upload's own.
+
+    ``overwrite_card`` publishes a bundle's card as it is here, whatever was edited here or there.
+    """
 
     private: bool = False
     as_pull_request: bool = False
     dry_run: bool = False
     tag: str | None = None
+    overwrite_card: bool = False
 
 
 def digest_files(files: Mapping[str, Path], progress: Progress = silent) -> dict[str, FileDigests]:
@@ -133,7 +153,9 @@ def publish(
     """
     check_repository(repository)
     with temporary_folder(Purpose.PUSH) as scratch:
-        noted, upload = open_upload(workspace, source, scratch, progress=progress)
+        noted, upload = open_upload(
+            workspace, source, scratch, overwrite_card=options.overwrite_card, progress=progress
+        )
         pushed = push(workspace.hub, upload, repository, options)
     if not options.dry_run:
         workspace.note(lambda catalog: note_push(catalog, noted, pushed))
@@ -164,6 +186,8 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     listing = hub.list_files(repository, head)
     _check_owner(listing, upload)
     add, delete = find_changes(listing, upload)
+    if upload.holds_bundle and CARD_FILE in add and not options.overwrite_card:
+        _require_unedited_card(hub, listing)
     size_bytes = upload.size_of(add)
     tag = options.tag or upload.tag
     _check_tag(hub, repository, options, head if not (add or delete) else None)
@@ -205,10 +229,14 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
 
 
 def find_changes(listing: Listing, upload: Upload) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the paths to add and the paths to delete, so that the repository has exactly the upload."""
+    """Return the paths to add and the paths to delete, so that the repository has exactly the upload.
+
+    Beside a bundle, files that no bundle has are left alone.
+    """
     remote = {file.path: file for file in listing.own_files}
     add = tuple(sorted(path for path, own in upload.digests.items() if not _is_there(remote.get(path), own)))
-    return add, tuple(sorted(set(remote) - set(upload.files)))
+    surplus = sorted(remote.keys() - upload.files.keys())
+    return add, tuple(path for path in surplus if is_bundle_file(path) or not upload.holds_bundle)
 
 
 def _is_there(file: RemoteFile | None, own: FileDigests) -> bool:
@@ -225,6 +253,22 @@ def _check_owner(listing: Listing, upload: Upload) -> None:
             f"`{listing.repository}` holds something else: {shown}; nothing was pushed",
             hint="choose a repository of its own",
         )
+
+
+def _require_unedited_card(hub: Hub, listing: Listing) -> None:
+    """Refuse to replace a card that was edited on the Hub: it is not the one that its manifest lists."""
+    card, manifest = listing.find(CARD_FILE), listing.find(MANIFEST_FILE)
+    if card is None or manifest is None:
+        return
+    with suppress(InvalidDocument, HubRefused):
+        text = read_small_file(hub, listing, card, max_bytes=MAX_CARD_BYTES)
+        listed = Manifest.read(read_small_file(hub, listing, manifest, max_bytes=MAX_MANIFEST_BYTES))
+        if CARD_FILE in listed.files and listed.files[CARD_FILE].sha256 == Digest.of_bytes(text):
+            return
+    raise HubRefused(
+        f"the card of `{listing.repository}` was edited on the Hub; nothing was pushed",
+        hint="copy what is to stay into the bundle's `README.md`, and push with `--overwrite-card`",
+    )
 
 
 def _check_tag(hub: Hub, repository: str, options: PushOptions, head: str | None) -> None:
@@ -294,6 +338,7 @@ def open_upload(
     source: StrPath,
     scratch: Path,
     *,
+    overwrite_card: bool = False,
     progress: Progress = silent,
 ) -> tuple[CatalogSource | Path, Upload]:
     """Return what is pushed, for ``note_push``, and its upload.
@@ -302,6 +347,7 @@ def open_upload(
         workspace: its catalog is asked when ``source`` is a catalogued name.
         source: a bundle's folder, or a catalogued bundle or adapter.
         scratch: an empty folder that is kept until the push is done.
+        overwrite_card: publish a bundle's card as it is, if it was changed.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -319,27 +365,49 @@ def open_upload(
             return version.source, adapter_upload(workspace.store, version, scratch, progress=progress)
         noted = version.source
     folder = find_bundle_folder(workspace, source)
-    return noted or folder, bundle_upload(folder, progress=progress)
+    return noted or folder, bundle_upload(
+        folder, workspace=workspace, overwrite_card=overwrite_card, progress=progress
+    )
 
 
-def bundle_upload(folder: Path, *, progress: Progress = silent) -> Upload:
-    """Return the files of a bundle that passed a verification at level `source` for its present manifest.
+def bundle_upload(
+    folder: Path,
+    *,
+    workspace: Workspace | None = None,
+    overwrite_card: bool = False,
+    progress: Progress = silent,
+) -> Upload:
+    """Return the files of a bundle that has a record of level `source` and is intact.
+
+    Args:
+        folder: the bundle.
+        workspace: where torch is not installed, its catalog must have a verification of this manifest that
+            was made here.
+        overwrite_card: publish the card as it is, if it was changed.
+        progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
-        BundleRefused: it was not verified so, or a file differs from the manifest.
+        BundleRefused: its record is not that of a verification of this bundle that passed at level `source`,
+            a file differs from the manifest, or the bundle is not intact.
         InvalidDocument: the manifest or the record is damaged.
         SourceUnreadable: a file cannot be read.
     """
     bundle = Bundle(folder)
     manifest, manifest_sha256 = bundle.manifest, bundle.manifest_sha256
     require_source_record(bundle, f"`{folder}`", hint=_VERIFY.format(folder=folder))
-    files = {
-        name: below(folder, name) for name in (*sorted(manifest.files), MANIFEST_FILE, VERIFICATION_FILE)
-    }
+    listed = {*manifest.files, MANIFEST_FILE, VERIFICATION_FILE}
+    if problems := check_listed(manifest):
+        raise BundleRefused(f"`{folder}`: {problems[0]}", hint="fuse the bundle again")
+    if (folder / CARD_FILE).is_file():
+        listed.add(CARD_FILE)
+    elif overwrite_card:
+        listed.discard(CARD_FILE)
+    files = {name: below(folder, name) for name in sorted(listed)}
     if missing := [name for name, path in files.items() if not path.is_file() or path.is_symlink()]:
         raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
     digests = digest_files(files, progress)
-    _compare_with_manifest(folder, manifest, digests)
+    _compare_with_manifest(folder, manifest, digests, overwrite_card=overwrite_card)
+    _require_intact(bundle, workspace, progress)
     names = ", ".join(member.name for member in manifest.members)
     return Upload(
         title=f"MeteoRA bundle {manifest_sha256.short} of {names}"[:200],
@@ -349,6 +417,28 @@ def bundle_upload(folder: Path, *, progress: Progress = silent) -> Upload:
         replaces=frozenset(),
         holds_bundle=True,
     )
+
+
+def _require_intact(bundle: Bundle, workspace: Workspace | None, progress: Progress) -> None:
+    """Check that the bundle is intact: with torch here and now, without it by what this catalog found."""
+    if has_torch():
+        from ...fuser.verifier import verify_bundle
+
+        record = verify_bundle(bundle.folder, level=Level.INTEGRITY, progress=progress)
+        problems = [*record.problems, *record.unchecked]
+    else:
+        problems = check_documents(bundle)
+    if problems:
+        raise BundleRefused(
+            f"`{bundle.folder}` is not intact: {'; '.join(problems[:_SHOWN_PROBLEMS])}",
+            hint="see all of it with `meteora-registry verify`",
+        )
+    if not has_torch() and not (workspace and workspace.catalog.is_verified(bundle.manifest_sha256)):
+        raise BundleRefused(
+            f"the numbers of `{bundle.folder}` were never verified in this catalog, and computing with them "
+            "needs torch, which is not installed",
+            hint="pip install 'meteora-registry[runtime]', or push from where the bundle was verified",
+        )
 
 
 def adapter_upload(
@@ -387,9 +477,16 @@ def adapter_upload(
     )
 
 
-def _compare_with_manifest(folder: Path, manifest: Manifest, digests: Mapping[str, FileDigests]) -> None:
+def _compare_with_manifest(
+    folder: Path, manifest: Manifest, digests: Mapping[str, FileDigests], *, overwrite_card: bool
+) -> None:
+    if not overwrite_card and (changes := check_card(folder, manifest)):
+        raise BundleRefused(
+            f"`{folder}`: {changes[0]}; nothing was pushed",
+            hint="`--overwrite-card` publishes it as it is",
+        )
     for name, listed in manifest.files.items():
-        if digests[name].sha256 != listed.sha256:
+        if name != CARD_FILE and digests[name].sha256 != listed.sha256:
             raise BundleRefused(
                 f"`{name}` in `{folder}` was changed: it has the digest `{digests[name].sha256}`, "
                 f"the manifest lists `{listed.sha256}`",
@@ -400,8 +497,8 @@ def _compare_with_manifest(folder: Path, manifest: Manifest, digests: Mapping[st
 def _card_of(version: AdapterVersion) -> str:
     facts: dict[str, object] = {"library_name": "peft", "tags": ["lora"]}
     base = version.base_model or version.base
-    if base is not None and _HUB_NAME.fullmatch(base):
-        facts |= {"base_model": base, "base_model_relation": "adapter"}
+    if base is not None and is_repository(present_name(base)):
+        facts |= {"base_model": present_name(base), "base_model_relation": "adapter"}
     combined = combine_licenses([version.license])
     facts["license"] = combined.identifier
     if combined.name is not None:

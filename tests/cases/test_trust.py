@@ -1,7 +1,4 @@
-"""Bundles from another party, with digests that agree, and what may be believed about them.
-
-A mark `xfail` states what is wrong today. It is strict: the commit that mends the fault removes the mark.
-"""
+"""Bundles from another party, with digests that agree, and what may be believed about them."""
 
 from __future__ import annotations
 
@@ -61,7 +58,6 @@ def intact(bundle: Path) -> Outcome:
     return verify_bundle(bundle, level=Level.INTEGRITY).outcome
 
 
-@pytest.mark.xfail(strict=True, reason="a manifest may list any file, and so vouches for it")
 @pytest.mark.parametrize("name", ["adapter_model.bin", "modeling_own.py", "config.json", "install.sh"])
 def test_file_that_no_bundle_has_fails_even_when_it_is_listed(forged: Path, name: str) -> None:
     (forged / name).write_bytes(b"{}")
@@ -70,13 +66,11 @@ def test_file_that_no_bundle_has_fails_even_when_it_is_listed(forged: Path, name
     assert intact(forged) is Outcome.FAIL
 
 
-@pytest.mark.xfail(strict=True, reason="a file that the manifest does not list fails, even a signature")
 def test_signature_beside_a_bundle_does_not_break_it(forged: Path) -> None:
     (forged / "model.sig").write_bytes(b"{}")
     assert intact(forged) is Outcome.PASS
 
 
-@pytest.mark.xfail(strict=True, reason="an edited card counts as much as edited weights")
 def test_edited_card_does_not_break_a_bundle(forged: Path) -> None:
     with (forged / "README.md").open("a") as card:
         card.write("\nA line of the publisher's own.\n")
@@ -99,7 +93,6 @@ def test_bundle_with_its_own_record_is_ready_for_a_push(genuine: Path, forged: P
     assert VERIFICATION_FILE in bundle_upload(forged).files
 
 
-@pytest.mark.xfail(strict=True, reason="the word `pass` in a record is believed, whatever else it states")
 @pytest.mark.parametrize(
     "change",
     [
@@ -158,24 +151,7 @@ def take_a_decision_from_a_later_module(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     "forge",
-    [
-        pytest.param(
-            state_a_key_twice,
-            marks=pytest.mark.xfail(strict=True, reason="the loader takes the last of two values of one key"),
-        ),
-        pytest.param(
-            state_another_format,
-            marks=pytest.mark.xfail(strict=True, reason="the loader does not read the weights' metadata"),
-        ),
-        pytest.param(
-            put_nan_into_a_gate,
-            marks=pytest.mark.xfail(strict=True, reason="the loader does not look at the gates' values"),
-        ),
-        pytest.param(
-            take_a_decision_from_a_later_module,
-            marks=pytest.mark.xfail(strict=True, reason="the loader does not compare the order of modules"),
-        ),
-    ],
+    [state_a_key_twice, state_another_format, put_nan_into_a_gate, take_a_decision_from_a_later_module],
     ids=["duplicate key", "another format", "gate not finite", "decision from a later module"],
 )
 def test_loader_refuses_what_can_be_seen_cheaply(forged: Path, forge: Callable[[Path], None]) -> None:

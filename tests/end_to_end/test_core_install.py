@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.bundle import Bundle
+from meteora_registry.fuser.verifier import verify_bundle
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.records import NewBundleVersion
+from meteora_registry.registry.home import Home
+from meteora_registry.schemas.verification import Level
 from support.evaluations import make_evaluation
 from support.hub import TOKEN, LoopbackHub
 from support.hub_server import serve
@@ -46,13 +52,20 @@ def run(folder: Path, *arguments: object, code: int = 0, **environment: str) -> 
     return done.stdout + done.stderr
 
 
-def test_verified_bundle_can_be_pushed(tmp_path: Path, hub: LoopbackHub) -> None:
+def test_bundle_that_the_catalog_verified_can_be_pushed(tmp_path: Path, hub: LoopbackHub) -> None:
     on_hub = {
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_OFFLINE": "",
     }
+    refused = run(tmp_path, "push", BUNDLE, "org/ours", code=1, **on_hub)
+    assert "were never verified in this catalog, and computing with them needs torch" in refused
+    assert "org/ours" not in hub.repositories
+    # What `fuse` and `pull` record, on a machine that has torch and the same catalog.
+    facts, record = Bundle.open(BUNDLE).facts, verify_bundle(BUNDLE, level=Level.INTEGRITY)
+    with Catalog.open(Home(tmp_path / "home")) as catalog:
+        catalog.register_bundle(NewBundleVersion("ours", BUNDLE, facts, (), record))
     assert "would push: org/ours" in run(tmp_path, "push", BUNDLE, "org/ours", "--dry-run", **on_hub)
     assert "pushed: org/ours@" in run(tmp_path, "push", BUNDLE, "org/ours", **on_hub)
     files = hub.repositories["org/ours"].head.files

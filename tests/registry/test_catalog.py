@@ -9,9 +9,13 @@ import pytest
 from meteora_registry.registry.catalog.adapters import add_adapter
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import transaction
+from meteora_registry.registry.catalog.latest import list_file
+from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.catalog.records import AdapterVersion, Target
+from meteora_registry.registry.home import Home
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
+    BundleRefused,
     MeteoraError,
     NotInCatalog,
     StillInUse,
@@ -20,7 +24,7 @@ from meteora_registry.schemas.errors import (
 from meteora_registry.schemas.finding import Effect, Finding, Place, Severity
 from meteora_registry.schemas.manifest import Origin
 from meteora_registry.schemas.names import CatalogSource, parse_catalog_source
-from meteora_registry.schemas.verification import Outcome
+from meteora_registry.schemas.verification import Level, Outcome
 from support.catalogued import new_adapter, new_bundle, some_inventory, some_verification
 
 FINDING = Finding(
@@ -185,6 +189,28 @@ def test_list_gives_the_latest_version_of_each_adapter_by_name(any_catalog: Cata
     assert [bundle.name for bundle in any_catalog.list_bundles()] == ["team"]
 
 
+def test_a_listing_tells_of_a_bundle_what_its_record_does(any_catalog: Catalog, home: Home) -> None:
+    adapter = any_catalog.add_version(new_adapter(), tags=["b", "a"]).version
+    any_catalog.set_alias(adapter.source, "champion")
+    any_catalog.add_version(new_adapter("empty", "2", inventory=None, license=None))
+    for level, outcome in ((Level.SOURCE, Outcome.PASS), (Level.INTEGRITY, Outcome.FAIL)):
+        verification = some_verification(outcome=outcome, level=level)
+        any_catalog.register_bundle(new_bundle(adapter, verification=verification))
+    any_catalog.change_tags(CatalogSource("team"), add=["d", "c"])
+    any_catalog.set_alias(CatalogSource("team"), "shipped")
+
+    listing = any_catalog.list_latest()
+    assert listing.adapters == any_catalog.search(AdapterQuery()).items
+    (summary,), (record,) = listing.bundles, any_catalog.list_bundles()
+    shared = {field.name for field in dataclasses.fields(summary)} - {"verified"}
+    assert {name: getattr(summary, name) for name in shared} == {
+        name: getattr(record, name) for name in shared
+    }
+    assert summary.verified == tuple((each.level, each.outcome) for each in record.verifications)
+    if home.catalog_file.exists():
+        assert list_file(home.catalog_file) == listing
+
+
 def test_a_removed_number_never_comes_again(shared_catalog: Catalog) -> None:
     shared_catalog.add_version(new_adapter(content="1"))
     shared_catalog.add_version(new_adapter(content="2"))
@@ -278,6 +304,30 @@ def test_a_verification_goes_to_every_bundle_with_its_manifest_in_its_place(any_
     assert any_catalog.find_bundle(CatalogSource("copy")).verifications[-1].outcome is Outcome.FAIL
 
 
+def test_record_that_contradicts_itself_is_not_recorded(any_catalog: Catalog) -> None:
+    forged = some_verification().model_copy(update={"problems": ("all factors are wrong",)})
+    with pytest.raises(BundleRefused, match="is not what a verification writes: it states the outcome"):
+        any_catalog.register_bundle(new_bundle(verification=forged))
+    bundle = any_catalog.register_bundle(new_bundle())
+    with pytest.raises(BundleRefused, match="is not what a verification writes"):
+        any_catalog.record_verification(forged, bundle.path)
+    assert any_catalog.find_bundle(bundle.source).verifications == ()
+
+
+def test_only_a_pass_that_was_made_here_makes_a_bundle_verified(any_catalog: Catalog) -> None:
+    passed = some_verification()
+    bundle = any_catalog.register_bundle(new_bundle(verification=passed, claimed_by="org/bundle@1"))
+    assert [each.claimed_by for each in bundle.verifications] == ["org/bundle@1"]
+    assert not any_catalog.is_verified(passed.manifest_sha256)
+    any_catalog.record_verification(some_verification(outcome=Outcome.FAIL), bundle.path)
+    assert not any_catalog.is_verified(passed.manifest_sha256)
+    any_catalog.record_verification(passed, bundle.path)
+    assert any_catalog.is_verified(passed.manifest_sha256)
+    assert not any_catalog.is_verified(some_verification("2").manifest_sha256)
+    claims = [each.details for each in any_catalog.history("team").items if each.action == "claim"]
+    assert claims == [{"level": "source", "outcome": "pass", "claimed_by": "org/bundle@1"}]
+
+
 def test_every_change_leaves_an_event(catalog: Catalog) -> None:
     adapter = catalog.add_version(new_adapter(), tags=["good"]).version
     source = CatalogSource("legal")
@@ -319,7 +369,8 @@ def test_what_changes_nothing_leaves_no_event(catalog: Catalog) -> None:
     assert catalog.history().items == before
 
 
-LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b-bnb-4bit"
+LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b"
+QUANTISED = "mirror/llama-2-7b-bnb-4bit"
 
 
 @pytest.mark.parametrize(
@@ -328,6 +379,7 @@ LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b-bnb-4bit"
         pytest.param(None, LLAMA, LLAMA, id="declared"),
         pytest.param(None, LLAMA.upper(), LLAMA, id="whatever the case"),
         pytest.param(None, MIRROR, LLAMA, id="a spelling it learned"),
+        pytest.param(None, QUANTISED, QUANTISED, id="a quantised copy was never learned"),
         pytest.param("org/base", MIRROR, "org/base", id="what is stated comes first"),
         pytest.param(None, "/content/llama", None, id="a path was never learned"),
         pytest.param(LLAMA, "D:\\models\\llama", LLAMA, id="stated for a path"),
@@ -339,9 +391,28 @@ def test_a_base_is_known_by_its_spellings(
 ) -> None:
     catalog.add_version(new_adapter("a", "1", declared_base=LLAMA))
     catalog.add_version(new_adapter("b", "2", declared_base=MIRROR, stated_base=LLAMA))
+    catalog.add_version(new_adapter("q", "5", declared_base=QUANTISED, stated_base=LLAMA))
     catalog.add_version(new_adapter("c", "3", declared_base="/content/llama", stated_base=LLAMA))
     added = catalog.add_version(new_adapter("d", "4", declared_base=declared, stated_base=stated))
     assert added.version.base_model == base_model
+
+
+@pytest.mark.parametrize(
+    "spelling", ["gpt2", "GPT2", "openai-community/gpt2", "/hub/models--gpt2/snapshots/" + "0a" * 20]
+)
+def test_known_spellings_are_one_base_without_being_learned(catalog: Catalog, spelling: str) -> None:
+    catalog.add_version(new_adapter("a", "1", declared_base="gpt2"))
+    added = catalog.add_version(new_adapter("b", "2", declared_base=spelling))
+    assert added.version.base_model == "openai-community/gpt2"
+    assert catalog.name_of_base(spelling) == "openai-community/gpt2"
+    found = catalog.search(AdapterQuery(base=spelling)).items
+    assert [each.name for each in found] == ["a", "b"]
+
+
+def test_quantised_copy_is_not_learned_as_a_spelling(catalog: Catalog) -> None:
+    catalog.add_version(new_adapter("a", "1", declared_base=f"{LLAMA}-bnb-4bit", stated_base=LLAMA))
+    added = catalog.add_version(new_adapter("b", "2", declared_base=f"{LLAMA}-bnb-4bit"))
+    assert added.version.base_model == f"{LLAMA}-bnb-4bit"
 
 
 def test_a_writer_waits_for_the_other_and_takes_the_next_number(shared_catalog: Catalog) -> None:

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from meteora_registry.registry.catalog import attempts, database
+from meteora_registry.registry.catalog import attempts, database, database_errors
 from meteora_registry.registry.catalog import engine as engines
 from meteora_registry.registry.catalog.attempts import attempt
 from meteora_registry.registry.catalog.catalog import Catalog
@@ -217,7 +217,8 @@ def test_a_writer_that_waits_too_long_is_told_that_the_catalog_is_busy(
 def test_a_statement_that_takes_too_long_is_ended(
     home: Home, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_SECONDS", 0.2)
+    for module in (engines, database_errors):
+        monkeypatch.setattr(module, "STATEMENT_TIMEOUT_SECONDS", 0.2)
     url = proxy.url.render_as_string(hide_password=False)
     # Not a catalog: on a busy machine any statement of its opening may take as long.
     with (

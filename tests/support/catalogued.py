@@ -18,7 +18,7 @@ from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.facts import AdapterFacts, BundleFacts
 from meteora_registry.schemas.inventory import Dtype, Inventory, ModuleFactors
 from meteora_registry.schemas.manifest import Origin
-from meteora_registry.schemas.verification import Level, Outcome, VerificationRecord
+from meteora_registry.schemas.verification import BackendRun, Level, ModuleError, Outcome, VerificationRecord
 
 
 def some_inventory() -> Inventory:
@@ -113,19 +113,30 @@ def new_bundle(
     return NewBundleVersion(**values | changes)
 
 
-def some_verification(content: str = "1", outcome: Outcome = Outcome.PASS) -> VerificationRecord:
-    """Return a record for the bundle of that content."""
+def some_verification(
+    content: str = "1", outcome: Outcome = Outcome.PASS, level: Level = Level.SOURCE
+) -> VerificationRecord:
+    """Return a record for the bundle of that content, as a verification writes it."""
     return VerificationRecord(
         meteora_verification=1,
         manifest_sha256=Digest.of_bytes(f"manifest {content}".encode()),
-        level=Level.SOURCE,
+        level=level,
         outcome=outcome,
-        problems=(),
-        unchecked=(),
+        problems=("a digest differs",) if outcome is Outcome.FAIL else (),
+        unchecked=("a member's files",) if outcome is Outcome.INCONCLUSIVE else (),
         notes=(),
-        backends_run=(),
+        backends_run=(
+            BackendRun(
+                backend="cpu",
+                device="x86_64",
+                compute_dtype="float32",
+                modules=1,
+                max_error=1e-7,
+                tolerance=1e-5,
+            ),
+        ),
         backends_not_run=(),
-        modules={},
+        modules={"model.layers.0.self_attn.q_proj": ModuleError(routed=1e-7, forced=1e-7)},
         versions={},
         created_at="2026-01-01T00:00:00Z",
     )

@@ -170,23 +170,23 @@ def test_the_same_pull_again_is_done_already_and_verify_keeps_nothing(journey: J
 @pytest.mark.parametrize(
     ("name", "edit"),
     [
-        (CARD, lambda data: data.replace(b"medical", b"Medical")),
+        (CONFIG, lambda data: data.replace(b'"temperature": 1.0', b'"temperature": 2.0')),
         (WEIGHTS, lambda data: data[:-1] + bytes([data[-1] ^ 1])),
     ],
-    ids=["card", "weights"],
+    ids=["config", "weights"],
 )
 def test_a_changed_byte_is_refused_and_nothing_is_kept(
     journey: Journey, tmp_path: Path, empty_catalog: Path, name: str, edit: object
 ) -> None:
     data = journey.repository.head.files[name].data
-    journey.hub.create(
-        "org/forged", {path: file.data for path, file in journey.repository.head.files.items()}
-    )
-    journey.hub.push("org/forged", {name: edit(data)})  # type: ignore[operator]  # a function of bytes
+    # Of its own: another one of the same name would have the same commits, and these are cached.
+    repository = f"org/forged-{Path(name).stem}"
+    journey.hub.create(repository, {path: file.data for path, file in journey.repository.head.files.items()})
+    journey.hub.push(repository, {name: edit(data)})  # type: ignore[operator]  # a function of bytes
     place = workplace(tmp_path / "place", journey.here.machine, empty_catalog)
-    result = journey.run(place, "pull", "org/forged", code=1)
-    commit = journey.hub.repositories["org/forged"].head.oid
-    assert f"error: `org/forged@{commit}` was changed: `{name}` " in result.err
+    result = journey.run(place, "pull", repository, "--out", "forged", code=1)
+    commit = journey.hub.repositories[repository].head.oid
+    assert f"error: `{repository}@{commit}` was changed: `{name}` " in result.err
     assert "nothing was kept" in result.err
     assert not (place.folder / "forged").exists()
     assert list(place.folder.glob(".forged*")) == []
@@ -238,10 +238,10 @@ def test_a_changed_file_is_refused_before_anything_is_sent(
     place = workplace(tmp_path / "place", journey.here.machine, empty_catalog)
     for name, data in files_of(journey.here.folder / "bundle").items():
         (place.folder / "bundle" / name).parent.mkdir(exist_ok=True)
-        (place.folder / "bundle" / name).write_bytes(data + b"\n" if name == CARD else data)
+        (place.folder / "bundle" / name).write_bytes(data + b"\n" if name == CONFIG else data)
     journey.hub.requests.clear()
     refused = journey.run(place, "push", "bundle", "org/changed", code=1)
-    assert f"error: `{CARD}` in `bundle` was changed: it has the digest" in refused.err
+    assert f"error: `{CONFIG}` in `bundle` was changed: it has the digest" in refused.err
     assert journey.hub.requests == []
 
 
