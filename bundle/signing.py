@@ -206,6 +206,8 @@ def _describe_accepted(signers: Signers) -> str:
         *(f"a certificate of `{each.identity}`" for each in signers.certificates),
         *(f"`{each.identity}` of `{each.issuer}`" for each in signers.identities),
     ]
+    if not names:
+        return "a signer that is accepted, and none is"
     return " or ".join(names[:_SHOWN_SIGNERS]) + (" or another one" if len(names) > _SHOWN_SIGNERS else "")
 
 

@@ -120,7 +120,8 @@ def _check_digests(registry: Registry, text: str, signers: Signers | None, *, as
     if isinstance(parse_source(text), HubSource):
         raise UsageError("`--digests-only` goes with a bundle on this machine", hint="pull it first")
     bundle = Bundle(find_bundle_folder(registry, text))
-    signed_by = require_signer(bundle.folder, signers or signers_of_environment(), f"`{bundle.folder}`")
+    accepted = signers_of_environment() if signers is None else signers
+    signed_by = require_signer(bundle.folder, accepted, f"`{bundle.folder}`")
     problems = check_documents(bundle)
     notes = [] if problems else check_card(bundle.folder, bundle.manifest)
     if as_json:

@@ -72,7 +72,7 @@ def verify(
         HubRefused, HubUnavailable, HubMismatch: a bundle on the Hub cannot be had.
     """
     source = parse_path_or_source(bundle)
-    signers = signers or signers_of_environment()
+    signers = signers_of_environment() if signers is None else signers
     if isinstance(source, HubSource):
         if keep_record:
             raise UsageError(

@@ -147,7 +147,7 @@ def pull(
     bundle_name = check_name(name or suggest_name(source.repository.partition("/")[2]))
     catalog, hub = workspace.catalog, workspace.hub
     check_no_adapter_has(catalog, bundle_name)
-    signers = signers or signers_of_environment()
+    signers = signers_of_environment() if signers is None else signers
     with temporary_folder(Purpose.PULL) as scratch:
         remote = find_bundle(hub, source, scratch)
         # Once more below, of the files that stay: this one saves fetching the weights.

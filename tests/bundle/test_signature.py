@@ -149,6 +149,12 @@ def test_signature_of_another_kind_is_refused(signed: Path, authority: Authority
             check_signature(signed, signers)
 
 
+def test_signature_is_refused_where_no_signer_is_accepted(signed: Path) -> None:
+    """An empty list of keys is not the same as no requirement."""
+    with pytest.raises(BundleRefused, match="expected a signer that is accepted, and none is"):
+        check_signature(signed, Signers.of(public_keys=[]))
+
+
 @pytest.mark.parametrize("name", [MANIFEST_FILE, VERIFICATION_FILE])
 def test_changed_manifest_or_record_is_refused(signed: Path, key: KeyFiles, name: str) -> None:
     path = signed / name
