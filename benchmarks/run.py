@@ -19,6 +19,7 @@ SUBJECTS = {
     "gates": "benchmarks.gates.measure",
     "crashes": "benchmarks.crashes",
     "structure": "benchmarks.structure",
+    "speed": "benchmarks.speed",
     "verification": "benchmarks.verification",
 }
 

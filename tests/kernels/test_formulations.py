@@ -12,7 +12,7 @@ from meteora_registry.kernels import cpu_cost
 from meteora_registry.kernels.layout import layout_of
 from meteora_registry.kernels.products import CPU_EXPANDS, CPU_SHRINKS
 from meteora_registry.kernels.reference import TOLERANCES, relative_error
-from meteora_registry.kernels.routing import Routing, route_to
+from meteora_registry.kernels.routing import FixedRouting, Routing
 from meteora_registry.kernels.slots import Slots
 from support.routed_cases import Operands, operands
 
@@ -103,7 +103,7 @@ def work_of(slots: Slots) -> cpu_cost.Work:
 
 
 def test_a_handful_is_few_slots_that_need_no_widening() -> None:
-    few, more = (route_to(0, (T,), "cpu") for T in (8, 9))
+    few, more = (FixedRouting.to(0).for_tokens((T,), "cpu") for T in (8, 9))
     assert cpu_cost.is_a_handful(torch.empty(8, 16), few)
     assert not cpu_cost.is_a_handful(torch.empty(9, 16), more)
     assert not cpu_cost.is_a_handful(torch.empty(8, 16, dtype=torch.bfloat16), few)
