@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ..schemas.bundle import IMPORTED, VERIFICATION_FILE, BundleConfig, Fitting, Gate
+from ..schemas.bundle import IMPORTED, TRAINED, VERIFICATION_FILE, BundleConfig, Fitting, Gate
 from ..schemas.gate_choices import SCOPES
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
@@ -49,6 +49,7 @@ to itself the model will often pick the wrong adapter. Force one with
 """
 
 _FITTED = "The gate is fitted: {method}. It saw {samples}.\n"
+_TRAINED = "The gate was trained after the bundle was made; on what is not stated.\n"
 _IMPORTED = """\
 The gate came with another layout, which does not say on what it was fitted, or whether it was.
 """
@@ -122,6 +123,8 @@ def _describe_gate(gate: Gate) -> str:
     match gate.fitted, gate.initialisation:
         case Fitting(method=method), _ if method == IMPORTED:
             return _IMPORTED
+        case Fitting(method=method), _ if method == TRAINED:
+            return _TRAINED
         case Fitting(method=method, data=data), _:
             samples = ", ".join(f"{each.samples} of `{each.member}`" for each in data)
             return _FITTED.format(method=_cell(method), samples=f"samples: {samples}")

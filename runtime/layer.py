@@ -37,6 +37,7 @@ from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
 from .scopes.passes import as_routing
 from .scopes.routing_rule import RoutingRule
+from .training_checks import note_training
 
 _HALF = (torch.float16, torch.bfloat16)
 # Their output may be added to in place: a black box may return a view of its input.
@@ -82,6 +83,11 @@ class BundleParameters(nn.ParameterDict):
     ``model.to(torch.bfloat16)`` would round the gate and change what a save writes.
     """
 
+    def forward(self, adapter_name: str) -> nn.Parameter:
+        """Return a bundle's tensor, which accelerate brings back for this call if it was offloaded."""
+        parameter: nn.Parameter = self[adapter_name]
+        return parameter
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -112,6 +118,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         # The adapters of each bundle, bound to its tensors at their first use.
         self._bindings: dict[str, BoundAdapters] = {}
         self._gates: dict[str, tuple[RoutingRule, Gate]] = {}
+        self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.train(base_layer.training)
@@ -149,6 +156,16 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         # Module's own look-ups, by name and again in the dictionary, cost more than a decoded token's gate.
         parameter: nn.Parameter = self._modules[tensor]._parameters[adapter_name]
         return parameter
+
+    def present(self, tensor: str, adapter_name: str) -> Tensor:
+        """Return one of a bundle's tensors to compute with, wherever it is kept."""
+        parameters: Any = self._modules[tensor]
+        # accelerate replaces `forward` where it keeps tensors elsewhere; a dictionary cannot be called.
+        is_elsewhere = "forward" in parameters.__dict__
+        found: Tensor = (
+            parameters.forward(adapter_name) if is_elsewhere else self.tensor_of(tensor, adapter_name)
+        )
+        return found
 
     def compute_in(self, adapter_name: str, dtype: torch.dtype) -> None:
         """Let A and B compute in ``dtype``, rounded where it is narrower than their own."""
@@ -203,23 +220,24 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         plan = self.meteora_plans[adapter_name]
         if not plan.has_gate:
             return None
-        weight = self.tensor_of(TENSOR_GATE, adapter_name)
+        weight = self.present(TENSOR_GATE, adapter_name)
         kept = self._gates.get(adapter_name)
         if kept is not None and kept[0] is rule and kept[1].weight is weight:
             return kept[1]
         gate = Gate(
             weight=weight,
-            bias=self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
+            bias=self.present(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
             kind=plan.gate_kind,
             top_k=rule.top_k,
             temperature=rule.temperature,
             eps=plan.gate_eps,
         )
-        self._gates[adapter_name] = (rule, gate)
+        if weight is self.tensor_of(TENSOR_GATE, adapter_name):
+            self._gates[adapter_name] = (rule, gate)
         return gate
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
-        A, Bt = self.tensor_of(TENSOR_A, adapter_name), self.tensor_of(TENSOR_B, adapter_name)
+        A, Bt = self.present(TENSOR_A, adapter_name), self.present(TENSOR_B, adapter_name)
         layout = self.meteora_plans[adapter_name].layout
         if A.is_meta:
             raise BundleRefused(
@@ -231,7 +249,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             return out
         base = self._modules["base_layer"]
         plain = type(base) in _RETURN_THEIR_OWN and not base._forward_hooks
-        if plain and not isinstance(choice, Routing):
+        # Bound views would keep tensors that accelerate keeps elsewhere.
+        is_here = A is self.tensor_of(TENSOR_A, adapter_name)
+        if plain and is_here and not isinstance(choice, Routing):
             bound = self._bound(adapter_name, A, Bt, layout)
             if isinstance(choice, FixedRouting):
                 if bound.serves(out, x):

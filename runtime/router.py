@@ -11,11 +11,11 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
 from .cache_memory import CacheMemory
@@ -28,9 +28,11 @@ from .scopes.passes import Evidence, LayerPass, RoutingPass, SharedRoutings, Tok
 from .scopes.prompt import PromptDecision
 from .scopes.routing_rule import RoutingRule
 from .scopes.segment import SegmentDecision
+from .training_checks import LoadedGates
 
 if TYPE_CHECKING:
     from .layer import MeteoraLayer
+    from .peft_config import MeteoraConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,14 @@ class BundleRouter:
         overrides: the passes that replace every other while a block of code forces them, such as that of one
             member.
         records: where routings are recorded, within `routing` blocks.
+        loaded_gates: the values that the gates were loaded with.
     """
 
-    def __init__(self, adapter_name: str, bundle: BundleConfig) -> None:
+    def __init__(self, adapter_name: str, config: MeteoraConfig) -> None:
+        bundle = config.bundle
         self.adapter_name = adapter_name
         self.members = bundle.names
+        self.loaded_gates = LoadedGates(config)
         self.layers: dict[str, MeteoraLayer] = {}
         self.rules: Choices[RoutingRule] = Choices()
         self.overrides: Choices[RoutingPass] = Choices()
@@ -82,6 +87,12 @@ class BundleRouter:
     def rule(self) -> RoutingRule:
         """How the bundle routes a pass that begins now on this thread."""
         return self.rules.latest or self._own_rule
+
+    @cached_property
+    def gated_paths(self) -> tuple[str, ...]:
+        """The modules that have a gate of their own."""
+        plans = {path: layer.meteora_plans[self.adapter_name] for path, layer in self.layers.items()}
+        return tuple(path for path, plan in plans.items() if plan.has_gate)
 
     @property
     def is_active(self) -> bool:
@@ -155,6 +166,19 @@ class StartedPass:
     def decides_ahead(self) -> bool:
         """Whether members are chosen from a pass of the plain base, before the routed pass."""
         return self._override is None and self.rule.decides_ahead
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether a pass replaces every other."""
+        return self._override is not None
+
+    @property
+    def passes_no_gradient(self) -> bool:
+        """Whether no token is routed by a gate's own weights, which alone have a gradient."""
+        if self.is_forced or not self.rule.decides_ahead:
+            return self.is_forced
+        stretch = self._call.stretch
+        return self.rule.scope != "prompt+token" or bool((stretch.prompt | ~stretch.own).all())
 
     @property
     def needs_evidence(self) -> bool:

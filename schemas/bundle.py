@@ -41,7 +41,9 @@ NOT_FITTED = "not fitted"
 GATE_SOURCES = "gate-sources"
 GATE_SCOPE = "gate-scope"
 GATE_ABSTAIN = "gate-abstain"
-KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN})
+# Earlier readers take only gates whose fit names its data, and would not say that they are too old.
+GATE_TRAINED = "gate-trained"
+KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_TRAINED})
 
 CONFIG_FILE = ADAPTER_CONFIG
 WEIGHTS_FILE = ADAPTER_WEIGHTS
@@ -65,6 +67,8 @@ TENSOR_GATE_BIAS = "meteora_gate_bias"
 FACTORS = (TENSOR_A, TENSOR_B)
 
 IMPORTED = "imported"
+# Of gates that a training loop changed after the bundle was made.
+TRAINED = "trained"
 MAX_RANK = 1 << 20
 MAX_MODULES = 1 << 16
 MAX_MEMBERS = 4096
@@ -197,7 +201,7 @@ class Fitting(Document):
     """The method by which a gate was fitted, and the data: one data set per member.
 
     ``imported`` values came with another layout, which does not state on what they were fitted, or
-    whether they were.
+    whether they were; ``trained`` ones were changed by a training loop, which does not state its data.
     """
 
     method: str = Field(min_length=1, max_length=200)
@@ -234,6 +238,7 @@ class Gate(Document):
             GATE_SOURCES: bool(self.sources),
             GATE_SCOPE: self.scope != "token",
             GATE_ABSTAIN: self.abstain is not None,
+            GATE_TRAINED: isinstance(self.fitted, Fitting) and self.fitted.method == TRAINED,
         }
         return tuple(sorted(feature for feature, is_needed in needed.items() if is_needed))
 
@@ -387,7 +392,7 @@ class BundleConfig(Document):
 
     def _check_fitting(self, names: list[str]) -> None:
         fitted = self.gate.fitted
-        if isinstance(fitted, Fitting) and fitted.method != IMPORTED:
+        if isinstance(fitted, Fitting) and fitted.method not in (IMPORTED, TRAINED):
             found = [data.member for data in fitted.data]
             if found != names:
                 raise ValueError(f"a fitted gate names the data of every member in order, found {found}")

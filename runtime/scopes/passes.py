@@ -22,7 +22,6 @@ from ...kernels.routing import FixedRouting, Gate, Routing, fixed_routings, gate
 from ...schemas.errors import UsageError
 from ...schemas.trace import ModulePlace
 
-
 # Who serves a module's tokens: its own gate decides, or a routing that was decided elsewhere.
 Choice = Gate | Routing | FixedRouting
 
