@@ -101,7 +101,14 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
     adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS)
-    other_param_names = ("meteora_plans", "meteora_routers", "meteora_stored_dtypes", "meteora_widens")
+    other_param_names = (
+        "meteora_plans",
+        "meteora_routers",
+        "meteora_stored_dtypes",
+        "meteora_widens",
+        "meteora_bindings",
+        "meteora_gates_bound",
+    )
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -115,9 +122,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_stored_dtypes: dict[str, torch.dtype] = {}
         # Whether factors in half precision compute in float32, by bundle.
         self.meteora_widens: dict[str, bool] = {}
-        # The adapters of each bundle, bound to its tensors at their first use.
-        self._bindings: dict[str, BoundAdapters] = {}
-        self._gates: dict[str, tuple[RoutingRule, Gate]] = {}
+        # The adapters and the gate of each bundle, bound to its tensors at their first use.
+        self.meteora_bindings: dict[str, BoundAdapters] = {}
+        self.meteora_gates_bound: dict[str, tuple[RoutingRule, Gate]] = {}
         self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
@@ -221,7 +228,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         if not plan.has_gate:
             return None
         weight = self.present(TENSOR_GATE, adapter_name)
-        kept = self._gates.get(adapter_name)
+        kept = self.meteora_gates_bound.get(adapter_name)
         if kept is not None and kept[0] is rule and kept[1].weight is weight:
             return kept[1]
         gate = Gate(
@@ -233,7 +240,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             eps=plan.gate_eps,
         )
         if weight is self.tensor_of(TENSOR_GATE, adapter_name):
-            self._gates[adapter_name] = (rule, gate)
+            self.meteora_gates_bound[adapter_name] = (rule, gate)
         return gate
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
@@ -276,14 +283,15 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
     def _bound(self, adapter_name: str, A: Tensor, Bt: Tensor, layout: ModuleLayout) -> BoundAdapters:
         """Return a bundle's adapters bound to its tensors, again if they are others by now."""
-        bound = self._bindings.get(adapter_name)
+        bound = self.meteora_bindings.get(adapter_name)
         if bound is None or not bound.holds(A, Bt):
-            bound = self._bindings[adapter_name] = BoundAdapters(A, Bt, layout.offsets, layout.scalings)
+            bound = self.meteora_bindings[adapter_name] = BoundAdapters(A, Bt, layout.offsets, layout.scalings)
         return bound
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # The bound views would keep the memory of tensors that are moved.
-        self._bindings.clear()
+        self.meteora_bindings.clear()
+        self.meteora_gates_bound.clear()
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         return applied
 
