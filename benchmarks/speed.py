@@ -12,6 +12,7 @@ logits, as ``generate`` does it.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -40,6 +41,7 @@ START, END = "<!-- rows: written by benchmarks.speed -->", "<!-- end of rows -->
 MEMBERS, RANK = 8, 8
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPT_TOKENS, DECODED_TOKENS = 128, 8
+ONE_LORA = "one LoRA (PEFT)"
 SCOPES = ("token", "layer", "prompt", "prompt+token", "segment")
 # At most this many times one LoRA in PEFT.
 GOALS = {
@@ -146,7 +148,7 @@ class Variant:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         mode: Callable[[], AbstractContextManager[object]] = nullcontext,
         *,
         caches: bool = True,
@@ -188,16 +190,16 @@ def variants_of(setup: Setup, dtype: torch.dtype, only: list[str] | None) -> dic
     routed = load_bundle(setup.bundle, base()).model
     found = {
         "base": Variant(base()),
-        "one LoRA (PEFT)": Variant(PeftModel.from_pretrained(base(), setup.adapters[0]).eval()),
+        ONE_LORA: Variant(PeftModel.from_pretrained(base(), setup.adapters[0]).eval()),
         "forced": Variant(routed, lambda: force_adapter(routed, setup.adapters[0].name)),
     }
     for scope in SCOPES:
-        found[scope] = Variant(routed, lambda scope=scope: route_as(routed, scope=scope, abstain=None))
+        found[scope] = Variant(routed, functools.partial(route_as, routed, scope=scope, abstain=None))
     if only is None or "Arrow (PEFT)" in only:
         found["Arrow (PEFT)"] = Variant(_arrow(setup, base()))
     if only is None or "X-LoRA (PEFT)" in only:
         found["X-LoRA (PEFT)"] = Variant(_xlora(setup, base()), caches=False)
-    kept = {"base", "one LoRA (PEFT)", *(found if only is None else only)}
+    kept = {"base", ONE_LORA, *(found if only is None else only)}
     return {name: variant for name, variant in found.items() if name in kept}
 
 
@@ -225,33 +227,32 @@ def measure(
 ) -> Iterator[Row]:
     """Yield a row for each variant, phase and number of threads."""
     variants = variants_of(setup, dtype, only)
-    ids = torch.randint(
-        100, 1000, (1, PROMPT_TOKENS + DECODED_TOKENS), generator=torch.Generator().manual_seed(0)
-    )
-    prompt = ids[:, :PROMPT_TOKENS]
+    tokens = PROMPT_TOKENS + DECODED_TOKENS
+    vocabulary = variants["base"].model.config.vocab_size
+    ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0))
     for count in threads:
         torch.set_num_threads(count)
-        machine = description("cpu") | {"peft": peft.__version__}
-        caches = {name: variant.prefill(prompt) for name, variant in variants.items()}
-        phases: dict[str, dict[str, Call]] = {
-            "decode": {
-                name: lambda variant=variant, name=name: variant.decode(caches[name], ids, PROMPT_TOKENS)
-                for name, variant in variants.items()
-            },
-            "prefill": {
-                name: lambda variant=variant: variant.prefill(prompt) for name, variant in variants.items()
-            },
-        }
-        for phase, calls in phases.items():
+        facts = {"dtype": str(dtype).removeprefix("torch.")} | description("cpu") | {"peft": peft.__version__}
+        for phase, calls in {"decode": _decodes(variants, ids), "prefill": _prefills(variants, ids)}.items():
             found = interleaved(calls, device="cpu", seconds=seconds)
-            one_lora = found["one LoRA (PEFT)"]
+            one_lora, steps = found[ONE_LORA], DECODED_TOKENS if phase == "decode" else 1
             for name, quantiles in found.items():
-                print(phase, count, dtype, name, round(quantiles.p50 / one_lora.p50, 3), file=sys.stderr)
-                yield (
-                    {"phase": phase, "variant": name, "dtype": str(dtype).removeprefix("torch.")}
-                    | _cost(quantiles, one_lora, DECODED_TOKENS if phase == "decode" else 1)
-                    | machine
-                )
+                cost = _cost(quantiles, one_lora, steps)
+                print(phase, count, dtype, name, cost["ratio"], file=sys.stderr)
+                yield {"phase": phase, "variant": name} | cost | facts
+
+
+def _decodes(variants: dict[str, Variant], ids: Tensor) -> dict[str, Call]:
+    calls: dict[str, Call] = {}
+    for name, variant in variants.items():
+        cache = variant.prefill(ids[:, :PROMPT_TOKENS])
+        calls[name] = functools.partial(variant.decode, cache, ids, PROMPT_TOKENS)
+    return calls
+
+
+def _prefills(variants: dict[str, Variant], ids: Tensor) -> dict[str, Call]:
+    prompt = ids[:, :PROMPT_TOKENS]
+    return {name: functools.partial(variant.prefill, prompt) for name, variant in variants.items()}
 
 
 def _cost(found: Quantiles, one_lora: Quantiles, tokens: int) -> Row:
@@ -262,3 +263,33 @@ def _cost(found: Quantiles, one_lora: Quantiles, tokens: int) -> Row:
         "ratio": round(found.p50 / one_lora.p50, 3),
         "calls": found.calls,
     }
+
+
+def read_rows(path: Path = ROWS) -> list[Row]:
+    """Return the committed rows."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def with_tables(page: str, rows: list[Row]) -> str:
+    """Return the page with its tables made from these rows."""
+    before, rest = page.split(START)
+    after = rest.split(END)[1]
+    return before + START + "\n" + tables(rows) + END + after
+
+
+def tables(rows: list[Row]) -> str:
+    """Return a table of ratios for each phase in markdown."""
+    settings = list(dict.fromkeys((row["dtype"], row["threads"]) for row in rows))
+    found = {(row["phase"], row["variant"], row["dtype"], row["threads"]): row["ratio"] for row in rows}
+    lines: list[str] = []
+    for phase, goals in GOALS.items():
+        heads = [f"{dtype}, {threads} thread{'s' if threads > 1 else ''}" for dtype, threads in settings]
+        lines += [f"| {phase} | goal | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+        for variant in dict.fromkeys(row["variant"] for row in rows if row["phase"] == phase):
+            cells = [str(found.get((phase, variant, *setting), "")) for setting in settings]
+            goal = goals.get(variant)
+            lines.append(f"| {variant} | {'' if goal is None else f'{goal} or less'} | {' | '.join(cells)} |")
+        lines.append("")
+    device = rows[0]
+    versions = f"torch {device['torch']}, PEFT {device['peft']}"
+    return "\n".join([*lines, f"{device['device']}, {versions}."]) + "\n"

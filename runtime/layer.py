@@ -24,6 +24,7 @@ from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
 from ..kernels.routing import FixedRouting, Gate, Routing
 from ..schemas.bundle import (
     FACTORS,
+    REQUEST_TENSORS,
     TENSOR_A,
     TENSOR_B,
     TENSOR_GATE,
@@ -36,6 +37,7 @@ from ..schemas.errors import BundleRefused, UsageError
 from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
 from .scopes.passes import as_routing
+from .scopes.request_gate import RequestGate
 from .scopes.routing_rule import RoutingRule
 from .training_checks import note_training
 
@@ -53,6 +55,7 @@ class LayerPlan:
     gate_eps: float
     gate_bias: bool
     has_gate: bool
+    request_classes: int
 
     @classmethod
     def of(cls, bundle: BundleConfig, path: str) -> Self:
@@ -63,6 +66,7 @@ class LayerPlan:
             gate_eps=bundle.gate.eps,
             gate_bias=bundle.gate.bias,
             has_gate=bundle.has_gate(path),
+            request_classes=bundle.request_classes(path),
         )
 
     def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
@@ -74,6 +78,7 @@ class LayerPlan:
             out_features,
             has_gate=self.has_gate,
             has_bias=self.gate_bias,
+            request_classes=self.request_classes,
         )
 
 
@@ -100,14 +105,14 @@ class BundleParameters(nn.ParameterDict):
 class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
-    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS)
+    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS, *REQUEST_TENSORS)
     other_param_names = (
         "meteora_plans",
         "meteora_routers",
         "meteora_stored_dtypes",
         "meteora_widens",
         "meteora_bindings",
-        "meteora_gates_bound",
+        "meteora_bound_gates",
     )
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -124,7 +129,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_widens: dict[str, bool] = {}
         # The adapters and the gate of each bundle, bound to its tensors at their first use.
         self.meteora_bindings: dict[str, BoundAdapters] = {}
-        self.meteora_gates_bound: dict[str, tuple[RoutingRule, Gate]] = {}
+        self.meteora_bound_gates: dict[str, tuple[RoutingRule, Gate]] = {}
         self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
@@ -136,7 +141,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_plans[adapter_name] = plan
         self.meteora_routers[adapter_name] = router
         router.layers[plan.layout.path] = self
-        self.frozen_peft_weight_names[adapter_name] = FACTORS
+        # No gradient reaches what decides before the routed pass.
+        self.frozen_peft_weight_names[adapter_name] = (*FACTORS, *REQUEST_TENSORS)
         shapes = plan.shapes(self.in_features or 0, self.out_features or 0)
         self.allocate(
             adapter_name, {tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()}
@@ -161,7 +167,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
     def tensor_of(self, tensor: str, adapter_name: str) -> nn.Parameter:
         """Return one of a bundle's tensors in this module, such as ``meteora_gate``."""
         # Module's own look-ups, by name and again in the dictionary, cost more than a decoded token's gate.
-        parameter: nn.Parameter = self._modules[tensor]._parameters[adapter_name]
+        parameters: Any = self._modules[tensor]
+        parameter: nn.Parameter = parameters._parameters[adapter_name]
         return parameter
 
     def present(self, tensor: str, adapter_name: str) -> Tensor:
@@ -228,7 +235,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         if not plan.has_gate:
             return None
         weight = self.present(TENSOR_GATE, adapter_name)
-        kept = self.meteora_gates_bound.get(adapter_name)
+        kept = self.meteora_bound_gates.get(adapter_name)
         if kept is not None and kept[0] is rule and kept[1].weight is weight:
             return kept[1]
         gate = Gate(
@@ -240,8 +247,16 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             eps=plan.gate_eps,
         )
         if weight is self.tensor_of(TENSOR_GATE, adapter_name):
-            self.meteora_gates_bound[adapter_name] = (rule, gate)
+            self.meteora_bound_gates[adapter_name] = (rule, gate)
         return gate
+
+    def request_gate_of(self, adapter_name: str) -> RequestGate | None:
+        """Return a bundle's request gate in this module, or None where it has none."""
+        plan = self.meteora_plans[adapter_name]
+        if not plan.request_classes:
+            return None
+        rows, bias, gram = (self.present(tensor, adapter_name) for tensor in REQUEST_TENSORS)
+        return RequestGate(rows, bias, gram, kind=plan.gate_kind, eps=plan.gate_eps)
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
         A, Bt = self.present(TENSOR_A, adapter_name), self.present(TENSOR_B, adapter_name)
@@ -254,18 +269,13 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         choice = part.choose(layout.path, x, self.gate_of(adapter_name, part.rule))
         if choice is None:
             return out
-        base = self._modules["base_layer"]
+        base: Any = self._modules["base_layer"]
         plain = type(base) in _RETURN_THEIR_OWN and not base._forward_hooks
         # Bound views would keep tensors that accelerate keeps elsewhere.
         is_here = A is self.tensor_of(TENSOR_A, adapter_name)
         if plain and is_here and not isinstance(choice, Routing):
             bound = self._bound(adapter_name, A, Bt, layout)
-            if isinstance(choice, FixedRouting):
-                if bound.serves(out, x):
-                    bound.add_fixed_(out, x, choice)
-                    return out
-            elif is_a_handful(x, choice) and bound.serves(out, x):
-                part.report(layout.path, bound.add_gated_(out, x, choice), x)
+            if _add_bound(bound, out, x, choice, part, layout.path):
                 return out
         in_place = plain and not torch.is_grad_enabled() and out.dtype == A.dtype
         operands = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
@@ -285,13 +295,15 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         """Return a bundle's adapters bound to its tensors, again if they are others by now."""
         bound = self.meteora_bindings.get(adapter_name)
         if bound is None or not bound.holds(A, Bt):
-            bound = self.meteora_bindings[adapter_name] = BoundAdapters(A, Bt, layout.offsets, layout.scalings)
+            bound = self.meteora_bindings[adapter_name] = BoundAdapters(
+                A, Bt, layout.offsets, layout.scalings
+            )
         return bound
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # The bound views would keep the memory of tensors that are moved.
         self.meteora_bindings.clear()
-        self.meteora_gates_bound.clear()
+        self.meteora_bound_gates.clear()
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         return applied
 
@@ -311,6 +323,20 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             parameters = getattr(self, tensor)
             if adapter_name in parameters and not parameters[adapter_name].is_meta:
                 parameters[adapter_name] = parameters[adapter_name].to(device or self.base_device)
+
+
+def _add_bound(
+    bound: BoundAdapters, out: Tensor, x: Tensor, choice: Gate | FixedRouting, part: BundlePass, path: str
+) -> bool:
+    """Add a bundle's part to `out` in the short way, and return whether that way serves these tensors."""
+    if isinstance(choice, FixedRouting):
+        if bound.serves(out, x):
+            bound.add_fixed_(out, x, choice)
+            return True
+    elif is_a_handful(x, choice) and bound.serves(out, x):
+        part.report(path, bound.add_gated_(out, x, choice), x)
+        return True
+    return False
 
 
 def _with_stored_dtypes(layer: MeteoraLayer, state: dict[str, Tensor], prefix: str, *_: object) -> None:
