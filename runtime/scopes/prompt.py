@@ -99,7 +99,7 @@ class PromptDecision:
         if self.rule.scope == "prompt+token":
             if not stretch.has_prompt and not any(self._abstained):
                 return by_token
-            # Padding is nobody's, so it need not ask a gate.
+            # No text has the padding, so it need not ask a gate.
             abstained = torch.tensor(self._abstained, device=stretch.own.device).unsqueeze(1)
             is_decided = stretch.prompt | ~stretch.own | abstained
             if not is_decided.all():

@@ -50,7 +50,7 @@ def layers(model: nn.Module) -> list[MeteoraLayer]:
 
 @contextmanager
 def the_general_way(model: nn.Module) -> Iterator[None]:
-    """A hook on a base layer may keep its output, so nothing is added to it in place."""
+    """Let hooks be on the base layers: they may keep an output, so nothing is added to it in place."""
     handles = [layer.base_layer.register_forward_hook(lambda *_: None) for layer in layers(model)]
     yield
     for handle in handles:
