@@ -1,4 +1,4 @@
-"""A bundle's statements about itself: how far pull and push believe them, and that a refusal leaves nothing."""
+"""A bundle's statements about itself: how far pull and push believe them, and what a refusal leaves."""
 
 from __future__ import annotations
 
