@@ -173,6 +173,7 @@ class Registry(Workspace):
         *,
         level: Level | str = Level.INTEGRITY,
         base: StrPath | None = None,
+        refetch: bool = False,
         keep_record: bool = False,
         progress: Progress = silent,
     ) -> VerificationRecord:
@@ -183,6 +184,7 @@ class Registry(Workspace):
                 and not kept.
             level: `integrity` checks the bundle alone; `source` also compares it with the members' own files.
             base: the base model's folder, used where the bundle states that the base renamed modules.
+            refetch: with level `source`, fetch the members from the origins on the Hub that the bundle names.
             keep_record: write the record into the bundle.
             progress: called with a step's name, how much of it is done, and how much there is.
 
@@ -198,6 +200,7 @@ class Registry(Workspace):
             bundle,
             level=level_of(level),
             base=None if base is None else Path(base),
+            refetch=refetch,
             keep_record=keep_record,
             progress=progress,
         ).record
@@ -342,6 +345,23 @@ class Registry(Workspace):
         source = parse_repository(repository) if isinstance(repository, str) else repository
         folder = Path(source.repository.partition("/")[2] if out is None else out)
         return pull(self, source, folder, name=name, max_bytes=max_bytes, progress=progress)
+
+    def adopt(self, source: str | CatalogSource, *, name: str | None = None) -> Addition:
+        """Record a member of a pulled bundle under a name of one's own; its origin stays a claim.
+
+        Args:
+            source: the member, ``bundle:member``.
+            name: what it is called from now on; by default what the bundle calls it.
+
+        Raises:
+            NotInCatalog: there is no such member.
+            UsageError: it is not the member of a bundle, or the name is malformed.
+        """
+        from .workflows.origins import adopt_member
+
+        return adopt_member(
+            self, parse_catalog_source(source) if isinstance(source, str) else source, name=name
+        )
 
     def doctor(
         self,

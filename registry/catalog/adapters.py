@@ -54,6 +54,42 @@ def find_content(
     return tuple(source_of(row) for row in _rows_with(session, weights_sha256, canonical_config_sha256))
 
 
+def find_claims(session: Session, weights_sha256: Digest, config_sha256: Digest) -> tuple[str | None, ...]:
+    """Return for each version with these files which bundle it came out of, None if out of none."""
+    found = session.scalars(
+        select(adapter_versions.c.claimed_by)
+        .where(
+            adapter_versions.c.weights_sha256 == weights_sha256,
+            adapter_versions.c.config_sha256 == config_sha256,
+        )
+        .order_by(adapter_versions.c.id)
+    )
+    return tuple(found)
+
+
+def confirm_origin(session: Session, weights_sha256: Digest, config_sha256: Digest, location: str) -> None:
+    """Drop the claims of an origin for these files: they were fetched from there, and are the same."""
+    rows = session.scalars(
+        select(models.AdapterVersion).where(
+            adapter_versions.c.weights_sha256 == weights_sha256,
+            adapter_versions.c.config_sha256 == config_sha256,
+            adapter_versions.c.origin_location == clean_foreign_text(location),
+            adapter_versions.c.claimed_by.is_not(None),
+        )
+    )
+    for row in rows:
+        record_event(
+            session,
+            "confirm",
+            models.ADAPTER,
+            row.entry.name,
+            row.number,
+            origin=row.origin_location,
+            claimed_by=row.claimed_by,
+        )
+        row.claimed_by = None
+
+
 def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
     """Return the record of a row."""
     return AdapterVersion(

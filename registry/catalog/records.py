@@ -210,6 +210,11 @@ class Verification:
     record: VerificationRecord
     claimed_by: str | None
 
+    @property
+    def is_made_here(self) -> bool:
+        """Whether a verification on a machine of this catalog made it, as far as it shows."""
+        return self.claimed_by is None and not self.record.contradictions()
+
 
 @dataclass(frozen=True, slots=True)
 class BundleVersion(BundleFacts):

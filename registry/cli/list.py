@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from ...schemas.bundle import NOT_FITTED
-from ...schemas.verification import Level
+from ...schemas.verification import Level, Outcome
 from ..catalog.records import AdapterSummary, BundleVersion
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_remark, print_table
+from .output import ESTABLISHED, describe_bytes, print_remark, print_table
 from .parameters import format_option, pass_registry
 
 _COLUMNS = ("NAME", "KIND", "VERSION", "BASE", "RANK", "DTYPE", "SIZE", "VERDICT", "ALIASES", "TAGS")
@@ -61,9 +61,15 @@ def _bundle_row(bundle: BundleVersion) -> tuple[str, ...]:
 
 
 def _bundle_verdict(bundle: BundleVersion) -> str:
-    last = bundle.verifications[-1] if bundle.verifications else None
+    own = [each for each in bundle.verifications if each.is_made_here]
+    last = own[-1] if own else None
     # The bundle has not changed since it passed at a deeper level: its manifest is the same.
-    alike = [each for each in bundle.verifications if last and each.outcome is last.outcome]
+    alike = [each for each in own if last and each.outcome is last.outcome]
     deepest = next((each for each in alike if each.level is Level.SOURCE), last)
-    verified = f"{deepest.level} {deepest.outcome}" if deepest else "not verified"
+    if deepest is None:
+        verified = "not verified here"
+    elif deepest.outcome is Outcome.PASS:
+        verified = ESTABLISHED[deepest.level.value]
+    else:
+        verified = f"{deepest.outcome} at level {deepest.level}"
     return f"{verified}, gate not fitted" if bundle.gate_fitted == NOT_FITTED else verified

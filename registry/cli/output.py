@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-# By the values of `Level`, which needs pydantic.
-_ESTABLISHED = {
-    "integrity": "the bundle agrees with itself",
-    "source": "it also agrees with the members' own files",
-}
+# What a pass at a level establishes, by the values of `Level`, which needs pydantic. The words of
+# docs/trust.md.
+ESTABLISHED = {"integrity": "intact", "source": "intact, from its members"}
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
@@ -92,8 +90,19 @@ def print_verified(record: VerificationRecord) -> None:
 
 
 def describe_level(level: Level) -> str:
-    """Return a level of verification with what it establishes."""
-    return f"level {level} ({_ESTABLISHED[level.value]})"
+    """Return a level of verification with what a pass at it establishes."""
+    return f"level {level} ({ESTABLISHED[level.value]})"
+
+
+def describe_established(record: VerificationRecord) -> str:
+    """Return what a record establishes where it was made."""
+    return ESTABLISHED[record.level.value] if record.outcome.value == "pass" else "nothing"
+
+
+def describe_rest(record: VerificationRecord) -> str:
+    """Return what a record does not establish."""
+    open_words = {"intact", "from its members", "signed"} - {*describe_established(record).split(", ")}
+    return ", ".join(sorted(open_words))
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,11 +10,11 @@ import click
 
 from ...schemas.facts import AdapterFacts, BundleFacts
 from ...schemas.names import CatalogSource
-from ..catalog.records import AdapterVersion, BundleVersion, Target
+from ..catalog.records import AdapterVersion, BundleVersion, Target, Verification
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json, to_json
-from .output import describe_bytes, print_facts, print_line, print_table
+from .output import describe_bytes, describe_established, print_facts, print_line, print_table
 from .parameters import CatalogSourceType, format_option, pass_registry
 
 # What a line is called, in the order of the lines. Facts that are not here follow under their own names.
@@ -87,7 +87,8 @@ def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
         "versions": _describe(tuple(map(str, numbers))),
         "rank": _describe_rank(version),
         "size_bytes": describe_bytes(version.size_bytes),
-        "origin": f"{version.origin.kind} {version.origin}",
+        "origin": f"{version.origin.kind} {version.origin}{_claim(version)}",
+        "license": f"{version.license}{_claim(version)}" if version.license else None,
         "commit": version.origin.commit,
     }
     print_facts(list(_lines(version, AdapterFacts, _ADAPTER_LABELS, own)))
@@ -116,9 +117,24 @@ def _show_bundle(version: BundleVersion, numbers: tuple[int, ...]) -> None:
     if version.verifications:
         print_line()
         print_table(
-            ("VERIFIED", "LEVEL", "OUTCOME"),
-            [(f"{v.created_at:%Y-%m-%d %H:%M} UTC", v.level, v.outcome) for v in version.verifications],
+            ("RECORDED", "LEVEL", "OUTCOME", "ESTABLISHED HERE"),
+            [
+                (f"{each.created_at:%Y-%m-%d %H:%M} UTC", each.level, each.outcome, _established(each))
+                for each in version.verifications
+            ],
         )
+
+
+def _established(verification: Verification) -> str:
+    if verification.claimed_by is not None:
+        return f"nothing: claimed by {verification.claimed_by}"
+    if not verification.is_made_here:
+        return "nothing: the record contradicts itself"
+    return describe_established(verification.record)
+
+
+def _claim(version: AdapterVersion) -> str:
+    return "" if version.claimed_by is None else f" (claimed by {version.claimed_by})"
 
 
 def _lines(

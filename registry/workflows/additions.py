@@ -20,7 +20,7 @@ from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable, StoreDamaged, UsageError
 from ...schemas.manifest import Origin
-from ...schemas.names import CatalogSource, check_name, suggest_name
+from ...schemas.names import CatalogSource, check_entry, check_name, suggest_name
 from ..catalog.column_types import clean_foreign_text
 from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
 from ..store import Intake, Store
@@ -57,6 +57,7 @@ def add_folder(
     tags: Iterable[str] = (),
     origin: Origin | None = None,
     license_name: str | None = None,
+    claimed_by: str | None = None,
     progress: Progress = silent,
 ) -> Addition:
     """Put the adapter in a folder into the store and the catalog.
@@ -69,6 +70,7 @@ def add_folder(
         tags: words attached to the version.
         origin: where the folder's files came from; by default the folder, by its last name.
         license_name: its licence, where no card beside it names one.
+        claimed_by: the bundle that states origin and licence, where the folder came out of one.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -77,7 +79,8 @@ def add_folder(
         AlreadyInCatalog: a bundle has the name, or the content is there with another stated base.
         SourceUnreadable: a file cannot be read, or changed while it was being read.
     """
-    wanted_name = check_name(name if name is not None else suggest_name(real_path(folder).name))
+    check = check_name if claimed_by is None else check_entry
+    wanted_name = check(name if name is not None else suggest_name(real_path(folder).name))
     wanted_tags = tuple(check_name(tag, what="tag") for tag in tags)
     if base is not None:
         check_base(base)
@@ -92,6 +95,7 @@ def add_folder(
         facts=facts,
         targets=Target.all_of(sound.inventory) if sound.inventory else (),
         findings=sound.findings,
+        claimed_by=claimed_by,
     )
     catalog = workspace.catalog
     same = catalog.find_content(facts.weights_sha256, facts.canonical_config_sha256)

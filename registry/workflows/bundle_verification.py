@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ...bundle import Bundle
 from ...bundle.files import write_record
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
+from ...fuser.fuse_member import MemberFiles
 from ...fuser.verifier import verify_bundle
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
@@ -35,6 +36,7 @@ def verify(
     *,
     level: Level,
     base: Path | None = None,
+    refetch: bool = False,
     keep_record: bool = False,
     progress: Progress = silent,
 ) -> Verified:
@@ -46,6 +48,7 @@ def verify(
             not kept.
         level: what is compared.
         base: the folder of the base model, used where the bundle states that the base renamed modules.
+        refetch: fetch the members from the origins on the Hub that the manifest names, to compare with.
         keep_record: write the record into the bundle, in place of the one that is there.
         progress: called with a step's name, how much of it is done, and how much there is.
 
@@ -62,10 +65,10 @@ def verify(
                 "the record can only be written into a bundle on this machine", hint="pull it first"
             )
         with _fetched(workspace, source, progress) as folder:
-            record = _verify_folder(workspace, folder, level, base, progress)
+            record = _verify_folder(workspace, folder, level, base, progress, refetch=refetch)
             return Verified(record, gate_is_fitted(folder))
     folder = find_bundle_folder(workspace, bundle)
-    record = _verify_folder(workspace, folder, level, base, progress)
+    record = _verify_folder(workspace, folder, level, base, progress, refetch=refetch)
     if keep_record:
         write_record(folder, record)
     workspace.note(lambda catalog: catalog.record_verification(record, real_path(folder)))
@@ -82,19 +85,44 @@ def _fetched(workspace: Workspace, source: HubSource, progress: Progress) -> Ite
 
 
 def _verify_folder(
-    workspace: Workspace, folder: Path, level: Level, base: Path | None, progress: Progress
+    workspace: Workspace,
+    folder: Path,
+    level: Level,
+    base: Path | None,
+    progress: Progress,
+    *,
+    refetch: bool,
 ) -> VerificationRecord:
     manifest = _manifest_if_sound(folder)
     # Level `integrity` needs no store, nor a home that can be found.
     needs_sources = manifest is not None and level is Level.SOURCE
-    return verify_bundle(
-        folder,
-        level=level,
-        sources=stored_sources(workspace.store, manifest) if manifest and needs_sources else {},
-        renamed=_renaming_by(base, manifest) if base and manifest else None,
-        with_triton=True,
-        progress=progress,
-    )
+    stored = stored_sources(workspace, manifest) if manifest and needs_sources else {}
+    with ExitStack() as stack:
+        fetched = stack.enter_context(_refetched(workspace, manifest)) if refetch and manifest else {}
+        record = verify_bundle(
+            folder,
+            level=level,
+            sources=stored | fetched,
+            renamed=_renaming_by(base, manifest) if base and manifest else None,
+            with_triton=True,
+            progress=progress,
+        )
+    if fetched and manifest and not record.problems:
+        _confirm(workspace, manifest, fetched)
+    return record
+
+
+def _refetched(workspace: Workspace, manifest: Manifest) -> AbstractContextManager[dict[str, MemberFiles]]:
+    # Imported when it is asked for: huggingface_hub may refuse the environment.
+    from .origins import refetched
+
+    return refetched(workspace, manifest)
+
+
+def _confirm(workspace: Workspace, manifest: Manifest, fetched: dict[str, MemberFiles]) -> None:
+    from .origins import confirm_origins
+
+    workspace.note(lambda _: confirm_origins(workspace, manifest, fetched))
 
 
 def _renaming_by(base: Path, manifest: Manifest) -> Mapping[str, str]:

@@ -13,8 +13,8 @@ from ...inspection.adapter import Inspection, inspect_files
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, StoreDamaged
-from ...schemas.manifest import Manifest
-from ...schemas.names import parse_catalog_source
+from ...schemas.manifest import Manifest, Origin
+from ...schemas.names import MEMBER_MARK, parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
 from ..catalog.records import AdapterVersion
@@ -118,16 +118,28 @@ def open_member(store: Store, version: AdapterVersion, *, name: str | None = Non
     described = f"`{version.source}` is {inspection.verdict}"
     return Member.of(
         inspection.require_sound(described).require_factors(described),
-        name=name or version.name,
+        # Of a member of a pulled bundle, the name that it has there.
+        name=name or version.name.rpartition(MEMBER_MARK)[2],
         adapter=str(version.source),
         config_path=config_path,
         weights_path=weights_path,
-        origin=version.origin,
+        origin=known_origin(version),
         license=version.license,
         # What this catalog calls the base, whichever way the adapter spells it.
         base=version.base_model or version.base,
         spelled_base=version.base,
     )
+
+
+def known_origin(version: AdapterVersion) -> Origin:
+    """Return where this catalog had an adapter from: if it came out of a bundle, that bundle.
+
+    Where the bundle says that it came from is the bundle's claim, which a new one must not repeat as a fact.
+    """
+    if version.claimed_by is None:
+        return version.origin
+    commit = version.claimed_by.partition("@")[2]
+    return Origin(kind="hub", location=f"hf://{version.claimed_by}", commit=commit or None)
 
 
 def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], inspection: Inspection) -> None:
@@ -142,14 +154,20 @@ def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], ins
             )
 
 
-def stored_sources(store: Store, manifest: Manifest) -> dict[str, MemberFiles]:
-    """Return the own files of those members of a bundle whose bytes this store has, by member name."""
-    found = {}
+def stored_sources(workspace: Workspace, manifest: Manifest) -> dict[str, MemberFiles]:
+    """Return the own files of those members of a bundle that the catalog has, by member name.
+
+    Files that came out of a bundle are marked as such, unless the same were also had from elsewhere. What is
+    in the store alone may be another catalog's, and come from anywhere.
+    """
+    found, store = {}, workspace.store
     for member in manifest.members:
-        config_path = store.find(member.config_sha256)
+        claims = workspace.catalog.find_claims(member.weights_sha256, member.config_sha256)
+        config_path = store.find(member.config_sha256) if claims else None
         weights_path = store.find(member.weights_sha256) if config_path else None
         if config_path and weights_path:
-            found[member.name] = MemberFiles(config_path, weights_path)
+            came_from = None if None in claims else f"the bundle `{claims[0]}`"
+            found[member.name] = MemberFiles(config_path, weights_path, came_from)
     return found
 
 

@@ -190,7 +190,7 @@ def test_members_that_the_store_lacks_are_verified_against_the_old_bundle(run: R
         "--home", str(tmp_path), "gate", "fit", "./bundle", *BASE_ARGUMENTS, "--out", str(tmp_path / "b")
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert "verified: level source (it also agrees with the members' own files), pass" in result.stdout
+    assert "verified: level source (intact, from its members), pass" in result.stdout
 
 
 def test_fit_keeps_to_the_name_that_was_asked_for(run: Run, workplace: Path) -> None:
