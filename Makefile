@@ -34,6 +34,7 @@ docs: $(STAMP)
 	$(VENV)/bin/python docs/generate_api.py
 	$(VENV)/bin/python docs/generate_cli.py
 	$(VENV)/bin/python docs/generate_rules.py
+	$(VENV)/bin/python docs/generate_verdicts.py
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 
 # Tried once for each environment; the summary of every run names the tests that were skipped, and why.
 $(BROWSER): .ci/install_system_packages | $(STAMP)
-	@.ci/install_system_packages
+	@PATH="$$PATH:/usr/sbin" .ci/install_system_packages
 	@touch $(BROWSER)
 
 clean:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..inspection.config import TASK_TYPES
 from ..inspection.keys import TensorKind
 from ..schemas.errors import MeteoraError
 from ..schemas.inventory import Dtype, lossy_dtypes
+from ..schemas.quotation import quote
 from .member import QuotedMember
 from .opened import Bundle
 
@@ -21,7 +23,18 @@ def check_members(bundle: Bundle) -> list[str]:
     shape that its own files give; and the bundle's config names no member, rank or loss beyond those.
     """
     indices = range(len(bundle.config.members))
-    return check_names(bundle) or [problem for index in indices for problem in check_member(bundle, index)]
+    members = check_names(bundle) or [problem for index in indices for problem in check_member(bundle, index)]
+    return [*_check_task(bundle), *members]
+
+
+def _check_task(bundle: Bundle) -> Iterator[str]:
+    """Check that PEFT knows the task type, which it refuses a whole config for."""
+    task_type = bundle.config.task_type
+    if task_type is not None and task_type not in TASK_TYPES:
+        yield (
+            f"the task type of the config is {quote(task_type)}, which PEFT refuses; expected "
+            f"{' or '.join(sorted(TASK_TYPES))}"
+        )
 
 
 def check_names(bundle: Bundle) -> list[str]:

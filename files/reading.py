@@ -16,6 +16,7 @@ from errno import ELOOP
 from pathlib import Path
 from typing import BinaryIO
 
+from ..schemas.base_name import find_snapshot
 from ..schemas.errors import SourceUnreadable
 from ..schemas.quotation import escape
 
@@ -27,6 +28,23 @@ def real_path(path: Path) -> Path:
     """Return the absolute path without symbolic links; of a link to itself, the path of that link."""
     # `Path.resolve` raises RuntimeError for such a loop, before Python 3.13.
     return Path(os.path.realpath(path))
+
+
+def cached_blob(path: Path) -> Path | None:
+    """Return the file that a link in a snapshot of a Hub cache stands for; None for any other path.
+
+    That is a file in the ``blobs`` folder of the same repository; a link to any other place is not one.
+    """
+    place = real_path(path.parent)
+    snapshot = find_snapshot(place)
+    if snapshot is None:
+        return None
+    blobs = snapshot.root / "blobs"
+    try:
+        target = Path(os.path.normpath(place / path.readlink()))
+    except (OSError, ValueError):
+        return None
+    return target if target.parent == blobs and not blobs.is_symlink() else None
 
 
 @contextmanager

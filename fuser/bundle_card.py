@@ -18,9 +18,9 @@ from ..schemas.bundle import IMPORTED, VERIFICATION_FILE, BundleConfig, Fitting,
 from ..schemas.gate_choices import SCOPES
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
+from ..schemas.names import is_repository
 from .licenses import combine_licenses
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _HUB_ORIGIN = re.compile(
     r"hf://(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@(?P<commit>[0-9a-f]{40})(?P<folder>(/[\w.-]+)*)",
     re.ASCII,
@@ -81,7 +81,7 @@ def _front_matter(config: BundleConfig, members: Sequence[ManifestMember]) -> st
     facts: dict[str, object] = {"library_name": "peft", "tags": ["lora", "meteora", "mixture-of-experts"]}
     base = config.base_model_name_or_path
     # The Hub refuses a card whose base is not a repository's name, such as a folder.
-    if base is not None and _HUB_NAME.fullmatch(base):
+    if base is not None and is_repository(base):
         facts["base_model"] = base
         facts["base_model_relation"] = "adapter"
     combined = combine_licenses(member.license for member in members)
@@ -136,7 +136,7 @@ def _base(config: BundleConfig) -> str:
     if base is None:
         return "not stated"
     at = f" at {_cell(config.revision)}" if config.revision else ""
-    if _HUB_NAME.fullmatch(base):
+    if is_repository(base):
         return f"[`{base}`](https://huggingface.co/{base}){at}"
     return f"{_cell(base)}{at}"
 
@@ -159,7 +159,8 @@ def _origin(member: ManifestMember) -> str:
     """Return where a member came from: a link to its repository at the commit, or the folder's name."""
     found = _HUB_ORIGIN.fullmatch(member.origin.location) if member.origin.kind == "hub" else None
     if found is None:
-        return _cell(str(member.origin))
+        claimed = " (claimed)" if member.origin.is_claimed else ""
+        return _cell(str(member.origin)) + claimed
     repository, commit, folder = found["repository"], found["commit"], found["folder"]
     address = f"https://huggingface.co/{repository}/tree/{commit}{folder}"
     return f"[{_cell(repository + folder)}]({address}) at `{commit[:_COMMIT_DIGITS]}`"

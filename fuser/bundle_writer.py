@@ -122,6 +122,7 @@ def bundle_config(plan: FusePlan, given_gate: GivenGate | None = None) -> Bundle
         meteora_format=1,
         required_features=(),
         task_type=plan.task_type,
+        auto_mapping=plan.auto_mapping,
         base_model_name_or_path=plan.base,
         revision=plan.base_revision,
         inference_mode=True,
@@ -255,6 +256,7 @@ def _manifest_member(planned: PlannedMember, member: Member, loss: _CastLoss, dt
         weights_header=member.header.text,
         renamed_modules=planned.renamed_modules,
         cast=cast if planned.cast_from else None,
+        trusts_tensors=planned.trusts_tensors,
     )
 
 

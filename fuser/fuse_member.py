@@ -8,10 +8,13 @@ from typing import Self
 
 from ..inspection.header import Header
 from ..inspection.inspection import LoraInspection
+from ..schemas.bundle import CONFIG_FILE, transformers_mapping
 from ..schemas.digest import Digest
+from ..schemas.document import load_json
 from ..schemas.finding import Finding, Verdict
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import Origin
+from ..schemas.trained_on import TrainedOn
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class Member:
     ``name`` is its name in the bundle, ``adapter`` its name in the catalog, such as ``legal@3``.
     ``config_path`` and ``weights_path`` may have any name: the content store keeps files by their digests.
     ``base`` is what the base is called where members are compared, ``spelled_base`` what the owner or the
-    adapter itself calls it.
+    adapter itself calls it. ``auto_mapping`` is the class of transformers that it was trained on, where its
+    config names one and no task; ``trained_on`` the class or the task, as far as it names either.
     """
 
     name: str
@@ -34,7 +38,6 @@ class Member:
     weights_sha256: Digest
     header: Header
     inventory: Inventory
-    verdict: Verdict
     findings: tuple[Finding, ...]
     origin: Origin
     license: str | None
@@ -42,6 +45,13 @@ class Member:
     spelled_base: str | None
     base_revision: str | None
     task_type: str | None
+    auto_mapping: dict[str, str] | None
+    trained_on: TrainedOn
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict that follows from its findings."""
+        return Verdict.of(self.findings)
 
     @classmethod
     def of(
@@ -59,6 +69,7 @@ class Member:
     ) -> Self:
         """Return the member that an inspection of its two files describes."""
         facts = inspection.facts
+        mapping = load_json(inspection.config_text.encode("utf-8"), what=CONFIG_FILE).get("auto_mapping")
         return cls(
             name=name,
             adapter=adapter,
@@ -70,7 +81,6 @@ class Member:
             weights_sha256=facts.weights_sha256,
             header=inspection.header,
             inventory=inspection.inventory,
-            verdict=inspection.verdict,
             findings=inspection.findings,
             origin=origin,
             license=license,
@@ -78,6 +88,8 @@ class Member:
             spelled_base=spelled_base,
             base_revision=facts.base_revision,
             task_type=facts.task_type,
+            auto_mapping=None if facts.task_type else transformers_mapping(mapping),
+            trained_on=TrainedOn.read(facts.task_type, mapping),
         )
 
 

@@ -25,6 +25,8 @@ from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.names import below, check_name
 from .bundle_reader import BundleTensors, ModuleTensors
+from .official_checkpoint import CHECKPOINT_FILE, BaseWeights, write_checkpoint
+from .official_limits import limits_of
 from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter
 
 MOE_FILE = "moe_lora.safetensors"
@@ -32,33 +34,42 @@ FACTS_FILE = "export.json"
 ADAPTERS_FOLDER = "adapters"
 _A, _B, _GATE = "lora_A.weight", "lora_B.weight", "moe_gate.weight"
 _METADATA = {"format": "pt"}
+_DEFAULT_TASK = "CAUSAL_LM"
 
 
 @dataclass(frozen=True, slots=True)
 class OfficialExport:
-    """A finished export; ``losses`` are sentences on what the layout could not carry."""
+    """A finished export, with what the layout could not carry and what the authors' code does not take."""
 
     folder: Path
     rank: int
     losses: tuple[str, ...]
+    limits: tuple[str, ...]
 
 
-def export_official(bundle: Bundle, target: Path) -> OfficialExport:
+def export_official(bundle: Bundle, target: Path, *, base: Path | None = None) -> OfficialExport:
     """Write a bundle in the authors' layout into a new folder.
 
+    With the folder of the ``base`` the full checkpoint that their evaluation loads is written, too.
+
     Raises:
-        BundleRefused: it is not a bundle that this reader knows.
+        BundleRefused: it is not a bundle that this reader knows, or the base lacks a module of it.
         UsageError: the target exists and is not empty.
+        SourceUnreadable: the base has no weights that can be read.
     """
     rank = max(max(layout.ranks) for layout in bundle.config.layouts.values())
     _check_sources(bundle)
     losses = tuple(_losses(bundle))
+    limits = tuple(limits_of(bundle, rank, has_checkpoint=base is not None))
+    weights = None if base is None else BaseWeights(base)
     with staged_target(target) as folder, BundleTensors(bundle) as tensors:
         _write_moe(bundle, tensors, rank, folder / MOE_FILE)
         for index in range(len(bundle.config.members)):
             _write_adapter(bundle, tensors, rank, index, folder)
-        (folder / FACTS_FILE).write_bytes(canonical_json(_facts(bundle, rank, losses)))
-    return OfficialExport(target, rank, losses)
+        (folder / FACTS_FILE).write_bytes(canonical_json(_facts(bundle, rank, losses, limits)))
+        if weights is not None:
+            write_checkpoint(bundle, weights, folder / MOE_FILE, folder / CHECKPOINT_FILE)
+    return OfficialExport(target, rank, losses, limits)
 
 
 def _check_sources(bundle: Bundle) -> None:
@@ -97,7 +108,7 @@ def _losses(bundle: Bundle) -> list[str]:
     return losses
 
 
-def _facts(bundle: Bundle, rank: int, losses: Sequence[str]) -> dict[str, object]:
+def _facts(bundle: Bundle, rank: int, losses: Sequence[str], limits: Sequence[str]) -> dict[str, object]:
     config = bundle.config
     return {
         "base": config.base_model_name_or_path,
@@ -115,6 +126,7 @@ def _facts(bundle: Bundle, rank: int, losses: Sequence[str]) -> dict[str, object
             for index, member in enumerate(config.members)
         ],
         "losses": list(losses),
+        "limits": list(limits),
     }
 
 
@@ -150,7 +162,8 @@ def _write_adapter(bundle: Bundle, tensors: BundleTensors, rank: int, index: int
         member.scaling * rank,
         bundle.config.target_modules,
         bundle.config.base_model_name_or_path,
-        bundle.config.task_type,
+        # Their loader looks the task up in a table that has no entry for none.
+        bundle.config.task_type or _DEFAULT_TASK,
     )
     (adapter / names.CONFIG_FILE).write_bytes(config)
     specs = [

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from ..bundle.member import modules_by_path
+from ..inspection.base_facts import path_in_larger_model
+from ..inspection.targets import is_renamed_path
+from ..schemas.base_name import group_by_base, is_local_path, is_same_base, present_name
 from ..schemas.bundle import (
     MAX_BUNDLE_BYTES,
     MAX_LAYOUT_ENTRIES,
@@ -20,7 +22,7 @@ from ..schemas.bundle import (
     ModuleLayout,
     align_rank,
 )
-from ..schemas.finding import Severity
+from ..schemas.finding import Effect, Finding, Severity, Verdict
 from ..schemas.inventory import Dtype, ModuleFactors, lossy_dtypes
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
 from ..schemas.recipe import DtypeName, Recipe
@@ -30,6 +32,8 @@ DEFAULT_TOP_K = 2
 # PEFT reads one file. Above the first figure hosts and loaders get slow, above the second they fail.
 LARGE_BUNDLE_BYTES = 5 * 10**9
 _GATE_BYTES = 4
+# Rules about modules that the base lacks, or has in another kind or shape: a conflict names each of these.
+_SHOWN_BY_MODULES = frozenset({"MR501", "MR502", "MR503"})
 
 _DTYPES: dict[DtypeName, Dtype] = {"float32": Dtype.F32, "float16": Dtype.F16, "bfloat16": Dtype.BF16}
 
@@ -61,15 +65,18 @@ def make_plan(
     top_k = recipe.top_k if recipe.top_k is not None else min(DEFAULT_TOP_K, len(members))
     defaults = [member.inventory.scaling for member in members]
     modules = tuple(_plan_module(path, factors, defaults, dtype) for path in sorted(set().union(*factors)))
-    base, base_conflicts = _choose_base(members, recipe)
+    base, base_conflicts = choose_base(members, recipe)
+    missing = _missing_modules(members, factors, base_modules) if base_modules else []
     conflicts = [
         *_member_conflicts(members),
+        *_verdict_conflicts(members, missing, trust_tensors=recipe.trust_tensors),
+        *_class_conflicts(members, factors),
         *_scaling_conflicts(members),
         *_size_conflicts(members, modules),
         *base_conflicts,
         *_renaming_conflicts(members, renamed),
         *_shape_conflicts(members, factors),
-        *(_missing_modules(members, factors, base_modules) if base_modules else ()),
+        *missing,
         *_routing_conflicts(members, top_k),
         *_dtype_conflicts(members, dtype, stated=recipe.dtype is not None),
     ]
@@ -80,6 +87,7 @@ def make_plan(
         base=base,
         base_revision=recipe.base_revision or _agreed(member.base_revision for member in members),
         task_type=_agreed(member.task_type for member in members),
+        auto_mapping=common_mapping(members),
         dtype=dtype,
         top_k=top_k,
         temperature=recipe.temperature,
@@ -89,7 +97,10 @@ def make_plan(
         members=tuple(_plan_member(member, dtype, renamed) for member in members),
         modules=modules,
         conflicts=tuple(conflicts),
-        warnings=tuple(_warnings(members, recipe, base, size_bytes)),
+        warnings=(
+            *_warnings(members, recipe, base, size_bytes),
+            *(() if base_modules else _old_names(members)),
+        ),
     )
 
 
@@ -103,6 +114,7 @@ def _plan_member(member: Member, dtype: Dtype, renamed: Mapping[str, str]) -> Pl
         modules=len(own_paths),
         cast_from=lossy_dtypes(member.inventory.dtypes, dtype),
         renamed_modules={path: renamed[path] for path in own_paths if renamed.get(path, path) != path},
+        trusts_tensors=any(finding.effect is Effect.UNDECLARED for finding in member.findings),
     )
 
 
@@ -139,23 +151,26 @@ def _agreed(values: Iterable[str | None]) -> str | None:
     return stated.pop() if len(stated) == 1 else None
 
 
-def looks_like_path(base: str) -> bool:
-    """Return whether a base's name is a path on some machine, and not a Hub repository."""
-    return base.startswith((".", "/", "~")) or "\\" in base or len(PurePosixPath(base).parts) > 2
+def common_mapping(members: Sequence[Member]) -> dict[str, str] | None:
+    """Return the class of transformers that all members were trained on; None if any of them names a task."""
+    found = [member.auto_mapping for member in members]
+    return found[0] if all(mapping == found[0] for mapping in found) else None
 
 
-def _choose_base(members: Sequence[Member], recipe: Recipe) -> tuple[str | None, list[Conflict]]:
+def choose_base(members: Sequence[Member], recipe: Recipe) -> tuple[str | None, list[Conflict]]:
+    """Return the base that a bundle of these members names; None, with the conflict, if there is none."""
     if recipe.base is not None:
-        return recipe.base, []
+        return present_name(recipe.base), []
     named = [(member.name, member.base) for member in members if member.base]
+    groups = group_by_base(named)
     remedy = "state the base that all were trained on with `--base ORG/MODEL`"
-    if len({base for _, base in named}) > 1:
+    if len(groups) > 1:
         listed = ", ".join(f"`{name}` names `{base}`" for name, base in named)
         message = f"the members name different bases: {listed}"
         return None, [_conflict([name for name, _ in named], "base", message, remedy)]
-    base = _agreed(base for _, base in named)
-    if base is None or looks_like_path(base):
-        found = "no member names its base" if base is None else f"the base `{base}` is a path, no Hub id"
+    base = next(iter(groups), None)
+    if base is None or is_local_path(base):
+        found = "no member names its base" if base is None else f"the base `{base}` is a path, not a Hub id"
         return None, [_conflict([member.name for member in members], "base", found, remedy)]
     return base, []
 
@@ -176,15 +191,45 @@ def _member_conflicts(members: Sequence[Member]) -> list[Conflict]:
                 _conflict([first_of[content], member.adapter], "duplicate", message, "leave one out")
             )
         first_of.setdefault(content, member.adapter)
-    for member in members:
-        if not member.verdict.fusable:
-            refusals = [f for f in member.findings if f.severity is Severity.REFUSE]
-            message = f"`{member.adapter}` is {member.verdict}: " + "; ".join(
-                f"{f.code} {f.title}" for f in refusals
-            )
-            remedy = "`meteora-registry show` and `validate` tell more; leave it out"
-            conflicts.append(_conflict([member.name], "verdict", message, remedy))
     return conflicts
+
+
+def _verdict_conflicts(
+    members: Sequence[Member], missing: Sequence[Conflict], *, trust_tensors: bool
+) -> list[Conflict]:
+    shown = {name for conflict in missing for name in conflict.members}
+    conflicts = []
+    for member in members:
+        hidden = _SHOWN_BY_MODULES if member.name in shown else frozenset()
+        findings = [each for each in member.findings if each.code not in hidden]
+        if not Verdict.of(findings, trust_tensors=trust_tensors).fusable:
+            conflicts.append(_verdict_conflict(member, findings))
+    return conflicts
+
+
+def _verdict_conflict(member: Member, findings: Sequence[Finding]) -> Conflict:
+    refusals = [finding for finding in findings if finding.severity is Severity.REFUSE]
+    listed = "; ".join(f"{finding.code} {finding.title}" for finding in refusals)
+    remedy = "`meteora-registry show` and `validate` tell more; leave it out"
+    if Verdict.of(member.findings, trust_tensors=True).fusable:
+        remedy = "`--trust-tensors` takes the modules all the same; or declare them in `target_modules`"
+    return _conflict([member.name], "verdict", f"`{member.adapter}` is {member.verdict}: {listed}", remedy)
+
+
+def _class_conflicts(
+    members: Sequence[Member], factors: Sequence[Mapping[str, ModuleFactors]]
+) -> list[Conflict]:
+    """Return the conflict of members whose paths never meet because some were trained without the head."""
+    bodies = [index for index, member in enumerate(members) if member.trained_on.lacks_head]
+    whole = [index for index in range(len(members)) if index not in bodies]
+    for one in bodies:
+        for other in whole:
+            if not factors[one].keys() & factors[other].keys():
+                names = [members[one].name, members[other].name]
+                message = f"`{names[0]}` was trained without an output layer and `{names[1]}` with one"
+                remedy = "their modules have different paths; fuse only adapters of one class"
+                return [_conflict(names, "class", message, remedy)]
+    return []
 
 
 def _scaling_conflicts(members: Sequence[Member]) -> list[Conflict]:
@@ -249,13 +294,22 @@ def _missing_modules(
     for member, by_path in zip(members, factors, strict=True):
         for path, module in by_path.items():
             found = (module.in_features, module.out_features)
+            remedy = "it was trained on another base"
             if path not in base.shapes:
-                message = f"`{member.name}` has factors for `{path}`, which the base does not have"
+                message = (
+                    f"`{member.name}` has factors for `{path}`, which is not a linear module of the base"
+                )
+                if inside := path_in_larger_model(path, base.shapes):
+                    message += f"; the base has it as `{inside}`"
+                    remedy = (
+                        "it was trained on the text class of this checkpoint; "
+                        "a bundle for the base's own class does not take it"
+                    )
             elif base.shapes[path] != found:
                 message = f"`{path}` of `{member.name}` is {found}, the base's is {base.shapes[path]}"
             else:
                 continue
-            conflicts.append(_conflict([member.name], "base", message, "it was trained on another base"))
+            conflicts.append(_conflict([member.name], "base", message, remedy))
     return conflicts
 
 
@@ -277,8 +331,19 @@ def _dtype_conflicts(members: Sequence[Member], dtype: Dtype, *, stated: bool) -
             "ask for the loss with `--dtype float32`",
         )
         for member in members
-        if (lossy := lossy_dtypes(member.inventory.dtypes, dtype))
+        if (
+            lossy := [
+                each
+                for each in lossy_dtypes(member.inventory.dtypes, dtype)
+                if not _is_default_cast(each, dtype)
+            ]
+        )
     ]
+
+
+def _is_default_cast(source: Dtype, target: Dtype) -> bool:
+    """Return whether PEFT casts so by itself: it holds factors in float32, and no base is in float64."""
+    return source is Dtype.F64 and target is Dtype.F32
 
 
 def _too_large(size_bytes: int) -> Conflict:
@@ -290,14 +355,30 @@ def _warnings(members: Sequence[Member], recipe: Recipe, base: str | None, size_
     if LARGE_BUNDLE_BYTES < size_bytes <= MAX_BUNDLE_BYTES:
         yield f"the bundle will have {size_bytes / 1e9:.1f} GB in one file, which some loaders read slowly"
     # One base because `--base` states so, here or in `add`: worth a look all the same.
-    strangers = [(m.name, m.spelled_base) for m in members if m.spelled_base not in (None, base)]
-    if base is not None and strangers:
+    spelled = [(member.name, member.spelled_base) for member in members if member.spelled_base]
+    strangers = [each for each in spelled if base is not None and not is_same_base(each[1], base)]
+    if strangers:
         listed = ", ".join(f"`{name}` names `{spelled}`" for name, spelled in strangers)
         yield f"the base is taken to be `{base}`: {listed}"
-    if recipe.base is not None and looks_like_path(recipe.base):
-        yield f"the bundle names the folder `{recipe.base}` as its base, which exists on this machine only"
+    if base is not None and is_local_path(base):
+        yield f"the bundle names the folder `{base}` as its base, which exists on this machine only"
     if len({member.task_type for member in members if member.task_type}) > 1:
         yield "the members were made for different tasks, so the bundle states none"
+
+
+def _old_names(members: Sequence[Member]) -> Iterable[str]:
+    """Yield a warning of each member with module names that transformers has changed; the base is unknown."""
+    for member in members:
+        # The model that `AutoModel` loads has the old beginnings today.
+        if member.trained_on.lacks_head:
+            continue
+        paths = [module.path for module in member.inventory.modules]
+        old = next((path for path in paths if is_renamed_path(path)), None)
+        if old is not None:
+            yield (
+                f"`{member.name}` has module names that transformers has changed, such as `{old}`: "
+                "the bundle keeps them and may not load; give the base's config with `--base-folder`"
+            )
 
 
 def _conflict(members: Iterable[str], subject: str, message: str, remedy: str) -> Conflict:

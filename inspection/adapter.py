@@ -14,7 +14,7 @@ from typing import BinaryIO
 from ..files.reading import open_folder, open_regular, read_start
 from ..schemas.digest import Digest
 from ..schemas.document import canonical_json
-from ..schemas.errors import AdapterRefused
+from ..schemas.errors import AdapterRefused, SourceUnreadable
 from ..schemas.facts import AdapterFacts
 from ..schemas.finding import Finding
 from ..schemas.inventory import Inventory
@@ -22,7 +22,7 @@ from .card import read_license
 from .collector import collector_held
 from .config import Config, LoraConfig, Resolution
 from .config_file import MAX_CONFIG_BYTES, ConfigFile
-from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder
+from .folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Folder, Kind
 from .header import Header, read_header_of
 from .inspection import Inspection
 from .rules import all_rules as _all_rules  # noqa: F401 - registers every rule
@@ -34,26 +34,39 @@ from .weights import Weights, find_overflows
 __all__ = ["Inspection", "inspect_adapter", "inspect_config", "inspect_files"]
 
 
-def inspect_adapter(folder: Path, *, scan_weights: bool = True) -> Inspection:
-    """Inspect the adapter in a folder; links in it are not followed.
+def inspect_adapter(folder: Path, *, scan_weights: bool = True, follow_links: bool = False) -> Inspection:
+    """Inspect the adapter in a folder.
+
+    Of links, those in a snapshot of a Hub cache are followed, to the files of the same repository.
 
     Args:
         folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` lie.
         scan_weights: whether to read the weights, for their digest and their numbers, or only the header.
+        follow_links: whether a config and weights that are links to any file are read.
 
     Raises:
-        SourceUnreadable: the folder, or a file in it, cannot be read.
+        SourceUnreadable: the folder, or a file in it, cannot be read, or is a link that is not followed.
     """
     with open_folder(folder, hint="expected a folder with an adapter") as opened, ExitStack() as files:
-        listing = Folder.read(opened)
+        listing = Folder.read(opened, folder, follow_links=follow_links)
+        _refuse_links(folder, listing)
         config = None
         if listing.has_file(CONFIG_FILE):
-            config = read_start(CONFIG_FILE, MAX_CONFIG_BYTES, folder=opened)
+            config = read_start(listing.place(CONFIG_FILE), MAX_CONFIG_BYTES, folder=opened)
         weights = None
         if listing.has_file(WEIGHTS_FILE):
-            weights = files.enter_context(open_regular(WEIGHTS_FILE, folder=opened))
-        card = read_license(opened) if listing.has_file(CARD_FILE) else None
+            weights = files.enter_context(open_regular(listing.place(WEIGHTS_FILE), folder=opened))
+        card = read_license(listing.place(CARD_FILE), opened) if listing.has_file(CARD_FILE) else None
         return _inspect(config, weights, card, examine(listing), scan=scan_weights)
+
+
+def _refuse_links(folder: Path, listing: Folder) -> None:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if listing.entries.get(name) is Kind.LINK:
+            raise SourceUnreadable(
+                f"`{folder / name}` is a symbolic link, which is not followed: it may lead anywhere",
+                hint="put the file in its place, or allow it with `--follow-links`",
+            )
 
 
 def inspect_files(config: Path, weights: Path, *, scan_weights: bool = True) -> Inspection:

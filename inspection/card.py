@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,7 +10,6 @@ import yaml
 from ..files.reading import read_start
 from ..schemas.errors import SourceUnreadable
 from ..schemas.quotation import escape
-from .folder import CARD_FILE
 
 MAX_FRONT_MATTER_BYTES = 32 << 10
 _FENCE = "---"
@@ -29,10 +29,10 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def read_license(folder: int) -> str | None:
-    """Return the license in the front matter of an open folder's card; None without a readable one."""
+def read_license(card: Path | str, folder: int) -> str | None:
+    """Return the license in the front matter of a card in an open folder; None without a readable one."""
     try:
-        data = read_start(CARD_FILE, MAX_FRONT_MATTER_BYTES, folder=folder)
+        data = read_start(card, MAX_FRONT_MATTER_BYTES, folder=folder)
     except SourceUnreadable:
         return None
     return parse_license(data)

@@ -5,36 +5,82 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import Protocol
 
+from ..schemas.bundle import CONFIG_FILE
 from ..schemas.document import load_json
+from ..schemas.errors import InvalidDocument
 from ..schemas.finding import Finding
 from ..schemas.policy import Policy
-from .base_facts import BaseComparison, BaseFacts
+from ..schemas.trained_on import TrainedOn
+from .base_facts import BaseComparison, BaseFacts, base_path
 from .companions import Companions
 from .config import LoraConfig
 from .deep import measure_cosine, measure_ranks
+from .header import Header
 from .inspection import Inspection
 from .policy import PolicyCase, apply_severities
 from .rules import all_rules as _all_rules  # noqa: F401 - registers every rule
-from .rules.rule import examine, order
+from .rules.rule import codes_that_see_the_base, examine, order
 from .tensors import Tensors
 
 
-def compare_with_base(inspection: Inspection, facts: BaseFacts) -> tuple[Finding, ...]:
-    """Return the findings of comparing a LoRA adapter with its base."""
-    if inspection.header is None or inspection.config_text is None:
-        return ()
-    config = LoraConfig(load_json(inspection.config_text.encode("utf-8"), what="adapter_config.json"))
-    if not config.is_lora:
-        return ()
-    return examine(BaseComparison(Tensors.sort(inspection.header, config), facts))
+class Described(Protocol):
+    """An adapter by the two texts that describe it, as far as they could be read."""
+
+    @property
+    def header(self) -> Header | None:
+        """The header of the weights."""
+
+    @property
+    def config_text(self) -> str | None:
+        """The config as it is written."""
 
 
-def module_paths(inspection: Inspection) -> list[str]:
+def compare_with_base(
+    adapter: Described, findings: tuple[Finding, ...], facts: BaseFacts
+) -> tuple[Finding, ...]:
+    """Return the findings about an adapter and those of comparing it with its base.
+
+    Rules that know more with the base judge anew, and what they found without it is left out.
+    """
+    found = _sort(adapter, facts)
+    if found is None:
+        return findings
+    anew = codes_that_see_the_base()
+    kept = tuple(finding for finding in findings if finding.code not in anew)
+    return order(kept + examine(found, with_base=True) + examine(BaseComparison(found, facts)))
+
+
+def module_paths(adapter: Described) -> list[str]:
     """Return the module paths of an adapter, sound or not, to be looked up in a base."""
-    if inspection.header is None:
-        return []
-    return [pair.path for pair in Tensors.sort(inspection.header, LoraConfig({})).pairs]
+    found = _sort(adapter)
+    return [base_path(pair, found) for pair in found.pairs] if found else []
+
+
+def trained_on(adapter: Described) -> TrainedOn:
+    """Return the model that an adapter was trained on, as far as its config names it."""
+    config = _config_of(adapter)
+    return config.trained_on if config else TrainedOn()
+
+
+def _sort(adapter: Described, facts: BaseFacts | None = None) -> Tensors | None:
+    """Return the tensors of a LoRA adapter; None of anything else, and where a file cannot be read."""
+    config = _config_of(adapter)
+    if adapter.header is None or config is None or not config.is_lora:
+        return None
+    return Tensors.sort(adapter.header, config, facts)
+
+
+def _config_of(adapter: Described) -> LoraConfig | None:
+    """Return the config of an adapter; None if it is not a JSON object."""
+    if adapter.config_text is None:
+        return None
+    try:
+        value = load_json(adapter.config_text.encode("utf-8"), what=CONFIG_FILE)
+    except InvalidDocument:
+        return None
+    return LoraConfig(value, has_tensors=True) if isinstance(value, dict) else None
 
 
 def look_deeper(inspection: Inspection, weights: Path) -> tuple[Finding, ...]:
@@ -47,11 +93,14 @@ def look_deeper(inspection: Inspection, weights: Path) -> tuple[Finding, ...]:
 def compare_companions(
     members: Mapping[str, Inspection],
     *,
+    bases: Mapping[str, str | None] | None = None,
     stated_base: str | None = None,
     weights: Mapping[str, Path] | None = None,
+    trust_tensors: bool = False,
 ) -> tuple[Finding, ...]:
     """Return the findings that keep adapters from being fused together.
 
+    ``bases`` has the base of each where it is not the declared one, and ``stated_base`` overrides both.
     With ``weights``, the files by name, the deltas of all pairs of fusable members are compared too.
     """
     alike = {}
@@ -64,7 +113,12 @@ def compare_companions(
         cosine = measure_cosine(sources[one], sources[other])
         if cosine is not None:
             alike[one, other] = cosine
-    return examine(Companions(members, stated_base, alike))
+    declared = {name: inspection.declared_base for name, inspection in members.items()}
+    known = declared | dict(bases or {})
+    headless = frozenset(name for name, each in members.items() if trained_on(each).lacks_head)
+    return examine(
+        Companions(members, known, stated_base, alike, trust_tensors=trust_tensors, headless=headless)
+    )
 
 
 def apply_policy(

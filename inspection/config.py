@@ -7,12 +7,13 @@ value. The rules report what is wrong with a field.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ..schemas.quotation import escape
+from ..schemas.trained_on import HEADLESS_TASK, TrainedOn
 from .patterns import Budget, Pattern, PatternList, PatternsTooCostly
 
 # Fields of LoraConfig in PEFT 0.21.2. A test compares them with the installed PEFT.
@@ -30,7 +31,7 @@ KNOWN_FIELDS = frozenset(
 PEFT_TYPE = "LORA"
 SCALE_FIELDS = ("rank_pattern", "alpha_pattern")
 HEAD_TASKS = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
-TASK_TYPES = HEAD_TASKS | {"SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION"}
+TASK_TYPES = HEAD_TASKS | {"SEQ_2_SEQ_LM", "CAUSAL_LM", HEADLESS_TASK}
 MAX_RANK = 1 << 20
 
 
@@ -58,7 +59,7 @@ class Config:
 
     @property
     def alpha(self) -> float | None:
-        """``lora_alpha``, if it is a positive number."""
+        """``lora_alpha``, if it is a number other than zero."""
         return as_alpha(self.value.get("lora_alpha"))
 
     @property
@@ -90,6 +91,7 @@ class Config:
             found = self.value.get(name)
             if isinstance(found, str) and found:
                 yield name, found
+        yield from (("layers_pattern", text) for text in names_in(self.value.get("layers_pattern")) if text)
         yield from (("modules_to_save", text) for text in self.saved_modules if text)
 
     def patterns_in(self, name: str) -> list[Pattern]:
@@ -111,10 +113,14 @@ class Config:
         return isinstance(task, str) and task in HEAD_TASKS
 
     @property
+    def trained_on(self) -> TrainedOn:
+        """The model that the adapter was trained on."""
+        return TrainedOn.read(self.value.get("task_type"), self.value.get("auto_mapping"))
+
+    @property
     def saved_modules(self) -> tuple[str, ...]:
         """``modules_to_save``."""
-        found = self.value.get("modules_to_save")
-        return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
+        return names_in(self.value.get("modules_to_save"))
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,15 @@ class Resolution:
     is_complete: bool
 
     @classmethod
-    def of(cls, config: Config, paths: Iterable[str]) -> Resolution:
-        """Return ranks and alphas of the modules at ``paths``, as PEFT 0.21.2 resolves them."""
-        listed = list(paths)
-        ranks: dict[str, int | None] = dict.fromkeys(listed, config.rank)
-        alphas: dict[str, float | None] = dict.fromkeys(listed, config.alpha)
+    def of(cls, config: Config, paths: Mapping[str, str]) -> Resolution:
+        """Return ranks and alphas as PEFT 0.21.2 resolves them.
+
+        Args:
+            config: with the ranks, the alphas and their patterns.
+            paths: each module, and the path that patterns are compared with.
+        """
+        ranks: dict[str, int | None] = dict.fromkeys(paths, config.rank)
+        alphas: dict[str, float | None] = dict.fromkeys(paths, config.alpha)
         rank_values, alpha_values = (config.patterns(name) for name in SCALE_FIELDS)
         rank_patterns, alpha_patterns = (PatternList(config.patterns_in(name)) for name in SCALE_FIELDS)
         if not rank_patterns and not alpha_patterns:
@@ -150,9 +160,9 @@ class Resolution:
         used = set()
         try:
             with config.budget.running():
-                for path in listed:
-                    rank_key = rank_patterns.first(path, config.budget)
-                    alpha_key = alpha_patterns.first(path, config.budget)
+                for path, compared in paths.items():
+                    rank_key = rank_patterns.first(compared, config.budget)
+                    alpha_key = alpha_patterns.first(compared, config.budget)
                     if rank_key:
                         ranks[path] = as_rank(rank_values[rank_key.text])
                         used.add((SCALE_FIELDS[0], rank_key.text))
@@ -161,7 +171,17 @@ class Resolution:
                         used.add((SCALE_FIELDS[1], alpha_key.text))
         except PatternsTooCostly:
             return cls({}, {}, frozenset(), is_complete=False)
+        # A pattern that is not evaluated here may match in PEFT, so that nothing is known of any module.
+        if not rank_patterns.are_evaluated:
+            ranks = dict.fromkeys(paths)
+        if not alpha_patterns.are_evaluated:
+            alphas = dict.fromkeys(paths)
         return cls(ranks, alphas, frozenset(used), is_complete=True)
+
+
+def names_in(value: Any) -> tuple[str, ...]:
+    """Return the texts of a list; none of anything else."""
+    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
 
 
 def as_rank(value: Any) -> int | None:
@@ -170,14 +190,14 @@ def as_rank(value: Any) -> int | None:
 
 
 def as_alpha(value: Any) -> float | None:
-    """Return the value as a number if it is positive and finite; else None."""
+    """Return the value as a number if it is finite and not zero; else None."""
     if type(value) not in (int, float):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) and number > 0 else None
+    return number if math.isfinite(number) and number != 0 else None
 
 
 def scale(alpha: float, rank: int, *, rslora: bool) -> float:

@@ -46,16 +46,18 @@ class Inspection:
         return Verdict.of(self.findings)
 
     def refuse_broken(self, message: str) -> None:
-        """Raise an error with this message if the adapter is broken.
+        """Raise an error with this message if nothing can be done with the adapter.
+
+        One that only loaders go wrong with passes: it can be fused.
 
         Raises:
-            AdapterRefused: it is; the error has the findings.
+            AdapterRefused: it is broken; the error has the findings.
         """
-        if not self.verdict.sound:
+        if not self.verdict.sound and not Verdict.of(self.findings, trust_tensors=True).fusable:
             raise AdapterRefused(message, findings=self.findings)
 
     def require_sound(self, message: str) -> SoundInspection:
-        """Return the inspection of a sound adapter, every part of which was read.
+        """Return the inspection of an adapter that can be used or fused, every part of which was read.
 
         Args:
             message: the error's text, such as "`folder` is broken and was not added".

@@ -1,8 +1,8 @@
 """Tensor names: the module and factor that a name denotes, and the kinds of the other names.
 
 PEFT writes ``base_model.model.<module>.lora_A.weight``. Wrappers (DDP, torch.compile, FSDP) and old
-versions of PEFT leave known marks in a name; these, and only these, are taken out, exactly. A name
-that is not a factor has one of a few known kinds, or is unknown.
+versions of PEFT leave known marks in a name, and a model that was a part of another one a prefix; these are
+taken out, exactly. A name that is not a factor has one of a few known kinds, or is unknown.
 """
 
 from __future__ import annotations
@@ -20,8 +20,17 @@ WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_modul
 _DDP_PREFIX = "module."
 # The name under which PEFT holds an adapter by default; its own files do not carry it.
 _ADAPTER_PART = "default"
+_ADAPTER = re.compile(rf"(\.lora_(?:[AB]|embedding_[AB]|magnitude_vector))\.{_ADAPTER_PART}(?=\.|$)")
+ADAPTER_MARK = f".{_ADAPTER_PART}"
+NO_PREFIX = "no prefix"
+# Appended to the text before PEFT's own prefix, so that it differs from the other marks.
+FOREIGN_PREFIX = ". before the prefix"
 
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<factor>[AB])(?P<adapter>\.default)?\.weight")
+# What PEFT calls a module that it wrapped; once for each further parameter that it wrapped there.
+_WRAPPED = ".base_layer"
+# The ends of the names of what variants of LoRA keep besides A and B: KaSA and MonteCLoRA.
+_VARIANT = re.compile(r".+\.(lora_diag|lora_monteclora_sampler\..+)")
 _EMBEDDING_FACTOR = re.compile(r"(?P<path>.+)\.lora_embedding_(?P<factor>[AB])(\.default)?(\.weight)?")
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 MAX_PATH_CHARACTERS = 512
@@ -50,33 +59,49 @@ class TensorKind(StrEnum):
     MAGNITUDE = "DoRA magnitude"
     FACTOR_BIAS = "bias of a LoRA factor"
     VARIANT = "part of a LoRA variant"
+    # It looks like LoRA's, and is a name that PEFT neither writes nor reads.
+    MISNAMED = "misnamed LoRA tensor"
     # What VeLoRA keeps for its backward pass; the forward pass does not use it.
     TRAINING_STATE = "training state"
     TOKENS = "trained token rows"
     FULL_WEIGHT = "full weight"
     FULL_BIAS = "full bias"
+    SAVED = "part of a saved module"
     FOREIGN = "foreign"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class FactorKey:
-    """A module's path in the base model, the factor, and the marks taken out of the name to get there."""
+    """A module's path in the base model, the factor, and the marks taken out of the name to get there.
+
+    ``depth`` is how often PEFT wrapped the module again after this factor: the parameters of one module are
+    wrapped one around the other. ``is_inside`` is whether a module around this one is adapted, too.
+    """
 
     path: str
     factor: Literal["A", "B"]
     marks: tuple[str, ...] = ()
+    depth: int = 0
+    is_inside: bool = False
 
 
 def parse_key(name: str) -> FactorKey | None:
     """Return the module and factor that a tensor name denotes, if it is a LoRA factor of a plain module."""
     match = _FACTOR.fullmatch(name)
-    if not match or is_parameter_key(name):
+    if not match:
         return None
     stripped, marks = strip_marks(match["path"])
     if match["adapter"]:
-        marks = (*marks, f".{_ADAPTER_PART}")
-    return FactorKey(stripped, "A" if match["factor"] == "A" else "B", marks)
+        marks = (*marks, ADAPTER_MARK)
+    factor: Literal["A", "B"] = "A" if match["factor"] == "A" else "B"
+    if _WRAPPED not in stripped:
+        return FactorKey(stripped, factor, marks)
+    depth = 0
+    while stripped.endswith(_WRAPPED):
+        stripped, depth = stripped.removesuffix(_WRAPPED), depth + 1
+    inside = stripped.replace(f"{_WRAPPED}.", ".")
+    return FactorKey(inside, factor, marks, depth, is_inside=inside != stripped)
 
 
 def strip_marks(path: str) -> tuple[str, tuple[str, ...]]:
@@ -90,7 +115,11 @@ def strip_marks(path: str) -> tuple[str, tuple[str, ...]]:
         marks.append(_DDP_PREFIX)
         path = path.removeprefix(_DDP_PREFIX)
     if not path.startswith(TENSOR_PREFIX):
-        return path, (*marks, "no prefix")
+        before, found, after = path.partition(f".{TENSOR_PREFIX}")
+        if not found:
+            return path, (*marks, NO_PREFIX)
+        path = TENSOR_PREFIX + after
+        marks.append(f"{before}{FOREIGN_PREFIX}")
     path = path.removeprefix(TENSOR_PREFIX)
     while path.startswith(TENSOR_PREFIX):
         marks.append(f"doubled {TENSOR_PREFIX}")
@@ -113,9 +142,11 @@ def name_format(name: str) -> str | None:
     return next(tool for pattern, tool in _FOREIGN if pattern.fullmatch(name))
 
 
-def is_parameter_key(name: str) -> bool:
-    """Return whether the factor is one of a bare parameter (PEFT nests those in ``base_layer``)."""
-    return ".base_layer.lora_" in name
+def normalise(name: str) -> str:
+    """Return a tensor's name as PEFT writes it, without marks."""
+    if classify(name) is TensorKind.UNKNOWN:
+        return name
+    return _ADAPTER.sub(r"\1", TENSOR_PREFIX + strip_marks(name)[0])
 
 
 def classify(name: str) -> TensorKind:
@@ -144,8 +175,10 @@ def _classify_other(name: str) -> TensorKind:
         return TensorKind.TOKENS
     if ".lora_velora_" in name:
         return TensorKind.TRAINING_STATE
-    if ".lora_" in name:
+    if _VARIANT.fullmatch(name):
         return TensorKind.VARIANT
+    if ".lora_" in name:
+        return TensorKind.MISNAMED
     if name.endswith(".bias"):
         return TensorKind.FULL_BIAS
     if name.endswith((".weight", ".gamma", ".beta")):

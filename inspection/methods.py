@@ -17,8 +17,11 @@ BUNDLE_METHOD = "METEORA"
 # Initialisations after which A and B are an ordinary LoRA pair.
 PLAIN_INITIALISATIONS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 # These move part of the base's weight into the factors, so the factors are right on a changed base only.
-BASE_CHANGING_INITIALISATIONS = ("pissa", "corda", "olora", "loftq")
-CONVERTIBLE_INITIALISATION = "lora_ga"
+BASE_CHANGING_INITIALISATIONS = ("pissa", "olora", "loftq", "lora_ga")
+# It needs statistics that no file holds, so PEFT loads such an adapter only once it is converted.
+UNLOADABLE_INITIALISATION = "corda"
+# Those of the options below that are objects: an empty one is set, with the values that PEFT gives it.
+OBJECT_OPTIONS = frozenset({"use_bdlora", "kasa_config", "monteclora_config", "arrow_config"})
 
 # Options that make the layer compute something else than W x + s B A x, with what they are.
 VARIANT_OPTIONS = {

@@ -50,21 +50,26 @@ class Budget:
     """The processor time that all work on the patterns of one adapter may take together."""
 
     seconds: float = 0.15
-    _began: float = field(default=0.0, init=False)
+    _began: float | None = field(default=None, init=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the time of the block."""
-        self._began = time.thread_time()
+        """Count the time of the block; a block within another is counted with it."""
+        if self._began is not None:
+            yield
+            return
+        self._began = began = time.thread_time()
         try:
             yield
         finally:
-            self.seconds -= time.thread_time() - self._began
+            self.seconds -= time.thread_time() - began
+            self._began = None
 
     @property
     def is_spent(self) -> bool:
-        """Whether the time is used up; valid within a running block."""
-        return time.thread_time() - self._began > self.seconds
+        """Whether the time is used up."""
+        running = 0.0 if self._began is None else time.thread_time() - self._began
+        return running > self.seconds
 
 
 class PatternsTooCostly(Exception):
@@ -94,6 +99,11 @@ class Pattern:
         if whole is None or tail is None:
             return cls(text, Standing.UNSUPPORTED)
         return cls(text, Standing.REGULAR, whole, tail)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a plain name."""
+        return self.standing is Standing.PLAIN
 
     @property
     def can_match(self) -> bool:
@@ -159,6 +169,11 @@ class PatternList:
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
+
+    @property
+    def are_evaluated(self) -> bool:
+        """Whether every pattern can be matched; if not, one that no path takes here may take it in PEFT."""
+        return all(pattern.can_match for pattern in self._patterns)
 
     def first(self, path: str, budget: Budget) -> Pattern | None:
         """Return the first pattern that matches the path or a tail of it, as PEFT resolves these fields.

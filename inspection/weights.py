@@ -69,20 +69,24 @@ def bound_product(module: ModuleFactors, scan: Scan) -> float:
     a, b = scan.magnitudes[module.a], scan.magnitudes[module.b]
     if not a.is_finite or not b.is_finite:
         return 0.0
-    return module.rank * a.largest * b.largest * module.scaling
+    return module.rank * a.largest * b.largest * abs(module.scaling)
 
 
 def _largest_product(file: BinaryIO, module: ModuleFactors, tensors: Tensors) -> float:
     """Return the largest entry of the scaled product, or a bound of it that fits float16."""
-    a = read_tensor(file, tensors.header[module.a])
-    b = read_tensor(file, tensors.header[module.b])
-    largest = 0.0
+    stacked_a = read_tensor(file, tensors.header[module.a])
+    stacked_b = read_tensor(file, tensors.header[module.b])
+    largest, scaling = 0.0, abs(module.scaling)
     with np.errstate(over="ignore", invalid="ignore"):
-        bound = float((np.abs(b).max(axis=0) * np.abs(a).max(axis=1)).sum()) * module.scaling
-        if bound <= LIMITS[Dtype.F16]:
-            return bound
-        for begin in range(0, b.shape[0], _ROWS):
-            block = np.abs(b[begin : begin + _ROWS] @ a * module.scaling)
-            # An entry whose terms overflow even float64 is infinite, or NaN if they cancel.
-            largest = max(largest, float(np.where(np.isnan(block), np.inf, block).max()))
+        for expert in range(module.experts):
+            a = stacked_a[expert * module.rank : (expert + 1) * module.rank]
+            b = stacked_b[:, expert :: module.experts]
+            bound = float((np.abs(b).max(axis=0) * np.abs(a).max(axis=1)).sum()) * scaling
+            if bound <= LIMITS[Dtype.F16]:
+                largest = max(largest, bound)
+                continue
+            for begin in range(0, b.shape[0], _ROWS):
+                block = np.abs(b[begin : begin + _ROWS] @ a * scaling)
+                # An entry whose terms overflow even float64 is infinite, or NaN if they cancel.
+                largest = max(largest, float(np.where(np.isnan(block), np.inf, block).max()))
     return largest

@@ -113,6 +113,11 @@ def _run_in_interpreter(
         if importlib.util.find_spec(package) is None:
             raise TritonUnavailableError(f"`{package}` is not installed and there is no GPU, expected either")
     request = encode(tensors, {"offsets": list(offsets), "scaling": list(scaling)})
+    return TritonRun(decode(_ask_interpreter(request, timeout_seconds))[0]["output"], "interpreter")
+
+
+def _ask_interpreter(request: bytes, timeout_seconds: float) -> bytes:
+    """Return the reply of a process of its own."""
     try:
         # S603: the command is this very module, run by this very Python; nothing in it comes from outside.
         child = subprocess.run(  # noqa: S603
@@ -128,7 +133,7 @@ def _run_in_interpreter(
     if child.returncode != 0:
         reported = child.stderr.decode(errors="replace")[-2000:]
         raise TritonRunError(f"the interpreter left with status {child.returncode}: {reported}")
-    return TritonRun(decode(child.stdout)[0]["output"], "interpreter")
+    return child.stdout
 
 
 def encode(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> bytes:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Unpack
 from ..files.progress import Progress, silent
 from ..schemas.bundle import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.errors import UsageError
-from ..schemas.gate_choices import Scope
+from ..schemas.gate_choices import PromptForm, Scope
 from ..schemas.names import (
     CatalogSource,
     FolderSource,
     HubSource,
     Source,
+    below,
     parse_catalog_source,
     parse_path_or_source,
     parse_repository,
@@ -72,6 +73,7 @@ class Registry(Workspace):
         tags: Iterable[str] = (),
         subfolder: str | None = None,
         max_bytes: int = MAX_ADAPTER_FILE_BYTES,
+        follow_links: bool = False,
         progress: Progress = silent,
     ) -> Addition:
         """Check an adapter and record it as a version.
@@ -81,8 +83,10 @@ class Registry(Workspace):
             name: what the catalog calls the adapter; by default made from the folder or the repository.
             base: the base model, where the adapter names none or the wrong one.
             tags: words attached to the version.
-            subfolder: the adapter's folder in a repository that has several.
+            subfolder: the adapter's folder below the folder or in the repository.
             max_bytes: larger files of a repository are refused before they are downloaded.
+            follow_links: whether a config and weights in a folder that are symbolic links are read; the links
+                of a Hub cache are in any case, as far as they stay in the same repository.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -92,12 +96,20 @@ class Registry(Workspace):
         """
         parsed = parse_path_or_source(source)
         if not isinstance(parsed, HubSource):
-            if subfolder is not None:
-                raise UsageError("`subfolder` goes with a repository such as `org/name`")
             from .workflows.additions import add_folder
 
             folder = parsed.path if isinstance(parsed, FolderSource) else Path(str(source))
-            return add_folder(self, folder, name=name, base=base, tags=tags, progress=progress)
+            if subfolder is not None:
+                folder = below(folder, subfolder.strip("/"))
+            return add_folder(
+                self,
+                folder,
+                name=name,
+                base=base,
+                tags=tags,
+                follow_links=follow_links,
+                progress=progress,
+            )
         from .workflows.hub_adapters import add_from_hub, find_adapters
 
         if subfolder is not None:
@@ -138,6 +150,7 @@ class Registry(Workspace):
         *,
         name: str | None = None,
         base: StrPath | None = None,
+        base_folder: StrPath | None = None,
         progress: Progress = silent,
         **options: Unpack[RecipeOptions],
     ) -> Fusion:
@@ -148,11 +161,12 @@ class Registry(Workspace):
                 options in it.
             out: the new folder.
             name: what the catalog calls the bundle; by default made from the folder's name.
-            base: the base model, where the adapters disagree or name none. In a folder, every module is
-                looked up.
+            base: the base model's name, where the adapters disagree or name none; or its folder.
+            base_folder: where the base's config is. Every module is looked up there, or in the local Hub
+                cache if it has the base.
             progress: called with a step's name, how much of it is done, and how much there is.
             options: the other fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
-                with_experts.
+                with_experts, trust_tensors.
 
         Raises:
             NotInCatalog: an adapter is not catalogued.
@@ -163,7 +177,7 @@ class Registry(Workspace):
         from .workflows.fuse_plan import prepare_fuse
         from .workflows.fusion import fuse
 
-        recipe = _recipe_of(adapters, base, options)
+        recipe = _recipe_of(adapters, base, base_folder, options)
         prepared = prepare_fuse(self, recipe)
         return fuse(self, prepared, Path(out), name=name, progress=progress)
 
@@ -173,6 +187,7 @@ class Registry(Workspace):
         *,
         level: Level | str = Level.INTEGRITY,
         base: StrPath | None = None,
+        base_folder: StrPath | None = None,
         refetch: bool = False,
         keep_record: bool = False,
         progress: Progress = silent,
@@ -183,7 +198,9 @@ class Registry(Workspace):
             bundle: its folder, its catalogued name, or a repository on the Hub, which is fetched, verified,
                 and not kept.
             level: `integrity` checks the bundle alone; `source` also compares it with the members' own files.
-            base: the base model's folder, used where the bundle states that the base renamed modules.
+            base: the base model's name or folder, used where the bundle states that the base renamed
+                modules; by default the bundle's own, if the local Hub cache has it.
+            base_folder: where the base's config is, apart from what it is called.
             refetch: with level `source`, fetch the members from the origins on the Hub that the bundle names.
             keep_record: write the record into the bundle.
             progress: called with a step's name, how much of it is done, and how much there is.
@@ -193,13 +210,14 @@ class Registry(Workspace):
             SourceUnreadable: the bundle cannot be read.
         """
         require_torch("verifying")
+        from .workflows.base_place import place_base
         from .workflows.bundle_verification import verify
 
         return verify(
             self,
             bundle,
             level=level_of(level),
-            base=None if base is None else Path(base),
+            place=place_base(base, base_folder),
             refetch=refetch,
             keep_record=keep_record,
             progress=progress,
@@ -209,24 +227,28 @@ class Registry(Workspace):
         self,
         bundle: StrPath,
         *,
-        base: StrPath,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
         data: StrPath,
         out: StrPath,
         name: str | None = None,
         scope: Scope = "prompt",
         statistics: StrPath | None = None,
+        form: PromptForm | None = None,
         progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
 
         Args:
             bundle: its folder or its catalogued name.
-            base: the base model's folder, or its name on the Hub.
+            base: the base model's name on the Hub, or its folder; needed unless `base_folder` is given.
+            base_folder: where the base's files are, apart from what it is called.
             data: a folder with a file ``MEMBER.jsonl`` for each member.
             out: the new folder.
             name: what the catalog calls the result; by default what it calls the bundle.
             scope: what one decision of the gates serves.
             statistics: a file that keeps what was computed; members in it need no data again.
+            form: of the prompts; by default both plain and in the base's chat template, if it has one.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -234,12 +256,14 @@ class Registry(Workspace):
             BundleRefused: the bundle is damaged, or its modules are not those of the base.
         """
         require_torch("fitting gates")
+        from .workflows.base_place import choose_base_to_run
         from .workflows.bundle_folder import find_bundle_folder
         from .workflows.gate_fit import FitRequest, fit_bundle
 
         folder = find_bundle_folder(self, bundle)
         kept = None if statistics is None else Path(statistics)
-        request = FitRequest(os.fspath(base), Path(data), scope=scope, statistics=kept)
+        chosen = choose_base_to_run(self, folder, base, base_folder)
+        request = FitRequest(chosen, Path(data), scope=scope, statistics=kept, form=form)
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
 
@@ -247,7 +271,8 @@ class Registry(Workspace):
         self,
         bundle: StrPath,
         *,
-        base: StrPath,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
         data: StrPath,
         options: EvaluationOptions | None = None,
         out: StrPath | None = None,
@@ -258,7 +283,8 @@ class Registry(Workspace):
 
         Args:
             bundle: its folder or its catalogued name.
-            base: the base model's folder, or its name on the Hub.
+            base: the base model's name on the Hub, or its folder; needed unless `base_folder` is given.
+            base_folder: where the base's files are, apart from what it is called.
             data: a folder with a file ``MEMBER.jsonl`` for each member.
             options: modes, metrics, and how many items are asked.
             out: a file for the evaluation as JSON.
@@ -271,12 +297,14 @@ class Registry(Workspace):
         """
         require_torch("evaluating")
         from ..runtime.evaluation import EvaluationOptions
+        from .workflows.base_place import choose_base_to_run
         from .workflows.bundle_folder import find_bundle_folder
         from .workflows.inference import evaluate
 
+        folder = find_bundle_folder(self, bundle)
         return evaluate(
-            find_bundle_folder(self, bundle),
-            os.fspath(base),
+            folder,
+            choose_base_to_run(self, folder, base, base_folder),
             Path(data),
             options or EvaluationOptions(),
             out=None if out is None else Path(out),
@@ -389,10 +417,16 @@ def _catalogued_name(bundle: StrPath) -> str | None:
     return parsed.name if isinstance(parsed, CatalogSource) else None
 
 
-def _recipe_of(adapters: Iterable[str] | Recipe, base: StrPath | None, options: RecipeOptions) -> Recipe:
+def _recipe_of(
+    adapters: Iterable[str] | Recipe,
+    base: StrPath | None,
+    base_folder: StrPath | None,
+    options: RecipeOptions,
+) -> Recipe:
     from ..schemas.recipe import Recipe
 
-    stated = {**options, "base": None if base is None else os.fspath(base)}
+    paths = {"base": base, "base_folder": base_folder}
+    stated = {**options, **{key: None if path is None else os.fspath(path) for key, path in paths.items()}}
     if not isinstance(adapters, Recipe):
         if isinstance(adapters, str):
             raise UsageError(f"`{adapters}` is one adapter, expected a list of names")

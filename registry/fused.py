@@ -19,12 +19,19 @@ from typing import TYPE_CHECKING, Unpack
 from ..bundle import Bundle
 from ..bundle.files import staged_target
 from ..files.progress import Progress, silent
-from ..files.reading import real_path
 from ..files.scratch import Purpose, temporary_folder
 from ..schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
-from ..schemas.names import HubSource, below, check_name, parse_path_or_source, suggest_name
+from ..schemas.names import (
+    FolderSource,
+    HubSource,
+    below,
+    check_name,
+    name_of_folder,
+    parse_path_or_source,
+    suggest_name,
+)
 from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.verification import Level, VerificationRecord, level_of
 from .closing import Closing
@@ -74,7 +81,7 @@ class _Downloads(_Scratch):
         """
         parsed = parse_path_or_source(source)
         if not isinstance(parsed, HubSource):
-            return Path(source)
+            return parsed.path if isinstance(parsed, FolderSource) else Path(source)
         from .workflows.hub_adapters import find_adapters
 
         (candidate,) = find_adapters(self._hub, parsed)
@@ -237,6 +244,7 @@ def fuse(
     members: Iterable[StrPath] | Mapping[str, StrPath],
     *,
     base: StrPath | None = None,
+    base_folder: StrPath | None = None,
     max_bytes: int = MAX_ADAPTER_FILE_BYTES,
     progress: Progress = silent,
     **options: Unpack[RecipeOptions],
@@ -249,12 +257,13 @@ def fuse(
     Args:
         members: the adapters: folders, or repositories such as ``org/name`` and ``org/name@revision``. The
             bundle calls each member after its folder or repository, or by the key of a mapping.
-        base: the base model's folder or its name on the Hub, where the members disagree or name none. In a
-            folder, every module is looked up.
+        base: the base model's name, where the members disagree or name none; or its folder.
+        base_folder: where the base's config is. Every module is looked up there, or in the local Hub cache
+            if it has the base.
         max_bytes: larger files of a repository are refused before they are downloaded.
         progress: called with a step's name, how much of it is done, and how much there is.
         options: the fields of a ``Recipe``: base_revision, top_k, temperature, dtype, gate, seed,
-            with_experts.
+            with_experts, trust_tensors.
 
     Raises:
         AdapterRefused: an adapter is broken, or has no LoRA factors.
@@ -266,17 +275,18 @@ def fuse(
     """
     require_torch("fusing")
     from ..fuser.bundle_writer import require_no_conflicts
+    from .workflows.base_place import place_base
     from .workflows.fuse_plan import plan_members
     from .workflows.fusion import write_fused
 
-    chosen = None if base is None else os.fspath(base)
+    place = place_base(base, base_folder)
     with ExitStack() as undo:
         downloads = undo.enter_context(_Downloads(max_bytes))
         places = _place_members(members, downloads)
         named = ({"adapter": str(place), "name": name} for name, place in places)
-        recipe = Recipe.state(named, {**options, "base": chosen})
+        recipe = Recipe.state(named, dict(options))
         opened = [downloads.open(name, place, progress) for name, place in places]
-        prepared = plan_members(opened, recipe)
+        prepared = plan_members(opened, recipe, place)
         require_no_conflicts(prepared.plan)
         scratch = undo.enter_context(_Scratch())
         folder = scratch.folder / "bundle"
@@ -284,7 +294,7 @@ def fuse(
         fused = FusedBundle(
             Bundle.open(folder),
             record,
-            base=chosen or prepared.plan.base,
+            base=str(place.folder) if place.folder else prepared.plan.base,
             sources=prepared.sources,
             renamed=prepared.renamed,
             scratch=scratch,
@@ -303,16 +313,17 @@ def _place_members(
     if isinstance(members, Mapping):
         return [(name, downloads.find(source)) for name, source in members.items()]
     places = [downloads.find(source) for source in members]
-    return [(suggest_name(_name_of(place)), place) for place in places]
+    return [(_name_of(place), place) for place in places]
 
 
 def _name_of(place: Path | Candidate) -> str:
-    return real_path(place).name if isinstance(place, Path) else place.default_name
+    return name_of_folder(place) if isinstance(place, Path) else suggest_name(place.default_name)
 
 
 def _open_member(name: str, folder: Path, adapter: str, origin: Origin) -> Member:
     from ..fuser.fuse_member import Member
     from ..inspection.adapter import inspect_adapter
+    from ..inspection.folder import file_of_link
 
     sound = inspect_adapter(folder).require_sound(f"`{adapter}` is broken and cannot be fused")
     facts = sound.facts
@@ -320,8 +331,8 @@ def _open_member(name: str, folder: Path, adapter: str, origin: Origin) -> Membe
         sound.require_factors(f"`{adapter}` is {sound.verdict}"),
         name=name,
         adapter=adapter,
-        config_path=folder / CONFIG_FILE,
-        weights_path=folder / WEIGHTS_FILE,
+        config_path=file_of_link(folder / CONFIG_FILE),
+        weights_path=file_of_link(folder / WEIGHTS_FILE),
         origin=origin,
         license=facts.license,
         base=facts.declared_base,

@@ -13,6 +13,7 @@ from .closing import Closing
 
 if TYPE_CHECKING:
     from .catalog.catalog import Catalog
+    from .catalog.records import LatestVersions
     from .home import Home
     from .hub.client import Hub
     from .store import Store
@@ -71,6 +72,18 @@ class Workspace(Closing):
         self.catalog  # noqa: B018 - a property that opens it
         return self
 
+    def list_latest(self) -> LatestVersions:
+        """Return the latest version of every adapter and of every bundle, each in one line.
+
+        Raises:
+            CatalogUnusable: as ``catalog``.
+        """
+        if self.home.catalog_url is None and self.home.catalog_file.exists():
+            from .catalog.latest import list_file
+
+            return list_file(self.home.catalog_file)
+        return self.catalog.list_latest()
+
     def close(self) -> None:
         """Close the catalog; the next use opens it again."""
         catalog = self.__dict__.pop("catalog", None)
@@ -82,8 +95,8 @@ class Workspace(Closing):
         try:
             record(self.catalog)
         except (MeteoraError, OSError) as error:
-            self._warn(f"not noted in the catalog: {error}")
+            self.warn(f"not noted in the catalog: {error}")
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Report what did not stop a job; the command line prints it instead."""
         warnings.warn(message, RuntimeWarning, stacklevel=4)

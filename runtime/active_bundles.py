@@ -1,14 +1,15 @@
 """The bundles that are active on a model, and how they route within a block of code.
 
 A member can be forced, all members can share alike, another rule can hold, and the routing can be recorded.
+A pass that begins within the block keeps what holds then to its end, its backward pass included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -35,14 +36,14 @@ def force_adapter(model: nn.Module, name: str) -> Iterator[None]:
     """Route every token to the member ``name`` within the block, in every module, with weight 1.
 
     Works on a ``PeftModel`` and on a transformers model with a loaded bundle, for the bundles that are
-    active on entry. Blocks nest; leaving one, by an exception too, brings back what was before. A
-    backward pass that recomputes its forward (gradient checkpointing) belongs inside the block. The
-    choice is kept on the model: threads that share a model share it, so force from one thread at a time.
+    active on entry. Blocks nest; leaving one, by an exception too, brings back what was before. The choice is
+    the model's, so it holds in every thread, for the passes that begin within the block; their backward
+    passes may follow later.
 
     Raises:
         UsageError: the model has no active bundle, or a bundle without such a member.
     """
-    with _override(model, lambda router: ForcedPass(_index_of(router, name))):
+    with overridden(model, lambda router: ForcedPass(_index_of(router, name))):
         yield
 
 
@@ -53,27 +54,20 @@ def uniform(model: nn.Module) -> Iterator[None]:
     Raises:
         UsageError: the model has no active bundle.
     """
-    with _override(model, lambda router: UniformPass(len(router.members))):
+    with overridden(model, lambda router: UniformPass(len(router.members))):
         yield
 
 
 @contextmanager
-def _override(model: nn.Module, pass_for: Callable[[BundleRouter], RoutingPass]) -> Iterator[None]:
-    with replaced("override", {router: pass_for(router) for router in active_routers(model)}):
+def overridden(
+    model: nn.Module, pass_for: Callable[[BundleRouter], RoutingPass], *, for_call: bool = False
+) -> Iterator[None]:
+    """Let a pass replace every other of each active bundle; ``for_call`` in this thread alone."""
+    passes = {router: pass_for(router) for router in active_routers(model)}
+    with ExitStack() as stack:
+        for router, replacing in passes.items():
+            stack.enter_context(router.overrides.made(replacing, for_call=for_call))
         yield
-
-
-@contextmanager
-def replaced(attribute: Literal["rule", "override"], values: Mapping[BundleRouter, Any]) -> Iterator[None]:
-    """Set an attribute of the routers to these values within the block, and restore it afterwards."""
-    before = {router: getattr(router, attribute) for router in values}
-    try:
-        for router, value in values.items():
-            setattr(router, attribute, value)
-        yield
-    finally:
-        for router, earlier in before.items():
-            setattr(router, attribute, earlier)
 
 
 def _index_of(router: BundleRouter, name: str) -> int:
@@ -96,8 +90,8 @@ def route_as(
 ) -> Iterator[None]:
     """Route by another rule within the block; the active bundles keep their own for what is not stated.
 
-    Blocks nest. A cache belongs to the rule it was begun under: a request that began in the block ends in
-    it, and so does a backward pass that recomputes its forward. A scope without decisions has no use for
+    Blocks nest, and hold in every thread, as with ``force_adapter``. A cache belongs to the rule it was begun
+    under: a request that began in the block ends in it. A scope without decisions has no use for
     a threshold, and drops the bundle's.
 
     Args:
@@ -114,11 +108,36 @@ def route_as(
     changes: dict[str, Any] = {key: value for key, value in stated.items() if value is not None}
     if not isinstance(abstain, Unchanged):
         changes["abstain"] = abstain
+    with ruled(model, changes):
+        yield
+
+
+@contextmanager
+def ruled(model: nn.Module, changes: Mapping[str, Any], *, for_call: bool = False) -> Iterator[None]:
+    """Let each active bundle's rule be changed within the block; for this thread alone if ``for_call``."""
     rules = {
         router: changed_rule(router.rule, changes, members=len(router.members))
         for router in active_routers(model)
     }
-    with replaced("rule", rules):
+    with ExitStack() as stack:
+        for router, rule in rules.items():
+            stack.enter_context(router.rules.made(rule, for_call=for_call))
+        yield
+
+
+@contextmanager
+def called_with(model: nn.Module, *, member: str | None, changes: Mapping[str, Any]) -> Iterator[None]:
+    """Let a member, or a changed rule, hold for the calls of this thread within the block.
+
+    Raises:
+        UsageError: as for ``force_adapter`` and ``route_as``.
+    """
+    with ExitStack() as stack:
+        if changes:
+            stack.enter_context(ruled(model, changes, for_call=True))
+        if member is not None:
+            forced = overridden(model, lambda router: ForcedPass(_index_of(router, member)), for_call=True)
+            stack.enter_context(forced)
         yield
 
 
@@ -161,14 +180,13 @@ def only_router(model: nn.Module) -> BundleRouter:
 def routing(model: nn.Module) -> Iterator[RoutingRecord]:
     """Record within the block how the model's one active bundle routes; the block gets the record.
 
-    Blocks nest; the innermost alone is written.
+    Blocks nest; the innermost alone is written. Passes of another thread are written too, unless it is within
+    a block of its own.
 
     Raises:
         UsageError: the model has no active bundle, or more than one.
     """
     router = only_router(model)
-    before, router.record = router.record, RoutingRecord(router.members)
-    try:
-        yield router.record
-    finally:
-        router.record = before
+    record = RoutingRecord(router.members)
+    with router.records.made(record):
+        yield record

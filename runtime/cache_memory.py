@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from ..schemas.errors import UsageError
 from .scopes.decision import RequestDecision
+from .scopes.routing_rule import RoutingRule
+
+if TYPE_CHECKING:
+    from .routing_record import RecordedRequest, RoutingRecord
 
 _ATTRIBUTE = "_meteora_memory"
 
@@ -50,14 +54,18 @@ class ObservedBase:
 
 
 class CacheMemory:
-    """The decision of each bundle, by PEFT's adapter name, for one cache's sequences.
+    """The memory of one cache's sequences.
 
-    ``observed`` is kept if a bundle's scope has the plain base read answers too.
+    Attributes:
+        kept: the decision of each bundle, by PEFT's adapter name.
+        observed: kept if a bundle's scope has the plain base read answers too.
+        recorded: the request of these sequences in each record that is about them.
     """
 
     def __init__(self) -> None:
         self.kept: dict[str, RequestDecision] = {}
         self.observed: ObservedBase | None = None
+        self.recorded: dict[RoutingRecord, RecordedRequest] = {}
 
     @classmethod
     def of(cls, cache: Any) -> Self | None:
@@ -66,14 +74,25 @@ class CacheMemory:
         return found
 
     @classmethod
-    def attach(cls, cache: Any, kept: dict[str, RequestDecision], observed: ObservedBase | None) -> None:
-        """Set the memory of a cache, replacing any that it has."""
+    def on(cls, cache: Any) -> Self:
+        """Return the memory of a cache, which gets one now if it has none."""
         memory = cls.of(cache)
         if memory is None:
             memory = cls()
             setattr(cache, _ATTRIBUTE, memory)
             _follow_rows(cache)
+        return memory
+
+    @classmethod
+    def attach(cls, cache: Any, kept: dict[str, RequestDecision], observed: ObservedBase | None) -> None:
+        """Set the decisions of a cache, replacing any that it has."""
+        memory = cls.on(cache)
         memory.kept, memory.observed = kept, observed
+
+    def kept_by(self, adapter_name: str, rule: RoutingRule) -> RequestDecision | None:
+        """Return the decision of a bundle by this rule, if there is one."""
+        kept = self.kept.get(adapter_name)
+        return kept if kept is not None and kept.rule == rule else None
 
     def select(self, rows: Tensor) -> None:
         """Reorder the sequences: row i becomes row ``rows[i]``."""
@@ -83,6 +102,8 @@ class CacheMemory:
 
     def repeat(self, repeats: int) -> None:
         """Repeat every row ``repeats`` times, one after the other."""
+        if not self.kept:
+            return
         sequences = next(iter(self.kept.values())).sequences
         self.select(torch.arange(sequences).repeat_interleave(repeats))
 

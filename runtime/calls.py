@@ -6,6 +6,7 @@ A call whose cache is absent or empty begins new sequences; any other continues 
 from __future__ import annotations
 
 import inspect
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..schemas.errors import UsageError
+from .known_prompt import known_prompt
 from .scopes.decision import Stretch
 
 # transformers' names of the argument that carries the cache.
@@ -34,6 +36,14 @@ _NOT_OBSERVED = frozenset(
 )
 
 
+# Always the same text, so that it is shown once.
+_UNMASKED = (
+    "a batch without `attention_mask`: the bundle's scope decides for each sequence by all of its tokens, "
+    "padding included; pass `attention_mask`, and where the answers are there too also `labels` that are "
+    "-100 in the prompts"
+)
+
+
 class ForwardCall:
     """The arguments of one forward pass of ``module``."""
 
@@ -41,6 +51,7 @@ class ForwardCall:
         self.module = module
         self._args = args
         self._kwargs = kwargs
+        self._known = known_prompt(module)
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -74,6 +85,27 @@ class ForwardCall:
     def is_new(self) -> bool:
         """Whether the call begins new sequences."""
         return self.past_tokens == 0
+
+    @cached_property
+    def goes_on_in_prompt(self) -> bool:
+        """Whether all tokens belong to a prompt of which the cache holds the beginning."""
+        past = self.past_tokens
+        if self._known is None or not past:
+            return False
+        return past + self.shape[1] <= self._known.tokens
+
+    @cached_property
+    def deciding(self) -> ForwardCall:
+        """The call with the tokens that decide: this one, or the whole prompt if this has a piece of it."""
+        known = self._known
+        if known is None or not self.is_new or self.shape[1] >= known.tokens or not known.inputs:
+            return self
+        # Beams and several answers to one prompt repeat its rows.
+        rows = {
+            name: tensor.repeat_interleave(self.shape[0] // tensor.shape[0], dim=0).to(self.device)
+            for name, tensor in known.inputs.items()
+        }
+        return ForwardCall(self.module, (), rows)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -110,22 +142,53 @@ class ForwardCall:
     def stretch(self) -> Stretch:
         """The tokens of this call.
 
-        The prompt of a new sequence ends before its first label, where there are labels.
+        The prompt of a new sequence ends where ``generate`` was given it to, or before its first label, where
+        there are labels.
         """
         if not self.is_new:
             every = torch.ones(self.shape, dtype=torch.bool, device=self.device)
-            return Stretch(every, ~every, has_prompt=False)
+            in_prompt = self.goes_on_in_prompt
+            return Stretch(every, every if in_prompt else ~every, has_prompt=in_prompt)
         own, labels = self._own_tokens(), self.arguments.get("labels")
         if labels is None:
-            return Stretch(own, own, has_prompt=True)
+            is_prompt = torch.ones_like(own)
+            if self._known is not None:
+                is_prompt[:, self._known.tokens :] = False
+            return Stretch(own, own & is_prompt, has_prompt=True)
         is_answer = (labels != _IGNORED_LABEL).to(own.device).cumsum(dim=1) > 0
         return Stretch(own, own & ~is_answer, has_prompt=True)
+
+    def check_rows(self, scope: str) -> None:
+        """Check that each row of the call is one text, for a scope that decides for rows.
+
+        Raises:
+            UsageError: the model reads a text and writes another, or a row holds several texts.
+        """
+        hint = "route by token within `route_as(model, scope='token')`"
+        if getattr(getattr(self.module, "config", None), "is_encoder_decoder", False):
+            raise UsageError(
+                f"`{type(self.module).__name__}` reads a text with an encoder and writes another with a "
+                f"decoder, but the bundle's scope `{scope}` decides by one text that all gates read",
+                hint=hint,
+            )
+        positions = self.arguments.get("position_ids")
+        if isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] == self.shape[1]:
+            own = self.stretch.own.to(positions.device).expand(positions.shape[0], -1)
+            starts_again = (positions[:, 1:] <= positions[:, :-1]) & own[:, 1:] & own[:, :-1]
+            if bool(starts_again.any()):
+                raise UsageError(
+                    "`position_ids` start again within a row, so it holds several texts, but the bundle's "
+                    f"scope `{scope}` decides for each row",
+                    hint=f"pass each text in a row of its own, or {hint}",
+                )
 
     def _own_tokens(self) -> Tensor:
         mask: Tensor | dict[str, Tensor] | None = self.arguments.get("attention_mask")
         if isinstance(mask, dict):
             mask = mask.get("full_attention")
         if mask is None:
+            if self.shape[0] > 1:
+                warnings.warn(_UNMASKED, UserWarning, stacklevel=2)
             return torch.ones(self.shape, dtype=torch.bool, device=self.device)
         if mask.shape == self.shape:
             return mask.bool()

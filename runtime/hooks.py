@@ -4,13 +4,11 @@ The routed layers alone cannot know where a request begins, nor see all of it be
 model itself has hooks, which run whatever calls it: PEFT, transformers' ``generate`` or a training loop.
 Before a pass each router gets the call; if a router needs evidence, the plain base first reads the same
 tokens, which costs one more pass over a prompt, and for scope `segment` over every token of the answer. After
-the pass the cache gets the decisions.
+the pass, whether or not it succeeded, its state is gone from the thread, and the cache has the decisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -19,11 +17,52 @@ from torch.utils.hooks import RemovableHandle
 
 from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall
-from .router import BundleRouter
+from .current_pass import ModelPass, begin_pass, carry_into_recomputation, end_pass, stop_carrying
+from .observation import cache_in, observe
+from .router import BundleRouter, StartedPass
 from .scopes.decision import RequestDecision
-from .scopes.passes import Evidence, ObservedPass
 
 _ATTRIBUTE = "_meteora_hooks"
+
+
+class RequestPass(ModelPass):
+    """A forward pass that was called from outside, with what its cache is to remember."""
+
+    def __init__(self, module: nn.Module, routers: list[BundleRouter]) -> None:
+        super().__init__(module, routers)
+        self.decided: dict[str, RequestDecision] = {}
+        self.observed: ObservedBase | None = None
+
+    @staticmethod
+    def started(call: ForwardCall) -> list[StartedPass]:
+        """Return the started pass of every active bundle on the call's model."""
+        present = ModelHooks.of(call.module).present_routers
+        return [router.start(call) for router in present if router.is_active]
+
+    def settle(self, call: ForwardCall) -> None:
+        """Settle who serves the call's tokens."""
+        started = self.started(call)
+        asking = [each for each in started if each.needs_evidence]
+        for each in asking:
+            call.check_rows(each.rule.scope)
+        evidence, self.observed = observe(call, self.routers, asking) if asking else ({}, None)
+        for each in started:
+            self.parts[each.router], decision = each.settle(evidence.get(each.router))
+            if decision is not None:
+                self.decided[each.router.adapter_name] = decision
+
+    def keep(self, call: ForwardCall, output: Any) -> None:
+        """Keep the decisions on the cache that the pass leaves, and add the pass to the records."""
+        cache = call.cache if call.cache is not None else cache_in(output)
+        if self.decided and cache is not None:
+            observed = self.observed
+            if observed is None and not call.is_new:
+                # A piece of a prompt that was read whole: the base is ahead.
+                observed = CacheMemory.on(cache).observed
+            CacheMemory.attach(cache, self.decided, observed)
+        for part in self.parts.values():
+            if part.record is not None:
+                part.record.commit(cache)
 
 
 class ModelHooks:
@@ -32,8 +71,6 @@ class ModelHooks:
     def __init__(self) -> None:
         self.routers: dict[str, BundleRouter] = {}
         self._handles: list[RemovableHandle] = []
-        self._decided: dict[str, RequestDecision] = {}
-        self._observed: ObservedBase | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -44,7 +81,7 @@ class ModelHooks:
             setattr(model, _ATTRIBUTE, found)
             found._handles = [
                 model.register_forward_pre_hook(found.before, with_kwargs=True),
-                model.register_forward_hook(found.after, with_kwargs=True),
+                model.register_forward_hook(found.after, with_kwargs=True, always_call=True),
             ]
         return found
 
@@ -54,78 +91,23 @@ class ModelHooks:
         found: ModelHooks | None = model.__dict__.pop(_ATTRIBUTE, None)
         for handle in found._handles if found else ():
             handle.remove()
+        stop_carrying(model)
+
+    @property
+    def present_routers(self) -> list[BundleRouter]:
+        """The routers of the bundles that are still on the model."""
+        return [router for router in self.routers.values() if router.is_loaded]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Set up the pass of every active bundle."""
-        self.routers = {name: router for name, router in self.routers.items() if router.is_loaded}
-        active = [router for router in self.routers.values() if router.is_active]
-        call = ForwardCall(module, args, kwargs)
-        self._observed = None
-        asking = [router for router in active if router.needs_evidence(call)]
-        evidence = self._observe(call, asking) if asking else {}
-        decided = {
-            router.adapter_name: router.begin(call, evidence.get(router.adapter_name)) for router in active
-        }
-        self._decided = {name: decision for name, decision in decided.items() if decision is not None}
+        """Begin a pass, with the part of every active bundle."""
+        begun = RequestPass(module, self.present_routers)
+        begin_pass(begun)
+        if torch.is_grad_enabled():
+            carry_into_recomputation(module)
+        begun.settle(ForwardCall(module, args, kwargs))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Keep the decisions on the cache that the pass leaves."""
-        decided, self._decided = self._decided, {}
-        observed, self._observed = self._observed, None
-        if decided:
-            cache = ForwardCall(module, args, kwargs).cache
-            cache = _cache_in(output) if cache is None else cache
-            if cache is not None:
-                CacheMemory.attach(cache, decided, observed)
-
-    def _observe(self, call: ForwardCall, asking: Sequence[BundleRouter]) -> dict[str, Evidence]:
-        """Gather the evidence of each asking router's gates for the call's tokens on the plain base."""
-        evidence = {name: Evidence(*call.shape, len(router.members)) for name, router in self.routers.items()}
-        # `module.forward` bypasses these hooks. No bundle adds anything meanwhile, whether or not it asked.
-        with torch.no_grad(), _evaluated(call.module), ExitStack() as stack:
-            for name, router in self.routers.items():
-                stack.enter_context(_observed(router, ObservedPass(evidence[name])))
-            self._observed = _look(call, goes_on=any(router.rule.observes_answers for router in asking))
-        return {router.adapter_name: evidence[router.adapter_name] for router in asking}
-
-
-def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
-    """Run the base over the call's tokens; return its cache if it is to read the answer too."""
-    own = call.stretch.own
-    before = None if call.is_new else CacheMemory.of(call.cache)
-    past = None if before is None else before.observed
-    if past is not None:
-        past.follow(call.past_tokens)
-        own = torch.cat([past.own, own], dim=1)
-    cache = None if past is None else past.cache
-    output = call.module.forward(**call.observed_arguments(own, past=cache, use_cache=goes_on))
-    return ObservedBase(_cache_in(output), own) if goes_on else None
-
-
-@contextmanager
-def _observed(router: BundleRouter, observed: ObservedPass) -> Iterator[None]:
-    router.observed = observed
-    try:
-        yield
-    finally:
-        router.observed = None
-
-
-@contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Switch off dropout within the block: it would make the same request look different each time."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def _cache_in(output: Any) -> Any:
-    """Return the cache in a model's output, or None."""
-    if isinstance(output, tuple):
-        return next((part for part in output if hasattr(part, "get_seq_length")), None)
-    return getattr(output, "past_key_values", None)
+        """End the pass; ``output`` is None if it failed."""
+        ended = end_pass(module)
+        if isinstance(ended, RequestPass) and output is not None:
+            ended.keep(ForwardCall(module, args, kwargs), output)

@@ -32,7 +32,9 @@ from ..schemas.bundle import (
     tensor_shapes,
 )
 from ..schemas.errors import BundleRefused, UsageError
+from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
+from .scopes.routing_rule import RoutingRule
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -169,19 +171,30 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output with the active bundles' contributions added."""
         out: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return out
-        for adapter_name in self.active_adapters:
-            if adapter_name in self.meteora_plans:
-                out = self._add_contribution(out, x, adapter_name)
+        for adapter_name, part in self._parts():
+            out = self._add_contribution(out, x, adapter_name, part)
         return out
 
-    def gate_of(self, adapter_name: str) -> Gate | None:
+    def _parts(self) -> list[tuple[str, BundlePass]]:
+        """Return each active bundle's part in the present pass, by adapter name."""
+        routers = self.meteora_routers
+        running = pass_of(routers.values())
+        if running is not None:
+            parts = running.parts
+            return [(name, parts[router]) for name, router in routers.items() if router in parts]
+        if self.disable_adapters:
+            return []
+        return [
+            (name, routers[name].outside(self.meteora_plans[name].layout.path))
+            for name in self.active_adapters
+            if name in routers
+        ]
+
+    def gate_of(self, adapter_name: str, rule: RoutingRule) -> Gate | None:
         """Return a bundle's gate in this module, or None where it takes another module's routing."""
         plan = self.meteora_plans[adapter_name]
         if not plan.has_gate:
             return None
-        rule = self.meteora_routers[adapter_name].rule
         return Gate(
             weight=self.tensor_of(TENSOR_GATE, adapter_name),
             bias=self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
@@ -191,7 +204,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             eps=plan.gate_eps,
         )
 
-    def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str) -> Tensor:
+    def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
         A, Bt = self.tensor_of(TENSOR_A, adapter_name), self.tensor_of(TENSOR_B, adapter_name)
         layout = self.meteora_plans[adapter_name].layout
         if A.is_meta:
@@ -199,18 +212,17 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
                 f"the tensors of bundle `{adapter_name}` were never loaded: `{layout.path}` has none",
                 hint="load the bundle's folder with `PeftModel.from_pretrained` or `model.load_adapter`",
             )
-        router = self.meteora_routers[adapter_name]
-        choice = router.choose(layout.path, x, self.gate_of(adapter_name))
+        choice = part.choose(layout.path, x, self.gate_of(adapter_name, part.rule))
         if choice is None:
             return out
         in_place = self._may_add_in_place(out, A)
         operands = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
         if isinstance(choice, Gate):
             if in_place and x.dtype == A.dtype:
-                router.report(layout.path, gated_lora_(out, *operands, choice))
+                part.report(layout.path, gated_lora_(out, *operands, choice))
                 return out
             choice = choice.route(x)
-            router.report(layout.path, choice)
+            part.report(layout.path, choice)
         if in_place:
             return routed_lora_(out, *operands, choice.selection, choice.weights)
         # Promotion makes the sum at the wider dtype, so that it is rounded once.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from peft import PeftModel
@@ -23,11 +24,24 @@ from transformers import (
 from ..bundle import Bundle
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
-from .active_bundles import force_adapter, routing
+from ..schemas.gate_choices import Scope
+from .active_bundles import called_with, force_adapter, routing
 from .base_model import read_pretrained
 from .loaded_tensors import set_factor_dtype
 from .requirements import read_requirement, require
 from .routing_record import RoutingRecord
+
+_ENCODING = threading.Lock()
+
+
+class CallChoice(TypedDict, total=False):
+    """The choices that one call may make in place of the bundle's own."""
+
+    member: str
+    scope: Scope
+    top_k: int
+    temperature: float
+    abstain: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +61,41 @@ class LoadedBundle:
     # A `str` is a sequence of `str` too; the first signature that fits counts.
     @overload
     def generate(  # type: ignore[overload-overlap]
-        self, prompts: str, *, max_new_tokens: int = 128
+        self, prompts: str, *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]
     ) -> str: ...
 
     @overload
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 128) -> list[str]: ...
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]
+    ) -> list[str]: ...
 
-    def generate(self, prompts: str | Sequence[str], *, max_new_tokens: int = 128) -> str | list[str]:
+    def generate(
+        self, prompts: str | Sequence[str], *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]
+    ) -> str | list[str]:
         """Return the greedy answer to a prompt, or a list of answers to a list of prompts.
 
-        A chat template is not applied.
+        A chat template is not applied. Calls may come from several threads at once. What a call chooses
+        holds for that call alone, and comes before the blocks that ``force`` and ``route_as`` open.
+
+        Args:
+            prompts: a text or several.
+            max_new_tokens: the longest answer.
+            choice: ``member`` answers with that member alone; ``scope``, ``top_k``, ``temperature`` and
+                ``abstain`` as for ``route_as``.
 
         Raises:
-            UsageError: there are no prompts, or the bundle's scope cannot decide for them.
+            UsageError: there are no prompts, the bundle's scope cannot decide for them, or a choice is not
+                one that the bundle has.
         """
-        return generate(self, prompts, max_new_tokens=max_new_tokens)
+        return generate(self, prompts, max_new_tokens=max_new_tokens, **choice)
+
+    def encode(self, prompts: str | Sequence[str], **options: Any) -> BatchEncoding:
+        """Return the tokens of prompts as tensors on the model's device, from one thread at a time."""
+        # A tokenizer is set to padding, or to none, before each text: threads would change it for each other.
+        with _ENCODING:
+            batch: BatchEncoding = self.tokenizer(prompts, return_tensors="pt", **options)
+        batch.to(self.model.device)
+        return batch
 
     def force(self, name: str) -> AbstractContextManager[None]:
         """Send every token to the member ``name`` within a ``with`` block.
@@ -132,32 +166,43 @@ def load_bundle(
 
 @overload
 def generate(  # type: ignore[overload-overlap]  # as in LoadedBundle
-    loaded: LoadedBundle, prompts: str, *, max_new_tokens: int = 128
+    loaded: LoadedBundle, prompts: str, *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]
 ) -> str: ...
 
 
 @overload
-def generate(loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: int = 128) -> list[str]: ...
+def generate(
+    loaded: LoadedBundle, prompts: Sequence[str], *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]
+) -> list[str]: ...
 
 
 def generate(
-    loaded: LoadedBundle, prompts: str | Sequence[str], *, max_new_tokens: int = 128
+    loaded: LoadedBundle,
+    prompts: str | Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    **choice: Unpack[CallChoice],
 ) -> str | list[str]:
     """Return the greedy answer to a prompt, or to each of several as one batch, without special tokens.
 
-    The prompts are taken as they are: a chat template is the caller's to apply.
+    The prompts are taken as they are: a chat template is the caller's to apply. ``choice`` as for
+    ``LoadedBundle.generate``.
 
     Raises:
-        UsageError: there are no prompts, or the model's scope cannot decide for them.
+        UsageError: there are no prompts, the model's scope cannot decide for them, or a choice is not one
+            that the bundle has.
     """
     # A `str` is a sequence too, of its characters.
     if isinstance(prompts, str):
-        return generate(loaded, [prompts], max_new_tokens=max_new_tokens)[0]
+        return generate(loaded, [prompts], max_new_tokens=max_new_tokens, **choice)[0]
     if not prompts:
         raise UsageError("there are no prompts to answer")
-    batch = loaded.tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
-    answers = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)[:, batch["input_ids"].shape[1] :]
-    return list(loaded.tokenizer.batch_decode(answers, skip_special_tokens=True))
+    batch = loaded.encode(list(prompts), padding=True)
+    member = choice.pop("member", None)
+    with called_with(loaded.model, member=member, changes=choice):
+        answers = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)
+    written = answers[:, batch["input_ids"].shape[1] :]
+    return list(loaded.tokenizer.batch_decode(written, skip_special_tokens=True))
 
 
 def generate_ids(

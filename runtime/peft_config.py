@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
+from torch import nn
 
+from ..schemas.base_name import is_other_base, parse_cache_path
 from ..schemas.bundle import IMPORTED, PEFT_TYPE, BundleConfig, Fitting, check_readable
 from .requirements import check_folder
 
@@ -79,6 +81,22 @@ class MeteoraConfig(PeftConfig):
     def bundle(self) -> BundleConfig:
         """The checked document."""
         return self._bundle
+
+
+def warn_of_other_base(model: nn.Module, bundle: BundleConfig) -> None:
+    """Warn if the base was loaded under the name of another model than the bundle was fused for.
+
+    Shapes alone do not tell two bases apart, and on the wrong one every answer is silently wrong.
+    """
+    loaded = getattr(model, "name_or_path", None)
+    # A folder may be called anything, such as `models/base`.
+    if not isinstance(loaded, str) or (Path(loaded).exists() and not parse_cache_path(loaded)):
+        return
+    if is_other_base(loaded, bundle.base_model_name_or_path):
+        warnings.warn(
+            f"the base is `{loaded}`, and the bundle was fused for `{bundle.base_model_name_or_path}`",
+            stacklevel=2,
+        )
 
 
 def warn_unless_fitted(bundle: BundleConfig, adapter_name: str) -> None:

@@ -1,24 +1,28 @@
 """One bundle's routing on one model: its answers to the bundle's layers, and the start of each forward pass.
 
 All layers of a bundle share its router. Before each forward pass of the model the router gets the call and
-sets up the pass: by the bundle's scope, unless a member is forced or another rule holds.
+starts the pass: by the bundle's scope, unless a member is forced or another rule holds. The router itself has
+no state of any pass.
 """
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..kernels.routing import Gate, Routing
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
 from .cache_memory import CacheMemory
 from .calls import ForwardCall
-from .routing_record import RoutingRecord
+from .choices import Choices
+from .current_pass import BundlePass, is_backward
+from .routing_record import PassRecord, RoutingRecord
 from .scopes.decision import RequestDecision, Stretch
 from .scopes.passes import Evidence, LayerPass, RoutingPass, SharedRoutings, TokenPass, UndecidedPass
 from .scopes.prompt import PromptDecision
@@ -58,33 +62,26 @@ class BundleRouter:
 
     Attributes:
         layers: the bundle's layers by module path.
-        rule: the bundle's own, or the one that `route_as` set.
-        override: the pass that replaces every other while a block of code forces it, such as that of one
+        rules: the rules that `route_as` set in place of the bundle's own.
+        overrides: the passes that replace every other while a block of code forces them, such as that of one
             member.
-        observed: the pass of the plain base, while it runs.
-        record: where routings are recorded, within a `routing` block.
+        records: where routings are recorded, within `routing` blocks.
     """
 
     def __init__(self, adapter_name: str, bundle: BundleConfig) -> None:
         self.adapter_name = adapter_name
         self.members = bundle.names
         self.layers: dict[str, MeteoraLayer] = {}
-        self.override: RoutingPass | None = None
-        self.observed: RoutingPass | None = None
-        self.record: RoutingRecord | None = None
-        self._shared = SharedRoutings(bundle.gate.sources)
-        self._by_token = TokenPass(self._shared)
-        self.rule = RoutingRule.of(bundle)
+        self.rules: Choices[RoutingRule] = Choices()
+        self.overrides: Choices[RoutingPass] = Choices()
+        self.records: Choices[RoutingRecord] = Choices()
+        self._own_rule = RoutingRule.of(bundle)
+        self._sources = bundle.gate.sources
 
     @property
     def rule(self) -> RoutingRule:
-        """How the bundle routes; a new rule holds from the next forward pass on."""
-        return self._rule
-
-    @rule.setter
-    def rule(self, rule: RoutingRule) -> None:
-        self._rule = rule
-        self._current = self._idle_pass()
+        """How the bundle routes a pass that begins now on this thread."""
+        return self.rules.latest or self._own_rule
 
     @property
     def is_active(self) -> bool:
@@ -97,69 +94,114 @@ class BundleRouter:
         """Whether the bundle is still on the model."""
         return self.adapter_name in next(iter(self.layers.values())).meteora_plans
 
-    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
-        """Return what serves a module's tokens x [..., in]: its gate, a routing, or None for no member."""
-        choice = (self.observed or self.override or self._current).choose(path, x, gate)
-        if isinstance(choice, Routing):
-            self._record_routing(path, choice)
-        return choice
+    def start(self, call: ForwardCall) -> StartedPass:
+        """Settle by which rule and for whom the pass of a call routes."""
+        _thread.outside.pop(self, None)
+        return StartedPass(self, call, self.rule, self.overrides.latest)
 
-    def report(self, path: str, routing: Routing) -> None:
-        """Pass on the decision of a module's gate, and record it."""
-        (self.override or self._current).report(path, routing)
-        self._record_routing(path, routing)
+    def by_token(self) -> TokenPass:
+        """Return a new pass in which every module decides by its own gate."""
+        return TokenPass(SharedRoutings(self._sources))
 
-    def needs_evidence(self, call: ForwardCall) -> bool:
-        """Return whether the plain base has to read the call's tokens before the routed pass."""
-        if self.override is not None or not self.rule.decides_ahead:
+    def outside(self, path: str) -> BundlePass:
+        """Return the pass for a module that is called by itself: the thread's own, until the choice changes.
+
+        Raises:
+            UsageError: a backward pass computes the module again, and its forward pass is not known.
+        """
+        if is_backward():
+            raise UsageError(
+                f"`{path}` is computed again in a backward pass, and nothing shows to which forward pass it "
+                "belongs",
+                hint="switch gradient checkpointing on with the model's `activation_checkpointing_enable`",
+            )
+        rule, override = self.rule, self.overrides.latest
+        kept = _thread.outside.get(self)
+        if kept is None or kept[:2] != (rule, override):
+            routing = override or SCOPE_ROUTINGS[rule.scope].idle(self.by_token())
+            kept = _thread.outside[self] = (rule, override, BundlePass(routing, rule))
+        kept[2].record = PassRecord.alone(self.records.nearest)
+        return kept[2]
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        Kept = tuple[RoutingRule, RoutingPass | None, BundlePass]
+        self.outside: weakref.WeakKeyDictionary[BundleRouter, Kept] = weakref.WeakKeyDictionary()
+
+
+_thread = _Thread()
+
+
+class StartedPass:
+    """One bundle's pass of a call, before its members are known.
+
+    Attributes:
+        router: the bundle's.
+        rule: the rule that holds for the pass.
+    """
+
+    def __init__(
+        self, router: BundleRouter, call: ForwardCall, rule: RoutingRule, override: RoutingPass | None
+    ) -> None:
+        self.router = router
+        self.rule = rule
+        self._call = call
+        self._override = override
+        record = router.records.nearest
+        self._record = None if record is None else PassRecord(record, call)
+
+    @property
+    def decides_ahead(self) -> bool:
+        """Whether members are chosen from a pass of the plain base, before the routed pass."""
+        return self._override is None and self.rule.decides_ahead
+
+    @property
+    def needs_evidence(self) -> bool:
+        """Whether the plain base has to read the call's tokens before the routed pass."""
+        if not self.decides_ahead:
             return False
-        return self._kept_for(call) is None or self.rule.observes_answers
+        return self._kept is None or (self.rule.observes_answers and not self._call.goes_on_in_prompt)
 
-    def begin(self, call: ForwardCall, evidence: Evidence | None) -> RequestDecision | None:
-        """Set up the pass of a call; return what its cache is to remember."""
-        self._shared.clear()
-        self._current = self._idle_pass()
-        if self.record is not None:
-            self.record.begin(call)
-        if self.override is not None or not self.rule.decides_ahead:
-            return None
-        decision = self._decide(call, evidence)
-        self._current = decision.begin(call.stretch, self._by_token)
-        if self.record is not None:
-            self.record.decide(decision)
-        return decision
+    def settle(self, evidence: Evidence | None) -> tuple[BundlePass, RequestDecision | None]:
+        """Return the pass, and what the call's cache is to remember."""
+        by_token = self.router.by_token()
+        if not self.decides_ahead:
+            routing = self._override or SCOPE_ROUTINGS[self.rule.scope].idle(by_token)
+            return BundlePass(routing, self.rule, self._record), None
+        decision = self._decide(evidence)
+        if self._record is not None:
+            self._record.decision = decision
+        routing = decision.begin(self._call.stretch, self._call.past_tokens, by_token)
+        return BundlePass(routing, self.rule, self._record), decision
 
-    def _decide(self, call: ForwardCall, evidence: Evidence | None) -> RequestDecision:
-        kept = self._kept_for(call)
+    def _decide(self, evidence: Evidence | None) -> RequestDecision:
+        kept = self._kept
+        if kept is not None and self._call.goes_on_in_prompt:
+            return kept
         if kept is not None:
-            return kept.advance(call.past_tokens, None if evidence is None else evidence.mean)
+            return kept.advance(self._call.past_tokens, None if evidence is None else evidence.mean)
         decide = SCOPE_ROUTINGS[self.rule.scope].decide
         if evidence is None or decide is None:
-            raise RuntimeError(f"bundle `{self.adapter_name}` has to decide without any evidence")
-        return decide(self.rule, evidence.mean, call.stretch)
+            raise RuntimeError(f"bundle `{self.router.adapter_name}` has to decide without any evidence")
+        return decide(self.rule, evidence.mean, self._call.deciding.stretch)
 
-    def _kept_for(self, call: ForwardCall) -> RequestDecision | None:
-        """Return what the call's cache remembers of this bundle; None for new sequences.
+    @property
+    def _kept(self) -> RequestDecision | None:
+        """What the call's cache remembers of this bundle; None for new sequences.
 
         Raises:
             UsageError: the sequences were begun, but not under this bundle's present rule.
         """
-        if call.is_new:
+        if self._call.is_new:
             return None
-        memory = CacheMemory.of(call.cache)
-        kept = None if memory is None else memory.kept.get(self.adapter_name)
-        if kept is None or kept.rule != self.rule:
+        memory = CacheMemory.of(self._call.cache)
+        kept = None if memory is None else memory.kept_by(self.router.adapter_name, self.rule)
+        if kept is None:
             raise UsageError(
-                f"the cache holds tokens of which bundle `{self.adapter_name}` decided nothing by its "
+                f"the cache holds tokens of which bundle `{self.router.adapter_name}` decided nothing by its "
                 "present rule: the base, a forced member or another rule wrote them",
                 hint="begin the request without a cache, or route by token within "
                 "`route_as(model, scope='token')`",
             )
         return kept
-
-    def _idle_pass(self) -> RoutingPass:
-        return SCOPE_ROUTINGS[self.rule.scope].idle(self._by_token)
-
-    def _record_routing(self, path: str, routing: Routing) -> None:
-        if self.record is not None and self.observed is None:
-            self.record.add(path, routing)

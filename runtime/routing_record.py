@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any, Self
+
 import torch
 from torch import nn
 
 from ..kernels.routing import Routing
+from .cache_memory import CacheMemory
 from .calls import ForwardCall
 from .scopes.decision import Decision, RequestDecision
 
 
 class RoutingRecord:
-    """The routings of one run of a bundle: of one forward pass, or of one generation with its cache.
+    """The routings of one request: of one forward pass, or of one generation with its cache.
 
-    A pass that begins new sequences starts the record over, so that it is always about the latest ones.
+    It is always about the latest request, of the thread that reads it if that made any. Each pass is added
+    whole when it has ended, to the request that its cache belongs to, so threads do not mix their requests.
     With a beam search a row is a beam's place at that step.
     """
 
     def __init__(self, members: tuple[str, ...]) -> None:
         self.members = members
-        self._modules: dict[str, list[Routing]] = {}
-        self._recorded: set[str] = set()
-        self._decision: RequestDecision | None = None
-        self._batch, self._tokens = 1, 0
+        self._latest: RecordedRequest | None = None
+        self._latest_of: dict[int, RecordedRequest] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the same record: a copied cache, or a copied model, goes on in it."""
+        return self
 
     @property
     def modules(self) -> dict[str, Routing]:
@@ -31,37 +38,97 @@ class RoutingRecord:
         T counts all tokens that went through the model, the prompt's and its padding first. Where the
         base alone served a token its selection is -1 and its weights are 0.
         """
-        return {path: _joined(steps) for path, steps in self._modules.items()}
+        request = self._read
+        return {} if request is None else request.modules
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """The decisions for whole requests or segments; empty in the scopes that decide by token."""
-        return () if self._decision is None else self._decision.describe(self.members, self._tokens)
+        request = self._read
+        if request is None or request.decision is None:
+            return ()
+        return request.decision.describe(self.members, request.tokens)
 
-    def begin(self, call: ForwardCall) -> None:
-        """Start a pass."""
-        if call.is_new:
-            self._modules, self._decision, self._tokens = {}, None, 0
-        self._recorded = set()
-        self._batch, tokens = call.leading_shape
-        self._tokens += tokens
+    @property
+    def _read(self) -> RecordedRequest | None:
+        return self._latest_of.get(threading.get_ident(), self._latest)
 
-    def decide(self, decision: RequestDecision) -> None:
-        """Keep the decision of a scope that decides ahead."""
-        self._decision = decision
+    def turn_to(self, request: RecordedRequest) -> None:
+        """Make a request the latest one, of this thread and of all."""
+        self._latest = self._latest_of[threading.get_ident()] = request
+
+
+class RecordedRequest:
+    """The passes of one request, and its decision where the scope decides ahead."""
+
+    def __init__(self) -> None:
+        self.decision: RequestDecision | None = None
+        self.tokens = 0
+        self._passes: list[dict[str, Routing]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecordedRequest:
+        """Return a request that goes on by itself; nothing changes a pass that is recorded."""
+        copied = RecordedRequest()
+        copied.decision, copied.tokens, copied._passes = self.decision, self.tokens, [*self._passes]
+        return copied
+
+    @property
+    def modules(self) -> dict[str, Routing]:
+        """The passes joined, by module path."""
+        steps: dict[str, list[Routing]] = {}
+        for tables in self._passes:
+            for path, routing in tables.items():
+                steps.setdefault(path, []).append(routing)
+        return {path: _joined(found) for path, found in steps.items()}
+
+    def add(self, tables: dict[str, Routing], tokens: int, decision: RequestDecision | None) -> None:
+        """Add a pass."""
+        self._passes.append(tables)
+        self.tokens += tokens
+        self.decision = decision or self.decision
+
+
+class PassRecord:
+    """The routings of one pass, by module path, until the pass has ended."""
+
+    def __init__(self, record: RoutingRecord, call: ForwardCall | None) -> None:
+        self.decision: RequestDecision | None = None
+        self._record = record
+        self._call = call
+        self._batch, self._tokens = (1, 0) if call is None else call.leading_shape
+        self._tables: dict[str, Routing] = {}
+        self._is_complete = False
+
+    @classmethod
+    def alone(cls, record: RoutingRecord | None) -> Self | None:
+        """Return the record of a module that is called by itself."""
+        return None if record is None else cls(record, None)
 
     def add(self, path: str, routing: Routing) -> None:
-        """Record one module's routing; a layer that a backward pass recomputes adds nothing."""
-        if path in self._recorded:
+        """Record one module's routing; a layer that a backward pass computes again adds nothing."""
+        if self._is_complete or path in self._tables:
             return
-        self._recorded.add(path)
         k = routing.selection.shape[-1]
         selection, weights = (
             tensor.detach().reshape(self._batch, -1, k) for tensor in (routing.selection, routing.weights)
         )
         is_served = weights.bool().any(dim=-1, keepdim=True)
-        step = Routing(torch.where(is_served, selection, -1), weights)
-        self._modules.setdefault(path, []).append(step)
+        self._tables[path] = Routing(torch.where(is_served, selection, -1), weights)
+        if self._call is None:
+            self.commit(None)
+
+    def commit(self, cache: Any) -> None:
+        """Add the pass to its request, which goes on in ``cache`` if there is one."""
+        self._is_complete = True
+        memory = None if cache is None else CacheMemory.on(cache)
+        is_new = self._call is None or self._call.is_new
+        request = None if memory is None or is_new else memory.recorded.get(self._record)
+        if request is None:
+            request = RecordedRequest()
+        request.add(self._tables, self._tokens, self.decision)
+        if memory is not None:
+            memory.recorded[self._record] = request
+        self._record.turn_to(request)
 
 
 def _joined(steps: list[Routing]) -> Routing:

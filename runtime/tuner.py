@@ -25,10 +25,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.errors import BundleRefused, MissingDependency, UsageError
+from .generate_calls import stop_watching, watch_generate
 from .hooks import ModelHooks
 from .layer import LayerPlan, MeteoraLayer, refuse_merge
 from .loaded_tensors import allocate_for, check_next_load, release, set_widening
-from .peft_config import MeteoraConfig, MeteoraPeftType, warn_unless_fitted
+from .peft_config import MeteoraConfig, MeteoraPeftType, warn_of_other_base, warn_unless_fitted
 from .requirements import check_gates, require_checked
 from .router import BundleRouter
 
@@ -72,10 +73,12 @@ class MeteoraModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         bundle: BundleConfig = config.bundle
         _check_targets(model, bundle)
+        warn_of_other_base(model, bundle)
         self._router = BundleRouter(adapter_name, bundle)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         ModelHooks.of(model).routers[adapter_name] = self._router
+        watch_generate(model)
         warn_unless_fitted(bundle, adapter_name)
 
     @staticmethod
@@ -131,6 +134,7 @@ class MeteoraModel(BaseTuner):
     def unload(self) -> nn.Module:
         """Return the base model as it was, without layers and hooks."""
         base: nn.Module = super().unload()
+        stop_watching(base)
         ModelHooks.remove(base)
         return base
 

@@ -30,7 +30,8 @@ from .document import Document, PositiveCount, load_json
 from .errors import BundleRefused
 from .gate_choices import DECISION_SCOPES, INITIAL_GATE_KINDS, GateKind, InitialGate, Scope
 from .inventory import Dtype
-from .names import Name
+from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Name
+from .trained_on import TrainedOn
 
 BUNDLE_FORMAT = 1
 PEFT_TYPE = "METEORA"
@@ -42,8 +43,8 @@ GATE_SCOPE = "gate-scope"
 GATE_ABSTAIN = "gate-abstain"
 KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN})
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = ADAPTER_CONFIG
+WEIGHTS_FILE = ADAPTER_WEIGHTS
 MANIFEST_FILE = "meteora_manifest.json"
 VERIFICATION_FILE = "verification.json"
 # The largest bundle that is written, and that is fetched unless the caller sets another limit.
@@ -276,6 +277,22 @@ class Gate(Document):
         return self
 
 
+def transformers_mapping(value: object) -> dict[str, str] | None:
+    """Return a config's ``auto_mapping`` if it names a class of transformers, otherwise None.
+
+    PEFT imports the library that it names, so one of any other library is not carried into a bundle.
+    """
+    if not isinstance(value, dict):
+        return None
+    name, library = value.get("base_model_class"), value.get("parent_library")
+    if not isinstance(name, str) or not isinstance(library, str):
+        return None
+    is_plain = name.isidentifier() and all(part.isidentifier() for part in library.split("."))
+    if not is_plain or library.split(".")[0] != "transformers":
+        return None
+    return {"base_model_class": name, "parent_library": library}
+
+
 class BundleConfig(Document):
     """A bundle's config, format 1; ``layouts`` is the flat storage that follows from it."""
 
@@ -296,6 +313,21 @@ class BundleConfig(Document):
     top_k: PositiveCount
     temperature: FiniteFloat = Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     gate: Gate
+    # Any: PEFT writes one of its own when it saves, and nothing here follows from it.
+    auto_mapping: Any = None
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The model that the members were trained on, as far as the bundle names it."""
+        return TrainedOn.read(self.task_type, transformers_mapping(self.auto_mapping))
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_mapping(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Bundles of members that state a task keep the bytes that they had before there was this field.
+        value: dict[str, Any] = handler(self)
+        if self.auto_mapping is None:
+            del value["auto_mapping"]
+        return value
 
     @classmethod
     def read(cls, data: bytes, *, what: str = CONFIG_FILE, max_bytes: int = 64 << 20) -> Self:

@@ -7,14 +7,14 @@ digest of its whole file; with the items' lines it shows whether two evaluations
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .bundle import ModulePath
 from .digest import Digest
 from .document import Count, Document, PositiveCount
-from .gate_choices import Scope
+from .gate_choices import PromptForm, Scope
 from .names import Name
 
 MAX_EVALUATION_BYTES = 256 << 20
@@ -40,7 +40,8 @@ class Interval(Document):
 class EvaluatedTask(Document):
     """One member's task: its data, how answers are judged, and where an answer ends at the latest.
 
-    ``stop`` is the text before which an answer was cut, None if there was none.
+    ``stop`` is the text before which an answer was cut, None if there was none. With the form ``both`` every
+    line is asked twice: ``lines`` has those of the plain prompts, and then again those in the template.
     """
 
     member: Name
@@ -50,6 +51,20 @@ class EvaluatedTask(Document):
     metric: Metric
     max_new_tokens: PositiveCount
     stop: str | None
+    form: PromptForm = "given"
+
+    @model_serializer(mode="wrap")
+    def _leave_out_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # An evaluation of the lines as they are keeps the bytes it had before there was a choice.
+        value: dict[str, Any] = handler(self)
+        if value["form"] == "given":
+            del value["form"]
+        return value
+
+    @property
+    def forms(self) -> tuple[PromptForm, ...]:
+        """The forms in which the items are asked; each has the same number of items, in this order."""
+        return ("plain", "chat") if self.form == "both" else (self.form,)
 
 
 class TaskScore(Document):
@@ -144,6 +159,15 @@ class Evaluation(Document):
             if found != expected:
                 raise ValueError(f"mode `{mode.mode}` does not answer every item of every task")
         return self
+
+    def score_in(self, mode: ModeScore, form: PromptForm) -> float:
+        """Return the mean of the tasks' means over the items that were asked in one form."""
+        place, count = self.tasks[0].forms.index(form), len(self.tasks[0].forms)
+        means = []
+        for task in mode.tasks:
+            size = len(task.items) // count
+            means.append(sum(task.items[place * size : (place + 1) * size]) / size)
+        return sum(means) / len(means)
 
     def mode(self, name: str) -> ModeScore | None:
         """Return the mode of that name, if it was evaluated."""

@@ -1,7 +1,8 @@
 """Findings of an inspection of an adapter, and the two verdicts that follow from them.
 
 ``broken`` means that every use goes wrong; ``not fusable`` that the adapter is sound and this format
-cannot carry it. A note or a warning changes neither.
+cannot carry it; ``broken for use`` that loaders go wrong and a fuse does not, because it normalises the
+names. A note or a warning changes neither verdict.
 """
 
 from __future__ import annotations
@@ -28,9 +29,22 @@ class Effect(StrEnum):
 
     BROKEN = "broken"
     NOT_FUSABLE = "not fusable"
+    # Loaders drop or misread tensors whose modules are beyond doubt, so a fuse takes them.
+    BROKEN_FOR_USE = "broken for use"
+    # Loaders drop tensors that the config does not declare; a fuse takes them if it is asked to.
+    UNDECLARED = "broken unless its tensors are trusted"
     # A policy refuses it; the adapter itself may be sound and fusable.
     POLICY = "policy"
     NONE = "none"
+
+
+EFFECTS_ON_USE = frozenset({Effect.BROKEN, Effect.BROKEN_FOR_USE, Effect.UNDECLARED})
+
+
+def effects_on_fuse(*, trust_tensors: bool) -> frozenset[Effect]:
+    """Return the effects that keep an adapter out of a bundle."""
+    always = frozenset({Effect.BROKEN, Effect.NOT_FUSABLE})
+    return always if trust_tensors else always | {Effect.UNDECLARED}
 
 
 class Place(Document):
@@ -72,12 +86,18 @@ class Verdict(Document):
     fusable: bool
 
     @classmethod
-    def of(cls, findings: Iterable[Finding]) -> Verdict:
-        """Return the verdicts: sound unless a refusal is `broken`, fusable unless there is any refusal."""
-        refusals = [finding for finding in findings if finding.severity is Severity.REFUSE]
-        broken = any(finding.effect is Effect.BROKEN for finding in refusals)
-        blocked = broken or any(finding.effect is Effect.NOT_FUSABLE for finding in refusals)
-        return cls(sound=not broken, fusable=not blocked)
+    def of(cls, findings: Iterable[Finding], *, trust_tensors: bool = False) -> Verdict:
+        """Return the verdicts that follow from the refusals.
+
+        With ``trust_tensors`` modules that the config does not declare can be fused all the same.
+        """
+        effects = {finding.effect for finding in findings if finding.severity is Severity.REFUSE}
+        return cls(
+            sound=effects.isdisjoint(EFFECTS_ON_USE),
+            fusable=effects.isdisjoint(effects_on_fuse(trust_tensors=trust_tensors)),
+        )
 
     def __str__(self) -> str:
+        if self.fusable and not self.sound:
+            return "broken for use, fusable"
         return ("sound" if self.sound else "broken") + (", fusable" if self.fusable else ", not fusable")

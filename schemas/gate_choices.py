@@ -16,6 +16,9 @@ GateKind = Literal["linear", "absolute", "normalised"]
 # The kinds that are linear in the gate, so that a gate of the kind has a closed form.
 FittedKind = Literal["linear", "normalised"]
 
+# How prompts are read: as their lines give them, as a user types them, in the base's chat template, or both.
+PromptForm = Literal["given", "plain", "chat", "both"]
+
 InitialGate = Literal["arrow", "normal"]
 # The kind of a gate that still has the values of its initialisation.
 INITIAL_GATE_KINDS: dict[InitialGate, GateKind] = {"arrow": "absolute", "normal": "linear"}

@@ -38,11 +38,14 @@ class ModuleFactors(Document):
     """The LoRA pair of one linear module, as the header and the config describe it.
 
     ``a`` is the tensor name of A ``[rank, in_features]``, ``b`` that of B ``[out_features, rank]``;
-    ``scaling`` is alpha / rank, or alpha / sqrt(rank) with rsLoRA, of the adapter's own rank.
+    ``scaling`` is alpha / rank, or alpha / sqrt(rank) with rsLoRA, of the adapter's own rank. The weights of
+    ``experts`` stacked into one parameter have a pair each, all in the same two tensors: A is then
+    ``[experts * rank, in_features]`` expert by expert, and B ``[out_features, rank * experts]`` rank by rank.
     """
 
     path: str
     rank: PositiveCount
+    experts: PositiveCount = 1
     in_features: PositiveCount
     out_features: PositiveCount
     alpha: float

@@ -7,9 +7,9 @@ the same members and the same recipe give the same manifest.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .bundle import (
     MANIFEST_FILE,
@@ -39,11 +39,19 @@ class FileRecord(Document):
 
 
 class Origin(Document):
-    """The origin of an adapter: a Hub repository at a commit, or a folder known by its last name."""
+    """The origin of an adapter: a Hub repository at a commit, or a folder known by its last name.
+
+    A folder in a Hub cache has the location and the commit of the repository that it claims to be.
+    """
 
     kind: Literal["hub", "folder"]
     location: str
     commit: str | None
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether only the path of a folder names this repository as its origin."""
+        return self.kind == "folder" and self.commit is not None
 
     def __str__(self) -> str:
         return self.location
@@ -61,8 +69,12 @@ class ManifestMember(Document):
     """The facts about one member: origin, license, digests, and its own config and header word for word.
 
     ``renamed_modules`` maps a module path of the member's own to the bundle's, where the base's
-    current implementation calls it something else.
+    current implementation calls it something else. ``trusts_tensors`` is whether the member has modules that
+    its config does not declare, so that PEFT alone would drop them.
     """
+
+    # What changes a result comes with a required feature of the config, so other fields can be ignored.
+    model_config = ConfigDict(extra="ignore")
 
     name: Name
     origin: Origin
@@ -75,6 +87,15 @@ class ManifestMember(Document):
     weights_header: str
     renamed_modules: dict[ModulePath, ModulePath] = Field(max_length=MAX_MODULES)
     cast: Cast | None
+    trusts_tensors: bool = False
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_so(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A manifest without such members keeps the bytes it had before there was the field.
+        value: dict[str, Any] = handler(self)
+        if not self.trusts_tensors:
+            del value["trusts_tensors"]
+        return value
 
     @model_validator(mode="after")
     def _check_config_text(self) -> Self:

@@ -3,9 +3,10 @@
 A name that comes from outside, in a document, a database or an answer of the Hub, has one of the types
 here. A folder is joined with one by ``below``, which checks it again, so that no name leads out of it.
 
-A SOURCE is a folder if it starts with ``.`` or ``/`` or exists; ``hf://...`` or ``org/name`` is the
-Hub; otherwise it names something in the catalog: ``name``, ``name@3`` or ``name@alias``. The members of a
-pulled bundle are ``bundle:member``, so that none of them takes a name that a person may choose.
+A SOURCE is a folder if it starts with ``.`` or ``/`` or exists; ``hf://...``, ``org/name`` or an address of
+the Hub is a repository there; otherwise it names something in the catalog: ``name``, ``name@3`` or
+``name@alias``. The members of a pulled bundle are ``bundle:member``, so that none of them takes a name that a
+person may choose.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote
 
 from pydantic import StringConstraints
 
+from .base_name import find_snapshot
 from .errors import InvalidDocument, UsageError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 MAX_NAME_CHARACTERS = 96
 # In no name, no path of a bundle and no repository.
@@ -26,9 +32,22 @@ MEMBER_MARK = ":"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
 _NAME = re.compile(NAME_PATTERN)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-# A revision is one part, but for those that the Hub keeps of pull requests and conversions.
+# A revision is one part, but for those that the Hub keeps of pull requests and conversions. A slash in any
+# other is written `%2F`, as in the Hub's own addresses.
 _HUB_SOURCE = re.compile(
     r"(?P<repository>[^/@]*/[^/@]*)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<folder>.*))?"
+)
+_ADDRESS = re.compile(
+    r"(?P<repository>[^/?#]+/[^/?#]+)"
+    r"(/(?P<view>tree|blob|resolve|raw|commit)/(?P<revision>refs/(pr|convert)/[^/?#]+|[^/?#]+)(/(?P<path>[^?#]*))?)?"
+    r"/?([?#].*)?"
+)
+_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
+# Names that tools give to folders, which say nothing of what is inside.
+_SAYS_NOTHING = re.compile(
+    r"(checkpoint[-_]?\d*|checkpoints|(final|last|best)([-_](adapter|checkpoint|lora|model))?|(lora[-_])?adapters?"
+    r"|(adapter[-_])?(model|weights)|lora|peft|outputs?|results?|default)",
+    re.IGNORECASE,
 )
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -193,6 +212,27 @@ def suggest_name(text: str) -> str:
     return cleaned or "adapter"
 
 
+def name_of_folder(folder: Path) -> str:
+    """Return what an adapter in a folder is called by default.
+
+    It is the name of the nearest folder around it that is not one that tools give, such as ``checkpoint-500``
+    or ``adapter``; of a snapshot in a Hub cache, the name of its repository.
+    """
+    place = Path(os.path.realpath(folder))
+    if (snapshot := find_snapshot(place)) is not None:
+        parts = (snapshot.repository.rpartition("/")[2], snapshot.inside.replace("/", "-"))
+        return suggest_name("-".join(parts))
+    named = (each.name for each in (place, *place.parents) if each.name)
+    return suggest_name(next((name for name in named if not _SAYS_NOTHING.fullmatch(name)), place.name))
+
+
+def folder_of_adapter(path: Path) -> Path:
+    """Return the folder of an adapter that is named by its weights, or by a config beside its weights."""
+    is_weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth")
+    is_config = path.name == ADAPTER_CONFIG and (path.parent / ADAPTER_WEIGHTS).is_file()
+    return path.parent if (is_weights or is_config) and path.is_file() else path
+
+
 def parse_catalog_source(text: str) -> CatalogSource:
     """Return ``name``, ``name@3`` or ``name@alias``; the name may be ``bundle:member``.
 
@@ -217,8 +257,10 @@ def parse_source(text: str) -> Source:
     # A member of a bundle called `hf` has no slash, and a repository has one.
     if text.startswith("hf:") and "/" in text:
         return parse_repository(text)
+    if (address := _parse_address(text)) is not None:
+        return address
     if text.startswith((".", "/")) or _exists(text):
-        return FolderSource(Path(text))
+        return FolderSource(folder_of_adapter(Path(text)))
     if "/" in text:
         return _parse_hub(text)
     return parse_catalog_source(text)
@@ -232,16 +274,16 @@ def parse_path_or_source(source: str | os.PathLike[str] | Source) -> Source:
     """
     if isinstance(source, str):
         return parse_source(source)
-    return source if isinstance(source, Source) else FolderSource(Path(source))
+    return source if isinstance(source, Source) else FolderSource(folder_of_adapter(Path(source)))
 
 
 def parse_repository(text: str) -> HubSource:
-    """Return the repository on the Hub that a text names, with or without ``hf://``.
+    """Return the repository on the Hub that a text names, with or without ``hf://``, or by its address.
 
     Raises:
         UsageError: it names none.
     """
-    return _parse_hub(text.removeprefix("hf:").removeprefix("//"))
+    return _parse_address(text) or _parse_hub(text.removeprefix("hf:").removeprefix("//"))
 
 
 def _exists(text: str) -> bool:
@@ -259,4 +301,30 @@ def _parse_hub(text: str) -> HubSource:
             f"`{text[:200]}` is neither an existing folder nor a Hub repository such as `org/name`",
             hint="write a folder as `./folder`",
         )
-    return HubSource(found["repository"], found["revision"], found["folder"] or None)
+    revision = found["revision"] and unquote(found["revision"])
+    return HubSource(found["repository"], revision, found["folder"] or None)
+
+
+def _parse_address(text: str) -> HubSource | None:
+    """Return the repository that an address from a browser shows; None for any other text."""
+    if not text.startswith(("http://", "https://", *(f"{host}/" for host in _HUB_HOSTS))):
+        return None
+    mirror = (os.environ.get("HF_ENDPOINT") or "").rstrip("/")
+    if mirror and text.startswith(f"{mirror}/"):
+        place = text.removeprefix(f"{mirror}/")
+    else:
+        host, _, place = text.removeprefix("https://").removeprefix("http://").partition("/")
+        if host not in _HUB_HOSTS:
+            raise UsageError(
+                f"`{text[:200]}` is not an address of the Hub", hint="name a repository such as `org/name`"
+            )
+    found = _ADDRESS.fullmatch(place.removeprefix("models/"))
+    if found is None or not is_repository(found["repository"]):
+        raise UsageError(
+            f"`{text[:200]}` is not the address of a model repository",
+            hint="such as `https://huggingface.co/org/name/tree/main`",
+        )
+    path = unquote(found["path"] or "").strip("/")
+    # A page of a file, and not of a folder, shows a file of the adapter.
+    folder = path if found["view"] == "tree" else path.rpartition("/")[0]
+    return HubSource(found["repository"], found["revision"] and unquote(found["revision"]), folder or None)

@@ -22,7 +22,10 @@ class Conflict(Document):
 
 
 class PlannedMember(Document):
-    """One member, in order; ``cast_from`` lists its element types that the bundle's cannot hold exactly."""
+    """One member, in order; ``cast_from`` lists its element types that the bundle's cannot hold exactly.
+
+    ``trusts_tensors`` is whether it has modules that its config does not declare.
+    """
 
     name: Name
     adapter: str
@@ -31,6 +34,7 @@ class PlannedMember(Document):
     modules: Count
     cast_from: tuple[Dtype, ...]
     renamed_modules: dict[ModulePath, ModulePath]
+    trusts_tensors: bool = False
 
 
 class PlannedModule(Document):
@@ -52,6 +56,7 @@ class FusePlan(Document):
     base: str | None
     base_revision: str | None
     task_type: str | None
+    auto_mapping: dict[str, str] | None
     dtype: Dtype
     top_k: Count
     temperature: float

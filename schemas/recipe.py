@@ -28,6 +28,7 @@ class RecipeOptions(TypedDict, total=False):
     gate: InitialGate
     seed: int
     with_experts: bool
+    trust_tensors: bool
 
 
 class RecipeMember(Document):
@@ -41,7 +42,9 @@ class Recipe(Document):
     """The members to fuse, and how.
 
     ``top_k`` is 2 by default, or the number of members if that is less; ``dtype`` the members'
-    common one, else float32; ``base`` the one the members declare.
+    common one, else float32; ``base`` the one the members declare. ``base_folder`` has the base's config.
+    With ``trust_tensors`` modules that a member's config does not declare, and that PEFT therefore drops,
+    are taken all the same.
     """
 
     # A recipe is typed by hand, with no place to learn of a misspelt key but here.
@@ -50,6 +53,7 @@ class Recipe(Document):
     meteora_recipe: Literal[1] = 1
     members: tuple[RecipeMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
     base: str | None = None
+    base_folder: str | None = None
     base_revision: str | None = None
     top_k: PositiveCount | None = None
     temperature: FiniteFloat = Field(default=1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
@@ -57,6 +61,7 @@ class Recipe(Document):
     gate: InitialGate = "arrow"
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     with_experts: bool = False
+    trust_tensors: bool = False
 
     @classmethod
     def from_toml(cls, data: bytes, *, what: str) -> Self:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal
 
 from .document import Document
-from .finding import Effect, Finding, Severity, Verdict
+from .finding import EFFECTS_ON_USE, Effect, Finding, Severity, Verdict, effects_on_fuse
 
 
 class Purpose(StrEnum):
@@ -44,12 +43,14 @@ class AdapterReport(Document):
 class Report(Document):
     """A validation; ``together`` holds the findings against fusing these adapters with each other.
 
-    ``not_asked`` names checks that the request did not ask for.
+    ``not_asked`` names checks that the request did not ask for; with ``trust_tensors`` modules that a config
+    does not declare count as the adapter's own.
     """
 
     meteora_report: Literal[1] = 1
     purpose: Purpose
     fail_on: Severity
+    trust_tensors: bool = False
     adapters: tuple[AdapterReport, ...]
     together: tuple[Finding, ...] = ()
     not_asked: tuple[str, ...] = ()
@@ -58,19 +59,21 @@ class Report(Document):
     def outcome(self) -> Outcome:
         """The worst outcome of all: unreadable over refused over inconclusive over accepted."""
         outcomes = {adapter.outcome for adapter in self.adapters}
-        if self.together and blocks(self.together, self.purpose, self.fail_on):
+        if any(self.counts_against(finding) for finding in self.together):
             outcomes.add(Outcome.REFUSED)
         worst = (Outcome.UNREADABLE, Outcome.REFUSED, Outcome.INCONCLUSIVE)
         return next((each for each in worst if each in outcomes), Outcome.ACCEPTED)
 
+    def counts_against(self, finding: Finding) -> bool:
+        """Return whether a finding refuses an adapter here."""
+        return counts_against(finding, self.purpose, self.fail_on, trust_tensors=self.trust_tensors)
 
-def blocks(findings: Iterable[Finding], purpose: Purpose, fail_on: Severity) -> bool:
-    """Return whether one of the findings refuses the adapter for this purpose."""
-    return any(counts_against(finding, purpose, fail_on) for finding in findings)
 
-
-def counts_against(finding: Finding, purpose: Purpose, fail_on: Severity) -> bool:
+def counts_against(
+    finding: Finding, purpose: Purpose, fail_on: Severity, *, trust_tensors: bool = False
+) -> bool:
     """Return whether a finding refuses an adapter for this purpose; ``fail_on`` warn counts warnings too."""
     if finding.severity is Severity.REFUSE:
-        return purpose is Purpose.FUSE or finding.effect is not Effect.NOT_FUSABLE
+        refusing = EFFECTS_ON_USE if purpose is Purpose.USE else effects_on_fuse(trust_tensors=trust_tensors)
+        return finding.effect is Effect.POLICY or finding.effect in refusing
     return finding.severity is Severity.WARN and fail_on is Severity.WARN

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from .bundle import MAX_MEMBERS, MAX_MODULES, Eps, ModulePath
 from .digest import Digest
 from .document import Count, Document, PositiveCount
-from .gate_choices import FittedKind
+from .gate_choices import FittedKind, PromptForm
 from .names import Name
 
 STATISTICS_KEY = "meteora_statistics"
@@ -53,7 +53,7 @@ class TokenSettings(Document):
 
     ``normalised`` inputs were divided by their length plus ``eps``. ``skip_tokens`` at the beginning of
     every sample were not counted; tokens beyond ``max_tokens`` were cut off. ``concatenated`` means that
-    samples were also read behind those of other members.
+    samples were also read behind those of other members. ``form`` is that of the prompts.
     """
 
     kind: FittedKind
@@ -61,6 +61,7 @@ class TokenSettings(Document):
     max_tokens: PositiveCount
     skip_tokens: Count
     concatenated: bool
+    form: PromptForm = "given"
 
 
 class StatisticsDescription(Document):

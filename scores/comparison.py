@@ -63,6 +63,7 @@ def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
         ("data of sha256", task.data_sha256.short, other.data_sha256.short),
         ("the metric", task.metric, other.metric),
         ("answers that end before", repr(task.stop), repr(other.stop)),
+        ("prompts read as", task.form, other.form),
         ("answers of at most this many tokens:", str(task.max_new_tokens), str(other.max_new_tokens)),
     ):
         if ours != theirs:

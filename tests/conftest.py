@@ -25,10 +25,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from meteora_registry.registry import secrets
+from support.examples import examples
 from support.program import Run, run_here
 
 # On a busy machine an example takes as long as it takes.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "untimed", examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("untimed")
 
 
@@ -42,6 +45,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("sample", "sweep"),
         default="sample",
         help="put faults at a sample of the system calls (default), or kill at every one",
+    )
+    parser.addoption(
+        "--matrix",
+        choices=("sample", "whole"),
+        default="sample",
+        help="make a sample of the rows of the verdict matrix again (default), or every one",
+    )
+    parser.addoption(
+        "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"
     )
 
 

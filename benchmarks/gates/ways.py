@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from meteora_registry.kernels.routing import Routing
 from meteora_registry.runtime import RoutingRecord, load_bundle, route_as, routing, uniform
-from meteora_registry.runtime.active_bundles import only_router, replaced
+from meteora_registry.runtime.active_bundles import only_router, overridden
 from meteora_registry.runtime.scopes.passes import DecidedPass
 from meteora_registry.schemas.gate_choices import Scope
 
@@ -125,5 +125,5 @@ def forced_tokens(model: nn.Module, members: Tensor) -> Iterator[None]:
     order = torch.tensor([router.members.index(name) for name in TASK_NAMES])
     selection = order[members].unsqueeze(-1)
     decided = DecidedPass(Routing(selection, torch.ones(selection.shape)))
-    with replaced("override", {router: decided}):
+    with overridden(model, lambda _: decided):
         yield

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as Xml
 
 from ...schemas.finding import Finding
 from ...schemas.quotation import escape
-from ...schemas.report import AdapterReport, Outcome, Report, counts_against
+from ...schemas.report import AdapterReport, Outcome, Report
 
 
 def format_junit(report: Report) -> str:
@@ -46,7 +46,7 @@ def _add_cases(suite: Xml.Element, name: str, findings: tuple[Finding, ...], rep
         title = f"{finding.code} {finding.title} ({finding.place})"
         case = Xml.SubElement(suite, "testcase", classname=name, name=title)
         text = f"found {finding.found}, expected {finding.expected}; {finding.why}; {finding.remedy}"
-        if counts_against(finding, report.purpose, report.fail_on):
+        if report.counts_against(finding):
             Xml.SubElement(case, "failure", message=finding.title, type=finding.code).text = text
         else:
             Xml.SubElement(case, "system-out").text = text

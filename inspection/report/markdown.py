@@ -34,7 +34,7 @@ def _section(adapter: AdapterReport) -> list[str]:
         lines += [_plain(escape(adapter.error, limit=1000)), ""]
     if adapter.findings:
         lines += [*_table(adapter.findings), ""]
-    return lines + [f"Could not be checked: {_plain(what)}" for what in adapter.unchecked]
+    return lines + [f"Not checked: {_plain(what)}" for what in adapter.unchecked]
 
 
 def _table(findings: tuple[Finding, ...]) -> list[str]:

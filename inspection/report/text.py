@@ -45,4 +45,4 @@ def _describe(adapter: AdapterReport) -> Iterator[str]:
     for finding in adapter.findings:
         yield from (f"  {line}" for line in describe_finding(finding))
     for what in adapter.unchecked:
-        yield f"  could not be checked: {what}"
+        yield f"  not checked: {what}"

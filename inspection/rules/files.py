@@ -42,11 +42,11 @@ def config_is_missing(folder: Folder) -> Observations:
     "MR002",
     Folder,
     Effect.BROKEN,
-    why="a link may point anywhere on the machine that opens it; links are never followed",
-    remedy="put the file itself in place of the link, such as with `cp -L`",
+    why="loaders read regular files only, and a pipe or a device may never end",
+    remedy="put the file itself in its place",
 )
 def file_is_no_file(folder: Folder) -> Observations:
-    """Config or weights are a link, or not a regular file."""
+    """Config or weights are not a regular file."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         kind = folder.entries.get(name, Kind.FILE)
         if kind is not Kind.FILE:

@@ -10,13 +10,15 @@ from ..config import KNOWN_FIELDS, PEFT_TYPE, TASK_TYPES, Config, LoraConfig
 from ..methods import (
     BASE_CHANGING_INITIALISATIONS,
     BUNDLE_METHOD,
-    CONVERTIBLE_INITIALISATION,
+    OBJECT_OPTIONS,
     OTHER_METHODS,
     PLAIN_INITIALISATIONS,
+    UNLOADABLE_INITIALISATION,
     VARIANT_OPTIONS,
 )
 from .rule import CONFIG_FILE, Observation, Observations, rule
 
+_BIASES = ("none", "all", "lora_only")
 _MLX_FIELDS = ("lora_parameters", "fine_tune_type")
 
 
@@ -109,9 +111,9 @@ def field_is_unknown(config: LoraConfig) -> Observations:
 @rule(
     "MR106",
     Config,
-    Severity.WARN,
+    Effect.BROKEN,
     file=CONFIG_FILE,
-    why="AutoPeftModel chooses the model class by it",
+    why="PEFT refuses the whole config with a ValueError",
     remedy="write one of the task types of PEFT, or null",
 )
 def task_type_is_unknown(config: Config) -> Observations:
@@ -135,6 +137,32 @@ def switch_is_no_boolean(config: LoraConfig) -> Observations:
         found = config.value.get(name)
         if found is not None and not isinstance(found, bool):
             yield Observation(quote(found), "`true` or `false`", field=name)
+
+
+@rule(
+    "MR108",
+    LoraConfig,
+    Effect.BROKEN,
+    file=CONFIG_FILE,
+    why="PEFT stops with an error when it loads the adapter, or silently leaves it switched off",
+    remedy="correct the option; an initialisation does not matter for a trained adapter, unless it changed "
+    "the base: convert it with `save_pretrained(..., path_initial_model_for_weight_conversion=...)`",
+)
+def option_cannot_be_loaded(config: LoraConfig) -> Observations:
+    """PEFT cannot use the adapter with the value of an option."""
+    value = config.value
+    if "bias" in value and value["bias"] not in _BIASES:
+        yield Observation(quote(value["bias"]), " or ".join(map(quote, _BIASES)), field="bias")
+    found = initialisation(config)
+    if isinstance(found, str) and found.startswith(UNLOADABLE_INITIALISATION):
+        yield Observation(f"{quote(found)}, not converted", "`true`", field="init_lora_weights")
+    if found == "loftq" and not value.get("loftq_config"):
+        yield Observation(f"{quote(found)} without `loftq_config`", "`true`", field="init_lora_weights")
+    if value.get("arrow_config") is not None:
+        yield Observation("the options of a router over several adapters", "`null`", field="arrow_config")
+    if value.get("alora_invocation_tokens") is not None and value.get("task_type") != "CAUSAL_LM":
+        found = f"an activated adapter of the task {quote(value.get('task_type'))}"
+        yield Observation(found, '`"CAUSAL_LM"`', field="task_type")
 
 
 @rule(
@@ -162,7 +190,7 @@ def adapter_uses_dora(config: LoraConfig) -> Observations:
 def biases_are_trained(config: LoraConfig) -> Observations:
     """The adapter trains biases."""
     bias = config.value.get("bias")
-    if bias not in (None, "none"):
+    if bias in ("all", "lora_only"):
         yield Observation(quote(bias), '`"none"`', field="bias")
     if config.value.get("lora_bias"):
         yield Observation(quote(config.value["lora_bias"]), "`false`", field="lora_bias")
@@ -173,8 +201,8 @@ def biases_are_trained(config: LoraConfig) -> Observations:
     LoraConfig,
     Effect.NOT_FUSABLE,
     file=CONFIG_FILE,
-    why="PEFT changes the base's weights when it loads this (an SVD, not always reproducible); "
-    "on the plain base the factors are wrong",
+    why="PEFT changes the base's weights when it trains or loads this, not always reproducibly; on the plain "
+    "base the factors are wrong",
     remedy="convert it with `save_pretrained(..., path_initial_model_for_weight_conversion=...)`, "
     "which makes a plain LoRA of twice the rank",
 )
@@ -183,20 +211,6 @@ def initialisation_changes_base(config: LoraConfig) -> Observations:
     found = initialisation(config)
     if isinstance(found, str) and found.startswith(BASE_CHANGING_INITIALISATIONS):
         yield Observation(quote(config.value["init_lora_weights"]), "`true`", field="init_lora_weights")
-
-
-@rule(
-    "MR124",
-    LoraConfig,
-    Severity.WARN,
-    file=CONFIG_FILE,
-    why="LoRA-GA starts from factors that are not zero and subtracts them from the base in training",
-    remedy="convert it with `save_pretrained(..., path_initial_model_for_weight_conversion=...)`",
-)
-def initialisation_needs_conversion(config: LoraConfig) -> Observations:
-    """The initialisation needs a conversion before the adapter fits the plain base."""
-    if initialisation(config) == CONVERTIBLE_INITIALISATION:
-        yield Observation(quote(CONVERTIBLE_INITIALISATION), "a converted adapter", field="init_lora_weights")
 
 
 @rule(
@@ -212,9 +226,9 @@ def initialisation_is_unknown(config: LoraConfig) -> Observations:
     found = initialisation(config)
     if found is None or isinstance(found, bool):
         return
-    plain = isinstance(found, str) and found in PLAIN_INITIALISATIONS | {CONVERTIBLE_INITIALISATION}
-    changing = isinstance(found, str) and found.startswith(BASE_CHANGING_INITIALISATIONS)
-    if not plain and not changing:
+    others = (*BASE_CHANGING_INITIALISATIONS, UNLOADABLE_INITIALISATION)
+    is_known = isinstance(found, str) and (found in PLAIN_INITIALISATIONS or found.startswith(others))
+    if not is_known:
         yield Observation(quote(found), "`true`, or a name that PEFT knows", field="init_lora_weights")
 
 
@@ -229,7 +243,8 @@ def initialisation_is_unknown(config: LoraConfig) -> Observations:
 def adapter_is_variant(config: LoraConfig) -> Observations:
     """The adapter is a variant of LoRA."""
     for name, meaning in VARIANT_OPTIONS.items():
-        if _is_set(config.value.get(name)):
+        found = config.value.get(name)
+        if _is_set(found) or (found is not None and name in OBJECT_OPTIONS):
             yield Observation(meaning, "plain LoRA", field=name)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ...schemas.base_name import base_key, present_name
 from ...schemas.finding import Effect
 from ...schemas.quotation import quote_name, quote_names
 from ..policy import PolicyCase
-from .base_name import present_name
 from .rule import CONFIG_FILE, WEIGHTS_FILE, Observation, Observations, rule
 
 _WHY = "the policy given with `--policy` does not allow it"
@@ -18,8 +18,7 @@ def base_is_not_allowed(case: PolicyCase) -> Observations:
     allowed = case.policy.allowed_bases
     if allowed is None:
         return
-    names = {case.base, present_name(case.base or "")} - {None}
-    if not any(_matches(name or "", pattern) for name in names for pattern in allowed):
+    if not any(case.base and _matches(case.base, pattern) for pattern in allowed):
         found = quote_name(case.base) if case.base else "no base"
         yield Observation(found, quote_names(list(allowed)), field="base_model_name_or_path")
 
@@ -74,6 +73,8 @@ def dtype_is_not_allowed(case: PolicyCase) -> Observations:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    if pattern.endswith("/*"):
-        return name.startswith(pattern.removesuffix("*"))
-    return name == pattern
+    if not pattern.endswith("/*"):
+        return base_key(name) == base_key(pattern)
+    organisation = pattern.removesuffix("*").casefold()
+    # A policy may name the organisation of before a renaming.
+    return any(each.casefold().startswith(organisation) for each in (name, present_name(name)))

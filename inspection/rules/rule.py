@@ -8,6 +8,7 @@ the function's docstring. Rules run in the order of their codes, so findings hav
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from inspect import getdoc
@@ -27,7 +28,10 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One place that breaks a rule; ``remedy`` replaces the rule's own where more is known."""
+    """One place that breaks a rule; ``remedy`` replaces the rule's own where more is known.
+
+    Places of one ``reason`` become one finding. Each field and each named file is a reason by itself.
+    """
 
     found: str
     expected: str
@@ -35,6 +39,13 @@ class Observation:
     field: str | None = None
     file: str | None = None
     remedy: str | None = None
+    reason: str = ""
+
+    @property
+    def group(self) -> tuple[str | None, ...]:
+        """What the places of one finding have in common."""
+        field = self.field.partition(".")[0] if self.field and self.tensor is None else None
+        return self.reason, self.remedy, self.file, field
 
 
 Observations = Iterator[Observation]
@@ -42,7 +53,11 @@ Observations = Iterator[Observation]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule with its metadata; ``about`` is the type of the subject that it judges."""
+    """A rule with its metadata.
+
+    ``about`` is the type of the subject that it judges; with ``sees_base`` it judges it anew once the base is
+    at hand.
+    """
 
     code: str
     name: str
@@ -54,6 +69,7 @@ class Rule:
     why: str
     remedy: str
     check: Callable[[Any], Observations]
+    sees_base: bool = False
 
     @property
     def is_adjustable(self) -> bool:
@@ -61,14 +77,19 @@ class Rule:
         return self.severity is not Severity.REFUSE
 
     def findings(self, subject: Any) -> Iterator[Finding]:
-        """Yield a finding for each of the first twenty places; the last one counts the other places."""
-        observations = self.check(subject)
-        shown = list(islice(observations, MAX_FINDINGS_PER_RULE))
-        more = sum(1 for _ in islice(observations, _MAX_COUNTED))
-        if more:
-            shown[-1] = replace(shown[-1], found=f"{shown[-1].found} (and {more} more places)")
-        for observation in shown:
-            yield self.finding(observation)
+        """Yield a finding for each of the first twenty reasons: its first place, and the number of others."""
+        first: dict[tuple[str | None, ...], Observation] = {}
+        places: Counter[tuple[str | None, ...]] = Counter()
+        for observation in islice(self.check(subject), _MAX_COUNTED):
+            group = observation.group
+            if group not in first and len(first) == MAX_FINDINGS_PER_RULE:
+                group = next(reversed(first))
+            first.setdefault(group, observation)
+            places[group] += 1
+        for group, observation in first.items():
+            more = places[group] - 1
+            counted = f" (and {more} more place{'s' if more > 1 else ''})" if more else ""
+            yield self.finding(replace(observation, found=observation.found + counted))
 
     def finding(self, observation: Observation) -> Finding:
         """Return the finding for an observation of this rule."""
@@ -101,6 +122,7 @@ def rule(
     why: str,
     remedy: str,
     file: str | None = None,
+    sees_base: bool = False,
 ) -> Callable[[Callable[[Subject], Observations]], Callable[[Subject], Observations]]:
     """Register a rule.
 
@@ -111,6 +133,7 @@ def rule(
         why: what goes wrong when this is overlooked.
         remedy: the way out.
         file: the file where it is found, if that is always the same.
+        sees_base: whether it judges the subject anew once the base is at hand.
     """
     if code in _RULES:
         raise ValueError(f"the code `{code}` is taken by the rule `{_RULES[code].name}`")
@@ -120,16 +143,25 @@ def rule(
         severity = outcome if isinstance(outcome, Severity) else Severity.REFUSE
         effect = outcome if isinstance(outcome, Effect) else Effect.NONE
         name = check.__name__.replace("_", "-")
-        _RULES[code] = Rule(code, name, title, about, file, severity, effect, why, remedy, check)
+        _RULES[code] = Rule(code, name, title, about, file, severity, effect, why, remedy, check, sees_base)
         return check
 
     return register
 
 
-def examine(subject: object) -> tuple[Finding, ...]:
-    """Return the findings of all rules about this type of subject, in the order of their codes."""
-    rules = sorted((each for each in _RULES.values() if each.about is type(subject)), key=lambda r: r.code)
+def examine(subject: object, *, with_base: bool = False) -> tuple[Finding, ...]:
+    """Return the findings of all rules about this type of subject, in the order of their codes.
+
+    With ``with_base`` only of those rules that judge it anew beside the base.
+    """
+    chosen = [each for each in _RULES.values() if each.about is type(subject)]
+    rules = sorted((each for each in chosen if each.sees_base or not with_base), key=lambda r: r.code)
     return tuple(finding for each in rules for finding in each.findings(subject))
+
+
+def codes_that_see_the_base() -> frozenset[str]:
+    """Return the codes of the rules that judge an adapter anew beside its base."""
+    return frozenset(each.code for each in _RULES.values() if each.sees_base)
 
 
 def order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -148,6 +180,7 @@ __all__ = [
     "Observation",
     "Observations",
     "Rule",
+    "codes_that_see_the_base",
     "examine",
     "order",
     "registered_rules",

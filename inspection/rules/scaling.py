@@ -8,7 +8,7 @@ from ...schemas.finding import Effect, Severity
 from ...schemas.quotation import quote, quote_name
 from ..config import SCALE_FIELDS, Config, LoraConfig, as_alpha, as_rank
 from ..patterns import MAX_PATTERN_CHARACTERS, Pattern, Standing
-from ..tensors import Tensors
+from ..tensors import Tensors, count_experts
 from .rule import CONFIG_FILE, Observation, Observations, rule
 
 _GUESS = "without rank and alpha every result is scaled by a guess"
@@ -34,12 +34,12 @@ def rank_is_unusable(config: LoraConfig) -> Observations:
     Effect.BROKEN,
     file=CONFIG_FILE,
     why=_GUESS + "; PEFT silently takes 8 where alpha is missing",
-    remedy="write the alpha that the adapter was trained with, a positive number",
+    remedy="write the alpha that the adapter was trained with, a number other than zero",
 )
 def alpha_is_unusable(config: LoraConfig) -> Observations:
-    """`lora_alpha` is missing or not a positive number."""
+    """`lora_alpha` is missing or not a number other than zero."""
     if config.alpha is None:
-        yield Observation(_found(config, "lora_alpha"), "a positive number", field="lora_alpha")
+        yield Observation(_found(config, "lora_alpha"), "a number other than zero", field="lora_alpha")
 
 
 @rule(
@@ -48,17 +48,18 @@ def alpha_is_unusable(config: LoraConfig) -> Observations:
     Effect.BROKEN,
     file=CONFIG_FILE,
     why="PEFT cannot build the layers, or builds them with another rank or scale than was trained",
-    remedy="write an object from module name to rank (whole number) or alpha (positive number)",
+    remedy="write an object from module name to rank (whole number) or alpha (a number other than zero); an "
+    "empty object where there is no entry",
 )
 def pattern_field_is_malformed(config: LoraConfig) -> Observations:
     """A pattern field does not map names to numbers."""
     for name, read, expected in (
         ("rank_pattern", as_rank, "a whole number from 1 on"),
-        ("alpha_pattern", as_alpha, "a positive number"),
+        ("alpha_pattern", as_alpha, "a number other than zero"),
     ):
-        found = config.value.get(name)
-        if found is None:
+        if name not in config.value:
             continue
+        found = config.value[name]
         if not isinstance(found, dict):
             yield Observation(quote(found), "an object", field=name)
             continue
@@ -162,7 +163,7 @@ def rank_disagrees_with_tensors(tensors: Tensors) -> Observations:
     """The config's rank is not that of the tensors."""
     for pair in tensors.pairs:
         declared = tensors.resolution.ranks.get(pair.path)
-        if pair.a is None or not pair.is_sound or declared is None or pair.a.shape[0] == declared:
+        if pair.a is None or not pair.is_sound or declared is None or count_experts(pair, declared):
             continue
         swapped = ": A and B are swapped or transposed" if pair.a.shape[1] == declared else ""
         yield Observation(
@@ -171,6 +172,23 @@ def rank_disagrees_with_tensors(tensors: Tensors) -> Observations:
             tensor=pair.a.name,
             field="r",
         )
+
+
+@rule(
+    "MR120",
+    LoraConfig,
+    Effect.NOT_FUSABLE,
+    file=CONFIG_FILE,
+    why="PEFT subtracts what the factors add; a bundle holds positive scalings only",
+    remedy="negate B and alpha, which is the same adapter, or use it by itself with PEFT",
+)
+def alpha_is_negative(config: LoraConfig) -> Observations:
+    """An alpha is below zero."""
+    stated = [("lora_alpha", config.value.get("lora_alpha"))]
+    stated += [(f"alpha_pattern.{name}", value) for name, value in config.patterns("alpha_pattern").items()]
+    for name, value in stated:
+        if (as_alpha(value) or 0) < 0:
+            yield Observation(quote(value), "a positive number", field=name)
 
 
 def _found(config: LoraConfig, name: str) -> str:

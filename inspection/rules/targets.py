@@ -6,12 +6,13 @@ import re
 
 from ...schemas.finding import Effect, Severity
 from ...schemas.quotation import quote, quote_name, quote_names
+from ..base_facts import BaseFacts
 from ..config import Config, LoraConfig
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
-from ..tensors import Tensors
+from ..targets import Declaration, Names, NotMatched, present_names
+from ..tensors import Pair, Tensors
 from .rule import CONFIG_FILE, Observation, Observations, rule
 
-_ALL_LINEAR = "all-linear"
 _TWO_NAMES = re.compile(r"[,;\s]")
 _OLD_GPT2 = re.compile(r"(.*/)?(distil)?gpt2(-(medium|large|xl))?")
 
@@ -68,21 +69,24 @@ def targets_are_malformed(config: LoraConfig) -> Observations:
 @rule(
     "MR134",
     Tensors,
-    Severity.WARN,
+    Effect.UNDECLARED,
     file=CONFIG_FILE,
-    why="PEFT builds only the declared modules and silently drops the other tensors; here the tensors count",
-    remedy="write all modules that the file holds into `target_modules`",
+    sees_base=True,
+    why="PEFT builds only the declared modules: it silently drops the tensors of others, and stops where it "
+    "has none left",
+    remedy="write all modules that the file holds into `target_modules`; if they belong to the adapter, "
+    "`--trust-tensors` fuses them as they are",
 )
-def targets_are_narrower_than_tensors(tensors: Tensors) -> Observations:
-    """The file holds modules that the config does not target."""
-    matched = match_targets(tensors)
-    if matched is None:
+def modules_are_undeclared(tensors: Tensors) -> Observations:
+    """The file holds modules that the config does not declare."""
+    declared = match_targets(tensors)
+    if declared is None:
         return
-    left_out = [pair.path for pair in tensors.pairs if pair.path not in matched]
+    left_out = [pair for pair in tensors.modules if pair.path not in declared]
     if left_out:
         yield Observation(
-            f"{len(left_out)} of {len(tensors.pairs)} modules are not declared, such as "
-            f"{quote_name(left_out[0])}",
+            f"{len(left_out)} of {len(tensors.modules)} modules are not declared, such as "
+            f"{quote_name(left_out[0].path)}",
             "a declaration of every module",
             field="target_modules",
         )
@@ -98,18 +102,16 @@ def targets_are_narrower_than_tensors(tensors: Tensors) -> Observations:
 )
 def target_matches_nothing(tensors: Tensors) -> Observations:
     """A target entry matches no module of the file."""
-    if not tensors.pairs:
+    if not tensors.modules:
         return
-    names = set(tensors.config.targets or ())
-    depths = _depths_of(names)
-    absent = names.difference(*(_tails_of(pair.path, depths) for pair in tensors.pairs))
-    matched = match_targets(tensors) if isinstance(tensors.config.value.get("target_modules"), str) else None
+    names = Names.of(tensors.config.targets or ())
+    absent = set(names.names)
+    for pair in tensors.modules:
+        absent.difference_update(names.found_in(pair.path))
     if absent:
         yield Observation(
             f"no tensors for {quote_names(sorted(absent))}", "tensors for every entry", field="target_modules"
         )
-    elif matched is not None and not matched:
-        yield Observation("an expression that matches no module", "one that does", field="target_modules")
 
 
 @rule(
@@ -169,43 +171,38 @@ def layers_contradict_targets(config: LoraConfig) -> Observations:
 
 
 def match_targets(tensors: Tensors) -> set[str] | None:
-    """Return the modules of the file that the config targets; None if they cannot be determined."""
-    declared = tensors.config.value.get("target_modules")
-    paths = [pair.path for pair in tensors.pairs]
-    if isinstance(declared, str) and declared and declared != _ALL_LINEAR:
-        return _match_text(tensors.config, paths)
-    if not tensors.config.targets:
+    """Return the modules of the file that the config declares; None if they cannot be determined.
+
+    With the base at hand a module is known by what the base calls it, and without by what transformers may
+    call it today.
+    """
+    facts = tensors.facts
+    declared = set()
+    try:
+        declaration = Declaration(tensors.config, default=facts.default_targets if facts else None)
+        with tensors.config.budget.running():
+            for pair in tensors.modules:
+                names = _compared_names(pair, facts)
+                if _comes_with_another(pair, tensors.config) or any(map(declaration.names, names)):
+                    declared.add(pair.path)
+    except NotMatched:
         return None
-    names = set(tensors.config.targets)
-    depths = _depths_of(names)
-    return {path for path in paths if not names.isdisjoint(_tails_of(path, depths))}
+    return declared
 
 
-def _depths_of(names: set[str]) -> list[int]:
-    """Return the numbers of dots that occur in the names."""
-    return sorted({name.count(".") for name in names})
+def _compared_names(pair: Pair, facts: BaseFacts | None) -> list[str]:
+    """Return the names of a module that PEFT may compare with the declaration."""
+    if facts is None:
+        return present_names(pair.path)
+    present = facts.present.get(pair.path, pair.path)
+    # Separate experts are declared by their own names, and become one parameter afterwards.
+    return [present] if present in facts.adaptable else [pair.path]
 
 
-def _tails_of(path: str, depths: list[int]) -> list[str]:
-    """Return the ends of a path that have one of these numbers of dots: the path after a dot, or whole."""
-    if depths == [0]:
-        return [path.rpartition(".")[2]]
-    parts = path.split(".")
-    return [".".join(parts[-depth - 1 :]) for depth in depths if depth < len(parts)]
-
-
-def _match_text(config: Config, paths: list[str]) -> set[str] | None:
-    (pattern,) = config.patterns_in("target_modules")
-    if not pattern.can_match:
-        return None
-    matched = set()
-    with config.budget.running():
-        for path in paths:
-            if config.budget.is_spent:
-                return None
-            if pattern.matches(path):
-                matched.add(path)
-    return matched
+def _comes_with_another(pair: Pair, config: Config) -> bool:
+    """Return whether PEFT adapts a module without a declaration: inside another, or tied to the embedding."""
+    is_tied = config.value.get("ensure_weight_tying") is True
+    return pair.is_inside or (is_tied and _last(pair.path) in OUTPUT_LAYERS | EMBEDDING_LAYERS)
 
 
 def _last(name: str) -> str:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 
 from ...schemas.finding import Effect, Severity
 from ...schemas.inventory import Dtype
-from ...schemas.quotation import quote_name, quote_names
+from ...schemas.quotation import quote, quote_name, quote_names
 from ..config import LoraConfig
-from ..keys import MAX_PATH_CHARACTERS, TensorKind, is_module_path, name_format
+from ..keys import (
+    ADAPTER_MARK,
+    FOREIGN_PREFIX,
+    MAX_PATH_CHARACTERS,
+    TensorKind,
+    is_module_path,
+    name_format,
+    strip_marks,
+)
 from ..methods import EMBEDDING_LAYERS, OUTPUT_LAYERS
 from ..tensors import Pair, Tensors
 from .rule import WEIGHTS_FILE, Observation, Observations, rule
@@ -17,6 +26,8 @@ from .rule import WEIGHTS_FILE, Observation, Observations, rule
 _EXPERT = re.compile(r"(^|\.)experts?(\.|$)")
 _LAYER = re.compile(r"\.(\d+)(?=\.|$)")
 _FLOATS = frozenset(Dtype)
+# The name of the wrapper that PEFT puts around a module that it saves whole.
+_SAVED_PART = ".modules_to_save."
 _RETRAIN = "restore the file that the training wrote; one that was gathered wrongly cannot be repaired"
 
 
@@ -30,8 +41,13 @@ _RETRAIN = "restore the file that the training wrote; one that was gathered wron
 )
 def file_holds_no_lora(tensors: Tensors) -> Observations:
     """The file holds no LoRA tensors."""
-    kinds = set(tensors.others)
-    if tensors.pairs or kinds & {TensorKind.FOREIGN, TensorKind.EMBEDDING_FACTOR, TensorKind.VARIANT}:
+    others = {
+        TensorKind.FOREIGN,
+        TensorKind.EMBEDDING_FACTOR,
+        TensorKind.VARIANT,
+        TensorKind.MISNAMED,
+    }
+    if tensors.pairs or not others.isdisjoint(tensors.others):
         return
     if not isinstance(tensors.config, LoraConfig):
         return
@@ -59,27 +75,50 @@ def names_are_foreign(tensors: Tensors) -> Observations:
             f"{count} names of {tool}",
             "`base_model.model.<module>.lora_A.weight`",
             tensor=first.name,
+            reason=tool,
         )
 
 
 @rule(
     "MR303",
     Tensors,
-    Severity.NOTE,
+    Effect.BROKEN_FOR_USE,
     file=WEIGHTS_FILE,
-    why="PEFT itself does not find such names: it warns and answers with the base's output, or with memory "
-    "that was never written",
-    remedy="nothing needs doing here; unwrap the model before `save_pretrained` for other loaders",
+    why="PEFT does not find such names: it warns and answers with the base's output, or with memory that was "
+    "never written; the modules are beyond doubt, so a fuse takes them",
+    remedy="`meteora-registry repair FOLDER --out FOLDER` writes a copy under PEFT's names; unwrap the model "
+    "before `save_pretrained`",
 )
 def names_carry_marks(tensors: Tensors) -> Observations:
-    """Tensor names carry the marks of a wrapper, or lack PEFT's prefix."""
-    marked = [pair for pair in tensors.pairs if pair.marks and not _begins_unknown(pair.path)]
-    for marks, count in sorted(Counter(pair.marks for pair in marked).items()):
-        first = next(pair for pair in marked if pair.marks == marks)
+    """Tensor names carry the marks of a wrapper or a prefix, or lack PEFT's own."""
+    yield from _observe_marks(tensors, lambda mark: mark != ADAPTER_MARK)
+
+
+@rule(
+    "MR313",
+    Tensors,
+    Severity.NOTE,
+    file=WEIGHTS_FILE,
+    why="PEFT finds such names only because it calls the adapter `default` when it loads it",
+    remedy="nothing needs doing; `meteora-registry repair FOLDER --out FOLDER` writes a copy without it",
+)
+def names_carry_adapter(tensors: Tensors) -> Observations:
+    """Tensor names carry the name `default`."""
+    yield from _observe_marks(tensors, lambda mark: mark == ADAPTER_MARK)
+
+
+def _observe_marks(tensors: Tensors, accept: Callable[[str], bool]) -> Observations:
+    found: dict[tuple[str, ...], list[Pair]] = {}
+    for pair in tensors.pairs:
+        marks = tuple(filter(accept, pair.marks))
+        if marks and not _begins_unknown(pair.path):
+            found.setdefault(marks, []).append(pair)
+    for marks, pairs in sorted(found.items()):
         yield Observation(
-            f"{quote_names(list(marks))} in the names of {count} modules",
+            f"{quote_names(list(marks))} in the names of {len(pairs)} modules",
             "`base_model.model.<module>.lora_A.weight`",
-            tensor=first.any_name,
+            tensor=pairs[0].any_name,
+            reason=" ".join(marks),
         )
 
 
@@ -102,7 +141,23 @@ def module_path_is_unusable(tensors: Tensors) -> Observations:
                 "the prefix `base_model.` without `model.`",
                 "`base_model.model.`",
                 tensor=pair.any_name,
+                reason="half a prefix",
             )
+    prefixes = {_foreign_prefix(pair): pair for pair in tensors.pairs}
+    if len(prefixes) > 1:
+        listed = [prefix or "none" for prefix in sorted(prefixes, key=str)]
+        yield Observation(
+            f"{len(listed)} prefixes before PEFT's own: {quote_names(listed)}",
+            "one for all tensors",
+            tensor=next(iter(prefixes.values())).any_name,
+            reason="prefixes",
+        )
+
+
+def _foreign_prefix(pair: Pair) -> str | None:
+    """Return the text before PEFT's prefix in the names of a module."""
+    marks = (mark.removesuffix(FOREIGN_PREFIX) for mark in pair.marks if mark.endswith(FOREIGN_PREFIX))
+    return next(marks, None)
 
 
 @rule(
@@ -168,10 +223,14 @@ def factor_is_empty_or_flat(tensors: Tensors) -> Observations:
 )
 def factors_disagree_in_rank(tensors: Tensors) -> Observations:
     """A and B disagree in rank."""
+    if tensors.config.value.get("use_bdlora") is not None:
+        # The blocks of a block-diagonal factor are stored side by side.
+        return
     for pair in tensors.unsound:
-        if pair.a is None or pair.b is None or len(pair.a.shape) != 2 or len(pair.b.shape) != 2:
+        if pair.a is None or pair.b is None or min(len(pair.a.shape), len(pair.b.shape)) != 2:
             continue
-        if pair.a.shape[0] != pair.b.shape[1] and pair.a.elements and pair.b.elements:
+        disagree = len(pair.a.shape) != len(pair.b.shape) or pair.a.shape[0] != pair.b.shape[1]
+        if disagree and pair.a.elements and pair.b.elements:
             yield Observation(
                 f"A {list(pair.a.shape)}, B {list(pair.b.shape)}{_explain(pair)}",
                 "A [rank, in], B [out, rank]",
@@ -199,9 +258,14 @@ def factor_is_of_convolution(tensors: Tensors) -> Observations:
     """A factor has more than two dimensions."""
     for pair in tensors.unsound:
         for entry in filter(None, (pair.a, pair.b)):
-            if len(entry.shape) > 2 and entry.elements:
+            if len(entry.shape) > 2 and entry.elements and not _is_half_matrix(pair):
                 found = f"shape {list(entry.shape)}: a convolution"
                 yield Observation(found, "a matrix", tensor=entry.name)
+
+
+def _is_half_matrix(pair: Pair) -> bool:
+    """Return whether one factor of a pair is a matrix and the other one is not."""
+    return 2 in {len(entry.shape) for entry in (pair.a, pair.b) if entry is not None}
 
 
 @rule(
@@ -242,31 +306,78 @@ def factors_are_double(tensors: Tensors) -> Observations:
     Tensors,
     Severity.WARN,
     file=WEIGHTS_FILE,
+    sees_base=True,
     why="a layer without tensors stays as it is in the base, silently",
     remedy="check that the file is complete; set `layers_to_transform` if they were left out on purpose",
 )
 def layers_are_missing(tensors: Tensors) -> Observations:
     """Some layers have modules that others lack."""
-    if tensors.config.value.get("layers_to_transform") is not None:
+    value = tensors.config.value
+    if value.get("layers_to_transform") is not None or value.get("layer_replication") is not None:
         return
+    facts = tensors.facts
+    paths = [facts.present.get(pair.path, pair.path) if facts else pair.path for pair in tensors.pairs]
+    layers = group_by_layer(paths)
+    if facts is None:
+        holes = _holes_without_base(layers)
+    else:
+        there = group_by_layer(facts.modules)
+        holes = {kind: sorted(there.get(kind, set()) - found) for kind, found in layers.items()}
+    missing = {kind: numbers for kind, numbers in sorted(holes.items()) if numbers}
+    if missing:
+        kind, numbers = next(iter(missing.items()))
+        others = f", and {len(missing) - 1} more kinds of modules" if len(missing) > 1 else ""
+        yield Observation(
+            f"{quote_name(kind)} in {len(layers[kind])} layers, not in {_list_numbers(numbers)}{others}",
+            "the same modules in every layer",
+        )
+    elif gaps := _gaps_of(layers) if facts is None else []:
+        yield Observation(f"no tensors for the layers {_list_numbers(gaps)}", "layers without gaps")
+
+
+def group_by_layer(paths: Iterable[str]) -> dict[str, set[int]]:
+    """Return the numbers of the layers that have a module, by its path with the number left out."""
     layers: dict[str, set[int]] = {}
-    for pair in tensors.pairs:
-        if match := _LAYER.search(pair.path):
-            shape = pair.path[: match.start(1)] + "*" + pair.path[match.end(1) :]
-            layers.setdefault(shape, set()).add(int(match[1][:9]))
+    for path in paths:
+        if match := _LAYER.search(path):
+            kind = path[: match.start(1)] + "*" + path[match.end(1) :]
+            layers.setdefault(kind, set()).add(int(match[1][:9]))
+    return layers
+
+
+def _holes_without_base(layers: dict[str, set[int]]) -> dict[str, list[int]]:
+    """Return the layers that lack a module, except where another block of modules is in its place.
+
+    Layers of two kinds, such as those of a hybrid of attention and recurrence, have a block each that the
+    others lack.
+    """
+    blocks: dict[str, set[int]] = {}
+    for kind, present in layers.items():
+        blocks.setdefault(_block_of(kind), set()).update(present)
     everything = set().union(*layers.values()) if layers else set()
-    for shape, present in sorted(layers.items()):
-        holes = sorted(everything - present)
-        if holes:
-            yield Observation(
-                f"{quote_name(shape)} in {len(present)} of {len(everything)} layers, not in "
-                + ", ".join(str(number) for number in holes[:8]),
-                "the same modules in every layer",
-            )
-    gaps = set(range(max(everything) + 1)) - everything if everything and max(everything) < 1 << 16 else set()
-    if gaps and min(everything) == 0 and not any(everything - present for present in layers.values()):
-        listed = ", ".join(str(number) for number in sorted(gaps)[:8])
-        yield Observation(f"no tensors for the layers {listed}", "layers without gaps")
+    holes = {}
+    for kind, present in layers.items():
+        own = blocks[_block_of(kind)]
+        instead = set().union(*(other for other in blocks.values() if other.isdisjoint(own)))
+        holes[kind] = sorted(everything - present - (instead - own))
+    return holes
+
+
+def _block_of(kind: str) -> str:
+    """Return the block of a layer that a module belongs to, such as `layers.*.self_attn`."""
+    before, _, after = kind.partition(".*.")
+    return f"{before}.*.{after.partition('.')[0]}"
+
+
+def _gaps_of(layers: dict[str, set[int]]) -> list[int]:
+    everything = set().union(*layers.values()) if layers else set()
+    if not everything or min(everything) != 0 or max(everything) >= 1 << 16:
+        return []
+    return sorted(set(range(max(everything) + 1)) - everything)
+
+
+def _list_numbers(numbers: list[int]) -> str:
+    return ", ".join(str(number) for number in numbers[:8])
 
 
 @rule(
@@ -274,7 +385,7 @@ def layers_are_missing(tensors: Tensors) -> Observations:
     Tensors,
     Effect.NOT_FUSABLE,
     file=WEIGHTS_FILE,
-    why="DoRA vectors rescale the sum of base and delta; with the flag lost, PEFT drops them silently",
+    why="DoRA vectors rescale the sum of base and delta",
     remedy="serve the adapter by itself, or train it again without `use_dora`",
 )
 def file_holds_magnitudes(tensors: Tensors) -> Observations:
@@ -295,11 +406,7 @@ def file_holds_magnitudes(tensors: Tensors) -> Observations:
 )
 def file_holds_biases(tensors: Tensors) -> Observations:
     """The file holds biases."""
-    factor_biases = tensors.of_kind(TensorKind.FACTOR_BIAS)
-    saved = _saved_names(tensors)
-    biases = factor_biases + tuple(
-        entry for entry in tensors.of_kind(TensorKind.FULL_BIAS) if saved.isdisjoint(entry.name.split("."))
-    )
+    biases = tensors.of_kind(TensorKind.FACTOR_BIAS) + tensors.of_kind(TensorKind.FULL_BIAS)
     if biases:
         yield Observation(f"{len(biases)} biases", "none", tensor=biases[0].name)
 
@@ -315,9 +422,7 @@ def file_holds_biases(tensors: Tensors) -> Observations:
 )
 def file_holds_full_weights(tensors: Tensors) -> Observations:
     """The file holds full weights beside the factors."""
-    biases, saved = tensors.of_kind(TensorKind.FULL_BIAS), _saved_names(tensors)
-    found = [*tensors.of_kind(TensorKind.FULL_WEIGHT)]
-    found += [entry for entry in biases if not saved.isdisjoint(entry.name.split("."))]
+    found = [*tensors.of_kind(TensorKind.FULL_WEIGHT), *tensors.of_kind(TensorKind.SAVED)]
     if not found or not (tensors.pairs or tensors.of_kind(TensorKind.EMBEDDING_FACTOR)):
         return
     vocabulary = [entry for entry in found if _module_of(entry.name) in OUTPUT_LAYERS | EMBEDDING_LAYERS]
@@ -375,7 +480,8 @@ def experts_are_adapted(tensors: Tensors) -> Observations:
     """The file adapts the experts of a mixture model."""
     paths = [pair for pair in tensors.pairs if _EXPERT.search(pair.path)]
     if paths:
-        yield Observation(f"{len(paths)} expert modules", "none", tensor=paths[0].any_name)
+        found = f"{len(paths)} expert modules, such as {quote_name(paths[0].path)}"
+        yield Observation(found, "none", tensor=paths[0].any_name)
 
 
 @rule(
@@ -391,14 +497,23 @@ def file_holds_variant(tensors: Tensors) -> Observations:
     found = tensors.of_kind(TensorKind.VARIANT)
     if found:
         yield Observation(f"{len(found)} tensors of a variant", "A and B only", tensor=found[0].name)
+    inside = [pair for pair in tensors.pairs if pair.is_inside]
+    if inside:
+        yield Observation(
+            f"{len(inside)} modules inside others that are adapted as a whole, such as "
+            f"{quote_name(inside[0].path)}",
+            "modules that are adapted one by one",
+            tensor=inside[0].any_name,
+            reason="inside",
+        )
 
 
 @rule(
     "MR328",
     Tensors,
-    Effect.BROKEN,
+    Effect.NOT_FUSABLE,
     file=WEIGHTS_FILE,
-    why="the tensor's purpose is unknown, so leaving it out might change the result",
+    why="PEFT ignores it and a bundle cannot hold it; what it was meant for is unknown",
     remedy="remove the tensor if it is not part of the adapter",
 )
 def tensor_is_unknown(tensors: Tensors) -> Observations:
@@ -409,6 +524,60 @@ def tensor_is_unknown(tensors: Tensors) -> Observations:
         )
 
 
+@rule(
+    "MR329",
+    Tensors,
+    Effect.BROKEN,
+    file=WEIGHTS_FILE,
+    why="PEFT finds no place for such a name and leaves the base as it is, or stops with a KeyError",
+    remedy="save the adapter with PEFT's `save_pretrained`, which writes neither the adapter's name nor a "
+    "wrapper's into tensor names",
+)
+def name_is_not_pefts(tensors: Tensors) -> Observations:
+    """A name looks like LoRA's, and PEFT neither writes nor reads it."""
+    for entry in tensors.of_kind(TensorKind.MISNAMED):
+        yield Observation("such a name", "`base_model.model.<module>.lora_A.weight`", tensor=entry.name)
+    names = {entry.name for entry in tensors.header.tensors if _SAVED_PART in entry.name}
+    if names:
+        # With `bias="all"` PEFT writes the wrapper's biases besides the module's own.
+        names -= {name for name in names if name.replace(_SAVED_PART, ".") in tensors.header}
+    for name in sorted(names):
+        yield Observation("a wrapper's name", "the module's own", tensor=name, reason="wrapper")
+
+
+@rule(
+    "MR330",
+    Tensors,
+    Effect.BROKEN,
+    file=WEIGHTS_FILE,
+    why="PEFT takes what the file lacks at its first value, drops what the config does not declare, or stops "
+    "with a KeyError: none of it is the adapter that was trained",
+    remedy="restore the config and the weights that the training wrote together",
+)
+def variant_is_incomplete(tensors: Tensors) -> Observations:
+    """The config and the tensors contradict each other about a variant of LoRA."""
+    value = tensors.config.value
+    checks = (
+        ("use_dora", value.get("use_dora") is True, TensorKind.MAGNITUDE, "lora_magnitude_vector"),
+        ("kasa_config", value.get("kasa_config") is not None, TensorKind.VARIANT, "lora_diag"),
+    )
+    for name, is_declared, kind, part in checks:
+        entries = [entry for entry in tensors.of_kind(kind) if f".{part}" in entry.name]
+        if entries and not is_declared:
+            yield Observation(
+                f"`{part}` in {len(entries)} modules", "none", tensor=entries[0].name, reason=name
+            )
+        if is_declared:
+            there = {strip_marks(entry.name)[0].partition(f".{part}")[0] for entry in entries}
+            lacking = [pair for pair in tensors.modules if pair.path not in there]
+            if lacking:
+                found = f"no `{part}` in {len(lacking)} of {len(tensors.modules)} modules"
+                yield Observation(found, "one in each", tensor=lacking[0].any_name, field=name, reason=name)
+    rows = value.get("trainable_token_indices")
+    if rows and not tensors.of_kind(TensorKind.TOKENS):
+        yield Observation("no trained token rows", quote(rows), field="trainable_token_indices")
+
+
 def _begins_unknown(path: str) -> bool:
     """Return whether a path begins with half of PEFT's prefix."""
     return path == "base_model" or path.startswith("base_model.")
@@ -417,8 +586,3 @@ def _begins_unknown(path: str) -> bool:
 def _module_of(name: str) -> str:
     """Return the last part of the path of the module that a weight or bias belongs to."""
     return name.rpartition(".")[0].rpartition(".")[2]
-
-
-def _saved_names(tensors: Tensors) -> frozenset[str]:
-    """Return the last parts of the module names in `modules_to_save`."""
-    return frozenset(name.rpartition(".")[2] for name in tensors.config.saved_modules)

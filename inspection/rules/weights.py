@@ -21,7 +21,8 @@ def number_is_not_finite(weights: Weights) -> Observations:
     """A tensor holds NaN or infinity."""
     for name, magnitude in weights.scan.magnitudes.items():
         if not magnitude.is_finite:
-            yield Observation("NaN" if magnitude.has_nan else "infinity", "finite numbers", tensor=name)
+            found = "NaN" if magnitude.has_nan else "infinity"
+            yield Observation(found, "finite numbers", tensor=name, reason=found)
 
 
 @rule(

@@ -1,20 +1,17 @@
-"""Adapter versions: added, and read as whole records or as summaries of one line.
-
-A summary is read without objects, in one statement for all of them.
-"""
+"""Adapter versions: added, and read as whole records or, with the statement of ``latest``, as summaries."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from sqlalchemy import Row, bindparam, func, select
+from sqlalchemy import bindparam, select, text
 from sqlalchemy.orm import Session
 
+from ...schemas.base_name import is_same_base
 from ...schemas.digest import Digest
 from ...schemas.errors import AlreadyInCatalog
-from ...schemas.facts import ListedFacts, values_of
+from ...schemas.facts import values_of
 from ...schemas.finding import Finding, Verdict
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
@@ -23,9 +20,10 @@ from .bases import resolve_base
 from .column_types import clean_foreign_text
 from .entries import begin_version, change_tags, source_of
 from .events import record_event
-from .models import adapter_versions, aliases, entries, named_adapters, tags, versions
+from .latest import adapters_statement, read_adapter
+from .models import adapter_versions
 from .records import AdapterSummary, AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
-from .search_index import index_version, is_latest
+from .search_index import index_version
 
 
 def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -> Added:
@@ -129,7 +127,7 @@ def _find_content_of(session: Session, new: NewAdapterVersion) -> models.Adapter
     row = next((row for row in same if row.entry.name == new.name), None)
     if row is not None and new.stated_base is not None:
         stated = clean_foreign_text(new.stated_base)
-        if stated != row.stated_base:
+        if row.stated_base is None or not is_same_base(stated, row.stated_base):
             found = f"with the base `{row.stated_base}`" if row.stated_base else "without a stated base"
             raise AlreadyInCatalog(
                 f"`{source_of(row)}` has this very content, {found}, and a version never changes",
@@ -187,51 +185,6 @@ def read_origin(kind: str, location: str, commit: str | None) -> Origin:
 
 def read_summaries(session: Session, wanted: Sequence[int]) -> dict[int, AdapterSummary]:
     """Return the summaries by version id, ordered by name and number."""
-    rows = session.execute(_WANTED, {"wanted": wanted})
-    return {row.id: _summary(row) for row in rows}
-
-
-def list_latest(session: Session) -> tuple[AdapterSummary, ...]:
-    """Return the latest version of every adapter, ordered by name."""
-    return tuple(map(_summary, session.execute(_ADAPTERS.where(is_latest()))))
-
-
-# Neither tags nor aliases have a space.
-_TAGS = (
-    select(func.aggregate_strings(tags.c.tag, " "))
-    .where(tags.c.version_id == adapter_versions.c.id)
-    .scalar_subquery()
-)
-_ALIASES = (
-    select(func.aggregate_strings(aliases.c.alias, " "))
-    .where(aliases.c.entry_id == versions.c.entry_id, aliases.c.number == versions.c.number)
-    .scalar_subquery()
-)
-_LISTED = tuple(field.name for field in dataclasses.fields(ListedFacts))
-_ADAPTERS = (
-    select(
-        *adapter_versions.c["id", "sound", "fusable", *_LISTED],
-        func.coalesce(adapter_versions.c.stated_base, adapter_versions.c.declared_base).label("base"),
-        versions.c.number,
-        versions.c.created_at,
-        entries.c.name,
-        _TAGS.label("tags"),
-        _ALIASES.label("aliases"),
-    )
-    .select_from(named_adapters)
-    .order_by(entries.c.name, versions.c.number)
-)
-_WANTED = _ADAPTERS.where(adapter_versions.c.id.in_(bindparam("wanted", expanding=True)))
-
-
-def _summary(row: Row[*tuple[Any, ...]]) -> AdapterSummary:
-    return AdapterSummary(
-        **{name: row._mapping[name] for name in _LISTED},
-        name=row.name,
-        version=row.number,
-        base=row.base,
-        verdict=Verdict(sound=row.sound, fusable=row.fusable),
-        tags=tuple(sorted((row.tags or "").split())),
-        aliases=tuple(sorted((row.aliases or "").split())),
-        created_at=row.created_at,
-    )
+    statement = text(adapters_statement(session.get_bind().dialect.name, "v.id IN :wanted"))
+    rows = session.execute(statement.bindparams(bindparam("wanted", list(wanted), expanding=True)))
+    return {row.id: read_adapter(row) for row in rows}

@@ -18,10 +18,12 @@ from ...schemas.verification import VerificationRecord
 from ..closing import Closing
 from ..home import Home
 from ..store import Blob, Referenced, References
-from . import adapters, bundles, dump, entries, events, models, references
+from . import adapters, bases, bundles, chain, dump, entries, events, models, references
 from .attempts import attempt
-from .database import HEAD_REVISION, back_up, create, require_head
+from .chain import ChainCheck, Head
+from .database import back_up, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
+from .latest import read_latest
 from .query import AdapterQuery, Page
 from .records import (
     AdapterSummary,
@@ -29,11 +31,13 @@ from .records import (
     Added,
     BundleVersion,
     Event,
+    LatestVersions,
     NewAdapterVersion,
     NewBundleVersion,
     Removal,
 )
 from .references import BundlePlace, Reference
+from .revisions import HEAD_REVISION
 from .search import search
 
 Result = TypeVar("Result")
@@ -151,13 +155,25 @@ class Catalog(Closing):
 
         return self._read(find)
 
+    def name_of_base(self, spelling: str) -> str | None:
+        """Return what the catalog calls the base with this spelling; None if it does not know the base."""
+        return self._read(lambda session: bases.name_of_base(session, spelling))
+
     def versions_of(self, name: str) -> tuple[int, ...]:
         """Return the numbers of an adapter's or a bundle's versions, in order; () for an unknown name."""
         return self._read(lambda session: entries.list_numbers(session, name))
 
+    def list_latest(self) -> LatestVersions:
+        """Return the latest version of every adapter and of every bundle, each in one line."""
+
+        def read(session: Session) -> LatestVersions:
+            return read_latest(session.connection().exec_driver_sql, self._engine.dialect.name)
+
+        return self._read(read)
+
     def list_adapters(self) -> tuple[AdapterSummary, ...]:
         """Return the latest version of every adapter, ordered by name."""
-        return self._read(adapters.list_latest)
+        return self.list_latest().adapters
 
     def search(self, query: AdapterQuery) -> Page[AdapterSummary]:
         """Return one page of the adapter versions that meet a query.
@@ -374,6 +390,18 @@ class Catalog(Closing):
             UsageError: the limit is out of range, or the cursor belongs to another name.
         """
         return self._read(lambda session: events.read_history(session, name, limit=limit, after=after))
+
+    def history_head(self) -> Head | None:
+        """Return the end of the history, to be kept elsewhere; None before anything was recorded.
+
+        As long as the history has that digest, everything up to it is as it was.
+        """
+        return self._read(lambda session: chain.read_head(session.connection()))
+
+    def check_history(self, head: Digest | None = None) -> ChainCheck:
+        """Compare every event with the one before it, every version with its event, and look for ``head``."""
+        with connection_to(self._engine) as connection:
+            return chain.check_chain(connection, head)
 
     def _read(self, work: Callable[[Session], Result]) -> Result:
         return attempt(self._engine, work)

@@ -7,7 +7,6 @@ no other process ever sees an unfinished one.
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,36 +17,25 @@ from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import PendingRollbackError
 
-import meteora_registry
-
 from ...files.locks import hold_lock
 from ...files.scratch import unfinished_catalog, unfinished_catalog_files
 from ...files.writing import move_into_place
 from ...schemas.errors import CatalogUnusable, MeteoraError, UsageError
+from .database_errors import describe_failure
 from .engine import (
     WRITES,
     connection_to,
-    describe_failure,
     describe_url,
     engine_for,
     sqlite_url,
     translated_errors,
 )
 from .models import Base
+from .revisions import MIGRATIONS_FOLDER, check_revision, newer_than_known
 from .search_index import find_index_problems
 
 if TYPE_CHECKING:
     from alembic.config import Config
-
-_REVISION = re.compile(r"[0-9]{4}")
-
-
-def _migrations_folder() -> Path:
-    return Path(meteora_registry.__file__).parent / "migrations"
-
-
-# The number in the name of the newest migration, so that no command needs alembic to know it.
-HEAD_REVISION = max(path.name[:4] for path in _migrations_folder().glob("versions/[0-9]*.py"))
 
 
 def find_revision(engine: Engine) -> str | None:
@@ -73,20 +61,7 @@ def require_head(engine: Engine) -> None:
     Raises:
         CatalogUnusable: no catalog, an older or a newer schema; the hint names the way out.
     """
-    found = find_revision(engine)
-    if found == HEAD_REVISION:
-        return
-    catalog = describe_url(engine.url)
-    if found is None:
-        raise CatalogUnusable(
-            f"there is no catalog at `{catalog}`", hint="create it with `meteora-registry db upgrade`"
-        )
-    if _REVISION.fullmatch(found) and found < HEAD_REVISION:
-        raise CatalogUnusable(
-            f"the catalog `{catalog}` has the schema `{found}`, this version needs `{HEAD_REVISION}`",
-            hint="upgrade it with `meteora-registry db upgrade`",
-        )
-    raise _newer(catalog, found)
+    check_revision(find_revision(engine), describe_url(engine.url))
 
 
 def upgrade(url: URL) -> None:
@@ -197,7 +172,7 @@ def _run_revisions(url: URL) -> None:
     with engine_for(url, foreign_keys=False) as engine:
         found = find_revision(engine)
         if found is not None and found not in known:
-            raise _newer(describe_url(url), found)
+            raise newer_than_known(describe_url(url), found)
         with translated_errors(engine), engine.connect() as connection:
             # On PostgreSQL `_sole_migration` holds the writers' lock: this connection must not wait for it.
             config.attributes["connection"] = connection.execution_options(
@@ -218,7 +193,7 @@ def alembic_config() -> Config:
 
     config = Config()
     # The value is interpolated, so a per cent sign in the path is doubled.
-    config.set_main_option("script_location", str(_migrations_folder()).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS_FOLDER).replace("%", "%%"))
     # What alembic would do with colons and spaces in this path otherwise.
     config.set_main_option("path_separator", "os")
     return config
@@ -238,13 +213,6 @@ def _sole_migration(url: URL) -> Iterator[None]:
 
 def _lock_of(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
-
-
-def _newer(catalog: str, found: str) -> CatalogUnusable:
-    return CatalogUnusable(
-        f"the catalog `{catalog}` has the schema `{found}`, this version knows `{HEAD_REVISION}` at most",
-        hint="upgrade meteora-registry",
-    )
 
 
 def back_up(engine: Engine, path: Path) -> None:

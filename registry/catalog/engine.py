@@ -5,21 +5,23 @@ written: on SQLite by ``BEGIN IMMEDIATE``, which waits for the other writer, on 
 advisory lock. Readers never wait (WAL, MVCC) and see one state throughout their transaction.
 
 On PostgreSQL nothing waits for ever: not for a connection, a lock, a statement, or a client that is gone.
-A connection is asked whether it still lives before it is used again.
+A connection is asked whether it still lives before it is used again. Everything that a transaction relies
+on is set in that transaction, because a pooler such as PgBouncer may give each transaction another session.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text, true
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -27,28 +29,26 @@ from sqlalchemy.orm import Session
 
 from ...schemas.errors import CatalogUnusable, MissingDependency, UsageError
 from ..secrets import hide_secrets, mask_url, remember_url
+from .database_errors import BUSY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, describe_failure
+from .sqlite_file import is_read_only, open_immutable
 
-BUSY_TIMEOUT_SECONDS = 60.0
 CONNECT_TIMEOUT_SECONDS = 10
-STATEMENT_TIMEOUT_SECONDS = 120
 # Between two statements of one transaction, such as while a store elsewhere is asked.
 IDLE_TIMEOUT_SECONDS = 3600
 # The execution option of a connection whose transactions write.
 WRITES = "meteora_writes"
 # Any fixed number: writers of one PostgreSQL database that know it take turns.
 _WRITER_LOCK_KEY = 0x6D65_7465
-# PostgreSQL's codes for a lock and a statement that took longer than they may, and for a full disk.
-_LOCK_NOT_AVAILABLE = "55P03"
-_QUERY_CANCELED = "57014"
-_DISK_FULL = "53100"
-_FULL_HINT = "free some space on its disk and give the same command again; nothing was half recorded"
-_DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
-_SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
 _URL_HINT = "such as `sqlite:////folder/catalog.db` or `postgresql://user@host/name`"
 _ESCAPE_HINT = (
     "write `@`, `:`, `/`, `?` and `#` of a user or password as `%40`, `%3A`, `%2F`, `%3F` and `%23`, and an "
     "IPv6 address in brackets"
 )
+# The options of a session as PostgreSQL takes them apart: words, in which a backslash keeps what follows it,
+# and in them settings such as `-c name=value`, `-cname=value` and `--name=value`.
+_OPTION = re.compile(r"(?:\\.|[^\s\\])+")
+_ESCAPED = re.compile(r"\\(.)")
+_SETTING = re.compile(r"(?:--)?(?P<name>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 # The only encoding that holds every name; the driver gives bytes for text from a database in SQL_ASCII.
 _ENCODING = "UTF8"
 
@@ -140,13 +140,16 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
         MissingDependency: PostgreSQL, and no driver for it is installed.
     """
     sqlite = url.get_backend_name() == "sqlite"
-    immutable = sqlite and url.database is not None and _is_read_only(Path(url.database))
+    immutable = sqlite and url.database is not None and is_read_only(Path(url.database))
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
     if not sqlite:
         _require_known_options(url)
-        options = _postgresql_options(url, with_timeout=foreign_keys)
+        settings, startup = _read_settings(url, with_timeout=foreign_keys)
+        options = _postgresql_options(startup)
+        if "connect_timeout" not in url.query:
+            options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     if immutable:
-        options = {"creator": partial(_open_immutable, Path(url.database or ""))}
+        options = {"creator": partial(open_immutable, Path(url.database or ""))}
     try:
         engine = create_engine(url, pool_timeout=BUSY_TIMEOUT_SECONDS, **options)
     except (ImportError, NoSuchModuleError) as error:
@@ -162,7 +165,7 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     else:
         # Before SQLAlchemy asks the server for its version, which it cannot read in every encoding.
         event.listen(engine, "connect", partial(_require_encoding, describe_url(url)), insert=True)
-        event.listen(engine, "begin", _begin_postgresql)
+        event.listen(engine, "begin", partial(_begin_postgresql, settings))
     return engine
 
 
@@ -198,28 +201,16 @@ def _require_encoding(catalog: str, connection: Any, record: object) -> None:
         )
 
 
-def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
-    """Return the options of pool and connections; ``PGOPTIONS`` and the URL come last and take precedence."""
-    settings = {
-        "lock_timeout": BUSY_TIMEOUT_SECONDS,
-        # A migration may have a large table to make again.
-        "statement_timeout": STATEMENT_TIMEOUT_SECONDS if with_timeout else 0,
-        "idle_in_transaction_session_timeout": IDLE_TIMEOUT_SECONDS,
-    }
-    stated = url.query.get("options", "")
-    own = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in settings.items())
-    users = [os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)]
-    # Whatever the default: a reader sees one state throughout its transaction.
-    fixed = r"-c default_transaction_isolation=repeatable\ read"
+def _postgresql_options(startup: str) -> dict[str, Any]:
+    """Return the options of pool and connections; ``startup`` is sent with each new connection."""
     # A statement that is prepared gets a plan for any values, and a search's costs depend on which.
     # Overrides PGCLIENTENCODING: another encoding could not hold every text.
+    # Empty options override PGOPTIONS, which is in `startup` as far as it is not set in each transaction.
     arguments: dict[str, Any] = {
-        "options": " ".join([own, *users, fixed]),
+        "options": startup,
         "prepare_threshold": None,
         "client_encoding": _ENCODING,
     }
-    if "connect_timeout" not in url.query:
-        arguments["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     return {
         "connect_args": arguments,
         "pool_pre_ping": True,
@@ -227,6 +218,34 @@ def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
         "max_overflow": 10,
         "pool_recycle": 1800,
     }
+
+
+def _read_settings(url: URL, *, with_timeout: bool) -> tuple[dict[str, str], str]:
+    """Return the settings of every transaction, and the options that only a new connection can have.
+
+    ``PGOPTIONS`` and the URL come last and take precedence.
+    """
+    seconds = {
+        "lock_timeout": BUSY_TIMEOUT_SECONDS,
+        # A migration may have a large table to make again.
+        "statement_timeout": STATEMENT_TIMEOUT_SECONDS if with_timeout else 0,
+        "idle_in_transaction_session_timeout": IDLE_TIMEOUT_SECONDS,
+    }
+    settings = {name: f"{value * 1000:.0f}" for name, value in seconds.items()}
+    stated = url.query.get("options", "")
+    rest = []
+    for options in (os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)):
+        words = iter(_OPTION.findall(options))
+        for word in words:
+            setting = _SETTING.fullmatch(next(words, "") if word == "-c" else word.removeprefix("-c"))
+            if setting is None:
+                rest.append(word)
+            else:
+                name = setting["name"].replace("-", "_").lower()
+                settings[name] = _ESCAPED.sub(r"\1", setting["value"])
+    # Whatever the users state: a reader sees one state throughout its transaction, a writer the latest.
+    settings.pop("transaction_isolation", None)
+    return settings, " ".join(rest)
 
 
 @contextmanager
@@ -237,17 +256,6 @@ def engine_for(url: URL, *, foreign_keys: bool = True) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
-
-
-def _is_read_only(path: Path) -> bool:
-    """Return whether a SQLite file cannot be written: no log can be created, and no other process has one."""
-    effective = os.access in os.supports_effective_ids
-    writable = os.access(path.parent, os.W_OK, effective_ids=effective)
-    return path.exists() and not writable and not path.with_name(path.name + "-shm").exists()
-
-
-def _open_immutable(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
@@ -272,10 +280,17 @@ def _begin_immutable(connection: Connection) -> None:
         connection.exec_driver_sql("PRAGMA user_version = 0")
 
 
-def _begin_postgresql(connection: Connection) -> None:
-    if connection.get_execution_options().get(WRITES, False):
-        # A writer that has waited for its turn must see what the one before it has committed.
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
+def _begin_postgresql(settings: Mapping[str, str], connection: Connection) -> None:
+    from psycopg import IsolationLevel
+
+    writes = connection.get_execution_options().get(WRITES, False)
+    driver: Any = connection.connection.driver_connection
+    # The driver states it in its BEGIN, and begins with the next statement. A reader sees one state
+    # throughout; a writer that has waited for its turn must see what the one before it has committed.
+    driver.isolation_level = IsolationLevel.READ_COMMITTED if writes else IsolationLevel.REPEATABLE_READ
+    calls = [func.set_config(name, value, true()) for name, value in settings.items()]
+    connection.execute(select(*calls))
+    if writes:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK_KEY})
 
 
@@ -319,42 +334,3 @@ def translated_errors(engine: Engine) -> Iterator[None]:
             f"{BUSY_TIMEOUT_SECONDS:.0f} seconds",
             hint="let fewer threads share one catalog",
         ) from error
-
-
-def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusable:
-    """Return a driver's error as an error about the catalog, with what to do."""
-    reason = hide_secrets(str(error).strip().partition("\n")[0])
-    code = getattr(error, "sqlite_errorcode", None)
-    # The lower byte is the primary code, the rest a detail of it.
-    primary = code & 0xFF if isinstance(code, int) else None
-    state = getattr(error, "sqlstate", None)
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or state == _LOCK_NOT_AVAILABLE:
-        return CatalogUnusable(
-            f"the catalog `{catalog}` stayed busy: another process has been writing to it "
-            f"for {BUSY_TIMEOUT_SECONDS:.0f} seconds",
-            hint="try again when that process has ended",
-        )
-    if state == _QUERY_CANCELED:
-        return CatalogUnusable(
-            f"the catalog `{catalog}` took longer than {STATEMENT_TIMEOUT_SECONDS} seconds for one statement",
-            hint="try again later, or ask the administrator of the server",
-        )
-    if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return CatalogUnusable(
-            f"the catalog `{catalog}` is damaged or no catalog: {reason}",
-            hint="put a backup in its place, or move it away to begin a new one",
-        )
-    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return CatalogUnusable(
-            f"the catalog `{catalog}` cannot be opened for writing: {reason}",
-            hint="check the permissions and free space of its folder, or name another with `--home`",
-        )
-    if primary is None and state is None and not isinstance(error, sqlite3.Error):
-        # The server answers with a code; without one the driver itself did not get that far.
-        return CatalogUnusable(f"the catalog `{catalog}` cannot be reached: {reason}", hint=_SERVER_HINT)
-    hints: dict[object, str] = {
-        sqlite3.SQLITE_FULL: _FULL_HINT,
-        sqlite3.SQLITE_IOERR: _DISK_HINT,
-        _DISK_FULL: _FULL_HINT,
-    }
-    return CatalogUnusable(f"the catalog `{catalog}` failed: {reason}", hint=hints.get(primary or state))

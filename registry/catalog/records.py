@@ -237,6 +237,29 @@ class BundleVersion(BundleFacts):
 
 
 @dataclass(frozen=True, slots=True)
+class BundleSummary:
+    """One bundle version, in one line, with what each of its verifications came to, the oldest first."""
+
+    name: str
+    version: int
+    base: str | None
+    dtype: str
+    size_bytes: int
+    gate_fitted: str
+    verified: tuple[tuple[Level, Outcome], ...]
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LatestVersions:
+    """The latest version of every adapter and of every bundle, each ordered by name."""
+
+    adapters: tuple[AdapterSummary, ...]
+    bundles: tuple[BundleSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Removal:
     """The versions removed from the catalog, and the digests of the blobs that it referred to."""
 
@@ -247,15 +270,21 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change to the catalog: when, by whom, what was done to what."""
+    """One change to the catalog: when, by whom, what was done to what.
+
+    ``actor`` is who the writer claims to be, ``role`` the role that PostgreSQL knew the writer by, None on
+    SQLite. ``digest`` is over this event and the one before it.
+    """
 
     at: datetime
     actor: str
+    role: str | None
     action: str
     subject: str
     name: str
     version: int | None
     details: dict[str, Any]
+    digest: Digest
 
 
 def join_sources(sources: Iterable[CatalogSource]) -> str:

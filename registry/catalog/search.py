@@ -35,7 +35,7 @@ from sqlalchemy.types import NullType
 
 from . import models
 from .adapters import read_summaries
-from .bases import find_base_id
+from .bases import find_base_ids
 from .models import SearchRow as Row
 from .query import AdapterQuery, Key, Order, Page, decode_cursor, encode_cursor, not_a_cursor
 from .records import AdapterSummary
@@ -72,21 +72,21 @@ def search(session: Session, query: AdapterQuery) -> Page[AdapterSummary]:
     Raises:
         UsageError: the cursor belongs to another query, or is not a cursor.
     """
-    base_id = None
+    base_ids: tuple[int, ...] = ()
     if query.base is not None:
-        base_id = find_base_id(session, query.base)
-        if base_id is None:
+        base_ids = find_base_ids(session, query.base)
+        if not base_ids:
             return Page((), None)
-    found = _find(session, query, base_id)
+    found = _find(session, query, base_ids)
     rows = found[: query.limit]
     following = _cursor_after(query, rows[-1][1:]) if len(found) > query.limit else None
     summaries = read_summaries(session, [row.version_id for row in rows]) if rows else {}
     return Page(tuple(summaries[row.version_id] for row in rows), following)
 
 
-def _find(session: Session, query: AdapterQuery, base_id: int | None) -> Sequence[Answer[Any]]:
+def _find(session: Session, query: AdapterQuery, base_ids: tuple[int, ...]) -> Sequence[Answer[Any]]:
     """Return the page's versions with their sort keys, and one more if there is a next page."""
-    filters = list(_filters(query, base_id))
+    filters = list(_filters(query, base_ids))
     wanted = query.limit + 1
     if not filters:
         page = select(Row.version_id, *_KEYS[query.order]).where(*_unindexed(query), *_after(query))
@@ -155,22 +155,31 @@ def _page(query: AdapterQuery, filters: Sequence[Filter], candidates: Select[int
     )
 
 
-def _filters(query: AdapterQuery, base_id: int | None) -> Iterator[Filter]:
+def _is_base(column: ColumnElement[Any], base_ids: tuple[int, ...]) -> ColumnElement[bool]:
+    # Equality keeps the index's order of ranks, which a list of ids loses.
+    return column == base_ids[0] if len(base_ids) == 1 else column.in_(base_ids)
+
+
+def _filters(query: AdapterQuery, base_ids: tuple[int, ...]) -> Iterator[Filter]:
     """Yield the conditions that have an index, those first that are usually rare."""
     for tag in query.tags:
         yield _linked(models.Tag.version_id, models.Tag.tag == tag)
     for word in query.words:
         yield _linked(models.SearchWord.version_id, _begins_with(word))
-    if base_id is not None:
+    if base_ids:
         # One index covers the base, the latest version and the rank, so the three are one condition.
         yield _own(
-            lambda of: [of(Row.base_model_id) == base_id, *_latest(query), *_ranks(query, of(Row.max_rank))]
+            lambda of: [
+                _is_base(of(Row.base_model_id), base_ids),
+                *_latest(query),
+                *_ranks(query, of(Row.max_rank)),
+            ]
         )
     if query.license is not None:
         yield _own(lambda of: [of(Row.license) == query.license])
     for kind in query.targets:
         yield _linked(models.Target.version_id, models.Target.kind == kind)
-    if base_id is None and (query.min_rank is not None or query.max_rank is not None):
+    if not base_ids and (query.min_rank is not None or query.max_rank is not None):
         yield _own(lambda of: _ranks(query, of(Row.max_rank)))
     if query.min_bytes is not None or query.max_bytes is not None:
         yield _own(lambda of: _sizes(query, of(Row.weights_bytes)))

@@ -12,14 +12,15 @@ import click
 from ...schemas.bundle import MAX_ADAPTER_FILE_BYTES
 from ...schemas.errors import UsageError
 from ...schemas.finding import Finding, Severity
-from ...schemas.names import CatalogSource, FolderSource, HubSource, parse_source
+from ...schemas.names import CatalogSource, FolderSource, HubSource, below, parse_source
 from ..face import Registry
 from ..workflows.additions import Addition
+from ..workflows.validation import name_adapters_below
 from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json, to_json
 from .output import print_line, print_remark
-from .parameters import format_option, pass_registry
+from .parameters import follow_links_option, format_option, pass_registry
 from .progress import progress_bar
 
 
@@ -30,6 +31,7 @@ class AddOptions(TypedDict):
     base: str | None
     tags: tuple[str, ...]
     max_bytes: int
+    follow_links: bool
 
 
 @click.command(
@@ -41,6 +43,7 @@ class AddOptions(TypedDict):
         "add org/summarise@v2 hf://org/legal",
         "add org/many --subfolder legal",
         "add org/many --all",
+        "add ./runs --all",
         "add --collection org/our-adapters-64f9a55bb3115b4f513ec026",
     ),
 )
@@ -50,8 +53,8 @@ class AddOptions(TypedDict):
 )
 @click.option("--base", help="The base model, where the adapter names none or the wrong one.")
 @click.option("--tag", "tags", multiple=True, help="A word to attach to the version; may be repeated.")
-@click.option("--subfolder", help="The adapter's folder in a repository that holds several.")
-@click.option("--all", "every", is_flag=True, help="Every adapter of a repository that holds several.")
+@click.option("--subfolder", help="The adapter's folder below the folder or in the repository.")
+@click.option("--all", "every", is_flag=True, help="Every adapter in a folder or a repository.")
 @click.option("--collection", metavar="SLUG", help="Every model repository of a collection on the Hub.")
 @click.option(
     "--max-bytes",
@@ -60,6 +63,7 @@ class AddOptions(TypedDict):
     show_default=True,
     help="The largest file that is downloaded.",
 )
+@follow_links_option
 @format_option
 @pass_registry
 @click.pass_context
@@ -75,6 +79,7 @@ def command(
     every: bool,
     collection: str | None,
     max_bytes: int,
+    follow_links: bool,
     as_json: bool,
 ) -> None:
     """Check adapters and record them as versions.
@@ -95,7 +100,7 @@ def command(
     if name is not None and (len(parsed) != 1 or every or collection):
         found = f"{len(parsed)} sources" if len(parsed) > 1 else "a request for several"
         raise UsageError(f"`--name` names one adapter, found {found}", hint="add them one by one")
-    options = AddOptions(name=name, base=base, tags=tags, max_bytes=max_bytes)
+    options = AddOptions(name=name, base=base, tags=tags, max_bytes=max_bytes, follow_links=follow_links)
     codes: list[int] = []
     additions: list[Addition] = []
     for addition in _add_each(registry.open(), parsed, collection, options, codes, every=every):
@@ -115,10 +120,11 @@ def _parse(text: str) -> FolderSource | HubSource:
 def _with_subfolder(source: FolderSource | HubSource, subfolder: str | None) -> FolderSource | HubSource:
     if subfolder is None:
         return source
-    if isinstance(source, FolderSource) or source.subfolder is not None:
+    if isinstance(source, FolderSource):
+        return FolderSource(below(source.path, subfolder.strip("/")))
+    if source.subfolder is not None:
         raise UsageError(
-            "`--subfolder` goes with a repository such as `org/name`",
-            hint="write a folder with its subfolder",
+            f"`--subfolder` is given, and the source names `{source.subfolder}` already", hint="leave one out"
         )
     return dataclasses.replace(source, subfolder=subfolder.strip("/"))
 
@@ -142,6 +148,8 @@ def _add_each(
         with reported(codes):
             if every and isinstance(source, HubSource):
                 yield from _add_every(registry, source, options, codes)
+            elif every and isinstance(source, FolderSource):
+                yield from _add_below(registry, source.path, options, codes)
             else:
                 with progress_bar() as progress:
                     yield registry.add(source, **options, progress=progress)
@@ -154,7 +162,20 @@ def _add_every(
 
     for candidate in find_adapters(registry.hub, source, every=True):
         with reported(codes), progress_bar() as progress:
-            yield add_from_hub(registry, candidate, **options, progress=progress)
+            yield add_from_hub(
+                registry,
+                candidate,
+                base=options["base"],
+                tags=options["tags"],
+                max_bytes=options["max_bytes"],
+                progress=progress,
+            )
+
+
+def _add_below(registry: Registry, folder: Path, options: AddOptions, codes: list[int]) -> Iterator[Addition]:
+    for name, path in name_adapters_below(folder):
+        with reported(codes), progress_bar() as progress:
+            yield registry.add(path, **(options | {"name": name}), progress=progress)
 
 
 def _describe(addition: Addition, *, as_json: bool) -> None:
@@ -166,6 +187,8 @@ def _describe(addition: Addition, *, as_json: bool) -> None:
         print_remark(f"note: {version.source} has the same content as {source}")
     for line in addition.skipped:
         print_remark(f"note: {line}")
+    for line in addition.warnings:
+        print_remark(f"warning: {line}")
     for finding in version.findings:
         print_remark(f"{_label(finding)}: {version.source}: {finding.describe()}")
 
@@ -180,5 +203,6 @@ def _to_json(addition: Addition) -> object:
         "created": addition.created,
         "duplicates": [str(source) for source in addition.duplicates],
         "skipped": list(addition.skipped),
+        "warnings": list(addition.warnings),
         "version": to_json(addition.version),
     }

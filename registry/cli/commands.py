@@ -10,6 +10,7 @@ from .groups import DefaultGroup, LazyGroup, Listed, examples
 
 COMMANDS = {
     "validate": Listed("Find what is wrong with adapters, and the way out", ".validate"),
+    "repair": Listed("Write a copy of an adapter under PEFT's tensor names", ".repair"),
     "add": Listed("Check adapters and record them as versions", ".add"),
     "list": Listed("List every adapter and bundle with its latest version", ".list"),
     "search": Listed("Find adapters that meet every condition given", ".search"),
@@ -24,7 +25,7 @@ COMMANDS = {
     "gate": Listed("Fit the gates of a bundle", ".commands", "gate"),
     "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
     "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
-    "extract": Listed("Give one member back as the plain PEFT adapter it was", ".extract"),
+    "extract": Listed("Give one member or adapter back as a PEFT adapter's folder", ".extract"),
     "export": Listed("Write a bundle in the layout of the MeteoRA authors' code", ".exchange", "export"),
     "import": Listed("Make a bundle from the layout of the MeteoRA authors' code", ".exchange", "import_"),
     "push": Listed("Publish a verified bundle, or one catalogued adapter", ".push"),
@@ -68,7 +69,7 @@ database = LazyGroup(
     table={
         "upgrade": Listed("Bring the catalog to the schema of this version", ".db", "upgrade"),
         "current": Listed("Print the revision of the catalog's schema", ".db", "current"),
-        "check": Listed("Check the catalog's schema and look for damage", ".db", "check"),
+        "check": Listed("Check the catalog's schema and history, and look for damage", ".db", "check"),
         "export": Listed("Write the whole catalog to a file", ".db", "export"),
         "import": Listed("Read FILE, which `db export` wrote, into an empty catalog", ".db", "import_"),
         "backup": Listed("Copy a catalog on SQLite to a file, and check the copy", ".db", "backup"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import click
 
@@ -20,6 +20,7 @@ from ...schemas.evaluation import (
     ModeScore,
     ScoreDifference,
 )
+from ...schemas.gate_choices import PromptForm
 from ...scores.intervals import can_estimate
 from ..dependencies import require_torch
 from ..face import Registry
@@ -34,7 +35,16 @@ from .output import (
     print_remark,
     print_table,
 )
-from .parameters import MAX_COUNT, base_option, bundle_argument, data_option, format_option, pass_registry
+from .parameters import (
+    MAX_COUNT,
+    as_option,
+    base_folder_option,
+    base_option,
+    bundle_argument,
+    data_option,
+    format_option,
+    pass_registry,
+)
 from .progress import progress_bar
 
 _RUN = "run"
@@ -53,6 +63,7 @@ _UNKNOWN = "-"
 )
 @bundle_argument
 @base_option
+@base_folder_option
 @data_option
 @click.option(
     "--modes",
@@ -93,6 +104,7 @@ _UNKNOWN = "-"
     show_default=True,
     help="Items answered at once.",
 )
+@as_option("given", "How prompts are written: as the lines are, plain, in the chat template, or in both.")
 @click.option(
     "--out", metavar="FILE", type=click.Path(path_type=Path), help="Also write the evaluation as JSON there."
 )
@@ -105,7 +117,8 @@ def run(
     registry: Registry,
     bundle: str,
     *,
-    base: str,
+    base: str | None,
+    base_folder: Path | None,
     data: Path,
     modes: str,
     metrics: tuple[str, ...],
@@ -113,6 +126,7 @@ def run(
     stop: str | None,
     max_new_tokens: int | None,
     batch_size: int,
+    form: str,
     out: Path | None,
     plots: Path | None,
     as_json: bool,
@@ -136,10 +150,18 @@ def run(
         stop=None if stop is None else stop.replace("\\n", "\n"),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        form=cast("PromptForm", form),
     )
     with progress_bar() as progress:
         found = registry.evaluate(
-            bundle, base=base, data=data, options=options, out=out, plots=plots, progress=progress
+            bundle,
+            base=base,
+            base_folder=base_folder,
+            data=data,
+            options=options,
+            out=out,
+            plots=plots,
+            progress=progress,
         )
     if as_json:
         print_json(found)
@@ -223,6 +245,15 @@ def print_evaluation(evaluation: Evaluation) -> None:
         ("MODE", "SCORE", "95 % INTERVAL", "OF MEMBER", "ROUTING", "TOKENS/S", "PEAK MEMORY"),
         [_mode_row(mode, evaluation.mode("member")) for mode in evaluation.modes],
     )
+    if len(forms := evaluation.tasks[0].forms) > 1:
+        print_line()
+        print_table(
+            ("MODE", *(f"{form.upper()} PROMPTS" for form in forms)),
+            [
+                (mode.mode, *(_percent(evaluation.score_in(mode, form)) for form in forms))
+                for mode in evaluation.modes
+            ],
+        )
     print_line()
     scores = zip(*(mode.tasks for mode in evaluation.modes), strict=True)
     print_table(

@@ -16,37 +16,53 @@ from ..workflows.bundle_folder import find_bundle_folder, gate_is_fitted
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, describe_level, print_gate_remark, print_line, print_remark
-from .parameters import bundle_argument, format_option, layout_option, out_option, pass_registry
+from .parameters import (
+    base_folder_option,
+    bundle_argument,
+    format_option,
+    layout_option,
+    out_option,
+    pass_registry,
+)
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ...fuser.official import ImportedMember
 
 
-@click.command("export", epilog=examples("export ./bundle --layout official --out ./official"))
+@click.command(
+    "export",
+    epilog=examples(
+        "export ./bundle --layout official --out ./official",
+        "export ./bundle --layout official --out ./official --base-folder ./Llama-3.1-8B",
+    ),
+)
 @bundle_argument
 @layout_option
 @out_option
+@base_folder_option
 @format_option
 @pass_registry
-def export(registry: Registry, bundle: str, *, out: Path, as_json: bool) -> None:
+def export(registry: Registry, bundle: str, *, out: Path, base_folder: Path | None, as_json: bool) -> None:
     """Write a bundle in the layout of the MeteoRA authors' code.
 
     It has one rank, and one PEFT folder per member. The layout has no place for names, ranks, alphas, top
     k, temperature and base; they go into export.json beside it. What it cannot carry at all
-    is listed as a warning.
+    is listed as a warning, and so is what their released code does not take: it has constants for the
+    numbers of members and rows, and loads a full model.safetensors, which is written where the base's
+    folder is given.
     """
     require_torch("exporting")
     from ...fuser.official import export_official
 
     folder = find_bundle_folder(registry, bundle)
-    exported = export_official(Bundle.open(folder), out)
+    exported = export_official(Bundle.open(folder), out, base=base_folder)
     if as_json:
         print_json(exported)
     else:
         print_line(f"exported: {exported.folder}, every member padded to rank {exported.rank}")
-    for loss in exported.losses:
-        print_remark(f"warning: {loss}")
+    for line in (*exported.losses, *exported.limits):
+        print_remark(f"warning: {line}")
     if not gate_is_fitted(folder):
         print_gate_remark()
 

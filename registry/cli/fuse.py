@@ -28,7 +28,7 @@ from .output import (
     print_table,
     print_verified,
 )
-from .parameters import format_option, pass_registry
+from .parameters import base_folder_option, format_option, pass_registry
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -54,8 +54,11 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="The new folder. Needed but for --dry-run.")
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
 @click.option(
-    "--base", help="The base model, where the members disagree or name none; a folder is looked into."
+    "--base",
+    metavar="ORG/MODEL|FOLDER",
+    help="The base model, where the members disagree or name none.",
 )
+@base_folder_option
 @click.option("--base-revision", help="The base's revision.")
 @click.option("--top-k", type=int, help="Adapters for each token. Default: 2, or 1 for a single member.")
 @click.option("--temperature", type=float, help="Of the softmax over the chosen adapters. Default: 1.")
@@ -71,6 +74,11 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=int, help="Of the random gates. Default: 0.")
 @click.option("--with-experts", is_flag=True, help="Also put each member in as a plain PEFT adapter.")
+@click.option(
+    "--trust-tensors",
+    is_flag=True,
+    help="Also take modules that a member's config does not declare, which PEFT would drop.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and every conflict; write nothing.")
 @format_option
 @pass_registry
@@ -85,6 +93,7 @@ def command(
     out: Path | None,
     name: str | None,
     with_experts: bool,
+    trust_tensors: bool,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -95,7 +104,8 @@ def command(
     is written beside its target, verified against the members' own files, and only then moved into place
     and catalogued.
     """
-    recipe = _make_recipe(adapters, recipe_file, options, with_experts=with_experts)
+    switches = {"with_experts": with_experts, "trust_tensors": trust_tensors}
+    recipe = _make_recipe(adapters, recipe_file, options, switches)
     if out is None and not dry_run:
         raise UsageError(
             "`--out` is missing: the folder that the bundle becomes", hint="or look with `--dry-run`"
@@ -116,15 +126,20 @@ def command(
 
 
 def _make_recipe(
-    adapters: tuple[str, ...], file: Path | None, options: dict[str, Any], *, with_experts: bool
+    adapters: tuple[str, ...], file: Path | None, options: dict[str, Any], switches: dict[str, bool]
 ) -> Recipe:
-    stated = {key: value for key, value in options.items() if value is not None}
+    stated = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in options.items()
+        if value is not None
+    }
+    stated |= {key: True for key, is_on in switches.items() if is_on}
     if file is None:
         if not adapters:
             raise UsageError("no adapters to fuse were named", hint="name them, or a file with `--recipe`")
-        return Recipe.state(({"adapter": text} for text in adapters), stated | {"with_experts": with_experts})
-    if adapters or stated or with_experts:
-        given = ", ".join([*adapters, *(f"--{key.replace('_', '-')}" for key in stated)]) or "--with-experts"
+        return Recipe.state(({"adapter": text} for text in adapters), stated)
+    if adapters or stated:
+        given = ", ".join([*adapters, *(f"--{key.replace('_', '-')}" for key in stated)])
         raise UsageError(
             f"the recipe `{file}` has all options in it, found also {given}", hint="put it into the recipe"
         )
@@ -198,5 +213,7 @@ def _print_fusion(fusion: Fusion, *, as_json: bool) -> None:
             f"{len(plan.modules)} modules, {describe_bytes(fusion.version.size_bytes)}"
         )
         print_verified(record)
+    for note in record.notes:
+        print_remark(f"note: {note}")
     if fusion.version.gate_fitted == NOT_FITTED:
         print_gate_remark()

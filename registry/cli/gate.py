@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from ...schemas.gate_choices import Scope
+from ...schemas.gate_choices import PromptForm, Scope
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_table, print_verified
-from .parameters import base_option, bundle_argument, data_option, format_option, out_option, pass_registry
+from .parameters import (
+    as_option,
+    base_folder_option,
+    base_option,
+    bundle_argument,
+    data_option,
+    format_option,
+    out_option,
+    pass_registry,
+)
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 )
 @bundle_argument
 @base_option
+@base_folder_option
 @data_option
 @out_option
 @click.option("--name", help="What the catalog calls it. Default: as the bundle it was made from.")
@@ -44,6 +54,10 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A file that keeps what was worked out; members that it has need no data again.",
 )
+@as_option(
+    None,
+    "Which form of the prompts the base reads. Default: both, where its tokenizer has a chat template.",
+)
 @format_option
 @pass_registry
 def fit(
@@ -51,12 +65,14 @@ def fit(
     /,
     bundle: str,
     *,
-    base: str,
+    base: str | None,
+    base_folder: Path | None,
     data: Path,
     out: Path,
     name: str | None,
     scope: str,
     statistics: Path | None,
+    form: str | None,
     as_json: bool,
 ) -> None:
     """Fit the gates of a bundle on a few texts of each member.
@@ -70,11 +86,13 @@ def fit(
         found = registry.fit(
             bundle,
             base=base,
+            base_folder=base_folder,
             data=data,
             out=out,
             name=name,
             scope=cast("Scope", scope),
             statistics=statistics,
+            form=cast("PromptForm | None", form),
             progress=progress,
         )
     if as_json:

@@ -6,7 +6,7 @@ import click
 
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.verification import Level, Outcome
-from ..catalog.records import AdapterSummary, BundleVersion
+from ..catalog.records import AdapterSummary, BundleSummary
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
@@ -21,11 +21,14 @@ _COLUMNS = ("NAME", "KIND", "VERSION", "BASE", "RANK", "DTYPE", "SIZE", "VERDICT
 @pass_registry
 def command(registry: Registry, *, as_json: bool) -> None:
     """List every adapter and bundle with its latest version."""
-    adapters, bundles = registry.catalog.list_adapters(), registry.catalog.list_bundles()
     if as_json:
-        print_json({"adapters": adapters, "bundles": bundles})
-    elif adapters or bundles:
-        print_table(_COLUMNS, [*map(_adapter_row, adapters), *map(_bundle_row, bundles)])
+        catalog = registry.catalog
+        print_json({"adapters": catalog.list_adapters(), "bundles": catalog.list_bundles()})
+        return
+    latest = registry.list_latest()
+    rows = [*map(_adapter_row, latest.adapters), *map(_bundle_row, latest.bundles)]
+    if rows:
+        print_table(_COLUMNS, rows)
     else:
         print_remark("the catalog is empty; add an adapter with `meteora-registry add FOLDER`")
 
@@ -45,7 +48,7 @@ def _adapter_row(adapter: AdapterSummary) -> tuple[str, ...]:
     )
 
 
-def _bundle_row(bundle: BundleVersion) -> tuple[str, ...]:
+def _bundle_row(bundle: BundleSummary) -> tuple[str, ...]:
     return (
         bundle.name,
         "bundle",
@@ -60,16 +63,12 @@ def _bundle_row(bundle: BundleVersion) -> tuple[str, ...]:
     )
 
 
-def _bundle_verdict(bundle: BundleVersion) -> str:
-    own = [each for each in bundle.verifications if each.is_made_here]
-    last = own[-1] if own else None
-    # The bundle has not changed since it passed at a deeper level: its manifest is the same.
-    alike = [each for each in own if last and each.outcome is last.outcome]
-    deepest = next((each for each in alike if each.level is Level.SOURCE), last)
-    if deepest is None:
+def _bundle_verdict(bundle: BundleSummary) -> str:
+    if not bundle.verified:
         verified = "not verified here"
-    elif deepest.outcome is Outcome.PASS:
-        verified = ESTABLISHED[deepest.level.value]
     else:
-        verified = f"{deepest.outcome} at level {deepest.level}"
+        level, outcome = bundle.verified[-1]
+        # The bundle has not changed since it passed at a deeper level: its manifest is the same.
+        deepest = Level.SOURCE if (Level.SOURCE, outcome) in bundle.verified else level
+        verified = ESTABLISHED[deepest.value] if outcome is Outcome.PASS else f"{outcome} at level {deepest}"
     return f"{verified}, gate not fitted" if bundle.gate_fitted == NOT_FITTED else verified

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from ...schemas.errors import UsageError
+from ...schemas.gate_choices import PromptForm
 from ...schemas.names import CatalogSource, parse_catalog_source
 from ..face import Registry
 from ..home import Home
@@ -24,9 +25,19 @@ MAX_COUNT = 1_000_000
 bundle_argument = click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
 base_option = click.option(
     "--base",
-    metavar="FOLDER|ORG/NAME",
-    required=True,
+    metavar="ORG/MODEL|FOLDER",
     help="The base model that the bundle was fused for, with weights and tokenizer.",
+)
+base_folder_option = click.option(
+    "--base-folder",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where the base's files are, apart from what it is called.",
+)
+follow_links_option = click.option(
+    "--follow-links",
+    is_flag=True,
+    help="Read a config and weights that are symbolic links to other places.",
 )
 data_option = click.option(
     "--data",
@@ -35,6 +46,20 @@ data_option = click.option(
     type=click.Path(path_type=Path),
     help="Has a file MEMBER.jsonl for every member.",
 )
+
+
+def as_option(default: PromptForm | None, text: str) -> Callable[[Function], Function]:
+    """Return the option that chooses the form in which prompts are read."""
+    return click.option(
+        "--as",
+        "form",
+        type=click.Choice(get_args(PromptForm)),
+        default=default,
+        show_default=default is not None,
+        help=text,
+    )
+
+
 out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="The new folder.")
 jobs_option = click.option(
     "--jobs",
@@ -60,7 +85,8 @@ class CatalogSourceType(click.ParamType[CatalogSource]):
 class CommandRegistry(Registry):
     """The registry of one command: its warnings are remarks on stderr."""
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Print the warning."""
         print_remark(f"warning: {message}")
 
 

@@ -10,11 +10,19 @@ import click
 from ...schemas.errors import UsageError
 from ..dependencies import require_torch
 from ..face import Registry
+from ..workflows.base_place import choose_base_to_run
 from ..workflows.bundle_folder import find_bundle_folder
 from .groups import examples
 from .json_output import print_json
 from .output import print_gate_remark, print_remark
-from .parameters import MAX_COUNT, base_option, bundle_argument, format_option, pass_registry
+from .parameters import (
+    MAX_COUNT,
+    base_folder_option,
+    base_option,
+    bundle_argument,
+    format_option,
+    pass_registry,
+)
 
 _STDIN = "-"
 _MAX_PROMPT_BYTES = 1 << 20
@@ -30,6 +38,7 @@ _MAX_PROMPT_BYTES = 1 << 20
 )
 @bundle_argument
 @base_option
+@base_folder_option
 @click.option(
     "--prompt", metavar="TEXT", required=True, help="What the model is given, as it is; - reads stdin."
 )
@@ -52,7 +61,8 @@ def command(
     registry: Registry,
     bundle: str,
     *,
-    base: str,
+    base: str | None,
+    base_folder: Path | None,
     prompt: str,
     max_new_tokens: int,
     html: Path | None,
@@ -70,7 +80,8 @@ def command(
 
     text = _read_stdin() if prompt == _STDIN else _check_text(prompt)
     folder = find_bundle_folder(registry, bundle)
-    found = trace(folder, base, text, max_new_tokens=max_new_tokens, page=html)
+    source = choose_base_to_run(registry, folder, base, base_folder)
+    found = trace(folder, source, text, max_new_tokens=max_new_tokens, page=html)
     if html is not None:
         write_page(html, found)
         print_remark(f"the page is in `{html}`")

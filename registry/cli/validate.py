@@ -17,11 +17,18 @@ from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Outcome, Purpose
 from ..face import Registry
 from ..secrets import mask_urls
-from ..workflows.validation import Companion, ValidateOptions, find_adapters, inspect_companion, validate
+from ..workflows.validation import (
+    Companion,
+    ValidateOptions,
+    base_names,
+    find_adapters,
+    inspect_companion,
+    validate,
+)
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
 from .output import print_line
-from .parameters import pass_registry
+from .parameters import base_folder_option, follow_links_option, pass_registry
 
 EXIT_CODES = {
     Outcome.ACCEPTED: DONE,
@@ -52,8 +59,11 @@ _ALL = "all"
     help="use refuses what is broken; fuse also what a bundle cannot hold.",
 )
 @click.option(
-    "--base", metavar="FOLDER|CONFIG|ID", help="Compare with this base; an id states its name only."
+    "--base",
+    metavar="ORG/MODEL|FOLDER|CONFIG",
+    help="Compare with this base; its config is looked for in the local Hub cache.",
 )
+@base_folder_option
 @click.option(
     "--with",
     "companions",
@@ -62,7 +72,11 @@ _ALL = "all"
     help="Check whether they can be fused with this; may be repeated.",
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with what the team takes.")
+@click.option(
+    "--trust-tensors", is_flag=True, help="For fuse: take modules that the config does not declare."
+)
 @click.option("--deep", is_flag=True, help="Measure effective ranks, and how alike the deltas of --with are.")
+@follow_links_option
 @click.option(
     "--fail-on",
     type=click.Choice([Severity.REFUSE.value, Severity.WARN.value]),
@@ -90,9 +104,12 @@ def command(
     *,
     purpose: str,
     base: str | None,
+    base_folder: Path | None,
     companions: tuple[str, ...],
     policy: Path | None,
+    trust_tensors: bool,
     deep: bool,
+    follow_links: bool,
     fail_on: str,
     jobs: int,
     list_file: Path | None,
@@ -116,11 +133,19 @@ def command(
         purpose=Purpose(purpose),
         fail_on=Severity(fail_on),
         base=base,
+        base_folder=base_folder,
         policy=_read_policy(policy) if policy else None,
         deep=deep,
+        follow_links=follow_links,
+        trust_tensors=trust_tensors,
         jobs=jobs,
     )
-    report = validate(find_adapters(listed), options, companions=_open_companions(registry, companions))
+    report = validate(
+        find_adapters(listed),
+        options,
+        companions=_open_companions(registry, companions),
+        name_of_base=base_names(registry),
+    )
     # Every text in it is escaped already, each format in its own way.
     sys.stdout.write(mask_urls(FORMATS[output_format](report)))
     context.exit(EXIT_CODES[report.outcome])

@@ -14,6 +14,7 @@ from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
 from ..face import Registry
+from ..workflows.base_place import place_base
 from ..workflows.bundle_folder import find_bundle_folder
 from .failures import DONE, INCONCLUSIVE, REFUSED
 from .groups import examples
@@ -26,7 +27,7 @@ from .output import (
     print_line,
     print_table,
 )
-from .parameters import format_option, pass_registry
+from .parameters import base_folder_option, format_option, pass_registry
 from .progress import progress_bar
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
@@ -59,9 +60,10 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
 )
 @click.option(
     "--base",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    help="Folder of the base model, used where the bundle states that the base renamed modules.",
+    metavar="ORG/MODEL|FOLDER",
+    help="The base model, used where the bundle states that the base renamed modules.",
 )
+@base_folder_option
 @format_option
 @pass_registry
 @click.pass_context
@@ -72,7 +74,8 @@ def command(
     *,
     level: str,
     digests_only: bool,
-    base: Path | None,
+    base: str | None,
+    base_folder: Path | None,
     refetch: bool,
     keep_record: bool,
     as_json: bool,
@@ -93,12 +96,13 @@ def command(
     require_torch("verifying")
     from ..workflows.bundle_verification import verify
 
+    place = place_base(base, base_folder)
     with progress_bar() as progress:
         verified = verify(
             registry,
             bundle,
             level=Level(level),
-            base=base,
+            place=place,
             refetch=refetch,
             keep_record=keep_record,
             progress=progress,
@@ -114,9 +118,9 @@ def command(
 
 def _require_alone(context: click.Context) -> None:
     """Refuse options that ask for what `--digests-only` does not look at."""
-    for name in ("level", "keep_record", "base", "refetch"):
+    for name in ("level", "keep_record", "base", "base_folder", "refetch"):
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = "--record" if name == "keep_record" else f"--{name}"
+            option = "--record" if name == "keep_record" else f"--{name.replace('_', '-')}"
             raise UsageError(f"`{option}` does not go with `--digests-only`", hint="leave one out")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -62,6 +62,13 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
+class Located(NamedTuple):
+    """A repository under its present name, at a commit."""
+
+    repository: str
+    commit: str
+
+
 class Hub:
     """The Hub that HF_ENDPOINT names, as the user whose token is in the usual place."""
 
@@ -82,7 +89,15 @@ class Hub:
     def resolve(self, repository: str, revision: str | None = None) -> str:
         """Return the commit that a branch, a tag or a commit names; by default the main branch.
 
-        Offline this is the cache's last answer.
+        Raises:
+            HubRefused, HubUnavailable: as ``locate``.
+        """
+        return self.locate(repository, revision).commit
+
+    def locate(self, repository: str, revision: str | None = None) -> Located:
+        """Return the present name of a repository, and the commit that a branch, a tag or a commit names.
+
+        Offline these are the name as it is given, and the cache's last answer.
 
         Raises:
             HubRefused: the repository or the revision does not exist, or may not be read.
@@ -91,8 +106,10 @@ class Hub:
         subject = Subject(repository, revision)
         if not self.is_offline:
             # First, because `resolve_revision` answers from the cache when the Hub fails.
-            self._ask(lambda: self._api.model_info(repository, revision=revision), subject)
-        return self._ask(
+            repository = self._ask(
+                lambda: _check_repository(self._api.model_info(repository, revision=revision).id), subject
+            )
+        commit = self._ask(
             lambda: check_commit(
                 # A string of a class of its own, which the pattern takes as one.
                 self._api.resolve_revision(
@@ -101,6 +118,7 @@ class Hub:
             ),
             subject,
         )
+        return Located(repository, commit)
 
     def list_files(self, repository: str, commit: str) -> Listing:
         """Return every file of a repository at a commit; offline those that the cache has.

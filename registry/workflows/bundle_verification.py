@@ -13,13 +13,16 @@ from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...fuser.fuse_member import MemberFiles
 from ...fuser.verifier import verify_bundle
+from ...schemas.bundle import BundleConfig
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import HubSource, parse_path_or_source
 from ...schemas.verification import Level, VerificationRecord
 from ..workspace import StrPath, Workspace
+from .base_facts import read_base_facts, read_cached_facts
+from .base_place import BasePlace
 from .bundle_folder import find_bundle_folder, gate_is_fitted
-from .fuse_plan import read_base_modules, stored_sources
+from .fuse_plan import stored_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ def verify(
     bundle: StrPath,
     *,
     level: Level,
-    base: Path | None = None,
+    place: BasePlace,
     refetch: bool = False,
     keep_record: bool = False,
     progress: Progress = silent,
@@ -47,7 +50,8 @@ def verify(
         bundle: its folder, its catalogued name, or a repository on the Hub, which is fetched, verified, and
             not kept.
         level: what is compared.
-        base: the folder of the base model, used where the bundle states that the base renamed modules.
+        place: the base model, used where the bundle states that the base renamed modules; by default the
+            bundle's own, if the local Hub cache has it.
         refetch: fetch the members from the origins on the Hub that the manifest names, to compare with.
         keep_record: write the record into the bundle, in place of the one that is there.
         progress: called with a step's name, how much of it is done, and how much there is.
@@ -65,10 +69,10 @@ def verify(
                 "the record can only be written into a bundle on this machine", hint="pull it first"
             )
         with _fetched(workspace, source, progress) as folder:
-            record = _verify_folder(workspace, folder, level, base, progress, refetch=refetch)
+            record = _verify_folder(workspace, folder, level, place, progress, refetch=refetch)
             return Verified(record, gate_is_fitted(folder))
     folder = find_bundle_folder(workspace, bundle)
-    record = _verify_folder(workspace, folder, level, base, progress, refetch=refetch)
+    record = _verify_folder(workspace, folder, level, place, progress, refetch=refetch)
     if keep_record:
         write_record(folder, record)
     workspace.note(lambda catalog: catalog.record_verification(record, real_path(folder)))
@@ -88,7 +92,7 @@ def _verify_folder(
     workspace: Workspace,
     folder: Path,
     level: Level,
-    base: Path | None,
+    place: BasePlace,
     progress: Progress,
     *,
     refetch: bool,
@@ -103,7 +107,7 @@ def _verify_folder(
             folder,
             level=level,
             sources=stored | fetched,
-            renamed=_renaming_by(base, manifest) if base and manifest else None,
+            renamed=_renaming_by(place, folder, manifest) if manifest else None,
             with_triton=True,
             progress=progress,
         )
@@ -125,8 +129,27 @@ def _confirm(workspace: Workspace, manifest: Manifest, fetched: dict[str, Member
     workspace.note(lambda _: confirm_origins(workspace, manifest, fetched))
 
 
-def _renaming_by(base: Path, manifest: Manifest) -> Mapping[str, str]:
-    return read_base_modules(base, manifest.renamed_paths).renamed
+def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:
+    """Return what the base calls the module paths of old members; None if it is not at hand."""
+    old_paths = manifest.renamed_paths
+    config = _config_if_sound(folder)
+    if config is None:
+        return None
+    if place.folder is not None:
+        return read_base_facts(place.folder, place.folder.name, old_paths, config.trained_on).present
+    if not old_paths:
+        return None
+    name = place.name or config.base_model_name_or_path
+    _, found = read_cached_facts(name, config.revision, old_paths, config.trained_on)
+    return found.present if found else None
+
+
+def _config_if_sound(folder: Path) -> BundleConfig | None:
+    try:
+        return Bundle(folder).config
+    except MeteoraError:
+        # As with the manifest.
+        return None
 
 
 def _manifest_if_sound(folder: Path) -> Manifest | None:

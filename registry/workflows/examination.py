@@ -31,6 +31,7 @@ from ...schemas.names import below
 from ..catalog import database
 from ..catalog.engine import describe_url, engine_for, parse_catalog_url, sqlite_url
 from ..catalog.references import BundlePlace
+from ..catalog.revisions import HEAD_REVISION
 from ..home import Home
 from ..workspace import Workspace
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
@@ -185,15 +186,15 @@ def examine_catalog(home: Home, *, look_for_blobs: bool = True) -> Iterator[Prob
     try:
         with engine_for(url) as engine:
             found = database.find_revision(engine)
-            problems = database.find_problems(engine) if found == database.HEAD_REVISION else []
+            problems = database.find_problems(engine) if found == HEAD_REVISION else []
     except CatalogUnusable as error:
         yield Problem(Code.CATALOG_UNUSABLE, subject, error.message, error.hint or _BACKUP)
         return
-    if found != database.HEAD_REVISION:
+    if found != HEAD_REVISION:
         yield Problem(
             Code.CATALOG_SCHEMA,
             subject,
-            f"its schema is `{found or 'none'}`, this version needs `{database.HEAD_REVISION}`",
+            f"its schema is `{found or 'none'}`, this version needs `{HEAD_REVISION}`",
             "`meteora-registry db upgrade`; for a newer schema, upgrade meteora-registry",
         )
     # Tables, columns and indexes are the schema's; the rest is the file's or the rows'.

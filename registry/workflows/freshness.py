@@ -65,12 +65,12 @@ def check_freshness(workspace: Workspace, version: AdapterVersion) -> Freshness:
     hub, origin = workspace.hub, _read_origin(version)
     pinned = version.origin.commit or ""
     try:
-        commit = hub.resolve(origin.repository)
+        repository, commit = hub.locate(origin.repository)
     except HubNotFound as error:
         return Freshness(version.source, origin, pinned, State.GONE, (error.message,))
     if commit == pinned:
         return Freshness(version.source, origin, commit, State.CURRENT, ())
-    listing = hub.list_files(origin.repository, commit)
+    listing = hub.list_files(repository, commit)
     changes = tuple(_changes(workspace, version, listing, origin.subfolder))
     if listing.find(_path(origin.subfolder, CONFIG_FILE)) is None:
         state = State.GONE

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...files.digests import hash_file
 from ...fuser.fuse_member import Member, MemberFiles
-from ...fuser.planning import BaseModules, make_plan
+from ...fuser.planning import choose_base, make_plan
 from ...inspection.adapter import Inspection, inspect_files
+from ...inspection.base_facts import BaseFacts
+from ...inspection.comparison import compare_with_base, module_paths
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, StoreDamaged
@@ -17,23 +20,32 @@ from ...schemas.manifest import Manifest, Origin
 from ...schemas.names import MEMBER_MARK, parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
+from ...schemas.trained_on import TrainedOn
 from ..catalog.records import AdapterVersion
 from ..store import Store
 from ..workspace import Workspace
-from .additions import check_base
+from .base_facts import linear_modules, read_base_facts, read_cached_facts
+from .base_place import BasePlace, place_base
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Members that were opened, their versions in the catalog, and the plan made of them.
 
-    ``renamed`` is what the base calls module paths of old adapters, where the base was at hand.
+    ``renamed`` is what the base calls module paths of old adapters, and ``base_folder`` where its config is,
+    where the base was at hand.
     """
 
     versions: tuple[AdapterVersion, ...]
     members: tuple[Member, ...]
     plan: FusePlan
     renamed: Mapping[str, str]
+    base_folder: Path | None
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """The model that the members were trained on, where they agree."""
+        return TrainedOn.common(member.trained_on for member in self.members)
 
     @property
     def sources(self) -> dict[str, MemberFiles]:
@@ -44,7 +56,8 @@ class Prepared:
 def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
     """Open the members of a recipe and make the plan; nothing is written.
 
-    Where the recipe's base is a folder of this machine, every module is looked up there.
+    Where the base's config is at hand, in the recipe's folder or in the local Hub cache, every module is
+    looked up there.
 
     Raises:
         UsageError: a member's name or the base is malformed.
@@ -53,50 +66,60 @@ def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
         AdapterRefused: a member has no LoRA factors.
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
-    if recipe.base is not None:
-        check_base(recipe.base)
+    place = place_base(recipe.base, recipe.base_folder)
     versions = tuple(workspace.catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
     members = tuple(
         open_member(workspace.store, version, name=entry.name)
         for version, entry in zip(versions, recipe.members, strict=True)
     )
-    return plan_members(members, recipe, versions=versions)
+    return plan_members(members, recipe, place, versions=versions)
 
 
 def plan_members(
-    members: Sequence[Member], recipe: Recipe, *, versions: Sequence[AdapterVersion] = ()
+    members: Sequence[Member], recipe: Recipe, place: BasePlace, *, versions: Sequence[AdapterVersion] = ()
 ) -> Prepared:
-    """Make the plan for opened members; ``versions`` are theirs in the catalog, where they have any.
+    """Make the plan for opened members, on the base in its ``place``.
+
+    ``versions`` are the members' in the catalog, where they have any.
 
     Raises:
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
-    base_modules = _look_at_base(recipe, members)
-    plan = make_plan(members, recipe, base_modules=base_modules)
-    renamed = base_modules.renamed if base_modules else {}
-    return Prepared(tuple(versions), tuple(members), plan, renamed)
+    named = recipe.model_copy(update={"base": place.name_for(member.base for member in members)})
+    folder, facts = _look_at_base(named, place, members)
+    if facts is None:
+        return Prepared(tuple(versions), tuple(members), make_plan(members, named), {}, None)
+    judged = _judge(members, facts, folder)
+    plan = make_plan(judged, named, base_modules=linear_modules(facts))
+    return Prepared(tuple(versions), tuple(judged), plan, facts.present, folder)
 
 
-def _look_at_base(recipe: Recipe, members: Sequence[Member]) -> BaseModules | None:
-    if recipe.base is None or not Path(recipe.base).is_dir():
-        return None
-    paths = {module.path for member in members for module in member.inventory.modules}
-    return read_base_modules(Path(recipe.base), sorted(paths))
+def _judge(members: Sequence[Member], facts: BaseFacts, folder: Path | None) -> list[Member]:
+    """Judge each member by the rules of ``validate --base``, so that both refuse the same adapters.
 
-
-def read_base_modules(folder: Path, paths: Iterable[str]) -> BaseModules:
-    """Return the base's modules, and the present names of those of ``paths`` that it renamed.
-
-    Raises:
-        SourceUnreadable: the folder has no config that transformers can read.
-        UsageError: transformers does not have the architecture.
-        MissingDependency: transformers is not installed.
+    Each on the class that it was trained on itself, where that is not the class of all.
     """
-    from ...runtime.base_modules import module_shapes, read_base, resolve_paths
+    of_kind = {TrainedOn.common(member.trained_on for member in members): facts}
+    judged = []
+    for member in members:
+        if member.trained_on not in of_kind and folder is not None:
+            own = read_base_facts(folder, facts.name, module_paths(member), member.trained_on)
+            of_kind[member.trained_on] = own
+        found = of_kind.get(member.trained_on, facts)
+        judged.append(dataclasses.replace(member, findings=compare_with_base(member, member.findings, found)))
+    return judged
 
-    base = read_base(folder)
-    shapes = {path: (shape.in_features, shape.out_features) for path, shape in module_shapes(base).items()}
-    return BaseModules(shapes=shapes, renamed=resolve_paths(paths, base))
+
+def _look_at_base(
+    recipe: Recipe, place: BasePlace, members: Sequence[Member]
+) -> tuple[Path | None, BaseFacts | None]:
+    """Return where the base's config is, and its facts; None for both where it is not at hand."""
+    paths = {path for member in members for path in module_paths(member)}
+    trained_on = TrainedOn.common(member.trained_on for member in members)
+    name, _ = choose_base(members, recipe)
+    if place.folder is not None:
+        return place.folder, read_base_facts(place.folder, name or place.folder.name, paths, trained_on)
+    return read_cached_facts(name, recipe.base_revision, paths, trained_on)
 
 
 def open_member(store: Store, version: AdapterVersion, *, name: str | None = None) -> Member:

@@ -19,7 +19,7 @@ from ...fuser.bundle_writer import GivenGate, require_no_conflicts, write_bundle
 from ...fuser.official import ImportedMember, OfficialWeights
 from ...fuser.verifier import verify_bundle
 from ...schemas.bundle import IMPORTED, Fitting
-from ...schemas.errors import InvalidDocument, UsageError
+from ...schemas.errors import BundleRefused, FuseRefused, InvalidDocument, MissingDependency, UsageError
 from ...schemas.names import check_name, suggest_name
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
@@ -29,6 +29,8 @@ from ..workspace import Workspace
 from .additions import add_folder
 from .bundle_folder import check_no_adapter_has, register_bundle, write_verified
 from .fuse_plan import Prepared, prepare_fuse
+
+NOT_ATTACHED = "not attached to its base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,37 @@ def write_fused(
 
 
 def _verify(folder: Path, prepared: Prepared, progress: Progress) -> VerificationRecord:
-    return verify_bundle(
+    record = verify_bundle(
         folder,
         level=Level.SOURCE,
         sources=prepared.sources,
         renamed=prepared.renamed,
         progress=progress,
     )
+    return record.model_copy(update={"notes": (*record.notes, _attach(folder, prepared))})
+
+
+def _attach(folder: Path, prepared: Prepared) -> str:
+    """Attach a bundle to its base without weights, and return what that established.
+
+    Raises:
+        FuseRefused: the bundle does not load on its base.
+    """
+    if prepared.base_folder is None:
+        return f"{NOT_ATTACHED}, whose config is not at hand: nothing shows that it loads there"
+    try:
+        from ...runtime.attachment import attach
+        from ...runtime.base_modules import read_base
+    except MissingDependency as error:
+        return f"{NOT_ATTACHED}: {error.message}"
+    base = read_base(prepared.base_folder, prepared.trained_on)
+    try:
+        attach(folder, base)
+    except BundleRefused as error:
+        raise FuseRefused(
+            f"the bundle does not load on its base: {error.message}", hint=error.hint
+        ) from error
+    return f"attached to a `{type(base).__name__}` without weights"
 
 
 def import_official(

@@ -29,6 +29,7 @@ from ...runtime.fitting import (
     FittedGates,
     OpenedBase,
     TaskData,
+    check_form,
     check_shapes,
     context_of,
     fit_gates,
@@ -38,7 +39,7 @@ from ...runtime.fitting import (
 )
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting
 from ...schemas.errors import UsageError
-from ...schemas.gate_choices import SCOPES, Scope, check_scope
+from ...schemas.gate_choices import SCOPES, PromptForm, Scope, check_scope
 from ...schemas.manifest import Manifest
 from ...schemas.names import below, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
@@ -64,12 +65,14 @@ class FitRequest:
             it leaves out the first four tokens of every sample, from which no member can be recognised:
             measured, that raises the weakest member from 62 to 77 % of its own score (docs/gates.md).
         statistics: where the statistics are read and kept, if anywhere.
+        form: of the prompts; by default both plain and in the base's chat template, if it has one.
     """
 
     base: str
     data: Path
     scope: Scope = "prompt"
     statistics: Path | None = None
+    form: PromptForm | None = None
 
     def __post_init__(self) -> None:
         check_scope(self.scope)
@@ -81,6 +84,7 @@ class FitRequest:
         return FitOptions(
             concatenated=traits.fits_concatenated,
             skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
+            form=self.form,
         )
 
 
@@ -208,6 +212,8 @@ def _name_of(catalog: Catalog, bundle: Bundle) -> str | None:
 
 def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Progress) -> FittedGates:
     data = _read_data(bundle, request, opened)
+    if request.form is not None:
+        check_form(opened.tokenizer, request.form)
     return fit_gates(
         load_base(opened),
         opened.tokenizer,

@@ -14,6 +14,7 @@ from pathlib import Path
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.scratch import Purpose, temporary_folder
 from ...inspection.adapter import Inspection, inspect_adapter
+from ...schemas.base_name import present_name
 from ...schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ...schemas.errors import HubRefused, HubUnavailable, MeteoraError, UsageError
 from ...schemas.finding import Verdict
@@ -24,7 +25,8 @@ from ..hub.client import Hub
 from ..hub.download import download_files, outline_adapter
 from ..hub.listing import Candidate, Listing
 from ..workspace import Workspace
-from .additions import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder, check_base
+from .additions import MAX_TEXT_BYTES, TEXT_FILES, Addition, add_folder
+from .base_place import check_base
 
 _SHOWN_CANDIDATES = 20
 
@@ -37,8 +39,8 @@ def find_adapters(hub: Hub, source: HubSource, *, every: bool = False) -> tuple[
         UsageError: the repository has several, and none of them is named.
         HubUnavailable: the Hub did not answer.
     """
-    commit = hub.resolve(source.repository, source.revision)
-    listing = hub.list_files(source.repository, commit)
+    # A repository that was renamed is recorded under its present name.
+    listing = hub.list_files(*hub.locate(source.repository, source.revision))
     inside = [each for each in listing.candidates() if _is_below(each.folder, source.subfolder)]
     exact = [each for each in inside if each.folder == (source.subfolder or "")]
     if every and inside:
@@ -225,9 +227,9 @@ def search(hub: Hub, base: str, *, limit: int) -> Iterator[Match]:
     Raises:
         HubUnavailable: the Hub did not answer.
     """
-    for repository in hub.find_adapters(base, limit=limit):
+    for repository in hub.find_adapters(present_name(base), limit=limit):
         try:
-            listing = hub.list_files(repository, hub.resolve(repository))
+            listing = hub.list_files(*hub.locate(repository))
             for candidate in listing.candidates():
                 yield _look(hub, candidate)
         except HubUnavailable:

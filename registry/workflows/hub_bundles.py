@@ -185,7 +185,7 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
     """
     if source.subfolder is not None:
         raise UsageError(f"a bundle is at the root of its repository, found `{source.subfolder}`")
-    listing = hub.list_files(source.repository, hub.resolve(source.repository, source.revision))
+    listing = hub.list_files(*hub.locate(source.repository, source.revision))
     start = {name: listing.find(name) for name in (CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE)}
     files = {name: file for name, file in start.items() if file is not None}
     if MANIFEST_FILE not in files or CONFIG_FILE not in files:

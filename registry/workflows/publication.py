@@ -7,7 +7,6 @@ comes in between, the Hub refuses this one, so two pushes never mix.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.licenses import combine_licenses
+from ...schemas.base_name import present_name
 from ...schemas.bundle import (
     CARD_FILE,
     CONFIG_FILE,
@@ -50,6 +50,7 @@ from ...schemas.names import (
     below,
     check_file_name,
     check_repository,
+    is_repository,
     parse_path_or_source,
 )
 from ...schemas.verification import Level
@@ -67,7 +68,6 @@ from .bundle_folder import find_bundle_folder, require_source_record
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
 _SHOWN_PROBLEMS = 5
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"
 
 
@@ -497,8 +497,8 @@ def _compare_with_manifest(
 def _card_of(version: AdapterVersion) -> str:
     facts: dict[str, object] = {"library_name": "peft", "tags": ["lora"]}
     base = version.base_model or version.base
-    if base is not None and _HUB_NAME.fullmatch(base):
-        facts |= {"base_model": base, "base_model_relation": "adapter"}
+    if base is not None and is_repository(present_name(base)):
+        facts |= {"base_model": present_name(base), "base_model_relation": "adapter"}
     combined = combine_licenses([version.license])
     facts["license"] = combined.identifier
     if combined.name is not None:

@@ -46,7 +46,7 @@ def generate_answers(
 ) -> Answers:
     """Answer each prompt, up to ``stop``; the meter counts the time of the generation alone."""
     tokenizer = loaded.tokenizer
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
+    batch = loaded.encode(list(prompts), padding=True)
     prompt_tokens = batch["input_ids"].shape[1]
     criteria = [] if stop is None else [StopText(tokenizer, stop, prompt_tokens)]
     with meter.running():

@@ -14,7 +14,7 @@ from ...kernels.routing import Gate
 from ...schemas.bundle import TENSOR_A, TENSOR_B
 from ...schemas.evaluation import Mode
 from ...schemas.gate_choices import INITIAL_GATE_KINDS, Scope
-from ..active_bundles import force_adapter, only_router, replaced, route_as, uniform
+from ..active_bundles import force_adapter, only_router, overridden, route_as, uniform
 from ..layer import MeteoraLayer
 from ..loaded_bundle import LoadedBundle
 from ..scopes.passes import RoutingPass
@@ -65,7 +65,7 @@ def arrow(model: nn.Module) -> Iterator[None]:
         )
         for path, layer in router.layers.items()
     }
-    with replaced("override", {router: _OwnGatesPass(gates)}):
+    with overridden(model, lambda _: _OwnGatesPass(gates)):
         yield
 
 

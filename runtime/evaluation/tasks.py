@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ...schemas.errors import UsageError
 from ...schemas.evaluation import DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
+from ...schemas.gate_choices import PromptForm
 from ...scores.intervals import check_can_estimate
-from ..fitting import Sample, TaskData
+from ..fitting import Sample, TaskData, check_form, write_as
 from ..fitting.sequences import choose_samples
 from ..fitting.task_data import refusal_of
 from .metrics import Judge, judge_of
@@ -36,6 +37,7 @@ class EvaluationOptions:
         stop: text before which an answer ends, such as a new line; None if the model itself ends it.
         max_new_tokens: the longest answer; by default eight tokens more than the longest one expected.
         batch_size: items that are answered at once.
+        form: of the prompts; as ``both``, every item is asked plain and then in the base's chat template.
     """
 
     modes: Sequence[Mode] = DEFAULT_MODES
@@ -45,6 +47,7 @@ class EvaluationOptions:
     stop: str | None = None
     max_new_tokens: int | None = None
     batch_size: int = 8
+    form: PromptForm = "given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +84,15 @@ def make_tasks(
         context_tokens: what the base takes, prompt and answer together; None without a bound.
 
     Raises:
-        UsageError: an option is out of range, or names what there is not.
+        UsageError: an option is out of range, names what there is not, or asks for a form of the prompts for
+            which the tokenizer has no template.
         DataRefused: with every problem: an item without an answer to compare with, or one that has no
             room for its answer.
         MissingDependency: the library of a metric or of the intervals is not installed.
     """
     _check_options(options, members)
     check_can_estimate()
+    check_form(tokenizer, options.form)
     problems: list[str] = []
     tasks = [_make_task(data[member], tokenizer, options, context_tokens, problems) for member in members]
     if problems:
@@ -123,6 +128,10 @@ def _check_options(options: EvaluationOptions, members: Sequence[str]) -> None:
             raise UsageError(f"{name} is {value}, expected at least 1")
 
 
+# Every item is asked in each of these, and not in turn as in a fit.
+_FORMS: dict[PromptForm, tuple[PromptForm, ...]] = {"both": ("plain", "chat")}
+
+
 def _make_task(
     data: TaskData,
     tokenizer: PreTrainedTokenizerBase,
@@ -136,7 +145,9 @@ def _make_task(
             f"`{data.path.name}:{sample.line}` has no answer to compare with" for sample in unanswered
         ]
         return None
-    samples = choose_samples(data.samples, options.limit or len(data.samples))
+    chosen = choose_samples(data.samples, options.limit or len(data.samples))
+    forms = _FORMS.get(options.form, (options.form,))
+    samples = [sample for form in forms for sample in write_as(chosen, form, tokenizer)]
     expected = tuple(_expected_of(sample) for sample in samples)
     prompt_tokens = _lengths([sample.prompt for sample in samples], tokenizer, special=True)
     room = max(_lengths(expected, tokenizer, special=False)) + _MORE_THAN_EXPECTED
@@ -157,6 +168,7 @@ def _make_task(
             metric=metric,
             max_new_tokens=max_new_tokens,
             stop=options.stop,
+            form=options.form,
         ),
         prompts=tuple(sample.prompt for sample in samples),
         prompt_tokens=prompt_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..base_model import OpenedBase, context_of, open_base
 from .fit import FitOptions, FittedGates, fit_gates
+from .forms import check_form, write_as
 from .inputs import check_shapes
 from .statistics_file import names_in
 from .task_data import Sample, TaskData, read_task_data
@@ -14,10 +15,12 @@ __all__ = [
     "OpenedBase",
     "Sample",
     "TaskData",
+    "check_form",
     "check_shapes",
     "context_of",
     "fit_gates",
     "names_in",
     "open_base",
     "read_task_data",
+    "write_as",
 ]

@@ -111,3 +111,13 @@ def _send(process: subprocess.Popen[bytes], value: Any) -> None:
     except BrokenPipeError:
         # The process is gone; reading from it gives the reason.
         return
+
+
+def without_first_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a rendered prompt without the token that the tokenizer itself puts first."""
+    # Many templates write the token of the beginning out, and the tokenizer would put it there again.
+    first = tokenizer.bos_token
+    if not isinstance(first, str) or not text.startswith(first):
+        return text
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    return text.removeprefix(first) if ids[:2] == [tokenizer.bos_token_id] * 2 else text

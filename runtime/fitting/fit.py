@@ -18,7 +18,7 @@ from ...files.progress import Progress, Step, silent
 from ...kernels.gate_kinds import GATE_KINDS
 from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate
 from ...schemas.errors import DataRefused, UsageError
-from ...schemas.gate_choices import FittedKind, Scope
+from ...schemas.gate_choices import FittedKind, PromptForm, Scope
 from ...schemas.statistics import (
     MAX_FEATURES,
     StatisticsDescription,
@@ -27,6 +27,7 @@ from ...schemas.statistics import (
     TokenSettings,
 )
 from ..base_model import context_of
+from .forms import form_of_fit, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, split_inputs
 from .sequences import (
@@ -64,6 +65,7 @@ class FitOptions:
         max_tokens: where a sample is cut off, at the latest where the base's context ends.
         skip_tokens: at the beginning of every sample, that are not counted.
         concatenated: also read samples behind those of other members.
+        form: of the prompts; by default half of the lines in the base's chat template, if it has one.
         max_memory_bytes: of second moments held at once; more of them take another pass.
     """
 
@@ -74,6 +76,7 @@ class FitOptions:
     max_tokens: int = 1024
     skip_tokens: int = 0
     concatenated: bool = False
+    form: PromptForm | None = None
     max_memory_bytes: int = MAX_MEMORY_BYTES
 
     def __post_init__(self) -> None:
@@ -94,6 +97,7 @@ class FitOptions:
             max_tokens=self.max_tokens,
             skip_tokens=self.skip_tokens,
             concatenated=self.concatenated,
+            form=self.form or "given",
         )
 
 
@@ -157,6 +161,10 @@ def fit_gates(
     """
     check_plain(base)
     options = _within_context(options or FitOptions(), base)
+    if options.form is None and statistics is not None and statistics.exists():
+        with StatisticsFile(statistics) as file:
+            options = replace(options, form=file.description.settings.form)
+    options = replace(options, form=form_of_fit(tokenizer, options.form))
     inputs = find_inputs(base, config.target_modules)
     _check_features(inputs)
     with ExitStack() as stack:
@@ -241,7 +249,12 @@ def _read_new(
             "samples behind those of other members cannot be added to statistics: they need all the data",
             hint="fit without these statistics, with the data of every member",
         )
-    chosen = {name: choose_samples(data[name].samples, options.max_samples) for name in names}
+    chosen = {
+        name: write_as(
+            choose_samples(data[name].samples, options.max_samples), options.form or "given", tokenizer
+        )
+        for name in names
+    }
     sequences = [
         encode_samples(
             chosen[name], tokenizer, place, max_tokens=options.max_tokens, skip_tokens=options.skip_tokens
@@ -345,12 +358,21 @@ def _scaling_of(kind: FittedKind) -> Callable[[Tensor], Tensor]:
     return lambda x: scale_input(x, _EPS)
 
 
+_FORMS: dict[PromptForm, str] = {
+    "given": "",
+    "plain": ", on plain prompts",
+    "chat": ", on prompts in the chat template",
+    "both": ", on prompts both plain and in the chat template",
+}
+
+
 def _fitting(description: StatisticsDescription, options: FitOptions) -> Fitting:
     how = f"{options.method}, shrinkage {options.shrinkage:g}, on the plain base"
     if options.skip_tokens:
         how += f", without the first {options.skip_tokens} tokens"
     if options.concatenated:
         how += ", also behind other members' samples"
+    how += _FORMS[options.form or "given"]
     return Fitting(
         method=how,
         data=tuple(

@@ -20,7 +20,7 @@ from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import DataRefused, MeteoraError, SourceUnreadable
 from ...schemas.quotation import quote_name
-from .chat_template import ChatTemplate
+from .chat_template import ChatTemplate, without_first_token
 
 MAX_FILE_BYTES = 64 << 20
 MAX_LINE_BYTES = 1 << 20
@@ -43,11 +43,20 @@ class Sample:
 
     A prompt made from messages is written out by the chat template, the cue to answer included, and
     without the token that the tokenizer itself puts first.
+
+    Attributes:
+        prompt: as the base reads it.
+        response: the expected answer.
+        line: the number of the line.
+        question: what a user wrote, without a template; None for a conversation of several messages.
+        in_chat: whether the prompt is in the base's chat template.
     """
 
     prompt: str
     response: str | None
     line: int
+    question: str | None = None
+    in_chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,8 @@ def _parse_line(line: bytes, place: str, number: int, template: ChatTemplate) ->
     if found == ["messages"]:
         return _from_messages(value["messages"], place, number, template)
     prompt = _text(value, found[0], place)
-    return Sample(prompt, None if found == ["text"] else _text(value, "response", place), number)
+    response = None if found == ["text"] else _text(value, "response", place)
+    return Sample(prompt, response, number, question=prompt)
 
 
 def _listed_shapes() -> str:
@@ -201,22 +211,20 @@ def _from_messages(messages: Any, place: str, number: int, template: ChatTemplat
         text = template.render(turns)
     except DataRefused as error:
         raise DataRefused(f"`{place}` {error}") from error
-    return Sample(_without_first_token(text, template.tokenizer), answer, number)
+    is_question = len(turns) == 1 and turns[0]["role"] == "user"
+    return Sample(
+        without_first_token(text, template.tokenizer),
+        answer,
+        number,
+        question=turns[0]["content"] if is_question else None,
+        in_chat=True,
+    )
 
 
 def _turn(message: Any, place: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise DataRefused(f"`{place}` has a message that is not an object with `role` and `content`")
     return {key: _text(message, key, place) for key in ("role", "content")}
-
-
-def _without_first_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    # Many templates write the token of the beginning out, and the tokenizer would put it there again.
-    first = tokenizer.bos_token
-    if not isinstance(first, str) or not text.startswith(first):
-        return text
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    return text.removeprefix(first) if ids[:2] == [tokenizer.bos_token_id] * 2 else text
 
 
 def _overlong(

@@ -72,8 +72,12 @@ class RequestDecision(Protocol):
         """
         ...
 
-    def begin(self, stretch: Stretch, by_token: TokenPass) -> RoutingPass:
-        """Return the pass over the latest tokens."""
+    def begin(self, stretch: Stretch, past_tokens: int | None, by_token: TokenPass) -> RoutingPass:
+        """Return the pass over the tokens behind the first ``past_tokens``."""
+        ...
+
+    def serves_as(self, other: Self, tokens: int) -> bool:
+        """Return whether the first ``tokens`` tokens are served as by another decision of the same rule."""
         ...
 
     def describe(self, members: tuple[str, ...], tokens: int) -> tuple[Decision, ...]:

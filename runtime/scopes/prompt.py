@@ -22,6 +22,9 @@ from .decision import Decision, Stretch
 from .passes import DecidedPass, RoutingPass, TokenPass, fit_tokens
 from .routing_rule import RoutingRule
 
+# Far above what rounding does to a weight, far below what shows in an answer.
+_SAME_WEIGHT = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class PromptDecision:
@@ -70,7 +73,16 @@ class PromptDecision:
         """Return the decisions unchanged: the prompt decided."""
         return self
 
-    def begin(self, stretch: Stretch, by_token: TokenPass) -> RoutingPass:
+    def serves_as(self, other: Self, tokens: int) -> bool:
+        """Return whether the first ``tokens`` tokens are served as by another decision of the same rule."""
+        ours, theirs = self.routing, other.routing
+        if ours.selection.shape != theirs.selection.shape or not ours.selection.equal(theirs.selection):
+            return False
+        # Tokens of an answer were decided by their own gates, those of a prompt are not.
+        is_all_prompt = self.rule.scope == "prompt" or bool((other.prompt_tokens >= tokens).all())
+        return is_all_prompt and torch.allclose(ours.weights, theirs.weights, atol=_SAME_WEIGHT, rtol=0)
+
+    def begin(self, stretch: Stretch, past_tokens: int | None, by_token: TokenPass) -> RoutingPass:
         """Return the decision for every token, or for those of the prompt alone."""
         is_decided = stretch.prompt
         if self.rule.scope == "prompt+token":

@@ -116,9 +116,14 @@ class SegmentDecision:
             probability=torch.cat([self.probability[:, kept], filtered], dim=1),
         )
 
-    def begin(self, stretch: Stretch, by_token: TokenPass) -> RoutingPass:
-        """Return the decisions for the latest tokens."""
-        latest = slice(-stretch.own.shape[1], None)
+    def serves_as(self, other: Self, tokens: int) -> bool:
+        """Return False: a longer prompt moves the boundaries of its segments."""
+        return False
+
+    def begin(self, stretch: Stretch, past_tokens: int | None, by_token: TokenPass) -> RoutingPass:
+        """Return the decisions for the tokens behind the first ``past_tokens``; None for the latest."""
+        tokens = stretch.own.shape[1]
+        latest = slice(-tokens, None) if past_tokens is None else slice(past_tokens, past_tokens + tokens)
         logits = self.probability[:, latest].clamp(min=_LEAST_PROBABILITY).log()
         routing = select_top_k(logits, self.rule.top_k, temperature=self.rule.temperature)
         if self.rule.abstain is None:

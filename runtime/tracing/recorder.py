@@ -20,9 +20,10 @@ from ...schemas.trace import (
     TraceRouting,
     TraceToken,
 )
-from ..active_bundles import only_router, routing
+from ..active_bundles import only_router
 from ..fitting import context_of
 from ..loaded_bundle import LoadedBundle, generate_ids
+from ..routing_record import RoutingRecord
 
 # Enough digits for the page and the terminal, in a tenth of the size.
 _WEIGHT_DECIMALS = 4
@@ -44,10 +45,12 @@ def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str
             would be larger than ``MAX_TRACE_TOKENS`` and ``MAX_TRACE_ENTRIES``.
     """
     router = only_router(loaded.model)
-    batch = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
+    batch = loaded.encode(prompt)
     prompt_tokens = batch["input_ids"].shape[1]
     _check_size(loaded, prompt_tokens, max_new_tokens, top_k=router.rule.top_k)
-    with torch.no_grad(), routing(loaded.model) as record:
+    record = RoutingRecord(router.members)
+    # Of this call alone: a trace may be made while other threads use the model.
+    with torch.no_grad(), router.records.made(record, for_call=True):
         if max_new_tokens:
             ids = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)[0].tolist()
         else:

@@ -116,7 +116,6 @@ def member_logits(base: PreTrainedModel, bundle: Path, member: str) -> Tensor:
         return logits_of(model)
 
 
-@pytest.mark.xfail(strict=True, reason="adapters of stacked expert weights are called broken")
 @pytest.mark.parametrize(
     "options",
     [
@@ -132,7 +131,6 @@ def test_adapter_of_expert_weights_is_sound_and_catalogued(run: Run, options: di
     assert run("add", folder).returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the links inside the Hub's cache are called broken")
 def test_adapter_in_the_hubs_cache_is_read_like_its_repository(run: Run) -> None:
     source = adapter("adapter")
     repository = Path("hub/models--org--legal")
@@ -160,7 +158,6 @@ def old_and_new_names() -> tuple[Path, Path]:
     return old, new
 
 
-@pytest.mark.xfail(strict=True, reason="a bundle that was never attached to its base is called verified only")
 def test_fuse_without_the_base_reports_that_it_was_not_attached(run: Run) -> None:
     for folder in old_and_new_names():
         assert run("add", folder).returncode == 0
@@ -168,9 +165,6 @@ def test_fuse_without_the_base_reports_that_it_was_not_attached(run: Run) -> Non
     assert "not attached to its base" in fused.stdout + fused.stderr
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the folder that the base was read from is recorded as the base's name"
-)
 def test_bundle_names_the_declared_base_and_not_the_folder_it_was_read_from(run: Run) -> None:
     old, new = old_and_new_names()
     save_base(tiny_gemma3(), Path("models/gemma3"))
@@ -185,7 +179,6 @@ def test_bundle_names_the_declared_base_and_not_the_folder_it_was_read_from(run:
     assert (member_logits(tiny_gemma3(), Path("bundle"), "old") - alone).abs().max() <= MAX_DIFFERENCE
 
 
-@pytest.mark.xfail(strict=True, reason="a prefix before PEFT's own is kept as a part of the module path")
 def test_prefix_before_pefts_is_stripped_or_refused(run: Run) -> None:
     plain, other = adapter("plain"), adapter("other", seed=2)
     prefixed = renamed(plain, "prefixed", lambda key: f"thinker.{key}")
@@ -198,7 +191,6 @@ def test_prefix_before_pefts_is_stripped_or_refused(run: Run) -> None:
     assert (member_logits(tiny_llama(), Path("bundle"), "prefixed") - alone).abs().max() <= MAX_DIFFERENCE
 
 
-@pytest.mark.xfail(strict=True, reason="names of which PEFT loads nothing are called sound")
 @pytest.mark.parametrize(
     "rename",
     [
@@ -220,9 +212,6 @@ def tiny_backbone() -> PreTrainedModel:
     return backbone
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the bundle takes the module paths of the class with a head, which members never had"
-)
 def test_bundle_of_embedding_adapters_loads_on_the_class_they_were_trained_on(run: Run) -> None:
     save_base(tiny_llama(), Path("base"))
     for seed, name in enumerate(("first", "second"), start=1):
@@ -236,7 +225,6 @@ def test_bundle_of_embedding_adapters_loads_on_the_class_they_were_trained_on(ru
     assert (found - expected).abs().max() <= MAX_DIFFERENCE
 
 
-@pytest.mark.xfail(strict=True, reason="rules for plain LoRA are applied to variants, which break them")
 @pytest.mark.parametrize(
     "options",
     [
@@ -255,7 +243,6 @@ def test_variant_that_peft_loads_is_sound(run: Run, options: dict[str, Any]) -> 
     assert run("validate", folder, "--base", "./base").returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the bundle drops the members' `auto_mapping`")
 def test_bundle_of_members_without_a_task_type_loads_as_they_do(run: Run) -> None:
     base = str(save_base(tiny_llama(), Path("base").absolute()))
     for seed, name in enumerate(("first", "second"), start=1):
@@ -267,7 +254,6 @@ def test_bundle_of_members_without_a_task_type_loads_as_they_do(run: Run) -> Non
         assert (logits_of(model) - alone).abs().max() <= MAX_DIFFERENCE
 
 
-@pytest.mark.xfail(strict=True, reason="a base with code of its own stops the command")
 def test_adapter_for_a_base_with_code_of_its_own_is_judged_all_the_same(run: Run) -> None:
     folder = adapter("adapter")
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -288,13 +274,11 @@ def test_adapter_for_a_base_with_code_of_its_own_is_judged_all_the_same(run: Run
     assert "not checked" in judged.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="the weights file is read as if it were a config")
 def test_weights_file_as_argument_means_its_folder(run: Run) -> None:
     folder = adapter("adapter")
     assert run("validate", folder / "adapter_model.safetensors").returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="two runs become two versions of `checkpoint-500`")
 def test_checkpoints_of_two_runs_take_the_names_of_the_runs(run: Run) -> None:
     for name, options in (("run-a", {}), ("run-b", {"target_modules": ["down_proj"], "r": 7})):
         assert run("add", adapter(f"{name}/checkpoint-500", **options)).returncode == 0
@@ -302,7 +286,6 @@ def test_checkpoints_of_two_runs_take_the_names_of_the_runs(run: Run) -> None:
     assert [each["name"] for each in listed["adapters"]] == ["run-a", "run-b"]
 
 
-@pytest.mark.xfail(strict=True, reason="`--all` finds the adapters of a repository, and none in a folder")
 def test_all_adapters_in_a_folder_are_added(run: Run) -> None:
     for name in ("policy", "reference"):
         adapter(f"trained/{name}")

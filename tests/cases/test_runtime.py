@@ -40,13 +40,6 @@ from support.scopes import MAX_ERROR, PROMPTS, answers, loaded
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
 AHEAD = ["prompt", "segment"]  # Scopes that decide before the routed pass.
-SHARED_PASS = "the state of a pass is kept on the model, so that threads take each other's decisions"
-ONE_DECISION = "a decision is made for the tokens of the first pass, whatever the prompt is"
-
-
-def failing(scope: str, reason: str, **options: Any) -> Any:
-    """Return a scope for which a test fails today."""
-    return pytest.param(scope, marks=pytest.mark.xfail(strict=True, reason=reason, **options))
 
 
 def in_step(model: nn.Module, calls: list[Callable[[], Any]]) -> list[Any]:
@@ -77,10 +70,7 @@ def in_step(model: nn.Module, calls: list[Callable[[], Any]]) -> list[Any]:
             hook.remove()
 
 
-@pytest.mark.parametrize(
-    "scope",
-    ["token", *(failing(scope, SHARED_PASS) for scope in ("layer", *AHEAD))],
-)
+@pytest.mark.parametrize("scope", ["token", "layer", *AHEAD])
 def test_passes_in_two_threads_are_those_of_each_alone(bundles: dict[str, Path], scope: str) -> None:
     model = loaded(bundles[scope])
     requests = [some_tokens(batch=1, seed=seed) for seed in (5, 9)]
@@ -89,7 +79,6 @@ def test_passes_in_two_threads_are_those_of_each_alone(bundles: dict[str, Path],
     assert all(relative_error(*pair) <= MAX_ERROR for pair in zip(found, alone, strict=True))
 
 
-@pytest.mark.xfail(strict=True, reason=SHARED_PASS)
 def test_answers_in_a_pool_of_threads_are_those_of_each_alone(bundles: dict[str, Path]) -> None:
     model = loaded(bundles["prompt"])
     requests = [some_tokens(batch=1, seed=seed).tolist() for seed in (5, 9)]
@@ -103,7 +92,7 @@ def repetitive_prompts() -> list[list[int]]:
     return [row[:5] + row[5:] + row[:5] + row[5:] + row[:5] for row in rows]
 
 
-@pytest.mark.parametrize("scope", ["token", *(failing(scope, ONE_DECISION) for scope in AHEAD)])
+@pytest.mark.parametrize("scope", ["token", *AHEAD])
 def test_tokens_guessed_from_the_prompt_change_no_answer(bundles: dict[str, Path], scope: str) -> None:
     model = loaded(bundles[scope])
     for prompt in repetitive_prompts():
@@ -111,7 +100,7 @@ def test_tokens_guessed_from_the_prompt_change_no_answer(bundles: dict[str, Path
         assert guessed == answers(model, [prompt], 8)
 
 
-@pytest.mark.parametrize("scope", [failing(scope, ONE_DECISION) for scope in AHEAD])
+@pytest.mark.parametrize("scope", AHEAD)
 def test_copied_cache_of_a_shared_prefix_answers_as_the_whole_prompt_or_is_refused(
     bundles: dict[str, Path], scope: str
 ) -> None:
@@ -128,7 +117,6 @@ def test_copied_cache_of_a_shared_prefix_answers_as_the_whole_prompt_or_is_refus
         assert found == answers(model, prompt.tolist())
 
 
-@pytest.mark.xfail(strict=True, reason="the padding of a batch without a mask is decided upon without a word")
 @pytest.mark.parametrize("scope", AHEAD)
 def test_batch_without_a_mask_is_right_or_warned_of(bundles: dict[str, Path], scope: str) -> None:
     model = loaded(bundles[scope])
@@ -143,10 +131,7 @@ def test_batch_without_a_mask_is_right_or_warned_of(bundles: dict[str, Path], sc
         assert relative_error(row[: len(prompt)], logits_of(model, torch.tensor([prompt]))[0]) <= MAX_ERROR
 
 
-@pytest.mark.parametrize(
-    "scope",
-    ["token", failing("prompt", "requests that share a pass are taken for one, and fail in torch's words")],
-)
+@pytest.mark.parametrize("scope", ["token", "prompt"])
 def test_continuous_batching_answers_as_each_prompt_alone_or_is_refused(
     bundles: dict[str, Path], scope: str
 ) -> None:
@@ -175,15 +160,7 @@ def gradients(model: nn.Module, loss_of: Callable[[], Tensor]) -> dict[str, Tens
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(
-    "scope",
-    [
-        "token",
-        "layer",
-        "prompt",
-        failing("segment", "the first pass is recomputed with the decisions of the second"),
-    ],
-)
+@pytest.mark.parametrize("scope", ["token", "layer", *AHEAD])
 def test_two_passes_before_one_backward_have_their_own_gradients_or_are_refused(
     bundles: dict[str, Path], scope: str
 ) -> None:

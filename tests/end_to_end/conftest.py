@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from support.program import Run
+from support.triton_replies import triton_replies
+
+__all__ = ["triton_replies"]
 
 
 @pytest.fixture

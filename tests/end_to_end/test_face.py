@@ -166,8 +166,10 @@ def test_registry_refuses_in_words(registry: meteora.Registry, workplace: Path, 
         meteora.UsageError, match="the level is `deep`, expected one of `integrity`, `source`"
     ):
         meteora.fuse([workplace / "adapters" / "rank4"]).verify(level="deep")
-    with pytest.raises(meteora.UsageError, match="`subfolder` goes with a repository"):
+    with pytest.raises(meteora.SourceUnreadable, match="rank4/x` cannot be read"):
         registry.add(workplace / "adapters" / "rank4", subfolder="x")
+    with pytest.raises(meteora.InvalidDocument, match="is not a path inside a folder"):
+        registry.add(workplace / "adapters" / "rank4", subfolder="../rank8")
     recipe = meteora.Recipe.state([{"adapter": "legal"}], {})
     with pytest.raises(meteora.UsageError, match="a recipe has its options in it, found also `top_k`"):
         registry.fuse(recipe, tmp_path / "x", top_k=1)

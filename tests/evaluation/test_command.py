@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.registry.cli.eval import print_evaluation
 from meteora_registry.schemas.evaluation import Evaluation
 from support.answering import MEMBERS, Workplace, make_workplace
 from support.evaluations import make_evaluation
@@ -128,8 +129,12 @@ def test_item_without_an_answer_is_refused_with_its_line(
             ["--metric", "four=exact"],
             "error: a metric is stated for `four`, the bundle has the members `one`",
         ),
+        (
+            ["--as", "chat"],
+            "error: the prompts are to be read as `chat`, but the base's tokenizer has no chat template",
+        ),
     ],
-    ids=["mode", "metric", "twice", "twice-for-one", "stranger"],
+    ids=["mode", "metric", "twice", "twice-for-one", "stranger", "form"],
 )
 def test_option_that_makes_no_sense_is_refused(
     run: Run, workplace: Workplace, options: list[str], message: str
@@ -159,6 +164,23 @@ def test_compare_prints_differences(run: Run, tmp_path: Path) -> None:
     ]
     as_json = run("compare", first, second, "--format", "json")
     assert json.loads(as_json.stdout)["modes"][0]["overall"]["difference"] == 0.5
+
+
+def test_both_forms_are_shown_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"base": {"one": [1.0, 1.0, 0.0, 1.0]}, "routed": {"one": [1.0, 0.0, 0.0, 0.0]}}
+    print_evaluation(make_evaluation(scores, form="both"))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(["MODE", "PLAIN", "PROMPTS", "CHAT", "PROMPTS"])
+    assert lines[start + 1 : start + 3] == [["base", "100.0", "50.0"], ["routed", "50.0", "0.0"]]
+
+
+def test_compare_refuses_another_form_of_the_prompts(run: Run, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_bytes(make_evaluation({"base": {"one": [0.0, 1.0]}}).to_bytes())
+    second.write_bytes(make_evaluation({"base": {"one": [0.0, 1.0]}}, form="chat").to_bytes())
+    result = run("compare", first, second)
+    assert result.returncode == 2
+    assert "`one` has prompts read as `given` in the first and `chat` in the second" in result.stderr
 
 
 def test_compare_refuses_other_data(run: Run, tmp_path: Path) -> None:

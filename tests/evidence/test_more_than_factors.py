@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
+from pydantic import ValidationError
 from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from meteora_registry.inspection.adapter import inspect_adapter, inspect_config
+from meteora_registry.schemas.bundle import Override
 from support.adapters import AdapterFiles, codes_of, inspect_written
 from support.evidence import (
     EQUAL,
@@ -71,7 +73,16 @@ def test_dora_without_its_flag_is_silently_wrong(tmp_path: Path) -> None:
     lost.write(tmp_path / "lost")
     silent = logits_of(load(tmp_path / "lost", biased_llama()))
     assert difference(silent, right) > VISIBLE
-    assert codes_of(inspect_written(lost, tmp_path / "lost")) == ["MR141", "MR321"]
+    assert codes_of(inspect_written(lost, tmp_path / "lost")) == ["MR141", "MR321", "MR330"]
+
+
+@pytest.mark.rule("MR120")
+def test_bundle_holds_no_negative_scaling(tmp_path: Path) -> None:
+    negated = defective_files("alpha-negative")
+    assert codes_of(inspect_written(negated, tmp_path / "negated")) == ["MR120"]
+    assert difference(logits_of(load(tmp_path / "negated")), logits_of(tiny_llama())) > VISIBLE
+    with pytest.raises(ValidationError, match="greater than"):
+        Override(rank=4, scaling=-2.0)
 
 
 def options_of_rules(codes: set[str], name: str, **options: object) -> object:

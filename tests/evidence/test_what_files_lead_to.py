@@ -10,28 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from meteora_registry.inspection.adapter import inspect_adapter
 from support.adapters import codes_of, inspect_written
-from support.evidence import VISIBLE, defective_files, difference, good_files, load
-from support.models import logits_of, tiny_llama
+from support.evidence import defective_files, good_files, load
+from support.models import tiny_llama
 
 
 @pytest.mark.rule("MR002")
-def test_link_makes_an_adapter_of_what_lies_elsewhere(tmp_path: Path) -> None:
-    """PEFT follows it, so the folder's own bytes do not say what is loaded."""
-    good_files().write(tmp_path / "elsewhere")
-    linked = good_files().write(tmp_path / "linked")
-    weights = linked / "adapter_model.safetensors"
+def test_folder_in_place_of_the_weights_is_not_loaded(tmp_path: Path) -> None:
+    folder = good_files().write(tmp_path / "a")
+    weights = folder / "adapter_model.safetensors"
     weights.unlink()
-    weights.symlink_to(tmp_path / "elsewhere" / weights.name)
-    assert "MR002" in codes_of(inspect_adapter(linked))
-    before = logits_of(load(linked, tiny_llama()))
-    files = good_files()
-    files.tensors = {name: tensor * 2 for name, tensor in files.tensors.items()}
-    files.write(tmp_path / "elsewhere")
-    assert difference(logits_of(load(linked, tiny_llama())), before) > VISIBLE
+    weights.mkdir()
+    assert "MR002" in codes_of(inspect_adapter(folder))
+    # Which of them depends on the file system.
+    with pytest.raises((OSError, SafetensorError)):
+        load(folder, tiny_llama())
 
 
 class Payload:
@@ -77,4 +74,4 @@ def test_hostile_pattern_hangs_the_engine_that_loaders_use(tmp_path: Path) -> No
     assert subprocess.run([sys.executable, "-c", limited], check=False).returncode == -signal.SIGKILL
     hostile = good_files()
     hostile.config |= {"target_modules": pattern, "alpha_pattern": {pattern: 4}}
-    assert codes_of(inspect_written(hostile, tmp_path)) == ["MR116", "MR117", "MR134", "MR135"]
+    assert codes_of(inspect_written(hostile, tmp_path)) == ["MR116", "MR117", "MR134"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from meteora_registry.runtime.fitting.inputs import ModuleInput
@@ -19,6 +19,7 @@ from meteora_registry.runtime.fitting.sequences import (
     make_batches,
 )
 from meteora_registry.runtime.fitting.task_data import Sample
+from support.examples import examples
 from support.task_data import tiny_tokenizer
 
 
@@ -26,7 +27,7 @@ def sequence(label: int, length: int) -> LabelledTokens:
     return LabelledTokens(tuple(range(1, length + 1)), (label,) * length)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(1, 200), st.integers(1, 64))
 def test_samples_are_spread_over_the_file_in_its_order(available: int, limit: int) -> None:
     samples = [Sample("w1", None, line) for line in range(available)]
@@ -56,7 +57,7 @@ def test_concatenations_have_one_sample_of_every_member_and_turn_round() -> None
     assert all(len(each.ids) == 5 for each in found)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 100))
 def test_batches_hold_every_token_once_within_their_bound(lengths: list[int], bound: int) -> None:
     sequences = [sequence(label, length) for label, length in enumerate(lengths)]
@@ -70,7 +71,7 @@ def test_batches_hold_every_token_once_within_their_bound(lengths: list[int], bo
         assert torch.equal(batch.ids, torch.cumsum(batch.mask, dim=1) * batch.mask)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 5000))
 def test_groups_of_inputs_keep_the_bound_or_hold_one(features: list[int], bound: int) -> None:
     inputs = [ModuleInput((f"m{place}",), size) for place, size in enumerate(features)]

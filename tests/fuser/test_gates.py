@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from meteora_registry.fuser.gates import arrow_directions, arrow_gate, normal_gate
+from support.examples import examples
 
 
 def random_pair(
@@ -18,7 +19,7 @@ def random_pair(
     )
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
 def test_arrow_vector_is_the_one_that_the_product_amplifies_most(
     out_features: int, rank: int, in_features: int, seed: int

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
+from transformers import PreTrainedModel
 
 from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.bundle_writer import GivenGate, write_bundle
@@ -13,12 +16,16 @@ from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.official import ImportedMember, OfficialWeights, export_official
 from meteora_registry.kernels.reference import relative_error
 from meteora_registry.schemas.bundle import Fitting
-from meteora_registry.schemas.errors import BundleRefused
+from meteora_registry.schemas.errors import BundleRefused, MeteoraError, SourceUnreadable
 from support.members import fuse, plan_of, read_member, read_members
-from support.models import LOADS_WITH_PEFT, logits_alone, make_adapter, some_tokens, tiny_llama
+from support.models import LOADS_WITH_PEFT, logits_alone, make_adapter, some_tokens, tiny_gpt2, tiny_llama
 from support.tampering import Json, change_config, copy_bundle
 
 pytestmark = LOADS_WITH_PEFT
+PARTS = (*(f"self_attn.{each}" for each in "qkvo"), *(f"mlp.{each}" for each in ("gate", "up", "down")))
+PATHS = [f"model.layers.{layer}.{part}_proj" for layer in range(2) for part in PARTS]
+QUANTISED = save({f"{path}.weight": torch.zeros(2, dtype=torch.int8) for path in PATHS})
+OUTSIDE = b'{"weight_map": {"a": "../a"}}'
 Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
@@ -69,6 +76,92 @@ def test_peft_loads_each_padded_folder_and_gets_the_members_own_logits(
         assert config["r"] == 16
         padded = logits_alone(tiny_llama(), exported / "adapters" / name, tokens)
         assert relative_error(padded, logits_alone(tiny_llama(), original, tokens).double()) <= 1e-5, name
+
+
+def adapter_of(make_base: Callable[[], PreTrainedModel], folder: Path, **options: Any) -> Path:
+    return make_adapter(make_base, folder / "one", seed=1, base="org/base", r=4, **options)
+
+
+def test_export_names_what_the_authors_code_does_not_take(fused: Path, tmp_path: Path) -> None:
+    assert export_official(Bundle.open(fused), tmp_path / "export").limits == (
+        "their code has a constant of 28 members, this has 5: change it there",
+        "their code has a constant of 224 rows of all members together, this has 80: change it there",
+        "their evaluation loads a full `model.safetensors` strictly, the base's tensors among it: "
+        "export with `--base-folder FOLDER` to write one",
+    )
+
+
+def test_export_names_the_projections_that_a_bundle_lacks(tmp_path: Path) -> None:
+    member = read_member(adapter_of(tiny_llama, tmp_path, target_modules=["q_proj", "v_proj"]))
+    limits = export_official(Bundle.open(fuse([member], tmp_path / "bundle")), tmp_path / "export").limits
+    assert any("top_k 2 and temperature 1, this has 1 and 1" in limit for limit in limits)
+    assert any("lacks some in 2 layers, such as `k_proj` in layer 0" in limit for limit in limits)
+
+
+def test_export_of_another_architecture_names_the_first_module_that_is_not_llamas(tmp_path: Path) -> None:
+    member = read_member(adapter_of(tiny_gpt2, tmp_path, target_modules=["c_attn"], fan_in_fan_out=True))
+    limits = export_official(Bundle.open(fuse([member], tmp_path / "bundle")), tmp_path / "export").limits
+    assert any("`transformer.h.0.attn.c_attn` is none of these" in limit for limit in limits)
+
+
+def test_members_without_a_task_are_exported_for_causal_models(tmp_path: Path) -> None:
+    folder = adapter_of(tiny_llama, tmp_path, target_modules=["q_proj"], task_type=None)
+    export_official(Bundle.open(fuse([read_member(folder)], tmp_path / "bundle")), tmp_path / "export")
+    (config,) = (tmp_path / "export" / "adapters").glob("*/adapter_config.json")
+    assert json.loads(config.read_bytes())["task_type"] == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}], ids=["one file", "shards"])
+def test_checkpoint_has_every_tensor_of_base_and_layers_for_a_strict_load(
+    fused: Path, tmp_path: Path, options: dict[str, str]
+) -> None:
+    base = tiny_llama()
+    base.save_pretrained(tmp_path / "base", **options)
+    exported = export_official(Bundle.open(fused), tmp_path / "export", base=tmp_path / "base")
+    assert not any("model.safetensors" in limit for limit in exported.limits)
+    modules = set(Bundle.open(fused).config.layouts)
+    expected = load_file(tmp_path / "export" / "moe_lora.safetensors")
+    for name, tensor in base.state_dict().items():
+        module, _, parameter = name.rpartition(".")
+        inside = f"{module}.base_layer.{parameter}" if module in modules else name
+        expected[f"base_model.model.{inside}"] = tensor
+    found = load_file(tmp_path / "export" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_checkpoint_of_a_tied_base_has_its_output_layer_too(fused: Path, tmp_path: Path) -> None:
+    tensors = tiny_llama().state_dict()
+    embedding = tensors["model.embed_tokens.weight"]
+    del tensors["lm_head.weight"]
+    (tmp_path / "base").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    export_official(Bundle.open(fused), tmp_path / "export", base=tmp_path / "base")
+    found = load_file(tmp_path / "export" / "model.safetensors")
+    assert torch.equal(found["base_model.model.lm_head.weight"], embedding)
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ({}, SourceUnreadable, "cannot be read: No such file"),
+        ({"model.safetensors": b"not tensors"}, SourceUnreadable, "is not a safetensors file"),
+        ({"model.safetensors.index.json": OUTSIDE}, SourceUnreadable, "names no files"),
+        ({"model.safetensors": save({"other.weight": torch.zeros(2)})}, BundleRefused, "has no weights of"),
+        ({"model.safetensors": QUANTISED}, SourceUnreadable, "stored as I8, expected floats"),
+    ],
+    ids=["empty", "no tensors", "index leads out", "another base", "quantised"],
+)
+def test_export_refuses_a_base_without_its_weights(
+    fused: Path, tmp_path: Path, files: dict[str, bytes], error: type[MeteoraError], message: str
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for name, data in files.items():
+        (base / name).write_bytes(data)
+    with pytest.raises(error, match=message):
+        export_official(Bundle.open(fused), tmp_path / "export", base=base)
+    assert not (tmp_path / "export").exists()
 
 
 def test_import_gives_back_what_was_exported(tmp_path: Path) -> None:

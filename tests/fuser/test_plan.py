@@ -5,21 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from meteora_registry.fuser.fuse_member import Member
 from meteora_registry.fuser.planning import BaseModules
 from meteora_registry.schemas.finding import Verdict
-from meteora_registry.schemas.inventory import Dtype
+from meteora_registry.schemas.inventory import Dtype, Inventory
+from meteora_registry.schemas.trained_on import TrainedOn
 from support.members import plan_of, read_member
-from support.models import make_adapter, tiny_gpt2, tiny_llama
-
-
-def wide_llama() -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
-    )
-    return LlamaForCausalLM(config)
+from support.models import make_adapter, tiny_gpt2, tiny_llama, wide_llama
 
 
 def subjects(plan_conflicts: tuple[object, ...]) -> list[str]:
@@ -143,8 +136,9 @@ def test_plan_refuses_shapes_that_disagree_and_says_who(members: list[Member], t
     ]
 
 
-def test_plan_refuses_a_member_that_cannot_be_fused(members: list[Member]) -> None:
-    refused = dataclasses.replace(members[0], verdict=Verdict(sound=True, fusable=False))
+def test_plan_refuses_a_member_that_cannot_be_fused(members: list[Member], tmp_path: Path) -> None:
+    refused = read_member(make_adapter(tiny_llama, tmp_path / "dora", seed=1, r=4, use_dora=True))
+    assert refused.verdict == Verdict(sound=True, fusable=False)
     assert subjects(plan_of([refused, members[1]]).conflicts) == ["verdict"]
 
 
@@ -181,7 +175,42 @@ def test_plan_refuses_a_member_with_modules_that_the_base_lacks(
     shapes = {m.path: (m.in_features, m.out_features) for m in members[1].inventory.modules}
     plan = plan_of([members[0], gpt2], base_modules=BaseModules(shapes, {}))
     assert subjects(plan.conflicts) == ["base", "base"]
-    assert "which the base does not have" in plan.conflicts[0].message
+    assert "not a linear module of the base" in plan.conflicts[0].message
+
+
+def test_plan_refuses_a_text_adapter_on_a_larger_class_of_its_checkpoint(members: list[Member]) -> None:
+    shapes = {
+        m.path.replace("model.", "model.language_model.", 1): (m.in_features, m.out_features)
+        for m in members[0].inventory.modules
+    }
+    conflict = plan_of(members[:1], base_modules=BaseModules(shapes, {})).conflicts[0]
+    assert "the base has it as `model.language_model.layers.0.self_attn.q_proj`" in conflict.message
+    assert "trained on the text class of this checkpoint" in conflict.remedy
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "warned"),
+    [
+        ("language_model.model.layers.0.self_attn.q_proj", "CAUSAL_LM", True),
+        ("language_model.model.layers.0.self_attn.q_proj", "FEATURE_EXTRACTION", False),
+        ("vision_model.encoder.layers.0.self_attn.q_proj", "CAUSAL_LM", False),
+        ("model.layers.0.self_attn.q_proj", "CAUSAL_LM", False),
+    ],
+    ids=["old name", "body of today", "same under both", "text model"],
+)
+def test_plan_without_a_base_warns_of_module_names_that_transformers_has_changed(
+    members: list[Member], path: str, task: str, warned: bool
+) -> None:
+    own = members[0].inventory
+    module = own.modules[0].model_copy(update={"path": path})
+    inventory = Inventory(modules=(module,), rank=own.rank, scaling=own.scaling)
+    trained_on = TrainedOn.read(task, None)
+    member = dataclasses.replace(members[0], inventory=inventory, task_type=task, trained_on=trained_on)
+    warnings = plan_of([member]).warnings
+    assert any("module names that transformers has changed" in each for each in warnings) is warned
+    same = {path: (own.modules[0].in_features, own.modules[0].out_features)}
+    known = plan_of([member], base_modules=BaseModules(same, {})).warnings
+    assert not any("module names that transformers has changed" in each for each in known)
 
 
 def test_plan_renames_modules_to_the_bases_current_names(members: list[Member]) -> None:
@@ -201,3 +230,21 @@ def test_plan_refuses_a_module_under_its_old_name_and_its_new_one(members: list[
         f"base: `rank4` has factors for `{paths[1]}` under its old name and its new one; "
         "only one can be meant; leave it out"
     ]
+
+
+def test_plan_takes_spellings_of_one_base_for_one(members: list[Member]) -> None:
+    old, new = (
+        dataclasses.replace(member, base=base, spelled_base=base)
+        for member, base in zip(members, ("gpt2", "OpenAI-community/GPT2"), strict=False)
+    )
+    plan = plan_of([old, new])
+    assert (plan.base, plan.conflicts) == ("openai-community/gpt2", ())
+    assert not any("the base is taken to be" in warning for warning in plan.warnings)
+
+
+def test_plan_does_not_take_a_quantised_copy_for_its_original(members: list[Member]) -> None:
+    one, other = (
+        dataclasses.replace(member, base=base, spelled_base=base)
+        for member, base in zip(members, ("org/base", "org/base-bnb-4bit"), strict=False)
+    )
+    assert subjects(plan_of([one, other]).conflicts) == ["base"]

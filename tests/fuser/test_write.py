@@ -53,7 +53,7 @@ def test_bundle_is_the_same_bytes_on_any_number_of_threads(
         "fuse(read_members(folders), pathlib.Path(sys.argv[3]), top_k=2)\n"
     )
     folders = json.dumps({name: str(path) for name, path in adapters.items()})
-    for threads in ("1", "2"):
+    for threads in {"1", "2"} - {str(torch.get_num_threads())}:
         target = tmp_path / threads
         environment = {
             **os.environ,

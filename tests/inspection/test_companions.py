@@ -62,6 +62,20 @@ def test_different_bases_need_a_word(files: AdapterFiles, tmp_path: Path) -> Non
     assert compare(tmp_path, {"a": files, "b": other}, base="org/base") == []
 
 
+@pytest.mark.parametrize(
+    ("base", "found"),
+    [(None, "no base"), ("/models/llama", "the path `/models/llama`")],
+    ids=["none", "path"],
+)
+def test_common_base_that_a_bundle_cannot_name_is_found(
+    files: AdapterFiles, tmp_path: Path, base: str | None, found: str
+) -> None:
+    one, other = changed(files, 2), changed(files, 3)
+    one.config["base_model_name_or_path"] = other.config["base_model_name_or_path"] = base
+    assert [each.found for each in compare(tmp_path, {"a": one, "b": other})] == [found]
+    assert compare(tmp_path, {"a": one, "b": other}, base="org/base") == []
+
+
 def test_old_and_new_name_are_one_base(files: AdapterFiles, tmp_path: Path) -> None:
     old, new = changed(files, 2), changed(files, 3)
     old.config["base_model_name_or_path"] = "gpt2"
@@ -71,7 +85,7 @@ def test_old_and_new_name_are_one_base(files: AdapterFiles, tmp_path: Path) -> N
 
 def test_what_cannot_be_fused_alone_is_named(files: AdapterFiles, tmp_path: Path) -> None:
     other = changed(files)
-    other.config["use_dora"] = True
+    other.config["bias"] = "all"
     (found,) = compare(tmp_path, {"a": files, "b": other})
     assert (found.code, found.found) == ("MR603", "`b` is sound, not fusable")
 
@@ -82,7 +96,24 @@ def test_dtypes_disjoint_modules_and_copies_are_seen(files: AdapterFiles, tmp_pa
     apart = changed(files)
     apart.rename("model.layers.", "language_model.layers.")
     codes = [each.code for each in compare(tmp_path, {"a": files, "b": half, "c": apart, "d": files})]
-    assert codes == ["MR604", "MR605", "MR605", "MR605", "MR606"]
+    assert codes == ["MR604", "MR605", "MR605", "MR605", "MR608"]
+
+
+def test_equal_weights_under_another_config_are_seen(files: AdapterFiles, tmp_path: Path) -> None:
+    other = copy.deepcopy(files)
+    other.config["lora_alpha"] = 16
+    (found,) = compare(tmp_path, {"a": files, "b": other})
+    assert (found.code, found.found) == ("MR606", "`a`, `b`")
+
+
+def test_adapters_of_the_body_and_of_the_whole_model_do_not_go_together(
+    files: AdapterFiles, tmp_path: Path
+) -> None:
+    body = changed(files)
+    body.config["task_type"] = "FEATURE_EXTRACTION"
+    body.rename("base_model.model.model.", "base_model.model.")
+    codes = [each.code for each in compare(tmp_path, {"a": files, "b": body})]
+    assert codes == ["MR605", "MR609"]
 
 
 def test_near_copy_is_seen_only_when_deep(files: AdapterFiles, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from meteora_registry.inspection.adapter import inspect_adapter
 from meteora_registry.inspection.rules.all_rules import all_rules
+from meteora_registry.schemas.errors import SourceUnreadable
 from support.adapters import AdapterFiles, codes_of, inspect_written
 from support.defects import DEFECTS, Defect
 from support.models import make_adapter, tiny_llama
@@ -30,18 +31,16 @@ def test_defect_is_found_and_nothing_else(defect: Defect, good: AdapterFiles, tm
     assert (inspection.inventory is not None) or not inspection.verdict.fusable
 
 
-def test_links_are_not_followed(good: AdapterFiles, tmp_path: Path) -> None:
+def test_link_is_not_followed_unless_asked_for(good: AdapterFiles, tmp_path: Path) -> None:
     real = good.write(tmp_path / "real")
     linked = tmp_path / "linked"
     linked.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (linked / name).symlink_to(real / name)
-    inspection = inspect_adapter(linked)
-    assert codes_of(inspection) == ["MR002"]
-    assert [finding.place.file for finding in inspection.findings] == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
+    with pytest.raises(SourceUnreadable, match="is a symbolic link, which is not followed") as caught:
+        inspect_adapter(linked)
+    assert "--follow-links" in (caught.value.hint or "")
+    assert inspect_adapter(linked, follow_links=True) == inspect_adapter(real)
 
 
 def test_all_findings_come_in_one_run(good: AdapterFiles, tmp_path: Path) -> None:

@@ -5,19 +5,34 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import deserialize
+from transformers import PreTrainedModel
 
 from meteora_registry.inspection.adapter import inspect_adapter
+from meteora_registry.inspection.comparison import (
+    apply_policy,
+    compare_companions,
+    compare_with_base,
+    module_paths,
+)
 from meteora_registry.inspection.config import KNOWN_FIELDS
 from meteora_registry.inspection.header import parse_header
+from meteora_registry.inspection.inspection import Inspection
 from meteora_registry.inspection.safetensors_file import DTYPE_BITS
+from meteora_registry.registry.workflows.base_facts import facts_of
 from meteora_registry.schemas.errors import AdapterRefused
+from meteora_registry.schemas.finding import Finding
+from meteora_registry.schemas.policy import Policy
 from support.adapters import entry, safetensors_bytes
+from support.examples import examples
+from support.models import tiny_llama
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20), st.just("LORA")
@@ -33,7 +48,9 @@ CONFIGS = st.fixed_dictionaries(
 NAMES = st.text(max_size=30) | st.builds(
     "{}{}.lora_{}{}".format,
     st.sampled_from(["base_model.model.", "module.", "", "_orig_mod.", "base_model."]),
-    st.sampled_from(["q_proj", "layers.0.q", "layers.1.q", "lm_head", "a b", "experts.0.w"]),
+    st.sampled_from(
+        ["model.layers.0.self_attn.q_proj", "layers.0.q", "layers.1.q", "lm_head", "a b", "experts.0.w"]
+    ),
     st.sampled_from("ABC"),
     st.sampled_from([".weight", ".default.weight", ".bias", ""]),
 )
@@ -45,7 +62,7 @@ ENTRIES = st.builds(
     st.integers(-1, 64),
 )
 HEADERS = st.dictionaries(NAMES, ENTRIES | VALUES, max_size=4)
-LENIENT = settings(max_examples=150)
+LENIENT = examples(50)
 
 
 def consistent(tensors: dict[str, tuple[str, list[int]]]) -> bytes:
@@ -61,13 +78,31 @@ def consistent(tensors: dict[str, tuple[str, list[int]]]) -> bytes:
     return safetensors_bytes(header, bytes(position))
 
 
+@cache
+def base_model() -> PreTrainedModel:
+    """Return a base without weights that some of the names have a module in."""
+    with torch.device("meta"):
+        return tiny_llama()
+
+
+def compare(inspection: Inspection) -> tuple[Finding, ...]:
+    """Return all that is found with a base, a policy, and the same adapter once more to be fused with."""
+    model = base_model()
+    facts = facts_of(model, "org/base", module_paths(inspection))
+    policy = Policy(meteora_policy=1, allowed_bases=("org/*",), max_rank=2, allowed_targets=("q_proj",))
+    findings = apply_policy(inspection, compare_with_base(inspection, inspection.findings, facts), policy)
+    both = {"one": inspection, "other": inspection}
+    bases = dict.fromkeys(both, inspection.declared_base)
+    return findings + compare_companions(both, bases=bases)
+
+
 def inspect(config: bytes, weights: bytes) -> None:
-    """Inspect an adapter of these bytes; every finding must be writable and printable."""
+    """Inspect and compare an adapter of these bytes; every finding must be writable and printable."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "adapter_config.json").write_bytes(config)
         (Path(folder) / "adapter_model.safetensors").write_bytes(weights)
         inspection = inspect_adapter(Path(folder))
-    for finding in inspection.findings:
+    for finding in compare(inspection):
         assert json.loads(finding.to_bytes())["code"] == finding.code
         assert finding.describe().isprintable()
     facts = dataclasses.asdict(inspection.facts) if inspection.facts else {}

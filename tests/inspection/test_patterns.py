@@ -93,7 +93,7 @@ def test_repeated_repeats_are_seen(text: str, nests: bool) -> None:
 def test_hostile_pattern_has_an_answer(text: str) -> None:
     config = LoraConfig({"r": 8, "lora_alpha": 8, "rank_pattern": {text: 4}})
     paths = [f"model.layers.{number}." + "a" * 40 + "x" * 40 + "!" for number in range(100)]
-    assert len(Resolution.of(config, paths).ranks) in (0, 100)
+    assert len(Resolution.of(config, {path: path for path in paths}).ranks) in (0, 100)
 
 
 def test_spent_budget_ends_the_search() -> None:
@@ -104,7 +104,7 @@ def test_spent_budget_ends_the_search() -> None:
         assert Pattern.judge("a.*", budget).standing is Standing.TOO_COSTLY
         assert Pattern.judge("a", budget).standing is Standing.PLAIN
     config = LoraConfig({"r": 8, "lora_alpha": 8, "rank_pattern": {"a": 4}}, Budget(seconds=-1))
-    assert Resolution.of(config, ["b"]) == Resolution({}, {}, frozenset(), is_complete=False)
+    assert Resolution.of(config, {"b": "b"}) == Resolution({}, {}, frozenset(), is_complete=False)
 
 
 def test_pattern_for_every_module_of_a_large_model_is_found_in_time() -> None:
@@ -113,6 +113,6 @@ def test_pattern_for_every_module_of_a_large_model_is_found_in_time() -> None:
     paths = [f"model.layers.{layer}.{name}" for layer in range(126) for name in names]
     ranks = {path: 1 + number % 9 for number, path in enumerate(paths)}
     config = LoraConfig({"r": 4, "lora_alpha": 8, "rank_pattern": ranks, "alpha_pattern": ranks})
-    resolution = Resolution.of(config, paths)
+    resolution = Resolution.of(config, {path: path for path in paths})
     assert resolution.is_complete
     assert resolution.ranks == ranks

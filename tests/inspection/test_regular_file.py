@@ -23,8 +23,8 @@ class ListedThenChanged(Folder):
     change = staticmethod(lambda: None)
 
     @classmethod
-    def read(cls, folder: int) -> Folder:
-        listing = Folder.read(folder)
+    def read(cls, folder: int, path: Path, *, follow_links: bool = False) -> Folder:
+        listing = Folder.read(folder, path, follow_links=follow_links)
         cls.change()
         return listing
 

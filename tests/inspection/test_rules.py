@@ -49,18 +49,34 @@ def test_code_is_given_once() -> None:
         rule("MR111", str, Severity.NOTE, why="", remedy="")
 
 
-def test_many_places_are_counted_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_of_one_reason_are_counted_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meteora_registry.inspection.rules.rule._RULES", {})
 
     @rule("MR999", int, Severity.NOTE, why="why", remedy="remedy")
-    def everywhere(count: int) -> Observations:
+    def everywhere(reasons: int) -> Observations:
         """Something is everywhere."""
-        yield from (Observation(f"place {number}", "none") for number in range(count))
+        for number in range(3 * reasons):
+            yield Observation(f"place {number}", "none", reason=str(number % reasons))
 
-    assert len(examine(20)) == 20
+    assert [each.found for each in examine(2)] == [
+        "place 0 (and 2 more places)",
+        "place 1 (and 2 more places)",
+    ]
     found = examine(25)
     assert len(found) == 20
-    assert found[-1].found == "place 19 (and 5 more places)"
+    assert found[-1].found == "place 19 (and 17 more places)"
+
+
+def test_each_field_is_a_reason_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meteora_registry.inspection.rules.rule._RULES", {})
+
+    @rule("MR999", int, Severity.NOTE, why="why", remedy="remedy")
+    def fields_are_wrong(count: int) -> Observations:
+        """Fields are wrong."""
+        yield from (Observation("x", "y", field=f"alpha_pattern.{number}") for number in range(count))
+        yield Observation("x", "y", field="r")
+
+    assert [each.found for each in examine(4)] == ["x (and 3 more places)", "x"]
 
 
 def test_known_fields_are_those_of_peft() -> None:

@@ -5,6 +5,7 @@ No GPU is needed: the launches run on tensors without storage, their calls are r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,19 @@ def launches(
     return list({call.variant: call for call in calls}.values())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compile what several tests launch once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("T", "ranks"), [(1, [8] * 28), (4096, [8] * 28), (4096, [64] * 28)])
 def test_kernels_fit_a_gpu(
     T: int, ranks: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     for call in launches(monkeypatch, T, dtype, ranks):
         binary = compiled(call, 90, tmp_path)
         assert binary.shared_bytes <= SHARED_BYTES, call.variant
@@ -66,7 +74,6 @@ def test_kernels_fit_a_gpu(
 def test_kernels_compile_for_other_gpus(
     capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     for call in launches(monkeypatch, 32, torch.float16, [16] * 4):
         binary = compiled(call, capability, tmp_path)
         assert binary.shared_bytes <= SHARED_BYTES, call.variant
@@ -75,12 +82,10 @@ def test_kernels_compile_for_other_gpus(
 
 def test_sizes_of_one_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Triton makes a constant of an argument that is 1, which not every operation takes."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     for call in launches(monkeypatch, 1, torch.bfloat16, [1], features=1, k=1):
         assert compiled(call, 90, tmp_path).stack_bytes <= STACK_BYTES, call.variant
 
 
 def test_many_slots_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     for call in launches(monkeypatch, 1, torch.bfloat16, [8] * 64, features=72, k=8):
         assert compiled(call, 90, tmp_path).shared_bytes <= SHARED_BYTES, call.variant

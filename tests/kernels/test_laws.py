@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from meteora_registry.kernels.reference import TOLERANCES, gradient_tolerance, relative_error
+from support.examples import examples
 from support.routed_cases import Operands, is_floating, operands
 
 pytest.importorskip("hypothesis")
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 GRADIENTS = ("x", "A", "Bt", "weights")
@@ -52,7 +53,7 @@ def absolute(case: Operands) -> Operands:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@settings(max_examples=25)
+@examples(25)
 @given(st.data())
 def test_output_and_gradients_are_the_references(dtype: torch.dtype, data: st.DataObject) -> None:
     case = data.draw(cases(dtype))
@@ -68,7 +69,7 @@ def test_output_and_gradients_are_the_references(dtype: torch.dtype, data: st.Da
         assert not error.numel() or error.max().item() <= bound, name
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(cases(torch.float64))
 def test_each_token_is_served_alone(case: Operands) -> None:
     together = case.routed()
@@ -79,7 +80,7 @@ def test_each_token_is_served_alone(case: Operands) -> None:
         assert relative_error(alone.routed()[0], together[t]) <= TOLERANCES[torch.float64]
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(cases(torch.float64), st.floats(-4, 4, allow_subnormal=False))
 def test_output_is_linear_in_the_weights(case: Operands, factor: float) -> None:
     case = case.to_double()

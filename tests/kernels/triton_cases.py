@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +22,24 @@ from meteora_registry.kernels.layout import layout_of
 from meteora_registry.kernels.reference import TOLERANCES, gradient_tolerance, relative_error
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
 from meteora_registry.kernels.routing import Gate, Routing
+from support.examples import TIMES
 from support.routed_cases import Operands, is_floating, operands
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The interpreter takes a second for what a GPU does in a millisecond; there each case has one type, and each
+# type comes in turn.
+EVERY_TYPE = not INTERPRETED or TIMES > 1
 GRADIENTS = ("x", "A", "Bt", "weights")
 SMALL = Blocks(tokens=16, warps=4, stages=2, rank=16, bytes=64, features=32, programs=8)
+
+
+def in_types(*cases: Any) -> list[Any]:
+    """Return each case with a type, or with every one."""
+    if EVERY_TYPE:
+        return [(*case, dtype) for case in cases for dtype in DTYPES]
+    # Not the remainder alone, which may be that of another parameter.
+    return [(*case, DTYPES[(index + index // 3) % 3]) for index, case in enumerate(cases)]
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +102,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), in_types(*((shape,) for shape in SHAPES)), ids=str)
 def test_output_and_gradients_are_the_references(shape: str, dtype: torch.dtype) -> None:
     check_against_reference(operands(**SHAPES[shape], dtype=dtype), dtype)
 
@@ -190,9 +203,9 @@ def test_repeated_runs_are_bit_identical(T: int) -> None:
     assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("T", [4, 70])
-@pytest.mark.parametrize("layout", ["whole", "slice", "transposed"])
+@pytest.mark.parametrize(
+    ("layout", "T", "dtype"), in_types(*product(["whole", "slice", "transposed"], [4, 70])), ids=str
+)
 def test_adding_in_place_is_base_plus_routed(layout: str, T: int, dtype: torch.dtype) -> None:
     case = poisoned(operands([8, 0, 24, 8], T=T, dtype=dtype))
     base = torch.randn(T, 24).to(DEVICE, dtype)
@@ -253,9 +266,7 @@ def check_gated(case: Operands, gate: Gate) -> None:
     assert relative_error(out, base.double() + case.reference()) <= TOLERANCES[case.x.dtype]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", GATE_KINDS)
-@pytest.mark.parametrize("T", [1, 19, 70])
+@pytest.mark.parametrize(("T", "kind", "dtype"), in_types(*product([1, 19, 70], GATE_KINDS)), ids=str)
 def test_fused_gate_routes_and_adds(T: int, kind: str, dtype: torch.dtype) -> None:
     check_gated(*gated_case(T, gate={"kind": kind, "temperature": 0.6}, dtype=dtype))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,18 @@ from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.home import CATALOG_VARIABLE, HOME_VARIABLE, Home
-from support.postgres import postgres_server, postgres_url
+from support.pgbouncer import pgbouncer_server, pgbouncer_url
+from support.postgres import migrated_url, postgres_catalog_url, postgres_server, postgres_url
 from support.small_adapters import make_adapter
 
-__all__ = ["postgres_server", "postgres_url"]
+__all__ = [
+    "migrated_url",
+    "pgbouncer_server",
+    "pgbouncer_url",
+    "postgres_catalog_url",
+    "postgres_server",
+    "postgres_url",
+]
 
 
 @pytest.fixture
@@ -24,18 +33,44 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return Home(folder)
 
 
+@pytest.fixture(scope="session")
+def empty_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty catalog on SQLite, to be copied: a copy costs nothing, the migrations a tenth of a second."""
+    home = Home(tmp_path_factory.mktemp("empty") / "home")
+    Catalog.open(home).close()
+    return home.catalog_file
+
+
 @pytest.fixture
-def catalog(home: Home) -> Iterator[Catalog]:
-    """The default catalog of that home."""
+def catalog(home: Home, empty_catalog: Path) -> Iterator[Catalog]:
+    """The default catalog of that home, empty."""
+    home.folder.mkdir()
+    shutil.copy(empty_catalog, home.catalog_file)
     with Catalog.open(home) as catalog:
         yield catalog
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def any_catalog(request: pytest.FixtureRequest, home: Home) -> Iterator[Catalog]:
+def any_catalog(request: pytest.FixtureRequest, home: Home, empty_catalog: Path) -> Iterator[Catalog]:
     """An empty catalog in each database that there may be one in."""
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_url")
+    yield from open_empty(request, home, empty_catalog)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
+def shared_catalog(request: pytest.FixtureRequest, home: Home, empty_catalog: Path) -> Iterator[Catalog]:
+    """An empty catalog in each database, on PostgreSQL also through a pooler, for several writers at once."""
+    yield from open_empty(request, home, empty_catalog)
+
+
+def open_empty(request: pytest.FixtureRequest, home: Home, empty_catalog: Path) -> Iterator[Catalog]:
+    """Yield an empty catalog in the database that the fixture's parameter names."""
+    if request.param == "sqlite":
+        home.folder.mkdir()
+        shutil.copy(empty_catalog, home.catalog_file)
+    elif request.param == "postgresql":
+        home = Home(home.folder, request.getfixturevalue("postgres_catalog_url"))
+    else:
+        url = request.getfixturevalue("pgbouncer_url")
         database.upgrade(parse_catalog_url(url))
         home = Home(home.folder, url)
     with Catalog.open(home) as catalog:

@@ -79,7 +79,7 @@ def test_a_broken_adapter_is_refused_with_its_findings_and_leaves_nothing(
 def test_a_sound_adapter_that_cannot_be_fused_is_catalogued_and_said_to_be_so(
     home: Home, catalog: Catalog, tmp_path: Path
 ) -> None:
-    addition = add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "dora", use_dora=True))
+    addition = add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "dora", bias="all"))
     assert str(addition.version.verdict) == "sound, not fusable"
     assert [str(finding.effect) for finding in addition.version.findings] == ["not fusable"]
 
@@ -145,7 +145,7 @@ def test_new_content_of_a_name_is_its_next_version(home: Home, catalog: Catalog,
 def test_files_that_change_while_they_are_read_are_refused(
     home: Home, catalog: Catalog, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def inspect_then_change(folder: Path) -> object:
+    def inspect_then_change(folder: Path, **options: bool) -> object:
         inspection = inspect(folder)
         tensors = load_file(folder / FILES[1])
         save_file({name: np.ones_like(tensor) for name, tensor in tensors.items()}, folder / FILES[1])
@@ -161,14 +161,65 @@ def test_files_that_change_while_they_are_read_are_refused(
     assert list((home.folder / "blobs" / "incoming").iterdir()) == []
 
 
+COMMIT = "3f1c9ab0" * 5
+
+
 @pytest.mark.parametrize("file", FILES)
-def test_a_link_in_the_folder_is_never_followed(
+def test_a_link_in_the_folder_is_followed_only_if_asked_for(
     home: Home, catalog: Catalog, adapter: Path, tmp_path: Path, file: str
 ) -> None:
     (adapter / file).rename(tmp_path / file)
     (adapter / file).symlink_to(tmp_path / file)
-    with pytest.raises(AdapterRefused):
-        add_folder(workspace_of(catalog, home.store), adapter)
+    workspace = workspace_of(catalog, home.store)
+    with pytest.raises(SourceUnreadable, match="is a symbolic link, which is not followed"):
+        add_folder(workspace, adapter)
+    addition = add_folder(workspace, adapter, follow_links=True)
+    assert [each.name for each in addition.version.files] == list(FILES)
+
+
+def cached_adapter(adapter: Path, cache: Path, inside: str = "") -> Path:
+    """Return a snapshot in a Hub cache with the files of an adapter."""
+    repository = cache / "models--org--legal"
+    snapshot = repository / "snapshots" / COMMIT / inside
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    up = Path("../../blobs") if not inside else Path("../../../blobs")
+    for name in FILES:
+        (adapter / name).rename(repository / "blobs" / name)
+        (snapshot / name).symlink_to(up / name)
+    return snapshot
+
+
+@pytest.mark.parametrize(("inside", "name"), [("", "legal"), ("sub", "legal-sub")], ids=["root", "subfolder"])
+def test_snapshot_in_a_hub_cache_is_read_like_its_repository(
+    home: Home, catalog: Catalog, adapter: Path, tmp_path: Path, inside: str, name: str
+) -> None:
+    version = add_folder(
+        workspace_of(catalog, home.store), cached_adapter(adapter, tmp_path / "hub", inside)
+    ).version
+    place = f"hf://org/legal@{COMMIT}" + (f"/{inside}" if inside else "")
+    assert version.name == name
+    assert (version.origin.kind, version.origin.location, version.origin.commit) == ("folder", place, COMMIT)
+    assert version.origin.is_claimed
+
+
+@pytest.mark.parametrize("place", ["other repository", "elsewhere", "blobs elsewhere"])
+def test_link_that_leaves_its_cached_repository_is_not_followed(
+    home: Home, catalog: Catalog, adapter: Path, tmp_path: Path, place: str
+) -> None:
+    snapshot = cached_adapter(adapter, tmp_path / "hub")
+    weights, blobs = snapshot / FILES[1], snapshot.parents[1] / "blobs"
+    if place == "blobs elsewhere":
+        blobs.rename(tmp_path / "blobs")
+        blobs.symlink_to(tmp_path / "blobs")
+    else:
+        target = tmp_path / ("hub/models--org--other/blobs" if place == "other repository" else "files")
+        target.mkdir(parents=True)
+        (blobs / FILES[1]).rename(target / FILES[1])
+        weights.unlink()
+        weights.symlink_to(target / FILES[1])
+    with pytest.raises(SourceUnreadable, match="is a symbolic link, which is not followed"):
+        add_folder(workspace_of(catalog, home.store), snapshot)
 
 
 def test_text_files_that_are_links_or_too_large_are_left_out(

@@ -9,7 +9,10 @@ import pytest
 from meteora_registry.registry.catalog.adapters import add_adapter
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import transaction
+from meteora_registry.registry.catalog.latest import list_file
+from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.catalog.records import AdapterVersion, Target
+from meteora_registry.registry.home import Home
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
     BundleRefused,
@@ -21,7 +24,7 @@ from meteora_registry.schemas.errors import (
 from meteora_registry.schemas.finding import Effect, Finding, Place, Severity
 from meteora_registry.schemas.manifest import Origin
 from meteora_registry.schemas.names import CatalogSource, parse_catalog_source
-from meteora_registry.schemas.verification import Outcome
+from meteora_registry.schemas.verification import Level, Outcome
 from support.catalogued import new_adapter, new_bundle, some_inventory, some_verification
 
 FINDING = Finding(
@@ -82,14 +85,14 @@ def test_an_adapter_without_lora_factors_is_recorded(catalog: Catalog) -> None:
     assert version.targets == ()
 
 
-def test_new_content_is_the_next_version_and_old_content_none(any_catalog: Catalog) -> None:
-    assert any_catalog.add_version(new_adapter(content="1")).version.version == 1
-    assert any_catalog.add_version(new_adapter(content="2")).version.version == 2
-    again = any_catalog.add_version(new_adapter(content="1"), tags=["seen"])
+def test_new_content_is_the_next_version_and_old_content_none(shared_catalog: Catalog) -> None:
+    assert shared_catalog.add_version(new_adapter(content="1")).version.version == 1
+    assert shared_catalog.add_version(new_adapter(content="2")).version.version == 2
+    again = shared_catalog.add_version(new_adapter(content="1"), tags=["seen"])
     assert (again.created, str(again.version.source), again.version.tags) == (False, "legal@1", ("seen",))
-    assert any_catalog.versions_of("legal") == (1, 2)
-    assert find(any_catalog, "legal").version == 2
-    assert find(any_catalog, "legal@1").version == 1
+    assert shared_catalog.versions_of("legal") == (1, 2)
+    assert find(shared_catalog, "legal").version == 2
+    assert find(shared_catalog, "legal@1").version == 1
 
 
 def test_the_same_content_with_another_stated_base_is_refused(catalog: Catalog) -> None:
@@ -186,18 +189,40 @@ def test_list_gives_the_latest_version_of_each_adapter_by_name(any_catalog: Cata
     assert [bundle.name for bundle in any_catalog.list_bundles()] == ["team"]
 
 
-def test_a_removed_number_never_comes_again(any_catalog: Catalog) -> None:
-    any_catalog.add_version(new_adapter(content="1"))
-    any_catalog.add_version(new_adapter(content="2"))
-    any_catalog.set_alias(CatalogSource("legal", 2), "champion")
-    removal = any_catalog.remove(CatalogSource("legal", 2))
+def test_a_listing_tells_of_a_bundle_what_its_record_does(any_catalog: Catalog, home: Home) -> None:
+    adapter = any_catalog.add_version(new_adapter(), tags=["b", "a"]).version
+    any_catalog.set_alias(adapter.source, "champion")
+    any_catalog.add_version(new_adapter("empty", "2", inventory=None, license=None))
+    for level, outcome in ((Level.SOURCE, Outcome.PASS), (Level.INTEGRITY, Outcome.FAIL)):
+        verification = some_verification(outcome=outcome, level=level)
+        any_catalog.register_bundle(new_bundle(adapter, verification=verification))
+    any_catalog.change_tags(CatalogSource("team"), add=["d", "c"])
+    any_catalog.set_alias(CatalogSource("team"), "shipped")
+
+    listing = any_catalog.list_latest()
+    assert listing.adapters == any_catalog.search(AdapterQuery()).items
+    (summary,), (record,) = listing.bundles, any_catalog.list_bundles()
+    shared = {field.name for field in dataclasses.fields(summary)} - {"verified"}
+    assert {name: getattr(summary, name) for name in shared} == {
+        name: getattr(record, name) for name in shared
+    }
+    assert summary.verified == tuple((each.level, each.outcome) for each in record.verifications)
+    if home.catalog_file.exists():
+        assert list_file(home.catalog_file) == listing
+
+
+def test_a_removed_number_never_comes_again(shared_catalog: Catalog) -> None:
+    shared_catalog.add_version(new_adapter(content="1"))
+    shared_catalog.add_version(new_adapter(content="2"))
+    shared_catalog.set_alias(CatalogSource("legal", 2), "champion")
+    removal = shared_catalog.remove(CatalogSource("legal", 2))
     assert (removal.kind, [str(each) for each in removal.versions]) == ("adapter", ["legal@2"])
-    assert any_catalog.versions_of("legal") == (1,)
-    any_catalog.remove(CatalogSource("legal"))
+    assert shared_catalog.versions_of("legal") == (1,)
+    shared_catalog.remove(CatalogSource("legal"))
     with pytest.raises(NotInCatalog, match="has no adapter `legal`"):
-        find(any_catalog, "legal")
-    assert any_catalog.list_adapters() == ()
-    assert any_catalog.add_version(new_adapter(content="2")).version.version == 3
+        find(shared_catalog, "legal")
+    assert shared_catalog.list_adapters() == ()
+    assert shared_catalog.add_version(new_adapter(content="2")).version.version == 3
 
 
 def test_remove_gives_the_digests_and_the_catalog_says_which_are_still_referred_to(catalog: Catalog) -> None:
@@ -344,7 +369,8 @@ def test_what_changes_nothing_leaves_no_event(catalog: Catalog) -> None:
     assert catalog.history().items == before
 
 
-LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b-bnb-4bit"
+LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b"
+QUANTISED = "mirror/llama-2-7b-bnb-4bit"
 
 
 @pytest.mark.parametrize(
@@ -353,6 +379,7 @@ LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b-bnb-4bit"
         pytest.param(None, LLAMA, LLAMA, id="declared"),
         pytest.param(None, LLAMA.upper(), LLAMA, id="whatever the case"),
         pytest.param(None, MIRROR, LLAMA, id="a spelling it learned"),
+        pytest.param(None, QUANTISED, QUANTISED, id="a quantised copy was never learned"),
         pytest.param("org/base", MIRROR, "org/base", id="what is stated comes first"),
         pytest.param(None, "/content/llama", None, id="a path was never learned"),
         pytest.param(LLAMA, "D:\\models\\llama", LLAMA, id="stated for a path"),
@@ -364,22 +391,41 @@ def test_a_base_is_known_by_its_spellings(
 ) -> None:
     catalog.add_version(new_adapter("a", "1", declared_base=LLAMA))
     catalog.add_version(new_adapter("b", "2", declared_base=MIRROR, stated_base=LLAMA))
+    catalog.add_version(new_adapter("q", "5", declared_base=QUANTISED, stated_base=LLAMA))
     catalog.add_version(new_adapter("c", "3", declared_base="/content/llama", stated_base=LLAMA))
     added = catalog.add_version(new_adapter("d", "4", declared_base=declared, stated_base=stated))
     assert added.version.base_model == base_model
 
 
-def test_a_writer_waits_for_the_other_and_takes_the_next_number(any_catalog: Catalog) -> None:
+@pytest.mark.parametrize(
+    "spelling", ["gpt2", "GPT2", "openai-community/gpt2", "/hub/models--gpt2/snapshots/" + "0a" * 20]
+)
+def test_known_spellings_are_one_base_without_being_learned(catalog: Catalog, spelling: str) -> None:
+    catalog.add_version(new_adapter("a", "1", declared_base="gpt2"))
+    added = catalog.add_version(new_adapter("b", "2", declared_base=spelling))
+    assert added.version.base_model == "openai-community/gpt2"
+    assert catalog.name_of_base(spelling) == "openai-community/gpt2"
+    found = catalog.search(AdapterQuery(base=spelling)).items
+    assert [each.name for each in found] == ["a", "b"]
+
+
+def test_quantised_copy_is_not_learned_as_a_spelling(catalog: Catalog) -> None:
+    catalog.add_version(new_adapter("a", "1", declared_base=f"{LLAMA}-bnb-4bit", stated_base=LLAMA))
+    added = catalog.add_version(new_adapter("b", "2", declared_base=f"{LLAMA}-bnb-4bit"))
+    assert added.version.base_model == f"{LLAMA}-bnb-4bit"
+
+
+def test_a_writer_waits_for_the_other_and_takes_the_next_number(shared_catalog: Catalog) -> None:
     with ThreadPoolExecutor() as pool:
-        with transaction(any_catalog._engine, writes=True) as session:
+        with transaction(shared_catalog._engine, writes=True) as session:
             add_adapter(session, new_adapter(content="1"), tags=())
-            second = pool.submit(any_catalog.add_version, new_adapter(content="2"))
+            second = pool.submit(shared_catalog.add_version, new_adapter(content="2"))
             with pytest.raises(TimeoutError):
                 second.result(timeout=0.2)
             # A reader does not wait.
-            assert any_catalog.versions_of("legal") == ()
+            assert shared_catalog.versions_of("legal") == ()
         assert second.result().version.version == 2
-    assert any_catalog.versions_of("legal") == (1, 2)
+    assert shared_catalog.versions_of("legal") == (1, 2)
 
 
 def test_foreign_text_that_no_database_can_hold_is_kept_as_far_as_it_can_be(any_catalog: Catalog) -> None:

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from meteora_registry.registry.catalog import attempts, database
+from meteora_registry.registry.catalog import attempts, database, database_errors
 from meteora_registry.registry.catalog import engine as engines
 from meteora_registry.registry.catalog.attempts import attempt
 from meteora_registry.registry.catalog.catalog import Catalog
@@ -217,7 +217,8 @@ def test_a_writer_that_waits_too_long_is_told_that_the_catalog_is_busy(
 def test_a_statement_that_takes_too_long_is_ended(
     home: Home, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_SECONDS", 0.2)
+    for module in (engines, database_errors):
+        monkeypatch.setattr(module, "STATEMENT_TIMEOUT_SECONDS", 0.2)
     url = proxy.url.render_as_string(hide_password=False)
     # Not a catalog: on a busy machine any statement of its opening may take as long.
     with (
@@ -247,16 +248,16 @@ def test_a_commit_that_sqlite_refuses_is_no_success(tmp_path: Path) -> None:
         assert database.find_problems(catalog._engine) == []
 
 
-def test_threads_share_one_catalog(any_catalog: Catalog) -> None:
+def test_threads_share_one_catalog(shared_catalog: Catalog) -> None:
     problems = []
 
     def use(number: int) -> None:
         try:
             for index in range(2):
-                catalog_version = any_catalog.add_version(new_adapter(content=f"{number} {index}")).version
-                any_catalog.change_tags(catalog_version.source, add=[f"t{number}"])
-                assert any_catalog.find(catalog_version.source).tags == (f"t{number}",)
-                any_catalog.search(AdapterQuery(tags=(f"t{number}",), all_versions=True))
+                catalog_version = shared_catalog.add_version(new_adapter(content=f"{number} {index}")).version
+                shared_catalog.change_tags(catalog_version.source, add=[f"t{number}"])
+                assert shared_catalog.find(catalog_version.source).tags == (f"t{number}",)
+                shared_catalog.search(AdapterQuery(tags=(f"t{number}",), all_versions=True))
         except Exception as error:  # noqa: BLE001 - any failure in a thread has to reach the test
             problems.append(error)
 
@@ -267,4 +268,4 @@ def test_threads_share_one_catalog(any_catalog: Catalog) -> None:
     for thread in threads:
         thread.join()
     assert problems == []
-    assert added(any_catalog) == 34
+    assert added(shared_catalog) == 34

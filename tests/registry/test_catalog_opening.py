@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,9 +15,16 @@ from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog import engine as engines
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import describe_url, parse_catalog_url
+from meteora_registry.registry.catalog.latest import list_file
+from meteora_registry.registry.catalog.revisions import HEAD_REVISION
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.errors import CatalogUnusable, UsageError
 from support.catalogued import new_adapter
+
+# With everything that a catalog can do, and as `list` reads it.
+ways = pytest.mark.parametrize(
+    "use", [Catalog.open, lambda home: list_file(home.catalog_file)], ids=["opened", "listed"]
+)
 
 
 @contextmanager
@@ -100,27 +107,30 @@ def test_a_catalog_named_by_its_url_is_not_created_by_itself(home: Home, tmp_pat
     [
         (
             "0001",
-            f"has the schema `0001`, this version needs `{database.HEAD_REVISION}`",
+            f"has the schema `0001`, this version needs `{HEAD_REVISION}`",
             "upgrade it with `meteora-registry db upgrade`",
         ),
         (
             "0099",
-            f"has the schema `0099`, this version knows `{database.HEAD_REVISION}` at most",
+            f"has the schema `0099`, this version knows `{HEAD_REVISION}` at most",
             "upgrade meteora-registry",
         ),
         (
             "deadbeef",
-            f"has the schema `deadbeef`, this version knows `{database.HEAD_REVISION}` at most",
+            f"has the schema `deadbeef`, this version knows `{HEAD_REVISION}` at most",
             "upgrade meteora-registry",
         ),
     ],
 )
-def test_another_schema_is_refused_with_what_to_do(home: Home, found: str, message: str, hint: str) -> None:
+@ways
+def test_another_schema_is_refused_with_what_to_do(
+    use: Callable[[Home], object], home: Home, found: str, message: str, hint: str
+) -> None:
     Catalog.open(home).close()
     with sqlite(home.catalog_file) as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (found,))
     with pytest.raises(CatalogUnusable) as caught:
-        Catalog.open(home)
+        use(home)
     assert str(caught.value) == f"the catalog `{home.catalog_file}` {message}"
     assert caught.value.hint == hint
 
@@ -129,20 +139,54 @@ def test_a_newer_schema_is_never_upgraded(home: Home) -> None:
     Catalog.open(home).close()
     with sqlite(home.catalog_file) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0099'")
-    with pytest.raises(CatalogUnusable, match=f"this version knows `{database.HEAD_REVISION}` at most"):
+    with pytest.raises(CatalogUnusable, match=f"this version knows `{HEAD_REVISION}` at most"):
         database.upgrade(engines.sqlite_url(home.catalog_file))
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_a_damaged_catalog_is_said_to_be_damaged(home: Home, content: bytes) -> None:
+@ways
+def test_a_damaged_catalog_is_said_to_be_damaged(
+    use: Callable[[Home], object], home: Home, content: bytes
+) -> None:
     home.folder.mkdir()
     home.catalog_file.write_bytes(content)
     with pytest.raises(CatalogUnusable) as caught:
-        Catalog.open(home)
+        use(home)
     assert str(caught.value) == (
         f"the catalog `{home.catalog_file}` is damaged or no catalog: file is not a database"
     )
     assert caught.value.hint == "put a backup in its place, or move it away to begin a new one"
+
+
+@ways
+@pytest.mark.parametrize(
+    "tables", [[], ["other"], ["alembic_version"]], ids=["empty", "foreign", "no revision"]
+)
+def test_a_database_without_a_catalog_is_said_to_have_none(
+    use: Callable[[Home], object], home: Home, tables: list[str]
+) -> None:
+    home.folder.mkdir()
+    with sqlite(home.catalog_file) as connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE {table} (version_num TEXT)")
+    with pytest.raises(CatalogUnusable) as caught:
+        use(home)
+    assert str(caught.value) == f"there is no catalog at `{home.catalog_file}`"
+
+
+def test_a_file_that_went_away_is_not_made_by_listing_it(home: Home) -> None:
+    home.folder.mkdir()
+    with pytest.raises(CatalogUnusable, match="cannot be opened for writing: unable to open database file"):
+        list_file(home.catalog_file)
+    assert list(home.folder.iterdir()) == []
+
+
+def test_a_catalog_is_listed_while_another_process_writes_to_it(home: Home, catalog: Catalog) -> None:
+    catalog.add_version(new_adapter())
+    with closing(sqlite3.connect(home.catalog_file)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("UPDATE entries SET name = 'another'")
+        assert [each.name for each in list_file(home.catalog_file).adapters] == ["legal"]
 
 
 def test_damage_inside_a_catalog_is_found_by_the_check(home: Home) -> None:

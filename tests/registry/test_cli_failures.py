@@ -108,7 +108,7 @@ def test_an_interrupt_is_code_130(home: Home, adapter: Path, catalog: Catalog) -
         "import os, signal, threading\n"
         "from meteora_registry.registry.cli.main import main\n"
         "from meteora_registry.registry.workflows import additions\n"
-        "additions.inspect_adapter = lambda folder: os.kill(os.getpid(), signal.SIGINT)\n"
+        "additions.inspect_adapter = lambda folder, **options: os.kill(os.getpid(), signal.SIGINT)\n"
         f"main(['add', {str(adapter)!r}])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

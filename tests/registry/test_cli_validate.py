@@ -11,6 +11,7 @@ import pytest
 
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
+from meteora_registry.schemas.bundle import WEIGHTS_FILE
 from meteora_registry.schemas.report import Report
 from support.small_adapters import make_adapter
 
@@ -27,7 +28,7 @@ def broken(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unfusable(tmp_path: Path) -> Path:
-    return make_adapter(tmp_path / "unfusable", use_dora=True)
+    return make_adapter(tmp_path / "unfusable", bias="all")
 
 
 def read_report(text: str) -> Report:
@@ -45,11 +46,11 @@ def test_text_names_finding_and_way_out(broken: Path, home: Home, capsys: pytest
     run(["validate", str(broken)])
     assert capsys.readouterr().out == (
         f"{broken}: refused (broken, not fusable)\n"
-        "  MR112 refuse: `lora_alpha` is missing or not a positive number "
+        "  MR112 refuse: `lora_alpha` is missing or not a number other than zero "
         "(adapter_config.json: lora_alpha)\n"
-        "    found `0`, expected a positive number\n"
+        "    found `0`, expected a number other than zero\n"
         "    without rank and alpha every result is scaled by a guess; PEFT silently takes 8 where alpha is "
-        "missing; write the alpha that the adapter was trained with, a positive number\n"
+        "missing; write the alpha that the adapter was trained with, a number other than zero\n"
         "not checked: modules and shapes against the base (`--base FOLDER`)\n"
     )
 
@@ -81,11 +82,21 @@ def test_list_names_the_adapters(good: Path, broken: Path, tmp_path: Path, home:
 def test_config_alone_is_inconclusive(
     good: Path, broken: Path, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for folder in (good, broken):
+        (folder / WEIGHTS_FILE).unlink()
     assert run(["validate", str(good / "adapter_config.json"), "--format", "json"]) == 3
     assert read_report(capsys.readouterr().out).adapters[0].unchecked == (
         "the weights: only the config was given",
     )
     assert run(["validate", str(broken / "adapter_config.json")]) == 1
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_file_of_a_whole_adapter_means_its_folder(
+    good: Path, home: Home, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run(["validate", str(good / name), "--format", "json"]) == 0
+    assert read_report(capsys.readouterr().out).adapters[0].name == str(good)
 
 
 def test_what_is_not_there_is_a_matter_of_usage(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
@@ -29,6 +29,7 @@ from meteora_registry.schemas.inventory import Inventory
 from meteora_registry.schemas.manifest import Origin
 from meteora_registry.schemas.names import CatalogSource
 from support.catalogued import new_adapter, new_bundle, some_inventory
+from support.examples import examples
 from support.first_catalog import read
 from support.postgres import postgres_server
 
@@ -223,7 +224,7 @@ def test_pages_follow_each_other_in_every_order(
         assert whole(catalog, query) == expected(versions, query)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(data=st.data(), way=st.sampled_from(list(WAYS)))
 def test_any_conditions_together_are_met(
     filled: tuple[Catalog, list[AdapterVersion]], data: st.DataObject, way: str

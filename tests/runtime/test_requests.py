@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -69,17 +70,18 @@ def test_beam_search_of_a_batch_is_that_of_each_prompt_alone(bundles: dict[str, 
     assert together == [answers(model, [prompt], num_beams=3)[0] for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("scope", REQUEST_SCOPES)
-def test_generation_without_a_cache_takes_each_pass_for_a_request(
-    bundles: dict[str, Path], scope: str
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    "options",
+    [{"use_cache": False}, {"prefill_chunk_size": 2}, {"prefill_chunk_size": 4, "num_beams": 2}],
+    ids=["no-cache", "pieces", "pieces-beams"],
+)
+def test_prompt_decides_however_its_tokens_arrive(
+    bundles: dict[str, Path], scope: str, options: dict[str, object]
 ) -> None:
-    tokens = some_tokens(batch=1, length=8)
-    for _ in range(4):
-        logits = expected_logits(scope, bundles[scope], tokens, tokens.shape[1])
-        tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
-    assert answers(loaded(bundles[scope]), some_tokens(batch=1, length=8).tolist(), 4, use_cache=False) == (
-        tokens[:, 8:].tolist()
-    )
+    model = loaded(bundles[scope])
+    plain = {name: value for name, value in options.items() if name == "num_beams"}
+    assert answers(model, PROMPTS, 4, **options) == answers(model, PROMPTS, 4, **plain)
 
 
 @pytest.mark.parametrize("scope", REQUEST_SCOPES)
@@ -88,12 +90,14 @@ def test_static_cache_answers_as_a_growing_one(bundles: dict[str, Path], scope: 
     assert answers(model, PROMPTS, cache_implementation="static") == answers(model, PROMPTS)
 
 
-@pytest.mark.parametrize("scope", ["token", "layer"])
+@pytest.mark.parametrize("scope", SCOPES)
 def test_guessed_tokens_that_are_taken_back_change_no_answer(bundles: dict[str, Path], scope: str) -> None:
     model = loaded(bundles[scope])
     prompt = [[7, 9, 11] * 4]
     expected = answers(model, prompt, 12)
     assert answers(model, prompt, 12, prompt_lookup_num_tokens=3) == expected
+    assert answers(model, prompt, 12, assistant_model=tiny_llama()) == expected
+    assert answers(model, prompt, 12, assistant_model=loaded(bundles[scope]).base_model.model) == expected
 
 
 def started(model: nn.Module, tokens: Tensor) -> object:
@@ -183,3 +187,91 @@ def test_confidence_is_the_geometric_mean_posterior(bundles: dict[str, Path]) ->
         assert decision.confidence == pytest.approx(mean.max().exp().item(), rel=1e-5)
         assert decision.members[0] == bundle.members[int(mean.argmax())]
         assert (decision.start, decision.end) == (0, 9 + 5)
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_cache_of_an_earlier_turn_answers_as_the_whole_prompt(
+    bundles: dict[str, Path], scope: str, top_k: int
+) -> None:
+    model = loaded(bundles[scope])
+    with route_as(model, top_k=top_k):
+        for seed in range(3):
+            prefix, more = some_tokens(batch=1, length=6), some_tokens(batch=1, length=8, seed=seed)
+            cache = started(model, prefix)
+            prompt = torch.cat([prefix, more], dim=1).tolist()
+            assert answers(model, prompt, 3, past_key_values=cache) == answers(model, prompt, 3)
+
+
+def test_whole_prompt_that_decides_as_its_beginning_did_is_not_read_again(bundles: dict[str, Path]) -> None:
+    model = loaded(bundles["prompt"])
+    read: list[int] = []
+    with route_as(model, top_k=1), routing(model) as record:
+
+        def chosen(tokens: Tensor) -> tuple[str, ...]:
+            logits_of(model, tokens)
+            return record.decisions[0].members
+
+        prompt = some_tokens(batch=1, length=6)
+        longer = [torch.cat([prompt, some_tokens(batch=1, length=6, seed=seed)], dim=1) for seed in range(20)]
+        whole = next(tokens for tokens in longer if chosen(tokens) == chosen(prompt))
+        cache = started(model, prompt)
+        module = model.base_model.model
+        handle = module.register_forward_pre_hook(
+            lambda _, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+        answers(model, whole.tolist(), 1, past_key_values=cache)
+        handle.remove()
+    assert read == [6]
+
+
+def test_tokens_behind_a_cache_without_those_in_it_are_refused(bundles: dict[str, Path]) -> None:
+    model = loaded(bundles["prompt"])
+    cache = started(model, some_tokens(batch=1, length=6))
+    with pytest.raises(UsageError) as caught:
+        model.generate(
+            input_ids=some_tokens(batch=1, length=2),
+            attention_mask=torch.ones(1, 8, dtype=torch.int64),
+            past_key_values=cache,
+            max_new_tokens=2,
+        )
+    assert str(caught.value) == (
+        "the cache holds 6 tokens, and `generate` was given the tokens behind them alone: the bundle's scope "
+        "`prompt` decides for the whole prompt"
+    )
+
+
+@pytest.mark.parametrize("name", ["generate_batch", "init_continuous_batching"])
+def test_continuous_batching_is_refused_where_the_request_decides(
+    bundles: dict[str, Path], name: str
+) -> None:
+    model = loaded(bundles["prompt"])
+    with pytest.raises(UsageError) as caught:
+        getattr(model, name)(inputs=PROMPTS)
+    assert str(caught.value) == (
+        f"continuous batching (`{name}`) puts several requests into one row of tokens, but the bundle's "
+        "scope `prompt` decides for each row"
+    )
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_row_of_several_texts_is_refused(bundles: dict[str, Path], scope: str) -> None:
+    model = loaded(bundles[scope])
+    with pytest.raises(UsageError, match="`position_ids` start again within a row, so it holds"):
+        logits_of(model, some_tokens(batch=1, length=5), position_ids=torch.tensor([[0, 1, 2, 0, 1]]))
+
+
+def test_batch_without_a_mask_is_warned_of_once(bundles: dict[str, Path]) -> None:
+    model = loaded(bundles["prompt"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for batch in (2, 3):
+            logits_of(model, some_tokens(batch=batch))
+        answers(model, PROMPTS)
+        logits_of(model, some_tokens(batch=2), attention_mask=torch.ones(2, some_tokens().shape[1]))
+    assert [str(warning.message)[:31] for warning in caught] == ["a batch without `attention_mask"]
+
+
+def test_generate_is_the_models_own_again_after_unload(bundles: dict[str, Path]) -> None:
+    model = loaded(bundles["prompt"])
+    assert "generate" not in vars(model.unload())

@@ -174,7 +174,7 @@ def test_member_that_does_not_touch_a_module_takes_part_with_rank_zero(
         gate.zero_()
         gate[members.index("rslora16")] = x[0] * 100
         out = layer(x)
-    routing = layer.gate_of("default").route(x)
+    routing = layer.gate_of("default", layer.meteora_routers["default"].rule).route(x)
     assert routing.selection[0].item() == members.index("rslora16")
     assert torch.equal(out[0], layer.base_layer(x)[0])
 

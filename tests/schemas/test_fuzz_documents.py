@@ -25,8 +25,9 @@ from meteora_registry.schemas.recipe import Recipe
 from meteora_registry.schemas.statistics import StatisticsDescription
 from meteora_registry.schemas.verification import VerificationRecord
 from support.evaluations import make_evaluation
+from support.examples import examples
 
-LENIENT = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=150)
+LENIENT = settings(examples(50), suppress_health_check=list(HealthCheck))
 DIGEST = str(Digest.of_bytes(b"{}"))
 CONFIG: dict[str, Any] = {
     "peft_type": "METEORA",

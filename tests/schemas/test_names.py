@@ -17,6 +17,8 @@ from meteora_registry.schemas.names import (
     check_file_name,
     check_folder_path,
     check_name,
+    folder_of_adapter,
+    name_of_folder,
     parse_source,
     suggest_name,
 )
@@ -33,6 +35,17 @@ from meteora_registry.schemas.names import (
         ("org/legal", HubSource("org/legal")),
         ("org/legal@main", HubSource("org/legal", "main")),
         ("hf://org/legal@v1/sub/folder", HubSource("org/legal", "v1", "sub/folder")),
+        ("org/legal@refs/pr/3/sub", HubSource("org/legal", "refs/pr/3", "sub")),
+        ("org/legal@feature%2Fshort/sub", HubSource("org/legal", "feature/short", "sub")),
+        ("https://huggingface.co/org/legal", HubSource("org/legal")),
+        ("https://huggingface.co/org/legal/tree/main/sub", HubSource("org/legal", "main", "sub")),
+        ("huggingface.co/org/legal/tree/feature%2Fshort", HubSource("org/legal", "feature/short")),
+        ("https://hf.co/org/legal/blob/v1/adapter_config.json", HubSource("org/legal", "v1")),
+        (
+            "https://huggingface.co/org/legal/resolve/v1/s/a.safetensors?x=1",
+            HubSource("org/legal", "v1", "s"),
+        ),
+        ("https://huggingface.co/org/legal/commit/0a1b2c3", HubSource("org/legal", "0a1b2c3")),
     ],
 )
 def test_parse_source_tells_folder_hub_and_catalog_apart(text: str, source: object) -> None:
@@ -53,6 +66,40 @@ def test_parse_source_takes_an_existing_folder_for_a_folder(
 def test_parse_source_refuses_malformed_names(text: str) -> None:
     with pytest.raises(UsageError):
         parse_source(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://example.com/org/legal", "https://huggingface.co/spaces/org/legal", "https://hf.co/legal"],
+)
+def test_address_of_something_else_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is not (an address of the Hub|the address of a model repository)"):
+        parse_source(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/legal", "legal"),
+        ("runs/Legal v2/checkpoint-500", "legal-v2"),
+        ("legal/final/adapter_model", "legal"),
+        ("legal/lora", "legal"),
+        ("legal/output/checkpoint-7/default", "legal"),
+        (f"hub/models--org--legal/snapshots/{'0a' * 20}", "legal"),
+        (f"hub/models--org--legal/snapshots/{'0a' * 20}/short", "legal-short"),
+    ],
+)
+def test_folder_gives_a_name_that_says_something(path: str, name: str, tmp_path: Path) -> None:
+    assert name_of_folder(tmp_path / path) == name
+
+
+def test_weights_and_the_config_beside_them_mean_their_folder(tmp_path: Path) -> None:
+    config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    config.touch()
+    assert folder_of_adapter(config) == config
+    weights.touch()
+    assert folder_of_adapter(config) == folder_of_adapter(weights) == tmp_path
+    assert parse_source(str(weights)) == FolderSource(tmp_path)
 
 
 def test_check_name_says_what_it_expects_and_suggests_one() -> None:

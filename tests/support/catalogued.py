@@ -113,12 +113,14 @@ def new_bundle(
     return NewBundleVersion(**values | changes)
 
 
-def some_verification(content: str = "1", outcome: Outcome = Outcome.PASS) -> VerificationRecord:
+def some_verification(
+    content: str = "1", outcome: Outcome = Outcome.PASS, level: Level = Level.SOURCE
+) -> VerificationRecord:
     """Return a record for the bundle of that content, as a verification writes it."""
     return VerificationRecord(
         meteora_verification=1,
         manifest_sha256=Digest.of_bytes(f"manifest {content}".encode()),
-        level=Level.SOURCE,
+        level=level,
         outcome=outcome,
         problems=("a digest differs",) if outcome is Outcome.FAIL else (),
         unchecked=("a member's files",) if outcome is Outcome.INCONCLUSIVE else (),

@@ -14,6 +14,7 @@ import torch
 from .adapters import AdapterFiles, entry, safetensors_bytes
 
 BROKEN, NOT_FUSABLE, ACCEPTED = "broken, not fusable", "sound, not fusable", "sound, fusable"
+BROKEN_FOR_USE = "broken for use, fusable"
 Change = Callable[[AdapterFiles], object]
 
 
@@ -126,7 +127,6 @@ _ALPHAS = [
     for name, change in {
         "missing": without("lora_alpha"),
         "zero": field("lora_alpha", 0),
-        "negative": field("lora_alpha", -8),
         "text": field("lora_alpha", "8"),
         "huge": field("lora_alpha", 10**400),
     }.items()
@@ -138,15 +138,28 @@ _VARIANTS = [
         "layer_replication": [[0, 2]],
         "use_bdlora": {"nblocks": 2},
         "use_qalora": True,
-        "kasa_config": {"beta": 1e-4},
         "monteclora_config": {"num_samples": 2},
-        "arrow_config": {"top_k": 1},
         "megatron_config": {"a": 1},
     }.items()
 ]
 _INITIALISATIONS = [
     Defect(f"initialisation-{name}", NOT_FUSABLE, ["MR123"], field("init_lora_weights", name))
-    for name in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "OLoRA")
+    for name in ("pissa", "pissa_niter_16", "olora", "lora_ga", "OLoRA")
+]
+_UNLOADABLE = [
+    Defect(name, BROKEN, codes, change)
+    for name, codes, change in (
+        ("bias-unknown", ["MR108"], field("bias", "some")),
+        ("initialisation-corda", ["MR108"], field("init_lora_weights", "corda")),
+        ("initialisation-loftq", ["MR108", "MR123"], field("init_lora_weights", "loftq")),
+        ("arrow_config", ["MR108", "MR126"], field("arrow_config", {"top_k": 1})),
+        (
+            "alora-without-task",
+            ["MR108", "MR126"],
+            both(field("alora_invocation_tokens", [1]), field("task_type", None)),
+        ),
+        ("kasa_config", ["MR126", "MR330"], field("kasa_config", {})),
+    )
 ]
 
 CONFIG_DEFECTS = [
@@ -154,9 +167,13 @@ CONFIG_DEFECTS = [
     *_ALPHAS,
     *_VARIANTS,
     *_INITIALISATIONS,
+    *_UNLOADABLE,
+    Defect("alpha-negative", NOT_FUSABLE, ["MR120"], field("lora_alpha", -8)),
+    Defect("pattern-alpha-negative", NOT_FUSABLE, ["MR120"], field("alpha_pattern", {"q_proj": -4})),
+    Defect("pattern-null", BROKEN, ["MR113"], field("rank_pattern", None)),
     Defect("rank-unlike-tensors", BROKEN, ["MR119"], field("r", 5)),
     Defect("rank-pattern-unlike-tensors", BROKEN, ["MR119"], field("rank_pattern", {"q_proj": 2})),
-    Defect("dora", NOT_FUSABLE, ["MR121"], field("use_dora", True)),
+    Defect("dora", BROKEN, ["MR121", "MR330"], field("use_dora", True)),
     Defect("rslora-text", BROKEN, ["MR107"], field("use_rslora", "false")),
     Defect("pattern-without-match", ACCEPTED, ["MR117"], field("rank_pattern", {"q_prj": 4})),
     Defect("alpha-pattern-without-match", ACCEPTED, ["MR117"], field("alpha_pattern", {"q_prj": 4})),
@@ -167,26 +184,30 @@ CONFIG_DEFECTS = [
     Defect("pattern-look-ahead", NOT_FUSABLE, ["MR115"], field("alpha_pattern", {"(?!v).*q_proj": 4})),
     Defect("pattern-too-long", NOT_FUSABLE, ["MR115"], field("alpha_pattern", {"q|" * 2000: 4})),
     Defect("pattern-hostile", ACCEPTED, ["MR116", "MR117"], field("alpha_pattern", {"(a+)+$": 4})),
-    Defect("targets-hostile", ACCEPTED, ["MR116", "MR134", "MR135"], field("target_modules", "(a|a+)+$")),
+    Defect("targets-hostile", BROKEN, ["MR116", "MR134"], field("target_modules", "(a|a+)+$")),
     Defect("targets-broken", BROKEN, ["MR114"], field("target_modules", "(q_proj")),
     Defect("bias-all", NOT_FUSABLE, ["MR122"], field("bias", "all")),
     Defect("bias-lora-only", NOT_FUSABLE, ["MR122"], field("bias", "lora_only")),
     Defect("lora-bias", NOT_FUSABLE, ["MR122"], field("lora_bias", True)),
     Defect("modules-to-save", NOT_FUSABLE, ["MR129"], field("modules_to_save", ["lm_head"])),
     Defect("classifier", NOT_FUSABLE, ["MR130"], field("task_type", "SEQ_CLS")),
-    Defect("token-indices", NOT_FUSABLE, ["MR128"], field("trainable_token_indices", [1, 2])),
-    Defect("lora-ga", ACCEPTED, ["MR124"], field("init_lora_weights", "lora_ga")),
+    Defect("token-indices", BROKEN, ["MR128", "MR330"], field("trainable_token_indices", [1, 2])),
     Defect("initialisation-unknown", BROKEN, ["MR125"], field("init_lora_weights", "magic")),
     Defect(
         "target-parameters", NOT_FUSABLE, ["MR127"], field("target_parameters", ["mlp.experts.gate_up_proj"])
     ),
-    Defect("targets-narrower", ACCEPTED, ["MR134"], field("target_modules", ["q_proj"])),
+    Defect("targets-narrower", BROKEN, ["MR134"], field("target_modules", ["q_proj"])),
     Defect("targets-wider", ACCEPTED, ["MR135"], field("target_modules", ["q_proj", "v_proj", "o_proj"])),
+    Defect("targets-empty", BROKEN, ["MR131", "MR134"], field("target_modules", [])),
+    Defect("targets-of-a-name", BROKEN, ["MR134"], field("target_modules", "q_proj")),
+    Defect("targets-excluded", BROKEN, ["MR134"], field("exclude_modules", ["v_proj"])),
+    Defect("layers-left-out", BROKEN, ["MR134"], field("layers_to_transform", [1])),
+    Defect("modules-saved-and-adapted", BROKEN, ["MR129", "MR134"], field("modules_to_save", ["self_attn"])),
     Defect("targets-null", ACCEPTED, ["MR131"], field("target_modules", None)),
     Defect("targets-number", BROKEN, ["MR133"], field("target_modules", 7)),
     Defect(
         "targets-two-in-one",
-        ACCEPTED,
+        BROKEN,
         ["MR132", "MR134", "MR135"],
         field("target_modules", ["q_proj", "v_proj, o_proj"]),
     ),
@@ -205,7 +226,7 @@ CONFIG_DEFECTS = [
         "mlx-config", BROKEN, ["MR101"], both(without("peft_type"), field("lora_parameters", {"rank": 8}))
     ),
     Defect("unknown-field", ACCEPTED, ["MR105"], field("enable_lora", [True])),
-    Defect("task-unknown", ACCEPTED, ["MR106"], field("task_type", "CHAT")),
+    Defect("task-unknown", BROKEN, ["MR106"], field("task_type", "CHAT")),
     Defect("task-null", ACCEPTED, [], field("task_type", None)),
     Defect("base-null", ACCEPTED, ["MR141"], field("base_model_name_or_path", None)),
     Defect("base-path", ACCEPTED, ["MR142"], field("base_model_name_or_path", "/content/drive/llama")),
@@ -228,16 +249,32 @@ CONFIG_DEFECTS = [
 
 WEIGHT_DEFECTS = [
     *(
-        Defect(f"prefix-{name}", ACCEPTED, ["MR303"], rename(PREFIX, prefix))
+        Defect(f"prefix-{name}", BROKEN_FOR_USE, ["MR303"], rename(PREFIX, prefix))
         for name, prefix in {
             "none": "",
             "module": "module.base_model.model.",
             "compiled": "_orig_mod.base_model.model.",
             "fsdp": "_fsdp_wrapped_module.base_model.model.",
             "doubled": "base_model.model.base_model.model.",
+            "foreign": "thinker.base_model.model.",
         }.items()
     ),
-    Defect("adapter-name", ACCEPTED, ["MR303"], rename(".weight", ".default.weight")),
+    Defect("adapter-name", ACCEPTED, ["MR313"], rename(".weight", ".default.weight")),
+    Defect("adapter-name-inside", BROKEN, ["MR329"], rename(".weight", ".sft.weight")),
+    Defect("name-without-weight", BROKEN, ["MR329"], rename(".weight", "")),
+    Defect("base-layer-inside", BROKEN, ["MR329"], rename(".lora_", ".base_layer.lora_")),
+    Defect(
+        "saved-under-the-wrapper",
+        BROKEN,
+        ["MR323", "MR329"],
+        add("lm_head.modules_to_save.weight", torch.ones(2)),
+    ),
+    Defect(
+        "prefixes-two",
+        BROKEN,
+        ["MR303", "MR304"],
+        both(rename(PREFIX + "model.layers.0", "policy." + PREFIX + "model.layers.0")),
+    ),
     Defect("prefix-unknown", BROKEN, ["MR304"], rename(PREFIX + "model", "base_model")),
     Defect("path-unusable", BROKEN, ["MR304"], rename("self_attn", "self attn\x1b[31m")),
     Defect("kohya", BROKEN, ["MR302"], rename(PREFIX + "model.layers.", "lora_unet_")),
@@ -262,6 +299,7 @@ WEIGHT_DEFECTS = [
     Defect("one-dimension", BROKEN, ["MR307"], every("weight", lambda tensor: tensor.reshape(-1))),
     Defect("zero-size", BROKEN, ["MR307"], every("weight", lambda tensor: torch.zeros(0))),
     Defect("zero-rows", BROKEN, ["MR307"], every("lora_A.weight", lambda tensor: torch.zeros(0, 32))),
+    Defect("merged-linear", BROKEN, ["MR308"], every("lora_B.weight", lambda tensor: tensor[:, :, None])),
     Defect("convolution", NOT_FUSABLE, ["MR309"], every("weight", lambda tensor: tensor[:, :, None, None])),
     Defect(
         "layer-missing",
@@ -342,8 +380,10 @@ WEIGHT_DEFECTS = [
         ["MR301", "MR328"],
         both(rename(".lora_", ".low_rank_"), rename(".weight", "")),
     ),
-    Defect("unknown-tensor", BROKEN, ["MR328"], add("mystery", torch.ones(3))),
-    Defect("magnitudes", NOT_FUSABLE, ["MR321"], add(LAYER + "q_proj.lora_magnitude_vector", torch.ones(32))),
+    Defect("unknown-tensor", NOT_FUSABLE, ["MR328"], add("mystery", torch.ones(3))),
+    Defect(
+        "magnitudes", BROKEN, ["MR321", "MR330"], add(LAYER + "q_proj.lora_magnitude_vector", torch.ones(32))
+    ),
     Defect("bias-in-file", NOT_FUSABLE, ["MR322"], add(LAYER + "q_proj.bias", torch.ones(32))),
     Defect("lora-bias-in-file", NOT_FUSABLE, ["MR322"], add(LAYER + "q_proj.lora_B.bias", torch.ones(32))),
     Defect("full-weight-in-file", NOT_FUSABLE, ["MR323"], add(LAYER + "o_proj.weight", torch.ones(32, 32))),
@@ -356,7 +396,7 @@ WEIGHT_DEFECTS = [
     ),
     Defect(
         "output-layer",
-        NOT_FUSABLE,
+        BROKEN,
         ["MR134", "MR324"],
         both(
             add(PREFIX + "lm_head.lora_A.weight", torch.ones(4, 32)),
@@ -369,10 +409,8 @@ WEIGHT_DEFECTS = [
         ["MR325"],
         add(PREFIX + "model.embed_tokens.token_adapter.trainable_tokens_delta", torch.ones(2, 32)),
     ),
-    Defect(
-        "experts", NOT_FUSABLE, ["MR134", "MR135", "MR326"], rename("self_attn.q_proj", "mlp.experts.0.w1")
-    ),
-    Defect("kasa-in-file", NOT_FUSABLE, ["MR327"], add(LAYER + "q_proj.lora_diag", torch.ones(4))),
+    Defect("experts", BROKEN, ["MR134", "MR135", "MR326"], rename("self_attn.q_proj", "mlp.experts.0.w1")),
+    Defect("kasa-in-file", BROKEN, ["MR327", "MR330"], add(LAYER + "q_proj.lora_diag", torch.ones(4))),
 ]
 
 FILE_DEFECTS = [

@@ -62,6 +62,14 @@ def tiny_llama(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return LlamaForCausalLM(config).eval().to(dtype)
 
 
+def wide_llama() -> PreTrainedModel:
+    """Return a Llama whose modules have the paths of the other, and other shapes."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    return LlamaForCausalLM(config)
+
+
 def tiny_gpt2(*, width: int = 32, layers: int = 2) -> PreTrainedModel:
     """Return a GPT-2, whose linear layers are ``Conv1D``; the same weights at every call."""
     torch.manual_seed(0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from meteora_registry.runtime.tracing.recorder import token_texts
 from support.byte_tokens import byte_tokenizer
+from support.examples import examples
 
 # The space and `a` behind it are one token.
 TOKENIZER = byte_tokenizer(("\u0120", "a"))
@@ -27,7 +28,7 @@ def test_character_goes_to_the_last_of_its_tokens(text: str, expected: list[str]
     assert token_texts(TOKENIZER, TOKENIZER(text)["input_ids"]) == expected
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.text(max_size=20))
 def test_texts_together_are_the_whole_text(text: str) -> None:
     ids = TOKENIZER(text)["input_ids"]

@@ -197,3 +197,20 @@ def test_a_download_of_more_than_a_second_shows_its_progress_and_no_signature(
     assert f"{WEIGHTS}:" in drawn
     assert f"{CONFIG}:" not in drawn
     assert SIGNATURE not in drawn
+
+
+def test_renamed_repository_is_recorded_under_its_present_name(
+    hub: LoopbackHub, here: Workplace, legal: Path
+) -> None:
+    for end in ("", "/revision/main"):
+        target = {"Location": f"{hub.url}/api/models/org/legal{end}"}
+        hub.fault("GET", f"^/api/models/old/law{end}$", status=307, headers=target, times=99)
+    assert here.run("add", "old/law").code == 0
+    (version,) = json.loads(here.run("list", "--format", "json").out)["adapters"]
+    assert version["name"] == "legal"
+    assert "hf://org/legal@" in here.run("show", "legal").out
+
+
+def test_address_from_a_browser_names_the_adapter(hub: LoopbackHub, here: Workplace, legal: Path) -> None:
+    result = here.run("add", f"{hub.url}/org/legal/blob/main/adapter_config.json?download=true")
+    assert (result.code, result.out) == (0, "added: legal@1 (sound, fusable)\n")

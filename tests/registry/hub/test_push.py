@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support.expert_adapters import both_parameters
 from support.hub import READ_TOKEN, TOKEN, LoopbackHub
 from support.hub_commands import Workplace, finish
 from support.patience import PATIENCE_SECONDS
@@ -38,6 +39,18 @@ def pushes_noted(here: Workplace, name: str) -> list[tuple[str, int, dict[str, s
     """Return the pushes of that name in the catalog's history, the newest first."""
     events = json.loads(here.run("history", name, "--format", "json").out)["events"]
     return [(each["name"], each["version"], each["details"]) for each in events if each["action"] == "push"]
+
+
+def test_adapter_of_experts_is_pushed_as_it_was_added(
+    hub: LoopbackHub, here: Workplace, tmp_path: Path
+) -> None:
+    folder = both_parameters(tmp_path / "experts")
+    assert here.run("add", folder).code == 0
+    assert here.run("push", "experts@1", "org/experts").code == 0
+    pushed = content(hub, "org/experts")
+    assert {name: pushed[name] for name in (CONFIG, WEIGHTS)} == {
+        name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)
+    }
 
 
 def test_an_adapter_is_pushed_as_it_was_added(

@@ -1,0 +1,97 @@
+"""The forms of a prompt: as its line gives it, as a user types it, and in the base's chat template.
+
+A routed model that was fitted on one form decides badly in the other: the template's own thirty tokens
+outvote a short question (docs/gate-fitting.md, "The form of the prompt"). So a fit reads half of
+the lines in each form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from ...schemas.errors import DataRefused, UsageError
+from ...schemas.gate_choices import PromptForm
+from .chat_template import ChatTemplate, without_first_token
+from .task_data import Sample
+
+
+def form_of_fit(tokenizer: PreTrainedTokenizerBase, form: PromptForm | None) -> PromptForm:
+    """Return the form that a fit reads: by default both, where the tokenizer has a template for a question.
+
+    Raises:
+        UsageError: a form was asked for that needs a template, and the tokenizer has none.
+    """
+    if form is None:
+        return "both" if writes_questions(tokenizer) else "given"
+    return check_form(tokenizer, form)
+
+
+def check_form(tokenizer: PreTrainedTokenizerBase, form: PromptForm) -> PromptForm:
+    """Return the form if prompts can be written in it.
+
+    Raises:
+        UsageError: it needs a chat template, and the tokenizer has none that takes a question.
+    """
+    if form in ("chat", "both") and not writes_questions(tokenizer):
+        raise UsageError(
+            f"the prompts are to be read as `{form}`, but the base's tokenizer has no chat template that "
+            "takes a single question",
+            hint="use `--as given`",
+        )
+    return form
+
+
+def writes_questions(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer has a chat template, and that writes out one message of a user."""
+    if tokenizer.chat_template is None:
+        return False
+    with ChatTemplate(tokenizer) as template:
+        try:
+            template.render(_turns("Hello"))
+        except DataRefused:
+            return False
+    return True
+
+
+def write_as(
+    samples: Sequence[Sample], form: PromptForm, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Sample, ...]:
+    """Return the samples in a form; as ``both``, every second one is in the template.
+
+    A conversation of several messages has no plain form and stays as it is.
+
+    Raises:
+        DataRefused: the template refuses a prompt.
+    """
+    if form == "given":
+        return tuple(samples)
+    with ChatTemplate(tokenizer) as template:
+        return tuple(
+            _in_chat(sample, template) if _is_in_chat(place, form) else _plain(sample)
+            for place, sample in enumerate(samples)
+        )
+
+
+def _is_in_chat(place: int, form: PromptForm) -> bool:
+    return form == "chat" or (form == "both" and place % 2 == 1)
+
+
+def _plain(sample: Sample) -> Sample:
+    return sample if sample.question is None else replace(sample, prompt=sample.question, in_chat=False)
+
+
+def _in_chat(sample: Sample, template: ChatTemplate) -> Sample:
+    if sample.in_chat or sample.question is None:
+        return sample
+    try:
+        text = template.render(_turns(sample.question))
+    except DataRefused as error:
+        raise DataRefused(f"the prompt in line {sample.line} {error}", hint="use `--as given`") from error
+    return replace(sample, prompt=without_first_token(text, template.tokenizer), in_chat=True)
+
+
+def _turns(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]

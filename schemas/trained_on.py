@@ -1,0 +1,39 @@
+"""The model that an adapter was trained on, as far as its config names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+# The task whose model is loaded without an output layer.
+HEADLESS_TASK = "FEATURE_EXTRACTION"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """A class of model, a task, or neither. PEFT writes the class only where there is no task."""
+
+    class_name: str | None = None
+    task_type: str | None = None
+
+    @classmethod
+    def read(cls, task_type: object, auto_mapping: object) -> Self:
+        """Return what the fields `task_type` and `auto_mapping` of a config say, whatever they hold."""
+        name = auto_mapping.get("base_model_class") if isinstance(auto_mapping, dict) else None
+        return cls(
+            class_name=name if isinstance(name, str) else None,
+            task_type=task_type if isinstance(task_type, str) else None,
+        )
+
+    @classmethod
+    def common(cls, each: Iterable[Self]) -> Self:
+        """Return what all adapters agree on; neither class nor task if they do not."""
+        found = set(each)
+        return found.pop() if len(found) == 1 else cls()
+
+    @property
+    def lacks_head(self) -> bool:
+        """Whether it is a model without an output layer, such as ``AutoModel`` loads."""
+        name = self.class_name or ""
+        return self.task_type == HEADLESS_TASK or (name.endswith("Model") and "Head" not in name)
