@@ -202,6 +202,8 @@ class Verification:
     """The outcome of one verification of a bundle version, with its whole record.
 
     ``claimed_by`` is where a record came from that was not made here, and None for one that was.
+    ``established`` is what it established here, in the words of docs/verification.md: nothing if it is a
+    claim, or contradicts itself.
     """
 
     level: Level
@@ -209,11 +211,7 @@ class Verification:
     created_at: datetime
     record: VerificationRecord
     claimed_by: str | None
-
-    @property
-    def is_made_here(self) -> bool:
-        """Whether a verification on a machine of this catalog made it, as far as it shows."""
-        return self.claimed_by is None and not self.record.contradictions()
+    established: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

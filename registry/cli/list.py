@@ -10,7 +10,7 @@ from ..catalog.records import AdapterSummary, BundleSummary
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import ESTABLISHED, describe_bytes, print_remark, print_table
+from .output import describe_bytes, print_remark, print_table
 from .parameters import format_option, pass_registry
 
 _COLUMNS = ("NAME", "KIND", "VERSION", "BASE", "RANK", "DTYPE", "SIZE", "VERDICT", "ALIASES", "TAGS")
@@ -70,5 +70,7 @@ def _bundle_verdict(bundle: BundleSummary) -> str:
         level, outcome = bundle.verified[-1]
         # The bundle has not changed since it passed at a deeper level: its manifest is the same.
         deepest = Level.SOURCE if (Level.SOURCE, outcome) in bundle.verified else level
-        verified = ESTABLISHED[deepest.value] if outcome is Outcome.PASS else f"{outcome} at level {deepest}"
+        verified = (
+            ", ".join(deepest.establishes) if outcome is Outcome.PASS else f"{outcome} at level {deepest}"
+        )
     return f"{verified}, gate not fitted" if bundle.gate_fitted == NOT_FITTED else verified

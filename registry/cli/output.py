@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-# What a pass at a level establishes, by the values of `Level`, which needs pydantic. The words of
-# docs/trust.md.
-ESTABLISHED = {"integrity": "intact", "source": "intact, from its members"}
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
@@ -91,18 +88,17 @@ def print_verified(record: VerificationRecord) -> None:
 
 def describe_level(level: Level) -> str:
     """Return a level of verification with what a pass at it establishes."""
-    return f"level {level} ({ESTABLISHED[level.value]})"
+    return f"level {level} ({', '.join(level.establishes)})"
 
 
 def describe_established(record: VerificationRecord) -> str:
     """Return what a record establishes where it was made."""
-    return ESTABLISHED[record.level.value] if record.outcome.value == "pass" else "nothing"
+    return ", ".join(record.established) or "nothing"
 
 
 def describe_rest(record: VerificationRecord) -> str:
-    """Return what a record does not establish."""
-    open_words = {"intact", "from its members", "signed"} - {*describe_established(record).split(", ")}
-    return ", ".join(sorted(open_words))
+    """Return what a verification can establish and this one did not."""
+    return ", ".join(record.not_established) or "nothing"
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

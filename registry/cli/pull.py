@@ -14,7 +14,6 @@ from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import (
-    ESTABLISHED,
     describe_bytes,
     describe_established,
     describe_rest,
@@ -90,7 +89,7 @@ def command(
         )
         print_line(f"established here: {describe_established(pulled.record)}")
         print_line(
-            f"claimed by {pulled.repository}@{pulled.commit}: {ESTABLISHED[Level.SOURCE.value]}, and its "
+            f"claimed by {pulled.repository}@{pulled.commit}: {', '.join(Level.SOURCE.establishes)}, and its "
             "members' origins and licences"
         )
         print_line(f"not established: {describe_rest(pulled.record)}")

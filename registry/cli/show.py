@@ -10,11 +10,12 @@ import click
 
 from ...schemas.facts import AdapterFacts, BundleFacts
 from ...schemas.names import CatalogSource
+from ...schemas.verification import Outcome
 from ..catalog.records import AdapterVersion, BundleVersion, Target, Verification
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json, to_json
-from .output import describe_bytes, describe_established, print_facts, print_line, print_table
+from .output import describe_bytes, print_facts, print_line, print_table
 from .parameters import CatalogSourceType, format_option, pass_registry
 
 # What a line is called, in the order of the lines. Facts that are not here follow under their own names.
@@ -88,7 +89,7 @@ def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
         "rank": _describe_rank(version),
         "size_bytes": describe_bytes(version.size_bytes),
         "origin": f"{version.origin.kind} {version.origin}{_claim(version)}",
-        "license": f"{version.license}{_claim(version)}" if version.license else None,
+        "license": _describe_license(version),
         "commit": version.origin.commit,
     }
     print_facts(list(_lines(version, AdapterFacts, _ADAPTER_LABELS, own)))
@@ -128,13 +129,21 @@ def _show_bundle(version: BundleVersion, numbers: tuple[int, ...]) -> None:
 def _established(verification: Verification) -> str:
     if verification.claimed_by is not None:
         return f"nothing: claimed by {verification.claimed_by}"
-    if not verification.is_made_here:
+    if verification.outcome is Outcome.PASS and not verification.established:
         return "nothing: the record contradicts itself"
-    return describe_established(verification.record)
+    return ", ".join(verification.established) or "nothing"
 
 
 def _claim(version: AdapterVersion) -> str:
-    return "" if version.claimed_by is None else f" (claimed by {version.claimed_by})"
+    if version.claimed_by is not None:
+        return f" (claimed by {version.claimed_by})"
+    return " (claimed by the path of its folder)" if version.origin.is_claimed else ""
+
+
+def _describe_license(version: AdapterVersion) -> str | None:
+    if version.license is None or version.claimed_by is None:
+        return version.license
+    return f"{version.license}{_claim(version)}"
 
 
 def _lines(

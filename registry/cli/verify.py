@@ -18,7 +18,7 @@ from ..workflows.base_place import place_base
 from ..workflows.bundle_folder import find_bundle_folder
 from .failures import DONE, INCONCLUSIVE, REFUSED
 from .groups import examples
-from .json_output import print_json
+from .json_output import print_json, to_json
 from .output import (
     describe_established,
     describe_rest,
@@ -108,7 +108,10 @@ def command(
             progress=progress,
         )
     if as_json:
-        print_json(verified.record)
+        record = verified.record
+        print_json(
+            to_json(record) | {"established": record.established, "not_established": record.not_established}
+        )
     else:
         _print_record(verified.record)
     if not verified.gate_fitted:

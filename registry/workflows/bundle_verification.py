@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...bundle import Bundle
 from ...bundle.files import write_record
@@ -23,6 +24,9 @@ from .base_facts import read_base_facts, read_cached_facts
 from .base_place import BasePlace
 from .bundle_folder import find_bundle_folder, gate_is_fitted
 from .fuse_plan import stored_sources
+
+if TYPE_CHECKING:
+    from .origins import Refetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,31 +106,33 @@ def _verify_folder(
     needs_sources = manifest is not None and level is Level.SOURCE
     stored = stored_sources(workspace, manifest) if manifest and needs_sources else {}
     with ExitStack() as stack:
-        fetched = stack.enter_context(_refetched(workspace, manifest)) if refetch and manifest else {}
+        fetched = stack.enter_context(_refetched(workspace, manifest)) if refetch and manifest else None
         record = verify_bundle(
             folder,
             level=level,
-            sources=stored | fetched,
+            sources=stored | fetched.files if fetched else stored,
             renamed=_renaming_by(place, folder, manifest) if manifest else None,
             with_triton=True,
             progress=progress,
         )
-    if fetched and manifest and not record.problems:
+    if fetched is None or manifest is None:
+        return record
+    if not record.problems:
         _confirm(workspace, manifest, fetched)
-    return record
+    return record.model_copy(update={"notes": (*record.notes, *fetched.notes)})
 
 
-def _refetched(workspace: Workspace, manifest: Manifest) -> AbstractContextManager[dict[str, MemberFiles]]:
+def _refetched(workspace: Workspace, manifest: Manifest) -> AbstractContextManager[Refetched]:
     # Imported when it is asked for: huggingface_hub may refuse the environment.
     from .origins import refetched
 
     return refetched(workspace, manifest)
 
 
-def _confirm(workspace: Workspace, manifest: Manifest, fetched: dict[str, MemberFiles]) -> None:
+def _confirm(workspace: Workspace, manifest: Manifest, fetched: Refetched) -> None:
     from .origins import confirm_origins
 
-    workspace.note(lambda _: confirm_origins(workspace, manifest, fetched))
+    workspace.note(lambda _: confirm_origins(workspace, manifest, fetched.confirmed))
 
 
 def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:

@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.fuse_member import MemberFiles
-from ...schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
+from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ...schemas.errors import HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import Manifest, ManifestMember
 from ...schemas.names import MEMBER_MARK, CatalogSource, HubSource, below, check_name, parse_repository
 from ..hub.client import Hub
-from ..hub.download import download_files
+from ..hub.download import download_files, read_small_file
 from ..workspace import Workspace
 from .additions import Addition, add_folder
 
 
+@dataclass(frozen=True, slots=True)
+class Refetched:
+    """The files of members as they were fetched from their origins, by member name.
+
+    ``confirmed`` are those members whose licence is also the one that the origin's card states. ``notes`` name
+    the other licences, and why members were not fetched.
+    """
+
+    files: dict[str, MemberFiles]
+    confirmed: frozenset[str]
+    notes: tuple[str, ...]
+
+
 @contextmanager
-def refetched(workspace: Workspace, manifest: Manifest) -> Iterator[dict[str, MemberFiles]]:
+def refetched(workspace: Workspace, manifest: Manifest) -> Iterator[Refetched]:
     """Yield the files of those members whose origin is on the Hub, fetched from there; nothing is kept.
 
     Only the repository, the commit and the folder that the manifest names are asked for.
 
     Raises:
-        HubRefused, HubUnavailable: an origin cannot be had.
+        HubUnavailable: the Hub does not answer.
         HubMismatch: an origin has no such files, or weights of another size.
     """
     with temporary_folder(Purpose.VERIFY) as scratch:
-        found = {}
+        files, confirmed, notes = {}, set(), []
         for member in manifest.members:
-            place = origin_of(member)
-            if place is not None:
-                found[member.name] = _fetch(workspace.hub, member, place, below(scratch, member.name))
-        yield found
+            try:
+                files[member.name], stated = _fetch(workspace.hub, member, below(scratch, member.name))
+            except HubRefused as error:
+                notes.append(f"member `{member.name}` was not fetched from its origin: {error.message}")
+                continue
+            if member.license in (None, stated):
+                confirmed.add(member.name)
+            else:
+                found = f"`{stated}`" if stated else "none"
+                notes.append(
+                    f"the bundle claims the licence `{member.license}` for member `{member.name}`, its origin "
+                    f"states {found}"
+                )
+        yield Refetched(files, frozenset(confirmed), tuple(notes))
 
 
 def origin_of(member: ManifestMember) -> HubSource | None:
@@ -50,9 +74,15 @@ def origin_of(member: ManifestMember) -> HubSource | None:
     return place if is_pinned else None
 
 
-def _fetch(hub: Hub, member: ManifestMember, place: HubSource, folder: Path) -> MemberFiles:
+def _fetch(hub: Hub, member: ManifestMember, folder: Path) -> tuple[MemberFiles, str | None]:
+    """Fetch a member's own files from its origin into a folder, and return the licence that is stated there."""
+    place = origin_of(member)
+    if place is None:
+        raise HubRefused(f"`{member.origin}` is not a repository on the Hub at a commit")
     listing = hub.list_files(place.repository, hub.resolve(place.repository, place.revision))
     prefix = f"{place.subfolder.strip('/')}/" if place.subfolder else ""
+    if listing.find(f"{prefix}{MANIFEST_FILE}") is not None:
+        raise HubRefused(f"`{member.origin}` is a bundle, which it was taken out of")
     files = {}
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         file = listing.find(f"{prefix}{name}")
@@ -70,10 +100,14 @@ def _fetch(hub: Hub, member: ManifestMember, place: HubSource, folder: Path) -> 
         files[name] = file
     folder.mkdir()
     download_files(hub, listing, files, folder, cache=below(folder, "cache"))
-    return MemberFiles(folder / CONFIG_FILE, folder / WEIGHTS_FILE, origin=str(member.origin))
+    fetched = MemberFiles(folder / CONFIG_FILE, folder / WEIGHTS_FILE, origin=str(member.origin))
+    card = listing.find(f"{prefix}{CARD_FILE}")
+    if card is None:
+        return fetched, None
+    return fetched, parse_license(read_small_file(hub, listing, card, max_bytes=MAX_TEXT_BYTES))
 
 
-def confirm_origins(workspace: Workspace, manifest: Manifest, confirmed: dict[str, MemberFiles]) -> None:
+def confirm_origins(workspace: Workspace, manifest: Manifest, confirmed: Collection[str]) -> None:
     """Record in the catalog that members were fetched from the origins that their bundle claims."""
     for member in manifest.members:
         if member.name in confirmed:
