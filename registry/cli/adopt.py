@@ -6,7 +6,6 @@ import click
 
 from ...schemas.names import CatalogSource
 from ..face import Registry
-from ..workflows.origins import adopt_member
 from .groups import examples
 from .json_output import print_json
 from .output import print_line
@@ -19,12 +18,12 @@ from .parameters import CatalogSourceType, format_option, pass_registry
 @format_option
 @pass_registry
 def command(registry: Registry, source: CatalogSource, *, name: str | None, as_json: bool) -> None:
-    """Catalogue a member of a pulled bundle under a name of your own.
+    """Give a member of a pulled bundle a name of your own.
 
     Until then it is BUNDLE:MEMBER and takes no name that an adapter of yours could have. Its origin and its
     licence stay claims of the bundle, until `verify --refetch` finds the same files there.
     """
-    added = adopt_member(registry, source, name=name)
+    added = registry.adopt(source, name=name)
     if as_json:
         print_json(added)
     else:

@@ -12,7 +12,6 @@ from ...bundle import Bundle
 from ...bundle.files import write_record
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
-from ...fuser.fuse_member import MemberFiles
 from ...fuser.verifier import verify_bundle
 from ...schemas.bundle import BundleConfig
 from ...schemas.errors import MeteoraError, UsageError

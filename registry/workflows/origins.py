@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.fuse_member import MemberFiles
+from ...inspection.card import parse_license
 from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ...schemas.errors import HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import Manifest, ManifestMember
@@ -17,15 +18,15 @@ from ...schemas.names import MEMBER_MARK, CatalogSource, HubSource, below, check
 from ..hub.client import Hub
 from ..hub.download import download_files, read_small_file
 from ..workspace import Workspace
-from .additions import Addition, add_folder
+from .additions import MAX_TEXT_BYTES, Addition, add_folder
 
 
 @dataclass(frozen=True, slots=True)
 class Refetched:
     """The files of members as they were fetched from their origins, by member name.
 
-    ``confirmed`` are those members whose licence is also the one that the origin's card states. ``notes`` name
-    the other licences, and why members were not fetched.
+    ``confirmed`` are those members whose licence is also the one that the origin's card states. ``notes``
+    name the other licences, and why members were not fetched.
     """
 
     files: dict[str, MemberFiles]
@@ -56,8 +57,8 @@ def refetched(workspace: Workspace, manifest: Manifest) -> Iterator[Refetched]:
             else:
                 found = f"`{stated}`" if stated else "none"
                 notes.append(
-                    f"the bundle claims the licence `{member.license}` for member `{member.name}`, its origin "
-                    f"states {found}"
+                    f"the bundle claims the licence `{member.license}` for member `{member.name}`, its "
+                    f"origin states {found}"
                 )
         yield Refetched(files, frozenset(confirmed), tuple(notes))
 
@@ -75,7 +76,7 @@ def origin_of(member: ManifestMember) -> HubSource | None:
 
 
 def _fetch(hub: Hub, member: ManifestMember, folder: Path) -> tuple[MemberFiles, str | None]:
-    """Fetch a member's own files from its origin into a folder, and return the licence that is stated there."""
+    """Fetch a member's own files from its origin into a folder, and return its card's licence too."""
     place = origin_of(member)
     if place is None:
         raise HubRefused(f"`{member.origin}` is not a repository on the Hub at a commit")

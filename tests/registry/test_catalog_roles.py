@@ -78,6 +78,7 @@ def test_writer_records_everything_and_is_named_in_every_event(
         bundle = catalog.register_bundle(new_bundle(adapter, verification=some_verification()))
         catalog.register_bundle(new_bundle(adapter, path=Path("/elsewhere")))
         catalog.record_verification(some_verification(), Path("/elsewhere"))
+        catalog.confirm_origin(adapter.weights_sha256, adapter.config_sha256, str(adapter.origin))
         catalog.record_push(adapter.source, repository="org/legal")
         catalog.remove(bundle.source)
         catalog.remove(CatalogSource("legal"))

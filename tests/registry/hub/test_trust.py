@@ -232,7 +232,8 @@ def published(hub: LoopbackHub, here: Workplace, tmp_path: Path) -> Workplace:
     """Another person's workplace; ``org/bundle`` was fused here of adapters from the Hub, and pushed."""
     for seed, name in enumerate(("legal", "medical")):
         # Weights of their own, which the machine's cache cannot have from another test.
-        adapter = make_adapter(tmp_path / name, seed=1000 * hub.generation + seed)
+        card = "---\nlicense: mit\n---\n"
+        adapter = make_adapter(tmp_path / name, seed=1000 * hub.generation + seed, card=card)
         hub.create(f"org/{name}", adapter)
     for words in (
         ("add", "org/legal", "org/medical"),
@@ -262,6 +263,15 @@ def test_members_of_a_pulled_bundle_take_no_name_and_their_origins_are_claims(
     assert f"hub {origin} (claimed by {claim})" in shown.out
     assert published.run("show", "theirs:medical@1", "--format", "json").data["claimed_by"] == claim
     assert f"nothing: claimed by {claim}" in published.run("show", "theirs").out
+    members = published.run("show", "theirs", "--format", "json").data["verifications"]
+    assert [(each["claimed_by"], each["established"]) for each in members] == [
+        (claim, []),
+        (None, ["intact"]),
+    ]
+    (line,) = [line for line in published.run("list").out.splitlines() if line.startswith("theirs ")]
+    assert "  intact, gate not fitted  " in line
+    # Only the bundle claims that they are from there, so nothing there is asked.
+    assert "theirs" not in published.run("refresh").out
     # A name of one's own can be given to it later, and a next version does not become the other's.
     assert published.run("add", own, "--name", "theirs:legal").code == 2
 
@@ -269,7 +279,7 @@ def test_members_of_a_pulled_bundle_take_no_name_and_their_origins_are_claims(
 def test_bundle_that_was_pulled_is_no_witness_of_itself(hub: LoopbackHub, published: Workplace) -> None:
     pulled = published.run("pull", "org/bundle", "--out", "bundle")
     assert "established here: intact\n" in pulled.out
-    assert "not established: from its members, signed\n" in pulled.out
+    assert "not established: from its members, attached to its base\n" in pulled.out
     checked = published.run("verify", "bundle", "--level", "source")
     claim = f"org/bundle@{hub.repositories['org/bundle'].head.oid}"
     assert checked.code == 3
@@ -293,6 +303,37 @@ def test_members_that_are_fetched_from_where_they_are_said_to_be_from_are_witnes
     events = published.run("history", "bundle:legal", "--format", "json").data["events"]
     assert [each["action"] for each in events] == ["confirm", "add"]
     assert "from its members" in published.run("list").out
+
+
+def test_licence_that_the_origin_does_not_state_stays_a_claim(hub: LoopbackHub, published: Workplace) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    claim = f"(claimed by org/bundle@{hub.repositories['org/bundle'].head.oid})"
+    # The card at the commit that the manifest names, as if the bundle's maker had written another licence.
+    files = hub.repositories["org/legal"].head.files
+    files["README.md"] = make_file("README.md", b"---\nlicense: cc-by-nc-4.0\n---\n")
+    checked = published.run("verify", "bundle", "--level", "source", "--refetch")
+    assert checked.code == 0, checked.out
+    note = "the bundle claims the licence `mit` for member `legal`, its origin states `cc-by-nc-4.0`"
+    assert f"note: {note}\n" in checked.out
+    shown = published.run("show", "bundle:legal").out
+    assert f"mit {claim}\n" in shown
+    assert f"@{hub.repositories['org/legal'].head.oid} {claim}\n" in shown
+    assert claim not in published.run("show", "bundle:medical").out
+
+
+def test_member_whose_origin_cannot_be_had_is_not_called_from_its_members(
+    hub: LoopbackHub, published: Workplace
+) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    del hub.repositories["org/legal"]
+    checked = published.run("verify", "bundle", "--level", "source", "--refetch")
+    assert checked.code == 3
+    assert "note: member `legal` was not fetched from its origin: the Hub has no repository" in checked.out
+    assert "not checked: that member `legal` is from its own files" in checked.out
+    claims = [
+        published.run("show", f"bundle:{each}", "--format", "json").data for each in ("legal", "medical")
+    ]
+    assert [each["claimed_by"] is None for each in claims] == [False, True]
 
 
 def test_origin_that_has_other_files_fails(hub: LoopbackHub, published: Workplace, tmp_path: Path) -> None:
@@ -338,6 +379,14 @@ def test_bundle_of_pulled_members_names_the_bundle_that_they_are_from(
         ("legal", f"hf://{claim}"),
         ("medical", f"hf://{claim}"),
     ]
+    # What was taken out of a bundle is fetched from nowhere else.
+    checked = published.run("verify", "next", "--level", "source", "--refetch")
+    assert checked.code == 3
+    assert f"was not fetched from its origin: `hf://{claim}` is a bundle" in checked.out
+    card = " ".join((published.folder / "next" / "README.md").read_text(encoding="utf-8").split())
+    assert "To you it is a claim, and so are the members' origins" in card
+    assert "shows on your machine that the bundle is intact, and with" in card
+    assert "that it is from its members." in card
 
 
 def test_base_that_a_bundle_claims_for_a_member_is_not_learned(
