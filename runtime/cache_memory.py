@@ -49,8 +49,19 @@ class ObservedBase:
                 hint="a request of scope `segment` must not be forced in between; begin it without a cache",
             )
         if surplus > 0:
-            self.cache.crop(-surplus)
+            self._crop(surplus)
             self.own = self.own[:, :tokens]
+
+    def _crop(self, tokens: int) -> None:
+        try:
+            self.cache.crop(-tokens)
+        except (AttributeError, NotImplementedError, RuntimeError) as error:
+            raise UsageError(
+                f"{tokens} tokens were taken back, which the plain base's cache cannot: its layers keep a "
+                "window, or a state, and not every token",
+                hint="generate without guessed tokens, or route by token within "
+                "`route_as(model, scope='token')`",
+            ) from error
 
 
 class CacheMemory:

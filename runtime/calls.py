@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ _NOT_OBSERVED = frozenset(
         "cache_position",
         "labels",
         "logits_to_keep",
-        "num_items_in_batch",
         "output_attentions",
         "output_hidden_states",
         "return_dict",
@@ -36,6 +36,7 @@ _NOT_OBSERVED = frozenset(
 )
 
 
+_OTHER_RULE = "route by token within `route_as(model, scope='token')`"
 # Always the same text, so that it is shown once.
 _UNMASKED = (
     "a batch without `attention_mask`: the bundle's scope decides for each sequence by all of its tokens, "
@@ -158,19 +159,25 @@ class ForwardCall:
         is_answer = (labels != _IGNORED_LABEL).to(own.device).cumsum(dim=1) > 0
         return Stretch(own, own & ~is_answer, has_prompt=True)
 
-    def check_rows(self, scope: str) -> None:
-        """Check that each row of the call is one text, for a scope that decides for rows.
+    def check_model(self, scope: str) -> None:
+        """Check that all gates read one text, for a scope that decides for texts.
 
         Raises:
-            UsageError: the model reads a text and writes another, or a row holds several texts.
+            UsageError: the model reads a text and writes another.
         """
-        hint = "route by token within `route_as(model, scope='token')`"
         if getattr(getattr(self.module, "config", None), "is_encoder_decoder", False):
             raise UsageError(
                 f"`{type(self.module).__name__}` reads a text with an encoder and writes another with a "
                 f"decoder, but the bundle's scope `{scope}` decides by one text that all gates read",
-                hint=hint,
+                hint=_OTHER_RULE,
             )
+
+    def check_rows(self, scope: str) -> None:
+        """Check that each row of the call is one text, for a scope that decides for rows.
+
+        Raises:
+            UsageError: a row holds several texts.
+        """
         positions = self.arguments.get("position_ids")
         if isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] == self.shape[1]:
             own = self.stretch.own.to(positions.device).expand(positions.shape[0], -1)
@@ -179,7 +186,7 @@ class ForwardCall:
                 raise UsageError(
                     "`position_ids` start again within a row, so it holds several texts, but the bundle's "
                     f"scope `{scope}` decides for each row",
-                    hint=f"pass each text in a row of its own, or {hint}",
+                    hint=f"pass each text in a row of its own, or {_OTHER_RULE}",
                 )
 
     def _own_tokens(self) -> Tensor:
@@ -202,20 +209,43 @@ class ForwardCall:
             hint="pass a mask [B, T], or route by token within `route_as(model, scope='token')`",
         )
 
-    def observed_arguments(self, own: Tensor, *, past: Any, use_cache: bool) -> dict[str, Any]:
+    def observed_arguments(
+        self, reader: nn.Module, own: Tensor, *, past: Any, use_cache: bool
+    ) -> dict[str, Any]:
         """Return the arguments for the plain base's pass over the tokens: its cache, no labels, no logits.
 
         Args:
+            reader: the part of the base that reads them, which gets what its class declares: a trainer may
+                pass the model more, for a loss of its own.
             own: bool [B, past and present tokens], False where one is padding.
             past: the cache of the base's last pass, or None.
             use_cache: whether to leave a cache this time.
         """
-        parameters = inspect.signature(self.module.forward).parameters
-        kept = {name: value for name, value in self.arguments.items() if name not in _NOT_OBSERVED}
+        declared = _declared_by(type(reader).forward)
+        kept = {
+            name: value
+            for name, value in self.arguments.items()
+            if name in declared and name not in _NOT_OBSERVED
+        }
+        cache = next((name for name in _CACHE_NAMES if name in declared), _CACHE_NAMES[0])
+        # A base that counts no tokens has a state in place of them, and takes no mask for what is behind it.
+        mask = {} if self.past_tokens is None else {"attention_mask": own.long()}
         return (
             kept
-            | {"attention_mask": own.long()}
-            | ({} if past is None else {"past_key_values": past})
-            | ({"use_cache": use_cache} if "use_cache" in parameters else {})
-            | ({"logits_to_keep": 1} if "logits_to_keep" in parameters else {})
+            | mask
+            | ({} if past is None else {cache: past})
+            | ({"use_cache": use_cache} if "use_cache" in declared else {})
         )
+
+
+@lru_cache(maxsize=64)
+def _declared_by(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def cache_in(output: Any) -> Any:
+    """Return the cache in a model's output, or None."""
+    if isinstance(output, tuple):
+        return next((part for part in output if hasattr(part, "get_seq_length")), None)
+    found = (getattr(output, name, None) for name in _CACHE_NAMES)
+    return next((cache for cache in found if cache is not None), None)

@@ -48,6 +48,11 @@ class _Generate(_Watched):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate."""
+        # An encoder runs by itself, before the first pass of its model.
+        call = ForwardCall(self._model, (), {})
+        for each in RequestPass.started(call):
+            if each.decides_ahead:
+                call.check_model(each.rule.scope)
         prompt = prompt_in(self._model, args, kwargs)
         with knowing(prompt):
             if prompt is not None:

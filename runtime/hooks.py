@@ -16,11 +16,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .cache_memory import CacheMemory, ObservedBase
-from .calls import ForwardCall
+from .calls import ForwardCall, cache_in
 from .current_pass import ModelPass, begin_pass, carry_into_recomputation, end_pass, stop_carrying
-from .observation import cache_in, observe
+from .observation import observe
 from .router import BundleRouter, StartedPass
 from .scopes.decision import RequestDecision
+from .training_checks import check_training
 
 _ATTRIBUTE = "_meteora_hooks"
 
@@ -44,7 +45,10 @@ class RequestPass(ModelPass):
         started = self.started(call)
         asking = [each for each in started if each.needs_evidence]
         for each in asking:
+            call.check_model(each.rule.scope)
             call.check_rows(each.rule.scope)
+        if torch.is_grad_enabled() and call.module.training:
+            check_training(call.module, started)
         evidence, self.observed = observe(call, self.routers, asking) if asking else ({}, None)
         for each in started:
             self.parts[each.router], decision = each.settle(evidence.get(each.router))

@@ -23,6 +23,7 @@ from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
 from ..kernels.routing import Gate
 from ..schemas.bundle import (
     FACTORS,
+    REQUEST_TENSORS,
     TENSOR_A,
     TENSOR_B,
     TENSOR_GATE,
@@ -34,7 +35,9 @@ from ..schemas.bundle import (
 from ..schemas.errors import BundleRefused, UsageError
 from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
+from .scopes.request_gate import RequestGate
 from .scopes.routing_rule import RoutingRule
+from .training_checks import note_training
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -48,6 +51,7 @@ class LayerPlan:
     gate_eps: float
     gate_bias: bool
     has_gate: bool
+    request_classes: int
 
     @classmethod
     def of(cls, bundle: BundleConfig, path: str) -> Self:
@@ -58,6 +62,7 @@ class LayerPlan:
             gate_eps=bundle.gate.eps,
             gate_bias=bundle.gate.bias,
             has_gate=bundle.has_gate(path),
+            request_classes=bundle.request_classes(path),
         )
 
     def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
@@ -69,6 +74,7 @@ class LayerPlan:
             out_features,
             has_gate=self.has_gate,
             has_bias=self.gate_bias,
+            request_classes=self.request_classes,
         )
 
 
@@ -77,6 +83,11 @@ class BundleParameters(nn.ParameterDict):
 
     ``model.to(torch.bfloat16)`` would round the gate and change what a save writes.
     """
+
+    def forward(self, adapter_name: str) -> nn.Parameter:
+        """Return a bundle's tensor, which accelerate brings back for this call if it was offloaded."""
+        parameter: nn.Parameter = self[adapter_name]
+        return parameter
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -90,7 +101,7 @@ class BundleParameters(nn.ParameterDict):
 class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
-    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS)
+    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS, *REQUEST_TENSORS)
     other_param_names = ("meteora_plans", "meteora_routers", "meteora_stored_dtypes", "meteora_widens")
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -105,6 +116,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_stored_dtypes: dict[str, torch.dtype] = {}
         # Whether factors in half precision compute in float32, by bundle.
         self.meteora_widens: dict[str, bool] = {}
+        self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self.train(base_layer.training)
@@ -115,7 +127,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_plans[adapter_name] = plan
         self.meteora_routers[adapter_name] = router
         router.layers[plan.layout.path] = self
-        self.frozen_peft_weight_names[adapter_name] = FACTORS
+        # No gradient reaches what decides before the routed pass.
+        self.frozen_peft_weight_names[adapter_name] = (*FACTORS, *REQUEST_TENSORS)
         shapes = plan.shapes(self.in_features or 0, self.out_features or 0)
         self.allocate(
             adapter_name, {tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()}
@@ -141,6 +154,12 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         """Return one of a bundle's tensors in this module, such as ``meteora_gate``."""
         parameter: nn.Parameter = getattr(self, tensor)[adapter_name]
         return parameter
+
+    def present(self, tensor: str, adapter_name: str) -> Tensor:
+        """Return one of a bundle's tensors to compute with, wherever it is kept."""
+        # accelerate replaces `forward` where it keeps tensors elsewhere; a dictionary cannot be called.
+        found: Tensor = getattr(self, tensor).forward(adapter_name)
+        return found
 
     def compute_in(self, adapter_name: str, dtype: torch.dtype) -> None:
         """Let A and B compute in ``dtype``, rounded where it is narrower than their own."""
@@ -196,16 +215,24 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         if not plan.has_gate:
             return None
         return Gate(
-            weight=self.tensor_of(TENSOR_GATE, adapter_name),
-            bias=self.tensor_of(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
+            weight=self.present(TENSOR_GATE, adapter_name),
+            bias=self.present(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
             kind=plan.gate_kind,
             top_k=rule.top_k,
             temperature=rule.temperature,
             eps=plan.gate_eps,
         )
 
+    def request_gate_of(self, adapter_name: str) -> RequestGate | None:
+        """Return a bundle's request gate in this module, or None where it has none."""
+        plan = self.meteora_plans[adapter_name]
+        if not plan.request_classes:
+            return None
+        rows, bias, gram = (self.tensor_of(tensor, adapter_name) for tensor in REQUEST_TENSORS)
+        return RequestGate(rows, bias, gram, kind=plan.gate_kind, eps=plan.gate_eps)
+
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
-        A, Bt = self.tensor_of(TENSOR_A, adapter_name), self.tensor_of(TENSOR_B, adapter_name)
+        A, Bt = self.present(TENSOR_A, adapter_name), self.present(TENSOR_B, adapter_name)
         layout = self.meteora_plans[adapter_name].layout
         if A.is_meta:
             raise BundleRefused(

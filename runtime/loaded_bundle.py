@@ -94,7 +94,10 @@ class LoadedBundle:
         # A tokenizer is set to padding, or to none, before each text: threads would change it for each other.
         with _ENCODING:
             batch: BatchEncoding = self.tokenizer(prompts, return_tensors="pt", **options)
-        batch.to(self.model.device)
+        device = self.model.device
+        # Offloaded tensors are nowhere until they are used; the base then moves its input.
+        if device.type != "meta":
+            batch.to(device)
         return batch
 
     def force(self, name: str) -> AbstractContextManager[None]:

@@ -21,6 +21,7 @@ from ..schemas.bundle import FACTORS, TENSOR_A, TENSOR_B, TENSOR_PREFIX
 from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from .layer import MeteoraLayer
 from .requirements import check_folder, check_gates, is_gate, require_checked
+from .router import BundleRouter
 
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SHOWN_PROBLEMS = 5
@@ -33,6 +34,11 @@ def layers_with(model: nn.Module, adapter_name: str) -> dict[str, MeteoraLayer]:
         for name, module in model.named_modules()
         if isinstance(module, MeteoraLayer) and adapter_name in module.meteora_plans
     }
+
+
+def router_of(model: nn.Module, adapter_name: str) -> BundleRouter:
+    """Return the router of a bundle that was injected."""
+    return next(iter(layers_with(model, adapter_name).values())).meteora_routers[adapter_name]
 
 
 def allocate_for(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor], *, on_base: bool) -> None:
@@ -49,6 +55,14 @@ def allocate_for(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor
     """
     layers = layers_with(model, adapter_name)
     found = {name.removeprefix(TENSOR_PREFIX): tensor for name, tensor in found.items()}
+    away = [path for path, layer in layers.items() if on_base and layer.base_device.type == "meta"]
+    if away:
+        raise BundleRefused(
+            f"`{away[0]}` of the base is offloaded, as are {len(away)} of the bundle's {len(layers)} modules "
+            f"in all, and the tensors of bundle `{adapter_name}` cannot be loaded beside it",
+            hint="load the bundle on a base in memory, then offload both with accelerate's `cpu_offload` or "
+            "`disk_offload`",
+        )
     problems = [*_problems(layers, adapter_name, found)]
     if problems:
         raise _refusal(adapter_name, problems)
@@ -172,16 +186,18 @@ class CheckedLoad:
         """Check what is to be loaded, let transformers load it, and freeze what is not trained."""
         release(self.model)
         state_dict, files = kwargs.get("state_dict"), [*map(Path, kwargs.get("checkpoint_files") or ())]
-        found = state_dict or _headers_of(files)
         if state_dict:
             require_checked(is_checked=False)
-            check_gates(state_dict.items())
+            found, gates = state_dict, [*state_dict.items()]
         else:
+            found = _headers_of(files)
             for file in files:
                 check_folder(file.parent)
-                check_gates(_gates_in(file))
+            gates = [gate for file in files for gate in _gates_in(file)]
+        check_gates(gates)
         set_widening(self.model, self.adapter_name, widens=False)
         allocate_for(self.model, self.adapter_name, found, on_base=False)
+        router_of(self.model, self.adapter_name).loaded_gates.remember(gates)
         result = getattr(self.model, _HOOKED)(*args, **kwargs)
         # Some architectures keep named modules in float32 whatever the rest is, and the bundle's tensors in
         # them too.

@@ -6,6 +6,7 @@ model in training are copied, with the same tensors.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from types import MethodType
@@ -15,10 +16,10 @@ import torch
 from torch import nn
 
 from .cache_memory import CacheMemory, ObservedBase
-from .calls import ForwardCall
+from .calls import ForwardCall, cache_in
 from .current_pass import BundlePass, ModelPass, resumed
 from .router import BundleRouter, StartedPass
-from .scopes.passes import Evidence, ObservedPass
+from .scopes.passes import Evidence
 
 
 def observe(
@@ -34,33 +35,47 @@ def observe(
         asking: the passes that need evidence.
     """
     call = call.deciding
-    evidence = {started.router: Evidence(*call.shape, len(started.router.members)) for started in asking}
+    passes = {started.router: started.router.observed(call, started.rule) for started in asking}
     looking = ModelPass(call.module, routers)
     for started in asking:
-        routing = ObservedPass(evidence[started.router])
-        looking.parts[started.router] = BundlePass(routing, started.rule)
+        looking.parts[started.router] = BundlePass(passes[started.router], started.rule)
+    evidence = {router: each.evidence for router, each in passes.items()}
+    reader = _reader(_evaluated(call.module), [started.router for started in asking])
     with torch.no_grad(), resumed([looking]):
-        return evidence, _look(call, goes_on=any(started.rule.observes_answers for started in asking))
+        goes_on = any(started.rule.observes_answers for started in asking)
+        return evidence, _look(call, reader, goes_on=goes_on)
 
 
-def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
+def _reader(module: nn.Module, asking: Sequence[BundleRouter]) -> nn.Module:
+    """Return the part of a base that all gates are in: without the head, unless a gate is on it.
+
+    A head costs as much as many layers, and a trainer may have put its loss there.
+    """
+    prefix = getattr(module, "base_model_prefix", "")
+    backbone = getattr(module, prefix, None) if prefix else None
+    inside = all(path.startswith(f"{prefix}.") for router in asking for path in router.gated_paths)
+    return backbone if isinstance(backbone, nn.Module) and inside else module
+
+
+def _look(call: ForwardCall, reader: nn.Module, *, goes_on: bool) -> ObservedBase | None:
     own = call.stretch.own
     before = None if call.is_new else CacheMemory.of(call.cache)
     past = None if before is None else before.observed
     if past is not None:
         past.follow(call.past_tokens)
         own = torch.cat([past.own, own], dim=1)
-    cache = None if past is None else past.cache
-    # `forward` bypasses the hooks that begin a pass.
-    output = _evaluated(call.module).forward(**call.observed_arguments(own, past=cache, use_cache=goes_on))
+    cache = _copy_that_records(call) if past is None else past.cache
+    arguments = call.observed_arguments(reader, own, past=cache, use_cache=goes_on)
+    # A call of the base itself would begin a pass.
+    is_base = type(reader) is type(call.module)
+    output = type(reader).forward(reader, **arguments) if is_base else reader(**arguments)
     return ObservedBase(cache_in(output), own) if goes_on else None
 
 
-def cache_in(output: Any) -> Any:
-    """Return the cache in a model's output, or None."""
-    if isinstance(output, tuple):
-        return next((part for part in output if hasattr(part, "get_seq_length")), None)
-    return getattr(output, "past_key_values", None)
+def _copy_that_records(call: ForwardCall) -> Any:
+    """Return a copy of an empty cache whose layers keep what they could be asked to take back."""
+    layers = getattr(call.cache, "layers", ()) if call.is_new else ()
+    return copy.deepcopy(call.cache) if any(getattr(each, "record_past", False) for each in layers) else None
 
 
 def _evaluated(module: nn.Module) -> Any:
@@ -77,14 +92,14 @@ def _copied(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
     """Return a module in the mode of evaluation that shares the original's tensors, as its parts do."""
     if module in copies or isinstance(module, torch.jit.ScriptModule):
         return copies.get(module, module)
-    copy = copies[module] = object.__new__(type(module))
-    copy.__dict__.update({name: _bound_to(copy, module, value) for name, value in vars(module).items()})
-    copy.__dict__["training"] = False
+    twin = copies[module] = object.__new__(type(module))
+    twin.__dict__.update({name: _bound_to(twin, module, value) for name, value in vars(module).items()})
+    twin.__dict__["training"] = False
     children: Mapping[str, nn.Module | None] = module._modules
-    copy.__dict__["_modules"] = {
+    twin.__dict__["_modules"] = {
         name: None if child is None else _copied(child, copies) for name, child in children.items()
     }
-    return copy
+    return twin
 
 
 def _bound_to(copy: nn.Module, module: nn.Module, value: Any) -> Any:

@@ -28,7 +28,7 @@ from ..schemas.errors import BundleRefused, MissingDependency, UsageError
 from .generate_calls import stop_watching, watch_generate
 from .hooks import ModelHooks
 from .layer import LayerPlan, MeteoraLayer, refuse_merge
-from .loaded_tensors import allocate_for, check_next_load, release, set_widening
+from .loaded_tensors import allocate_for, check_next_load, release, router_of, set_widening
 from .peft_config import MeteoraConfig, MeteoraPeftType, warn_of_other_base, warn_unless_fitted
 from .requirements import check_gates, require_checked
 from .router import BundleRouter
@@ -74,7 +74,7 @@ class MeteoraModel(BaseTuner):
         bundle: BundleConfig = config.bundle
         _check_targets(model, bundle)
         warn_of_other_base(model, bundle)
-        self._router = BundleRouter(adapter_name, bundle)
+        self._router = BundleRouter(adapter_name, config)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         ModelHooks.of(model).routers[adapter_name] = self._router
@@ -119,6 +119,7 @@ class MeteoraModel(BaseTuner):
         require_checked(is_checked=getattr(config, "is_checked", False))
         check_gates(state_dict.items())
         allocate_for(model, adapter_name, state_dict, on_base=True)
+        router_of(model, adapter_name).loaded_gates.remember(state_dict.items())
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     @contextmanager

@@ -1,6 +1,6 @@
 """A routed model in use: threads, guessed tokens, copied caches, trainers, offload.
 
-A mark `xfail` states what is wrong today. It is strict: the commit that mends the fault removes the mark.
+Each stands for a kind of fault that once was there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import route_as
-from meteora_registry.schemas.errors import BundleRefused, MeteoraError, UsageError
+from meteora_registry.schemas.errors import MeteoraError, UsageError
 from support.bundles import write_bundle
 from support.models import (
     LOADS_UNFITTED,
@@ -182,7 +182,6 @@ def test_two_passes_before_one_backward_have_their_own_gradients_or_are_refused(
     assert all(relative_error(recomputed[name], plain[name]) <= MAX_ERROR for name in plain)
 
 
-@pytest.mark.xfail(strict=True, reason="gates of one slot get a gradient of zero without a word")
 def test_training_gates_that_get_no_gradient_is_warned_of(bundles: dict[str, Path]) -> None:
     model = PeftModel.from_pretrained(tiny_llama(), bundles["token"], is_trainable=True).train()
     tokens = some_tokens()
@@ -190,11 +189,6 @@ def test_training_gates_that_get_no_gradient_is_warned_of(bundles: dict[str, Pat
         model(input_ids=tokens, labels=tokens).loss.backward()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="torch's error does not say that this scope decides without gradients",
-)
 def test_training_that_cannot_reach_the_gates_is_refused_in_words(bundles: dict[str, Path]) -> None:
     model = PeftModel.from_pretrained(tiny_llama(), bundles["prompt"], is_trainable=True).train()
     tokens = some_tokens()
@@ -202,7 +196,6 @@ def test_training_that_cannot_reach_the_gates_is_refused_in_words(bundles: dict[
         model(input_ids=tokens, labels=tokens).loss.backward()
 
 
-@pytest.mark.xfail(strict=True, reason="trained gates are saved as those that were fitted")
 def test_gates_that_were_trained_are_not_saved_as_fitted(adapters: dict[str, Path], tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", adapters, base="org/base", gate_bias=True)
     model = PeftModel.from_pretrained(tiny_llama(), bundle, is_trainable=True).train()
@@ -217,9 +210,6 @@ def test_gates_that_were_trained_are_not_saved_as_fitted(adapters: dict[str, Pat
     assert fitted[0] != fitted[1]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=BundleRefused, reason="offloaded tensors are taken for tensors that were never loaded"
-)
 def test_offloaded_model_computes_what_it_did(bundles: dict[str, Path]) -> None:
     model = loaded(bundles["prompt"]).eval()
     before = logits_of(model)

@@ -162,12 +162,6 @@ def test_gate_gradient_is_the_slope_of_the_loss(bundles: dict[str, Path]) -> Non
     assert float((losses[0] - losses[1]) / (2 * step)) == pytest.approx(float(gradient.norm()), rel=0.05)
 
 
-def test_one_slot_gives_the_gate_no_gradient_from_the_loss(bundles: dict[str, Path]) -> None:
-    gradients = gate_gradients(trainable(bundles["second"]))
-    assert gradients
-    assert not any(bool(gradient.any()) for gradient in gradients.values())
-
-
 def test_gradient_checkpointing_gives_the_same_gradients(bundles: dict[str, Path]) -> None:
     model = trainable(bundles["first"])
     plain = gate_gradients(model)

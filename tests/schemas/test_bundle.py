@@ -240,8 +240,9 @@ def gate_value(**changes: Any) -> dict[str, Any]:
         (["gate-scope"], {"scope": "layer"}),
         (["gate-scope"], {"scope": "prompt+token"}),
         (["gate-abstain", "gate-scope"], {"scope": "segment", "abstain": 0.5}),
+        (["gate-trained"], {"fitted": {"method": "trained", "data": []}}),
     ],
-    ids=["sources", "layer", "prompt+token", "abstain"],
+    ids=["sources", "layer", "prompt+token", "abstain", "trained"],
 )
 def test_config_with_a_feature_is_read_and_written_alike(
     features: list[str], changes: dict[str, Any]
