@@ -97,7 +97,7 @@ class Member:
 class MemberFiles:
     """The paths of a member's own two files; their digests are checked before they are trusted.
 
-    ``came_from`` names the bundle that they were taken out of: they are no witnesses of it. ``origin`` is
+    ``came_from`` names the bundle that they were taken out of: they are not witnesses of it. ``origin`` is
     where they were fetched just now, if the manifest names it: other files there are a problem.
     """
 

@@ -38,7 +38,7 @@ def begin_version(session: Session, name: str, kind: Kind) -> tuple[models.Entry
         UsageError: the name is malformed.
         AlreadyInCatalog: the name is one of the other kind.
     """
-    entry = find_entry(session, check_entry(name))
+    entry = find_entry(session, check_entry(name) if kind == models.ADAPTER else check_name(name))
     if entry is None:
         entry = models.Entry(name=name, kind=kind, latest_version=0)
         session.add(entry)

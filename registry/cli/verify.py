@@ -84,8 +84,8 @@ def command(
 
     Looks at digests, structure, padding, and the kernel against a float64 reference. Exit code 0 if it
     passes, 1 if it fails, 3 if something that the level asks for could not be looked at, such as a member's
-    own files. Files that came out of a bundle are no witnesses of it; --refetch fetches the members from
-    where the bundle says that they are from. A bundle on the Hub is fetched, compared with its manifest and
+    own files. Files that came out of a bundle are not witnesses of it; --refetch fetches the members from
+    the origins that the bundle names. A bundle on the Hub is fetched, compared with its manifest and
     its record, verified, and not kept.
     """
     if digests_only:

@@ -157,7 +157,7 @@ def open_member(store: Store, version: AdapterVersion, *, name: str | None = Non
 def known_origin(version: AdapterVersion) -> Origin:
     """Return where this catalog had an adapter from: if it came out of a bundle, that bundle.
 
-    Where the bundle says that it came from is the bundle's claim, which a new one must not repeat as a fact.
+    The origin that the bundle names is the bundle's claim, which a new one must not repeat as a fact.
     """
     if version.claimed_by is None:
         return version.origin

@@ -223,7 +223,7 @@ def write_fitted(
 
 
 def _level_of(bundle: Bundle, files: Mapping[str, MemberFiles]) -> Level:
-    """Return the level that the members' files allow: what came out of a bundle is no witness of it."""
+    """Return the level that the members' files allow: what came out of a bundle is not a witness of it."""
     is_witnessed = all(
         member.name in files and files[member.name].came_from is None for member in bundle.members
     )

@@ -134,7 +134,7 @@ def test_level_source_finds_the_members_files_among_the_experts(
 ) -> None:
     bundle = fuse(members[:2], tmp_path / "bundle", with_experts=True)
     record = verify_bundle(bundle, level=Level.SOURCE)
-    # They are compared, but a bundle is no witness of itself.
+    # They are compared, but a bundle is not a witness of itself.
     assert (record.outcome, record.problems) == (Outcome.INCONCLUSIVE, ())
     assert record.unchecked == tuple(
         f"that member `{name}` is from its own files: those that are at hand came with the bundle itself"

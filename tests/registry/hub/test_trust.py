@@ -276,7 +276,7 @@ def test_members_of_a_pulled_bundle_take_no_name_and_their_origins_are_claims(
     assert published.run("add", own, "--name", "theirs:legal").code == 2
 
 
-def test_bundle_that_was_pulled_is_no_witness_of_itself(hub: LoopbackHub, published: Workplace) -> None:
+def test_bundle_that_was_pulled_is_not_a_witness_of_itself(hub: LoopbackHub, published: Workplace) -> None:
     pulled = published.run("pull", "org/bundle", "--out", "bundle")
     assert "established here: intact\n" in pulled.out
     assert "not established: from its members, attached to its base\n" in pulled.out
