@@ -195,7 +195,7 @@ def _origin(member: ManifestMember) -> str:
     """Return where a member came from: a link to its repository at the commit, or the folder's name."""
     found = _HUB_ORIGIN.fullmatch(member.origin.location) if member.origin.kind == "hub" else None
     if found is None:
-        claimed = " (claimed)" if member.origin.is_claimed else ""
+        claimed = " (claimed by the path of its folder)" if member.origin.is_claimed else ""
         return _cell(str(member.origin)) + claimed
     repository, commit, folder = found["repository"], found["commit"], found["folder"]
     address = f"https://huggingface.co/{repository}/tree/{commit}{folder}"

@@ -65,8 +65,13 @@ def find_claims(session: Session, weights_sha256: Digest, config_sha256: Digest)
     return tuple(found)
 
 
-def confirm_origin(session: Session, weights_sha256: Digest, config_sha256: Digest, location: str) -> None:
-    """Drop the claims of an origin for these files: they were fetched from there, and are the same."""
+def confirm_origin(
+    session: Session, weights_sha256: Digest, config_sha256: Digest, location: str, license_name: str | None
+) -> None:
+    """Drop the claims of an origin for these files: they were fetched from there, and are the same.
+
+    A claim stays where it names another licence than the one that was found there.
+    """
     rows = session.scalars(
         select(models.AdapterVersion).where(
             adapter_versions.c.weights_sha256 == weights_sha256,
@@ -74,8 +79,10 @@ def confirm_origin(session: Session, weights_sha256: Digest, config_sha256: Dige
             adapter_versions.c.origin_location == clean_foreign_text(location),
             adapter_versions.c.claimed_by.is_not(None),
         )
-    )
+    ).all()
     for row in rows:
+        if row.facts.license not in (None, clean_foreign_text(license_name or "")):
+            continue
         record_event(
             session,
             "confirm",

@@ -131,7 +131,7 @@ def _refetched(workspace: Workspace, manifest: Manifest) -> AbstractContextManag
 def _confirm(workspace: Workspace, manifest: Manifest, fetched: Refetched) -> None:
     from .origins import confirm_origins
 
-    workspace.note(lambda _: confirm_origins(workspace, manifest, fetched.confirmed))
+    workspace.note(lambda _: confirm_origins(workspace, manifest, fetched))
 
 
 def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,12 @@ from .additions import MAX_TEXT_BYTES, Addition, add_folder
 class Refetched:
     """The files of members as they were fetched from their origins, by member name.
 
-    ``confirmed`` are those members whose licence is also the one that the origin's card states. ``notes``
-    name the other licences, and why members were not fetched.
+    ``licenses`` are those that the cards there state. ``notes`` name the members that were not fetched, and
+    those of which the bundle claims another licence.
     """
 
     files: dict[str, MemberFiles]
-    confirmed: frozenset[str]
+    licenses: dict[str, str | None]
     notes: tuple[str, ...]
 
 
@@ -45,22 +45,21 @@ def refetched(workspace: Workspace, manifest: Manifest) -> Iterator[Refetched]:
         HubMismatch: an origin has no such files, or weights of another size.
     """
     with temporary_folder(Purpose.VERIFY) as scratch:
-        files, confirmed, notes = {}, set(), []
+        files, licenses, notes = {}, {}, []
         for member in manifest.members:
             try:
                 files[member.name], stated = _fetch(workspace.hub, member, below(scratch, member.name))
+                licenses[member.name] = stated
             except HubRefused as error:
                 notes.append(f"member `{member.name}` was not fetched from its origin: {error.message}")
                 continue
-            if member.license in (None, stated):
-                confirmed.add(member.name)
-            else:
+            if member.license not in (None, stated):
                 found = f"`{stated}`" if stated else "none"
                 notes.append(
                     f"the bundle claims the licence `{member.license}` for member `{member.name}`, its "
                     f"origin states {found}"
                 )
-        yield Refetched(files, frozenset(confirmed), tuple(notes))
+        yield Refetched(files, licenses, tuple(notes))
 
 
 def origin_of(member: ManifestMember) -> HubSource | None:
@@ -108,11 +107,16 @@ def _fetch(hub: Hub, member: ManifestMember, folder: Path) -> tuple[MemberFiles,
     return fetched, parse_license(read_small_file(hub, listing, card, max_bytes=MAX_TEXT_BYTES))
 
 
-def confirm_origins(workspace: Workspace, manifest: Manifest, confirmed: Collection[str]) -> None:
+def confirm_origins(workspace: Workspace, manifest: Manifest, fetched: Refetched) -> None:
     """Record in the catalog that members were fetched from the origins that their bundle claims."""
     for member in manifest.members:
-        if member.name in confirmed:
-            workspace.catalog.confirm_origin(member.weights_sha256, member.config_sha256, str(member.origin))
+        if member.name in fetched.files:
+            workspace.catalog.confirm_origin(
+                member.weights_sha256,
+                member.config_sha256,
+                str(member.origin),
+                fetched.licenses[member.name],
+            )
 
 
 def adopt_member(workspace: Workspace, source: CatalogSource, *, name: str | None = None) -> Addition:

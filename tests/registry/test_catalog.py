@@ -341,8 +341,15 @@ HUB = Origin(kind="hub", location="hf://org/legal@0a1b", commit="0a1b")
 
 @pytest.mark.parametrize(
     "other",
-    [{"weights_sha256": DIGEST}, {"config_sha256": DIGEST}, {"location": "hf://org/legal@0a1c"}, {}],
-    ids=["weights", "config", "location", "same"],
+    [
+        {"weights_sha256": DIGEST},
+        {"config_sha256": DIGEST},
+        {"location": "hf://org/legal@0a1c"},
+        {"license_name": "mit"},
+        {"license_name": None},
+        {},
+    ],
+    ids=["weights", "config", "location", "license", "no license", "same"],
 )
 def test_claimed_origin_is_confirmed_for_the_same_files_from_the_same_place_alone(
     any_catalog: Catalog, other: dict[str, Any]
@@ -353,7 +360,8 @@ def test_claimed_origin_is_confirmed_for_the_same_files_from_the_same_place_alon
         "weights_sha256": claimed.facts.weights_sha256,
         "config_sha256": claimed.facts.config_sha256,
     }
-    any_catalog.confirm_origin(**content | {"location": HUB.location} | other)
+    place = {"location": HUB.location, "license_name": claimed.facts.license}
+    any_catalog.confirm_origin(**content | place | other)
     version = any_catalog.find(CatalogSource("team:legal"))
     assert version.claimed_by == ("org/team@1" if other else None)
     assert any_catalog.find_claims(**content) == (version.claimed_by,)

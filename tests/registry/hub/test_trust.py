@@ -363,6 +363,10 @@ def test_adopted_member_has_a_name_of_its_own_and_keeps_its_claims(
         assert shown[fact] == original[fact], fact
     assert published.run("adopt", "bundle:legal", "--name", "law").out.startswith("already there: law@1")
     assert published.run("verify", "bundle", "--level", "source").code == 3
+    # Added again from there, it is had from there, under each of its names.
+    assert published.run("add", "org/legal", "--name", "law").out.startswith("already there: law@1")
+    for name in ("law", "bundle:legal"):
+        assert published.run("show", name, "--format", "json").data["claimed_by"] is None
     for words, code in ((("adopt", "law"), 2), (("adopt", "bundle:none"), 1), (("adopt", "none:legal"), 1)):
         assert published.run(*words).code == code, words
 
