@@ -159,10 +159,12 @@ def known_origin(version: AdapterVersion) -> Origin:
 
     The origin that the bundle names is the bundle's claim, which a new one must not repeat as a fact.
     """
-    if version.claimed_by is None:
-        return version.origin
-    commit = version.claimed_by.partition("@")[2]
-    return Origin(kind="hub", location=f"hf://{version.claimed_by}", commit=commit or None)
+    return version.origin if version.claimed_by is None else _bundle_as_origin(version.claimed_by)
+
+
+def _bundle_as_origin(bundle: str) -> Origin:
+    commit = bundle.partition("@")[2]
+    return Origin(kind="hub", location=f"hf://{bundle}", commit=commit or None)
 
 
 def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], inspection: Inspection) -> None:
@@ -180,8 +182,9 @@ def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], ins
 def stored_sources(workspace: Workspace, manifest: Manifest) -> dict[str, MemberFiles]:
     """Return the own files of those members of a bundle that the catalog has, by member name.
 
-    Files that came out of a bundle are marked as such, unless the same were also had from elsewhere. What is
-    in the store alone may be another catalog's, and come from anywhere.
+    Files that came out of a bundle are marked as such, unless the same were also had from elsewhere, or the
+    manifest names that bundle as their origin. What is in the store alone may be another catalog's, and come
+    from anywhere.
     """
     found, store = {}, workspace.store
     for member in manifest.members:
@@ -189,7 +192,8 @@ def stored_sources(workspace: Workspace, manifest: Manifest) -> dict[str, Member
         config_path = store.find(member.config_sha256) if claims else None
         weights_path = store.find(member.weights_sha256) if config_path else None
         if config_path and weights_path:
-            came_from = None if None in claims else f"the bundle `{claims[0]}`"
+            known = any(each is None or member.origin == _bundle_as_origin(each) for each in claims)
+            came_from = None if known else f"the bundle `{claims[0]}`"
             found[member.name] = MemberFiles(config_path, weights_path, came_from)
     return found
 
