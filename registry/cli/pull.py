@@ -16,7 +16,8 @@ from .groups import examples
 from .json_output import print_json
 from .output import (
     describe_bytes,
-    describe_level,
+    describe_established,
+    describe_rest,
     describe_signer,
     print_gate_remark,
     print_line,
@@ -94,8 +95,12 @@ def command(
             f"{verb}: {pulled.version.source} in {pulled.folder}: {len(pulled.version.members)} members, "
             f"{describe_bytes(pulled.version.size_bytes)}, from {pulled.repository}@{pulled.commit}"
         )
-        print_line(f"verified: every digest, {describe_level(pulled.record.level)}")
-        print_line(f"claimed by its record: {describe_level(Level.SOURCE)}")
+        print_line(f"established here: {describe_established(pulled.record)}")
+        print_line(
+            f"claimed by {pulled.repository}@{pulled.commit}: {', '.join(Level.SOURCE.establishes)}, and its "
+            "members' origins and licences"
+        )
+        print_line(f"not established: {describe_rest(pulled.record)}")
         print_line(f"signed by: {describe_signer(pulled.signed_by, has_signature=pulled.has_signature)}")
     for difference in pulled.card:
         print_remark(f"warning: {difference}")

@@ -21,7 +21,16 @@ from ..workflows.bundle_folder import find_bundle_folder, require_signer
 from .failures import DONE, INCONCLUSIVE, REFUSED
 from .groups import examples
 from .json_output import print_json, to_json
-from .output import describe_signer, print_facts, print_gate_remark, print_line, print_remark, print_table
+from .output import (
+    describe_established,
+    describe_rest,
+    describe_signer,
+    print_facts,
+    print_gate_remark,
+    print_line,
+    print_remark,
+    print_table,
+)
 from .parameters import base_folder_option, format_option, pass_registry, signer_options
 from .progress import progress_bar
 
@@ -46,6 +55,11 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
     help="Check digests, names and shapes and stop: needs no torch, and proves nothing of the numbers.",
 )
 @click.option(
+    "--refetch",
+    is_flag=True,
+    help="With level source: fetch the members from the origins on the Hub that the bundle names.",
+)
+@click.option(
     "--record", "keep_record", is_flag=True, help="Write the outcome into the bundle's verification.json."
 )
 @click.option(
@@ -67,6 +81,7 @@ def command(
     digests_only: bool,
     base: str | None,
     base_folder: Path | None,
+    refetch: bool,
     keep_record: bool,
     signers: Signers | None,
     as_json: bool,
@@ -75,12 +90,16 @@ def command(
 
     Looks at digests, structure, padding, and the kernel against a float64 reference. Exit code 0 if it
     passes, 1 if it fails, 3 if something that the level asks for could not be looked at, such as a member's
-    own files. A bundle on the Hub is fetched, compared with its manifest and its record, verified,
-    and not kept. Where a signer is named, by an option or in METEORA_SIGNERS, the signature is checked first.
+    own files. Files that came out of a bundle are not witnesses of it; --refetch fetches the members from
+    the origins that the bundle names. A bundle on the Hub is fetched, compared with its manifest and
+    its record, verified, and not kept. Where a signer is named, by an option or in METEORA_SIGNERS, the
+    signature is checked first.
     """
     if digests_only:
         _require_alone(context)
         context.exit(_check_digests(registry, bundle, signers, as_json=as_json))
+    if refetch and Level(level) is not Level.SOURCE:
+        raise UsageError("`--refetch` goes with `--level source`", hint="leave it out, or ask for that level")
     require_torch("verifying")
     from ..workflows.bundle_verification import verify
 
@@ -91,13 +110,22 @@ def command(
             bundle,
             level=Level(level),
             place=place,
+            refetch=refetch,
             keep_record=keep_record,
             signers=signers,
             progress=progress,
         )
     signer = describe_signer(verified.signed_by, has_signature=verified.has_signature)
     if as_json:
-        print_json(to_json(verified.record) | {"signed_by": to_json(verified.signed_by)})
+        record = verified.record
+        print_json(
+            to_json(record)
+            | {
+                "established": record.established,
+                "not_established": record.not_established,
+                "signed_by": to_json(verified.signed_by),
+            }
+        )
     else:
         _print_record(verified.record, signer)
     if keep_record and verified.has_signature:
@@ -109,7 +137,7 @@ def command(
 
 def _require_alone(context: click.Context) -> None:
     """Refuse options that ask for what `--digests-only` does not look at."""
-    for name in ("level", "keep_record", "base", "base_folder"):
+    for name in ("level", "keep_record", "base", "base_folder", "refetch"):
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = "--record" if name == "keep_record" else f"--{name.replace('_', '-')}"
             raise UsageError(f"`{option}` does not go with `--digests-only`", hint="leave one out")
@@ -154,6 +182,8 @@ def _print_record(record: VerificationRecord, signer: str) -> None:
         [
             ("outcome", str(record.outcome)),
             ("level", str(record.level)),
+            ("established here", describe_established(record)),
+            ("not established", describe_rest(record)),
             ("manifest sha256", record.manifest_sha256),
             ("modules", str(len(record.modules))),
             ("signed by", signer),

@@ -162,7 +162,7 @@ def fit_bundle(
     manifest = bundle.manifest
     bundle_name = check_name(name or _name_of(catalog, bundle) or suggest_name(real_path(folder).name))
     check_no_adapter_has(catalog, bundle_name)
-    sources = stored_sources(workspace.store, manifest)
+    sources = stored_sources(workspace, manifest)
     written = write_fitted(bundle, folder, request, sources=sources, progress=progress)
     members = [
         NewMember(each.name, find_member(catalog, each), each.weights_sha256, each.config_sha256)
@@ -213,13 +213,21 @@ def write_fitted(
     with _members_files(sources, bundle) as files:
         verify = partial(
             verify_bundle,
-            level=Level.SOURCE,
+            level=_level_of(bundle, files),
             sources=files,
             renamed=resolve_paths(bundle.manifest.renamed_paths, meta),
             progress=progress,
         )
         record = write_verified(folder, _writer(bundle, fitted, request.scope, progress), verify)
     return WrittenFit(record, fitted)
+
+
+def _level_of(bundle: Bundle, files: Mapping[str, MemberFiles]) -> Level:
+    """Return the level that the members' files allow: what came out of a bundle is not a witness of it."""
+    is_witnessed = all(
+        member.name in files and files[member.name].came_from is None for member in bundle.members
+    )
+    return Level.SOURCE if is_witnessed else Level.INTEGRITY
 
 
 def _name_of(catalog: Catalog, bundle: Bundle) -> str | None:
@@ -298,5 +306,7 @@ def _members_files(sources: Mapping[str, MemberFiles], bundle: Bundle) -> Iterat
             if member.name not in files:
                 target = below(scratch, member.name)
                 extract_member(bundle, member.name, target)
-                files[member.name] = MemberFiles(target / CONFIG_FILE, target / WEIGHTS_FILE)
+                files[member.name] = MemberFiles(
+                    target / CONFIG_FILE, target / WEIGHTS_FILE, came_from="the bundle that was fitted"
+                )
         yield files
