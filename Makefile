@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 		{ echo "error: $(PYTHON) is older than 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,postgres,s3,gs]" --group dev
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,postgres,s3,gs,sign]" --group dev
 	touch $(STAMP)
 
 # Tried once for each environment; the summary of every run names the tests that were skipped, and why.

@@ -44,6 +44,7 @@ class Purpose(StrEnum):
     OUTLINE = "outline"
     PULL = "pull"
     PUSH = "push"
+    SIGN = "sign"
     VERIFY = "verify"
 
 

@@ -31,9 +31,11 @@ from .home import Home
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
+    from ..bundle.signers import Signers
     from ..runtime.evaluation import EvaluationOptions
     from ..schemas.evaluation import Evaluation
     from ..schemas.recipe import Recipe, RecipeOptions
+    from ..schemas.signers import SigningKey
     from .catalog.query import AdapterQuery, Page
     from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion
     from .workflows.additions import Addition
@@ -190,6 +192,7 @@ class Registry(Workspace):
         base_folder: StrPath | None = None,
         refetch: bool = False,
         keep_record: bool = False,
+        signers: Signers | StrPath | None = None,
         progress: Progress = silent,
     ) -> VerificationRecord:
         """Verify a bundle and return the record, whose ``outcome`` is pass, fail or inconclusive.
@@ -203,11 +206,13 @@ class Registry(Workspace):
             base_folder: where the base's config is, apart from what it is called.
             refetch: with level `source`, fetch the members from the origins on the Hub that the bundle names.
             keep_record: write the record into the bundle.
+            signers: one of them must have signed it; a signers file, by default that of METEORA_SIGNERS.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             NotInCatalog: no bundle of that name is catalogued.
             SourceUnreadable: the bundle cannot be read.
+            BundleRefused: it is not signed by an accepted signer.
         """
         require_torch("verifying")
         from .workflows.base_place import place_base
@@ -220,6 +225,7 @@ class Registry(Workspace):
             place=place_base(base, base_folder),
             refetch=refetch,
             keep_record=keep_record,
+            signers=_read_signers(signers),
             progress=progress,
         ).record
 
@@ -327,6 +333,7 @@ class Registry(Workspace):
         as_pull_request: bool = False,
         tag: str | None = None,
         overwrite_card: bool = False,
+        sign: SigningKey | None = None,
         dry_run: bool = False,
         progress: Progress = silent,
     ) -> Pushed:
@@ -339,6 +346,7 @@ class Registry(Workspace):
             as_pull_request: open a pull request in place of a commit on the main branch.
             tag: the tag to set; by default made from the content's digest.
             overwrite_card: publish a bundle's card as it is here, even if it was edited here or on the Hub.
+            sign: sign the bundle's manifest and record first; the signature stays in its folder.
             dry_run: return what would be pushed and change nothing.
             progress: called with a step's name, how much of it is done, and how much there is.
 
@@ -348,7 +356,7 @@ class Registry(Workspace):
         """
         from .workflows.publication import PushOptions, publish
 
-        options = PushOptions(private, as_pull_request, dry_run, tag, overwrite_card)
+        options = PushOptions(private, as_pull_request, dry_run, tag, overwrite_card, sign)
         return publish(self, source, repository, options, progress=progress)
 
     def pull(
@@ -358,6 +366,7 @@ class Registry(Workspace):
         *,
         name: str | None = None,
         max_bytes: int = MAX_BUNDLE_BYTES,
+        signers: Signers | StrPath | None = None,
         progress: Progress = silent,
     ) -> Pulled:
         """Fetch a bundle from the Hub, verify it, and record it with its members.
@@ -367,18 +376,21 @@ class Registry(Workspace):
             out: the new folder; by default named after the repository, in the current folder.
             name: what the catalog calls the bundle; by default made from the repository's name.
             max_bytes: a larger bundle is refused before its weights are downloaded.
+            signers: one of them must have signed it; a signers file, by default that of METEORA_SIGNERS.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
             HubRefused, HubUnavailable: it cannot be had.
-            HubMismatch, BundleRefused, InvalidDocument: it differs from its manifest, or fails to verify.
+            HubMismatch, BundleRefused, InvalidDocument: it differs from its manifest, fails to verify, or is
+                not signed by an accepted signer.
         """
         require_torch("pulling")
         from .workflows.hub_bundles import pull
 
         source = parse_repository(repository) if isinstance(repository, str) else repository
         folder = Path(source.repository.partition("/")[2] if out is None else out)
-        return pull(self, source, folder, name=name, max_bytes=max_bytes, progress=progress)
+        accepted = _read_signers(signers)
+        return pull(self, source, folder, name=name, max_bytes=max_bytes, signers=accepted, progress=progress)
 
     def adopt(self, source: str | CatalogSource, *, name: str | None = None) -> Addition:
         """Record a member of a pulled bundle under a name of one's own; its origin stays a claim.
@@ -416,6 +428,12 @@ class Registry(Workspace):
         from .workflows.examination import examine
 
         return examine(self, beside=[Path(each) for each in beside], jobs=jobs, progress=progress)
+
+
+def _read_signers(signers: Signers | StrPath | None) -> Signers | None:
+    from ..bundle.signers import Signers
+
+    return signers if signers is None or isinstance(signers, Signers) else Signers.read(signers)
 
 
 def _catalogued_name(bundle: StrPath) -> str | None:

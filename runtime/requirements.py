@@ -1,8 +1,9 @@
 """The checks that a bundle must pass before it is loaded, in every way of loading.
 
-METEORA_REQUIRE holds for a whole process: `intact` verifies the folder before its tensors are loaded. What
-can be seen without computing is checked always. A folder is checked and then read again, so this protects
-from what is in it, and not from a program that changes it meanwhile.
+METEORA_REQUIRE holds for a whole process: `intact` verifies the folder before its tensors are loaded, and
+`signed` also checks its signature against the signers of METEORA_SIGNERS. What can be seen without computing
+is checked always. A folder is checked and then read again, so this protects from what is in it, and not from
+a program that changes it meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..bundle.opened import MAX_BUNDLE_CONFIG_BYTES
+from ..bundle.signers import SIGNERS_VARIABLE, require_signing, signers_of_environment
 from ..files.reading import read_bounded
 from ..fuser.verifier import verify_bundle
 from ..inspection.header import read_header
@@ -121,10 +123,7 @@ def require(folder: Path, requirement: Requirement) -> None:
         BundleRefused: it does not.
     """
     if requirement == "signed":
-        raise BundleRefused(
-            f"`{folder}` cannot be shown to be signed: this version checks no signatures",
-            hint=f"require `intact` of it, with `{REQUIRE_VARIABLE}` or `verify`",
-        )
+        _require_signature(folder)
     try:
         record = verify_bundle(folder, level=Level.INTEGRITY)
     except MeteoraError as error:
@@ -137,6 +136,20 @@ def require(folder: Path, requirement: Requirement) -> None:
         raise BundleRefused(
             f"`{folder}` is not intact: {reasons}", hint="see all of it with `meteora-registry verify`"
         )
+
+
+def _require_signature(folder: Path) -> None:
+    """Check that an accepted signer signed the manifest, which has the digests of all that is loaded."""
+    signers = signers_of_environment()
+    if signers is None:
+        raise UsageError(
+            f"a bundle is to be signed, and {SIGNERS_VARIABLE} names no file of accepted signers",
+            hint="see docs/signing.md for that file",
+        )
+    require_signing()
+    from ..bundle.signing import check_signature
+
+    check_signature(folder, signers)
 
 
 def require_checked(*, is_checked: bool) -> None:

@@ -67,7 +67,7 @@ MAX_BUNDLE_BYTES = 50_000_000_000
 MAX_ADAPTER_FILE_BYTES = 5_000_000_000
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 4 << 20
-# A signature over the others, made by another tool; no bundle lists it.
+# A signature over manifest and record; no manifest lists it.
 SIGNATURE_FILE = "model.sig"
 EXPERTS_FOLDER = "experts"
 

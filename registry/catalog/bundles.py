@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,16 +14,19 @@ from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused
 from ...schemas.facts import values_of
 from ...schemas.names import CatalogSource
+from ...schemas.signers import SignedBy
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from . import models
 from .column_types import clean_foreign_text
-from .entries import begin_version, source_of
-from .events import record_event
+from .entries import begin_version, find_version, source_of
+from .events import events_of, record_event
 from .models import bundle_versions
-from .records import BundleMember, BundleVersion, NewBundleVersion, NewMember, Verification
+from .records import BundleMember, BundleVersion, Event, NewBundleVersion, NewMember, Verification
 from .search_index import is_latest
 
 _MAX_RECORD_BYTES = 256 << 20
+# The names of the events: it was signed here, or a signature was checked here.
+SignatureAction = Literal["sign", "check-signature"]
 
 
 def register_bundle(session: Session, new: NewBundleVersion) -> BundleVersion:
@@ -72,6 +76,31 @@ def is_verified(session: Session, manifest_sha256: Digest) -> bool:
         )
     )
     return any(not read_record(row.record).contradictions() for row in rows)
+
+
+def record_signature(
+    session: Session, source: CatalogSource, action: SignatureAction, signed_by: SignedBy
+) -> None:
+    """Add the event that a bundle was signed, or that its signature was checked.
+
+    Raises:
+        NotInCatalog: there is no such version.
+    """
+    row = find_version(session, source, models.BundleVersion)
+    details = {"method": signed_by.method, "signer": clean_foreign_text(signed_by.signer)}
+    details |= {"fingerprint": str(signed_by.fingerprint)}
+    details |= {"issuer": signed_by.issuer} if signed_by.issuer else {}
+    record_event(session, action, models.BUNDLE, row.entry.name, row.number, **details)
+
+
+def list_signatures(session: Session, source: CatalogSource) -> tuple[Event, ...]:
+    """Return the events of ``record_signature`` of one version, the newest first.
+
+    Raises:
+        NotInCatalog: there is no such version.
+    """
+    version = find_version(session, source, models.BundleVersion)
+    return events_of(session, version, get_args(SignatureAction))
 
 
 def find_in(session: Session, path: Path, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:

@@ -14,12 +14,14 @@ from sqlalchemy.orm import Session
 from ...files.progress import Progress, silent
 from ...schemas.digest import Digest
 from ...schemas.names import CatalogSource
+from ...schemas.signers import SignedBy
 from ...schemas.verification import VerificationRecord
 from ..closing import Closing
 from ..home import Home
 from ..store import Blob, Referenced, References
 from . import adapters, bases, bundles, chain, dump, entries, events, models, references
 from .attempts import attempt
+from .bundles import SignatureAction
 from .chain import ChainCheck, Head
 from .database import back_up, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
@@ -340,6 +342,18 @@ class Catalog(Closing):
             NotInCatalog: there is no such version.
         """
         self._write(lambda session: entries.record_push(session, source, details))
+
+    def record_signature(self, source: CatalogSource, action: SignatureAction, signed_by: SignedBy) -> None:
+        """Record that a bundle was signed, or that its signature was checked, and by whom it is.
+
+        Raises:
+            NotInCatalog: there is no such version.
+        """
+        self._write(lambda session: bundles.record_signature(session, source, action, signed_by))
+
+    def list_signatures(self, source: CatalogSource) -> tuple[Event, ...]:
+        """Return the events of ``record_signature`` of a bundle version, the newest first."""
+        return self._read(lambda session: bundles.list_signatures(session, source))
 
     def write_document(self, file: BinaryIO, *, progress: Progress = silent) -> dict[str, int]:
         """Write the whole catalog, as it is at one moment, to ``file``; return the rows of each table.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+from collections.abc import Collection
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -62,6 +63,17 @@ def _find_last(session: Session) -> Select[Any]:
 def current_actor() -> str:
     """Return who acts: as the environment variable names them, else the account and the machine."""
     return os.environ.get(ACTOR_VARIABLE) or _account()
+
+
+def events_of(session: Session, version: models.Version, actions: Collection[str]) -> tuple[Event, ...]:
+    """Return the last events of some kinds that a version had, the newest first."""
+    query = select(models.Event).where(
+        models.Event.subject == version.kind,
+        models.Event.name == version.entry.name,
+        models.Event.version == version.number,
+        models.Event.action.in_(actions),
+    )
+    return tuple(map(_event, session.scalars(query.order_by(models.Event.id.desc()).limit(MAX_PAGE))))
 
 
 def read_history(session: Session, name: str | None, *, limit: int, after: str | None) -> Page[Event]:

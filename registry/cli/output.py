@@ -17,6 +17,7 @@ import click
 from ..secrets import hide_secrets, mask_urls
 
 if TYPE_CHECKING:
+    from ...schemas.signers import SignedBy
     from ...schemas.verification import Level, VerificationRecord
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
@@ -99,6 +100,13 @@ def describe_established(record: VerificationRecord) -> str:
 def describe_rest(record: VerificationRecord) -> str:
     """Return what a verification can establish and this one did not."""
     return ", ".join(record.not_established) or "nothing"
+
+
+def describe_signer(signed_by: SignedBy | None, *, has_signature: bool) -> str:
+    """Return who signed a bundle, as far as that was checked."""
+    if signed_by is not None:
+        return f"{signed_by}; it covers the manifest and the record"
+    return "not checked, because no signer was named" if has_signature else "no one"
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from ...bundle.signers import Signers
 from ...schemas.document import finite_number
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import PromptForm
@@ -34,6 +35,30 @@ base_folder_option = click.option(
     metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="Where the base's files are, apart from what it is called.",
+)
+_signer_options = (
+    click.option(
+        "--require-signer",
+        "identities",
+        metavar="IDENTITY@ISSUER",
+        multiple=True,
+        help="Require a signature that Sigstore confirms to be by this identity. May be repeated.",
+    ),
+    click.option(
+        "--public-key",
+        "public_keys",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="Require a signature by the owner of this key. May be repeated.",
+    ),
+    click.option(
+        "--signers",
+        "signers_file",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Require a signature by one of the signers in this TOML file. Default: METEORA_SIGNERS.",
+    ),
 )
 follow_links_option = click.option(
     "--follow-links",
@@ -85,6 +110,26 @@ jobs_option = click.option(
     show_default="up to 4",
     help="How many blobs are read at once.",
 )
+
+
+def signer_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name accepted signers; the function gets them as ``signers``."""
+
+    def call(
+        *arguments: Any,
+        identities: tuple[str, ...],
+        public_keys: tuple[Path, ...],
+        signers_file: Path | None,
+        **options: Any,
+    ) -> Any:
+        given = Signers.of(public_keys=public_keys, identities=identities)
+        more = Signers() if signers_file is None else Signers.read(signers_file)
+        return function(*arguments, signers=(given | more) or None, **options)
+
+    decorated = functools.update_wrapper(call, function)
+    for option in reversed(_signer_options):
+        decorated = option(decorated)
+    return decorated
 
 
 class CatalogSourceType(click.ParamType[CatalogSource]):

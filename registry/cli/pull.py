@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ...bundle.signers import Signers
 from ...schemas.bundle import MAX_BUNDLE_BYTES, NOT_FITTED
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_repository
@@ -17,11 +18,12 @@ from .output import (
     describe_bytes,
     describe_established,
     describe_rest,
+    describe_signer,
     print_gate_remark,
     print_line,
     print_remark,
 )
-from .parameters import format_option, pass_registry
+from .parameters import format_option, pass_registry, signer_options
 from .progress import progress_bar
 
 
@@ -42,6 +44,7 @@ class RepositoryType(click.ParamType[HubSource]):
     epilog=examples(
         "pull org/our-bundle",
         "pull org/our-bundle@v2 --out bundle",
+        "pull org/our-bundle --public-key release.pub",
         "pull hf://org/our-bundle@0123456789abcdef0123456789abcdef01234567",
     ),
 )
@@ -57,6 +60,7 @@ class RepositoryType(click.ParamType[HubSource]):
     show_default=True,
     help="The largest bundle that is fetched.",
 )
+@signer_options
 @format_option
 @pass_registry
 def command(
@@ -66,6 +70,7 @@ def command(
     out: Path | None,
     name: str | None,
     max_bytes: int,
+    signers: Signers | None,
     as_json: bool,
 ) -> None:
     """Fetch a bundle from the Hub, verify it, and catalogue it.
@@ -73,12 +78,15 @@ def command(
     Every file is compared with the manifest. The manifest and the small files come first: what they show to
     be changed is refused before the weights are downloaded. The bundle must bring the record of a
     verification at level source (its publisher compared it with the members' own files), and is verified here
-    at level integrity (against itself). Its members are catalogued too.
+    at level integrity (against itself). Its members are catalogued too. Where a signer is named, by an option
+    or in METEORA_SIGNERS, a bundle that none of them signed is refused.
     """
     if out is not None and not out.name:
         raise UsageError("`--out` names no folder")
     with progress_bar() as progress:
-        pulled = registry.pull(repository, out, name=name, max_bytes=max_bytes, progress=progress)
+        pulled = registry.pull(
+            repository, out, name=name, max_bytes=max_bytes, signers=signers, progress=progress
+        )
     if as_json:
         print_json(pulled)
     else:
@@ -93,6 +101,7 @@ def command(
             "members' origins and licences"
         )
         print_line(f"not established: {describe_rest(pulled.record)}")
+        print_line(f"signed by: {describe_signer(pulled.signed_by, has_signature=pulled.has_signature)}")
     for difference in pulled.card:
         print_remark(f"warning: {difference}")
     if pulled.not_compared:

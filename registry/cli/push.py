@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ...schemas.errors import UsageError
+from ...schemas.signers import SigningKey
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
@@ -17,12 +20,17 @@ if TYPE_CHECKING:
     from ..workflows.publication import Pushed
 
 
+# In place of a key; a file of this name is `./sigstore`.
+SIGSTORE = "sigstore"
+
+
 @click.command(
     "push",
     epilog=examples(
         "push ./bundle org/our-bundle",
         "push bundle@2 org/our-bundle --tag v2",
         "push summarise@3 org/summarise --private",
+        "push ./bundle org/our-bundle --sign release.key",
         "push ./bundle org/our-bundle --dry-run",
     ),
 )
@@ -38,6 +46,17 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Publish a bundle's README.md as it is here, even if it was edited here or on the Hub.",
 )
+@click.option(
+    "--sign",
+    metavar="KEY|sigstore",
+    help="Sign the bundle with the private key in this file, or with an identity that Sigstore confirms.",
+)
+@click.option(
+    "--certificate",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The key's certificate in PEM, followed by those that lead to a root.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be pushed; change nothing.")
 @format_option
 @pass_registry
@@ -50,6 +69,8 @@ def command(
     as_pull_request: bool,
     tag: str | None,
     overwrite_card: bool,
+    sign: str | None,
+    certificate: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -59,6 +80,9 @@ def command(
     own files. It is verified again first. Everything goes into one commit, on top of the one that was
     looked at: a push by another user in between is kept, and ours is refused. Afterwards the Hub's list
     of files is compared with the digests here. The same push again does nothing.
+
+    With --sign the bundle gets a signature over its manifest and its verification record, in the format of
+    OpenSSF Model Signing, as model.sig. Sigstore keeps the signer's identity in a public log.
     """
     with progress_bar() as progress:
         pushed = registry.push(
@@ -68,6 +92,7 @@ def command(
             as_pull_request=as_pull_request,
             tag=tag,
             overwrite_card=overwrite_card,
+            sign=_signing_key(sign, certificate),
             dry_run=dry_run,
             progress=progress,
         )
@@ -75,6 +100,14 @@ def command(
         print_json({"dry_run": dry_run, "pushed": pushed})
     else:
         _print(pushed, dry_run=dry_run)
+
+
+def _signing_key(sign: str | None, certificate: Path | None) -> SigningKey | None:
+    if sign is None:
+        if certificate is not None:
+            raise UsageError("`--certificate` is that of a key", hint="name the key with `--sign`")
+        return None
+    return SigningKey(None if sign == SIGSTORE else Path(sign), certificate)
 
 
 def _print(pushed: Pushed, *, dry_run: bool) -> None:
@@ -98,3 +131,5 @@ def _print(pushed: Pushed, *, dry_run: bool) -> None:
         print_line(f"proposed: {pushed.pull_request}: {what}")
     else:
         print_line(f"pushed: {place} as {pushed.tag}: {what}")
+    if pushed.signed_by is not None:
+        print_line(f"signed by: {pushed.signed_by}")

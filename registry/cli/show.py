@@ -11,7 +11,7 @@ import click
 from ...schemas.facts import AdapterFacts, BundleFacts
 from ...schemas.names import CatalogSource
 from ...schemas.verification import Outcome
-from ..catalog.records import AdapterVersion, BundleVersion, Target, Verification
+from ..catalog.records import AdapterVersion, BundleVersion, Event, Target, Verification
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json, to_json
@@ -74,11 +74,14 @@ def command(registry: Registry, source: CatalogSource, *, as_json: bool) -> None
     """
     version = registry.find(source)
     numbers = registry.catalog.versions_of(source.name)
+    is_bundle = isinstance(version, BundleVersion)
+    signatures = registry.catalog.list_signatures(version.source) if is_bundle else ()
     if as_json:
-        kind = "bundle" if isinstance(version, BundleVersion) else "adapter"
-        print_json({"kind": kind, "versions": numbers} | to_json(version))
+        own = {"signatures": to_json(signatures)} if is_bundle else {}
+        kind = "bundle" if is_bundle else "adapter"
+        print_json({"kind": kind, "versions": numbers} | to_json(version) | own)
     elif isinstance(version, BundleVersion):
-        _show_bundle(version, numbers)
+        _show_bundle(version, numbers, signatures)
     else:
         _show_adapter(version, numbers)
 
@@ -103,7 +106,7 @@ def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
             print_line(finding.describe())
 
 
-def _show_bundle(version: BundleVersion, numbers: tuple[int, ...]) -> None:
+def _show_bundle(version: BundleVersion, numbers: tuple[int, ...], signatures: tuple[Event, ...]) -> None:
     own = {
         "versions": _describe(tuple(map(str, numbers))),
         "size_bytes": describe_bytes(version.size_bytes),
@@ -124,6 +127,20 @@ def _show_bundle(version: BundleVersion, numbers: tuple[int, ...]) -> None:
                 for each in version.verifications
             ],
         )
+    if signatures:
+        print_line()
+        print_table(("SIGNATURE", "AT", "SIGNED BY", "FINGERPRINT"), [_signature_row(e) for e in signatures])
+
+
+def _signature_row(event: Event) -> tuple[str, ...]:
+    details = event.details
+    issuer = f", confirmed by {details['issuer']}" if "issuer" in details else ""
+    return (
+        "signed here" if event.action == "sign" else "checked here",
+        f"{event.at:%Y-%m-%d %H:%M} UTC",
+        f"{details.get('method', '-')} of {details.get('signer', '-')}{issuer}",
+        str(details.get("fingerprint", "-")),
+    )
 
 
 def _established(verification: Verification) -> str:

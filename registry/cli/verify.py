@@ -9,25 +9,29 @@ import click
 from ...bundle import Bundle
 from ...bundle.documents import check_documents
 from ...bundle.files import check_card
+from ...bundle.signature import has_signature
+from ...bundle.signers import Signers, signers_of_environment
 from ...schemas.errors import UsageError
 from ...schemas.names import HubSource, parse_source
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..dependencies import require_torch
 from ..face import Registry
 from ..workflows.base_place import place_base
-from ..workflows.bundle_folder import find_bundle_folder
+from ..workflows.bundle_folder import find_bundle_folder, require_signer
 from .failures import DONE, INCONCLUSIVE, REFUSED
 from .groups import examples
 from .json_output import print_json, to_json
 from .output import (
     describe_established,
     describe_rest,
+    describe_signer,
     print_facts,
     print_gate_remark,
     print_line,
+    print_remark,
     print_table,
 )
-from .parameters import base_folder_option, format_option, pass_registry
+from .parameters import base_folder_option, format_option, pass_registry, signer_options
 from .progress import progress_bar
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
@@ -64,6 +68,7 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
     help="The base model, used where the bundle states that the base renamed modules.",
 )
 @base_folder_option
+@signer_options
 @format_option
 @pass_registry
 @click.pass_context
@@ -78,6 +83,7 @@ def command(
     base_folder: Path | None,
     refetch: bool,
     keep_record: bool,
+    signers: Signers | None,
     as_json: bool,
 ) -> None:
     """Check a bundle: its files, its structure, and its arithmetic.
@@ -86,11 +92,12 @@ def command(
     passes, 1 if it fails, 3 if something that the level asks for could not be looked at, such as a member's
     own files. Files that came out of a bundle are not witnesses of it; --refetch fetches the members from
     the origins that the bundle names. A bundle on the Hub is fetched, compared with its manifest and
-    its record, verified, and not kept.
+    its record, verified, and not kept. Where a signer is named, by an option or in METEORA_SIGNERS, the
+    signature is checked first.
     """
     if digests_only:
         _require_alone(context)
-        context.exit(_check_digests(registry, bundle, as_json=as_json))
+        context.exit(_check_digests(registry, bundle, signers, as_json=as_json))
     if refetch and Level(level) is not Level.SOURCE:
         raise UsageError("`--refetch` goes with `--level source`", hint="leave it out, or ask for that level")
     require_torch("verifying")
@@ -105,15 +112,24 @@ def command(
             place=place,
             refetch=refetch,
             keep_record=keep_record,
+            signers=signers,
             progress=progress,
         )
+    signer = describe_signer(verified.signed_by, has_signature=verified.has_signature)
     if as_json:
         record = verified.record
         print_json(
-            to_json(record) | {"established": record.established, "not_established": record.not_established}
+            to_json(record)
+            | {
+                "established": record.established,
+                "not_established": record.not_established,
+                "signed_by": to_json(verified.signed_by),
+            }
         )
     else:
-        _print_record(verified.record)
+        _print_record(verified.record, signer)
+    if keep_record and verified.has_signature:
+        print_remark("note: its signature is for the record before; sign it again with `push --sign`")
     if not verified.gate_fitted:
         print_gate_remark()
     context.exit(EXIT_CODES[verified.record.outcome])
@@ -127,20 +143,30 @@ def _require_alone(context: click.Context) -> None:
             raise UsageError(f"`{option}` does not go with `--digests-only`", hint="leave one out")
 
 
-def _check_digests(registry: Registry, text: str, *, as_json: bool) -> int:
+def _check_digests(registry: Registry, text: str, signers: Signers | None, *, as_json: bool) -> int:
     """Check what needs no torch, print it, and return the exit code."""
     if isinstance(parse_source(text), HubSource):
         raise UsageError("`--digests-only` goes with a bundle on this machine", hint="pull it first")
     bundle = Bundle(find_bundle_folder(registry, text))
+    accepted = signers_of_environment() if signers is None else signers
+    signed_by = require_signer(bundle.folder, accepted, f"`{bundle.folder}`")
     problems = check_documents(bundle)
     notes = [] if problems else check_card(bundle.folder, bundle.manifest)
     if as_json:
-        print_json({"manifest_sha256": bundle.manifest_sha256, "problems": problems, "notes": notes})
+        print_json(
+            {
+                "manifest_sha256": bundle.manifest_sha256,
+                "problems": problems,
+                "notes": notes,
+                "signed_by": signed_by,
+            }
+        )
     else:
         print_facts(
             [
                 ("digests", "do not agree" if problems else "agree"),
                 ("manifest sha256", bundle.manifest_sha256),
+                ("signed by", describe_signer(signed_by, has_signature=has_signature(bundle.folder))),
                 ("not looked at", "the numbers: `verify` without `--digests-only` computes with them"),
             ]
         )
@@ -151,7 +177,7 @@ def _check_digests(registry: Registry, text: str, *, as_json: bool) -> int:
     return REFUSED if problems else DONE
 
 
-def _print_record(record: VerificationRecord) -> None:
+def _print_record(record: VerificationRecord, signer: str) -> None:
     print_facts(
         [
             ("outcome", str(record.outcome)),
@@ -160,6 +186,7 @@ def _print_record(record: VerificationRecord) -> None:
             ("not established", describe_rest(record)),
             ("manifest sha256", record.manifest_sha256),
             ("modules", str(len(record.modules))),
+            ("signed by", signer),
         ]
     )
     if record.backends_run:

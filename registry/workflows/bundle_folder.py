@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import check_target, judge_record, staged_target, write_record
+from ...bundle.signers import Signers, require_signing
 from ...files.digests import hash_file
 from ...files.reading import real_path
 from ...files.staging import scratch_folder
@@ -25,6 +26,7 @@ from ...schemas.errors import (
 )
 from ...schemas.manifest import Manifest, ManifestMember
 from ...schemas.names import CatalogSource, FolderSource, parse_path_or_source
+from ...schemas.signers import SignedBy
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion, BundleVersion, NewBundleVersion, NewMember
@@ -200,3 +202,18 @@ def require_source_record(bundle: Bundle, what: str, *, hint: str) -> Verificati
     if found := judge_record(bundle, record):
         raise BundleRefused(f"{what}: {found[0]}", hint=hint)
     return record
+
+
+def require_signer(folder: Path, signers: Signers | None, what: str) -> SignedBy | None:
+    """Return which accepted signer signed a bundle; None if none is required.
+
+    Raises:
+        BundleRefused: it is not signed by one.
+        MissingDependency: the packages that check signatures are not installed.
+    """
+    if signers is None:
+        return None
+    require_signing()
+    from ...bundle.signing import check_signature
+
+    return check_signature(folder, signers, what)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from ...bundle import Bundle
 from ...bundle.files import write_record
+from ...bundle.signature import has_signature
+from ...bundle.signers import Signers, signers_of_environment
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...fuser.verifier import verify_bundle
@@ -17,11 +19,13 @@ from ...schemas.bundle import BundleConfig
 from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.manifest import Manifest
 from ...schemas.names import HubSource, parse_path_or_source
+from ...schemas.signers import SignedBy
 from ...schemas.verification import Level, VerificationRecord
+from ..catalog.catalog import Catalog
 from ..workspace import StrPath, Workspace
 from .base_facts import read_base_facts, read_cached_facts
 from .base_place import BasePlace
-from .bundle_folder import find_bundle_folder, gate_is_fitted
+from .bundle_folder import find_bundle_folder, gate_is_fitted, require_signer
 from .fuse_plan import stored_sources
 
 if TYPE_CHECKING:
@@ -30,10 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The record of a verification, and whether the bundle's gate was fitted."""
+    """The record of a verification, whether the bundle's gate was fitted, and who signed it.
+
+    ``signed_by`` is None unless a signer was required, and ``has_signature`` is True if it has a signature.
+    """
 
     record: VerificationRecord
     gate_fitted: bool
+    has_signature: bool
+    signed_by: SignedBy | None
 
 
 def verify(
@@ -44,6 +53,7 @@ def verify(
     place: BasePlace,
     refetch: bool = False,
     keep_record: bool = False,
+    signers: Signers | None = None,
     progress: Progress = silent,
 ) -> Verified:
     """Verify a bundle on every backend of this machine, and note the outcome in the catalog.
@@ -57,29 +67,40 @@ def verify(
             bundle's own, if the local Hub cache has it.
         refetch: fetch the members from the origins on the Hub that the manifest names, to compare with.
         keep_record: write the record into the bundle, in place of the one that is there.
+        signers: one of them must have signed it; by default those of METEORA_SIGNERS, if that is set.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         SourceUnreadable: the manifest or the base cannot be read, or the record cannot be written.
         NotInCatalog: no bundle of that name is catalogued.
         UsageError: the record of a bundle on the Hub is to be kept.
+        BundleRefused: it is not signed by an accepted signer.
         HubRefused, HubUnavailable, HubMismatch: a bundle on the Hub cannot be had.
     """
     source = parse_path_or_source(bundle)
+    signers = signers_of_environment() if signers is None else signers
     if isinstance(source, HubSource):
         if keep_record:
             raise UsageError(
                 "the record can only be written into a bundle on this machine", hint="pull it first"
             )
         with _fetched(workspace, source, progress) as folder:
+            signed_by = require_signer(folder, signers, f"`{source}`")
             record = _verify_folder(workspace, folder, level, place, progress, refetch=refetch)
-            return Verified(record, gate_is_fitted(folder))
+            return Verified(record, gate_is_fitted(folder), has_signature(folder), signed_by)
     folder = find_bundle_folder(workspace, bundle)
+    signed_by = require_signer(folder, signers, f"`{folder}`")
     record = _verify_folder(workspace, folder, level, place, progress, refetch=refetch)
     if keep_record:
         write_record(folder, record)
-    workspace.note(lambda catalog: catalog.record_verification(record, real_path(folder)))
-    return Verified(record, gate_is_fitted(folder))
+    workspace.note(lambda catalog: _note(catalog, folder, record, signed_by))
+    return Verified(record, gate_is_fitted(folder), has_signature(folder), signed_by)
+
+
+def _note(catalog: Catalog, folder: Path, record: VerificationRecord, signed_by: SignedBy | None) -> None:
+    for version in catalog.record_verification(record, real_path(folder)):
+        if signed_by is not None:
+            catalog.record_signature(version, "check-signature", signed_by)
 
 
 @contextmanager

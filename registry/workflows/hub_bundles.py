@@ -15,6 +15,8 @@ from pathlib import Path
 from ...bundle import Bundle
 from ...bundle.files import check_card, check_listed, staged_target
 from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
+from ...bundle.signature import MAX_SIGNATURE_BYTES, has_signature
+from ...bundle.signers import Signers, signers_of_environment
 from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import read_bounded, real_path
@@ -28,12 +30,14 @@ from ...schemas.bundle import (
     MANIFEST_FILE,
     MAX_BUNDLE_BYTES,
     MAX_CARD_BYTES,
+    SIGNATURE_FILE,
     VERIFICATION_FILE,
     BundleConfig,
 )
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
 from ...schemas.names import HubSource, below, check_name, member_entry, suggest_name
+from ...schemas.signers import SignedBy
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..hub.client import Hub
@@ -41,8 +45,16 @@ from ..hub.download import download_files
 from ..hub.listing import Listing, RemoteFile
 from ..workspace import Workspace
 from .additions import add_folder
-from .bundle_folder import check_no_adapter_has, find_member, register_bundle, require_source_record
+from .bundle_folder import (
+    check_no_adapter_has,
+    find_member,
+    register_bundle,
+    require_signer,
+    require_source_record,
+)
 
+# What may be in a repository and is left there if it is larger.
+_OPTIONAL = {CARD_FILE: MAX_CARD_BYTES, SIGNATURE_FILE: MAX_SIGNATURE_BYTES}
 _NO_RECORD = "ask its publisher to push it with `meteora-registry push`, which requires the record"
 
 
@@ -52,7 +64,8 @@ class Pulled:
 
     ``ignored`` are files of the repository that are not part of the bundle, and were not fetched;
     ``not_compared`` the members whose own files cannot be written again and compared with their digests;
-    ``card`` states how the card differs from the one that the manifest lists, and is empty if it does not.
+    ``card`` states how the card differs from the one that the manifest lists, and is empty if it does not;
+    ``signed_by`` is None unless a signer was required, and ``has_signature`` is True if one came with it.
     """
 
     folder: Path
@@ -64,6 +77,8 @@ class Pulled:
     ignored: tuple[str, ...]
     not_compared: tuple[str, ...]
     card: tuple[str, ...]
+    has_signature: bool
+    signed_by: SignedBy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +98,15 @@ class RemoteBundle:
 
     @property
     def wanted(self) -> dict[str, RemoteFile]:
-        """The files that are fetched, by their paths; a card that is too long for one is left out."""
+        """The files that are fetched, by their paths; a card or a signature too long for one is left out."""
         files = (
             self.listing.find(name)
-            for name in (*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE, CARD_FILE)
+            for name in (*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE, *_OPTIONAL)
         )
         return {
             file.path: file
             for file in files
-            if file is not None and (file.path != CARD_FILE or file.size_bytes <= MAX_CARD_BYTES)
+            if file is not None and file.size_bytes <= _OPTIONAL.get(file.path, file.size_bytes)
         }
 
 
@@ -102,6 +117,7 @@ def pull(
     *,
     name: str | None = None,
     max_bytes: int = MAX_BUNDLE_BYTES,
+    signers: Signers | None = None,
     progress: Progress = silent,
 ) -> Pulled:
     """Fetch, verify and register a bundle and its members.
@@ -116,12 +132,13 @@ def pull(
         folder: the new folder, or one that holds this very bundle already.
         name: what the catalog calls the bundle, by default made from the repository's name.
         max_bytes: a larger bundle is refused before its weights are downloaded.
+        signers: one of them must have signed it; by default those of METEORA_SIGNERS, if that is set.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         HubRefused, HubUnavailable: it cannot be had.
-        HubMismatch, BundleRefused, InvalidDocument: it differs from its manifest, or did not verify;
-            nothing is left.
+        HubMismatch, BundleRefused, InvalidDocument: it differs from its manifest, did not verify, or is not
+            signed by an accepted signer; nothing is left.
         UsageError: the folder exists and holds something else, or the name is malformed.
         AlreadyInCatalog: an adapter has the name.
         SourceUnreadable: the folder cannot be written.
@@ -129,23 +146,30 @@ def pull(
     bundle_name = check_name(name or suggest_name(source.repository.partition("/")[2]))
     catalog, hub = workspace.catalog, workspace.hub
     check_no_adapter_has(catalog, bundle_name)
+    signers = signers_of_environment() if signers is None else signers
     with temporary_folder(Purpose.PULL) as scratch:
         remote = find_bundle(hub, source, scratch)
+        # Once more below, of the files that stay: this one saves fetching the weights.
+        require_signer(scratch, signers, str(remote))
         for member in remote.manifest.members:
             member_entry(bundle_name, member.name)
         created = not _is_here(folder, scratch)
     if created:
         with staged_target(folder) as staging:
             _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, progress=progress)
+            signed_by = require_signer(staging, signers, str(remote))
             claimed, record = _verify(staging, remote, progress)
             _inspect_members(workspace, staging)
     else:
+        signed_by = require_signer(folder, signers, f"`{folder}`")
         claimed, record = _verify(folder, remote, progress)
         _inspect_members(workspace, folder)
     claim = f"{remote.listing.repository}@{remote.listing.commit}"
     members = _register_members(workspace, folder, bundle_name, claim)
     version = register_bundle(catalog, folder, bundle_name, members, claimed, claimed_by=claim)
     catalog.record_verification(record, real_path(folder))
+    if signed_by is not None:
+        catalog.record_signature(version.source, "check-signature", signed_by)
     return Pulled(
         folder,
         remote.listing.repository,
@@ -157,6 +181,8 @@ def pull(
         remote.ignored,
         tuple(member.name for member in Bundle(folder).members if not can_be_rewritten(member)),
         tuple(check_card(folder, remote.manifest)),
+        has_signature(folder),
+        signed_by,
     )
 
 
@@ -186,8 +212,12 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
     if source.subfolder is not None:
         raise UsageError(f"a bundle is at the root of its repository, found `{source.subfolder}`")
     listing = hub.list_files(*hub.locate(source.repository, source.revision))
-    start = {name: listing.find(name) for name in (CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE)}
+    start = {
+        name: listing.find(name) for name in (CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, SIGNATURE_FILE)
+    }
     files = {name: file for name, file in start.items() if file is not None}
+    if SIGNATURE_FILE in files and files[SIGNATURE_FILE].size_bytes > MAX_SIGNATURE_BYTES:
+        del files[SIGNATURE_FILE]
     if MANIFEST_FILE not in files or CONFIG_FILE not in files:
         raise HubRefused(
             f"`{listing.repository}@{listing.commit}` is not a bundle: it has no `{MANIFEST_FILE}`",

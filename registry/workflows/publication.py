@@ -18,6 +18,8 @@ import yaml
 from ...bundle import Bundle
 from ...bundle.documents import check_documents
 from ...bundle.files import check_card, check_listed
+from ...bundle.signature import COVERED, check_covers, has_signature, read_covered, read_signature
+from ...bundle.signers import require_signing
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
@@ -28,6 +30,7 @@ from ...schemas.bundle import (
     CONFIG_FILE,
     MANIFEST_FILE,
     MAX_CARD_BYTES,
+    SIGNATURE_FILE,
     VERIFICATION_FILE,
     WEIGHTS_FILE,
     is_bundle_file,
@@ -53,6 +56,7 @@ from ...schemas.names import (
     is_repository,
     parse_path_or_source,
 )
+from ...schemas.signers import SignedBy, SigningKey
 from ...schemas.verification import Level
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
@@ -76,7 +80,7 @@ class Upload:
     """The content of a repository after the push: ``files`` by their paths there, with their digests.
 
     A repository with other files than ``replaces`` belongs to something else, unless the upload
-    ``holds_bundle`` and the repository has a bundle.
+    ``holds_bundle`` and the repository has a bundle. ``signed_by`` is who signs it in this push.
     """
 
     title: str
@@ -85,6 +89,7 @@ class Upload:
     digests: Mapping[str, FileDigests]
     replaces: frozenset[str]
     holds_bundle: bool
+    signed_by: SignedBy | None = None
 
     def size_of(self, paths: Iterable[str]) -> int:
         """Return the total size in bytes of some of its files."""
@@ -96,7 +101,7 @@ class Pushed:
     """The result of a push; ``commit`` is None after a dry run for a repository that does not exist yet.
 
     ``added`` and ``deleted`` are empty when the repository had the same files already; ``added_bytes`` is the
-    total size of what was added.
+    total size of what was added; ``signed_by`` is who signed the bundle for this push.
     """
 
     repository: str
@@ -107,13 +112,15 @@ class Pushed:
     added: tuple[str, ...]
     deleted: tuple[str, ...]
     added_bytes: int
+    signed_by: SignedBy | None
 
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
     """``private`` holds for a repository that is made; ``tag`` is used in place of the upload's own.
 
-    ``overwrite_card`` publishes a bundle's card as it is here, whatever was edited here or there.
+    ``overwrite_card`` publishes a bundle's card as it is here, whatever was edited here or there; a bundle is
+    signed with ``sign``.
     """
 
     private: bool = False
@@ -121,6 +128,7 @@ class PushOptions:
     dry_run: bool = False
     tag: str | None = None
     overwrite_card: bool = False
+    sign: SigningKey | None = None
 
 
 def digest_files(files: Mapping[str, Path], progress: Progress = silent) -> dict[str, FileDigests]:
@@ -152,10 +160,10 @@ def publish(
         HubConflict, HubRefused, HubMismatch, HubUnavailable: as ``push``.
     """
     check_repository(repository)
+    if options.sign is not None:
+        _check_can_sign(options.sign, options)
     with temporary_folder(Purpose.PUSH) as scratch:
-        noted, upload = open_upload(
-            workspace, source, scratch, overwrite_card=options.overwrite_card, progress=progress
-        )
+        noted, upload = open_upload(workspace, source, scratch, options, progress=progress)
         pushed = push(workspace.hub, upload, repository, options)
     if not options.dry_run:
         workspace.note(lambda catalog: note_push(catalog, noted, pushed))
@@ -174,7 +182,7 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     found = hub.find_repository(repository)
     if found is None and options.dry_run:
         add = tuple(sorted(upload.files))
-        return Pushed(repository, None, upload.tag, None, True, add, (), upload.size_of(add))
+        return Pushed(repository, None, upload.tag, None, True, add, (), upload.size_of(add), None)
     if found is None:
         hub.create_repository(repository, private=options.private)
     elif options.private and not found[1]:
@@ -189,18 +197,21 @@ def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pus
     if upload.holds_bundle and CARD_FILE in add and not options.overwrite_card:
         _require_unedited_card(hub, listing)
     size_bytes = upload.size_of(add)
-    tag = options.tag or upload.tag
+    tag: str | None = options.tag or upload.tag
     _check_tag(hub, repository, options, head if not (add or delete) else None)
     commit, pull_request = head, None
     if options.dry_run:
-        return Pushed(repository, head, tag, None, found is None, add, delete, size_bytes)
+        return Pushed(repository, head, tag, None, found is None, add, delete, size_bytes, None)
     if add or delete:
         commit, pull_request = _commit(hub, upload, listing, add, delete, options)
         _check_result(hub.list_files(repository, commit), upload)
     if options.as_pull_request:
-        return Pushed(repository, commit, None, pull_request, found is None, add, delete, size_bytes)
-    hub.tag(repository, tag, commit)
-    return Pushed(repository, commit, tag, None, found is None, add, delete, size_bytes)
+        tag = None
+    else:
+        hub.tag(repository, options.tag or upload.tag, commit)
+    return Pushed(
+        repository, commit, tag, pull_request, found is None, add, delete, size_bytes, upload.signed_by
+    )
 
 
 def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) -> tuple[CatalogSource, ...]:
@@ -223,6 +234,9 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
     details = {"repository": pushed.repository, "commit": pushed.commit}
     details |= {"tag": pushed.tag} if pushed.tag else {}
     details |= {"pull_request": pushed.pull_request} if pushed.pull_request else {}
+    if pushed.signed_by is not None:
+        for version in versions:
+            catalog.record_signature(version, "sign", pushed.signed_by)
     for version in versions:
         catalog.record_push(version, **details)
     return versions
@@ -231,12 +245,17 @@ def note_push(catalog: Catalog, source: CatalogSource | Path, pushed: Pushed) ->
 def find_changes(listing: Listing, upload: Upload) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the paths to add and the paths to delete, so that the repository has exactly the upload.
 
-    Beside a bundle, files that no bundle has are left alone.
+    Beside a bundle, files that no bundle has are left alone, and so is a signature of what it covers still.
     """
     remote = {file.path: file for file in listing.own_files}
     add = tuple(sorted(path for path, own in upload.digests.items() if not _is_there(remote.get(path), own)))
     surplus = sorted(remote.keys() - upload.files.keys())
-    return add, tuple(path for path in surplus if is_bundle_file(path) or not upload.holds_bundle)
+    if not upload.holds_bundle:
+        return add, tuple(surplus)
+    is_stale = not set(add).isdisjoint(COVERED)
+    return add, tuple(
+        path for path in surplus if is_bundle_file(path) or (path == SIGNATURE_FILE and is_stale)
+    )
 
 
 def _is_there(file: RemoteFile | None, own: FileDigests) -> bool:
@@ -337,8 +356,8 @@ def open_upload(
     workspace: Workspace,
     source: StrPath,
     scratch: Path,
+    options: PushOptions,
     *,
-    overwrite_card: bool = False,
     progress: Progress = silent,
 ) -> tuple[CatalogSource | Path, Upload]:
     """Return what is pushed, for ``note_push``, and its upload.
@@ -347,7 +366,7 @@ def open_upload(
         workspace: its catalog is asked when ``source`` is a catalogued name.
         source: a bundle's folder, or a catalogued bundle or adapter.
         scratch: an empty folder that is kept until the push is done.
-        overwrite_card: publish a bundle's card as it is, if it was changed.
+        options: of the push: what of a changed card, and who signs.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -362,11 +381,20 @@ def open_upload(
     if isinstance(parsed, CatalogSource):
         version = workspace.catalog.find_any(parsed)
         if isinstance(version, AdapterVersion):
+            if options.sign is not None:
+                raise UsageError(
+                    f"`{version.source}` is an adapter, and bundles alone are signed",
+                    hint="leave out `--sign`",
+                )
             return version.source, adapter_upload(workspace.store, version, scratch, progress=progress)
         noted = version.source
     folder = find_bundle_folder(workspace, source)
     return noted or folder, bundle_upload(
-        folder, workspace=workspace, overwrite_card=overwrite_card, progress=progress
+        folder,
+        workspace=workspace,
+        overwrite_card=options.overwrite_card,
+        sign=options.sign,
+        progress=progress,
     )
 
 
@@ -375,6 +403,7 @@ def bundle_upload(
     *,
     workspace: Workspace | None = None,
     overwrite_card: bool = False,
+    sign: SigningKey | None = None,
     progress: Progress = silent,
 ) -> Upload:
     """Return the files of a bundle that has a record of level `source` and is intact.
@@ -384,11 +413,12 @@ def bundle_upload(
         workspace: where torch is not installed, its catalog must have a verification of this manifest that
             was made here.
         overwrite_card: publish the card as it is, if it was changed.
+        sign: who signs it, once it was found intact; the signature stays in the folder.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
         BundleRefused: its record is not that of a verification of this bundle that passed at level `source`,
-            a file differs from the manifest, or the bundle is not intact.
+            a file differs from the manifest, the bundle is not intact, or its signature is for other files.
         InvalidDocument: the manifest or the record is damaged.
         SourceUnreadable: a file cannot be read.
     """
@@ -408,6 +438,11 @@ def bundle_upload(
     digests = digest_files(files, progress)
     _compare_with_manifest(folder, manifest, digests, overwrite_card=overwrite_card)
     _require_intact(bundle, workspace, progress)
+    signed_by = None if sign is None else _sign(folder, sign)
+    if has_signature(folder):
+        _check_signature_is_for(folder)
+        files[SIGNATURE_FILE] = below(folder, SIGNATURE_FILE)
+        digests[SIGNATURE_FILE] = digest_file(files[SIGNATURE_FILE])
     names = ", ".join(member.name for member in manifest.members)
     return Upload(
         title=f"MeteoRA bundle {manifest_sha256.short} of {names}"[:200],
@@ -416,7 +451,34 @@ def bundle_upload(
         digests=digests,
         replaces=frozenset(),
         holds_bundle=True,
+        signed_by=signed_by,
     )
+
+
+def _check_can_sign(by: SigningKey, options: PushOptions) -> None:
+    """Refuse, before anything is read, what cannot end in a signature."""
+    if options.dry_run:
+        raise UsageError("a dry run signs nothing", hint="leave out `--sign` or `--dry-run`")
+    require_signing()
+    from ...bundle.signing import check_key
+
+    check_key(by)
+
+
+def _sign(folder: Path, by: SigningKey) -> SignedBy:
+    from ...bundle.signing import sign_bundle
+
+    return sign_bundle(folder, by)
+
+
+def _check_signature_is_for(folder: Path) -> None:
+    """Check that a signature in a bundle's folder states its files; whose it is, those who pull decide."""
+    what = f"`{folder}`"
+    try:
+        check_covers(read_signature(folder, what), read_covered(folder, what), what)
+    except BundleRefused as error:
+        error.hint = f"sign it again with `--sign`, or delete its `{SIGNATURE_FILE}`"
+        raise
 
 
 def _require_intact(bundle: Bundle, workspace: Workspace | None, progress: Progress) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .bundle.signers import Signers
     from .registry.catalog.query import AdapterQuery, Order, Page
     from .registry.catalog.records import AdapterSummary, AdapterVersion, BundleVersion
     from .registry.face import Registry
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from .schemas.names import CatalogSource
     from .schemas.plan import FusePlan
     from .schemas.recipe import Recipe, RecipeMember, RecipeOptions
+    from .schemas.signers import SignedBy, SigningKey
     from .schemas.verification import Level, Outcome, VerificationRecord
 
 __version__ = "0.1.0"
@@ -124,6 +126,9 @@ _MODULES = {
     "Registry": "registry.face",
     "RoutingRecord": "runtime",
     "Severity": "schemas.finding",
+    "SignedBy": "schemas.signers",
+    "Signers": "bundle.signers",
+    "SigningKey": "schemas.signers",
     "SourceUnreadable": "schemas.errors",
     "StillInUse": "schemas.errors",
     "StoreDamaged": "schemas.errors",
@@ -189,6 +194,9 @@ __all__ = [
     "Registry",
     "RoutingRecord",
     "Severity",
+    "SignedBy",
+    "Signers",
+    "SigningKey",
     "SourceUnreadable",
     "StillInUse",
     "StoreDamaged",

@@ -23,7 +23,17 @@ from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
 BUNDLE = Path(__file__).parents[1] / "golden" / "1" / "bundles" / "fitted-prompt"
-BLOCKED = ("torch", "triton", "safetensors", "peft", "transformers", "accelerate", "scipy", "matplotlib")
+BLOCKED = (
+    "torch",
+    "triton",
+    "safetensors",
+    "peft",
+    "transformers",
+    "accelerate",
+    "scipy",
+    "matplotlib",
+    "model_signing",
+)
 PROGRAM = f"""
 import sys
 sys.modules.update(dict.fromkeys({BLOCKED!r}))
@@ -128,3 +138,12 @@ assert meteora.Bundle.open({str(BUNDLE)!r}).is_fitted
         "loading a bundle needs `torch`, which is not installed",
         "`Fusion` needs `torch`, which is not installed",
     ]
+
+
+def test_required_signer_names_the_extra_that_checks_signatures(tmp_path: Path) -> None:
+    key = tmp_path / "release.pub"
+    key.write_text("never read")
+    printed = run(tmp_path, "verify", BUNDLE, "--digests-only", "--public-key", key, code=2)
+    assert "signatures need the package model-signing, which is not installed" in printed
+    assert "pip install 'meteora-registry[sign]'" in printed
+    run(tmp_path, "verify", BUNDLE, "--digests-only")

@@ -13,9 +13,13 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, set_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from meteora_registry.bundle.files import write_record
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.runtime import load_bundle
-from meteora_registry.schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from meteora_registry.schemas.bundle import CONFIG_FILE, MANIFEST_FILE, SIGNATURE_FILE, WEIGHTS_FILE
 from meteora_registry.schemas.errors import BundleRefused, UsageError
+from meteora_registry.schemas.signers import SigningKey
+from meteora_registry.schemas.verification import Level
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
 from support.tampering import Tensors, change_config, change_tensors
 
@@ -30,7 +34,10 @@ def base() -> PreTrainedModel:
 
 
 def into_a_model_of_peft(folder: Path) -> object:
-    model = PeftModel.from_pretrained(base(), GOLDEN / "bundles" / "arrow", adapter_name="first")
+    with pytest.MonkeyPatch.context() as patch:
+        # Nothing is required of the first, which is neither signed nor changed.
+        patch.delenv("METEORA_REQUIRE", raising=False)
+        model = PeftModel.from_pretrained(base(), GOLDEN / "bundles" / "arrow", adapter_name="first")
     return model.load_adapter(folder, adapter_name="second")
 
 
@@ -119,12 +126,59 @@ def test_tensors_that_come_without_their_folder_are_refused_where_something_is_r
     set_peft_model_state_dict(model, load_file(bundle / WEIGHTS_FILE))
 
 
-def test_signature_cannot_be_shown(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BundleRefused, match="this version checks no signatures"):
-        load_bundle(bundle, GOLDEN / "base", verify="signed")
+@pytest.fixture
+def signed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The bundle with a record, signed by a signer that this process accepts and requires."""
+    pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
+    from meteora_registry.bundle.signing import sign_bundle
+    from support.signing import make_key
+
+    write_record(bundle, verify_bundle(bundle, level=Level.INTEGRITY))
+    key = make_key(tmp_path / "keys", "release")
+    sign_bundle(bundle, SigningKey(key.private))
+    signers = tmp_path / "signers.toml"
+    signers.write_text('meteora_signers = 1\n[[key]]\npublic_key = "keys/release.pub"\n')
+    monkeypatch.setenv("METEORA_SIGNERS", str(signers))
     monkeypatch.setenv("METEORA_REQUIRE", "signed")
-    with pytest.raises(BundleRefused, match="this version checks no signatures"):
-        PeftModel.from_pretrained(base(), bundle)
+    return bundle
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_signed_bundle_loads_where_that_is_required(signed: Path, way: str) -> None:
+    WAYS[way](signed)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_unsigned_bundle_is_refused_where_a_signature_is_required(signed: Path, way: str) -> None:
+    (signed / SIGNATURE_FILE).unlink()
+    with pytest.raises(BundleRefused, match="is not signed"):
+        WAYS[way](signed)
+
+
+def test_one_load_can_require_a_signature(signed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METEORA_REQUIRE")
+    load_bundle(signed, GOLDEN / "base", verify="signed")
+    (signed / SIGNATURE_FILE).unlink()
+    load_bundle(signed, GOLDEN / "base")
+    with pytest.raises(BundleRefused, match="is not signed"):
+        load_bundle(signed, GOLDEN / "base", verify="signed")
+
+
+def test_signed_bundle_with_other_weights_is_refused(signed: Path) -> None:
+    """The manifest is as it was signed, and the weights are not those that it lists."""
+    path = signed / WEIGHTS_FILE
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if name.endswith("meteora_B"))
+    tensors[name] *= -5
+    save_file(tensors, path, metadata={"format": "pt", "meteora_format": "1"})
+    with pytest.raises(BundleRefused, match=f"is not intact: `{WEIGHTS_FILE}` has digest"):
+        load_bundle(signed, GOLDEN / "base")
+
+
+def test_required_signature_needs_accepted_signers(signed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METEORA_SIGNERS")
+    with pytest.raises(UsageError, match="METEORA_SIGNERS names no file of accepted signers"):
+        load_bundle(signed, GOLDEN / "base")
 
 
 @pytest.mark.parametrize("text", ["Intact", "yes", "0", "source"])

@@ -9,17 +9,14 @@ from typing import Any
 
 import pytest
 
-from meteora_registry.bundle.files import write_record
-from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.schemas.bundle import VERIFICATION_FILE
 from meteora_registry.schemas.digest import Digest
-from meteora_registry.schemas.verification import Level
 from support.hub import LoopbackHub, make_file
 from support.hub_commands import Workplace, workplace
 from support.small_adapters import make_adapter
 from support.tampering import Json, Tensors, change_manifest, change_tensors
+from support.trust import claim_a_pass
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "1" / "bundles"
 
@@ -28,19 +25,6 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "1" / "bundles"
 def bundle(tmp_path: Path) -> Path:
     """A copy of an old bundle, to forge."""
     return shutil.copytree(GOLDEN / "arrow", tmp_path / "bundle")
-
-
-def claim_a_pass(bundle: Path) -> None:
-    """Write the record of a verification at level source that passed, whatever the bundle is now."""
-    record = json.loads((bundle / VERIFICATION_FILE).read_bytes())
-    found = verify_bundle(bundle, level=Level.INTEGRITY)
-    del record["record_sha256"]
-    write_record(
-        bundle,
-        type(found)
-        .from_value(record, what="record")
-        .model_copy(update={"manifest_sha256": found.manifest_sha256}),
-    )
 
 
 def negate_one_member(bundle: Path) -> None:
