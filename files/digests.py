@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from ..schemas.digest import Digest
-from ..schemas.errors import SourceUnreadable
 from .progress import UNCOUNTED, Step
-from .reading import open_regular
+from .reading import open_regular, read_errors
 
 CHUNK_BYTES = 1 << 20
 
@@ -58,11 +57,8 @@ def hash_file(path: Path, step: Step = UNCOUNTED) -> Digest:
     Raises:
         SourceUnreadable: it is missing, is not a regular file, or cannot be read.
     """
-    with open_regular(path, follows_links=True) as file:
-        try:
-            return hash_chunks(read_chunks(file, step))
-        except OSError as error:
-            raise SourceUnreadable(f"`{path}` cannot be read: {error.strerror or error}") from error
+    with read_errors(path), open_regular(path, follows_links=True) as file:
+        return hash_chunks(read_chunks(file, step))
 
 
 def copy_chunks(chunks: Iterable[bytes], target: IO[bytes]) -> Hasher:

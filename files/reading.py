@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..schemas.base_name import find_snapshot
-from ..schemas.errors import SourceUnreadable
+from ..schemas.errors import MeteoraError, SourceUnreadable
 from ..schemas.quotation import escape
 
 # A path is shown whole, for a person has to find the file; no path that can be opened is longer.
@@ -112,10 +112,17 @@ def read_start(
     Raises:
         SourceUnreadable: it is missing, is not a regular file, or cannot be read.
     """
+    with read_errors(path), open_regular(path, folder=folder, follows_links=follows_links) as file:
+        return file.read(max_bytes + 1)
+
+
+@contextmanager
+def read_errors(path: Path | str) -> Iterator[None]:
+    """Raise the system's errors of the block, which reads from ``path``, as ``SourceUnreadable``."""
     try:
-        with open_regular(path, folder=folder, follows_links=follows_links) as file:
-            return file.read(max_bytes + 1)
-    except SourceUnreadable:
+        yield
+    except MeteoraError:
+        # Some of ours are OSErrors too, and name what they mean already.
         raise
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..files.digests import Hasher, hash_chunks, read_chunks
-from ..files.reading import open_regular
+from ..files.reading import open_regular, read_errors
 from ..inspection.header import Header, TensorEntry
 from ..schemas.bundle import TensorSpec
 from ..schemas.digest import Digest
@@ -58,10 +58,8 @@ class TensorFile:
             SourceUnreadable: it cannot be read.
         """
         self._file.seek(0)
-        try:
+        with read_errors(self._path):
             return hash_chunks(read_chunks(self._file))
-        except OSError as error:
-            raise SourceUnreadable(f"cannot read `{self._path}`: {error.strerror or error}") from error
 
     def read_start(self, count: int) -> bytes:
         """Return the first bytes of the file, fewer where it is shorter."""

@@ -12,9 +12,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..files.reading import open_regular
+from ..files.reading import open_regular, read_errors
 from ..schemas.document import load_json
-from ..schemas.errors import AdapterRefused, InvalidDocument, SourceUnreadable
+from ..schemas.errors import AdapterRefused, InvalidDocument
 from ..schemas.finding import Finding
 from ..schemas.quotation import quote_name
 from .rules import header as _rules  # noqa: F401 - registers the rules that `examine` runs
@@ -81,14 +81,12 @@ def read_header_of(file: BinaryIO, name: str) -> Header:
         SourceUnreadable: it cannot be read.
         AdapterRefused: it is not a safetensors file, or is damaged; with all findings.
     """
-    try:
+    with read_errors(name):
         file_bytes = os.fstat(file.fileno()).st_size
         start = FileStart(file.read(START_BYTES), file_bytes)
         _refuse(name, examine(start))
         file.seek(LENGTH_BYTES)
         text = file.read(start.header_bytes)
-    except OSError as error:
-        raise SourceUnreadable(f"{quote_name(name)} cannot be read: {error.strerror}") from error
     return _build(name, text, file_bytes)
 
 

@@ -28,7 +28,7 @@ from ..schemas.names import (
 from ..schemas.verification import Level, VerificationRecord, level_of
 from .dependencies import require_torch
 from .home import Home
-from .workspace import StrPath, Workspace
+from .workspace import StrPath, Workspace, path_or_none
 
 if TYPE_CHECKING:
     from ..bundle.signers import Signers
@@ -64,7 +64,7 @@ class Registry(Workspace):
     def __init__(
         self, home: StrPath | None = None, catalog: str | None = None, store: str | None = None
     ) -> None:
-        super().__init__(Home.locate(None if home is None else Path(home), catalog, store))
+        super().__init__(Home.locate(path_or_none(home), catalog, store))
 
     def add(
         self,
@@ -270,9 +270,10 @@ class Registry(Workspace):
         from .workflows.gate_fit import FitRequest, fit_bundle
 
         folder = find_bundle_folder(self, bundle)
-        kept = None if statistics is None else Path(statistics)
         chosen = choose_base_to_run(self, folder, base, base_folder)
-        request = FitRequest(chosen, Path(data), scope=scope, statistics=kept, form=form, abstain=abstain)
+        request = FitRequest(
+            chosen, Path(data), scope=scope, statistics=path_or_none(statistics), form=form, abstain=abstain
+        )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
 
@@ -318,9 +319,9 @@ class Registry(Workspace):
             choose_base_to_run(self, folder, base, base_folder),
             Path(data),
             options or EvaluationOptions(),
-            out=None if out is None else Path(out),
-            plots=None if plots is None else Path(plots),
-            foreign=None if foreign is None else Path(foreign),
+            out=path_or_none(out),
+            plots=path_or_none(plots),
+            foreign=path_or_none(foreign),
             progress=progress,
         )
 

@@ -36,7 +36,7 @@ from ..schemas.recipe import Recipe, RecipeOptions
 from ..schemas.verification import Level, VerificationRecord, level_of
 from .closing import Closing
 from .dependencies import require_torch
-from .workspace import StrPath
+from .workspace import StrPath, path_or_none
 
 if TYPE_CHECKING:
     from ..fuser.fuse_member import Member, MemberFiles
@@ -172,9 +172,7 @@ class FusedBundle(Closing):
         chosen = self._base if base is None else os.fspath(base)
         if chosen is None:
             raise UsageError("the bundle names no base model to fit on", hint="name one with `base=...`")
-        request = FitRequest(
-            chosen, Path(data), scope=scope, statistics=None if statistics is None else Path(statistics)
-        )
+        request = FitRequest(chosen, Path(data), scope=scope, statistics=path_or_none(statistics))
         with ExitStack() as undo:
             scratch = undo.enter_context(_Scratch())
             folder = scratch.folder / "bundle"

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..schemas.errors import MeteoraError
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 
 StrPath = str | os.PathLike[str]
+
+
+def path_or_none(given: StrPath | None) -> Path | None:
+    """Return a path that may be left out as a ``Path``."""
+    return None if given is None else Path(given)
 
 
 class Workspace(Closing):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from ...files.progress import UNCOUNTED, Step
 from ...schemas.digest import Digest
 
 READ_ONLY = 0o444
+# A blob's name is its digest, whose first two digits are the folder of its shard.
+SHARD_NAME = re.compile(r"[0-9a-f]{2}")
+BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)

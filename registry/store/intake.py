@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ...files.digests import read_chunks
 from ...files.locks import claim_folder, hold_lock
 from ...files.progress import UNCOUNTED, Step
-from ...files.reading import open_regular
+from ...files.reading import open_regular, read_errors
 from ...files.scratch import incoming_folder
 from ...schemas.digest import Digest
 from ...schemas.errors import MeteoraError, SourceUnreadable, StoreUnavailable
@@ -102,10 +102,8 @@ def _limited(chunks: Iterator[bytes], source: Path, max_bytes: int | None) -> It
 
 def _next_chunk(chunks: Iterator[bytes], source: Path) -> bytes:
     # Caught here, so that an error of the source's disk is not blamed on the store's.
-    try:
+    with read_errors(source):
         return next(chunks, b"")
-    except OSError as error:
-        raise SourceUnreadable(f"`{source}` cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -21,14 +21,12 @@ from ...files.progress import UNCOUNTED, Step
 from ...files.writing import flush_folder
 from ...schemas.digest import Digest
 from ...schemas.errors import StoreDamaged, StoreUnavailable
-from .blob import READ_ONLY, Blob, hash_blob, move_into_place
+from .blob import BLOB_NAME, READ_ONLY, SHARD_NAME, Blob, hash_blob, move_into_place
 from .intake import Intake, claimed_folder, written
 from .marks import MARKS, MarkedStore, batches
 
 READD_HINT = "add the adapter again from its source"
-_SHARD = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{62}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _ANY = re.compile(r".+", re.DOTALL)
 
 
@@ -199,7 +197,7 @@ class Store(MarkedStore):
 
     def list_blobs(self) -> Iterator[Blob]:
         """Yield every blob, ordered by digest, a shard at a time."""
-        for shard in filter(Path.is_dir, _children(self._blobs / "sha256", _SHARD)):
+        for shard in filter(Path.is_dir, _children(self._blobs / "sha256", SHARD_NAME)):
             for path in _children(shard, _REST):
                 with suppress(FileNotFoundError):
                     yield Blob(Digest(shard.name + path.name), path.stat().st_size)
@@ -248,7 +246,7 @@ class Store(MarkedStore):
     def digest_at(self, path: Path) -> Digest | None:
         """Return the digest whose place a path is; None if it is not the place of a blob."""
         name = path.parent.name + path.name
-        return Digest(name) if _DIGEST.fullmatch(name) and self.place_of(Digest(name)) == path else None
+        return Digest(name) if BLOB_NAME.fullmatch(name) and self.place_of(Digest(name)) == path else None
 
     def list_leftovers(self) -> list[Leftover]:
         """Return the leftovers in ``incoming`` of processes that died."""
@@ -298,7 +296,7 @@ class Store(MarkedStore):
 
     def list_set_aside(self) -> Iterator[Blob]:
         """Yield what was put aside, under the digests that it should have had."""
-        for path in _children(self._blobs / "quarantine", _DIGEST):
+        for path in _children(self._blobs / "quarantine", BLOB_NAME):
             with suppress(FileNotFoundError):
                 yield Blob(Digest(path.name), path.stat().st_size)
 

@@ -10,7 +10,6 @@ So a store must know its catalog, by the marks that ``marks`` describes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ...files.locks import hold_lock
 from ...files.progress import UNCOUNTED, Step
 from ...schemas.digest import Digest
 from ...schemas.errors import StoreDamaged
-from .blob import Blob, hash_blob, move_into_place, write_chunks
+from .blob import BLOB_NAME, SHARD_NAME, Blob, hash_blob, move_into_place, write_chunks
 from .bucket import INCOMING, Remote
 from .intake import claimed_folder
 from .local import READD_HINT, HeldReferences, Leftover, Store
@@ -30,8 +29,6 @@ _QUARANTINE = "quarantine"
 _REMOTE_BATCH = 50
 # A running upload does not pause for so long.
 _IDLE_SECONDS = 3600.0
-_SHARD = re.compile(r"[0-9a-f]{2}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class RemoteStore(Store):
@@ -131,9 +128,9 @@ class RemoteStore(Store):
     def list_blobs(self) -> Iterator[Blob]:
         """Yield every blob in the store, ordered by digest, a shard at a time."""
         for shard, _ in self.remote.list_names("sha256"):
-            if _SHARD.fullmatch(shard):
+            if SHARD_NAME.fullmatch(shard):
                 for rest, size_bytes in self.remote.list_names(f"sha256/{shard}"):
-                    if _DIGEST.fullmatch(shard + rest):
+                    if BLOB_NAME.fullmatch(shard + rest):
                         yield Blob(Digest(shard + rest), size_bytes)
 
     def list_marks(self) -> set[str]:
@@ -212,7 +209,7 @@ class RemoteStore(Store):
     def list_set_aside(self) -> Iterator[Blob]:
         """Yield what was put aside, under the digests that it should have had."""
         for name, size_bytes in self.remote.list_names(_QUARANTINE):
-            if _DIGEST.fullmatch(name):
+            if BLOB_NAME.fullmatch(name):
                 yield Blob(Digest(name), size_bytes)
 
     def drop_aside(self, digest: Digest) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from ..catalog.engine import describe_url, engine_for, parse_catalog_url, sqlite
 from ..catalog.references import BundlePlace
 from ..catalog.revisions import HEAD_REVISION
 from ..home import Home
+from ..secrets import mask_url
 from ..workspace import Workspace
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
 from .problem import Code, Mending, Problem, join_some
@@ -69,8 +71,6 @@ def examine(
     problems = [*_examine_home(home), *examine_temporary_folder(), *_examine_place(workspace)]
     is_store_there = all(problem.code != Code.STORE_UNAVAILABLE for problem in problems)
     not_examined = [] if is_store_there else ["the rest of the store: it cannot be reached"]
-    if not is_store_there:
-        problems += examine_permissions(workspace)
     problems += examine_catalog(home, look_for_blobs=is_store_there)
     parents = {real_path(folder) for folder in beside}
     places: tuple[BundlePlace, ...] = ()
@@ -97,6 +97,9 @@ def _examine_place(workspace: Workspace) -> Iterator[Problem]:
         workspace.store.require_there()
     except (StoreUnavailable, UsageError, MissingDependency) as error:
         yield _unavailable(workspace.home, error)
+        # Of a malformed URL there is not even a cache to look at.
+        with suppress(UsageError):
+            yield from examine_permissions(workspace)
 
 
 def _examine_store(
@@ -115,7 +118,7 @@ def _examine_store(
 def _unavailable(home: Home, error: MeteoraError) -> Problem:
     return Problem(
         Code.STORE_UNAVAILABLE,
-        f"`{home.store}`",
+        f"`{mask_url(home.store_url) if home.store_url else home.store}`",
         error.message,
         error.hint or "see that it can be reached, and run this again",
     )

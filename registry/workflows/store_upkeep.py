@@ -211,17 +211,21 @@ def verify_store(workspace: Workspace, *, jobs: int = 1, progress: Progress = si
         progress: called with a step's name, how much of it is done, and how much there is.
     """
     step = Step("reading", Bytes(referenced_bytes(workspace.catalog)), progress)
-    references = groupby(workspace.catalog.list_references(), key=lambda each: each.sha256)
-    grouped = (tuple(group) for _, group in references)
+    grouped = _by_blob(workspace.catalog)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         while some := list(islice(grouped, _AT_ONCE)):
             yield from pool.map(lambda group: _look_at(workspace.store, group, step), some)
 
 
+def _by_blob(catalog: Catalog) -> Iterator[tuple[Reference, ...]]:
+    """Yield the references to each blob in turn; the catalog lists them ordered by digest."""
+    groups = groupby(catalog.list_references(), key=lambda each: each.sha256)
+    return (tuple(group) for _, group in groups)
+
+
 def referenced_bytes(catalog: Catalog) -> int:
     """Return the size of all blobs that the catalog refers to, as recorded there."""
-    groups = groupby(catalog.list_references(), key=lambda each: each.sha256)
-    return sum(next(group).size_bytes for _, group in groups)
+    return sum(references[0].size_bytes for references in _by_blob(catalog))
 
 
 def measure_store(workspace: Workspace) -> Usage:
@@ -229,8 +233,8 @@ def measure_store(workspace: Workspace) -> Usage:
     catalog, store = workspace.catalog, workspace.store
     sizes = {blob.sha256: blob.size_bytes for blob in store.list_blobs()}
     count = _Count(sizes)
-    for digest, group in groupby(catalog.list_references(), key=lambda each: each.sha256):
-        count.add(digest, tuple(group))
+    for references in _by_blob(catalog):
+        count.add(references)
     aside = sum(blob.size_bytes for blob in store.list_set_aside())
     leftovers = sum(each.size_bytes for each in store.list_leftovers())
     total = sum(sizes.values())
@@ -258,8 +262,9 @@ class _Count:
         self._own_bytes: Counter[str] = Counter()
         self.referenced_bytes = self.shared_bytes = self.saved_bytes = self.missing = 0
 
-    def add(self, digest: Digest, references: Sequence[Reference]) -> None:
+    def add(self, references: Sequence[Reference]) -> None:
         """Count one blob with all that refers to it."""
+        digest = references[0].sha256
         size_bytes = self._sizes.get(digest, 0)
         names = {each.version.name for each in references}
         for each in references:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from meteora_registry.files.reading import open_folder, open_regular, read_bounded, read_start, real_path
-from meteora_registry.schemas.errors import SourceUnreadable
+from meteora_registry.files.reading import (
+    open_folder,
+    open_regular,
+    read_bounded,
+    read_errors,
+    read_start,
+    real_path,
+)
+from meteora_registry.schemas.errors import SourceUnreadable, StoreUnavailable
 
 
 def test_a_link_is_followed_only_where_it_may_be(tmp_path: Path) -> None:
@@ -68,3 +76,13 @@ def test_a_link_to_itself_has_a_path(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert real_path(loop) == real_path(tmp_path) / "loop"
+
+
+def test_a_disk_that_fails_while_it_is_read_is_named_once_by_everyone_who_reads(tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable) as caught, read_errors(tmp_path / "file"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert str(caught.value) == f"`{tmp_path / 'file'}` cannot be read: Input/output error"
+    refusal = StoreUnavailable("the store is away")
+    with pytest.raises(StoreUnavailable) as kept, read_errors(tmp_path / "file"):
+        raise refusal
+    assert kept.value is refusal

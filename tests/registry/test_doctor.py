@@ -442,6 +442,18 @@ def _point_at_a_package_that_is_missing(home: Home, tmp_path: Path) -> Home:
     return Home(home.folder, home.catalog_url, "oci://bucket/adapters")
 
 
+def _point_at_what_is_not_a_url(home: Home, tmp_path: Path) -> Home:
+    return Home(home.folder, home.catalog_url, "nonsense")
+
+
+def _point_at_more_than_a_place(home: Home, tmp_path: Path) -> Home:
+    return Home(home.folder, home.catalog_url, "s3://bucket/adapters?region=here")
+
+
+def _point_at_a_home_of_no_user(home: Home, tmp_path: Path) -> Home:
+    return Home(home.folder, home.catalog_url, "~no.such.user/adapters")
+
+
 def _put_a_file_in_its_place(home: Home, tmp_path: Path) -> Home:
     home.folder.mkdir(exist_ok=True)
     (home.folder / "blobs").write_bytes(b"")
@@ -462,6 +474,9 @@ def _link_it_to_nothing(home: Home, tmp_path: Path) -> Home:
         (_point_at_a_file, "is not there"),
         (_point_at_an_unknown_scheme, "a store cannot be kept at `nowhere://bucket/adapters`"),
         (_point_at_a_package_that_is_missing, "needs a package that is not installed"),
+        (_point_at_what_is_not_a_url, "the store `nonsense` is not a URL"),
+        (_point_at_more_than_a_place, "the store `s3://bucket/adapters?region=***` is more than a place"),
+        (_point_at_a_home_of_no_user, "cannot be found: there is no home of that name"),
         (_put_a_file_in_its_place, "cannot be read: Not a directory"),
         (_link_it_to_nothing, "is a link to a folder that is not there"),
     ],
