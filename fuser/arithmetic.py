@@ -210,10 +210,12 @@ class _Run:
         weights = torch.ones(len(x), 1, device=self.A.device)
         x = x.to(self.A.device, self.A.dtype)
         found = routed_lora(x, self.A, self.Bt, self.layout.offsets, self.layout.scalings, selection, weights)
-        bound = torch.zeros_like(found)
+        ways = [found]
         # A forced member is served in this way while nothing is trained.
-        self.bound.add_fixed_(bound, x, FixedRouting.to(index))
-        self.forced.append(max(relative_error(each.cpu(), expected) for each in (found, bound)))
+        if self.bound.serves(found, x):
+            ways.append(torch.zeros_like(found))
+            self.bound.add_fixed_(ways[1], x, FixedRouting.to(index))
+        self.forced.append(max(relative_error(each.cpu(), expected) for each in ways))
 
     def expect(self, index: int, member: MemberFactors) -> None:
         """Add a member's part to the output expected of the routed tokens."""

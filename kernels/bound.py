@@ -17,20 +17,20 @@ from torch.compiler import is_dynamo_compiling
 
 from .cpu_cost import HANDFUL_SLOTS
 from .layout import layout_of
-from .operands import accumulation_dtype, check_factors, check_gate_serves
+from .operands import check_factors, check_gate_serves
 from .operators import is_autocast
 from .routed_lora import flat, rows_of
 from .routing import FixedRouting, Gate, Routing, check_gate, check_top_k, joined_routings
 
-# Products of fp16 overflow, and many CPUs have no arithmetic for it.
-_MULTIPLIED = (torch.float32, torch.bfloat16, torch.float64)
+# Factors in half precision are rounded between their products, where each formulation has its own places.
+_BOUND = (torch.float32, torch.float64)
 
 
 class BoundAdapters:
     """The adapters of one linear, checked and bound.
 
     Args:
-        A: [N, h], fp32, bf16, fp16 or float64.
+        A: [N, h], as `routed_lora` takes it; those in half precision are served in the general way.
         Bt: [N, D], the dtype of `A`.
         offsets: L + 1 row offsets into A and Bt.
         scaling: L factors.
@@ -65,8 +65,7 @@ class BoundAdapters:
     def serves(self, out: Tensor, x: Tensor) -> bool:
         """Return whether `out` [..., D] and `x` [..., h] can take this way now: in place, by no compiler."""
         return (
-            x.dtype in _MULTIPLIED
-            and self._A.dtype != torch.float16
+            self._A.dtype in _BOUND
             and not torch.is_grad_enabled()
             and not is_dynamo_compiling()
             and type(x) is Tensor
@@ -106,8 +105,7 @@ class BoundAdapters:
         self._gate = gate
 
     def _add_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
-        # Few tokens are summed in the wider dtype, where rounding costs more than casting the factors.
-        dtype = accumulation_dtype(self._A.dtype) if x.shape[0] <= HANDFUL_SLOTS else self._A.dtype
+        dtype = self._A.dtype
         x = x if x.dtype == dtype else x.to(dtype)
         total = out if out.dtype == dtype else None
         for adapter, weight in zip(routing.adapters, routing.weights, strict=True):
@@ -115,8 +113,6 @@ class BoundAdapters:
             if bound is None or not weight:
                 continue
             down, up, scaling = bound
-            if up.dtype != dtype:
-                down, up = down.to(dtype), up.to(dtype)
             z = torch.mm(x, down)
             if total is None:
                 total = torch.mm(z, up).mul_(weight * scaling)
