@@ -20,8 +20,9 @@ test: $(STAMP) $(BROWSER)
 	$(PYTEST) $(ARGS)
 
 # The tests of faults with a kill at every call that changes the disk, where `make test` takes a sample.
+# One scene at a time to whoever is free: its trials are hundreds, and a file of them is most of the job.
 test-faults: $(STAMP)
-	$(PYTEST) --faults sweep $(ARGS) tests/faults
+	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep $(ARGS) tests/faults
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check

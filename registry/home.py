@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..schemas.errors import SourceUnreadable
-from .secrets import remember_url
+from .secrets import mask_url, remember_url
 
 if TYPE_CHECKING:
     from .store import Store
@@ -79,6 +79,11 @@ class Home:
     def catalog_file(self) -> Path:
         """The default catalog."""
         return self.folder / CATALOG_FILE
+
+    @property
+    def store_place(self) -> str:
+        """Where the content store is, for people, even if its URL is malformed."""
+        return mask_url(self.store_url) if self.store_url else str(self.store)
 
     @property
     def store(self) -> Store:

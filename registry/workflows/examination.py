@@ -34,7 +34,6 @@ from ..catalog.engine import describe_url, engine_for, parse_catalog_url, sqlite
 from ..catalog.references import BundlePlace
 from ..catalog.revisions import HEAD_REVISION
 from ..home import Home
-from ..secrets import mask_url
 from ..workspace import Workspace
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
 from .problem import Code, Mending, Problem, join_some
@@ -118,7 +117,7 @@ def _examine_store(
 def _unavailable(home: Home, error: MeteoraError) -> Problem:
     return Problem(
         Code.STORE_UNAVAILABLE,
-        f"`{mask_url(home.store_url) if home.store_url else home.store}`",
+        f"`{home.store_place}`",
         error.message,
         error.hint or "see that it can be reached, and run this again",
     )

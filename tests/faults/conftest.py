@@ -17,6 +17,14 @@ __all__ = ["pgbouncer_server", "pgbouncer_url", "postgres_server", "postgres_url
 MEMORY = "/dev/shm"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lift the limit for a whole test where it is hundreds of trials, each of whose waits has its own."""
+    if config.getoption("--faults") == "sweep":
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture(scope="session")
 def is_sweep(request: pytest.FixtureRequest) -> bool:
     """Whether kills come at every call, and the other faults at every fourth, in place of a sample."""

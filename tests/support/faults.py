@@ -81,6 +81,9 @@ def run_command(
         process.start()
         theirs.close()
         calls: list[str] = []
+        if not ours.poll(PATIENCE_SECONDS):
+            process.kill()
+            raise TimeoutError(f"the process did not begin within {PATIENCE_SECONDS} seconds")
         listener = Listener(recv_handle(ours))
         try:
             assert process.pid is not None
