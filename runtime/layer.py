@@ -97,7 +97,13 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
     adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS)
-    other_param_names = ("meteora_plans", "meteora_routers", "meteora_stored_dtypes", "meteora_widens")
+    other_param_names = (
+        "meteora_plans",
+        "meteora_routers",
+        "meteora_stored_dtypes",
+        "meteora_widens",
+        "meteora_offloaded",
+    )
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -111,6 +117,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_stored_dtypes: dict[str, torch.dtype] = {}
         # Whether factors in half precision compute in float32, by bundle.
         self.meteora_widens: dict[str, bool] = {}
+        # Loaded values that no hook of accelerate has asked for yet, by bundle and tensor.
+        self.meteora_offloaded: dict[str, dict[str, Tensor]] = {}
         self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""Bases that are not plain decoders in memory: a state, a window, an encoder, tensors that are elsewhere."""
+"""Bases that are not plain decoders: a state, a window, an encoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import cpu_offload, disk_offload
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -19,11 +18,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from meteora_registry.kernels.reference import relative_error
-from meteora_registry.schemas.errors import BundleRefused, UsageError
+from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
-from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, logits_of, make_adapter, some_tokens, tiny_llama
-from support.scopes import MAX_ERROR, REQUEST_SCOPES, SCOPES, answers, loaded
+from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_adapter, some_tokens
+from support.scopes import REQUEST_SCOPES, SCOPES, answers
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -96,33 +94,3 @@ def test_base_with_an_encoder_is_refused_where_the_request_decides(tmp_path: Pat
         answers(model, PROMPT)
     with pytest.raises(UsageError, match=message):
         model(input_ids=some_tokens(), labels=some_tokens())
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-def test_offloaded_base_answers_as_in_memory(bundles: dict[str, Path], tmp_path: Path, scope: str) -> None:
-    expected = logits_of(loaded(bundles[scope]).eval())
-    for offload in (
-        lambda model: cpu_offload(model, torch.device("cpu")),
-        lambda model: disk_offload(model, str(tmp_path), torch.device("cpu")),
-    ):
-        model = loaded(bundles[scope]).eval()
-        offload(model)
-        assert all(parameter.is_meta for parameter in model.parameters())
-        assert relative_error(logits_of(model), expected) <= MAX_ERROR
-
-
-def test_offloaded_factors_in_half_precision_compute_in_float32(
-    adapters: dict[str, Path], tmp_path: Path
-) -> None:
-    bundle = write_bundle(tmp_path / "half", adapters, dtype=torch.bfloat16)
-    model = PeftModel.from_pretrained(tiny_llama(), bundle).eval()
-    expected = logits_of(model)
-    cpu_offload(model, torch.device("cpu"))
-    assert relative_error(logits_of(model), expected) <= MAX_ERROR
-
-
-def test_bundle_is_refused_on_a_base_that_is_offloaded_already(bundles: dict[str, Path]) -> None:
-    base = tiny_llama()
-    cpu_offload(base, torch.device("cpu"))
-    with pytest.raises(BundleRefused, match=r"`model.layers.0.\S+` of the base is offloaded"):
-        PeftModel.from_pretrained(base, bundles["token"])
