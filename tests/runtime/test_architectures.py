@@ -14,6 +14,10 @@ from transformers import (
     Gemma2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -36,6 +40,33 @@ def seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 tiny_mamba = seeded(
     lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4))
+)
+tiny_rwkv = seeded(
+    lambda: RwkvForCausalLM(
+        RwkvConfig(
+            vocab_size=64,
+            hidden_size=32,
+            attention_hidden_size=32,
+            num_hidden_layers=2,
+            bos_token_id=1,
+            eos_token_id=None,
+        )
+    )
+)
+tiny_recurrent_gemma = seeded(
+    lambda: RecurrentGemmaForCausalLM(
+        RecurrentGemmaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            lru_width=32,
+            attention_window_size=4,
+            block_types=("recurrent", "attention"),
+        )
+    )
 )
 tiny_gemma = seeded(
     lambda: Gemma2ForCausalLM(
@@ -75,6 +106,32 @@ PROMPT = [[7, 9, 11, 5] * 3]
 def test_base_with_a_state_answers_alike_with_and_without_a_cache(tmp_path: Path, scope: str) -> None:
     model = PeftModel.from_pretrained(tiny_mamba(), bundle_for(tiny_mamba, tmp_path, scope, ["in_proj"]))
     assert answers(model, PROMPT) == answers(model, PROMPT, use_cache=False)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_base_with_a_state_answers_alike_with_beams(tmp_path: Path, scope: str) -> None:
+    model = PeftModel.from_pretrained(tiny_mamba(), bundle_for(tiny_mamba, tmp_path, scope, ["in_proj"]))
+    assert answers(model, PROMPT, num_beams=2) == answers(model, PROMPT, num_beams=2, use_cache=False)
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_base_with_a_state_and_no_cache_is_refused_where_the_request_decides(
+    tmp_path: Path, scope: str
+) -> None:
+    model = PeftModel.from_pretrained(tiny_rwkv(), bundle_for(tiny_rwkv, tmp_path, scope, ["key"]))
+    with pytest.raises(UsageError) as caught:
+        answers(model, PROMPT)
+    assert str(caught.value) == (
+        "`RwkvForCausalLM` has a state in place of a cache, but a decision of the bundle's scope "
+        f"`{scope}` is kept on the cache"
+    )
+
+
+def test_base_that_returns_no_cache_is_refused_where_it_reads_on(tmp_path: Path) -> None:
+    bundle = bundle_for(tiny_recurrent_gemma, tmp_path, "segment", ["linear_x", "q_proj"])
+    model = PeftModel.from_pretrained(tiny_recurrent_gemma(), bundle)
+    with pytest.raises(UsageError, match="`RecurrentGemmaModel` returned no cache, and without"):
+        answers(model, PROMPT)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
