@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 
 # Tried once for each environment; the summary of every run names the tests that were skipped, and why.
 $(BROWSER): .ci/install_system_packages | $(STAMP)
-	@.ci/install_system_packages
+	@PATH="$$PATH:/usr/sbin" .ci/install_system_packages
 	@touch $(BROWSER)
 
 clean:

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from safetensors.numpy import save_file
 
 from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.chain import chain, read_head
 from meteora_registry.registry.catalog.engine import connection_to
 from meteora_registry.registry.catalog.models import Base
 from meteora_registry.registry.catalog.search_index import rebuild_index
@@ -51,8 +52,10 @@ def fill(catalog: Catalog, versions: int) -> None:
         }
         _write(connection, _bases(counts))
         numbers = iter(range(versions - (counts["versions"] or 0)))
+        history = _Chain(connection)
         while batch := list(islice(numbers, _BATCH)):
-            _write(connection, _merged(_version(i, counts) for i in batch))
+            tables = _merged(_version(i, counts) for i in batch)
+            _write(connection, tables | {"events": [history.append(row) for row in tables["events"]]})
         if engine.dialect.name == "postgresql":
             _set_sequences(connection)
         rebuild_index(connection)
@@ -60,6 +63,22 @@ def fill(catalog: Catalog, versions: int) -> None:
         # What autovacuum does by itself, a minute after so many rows.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.connection.cursor().execute("VACUUM (ANALYZE)")
+
+
+class _Chain:
+    """The history, which each event is added to with its digest."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        head = read_head(connection)
+        self._last = None if head is None else head.digest
+        on_postgresql = connection.dialect.name == "postgresql"
+        self._role = connection.scalar(sa.text("SELECT session_user")) if on_postgresql else None
+
+    def append(self, event: Row) -> Row:
+        """Return the event with its role and digest."""
+        event = event | {"role": self._role}
+        self._last = chain(self._last, event)
+        return event | {"digest": self._last}
 
 
 def _bases(counts: Row) -> Tables:

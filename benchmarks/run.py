@@ -11,6 +11,7 @@ import importlib
 import sys
 
 SUBJECTS = {
+    "abstention": "benchmarks.abstention",
     "catalog": "benchmarks.catalog",
     "catalog-table": "benchmarks.catalog_table",
     "gpu": "benchmarks.gpu",

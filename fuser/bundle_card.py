@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ..schemas.bundle import IMPORTED, TRAINED, VERIFICATION_FILE, BundleConfig, Fitting, Gate
+from ..schemas.bundle import IMPORTED, TRAINED, VERIFICATION_FILE, BundleConfig, Fitting, Gate, HeldOut
 from ..schemas.gate_choices import SCOPES
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
@@ -127,9 +127,42 @@ def _describe_gate(gate: Gate) -> str:
             return _TRAINED
         case Fitting(method=method, data=data), _:
             samples = ", ".join(f"{each.samples} of `{each.member}`" for each in data)
-            return _FITTED.format(method=_cell(method), samples=f"samples: {samples}")
+            fitted = _FITTED.format(method=_cell(method), samples=f"samples: {samples}")
+            return fitted + _describe_requests(gate)
         case _, initialisation:
             return _NOT_FITTED.format(method=initialisation.method if initialisation else "nothing")
+
+
+def _describe_requests(gate: Gate) -> str:
+    """Return what is known of decisions about requests, from prompts that the fit did not read."""
+    if gate.request is None:
+        return ""
+    count, judged = len(gate.request.modules), gate.request.held_out
+    parts = [
+        f"\nGates of their own decide about a request, from {count} input{'s' * (count > 1)} of the base."
+    ]
+    if judged is not None:
+        parts.append(
+            f"Of {judged.prompts} held-out prompts of the members ({' and '.join(gate.request.forms)}), "
+            f"{judged.right} were decided rightly."
+        )
+    if gate.abstain is None:
+        parts.append("No prompt is left to the base alone.")
+    else:
+        parts.append(
+            f"A decision leaves a prompt to the base if fewer than {100 * gate.abstain:g} % of the members' "
+            f"own are less like them{_left(judged)}."
+        )
+    return " ".join(parts) + "\n"
+
+
+def _left(judged: HeldOut | None) -> str:
+    if judged is None or judged.own_left is None or judged.general_left is None:
+        return ""
+    return (
+        f": {judged.own_left} of those {judged.prompts}, and {judged.general_left} of "
+        f"{judged.general_prompts} general prompts"
+    )
 
 
 def _base(config: BundleConfig) -> str:

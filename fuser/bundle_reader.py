@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -20,12 +21,14 @@ class ModuleTensors:
     """One module: A ``[rows, in]``, Bt ``[rows, out]``, gate float32 ``[L, in]``, bias float32 ``[L]``.
 
     Where a module takes another's routing, the gate is that one's, and ``in`` its input features.
+    ``request`` has the tensors of its request gate, by name, if it has one.
     """
 
     A: Tensor
     Bt: Tensor
     gate: Tensor
     bias: Tensor | None
+    request: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class BundleTensors:
@@ -47,11 +50,16 @@ class BundleTensors:
         """Read the tensors of one module."""
         gate = self._bundle.config.gate
         source = gate.sources.get(path, path)
+        has_request = self._bundle.config.request_classes(path) > 0
         return ModuleTensors(
             A=self._file.read(names.tensor_name(path, names.TENSOR_A)),
             Bt=self._file.read(names.tensor_name(path, names.TENSOR_B)),
             gate=self._file.read(names.tensor_name(source, names.TENSOR_GATE)),
             bias=self._file.read(names.tensor_name(source, names.TENSOR_GATE_BIAS)) if gate.bias else None,
+            request={
+                tensor: self._file.read(names.tensor_name(path, tensor))
+                for tensor in (names.REQUEST_TENSORS if has_request else ())
+            },
         )
 
     def read_factor(self, path: str, tensor: str, rows: slice) -> Tensor:
@@ -63,6 +71,7 @@ def check_tensors(layout: ModuleLayout, tensors: ModuleTensors, member_names: tu
     """Check that every value is finite and every padding row is zero; return the problems found."""
     problems = []
     named = {"A": tensors.A, "B": tensors.Bt, "gate": tensors.gate, "gate bias": tensors.bias}
+    named |= tensors.request
     for name, tensor in named.items():
         if tensor is not None and not math.isfinite(tensor.abs().max().item()):
             problems.append(f"`{layout.path}`: {name} has values that are not finite")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -39,12 +39,14 @@ class NewGates:
         temperature: of the softmax over them.
         values: float32 rows ``[L, in]`` and bias ``[L]``, the latter read only if the gate has one, of every
             module that has a gate of its own.
+        request: the tensors of every module that has a request gate, in the order of ``REQUEST_TENSORS``.
     """
 
     gate: Gate
     top_k: int
     temperature: float
     values: Mapping[str, tuple[Tensor, Tensor]]
+    request: Mapping[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
 
 def refit_bundle(bundle: Bundle, new: NewGates, folder: Path, *, progress: Progress = silent) -> Manifest:
@@ -95,6 +97,9 @@ def _check_values(config: BundleConfig, new: NewGates) -> None:
     wanted = {path for path in config.target_modules if config.has_gate(path)}
     if missing := sorted(wanted - new.values.keys()):
         raise BundleRefused(f"there are no new values for the gate of `{missing[0]}`")
+    asked = {path for path in config.target_modules if config.request_classes(path)}
+    if missing := sorted(asked - new.request.keys()):
+        raise BundleRefused(f"there are no new values for the request gate of `{missing[0]}`")
 
 
 def _write_weights(
@@ -116,6 +121,9 @@ def _write_weights(
                 writer.write(names.tensor_name(path, names.TENSOR_GATE), rows)
                 if config.gate.bias:
                     writer.write(names.tensor_name(path, names.TENSOR_GATE_BIAS), bias)
+            if config.request_classes(path):
+                for tensor, value in zip(names.REQUEST_TENSORS, new.request[path], strict=True):
+                    writer.write(names.tensor_name(path, tensor), value)
             step.advance()
     return FileRecord(sha256=writer.sha256, size_bytes=writer.size_bytes)
 

@@ -232,6 +232,7 @@ class Registry(Workspace):
         scope: Scope = "prompt",
         statistics: StrPath | None = None,
         form: PromptForm | None = None,
+        abstain: float | None = 0.05,
         progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
@@ -246,6 +247,8 @@ class Registry(Workspace):
             scope: what one decision of the gates serves.
             statistics: a file that keeps what was computed; members in it need no data again.
             form: of the prompts; by default both plain and in the base's chat template, if it has one.
+            abstain: the share of own prompts that a decision about requests may leave to the base, so that
+                prompts that no member was made for are left to it; None to leave none.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -260,7 +263,7 @@ class Registry(Workspace):
         folder = find_bundle_folder(self, bundle)
         kept = None if statistics is None else Path(statistics)
         chosen = choose_base_to_run(self, folder, base, base_folder)
-        request = FitRequest(chosen, Path(data), scope=scope, statistics=kept, form=form)
+        request = FitRequest(chosen, Path(data), scope=scope, statistics=kept, form=form, abstain=abstain)
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
 
@@ -274,6 +277,7 @@ class Registry(Workspace):
         options: EvaluationOptions | None = None,
         out: StrPath | None = None,
         plots: StrPath | None = None,
+        foreign: StrPath | None = None,
         progress: Progress = silent,
     ) -> Evaluation:
         """Score a bundle on its members' tasks: the base, each member alone, and routed.
@@ -286,6 +290,7 @@ class Registry(Workspace):
             options: modes, metrics, and how many items are asked.
             out: a file for the evaluation as JSON.
             plots: a folder for figures.
+            foreign: a folder of prompts that no member was made for, to count what is left to the base.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -306,6 +311,7 @@ class Registry(Workspace):
             options or EvaluationOptions(),
             out=None if out is None else Path(out),
             plots=None if plots is None else Path(plots),
+            foreign=None if foreign is None else Path(foreign),
             progress=progress,
         )
 

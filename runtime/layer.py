@@ -23,6 +23,7 @@ from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
 from ..kernels.routing import Gate
 from ..schemas.bundle import (
     FACTORS,
+    REQUEST_TENSORS,
     TENSOR_A,
     TENSOR_B,
     TENSOR_GATE,
@@ -34,6 +35,7 @@ from ..schemas.bundle import (
 from ..schemas.errors import BundleRefused, UsageError
 from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
+from .scopes.request_gate import RequestGate
 from .scopes.routing_rule import RoutingRule
 from .training_checks import note_training
 
@@ -49,6 +51,7 @@ class LayerPlan:
     gate_eps: float
     gate_bias: bool
     has_gate: bool
+    request_classes: int
 
     @classmethod
     def of(cls, bundle: BundleConfig, path: str) -> Self:
@@ -59,6 +62,7 @@ class LayerPlan:
             gate_eps=bundle.gate.eps,
             gate_bias=bundle.gate.bias,
             has_gate=bundle.has_gate(path),
+            request_classes=bundle.request_classes(path),
         )
 
     def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
@@ -70,6 +74,7 @@ class LayerPlan:
             out_features,
             has_gate=self.has_gate,
             has_bias=self.gate_bias,
+            request_classes=self.request_classes,
         )
 
 
@@ -96,7 +101,7 @@ class BundleParameters(nn.ParameterDict):
 class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
-    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS)
+    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS, *REQUEST_TENSORS)
     other_param_names = (
         "meteora_plans",
         "meteora_routers",
@@ -130,7 +135,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_plans[adapter_name] = plan
         self.meteora_routers[adapter_name] = router
         router.layers[plan.layout.path] = self
-        self.frozen_peft_weight_names[adapter_name] = FACTORS
+        # No gradient reaches what decides before the routed pass.
+        self.frozen_peft_weight_names[adapter_name] = (*FACTORS, *REQUEST_TENSORS)
         shapes = plan.shapes(self.in_features or 0, self.out_features or 0)
         self.allocate(
             adapter_name, {tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()}
@@ -224,6 +230,14 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             temperature=rule.temperature,
             eps=plan.gate_eps,
         )
+
+    def request_gate_of(self, adapter_name: str) -> RequestGate | None:
+        """Return a bundle's request gate in this module, or None where it has none."""
+        plan = self.meteora_plans[adapter_name]
+        if not plan.request_classes:
+            return None
+        rows, bias, gram = (self.tensor_of(tensor, adapter_name) for tensor in REQUEST_TENSORS)
+        return RequestGate(rows, bias, gram, kind=plan.gate_kind, eps=plan.gate_eps)
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
         A, Bt = self.present(TENSOR_A, adapter_name), self.present(TENSOR_B, adapter_name)

@@ -20,7 +20,7 @@ from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall, cache_in
 from .current_pass import BundlePass, ModelPass, resumed
 from .router import BundleRouter, StartedPass
-from .scopes.passes import Evidence, ObservedPass
+from .scopes.passes import Evidence
 
 
 def observe(
@@ -36,11 +36,11 @@ def observe(
         asking: the passes that need evidence.
     """
     call = call.deciding
-    evidence = {started.router: Evidence(*call.shape, len(started.router.members)) for started in asking}
+    passes = {started.router: started.router.observed(call, started.rule) for started in asking}
     looking = ModelPass(call.module, routers)
     for started in asking:
-        routing = ObservedPass(evidence[started.router])
-        looking.parts[started.router] = BundlePass(routing, started.rule)
+        looking.parts[started.router] = BundlePass(passes[started.router], started.rule)
+    evidence = {router: each.evidence for router, each in passes.items()}
     reader = _reader(_evaluated(call.module), [started.router for started in asking])
     with torch.no_grad(), resumed([looking]):
         goes_on = any(started.rule.observes_answers for started in asking)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,17 @@ from .choices import Choices
 from .current_pass import BundlePass, is_backward
 from .routing_record import PassRecord, RoutingRecord
 from .scopes.decision import RequestDecision, Stretch
-from .scopes.passes import Evidence, LayerPass, RoutingPass, SharedRoutings, TokenPass, UndecidedPass
-from .scopes.prompt import PromptDecision
+from .scopes.passes import (
+    Evidence,
+    LayerPass,
+    ObservedPass,
+    RoutingPass,
+    SharedRoutings,
+    TokenPass,
+    UndecidedPass,
+)
+from .scopes.prompt import PromptDecision, outside_template
+from .scopes.request_gate import ObservedRequestPass, RequestEvidence
 from .scopes.routing_rule import RoutingRule
 from .scopes.segment import SegmentDecision
 from .training_checks import LoadedGates
@@ -64,6 +73,7 @@ class BundleRouter:
 
     Attributes:
         layers: the bundle's layers by module path.
+        template: the tokens of the chat template, which request gates do not count; None without one.
         rules: the rules that `route_as` set in place of the bundle's own.
         overrides: the passes that replace every other while a block of code forces them, such as that of one
             member.
@@ -77,6 +87,7 @@ class BundleRouter:
         self.members = bundle.names
         self.loaded_gates = LoadedGates(config)
         self.layers: dict[str, MeteoraLayer] = {}
+        self.template = None if bundle.gate.request is None else bundle.gate.request.template
         self.rules: Choices[RoutingRule] = Choices()
         self.overrides: Choices[RoutingPass] = Choices()
         self.records: Choices[RoutingRecord] = Choices()
@@ -90,9 +101,9 @@ class BundleRouter:
 
     @cached_property
     def gated_paths(self) -> tuple[str, ...]:
-        """The modules that have a gate of their own."""
+        """The modules that have a gate of their own, or a request gate."""
         plans = {path: layer.meteora_plans[self.adapter_name] for path, layer in self.layers.items()}
-        return tuple(path for path, plan in plans.items() if plan.has_gate)
+        return tuple(path for path, plan in plans.items() if plan.has_gate or plan.request_classes)
 
     @property
     def is_active(self) -> bool:
@@ -109,6 +120,14 @@ class BundleRouter:
         """Settle by which rule and for whom the pass of a call routes."""
         _thread.outside.pop(self, None)
         return StartedPass(self, call, self.rule, self.overrides.latest)
+
+    def observed(self, call: ForwardCall, rule: RoutingRule) -> ObservedPass | ObservedRequestPass:
+        """Return the plain base's pass over a call's tokens, with room for the evidence that a rule needs."""
+        if rule.by_request_gates is None:
+            return ObservedPass(Evidence(*call.shape, len(self.members)))
+        gates = {path: layer.request_gate_of(self.adapter_name) for path, layer in self.layers.items()}
+        present = {path: gate for path, gate in gates.items() if gate is not None}
+        return ObservedRequestPass(RequestEvidence(*call.shape, present))
 
     def by_token(self) -> TokenPass:
         """Return a new pass in which every module decides by its own gate."""
@@ -208,7 +227,14 @@ class StartedPass:
         decide = SCOPE_ROUTINGS[self.rule.scope].decide
         if evidence is None or decide is None:
             raise RuntimeError(f"bundle `{self.router.adapter_name}` has to decide without any evidence")
-        return decide(self.rule, evidence.mean, self._call.deciding.stretch)
+        return decide(self.rule, evidence.mean, self._counted(self._call.deciding))
+
+    def _counted(self, call: ForwardCall) -> Stretch:
+        """Return a call's tokens, without the chat template's where request gates decide."""
+        ids, stretch, template = call.arguments.get("input_ids"), call.stretch, self.router.template
+        if template is None or ids is None or self.rule.by_request_gates is None:
+            return stretch
+        return replace(stretch, counted=outside_template(ids, stretch.prompt, template))
 
     @property
     def _kept(self) -> RequestDecision | None:

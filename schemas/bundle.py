@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -26,9 +27,17 @@ from pydantic import (
 )
 
 from .digest import Digest
-from .document import Document, PositiveCount, load_json
+from .document import Count, Document, PositiveCount, load_json
 from .errors import BundleRefused
-from .gate_choices import DECISION_SCOPES, INITIAL_GATE_KINDS, GateKind, InitialGate, Scope
+from .gate_choices import (
+    DECISION_SCOPES,
+    INITIAL_GATE_KINDS,
+    SCOPES,
+    GateKind,
+    InitialGate,
+    PromptForm,
+    Scope,
+)
 from .inventory import Dtype
 from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Name
 from .trained_on import TrainedOn
@@ -41,9 +50,12 @@ NOT_FITTED = "not fitted"
 GATE_SOURCES = "gate-sources"
 GATE_SCOPE = "gate-scope"
 GATE_ABSTAIN = "gate-abstain"
+GATE_REQUEST = "gate-request"
 # Earlier readers take only gates whose fit names its data, and would not say that they are too old.
 GATE_TRAINED = "gate-trained"
-KNOWN_FEATURES: frozenset[str] = frozenset({GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_TRAINED})
+KNOWN_FEATURES: frozenset[str] = frozenset(
+    {GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_REQUEST, GATE_TRAINED}
+)
 
 CONFIG_FILE = ADAPTER_CONFIG
 WEIGHTS_FILE = ADAPTER_WEIGHTS
@@ -64,6 +76,10 @@ TENSOR_A = "meteora_A"
 TENSOR_B = "meteora_B"
 TENSOR_GATE = "meteora_gate"
 TENSOR_GATE_BIAS = "meteora_gate_bias"
+TENSOR_REQUEST_GATE = "meteora_request_gate"
+TENSOR_REQUEST_GATE_BIAS = "meteora_request_gate_bias"
+TENSOR_REQUEST_GRAM = "meteora_request_gram"
+REQUEST_TENSORS = (TENSOR_REQUEST_GATE, TENSOR_REQUEST_GATE_BIAS, TENSOR_REQUEST_GRAM)
 FACTORS = (TENSOR_A, TENSOR_B)
 
 IMPORTED = "imported"
@@ -80,6 +96,11 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 MIN_SCALING, MAX_SCALING = 1e-20, 1e20
 # A length in float32 plus `eps` must differ from neither zero nor, where the length is 1, from the length.
 MIN_EPS, MAX_EPS = 1e-20, 1.0
+MAX_REQUEST_MODULES = 64
+MAX_TEMPLATE_TOKENS = 4096
+MAX_BACKGROUND_CLASSES = 64
+# One for every hundredth from 0 to 1.
+QUANTILES = 101
 
 _LAYER = re.compile(r"((?:.*?\.)?)([0-9]{1,9})(?=\.|$)")
 
@@ -103,7 +124,14 @@ class TensorSpec:
 
 
 def tensor_shapes(
-    rows: int, members: int, in_features: int, out_features: int, *, has_gate: bool, has_bias: bool
+    rows: int,
+    members: int,
+    in_features: int,
+    out_features: int,
+    *,
+    has_gate: bool,
+    has_bias: bool,
+    request_classes: int = 0,
 ) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of one module, by its short name, in their order in the file.
 
@@ -114,12 +142,17 @@ def tensor_shapes(
         out_features: of the module.
         has_gate: whether the module has a gate of its own.
         has_bias: whether gates have a bias.
+        request_classes: of the module's request gate, members and background; 0 if it has none.
     """
     shapes: dict[str, tuple[int, ...]] = {TENSOR_A: (rows, in_features), TENSOR_B: (rows, out_features)}
     if has_gate:
         shapes[TENSOR_GATE] = (members, in_features)
     if has_gate and has_bias:
         shapes[TENSOR_GATE_BIAS] = (members,)
+    if request_classes:
+        shapes[TENSOR_REQUEST_GATE] = (request_classes, in_features)
+        shapes[TENSOR_REQUEST_GATE_BIAS] = (request_classes,)
+        shapes[TENSOR_REQUEST_GRAM] = (members, members)
     return shapes
 
 
@@ -208,13 +241,90 @@ class Fitting(Document):
     data: tuple[FittingData, ...]
 
 
+class HeldOut(Document):
+    """The result of decisions about prompts that the fit did not read.
+
+    Attributes:
+        prompts: how many of the members' own there were, every form of a line counted.
+        right: how many of them the decision gave to their own member, abstention aside.
+        abstain: the threshold below which prompts were counted as left to the base; None for none.
+        own_left: how many own prompts were left to the base.
+        general_prompts: how many of the background's prompts there were.
+        general_left: how many of them were left to the base.
+    """
+
+    prompts: PositiveCount
+    right: Count
+    abstain: FiniteFloat | None = Field(gt=0, le=1)
+    own_left: Count | None
+    general_prompts: Count
+    general_left: Count | None
+
+
+class TemplateTokens(Document):
+    """The tokens that the base's chat template puts before and behind a question.
+
+    All prompts in the template share them, so they say nothing of what is asked, and are not counted.
+    """
+
+    before: tuple[Count, ...] = Field(max_length=MAX_TEMPLATE_TOKENS)
+    behind: tuple[Count, ...] = Field(max_length=MAX_TEMPLATE_TOKENS)
+
+    def span_of(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Return where the part of a prompt that is not the template's begins and ends.
+
+        As much of its beginning as is there is left out, and its end only as a whole. If nothing were left,
+        all counts.
+        """
+        pairs = zip(self.before, ids, strict=False)
+        start = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(self.before), len(ids)))
+        end = len(ids) - len(self.behind)
+        if not self.behind or tuple(ids[max(end, 0) :]) != self.behind:
+            end = len(ids)
+        return (start, end) if start < end else (0, len(ids))
+
+
+class RequestGates(Document):
+    """The gates that decide for whole requests: a class for each member, and classes of foreign prompts.
+
+    Attributes:
+        modules: that have one; its rows are the members in order, then the background.
+        background: the names of the classes of foreign prompts.
+        forms: in which the prompts were read.
+        template: the tokens of the base's chat template, which are not counted; None without one.
+        centre: the mean familiarity of held-out own prompts, and ``spread`` its standard deviation.
+        spread: above 0.
+        quantiles: the score of own prompts at every hundredth from 0 to 1, which turn a score into a
+            confidence: the share of own prompts whose score is lower. None if there were too few to know.
+        held_out: what the decisions were worth on prompts that the fit did not read; None without any.
+    """
+
+    modules: tuple[ModulePath, ...] = Field(min_length=1, max_length=MAX_REQUEST_MODULES)
+    background: tuple[Name, ...] = Field(min_length=1, max_length=MAX_BACKGROUND_CLASSES)
+    forms: tuple[PromptForm, ...] = Field(min_length=1, max_length=2)
+    template: TemplateTokens | None
+    centre: FiniteFloat
+    spread: FiniteFloat = Field(gt=0)
+    quantiles: tuple[FiniteFloat, ...] | None = Field(min_length=QUANTILES, max_length=QUANTILES)
+    held_out: HeldOut | None
+
+    @model_validator(mode="after")
+    def _check_quantiles_rise(self) -> Self:
+        values = self.quantiles or ()
+        if any(after < before for before, after in pairwise(values)):
+            raise ValueError("the quantiles of the score must not fall")
+        if len(set(self.modules)) < len(self.modules):
+            raise ValueError("a module is named twice")
+        return self
+
+
 class Gate(Document):
     """A bundle's gates: how one turns a token into one logit per member, and where its values come from.
 
     ``scope`` is what one decision applies to. ``sources`` maps a module to the one whose routing it uses;
     such a module has no gate of its own. ``abstain`` is the confidence below which a decision leaves its
-    tokens to the base. ``initialisation`` is None for values that came from outside; ``fitted`` then
-    states how.
+    tokens to the base. ``request`` describes the gates that decide for whole requests in the place of these.
+    ``initialisation`` is None for values that came from outside; ``fitted`` then states how.
     """
 
     kind: GateKind
@@ -223,6 +333,7 @@ class Gate(Document):
     eps: Eps
     sources: dict[ModulePath, ModulePath] = Field(max_length=MAX_MODULES)
     abstain: FiniteFloat | None = Field(default=None, gt=0, le=1)
+    request: RequestGates | None = None
     initialisation: GateInitialisation | None
     fitted: Literal["not fitted"] | Fitting
 
@@ -238,16 +349,18 @@ class Gate(Document):
             GATE_SOURCES: bool(self.sources),
             GATE_SCOPE: self.scope != "token",
             GATE_ABSTAIN: self.abstain is not None,
+            GATE_REQUEST: self.request is not None,
             GATE_TRAINED: isinstance(self.fitted, Fitting) and self.fitted.method == TRAINED,
         }
         return tuple(sorted(feature for feature, is_needed in needed.items() if is_needed))
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_threshold(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_what_is_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A bundle without the feature keeps the bytes it had before there was one.
         value: dict[str, Any] = handler(self)
-        if value["abstain"] is None:
-            del value["abstain"]
+        for optional in ("abstain", "request"):
+            if value[optional] is None:
+                del value[optional]
         return value
 
     @model_validator(mode="after")
@@ -265,6 +378,16 @@ class Gate(Document):
         if self.abstain is not None and self.scope not in DECISION_SCOPES:
             listed = ", ".join(f"`{scope}`" for scope in sorted(DECISION_SCOPES))
             raise ValueError(f"`abstain` goes with the scopes {listed}, found `{self.scope}`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_request_gates_are_used(self) -> Self:
+        if self.request is None:
+            return self
+        if not SCOPES[self.scope].decides_requests:
+            raise ValueError(f"`request` goes with a scope that decides for requests, found `{self.scope}`")
+        if self.abstain is not None and self.request.quantiles is None:
+            raise ValueError("`abstain` needs the quantiles of the request gates' score, found none")
         return self
 
     @model_validator(mode="after")
@@ -386,6 +509,9 @@ class BundleConfig(Document):
                 raise ValueError(
                     f"`{path}` takes its routing from `{source}`, which is in a later layer and runs after it"
                 )
+        for path in () if self.gate.request is None else self.gate.request.modules:
+            if path not in known:
+                raise ValueError(f"`gate.request` names `{path}`, which is not a target module")
         for feature in self.gate.features:
             if feature not in self.required_features:
                 raise ValueError(f"the gate needs `{feature}` in `required_features`, which lacks it")
@@ -411,6 +537,13 @@ class BundleConfig(Document):
         """Return whether a module has a gate of its own, and does not take another's routing."""
         return path not in self.gate.sources
 
+    def request_classes(self, path: str) -> int:
+        """Return the rows of a module's request gate, 0 if it has none."""
+        request = self.gate.request
+        if request is None or path not in request.modules:
+            return 0
+        return len(self.members) + len(request.background)
+
     def tensors_of(
         self, path: str, in_features: int, out_features: int, dtype: Dtype
     ) -> tuple[TensorSpec, ...]:
@@ -422,6 +555,7 @@ class BundleConfig(Document):
             out_features,
             has_gate=self.has_gate(path),
             has_bias=self.gate.bias,
+            request_classes=self.request_classes(path),
         )
         return tuple(
             TensorSpec(tensor_name(path, tensor), dtype if tensor in FACTORS else Dtype.F32, shape)

@@ -134,6 +134,30 @@ class ModeScore(Document):
     cost: Cost
 
 
+class Abstention(Document):
+    """Decisions about the members' own prompts and about foreign ones, by the bundle's rule.
+
+    Attributes:
+        abstain: the threshold of their confidence below which prompts are left to the base; None for none.
+        own: how many of the members' own prompts were asked, in every form.
+        own_left: how many of them were left to the base.
+        foreign: how many foreign prompts were asked.
+        foreign_left: how many of them were left to the base.
+        auroc: the chance that an own prompt has a higher confidence than a foreign one, ties counted as half.
+        own_confidence: the quartiles of the own prompts' confidence.
+        foreign_confidence: the quartiles of the foreign ones'.
+    """
+
+    abstain: FiniteFloat | None
+    own: PositiveCount
+    own_left: Count
+    foreign: PositiveCount
+    foreign_left: Count
+    auroc: Share
+    own_confidence: tuple[Share, Share, Share]
+    foreign_confidence: tuple[Share, Share, Share]
+
+
 class Evaluation(Document):
     """An evaluation of one bundle on one base."""
 
@@ -150,6 +174,15 @@ class Evaluation(Document):
     device: str
     dtype: str
     versions: dict[str, str]
+    abstention: Abstention | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_abstention(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # An evaluation without foreign prompts keeps the bytes it had before there were any.
+        value: dict[str, Any] = handler(self)
+        if value["abstention"] is None:
+            del value["abstention"]
+        return value
 
     @model_validator(mode="after")
     def _check_modes_answer_every_task(self) -> Self:

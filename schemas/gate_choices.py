@@ -34,6 +34,8 @@ class ScopeTraits:
         summary: one sentence for a bundle's card.
         decides_ahead: whether members are chosen from a pass of the plain base, before the routed pass. Such
             a scope decides for several tokens at once, and so can decide that no member serves them.
+        decides_requests: whether it makes one decision for a request, from its prompt alone; request gates
+            can make it.
         observes_answers: whether the plain base also reads the answer, and not the prompt alone.
         fits_first_tokens: whether a fit counts the first tokens of every sample.
         fits_concatenated: whether a fit also reads samples behind those of other members.
@@ -41,6 +43,7 @@ class ScopeTraits:
 
     summary: str
     decides_ahead: bool = False
+    decides_requests: bool = False
     observes_answers: bool = False
     fits_first_tokens: bool = True
     fits_concatenated: bool = False
@@ -54,11 +57,13 @@ SCOPES: dict[Scope, ScopeTraits] = {
     "prompt": ScopeTraits(
         "One decision about the prompt picks the top {top_k} of {count} adapters for all that follows",
         decides_ahead=True,
+        decides_requests=True,
     ),
     "prompt+token": ScopeTraits(
         "One decision picks among {count} adapters for the prompt; from there on each linear layer picks "
         "the top {top_k} for each token",
         decides_ahead=True,
+        decides_requests=True,
         fits_first_tokens=False,
     ),
     "segment": ScopeTraits(

@@ -53,7 +53,8 @@ class TokenSettings(Document):
 
     ``normalised`` inputs were divided by their length plus ``eps``. ``skip_tokens`` at the beginning of
     every sample were not counted; tokens beyond ``max_tokens`` were cut off. ``concatenated`` means that
-    samples were also read behind those of other members. ``form`` is that of the prompts.
+    samples were also read behind those of other members. ``form`` is that of the prompts;
+    with ``holds_out`` a part of each member's samples was not read, to judge the gates by.
     """
 
     kind: FittedKind
@@ -62,6 +63,7 @@ class TokenSettings(Document):
     skip_tokens: Count
     concatenated: bool
     form: PromptForm = "given"
+    holds_out: bool = False
 
 
 class StatisticsDescription(Document):

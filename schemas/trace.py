@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .bundle import ModulePath
 from .document import Count, Document, PositiveCount
@@ -80,6 +80,18 @@ class TraceRouting(Document):
     weights: tuple[tuple[Weight, ...], ...]
 
 
+class TraceDecision(Document):
+    """One decision of a scope that decides ahead: for the tokens from ``start`` to before ``end``.
+
+    ``members`` are those that serve, best first; none if the tokens were left to the base.
+    """
+
+    start: Count
+    end: Count
+    members: tuple[Name, ...]
+    confidence: Weight
+
+
 class Trace(Document):
     """The members of a bundle that served each token of a prompt and its answer."""
 
@@ -94,6 +106,15 @@ class Trace(Document):
     tokens: tuple[TraceToken, ...] = Field(min_length=1, max_length=MAX_TRACE_TOKENS)
     modules: tuple[TraceModule, ...] = Field(min_length=1)
     routings: tuple[TraceRouting, ...] = Field(min_length=1)
+    decisions: tuple[TraceDecision, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_decisions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A trace of a scope without decisions keeps the bytes it had before they were kept.
+        value: dict[str, Any] = handler(self)
+        if not value["decisions"]:
+            del value["decisions"]
+        return value
 
     @model_validator(mode="after")
     def _check_tables_fit(self) -> Self:

@@ -1,4 +1,4 @@
-"""Installing the browser before the tests: only where no password is asked for, and never a failure."""
+"""Installing what the tests need beside Python: only where no password is asked for, and never a failure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import pytest
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "install_system_packages"
 TOOLS = ("bash", "env", "mktemp", "rm", "tail")
-SKIPPED = "warning: the tests that open pages in a browser are skipped (tests/tracing/test_page.py)"
+PACKAGES = "chromium chromium-driver pgbouncer"
+SKIPPED = [
+    "warning: the tests that open pages in a browser (tests/tracing/test_page.py) are skipped",
+    "warning: the tests that reach PostgreSQL through a pooler (pgbouncer in their names) are skipped",
+]
 ROOT, USER = "echo 0", "echo 1000"
 PASSES = 'echo "$@" >>"$CALLS"; echo "much to read"'
 ASKS = "exit 1"
@@ -39,17 +43,35 @@ def install(folder: Path, **programs: str) -> tuple[subprocess.CompletedProcess[
     ],
     ids=["root", "passwordless sudo"],
 )
-def test_missing_browser_is_installed_quietly(tmp_path: Path, programs: dict[str, str]) -> None:
+def test_missing_packages_are_installed_quietly(tmp_path: Path, programs: dict[str, str]) -> None:
     run, calls = install(tmp_path, **programs)
     assert (run.returncode, run.stdout) == (0, "")
-    assert run.stderr == "installing chromium chromium-driver for the tests that open pages in a browser\n"
+    assert run.stderr == f"installing {PACKAGES} for the tests\n"
     assert [call.split()[3] for call in calls] == ["update", "install"]
-    assert calls[1].endswith("chromium chromium-driver")
+    assert calls[1].endswith(PACKAGES)
 
 
-def test_browser_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    run, calls = install(tmp_path, id=ROOT, apt_get=PASSES, chromium="", chromedriver="")
+def test_packages_that_are_there_are_left_alone(tmp_path: Path) -> None:
+    run, calls = install(tmp_path, id=ROOT, apt_get=PASSES, chromium="", chromedriver="", pgbouncer="")
     assert (run.returncode, run.stdout, run.stderr, calls) == (0, "", "", [])
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "skipped"),
+    [
+        ("chromium chromedriver", "pgbouncer", SKIPPED[1:]),
+        ("pgbouncer chromium", "chromium-driver", SKIPPED[:1]),
+    ],
+    ids=["pooler", "driver"],
+)
+def test_only_the_missing_package_is_asked_for(
+    tmp_path: Path, there: str, missing: str, skipped: list[str]
+) -> None:
+    run, calls = install(tmp_path, id=ROOT, apt_get=PASSES, **dict.fromkeys(there.split(), ""))
+    assert calls[1].endswith(f"--no-install-recommends {missing}")
+    (tmp_path / "without").mkdir()
+    run, _ = install(tmp_path / "without", id=ROOT, **dict.fromkeys(there.split(), ""))
+    assert run.stderr.splitlines()[1:] == skipped
 
 
 @pytest.mark.parametrize(
@@ -62,11 +84,11 @@ def test_browser_that_is_there_is_left_alone(tmp_path: Path) -> None:
     ],
     ids=["no apt-get", "no sudo", "sudo with a password", "apt-get fails"],
 )
-def test_browser_that_cannot_be_installed_is_reported(
+def test_packages_that_cannot_be_installed_are_reported(
     tmp_path: Path, programs: dict[str, str], reason: str
 ) -> None:
     run, calls = install(tmp_path, **programs)
-    warning = f"warning: chromium chromium-driver cannot be installed: {reason}"
+    warning = f"warning: {PACKAGES} cannot be installed: {reason}"
     assert run.returncode == 0
-    assert run.stderr.splitlines()[-2:] == [warning, SKIPPED]
+    assert run.stderr.splitlines()[-3:] == [warning, *SKIPPED]
     assert calls == []

@@ -18,8 +18,9 @@ from ...schemas.verification import VerificationRecord
 from ..closing import Closing
 from ..home import Home
 from ..store import Blob, Referenced, References
-from . import adapters, bases, bundles, dump, entries, events, models, references
+from . import adapters, bases, bundles, chain, dump, entries, events, models, references
 from .attempts import attempt
+from .chain import ChainCheck, Head
 from .database import back_up, create, require_head
 from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, transaction
 from .latest import read_latest
@@ -381,6 +382,18 @@ class Catalog(Closing):
             UsageError: the limit is out of range, or the cursor belongs to another name.
         """
         return self._read(lambda session: events.read_history(session, name, limit=limit, after=after))
+
+    def history_head(self) -> Head | None:
+        """Return the end of the history, to be kept elsewhere; None before anything was recorded.
+
+        As long as the history has that digest, everything up to it is as it was.
+        """
+        return self._read(lambda session: chain.read_head(session.connection()))
+
+    def check_history(self, head: Digest | None = None) -> ChainCheck:
+        """Compare every event with the one before it, every version with its event, and look for ``head``."""
+        with connection_to(self._engine) as connection:
+            return chain.check_chain(connection, head)
 
     def _read(self, work: Callable[[Session], Result]) -> Result:
         return attempt(self._engine, work)

@@ -9,10 +9,12 @@ from ..secrets import hide_secrets
 
 BUSY_TIMEOUT_SECONDS = 60.0
 STATEMENT_TIMEOUT_SECONDS = 120
-# PostgreSQL's codes for a lock and a statement that took longer than they may, and for a full disk.
+# PostgreSQL's codes for a lock and a statement that took longer than they may, a full disk, and a role
+# without the right.
 _LOCK_NOT_AVAILABLE = "55P03"
 _QUERY_CANCELED = "57014"
 _DISK_FULL = "53100"
+_INSUFFICIENT_PRIVILEGE = "42501"
 _FULL_HINT = "free some space on its disk and give the same command again; nothing was half recorded"
 _DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
 _SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
@@ -35,6 +37,11 @@ def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusab
         return CatalogUnusable(
             f"the catalog `{catalog}` took longer than {STATEMENT_TIMEOUT_SECONDS} seconds for one statement",
             hint="try again later, or ask the administrator of the server",
+        )
+    if state == _INSUFFICIENT_PRIVILEGE:
+        return CatalogUnusable(
+            f"the catalog `{catalog}` does not let its role do this: {reason}",
+            hint="use a role with more rights, such as a writer or the owner; nothing was half recorded",
         )
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return CatalogUnusable(

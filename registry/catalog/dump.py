@@ -44,6 +44,7 @@ from ...schemas.names import check_alias, check_file_name, check_folder_path, ch
 from ...schemas.verification import VerificationRecord
 from .adapters import read_origin
 from .bundles import read_record
+from .chain import chain
 from .column_types import (
     MAX_DTYPES_CHARACTERS,
     DigestText,
@@ -60,6 +61,7 @@ from .models import (
     adapter_versions,
     bundle_versions,
     entries,
+    events,
     search_adapters,
     search_words,
     versions,
@@ -146,6 +148,7 @@ class _Document:
         self._hasher = Hasher()
         self._tail: Row = {}
         self._is_older = False
+        self._last_event: Row = {"id": None, "digest": None}
 
     def check_head(self, revision: str) -> None:
         """Check that the first line is that of a document of this format and schema."""
@@ -210,9 +213,20 @@ class _Document:
 
     def _checked(self, name: str, row: Row) -> Row:
         try:
-            return _read_row(TABLES[name], row, is_older=self._is_older)
+            read = _read_row(TABLES[name], row, is_older=self._is_older)
+            return self._chained(read) if name == "events" else read
         except (ValueError, MeteoraError) as error:
             raise self.problem(str(error)) from error
+
+    def _chained(self, event: Row) -> Row:
+        """Return the event with its digest, which schemas before `0004` do not have."""
+        last, self._last_event = self._last_event, event
+        digest = chain(last["digest"], event)
+        is_next = last["id"] is None or last["id"] < event["id"]
+        if not is_next or event["digest"] not in (None, digest):
+            raise ValueError("the event does not follow from the one before it, so the history was changed")
+        event["digest"] = digest
+        return event
 
 
 def _lines(connection: Connection, revision: str) -> Iterator[bytes]:
@@ -311,17 +325,24 @@ def _write_row(table: Table, row: RowMapping) -> dict[str, Any]:
 
 
 def _read_row(table: Table, values: Mapping[str, Any], *, is_older: bool = False) -> dict[str, Any]:
-    """Return a row from its JSON values; one of an older schema may lack columns that may be null.
+    """Return a row from its JSON values; one of an older schema may lack columns that may be null or follow.
 
     Raises:
         ValueError: a column is missing, unknown, or has a value that it cannot hold; a ``MeteoraError``
             where the value means more than its type.
     """
     later = {column.name for column in table.columns if column.nullable} if is_older else set()
+    if is_older and table is events:
+        later.add("digest")
     if differing := (values.keys() ^ set(table.c.keys())) - (later - values.keys()):
         shown = ", ".join(f"`{key}`" for key in sorted(differing)[:5])
         raise ValueError(f"the columns of `{table.name}` differ: {shown}")
-    row = {column.name: _read_value(table, column, values.get(column.name)) for column in table.columns}
+    row: dict[str, Any] = {
+        column.name: None
+        if column.name in later - values.keys()
+        else _read_value(table, column, values[column.name])
+        for column in table.columns
+    }
     if table.name == "adapter_versions":
         read_origin(row["origin_kind"], row["origin_location"], row["origin_commit"])
     return row

@@ -5,21 +5,23 @@ written: on SQLite by ``BEGIN IMMEDIATE``, which waits for the other writer, on 
 advisory lock. Readers never wait (WAL, MVCC) and see one state throughout their transaction.
 
 On PostgreSQL nothing waits for ever: not for a connection, a lock, a statement, or a client that is gone.
-A connection is asked whether it still lives before it is used again.
+A connection is asked whether it still lives before it is used again. Everything that a transaction relies
+on is set in that transaction, because a pooler such as PgBouncer may give each transaction another session.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text, true
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -42,6 +44,11 @@ _ESCAPE_HINT = (
     "write `@`, `:`, `/`, `?` and `#` of a user or password as `%40`, `%3A`, `%2F`, `%3F` and `%23`, and an "
     "IPv6 address in brackets"
 )
+# The options of a session as PostgreSQL takes them apart: words, in which a backslash keeps what follows it,
+# and in them settings such as `-c name=value`, `-cname=value` and `--name=value`.
+_OPTION = re.compile(r"(?:\\.|[^\s\\])+")
+_ESCAPED = re.compile(r"\\(.)")
+_SETTING = re.compile(r"(?:--)?(?P<name>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 # The only encoding that holds every name; the driver gives bytes for text from a database in SQL_ASCII.
 _ENCODING = "UTF8"
 
@@ -137,7 +144,10 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
     if not sqlite:
         _require_known_options(url)
-        options = _postgresql_options(url, with_timeout=foreign_keys)
+        settings, startup = _read_settings(url, with_timeout=foreign_keys)
+        options = _postgresql_options(startup)
+        if "connect_timeout" not in url.query:
+            options["connect_args"]["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     if immutable:
         options = {"creator": partial(open_immutable, Path(url.database or ""))}
     try:
@@ -155,7 +165,7 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     else:
         # Before SQLAlchemy asks the server for its version, which it cannot read in every encoding.
         event.listen(engine, "connect", partial(_require_encoding, describe_url(url)), insert=True)
-        event.listen(engine, "begin", _begin_postgresql)
+        event.listen(engine, "begin", partial(_begin_postgresql, settings))
     return engine
 
 
@@ -191,28 +201,16 @@ def _require_encoding(catalog: str, connection: Any, record: object) -> None:
         )
 
 
-def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
-    """Return the options of pool and connections; ``PGOPTIONS`` and the URL come last and take precedence."""
-    settings = {
-        "lock_timeout": BUSY_TIMEOUT_SECONDS,
-        # A migration may have a large table to make again.
-        "statement_timeout": STATEMENT_TIMEOUT_SECONDS if with_timeout else 0,
-        "idle_in_transaction_session_timeout": IDLE_TIMEOUT_SECONDS,
-    }
-    stated = url.query.get("options", "")
-    own = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in settings.items())
-    users = [os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)]
-    # Whatever the default: a reader sees one state throughout its transaction.
-    fixed = r"-c default_transaction_isolation=repeatable\ read"
+def _postgresql_options(startup: str) -> dict[str, Any]:
+    """Return the options of pool and connections; ``startup`` is sent with each new connection."""
     # A statement that is prepared gets a plan for any values, and a search's costs depend on which.
     # Overrides PGCLIENTENCODING: another encoding could not hold every text.
+    # Empty options override PGOPTIONS, which is in `startup` as far as it is not set in each transaction.
     arguments: dict[str, Any] = {
-        "options": " ".join([own, *users, fixed]),
+        "options": startup,
         "prepare_threshold": None,
         "client_encoding": _ENCODING,
     }
-    if "connect_timeout" not in url.query:
-        arguments["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     return {
         "connect_args": arguments,
         "pool_pre_ping": True,
@@ -220,6 +218,34 @@ def _postgresql_options(url: URL, *, with_timeout: bool) -> dict[str, Any]:
         "max_overflow": 10,
         "pool_recycle": 1800,
     }
+
+
+def _read_settings(url: URL, *, with_timeout: bool) -> tuple[dict[str, str], str]:
+    """Return the settings of every transaction, and the options that only a new connection can have.
+
+    ``PGOPTIONS`` and the URL come last and take precedence.
+    """
+    seconds = {
+        "lock_timeout": BUSY_TIMEOUT_SECONDS,
+        # A migration may have a large table to make again.
+        "statement_timeout": STATEMENT_TIMEOUT_SECONDS if with_timeout else 0,
+        "idle_in_transaction_session_timeout": IDLE_TIMEOUT_SECONDS,
+    }
+    settings = {name: f"{value * 1000:.0f}" for name, value in seconds.items()}
+    stated = url.query.get("options", "")
+    rest = []
+    for options in (os.environ.get("PGOPTIONS", ""), *([stated] if isinstance(stated, str) else stated)):
+        words = iter(_OPTION.findall(options))
+        for word in words:
+            setting = _SETTING.fullmatch(next(words, "") if word == "-c" else word.removeprefix("-c"))
+            if setting is None:
+                rest.append(word)
+            else:
+                name = setting["name"].replace("-", "_").lower()
+                settings[name] = _ESCAPED.sub(r"\1", setting["value"])
+    # Whatever the users state: a reader sees one state throughout its transaction, a writer the latest.
+    settings.pop("transaction_isolation", None)
+    return settings, " ".join(rest)
 
 
 @contextmanager
@@ -254,10 +280,17 @@ def _begin_immutable(connection: Connection) -> None:
         connection.exec_driver_sql("PRAGMA user_version = 0")
 
 
-def _begin_postgresql(connection: Connection) -> None:
-    if connection.get_execution_options().get(WRITES, False):
-        # A writer that has waited for its turn must see what the one before it has committed.
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
+def _begin_postgresql(settings: Mapping[str, str], connection: Connection) -> None:
+    from psycopg import IsolationLevel
+
+    writes = connection.get_execution_options().get(WRITES, False)
+    driver: Any = connection.connection.driver_connection
+    # The driver states it in its BEGIN, and begins with the next statement. A reader sees one state
+    # throughout; a writer that has waited for its turn must see what the one before it has committed.
+    driver.isolation_level = IsolationLevel.READ_COMMITTED if writes else IsolationLevel.REPEATABLE_READ
+    calls = [func.set_config(name, value, true()) for name, value in settings.items()]
+    connection.execute(select(*calls))
+    if writes:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK_KEY})
 
 

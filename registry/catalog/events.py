@@ -1,7 +1,7 @@
 """The audit trail: one event for every change, written in the transaction that makes it.
 
 An event has who did what to what, and the previous value where something was changed in place. Events are
-only ever added; they refer to names, which stay when their versions are removed.
+only ever added, in a chain (see ``chain``); they refer to names, which stay when their versions are removed.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, Text, cast, literal_column, null, select
 from sqlalchemy.orm import Session
 
 from ...schemas.errors import UsageError
 from . import models
+from .chain import chain
+from .column_types import clean_foreign_text
 from .query import MAX_PAGE, Page, decode_cursor, encode_cursor
 from .records import Event
 
@@ -26,12 +29,34 @@ ACTOR_VARIABLE = "METEORA_ACTOR"
 
 def record_event(
     session: Session, action: str, subject: str, name: str, version: int | None = None, **details: Any
-) -> None:
-    """Add an event; ``details`` are JSON values."""
-    actor = current_actor()
-    session.add(
-        models.Event(actor=actor, action=action, subject=subject, name=name, version=version, details=details)
-    )
+) -> models.Event:
+    """Add an event that follows the last one, and return its row; ``details`` are JSON values.
+
+    Writers take turns, so no other event can come in between.
+    """
+    previous, role = session.execute(_find_last(session)).one()
+    values = {
+        "at": datetime.now(UTC),
+        # As they are stored, because the digest is over what is stored.
+        "actor": clean_foreign_text(current_actor()),
+        "action": action,
+        "subject": subject,
+        "name": clean_foreign_text(name),
+        "version": version,
+        "details": details,
+    }
+    # The role is not written: the database does that, and lets a role with the least rights write no other.
+    event = models.Event(**values, digest=chain(previous, values | {"role": role}))
+    session.add(event)
+    return event
+
+
+def _find_last(session: Session) -> Select[Any]:
+    """Return the query for the digest of the last event and for the role that the database knows us by."""
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    role = cast(literal_column("session_user"), Text) if is_postgresql else null()
+    last = select(models.Event.digest).order_by(models.Event.id.desc()).limit(1)
+    return select(last.scalar_subquery(), role)
 
 
 def current_actor() -> str:
@@ -60,7 +85,9 @@ def read_history(session: Session, name: str | None, *, limit: int, after: str |
 
 
 def _event(row: models.Event) -> Event:
-    return Event(row.at, row.actor, row.action, row.subject, row.name, row.version, row.details)
+    return Event(
+        row.at, row.actor, row.role, row.action, row.subject, row.name, row.version, row.details, row.digest
+    )
 
 
 @cache

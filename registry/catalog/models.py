@@ -26,6 +26,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Double,
+    FetchedValue,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -388,11 +389,16 @@ class Verification(Base):
 
 
 class Event(Base):
-    """One change to the catalog; rows are only ever added, and refer to names, which outlive rows."""
+    """One change to the catalog; rows are only ever added, and refer to names, which outlive rows.
+
+    ``digest`` is over the row and the digest of the row before it. ``role`` is the role that PostgreSQL knows
+    the writer by, and null on SQLite; the database fills it in, because a role may not be stated by itself.
+    """
 
     __tablename__ = "events"
     __table_args__ = (
         CheckConstraint("subject IN ('adapter', 'bundle', 'base', 'catalog', 'store')", name="subject_known"),
+        CheckConstraint("length(digest) = 64", name="digest_length"),
         Index(None, "name", "id"),
     )
 
@@ -404,6 +410,8 @@ class Event(Base):
     name: Mapped[str] = mapped_column(ForeignText())
     version: Mapped[int | None] = mapped_column(Integer)
     details: Mapped[dict[str, Any]]
+    role: Mapped[str | None] = mapped_column(ForeignText(), server_default=FetchedValue())
+    digest: Mapped[Digest]
 
 
 # For statements over many rows: reading these as objects of the classes above costs ten times as much.
@@ -415,6 +423,7 @@ adapter_files = _tables["adapter_files"]
 bundle_versions = _tables["bundle_versions"]
 aliases = _tables["aliases"]
 tags = _tables["tags"]
+events = _tables["events"]
 base_models = _tables["base_models"]
 search_adapters = _tables["search_adapters"]
 search_words = _tables["search_words"]

@@ -265,15 +265,21 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change to the catalog: when, by whom, what was done to what."""
+    """One change to the catalog: when, by whom, what was done to what.
+
+    ``actor`` is who the writer claims to be, ``role`` the role that PostgreSQL knew the writer by, None on
+    SQLite. ``digest`` is over this event and the one before it.
+    """
 
     at: datetime
     actor: str
+    role: str | None
     action: str
     subject: str
     name: str
     version: int | None
     details: dict[str, Any]
+    digest: Digest
 
 
 def join_sources(sources: Iterable[CatalogSource]) -> str:

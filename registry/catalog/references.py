@@ -19,7 +19,7 @@ from ...schemas.names import CatalogSource
 from . import models
 from .adapters import read_origin
 from .engine import transaction
-from .events import current_actor
+from .events import record_event
 
 _PAGE_ROWS = 1000
 
@@ -67,10 +67,7 @@ def identify(session: Session) -> Digest | None:
 
 def begin(session: Session) -> Digest:
     """Record the event by which a catalog without events is known from now on, and return its identity."""
-    event = models.Event(
-        actor=current_actor(), action="begin", subject=models.CATALOG, name=models.CATALOG, details={}
-    )
-    session.add(event)
+    event = record_event(session, "begin", models.CATALOG, models.CATALOG)
     session.flush()
     # As the database holds it, to the precision of its clock.
     session.refresh(event)

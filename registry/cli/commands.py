@@ -68,7 +68,7 @@ database = LazyGroup(
     table={
         "upgrade": Listed("Bring the catalog to the schema of this version", ".db", "upgrade"),
         "current": Listed("Print the revision of the catalog's schema", ".db", "current"),
-        "check": Listed("Check the catalog's schema and look for damage", ".db", "check"),
+        "check": Listed("Check the catalog's schema and history, and look for damage", ".db", "check"),
         "export": Listed("Write the whole catalog to a file", ".db", "export"),
         "import": Listed("Read FILE, which `db export` wrote, into an empty catalog", ".db", "import_"),
         "backup": Listed("Copy a catalog on SQLite to a file, and check the copy", ".db", "backup"),

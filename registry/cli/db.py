@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from sqlalchemy.engine import URL
 
+from ...schemas.digest import Digest
 from ..catalog import database
 from ..catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from ..catalog.revisions import HEAD_REVISION
@@ -46,22 +47,46 @@ def current(registry: Registry) -> None:
         print_remark(f"this version of meteora-registry needs {HEAD_REVISION}")
 
 
-@click.command("check", epilog=examples("db check"))
+class DigestType(click.ParamType[Digest]):
+    """A SHA-256 digest of 64 hexadecimal digits."""
+
+    name = "digest"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Digest:
+        """Return the digest."""
+        try:
+            return Digest(value.strip().lower())
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command("check", epilog=examples("db check", "db check --head 9f2c...e1"))
+@click.option(
+    "--head",
+    metavar="DIGEST",
+    type=DigestType(),
+    help="What `history --head` printed: the history up to it must be as it was then.",
+)
 @pass_registry
 @click.pass_context
-def check(context: click.Context, registry: Registry) -> None:
-    """Check the catalog's schema and look for damage.
+def check(context: click.Context, registry: Registry, *, head: Digest | None) -> None:
+    """Check the catalog's schema and history, and look for damage.
 
-    The schema must be this version's.
+    The schema must be this version's. Every event must follow from the one before it, and every version must
+    have the content that it was added with.
     """
     with engine_for(_url_of(registry.home)) as engine:
         database.require_head(engine)
         problems = database.find_problems(engine)
-    for problem in problems:
+    # With a table missing, the history could not be read.
+    history = None if problems else registry.catalog.check_history(head)
+    for problem in problems if history is None else history.problems:
         print_line(problem)
-    if problems:
+    if history is None or history.problems:
         context.exit(REFUSED)
     print_remark("the catalog is sound, and its schema is this version's")
+    if history.since is not None:
+        print_remark(f"its history is as it was at that head, and has {history.since} events since")
 
 
 @click.command("export", epilog=examples("db export catalog.jsonl"))

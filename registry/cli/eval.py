@@ -12,6 +12,7 @@ from ...schemas.errors import UsageError
 from ...schemas.evaluation import (
     DEFAULT_MODES,
     MODES,
+    Abstention,
     Comparison,
     Evaluation,
     Interval,
@@ -22,6 +23,7 @@ from ...schemas.evaluation import (
 )
 from ...schemas.gate_choices import PromptForm
 from ...scores.intervals import can_estimate
+from ...scores.proportions import wilson_interval
 from ..dependencies import require_torch
 from ..face import Registry
 from ..workflows.compare import compare_files
@@ -111,6 +113,12 @@ _UNKNOWN = "-"
 @click.option(
     "--plots", metavar="FOLDER", type=click.Path(path_type=Path), help="Draw the figures as PNG there."
 )
+@click.option(
+    "--foreign",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Has .jsonl files of prompts that no member was made for: count which are left to the base.",
+)
 @format_option
 @pass_registry
 def run(
@@ -129,6 +137,7 @@ def run(
     form: str,
     out: Path | None,
     plots: Path | None,
+    foreign: Path | None,
     as_json: bool,
 ) -> None:
     """Score a bundle on its members' tasks.
@@ -161,6 +170,7 @@ def run(
             options=options,
             out=out,
             plots=plots,
+            foreign=foreign,
             progress=progress,
         )
     if as_json:
@@ -262,6 +272,33 @@ def print_evaluation(evaluation: Evaluation) -> None:
             (task.member, task.metric, str(len(task.lines)), *(_percent(each.score) for each in row))
             for task, row in zip(evaluation.tasks, scores, strict=True)
         ],
+    )
+    if evaluation.abstention is not None:
+        _print_abstention(evaluation.abstention)
+
+
+def _print_abstention(found: Abstention) -> None:
+    threshold = "no threshold" if found.abstain is None else f"below the confidence {found.abstain:g}"
+    print_line()
+    print_line(f"left to the base, {threshold}; AUROC of own against foreign prompts {found.auroc:.3f}")
+    print_table(
+        ("PROMPTS", "COUNT", "LEFT", "SHARE", "95 % INTERVAL", "CONFIDENCE (QUARTILES)"),
+        [
+            _abstention_row("own", found.own, found.own_left, found.own_confidence),
+            _abstention_row("foreign", found.foreign, found.foreign_left, found.foreign_confidence),
+        ],
+    )
+
+
+def _abstention_row(name: str, count: int, left: int, quartiles: Sequence[float]) -> tuple[str, ...]:
+    low, high = wilson_interval(left, count)
+    return (
+        name,
+        str(count),
+        str(left),
+        _percent(left / count),
+        f"{_percent(low)} to {_percent(high)}",
+        ", ".join(f"{value:.2f}" for value in quartiles),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
 from ...schemas.gate_choices import PromptForm, Scope
+from ...scores.proportions import wilson_interval
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
@@ -20,11 +22,13 @@ from .parameters import (
     data_option,
     format_option,
     out_option,
+    parse_share,
     pass_registry,
 )
 from .progress import progress_bar
 
 if TYPE_CHECKING:
+    from ...schemas.bundle import RequestGates
     from ..workflows.gate_fit import GateFit
 
 
@@ -58,6 +62,15 @@ if TYPE_CHECKING:
     None,
     "Which form of the prompts the base reads. Default: both, where its tokenizer has a chat template.",
 )
+@click.option(
+    "--abstain",
+    callback=parse_share,
+    metavar="SHARE|none",
+    default="5%",
+    show_default=True,
+    help="At most this share of own prompts is left to the base, as are prompts that no member was made for. "
+    "For the scopes `prompt` and `prompt+token`.",
+)
 @format_option
 @pass_registry
 def fit(
@@ -73,6 +86,7 @@ def fit(
     scope: str,
     statistics: Path | None,
     form: str | None,
+    abstain: float | None,
     as_json: bool,
 ) -> None:
     """Fit the gates of a bundle on a few texts of each member.
@@ -93,6 +107,7 @@ def fit(
             scope=cast("Scope", scope),
             statistics=statistics,
             form=cast("PromptForm | None", form),
+            abstain=abstain,
             progress=progress,
         )
     if as_json:
@@ -112,4 +127,32 @@ def _print_fit(found: GateFit) -> None:
     print_table(
         ("MEMBER", "SAMPLES", "DATA"),
         [(data.member, str(data.samples), data.sha256.short) for data in found.fitting.data],
+    )
+    if found.request is not None:
+        print_line()
+        for line in _describe_decisions(found, found.request):
+            print_line(line)
+
+
+def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
+    """Yield what is known of the decisions from prompts that the fit did not read."""
+    judged = request.held_out
+    if judged is None:
+        yield "held out: no prompts, so nothing is known of the decisions, and no prompt is left to the base"
+        return
+    yield (
+        f"held out: {judged.prompts} prompts ({' and '.join(request.forms)}) that the fit did not read: "
+        f"{judged.right} decided rightly ({judged.right / judged.prompts:.1%})"
+    )
+    for own, chosen, count in found.confusions:
+        yield f"  {count} of {own} went to {chosen}"
+    if judged.own_left is None or judged.general_left is None:
+        reason = "none was asked for" if request.quantiles else "too few were held out to know a threshold"
+        yield f"abstention: off, {reason}"
+        return
+    low, high = wilson_interval(judged.own_left, judged.prompts)
+    yield (
+        f"abstention: {judged.own_left} of them ({judged.own_left / judged.prompts:.1%}, 95 % interval "
+        f"{low:.1%} to {high:.1%}) and {judged.general_left} of {judged.general_prompts} general prompts are "
+        "left to the base"
     )

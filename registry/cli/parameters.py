@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from ...schemas.document import finite_number
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import PromptForm
 from ...schemas.names import CatalogSource, parse_catalog_source
@@ -46,6 +47,22 @@ data_option = click.option(
     type=click.Path(path_type=Path),
     help="Has a file MEMBER.jsonl for every member.",
 )
+
+
+def parse_share(context: click.Context, parameter: click.Parameter, text: str) -> float | None:
+    """Return the share above 0 and below 1 that a text such as `5%` or `0.05` states; None for `none`."""
+    if text == "none":
+        return None
+    try:
+        number = finite_number(text.removesuffix("%").strip())
+    except ValueError:
+        number = 0.0
+    share = number / 100 if text.endswith("%") else number
+    if not 0 < share < 1:
+        raise click.BadParameter(
+            f"`{text}` is not a share such as `5%` or `0.05`, nor `none`", context, parameter
+        )
+    return share
 
 
 def as_option(default: PromptForm | None, text: str) -> Callable[[Function], Function]:

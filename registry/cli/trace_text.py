@@ -34,6 +34,11 @@ def print_trace(trace: Trace) -> None:
             ("modules", str(len(trace.modules))),
         ]
     )
+    for each in trace.decisions:
+        served = ", ".join(each.members) or "left to the base"
+        print_line(
+            f"decided  tokens {each.start} to {each.end - 1}: {served}, confidence {each.confidence:.2f}"
+        )
     print_line()
     colours = colours_wanted()
     _print_legend(trace.members, [float(share) for share in shares.mean(axis=0)], colours=colours)

@@ -37,7 +37,7 @@ from ...runtime.fitting import (
     open_base,
     read_task_data,
 )
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, RequestGates
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, PromptForm, Scope, check_scope
 from ...schemas.manifest import Manifest
@@ -50,6 +50,7 @@ from .bundle_folder import check_no_adapter_has, find_member, register_bundle, w
 from .fuse_plan import stored_sources
 from .inference import load_base
 
+DEFAULT_ABSTAIN = 0.05
 _UNDECIDED_TOKENS = 4
 
 
@@ -66,6 +67,8 @@ class FitRequest:
             measured, that raises the weakest member from 62 to 77 % of its own score (docs/gates.md).
         statistics: where the statistics are read and kept, if anywhere.
         form: of the prompts; by default both plain and in the base's chat template, if it has one.
+        abstain: the share of own prompts that a decision about requests may leave to the base; None for no
+            abstention.
     """
 
     base: str
@@ -73,6 +76,7 @@ class FitRequest:
     scope: Scope = "prompt"
     statistics: Path | None = None
     form: PromptForm | None = None
+    abstain: float | None = DEFAULT_ABSTAIN
 
     def __post_init__(self) -> None:
         check_scope(self.scope)
@@ -85,6 +89,8 @@ class FitRequest:
             concatenated=traits.fits_concatenated,
             skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
             form=self.form,
+            requests=traits.decides_requests,
+            abstain=self.abstain,
         )
 
 
@@ -98,7 +104,19 @@ class WrittenFit:
 
 @dataclass(frozen=True, slots=True)
 class GateFit:
-    """The result of a fit; ``gates`` is how many gates serve the bundle's modules."""
+    """The result of a fit.
+
+    Attributes:
+        folder: of the new bundle.
+        version: of the bundle in the catalog.
+        record: of its verification.
+        fitting: on what the gates were fitted.
+        gates: how many serve the bundle's modules.
+        modules: of the bundle.
+        request: the gates that decide for requests, and how well; None in a scope without such decisions.
+        abstain: the confidence below which they leave a prompt to the base.
+        confusions: held-out prompts that went to another member: their own, the chosen one, and how many.
+    """
 
     folder: Path
     version: BundleVersion
@@ -106,6 +124,9 @@ class GateFit:
     fitting: Fitting
     gates: int
     modules: int
+    request: RequestGates | None
+    abstain: float | None
+    confusions: tuple[tuple[str, str, int], ...]
 
 
 def fit_bundle(
@@ -149,8 +170,17 @@ def fit_bundle(
     ]
     record, gates = written.record, written.gates
     version = register_bundle(catalog, folder, bundle_name, members, record)
+    requests = gates.requests
     return GateFit(
-        folder, version, record, gates.fitting, len(gates.values), len(bundle.config.target_modules)
+        folder,
+        version,
+        record,
+        gates.fitting,
+        len(gates.values),
+        len(bundle.config.target_modules),
+        request=None if requests is None else requests.description,
+        abstain=gates.abstain,
+        confusions=() if requests is None else requests.confusions,
     )
 
 
@@ -251,7 +281,8 @@ def _writer(
     bundle: Bundle, fitted: FittedGates, scope: Scope, progress: Progress
 ) -> Callable[[Path], Manifest]:
     gate = fitted.describe(scope)
-    new = NewGates(gate, bundle.config.top_k, bundle.config.temperature, fitted.values)
+    request = {} if fitted.requests is None else fitted.requests.values
+    new = NewGates(gate, bundle.config.top_k, bundle.config.temperature, fitted.values, request)
     return partial(refit_bundle, bundle, new, progress=progress)
 
 

@@ -30,6 +30,7 @@ def evaluate(
     *,
     out: Path | None = None,
     plots: Path | None = None,
+    foreign: Path | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate the bundle in a folder.
@@ -43,6 +44,7 @@ def evaluate(
         options: modes, metrics, and how much is asked.
         out: a file for the evaluation as JSON; one that is there is replaced.
         plots: a folder for the figures, made if it is not there; files of the same names are replaced.
+        foreign: a folder of prompts that no member was made for, to count what is left to the base.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -62,9 +64,15 @@ def evaluate(
     opened = open_base(base)
     context = context_of(opened.config)
     tasks = read_task_data(data, members, tokenizer=opened.tokenizer, context_tokens=context)
+    others = None if foreign is None else evaluation.read_foreign(foreign, opened.tokenizer, context)
     evaluation.make_tasks(tasks, members, opened.tokenizer, options, context_tokens=context)
     found = evaluation.evaluate(
-        load_for_command(folder, opened), tasks, options, bundle=real_path(folder).name, progress=progress
+        load_for_command(folder, opened),
+        tasks,
+        options,
+        bundle=real_path(folder).name,
+        foreign=others,
+        progress=progress,
     ).model_copy(update={"manifest_sha256": manifest_sha256})
     if out is not None:
         write_whole(out, found.to_bytes())

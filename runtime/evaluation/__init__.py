@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .abstention import read_foreign
 from .evaluator import evaluate
 from .tasks import EvaluationOptions, Task, make_tasks
 
-__all__ = ["EvaluationOptions", "Task", "evaluate", "make_tasks"]
+__all__ = ["EvaluationOptions", "Task", "evaluate", "make_tasks", "read_foreign"]

@@ -16,6 +16,7 @@ from ..active_bundles import routing
 from ..fitting import TaskData, context_of
 from ..loaded_bundle import LoadedBundle
 from ..routing_record import RoutingRecord
+from .abstention import check_decides, judge_abstention
 from .generation import Meter, generate_answers
 from .modes import serve_as, serve_task
 from .tally import RoutingTally
@@ -30,6 +31,7 @@ def evaluate(
     options: EvaluationOptions | None = None,
     *,
     bundle: str,
+    foreign: Mapping[str, TaskData] | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Score a bundle on its members' tasks.
@@ -39,6 +41,7 @@ def evaluate(
         data: of every member.
         options: modes, metrics, and how many items.
         bundle: its name in the evaluation.
+        foreign: prompts that no member was made for, to count what the bundle's decisions leave to the base.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -50,6 +53,8 @@ def evaluate(
     config, model = loaded.config, loaded.model
     context = context_of(model.config)
     tasks = make_tasks(data, config.names, loaded.tokenizer, options, context_tokens=context)
+    if foreign is not None:
+        check_decides(loaded)
     evaluator = _Evaluator(loaded, tasks, options.batch_size, progress)
     return Evaluation(
         meteora_evaluation=1,
@@ -65,6 +70,9 @@ def evaluate(
         device=_describe(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         versions={name: version(name) for name in _PACKAGES},
+        abstention=None
+        if foreign is None
+        else judge_abstention(loaded, tasks, foreign, options, progress=progress),
     )
 
 

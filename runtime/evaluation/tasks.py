@@ -129,7 +129,7 @@ def _check_options(options: EvaluationOptions, members: Sequence[str]) -> None:
 
 
 # Every item is asked in each of these, and not in turn as in a fit.
-_FORMS: dict[PromptForm, tuple[PromptForm, ...]] = {"both": ("plain", "chat")}
+FORMS: dict[PromptForm, tuple[PromptForm, ...]] = {"both": ("plain", "chat")}
 
 
 def _make_task(
@@ -146,7 +146,7 @@ def _make_task(
         ]
         return None
     chosen = choose_samples(data.samples, options.limit or len(data.samples))
-    forms = _FORMS.get(options.form, (options.form,))
+    forms = FORMS.get(options.form, (options.form,))
     samples = [sample for form in forms for sample in write_as(chosen, form, tokenizer)]
     expected = tuple(_expected_of(sample) for sample in samples)
     prompt_tokens = _lengths([sample.prompt for sample in samples], tokenizer, special=True)

@@ -6,7 +6,7 @@ modules with the very label that is to be learned, and a routed model has no suc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...files.progress import Progress, Step, silent
 from ...kernels.gate_kinds import GATE_KINDS
-from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate
+from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, TemplateTokens
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import FittedKind, PromptForm, Scope
 from ...schemas.statistics import (
@@ -27,15 +27,17 @@ from ...schemas.statistics import (
     TokenSettings,
 )
 from ..base_model import context_of
-from .forms import form_of_fit, write_as
+from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, split_inputs
+from .request_gates import FittedRequests, RequestReader, choose_inputs, fit_request_gates
 from .sequences import (
     Batch,
     choose_samples,
     concatenate,
     count_tokens,
     encode_samples,
+    hold_out,
     make_batches,
 )
 from .solve import Method, solve_gate
@@ -46,7 +48,7 @@ from .statistics_file import (
     merge_moments,
     written_statistics,
 )
-from .task_data import TaskData
+from .task_data import Sample, TaskData
 
 # Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.
 MAX_MEMORY_BYTES = 4 << 30
@@ -66,6 +68,9 @@ class FitOptions:
         skip_tokens: at the beginning of every sample, that are not counted.
         concatenated: also read samples behind those of other members.
         form: of the prompts; by default half of the lines in the base's chat template, if it has one.
+        requests: also fit request gates, and hold a part of every member's samples out of the fit to judge
+            them.
+        abstain: the share of own prompts that request gates may leave to the base; None for no abstention.
         max_memory_bytes: of second moments held at once; more of them take another pass.
     """
 
@@ -77,6 +82,8 @@ class FitOptions:
     skip_tokens: int = 0
     concatenated: bool = False
     form: PromptForm | None = None
+    requests: bool = False
+    abstain: float | None = None
     max_memory_bytes: int = MAX_MEMORY_BYTES
 
     def __post_init__(self) -> None:
@@ -85,6 +92,8 @@ class FitOptions:
         for name in ("max_samples", "max_tokens", "max_memory_bytes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}, expected at least 1")
+        if self.abstain is not None and not 0 < self.abstain < 1:
+            raise UsageError(f"`abstain` is {self.abstain}, expected above 0 and below 1")
         if not 0 <= self.skip_tokens < self.max_tokens:
             raise UsageError(f"`skip_tokens` is {self.skip_tokens}, expected 0 to {self.max_tokens - 1}")
 
@@ -98,6 +107,7 @@ class FitOptions:
             skip_tokens=self.skip_tokens,
             concatenated=self.concatenated,
             form=self.form or "given",
+            holds_out=self.requests,
         )
 
 
@@ -105,7 +115,9 @@ class FitOptions:
 class FittedGates:
     """The gates of a bundle: ``values`` has rows ``[L, h]`` and bias ``[L]``, float32, by source module.
 
-    ``sources`` takes every other module to the one whose input, and hence whose gate, it shares.
+    ``sources`` takes every other module to the one whose input, and hence whose gate, it shares. ``requests``
+    has the request gates, if they were asked for, and ``abstain`` the threshold of their confidence; None if
+    none was asked for, or too few prompts were held out to know one.
     """
 
     kind: FittedKind
@@ -113,6 +125,8 @@ class FittedGates:
     values: dict[str, tuple[Tensor, Tensor]]
     sources: dict[str, str]
     fitting: Fitting
+    requests: FittedRequests | None = None
+    abstain: float | None = None
 
     def describe(self, scope: Scope) -> Gate:
         """Return the part of a bundle's config for these gates, if one decision of them serves ``scope``."""
@@ -122,6 +136,8 @@ class FittedGates:
             bias=True,
             eps=self.eps,
             sources=self.sources,
+            abstain=self.abstain,
+            request=None if self.requests is None else self.requests.description,
             initialisation=None,
             fitted=self.fitting,
         )
@@ -173,18 +189,31 @@ def fit_gates(
             old = stack.enter_context(StatisticsFile(statistics))
             old.check_fits(digest_of_base(base), options.settings)
         known = _known_members(old, config, data)
-        new = _read_new(config, data, known, tokenizer, options)
+        template = template_tokens(tokenizer) if options.requests else None
+        new = _read_new(config, data, known, tokenizer, template, options)
         description = _describe(base, config, inputs, known, new, options)
         writer = None
         if statistics is not None and new.names:
             writer = stack.enter_context(written_statistics(statistics, description))
-        values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
+        chosen = choose_inputs(inputs, base.config) if options.requests else ()
+        # The moments of all inputs together may be more than fits.
+        kept: dict[str, Moments] = {}
+        keep = {each.source for each in chosen}
+        values = _fit_inputs(base, inputs, description, old, new, writer, options, progress, keep, kept)
+        holds_out = options.requests and (old is None or old.description.settings.holds_out)
+    requests = None
+    if options.requests:
+        held_out = _held_out(config, data, options, may_judge=holds_out)
+        requests = _fit_requests(base, tokenizer, inputs, kept, held_out, template, options, progress)
+    has_threshold = requests is not None and requests.description.quantiles is not None
     return FittedGates(
         kind=options.kind,
         eps=_EPS,
         values=values,
         sources={path: each.source for each in inputs for path in each.modules[1:]},
         fitting=_fitting(description, options),
+        requests=requests,
+        abstain=options.abstain if has_threshold else None,
     )
 
 
@@ -239,6 +268,7 @@ def _read_new(
     data: Mapping[str, TaskData],
     known: Mapping[str, StatisticsMember],
     tokenizer: PreTrainedTokenizerBase,
+    template: TemplateTokens | None,
     options: FitOptions,
 ) -> _NewData:
     names = tuple(name for name in config.names if name not in known)
@@ -250,14 +280,17 @@ def _read_new(
             hint="fit without these statistics, with the data of every member",
         )
     chosen = {
-        name: write_as(
-            choose_samples(data[name].samples, options.max_samples), options.form or "given", tokenizer
-        )
+        name: write_as(_read_samples(data[name].samples, options), options.form or "given", tokenizer)
         for name in names
     }
     sequences = [
         encode_samples(
-            chosen[name], tokenizer, place, max_tokens=options.max_tokens, skip_tokens=options.skip_tokens
+            chosen[name],
+            tokenizer,
+            place,
+            max_tokens=options.max_tokens,
+            skip_tokens=options.skip_tokens,
+            template=template,
         )
         for place, name in enumerate(names)
     ]
@@ -266,6 +299,48 @@ def _read_new(
     tokens = count_tokens(alone + joined)
     parts = {name: _part_of(data[name], len(chosen[name]), tokens.get(i, 0)) for i, name in enumerate(names)}
     return _NewData(names, parts, make_batches(alone + joined), dict(tokens))
+
+
+def _held_out(
+    config: BundleConfig, data: Mapping[str, TaskData], options: FitOptions, *, may_judge: bool
+) -> dict[str, tuple[Sample, ...]]:
+    """Return the samples of each member that the moments do not contain, by name."""
+    return {
+        name: hold_out(data[name].samples, options.max_samples)[1] if may_judge and name in data else ()
+        for name in config.names
+    }
+
+
+def _fit_requests(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Sequence[ModuleInput],
+    moments: Mapping[str, Moments],
+    held_out: Mapping[str, Sequence[Sample]],
+    template: TemplateTokens | None,
+    options: FitOptions,
+    progress: Progress,
+) -> FittedRequests:
+    reader = RequestReader(
+        base,
+        tokenizer,
+        tuple(each for each in inputs if each.source in moments),
+        kind=options.kind,
+        eps=_EPS,
+        scale_input=_scaling_of(options.kind),
+        form=options.form or "given",
+        template=template,
+        max_tokens=options.max_tokens,
+    )
+    return fit_request_gates(
+        reader, moments, held_out, shrinkage=options.shrinkage, abstain=options.abstain, progress=progress
+    )
+
+
+def _read_samples(samples: Sequence[Sample], options: FitOptions) -> tuple[Sample, ...]:
+    if options.requests:
+        samples = hold_out(samples, options.max_samples)[0]
+    return choose_samples(samples, options.max_samples)
 
 
 def _part_of(data: TaskData, samples: int, tokens: int) -> StatisticsMember:
@@ -307,6 +382,8 @@ def _fit_inputs(
     writer: StatisticsWriter | None,
     options: FitOptions,
     progress: Progress,
+    keep: Collection[str],
+    kept: dict[str, Moments],
 ) -> dict[str, tuple[Tensor, Tensor]]:
     values: dict[str, tuple[Tensor, Tensor]] = {}
     groups = list(split_inputs(inputs, options.max_memory_bytes))
@@ -324,6 +401,8 @@ def _fit_inputs(
             )
             if writer:
                 writer.write(each.source, moments)
+            if each.source in keep:
+                kept[each.source] = moments
             values[each.source] = solve_gate(
                 moments, options.method, shrinkage=options.shrinkage, what=f"the input of `{each.source}`"
             )

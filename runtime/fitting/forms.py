@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
+from ...schemas.bundle import TemplateTokens
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import PromptForm
 from .chat_template import ChatTemplate, without_first_token
 from .task_data import Sample
+
+_QUESTION = "Hello"
 
 
 def form_of_fit(tokenizer: PreTrainedTokenizerBase, form: PromptForm | None) -> PromptForm:
@@ -50,10 +54,29 @@ def writes_questions(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     with ChatTemplate(tokenizer) as template:
         try:
-            template.render(_turns("Hello"))
+            text = template.render(_turns(_QUESTION))
         except DataRefused:
             return False
-    return True
+    return _QUESTION in text
+
+
+def template_tokens(tokenizer: PreTrainedTokenizerBase) -> TemplateTokens | None:
+    """Return the tokens that the chat template puts around a question; None without one for questions."""
+    if not writes_questions(tokenizer):
+        return None
+    (sample,) = write_as([Sample(_QUESTION, None, 1, question=_QUESTION)], "chat", tokenizer)
+    before, _, behind = sample.prompt.partition(_QUESTION)
+    whole = list(tokenizer(sample.prompt, verbose=False)["input_ids"])
+    # A token may reach from the template into the question, and differ from question to question.
+    start = _common(whole, list(tokenizer(before, verbose=False)["input_ids"]))
+    last = tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"]
+    end = _common(whole[len(start) :][::-1], list(last)[::-1])[::-1]
+    return TemplateTokens(before=tuple(start), behind=tuple(end))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> list[int]:
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return [token for token, _ in pairs]
 
 
 def write_as(

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ...schemas.bundle import TemplateTokens
 from .task_data import Sample
 
 # The label of a token that does not count: padding, and those left out at the beginning of a sample.
 NO_MEMBER = -1
 MAX_BATCH_TOKENS = 2048
+# One sample of so many is held out where there are few.
+_HELD_OUT_OF = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,19 @@ def choose_samples(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
     return tuple(samples[place * len(samples) // count] for place in range(count))
 
 
+def hold_out(samples: Sequence[Sample], limit: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Divide samples into those that a fit may read and those held out from it, in their order.
+
+    All that a fit of ``limit`` samples leaves over, and at least a fifth, are held out, at most ``limit``.
+    """
+    count = min(limit, max(len(samples) - limit, len(samples) // _HELD_OUT_OF))
+    held = {sample.line for sample in choose_samples(samples, count)} if count else set()
+    return (
+        tuple(sample for sample in samples if sample.line not in held),
+        tuple(sample for sample in samples if sample.line in held),
+    )
+
+
 def encode_samples(
     samples: Sequence[Sample],
     tokenizer: PreTrainedTokenizerBase,
@@ -50,16 +66,21 @@ def encode_samples(
     *,
     max_tokens: int,
     skip_tokens: int,
+    template: TemplateTokens | None = None,
 ) -> list[LabelledTokens]:
-    """Encode prompt and response of each sample as tokens of one member, cut to ``max_tokens``."""
+    """Encode prompt and response of each sample as tokens of one member, cut to ``max_tokens``.
+
+    Neither the first ``skip_tokens`` nor those of the chat template around the question count.
+    """
     sequences = []
     for sample in samples:
         ids = tokenizer(sample.prompt, verbose=False)["input_ids"]
+        start, end = (0, len(ids)) if template is None else template.span_of(ids)
+        outside = {*range(start), *range(end, len(ids)), *range(skip_tokens)}
         if sample.response is not None:
             ids = ids + tokenizer(sample.response, add_special_tokens=False, verbose=False)["input_ids"]
         ids = ids[:max_tokens]
-        skipped = min(skip_tokens, len(ids))
-        labels = (NO_MEMBER,) * skipped + (label,) * (len(ids) - skipped)
+        labels = tuple(NO_MEMBER if place in outside else label for place in range(len(ids)))
         sequences.append(LabelledTokens(tuple(ids), labels))
     return sequences
 

@@ -70,6 +70,24 @@ def solve_gate(
     return solved[0].to(torch.float32).cpu(), solved[1].to(torch.float32).cpu()
 
 
+def solve_request_gate(
+    moments: Moments, members: int, *, shrinkage: float, what: str = "an input"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve for a request gate: rows and bias by ``lda`` over all classes, and the members' Gram matrix.
+
+    That is M_ij = (mu_i - m)^T C^-1 (mu_j - m) over the first ``members`` classes, with m their mean. The
+    rows are C^-1 (mu_i - mu), so it follows from them.
+
+    Raises:
+        DataRefused: as ``solve_gate``.
+    """
+    rows, bias = solve_gate(moments, "lda", shrinkage=shrinkage, what=what)
+    own = moments.means[:members].cpu()
+    towards = rows[:members].double()
+    gram = (towards - towards.mean(dim=0)) @ (own - own.mean(dim=0)).T
+    return rows, bias, ((gram + gram.T) / 2).to(torch.float32)
+
+
 def _lda(within: Tensor, offsets: Tensor, centre: Tensor, shrinkage: float) -> tuple[Tensor, Tensor] | None:
     scale = torch.diagonal(within).mean() * shrinkage
     rows = _solve(within.mul_(1 - shrinkage), scale, offsets)

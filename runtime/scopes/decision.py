@@ -19,11 +19,13 @@ class Stretch:
         own: bool [B, T], False where a token is padding.
         prompt: bool [B, T], the request's own tokens; the others are its answer.
         has_prompt: False if all tokens continue sequences that were begun earlier.
+        counted: bool [B, T], the tokens of the prompt whose evidence counts; None for all.
     """
 
     own: Tensor
     prompt: Tensor
     has_prompt: bool
+    counted: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Decision:
         members: those that serve, best first, with ``weights``; empty if the base alone does. Of a segment
             the most likely one alone, although with ``top_k`` above 1 its tokens share their weight with
             others.
-        confidence: the geometric mean posterior, over modules and tokens, of the most likely member.
+        confidence: the geometric mean posterior, over modules and tokens, of the most likely member. With
+            request gates, the share of the members' own prompts that are less like them.
     """
 
     sequence: int

@@ -134,18 +134,21 @@ class Evidence:
         Raises:
             UsageError: the module saw other tokens than the model was given.
         """
-        if logits.numel() != torch.Size(self._shape).numel():
+        self._check(path, logits)
+        self._add(torch.log_softmax(logits, dim=-1))
+
+    def _add(self, found: Tensor) -> None:
+        found = found.reshape(self._shape)
+        self._modules += 1
+        self._sum = found if self._sum is None else self._sum + found.to(self._sum.device)
+
+    def _check(self, path: str, found: Tensor) -> None:
+        if found.numel() != torch.Size(self._shape).numel():
             raise UsageError(
-                f"`{path}` saw tokens {list(logits.shape[:-1])}, the model was given "
+                f"`{path}` saw tokens {list(found.shape[:-1])}, the model was given "
                 f"{list(self._shape[:-1])}: its gate has no way to know which sequence they belong to",
                 hint="route by token within `route_as(model, scope='token')`",
             )
-        log_posterior = torch.log_softmax(logits, dim=-1).reshape(self._shape)
-        self._modules += 1
-        if self._sum is None:
-            self._sum = log_posterior
-        else:
-            self._sum = self._sum + log_posterior.to(self._sum.device)
 
     @property
     def mean(self) -> Tensor:

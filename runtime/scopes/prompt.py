@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.routing import Gate, Routing, select_top_k
+from ...schemas.bundle import TemplateTokens
 from .decision import Decision, Stretch
 from .passes import DecidedPass, RoutingPass, TokenPass, fit_tokens
 from .routing_rule import RoutingRule
@@ -33,7 +34,8 @@ class PromptDecision:
     Attributes:
         rule: the rule that decided.
         routing: [B, k]; the weights are 0 if the request is left to the base.
-        confidence: float32 [B], the geometric mean posterior of the most likely member.
+        confidence: float32 [B], the geometric mean posterior of the most likely member. With request gates,
+            the share of the members' own prompts that are less like them.
         prompt_tokens: int64 [B], the index of the answer's first token.
     """
 
@@ -48,8 +50,13 @@ class PromptDecision:
 
         For a sequence without a prompt all members are equally likely.
         """
-        logits = mean_over(log_posterior, stretch.prompt)
-        confidence = logits.amax(dim=-1).exp()
+        counted = stretch.prompt if stretch.counted is None else stretch.counted
+        logits = mean_over(log_posterior, counted)
+        request = rule.by_request_gates
+        if request is None:
+            confidence = logits.amax(dim=-1).exp()
+        else:
+            confidence, logits = request.confidence(logits), logits[:, : request.members]
         places = torch.arange(1, stretch.prompt.shape[1] + 1, device=stretch.prompt.device)
         prompt_tokens = (places * stretch.prompt).amax(dim=1)
         return cls(rule, route_decided(logits, confidence, rule), confidence, prompt_tokens)
@@ -130,6 +137,16 @@ def mean_over(log_posterior: Tensor, own: Tensor) -> Tensor:
     total = torch.where(own.unsqueeze(-1), log_posterior, 0.0).sum(dim=1)
     uniform = -math.log(log_posterior.shape[-1])
     return torch.where(count > 0, total / count.clamp(min=1), uniform)
+
+
+def outside_template(ids: Tensor, prompt: Tensor, template: TemplateTokens) -> Tensor:
+    """Return the prompts' tokens that the chat template did not put there, bool [B, T], as ``prompt`` is."""
+    counted = torch.zeros_like(prompt)
+    for row, own in enumerate(prompt):
+        places = own.nonzero().squeeze(1)
+        start, end = template.span_of(ids[row].to(places.device)[places].tolist())
+        counted[row, places[start:end]] = True
+    return counted
 
 
 def route_decided(logits: Tensor, confidence: Tensor, rule: RoutingRule) -> Routing:

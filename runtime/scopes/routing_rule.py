@@ -9,6 +9,7 @@ from typing import Any, Self
 from ...schemas.bundle import MAX_TEMPERATURE, MIN_TEMPERATURE, BundleConfig
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, Scope, check_scope
+from .request_gate import RequestRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,21 @@ class RoutingRule:
     top_k: int
     temperature: float
     abstain: float | None
+    request: RequestRule | None = None
 
     @classmethod
     def of(cls, bundle: BundleConfig) -> Self:
         """Return the bundle's own rule."""
-        return cls(bundle.gate.scope, bundle.top_k, bundle.temperature, bundle.gate.abstain)
+        found = bundle.gate.request
+        request = None
+        if found is not None:
+            request = RequestRule(len(bundle.members), found.centre, found.spread, found.quantiles)
+        return cls(bundle.gate.scope, bundle.top_k, bundle.temperature, bundle.gate.abstain, request)
+
+    @property
+    def by_request_gates(self) -> RequestRule | None:
+        """The rule of the request gates, if they decide in this scope."""
+        return self.request if SCOPES[self.scope].decides_requests else None
 
     @property
     def observes_answers(self) -> bool:

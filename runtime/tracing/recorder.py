@@ -16,6 +16,7 @@ from ...schemas.trace import (
     MAX_TRACE_TOKENS,
     NO_MEMBER,
     Trace,
+    TraceDecision,
     TraceModule,
     TraceRouting,
     TraceToken,
@@ -57,6 +58,15 @@ def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str
             loaded.model(**batch)
             ids = batch["input_ids"][0].tolist()
         modules, routings = _tables(record.modules, tokens=len(ids))
+        decisions = tuple(
+            TraceDecision(
+                start=each.start,
+                end=each.end,
+                members=each.members,
+                confidence=min(1.0, round(each.confidence, _WEIGHT_DECIMALS)),
+            )
+            for each in record.decisions
+        )
     return Trace(
         meteora_trace=1,
         bundle=bundle,
@@ -72,6 +82,7 @@ def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str
         ),
         modules=modules,
         routings=routings,
+        decisions=decisions,
     )
 
 

@@ -82,16 +82,19 @@ def test_fit_leaves_the_factors_and_the_experts_bit_for_bit(fitted: Path, workpl
 
 def test_fit_says_on_what_it_was_fitted(fitted: Path) -> None:
     config = config_of(fitted)
-    assert config["required_features"] == ["gate-scope", "gate-sources"]
+    assert config["required_features"] == ["gate-request", "gate-scope", "gate-sources"]
     gate = config["gate"]
     assert isinstance(gate, dict)
     assert gate["bias"] is True
     assert [(data["member"], data["samples"]) for data in gate["fitted"]["data"]] == [
-        (name, 12) for name in NAMES
+        (name, 10) for name in NAMES
     ]
     card = (fitted / "README.md").read_text()
     assert "The gate is fitted: lda, shrinkage 0.1, on the plain base." in card
-    assert "12 of `rank4`, 12 of `rank8`, 12 of `rslora16`" in card
+    assert "10 of `rank4`, 10 of `rank8`, 10 of `rslora16`" in card
+    # Six prompts were held out: too few to know a threshold.
+    assert "Of 6 held-out prompts of the members (given)" in card
+    assert "No prompt is left to the base alone." in card
 
 
 def test_fitted_bundle_loads_and_computes(fitted: Path) -> None:

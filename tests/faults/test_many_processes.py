@@ -27,14 +27,14 @@ SAMPLE, SWEEP = (24, 16), (75, 50)
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """A home without a catalog on SQLite, or with an empty one on PostgreSQL."""
+    """A home without a catalog on SQLite, or with an empty one on PostgreSQL, also through a pooler."""
     if reason := why_unavailable():
         pytest.skip(reason)
     if request.param == "sqlite":
         return Home(tmp_path / "home")
-    url = request.getfixturevalue("postgres_url")
+    url = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "pgbouncer_url")
     database.upgrade(parse_catalog_url(url))
     return Home(tmp_path / "home", url)
 
@@ -89,7 +89,9 @@ def check_everything(home: Home, added: set[tuple[str, str]], made: list[tuple[s
 
 
 def check_the_trail(home: Home, listed: list[tuple[str, int]]) -> None:
-    """Check that there is one event for each version that was made."""
+    """Check that there is one event for each version that was made, and that the events are one chain."""
+    with Catalog.open(home) as catalog:
+        assert catalog.check_history().problems == ()
     url = parse_catalog_url(home.catalog_url) if home.catalog_url else sqlite_url(home.catalog_file)
     with engine_for(url) as engine, engine.begin() as connection:
         found = connection.execute(sa.text("SELECT name, version FROM events WHERE action = 'add'"))

@@ -212,11 +212,18 @@ def assert_holds(found: Any, expected: Any, where: str) -> None:
         assert found == expected, where
 
 
+# Its rows were written by hand; every version that a command records has an event.
+WITHOUT_EVENT = {"first.db.gz": ("legal@9", "team@2")}
+
+
 @pytest.mark.parametrize("catalog", CATALOGS, ids=label)
 def test_golden_catalog_is_upgraded_and_shows_the_same(catalog: Path, home: Path, run: Run) -> None:
     unpack(catalog, home)
     assert run("db", "upgrade").returncode == 0
-    assert run("db", "check").returncode == 0
+    unexplained = WITHOUT_EVENT.get(catalog.name, ())
+    checked = run("db", "check")
+    assert checked.returncode == (1 if unexplained else 0)
+    assert checked.stdout.splitlines() == [f"`{each}` has no event that added it" for each in unexplained]
     stored = json.loads((catalog.parent / catalog.name.replace(".db.gz", ".json")).read_text())
     for command, expected in stored.items():
         assert_holds(shows(run, command), expected, command)

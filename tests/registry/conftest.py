@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.home import CATALOG_VARIABLE, HOME_VARIABLE, Home
+from support.pgbouncer import pgbouncer_server, pgbouncer_url
 from support.postgres import migrated_url, postgres_catalog_url, postgres_server, postgres_url
 from support.small_adapters import make_adapter
 
-__all__ = ["migrated_url", "postgres_catalog_url", "postgres_server", "postgres_url"]
+__all__ = [
+    "migrated_url",
+    "pgbouncer_server",
+    "pgbouncer_url",
+    "postgres_catalog_url",
+    "postgres_server",
+    "postgres_url",
+]
 
 
 @pytest.fixture
@@ -43,11 +53,26 @@ def catalog(home: Home, empty_catalog: Path) -> Iterator[Catalog]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def any_catalog(request: pytest.FixtureRequest, home: Home, empty_catalog: Path) -> Iterator[Catalog]:
     """An empty catalog in each database that there may be one in."""
-    if request.param == "postgresql":
-        home = Home(home.folder, request.getfixturevalue("postgres_catalog_url"))
-    else:
+    yield from open_empty(request, home, empty_catalog)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
+def shared_catalog(request: pytest.FixtureRequest, home: Home, empty_catalog: Path) -> Iterator[Catalog]:
+    """An empty catalog in each database, on PostgreSQL also through a pooler, for several writers at once."""
+    yield from open_empty(request, home, empty_catalog)
+
+
+def open_empty(request: pytest.FixtureRequest, home: Home, empty_catalog: Path) -> Iterator[Catalog]:
+    """Yield an empty catalog in the database that the fixture's parameter names."""
+    if request.param == "sqlite":
         home.folder.mkdir()
         shutil.copy(empty_catalog, home.catalog_file)
+    elif request.param == "postgresql":
+        home = Home(home.folder, request.getfixturevalue("postgres_catalog_url"))
+    else:
+        url = request.getfixturevalue("pgbouncer_url")
+        database.upgrade(parse_catalog_url(url))
+        home = Home(home.folder, url)
     with Catalog.open(home) as catalog:
         yield catalog
 

@@ -85,14 +85,14 @@ def test_an_adapter_without_lora_factors_is_recorded(catalog: Catalog) -> None:
     assert version.targets == ()
 
 
-def test_new_content_is_the_next_version_and_old_content_none(any_catalog: Catalog) -> None:
-    assert any_catalog.add_version(new_adapter(content="1")).version.version == 1
-    assert any_catalog.add_version(new_adapter(content="2")).version.version == 2
-    again = any_catalog.add_version(new_adapter(content="1"), tags=["seen"])
+def test_new_content_is_the_next_version_and_old_content_none(shared_catalog: Catalog) -> None:
+    assert shared_catalog.add_version(new_adapter(content="1")).version.version == 1
+    assert shared_catalog.add_version(new_adapter(content="2")).version.version == 2
+    again = shared_catalog.add_version(new_adapter(content="1"), tags=["seen"])
     assert (again.created, str(again.version.source), again.version.tags) == (False, "legal@1", ("seen",))
-    assert any_catalog.versions_of("legal") == (1, 2)
-    assert find(any_catalog, "legal").version == 2
-    assert find(any_catalog, "legal@1").version == 1
+    assert shared_catalog.versions_of("legal") == (1, 2)
+    assert find(shared_catalog, "legal").version == 2
+    assert find(shared_catalog, "legal@1").version == 1
 
 
 def test_the_same_content_with_another_stated_base_is_refused(catalog: Catalog) -> None:
@@ -211,18 +211,18 @@ def test_a_listing_tells_of_a_bundle_what_its_record_does(any_catalog: Catalog, 
         assert list_file(home.catalog_file) == listing
 
 
-def test_a_removed_number_never_comes_again(any_catalog: Catalog) -> None:
-    any_catalog.add_version(new_adapter(content="1"))
-    any_catalog.add_version(new_adapter(content="2"))
-    any_catalog.set_alias(CatalogSource("legal", 2), "champion")
-    removal = any_catalog.remove(CatalogSource("legal", 2))
+def test_a_removed_number_never_comes_again(shared_catalog: Catalog) -> None:
+    shared_catalog.add_version(new_adapter(content="1"))
+    shared_catalog.add_version(new_adapter(content="2"))
+    shared_catalog.set_alias(CatalogSource("legal", 2), "champion")
+    removal = shared_catalog.remove(CatalogSource("legal", 2))
     assert (removal.kind, [str(each) for each in removal.versions]) == ("adapter", ["legal@2"])
-    assert any_catalog.versions_of("legal") == (1,)
-    any_catalog.remove(CatalogSource("legal"))
+    assert shared_catalog.versions_of("legal") == (1,)
+    shared_catalog.remove(CatalogSource("legal"))
     with pytest.raises(NotInCatalog, match="has no adapter `legal`"):
-        find(any_catalog, "legal")
-    assert any_catalog.list_adapters() == ()
-    assert any_catalog.add_version(new_adapter(content="2")).version.version == 3
+        find(shared_catalog, "legal")
+    assert shared_catalog.list_adapters() == ()
+    assert shared_catalog.add_version(new_adapter(content="2")).version.version == 3
 
 
 def test_remove_gives_the_digests_and_the_catalog_says_which_are_still_referred_to(catalog: Catalog) -> None:
@@ -415,17 +415,17 @@ def test_quantised_copy_is_not_learned_as_a_spelling(catalog: Catalog) -> None:
     assert added.version.base_model == f"{LLAMA}-bnb-4bit"
 
 
-def test_a_writer_waits_for_the_other_and_takes_the_next_number(any_catalog: Catalog) -> None:
+def test_a_writer_waits_for_the_other_and_takes_the_next_number(shared_catalog: Catalog) -> None:
     with ThreadPoolExecutor() as pool:
-        with transaction(any_catalog._engine, writes=True) as session:
+        with transaction(shared_catalog._engine, writes=True) as session:
             add_adapter(session, new_adapter(content="1"), tags=())
-            second = pool.submit(any_catalog.add_version, new_adapter(content="2"))
+            second = pool.submit(shared_catalog.add_version, new_adapter(content="2"))
             with pytest.raises(TimeoutError):
                 second.result(timeout=0.2)
             # A reader does not wait.
-            assert any_catalog.versions_of("legal") == ()
+            assert shared_catalog.versions_of("legal") == ()
         assert second.result().version.version == 2
-    assert any_catalog.versions_of("legal") == (1, 2)
+    assert shared_catalog.versions_of("legal") == (1, 2)
 
 
 def test_foreign_text_that_no_database_can_hold_is_kept_as_far_as_it_can_be(any_catalog: Catalog) -> None:

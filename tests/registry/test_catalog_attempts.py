@@ -248,16 +248,16 @@ def test_a_commit_that_sqlite_refuses_is_no_success(tmp_path: Path) -> None:
         assert database.find_problems(catalog._engine) == []
 
 
-def test_threads_share_one_catalog(any_catalog: Catalog) -> None:
+def test_threads_share_one_catalog(shared_catalog: Catalog) -> None:
     problems = []
 
     def use(number: int) -> None:
         try:
             for index in range(2):
-                catalog_version = any_catalog.add_version(new_adapter(content=f"{number} {index}")).version
-                any_catalog.change_tags(catalog_version.source, add=[f"t{number}"])
-                assert any_catalog.find(catalog_version.source).tags == (f"t{number}",)
-                any_catalog.search(AdapterQuery(tags=(f"t{number}",), all_versions=True))
+                catalog_version = shared_catalog.add_version(new_adapter(content=f"{number} {index}")).version
+                shared_catalog.change_tags(catalog_version.source, add=[f"t{number}"])
+                assert shared_catalog.find(catalog_version.source).tags == (f"t{number}",)
+                shared_catalog.search(AdapterQuery(tags=(f"t{number}",), all_versions=True))
         except Exception as error:  # noqa: BLE001 - any failure in a thread has to reach the test
             problems.append(error)
 
@@ -268,4 +268,4 @@ def test_threads_share_one_catalog(any_catalog: Catalog) -> None:
     for thread in threads:
         thread.join()
     assert problems == []
-    assert added(any_catalog) == 34
+    assert added(shared_catalog) == 34

@@ -19,18 +19,18 @@ from support.catalogued import new_adapter, new_bundle, some_verification
 LEGAL = CatalogSource("legal")
 
 
-def test_every_change_says_who_and_what_stood_there_before(any_catalog: Catalog) -> None:
+def test_every_change_says_who_and_what_stood_there_before(shared_catalog: Catalog) -> None:
     for content in ("1", "2"):
-        any_catalog.add_version(new_adapter(content=content))
-    any_catalog.set_alias(CatalogSource("legal", 1), "champion")
-    any_catalog.set_alias(CatalogSource("legal", 2), "champion")
-    any_catalog.remove_alias("legal", "champion")
-    any_catalog.change_tags(LEGAL, add=["a", "b"])
-    any_catalog.change_tags(LEGAL, add=["c"], remove=["a"])
-    any_catalog.register_bundle(new_bundle(verification=some_verification()))
-    any_catalog.register_bundle(new_bundle(path=Path("/elsewhere")))
-    any_catalog.remove(CatalogSource("legal", 1))
-    found = [(each.action, each.version, each.details) for each in reversed(any_catalog.history().items)]
+        shared_catalog.add_version(new_adapter(content=content))
+    shared_catalog.set_alias(CatalogSource("legal", 1), "champion")
+    shared_catalog.set_alias(CatalogSource("legal", 2), "champion")
+    shared_catalog.remove_alias("legal", "champion")
+    shared_catalog.change_tags(LEGAL, add=["a", "b"])
+    shared_catalog.change_tags(LEGAL, add=["c"], remove=["a"])
+    shared_catalog.register_bundle(new_bundle(verification=some_verification()))
+    shared_catalog.register_bundle(new_bundle(path=Path("/elsewhere")))
+    shared_catalog.remove(CatalogSource("legal", 1))
+    found = [(each.action, each.version, each.details) for each in reversed(shared_catalog.history().items)]
     weights = [str(new_adapter(content=content).facts.weights_sha256) for content in ("1", "2")]
     assert found == [
         ("spelling", None, {"spelling": "org/base"}),
@@ -54,7 +54,7 @@ def test_every_change_says_who_and_what_stood_there_before(any_catalog: Catalog)
         ("move", 1, {"previous": "/bundles/team"}),
         ("remove", 1, {}),
     ]
-    assert {each.actor for each in any_catalog.history().items} == {
+    assert {each.actor for each in shared_catalog.history().items} == {
         f"{getpass.getuser()}@{socket.gethostname()}"
     }
 
@@ -79,27 +79,27 @@ def test_what_was_refused_leaves_no_event(any_catalog: Catalog) -> None:
     assert any_catalog.history() == before
 
 
-def test_pages_go_back_to_the_first_event_while_others_write(any_catalog: Catalog) -> None:
-    any_catalog.add_version(new_adapter())
+def test_pages_go_back_to_the_first_event_while_others_write(shared_catalog: Catalog) -> None:
+    shared_catalog.add_version(new_adapter())
     for index in range(7):
-        any_catalog.change_tags(LEGAL, add=[f"t{index}"])
-    whole = any_catalog.history("legal").items
+        shared_catalog.change_tags(LEGAL, add=[f"t{index}"])
+    whole = shared_catalog.history("legal").items
     assert len(whole) == 8
     seen, after = [], None
     while True:
-        page = any_catalog.history("legal", limit=3, after=after)
+        page = shared_catalog.history("legal", limit=3, after=after)
         seen += page.items
-        any_catalog.change_tags(LEGAL, add=[f"later{len(seen)}"])
+        shared_catalog.change_tags(LEGAL, add=[f"later{len(seen)}"])
         if page.next is None:
             break
         after = page.next
     assert tuple(seen) == whole
-    assert any_catalog.history("legal", limit=8, after=None).next is not None
+    assert shared_catalog.history("legal", limit=8, after=None).next is not None
     with pytest.raises(UsageError, match="belongs to a search with other filters"):
-        any_catalog.history("other", after=after)
+        shared_catalog.history("other", after=after)
     for limit in (0, 1001):
         with pytest.raises(UsageError, match=f"a page of {limit} events, expected 1 to 1000"):
-            any_catalog.history(limit=limit)
+            shared_catalog.history(limit=limit)
 
 
 def test_history_prints_what_happened_also_of_what_is_gone(

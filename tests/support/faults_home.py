@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # Differ from run to run, and say nothing of what was recorded.
-_TIMES = ("at", "record")
+_TIMES = ("at", "record", "digest")
 _NUMBERED_BY_TURN = ("events", "verifications")
 Rows = Mapping[str, tuple[str, ...]]
 

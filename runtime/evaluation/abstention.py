@@ -1,0 +1,122 @@
+"""The prompts that a bundle's decisions leave to the base: the members' own, and foreign ones."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ...files.progress import Progress, Step, silent
+from ...schemas.errors import UsageError
+from ...schemas.evaluation import Abstention
+from ...scores.proportions import area_under_curve
+from ..active_bundles import only_router, routing
+from ..fitting import TaskData, read_task_data, write_as
+from ..loaded_bundle import LoadedBundle
+from ..scopes.decision import Decision
+from .tasks import FORMS, EvaluationOptions, Task
+
+
+def read_foreign(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, context_tokens: int | None
+) -> dict[str, TaskData]:
+    """Read a folder of foreign prompts: each of its ``.jsonl`` files, of any name, as task data.
+
+    Raises:
+        SourceUnreadable: the folder cannot be read.
+        DataRefused: as ``read_task_data``.
+        UsageError: it has no such file.
+    """
+    names = sorted(path.stem for path in folder.glob("*.jsonl")) if folder.is_dir() else []
+    found = read_task_data(folder, names, tokenizer=tokenizer, context_tokens=context_tokens)
+    if not found:
+        raise UsageError(
+            f"`{folder}` has no file that ends in `.jsonl`, expected foreign prompts",
+            hint='a line is {"prompt": ..., "response": ...}, {"messages": [...]} or {"text": ...}',
+        )
+    return found
+
+
+def check_decides(loaded: LoadedBundle) -> None:
+    """Pass if the bundle decides for whole requests, so that it can leave one to the base.
+
+    Raises:
+        UsageError: it decides token by token.
+    """
+    rule = only_router(loaded.model).rule
+    if not rule.decides_ahead:
+        raise UsageError(
+            f"the bundle's scope `{rule.scope}` decides token by token, so no prompt is left to the base",
+            hint="fit the gates with `--scope prompt`, or leave out `--foreign`",
+        )
+
+
+def judge_abstention(
+    loaded: LoadedBundle,
+    tasks: Sequence[Task],
+    foreign: Mapping[str, TaskData],
+    options: EvaluationOptions,
+    *,
+    progress: Progress = silent,
+) -> Abstention:
+    """Decide about the tasks' prompts and about foreign ones by the bundle's own rule, and count.
+
+    A prompt of several segments is left to the base if all of them are; its confidence is the highest.
+
+    Raises:
+        UsageError: as ``check_decides``.
+    """
+    check_decides(loaded)
+    own_prompts = [prompt for task in tasks for prompt in task.prompts]
+    foreign_prompts = [
+        sample.prompt
+        for data in foreign.values()
+        for form in FORMS.get(options.form, (options.form,))
+        for sample in write_as(data.samples, form, loaded.tokenizer)
+    ]
+    step = Step("deciding", len(own_prompts) + len(foreign_prompts), progress)
+    own, own_left = _decide(loaded, own_prompts, options.batch_size, step)
+    strange, strange_left = _decide(loaded, foreign_prompts, options.batch_size, step)
+    return Abstention(
+        abstain=only_router(loaded.model).rule.abstain,
+        own=len(own),
+        own_left=own_left,
+        foreign=len(strange),
+        foreign_left=strange_left,
+        auroc=area_under_curve(own, strange),
+        own_confidence=_quartiles(own),
+        foreign_confidence=_quartiles(strange),
+    )
+
+
+def _decide(
+    loaded: LoadedBundle, prompts: Sequence[str], batch_size: int, step: Step
+) -> tuple[list[float], int]:
+    """Return the confidence of each prompt, in order of length, and how many are left to the base."""
+    ordered = sorted(prompts, key=len)
+    confidences, left = [], 0
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        for decisions in _decisions_of(loaded, batch):
+            confidences.append(min(1.0, max(each.confidence for each in decisions)))
+            left += not any(each.members for each in decisions)
+        step.advance(len(batch))
+    return confidences, left
+
+
+def _decisions_of(loaded: LoadedBundle, prompts: Sequence[str]) -> Iterator[list[Decision]]:
+    batch = loaded.tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
+    with torch.no_grad(), routing(loaded.model) as record:
+        loaded.model(**batch)
+    for row in range(len(prompts)):
+        yield [each for each in record.decisions if each.sequence == row]
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high

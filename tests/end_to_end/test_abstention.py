@@ -1,0 +1,202 @@
+"""A fitted bundle that leaves prompts which no member was made for to the base, from the command line on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from meteora_registry.bundle import Bundle
+from meteora_registry.runtime import Decision, LoadedBundle, load_bundle, route_as, routing
+from meteora_registry.schemas.errors import BundleRefused
+from support.models import LOADS_WITH_PEFT, make_llama_adapters, tiny_llama
+from support.program import Run
+from support.task_data import TEMPLATE, save_text_base, write_lines, write_task_data
+
+pytestmark = [LOADS_WITH_PEFT]
+NAMES = ("rank4", "rank8", "rslora16")
+OWN = "w21 w22 w23 w24 w25"
+# Words that the tiny tokenizer does not know, as are all of the general prompts.
+FOREIGN = "Tell me about the sea, please."
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workplace")
+    save_text_base(folder / "base", chat_template=TEMPLATE, pad_token="<unk>")
+    write_task_data(folder / "data", NAMES, samples=50)
+    make_llama_adapters(folder / "adapters", base="org/base")
+    return folder
+
+
+@pytest.fixture
+def fitted(run: Run, workplace: Path) -> Path:
+    """The fitted bundle, made once; what the fit printed is beside it."""
+    folder = workplace / "fitted"
+    if not folder.exists():
+        assert run("add", *(workplace / "adapters" / name for name in NAMES)).returncode == 0
+        assert run("fuse", *NAMES, "--out", workplace / "bundle").returncode == 0
+        result = run("gate", "fit", workplace / "bundle", *arguments(workplace), "--out", folder)
+        assert result.returncode == 0, result.stderr
+        (workplace / "printed").write_text(result.stdout)
+    return folder
+
+
+def arguments(workplace: Path) -> list[object]:
+    return ["--base", workplace / "base", "--data", workplace / "data"]
+
+
+@pytest.fixture
+def loaded(fitted: Path, workplace: Path) -> LoadedBundle:
+    return load_bundle(fitted, workplace / "base")
+
+
+def test_fit_prints_and_keeps_what_its_decisions_are_worth(fitted: Path, workplace: Path) -> None:
+    printed = (workplace / "printed").read_text()
+    assert "held out: 108 prompts (plain and chat) that the fit did not read:" in printed
+    assert "general prompts are left to the base" in printed
+    config = Bundle.open(fitted).config
+    assert config.gate.abstain == 0.05
+    assert {"gate-abstain", "gate-request", "gate-scope"} <= set(config.required_features)
+    assert config.gate.request is not None
+    assert config.gate.request.held_out is not None
+    assert config.gate.request.held_out.prompts == 108
+    card = (fitted / "README.md").read_text()
+    assert "leaves a prompt to the base if fewer than 5 % of the members' own are less like them" in card
+
+
+def decide(loaded: LoadedBundle, prompts: list[str]) -> list[Decision]:
+    with routing(loaded.model) as record:
+        loaded.generate(prompts, max_new_tokens=1)
+    return sorted(record.decisions, key=lambda each: each.sequence)
+
+
+def test_own_prompts_are_served_by_their_member(loaded: LoadedBundle, tmp_path: Path) -> None:
+    write_task_data(tmp_path, NAMES, samples=20, seed=1)
+    served, left = 0, 0
+    for name in NAMES:
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        decisions = decide(loaded, [json.loads(line)["prompt"] for line in lines])
+        served += sum(each.members[:1] == (name,) for each in decisions)
+        left += sum(each.members == () for each in decisions)
+    # A threshold from 18 prompts of each member is not exact: 7 of these 60 are left, and not 3.
+    assert served >= 44
+    assert left <= 12
+
+
+def test_a_foreign_prompt_gets_the_answer_of_the_base(loaded: LoadedBundle) -> None:
+    (decision,) = decide(loaded, [FOREIGN])
+    assert decision.members == ()
+    assert decision.confidence < 0.05
+    answer = loaded.generate(FOREIGN, max_new_tokens=3)
+    with loaded.model.disable_adapter():
+        assert loaded.generate(FOREIGN, max_new_tokens=3) == answer
+
+
+def test_the_chat_template_changes_no_decision(loaded: LoadedBundle) -> None:
+    prompts = [OWN, FOREIGN]
+    plain, chat = decide(loaded, prompts), decide(loaded, [f"<user> {each} <assistant>" for each in prompts])
+    assert [each.members for each in plain] == [each.members for each in chat]
+
+
+@pytest.mark.parametrize("scope", ["prompt", "prompt+token"])
+def test_request_gates_decide_in_both_scopes_of_requests(loaded: LoadedBundle, scope: str) -> None:
+    with route_as(loaded.model, scope=scope), routing(loaded.model) as record:
+        loaded.generate(FOREIGN, max_new_tokens=2)
+    assert [each.members for each in record.decisions] == [()]
+
+
+def test_without_a_threshold_the_best_member_serves(loaded: LoadedBundle) -> None:
+    with route_as(loaded.model, abstain=None), routing(loaded.model) as record:
+        loaded.generate(FOREIGN, max_new_tokens=2)
+    assert all(each.members for each in record.decisions)
+
+
+def test_segments_are_decided_by_the_modules_own_gates(loaded: LoadedBundle) -> None:
+    with route_as(loaded.model, scope="segment", abstain=None), routing(loaded.model) as record:
+        loaded.generate(OWN, max_new_tokens=2)
+    assert record.decisions[0].members == ("rank8",)
+
+
+def test_saved_and_loaded_again_it_decides_the_same(
+    loaded: LoadedBundle, fitted: Path, tmp_path: Path
+) -> None:
+    loaded.model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    tokens = loaded.tokenizer(OWN, return_tensors="pt")
+    found = []
+    for folder in (fitted, tmp_path / "saved"):
+        model = PeftModel.from_pretrained(tiny_llama(), folder).eval()
+        with torch.no_grad(), routing(model) as record:
+            model(**tokens)
+        found.append(record.decisions)
+    assert found[0] == found[1]
+    assert found[0][0].members[0] == "rank8"
+
+
+def test_bundle_whose_request_gates_are_not_declared_is_refused(fitted: Path, tmp_path: Path) -> None:
+    for path in fitted.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((fitted / "adapter_config.json").read_text())
+    del config["gate"]["request"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleRefused, match="tensors that its config does not name"):
+        Bundle.open(tmp_path)
+
+
+def test_it_is_fitted_again_without_abstention(
+    run: Run, fitted: Path, workplace: Path, tmp_path: Path
+) -> None:
+    options = ("--abstain", "none", "--out", tmp_path / "without", "--format", "json")
+    result = run("gate", "fit", fitted, *arguments(workplace), *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["abstain"], found["request"]["held_out"]["own_left"]) == (None, None)
+    assert Bundle.open(tmp_path / "without").config.gate.abstain is None
+
+
+def test_share_that_is_none_is_refused(run: Run, fitted: Path, workplace: Path) -> None:
+    options = ("--abstain", "150%", "--out", workplace / "never")
+    result = run("gate", "fit", fitted, *arguments(workplace), *options)
+    assert result.returncode == 2
+    assert "`150%` is not a share such as `5%` or `0.05`, nor `none`" in result.stderr
+
+
+def test_eval_counts_what_is_left_to_the_base(
+    run: Run, fitted: Path, workplace: Path, tmp_path: Path
+) -> None:
+    write_task_data(tmp_path / "data", NAMES, samples=6, seed=2)
+    (tmp_path / "foreign").mkdir()
+    write_lines(tmp_path / "foreign" / "chat.jsonl", [{"text": FOREIGN}, {"text": "What is new?"}])
+    options = ("--modes", "base", "--limit", "6", "--as", "both", "--max-new-tokens", "1")
+    data = ("--base", workplace / "base", "--data", tmp_path / "data")
+    result = run("eval", fitted, *data, *options, "--foreign", tmp_path / "foreign", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)["abstention"]
+    # Every line is asked in two forms.
+    assert (found["abstain"], found["own"], found["foreign"], found["foreign_left"]) == (0.05, 36, 4, 4)
+    assert found["own_left"] <= 12
+    assert found["auroc"] > 0.8
+    assert max(found["foreign_confidence"]) < 0.05
+    shown = run("eval", fitted, *data, *options, "--foreign", tmp_path / "foreign")
+    assert "left to the base, below the confidence 0.05" in shown.stdout
+
+
+def test_eval_refuses_a_folder_without_foreign_prompts(
+    run: Run, fitted: Path, workplace: Path, tmp_path: Path
+) -> None:
+    result = run("eval", fitted, *arguments(workplace), "--foreign", tmp_path)
+    assert result.returncode == 2
+    assert f"`{tmp_path}` has no file that ends in `.jsonl`" in result.stderr
+
+
+def test_trace_shows_the_decision_with_its_confidence(run: Run, fitted: Path, workplace: Path) -> None:
+    options = ("--prompt", FOREIGN, "--base", workplace / "base", "--max-new-tokens", "2")
+    result = run("trace", fitted, *options)
+    assert result.returncode == 0, result.stderr
+    assert "left to the base, confidence 0.0" in result.stdout
+    found = json.loads(run("trace", fitted, *options, "--format", "json").stdout)["decisions"]
+    assert [(each["members"], each["start"]) for each in found] == [([], 0)]

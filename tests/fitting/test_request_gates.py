@@ -1,0 +1,222 @@
+"""Request gates: what they are fitted on, how they decide, and when they leave a prompt to the base."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PretrainedConfig
+
+from meteora_registry.runtime.fitting import FitOptions, FittedGates, fit_gates, read_task_data
+from meteora_registry.runtime.fitting.forms import template_tokens
+from meteora_registry.runtime.fitting.inputs import ModuleInput
+from meteora_registry.runtime.fitting.moments import Moments
+from meteora_registry.runtime.fitting.request_gates import choose_inputs, general_prompts, quantiles_of
+from meteora_registry.runtime.fitting.sequences import hold_out
+from meteora_registry.runtime.fitting.solve import solve_request_gate
+from meteora_registry.runtime.fitting.task_data import Sample, TaskData
+from meteora_registry.runtime.scopes.request_gate import RequestGate, RequestRule, share_below
+from meteora_registry.schemas.bundle import QUANTILES, BundleConfig, TemplateTokens
+from meteora_registry.schemas.errors import UsageError
+from support.bundles import write_bundle
+from support.models import make_adapter, tiny_llama
+from support.task_data import TEMPLATE, tiny_tokenizer, write_task_data
+
+NAMES = ("legal", "medical", "sports")
+
+
+def samples(count: int) -> list[Sample]:
+    return [Sample(f"w{line}", None, line) for line in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "held"),
+    [(4, 32, 0), (5, 32, 1), (12, 32, 2), (40, 32, 8), (80, 32, 32), (48, 32, 16), (500, 32, 32)],
+)
+def test_what_a_fit_leaves_over_is_held_out_and_at_least_a_fifth(count: int, limit: int, held: int) -> None:
+    read, kept = hold_out(samples(count), limit)
+    assert (len(read), len(kept)) == (count - held, held)
+    assert {each.line for each in (*read, *kept)} == set(range(count))
+
+
+def test_general_prompts_are_many_of_several_kinds() -> None:
+    classes = general_prompts()
+    assert len(classes) >= 4
+    assert all(len(own) >= 30 for own in classes.values())
+    prompts = [sample.prompt for own in classes.values() for sample in own]
+    assert len(set(prompts)) == len(prompts)
+    assert all(sample.question == sample.prompt for own in classes.values() for sample in own)
+
+
+def test_quantiles_keep_a_threshold_in_every_form() -> None:
+    low, high = torch.arange(39.0), torch.arange(39.0) + 100
+    found = quantiles_of([high, low])
+    assert found is not None
+    assert len(found) == QUANTILES
+    # Of 39 scores the second lowest has 2 / 40 of new ones below it.
+    assert (found[5], found[100]) == (1.0, 38.0)
+    assert sum(score < found[5] for score in low.tolist()) / 40 <= 0.05
+    assert list(found) == sorted(found)
+
+
+def test_too_few_scores_give_no_quantiles() -> None:
+    assert quantiles_of([torch.arange(18.0)]) is None
+    assert quantiles_of([torch.arange(19.0)]) is not None
+    assert quantiles_of([torch.arange(40.0), torch.arange(18.0)]) is None
+
+
+def test_confidence_is_the_share_of_scores_below() -> None:
+    quantiles = torch.arange(QUANTILES, dtype=torch.float64)
+    scores = torch.tensor([-3.0, 0.0, 5.0, 5.5, 100.0, 200.0])
+    assert share_below(scores, quantiles).tolist() == pytest.approx([0, 0, 0.05, 0.055, 1, 1])
+    # A score that many own prompts share is not below itself.
+    flat = torch.cat([torch.zeros(50), torch.ones(51)]).double()
+    assert share_below(torch.tensor([0.0, 1.0]), flat).tolist() == pytest.approx([0.49, 1.0])
+
+
+def test_score_adds_familiarity_and_how_much_a_member_is_above_the_background() -> None:
+    # Two members, two background classes, and the familiarity.
+    evidence = torch.tensor([[-1.0, -2.0, -3.0, -3.0, 7.0]])
+    ratio = -1 + 3 - math.log(2)
+    rule = RequestRule(2, centre=3.0, spread=2.0, quantiles=None)
+    score = 2.0 - math.log1p(math.exp(-ratio))
+    assert rule.score(evidence).item() == pytest.approx(score)
+    assert rule.confidence(evidence).item() == pytest.approx(1 / (1 + math.exp(-score)))
+
+
+def test_familiarity_is_the_relative_distance_to_the_nearest_member() -> None:
+    generator = np.random.default_rng(0)
+    members, background, size = 3, 2, 6
+    means = generator.normal(size=(members + background, size))
+    spread = generator.normal(size=(size, size))
+    within = spread @ spread.T + np.eye(size)
+    classes = members + background
+    second = classes * within + means.T @ means
+    moments = Moments(torch.from_numpy(means), torch.from_numpy(second).float())
+    rows, bias, gram = solve_request_gate(moments, members, shrinkage=1e-12)
+    x = generator.normal(size=(5, size))
+    gate = RequestGate(rows, bias, gram, kind="linear", eps=1e-6)
+    found = gate.read(torch.from_numpy(x).float())[:, -1]
+    centre = means[:members].mean(axis=0)
+    total = within + (means[:members] - centre).T @ (means[:members] - centre) / members
+    nearest = [
+        min(
+            (one - mean) @ np.linalg.solve(within, one - mean)
+            - (one - centre) @ np.linalg.solve(total, one - centre)
+            for mean in means[:members]
+        )
+        for one in x
+    ]
+    assert found.tolist() == pytest.approx([-distance for distance in nearest], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "span"),
+    [
+        ([1, 2, 3, 7, 8, 9, 4, 5], (3, 6)),
+        ([7, 8, 9], (0, 3)),
+        ([1, 2, 7, 8, 4, 5], (2, 4)),
+        ([1, 2, 3, 7, 8, 5], (3, 6)),
+        ([1, 2, 3, 4, 5], (0, 5)),
+        ([1], (0, 1)),
+        ([], (0, 0)),
+    ],
+    ids=["whole", "plain", "other-beginning", "other-end", "nothing-between", "one", "none"],
+)
+def test_the_part_that_is_not_the_templates_is_found(ids: list[int], span: tuple[int, int]) -> None:
+    assert TemplateTokens(before=(1, 2, 3), behind=(4, 5)).span_of(ids) == span
+
+
+def test_template_tokens_are_those_around_every_question() -> None:
+    tokenizer = tiny_tokenizer(chat_template=TEMPLATE)
+    found = template_tokens(tokenizer)
+    words = {name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("user", "assistant")}
+    assert found == TemplateTokens(before=(words["user"],), behind=(words["assistant"],))
+    assert template_tokens(tiny_tokenizer()) is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "present", "chosen"),
+    [
+        (30, range(30), [5, 7, 9, 11, 13]),
+        (30, range(20, 30), [20, 21, 22, 23, 24]),
+        (2, range(2), [0]),
+        (None, range(4), [0, 1]),
+    ],
+    ids=["all", "late", "tiny", "unknown-depth"],
+)
+def test_inputs_are_those_of_the_middle_layers(layers: int | None, present: range, chosen: list[int]) -> None:
+    inputs = [
+        ModuleInput((f"model.layers.{layer}.{module}",), 8)
+        for layer in present
+        for module in ("self_attn.q_proj", "mlp.up_proj")
+    ]
+    config = PretrainedConfig(**({} if layers is None else {"num_hidden_layers": layers}))
+    found = [each.source for each in choose_inputs(inputs, config)]
+    assert found == [f"model.layers.{layer}.self_attn.q_proj" for layer in chosen]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> BundleConfig:
+    folder = tmp_path_factory.mktemp("bundle")
+    adapters = {
+        name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules=["q_proj"])
+        for seed, name in enumerate(NAMES)
+    }
+    bundle = write_bundle(folder / "bundle", adapters)
+    return BundleConfig.read((bundle / "adapter_config.json").read_bytes())
+
+
+def fit(config: BundleConfig, folder: Path, *, samples: int, abstain: float | None = 0.05) -> FittedGates:
+    tokenizer = tiny_tokenizer(chat_template=TEMPLATE)
+    write_task_data(folder, NAMES, samples=samples)
+    data: dict[str, TaskData] = read_task_data(folder, NAMES, tokenizer=tokenizer, context_tokens=64)
+    options = FitOptions(requests=True, abstain=abstain)
+    return fit_gates(tiny_llama(), tokenizer, config, data, options=options)
+
+
+def test_fit_judges_its_request_gates_on_samples_that_it_did_not_read(
+    config: BundleConfig, tmp_path: Path
+) -> None:
+    gates = fit(config, tmp_path, samples=50)
+    assert gates.requests is not None
+    found = gates.requests.description
+    assert [data.samples for data in gates.fitting.data] == [32, 32, 32]
+    assert (found.modules, found.forms) == (("model.layers.0.self_attn.q_proj",), ("plain", "chat"))
+    classes = 3 + len(found.background)
+    shapes = [tuple(tensor.shape) for tensor in gates.requests.values[found.modules[0]]]
+    assert shapes == [(classes, 32), (classes,), (3, 3)]
+    assert found.held_out is not None
+    # 18 lines of each of three members, in two forms.
+    assert found.held_out.prompts == 108
+    assert found.held_out.right + sum(count for _, _, count in gates.requests.confusions) == 108
+    assert found.held_out.right > 80
+    assert (gates.abstain, found.held_out.abstain) == (0.05, 0.05)
+    assert found.held_out.own_left is not None
+    assert found.held_out.own_left <= 0.05 * 108
+
+
+def test_too_few_samples_leave_abstention_off(config: BundleConfig, tmp_path: Path) -> None:
+    gates = fit(config, tmp_path, samples=12)
+    assert gates.abstain is None
+    assert gates.requests is not None
+    assert gates.requests.description.quantiles is None
+    held_out = gates.requests.description.held_out
+    assert held_out is not None
+    assert (held_out.prompts, held_out.own_left, held_out.general_left) == (12, None, None)
+
+
+def test_abstention_that_was_not_asked_for_is_off(config: BundleConfig, tmp_path: Path) -> None:
+    gates = fit(config, tmp_path, samples=50, abstain=None)
+    assert gates.abstain is None
+    assert gates.requests is not None
+    assert gates.requests.description.quantiles is not None
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
+def test_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(UsageError, match=f"`abstain` is {share}, expected above 0 and below 1"):
+        FitOptions(abstain=share)
