@@ -23,6 +23,7 @@ from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
 from ..kernels.routing import Gate
 from ..schemas.bundle import (
     FACTORS,
+    GATE_TENSORS,
     REQUEST_TENSORS,
     TENSOR_A,
     TENSOR_B,
@@ -101,7 +102,7 @@ class BundleParameters(nn.ParameterDict):
 class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
-    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS, *REQUEST_TENSORS)
+    adapter_layer_names = (*FACTORS, *GATE_TENSORS)
     other_param_names = (
         "meteora_plans",
         "meteora_routers",
@@ -236,7 +237,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         plan = self.meteora_plans[adapter_name]
         if not plan.request_classes:
             return None
-        rows, bias, gram = (self.tensor_of(tensor, adapter_name) for tensor in REQUEST_TENSORS)
+        rows, bias, gram = (self.present(tensor, adapter_name) for tensor in REQUEST_TENSORS)
         return RequestGate(rows, bias, gram, kind=plan.gate_kind, eps=plan.gate_eps)
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:

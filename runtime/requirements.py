@@ -22,8 +22,7 @@ from ..inspection.header import read_header
 from ..schemas.bundle import (
     BUNDLE_FORMAT,
     CONFIG_FILE,
-    TENSOR_GATE,
-    TENSOR_GATE_BIAS,
+    GATE_TENSORS,
     WEIGHTS_FILE,
     BundleConfig,
 )
@@ -110,8 +109,8 @@ def check_gates(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def is_gate(name: str) -> bool:
-    """Return whether a tensor is a gate or its bias, by its name."""
-    return name.rpartition(".")[2] in (TENSOR_GATE, TENSOR_GATE_BIAS)
+    """Return whether a tensor is one of a gate's, by its name."""
+    return name.rpartition(".")[2] in GATE_TENSORS
 
 
 def require(folder: Path, requirement: Requirement) -> None:

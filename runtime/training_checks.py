@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..schemas.bundle import GATE_TRAINED, TENSOR_GATE, TENSOR_GATE_BIAS, TENSOR_PREFIX, TRAINED
+from ..schemas.bundle import GATE_TENSORS, GATE_TRAINED, TENSOR_PREFIX, TRAINED
 from ..schemas.digest import Digest
 from ..schemas.errors import UsageError
 from .requirements import is_gate
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .peft_config import MeteoraConfig
     from .router import BundleRouter, StartedPass
 
-_GATES = (TENSOR_GATE, TENSOR_GATE_BIAS)
 _FIT = "fit the gates with `meteora-registry gate fit`"
 _ONE_SLOT = (
     "the gates are trained with `top_k` 1: the one member that a token takes has the weight 1 whatever its "
@@ -63,7 +62,7 @@ def _refuse_unless_others(module: nn.Module, gates: list[Tensor], started: Start
 
 def _trained_gates(router: BundleRouter) -> Iterator[Tensor]:
     for layer in router.layers.values():
-        for tensor in _GATES:
+        for tensor in GATE_TENSORS:
             parameters = getattr(layer, tensor)
             if router.adapter_name in parameters and parameters[router.adapter_name].requires_grad:
                 yield parameters[router.adapter_name]
@@ -105,7 +104,7 @@ def note_training(layer: MeteoraLayer, state: dict[str, Tensor], prefix: str, *_
     """Compare the gates in a layer's state dict, which a save takes before it writes the config."""
     for adapter_name, router in layer.meteora_routers.items():
         path = layer.meteora_plans[adapter_name].layout.path
-        for tensor in _GATES:
+        for tensor in GATE_TENSORS:
             gate = state.get(f"{prefix}{tensor}.{adapter_name}")
             if gate is not None:
                 router.loaded_gates.compare(f"{path}.{tensor}", gate)

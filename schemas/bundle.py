@@ -81,6 +81,7 @@ TENSOR_REQUEST_GATE_BIAS = "meteora_request_gate_bias"
 TENSOR_REQUEST_GRAM = "meteora_request_gram"
 REQUEST_TENSORS = (TENSOR_REQUEST_GATE, TENSOR_REQUEST_GATE_BIAS, TENSOR_REQUEST_GRAM)
 FACTORS = (TENSOR_A, TENSOR_B)
+GATE_TENSORS = (TENSOR_GATE, TENSOR_GATE_BIAS, *REQUEST_TENSORS)
 
 IMPORTED = "imported"
 # Of gates that a training loop changed after the bundle was made.
