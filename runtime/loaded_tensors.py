@@ -21,7 +21,7 @@ from ..schemas.bundle import FACTORS, TENSOR_A, TENSOR_B, TENSOR_PREFIX
 from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from .layer import MeteoraLayer
 from .offloading import execution_device, is_offloaded, keep_values, refuse_offloaded
-from .requirements import check_folder, check_gates, is_gate, require_checked
+from .requirements import check_folder, check_gates, is_gate, manifest_in, require_checked
 from .router import BundleRouter
 
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -194,7 +194,9 @@ class CheckedLoad:
         check_gates(gates)
         set_widening(self.model, self.adapter_name, widens=False)
         allocate_for(self.model, self.adapter_name, found, on_base=False)
-        router_of(self.model, self.adapter_name).loaded_gates.remember(gates)
+        loaded_gates = router_of(self.model, self.adapter_name).loaded_gates
+        loaded_gates.remember(gates)
+        loaded_gates.manifest_sha256 = next((manifest_in(file.parent) for file in files), None)
         result = getattr(self.model, _HOOKED)(*args, **kwargs)
         # Some architectures keep named modules in float32 whatever the rest is, and the bundle's tensors in
         # them too.

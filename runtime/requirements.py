@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ..files.reading import read_bounded
 from ..fuser.verifier import verify_bundle
 from ..inspection.header import read_header
@@ -23,10 +22,14 @@ from ..schemas.bundle import (
     BUNDLE_FORMAT,
     CONFIG_FILE,
     GATE_TENSORS,
+    MANIFEST_FILE,
+    MAX_BUNDLE_CONFIG_BYTES,
     WEIGHTS_FILE,
     BundleConfig,
 )
+from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused, MeteoraError, UsageError
+from ..schemas.manifest import MAX_MANIFEST_BYTES
 from ..schemas.verification import Level, Outcome
 
 REQUIRE_VARIABLE = "METEORA_REQUIRE"
@@ -76,6 +79,12 @@ def check_folder(folder: Path) -> None:
     requirement = required()
     if requirement is not None:
         require(folder, requirement)
+
+
+def manifest_in(folder: Path) -> Digest | None:
+    """Return the digest of a bundle's manifest; None for a folder without one, and for a name on the Hub."""
+    path = folder / MANIFEST_FILE
+    return Digest.of_bytes(read_bounded(path, MAX_MANIFEST_BYTES)) if path.is_file() else None
 
 
 def check_weights_format(path: Path) -> None:

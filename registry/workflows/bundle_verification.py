@@ -95,13 +95,13 @@ def _verify_folder(
         folder,
         level=level,
         sources=stored_sources(workspace.store, manifest) if manifest and needs_sources else {},
-        renamed=_renaming_by(place, folder, manifest) if manifest else None,
+        renamed=renaming_by(place, folder, manifest) if manifest else None,
         with_triton=True,
         progress=progress,
     )
 
 
-def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:
+def renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:
     """Return what the base calls the module paths of old members; None if it is not at hand."""
     old_paths = manifest.renamed_paths
     config = _config_if_sound(folder)

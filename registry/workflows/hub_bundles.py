@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import check_card, check_listed, staged_target
-from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import read_bounded, real_path
@@ -27,6 +26,7 @@ from ...schemas.bundle import (
     CONFIG_FILE,
     MANIFEST_FILE,
     MAX_BUNDLE_BYTES,
+    MAX_BUNDLE_CONFIG_BYTES,
     MAX_CARD_BYTES,
     VERIFICATION_FILE,
     BundleConfig,
