@@ -71,7 +71,8 @@ def adopt_gates(
     """
     if not is_saved_model(saved):
         raise SourceUnreadable(
-            f"`{saved}` is not a routed model that PEFT saved: {_instead(saved)}",
+            f"`{saved}` is {_instead(saved)}, expected a config of the type `METEORA` and weights as PEFT "
+            "writes them",
             hint="give the folder that `save_pretrained` wrote",
         )
     model = Bundle(saved)
@@ -100,8 +101,8 @@ def adopt_gates(
 
 def _instead(folder: Path) -> str:
     if (folder / MANIFEST_FILE).is_file():
-        return "it is a bundle already"
-    return "it has no config of the type `METEORA` with weights beside it"
+        return "a bundle already"
+    return "not a routed model that PEFT saved"
 
 
 def _find_source(workspace: Workspace, model: Bundle) -> Path:

@@ -201,7 +201,7 @@ def state_another_bundle(folder: Path) -> None:
 
 
 def undo_training(folder: Path) -> None:
-    shutil.copyfile(folder.parent / "fitted" / WEIGHTS, folder / WEIGHTS)
+    save_file(load_file(folder.parent / "fitted" / WEIGHTS), folder / WEIGHTS)
 
 
 def remove_weights(folder: Path) -> None:
@@ -219,7 +219,7 @@ def remove_weights(folder: Path) -> None:
         (forget_the_bundle, 2, "does not state from which bundle it was trained"),
         (state_another_bundle, 1, "the catalog has no bundle with the manifest `000000000000`"),
         (undo_training, 1, "are those of `bundle@2`: nothing was trained"),
-        (remove_weights, 2, "it has no config of the type `METEORA` with weights beside it"),
+        (remove_weights, 2, "expected a config of the type `METEORA` and weights as PEFT writes them"),
     ],
 )
 def test_model_that_is_not_its_bundle_with_other_gates_is_refused(
@@ -248,4 +248,4 @@ def test_bundle_that_is_named_need_not_be_catalogued(run: Run, workplace: Path, 
 def test_bundle_itself_is_not_adopted(run: Run) -> None:
     result = run("gate", "adopt", "fitted", "--out", "refused")
     assert result.returncode == 2
-    assert "it is a bundle already" in result.stderr
+    assert "`fitted` is a bundle already, expected a config of the type" in result.stderr
