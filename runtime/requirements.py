@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..bundle.saved import refuse_saved_model
 from ..files.reading import read_bounded
 from ..fuser.verifier import verify_bundle
 from ..inspection.header import read_header
@@ -133,6 +134,7 @@ def require(folder: Path, requirement: Requirement) -> None:
             f"`{folder}` cannot be shown to be signed: this version checks no signatures",
             hint=f"require `intact` of it, with `{REQUIRE_VARIABLE}` or `verify`",
         )
+    refuse_saved_model(folder)
     try:
         record = verify_bundle(folder, level=Level.INTEGRITY)
     except MeteoraError as error:

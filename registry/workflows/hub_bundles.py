@@ -191,7 +191,8 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
     if MANIFEST_FILE not in files or CONFIG_FILE not in files:
         raise HubRefused(
             f"`{listing.repository}@{listing.commit}` is not a bundle: it has no `{MANIFEST_FILE}`",
-            hint=f"an adapter is added with `meteora-registry add {source.repository}`",
+            hint=f"an adapter is added with `meteora-registry add {source.repository}`; a routed model that "
+            "PEFT saved is adopted, once it is on this machine, with `meteora-registry gate adopt`",
         )
     for name, limit in ((CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), (MANIFEST_FILE, MAX_MANIFEST_BYTES)):
         if files[name].size_bytes > limit:
