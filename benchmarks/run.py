@@ -20,6 +20,7 @@ SUBJECTS = {
     "gates": "benchmarks.gates.measure",
     "crashes": "benchmarks.crashes",
     "structure": "benchmarks.structure",
+    "speed": "benchmarks.speed",
     "verification": "benchmarks.verification",
 }
 

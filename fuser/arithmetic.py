@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from ..bundle import Bundle
+from ..kernels.bound import BoundAdapters
 from ..kernels.reference import TOLERANCES, reference_gate_logits, relative_error
 from ..kernels.routed_lora import routed_lora
-from ..kernels.routing import Routing, gate_logits, select_top_k
+from ..kernels.routing import FixedRouting, Routing, gate_logits, select_top_k
 from ..kernels.triton_check import TritonRunError, TritonUnavailableError, run_triton
 from ..schemas.bundle import BundleConfig, ModuleLayout
 from ..schemas.verification import BackendNotRun, BackendRun
@@ -162,6 +163,7 @@ class _Run:
     backend: Backend
     A: Tensor
     Bt: Tensor
+    bound: BoundAdapters
     x: Tensor
     selection: Tensor
     weights: Tensor
@@ -193,6 +195,7 @@ class _Run:
             backend=backend,
             A=A,
             Bt=Bt,
+            bound=BoundAdapters(A, Bt, layout.offsets, layout.scalings),
             x=tokens.routed.to(torch.float64),
             selection=selection,
             weights=torch.softmax(logits.gather(1, selection) / config.temperature, dim=1),
@@ -207,7 +210,10 @@ class _Run:
         weights = torch.ones(len(x), 1, device=self.A.device)
         x = x.to(self.A.device, self.A.dtype)
         found = routed_lora(x, self.A, self.Bt, self.layout.offsets, self.layout.scalings, selection, weights)
-        self.forced.append(relative_error(found.cpu(), expected))
+        bound = torch.zeros_like(found)
+        # A forced member is served in this way while nothing is trained.
+        self.bound.add_fixed_(bound, x, FixedRouting.to(index))
+        self.forced.append(max(relative_error(each.cpu(), expected) for each in (found, bound)))
 
     def expect(self, index: int, member: MemberFactors) -> None:
         """Add a member's part to the output expected of the routed tokens."""

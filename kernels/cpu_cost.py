@@ -34,6 +34,9 @@ from .slots import Slots
 
 CACHED_ADAPTERS_MB = 18.0
 HANDFUL_SLOTS = 8
+# Above these, products over all adapters cost more than finding the selected ones.
+MASKED_ROWS = 128
+MASKED_SHARE = 4
 # Microseconds for the indices of the rows, which all pairs need except two products over all adapters.
 ROWS = 100
 
@@ -111,6 +114,13 @@ def is_a_handful(x: Tensor, routing: Routing) -> bool:
     It would widen bf16, which costs more than it saves.
     """
     return x.dtype != torch.bfloat16 and routing.selection.numel() <= HANDFUL_SLOTS
+
+
+def are_few_adapters(layout: Layout, routing: Routing, dtype: torch.dtype) -> bool:
+    """Return whether a forward on a CPU is best served by `routed_masked`, which multiplies every adapter."""
+    # bf16 without arithmetic for it multiplies too slowly, and with it is faster by the model's own choice.
+    selected = routing.selection.shape[-1] * layout.max_rank
+    return dtype == torch.float32 and layout.rows <= min(MASKED_ROWS, MASKED_SHARE * selected)
 
 
 def cheapest(slots: Slots, features: int, results: int, dtype: torch.dtype) -> tuple[str, str]:

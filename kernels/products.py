@@ -22,6 +22,7 @@ from .formulations import (
     expand_dense,
     expand_grouped,
     outer_products,
+    routed_masked,
     routed_views,
     shrink_dense,
     shrink_grouped,
@@ -47,6 +48,8 @@ def forward(
         return x.new_zeros(x.shape[0], Bt.shape[1]) if out is None else out
     if x.is_cpu and cpu_cost.is_a_handful(x, routing):
         return routed_views(x, A, Bt, layout, routing, out)[0]
+    if x.is_cpu and cpu_cost.are_few_adapters(layout, routing, x.dtype):
+        return routed_masked(x, A, Bt, layout, routing, out)
     slots = Slots(layout, routing)
     shrink, expand = _cheapest(x, A, Bt, slots)
     return expand(slots.weighted(shrink(x, A, slots)), Bt, slots, out)

@@ -8,8 +8,10 @@ token takes. Shapes are those of ``layout.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,6 +25,27 @@ class Routing:
 
     selection: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FixedRouting:
+    """A routing that is the same for every token, known to the host: k adapters and their weights."""
+
+    adapters: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def to(cls, adapter: int) -> Self:
+        """Return the routing that sends every token to one adapter with weight 1."""
+        return cls((adapter,), (1.0,))
+
+    def for_tokens(self, leading_shape: Sequence[int], device: torch.device | str) -> Routing:
+        """Return the same as tensors for tokens of this shape, [..., k]."""
+        shape = (*leading_shape, len(self.adapters))
+        return Routing(
+            torch.tensor(self.adapters, dtype=torch.int64, device=device).expand(shape),
+            torch.tensor(self.weights, dtype=torch.float32, device=device).expand(shape),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +72,14 @@ class Gate:
         """Return the routing of x [..., h]."""
         logits = gate_logits(x, self.weight, self.bias, kind=self.kind, eps=self.eps)
         return select_top_k(logits, self.top_k, temperature=self.temperature)
+
+    def route_on_host(self, x: Tensor) -> list[FixedRouting]:
+        """Return the routing of each token of x [T, h], as `route` does; nothing is checked."""
+        x = x.float()
+        logits = GATE_KINDS[self.kind].finish(torch.mm(x, self.weight.T), x, self.eps)
+        if self.bias is not None:
+            logits = logits + self.bias
+        return [_best(of_token, self.top_k, self.temperature) for of_token in logits.tolist()]
 
 
 def gate_logits(
@@ -99,13 +130,30 @@ def select_top_k(logits: Tensor, top_k: int, *, temperature: float = 1.0) -> Rou
     return Routing(selection[..., :top_k].contiguous(), weights)
 
 
-def route_to(index: int, leading_shape: Sequence[int], device: torch.device | str) -> Routing:
-    """Return the routing that sends every token to adapter `index` with weight 1; k is 1."""
-    shape = (*leading_shape, 1)
-    return Routing(
-        torch.full(shape, index, dtype=torch.int64, device=device),
-        torch.ones(shape, dtype=torch.float32, device=device),
-    )
+def joined_routings(of_tokens: Sequence[FixedRouting], x: Tensor) -> Routing:
+    """Return the routings of x's tokens [..., h] as tensors [..., k]."""
+    shape = (*x.shape[:-1], len(of_tokens[0].adapters))
+    selection = torch.tensor([each.adapters for each in of_tokens], dtype=torch.int64, device=x.device)
+    weights = torch.tensor([each.weights for each in of_tokens], dtype=torch.float32, device=x.device)
+    return Routing(selection.view(shape), weights.view(shape))
+
+
+def fixed_routings(routing: Routing) -> tuple[FixedRouting, ...]:
+    """Return the rows of a routing [B, k], on the host."""
+    rows = zip(routing.selection.tolist(), routing.weights.tolist(), strict=True)
+    return tuple(FixedRouting(tuple(adapters), tuple(weights)) for adapters, weights in rows)
+
+
+def _best(logits: list[float], top_k: int, temperature: float) -> FixedRouting:
+    """Return the k highest logits' adapters as `select_top_k` does, for one token."""
+    # Stable, so that equal logits go to the lowest index first.
+    adapters = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
+    if top_k == 1:
+        return FixedRouting((adapters[0],), (1.0,))
+    highest = logits[adapters[0]]
+    shares = [math.exp((logits[adapter] - highest) / temperature) for adapter in adapters]
+    total = sum(shares)
+    return FixedRouting(tuple(adapters), tuple(share / total for share in shares))
 
 
 def check_gate(x: Tensor, gate: Tensor, bias: Tensor | None, kind: str) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.routing import Gate, Routing
-from .scopes.passes import RoutingPass
+from ..kernels.routing import FixedRouting, Gate, Routing
+from .scopes.passes import Choice, RoutingPass, as_routing
 from .scopes.routing_rule import RoutingRule
 
 if TYPE_CHECKING:
@@ -37,18 +37,18 @@ class BundlePass:
         self.rule = rule
         self.record = record
 
-    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Choice | None:
         """Return what serves a module's tokens x [..., in]: its gate, a routing, or None for no member."""
         choice = self.routing.choose(path, x, gate)
-        if self.record is not None and isinstance(choice, Routing):
-            self.record.add(path, choice)
+        if self.record is not None and choice is not None and not isinstance(choice, Gate):
+            self.record.add(path, as_routing(choice, x))
         return choice
 
-    def report(self, path: str, routing: Routing) -> None:
-        """Pass on the decision of a module's gate, and record it."""
-        self.routing.report(path, routing)
+    def report(self, path: str, routing: Routing | FixedRouting, x: Tensor) -> None:
+        """Pass on the decision of a module's gate for its tokens x [..., in], and record it."""
+        self.routing.report(path, routing, x)
         if self.record is not None:
-            self.record.add(path, routing)
+            self.record.add(path, as_routing(routing, x))
 
 
 class ModelPass:
@@ -106,8 +106,9 @@ def resumed(passes: Iterable[ModelPass]) -> Iterator[None]:
 def pass_of(routers: Iterable[BundleRouter]) -> ModelPass | None:
     """Return this thread's innermost pass of a model that carries one of these bundles."""
     for running in reversed(_thread.running):
-        if any(router in running.routers for router in routers):
-            return running
+        for router in routers:
+            if router in running.routers:
+                return running
     return None
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall, cache_in
@@ -87,6 +88,11 @@ class ModelHooks:
                 model.register_forward_pre_hook(found.before, with_kwargs=True),
                 model.register_forward_hook(found.after, with_kwargs=True, always_call=True),
             ]
+            head: Any = None
+            if isinstance(model, PreTrainedModel):
+                head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers'
+            if head is not None:
+                found._handles.append(head.register_forward_pre_hook(_with_own_strides))
         return found
 
     @staticmethod
@@ -115,3 +121,12 @@ class ModelHooks:
         ended = end_pass(module)
         if isinstance(ended, RequestPass) and output is not None:
             ended.keep(ForwardCall(module, args, kwargs), output)
+
+
+def _with_own_strides(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a head's arguments with the strides of a tensor of their shape.
+
+    ``generate`` hands the head the last token of each prompt, a slice. For such strides torch may copy the
+    head in half precision, whole and at every call: 90 ms in place of 4 for one of 49152 x 576.
+    """
+    return tuple(arg.reshape(-1).view(arg.shape) if isinstance(arg, Tensor) else arg for arg in args)

@@ -19,8 +19,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..kernels.bound import BoundAdapters, is_a_handful
 from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
-from ..kernels.routing import Gate
+from ..kernels.routing import FixedRouting, Gate, Routing
 from ..schemas.bundle import (
     FACTORS,
     GATE_TENSORS,
@@ -36,11 +37,14 @@ from ..schemas.bundle import (
 from ..schemas.errors import BundleRefused, UsageError
 from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
+from .scopes.passes import as_routing
 from .scopes.request_gate import RequestGate
 from .scopes.routing_rule import RoutingRule
 from .training_checks import note_training
 
 _HALF = (torch.float16, torch.bfloat16)
+# Their output may be added to in place: a black box may return a view of its input.
+_RETURN_THEIR_OWN = (nn.Linear, Conv1D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         "meteora_stored_dtypes",
         "meteora_widens",
         "meteora_offloaded",
+        "meteora_bindings",
+        "meteora_bound_gates",
     )
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -125,6 +131,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_widens: dict[str, bool] = {}
         # Loaded values that no hook of accelerate has asked for yet, by bundle and tensor.
         self.meteora_offloaded: dict[str, dict[str, Tensor]] = {}
+        # The adapters and the gate of each bundle, bound to its tensors at their first use.
+        self.meteora_bindings: dict[str, BoundAdapters] = {}
+        self.meteora_bound_gates: dict[str, tuple[RoutingRule, Gate]] = {}
         self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
@@ -161,13 +170,19 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
     def tensor_of(self, tensor: str, adapter_name: str) -> nn.Parameter:
         """Return one of a bundle's tensors in this module, such as ``meteora_gate``."""
-        parameter: nn.Parameter = getattr(self, tensor)[adapter_name]
+        # Module's own look-ups, by name and again in the dictionary, cost more than a decoded token's gate.
+        parameters: Any = self._modules[tensor]
+        parameter: nn.Parameter = parameters._parameters[adapter_name]
         return parameter
 
     def present(self, tensor: str, adapter_name: str) -> Tensor:
         """Return one of a bundle's tensors to compute with, wherever it is kept."""
+        parameters: Any = self._modules[tensor]
         # accelerate replaces `forward` where it keeps tensors elsewhere; a dictionary cannot be called.
-        found: Tensor = getattr(self, tensor).forward(adapter_name)
+        is_elsewhere = "forward" in parameters.__dict__
+        found: Tensor = (
+            parameters.forward(adapter_name) if is_elsewhere else self.tensor_of(tensor, adapter_name)
+        )
         return found
 
     def compute_in(self, adapter_name: str, dtype: torch.dtype) -> None:
@@ -223,14 +238,21 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         plan = self.meteora_plans[adapter_name]
         if not plan.has_gate:
             return None
-        return Gate(
-            weight=self.present(TENSOR_GATE, adapter_name),
+        weight = self.present(TENSOR_GATE, adapter_name)
+        kept = self.meteora_bound_gates.get(adapter_name)
+        if kept is not None and kept[0] is rule and kept[1].weight is weight:
+            return kept[1]
+        gate = Gate(
+            weight=weight,
             bias=self.present(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
             kind=plan.gate_kind,
             top_k=rule.top_k,
             temperature=rule.temperature,
             eps=plan.gate_eps,
         )
+        if weight is self.tensor_of(TENSOR_GATE, adapter_name):
+            self.meteora_bound_gates[adapter_name] = (rule, gate)
+        return gate
 
     def request_gate_of(self, adapter_name: str) -> RequestGate | None:
         """Return a bundle's request gate in this module, or None where it has none."""
@@ -251,28 +273,46 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         choice = part.choose(layout.path, x, self.gate_of(adapter_name, part.rule))
         if choice is None:
             return out
-        in_place = self._may_add_in_place(out, A)
+        base: Any = self._modules["base_layer"]
+        plain = type(base) in _RETURN_THEIR_OWN and not base._forward_hooks
+        is_here = A is self.tensor_of(TENSOR_A, adapter_name)
+        if not is_here:
+            # Bound views would keep tensors in memory that accelerate keeps elsewhere.
+            self.meteora_bindings.pop(adapter_name, None)
+            self.meteora_bound_gates.pop(adapter_name, None)
+        if plain and is_here and not isinstance(choice, Routing):
+            bound = self._bound(adapter_name, A, Bt, layout)
+            if _add_bound(bound, out, x, choice, part, layout.path):
+                return out
+        in_place = plain and not torch.is_grad_enabled() and out.dtype == A.dtype
         operands = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
         if isinstance(choice, Gate):
             if in_place and x.dtype == A.dtype:
-                part.report(layout.path, gated_lora_(out, *operands, choice))
+                part.report(layout.path, gated_lora_(out, *operands, choice), x)
                 return out
             choice = choice.route(x)
-            part.report(layout.path, choice)
+            part.report(layout.path, choice, x)
+        choice = as_routing(choice, x)
         if in_place:
             return routed_lora_(out, *operands, choice.selection, choice.weights)
         # Promotion makes the sum at the wider dtype, so that it is rounded once.
         return (out + routed_lora(*operands, choice.selection, choice.weights)).to(out.dtype)
 
-    def _may_add_in_place(self, out: Tensor, A: Tensor) -> bool:
-        # A black box may return a view of its input, and a hook may keep the base's output.
-        base = self.base_layer
-        return (
-            not torch.is_grad_enabled()
-            and out.dtype == A.dtype
-            and type(base) in (nn.Linear, Conv1D)
-            and not base._forward_hooks
-        )
+    def _bound(self, adapter_name: str, A: Tensor, Bt: Tensor, layout: ModuleLayout) -> BoundAdapters:
+        """Return a bundle's adapters bound to its tensors, again if they are others by now."""
+        bound = self.meteora_bindings.get(adapter_name)
+        if bound is None or not bound.holds(A, Bt):
+            bound = self.meteora_bindings[adapter_name] = BoundAdapters(
+                A, Bt, layout.offsets, layout.scalings
+            )
+        return bound
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # The bound views would keep the memory of tensors that are moved.
+        self.meteora_bindings.clear()
+        self.meteora_bound_gates.clear()
+        applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        return applied
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         """Refuse: the weights that a token meets depend on the token."""
@@ -290,6 +330,20 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             parameters = getattr(self, tensor)
             if adapter_name in parameters and not parameters[adapter_name].is_meta:
                 parameters[adapter_name] = parameters[adapter_name].to(device or self.base_device)
+
+
+def _add_bound(
+    bound: BoundAdapters, out: Tensor, x: Tensor, choice: Gate | FixedRouting, part: BundlePass, path: str
+) -> bool:
+    """Add a bundle's part to `out` in the short way, and return whether that way serves these tensors."""
+    if isinstance(choice, FixedRouting):
+        if bound.serves(out, x):
+            bound.add_fixed_(out, x, choice)
+            return True
+    elif is_a_handful(x, choice) and bound.serves(out, x):
+        part.report(path, bound.add_gated_(out, x, choice), x)
+        return True
+    return False
 
 
 def _with_stored_dtypes(layer: MeteoraLayer, state: dict[str, Tensor], prefix: str, *_: object) -> None:

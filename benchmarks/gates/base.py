@@ -57,8 +57,6 @@ def load_model(folder: Path) -> PreTrainedModel:
     """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     model.loss_function = lambda *_, **__: torch.zeros(())
-    # A slice of the hidden states would be multiplied row by row, each with a copy of the whole head.
-    model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     return model.eval()
 
 

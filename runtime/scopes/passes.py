@@ -18,20 +18,30 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ...kernels.routing import Gate, Routing, gate_logits, route_to
+from ...kernels.routing import FixedRouting, Gate, Routing, fixed_routings, gate_logits
 from ...schemas.errors import UsageError
 from ...schemas.trace import ModulePlace
+
+# Who serves a module's tokens: its own gate decides, or a routing that was decided elsewhere.
+Choice = Gate | Routing | FixedRouting
+
+
+def as_routing(choice: Routing | FixedRouting, x: Tensor) -> Routing:
+    """Return a routing for each token of x [..., in]."""
+    return choice if isinstance(choice, Routing) else choice.for_tokens(x.shape[:-1], x.device)
 
 
 class RoutingPass(ABC):
     """A forward pass: it answers each module, and hears of the decisions of gates."""
 
     @abstractmethod
-    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing | None:
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Choice | None:
         """Answer a module with input x [..., in] and its own gate, where it has one."""
 
-    def report(self, path: str, routing: Routing) -> None:  # noqa: B027 (most passes have no use for it)
-        """Take in the decision of a module's gate, after the answer was that gate.
+    def report(  # noqa: B027 (most passes have no use for it)
+        self, path: str, routing: Routing | FixedRouting, x: Tensor
+    ) -> None:
+        """Take in the decision of a module's gate for x [..., in], after the answer was that gate.
 
         Most passes have no use for it.
         """
@@ -55,9 +65,9 @@ class ForcedPass(RoutingPass):
 
     member: int
 
-    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> FixedRouting:
         """Return the member, whatever the token."""
-        return route_to(self.member, x.shape[:-1], x.device)
+        return FixedRouting.to(self.member)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,27 @@ class DecidedPass(RoutingPass):
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
         """Return the decision for the module's tokens [B, T] or [B * T]."""
         return fit_tokens(self.routing, x, path)
+
+
+@dataclass(frozen=True, slots=True)
+class AgreedPass(RoutingPass):
+    """A pass in which one decision serves every token; all modules take it."""
+
+    routing: FixedRouting
+
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> FixedRouting:
+        """Return the decision, whatever the token."""
+        return self.routing
+
+
+def decided_pass(routing: Routing) -> RoutingPass:
+    """Return the pass of a routing [B, T, k] that was decided before it."""
+    k = routing.selection.shape[-1]
+    selection, weights = routing.selection.reshape(-1, k), routing.weights.reshape(-1, k)
+    first = Routing(selection[:1], weights[:1])
+    if not len(selection) or ((selection != first.selection) | (weights != first.weights)).any():
+        return DecidedPass(routing)
+    return AgreedPass(*fixed_routings(first))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +193,13 @@ class Evidence:
         return self._sum / self._modules
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    routing: Routing | FixedRouting
+    tokens: torch.Size
+    takers: set[str]
+
+
 class SharedRoutings:
     """Routings on their way from the modules that decide to those that take them, within one pass.
 
@@ -174,38 +212,41 @@ class SharedRoutings:
         self._takers: dict[str, frozenset[str]] = {}
         for path, source in sources.items():
             self._takers[source] = self._takers.get(source, frozenset()) | {path}
-        self._waiting: dict[str, tuple[Routing, set[str]]] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
     def clear(self) -> None:
         """Drop what an earlier pass left, such as one that failed half way."""
         self._waiting.clear()
 
-    def put(self, path: str, routing: Routing) -> None:
-        """Keep the routing of ``path`` for the modules that take it, if there are any."""
+    def put(self, path: str, routing: Routing | FixedRouting, x: Tensor) -> None:
+        """Keep the routing of ``path`` for x [..., in] for the modules that take it, if there are any."""
         if path in self._takers:
-            self._waiting[path] = (routing, set(self._takers[path]))
+            self._waiting[path] = _Waiting(routing, x.shape[:-1], set(self._takers[path]))
 
-    def take(self, path: str, x: Tensor) -> Routing:
+    def take(self, path: str, x: Tensor) -> Routing | FixedRouting:
         """Take the routing that the source of ``path`` decided for these tokens in this pass.
 
         Raises:
             UsageError: the source has not run in this pass, or for other tokens.
         """
         source = self._sources[path]
-        routing, takers = self._waiting.get(source, (None, set[str]()))
-        if routing is None or path not in takers:
+        waiting = self._waiting.get(source)
+        if waiting is None or path not in waiting.takers:
             raise UsageError(
                 f"`{path}` takes its routing from `{source}`, which decided nothing for it in this pass",
                 hint="the source must run first; fuse or fit the bundle without `gate.sources` for these",
             )
-        takers.discard(path)
-        if not takers:
+        waiting.takers.discard(path)
+        if not waiting.takers:
             del self._waiting[source]
-        if routing.selection.shape[:-1] != x.shape[:-1]:
+        if waiting.tokens != x.shape[:-1]:
             raise UsageError(
                 f"`{path}` was given tokens {list(x.shape[:-1])}, but its source `{source}` decided for "
-                f"{list(routing.selection.shape[:-1])}"
+                f"{list(waiting.tokens)}"
             )
+        routing = waiting.routing
+        if isinstance(routing, FixedRouting):
+            return routing
         return Routing(routing.selection.to(x.device), routing.weights.to(x.device))
 
 
@@ -215,13 +256,13 @@ class TokenPass(RoutingPass):
     def __init__(self, shared: SharedRoutings) -> None:
         self._shared = shared
 
-    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing:
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Choice:
         """Return the module's own gate, or what its source decided."""
         return self._shared.take(path, x) if gate is None else gate
 
-    def report(self, path: str, routing: Routing) -> None:
+    def report(self, path: str, routing: Routing | FixedRouting, x: Tensor) -> None:
         """Hand the decision to the modules that take it."""
-        self._shared.put(path, routing)
+        self._shared.put(path, routing, x)
 
 
 def layer_of(path: str) -> str:
@@ -237,9 +278,9 @@ class LayerPass(RoutingPass):
     """
 
     def __init__(self) -> None:
-        self._decided: dict[str, tuple[str, Routing]] = {}
+        self._decided: dict[str, tuple[str, Routing | FixedRouting]] = {}
 
-    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Gate | Routing:
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> Choice:
         """Return the module's own gate if it is the layer's first, else what that one decided.
 
         Raises:
@@ -247,11 +288,11 @@ class LayerPass(RoutingPass):
         """
         decider, routing = self._decided.get(layer_of(path), (path, None))
         if routing is not None and decider != path:
-            return fit_tokens(routing, x, path)
+            return routing if isinstance(routing, FixedRouting) else fit_tokens(routing, x, path)
         if gate is None:
             raise UsageError(f"`{path}` has no gate of its own, and no module of its layer decided before it")
         return gate
 
-    def report(self, path: str, routing: Routing) -> None:
+    def report(self, path: str, routing: Routing | FixedRouting, x: Tensor) -> None:
         """Keep the decision for the rest of the layer."""
         self._decided[layer_of(path)] = (path, routing)

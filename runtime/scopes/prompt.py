@@ -17,10 +17,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...kernels.routing import Gate, Routing, select_top_k
+from ...kernels.routing import FixedRouting, Gate, Routing, fixed_routings, select_top_k
 from ...schemas.bundle import TemplateTokens
 from .decision import Decision, Stretch
-from .passes import DecidedPass, RoutingPass, TokenPass, fit_tokens
+from .passes import AgreedPass, DecidedPass, RoutingPass, TokenPass, as_routing, fit_tokens
 from .routing_rule import RoutingRule
 
 # Far above what rounding does to a weight, far below what shows in an answer.
@@ -33,14 +33,14 @@ class PromptDecision:
 
     Attributes:
         rule: the rule that decided.
-        routing: [B, k]; the weights are 0 if the request is left to the base.
+        routings: one for each request; the weights are 0 if it is left to the base.
         confidence: float32 [B], the geometric mean posterior of the most likely member. With request gates,
             the share of the members' own prompts that are less like them.
         prompt_tokens: int64 [B], the index of the answer's first token.
     """
 
     rule: RoutingRule
-    routing: Routing
+    routings: tuple[FixedRouting, ...]
     confidence: Tensor
     prompt_tokens: Tensor
 
@@ -59,7 +59,8 @@ class PromptDecision:
             confidence, logits = request.confidence(logits), logits[:, : request.members]
         places = torch.arange(1, stretch.prompt.shape[1] + 1, device=stretch.prompt.device)
         prompt_tokens = (places * stretch.prompt).amax(dim=1)
-        return cls(rule, route_decided(logits, confidence, rule), confidence, prompt_tokens)
+        routings = fixed_routings(route_decided(logits, confidence, rule))
+        return cls(rule, routings, confidence, prompt_tokens)
 
     @property
     def sequences(self) -> int:
@@ -71,7 +72,7 @@ class PromptDecision:
         rows = rows.to(self.confidence.device)
         return replace(
             self,
-            routing=Routing(self.routing.selection[rows], self.routing.weights[rows]),
+            routings=tuple(self.routings[row] for row in rows.tolist()),
             confidence=self.confidence[rows],
             prompt_tokens=self.prompt_tokens[rows.to(self.prompt_tokens.device)],
         )
@@ -82,52 +83,57 @@ class PromptDecision:
 
     def serves_as(self, other: Self, tokens: int) -> bool:
         """Return whether the first ``tokens`` tokens are served as by another decision of the same rule."""
-        ours, theirs = self.routing, other.routing
-        if ours.selection.shape != theirs.selection.shape or not ours.selection.equal(theirs.selection):
+        pairs = list(zip(self.routings, other.routings, strict=True))
+        if any(ours.adapters != theirs.adapters for ours, theirs in pairs):
             return False
         # Tokens of an answer were decided by their own gates, those of a prompt are not.
         is_all_prompt = self.rule.scope == "prompt" or bool((other.prompt_tokens >= tokens).all())
-        return is_all_prompt and torch.allclose(ours.weights, theirs.weights, atol=_SAME_WEIGHT, rtol=0)
+        return is_all_prompt and all(
+            abs(one - two) <= _SAME_WEIGHT
+            for ours, theirs in pairs
+            for one, two in zip(ours.weights, theirs.weights, strict=True)
+        )
 
     def begin(self, stretch: Stretch, past_tokens: int | None, by_token: TokenPass) -> RoutingPass:
         """Return the decision for every token, or for those of the prompt alone."""
-        is_decided = stretch.prompt
         if self.rule.scope == "prompt+token":
-            if self.rule.abstain is None and not stretch.has_prompt:
+            if not stretch.has_prompt and not any(self._abstained):
                 return by_token
-            is_decided = is_decided | self._abstained.unsqueeze(1).to(is_decided.device)
-            return AnswerPass(self._for_tokens(stretch), is_decided, by_token)
-        return DecidedPass(self._for_tokens(stretch))
+            # No text has the padding, so it need not ask a gate.
+            abstained = torch.tensor(self._abstained, device=stretch.own.device).unsqueeze(1)
+            is_decided = stretch.prompt | ~stretch.own | abstained
+            if not is_decided.all():
+                return AnswerPass(self._for_tokens(stretch), is_decided, by_token)
+        agreed = set(self.routings)
+        return AgreedPass(agreed.pop()) if len(agreed) == 1 else DecidedPass(self._for_tokens(stretch))
 
     def describe(self, members: tuple[str, ...], tokens: int) -> tuple[Decision, ...]:
         """Return one decision for each request; with ``prompt+token`` it ends with the prompt."""
-        selection, weights = self.routing.selection.tolist(), self.routing.weights.tolist()
         answers_too = self.rule.scope == "prompt"
-        abstained, ends = self._abstained.tolist(), self.prompt_tokens.tolist()
+        abstained, ends, routings = self._abstained, self.prompt_tokens.tolist(), self.routings
         return tuple(
             Decision(
                 sequence=row,
                 start=0,
                 end=tokens if answers_too or abstained[row] else ends[row],
-                members=() if abstained[row] else tuple(members[index] for index in selection[row]),
-                weights=() if abstained[row] else tuple(weights[row]),
+                members=() if abstained[row] else tuple(members[index] for index in routings[row].adapters),
+                weights=() if abstained[row] else routings[row].weights,
                 confidence=confidence,
             )
             for row, confidence in enumerate(self.confidence.tolist())
         )
 
     @property
-    def _abstained(self) -> Tensor:
-        """Bool [B], whether the base alone serves the request."""
-        return ~self.routing.weights.bool().any(dim=-1)
+    def _abstained(self) -> list[bool]:
+        """Whether the base alone serves each request."""
+        return [not any(routing.weights) for routing in self.routings]
 
     def _for_tokens(self, stretch: Stretch) -> Routing:
-        tokens = stretch.own.shape[1]
-        selection, weights = (
-            tensor.unsqueeze(1).repeat(1, tokens, 1)
-            for tensor in (self.routing.selection, self.routing.weights)
+        tokens, device = stretch.own.shape[1], self.confidence.device
+        rows = [routing.for_tokens((tokens,), device) for routing in self.routings]
+        return Routing(
+            torch.stack([row.selection for row in rows]), torch.stack([row.weights for row in rows])
         )
-        return Routing(selection, weights)
 
 
 def mean_over(log_posterior: Tensor, own: Tensor) -> Tensor:
@@ -173,9 +179,9 @@ class AnswerPass(RoutingPass):
         choice = self.by_token.choose(path, x, gate)
         if isinstance(choice, Gate):
             found = choice.route(x)
-            self.by_token.report(path, found)
+            self.by_token.report(path, found, x)
         else:
-            found = choice
+            found = as_routing(choice, x)
         decided = fit_tokens(self.decided, x, path)
         is_decided = self.is_decided.to(x.device).reshape(*x.shape[:-1], 1)
         return Routing(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...kernels.routing import Routing, select_top_k
 from .decision import Decision, Stretch
-from .passes import DecidedPass, RoutingPass, TokenPass
+from .passes import RoutingPass, TokenPass, decided_pass
 from .routing_rule import RoutingRule
 
 # The mean over all gates counts as this many independent gates at one token. They read the same residual
@@ -127,9 +127,9 @@ class SegmentDecision:
         logits = self.probability[:, latest].clamp(min=_LEAST_PROBABILITY).log()
         routing = select_top_k(logits, self.rule.top_k, temperature=self.rule.temperature)
         if self.rule.abstain is None:
-            return DecidedPass(routing)
+            return decided_pass(routing)
         is_sure = self.confidence[:, latest] >= self.rule.abstain
-        return DecidedPass(Routing(routing.selection, routing.weights * is_sure.unsqueeze(-1)))
+        return decided_pass(Routing(routing.selection, routing.weights * is_sure.unsqueeze(-1)))
 
     def describe(self, members: tuple[str, ...], tokens: int) -> tuple[Decision, ...]:
         """Return one decision for each stretch of tokens that have the same most likely member."""

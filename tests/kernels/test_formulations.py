@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from meteora_registry.kernels import cpu_cost
+from meteora_registry.kernels.formulations import routed_masked
 from meteora_registry.kernels.layout import layout_of
 from meteora_registry.kernels.products import CPU_EXPANDS, CPU_SHRINKS
 from meteora_registry.kernels.reference import TOLERANCES, relative_error
-from meteora_registry.kernels.routing import Routing, route_to
+from meteora_registry.kernels.routing import FixedRouting, Routing
 from meteora_registry.kernels.slots import Slots
 from support.routed_cases import Operands, operands
 
@@ -103,7 +104,7 @@ def work_of(slots: Slots) -> cpu_cost.Work:
 
 
 def test_a_handful_is_few_slots_that_need_no_widening() -> None:
-    few, more = (route_to(0, (T,), "cpu") for T in (8, 9))
+    few, more = (FixedRouting.to(0).for_tokens((T,), "cpu") for T in (8, 9))
     assert cpu_cost.is_a_handful(torch.empty(8, 16), few)
     assert not cpu_cost.is_a_handful(torch.empty(9, 16), more)
     assert not cpu_cost.is_a_handful(torch.empty(8, 16, dtype=torch.bfloat16), few)
@@ -138,3 +139,54 @@ def test_a_rare_large_rank_is_not_paid_by_the_others(formulas: dict[str, cpu_cos
 def test_fp16_is_only_served_where_it_is_widened(T: int) -> None:
     slots = slots_of([8] * 28, torch.arange(T).remainder(28).unsqueeze(1))
     assert cpu_cost.cheapest(slots, 4096, 4096, torch.float16) == ("grouped", "grouped")
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("T", [1, 90])
+@pytest.mark.parametrize("in_place", [False, True], ids=["new", "in-place"])
+def test_masked_products_are_the_sum_of_the_slots(in_place: bool, T: int, ranks: str) -> None:
+    case, slots = case_of(ranks, T, torch.float32)
+    # One token selects an adapter twice.
+    case.selection[0, 1] = case.selection[0, 0]
+    base = torch.randn(T, 48)
+    out = base.clone() if in_place else None
+    routing = Routing(case.selection, case.weights)
+    found = routed_masked(case.x, case.A, case.Bt, slots.layout, routing, out)
+    expected = case.reference() + (base.double() if in_place else 0)
+    assert relative_error(found, expected) <= TOLERANCES[torch.float32]
+    assert out is None or found is out
+
+
+def test_masked_products_keep_an_overflow_with_its_own_tokens() -> None:
+    case, slots = case_of("equal", 4, torch.float32)
+    case.selection[:] = torch.tensor([[0, 1], [2, 3], [0, 1], [2, 3]])
+    case.A[0, 0] = 3e38
+    case.x[:, 0] = 1e2
+    routing = Routing(case.selection, case.weights)
+    out = routed_masked(case.x, case.A, case.Bt, slots.layout, routing, None)
+    assert out.isfinite().all(dim=1).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("named", [-1, 6])
+def test_masked_products_refuse_an_adapter_that_does_not_exist(named: int) -> None:
+    case, slots = case_of("equal", 4, torch.float32)
+    case.selection[2, 1] = named
+    with pytest.raises(ValueError, match=f"`selection` names adapter {named}, expected 0 to 5"):
+        routed_masked(case.x, case.A, case.Bt, slots.layout, Routing(case.selection, case.weights), None)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "top_k", "dtype", "masked"),
+    [
+        ([8] * 8, 2, torch.float32, True),
+        ([8] * 9, 2, torch.float32, False),
+        ([32] * 8, 2, torch.float32, False),
+        ([8] * 8, 2, torch.bfloat16, False),
+    ],
+)
+def test_few_adapters_are_all_multiplied(
+    ranks: list[int], top_k: int, dtype: torch.dtype, masked: bool
+) -> None:
+    layout = layout_of([0, *itertools.accumulate(ranks)], [1.0] * len(ranks))
+    routing = FixedRouting((0,) * top_k, (0.5,) * top_k).for_tokens((90,), "cpu")
+    assert cpu_cost.are_few_adapters(layout, routing, dtype) is masked

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from meteora_registry.kernels.gate_kinds import GATE_KINDS
-from meteora_registry.kernels.routing import gate_logits, route_to, select_top_k
+from meteora_registry.kernels.routing import FixedRouting, gate_logits, select_top_k
 from support.gate_definitions import defined_logits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -100,7 +100,7 @@ def test_top_k_is_differentiable_in_the_logits() -> None:
 
 
 def test_fixed_route_sends_every_token_to_one_adapter() -> None:
-    routing = route_to(3, (2, 4), "cpu")
+    routing = FixedRouting.to(3).for_tokens((2, 4), "cpu")
     assert (routing.selection == 3).all()
     assert (routing.weights == 1).all()
     assert routing.selection.shape == routing.weights.shape == (2, 4, 1)

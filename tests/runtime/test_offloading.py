@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,17 @@ def test_model_that_is_offloaded_answers_as_in_memory(
     offload(model)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert relative_error(logits_of(model), expected) <= MAX_ERROR
+
+
+def test_offloaded_model_keeps_no_tensors_of_earlier_calls(bundles: dict[str, Path]) -> None:
+    model = loaded(bundles["token"]).eval()
+    logits_of(model)
+    kept = [weakref.ref(p) for name, p in model.named_parameters() if "meteora" in name]
+    disk_offload(model, "elsewhere", CPU)
+    logits_of(model)
+    gc.collect()
+    assert kept
+    assert not any(parameter() is not None for parameter in kept)
 
 
 def test_offloaded_factors_in_half_precision_compute_in_float32(

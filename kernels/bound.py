@@ -1,0 +1,131 @@
+"""One linear's adapters bound to their tensors: the short way of few tokens, and of a fixed routing.
+
+`gated_lora_` and `routed_lora_` check their operands at every call, make tensors of a routing and read them
+again. In a model's decoding that costs more than the products. Here the operands are checked once, when they
+are bound; each adapter's factors are views made at that time; and a routing stays on the host. With a fixed
+routing an adapter is a plain LoRA, so it serves any number of tokens by two products. Nothing is copied, so a
+bundle of hundreds of members costs no more memory. Shapes are those of ``layout.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from .cpu_cost import HANDFUL_SLOTS
+from .layout import layout_of
+from .operands import accumulation_dtype, check_factors, check_gate_serves
+from .operators import is_autocast
+from .routed_lora import flat, rows_of
+from .routing import FixedRouting, Gate, Routing, check_gate, check_top_k, joined_routings
+
+# Products of fp16 overflow, and many CPUs have no arithmetic for it.
+_MULTIPLIED = (torch.float32, torch.bfloat16, torch.float64)
+
+
+class BoundAdapters:
+    """The adapters of one linear, checked and bound.
+
+    Args:
+        A: [N, h], fp32, bf16, fp16 or float64.
+        Bt: [N, D], the dtype of `A`.
+        offsets: L + 1 row offsets into A and Bt.
+        scaling: L factors.
+
+    Raises:
+        ValueError: as `routed_lora` for operands that do not fit together.
+    """
+
+    __slots__ = ("_A", "_Bt", "_adapters", "_address", "_gate", "_gate_of")
+
+    def __init__(self, A: Tensor, Bt: Tensor, offsets: Sequence[int], scaling: Sequence[float]) -> None:
+        layout = layout_of(offsets, scaling)
+        # Outside inference mode, so that the views can serve any later call.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            A, Bt = A.detach(), Bt.detach()
+            check_factors(A, A, Bt, layout.offsets)
+            ends = zip(layout.offsets[:-1], layout.offsets[1:], layout.scaling, strict=True)
+            # None for an adapter that is absent here.
+            self._adapters = [
+                (A[start:end].T, Bt[start:end], factor) if end > start else None
+                for start, end, factor in ends
+            ]
+        self._A, self._Bt = A, Bt
+        self._address = (A.data_ptr(), Bt.data_ptr())
+        self._gate: Gate | None = None
+
+    def holds(self, A: Tensor, Bt: Tensor) -> bool:
+        """Return whether these tensors still are the bound ones: neither moved nor cast nor replaced."""
+        # The views keep the storage alive, so no other tensor can be at its address.
+        return (A.data_ptr(), Bt.data_ptr()) == self._address and A.dtype == self._A.dtype
+
+    def serves(self, out: Tensor, x: Tensor) -> bool:
+        """Return whether `out` [..., D] and `x` [..., h] can take this way now: in place, by no compiler."""
+        return (
+            x.dtype in _MULTIPLIED
+            and self._A.dtype != torch.float16
+            and not torch.is_grad_enabled()
+            and not is_dynamo_compiling()
+            and type(x) is Tensor
+            and type(out) is Tensor
+            and x.device == out.device == self._A.device
+            and out.is_contiguous()
+            and not is_autocast(x)
+        )
+
+    def add_fixed_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
+        """Add to `out` [..., D], in place, what a routing adds that is the same for every token of `x`."""
+        self._add_(rows_of(out), flat(x), routing)
+
+    def add_gated_(self, out: Tensor, x: Tensor, gate: Gate) -> Routing | FixedRouting:
+        """Return the gate's routing [..., k] of `x`, after adding what it routes to `out` in place.
+
+        For few tokens: they are served one after the other, and the routing of a single one is fixed.
+
+        Raises:
+            ValueError: the gate does not fit.
+        """
+        rows, tokens = rows_of(out), flat(x)
+        if gate is not self._gate:
+            self._bind_gate(gate, tokens)
+        routings = gate.route_on_host(tokens)
+        if len(routings) == 1:
+            self._add_(rows, tokens, routings[0])
+            return routings[0]
+        for place, routing in enumerate(routings):
+            self._add_(rows[place : place + 1], tokens[place : place + 1], routing)
+        return joined_routings(routings, x)
+
+    def _bind_gate(self, gate: Gate, x: Tensor) -> None:
+        check_gate(x, gate.weight, gate.bias, gate.kind)
+        check_gate_serves(gate.weight, gate.bias, x, adapters=len(self._adapters))
+        check_top_k(gate.weight.shape[:1], gate.top_k, gate.temperature)
+        self._gate = gate
+
+    def _add_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
+        # Few tokens are summed in the wider dtype, where rounding costs more than casting the factors.
+        dtype = accumulation_dtype(self._A.dtype) if x.shape[0] <= HANDFUL_SLOTS else self._A.dtype
+        x = x if x.dtype == dtype else x.to(dtype)
+        total = out if out.dtype == dtype else None
+        for adapter, weight in zip(routing.adapters, routing.weights, strict=True):
+            bound = self._adapters[adapter]
+            if bound is None or not weight:
+                continue
+            down, up, scaling = bound
+            if up.dtype != dtype:
+                down, up = down.to(dtype), up.to(dtype)
+            z = torch.mm(x, down)
+            if total is None:
+                total = torch.mm(z, up).mul_(weight * scaling)
+            else:
+                total.addmm_(z, up, alpha=weight * scaling)
+        if total is not None and total is not out:
+            out.add_(total)
+
+
+def is_a_handful(x: Tensor, gate: Gate) -> bool:
+    """Return whether x [..., h] is so few tokens on a CPU that they are best served one by one."""
+    return x.is_cpu and x.numel() * gate.top_k <= HANDFUL_SLOTS * x.shape[-1]

@@ -1,0 +1,141 @@
+"""`BoundAdapters`: the reference's output in the short way, and bound again when the tensors change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from meteora_registry.kernels.bound import BoundAdapters, is_a_handful
+from meteora_registry.kernels.gate_kinds import GATE_KINDS
+from meteora_registry.kernels.reference import TOLERANCES, reference_routed_lora, relative_error
+from meteora_registry.kernels.routing import FixedRouting, Gate, Routing
+from support.routed_cases import Operands, operands
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+RANKS = [8, 0, 24, 8]
+FIXED = {
+    "one": FixedRouting.to(2),
+    "two": FixedRouting((3, 0), (0.75, 0.25)),
+    "twice": FixedRouting((0, 0), (0.5, 0.5)),
+    "absent": FixedRouting((1, 2), (0.5, 0.5)),
+    "nobody": FixedRouting((2,), (0.0,)),
+}
+
+
+def bound(case: Operands) -> BoundAdapters:
+    return BoundAdapters(case.A, case.Bt, case.offsets, case.scaling)
+
+
+def expected(case: Operands, base: torch.Tensor, routing: Routing) -> torch.Tensor:
+    arguments = {**vars(case), "selection": routing.selection, "weights": routing.weights}
+    return base.double() + reference_routed_lora(**arguments)
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> object:
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("routing", FIXED.values(), ids=FIXED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("leading", [(), (1,), (1, 5), (2, 20)], ids=str)
+def test_fixed_routing_adds_what_the_reference_does(
+    leading: tuple[int, ...], dtype: torch.dtype, routing: FixedRouting
+) -> None:
+    case = operands(RANKS, leading=leading, dtype=dtype)
+    base = torch.randn(*leading, 24).to(dtype)
+    out = base.clone()
+    bound(case).add_fixed_(out, case.x, routing)
+    reference = expected(case, base, routing.for_tokens(leading, "cpu"))
+    assert relative_error(out, reference) <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("kind", GATE_KINDS)
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("leading", [(), (1, 1), (3, 1)], ids=str)
+def test_gate_chooses_and_adds_as_the_gated_call(
+    leading: tuple[int, ...], dtype: torch.dtype, top_k: int, kind: str
+) -> None:
+    case = operands(RANKS, leading=leading, dtype=dtype)
+    gate = Gate(torch.randn(4, 16), torch.randn(4), kind, top_k, temperature=0.5)
+    base = torch.randn(*leading, 24).to(dtype)
+    out = base.clone()
+    found = bound(case).add_gated_(out, case.x, gate)
+    routing = found if isinstance(found, Routing) else found.for_tokens(leading, "cpu")
+    halves = gate.route(case.x)
+    assert torch.equal(routing.selection, halves.selection)
+    torch.testing.assert_close(routing.weights, halves.weights, rtol=1e-6, atol=1e-7)
+    # The other way's weights are fp32 beside factors in float64.
+    assert relative_error(out, expected(case, base, halves)) <= max(TOLERANCES[dtype], 1e-6)
+
+
+def test_equal_logits_go_to_the_lowest_adapters() -> None:
+    case = operands([8, 8, 8, 8], leading=(1,))
+    gate = Gate(torch.zeros(4, 16), torch.tensor([0.0, 1.0, 1.0, 1.0]), "linear", 2)
+    assert bound(case).add_gated_(torch.zeros(1, 24), case.x, gate) == FixedRouting((1, 2), (0.5, 0.5))
+
+
+def test_half_precision_output_takes_wider_factors_and_is_rounded_once() -> None:
+    case = operands(RANKS, leading=(1,))
+    base = torch.randn(1, 24).bfloat16()
+    case.x = case.x.bfloat16()
+    wide = Operands(**{**vars(case), "x": case.x.float()})
+    found, routing = base.clone(), FIXED["two"]
+    bound(case).add_fixed_(found, case.x, routing)
+    exact = expected(wide, base, routing.for_tokens((1,), "cpu"))
+    assert torch.equal(found, exact.float().bfloat16())
+
+
+def test_factors_changed_in_place_are_seen_and_moved_ones_are_not_held() -> None:
+    case = operands(RANKS, leading=(1,))
+    adapters = bound(case)
+    case.A.mul_(2)
+    assert adapters.holds(case.A, case.Bt)
+    out = torch.zeros(1, 24)
+    adapters.add_fixed_(out, case.x, FIXED["one"])
+    reference = expected(case, torch.zeros(1, 24), FIXED["one"].for_tokens((1,), "cpu"))
+    assert relative_error(out, reference) <= TOLERANCES[torch.float32]
+    assert not adapters.holds(case.A.clone(), case.Bt)
+    assert not adapters.holds(case.A, case.Bt.clone())
+
+
+def test_parameter_is_followed_to_other_storage() -> None:
+    case = operands(RANKS)
+    parameter = torch.nn.Parameter(case.A)
+    adapters = BoundAdapters(parameter, case.Bt, case.offsets, case.scaling)
+    assert adapters.holds(parameter, case.Bt)
+    parameter.data = parameter.data.clone()
+    assert not adapters.holds(parameter, case.Bt)
+
+
+def test_gate_is_checked_when_it_is_first_used() -> None:
+    case = operands(RANKS, leading=(1,))
+    with pytest.raises(ValueError, match="`gate` chooses among 3 adapters, expected 4"):
+        bound(case).add_gated_(torch.zeros(1, 24), case.x, Gate(torch.zeros(3, 16), None, "linear", 1))
+
+
+def test_factors_are_checked_when_they_are_bound() -> None:
+    case = operands(RANKS)
+    with pytest.raises(ValueError, match="`Bt` has 39 rows, expected 40"):
+        BoundAdapters(case.A, case.Bt[1:], case.offsets, case.scaling)
+
+
+def test_gradients_autocast_and_fp16_go_the_long_way() -> None:
+    case = operands(RANKS, leading=(1,))
+    adapters, out = bound(case), torch.zeros(1, 24)
+    assert adapters.serves(out, case.x)
+    with torch.enable_grad():
+        assert not adapters.serves(out, case.x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not adapters.serves(out, case.x)
+    half = operands(RANKS, leading=(1,), dtype=torch.float16)
+    assert not bound(half).serves(out.half(), half.x)
+    assert not adapters.serves(torch.zeros(2, 48)[:, ::2], case.x)
+
+
+def test_a_handful_counts_slots() -> None:
+    gate = Gate(torch.zeros(4, 16), None, "linear", 2)
+    assert is_a_handful(torch.zeros(4, 1, 16), gate)
+    assert not is_a_handful(torch.zeros(5, 1, 16), gate)
