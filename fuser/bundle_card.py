@@ -55,9 +55,11 @@ The gate came with another layout, which does not say on what it was fitted, or 
 """
 
 _VERIFICATION = f"""\
-The bundle was compared with its members' own files when it was made: every module, routed and each
-member alone, against float64. `{VERIFICATION_FILE}` has the outcome, the errors and the backends, and is
-bound to this bundle's manifest by its digest. `meteora-registry verify` repeats it on your machine.
+Its maker states in `{VERIFICATION_FILE}` that the bundle was compared with its members' own files: every
+module, routed and each member alone, against float64. The file has the outcome, the errors and the backends,
+and is bound to this bundle's manifest by its digest. To you it is a claim, and so are the members' origins:
+`meteora-registry verify` shows on your machine that the bundle is intact, and with `--level source --refetch`
+that it is from its members.
 """
 
 
@@ -193,7 +195,7 @@ def _origin(member: ManifestMember) -> str:
     """Return where a member came from: a link to its repository at the commit, or the folder's name."""
     found = _HUB_ORIGIN.fullmatch(member.origin.location) if member.origin.kind == "hub" else None
     if found is None:
-        claimed = " (claimed)" if member.origin.is_claimed else ""
+        claimed = " (claimed by the path of its folder)" if member.origin.is_claimed else ""
         return _cell(str(member.origin)) + claimed
     repository, commit, folder = found["repository"], found["commit"], found["folder"]
     address = f"https://huggingface.co/{repository}/tree/{commit}{folder}"

@@ -95,7 +95,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class MemberFiles:
-    """The paths of a member's own two files; their digests are checked before they are trusted."""
+    """The paths of a member's own two files; their digests are checked before they are trusted.
+
+    ``came_from`` names the bundle that they were taken out of: they are not witnesses of it. ``origin`` is
+    where they were fetched just now, if the manifest names it: other files there are a problem.
+    """
 
     config_path: Path
     weights_path: Path
+    came_from: str | None = None
+    origin: str | None = None

@@ -187,11 +187,9 @@ class _Run:
     def _open_source(
         self, stack: ExitStack, member: QuotedMember, files: MemberFiles | None
     ) -> SourceMember | None:
+        folder = self.bundle.folder / names.EXPERTS_FOLDER / member.name
         experts = MemberFiles(
-            *(
-                self.bundle.folder / names.EXPERTS_FOLDER / member.name / file
-                for file in (names.CONFIG_FILE, names.WEIGHTS_FILE)
-            )
+            folder / names.CONFIG_FILE, folder / names.WEIGHTS_FILE, came_from="the bundle itself"
         )
         reason = f"the own files of member `{member.name}` were not found"
         for candidate in (files, experts):
@@ -202,12 +200,20 @@ class _Run:
             try:
                 source = open_source_member(member, candidate.config_path, candidate.weights_path)
             except MeteoraError as error:
+                if candidate.origin is not None:
+                    self.problems.append(
+                        f"member `{member.name}` is not what `{candidate.origin}` has: {error}"
+                    )
                 # Other files than those of the manifest prove nothing, for or against.
                 reason = str(error)
                 continue
             self.problems += source.check_quotation()
-            if candidate is experts:
-                self.notes.append(f"the own files of member `{member.name}` are those that the bundle brings")
+            if candidate.came_from is not None:
+                # They agree with the bundle because they are parts of it.
+                self.unchecked.append(
+                    f"that member `{member.name}` is from its own files: those that are at hand came with "
+                    f"{candidate.came_from}"
+                )
             return stack.enter_context(source)
         self.unchecked.append(reason)
         return None

@@ -29,8 +29,11 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def read_license(card: Path | str, folder: int) -> str | None:
-    """Return the license in the front matter of a card in an open folder; None without a readable one."""
+def read_license(card: Path | str, folder: int | None = None) -> str | None:
+    """Return the license in the front matter of a card; None without a readable one.
+
+    ``folder`` is an open one that ``card`` is in.
+    """
     try:
         data = read_start(card, MAX_FRONT_MATTER_BYTES, folder=folder)
     except SourceUnreadable:
@@ -40,7 +43,9 @@ def read_license(card: Path | str, folder: int) -> str | None:
 
 def parse_license(data: bytes) -> str | None:
     """Return the license that the front matter at the beginning of a card's bytes names."""
-    lines = data.decode("utf-8", errors="replace").removeprefix("\ufeff").splitlines()
+    lines = (
+        data[:MAX_FRONT_MATTER_BYTES].decode("utf-8", errors="replace").removeprefix("\ufeff").splitlines()
+    )
     if not lines or lines[0].strip() != _FENCE:
         return None
     end = next((number for number, line in enumerate(lines[1:], start=1) if line.strip() == _FENCE), None)

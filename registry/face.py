@@ -189,6 +189,7 @@ class Registry(Workspace):
         level: Level | str = Level.INTEGRITY,
         base: StrPath | None = None,
         base_folder: StrPath | None = None,
+        refetch: bool = False,
         keep_record: bool = False,
         progress: Progress = silent,
     ) -> VerificationRecord:
@@ -201,6 +202,7 @@ class Registry(Workspace):
             base: the base model's name or folder, used where the bundle states that the base renamed
                 modules; by default the bundle's own, if the local Hub cache has it.
             base_folder: where the base's config is, apart from what it is called.
+            refetch: with level `source`, fetch the members from the origins on the Hub that the bundle names.
             keep_record: write the record into the bundle.
             progress: called with a step's name, how much of it is done, and how much there is.
 
@@ -217,6 +219,7 @@ class Registry(Workspace):
             bundle,
             level=level_of(level),
             place=place_base(base, base_folder),
+            refetch=refetch,
             keep_record=keep_record,
             progress=progress,
         ).record
@@ -418,6 +421,23 @@ class Registry(Workspace):
         source = parse_repository(repository) if isinstance(repository, str) else repository
         folder = Path(source.repository.partition("/")[2] if out is None else out)
         return pull(self, source, folder, name=name, max_bytes=max_bytes, progress=progress)
+
+    def adopt(self, source: str | CatalogSource, *, name: str | None = None) -> Addition:
+        """Record a member of a pulled bundle under a name of one's own; its origin stays a claim.
+
+        Args:
+            source: the member, ``bundle:member``.
+            name: what it is called from now on; by default what the bundle calls it.
+
+        Raises:
+            NotInCatalog: there is no such member.
+            UsageError: it is not the member of a bundle, or the name is malformed.
+        """
+        from .workflows.origins import adopt_member
+
+        return adopt_member(
+            self, parse_catalog_source(source) if isinstance(source, str) else source, name=name
+        )
 
     def doctor(
         self,

@@ -5,7 +5,8 @@ here. A folder is joined with one by ``below``, which checks it again, so that n
 
 A SOURCE is a folder if it starts with ``.`` or ``/`` or exists; ``hf://...``, ``org/name`` or an address of
 the Hub is a repository there; otherwise it names something in the catalog: ``name``, ``name@3`` or
-``name@alias``.
+``name@alias``. The members of a pulled bundle are ``bundle:member``, so that none of them takes a name that a
+person may choose.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from .errors import InvalidDocument, UsageError
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+MAX_NAME_CHARACTERS = 96
+# In no name, no path of a bundle and no repository.
+MEMBER_MARK = ":"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
 _NAME = re.compile(NAME_PATTERN)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -101,6 +105,33 @@ def check_name(text: str, *, what: str = "name") -> str:
             hint=f"such as `{suggest_name(text)}`",
         )
     return text
+
+
+def member_entry(bundle: str, member: str) -> str:
+    """Return what the catalog calls a member of a pulled bundle.
+
+    Raises:
+        UsageError: the two names together are too long for the catalog.
+    """
+    name = f"{bundle}{MEMBER_MARK}{member}"
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise UsageError(
+            f"`{name}` has {len(name)} characters, expected at most {MAX_NAME_CHARACTERS}",
+            hint="choose a shorter name for the bundle with `--name`",
+        )
+    return name
+
+
+def check_entry(text: str) -> str:
+    """Return ``text`` itself, if it may be an entry of the catalog: a name, or ``bundle:member``.
+
+    Raises:
+        UsageError: any other text.
+    """
+    bundle, mark, member = text.partition(MEMBER_MARK)
+    if not mark:
+        return check_name(text)
+    return member_entry(check_name(bundle, what="bundle"), check_name(member, what="member name"))
 
 
 def is_repository(text: str) -> bool:
@@ -203,13 +234,13 @@ def folder_of_adapter(path: Path) -> Path:
 
 
 def parse_catalog_source(text: str) -> CatalogSource:
-    """Return ``name``, ``name@3`` or ``name@alias``.
+    """Return ``name``, ``name@3`` or ``name@alias``; the name may be ``bundle:member``.
 
     Raises:
         UsageError: the name or the selector is malformed.
     """
     name, at, selector = text.partition("@")
-    check_name(name)
+    check_entry(name)
     if not at:
         return CatalogSource(name)
     if _VERSION.fullmatch(selector):
@@ -223,7 +254,8 @@ def parse_source(text: str) -> Source:
     Raises:
         UsageError: it is none of folder, Hub repository and catalogued name.
     """
-    if text.startswith("hf:"):
+    # A member of a bundle called `hf` has no slash, and a repository has one.
+    if text.startswith("hf:") and "/" in text:
         return parse_repository(text)
     if (address := _parse_address(text)) is not None:
         return address

@@ -19,6 +19,10 @@ from .errors import InvalidDocument, UsageError
 TOLERANCES: Final = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 # It runs one module as a sample; every other backend runs all of them.
 SAMPLING_BACKEND: Final = "triton"
+# What a verification may establish, in the words of docs/verification.md; every output uses these.
+INTACT: Final = "intact"
+FROM_MEMBERS: Final = "from its members"
+ATTACHED: Final = "attached to its base"
 
 
 class Level(StrEnum):
@@ -31,6 +35,11 @@ class Level(StrEnum):
 
     INTEGRITY = "integrity"
     SOURCE = "source"
+
+    @property
+    def establishes(self) -> tuple[str, ...]:
+        """Return what a pass at this level establishes."""
+        return (INTACT, FROM_MEMBERS) if self is Level.SOURCE else (INTACT,)
 
 
 class Outcome(StrEnum):
@@ -135,6 +144,19 @@ class VerificationRecord(Document):
         }
         for path, errors in [*wrong.items()][:1]:
             yield f"it passes `{path[:200]}` with the errors {errors.routed} and {errors.forced}"
+
+    @property
+    def established(self) -> tuple[str, ...]:
+        """Return what the verification established where it was made; anywhere else that is a claim."""
+        if self.outcome is not Outcome.PASS:
+            return ()
+        attached = (ATTACHED,) if any(note.startswith(ATTACHED) for note in self.notes) else ()
+        return self.level.establishes + attached
+
+    @property
+    def not_established(self) -> tuple[str, ...]:
+        """Return the rest of what a verification may establish."""
+        return tuple(word for word in (INTACT, FROM_MEMBERS, ATTACHED) if word not in self.established)
 
     @property
     def _outcome_of_findings(self) -> Outcome:

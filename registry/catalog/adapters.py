@@ -52,6 +52,49 @@ def find_content(
     return tuple(source_of(row) for row in _rows_with(session, weights_sha256, canonical_config_sha256))
 
 
+def find_claims(session: Session, weights_sha256: Digest, config_sha256: Digest) -> tuple[str | None, ...]:
+    """Return for each version with these files which bundle it came out of, None if out of none."""
+    found = session.scalars(
+        select(adapter_versions.c.claimed_by)
+        .where(
+            adapter_versions.c.weights_sha256 == weights_sha256,
+            adapter_versions.c.config_sha256 == config_sha256,
+        )
+        .order_by(adapter_versions.c.id)
+    )
+    return tuple(found)
+
+
+def confirm_origin(
+    session: Session, weights_sha256: Digest, config_sha256: Digest, location: str, license_name: str | None
+) -> None:
+    """Drop the claims of an origin for these files: they were fetched from there, and are the same.
+
+    A claim stays where it names another licence than the one that was found there.
+    """
+    rows = session.scalars(
+        select(models.AdapterVersion).where(
+            adapter_versions.c.weights_sha256 == weights_sha256,
+            adapter_versions.c.config_sha256 == config_sha256,
+            adapter_versions.c.origin_location == clean_foreign_text(location),
+            adapter_versions.c.claimed_by.is_not(None),
+        )
+    ).all()
+    for row in rows:
+        if row.facts.license not in (None, clean_foreign_text(license_name or "")):
+            continue
+        record_event(
+            session,
+            "confirm",
+            models.ADAPTER,
+            row.entry.name,
+            row.number,
+            origin=row.origin_location,
+            claimed_by=row.claimed_by,
+        )
+        row.claimed_by = None
+
+
 def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
     """Return the record of a row."""
     return AdapterVersion(

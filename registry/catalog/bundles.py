@@ -199,6 +199,13 @@ def _add_verification(
 
 
 def _verification_record(row: models.Verification) -> Verification:
+    record = read_record(row.record)
+    is_from_here = row.claimed_by is None and not record.contradictions()
     return Verification(
-        Level(row.level), Outcome(row.outcome), row.created_at, read_record(row.record), row.claimed_by
+        Level(row.level),
+        Outcome(row.outcome),
+        row.created_at,
+        record,
+        row.claimed_by,
+        established=record.established if is_from_here else (),
     )

@@ -132,6 +132,23 @@ class Catalog(Closing):
             lambda session: adapters.find_content(session, weights_sha256, canonical_config_sha256)
         )
 
+    def find_claims(self, weights_sha256: Digest, config_sha256: Digest) -> tuple[str | None, ...]:
+        """Return for each version with these files which bundle it came out of, None if out of none."""
+        return self._read(lambda session: adapters.find_claims(session, weights_sha256, config_sha256))
+
+    def confirm_origin(
+        self, weights_sha256: Digest, config_sha256: Digest, location: str, license_name: str | None
+    ) -> None:
+        """Record that these very files were fetched from the origin that a bundle claims for them.
+
+        A claim stays where it names another licence than ``license_name``, which was found there.
+        """
+        self._write(
+            lambda session: adapters.confirm_origin(
+                session, weights_sha256, config_sha256, location, license_name
+            )
+        )
+
     def find_any(self, source: CatalogSource) -> AdapterVersion | BundleVersion:
         """Return an adapter or bundle version.
 

@@ -40,7 +40,7 @@ from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import AlreadyInCatalog, InvalidDocument, MeteoraError
 from ...schemas.finding import Finding
-from ...schemas.names import check_alias, check_file_name, check_folder_path, check_name
+from ...schemas.names import check_alias, check_entry, check_file_name, check_folder_path, check_name
 from ...schemas.verification import VerificationRecord
 from .adapters import read_origin
 from .bundles import read_record
@@ -305,7 +305,7 @@ def _continue_counters(connection: Connection) -> None:
 
 # Columns whose values mean more than their types say.
 _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
-    ("entries", "name"): check_name,
+    ("entries", "name"): check_entry,
     ("tags", "tag"): lambda tag: check_name(tag, what="tag"),
     ("aliases", "alias"): check_alias,
     ("adapter_files", "name"): check_file_name,

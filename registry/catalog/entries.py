@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
 from ...schemas.errors import AlreadyInCatalog, NotInCatalog, StillInUse
-from ...schemas.names import CatalogSource, check_alias, check_name
+from ...schemas.names import CatalogSource, check_alias, check_entry, check_name
 from . import models
 from .events import record_event
 from .records import Kind, Removal, join_sources
@@ -38,7 +38,7 @@ def begin_version(session: Session, name: str, kind: Kind) -> tuple[models.Entry
         UsageError: the name is malformed.
         AlreadyInCatalog: the name is one of the other kind.
     """
-    entry = find_entry(session, check_name(name))
+    entry = find_entry(session, check_entry(name) if kind == models.ADAPTER else check_name(name))
     if entry is None:
         entry = models.Entry(name=name, kind=kind, latest_version=0)
         session.add(entry)

@@ -202,6 +202,8 @@ class Verification:
     """The outcome of one verification of a bundle version, with its whole record.
 
     ``claimed_by`` is where a record came from that was not made here, and None for one that was.
+    ``established`` is what it established here, in the words of docs/verification.md: nothing if it is a
+    claim, or contradicts itself.
     """
 
     level: Level
@@ -209,6 +211,7 @@ class Verification:
     created_at: datetime
     record: VerificationRecord
     claimed_by: str | None
+    established: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

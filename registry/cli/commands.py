@@ -16,6 +16,7 @@ COMMANDS = {
     "search": Listed("Find adapters that meet every condition given", ".search"),
     "show": Listed("Show one adapter or bundle version", ".show"),
     "history": Listed("Show the changes to one name, or to the whole catalog", ".history"),
+    "adopt": Listed("Give a member of a pulled bundle a name of your own", ".adopt"),
     "tag": Listed("Attach tags to a version", ".labels", "tag"),
     "alias": Listed("Point an alias at a version", ".labels", "alias"),
     "remove": Listed("Remove a version, or every version of a name", ".remove"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ...schemas.bundle import NOT_FITTED
-from ...schemas.verification import Level
+from ...schemas.verification import Level, Outcome
 from ..catalog.records import AdapterSummary, BundleSummary
 from ..face import Registry
 from .groups import examples
@@ -64,10 +64,13 @@ def _bundle_row(bundle: BundleSummary) -> tuple[str, ...]:
 
 
 def _bundle_verdict(bundle: BundleSummary) -> str:
-    verified = "not verified"
-    if bundle.verified:
+    if not bundle.verified:
+        verified = "not verified here"
+    else:
         level, outcome = bundle.verified[-1]
         # The bundle has not changed since it passed at a deeper level: its manifest is the same.
         deepest = Level.SOURCE if (Level.SOURCE, outcome) in bundle.verified else level
-        verified = f"{deepest} {outcome}"
+        verified = (
+            ", ".join(deepest.establishes) if outcome is Outcome.PASS else f"{outcome} at level {deepest}"
+        )
     return f"{verified}, gate not fitted" if bundle.gate_fitted == NOT_FITTED else verified

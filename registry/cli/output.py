@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-# By the values of `Level`, which needs pydantic.
-_ESTABLISHED = {
-    "integrity": "the bundle agrees with itself",
-    "source": "it also agrees with the members' own files",
-}
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
@@ -92,8 +87,18 @@ def print_verified(record: VerificationRecord) -> None:
 
 
 def describe_level(level: Level) -> str:
-    """Return a level of verification with what it establishes."""
-    return f"level {level} ({_ESTABLISHED[level.value]})"
+    """Return a level of verification with what a pass at it establishes."""
+    return f"level {level} ({', '.join(level.establishes)})"
+
+
+def describe_established(record: VerificationRecord) -> str:
+    """Return what a record establishes where it was made."""
+    return ", ".join(record.established) or "nothing"
+
+
+def describe_rest(record: VerificationRecord) -> str:
+    """Return what a verification can establish and this one did not."""
+    return ", ".join(record.not_established) or "nothing"
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -13,7 +13,14 @@ from ...schemas.verification import Level
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, describe_level, print_gate_remark, print_line, print_remark
+from .output import (
+    describe_bytes,
+    describe_established,
+    describe_rest,
+    print_gate_remark,
+    print_line,
+    print_remark,
+)
 from .parameters import format_option, pass_registry
 from .progress import progress_bar
 
@@ -80,8 +87,12 @@ def command(
             f"{verb}: {pulled.version.source} in {pulled.folder}: {len(pulled.version.members)} members, "
             f"{describe_bytes(pulled.version.size_bytes)}, from {pulled.repository}@{pulled.commit}"
         )
-        print_line(f"verified: every digest, {describe_level(pulled.record.level)}")
-        print_line(f"claimed by its record: {describe_level(Level.SOURCE)}")
+        print_line(f"established here: {describe_established(pulled.record)}")
+        print_line(
+            f"claimed by {pulled.repository}@{pulled.commit}: {', '.join(Level.SOURCE.establishes)}, and its "
+            "members' origins and licences"
+        )
+        print_line(f"not established: {describe_rest(pulled.record)}")
     for difference in pulled.card:
         print_remark(f"warning: {difference}")
     if pulled.not_compared:

@@ -10,7 +10,8 @@ import click
 
 from ...schemas.facts import AdapterFacts, BundleFacts
 from ...schemas.names import CatalogSource
-from ..catalog.records import AdapterVersion, BundleVersion, Target
+from ...schemas.verification import Outcome
+from ..catalog.records import AdapterVersion, BundleVersion, Target, Verification
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json, to_json
@@ -87,8 +88,8 @@ def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
         "versions": _describe(tuple(map(str, numbers))),
         "rank": _describe_rank(version),
         "size_bytes": describe_bytes(version.size_bytes),
-        "origin": f"{version.origin.kind} {version.origin}"
-        + (" (claimed)" if version.origin.is_claimed else ""),
+        "origin": f"{version.origin.kind} {version.origin}{_claim(version)}",
+        "license": _describe_license(version),
         "commit": version.origin.commit,
     }
     print_facts(list(_lines(version, AdapterFacts, _ADAPTER_LABELS, own)))
@@ -117,9 +118,32 @@ def _show_bundle(version: BundleVersion, numbers: tuple[int, ...]) -> None:
     if version.verifications:
         print_line()
         print_table(
-            ("VERIFIED", "LEVEL", "OUTCOME"),
-            [(f"{v.created_at:%Y-%m-%d %H:%M} UTC", v.level, v.outcome) for v in version.verifications],
+            ("RECORDED", "LEVEL", "OUTCOME", "ESTABLISHED HERE"),
+            [
+                (f"{each.created_at:%Y-%m-%d %H:%M} UTC", each.level, each.outcome, _established(each))
+                for each in version.verifications
+            ],
         )
+
+
+def _established(verification: Verification) -> str:
+    if verification.claimed_by is not None:
+        return f"nothing: claimed by {verification.claimed_by}"
+    if verification.outcome is Outcome.PASS and not verification.established:
+        return "nothing: the record contradicts itself"
+    return ", ".join(verification.established) or "nothing"
+
+
+def _claim(version: AdapterVersion) -> str:
+    if version.claimed_by is not None:
+        return f" (claimed by {version.claimed_by})"
+    return " (claimed by the path of its folder)" if version.origin.is_claimed else ""
+
+
+def _describe_license(version: AdapterVersion) -> str | None:
+    if version.license is None or version.claimed_by is None:
+        return version.license
+    return f"{version.license}{_claim(version)}"
 
 
 def _lines(

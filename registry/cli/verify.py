@@ -18,8 +18,15 @@ from ..workflows.base_place import place_base
 from ..workflows.bundle_folder import find_bundle_folder
 from .failures import DONE, INCONCLUSIVE, REFUSED
 from .groups import examples
-from .json_output import print_json
-from .output import print_facts, print_gate_remark, print_line, print_table
+from .json_output import print_json, to_json
+from .output import (
+    describe_established,
+    describe_rest,
+    print_facts,
+    print_gate_remark,
+    print_line,
+    print_table,
+)
 from .parameters import base_folder_option, format_option, pass_registry
 from .progress import progress_bar
 
@@ -44,6 +51,11 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
     help="Check digests, names and shapes and stop: needs no torch, and proves nothing of the numbers.",
 )
 @click.option(
+    "--refetch",
+    is_flag=True,
+    help="With level source: fetch the members from the origins on the Hub that the bundle names.",
+)
+@click.option(
     "--record", "keep_record", is_flag=True, help="Write the outcome into the bundle's verification.json."
 )
 @click.option(
@@ -64,6 +76,7 @@ def command(
     digests_only: bool,
     base: str | None,
     base_folder: Path | None,
+    refetch: bool,
     keep_record: bool,
     as_json: bool,
 ) -> None:
@@ -71,22 +84,34 @@ def command(
 
     Looks at digests, structure, padding, and the kernel against a float64 reference. Exit code 0 if it
     passes, 1 if it fails, 3 if something that the level asks for could not be looked at, such as a member's
-    own files. A bundle on the Hub is fetched, compared with its manifest and its record, verified,
-    and not kept.
+    own files. Files that came out of a bundle are not witnesses of it; --refetch fetches the members from
+    the origins that the bundle names. A bundle on the Hub is fetched, compared with its manifest and
+    its record, verified, and not kept.
     """
     if digests_only:
         _require_alone(context)
         context.exit(_check_digests(registry, bundle, as_json=as_json))
+    if refetch and Level(level) is not Level.SOURCE:
+        raise UsageError("`--refetch` goes with `--level source`", hint="leave it out, or ask for that level")
     require_torch("verifying")
     from ..workflows.bundle_verification import verify
 
     place = place_base(base, base_folder)
     with progress_bar() as progress:
         verified = verify(
-            registry, bundle, level=Level(level), place=place, keep_record=keep_record, progress=progress
+            registry,
+            bundle,
+            level=Level(level),
+            place=place,
+            refetch=refetch,
+            keep_record=keep_record,
+            progress=progress,
         )
     if as_json:
-        print_json(verified.record)
+        record = verified.record
+        print_json(
+            to_json(record) | {"established": record.established, "not_established": record.not_established}
+        )
     else:
         _print_record(verified.record)
     if not verified.gate_fitted:
@@ -96,7 +121,7 @@ def command(
 
 def _require_alone(context: click.Context) -> None:
     """Refuse options that ask for what `--digests-only` does not look at."""
-    for name in ("level", "keep_record", "base", "base_folder"):
+    for name in ("level", "keep_record", "base", "base_folder", "refetch"):
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = "--record" if name == "keep_record" else f"--{name.replace('_', '-')}"
             raise UsageError(f"`{option}` does not go with `--digests-only`", hint="leave one out")
@@ -131,6 +156,8 @@ def _print_record(record: VerificationRecord) -> None:
         [
             ("outcome", str(record.outcome)),
             ("level", str(record.level)),
+            ("established here", describe_established(record)),
+            ("not established", describe_rest(record)),
             ("manifest sha256", record.manifest_sha256),
             ("modules", str(len(record.modules))),
         ]

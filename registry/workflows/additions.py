@@ -23,7 +23,7 @@ from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import SourceUnreadable, StoreDamaged
 from ...schemas.manifest import Origin
-from ...schemas.names import CatalogSource, check_name, name_of_folder
+from ...schemas.names import CatalogSource, check_entry, check_name, name_of_folder
 from ..catalog.catalog import Catalog
 from ..catalog.column_types import clean_foreign_text
 from ..catalog.records import AdapterVersion, Added, NewAdapterVersion, StoredFile, Target
@@ -64,6 +64,7 @@ def add_folder(
     origin: Origin | None = None,
     license_name: str | None = None,
     follow_links: bool = False,
+    claimed_by: str | None = None,
     progress: Progress = silent,
 ) -> Addition:
     """Put the adapter in a folder into the store and the catalog.
@@ -77,6 +78,7 @@ def add_folder(
         origin: where the folder's files came from; by default the folder, by its last name.
         license_name: its licence, where no card beside it names one.
         follow_links: whether files that are links are read; those in a Hub cache are in any case.
+        claimed_by: the bundle that states origin and licence, where the folder came out of one.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -85,7 +87,8 @@ def add_folder(
         AlreadyInCatalog: a bundle has the name, or the content is there with another stated base.
         SourceUnreadable: a file cannot be read, or changed while it was being read.
     """
-    wanted_name = check_name(name if name is not None else name_of_folder(folder))
+    check = check_name if claimed_by is None else check_entry
+    wanted_name = check(name if name is not None else name_of_folder(folder))
     wanted_tags = tuple(check_name(tag, what="tag") for tag in tags)
     if base is not None:
         check_base(base)
@@ -101,6 +104,7 @@ def add_folder(
         facts=facts,
         targets=Target.all_of(sound.inventory) if sound.inventory else (),
         findings=sound.findings,
+        claimed_by=claimed_by,
     )
     catalog = workspace.catalog
     same = catalog.find_content(facts.weights_sha256, facts.canonical_config_sha256)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...bundle import Bundle
 from ...bundle.files import write_record
@@ -23,6 +24,9 @@ from .base_place import BasePlace
 from .bundle_folder import find_bundle_folder, gate_is_fitted
 from .fuse_plan import stored_sources
 
+if TYPE_CHECKING:
+    from .origins import Refetched
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
@@ -38,6 +42,7 @@ def verify(
     *,
     level: Level,
     place: BasePlace,
+    refetch: bool = False,
     keep_record: bool = False,
     progress: Progress = silent,
 ) -> Verified:
@@ -50,6 +55,7 @@ def verify(
         level: what is compared.
         place: the base model, used where the bundle states that the base renamed modules; by default the
             bundle's own, if the local Hub cache has it.
+        refetch: fetch the members from the origins on the Hub that the manifest names, to compare with.
         keep_record: write the record into the bundle, in place of the one that is there.
         progress: called with a step's name, how much of it is done, and how much there is.
 
@@ -66,10 +72,10 @@ def verify(
                 "the record can only be written into a bundle on this machine", hint="pull it first"
             )
         with _fetched(workspace, source, progress) as folder:
-            record = _verify_folder(workspace, folder, level, place, progress)
+            record = _verify_folder(workspace, folder, level, place, progress, refetch=refetch)
             return Verified(record, gate_is_fitted(folder))
     folder = find_bundle_folder(workspace, bundle)
-    record = _verify_folder(workspace, folder, level, place, progress)
+    record = _verify_folder(workspace, folder, level, place, progress, refetch=refetch)
     if keep_record:
         write_record(folder, record)
     workspace.note(lambda catalog: catalog.record_verification(record, real_path(folder)))
@@ -86,19 +92,46 @@ def _fetched(workspace: Workspace, source: HubSource, progress: Progress) -> Ite
 
 
 def _verify_folder(
-    workspace: Workspace, folder: Path, level: Level, place: BasePlace, progress: Progress
+    workspace: Workspace,
+    folder: Path,
+    level: Level,
+    place: BasePlace,
+    progress: Progress,
+    *,
+    refetch: bool,
 ) -> VerificationRecord:
     manifest = _manifest_if_sound(folder)
     # Level `integrity` needs no store, nor a home that can be found.
     needs_sources = manifest is not None and level is Level.SOURCE
-    return verify_bundle(
-        folder,
-        level=level,
-        sources=stored_sources(workspace.store, manifest) if manifest and needs_sources else {},
-        renamed=renaming_by(place, folder, manifest) if manifest else None,
-        with_triton=True,
-        progress=progress,
-    )
+    stored = stored_sources(workspace, manifest) if manifest and needs_sources else {}
+    with ExitStack() as stack:
+        fetched = stack.enter_context(_refetched(workspace, manifest)) if refetch and manifest else None
+        record = verify_bundle(
+            folder,
+            level=level,
+            sources=stored | fetched.files if fetched else stored,
+            renamed=renaming_by(place, folder, manifest) if manifest else None,
+            with_triton=True,
+            progress=progress,
+        )
+    if fetched is None or manifest is None:
+        return record
+    if not record.problems:
+        _confirm(workspace, manifest, fetched)
+    return record.model_copy(update={"notes": (*record.notes, *fetched.notes)})
+
+
+def _refetched(workspace: Workspace, manifest: Manifest) -> AbstractContextManager[Refetched]:
+    # Imported when it is asked for: huggingface_hub may refuse the environment.
+    from .origins import refetched
+
+    return refetched(workspace, manifest)
+
+
+def _confirm(workspace: Workspace, manifest: Manifest, fetched: Refetched) -> None:
+    from .origins import confirm_origins
+
+    workspace.note(lambda _: confirm_origins(workspace, manifest, fetched))
 
 
 def renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:

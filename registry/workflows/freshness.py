@@ -48,12 +48,16 @@ class Freshness:
 def hub_versions(catalog: Catalog, names: Iterable[str]) -> tuple[AdapterVersion, ...]:
     """Return the latest versions of these adapters, or of all, that came from the Hub.
 
+    A member of a pulled bundle, of which only the bundle claims where it is from, is not one of them.
+
     Raises:
         NotInCatalog: there is no adapter of one of these names.
     """
     wanted = tuple(names) or tuple(summary.name for summary in catalog.list_adapters())
     versions = (catalog.find(CatalogSource(name)) for name in wanted)
-    return tuple(version for version in versions if version.origin.kind == "hub")
+    return tuple(
+        version for version in versions if version.origin.kind == "hub" and version.claimed_by is None
+    )
 
 
 def check_freshness(workspace: Workspace, version: AdapterVersion) -> Freshness:

@@ -16,8 +16,8 @@ from ...inspection.comparison import compare_with_base, module_paths
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
 from ...schemas.errors import AdapterRefused, StoreDamaged
-from ...schemas.manifest import Manifest
-from ...schemas.names import parse_catalog_source
+from ...schemas.manifest import Manifest, Origin
+from ...schemas.names import MEMBER_MARK, parse_catalog_source
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
 from ...schemas.trained_on import TrainedOn
@@ -141,16 +141,30 @@ def open_member(store: Store, version: AdapterVersion, *, name: str | None = Non
     described = f"`{version.source}` is {inspection.verdict}"
     return Member.of(
         inspection.require_sound(described).require_factors(described),
-        name=name or version.name,
+        # Of a member of a pulled bundle, the name that it has there.
+        name=name or version.name.rpartition(MEMBER_MARK)[2],
         adapter=str(version.source),
         config_path=config_path,
         weights_path=weights_path,
-        origin=version.origin,
+        origin=known_origin(version),
         license=version.license,
         # What this catalog calls the base, whichever way the adapter spells it.
         base=version.base_model or version.base,
         spelled_base=version.base,
     )
+
+
+def known_origin(version: AdapterVersion) -> Origin:
+    """Return where this catalog had an adapter from: if it came out of a bundle, that bundle.
+
+    The origin that the bundle names is the bundle's claim, which a new one must not repeat as a fact.
+    """
+    return version.origin if version.claimed_by is None else _bundle_as_origin(version.claimed_by)
+
+
+def _bundle_as_origin(bundle: str) -> Origin:
+    commit = bundle.partition("@")[2]
+    return Origin(kind="hub", location=f"hf://{bundle}", commit=commit or None)
 
 
 def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], inspection: Inspection) -> None:
@@ -165,14 +179,22 @@ def _check_digests(version: AdapterVersion, expected: Mapping[Path, Digest], ins
             )
 
 
-def stored_sources(store: Store, manifest: Manifest) -> dict[str, MemberFiles]:
-    """Return the own files of those members of a bundle whose bytes this store has, by member name."""
-    found = {}
+def stored_sources(workspace: Workspace, manifest: Manifest) -> dict[str, MemberFiles]:
+    """Return the own files of those members of a bundle that the catalog has, by member name.
+
+    Files that came out of a bundle are marked as such, unless the same were also had from elsewhere, or the
+    manifest names that bundle as their origin. What is in the store alone may be another catalog's, and come
+    from anywhere.
+    """
+    found, store = {}, workspace.store
     for member in manifest.members:
-        config_path = store.find(member.config_sha256)
+        claims = workspace.catalog.find_claims(member.weights_sha256, member.config_sha256)
+        config_path = store.find(member.config_sha256) if claims else None
         weights_path = store.find(member.weights_sha256) if config_path else None
         if config_path and weights_path:
-            found[member.name] = MemberFiles(config_path, weights_path)
+            known = any(each is None or member.origin == _bundle_as_origin(each) for each in claims)
+            came_from = None if known else f"the bundle `{claims[0]}`"
+            found[member.name] = MemberFiles(config_path, weights_path, came_from)
     return found
 
 

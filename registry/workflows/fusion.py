@@ -23,14 +23,14 @@ from ...schemas.errors import BundleRefused, FuseRefused, InvalidDocument, Missi
 from ...schemas.names import check_name, suggest_name
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
-from ...schemas.verification import Level, VerificationRecord
+from ...schemas.verification import ATTACHED, Level, VerificationRecord
 from ..catalog.records import BundleVersion, NewMember
 from ..workspace import Workspace
 from .additions import add_folder
 from .bundle_folder import check_no_adapter_has, register_bundle, write_verified
 from .fuse_plan import Prepared, prepare_fuse
 
-NOT_ATTACHED = "not attached to its base"
+NOT_ATTACHED = f"not {ATTACHED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _attach(folder: Path, prepared: Prepared) -> str:
         raise FuseRefused(
             f"the bundle does not load on its base: {error.message}", hint=error.hint
         ) from error
-    return f"attached to a `{type(base).__name__}` without weights"
+    return f"{ATTACHED}, a `{type(base).__name__}` without weights"
 
 
 def import_official(

@@ -19,14 +19,14 @@ from ...fuser.trained_gates import read_trained_gates
 from ...fuser.verifier import verify_bundle
 from ...schemas.bundle import MANIFEST_FILE, Fitting, TrainedFrom
 from ...schemas.errors import NotInCatalog, SourceUnreadable, UsageError
-from ...schemas.verification import Level, VerificationRecord
+from ...schemas.verification import VerificationRecord
 from ..catalog.records import BundleVersion
 from ..workspace import StrPath, Workspace
 from .base_place import BasePlace
 from .bundle_folder import find_bundle_folder, write_verified
 from .bundle_verification import renaming_by
 from .fuse_plan import stored_sources
-from .gate_fit import choose_name, find_version, members_files, register_refit
+from .gate_fit import choose_name, find_version, level_of, members_files, register_refit
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ def adopt_gates(
         bundle=None if version is None else str(version), manifest_sha256=bundle.manifest_sha256
     )
     gates = read_trained_gates(model, bundle, trained_from, progress=progress)
-    with members_files(stored_sources(workspace.store, manifest), bundle) as files:
+    with members_files(stored_sources(workspace, manifest), bundle) as files:
         verify = partial(
             verify_bundle,
-            level=Level.SOURCE,
+            level=level_of(bundle, files),
             sources=files,
             renamed=renaming_by(place, bundle.folder, manifest),
             progress=progress,

@@ -161,7 +161,7 @@ def fit_bundle(
     bundle = Bundle.open(source)
     manifest = bundle.manifest
     bundle_name = choose_name(catalog, name, bundle, folder)
-    sources = stored_sources(workspace.store, manifest)
+    sources = stored_sources(workspace, manifest)
     written = write_fitted(bundle, folder, request, sources=sources, progress=progress)
     record, gates = written.record, written.gates
     version = register_refit(catalog, folder, bundle_name, manifest, record)
@@ -208,13 +208,21 @@ def write_fitted(
     with members_files(sources, bundle) as files:
         verify = partial(
             verify_bundle,
-            level=Level.SOURCE,
+            level=level_of(bundle, files),
             sources=files,
             renamed=resolve_paths(bundle.manifest.renamed_paths, meta),
             progress=progress,
         )
         record = write_verified(folder, _writer(bundle, fitted, request.scope, progress), verify)
     return WrittenFit(record, fitted)
+
+
+def level_of(bundle: Bundle, files: Mapping[str, MemberFiles]) -> Level:
+    """Return the level that the members' files allow: what came out of a bundle is not a witness of it."""
+    is_witnessed = all(
+        member.name in files and files[member.name].came_from is None for member in bundle.members
+    )
+    return Level.SOURCE if is_witnessed else Level.INTEGRITY
 
 
 def choose_name(catalog: Catalog, name: str | None, bundle: Bundle, folder: Path) -> str:
@@ -321,5 +329,7 @@ def members_files(sources: Mapping[str, MemberFiles], bundle: Bundle) -> Iterato
             if member.name not in files:
                 target = below(scratch, member.name)
                 extract_member(bundle, member.name, target)
-                files[member.name] = MemberFiles(target / CONFIG_FILE, target / WEIGHTS_FILE)
+                files[member.name] = MemberFiles(
+                    target / CONFIG_FILE, target / WEIGHTS_FILE, came_from="the bundle that was fitted"
+                )
         yield files

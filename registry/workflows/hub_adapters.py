@@ -7,6 +7,7 @@ last, and what is catalogued are the bytes that the Hub lists for that commit.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.scratch import Purpose, temporary_folder
 from ...inspection.adapter import Inspection, inspect_adapter
+from ...inspection.card import read_license
 from ...schemas.base_name import present_name
-from ...schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
+from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
 from ...schemas.errors import HubRefused, HubUnavailable, MeteoraError, UsageError
 from ...schemas.finding import Verdict
 from ...schemas.manifest import Origin
@@ -157,18 +159,34 @@ def add_from_hub(
         return Addition(str(candidate), catalog.find(known), created=False, duplicates=(), skipped=())
     with temporary_folder(Purpose.ADD) as folder:
         origin = download_adapter(hub, candidate, folder, name=wanted_name, progress=progress)
-        return add_folder(workspace, folder, name=wanted_name, base=base, tags=wanted_tags, origin=origin)
+        addition = add_folder(workspace, folder, name=wanted_name, base=base, tags=wanted_tags, origin=origin)
+        return _with_confirmed_origin(catalog, addition, origin, read_license(folder / CARD_FILE))
+
+
+def _with_confirmed_origin(
+    catalog: Catalog, addition: Addition, origin: Origin, license_name: str | None
+) -> Addition:
+    """Drop the claims that bundles made of this origin for these files, which came from there just now."""
+    content = addition.version.weights_sha256, addition.version.config_sha256
+    if not any(catalog.find_claims(*content)):
+        return addition
+    catalog.confirm_origin(*content, str(origin), license_name)
+    return dataclasses.replace(addition, version=catalog.find(addition.version.source))
 
 
 def _find_known(
     catalog: Catalog, candidate: Candidate, inspection: Inspection, name: str
 ) -> CatalogSource | None:
-    """Return the version of that name that has this content already, so that nothing needs to be fetched."""
+    """Return the version of that name that has this content already, so that nothing needs to be fetched.
+
+    One of which only a bundle claims where it came from is fetched, which shows it.
+    """
     sha256 = candidate.files[WEIGHTS_FILE].sha256
     canonical = inspection.canonical_config_sha256
     if sha256 is None or canonical is None:
         return None
-    return next((each for each in catalog.find_content(sha256, canonical) if each.name == name), None)
+    same = next((each for each in catalog.find_content(sha256, canonical) if each.name == name), None)
+    return None if same is None or catalog.find(same).claimed_by else same
 
 
 def check_sizes(candidate: Candidate, max_bytes: int) -> None:

@@ -31,10 +31,9 @@ from ...schemas.bundle import (
     VERIFICATION_FILE,
     BundleConfig,
 )
-from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
-from ...schemas.names import HubSource, below, check_name, suggest_name
+from ...schemas.names import HubSource, below, check_name, member_entry, suggest_name
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..hub.client import Hub
@@ -107,8 +106,8 @@ def pull(
 ) -> Pulled:
     """Fetch, verify and register a bundle and its members.
 
-    A member whose content the catalog has is taken as that; another one is catalogued under its name,
-    or, where that is taken, under the bundle's name and its own.
+    A member whose content the catalog has is taken as that; another one is catalogued as ``bundle:member``,
+    with its origin as a claim of the bundle.
 
     Args:
         workspace: whose catalog records bundle and members; the members' own bytes, which the bundle gives
@@ -132,6 +131,8 @@ def pull(
     check_no_adapter_has(catalog, bundle_name)
     with temporary_folder(Purpose.PULL) as scratch:
         remote = find_bundle(hub, source, scratch)
+        for member in remote.manifest.members:
+            member_entry(bundle_name, member.name)
         created = not _is_here(folder, scratch)
     if created:
         with staged_target(folder) as staging:
@@ -141,10 +142,9 @@ def pull(
     else:
         claimed, record = _verify(folder, remote, progress)
         _inspect_members(workspace, folder)
-    members = _register_members(workspace, folder, bundle_name)
-    version = register_bundle(
-        catalog, folder, bundle_name, members, claimed, claimed_by=str(remote).strip("`")
-    )
+    claim = f"{remote.listing.repository}@{remote.listing.commit}"
+    members = _register_members(workspace, folder, bundle_name, claim)
+    version = register_bundle(catalog, folder, bundle_name, members, claimed, claimed_by=claim)
     catalog.record_verification(record, real_path(folder))
     return Pulled(
         folder,
@@ -291,35 +291,37 @@ def _inspect_members(workspace: Workspace, folder: Path) -> None:
                 inspect_adapter(extracted).require_sound(f"member `{member.name}` is broken")
 
 
-def _register_members(workspace: Workspace, folder: Path, bundle_name: str) -> tuple[NewMember, ...]:
+def _register_members(
+    workspace: Workspace, folder: Path, bundle_name: str, claim: str
+) -> tuple[NewMember, ...]:
     bundle, members = Bundle.open(folder), []
     for member in bundle.members:
         version, entry = None, member.entry
         # Nothing but its own word connects another one with an adapter of this catalog.
         if can_be_rewritten(member):
             version = find_member(workspace.catalog, entry) or _add_member(
-                workspace, bundle, entry, bundle_name
+                workspace, bundle, entry, member_entry(bundle_name, entry.name), claim
             )
         members.append(NewMember(member.name, version, entry.weights_sha256, entry.config_sha256))
     return tuple(members)
 
 
 def _add_member(
-    workspace: Workspace, bundle: Bundle, member: ManifestMember, bundle_name: str
+    workspace: Workspace, bundle: Bundle, member: ManifestMember, name: str, claim: str
 ) -> AdapterVersion:
-    """Catalogue a member, which can be rewritten, as the adapter it was."""
-    is_taken = bool(workspace.catalog.versions_of(member.name))
-    name = suggest_name(f"{bundle_name}-{member.name}") if is_taken else member.name
+    """Catalogue a member, which can be rewritten, as the adapter it was.
+
+    Its base is the one that its own config declares: another one would be the bundle's claim, and the catalog
+    learns spellings from what is stated.
+    """
     with temporary_folder(Purpose.MEMBER) as scratch:
         target = below(scratch, member.name)
         extract_member(bundle, member.name, target)
-        config = load_json(member.config_text.encode(), what=CONFIG_FILE)
-        declared = config.get("base_model_name_or_path")
         return add_folder(
             workspace,
             target,
             name=name,
-            base=member.base if member.base != declared else None,
             origin=member.origin,
             license_name=member.license,
+            claimed_by=claim,
         ).version

@@ -53,7 +53,9 @@ def test_verify_passes_what_fuse_made(run: Run) -> None:
     for level in ("integrity", "source"):
         result = run("verify", "bundle", "--level", level)
         assert result.returncode == 0, result.stderr
-        assert "outcome          pass" in result.stdout
+        assert "outcome           pass\n" in result.stdout
+        established = "intact, from its members" if level == "source" else "intact"
+        assert f"established here  {established}\n" in result.stdout
         assert "the gate is not fitted" in result.stderr
 
 

@@ -134,6 +134,7 @@ def test_adopted_bundle_is_fitted_and_trained_again(run: Run, adopted: Path, tmp
         ["verify", "./trained"],
         ["verify", "./trained", "--digests-only"],
         ["push", "./trained", "org/bundle"],
+        ["adopt", "./trained"],
         ["eval", "./trained", *BASE_AND_DATA],
         ["trace", "./trained", "--base", "./base", "--prompt", "w1"],
         ["extract", "./trained", "rank4", "--out", "member"],

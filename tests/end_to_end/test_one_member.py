@@ -209,7 +209,7 @@ def test_one_member_travels_over_the_hub(run: Run, workplace: Path, tmp_path: Pa
             (here, ["fuse", "only", "--out", "bundle"]),
             (here, ["push", "bundle", "org/bundle"]),
             (there, ["pull", "org/bundle", "--out", "bundle"]),
-            (there, ["verify", "bundle", "--level", "source"]),
+            (there, ["verify", "bundle"]),
             (there, ["verify", "org/bundle"]),
             (there, ["doctor"]),
         ):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from meteora_registry.registry.catalog.latest import list_file
 from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.catalog.records import AdapterVersion, Target
 from meteora_registry.registry.home import Home
+from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
     BundleRefused,
@@ -326,6 +328,56 @@ def test_only_a_pass_that_was_made_here_makes_a_bundle_verified(any_catalog: Cat
     assert not any_catalog.is_verified(some_verification("2").manifest_sha256)
     claims = [each.details for each in any_catalog.history("team").items if each.action == "claim"]
     assert claims == [{"level": "source", "outcome": "pass", "claimed_by": "org/bundle@1"}]
+
+
+def test_bundle_cannot_have_the_name_of_a_member(any_catalog: Catalog) -> None:
+    with pytest.raises(UsageError):
+        any_catalog.register_bundle(new_bundle(name="team:legal"))
+
+
+DIGEST = Digest.of_bytes(b"other")
+HUB = Origin(kind="hub", location="hf://org/legal@0a1b", commit="0a1b")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights_sha256": DIGEST},
+        {"config_sha256": DIGEST},
+        {"location": "hf://org/legal@0a1c"},
+        {"license_name": "mit"},
+        {"license_name": None},
+        {},
+    ],
+    ids=["weights", "config", "location", "license", "no license", "same"],
+)
+def test_claimed_origin_is_confirmed_for_the_same_files_from_the_same_place_alone(
+    any_catalog: Catalog, other: dict[str, Any]
+) -> None:
+    claimed = new_adapter("team:legal", origin=HUB, claimed_by="org/team@1")
+    any_catalog.add_version(claimed)
+    content = {
+        "weights_sha256": claimed.facts.weights_sha256,
+        "config_sha256": claimed.facts.config_sha256,
+    }
+    place = {"location": HUB.location, "license_name": claimed.facts.license}
+    any_catalog.confirm_origin(**content | place | other)
+    version = any_catalog.find(CatalogSource("team:legal"))
+    assert version.claimed_by == ("org/team@1" if other else None)
+    assert any_catalog.find_claims(**content) == (version.claimed_by,)
+    found = [each.details for each in any_catalog.history().items if each.action == "confirm"]
+    assert found == ([] if other else [{"origin": HUB.location, "claimed_by": "org/team@1"}])
+
+
+def test_files_are_claimed_by_every_bundle_they_came_out_of(any_catalog: Catalog) -> None:
+    new = new_adapter("team:legal", claimed_by="org/team@1")
+    content = new.facts.weights_sha256, new.facts.config_sha256
+    assert any_catalog.find_claims(*content) == ()
+    for each in (new, new_adapter("law"), new_adapter("next:legal", claimed_by="org/next@1")):
+        any_catalog.add_version(each)
+    assert any_catalog.find_claims(*content) == ("org/team@1", None, "org/next@1")
+    assert any_catalog.find_claims(content[0], DIGEST) == ()
+    assert any_catalog.find_claims(DIGEST, content[1]) == ()
 
 
 def test_every_change_leaves_an_event(catalog: Catalog) -> None:

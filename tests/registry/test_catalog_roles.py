@@ -78,6 +78,11 @@ def test_writer_records_everything_and_is_named_in_every_event(
         bundle = catalog.register_bundle(new_bundle(adapter, verification=some_verification()))
         catalog.register_bundle(new_bundle(adapter, path=Path("/elsewhere")))
         catalog.record_verification(some_verification(), Path("/elsewhere"))
+        member = catalog.add_version(new_adapter("team:legal", claimed_by="org/team@1")).version
+        catalog.confirm_origin(
+            member.weights_sha256, member.config_sha256, str(member.origin), member.license
+        )
+        assert catalog.find(member.source).claimed_by is None
         catalog.record_push(adapter.source, repository="org/legal")
         catalog.remove(bundle.source)
         catalog.remove(CatalogSource("legal"))

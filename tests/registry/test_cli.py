@@ -158,9 +158,9 @@ def test_show_of_a_bundle_names_its_members_and_verifications(
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines()]
     assert ["legal", "legal@1", members[0].weights_sha256] in rows
-    assert rows[-1][-2:] == ["source", "pass"]
+    assert rows[-1][-6:] == ["source", "pass", "intact,", "from", "its", "members"]
     assert run(["list"]) == 0
-    assert "source pass" in capsys.readouterr().out
+    assert "intact, from its members" in capsys.readouterr().out
 
 
 def test_data_as_json_is_the_whole_record(

@@ -46,6 +46,7 @@ def fill(catalog: Catalog) -> None:
         stated = LLAMA if index == 1 else None
         new = new_adapter(name, str(index), origin=origin, declared_base=f"m/B{index}", stated_base=stated)
         catalog.add_version(new, tags=[f"t{index}", "all"])
+    catalog.add_version(new_adapter("team:member", "m", claimed_by="org/team@0"))
     catalog.add_version(new_adapter("headless", "h", inventory=None, weights_bytes=2**53 + 1))
     catalog.set_alias(CatalogSource("legal", 1), "champion")
     catalog.register_bundle(

@@ -72,7 +72,7 @@ def test_record_of_a_fuse_states_whether_the_bundle_was_attached(
     with registry.fuse(adapters) as fused:
         assert "not attached to its base" in fused.record.notes[-1]
     with registry.fuse(adapters, base_folder=save_base(tiny_llama(), tmp_path / "base")) as fused:
-        assert fused.record.notes[-1] == "attached to a `LlamaForCausalLM` without weights"
+        assert fused.record.notes[-1] == "attached to its base, a `LlamaForCausalLM` without weights"
 
 
 def test_base_in_the_hubs_cache_is_attached_to_and_leaves_no_path(
@@ -84,7 +84,7 @@ def test_base_in_the_hubs_cache_is_attached_to_and_leaves_no_path(
     save_base(tiny_llama(), repository / "snapshots" / ("3f1c9ab0" * 5))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with registry.fuse(two_adapters(tmp_path)) as fused:
-        assert fused.record.notes[-1] == "attached to a `LlamaForCausalLM` without weights"
+        assert fused.record.notes[-1] == "attached to its base, a `LlamaForCausalLM` without weights"
         written = [(fused.folder / name).read_text() for name in ("adapter_config.json", "README.md")]
     assert all("org/base" in text for text in written)
     assert not any(str(tmp_path) in text for text in written)

@@ -14,10 +14,12 @@ from meteora_registry.schemas.names import (
     HubSource,
     below,
     check_alias,
+    check_entry,
     check_file_name,
     check_folder_path,
     check_name,
     folder_of_adapter,
+    member_entry,
     name_of_folder,
     parse_source,
     suggest_name,
@@ -30,6 +32,9 @@ from meteora_registry.schemas.names import (
         ("legal", CatalogSource("legal")),
         ("legal@3", CatalogSource("legal", version=3)),
         ("legal@champion", CatalogSource("legal", alias="champion")),
+        ("team:legal", CatalogSource("team:legal")),
+        ("team:legal@3", CatalogSource("team:legal", version=3)),
+        ("hf:legal", CatalogSource("hf:legal")),
         ("./legal", FolderSource(Path("./legal"))),
         ("/data/legal", FolderSource(Path("/data/legal"))),
         ("org/legal", HubSource("org/legal")),
@@ -61,7 +66,11 @@ def test_parse_source_takes_an_existing_folder_for_a_folder(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Legal", "-a", "a" * 97, "a b", "legal@", "legal@-x", "é", "a\n", "x" * 5000]
+    "text",
+    [
+        *("", "Legal", "-a", "a" * 97, "a b", "legal@", "legal@-x", "é", "a\n", "x" * 5000),
+        *(":", "team:", ":legal", "team:legal:more", "Team:legal", "team:Legal", f"{'a' * 90}:legal1"),
+    ],
 )
 def test_parse_source_refuses_malformed_names(text: str) -> None:
     with pytest.raises(UsageError):
@@ -110,6 +119,12 @@ def test_check_name_says_what_it_expects_and_suggests_one() -> None:
         "the first a letter or a digit"
     )
     assert caught.value.hint == "such as `my-adapter`"
+
+
+def test_member_of_a_bundle_has_the_names_of_both_and_no_longer_one_than_others_have() -> None:
+    assert member_entry("a" * 90, "legal") == check_entry(f"{'a' * 90}:legal")
+    with pytest.raises(UsageError, match=r"has 97 characters, expected at most 96"):
+        member_entry("a" * 91, "legal")
 
 
 def test_check_alias_refuses_a_number() -> None:

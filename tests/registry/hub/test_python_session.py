@@ -38,7 +38,11 @@ with meteora.Registry("home") as registry:
 with meteora.Registry(Path("other")) as registry:
     pulled = registry.pull("org/bundle@v1", Path("pulled"))
     assert pulled.version.manifest_sha256 == fusion.version.manifest_sha256
-    assert registry.find("legal").license == "mit"
+    assert registry.find("bundle:legal").license == "mit"
+    assert registry.adopt("bundle:legal", name="law").version.claimed_by, registry.find("law")
+    record = registry.verify("bundle", level="source", refetch=True)
+    assert record.established == ("intact", "from its members"), record
+    assert registry.find("law").claimed_by is None
 print("done")
 """
 

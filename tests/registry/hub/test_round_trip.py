@@ -118,15 +118,15 @@ def test_what_was_pulled_loads_with_peft_and_computes_the_same(journey: Journey)
 
 def test_a_pull_registers_the_bundle_and_its_members_with_where_they_came_from(journey: Journey) -> None:
     listed = json.loads(journey.run(journey.there, "list", "--format", "json").out)
-    assert [adapter["name"] for adapter in listed["adapters"]] == ["legal", "medical"]
+    assert [adapter["name"] for adapter in listed["adapters"]] == ["bundle:legal", "bundle:medical"]
     assert [adapter["license"] for adapter in listed["adapters"]] == ["mit", "cc-by-nc-4.0"]
     bundle = listed["bundles"][0]
     assert [(member["name"], member["adapter"]["name"]) for member in bundle["members"]] == [
-        ("legal", "legal"),
-        ("medical", "medical"),
+        ("legal", "bundle:legal"),
+        ("medical", "bundle:medical"),
     ]
     assert [each["level"] for each in bundle["verifications"]] == ["source", "integrity"]
-    shown = json.loads(journey.run(journey.there, "show", "medical", "--format", "json").out)
+    shown = json.loads(journey.run(journey.there, "show", "bundle:medical", "--format", "json").out)
     commit = journey.hub.repositories["org/medical"].head.oid
     assert shown["origin"] == {"kind": "hub", "location": f"hf://org/medical@{commit}", "commit": commit}
     blob = journey.there.home / "blobs/sha256" / shown["weights_sha256"][:2] / shown["weights_sha256"][2:]
@@ -145,7 +145,7 @@ def test_the_card_says_what_the_members_are_and_the_hub_accepts_it(journey: Jour
     assert row in card
     assert "The most restrictive: `cc-by-nc-4.0` (no commercial use)." in card
     assert "**The gate is not fitted.**" in card
-    assert "`verification.json` has the outcome" in card
+    assert "Its maker states in `verification.json` that" in card
     assert [request.status for request in journey.hub.requests if "validate-yaml" in request.path] == [200]
 
 

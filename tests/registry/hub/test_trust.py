@@ -11,11 +11,14 @@ import pytest
 
 from meteora_registry.bundle.files import write_record
 from meteora_registry.fuser.verifier import verify_bundle
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.home import Home
 from meteora_registry.schemas.bundle import VERIFICATION_FILE
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.verification import Level
-from support.hub import LoopbackHub
-from support.hub_commands import Workplace
+from support.hub import LoopbackHub, make_file
+from support.hub_commands import Workplace, workplace
+from support.small_adapters import make_adapter
 from support.tampering import Json, Tensors, change_manifest, change_tensors
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "1" / "bundles"
@@ -222,3 +225,192 @@ def test_bundle_without_a_readable_card_is_pulled_without_one(
     assert pulled.code == 0, pulled.err
     assert "warning: the card was changed after the bundle was made: `README.md` is missing" in pulled.err
     assert not (here.folder / "pulled" / "README.md").exists()
+
+
+@pytest.fixture
+def published(hub: LoopbackHub, here: Workplace, tmp_path: Path) -> Workplace:
+    """Another person's workplace; ``org/bundle`` was fused here of adapters from the Hub, and pushed."""
+    for seed, name in enumerate(("legal", "medical")):
+        # Weights of their own, which the machine's cache cannot have from another test.
+        card = "---\nlicense: mit\n---\n"
+        adapter = make_adapter(tmp_path / name, seed=1000 * hub.generation + seed, card=card)
+        hub.create(f"org/{name}", adapter)
+    for words in (
+        ("add", "org/legal", "org/medical"),
+        ("fuse", "legal", "medical", "--out", "bundle"),
+        ("push", "bundle", "org/bundle"),
+    ):
+        result = here.run(*words)
+        assert result.code == 0, result.err
+    catalog = tmp_path / "there" / "empty" / "catalog.db"
+    catalog.parent.mkdir(parents=True)
+    with Catalog.open(Home(catalog.parent)):
+        pass
+    return workplace(tmp_path / "there" / "place", here.machine, catalog)
+
+
+def test_members_of_a_pulled_bundle_take_no_name_and_their_origins_are_claims(
+    hub: LoopbackHub, published: Workplace, tmp_path: Path
+) -> None:
+    own = make_adapter(tmp_path / "own", seed=7)
+    assert published.run("add", own, "--name", "legal").code == 0
+    assert published.run("pull", "org/bundle", "--name", "theirs").code == 0
+    names = [each["name"] for each in published.run("list", "--format", "json").data["adapters"]]
+    assert names == ["legal", "theirs:legal", "theirs:medical"]
+    claim = f"org/bundle@{hub.repositories['org/bundle'].head.oid}"
+    shown = published.run("show", "theirs:medical")
+    origin = f"hf://org/medical@{hub.repositories['org/medical'].head.oid}"
+    assert f"hub {origin} (claimed by {claim})" in shown.out
+    assert published.run("show", "theirs:medical@1", "--format", "json").data["claimed_by"] == claim
+    assert f"nothing: claimed by {claim}" in published.run("show", "theirs").out
+    members = published.run("show", "theirs", "--format", "json").data["verifications"]
+    assert [(each["claimed_by"], each["established"]) for each in members] == [
+        (claim, []),
+        (None, ["intact"]),
+    ]
+    (line,) = [line for line in published.run("list").out.splitlines() if line.startswith("theirs ")]
+    assert "  intact, gate not fitted  " in line
+    # Only the bundle claims that they are from there, so nothing there is asked.
+    assert "theirs" not in published.run("refresh").out
+    # A name of one's own can be given to it later, and a next version does not become the other's.
+    assert published.run("add", own, "--name", "theirs:legal").code == 2
+
+
+def test_bundle_that_was_pulled_is_not_a_witness_of_itself(hub: LoopbackHub, published: Workplace) -> None:
+    pulled = published.run("pull", "org/bundle", "--out", "bundle")
+    assert "established here: intact\n" in pulled.out
+    assert "not established: from its members, attached to its base\n" in pulled.out
+    checked = published.run("verify", "bundle", "--level", "source")
+    claim = f"org/bundle@{hub.repositories['org/bundle'].head.oid}"
+    assert checked.code == 3
+    assert (
+        "not checked: that member `legal` is from its own files: those that are at hand came with the bundle "
+        f"`{claim}`\n" in checked.out
+    )
+    assert "established here  nothing" in checked.out
+
+
+def test_members_that_are_fetched_from_where_they_are_said_to_be_from_are_witnesses(
+    hub: LoopbackHub, published: Workplace
+) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    checked = published.run("verify", "bundle", "--level", "source", "--refetch")
+    assert checked.code == 0, checked.out
+    assert "established here  intact, from its members\n" in checked.out
+    # From now on that is known here, without asking again.
+    assert published.run("show", "bundle:legal", "--format", "json").data["claimed_by"] is None
+    assert published.run("verify", "bundle", "--level", "source").code == 0
+    events = published.run("history", "bundle:legal", "--format", "json").data["events"]
+    assert [each["action"] for each in events] == ["confirm", "add"]
+    assert "from its members" in published.run("list").out
+
+
+def test_licence_that_the_origin_does_not_state_stays_a_claim(hub: LoopbackHub, published: Workplace) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    claim = f"(claimed by org/bundle@{hub.repositories['org/bundle'].head.oid})"
+    # The card at the commit that the manifest names, as if the bundle's maker had written another licence.
+    files = hub.repositories["org/legal"].head.files
+    files["README.md"] = make_file("README.md", b"---\nlicense: cc-by-nc-4.0\n---\n")
+    checked = published.run("verify", "bundle", "--level", "source", "--refetch")
+    assert checked.code == 0, checked.out
+    note = "the bundle claims the licence `mit` for member `legal`, its origin states `cc-by-nc-4.0`"
+    assert f"note: {note}\n" in checked.out
+    shown = published.run("show", "bundle:legal").out
+    assert f"mit {claim}\n" in shown
+    assert f"@{hub.repositories['org/legal'].head.oid} {claim}\n" in shown
+    assert claim not in published.run("show", "bundle:medical").out
+
+
+def test_member_whose_origin_cannot_be_had_is_not_called_from_its_members(
+    hub: LoopbackHub, published: Workplace
+) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    del hub.repositories["org/legal"]
+    checked = published.run("verify", "bundle", "--level", "source", "--refetch")
+    assert checked.code == 3
+    assert "note: member `legal` was not fetched from its origin: the Hub has no repository" in checked.out
+    assert "not checked: that member `legal` is from its own files" in checked.out
+    claims = [
+        published.run("show", f"bundle:{each}", "--format", "json").data for each in ("legal", "medical")
+    ]
+    assert [each["claimed_by"] is None for each in claims] == [False, True]
+
+
+def test_origin_that_has_other_files_fails(hub: LoopbackHub, published: Workplace, tmp_path: Path) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    # The same name, the same sizes, other numbers; the commit is the one that the manifest names.
+    repository = hub.repositories["org/legal"]
+    other = make_adapter(tmp_path / "other", seed=99)
+    files = repository.head.files
+    name = "adapter_model.safetensors"
+    files[name] = make_file(name, (other / name).read_bytes())
+    shutil.rmtree(published.machine.hub_home, ignore_errors=True)
+    checked = published.run("verify", "bundle", "--level", "source", "--refetch")
+    assert checked.code == 1
+    assert "problem: member `legal` is not what `hf://org/legal@" in checked.out
+    assert published.run("show", "bundle:legal", "--format", "json").data["claimed_by"] is not None
+
+
+def test_adopted_member_has_a_name_of_its_own_and_keeps_its_claims(
+    hub: LoopbackHub, published: Workplace
+) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    adopted = published.run("adopt", "bundle:legal", "--name", "law")
+    assert adopted.out == "adopted: law@1 (bundle:legal)\n"
+    shown = published.run("show", "law", "--format", "json").data
+    original = published.run("show", "bundle:legal", "--format", "json").data
+    for fact in ("claimed_by", "origin", "license", "weights_sha256", "config_sha256"):
+        assert shown[fact] == original[fact], fact
+    assert published.run("adopt", "bundle:legal", "--name", "law").out.startswith("already there: law@1")
+    assert published.run("verify", "bundle", "--level", "source").code == 3
+    # Added again from there, it is had from there, under each of its names.
+    assert published.run("add", "org/legal", "--name", "law").out.startswith("already there: law@1")
+    for name in ("law", "bundle:legal"):
+        assert published.run("show", name, "--format", "json").data["claimed_by"] is None
+    for words, code in ((("adopt", "law"), 2), (("adopt", "bundle:none"), 1), (("adopt", "none:legal"), 1)):
+        assert published.run(*words).code == code, words
+
+
+def test_bundle_of_pulled_members_names_the_bundle_that_they_are_from(
+    hub: LoopbackHub, published: Workplace
+) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    fused = published.run("fuse", "bundle:legal", "bundle:medical", "--out", "next")
+    assert fused.code == 0, fused.err
+    members = json.loads((published.folder / "next" / "meteora_manifest.json").read_bytes())["members"]
+    claim = f"org/bundle@{hub.repositories['org/bundle'].head.oid}"
+    assert [(each["name"], each["origin"]["location"]) for each in members] == [
+        ("legal", f"hf://{claim}"),
+        ("medical", f"hf://{claim}"),
+    ]
+    # The files are indeed from where the manifest names them, so the bundle that they were taken out of is
+    # not witnessed by them, and the next one is.
+    assert published.run("verify", "bundle", "--level", "source").code == 3
+    # A bundle is not an adapter that could be fetched.
+    checked = published.run("verify", "next", "--level", "source", "--refetch")
+    assert checked.code == 0
+    assert f"was not fetched from its origin: `hf://{claim}` is a bundle" in checked.out
+    card = " ".join((published.folder / "next" / "README.md").read_text(encoding="utf-8").split())
+    assert "To you it is a claim, and so are the members' origins" in card
+    assert "shows on your machine that the bundle is intact, and with" in card
+    assert "that it is from its members." in card
+
+
+def test_base_that_a_bundle_claims_for_a_member_is_not_learned(
+    hub: LoopbackHub, here: Workplace, bundle: Path
+) -> None:
+    change_manifest(bundle, lambda manifest: manifest["members"][0].update(base="evil/base"))
+    claim_a_pass(bundle)
+    pull(here, hub, bundle, code=0)
+    assert "evil/base" not in here.run("list").out
+    assert "evil/base" not in here.run("history").out
+
+
+def test_names_that_are_too_long_together_are_refused_before_anything_is_fetched(
+    hub: LoopbackHub, here: Workplace, bundle: Path
+) -> None:
+    hub.create("org/bundle", bundle)
+    refused = here.run("pull", "org/bundle", "--name", "x" * 96)
+    assert refused.code == 2
+    assert "hint: choose a shorter name for the bundle with `--name`" in refused.err
+    assert_nothing_is_left(here)
