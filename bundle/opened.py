@@ -17,6 +17,7 @@ from ..schemas.bundle import (
     BUNDLE_FORMAT,
     CONFIG_FILE,
     MANIFEST_FILE,
+    MAX_BUNDLE_CONFIG_BYTES,
     TENSOR_A,
     TENSOR_B,
     VERIFICATION_FILE,
@@ -33,8 +34,8 @@ from ..schemas.inventory import Dtype
 from ..schemas.manifest import MAX_MANIFEST_BYTES, Manifest
 from ..schemas.verification import VerificationRecord
 from .member import QuotedMember
+from .saved import refuse_saved_model
 
-MAX_BUNDLE_CONFIG_BYTES = 64 << 20
 MAX_RECORD_BYTES = 64 << 20
 
 
@@ -42,7 +43,7 @@ class Bundle:
     """A bundle's folder with its config, header, manifest and record.
 
     ``Bundle.open`` checks config and header, which every use needs. The manifest, the record and the members
-    are read when they are asked for: a folder that a training run saved has none, and loads all the same.
+    are read when they are asked for.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,10 +54,12 @@ class Bundle:
         """Open a bundle for reading.
 
         Raises:
-            BundleRefused: it is not a bundle of a known format, or its tensors are not those of its config.
+            BundleRefused: it is not a bundle of a known format, its tensors are not those of its config, or
+                it is a model that PEFT saved.
             InvalidDocument: its config breaks the schema.
             SourceUnreadable: a file is missing or cannot be read.
         """
+        refuse_saved_model(Path(folder))
         bundle = cls(Path(folder))
         bundle.dtype  # noqa: B018  # checks config and header
         return bundle
@@ -118,7 +121,7 @@ class Bundle:
             temperature=config.temperature,
             gate_kind=config.gate.kind,
             gate_scope=config.gate.scope,
-            gate_fitted=fitted if isinstance(fitted, str) else fitted.method,
+            gate_fitted=fitted if isinstance(fitted, str) else fitted.summary,
         )
 
     @property

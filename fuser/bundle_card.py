@@ -49,7 +49,7 @@ to itself the model will often pick the wrong adapter. Force one with
 """
 
 _FITTED = "The gate is fitted: {method}. It saw {samples}.\n"
-_TRAINED = "The gate was trained after the bundle was made; on what is not stated.\n"
+_TRAINED = "The gate was {summary} by a training loop, which does not state its data.\n"
 _IMPORTED = """\
 The gate came with another layout, which does not say on what it was fitted, or whether it was.
 """
@@ -125,12 +125,12 @@ def _describe_gate(gate: Gate) -> str:
     match gate.fitted, gate.initialisation:
         case Fitting(method=method), _ if method == IMPORTED:
             return _IMPORTED
-        case Fitting(method=method), _ if method == TRAINED:
-            return _TRAINED
+        case Fitting(method=method) as fitted, _ if method == TRAINED:
+            return _TRAINED.format(summary=_cell(fitted.summary)) + _describe_requests(gate)
         case Fitting(method=method, data=data), _:
             samples = ", ".join(f"{each.samples} of `{each.member}`" for each in data)
-            fitted = _FITTED.format(method=_cell(method), samples=f"samples: {samples}")
-            return fitted + _describe_requests(gate)
+            statement = _FITTED.format(method=_cell(method), samples=f"samples: {samples}")
+            return statement + _describe_requests(gate)
         case _, initialisation:
             return _NOT_FITTED.format(method=initialisation.method if initialisation else "nothing")
 

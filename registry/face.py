@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .workflows.additions import Addition
     from .workflows.examination import Examination
     from .workflows.fusion import Fusion
+    from .workflows.gate_adoption import GateAdoption
     from .workflows.gate_fit import GateFit
     from .workflows.hub_bundles import Pulled
     from .workflows.publication import Pushed
@@ -276,6 +277,47 @@ class Registry(Workspace):
         )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
+
+    def adopt_gates(
+        self,
+        saved: StrPath,
+        *,
+        out: StrPath,
+        source: StrPath | None = None,
+        name: str | None = None,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
+        progress: Progress = silent,
+    ) -> GateAdoption:
+        """Make a routed model whose gates were trained, as PEFT saved it, a new version of its bundle.
+
+        Args:
+            saved: the folder that `save_pretrained` wrote; it is not changed.
+            out: the new folder.
+            source: the bundle that was trained, its folder or its catalogued name; by default the one that
+                the model states.
+            name: what the catalog calls the result; by default what it calls the bundle.
+            base: the base model, used where the bundle states that the base renamed modules.
+            base_folder: where the base's files are, apart from what it is called.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the model differs from its bundle in more than gates, or in nothing.
+            NotInCatalog: the bundle is not catalogued, and `source` does not name its folder.
+        """
+        require_torch("adopting gates")
+        from .workflows.base_place import place_base
+        from .workflows.gate_adoption import adopt_gates
+
+        return adopt_gates(
+            self,
+            Path(saved),
+            Path(out),
+            source=source,
+            name=name or (None if source is None else _catalogued_name(source)),
+            place=place_base(base, base_folder),
+            progress=progress,
+        )
 
     def evaluate(
         self,

@@ -12,9 +12,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ..bundle import Bundle
-from ..bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ..files.reading import read_bounded
-from ..schemas.bundle import CONFIG_FILE
+from ..schemas.bundle import CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES
 from ..schemas.document import load_json
 from .fitting.inputs import check_shapes
 from .peft_config import MeteoraConfig

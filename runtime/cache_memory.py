@@ -33,7 +33,8 @@ class ObservedBase:
     def select(self, rows: Tensor) -> None:
         """Reorder the sequences: row i becomes row ``rows[i]``."""
         rows = rows.to(self.own.device)
-        self.cache.batch_select_indices(rows)
+        # The one of the two that a cache of states has.
+        self.cache.reorder_cache(rows)
         self.own = self.own[rows]
 
     def follow(self, tokens: int | None) -> None:

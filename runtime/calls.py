@@ -160,15 +160,22 @@ class ForwardCall:
         return Stretch(own, own & ~is_answer, has_prompt=True)
 
     def check_model(self, scope: str) -> None:
-        """Check that all gates read one text, for a scope that decides for texts.
+        """Check that all gates read one text, and a cache holds what was read of it, for a scope of texts.
 
         Raises:
-            UsageError: the model reads a text and writes another.
+            UsageError: the model reads a text and writes another, or has a state in place of a cache.
         """
         if getattr(getattr(self.module, "config", None), "is_encoder_decoder", False):
             raise UsageError(
                 f"`{type(self.module).__name__}` reads a text with an encoder and writes another with a "
                 f"decoder, but the bundle's scope `{scope}` decides by one text that all gates read",
+                hint=_OTHER_RULE,
+            )
+        declared = _declared_by(type(self.module).forward)
+        if getattr(self.module, "_is_stateful", False) and declared.isdisjoint(_CACHE_NAMES):
+            raise UsageError(
+                f"`{type(self.module).__name__}` has a state in place of a cache, but a decision of the "
+                f"bundle's scope `{scope}` is kept on the cache",
                 hint=_OTHER_RULE,
             )
 

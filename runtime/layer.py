@@ -24,6 +24,7 @@ from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
 from ..kernels.routing import FixedRouting, Gate, Routing
 from ..schemas.bundle import (
     FACTORS,
+    GATE_TENSORS,
     REQUEST_TENSORS,
     TENSOR_A,
     TENSOR_B,
@@ -105,12 +106,13 @@ class BundleParameters(nn.ParameterDict):
 class MeteoraLayer(nn.Module, BaseTunerLayer):
     """A base layer and the bundles that route to adapters around it."""
 
-    adapter_layer_names = (TENSOR_A, TENSOR_B, TENSOR_GATE, TENSOR_GATE_BIAS, *REQUEST_TENSORS)
+    adapter_layer_names = (*FACTORS, *GATE_TENSORS)
     other_param_names = (
         "meteora_plans",
         "meteora_routers",
         "meteora_stored_dtypes",
         "meteora_widens",
+        "meteora_offloaded",
         "meteora_bindings",
         "meteora_bound_gates",
     )
@@ -127,6 +129,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_stored_dtypes: dict[str, torch.dtype] = {}
         # Whether factors in half precision compute in float32, by bundle.
         self.meteora_widens: dict[str, bool] = {}
+        # Loaded values that no hook of accelerate has asked for yet, by bundle and tensor.
+        self.meteora_offloaded: dict[str, dict[str, Tensor]] = {}
         # The adapters and the gate of each bundle, bound to its tensors at their first use.
         self.meteora_bindings: dict[str, BoundAdapters] = {}
         self.meteora_bound_gates: dict[str, tuple[RoutingRule, Gate]] = {}
@@ -271,8 +275,11 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             return out
         base: Any = self._modules["base_layer"]
         plain = type(base) in _RETURN_THEIR_OWN and not base._forward_hooks
-        # Bound views would keep tensors that accelerate keeps elsewhere.
         is_here = A is self.tensor_of(TENSOR_A, adapter_name)
+        if not is_here:
+            # Bound views would keep tensors in memory that accelerate keeps elsewhere.
+            self.meteora_bindings.pop(adapter_name, None)
+            self.meteora_bound_gates.pop(adapter_name, None)
         if plain and is_here and not isinstance(choice, Routing):
             bound = self._bound(adapter_name, A, Bt, layout)
             if _add_bound(bound, out, x, choice, part, layout.path):

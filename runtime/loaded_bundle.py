@@ -28,6 +28,7 @@ from ..schemas.gate_choices import Scope
 from .active_bundles import called_with, force_adapter, routing
 from .base_model import read_pretrained
 from .loaded_tensors import set_factor_dtype
+from .offloading import placement
 from .requirements import read_requirement, require
 from .routing_record import RoutingRecord
 
@@ -161,7 +162,7 @@ def load_bundle(
     if tokenizer.pad_token is None:
         # Always masked out, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    loaded: PeftModel = PeftModel.from_pretrained(model, bundle.folder).eval()
+    loaded: PeftModel = PeftModel.from_pretrained(model, bundle.folder, **placement(model)).eval()
     if factor_dtype is not None:
         set_factor_dtype(loaded, loaded.active_adapter, factor_dtype)
     return LoadedBundle(loaded, tokenizer, bundle.config)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..schemas.bundle import FACTORS, TENSOR_A, TENSOR_B, TENSOR_PREFIX
 from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from .layer import MeteoraLayer
-from .requirements import check_folder, check_gates, is_gate, require_checked
+from .offloading import execution_device, is_offloaded, keep_values, refuse_offloaded
+from .requirements import check_folder, check_gates, is_gate, manifest_in, require_checked
 from .router import BundleRouter
 
 FACTOR_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -47,22 +48,15 @@ def allocate_for(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor
     Args:
         model: carries the bundle's layers.
         adapter_name: PEFT's name of the bundle.
-        found: what the file or the state dict has, by its names; only shapes and dtypes are read.
-        on_base: allocate on the base layers' devices; otherwise on the meta device.
+        found: what the file or the state dict has, by its names.
+        on_base: allocate where the base layers compute; otherwise on the meta device, and of ``found`` only
+            shapes and dtypes are read.
 
     Raises:
         BundleRefused: a tensor is missing, unexpected or mis-shaped, or has a dtype that bundles do not have.
     """
     layers = layers_with(model, adapter_name)
     found = {name.removeprefix(TENSOR_PREFIX): tensor for name, tensor in found.items()}
-    away = [path for path, layer in layers.items() if on_base and layer.base_device.type == "meta"]
-    if away:
-        raise BundleRefused(
-            f"`{away[0]}` of the base is offloaded, as are {len(away)} of the bundle's {len(layers)} modules "
-            f"in all, and the tensors of bundle `{adapter_name}` cannot be loaded beside it",
-            hint="load the bundle on a base in memory, then offload both with accelerate's `cpu_offload` or "
-            "`disk_offload`",
-        )
     problems = [*_problems(layers, adapter_name, found)]
     if problems:
         raise _refusal(adapter_name, problems)
@@ -70,7 +64,9 @@ def allocate_for(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor
         patterns = {
             tensor: found[f"{path}.{tensor}"].to("meta") for tensor in _tensor_names(layer, adapter_name)
         }
-        layer.allocate(adapter_name, patterns, device=layer.base_device if on_base else None)
+        layer.allocate(adapter_name, patterns, device=execution_device(layer) if on_base else None)
+        if on_base and is_offloaded(layer):
+            keep_values(layer, adapter_name, {tensor: found[f"{path}.{tensor}"] for tensor in patterns})
 
 
 def restore_dtypes(model: nn.Module, adapter_name: str, found: Mapping[str, Tensor]) -> None:
@@ -186,6 +182,7 @@ class CheckedLoad:
         """Check what is to be loaded, let transformers load it, and freeze what is not trained."""
         release(self.model)
         state_dict, files = kwargs.get("state_dict"), [*map(Path, kwargs.get("checkpoint_files") or ())]
+        refuse_offloaded(layers_with(self.model, self.adapter_name), self.adapter_name)
         if state_dict:
             require_checked(is_checked=False)
             found, gates = state_dict, [*state_dict.items()]
@@ -197,7 +194,9 @@ class CheckedLoad:
         check_gates(gates)
         set_widening(self.model, self.adapter_name, widens=False)
         allocate_for(self.model, self.adapter_name, found, on_base=False)
-        router_of(self.model, self.adapter_name).loaded_gates.remember(gates)
+        loaded_gates = router_of(self.model, self.adapter_name).loaded_gates
+        loaded_gates.remember(gates)
+        loaded_gates.manifest_sha256 = next((manifest_in(file.parent) for file in files), None)
         result = getattr(self.model, _HOOKED)(*args, **kwargs)
         # Some architectures keep named modules in float32 whatever the rest is, and the bundle's tensors in
         # them too.

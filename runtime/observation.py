@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..schemas.errors import UsageError
 from .cache_memory import CacheMemory, ObservedBase
 from .calls import ForwardCall, cache_in
 from .current_pass import BundlePass, ModelPass, resumed
@@ -61,6 +62,12 @@ def _look(call: ForwardCall, reader: nn.Module, *, goes_on: bool) -> ObservedBas
     own = call.stretch.own
     before = None if call.is_new else CacheMemory.of(call.cache)
     past = None if before is None else before.observed
+    if past is None and not call.is_new:
+        raise UsageError(
+            f"`{type(reader).__name__}` returned no cache, and without one the plain base cannot read on, as "
+            "the bundle's scope `segment` needs",
+            hint="route by token within `route_as(model, scope='token')`",
+        )
     if past is not None:
         past.follow(call.past_tokens)
         own = torch.cat([past.own, own], dim=1)
@@ -69,7 +76,8 @@ def _look(call: ForwardCall, reader: nn.Module, *, goes_on: bool) -> ObservedBas
     # A call of the base itself would begin a pass.
     is_base = type(reader) is type(call.module)
     output = type(reader).forward(reader, **arguments) if is_base else reader(**arguments)
-    return ObservedBase(cache_in(output), own) if goes_on else None
+    left = cache_in(output) if goes_on else None
+    return None if left is None else ObservedBase(left, own)
 
 
 def _copy_that_records(call: ForwardCall) -> Any:

@@ -17,7 +17,8 @@ from torch import nn
 
 from ..schemas.base_name import is_other_base, parse_cache_path
 from ..schemas.bundle import IMPORTED, PEFT_TYPE, BundleConfig, Fitting, check_readable
-from .requirements import check_folder
+from ..schemas.digest import Digest
+from .requirements import check_folder, manifest_in
 
 
 class GateNotFittedWarning(UserWarning):
@@ -54,20 +55,24 @@ class MeteoraConfig(PeftConfig):
         check_readable(value, what="adapter_config.json")
         super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT leaves it untyped
         self.is_checked = False
+        self.manifest_sha256: Digest | None = None
         self._bundle = BundleConfig.from_value(value, what="adapter_config.json")
         self.peft_type = MeteoraPeftType.METEORA
         # PEFT shortens a list or a set of many paths to suffixes, but leaves a tuple as it is.
         self.target_modules = self._bundle.target_modules
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
         """Read the config of a bundle, after its folder was checked.
 
         Raises:
             BundleRefused, InvalidDocument, SourceUnreadable: as ``check_folder``.
         """
-        config = super().from_pretrained(*args, **kwargs)
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         config.is_checked = True
+        config.manifest_sha256 = manifest_in(Path(pretrained_model_name_or_path, subfolder or ""))
         return config
 
     @classmethod

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..bundle.opened import MAX_BUNDLE_CONFIG_BYTES
+from ..bundle.saved import refuse_saved_model
 from ..bundle.signers import SIGNERS_VARIABLE, require_signing, signers_of_environment
 from ..files.reading import read_bounded
 from ..fuser.verifier import verify_bundle
@@ -24,12 +24,15 @@ from ..inspection.header import read_header
 from ..schemas.bundle import (
     BUNDLE_FORMAT,
     CONFIG_FILE,
-    TENSOR_GATE,
-    TENSOR_GATE_BIAS,
+    GATE_TENSORS,
+    MANIFEST_FILE,
+    MAX_BUNDLE_CONFIG_BYTES,
     WEIGHTS_FILE,
     BundleConfig,
 )
+from ..schemas.digest import Digest
 from ..schemas.errors import BundleRefused, MeteoraError, UsageError
+from ..schemas.manifest import MAX_MANIFEST_BYTES
 from ..schemas.verification import Level, Outcome
 
 REQUIRE_VARIABLE = "METEORA_REQUIRE"
@@ -81,6 +84,12 @@ def check_folder(folder: Path) -> None:
         require(folder, requirement)
 
 
+def manifest_in(folder: Path) -> Digest | None:
+    """Return the digest of a bundle's manifest; None for a folder without one, and for a name on the Hub."""
+    path = folder / MANIFEST_FILE
+    return Digest.of_bytes(read_bounded(path, MAX_MANIFEST_BYTES)) if path.is_file() else None
+
+
 def check_weights_format(path: Path) -> None:
     """Check that weights do not state another format than the one that this reader knows.
 
@@ -112,8 +121,8 @@ def check_gates(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def is_gate(name: str) -> bool:
-    """Return whether a tensor is a gate or its bias, by its name."""
-    return name.rpartition(".")[2] in (TENSOR_GATE, TENSOR_GATE_BIAS)
+    """Return whether a tensor is one of a gate's, by its name."""
+    return name.rpartition(".")[2] in GATE_TENSORS
 
 
 def require(folder: Path, requirement: Requirement) -> None:
@@ -122,6 +131,7 @@ def require(folder: Path, requirement: Requirement) -> None:
     Raises:
         BundleRefused: it does not.
     """
+    refuse_saved_model(folder)
     if requirement == "signed":
         _require_signature(folder)
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..schemas.bundle import GATE_TRAINED, TENSOR_GATE, TENSOR_GATE_BIAS, TENSOR_PREFIX, TRAINED
+from ..schemas.bundle import GATE_TENSORS, GATE_TRAINED, TENSOR_PREFIX, TRAINED, Fitting, TrainedFrom
 from ..schemas.digest import Digest
 from ..schemas.errors import UsageError
 from .requirements import is_gate
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .peft_config import MeteoraConfig
     from .router import BundleRouter, StartedPass
 
-_GATES = (TENSOR_GATE, TENSOR_GATE_BIAS)
 _FIT = "fit the gates with `meteora-registry gate fit`"
 _ONE_SLOT = (
     "the gates are trained with `top_k` 1: the one member that a token takes has the weight 1 whatever its "
@@ -63,17 +62,22 @@ def _refuse_unless_others(module: nn.Module, gates: list[Tensor], started: Start
 
 def _trained_gates(router: BundleRouter) -> Iterator[Tensor]:
     for layer in router.layers.values():
-        for tensor in _GATES:
+        for tensor in GATE_TENSORS:
             parameters = getattr(layer, tensor)
             if router.adapter_name in parameters and parameters[router.adapter_name].requires_grad:
                 yield parameters[router.adapter_name]
 
 
 class LoadedGates:
-    """The values that a bundle's gates had when they were loaded, and what a save states of its own."""
+    """The values that a bundle's gates had when they were loaded, and what a save states of its own.
+
+    Attributes:
+        manifest_sha256: of the bundle, which a save names if its gates were trained; None without a manifest.
+    """
 
     def __init__(self, config: MeteoraConfig) -> None:
         self._config = config
+        self.manifest_sha256: Digest | None = config.manifest_sha256
         self._gate, self._features = config.gate, tuple(config.required_features)
         self._loaded: dict[str, Digest] = {}
         self._changed: set[str] = set()
@@ -97,15 +101,24 @@ class LoadedGates:
             self._changed.add(name)
         self._config.gate, self._config.required_features = self._gate, self._features
         if self._changed:
-            self._config.gate = self._gate | {"fitted": {"method": TRAINED, "data": []}}
+            self._config.gate = self._gate | {"fitted": self._fitting.model_dump(mode="json")}
             self._config.required_features = tuple(sorted({*self._features, GATE_TRAINED}))
+
+    @property
+    def _fitting(self) -> Fitting:
+        earlier = self._config.bundle.gate.fitted
+        # Training that goes on from a checkpoint began with the checkpoint's bundle.
+        trained_from = earlier.trained_from if isinstance(earlier, Fitting) else None
+        if self.manifest_sha256 is not None:
+            trained_from = TrainedFrom(bundle=None, manifest_sha256=self.manifest_sha256)
+        return Fitting(method=TRAINED, data=(), trained_from=trained_from)
 
 
 def note_training(layer: MeteoraLayer, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Compare the gates in a layer's state dict, which a save takes before it writes the config."""
     for adapter_name, router in layer.meteora_routers.items():
         path = layer.meteora_plans[adapter_name].layout.path
-        for tensor in _GATES:
+        for tensor in GATE_TENSORS:
             gate = state.get(f"{prefix}{tensor}.{adapter_name}")
             if gate is not None:
                 router.loaded_gates.compare(f"{path}.{tensor}", gate)

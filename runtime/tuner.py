@@ -28,7 +28,15 @@ from ..schemas.errors import BundleRefused, MissingDependency, UsageError
 from .generate_calls import stop_watching, watch_generate
 from .hooks import ModelHooks
 from .layer import LayerPlan, MeteoraLayer, refuse_merge
-from .loaded_tensors import allocate_for, check_next_load, release, router_of, set_widening
+from .loaded_tensors import (
+    allocate_for,
+    check_next_load,
+    layers_with,
+    release,
+    router_of,
+    set_widening,
+)
+from .offloading import supply_hooks
 from .peft_config import MeteoraConfig, MeteoraPeftType, warn_of_other_base, warn_unless_fitted
 from .requirements import check_gates, require_checked
 from .router import BundleRouter
@@ -110,6 +118,9 @@ class MeteoraModel(BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # As PEFT computes each adapter: half-precision factors in float32, unless that is declined.
         set_widening(self.model, adapter_name, widens=autocast_adapter_dtype)
+        # PEFT calls this last, after accelerate has put its hooks on an offloaded model.
+        for layer in layers_with(self.model, adapter_name).values():
+            supply_hooks(layer, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -65,6 +65,8 @@ VERIFICATION_FILE = "verification.json"
 MAX_BUNDLE_BYTES = 50_000_000_000
 # The largest file of an adapter that is fetched unless the caller sets another limit.
 MAX_ADAPTER_FILE_BYTES = 5_000_000_000
+# Of a bundle of very many members and modules.
+MAX_BUNDLE_CONFIG_BYTES = 64 << 20
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 4 << 20
 # A signature over manifest and record; no manifest lists it.
@@ -81,6 +83,7 @@ TENSOR_REQUEST_GATE_BIAS = "meteora_request_gate_bias"
 TENSOR_REQUEST_GRAM = "meteora_request_gram"
 REQUEST_TENSORS = (TENSOR_REQUEST_GATE, TENSOR_REQUEST_GATE_BIAS, TENSOR_REQUEST_GRAM)
 FACTORS = (TENSOR_A, TENSOR_B)
+GATE_TENSORS = (TENSOR_GATE, TENSOR_GATE_BIAS, *REQUEST_TENSORS)
 
 IMPORTED = "imported"
 # Of gates that a training loop changed after the bundle was made.
@@ -230,15 +233,45 @@ class FittingData(Document):
     samples: PositiveCount
 
 
+class TrainedFrom(Document):
+    """The bundle whose gates were trained: its manifest, and what the catalog calls it, if it is in one."""
+
+    bundle: str | None = Field(min_length=1, max_length=200)
+    manifest_sha256: Digest
+
+
 class Fitting(Document):
     """The method by which a gate was fitted, and the data: one data set per member.
 
     ``imported`` values came with another layout, which does not state on what they were fitted, or
-    whether they were; ``trained`` ones were changed by a training loop, which does not state its data.
+    whether they were; ``trained`` ones were changed by a training loop, which does not state its data, and
+    ``trained_from`` is the bundle that was trained, where it is known.
     """
 
     method: str = Field(min_length=1, max_length=200)
     data: tuple[FittingData, ...]
+    trained_from: TrainedFrom | None = None
+
+    @property
+    def summary(self) -> str:
+        """The method, and for trained gates also the bundle."""
+        if self.trained_from is None:
+            return self.method
+        return f"{self.method} from {self.trained_from.bundle or self.trained_from.manifest_sha256.short}"
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_bundle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A fit keeps the bytes it had before there were trained gates.
+        value: dict[str, Any] = handler(self)
+        if self.trained_from is None:
+            del value["trained_from"]
+        return value
+
+    @model_validator(mode="after")
+    def _check_only_trained_gates_name_a_bundle(self) -> Self:
+        if self.trained_from is not None and self.method != TRAINED:
+            raise ValueError(f"`trained_from` goes with the method `{TRAINED}`, found `{self.method}`")
+        return self
 
 
 class HeldOut(Document):

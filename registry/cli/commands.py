@@ -22,7 +22,7 @@ COMMANDS = {
     "remove": Listed("Remove a version, or every version of a name", ".remove"),
     "fuse": Listed("Fuse catalogued adapters into one routed bundle", ".fuse"),
     "verify": Listed("Check a bundle: its files, its structure, and its arithmetic", ".verify"),
-    "gate": Listed("Fit the gates of a bundle", ".commands", "gate"),
+    "gate": Listed("Fit the gates of a bundle, or adopt trained ones", ".commands", "gate"),
     "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
     "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
     "extract": Listed("Give one member or adapter back as a PEFT adapter's folder", ".extract"),
@@ -39,9 +39,14 @@ COMMANDS = {
 
 gate = LazyGroup(
     "gate",
-    table={"fit": Listed("Fit the gates of a bundle on a few texts of each member", ".gate", "fit")},
-    help="Fit the gates of a bundle.\n\nThey choose a member for every token.",
-    epilog=examples("gate fit bundle --base ./base --data ./data --out fitted"),
+    table={
+        "fit": Listed("Fit the gates of a bundle on a few texts of each member", ".gate", "fit"),
+        "adopt": Listed("Make a bundle of a routed model that PEFT saved", ".gate", "adopt"),
+    },
+    help="Fit the gates of a bundle, or adopt trained ones.\n\nThey choose a member for every token.",
+    epilog=examples(
+        "gate fit bundle --base ./base --data ./data --out fitted", "gate adopt ./trained --out adopted"
+    ),
 )
 evaluation = DefaultGroup(
     "eval",

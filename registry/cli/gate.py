@@ -29,6 +29,7 @@ from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ...schemas.bundle import RequestGates
+    from ..workflows.gate_adoption import GateAdoption
     from ..workflows.gate_fit import GateFit
 
 
@@ -156,3 +157,70 @@ def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
         f"{low:.1%} to {high:.1%}) and {judged.general_left} of {judged.general_prompts} general prompts are "
         "left to the base"
     )
+
+
+@click.command(
+    "adopt",
+    epilog=examples(
+        "gate adopt ./trained --out adopted",
+        "gate adopt ./trained --out adopted --from bundle@2 --name better",
+    ),
+)
+@click.argument("saved", metavar="FOLDER", type=click.Path(path_type=Path))
+@out_option
+@click.option(
+    "--from",
+    "source",
+    metavar="FOLDER|NAME[@VERSION|@ALIAS]",
+    help="The bundle that was trained. Default: the one that the model states.",
+)
+@click.option("--name", help="What the catalog calls it. Default: as the bundle that was trained.")
+@click.option(
+    "--base",
+    metavar="ORG/MODEL|FOLDER",
+    help="The base model, used where the bundle states that the base renamed modules.",
+)
+@base_folder_option
+@format_option
+@pass_registry
+def adopt(
+    registry: Registry,
+    /,
+    saved: Path,
+    *,
+    out: Path,
+    source: str | None,
+    name: str | None,
+    base: str | None,
+    base_folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a bundle of a routed model that PEFT saved.
+
+    FOLDER is what `save_pretrained` wrote after its gates were trained. Everything but the gates must be
+    that of the bundle it came from. The new version states that bundle; it is verified against the members'
+    own files and catalogued. FOLDER is not changed.
+    """
+    with progress_bar() as progress:
+        found = registry.adopt_gates(
+            saved,
+            out=out,
+            source=source,
+            name=name,
+            base=base,
+            base_folder=base_folder,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found)
+    else:
+        _print_adoption(found)
+
+
+def _print_adoption(found: GateAdoption) -> None:
+    version = found.version
+    print_line(
+        f"adopted: {version.source} in {found.folder}: gates {version.gate_fitted}, "
+        f"{describe_bytes(version.size_bytes)}"
+    )
+    print_verified(found.record)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import check_target, judge_record, staged_target, write_record
+from ...bundle.saved import refuse_saved_model
 from ...bundle.signers import Signers, require_signing
 from ...files.digests import hash_file
 from ...files.reading import real_path
@@ -145,6 +146,7 @@ def find_bundle_folder(workspace: Workspace, bundle: StrPath) -> Path:
         UsageError: it is malformed, or names a repository on the Hub.
         NotInCatalog: no bundle of that name is catalogued.
         SourceUnreadable: the folder has no bundle.
+        BundleRefused: it has a model that PEFT saved.
     """
     source = parse_path_or_source(bundle)
     if isinstance(source, FolderSource):
@@ -154,6 +156,7 @@ def find_bundle_folder(workspace: Workspace, bundle: StrPath) -> Path:
     else:
         raise UsageError(f"`{bundle}` is a repository on the Hub, expected a folder or a catalogued bundle")
     if not (folder / MANIFEST_FILE).is_file():
+        refuse_saved_model(folder)
         raise SourceUnreadable(
             f"`{folder}` is not a bundle: it has no `{MANIFEST_FILE}`",
             hint="`meteora-registry fuse` makes one",

@@ -131,7 +131,7 @@ def _verify_folder(
             folder,
             level=level,
             sources=stored | fetched.files if fetched else stored,
-            renamed=_renaming_by(place, folder, manifest) if manifest else None,
+            renamed=renaming_by(place, folder, manifest) if manifest else None,
             with_triton=True,
             progress=progress,
         )
@@ -155,7 +155,7 @@ def _confirm(workspace: Workspace, manifest: Manifest, fetched: Refetched) -> No
     workspace.note(lambda _: confirm_origins(workspace, manifest, fetched))
 
 
-def _renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:
+def renaming_by(place: BasePlace, folder: Path, manifest: Manifest) -> Mapping[str, str] | None:
     """Return what the base calls the module paths of old members; None if it is not at hand."""
     old_paths = manifest.renamed_paths
     config = _config_if_sound(folder)

@@ -41,7 +41,7 @@ from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting,
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, PromptForm, Scope, check_scope
 from ...schemas.manifest import Manifest
-from ...schemas.names import below, check_name, suggest_name
+from ...schemas.names import CatalogSource, below, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
 from ..catalog.catalog import Catalog
 from ..catalog.records import BundleVersion, NewMember
@@ -160,16 +160,11 @@ def fit_bundle(
     catalog = workspace.catalog
     bundle = Bundle.open(source)
     manifest = bundle.manifest
-    bundle_name = check_name(name or _name_of(catalog, bundle) or suggest_name(real_path(folder).name))
-    check_no_adapter_has(catalog, bundle_name)
+    bundle_name = choose_name(catalog, name, bundle, folder)
     sources = stored_sources(workspace, manifest)
     written = write_fitted(bundle, folder, request, sources=sources, progress=progress)
-    members = [
-        NewMember(each.name, find_member(catalog, each), each.weights_sha256, each.config_sha256)
-        for each in manifest.members
-    ]
     record, gates = written.record, written.gates
-    version = register_bundle(catalog, folder, bundle_name, members, record)
+    version = register_refit(catalog, folder, bundle_name, manifest, record)
     requests = gates.requests
     return GateFit(
         folder,
@@ -210,10 +205,10 @@ def write_fitted(
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
     fitted = _fit(bundle, request, opened, progress)
-    with _members_files(sources, bundle) as files:
+    with members_files(sources, bundle) as files:
         verify = partial(
             verify_bundle,
-            level=_level_of(bundle, files),
+            level=level_of(bundle, files),
             sources=files,
             renamed=resolve_paths(bundle.manifest.renamed_paths, meta),
             progress=progress,
@@ -222,7 +217,7 @@ def write_fitted(
     return WrittenFit(record, fitted)
 
 
-def _level_of(bundle: Bundle, files: Mapping[str, MemberFiles]) -> Level:
+def level_of(bundle: Bundle, files: Mapping[str, MemberFiles]) -> Level:
     """Return the level that the members' files allow: what came out of a bundle is not a witness of it."""
     is_witnessed = all(
         member.name in files and files[member.name].came_from is None for member in bundle.members
@@ -230,14 +225,42 @@ def _level_of(bundle: Bundle, files: Mapping[str, MemberFiles]) -> Level:
     return Level.SOURCE if is_witnessed else Level.INTEGRITY
 
 
-def _name_of(catalog: Catalog, bundle: Bundle) -> str | None:
+def choose_name(catalog: Catalog, name: str | None, bundle: Bundle, folder: Path) -> str:
+    """Return the name of a bundle with other gates: as asked for, else as the old one's, else the folder's.
+
+    Raises:
+        UsageError: the name is malformed.
+        AlreadyInCatalog: an adapter has it.
+    """
+    old = find_version(catalog, bundle)
+    chosen = check_name(name or (old.name if old else None) or suggest_name(real_path(folder).name))
+    check_no_adapter_has(catalog, chosen)
+    return chosen
+
+
+def register_refit(
+    catalog: Catalog, folder: Path, name: str, manifest: Manifest, record: VerificationRecord
+) -> BundleVersion:
+    """Record a bundle with other gates; ``manifest`` is the old one's, which has the same members.
+
+    Raises:
+        AlreadyInCatalog, UsageError, CatalogUnusable: as ``register_bundle``.
+    """
+    members = [
+        NewMember(each.name, find_member(catalog, each), each.weights_sha256, each.config_sha256)
+        for each in manifest.members
+    ]
+    return register_bundle(catalog, folder, name, members, record)
+
+
+def find_version(catalog: Catalog, bundle: Bundle) -> CatalogSource | None:
     """Return what the catalog calls a bundle; of several names, that of the bundle in this very folder."""
     here = real_path(bundle.folder)
     same = [
         place for place in catalog.list_bundle_places() if place.manifest_sha256 == bundle.manifest_sha256
     ]
     best = min(same, key=lambda place: (place.path != here, place.version.name), default=None)
-    return None if best is None else best.version.name
+    return None if best is None else best.version
 
 
 def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Progress) -> FittedGates:
@@ -295,7 +318,7 @@ def _writer(
 
 
 @contextmanager
-def _members_files(sources: Mapping[str, MemberFiles], bundle: Bundle) -> Iterator[dict[str, MemberFiles]]:
+def members_files(sources: Mapping[str, MemberFiles], bundle: Bundle) -> Iterator[dict[str, MemberFiles]]:
     """Yield every member's own files: the given ones, else those that are extracted from the old bundle.
 
     The verification accepts extracted files only if they have the digests of the manifest.

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...bundle.files import check_card, check_listed, staged_target
-from ...bundle.opened import MAX_BUNDLE_CONFIG_BYTES
 from ...bundle.signature import MAX_SIGNATURE_BYTES, has_signature
 from ...bundle.signers import Signers, signers_of_environment
 from ...files.digests import hash_file
@@ -29,6 +28,7 @@ from ...schemas.bundle import (
     CONFIG_FILE,
     MANIFEST_FILE,
     MAX_BUNDLE_BYTES,
+    MAX_BUNDLE_CONFIG_BYTES,
     MAX_CARD_BYTES,
     SIGNATURE_FILE,
     VERIFICATION_FILE,
@@ -221,7 +221,8 @@ def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | Non
     if MANIFEST_FILE not in files or CONFIG_FILE not in files:
         raise HubRefused(
             f"`{listing.repository}@{listing.commit}` is not a bundle: it has no `{MANIFEST_FILE}`",
-            hint=f"an adapter is added with `meteora-registry add {source.repository}`",
+            hint=f"an adapter is added with `meteora-registry add {source.repository}`; a routed model that "
+            "PEFT saved is adopted, once it is on this machine, with `meteora-registry gate adopt`",
         )
     for name, limit in ((CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), (MANIFEST_FILE, MAX_MANIFEST_BYTES)):
         if files[name].size_bytes > limit:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .registry.workflows.additions import Addition
     from .registry.workflows.examination import Examination
     from .registry.workflows.fusion import Fusion
+    from .registry.workflows.gate_adoption import GateAdoption
     from .registry.workflows.gate_fit import GateFit
     from .registry.workflows.hub_bundles import Pulled
     from .registry.workflows.problem import Mending, Problem
@@ -100,6 +101,7 @@ _MODULES = {
     "FuseRefused": "schemas.errors",
     "FusedBundle": "registry.fused",
     "Fusion": "registry.workflows.fusion",
+    "GateAdoption": "registry.workflows.gate_adoption",
     "GateFit": "registry.workflows.gate_fit",
     "GateNotFittedWarning": "runtime",
     "HubConflict": "schemas.errors",
@@ -168,6 +170,7 @@ __all__ = [
     "FuseRefused",
     "FusedBundle",
     "Fusion",
+    "GateAdoption",
     "GateFit",
     "GateNotFittedWarning",
     "HubConflict",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle import Bundle
 from meteora_registry.runtime import Decision, LoadedBundle, load_bundle, route_as, routing
@@ -134,6 +137,26 @@ def test_saved_and_loaded_again_it_decides_the_same(
         found.append(record.decisions)
     assert found[0] == found[1]
     assert found[0][0].members[0] == "rank8"
+
+
+def test_offloaded_it_decides_the_same(loaded: LoadedBundle) -> None:
+    expected = decide(loaded, [OWN, FOREIGN])
+    cpu_offload(loaded.model, torch.device("cpu"))
+    assert decide(loaded, [OWN, FOREIGN]) == expected
+
+
+@pytest.mark.parametrize(
+    "tensor", ["meteora_request_gate", "meteora_request_gate_bias", "meteora_request_gram"]
+)
+def test_request_gates_that_are_not_finite_are_refused(fitted: Path, tmp_path: Path, tensor: str) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(fitted / name, tmp_path / name)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    spoilt = next(name for name in tensors if name.endswith(f".{tensor}"))
+    tensors[spoilt].fill_(float("nan"))
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BundleRefused, match=f"{tensor}` has values that are not finite"):
+        PeftModel.from_pretrained(tiny_llama(), tmp_path)
 
 
 def test_bundle_whose_request_gates_are_not_declared_is_refused(fitted: Path, tmp_path: Path) -> None:

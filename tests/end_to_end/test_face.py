@@ -29,6 +29,7 @@ PUBLIC = ERRORS | {
     *(
         "FusedBundle",
         "Fusion",
+        "GateAdoption",
         "GateFit",
         "GateNotFittedWarning",
         "Level",

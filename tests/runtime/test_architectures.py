@@ -1,4 +1,4 @@
-"""Bases that are not plain decoders in memory: a state, a window, an encoder, tensors that are elsewhere."""
+"""Bases that are not plain decoders: a state, a window, an encoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import cpu_offload, disk_offload
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -15,15 +14,18 @@ from transformers import (
     Gemma2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from meteora_registry.kernels.reference import relative_error
-from meteora_registry.schemas.errors import BundleRefused, UsageError
+from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
-from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, logits_of, make_adapter, some_tokens, tiny_llama
-from support.scopes import MAX_ERROR, REQUEST_SCOPES, SCOPES, answers, loaded
+from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_adapter, some_tokens
+from support.scopes import REQUEST_SCOPES, SCOPES, answers
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 
@@ -38,6 +40,33 @@ def seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 tiny_mamba = seeded(
     lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4))
+)
+tiny_rwkv = seeded(
+    lambda: RwkvForCausalLM(
+        RwkvConfig(
+            vocab_size=64,
+            hidden_size=32,
+            attention_hidden_size=32,
+            num_hidden_layers=2,
+            bos_token_id=1,
+            eos_token_id=None,
+        )
+    )
+)
+tiny_recurrent_gemma = seeded(
+    lambda: RecurrentGemmaForCausalLM(
+        RecurrentGemmaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            lru_width=32,
+            attention_window_size=4,
+            block_types=("recurrent", "attention"),
+        )
+    )
 )
 tiny_gemma = seeded(
     lambda: Gemma2ForCausalLM(
@@ -80,6 +109,32 @@ def test_base_with_a_state_answers_alike_with_and_without_a_cache(tmp_path: Path
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+def test_base_with_a_state_answers_alike_with_beams(tmp_path: Path, scope: str) -> None:
+    model = PeftModel.from_pretrained(tiny_mamba(), bundle_for(tiny_mamba, tmp_path, scope, ["in_proj"]))
+    assert answers(model, PROMPT, num_beams=2) == answers(model, PROMPT, num_beams=2, use_cache=False)
+
+
+@pytest.mark.parametrize("scope", REQUEST_SCOPES)
+def test_base_with_a_state_and_no_cache_is_refused_where_the_request_decides(
+    tmp_path: Path, scope: str
+) -> None:
+    model = PeftModel.from_pretrained(tiny_rwkv(), bundle_for(tiny_rwkv, tmp_path, scope, ["key"]))
+    with pytest.raises(UsageError) as caught:
+        answers(model, PROMPT)
+    assert str(caught.value) == (
+        "`RwkvForCausalLM` has a state in place of a cache, but a decision of the bundle's scope "
+        f"`{scope}` is kept on the cache"
+    )
+
+
+def test_base_that_returns_no_cache_is_refused_where_it_reads_on(tmp_path: Path) -> None:
+    bundle = bundle_for(tiny_recurrent_gemma, tmp_path, "segment", ["linear_x", "q_proj"])
+    model = PeftModel.from_pretrained(tiny_recurrent_gemma(), bundle)
+    with pytest.raises(UsageError, match="`RecurrentGemmaModel` returned no cache, and without"):
+        answers(model, PROMPT)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 def test_base_with_a_window_answers_alike_however_tokens_arrive(tmp_path: Path, scope: str) -> None:
     bundle = bundle_for(tiny_gemma, tmp_path, scope, ["q_proj", "down_proj"])
     model = PeftModel.from_pretrained(tiny_gemma(), bundle)
@@ -96,33 +151,3 @@ def test_base_with_an_encoder_is_refused_where_the_request_decides(tmp_path: Pat
         answers(model, PROMPT)
     with pytest.raises(UsageError, match=message):
         model(input_ids=some_tokens(), labels=some_tokens())
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-def test_offloaded_base_answers_as_in_memory(bundles: dict[str, Path], tmp_path: Path, scope: str) -> None:
-    expected = logits_of(loaded(bundles[scope]).eval())
-    for offload in (
-        lambda model: cpu_offload(model, torch.device("cpu")),
-        lambda model: disk_offload(model, str(tmp_path), torch.device("cpu")),
-    ):
-        model = loaded(bundles[scope]).eval()
-        offload(model)
-        assert all(parameter.is_meta for parameter in model.parameters())
-        assert relative_error(logits_of(model), expected) <= MAX_ERROR
-
-
-def test_offloaded_factors_in_half_precision_compute_in_float32(
-    adapters: dict[str, Path], tmp_path: Path
-) -> None:
-    bundle = write_bundle(tmp_path / "half", adapters, dtype=torch.bfloat16)
-    model = PeftModel.from_pretrained(tiny_llama(), bundle).eval()
-    expected = logits_of(model)
-    cpu_offload(model, torch.device("cpu"))
-    assert relative_error(logits_of(model), expected) <= MAX_ERROR
-
-
-def test_bundle_is_refused_on_a_base_that_is_offloaded_already(bundles: dict[str, Path]) -> None:
-    base = tiny_llama()
-    cpu_offload(base, torch.device("cpu"))
-    with pytest.raises(BundleRefused, match=r"`model.layers.0.\S+` of the base is offloaded"):
-        PeftModel.from_pretrained(base, bundles["token"])

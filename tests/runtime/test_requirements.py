@@ -112,6 +112,17 @@ def test_folder_without_a_manifest_is_refused_only_where_something_is_required(
         load_bundle(bundle, GOLDEN / "base")
 
 
+def test_model_that_peft_saved_is_refused_in_words_where_something_is_required(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "saved"
+    PeftModel.from_pretrained(base(), bundle).save_pretrained(saved)
+    PeftModel.from_pretrained(base(), saved)
+    monkeypatch.setenv("METEORA_REQUIRE", "intact")
+    with pytest.raises(BundleRefused, match="is a routed model that PEFT saved, and not a bundle yet"):
+        PeftModel.from_pretrained(base(), saved)
+
+
 def test_tensors_that_come_without_their_folder_are_refused_where_something_is_required(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -203,3 +206,29 @@ def test_gates_loaded_by_transformers_are_saved_as_trained_after_a_step(
     model.save_pretrained(tmp_path / "after")
     assert fitted_in(tmp_path / "before") == fitted_in(bundles["token"])
     assert fitted_in(tmp_path / "after") == {"method": "trained", "data": []}
+
+
+def loaded_by_peft(folder: Path) -> nn.Module:
+    return trained(folder)
+
+
+def loaded_by_transformers(folder: Path) -> nn.Module:
+    model = tiny_llama()
+    model.load_adapter(folder, is_trainable=True)
+    return model.train()
+
+
+@pytest.mark.parametrize("load", [loaded_by_peft, loaded_by_transformers])
+def test_trained_gates_name_the_bundle_by_its_manifest(
+    bundles: dict[str, Path], tmp_path: Path, load: Callable[[Path], nn.Module]
+) -> None:
+    shutil.copytree(bundles["token"], tmp_path / "bundle")
+    (tmp_path / "bundle" / "meteora_manifest.json").write_bytes(b"any")
+    source = {"bundle": None, "manifest_sha256": hashlib.sha256(b"any").hexdigest()}
+    # The second training goes on from what the first one saved, which has no manifest.
+    for before, after in (("bundle", "first"), ("first", "second")):
+        model = load(tmp_path / before)
+        train_a_step(model)
+        model.save_pretrained(tmp_path / after)
+        expected = {"method": "trained", "data": [], "trained_from": source}
+        assert fitted_in(tmp_path / after) == expected
