@@ -210,11 +210,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             eps=plan.gate_eps,
         )
 
-    def request_gate_of(self, adapter_name: str) -> RequestGate | None:
-        """Return a bundle's request gate in this module, or None where it has none."""
+    def request_gate_of(self, adapter_name: str) -> RequestGate:
+        """Return a bundle's request gate in this module, which has one."""
         plan = self.meteora_plans[adapter_name]
-        if not plan.request_classes:
-            return None
         rows, bias, gram = (self.tensor_of(tensor, adapter_name) for tensor in REQUEST_TENSORS)
         return RequestGate(rows, bias, gram, kind=plan.gate_kind, eps=plan.gate_eps)
 

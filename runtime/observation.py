@@ -6,9 +6,7 @@ model in training are copied, with the same tensors.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from types import MethodType
 from typing import Any
 
 import torch
@@ -19,6 +17,8 @@ from .calls import ForwardCall
 from .current_pass import BundlePass, ModelPass, resumed
 from .router import BundleRouter, StartedPass
 from .scopes.passes import Evidence
+from .shallow_copy import shallow_copy
+from .shortened import shortened
 
 
 def observe(
@@ -26,7 +26,8 @@ def observe(
 ) -> tuple[dict[BundleRouter, Evidence], ObservedBase | None]:
     """Return the evidence of each asking bundle's gates, and the base's cache if it is to read answers too.
 
-    The base reads all of a prompt of which the call has a piece.
+    The base reads all of a prompt of which the call has a piece. If that is all it is to read, no layer runs
+    behind the last one whose evidence counts.
 
     Args:
         call: the tokens.
@@ -40,10 +41,13 @@ def observe(
         looking.parts[started.router] = BundlePass(passes[started.router], started.rule)
     evidence = {router: each.evidence for router, each in passes.items()}
     with torch.no_grad(), resumed([looking]):
-        return evidence, _look(call, goes_on=any(started.rule.observes_answers for started in asking))
+        goes_on = any(started.rule.observes_answers for started in asking)
+        read_in = {path for started in asking for path in started.read_in}
+        module = call.module if goes_on else shortened(call.module, read_in)
+        return evidence, _look(call, evaluated(module), goes_on=goes_on)
 
 
-def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
+def _look(call: ForwardCall, module: Any, *, goes_on: bool) -> ObservedBase | None:
     own = call.stretch.own
     before = None if call.is_new else CacheMemory.of(call.cache)
     past = None if before is None else before.observed
@@ -52,7 +56,7 @@ def _look(call: ForwardCall, *, goes_on: bool) -> ObservedBase | None:
         own = torch.cat([past.own, own], dim=1)
     cache = None if past is None else past.cache
     # `forward` bypasses the hooks that begin a pass.
-    output = _evaluated(call.module).forward(**call.observed_arguments(own, past=cache, use_cache=goes_on))
+    output = module.forward(**call.observed_arguments(own, past=cache, use_cache=goes_on))
     return ObservedBase(cache_in(output), own) if goes_on else None
 
 
@@ -63,7 +67,7 @@ def cache_in(output: Any) -> Any:
     return getattr(output, "past_key_values", None)
 
 
-def _evaluated(module: nn.Module) -> Any:
+def evaluated(module: nn.Module) -> Any:
     """Return a module without dropout, which would make the same request look different each time.
 
     Setting the mode of the module itself would change passes of other threads.
@@ -77,23 +81,10 @@ def _copied(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
     """Return a module in the mode of evaluation that shares the original's tensors, as its parts do."""
     if module in copies or isinstance(module, torch.jit.ScriptModule):
         return copies.get(module, module)
-    copy = copies[module] = object.__new__(type(module))
-    copy.__dict__.update({name: _bound_to(copy, module, value) for name, value in vars(module).items()})
+    copy = copies[module] = shallow_copy(module, {})
     copy.__dict__["training"] = False
     children: Mapping[str, nn.Module | None] = module._modules
     copy.__dict__["_modules"] = {
         name: None if child is None else _copied(child, copies) for name, child in children.items()
     }
     return copy
-
-
-def _bound_to(copy: nn.Module, module: nn.Module, value: Any) -> Any:
-    """Return an attribute that does for the copy what it does for the module.
-
-    accelerate and others replace the ``forward`` of single modules.
-    """
-    if isinstance(value, MethodType) and value.__self__ is module:
-        return MethodType(value.__func__, copy)
-    if isinstance(value, functools.partial) and value.args[:1] == (module,):
-        return functools.partial(value.func, copy, *value.args[1:], **value.keywords)
-    return value
