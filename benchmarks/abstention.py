@@ -22,15 +22,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from meteora_registry.kernels.gate_kinds import GATE_KINDS
-from meteora_registry.runtime.fitting.forms import template_tokens, write_as
+from meteora_registry.runtime.fitting.forms import template_tokens
 from meteora_registry.runtime.fitting.inputs import ModuleInput, find_inputs
-from meteora_registry.runtime.fitting.moments import collect_moments
 from meteora_registry.runtime.fitting.request_gates import (
     RequestReader,
     candidate_inputs,
     fit_request_gates,
 )
-from meteora_registry.runtime.fitting.sequences import count_tokens, encode_samples, make_batches
 from meteora_registry.runtime.fitting.task_data import Sample
 from meteora_registry.schemas.gate_choices import PromptForm
 
@@ -146,27 +144,9 @@ def measure_stage(
         template=template,
         max_tokens=MAX_TOKENS,
     )
-    sequences = [
-        sequence
-        for place, samples in enumerate(own.values())
-        for sequence in encode_samples(
-            write_as(samples[:FITTED], "both", tokenizer),
-            tokenizer,
-            place,
-            max_tokens=MAX_TOKENS,
-            skip_tokens=0,
-            template=template,
-        )
-    ]
-    moments = collect_moments(
-        base,
-        reader.inputs,
-        make_batches(sequences),
-        dict(count_tokens(sequences)),
-        scale_input=reader.scale_input,
-    )
+    fitted = {name: samples[:FITTED] for name, samples in own.items()}
     held_out = {name: samples[FITTED : FITTED + HELD_OUT] for name, samples in own.items()}
-    found = fit_request_gates(reader, moments, held_out, shrinkage=0.1, abstain=0.05)
+    found = fit_request_gates(reader, fitted, held_out, shrinkage=0.1, abstain=0.05)
     gates = {path: reader.gate(tensors) for path, tensors in found.values.items()}
     yield {"stage": stage, "group": "fit", "modules": found.description.modules, "members": list(own)}
     groups: dict[str, dict[str, list[Sample]]] = {

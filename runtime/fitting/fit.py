@@ -198,9 +198,11 @@ def fit_gates(
         if statistics is not None and new.names:
             writer = stack.enter_context(written_statistics(statistics, description))
         candidates = candidate_inputs(inputs, base.config) if options.requests else ()
+        samples = {name: _read_samples(data[name].samples, options) for name in config.names if name in data}
+        has_all = len(samples) == len(config.names)
         # The moments of all inputs together may be more than fits.
         kept: dict[str, Moments] = {}
-        keep = {each.source for each in candidates}
+        keep = set() if has_all else {each.source for each in candidates}
         values = _fit_inputs(base, inputs, description, old, new, writer, options, progress, keep, kept)
         holds_out = options.requests and (old is None or old.description.settings.holds_out)
     requests = None
@@ -219,8 +221,9 @@ def fit_gates(
         )
         requests = fit_request_gates(
             reader,
-            {each.source: kept[each.source] for each in candidates},
+            samples,
             held_out,
+            known=None if has_all else kept,
             shrinkage=options.shrinkage,
             abstain=options.abstain,
             bundle_bytes=bundle_bytes,

@@ -145,14 +145,17 @@ class RequestReader:
         return _FORMS.get(self.form, (self.form,))
 
     def moments(self, classes: Sequence[Sequence[Sample]], progress: Progress) -> dict[str, Moments]:
-        """Return the moments of classes of prompts, by input."""
+        """Return the moments of classes of prompts, by input.
+
+        Answers are not read, because no decision reads one: with them a class is not where its prompts are.
+        """
         sequences = [
             sequence
             for place, samples in enumerate(classes)
-            for sequence in self._encode(write_as(samples, self.form, self.tokenizer), place)
+            for sequence in self._encode(self._questions(samples, self.form), place)
         ]
         batches, tokens = make_batches(sequences), dict(count_tokens(sequences))
-        step = Step("reading general prompts", len(batches), progress)
+        step = Step("reading prompts", len(batches), progress)
         return collect_moments(
             self.base, self.inputs, batches, tokens, scale_input=self.scale_input, step=step
         )
@@ -165,7 +168,7 @@ class RequestReader:
         Their mean over G is the evidence that a routed model finds.
         """
         found = torch.zeros(len(gates), len(samples), next(iter(gates.values())).classes + 1)
-        questions = [replace(sample, response=None) for sample in write_as(samples, form, self.tokenizer)]
+        questions = self._questions(samples, form)
         # The label is the prompt's place: batches are sorted by length.
         sequences = [
             sequence for place, each in enumerate(questions) for sequence in self._encode([each], place)
@@ -173,6 +176,9 @@ class RequestReader:
         for batch in make_batches(sequences):
             found[:, batch.labels.amax(dim=1)] = self._evidence_of(batch, gates)
         return found
+
+    def _questions(self, samples: Sequence[Sample], form: PromptForm) -> list[Sample]:
+        return [replace(sample, response=None) for sample in write_as(samples, form, self.tokenizer)]
 
     def _encode(self, samples: Sequence[Sample], label: int) -> list[LabelledTokens]:
         return encode_samples(
@@ -205,9 +211,10 @@ class RequestReader:
 
 def fit_request_gates(
     reader: RequestReader,
-    members: Mapping[str, Moments],
+    samples: Mapping[str, Sequence[Sample]],
     held_out: Mapping[str, Sequence[Sample]],
     *,
+    known: Mapping[str, Moments] | None = None,
     shrinkage: float,
     abstain: float | None,
     bundle_bytes: int | None = None,
@@ -216,9 +223,11 @@ def fit_request_gates(
     """Fit the request gates of a bundle, and choose the inputs that they read by the held-out prompts.
 
     Args:
-        reader: reads the general prompts and those that were held out.
-        members: the moments of the members at each input, by source, in the order of ``held_out``.
-        held_out: prompts of every member that the moments do not contain; they may be none.
+        reader: reads the prompts.
+        samples: those to fit on, by member.
+        held_out: samples of every member, in their order, that are not fitted on; they may be none.
+        known: the moments of all members at each input, by source, in the place of ``samples`` if some are
+            not at hand. They contain answers too.
         shrinkage: as for ``solve_gate``.
         abstain: the threshold that the estimate is for; None for no abstention.
         bundle_bytes: of the bundle's factors, of which the gates may be a small part; None for no bound.
@@ -227,21 +236,18 @@ def fit_request_gates(
     names = tuple(held_out)
     background = tuple(general_prompts())
     read, kept = _split_general()
-    # A member may have a background's name.
-    classes = tuple(f"background {name}" for name in background)
-    foreign = reader.moments(read, progress)
     values = {
         source: solve_request_gate(
-            merge_moments(moments, names, foreign[source], classes, (*names, *classes)),
+            moments,
             len(names),
             shrinkage=shrinkage,
             what=f"the input of `{source}` with general prompts",
         )
-        for source, moments in members.items()
+        for source, moments in _moments_of(reader, samples, known, read, progress).items()
     }
     size = MAX_INPUTS
     if bundle_bytes is not None:
-        size = most_inputs(reader.inputs, len(names) + len(classes), len(names), bundle_bytes)
+        size = most_inputs(reader.inputs, len(names) + len(background), len(names), bundle_bytes)
     gates = {path: reader.gate(tensors) for path, tensors in values.items()}
     chosen, judged = _judge(reader, gates, held_out, kept, size)
     values = {path: values[path] for path in chosen}
@@ -260,6 +266,24 @@ def fit_request_gates(
         values,
         judged.confusions(names),
     )
+
+
+def _moments_of(
+    reader: RequestReader,
+    samples: Mapping[str, Sequence[Sample]],
+    known: Mapping[str, Moments] | None,
+    general: Sequence[Sequence[Sample]],
+    progress: Progress,
+) -> dict[str, Moments]:
+    """Return the moments of members and background, by input."""
+    if known is None:
+        return reader.moments([*samples.values(), *general], progress)
+    background = [f"background {place}" for place in range(len(general))]
+    merged = {}
+    for source, foreign in reader.moments(general, progress).items():
+        members = [f"member {place}" for place in range(known[source].means.shape[0])]
+        merged[source] = merge_moments(known[source], members, foreign, background, (*members, *background))
+    return merged
 
 
 def _split_general() -> tuple[list[list[Sample]], list[Sample]]:
