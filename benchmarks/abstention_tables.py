@@ -69,7 +69,7 @@ def write_table(rows: Path, page: Path) -> None:
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines of the section: for each stage the accuracy of decisions, and every detector."""
-    for stage in ("development", "test"):
+    for stage in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == stage]
         (fit,) = (row for row in own if row["group"] == "fit")
         layers = ", ".join(path.split(".")[2] for path in fit["modules"])
