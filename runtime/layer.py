@@ -254,11 +254,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             self.meteora_bound_gates[adapter_name] = (rule, gate)
         return gate
 
-    def request_gate_of(self, adapter_name: str) -> RequestGate | None:
-        """Return a bundle's request gate in this module, or None where it has none."""
+    def request_gate_of(self, adapter_name: str) -> RequestGate:
+        """Return a bundle's request gate in this module, which has one."""
         plan = self.meteora_plans[adapter_name]
-        if not plan.request_classes:
-            return None
         rows, bias, gram = (self.present(tensor, adapter_name) for tensor in REQUEST_TENSORS)
         return RequestGate(rows, bias, gram, kind=plan.gate_kind, eps=plan.gate_eps)
 

@@ -7,9 +7,7 @@ model in training are copied, with the same tensors.
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Mapping, Sequence
-from types import MethodType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +19,8 @@ from .calls import ForwardCall, cache_in
 from .current_pass import BundlePass, ModelPass, resumed
 from .router import BundleRouter, StartedPass
 from .scopes.passes import Evidence
+from .shallow_copy import shallow_copy
+from .shortened import shortened
 
 
 def observe(
@@ -28,7 +28,8 @@ def observe(
 ) -> tuple[dict[BundleRouter, Evidence], ObservedBase | None]:
     """Return the evidence of each asking bundle's gates, and the base's cache if it is to read answers too.
 
-    The base reads all of a prompt of which the call has a piece.
+    The base reads all of a prompt of which the call has a piece. If that is all it is to read, no layer runs
+    behind the last one whose evidence counts.
 
     Args:
         call: the tokens.
@@ -41,20 +42,21 @@ def observe(
     for started in asking:
         looking.parts[started.router] = BundlePass(passes[started.router], started.rule)
     evidence = {router: each.evidence for router, each in passes.items()}
-    reader = _reader(_evaluated(call.module), [started.router for started in asking])
     with torch.no_grad(), resumed([looking]):
         goes_on = any(started.rule.observes_answers for started in asking)
-        return evidence, _look(call, reader, goes_on=goes_on)
+        read_in = {path for started in asking for path in started.read_in}
+        module = call.module if goes_on else shortened(call.module, read_in)
+        return evidence, _look(call, _reader(evaluated(module), read_in), goes_on=goes_on)
 
 
-def _reader(module: nn.Module, asking: Sequence[BundleRouter]) -> nn.Module:
-    """Return the part of a base that all gates are in: without the head, unless a gate is on it.
+def _reader(module: nn.Module, paths: Iterable[str]) -> nn.Module:
+    """Return the part of a base that these modules are in: without the head, unless one of them is on it.
 
     A head costs as much as many layers, and a trainer may have put its loss there.
     """
     prefix = getattr(module, "base_model_prefix", "")
     backbone = getattr(module, prefix, None) if prefix else None
-    inside = all(path.startswith(f"{prefix}.") for router in asking for path in router.gated_paths)
+    inside = all(path.startswith(f"{prefix}.") for path in paths)
     return backbone if isinstance(backbone, nn.Module) and inside else module
 
 
@@ -86,7 +88,7 @@ def _copy_that_records(call: ForwardCall) -> Any:
     return copy.deepcopy(call.cache) if any(getattr(each, "record_past", False) for each in layers) else None
 
 
-def _evaluated(module: nn.Module) -> Any:
+def evaluated(module: nn.Module) -> Any:
     """Return a module without dropout, which would make the same request look different each time.
 
     Setting the mode of the module itself would change passes of other threads.
@@ -100,23 +102,10 @@ def _copied(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
     """Return a module in the mode of evaluation that shares the original's tensors, as its parts do."""
     if module in copies or isinstance(module, torch.jit.ScriptModule):
         return copies.get(module, module)
-    twin = copies[module] = object.__new__(type(module))
-    twin.__dict__.update({name: _bound_to(twin, module, value) for name, value in vars(module).items()})
+    twin = copies[module] = shallow_copy(module, {})
     twin.__dict__["training"] = False
     children: Mapping[str, nn.Module | None] = module._modules
     twin.__dict__["_modules"] = {
         name: None if child is None else _copied(child, copies) for name, child in children.items()
     }
     return twin
-
-
-def _bound_to(copy: nn.Module, module: nn.Module, value: Any) -> Any:
-    """Return an attribute that does for the copy what it does for the module.
-
-    accelerate and others replace the ``forward`` of single modules.
-    """
-    if isinstance(value, MethodType) and value.__self__ is module:
-        return MethodType(value.__func__, copy)
-    if isinstance(value, functools.partial) and value.args[:1] == (module,):
-        return functools.partial(value.func, copy, *value.args[1:], **value.keywords)
-    return value

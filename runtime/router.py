@@ -101,9 +101,9 @@ class BundleRouter:
 
     @cached_property
     def gated_paths(self) -> tuple[str, ...]:
-        """The modules that have a gate of their own, or a request gate."""
+        """The modules that have a gate of their own."""
         plans = {path: layer.meteora_plans[self.adapter_name] for path, layer in self.layers.items()}
-        return tuple(path for path, plan in plans.items() if plan.has_gate or plan.request_classes)
+        return tuple(path for path, plan in plans.items() if plan.has_gate)
 
     @property
     def is_active(self) -> bool:
@@ -125,9 +125,11 @@ class BundleRouter:
         """Return the plain base's pass over a call's tokens, with room for the evidence that a rule needs."""
         if rule.by_request_gates is None:
             return ObservedPass(Evidence(*call.shape, len(self.members)))
-        gates = {path: layer.request_gate_of(self.adapter_name) for path, layer in self.layers.items()}
-        present = {path: gate for path, gate in gates.items() if gate is not None}
-        return ObservedRequestPass(RequestEvidence(*call.shape, present))
+        gates = {
+            path: self.layers[path].request_gate_of(self.adapter_name)
+            for path in rule.by_request_gates.modules
+        }
+        return ObservedRequestPass(RequestEvidence(*call.shape, gates))
 
     def by_token(self) -> TokenPass:
         """Return a new pass in which every module decides by its own gate."""
@@ -205,6 +207,12 @@ class StartedPass:
         if not self.decides_ahead:
             return False
         return self._kept is None or (self.rule.observes_answers and not self._call.goes_on_in_prompt)
+
+    @property
+    def read_in(self) -> tuple[str, ...]:
+        """The modules in which the evidence is read."""
+        request = self.rule.by_request_gates
+        return self.router.gated_paths if request is None else request.modules
 
     def settle(self, evidence: Evidence | None) -> tuple[BundlePass, RequestDecision | None]:
         """Return the pass, and what the call's cache is to remember."""

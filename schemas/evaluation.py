@@ -99,7 +99,9 @@ class RoutingAccuracy(Document):
     """The share of tokens, over all tasks, whose largest weight went to the task's own member.
 
     ``shares`` has a row for each task: how much of its routing weight each member took, in order, and in
-    the last column what no member took. ``modules`` and ``layers`` weigh every task the same.
+    the last column what no member took. ``modules`` and ``layers`` weigh every task the same. Where decisions
+    are made ahead, ``left`` is the number of prompts left to the base, and ``confidence`` has the quartiles
+    of the prompts' confidence.
     """
 
     accuracy: Share
@@ -107,6 +109,14 @@ class RoutingAccuracy(Document):
     layers: dict[str, Share]
     positions: tuple[PositionAccuracy, ...]
     shares: dict[Name, tuple[Share, ...]]
+    left: Count | None = None
+    confidence: tuple[Share, Share, Share] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_decisions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # An evaluation by token keeps the bytes it had before decisions were counted.
+        value: dict[str, Any] = handler(self)
+        return {name: each for name, each in value.items() if each is not None}
 
 
 class Cost(Document):

@@ -255,6 +255,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
         ("MODE", "SCORE", "95 % INTERVAL", "OF MEMBER", "ROUTING", "TOKENS/S", "PEAK MEMORY"),
         [_mode_row(mode, evaluation.mode("member")) for mode in evaluation.modes],
     )
+    decided = [row for mode in evaluation.modes if (row := _decision_row(mode)) is not None]
+    if decided:
+        print_line()
+        print_table(("MODE", "LEFT TO THE BASE", "CONFIDENCE (QUARTILES)"), decided)
     if len(forms := evaluation.tasks[0].forms) > 1:
         print_line()
         print_table(
@@ -290,6 +294,17 @@ def _print_abstention(found: Abstention) -> None:
     )
 
 
+def _decision_row(mode: ModeScore) -> tuple[str, ...] | None:
+    """Return how sure a mode's decisions were; None where it makes none."""
+    if mode.routing is None or mode.routing.left is None or mode.routing.confidence is None:
+        return None
+    return mode.mode, f"{mode.routing.left} prompts", _quartiles(mode.routing.confidence)
+
+
+def _quartiles(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
 def _abstention_row(name: str, count: int, left: int, quartiles: Sequence[float]) -> tuple[str, ...]:
     low, high = wilson_interval(left, count)
     return (
@@ -298,7 +313,7 @@ def _abstention_row(name: str, count: int, left: int, quartiles: Sequence[float]
         str(left),
         _percent(left / count),
         f"{_percent(low)} to {_percent(high)}",
-        ", ".join(f"{value:.2f}" for value in quartiles),
+        _quartiles(quartiles),
     )
 
 

@@ -274,8 +274,15 @@ def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Prog
         data,
         options=request.options,
         statistics=request.statistics,
+        bundle_bytes=_factor_bytes(bundle),
         progress=progress,
     )
+
+
+def _factor_bytes(bundle: Bundle) -> int:
+    layouts = bundle.config.layouts
+    numbers = sum(layouts[path].rows * sum(shape) for path, shape in bundle.shapes.items())
+    return numbers * bundle.dtype.size_bytes
 
 
 def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:

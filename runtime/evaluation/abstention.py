@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from ..active_bundles import only_router, routing
 from ..fitting import TaskData, read_task_data, write_as
 from ..loaded_bundle import LoadedBundle
 from ..scopes.decision import Decision
+from .confidence import judge_prompts, quartiles_of
 from .tasks import FORMS, EvaluationOptions, Task
 
 
@@ -64,8 +64,6 @@ def judge_abstention(
 ) -> Abstention:
     """Decide about the tasks' prompts and about foreign ones by the bundle's own rule, and count.
 
-    A prompt of several segments is left to the base if all of them are; its confidence is the highest.
-
     Raises:
         UsageError: as ``check_decides``.
     """
@@ -87,8 +85,8 @@ def judge_abstention(
         foreign=len(strange),
         foreign_left=strange_left,
         auroc=area_under_curve(own, strange),
-        own_confidence=_quartiles(own),
-        foreign_confidence=_quartiles(strange),
+        own_confidence=quartiles_of(own),
+        foreign_confidence=quartiles_of(strange),
     )
 
 
@@ -100,23 +98,15 @@ def _decide(
     confidences, left = [], 0
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]
-        for decisions in _decisions_of(loaded, batch):
-            confidences.append(min(1.0, max(each.confidence for each in decisions)))
-            left += not any(each.members for each in decisions)
+        for confidence, is_left in judge_prompts(_decisions_of(loaded, batch)):
+            confidences.append(confidence)
+            left += is_left
         step.advance(len(batch))
     return confidences, left
 
 
-def _decisions_of(loaded: LoadedBundle, prompts: Sequence[str]) -> Iterator[list[Decision]]:
-    batch = loaded.tokenizer(list(prompts), return_tensors="pt", padding=True).to(loaded.model.device)
+def _decisions_of(loaded: LoadedBundle, prompts: Sequence[str]) -> Sequence[Decision]:
+    batch = loaded.encode(list(prompts), padding=True)
     with torch.no_grad(), routing(loaded.model) as record:
         loaded.model(**batch)
-    for row in range(len(prompts)):
-        yield [each for each in record.decisions if each.sequence == row]
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
+    return record.decisions

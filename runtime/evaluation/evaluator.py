@@ -134,7 +134,7 @@ class _Evaluator:
                 meter=meter,
             )
             if tally is not None and isinstance(record, RoutingRecord):
-                tally.add(task.member, record.modules, answers.read)
+                tally.add(task.member, record.modules, answers.read, record.decisions)
         prompt_tokens = sum(task.prompt_tokens[item] for item in items)
         meter.count(prompt_tokens=prompt_tokens, new_tokens=answers.new_tokens)
         return answers.texts

@@ -17,6 +17,8 @@ from torch import Tensor
 from ...kernels.routing import Routing
 from ...schemas.evaluation import PositionAccuracy, RoutingAccuracy
 from ...schemas.trace import ModulePlace
+from ..scopes.decision import Decision
+from .confidence import judge_prompts, quartiles_of
 
 # Positions of the prompt, and of the answer, that are counted one by one; later ones count in the totals
 # only.
@@ -55,15 +57,27 @@ class RoutingTally:
         # By prompt (0) or answer (1), and the position there.
         self._position_hits = np.zeros((2, MAX_POSITIONS))
         self._position_tokens = np.zeros((2, MAX_POSITIONS))
+        self._confidence: list[float] = []
+        self._left = 0
 
-    def add(self, member: str, modules: Mapping[str, Routing], tokens: ReadTokens) -> None:
+    def add(
+        self,
+        member: str,
+        modules: Mapping[str, Routing],
+        tokens: ReadTokens,
+        decisions: Sequence[Decision] = (),
+    ) -> None:
         """Count a batch of the task of ``member``.
 
         Args:
             member: whose task it is.
             modules: the routing of every module, ``[B, T, k]``.
             tokens: which of them count.
+            decisions: about the batch's prompts, in a scope that decides ahead.
         """
+        for confidence, is_left in judge_prompts(decisions):
+            self._confidence.append(confidence)
+            self._left += is_left
         right = self._members.index(member)
         counts = tokens.counts.cpu()
         is_answer = torch.zeros_like(counts)
@@ -104,6 +118,8 @@ class RoutingTally:
             shares={
                 member: self._shares_of(place) for place, member in enumerate(self._members) if asked[place]
             },
+            left=self._left if self._confidence else None,
+            confidence=quartiles_of(self._confidence) if self._confidence else None,
         )
 
     def _positions(self) -> list[PositionAccuracy]:

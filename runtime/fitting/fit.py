@@ -30,7 +30,7 @@ from ..base_model import context_of
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, split_inputs
-from .request_gates import FittedRequests, RequestReader, choose_inputs, fit_request_gates
+from .request_gates import FittedRequests, RequestReader, candidate_inputs, fit_request_gates
 from .sequences import (
     Batch,
     choose_samples,
@@ -151,6 +151,7 @@ def fit_gates(
     *,
     options: FitOptions | None = None,
     statistics: Path | None = None,
+    bundle_bytes: int | None = None,
     progress: Progress = silent,
 ) -> FittedGates:
     """Fit the gates of every module of a bundle.
@@ -167,6 +168,7 @@ def fit_gates(
         options: how; the defaults are those measured best.
         statistics: a file of statistics. If it exists the members in it are taken from there; the new
             sums are kept in it.
+        bundle_bytes: of the bundle's factors, of which request gates may be a small part; None for no bound.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
@@ -195,16 +197,38 @@ def fit_gates(
         writer = None
         if statistics is not None and new.names:
             writer = stack.enter_context(written_statistics(statistics, description))
-        chosen = choose_inputs(inputs, base.config) if options.requests else ()
+        candidates = candidate_inputs(inputs, base.config) if options.requests else ()
+        samples = {name: _read_samples(data[name].samples, options) for name in config.names if name in data}
+        has_all = len(samples) == len(config.names)
         # The moments of all inputs together may be more than fits.
         kept: dict[str, Moments] = {}
-        keep = {each.source for each in chosen}
+        keep = set() if has_all else {each.source for each in candidates}
         values = _fit_inputs(base, inputs, description, old, new, writer, options, progress, keep, kept)
         holds_out = options.requests and (old is None or old.description.settings.holds_out)
     requests = None
     if options.requests:
         held_out = _held_out(config, data, options, may_judge=holds_out)
-        requests = _fit_requests(base, tokenizer, inputs, kept, held_out, template, options, progress)
+        reader = RequestReader(
+            base,
+            tokenizer,
+            candidates,
+            kind=options.kind,
+            eps=_EPS,
+            scale_input=_scaling_of(options.kind),
+            form=options.form or "given",
+            template=template,
+            max_tokens=options.max_tokens,
+        )
+        requests = fit_request_gates(
+            reader,
+            samples,
+            held_out,
+            known=None if has_all else kept,
+            shrinkage=options.shrinkage,
+            abstain=options.abstain,
+            bundle_bytes=bundle_bytes,
+            progress=progress,
+        )
     has_threshold = requests is not None and requests.description.quantiles is not None
     return FittedGates(
         kind=options.kind,
@@ -309,32 +333,6 @@ def _held_out(
         name: hold_out(data[name].samples, options.max_samples)[1] if may_judge and name in data else ()
         for name in config.names
     }
-
-
-def _fit_requests(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Sequence[ModuleInput],
-    moments: Mapping[str, Moments],
-    held_out: Mapping[str, Sequence[Sample]],
-    template: TemplateTokens | None,
-    options: FitOptions,
-    progress: Progress,
-) -> FittedRequests:
-    reader = RequestReader(
-        base,
-        tokenizer,
-        tuple(each for each in inputs if each.source in moments),
-        kind=options.kind,
-        eps=_EPS,
-        scale_input=_scaling_of(options.kind),
-        form=options.form or "given",
-        template=template,
-        max_tokens=options.max_tokens,
-    )
-    return fit_request_gates(
-        reader, moments, held_out, shrinkage=options.shrinkage, abstain=options.abstain, progress=progress
-    )
 
 
 def _read_samples(samples: Sequence[Sample], options: FitOptions) -> tuple[Sample, ...]:

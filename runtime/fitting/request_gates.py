@@ -36,9 +36,15 @@ from .task_data import Sample
 GENERAL_PROMPTS = Path(__file__).with_name("general_prompts.txt")
 # The base's early and middle layers tell most, and a pass need not go beyond them (docs/gates.md).
 MAX_INPUTS = 5
-FIRST_DEPTH, LAST_DEPTH = 1 / 6, 1 / 2
+# Each takes two second moments of memory.
+MAX_CANDIDATES = 12
+FIRST_DEPTH, LAST_DEPTH = 1 / 10, 1 / 2
+# Of the bundle's bytes, that the request gates may have.
+MAX_SHARE = 0.05
 # With fewer, the lowest score is above the threshold of 5 %: (19 + 1) / 20 = 1.
 LEAST_HELD_OUT = 19
+# How rarely more own prompts than the stated share may be lost, over draws of the held-out prompts.
+_RISK = 0.05
 # Every so many general prompts one is kept for the estimate.
 _KEPT_OUT = 4
 _FORMS: Mapping[PromptForm, tuple[PromptForm, ...]] = {"both": ("plain", "chat")}
@@ -56,21 +62,41 @@ class FittedRequests:
     confusions: tuple[tuple[str, str, int], ...]
 
 
-def choose_inputs(inputs: Sequence[ModuleInput], config: PretrainedConfig) -> tuple[ModuleInput, ...]:
-    """Choose the inputs that request gates read: the first of some layers, spread over the base's middle.
+def candidate_inputs(inputs: Sequence[ModuleInput], config: PretrainedConfig) -> tuple[ModuleInput, ...]:
+    """Return the inputs that request gates may read: the first of each layer in the first half of the base.
 
-    Where no module is there, those of the first layers that have modules.
+    The very first layers are left out: they know the words but not their order. Where no module is in that
+    part, the first layers that have modules.
     """
     first: dict[str, ModuleInput] = {}
     for each in inputs:
         first.setdefault(ModulePlace.of(each.source).layer, each)
     found, layers = list(first.values()), getattr(config, "num_hidden_layers", None)
     depths = [ModulePlace.of(each.source).order[1] / layers if layers else 0.0 for each in found]
-    middle = [
-        each for each, depth in zip(found, depths, strict=True) if FIRST_DEPTH <= depth < LAST_DEPTH
-    ] or found[: max(1, len(found) // 2)]
-    count = min(MAX_INPUTS, len(middle))
-    return tuple(middle[place * len(middle) // count] for place in range(count))
+    middle = [each for each, depth in zip(found, depths, strict=True) if FIRST_DEPTH <= depth < LAST_DEPTH]
+    middle = middle or found[: max(1, len(found) // 2)]
+    count = min(MAX_CANDIDATES, len(middle))
+    return tuple(middle[(place + 1) * len(middle) // count - 1] for place in range(count))
+
+
+def spreads(count: int, size: int) -> list[tuple[int, ...]]:
+    """Return the choices of at most ``size`` of ``count`` inputs: spread evenly, each ending one later."""
+    size = min(size, count)
+    counts = range(size, count + 1)
+    return [tuple((place + 1) * seen // size - 1 for place in range(size)) for seen in counts]
+
+
+def most_inputs(candidates: Sequence[ModuleInput], classes: int, members: int, bundle_bytes: int) -> int:
+    """Return how many inputs request gates may read, at least one, to stay a small part of a bundle.
+
+    Args:
+        candidates: the inputs.
+        classes: members and background classes together.
+        members: of the bundle.
+        bundle_bytes: of its other tensors.
+    """
+    own = max(4 * (classes * (each.features + 1) + members**2) for each in candidates)
+    return max(1, min(MAX_INPUTS, int(MAX_SHARE * bundle_bytes / own)))
 
 
 @cache
@@ -119,14 +145,17 @@ class RequestReader:
         return _FORMS.get(self.form, (self.form,))
 
     def moments(self, classes: Sequence[Sequence[Sample]], progress: Progress) -> dict[str, Moments]:
-        """Return the moments of classes of prompts, by input."""
+        """Return the moments of classes of prompts, by input.
+
+        Answers are not read, because no decision reads one: with them a class is not where its prompts are.
+        """
         sequences = [
             sequence
             for place, samples in enumerate(classes)
-            for sequence in self._encode(write_as(samples, self.form, self.tokenizer), place)
+            for sequence in self._encode(self._questions(samples, self.form), place)
         ]
         batches, tokens = make_batches(sequences), dict(count_tokens(sequences))
-        step = Step("reading general prompts", len(batches), progress)
+        step = Step("reading prompts", len(batches), progress)
         return collect_moments(
             self.base, self.inputs, batches, tokens, scale_input=self.scale_input, step=step
         )
@@ -134,16 +163,22 @@ class RequestReader:
     def evidence(
         self, samples: Sequence[Sample], form: PromptForm, gates: Mapping[str, RequestGate]
     ) -> Tensor:
-        """Return the mean evidence [N, L + C + 1] of prompts in a form, as a routed model finds it."""
-        found = torch.zeros(len(samples), next(iter(gates.values())).classes + 1)
-        questions = [replace(sample, response=None) for sample in write_as(samples, form, self.tokenizer)]
+        """Return what each gate of G reads of prompts in a form, float32 [G, N, L + C + 1].
+
+        Their mean over G is the evidence that a routed model finds.
+        """
+        found = torch.zeros(len(gates), len(samples), next(iter(gates.values())).classes + 1)
+        questions = self._questions(samples, form)
         # The label is the prompt's place: batches are sorted by length.
         sequences = [
             sequence for place, each in enumerate(questions) for sequence in self._encode([each], place)
         ]
         for batch in make_batches(sequences):
-            found[batch.labels.amax(dim=1)] = self._evidence_of(batch, gates)
+            found[:, batch.labels.amax(dim=1)] = self._evidence_of(batch, gates)
         return found
+
+    def _questions(self, samples: Sequence[Sample], form: PromptForm) -> list[Sample]:
+        return [replace(sample, response=None) for sample in write_as(samples, form, self.tokenizer)]
 
     def _encode(self, samples: Sequence[Sample], label: int) -> list[LabelledTokens]:
         return encode_samples(
@@ -162,47 +197,60 @@ class RequestReader:
 
     def _evidence_of(self, batch: Batch, gates: Mapping[str, RequestGate]) -> Tensor:
         batches, tokens = batch.ids.shape
-        evidence = RequestEvidence(batches, tokens, gates)
-        with watched(self.base, gates, evidence.read):
+        found: dict[str, Tensor] = {}
+
+        def read(path: str, x: Tensor) -> None:
+            evidence = RequestEvidence(batches, tokens, {path: gates[path]})
+            evidence.read(path, x)
+            found[path] = mean_over(evidence.mean, batch.labels >= 0).cpu()
+
+        with watched(self.base, gates, read):
             run(self.base, gates, batch.ids.to(self.base.device), batch.mask.to(self.base.device))
-        return mean_over(evidence.mean, batch.labels >= 0).cpu()
+        return torch.stack([found[path] for path in gates])
 
 
 def fit_request_gates(
     reader: RequestReader,
-    members: Mapping[str, Moments],
+    samples: Mapping[str, Sequence[Sample]],
     held_out: Mapping[str, Sequence[Sample]],
     *,
+    known: Mapping[str, Moments] | None = None,
     shrinkage: float,
     abstain: float | None,
+    bundle_bytes: int | None = None,
     progress: Progress = silent,
 ) -> FittedRequests:
-    """Fit the request gates of a bundle.
+    """Fit the request gates of a bundle, and choose the inputs that they read by the held-out prompts.
 
     Args:
-        reader: reads the general prompts and those that were held out.
-        members: the moments of the members at each input, by source, in the order of ``held_out``.
-        held_out: prompts of every member that the moments do not contain; they may be none.
+        reader: reads the prompts.
+        samples: those to fit on, by member.
+        held_out: samples of every member, in their order, that are not fitted on; they may be none.
+        known: the moments of all members at each input, by source, in the place of ``samples`` if some are
+            not at hand. They contain answers too.
         shrinkage: as for ``solve_gate``.
         abstain: the threshold that the estimate is for; None for no abstention.
+        bundle_bytes: of the bundle's factors, of which the gates may be a small part; None for no bound.
         progress: called with a step's name, how much of it is done, and how much there is.
     """
     names = tuple(held_out)
     background = tuple(general_prompts())
     read, kept = _split_general()
-    # A member may have a background's name.
-    classes = tuple(f"background {name}" for name in background)
-    foreign = reader.moments(read, progress)
     values = {
         source: solve_request_gate(
-            merge_moments(moments, names, foreign[source], classes, (*names, *classes)),
+            moments,
             len(names),
             shrinkage=shrinkage,
             what=f"the input of `{source}` with general prompts",
         )
-        for source, moments in members.items()
+        for source, moments in _moments_of(reader, samples, known, read, progress).items()
     }
-    judged = _judge(reader, {path: reader.gate(tensors) for path, tensors in values.items()}, held_out, kept)
+    size = MAX_INPUTS
+    if bundle_bytes is not None:
+        size = most_inputs(reader.inputs, len(names) + len(background), len(names), bundle_bytes)
+    gates = {path: reader.gate(tensors) for path, tensors in values.items()}
+    chosen, judged = _judge(reader, gates, held_out, kept, size)
+    values = {path: values[path] for path in chosen}
     quantiles = quantiles_of(judged.own_scores)
     return FittedRequests(
         RequestGates(
@@ -218,6 +266,24 @@ def fit_request_gates(
         values,
         judged.confusions(names),
     )
+
+
+def _moments_of(
+    reader: RequestReader,
+    samples: Mapping[str, Sequence[Sample]],
+    known: Mapping[str, Moments] | None,
+    general: Sequence[Sequence[Sample]],
+    progress: Progress,
+) -> dict[str, Moments]:
+    """Return the moments of members and background, by input."""
+    if known is None:
+        return reader.moments([*samples.values(), *general], progress)
+    background = [f"background {place}" for place in range(len(general))]
+    merged = {}
+    for source, foreign in reader.moments(general, progress).items():
+        members = [f"member {place}" for place in range(known[source].means.shape[0])]
+        merged[source] = merge_moments(known[source], members, foreign, background, (*members, *background))
+    return merged
 
 
 def _split_general() -> tuple[list[list[Sample]], list[Sample]]:
@@ -267,50 +333,97 @@ def _judge(
     gates: Mapping[str, RequestGate],
     held_out: Mapping[str, Sequence[Sample]],
     general: Sequence[Sample],
-) -> _Judged:
+    size: int,
+) -> tuple[tuple[str, ...], _Judged]:
+    """Choose at most ``size`` gates, and return their paths and their decisions."""
     count = len(held_out)
     own = [sample for samples in held_out.values() for sample in samples]
     places = [place for place, samples in enumerate(held_out.values()) for _ in samples]
+    members = torch.tensor(places * len(reader.forms), dtype=torch.int64)
     found = [reader.evidence(own, form, gates) for form in reader.forms]
+    chosen = choose_inputs(torch.cat(found, dim=1)[..., :count], members, size)
     foreign = [reader.evidence(general, form, gates) for form in reader.forms]
-    familiarity = torch.cat([evidence[:, -1] for evidence in found]).double()
+    own_evidence, foreign_evidence = (
+        [evidence[list(chosen)].mean(dim=0) for evidence in forms] for forms in (found, foreign)
+    )
+    paths = tuple(path for place, path in enumerate(gates) if place in chosen)
+    rule = _rule_of(own_evidence, count, paths)
+    return paths, _Judged(
+        rule,
+        tuple(rule.score(evidence) for evidence in own_evidence),
+        tuple(rule.score(evidence) for evidence in foreign_evidence),
+        members,
+        torch.cat([evidence[:, :count].argmax(dim=1) for evidence in own_evidence]),
+    )
+
+
+def _rule_of(own: Sequence[Tensor], members: int, paths: tuple[str, ...]) -> RequestRule:
+    familiarity = torch.cat([evidence[:, -1] for evidence in own]).double()
     known = len(familiarity) > 1 and bool(familiarity.std() > 0)
-    rule = RequestRule(
-        count,
+    return RequestRule(
+        members,
+        paths,
         centre=familiarity.mean().item() if known else 0.0,
         spread=familiarity.std().item() if known else 1.0,
         quantiles=None,
     )
-    return _Judged(
-        rule,
-        tuple(rule.score(evidence) for evidence in found),
-        tuple(rule.score(evidence) for evidence in foreign),
-        torch.tensor(places * len(reader.forms), dtype=torch.int64),
-        torch.cat([evidence[:, :count].argmax(dim=1) for evidence in found]),
-    )
+
+
+def choose_inputs(evidence: Tensor, members: Tensor, size: int) -> tuple[int, ...]:
+    """Return the places of at most ``size`` inputs whose decisions are most often right.
+
+    Of equal choices the one that ends first, so that a pass can stop there. Without any prompt, the one that
+    ends last.
+
+    Args:
+        evidence: [G, N, L], of each input and prompt, in the order of the base.
+        members: int64 [N], the prompts' own.
+        size: at least 1.
+    """
+    choices = spreads(evidence.shape[0], size)
+    right = [int((evidence[list(each)].mean(dim=0).argmax(dim=1) == members).sum()) for each in choices]
+    return choices[right.index(max(right))] if len(members) else choices[-1]
 
 
 def quantiles_of(forms: Sequence[Tensor]) -> tuple[float, ...] | None:
     """Return the scores below which at most 0, 1, 2 and so on hundredths of own prompts are, in any form.
 
-    The k-th lowest of n scores has at most the share k / (n + 1) of new prompts below it, on average over all
-    draws of the n (the bound of split conformal prediction). Of several forms each has to keep it. None if
-    there are too few scores for a threshold of 5 %.
+    At most: in 19 of 20 draws of the n held-out prompts. New prompts fall below the k-th lowest of n scores
+    with a probability that is distributed as Beta(k, n + 1 - k) over the draws (a tolerance limit, Wilks
+    1941). Where n is too small for that even with k = 1, on average over the draws, k / (n + 1) (split
+    conformal prediction). Of several forms each has to keep it. None if there are too few scores for a
+    threshold of 5 % either way.
     """
     if min(map(len, forms)) < LEAST_HELD_OUT:
         return None
+    rising = [scores.sort().values for scores in forms]
     return tuple(
-        min(_quantile(scores.sort().values, place) for scores in forms) for place in range(QUANTILES)
+        min(_quantile(each, place / (QUANTILES - 1)) for each in rising) for place in range(QUANTILES)
     )
 
 
-def _quantile(rising: Tensor, place: int) -> float:
-    count = len(rising)
-    k = math.floor(place * (count + 1) / (QUANTILES - 1) + 1e-9)
+def _quantile(rising: Tensor, share: float) -> float:
+    k = safe_rank(len(rising), share)
     if k == 0:
         # As far below the lowest as that is below the highest: nothing is known of so rare prompts.
         return 2 * float(rising[0]) - float(rising[-1])
-    return float(rising[min(k, count) - 1])
+    return float(rising[k - 1])
+
+
+def safe_rank(count: int, share: float) -> int:
+    """Return the rank of the lowest score, from 1, that keeps all but ``share`` of new prompts; 0 for none.
+
+    That is the largest k with P(Binomial(count, share) >= k) of at least 95 %.
+    """
+    if share >= 1:
+        return count
+    if share <= 0:
+        return 0
+    hits = torch.arange(count + 1, dtype=torch.float64)
+    log_choices = math.lgamma(count + 1) - torch.lgamma(hits + 1) - torch.lgamma(count - hits + 1)
+    below = (log_choices + hits * math.log(share) + (count - hits) * math.log1p(-share)).exp().cumsum(dim=0)
+    on_average = int(share * (count + 1) + 1e-9)
+    return int((below <= _RISK).sum()) or min(on_average, 1)
 
 
 def _count_left(

@@ -108,12 +108,14 @@ class RequestRule:
 
     Attributes:
         members: of the bundle.
+        modules: that have a request gate.
         centre: the mean familiarity of held-out own prompts.
         spread: its standard deviation.
         quantiles: of the score of own prompts, at every hundredth; None if they are not known.
     """
 
     members: int
+    modules: tuple[str, ...]
     centre: float
     spread: float
     quantiles: tuple[float, ...] | None

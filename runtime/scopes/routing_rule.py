@@ -28,7 +28,9 @@ class RoutingRule:
         found = bundle.gate.request
         request = None
         if found is not None:
-            request = RequestRule(len(bundle.members), found.centre, found.spread, found.quantiles)
+            request = RequestRule(
+                len(bundle.members), found.modules, found.centre, found.spread, found.quantiles
+            )
         return cls(bundle.gate.scope, bundle.top_k, bundle.temperature, bundle.gate.abstain, request)
 
     @property

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.runtime import Decision, LoadedBundle, load_bundle, route_as, routing
+from meteora_registry.runtime import Decision, LoadedBundle, load_bundle, observation, route_as, routing
 from meteora_registry.schemas.errors import BundleRefused
 from support.models import LOADS_WITH_PEFT, make_llama_adapters, tiny_llama
 from support.program import Run
@@ -88,6 +88,29 @@ def test_own_prompts_are_served_by_their_member(loaded: LoadedBundle, tmp_path: 
     # A threshold from 18 prompts of each member is not exact: 7 of these 60 are left, and not 3.
     assert served >= 44
     assert left <= 12
+
+
+def test_decision_is_that_of_a_whole_pass_but_later_layers_run_for_the_answer_alone(
+    loaded: LoadedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    layers = loaded.model.get_base_model().model.layers
+    for place, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, place=place: ran.append(place))
+    prompts = [OWN, FOREIGN, "w1 w2 w3"]
+    short = decide(loaded, prompts)
+    # The request gates read the first of two layers.
+    assert ran == [0, 0, 1]
+    ran.clear()
+    monkeypatch.setattr(observation, "shortened", lambda model, paths: model)
+    assert decide(loaded, prompts) == short
+    assert ran == [0, 1, 0, 1]
+
+
+def test_request_gates_are_a_small_part_of_the_bundle(fitted: Path) -> None:
+    sizes = {name: tensor.nbytes for name, tensor in load_file(fitted / "adapter_model.safetensors").items()}
+    own = sum(size for name, size in sizes.items() if "meteora_request_" in name)
+    assert 0 < own <= 0.05 * sum(sizes.values())
 
 
 def test_a_foreign_prompt_gets_the_answer_of_the_base(loaded: LoadedBundle) -> None:
@@ -206,6 +229,15 @@ def test_eval_counts_what_is_left_to_the_base(
     assert max(found["foreign_confidence"]) < 0.05
     shown = run("eval", fitted, *data, *options, "--foreign", tmp_path / "foreign")
     assert "left to the base, below the confidence 0.05" in shown.stdout
+
+
+def test_eval_shows_the_confidence_of_routed_prompts(run: Run, fitted: Path, workplace: Path) -> None:
+    options = ("--modes", "base,routed", "--limit", "4", "--max-new-tokens", "1")
+    result = run("eval", fitted, *arguments(workplace), *options)
+    assert result.returncode == 0, result.stderr
+    (row,) = (line for line in result.stdout.splitlines() if line.startswith("routed") and "prompts" in line)
+    assert len(row.split(",")) == 3
+    assert "CONFIDENCE (QUARTILES)" in result.stdout
 
 
 def test_eval_refuses_a_folder_without_foreign_prompts(

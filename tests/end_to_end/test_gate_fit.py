@@ -142,7 +142,8 @@ def test_statistics_let_a_member_be_added_without_the_old_data(
     joint, added = (
         load_file(folder / "adapter_model.safetensors") for folder in (fitted, workplace / "three")
     )
-    gates = [name for name in joint if "gate" in name]
+    # The sums have the answers in them, which request gates leave out where they can.
+    gates = [name for name in joint if "meteora_gate" in name]
     assert all((joint[name] - added[name]).abs().max() <= 1e-4 * joint[name].abs().max() for name in gates)
 
 

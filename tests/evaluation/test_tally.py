@@ -7,6 +7,7 @@ import torch
 
 from meteora_registry.kernels.routing import Routing
 from meteora_registry.runtime.evaluation.tally import MAX_POSITIONS, ReadTokens, RoutingTally
+from meteora_registry.runtime.scopes.decision import Decision
 from meteora_registry.schemas.evaluation import PositionAccuracy
 
 MEMBERS = ("one", "two")
@@ -80,3 +81,22 @@ def test_places_beyond_the_last_are_counted_in_the_modules_alone() -> None:
     assert len(result.positions) == MAX_POSITIONS
     assert {position.accuracy for position in result.positions} == {0.0}
     assert result.accuracy == pytest.approx(1 / length, abs=1e-6)
+
+
+def test_prompts_left_to_the_base_are_counted_with_their_confidence() -> None:
+    tally, tokens = RoutingTally(MEMBERS), read([[1], [1], [1]], [[], [], []])
+    decisions = [
+        Decision(0, 0, 1, ("one",), (1.0,), 0.9),
+        Decision(1, 0, 1, (), (), 0.02),
+        # Of a prompt of two segments one is served, and the higher confidence counts.
+        Decision(2, 0, 1, (), (), 0.1),
+        Decision(2, 1, 2, ("two",), (1.0,), 0.5),
+    ]
+    tally.add("one", {Q: route([0], [0], [0])}, tokens, decisions)
+    result = tally.result()
+    assert (result.left, result.confidence) == (1, pytest.approx((0.26, 0.5, 0.7)))
+
+
+def test_tally_by_token_has_no_decisions(tally: RoutingTally) -> None:
+    assert (tally.result().left, tally.result().confidence) == (None, None)
+    assert "confidence" not in tally.result().model_dump()

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from meteora_registry.runtime.fitting import FitOptions, FittedGates, fit_gates, read_task_data
 from meteora_registry.runtime.fitting.forms import template_tokens
 from meteora_registry.runtime.fitting.inputs import ModuleInput
 from meteora_registry.runtime.fitting.moments import Moments
-from meteora_registry.runtime.fitting.request_gates import choose_inputs, general_prompts, quantiles_of
+from meteora_registry.runtime.fitting.request_gates import (
+    candidate_inputs,
+    choose_inputs,
+    general_prompts,
+    most_inputs,
+    quantiles_of,
+    safe_rank,
+    spreads,
+)
 from meteora_registry.runtime.fitting.sequences import hold_out
 from meteora_registry.runtime.fitting.solve import solve_request_gate
 from meteora_registry.runtime.fitting.task_data import Sample, TaskData
@@ -56,10 +66,33 @@ def test_quantiles_keep_a_threshold_in_every_form() -> None:
     found = quantiles_of([high, low])
     assert found is not None
     assert len(found) == QUANTILES
-    # Of 39 scores the second lowest has 2 / 40 of new ones below it.
-    assert (found[5], found[100]) == (1.0, 38.0)
-    assert sum(score < found[5] for score in low.tolist()) / 40 <= 0.05
+    # Of so few scores the lowest alone is safe, and of the two forms that of the lower.
+    assert (found[5], found[100]) == (0.0, 38.0)
     assert list(found) == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "rank"),
+    [
+        (18, 0.05, 0),
+        (19, 0.05, 1),
+        (58, 0.05, 1),
+        (92, 0.05, 1),
+        (93, 0.05, 2),
+        (288, 0.05, 9),
+        (288, 0.5, 130),
+    ],
+)
+def test_rank_keeps_the_share_in_19_of_20_draws(count: int, share: float, rank: int) -> None:
+    assert safe_rank(count, share) == rank
+    # The share of new prompts below the score of a rank, over draws of the held-out ones.
+    lost = np.random.default_rng(0).beta(max(rank, 1), count + 1 - max(rank, 1), size=20_000)
+    if count >= 59:
+        assert np.mean(lost <= share) == pytest.approx(0.97, abs=0.025)
+
+
+def test_rank_of_all_and_of_none() -> None:
+    assert (safe_rank(40, 0.0), safe_rank(40, 1.0)) == (0, 40)
 
 
 def test_too_few_scores_give_no_quantiles() -> None:
@@ -81,7 +114,7 @@ def test_score_adds_familiarity_and_how_much_a_member_is_above_the_background() 
     # Two members, two background classes, and the familiarity.
     evidence = torch.tensor([[-1.0, -2.0, -3.0, -3.0, 7.0]])
     ratio = -1 + 3 - math.log(2)
-    rule = RequestRule(2, centre=3.0, spread=2.0, quantiles=None)
+    rule = RequestRule(2, ("q",), centre=3.0, spread=2.0, quantiles=None)
     score = 2.0 - math.log1p(math.exp(-ratio))
     assert rule.score(evidence).item() == pytest.approx(score)
     assert rule.confidence(evidence).item() == pytest.approx(1 / (1 + math.exp(-score)))
@@ -139,24 +172,70 @@ def test_template_tokens_are_those_around_every_question() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "present", "chosen"),
+    ("layers", "present", "found"),
     [
-        (30, range(30), [5, 7, 9, 11, 13]),
-        (30, range(20, 30), [20, 21, 22, 23, 24]),
+        (30, range(30), range(3, 15)),
+        (30, range(20, 30), range(20, 25)),
+        (80, range(80), [9, 12, 15, 17, 20, 23, 25, 28, 31, 33, 36, 39]),
         (2, range(2), [0]),
         (None, range(4), [0, 1]),
     ],
-    ids=["all", "late", "tiny", "unknown-depth"],
+    ids=["all", "late", "deep", "tiny", "unknown-depth"],
 )
-def test_inputs_are_those_of_the_middle_layers(layers: int | None, present: range, chosen: list[int]) -> None:
+def test_candidates_are_the_first_inputs_of_the_early_and_middle_layers(
+    layers: int | None, present: range, found: Sequence[int]
+) -> None:
     inputs = [
         ModuleInput((f"model.layers.{layer}.{module}",), 8)
         for layer in present
         for module in ("self_attn.q_proj", "mlp.up_proj")
     ]
     config = PretrainedConfig(**({} if layers is None else {"num_hidden_layers": layers}))
-    found = [each.source for each in choose_inputs(inputs, config)]
-    assert found == [f"model.layers.{layer}.self_attn.q_proj" for layer in chosen]
+    candidates = [each.source for each in candidate_inputs(inputs, config)]
+    assert candidates == [f"model.layers.{layer}.self_attn.q_proj" for layer in found]
+
+
+def test_choices_spread_over_the_inputs_up_to_each_end() -> None:
+    assert spreads(7, 3) == [(0, 1, 2), (0, 1, 3), (0, 2, 4), (1, 3, 5), (1, 3, 6)]
+    assert spreads(2, 5) == [(0, 1)]
+    assert spreads(3, 1) == [(0,), (1,), (2,)]
+
+
+def evidence_of(right: Sequence[Sequence[bool]]) -> Tensor:
+    """Return the evidence of inputs of which each decides for member 0 rightly, or wrongly for member 1."""
+    return torch.tensor([[[0.0, -1.0] if each else [-1.0, 0.0] for each in prompts] for prompts in right])
+
+
+def test_inputs_are_those_that_decide_best_and_of_equal_ones_the_first() -> None:
+    members = torch.zeros(4, dtype=torch.int64)
+    wrong, some, all_of_them = [False] * 4, [True, True, False, False], [True] * 4
+    assert choose_inputs(evidence_of([wrong, some, all_of_them, all_of_them, some]), members, 1) == (2,)
+    assert choose_inputs(evidence_of([all_of_them] * 5), members, 3) == (0, 1, 2)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert choose_inputs(torch.zeros(5, 0, 2), none, 3) == (0, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("features", "members", "bundle_bytes", "most"),
+    [
+        # SmolLM2-135M: rank 8 on q and v of 30 layers, eight members in float32, then two in bfloat16.
+        (576, 8, 8 * 8 * 30 * (576 + 576 + 576 + 192) * 4, 5),
+        (576, 2, 2 * 8 * 30 * (576 + 576 + 576 + 192) * 2, 4),
+        # Llama of 8B: rank 8 on q and v of 32 layers, bfloat16.
+        (4096, 4, 4 * 8 * 32 * (4096 + 4096 + 4096 + 1024) * 2, 5),
+        (8, 2, 1000, 1),
+    ],
+    ids=["small-base", "few-factors", "large-base", "never-none"],
+)
+def test_request_gates_stay_a_twentieth_of_a_bundle(
+    features: int, members: int, bundle_bytes: int, most: int
+) -> None:
+    inputs = [ModuleInput(("model.layers.0.q_proj",), features)]
+    classes = members + len(general_prompts())
+    found = most_inputs(inputs, classes, members, bundle_bytes)
+    assert found == most
+    if found > 1:
+        assert found * 4 * (classes * (features + 1) + members**2) <= 0.05 * bundle_bytes
 
 
 @pytest.fixture(scope="module")

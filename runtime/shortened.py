@@ -1,0 +1,57 @@
+"""A base model that runs some of its layers only, for a pass of which nothing behind them is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from ..schemas.trace import ModulePlace
+from .shallow_copy import shallow_copy
+
+
+def shortened(model: nn.Module, paths: Iterable[str]) -> nn.Module:
+    """Return a model that runs no layer behind the last one that holds any of these modules.
+
+    It shares its layers, and every tensor, with the original, which does not change: other threads may be
+    running it. Where the modules are not all in one list of layers, it is the original.
+    """
+    orders = {ModulePlace.of(path).order for path in paths}
+    stacks = {stack for stack, _ in orders}
+    if len(stacks) != 1 or "" in stacks:
+        return model
+    (stack,) = stacks
+    layers = model.get_submodule(stack)
+    kept = max(number for _, number in orders) + 1
+    if not isinstance(layers, nn.ModuleList) or kept >= len(layers):
+        return model
+    return _with(model, stack.split("."), _FirstLayers(layers, kept))
+
+
+def _with(module: nn.Module, path: list[str], layers: nn.Module) -> nn.Module:
+    """Return a copy of a module with other layers at a path."""
+    if not path:
+        return layers
+    name, *rest = path
+    part = _with(module.get_submodule(name), rest, layers)
+    return shallow_copy(module, {**module._modules, name: part})
+
+
+class _FirstLayers(nn.ModuleList):
+    """A list of layers of which those who walk it see the first ones.
+
+    Models walk their layers, or a slice of them. One that reads each by its number runs them all, which
+    gives the same evidence and takes longer.
+    """
+
+    def __init__(self, layers: nn.ModuleList, kept: int) -> None:
+        super().__init__(layers)
+        self._kept = kept
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return islice(super().__iter__(), self._kept)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return nn.ModuleList([*self][index]) if isinstance(index, slice) else super().__getitem__(index)
