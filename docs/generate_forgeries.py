@@ -26,9 +26,9 @@ manifest and the record, so that they agree. Each is put to five ways of using a
 | pull | `pull` of the forged repository in another home |
 | loader | `load_bundle` without `verify`; with `verify="intact"` it asks what the first column asks |
 
-Every refusal comes before anything is published or kept. *inconclusive* (exit code 3) means that a check could
-not be made. `integrity` and `pull` prove nothing about who made a bundle: what a publisher may choose
-is accepted, and the reason then says so. {counts}
+Every refusal comes before anything is published or kept. *inconclusive* (exit code 3) means that a check
+could not be made. No check but that of a signature proves who made a bundle: what a publisher may choose is
+accepted, and the reason says so. {counts}
 
 | forged | intact | members | push | pull | loader | first message | why |
 |---|---|---|---|---|---|---|---|

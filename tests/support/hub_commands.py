@@ -197,7 +197,7 @@ def finish(process: subprocess.Popen[str], *, interrupt: bool = False) -> Result
 
 @contextmanager
 def machine(folder: Path, hub: LoopbackHub, *, prelude: str = "", **changes: str) -> Iterator[Machine]:
-    """Yield a machine that knows this Hub and has a token that may write there; a line of Python comes first."""
+    """Yield a machine that knows this Hub and has a token that may write there; Python may come first."""
     made = Machine(folder, hub.url, prelude=prelude, **changes)
     try:
         yield made

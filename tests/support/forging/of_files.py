@@ -223,7 +223,9 @@ def experts_left_out(forger: Forger) -> None:
 
 def outside(forger: Forger, name: str) -> str:
     """Move a file out of the folder, and return where it is."""
-    return os.fspath((forger.folder / name).rename(forger.folder.parent / name))
+    target = forger.folder.parent / "outside"
+    target.mkdir()
+    return os.fspath((forger.folder / name).rename(target / name))
 
 
 @forgery("the weights are a link to a file outside")
