@@ -36,6 +36,7 @@ docs: $(STAMP)
 	$(VENV)/bin/python docs/generate_cli.py
 	$(VENV)/bin/python docs/generate_rules.py
 	$(VENV)/bin/python docs/generate_verdicts.py
+	$(VENV)/bin/python docs/generate_forgeries.py
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -6,6 +6,7 @@ function of the members and the plan alone.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -37,7 +38,7 @@ from ..schemas.plan import FusePlan, PlannedMember
 from .bundle_card import Storage, write_card
 from .fuse_member import Member
 from .gates import initial_gate
-from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter
+from .tensor_files import TORCH_DTYPES, TensorFile, WeightsWriter, relative_loss
 
 WEIGHTS_METADATA = {"format": "pt", "meteora_format": str(names.BUNDLE_FORMAT)}
 _GATE_EPS = 1e-6
@@ -230,15 +231,13 @@ class _CastLoss:
         result = tensor.to(TORCH_DTYPES[dtype])
         if result.dtype == tensor.dtype:
             return result
-        difference = (result.to(torch.float64) - tensor.to(torch.float64)).abs().max().item()
-        if not difference < float("inf"):
+        loss = relative_loss(tensor, result)
+        if not math.isfinite(loss):
             raise FuseRefused(
                 f"`{path}` has values up to {tensor.abs().max().item():.3g}, which {dtype} cannot hold",
                 hint="choose `--dtype float32` or `--dtype bfloat16`",
             )
-        if difference > 0:
-            scale = tensor.abs().max().item()
-            self.max_relative_error = max(self.max_relative_error, difference / scale)
+        self.max_relative_error = max(self.max_relative_error, loss)
         return result
 
 

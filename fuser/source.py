@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..schemas.errors import BundleRefused
 from .arithmetic import MemberFactors
 from .bundle_reader import ModuleTensors
 from .gates import INITIALISATIONS
-from .tensor_files import TORCH_DTYPES, TensorFile
+from .tensor_files import TORCH_DTYPES, TensorFile, relative_loss
 
 
 def open_source_member(member: QuotedMember, config_path: Path, weights_path: Path) -> SourceMember:
@@ -58,6 +59,7 @@ class SourceMember:
     def __init__(self, member: QuotedMember, file: TensorFile) -> None:
         self._member = member
         self._file = file
+        self._cast_error = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -90,10 +92,25 @@ class SourceMember:
         if module is None:
             return None
         A, B = self._file.read(module.a), self._file.read(module.b)
-        if self._member.entry.cast is not None:
-            target = TORCH_DTYPES[self._member.entry.cast.target]
-            A, B = A.to(target), B.to(target)
+        cast = self._member.entry.cast
+        if cast is not None:
+            A, B = (self._round(tensor, TORCH_DTYPES[cast.target]) for tensor in (A, B))
         return MemberFactors(A, B, module.scaling)
+
+    def _round(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        result = tensor.to(dtype)
+        self._cast_error = max(self._cast_error, relative_loss(tensor, result))
+        return result
+
+    def check_cast_error(self) -> list[str]:
+        """Check the error of the cast that the manifest states, after all modules were read."""
+        cast = self._member.entry.cast
+        if cast is None or math.isclose(cast.max_relative_error, self._cast_error, rel_tol=1e-6):
+            return []
+        return [
+            f"the manifest states that the cast of `{self._member.name}` lost up to "
+            f"{cast.max_relative_error:.3g}, its own files make it {self._cast_error:.3g}"
+        ]
 
 
 def check_factors(

@@ -162,3 +162,11 @@ def _header_bytes(specs: Sequence[TensorSpec], metadata: dict[str, str]) -> byte
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode("ascii")
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def relative_loss(tensor: Tensor, rounded: Tensor) -> float:
+    """Return the largest difference that a cast made, over the largest magnitude; inf where it overflowed."""
+    difference = (rounded.to(torch.float64) - tensor.to(torch.float64)).abs().max().item()
+    if not math.isfinite(difference):
+        return math.inf
+    return difference / tensor.abs().max().item() if difference > 0 else 0.0

@@ -135,11 +135,14 @@ class _Run:
                 else:
                     factors = [member.read(path) for member in members]
                     self.problems += check_factors(bundle.config, path, tensors, factors)
-                    self.problems += check_initial_gate(bundle.config, path, tensors.gate, factors)
+                # What an unfitted gate begins with follows from the bundle's own factors.
+                self.problems += check_initial_gate(bundle.config, path, tensors.gate, factors)
                 self._compare(bundle, layout, tensors, worst, factors)
                 if path == sample:
                     self._run_triton(bundle, layout, tensors, factors)
                 step.advance()
+            for member in members or ():
+                self.problems += member.check_cast_error()
         self.backends_run[:0] = [_backend_run(b, error, len(self.modules)) for b, error in worst.items()]
 
     def _check_member_bytes(self) -> None:

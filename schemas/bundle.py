@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from pydantic import (
 
 from .digest import Digest
 from .document import Count, Document, PositiveCount, load_json
-from .errors import BundleRefused
+from .errors import BundleRefused, InvalidDocument
 from .gate_choices import (
     DECISION_SCOPES,
     INITIAL_GATE_KINDS,
@@ -498,6 +499,11 @@ class BundleConfig(Document):
             BundleRefused: not a bundle, another format, or a required feature that is not known.
             InvalidDocument: not JSON, or a field breaks the schema.
         """
+        if data.startswith(BOM_UTF8):
+            raise InvalidDocument(
+                f"`{what}` begins with a byte order mark, which PEFT does not read, expected `{{`",
+                hint="save it as UTF-8 without the mark",
+            )
         value = load_json(data, what=what, max_bytes=max_bytes)
         check_readable(value, what=what)
         del value

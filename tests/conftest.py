@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--matrix",
         choices=("sample", "whole"),
         default="sample",
-        help="make a sample of the rows of the verdict matrix again (default), or every one",
+        help="make a sample of the rows of verdicts and forgeries again (default), or every one",
     )
     parser.addoption(
         "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"

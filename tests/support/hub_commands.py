@@ -69,8 +69,9 @@ class Result:
 class Machine:
     """A machine's own folders, and a process on it that carries out commands."""
 
-    def __init__(self, folder: Path, endpoint: str, **changes: str) -> None:
+    def __init__(self, folder: Path, endpoint: str, *, prelude: str = "", **changes: str) -> None:
         self.folder = folder
+        self.prelude = prelude
         self.hub_home = folder / "huggingface"
         self.scratch = folder / "tmp"
         self.scratch.mkdir(parents=True)
@@ -95,7 +96,7 @@ class Machine:
         """Carry out a command in the process that is there for it."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _MANY],
+                [sys.executable, "-c", f"{self.prelude}\n{_MANY}"],
                 env=self.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -195,9 +196,9 @@ def finish(process: subprocess.Popen[str], *, interrupt: bool = False) -> Result
 
 
 @contextmanager
-def machine(folder: Path, hub: LoopbackHub, **changes: str) -> Iterator[Machine]:
-    """Yield a machine that knows this Hub and has a token that may write there."""
-    made = Machine(folder, hub.url, **changes)
+def machine(folder: Path, hub: LoopbackHub, *, prelude: str = "", **changes: str) -> Iterator[Machine]:
+    """Yield a machine that knows this Hub and has a token that may write there; Python may come first."""
+    made = Machine(folder, hub.url, prelude=prelude, **changes)
     try:
         yield made
     finally:
