@@ -48,7 +48,8 @@ PUBLIC = ERRORS | {
         "RecipeOptions",
         "Registry",
     ),
-    *("RoutingRecord", "Severity", "Verdict", "VerificationRecord", "force_adapter", "fuse", "load"),
+    *("RoutingRecord", "Severity", "SignedBy", "Signers", "SigningKey", "Verdict", "VerificationRecord"),
+    *("force_adapter", "fuse", "load"),
     *("route_as", "routing", "uniform"),
 }
 

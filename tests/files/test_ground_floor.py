@@ -41,6 +41,7 @@ EXCEPTIONS = {
     ("registry/store/bucket.py", "open rb"): "flushes what fsspec wrote into a folder of the store",
     ("runtime/evaluation/generation.py", "read_text"): "the kernel's account of this process",
     ("runtime/fitting/chat_template_worker.py", "read_text"): "the kernel's account of this process",
+    ("runtime/fitting/request_gates.py", "read_text"): "reads the general prompts of the package",
     ("runtime/tracing/page.py", "read_text"): "reads the package's own page",
 }
 
