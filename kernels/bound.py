@@ -39,7 +39,7 @@ class BoundAdapters:
         ValueError: as `routed_lora` for operands that do not fit together.
     """
 
-    __slots__ = ("_A", "_Bt", "_adapters", "_address", "_gate", "_gate_of")
+    __slots__ = ("_A", "_Bt", "_adapters", "_address", "_gate")
 
     def __init__(self, A: Tensor, Bt: Tensor, offsets: Sequence[int], scaling: Sequence[float]) -> None:
         layout = layout_of(offsets, scaling)
@@ -124,4 +124,4 @@ class BoundAdapters:
 
 def is_a_handful(x: Tensor, gate: Gate) -> bool:
     """Return whether x [..., h] is so few tokens on a CPU that they are best served one by one."""
-    return x.is_cpu and x.numel() * gate.top_k <= HANDFUL_SLOTS * x.shape[-1]
+    return x.is_cpu and 0 < x.numel() * gate.top_k <= HANDFUL_SLOTS * x.shape[-1]

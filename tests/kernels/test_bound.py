@@ -143,3 +143,11 @@ def test_a_handful_counts_slots() -> None:
     gate = Gate(torch.zeros(4, 16), None, "linear", 2)
     assert is_a_handful(torch.zeros(4, 1, 16), gate)
     assert not is_a_handful(torch.zeros(5, 1, 16), gate)
+    assert not is_a_handful(torch.zeros(0, 16), gate)
+
+
+def test_fixed_routing_of_no_tokens_adds_nothing() -> None:
+    case = operands(RANKS, leading=(0,))
+    out = torch.zeros(0, 24)
+    bound(case).add_fixed_(out, case.x, FIXED["two"])
+    assert out.shape == (0, 24)
