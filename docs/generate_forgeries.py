@@ -28,7 +28,7 @@ manifest and the record, so that they agree. Each is put to five ways of using a
 
 Every refusal comes before anything is published or kept. *inconclusive* (exit code 3) means that a check
 could not be made. No check but that of a signature proves who made a bundle: what a publisher may choose is
-accepted, and the reason says so. {counts}
+accepted, and the reason names that. {counts}
 
 | forged | intact | members | push | pull | loader | first message | why |
 |---|---|---|---|---|---|---|---|
@@ -59,7 +59,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _one_line(message: str) -> str:
     shown = message if len(message) <= 140 else f"{message[:137]}..."
-    # A message is shown as text: it has quotations of its own, and what it quotes may be no letters.
+    # A message is shown as text: it has quotations of its own, and what it quotes may be unprintable.
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in shown)
 
 

@@ -135,7 +135,7 @@ class _Run:
                 else:
                     factors = [member.read(path) for member in members]
                     self.problems += check_factors(bundle.config, path, tensors, factors)
-                # What a gate is said to begin with follows from the bundle's own factors.
+                # What an unfitted gate begins with follows from the bundle's own factors.
                 self.problems += check_initial_gate(bundle.config, path, tensors.gate, factors)
                 self._compare(bundle, layout, tensors, worst, factors)
                 if path == sample:

@@ -1,4 +1,4 @@
-"""Every forgery, put to the five ways of using a bundle: each answers as its committed row says."""
+"""Every forgery, put to the five ways of using a bundle: each gives the answer of its committed row."""
 
 from __future__ import annotations
 

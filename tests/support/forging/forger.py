@@ -61,7 +61,7 @@ class Forger:
         return found
 
     def change_quoted_config(self, name: str, change: Callable[[Json], Any]) -> None:
-        """Change the config that a member is said to have had, with its digest."""
+        """Change the quoted config of a member, with its digest."""
         config = json.loads(self.quoted(name)["config_text"])
         change(config)
         self.quote_config(name, json.dumps(config, indent=2))

@@ -77,7 +77,7 @@ changed(
     "known features that are not needed",
     required_features=["gate-scope", "gate-sources"],
 )
-changed("features-unknown", "a feature that nobody knows", required_features=["x-new"])
+changed("features-unknown", "a feature that is not known", required_features=["x-new"])
 changed("features-text", "a text as the list of features", required_features="gate-scope")
 changed("peft-type-lora", "`peft_type` of a plain LoRA", peft_type="LORA")
 changed("rank-alignment-16", "`rank_alignment` 16 in place of 8", rank_alignment=16)
@@ -94,7 +94,7 @@ changed(
     auto_mapping={"base_model_class": "Popen", "parent_library": "subprocess"},
 )
 
-gate_changed("scope-without-feature", "scope `prompt`, and no feature that says so", scope="prompt")
+gate_changed("scope-without-feature", "scope `prompt`, and the feature for it is not named", scope="prompt")
 gate_changed("scope-prompt", "scope `prompt` in place of `token`", features=("gate-scope",), scope="prompt")
 gate_changed(
     "abstain-always",
@@ -104,18 +104,18 @@ gate_changed(
     abstain=1.0,
 )
 gate_changed("abstain-by-token", "a threshold for the scope `token`", features=("gate-abstain",), abstain=0.5)
-gate_changed("kind-linear", "gate of kind `linear`, still said to be `arrow`", kind="linear")
+gate_changed("kind-linear", "gate of kind `linear`, still called `arrow`", kind="linear")
 gate_changed("eps-zero", "`eps` 0", eps=0)
 gate_changed("eps-other", "`eps` 0.5, which a gate of kind `absolute` does not use", eps=0.5)
 gate_changed(
     "initialisation-other",
-    "gate said to be drawn at random, with the values of `arrow`",
+    "gate called drawn at random, with the values of `arrow`",
     kind="linear",
     initialisation={"method": "normal", "seed": 0},
 )
 gate_changed(
     "source-outside",
-    "routing taken from a module that is no target",
+    "routing taken from a module that is not a target",
     features=("gate-sources",),
     sources={"model.layers.0.self_attn.q_proj": "model.layers.0.mlp"},
 )

@@ -42,7 +42,7 @@ listed(
 
 
 def path_listed(name: str, path: str, shown: str) -> None:
-    """Add a forgery whose manifest lists a path that is no file's."""
+    """Add a forgery whose manifest lists a path that is not a file's."""
 
     def forge(forger: Forger) -> None:
         forger.manifest["files"][path] = {"sha256": sha256(b""), "size_bytes": 0}
@@ -82,7 +82,7 @@ unlisted(
     "signature-beside",
     "model.sig",
     b'{"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json"}',
-    "a signature beside the bundle, made by anybody",
+    "a signature beside the bundle, made by a stranger",
 )
 unlisted(
     "git-attributes-beside",
@@ -154,7 +154,7 @@ def manifest_version(forger: Forger) -> None:
     forger.bind()
 
 
-@forgery("a key at the top of the manifest that nobody knows")
+@forgery("a key at the top of the manifest that is not known")
 def manifest_key_unknown(forger: Forger) -> None:
     forger.manifest["approved"] = True
     forger.bind()
@@ -325,7 +325,7 @@ recorded(
 )
 recorded(
     "backend-unknown",
-    "a pass by a backend that nobody knows",
+    "a pass by a backend that is not known",
     lambda forger: [run.update(backend="oracle") for run in forger.record["backends_run"]],
 )
 recorded(
@@ -343,7 +343,7 @@ recorded(
 )
 recorded(
     "key-unknown",
-    "a key in the record that nobody knows",
+    "a key in the record that is not known",
     lambda forger: forger.record.update(signed_by="someone famous"),
 )
 recorded(

@@ -1,4 +1,4 @@
-"""Forged members: factors, ranks, scalings, names, and what is said of where they came from."""
+"""Forged members: factors, ranks, scalings, names, and their origins."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quoted_changed(name: str, forged: str, **fields: Any) -> None:
 
 
 def stated_changed(name: str, forged: str, scaling: float, **stated: Any) -> None:
-    """Add a forgery that gives a member another scaling, and the config that it is said to have had too."""
+    """Add a forgery that gives a member another scaling, and its quoted config too."""
 
     def forge(forger: Forger) -> None:
         forger.member("alpha")["scaling"] = scaling
@@ -47,7 +47,7 @@ def factors_poisoned(forger: Forger) -> None:
     forger.seal()
 
 
-@forgery("every B times -5, said to be lost in a cast")
+@forgery("every B times -5, called the loss of a cast")
 def factors_poisoned_as_cast(forger: Forger) -> None:
     poison(forger)
     for member in forger.manifest["members"]:
@@ -216,7 +216,7 @@ def rank_lower(forger: Forger) -> None:
     forger.seal()
 
 
-@forgery("a member said to be absent from a module, whose rows another takes over")
+@forgery("a member declared absent from a module, whose rows another takes over")
 def rank_zero(forger: Forger) -> None:
     forger.member("alpha")["overrides"]["model.layers.0.self_attn.q_proj"] = {"rank": 0, "scaling": 2.0}
     forger.member("beta")["overrides"]["model.layers.0.self_attn.q_proj"] = {"rank": 16, "scaling": 1.0}
@@ -311,7 +311,7 @@ quoted_changed("weights-digest-wrong", "the digest of nothing as a member's", we
 quoted_changed("weights-digest-upper-case", "a digest in upper case", weights_sha256="AB" * 32)
 quoted_changed("config-digest-wrong", "another digest of a member's config", config_sha256="0" * 64)
 quoted_changed(
-    "member-key-unknown", "a key in a member's entry that nobody knows", audited_by="someone famous"
+    "member-key-unknown", "a key in a member's entry that is not known", audited_by="someone famous"
 )
 quoted_changed(
     "cast-made-up",

@@ -1,4 +1,4 @@
-"""Forged gates, and weights whose file says something else than it holds."""
+"""Forged gates, and weights whose file declares something else than it holds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FITTED = {
 
 
 def claim_a_fit(forger: Forger) -> None:
-    """Say that the gates were fitted, on data that nobody has."""
+    """State that the gates were fitted, on data that do not exist."""
     forger.config["gate"].update(kind="linear", fitted=FITTED)
 
 
 def claim_an_import(forger: Forger) -> None:
-    """Say that the gates came from another layout, which names no data."""
+    """State that the gates came from another layout, which names no data."""
     forger.config["gate"].update(
         kind="linear", initialisation=None, fitted={"method": "imported", "data": []}
     )
@@ -35,21 +35,21 @@ def always_choose_the_last(forger: Forger) -> None:
         gate[-1] = 100 * torch.randn(gate.shape[1], generator=torch.Generator().manual_seed(0))
 
 
-@forgery("gates that lead to one member, said to be fitted on data that nobody has")
+@forgery("gates that lead to one member, called fitted on data that do not exist")
 def gates_backdoored_as_fitted(forger: Forger) -> None:
     always_choose_the_last(forger)
     claim_a_fit(forger)
     forger.seal()
 
 
-@forgery("gates that lead to one member, said to be imported")
+@forgery("gates that lead to one member, called imported")
 def gates_backdoored_as_imported(forger: Forger) -> None:
     always_choose_the_last(forger)
     claim_an_import(forger)
     forger.seal()
 
 
-@forgery("gates that lead to one member, still said to be `arrow`")
+@forgery("gates that lead to one member, still called `arrow`")
 def gates_backdoored(forger: Forger) -> None:
     always_choose_the_last(forger)
     forger.seal()
@@ -75,7 +75,7 @@ def gate_row_negated(forger: Forger) -> None:
     forger.seal()
 
 
-@forgery("a bias that leads to one member, said to be imported")
+@forgery("a bias that leads to one member, called imported")
 def gate_bias_added(forger: Forger) -> None:
     claim_an_import(forger)
     forger.config["gate"]["bias"] = True
@@ -103,9 +103,9 @@ def gate_value(name: str, value: float, shown: str, claim: Callable[[Forger], No
 
 gate_value("gate-nan", float("nan"), "NaN", claim_a_fit)
 gate_value("gate-infinite", float("inf"), "infinite", claim_a_fit)
-gate_value("gate-minus-infinite", float("-inf"), "minus infinite, said to be imported", claim_an_import)
+gate_value("gate-minus-infinite", float("-inf"), "minus infinite, called imported", claim_an_import)
 gate_value("gate-huge", 1e38, "1e38", lambda forger: None)
-gate_value("gate-huge-as-imported", 3e38, "3e38, said to be imported", claim_an_import)
+gate_value("gate-huge-as-imported", 3e38, "3e38, called imported", claim_an_import)
 
 
 @forgery("gates in half precision")
@@ -217,12 +217,12 @@ def end_outside(header: Json) -> None:
 
 header_changed(
     "header-dtype",
-    "factors said to be integers",
+    "factors declared as integers",
     lambda header: header[f"{PREFIX}{Q}.meteora_A"].update(dtype="I32"),
 )
 header_changed(
     "header-dtype-unknown",
-    "an element type that nobody knows",
+    "an element type that is not known",
     lambda header: header[f"{PREFIX}{Q}.meteora_A"].update(dtype="F33"),
 )
 header_changed(
@@ -286,7 +286,7 @@ weights_bytes("weights-empty", "weights of no bytes", lambda data: b"")
 weights_bytes("weights-header-long", "a mebibyte of spaces in the header", long_header)
 weights_bytes(
     "weights-header-endless",
-    "a header said to have 2^63 bytes",
+    "a declared header length of 2^63 bytes",
     lambda data: struct.pack("<Q", 1 << 63) + data[8:],
 )
 weights_bytes(
