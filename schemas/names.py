@@ -129,7 +129,8 @@ def check_entry(text: str) -> str:
         UsageError: any other text.
     """
     bundle, mark, member = text.partition(MEMBER_MARK)
-    if not mark:
+    # A URL is refused as a whole: a part of it is not known for one, and could show its password.
+    if not mark or member.startswith("//"):
         return check_name(text)
     return member_entry(check_name(bundle, what="bundle"), check_name(member, what="member name"))
 
