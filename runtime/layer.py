@@ -19,7 +19,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..kernels.bound import BoundAdapters, is_a_handful
+from ..kernels.bound import BoundAdapters
+from ..kernels.cpu_cost import is_a_handful
 from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
 from ..kernels.routing import FixedRouting, Gate, Routing
 from ..schemas.bundle import (
@@ -338,7 +339,7 @@ def _add_bound(
         if bound.serves(out, x):
             bound.add_fixed_(out, x, choice)
             return True
-    elif is_a_handful(x, choice) and bound.serves(out, x):
+    elif is_a_handful(x, choice.top_k) and bound.serves(out, x):
         part.report(path, bound.add_gated_(out, x, choice), x)
         return True
     return False
