@@ -4,8 +4,8 @@ SmolLM2-135M with eight LoRA adapters of rank 8 on all seven linears of each lay
 since time does not depend on them; the gates are fitted by the project, on made-up questions. Beside ours in
 each scope: the plain base, one LoRA in PEFT, and PEFT's own ways to use several, Arrow and X-LoRA.
 
-Every variant has a base of its own in this process and they take turns, in another order each time. A decoded
-token is the mean of a few behind one prompt; a prefill is one forward pass that leaves a cache and one row of
+All take turns in one process, in another order each time; our modes share one model, the others have one each. A
+decoded token is the mean of a few behind one prompt; a prefill is one forward pass that leaves a cache and one row of
 logits, as ``generate`` does it.
 """
 
