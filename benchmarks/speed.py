@@ -5,8 +5,8 @@ since time does not depend on them; the gates are fitted by the project, on made
 each scope: the plain base, one LoRA in PEFT, and PEFT's own ways to use several, Arrow and X-LoRA.
 
 All take turns in one process, in another order each time; our modes share one model, the others have one
-each. A decoded token is the mean of a few behind one prompt; a prefill is one forward pass that leaves a cache
-and one row of logits, as ``generate`` does it.
+each. A decoded token is the mean of a few behind one prompt; a prefill is one forward pass that leaves a
+cache and one row of logits, as ``generate`` does it.
 """
 
 from __future__ import annotations
