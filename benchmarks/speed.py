@@ -4,9 +4,9 @@ SmolLM2-135M with eight LoRA adapters of rank 8 on all seven linears of each lay
 since time does not depend on them; the gates are fitted by the project, on made-up questions. Beside ours in
 each scope: the plain base, one LoRA in PEFT, and PEFT's own ways to use several, Arrow and X-LoRA.
 
-Every variant has a base of its own in this process and they take turns, in another order each time. A decoded
-token is the mean of a few behind one prompt; a prefill is one forward pass that leaves a cache and one row of
-logits, as ``generate`` does it.
+All take turns in one process, in another order each time; our modes share one model, the others have one
+each. A decoded token is the mean of a few behind one prompt; a prefill is one forward pass that leaves a
+cache and one row of logits, as ``generate`` does it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM
 import meteora_registry as meteora
 from benchmarks.gates.base import prepare_base
 from benchmarks.machine import description
+from benchmarks.pages import Row, read_rows, with_section
 from benchmarks.timing import Call, Quantiles, interleaved
 from meteora_registry.runtime import force_adapter, load_bundle, route_as
 
@@ -66,8 +67,6 @@ QUESTIONS = (
     "Give the JSON record of customer {}.",
 )
 
-Row = dict[str, Any]
-
 
 def main(arguments: list[str]) -> None:
     """Measure and print rows, or write the page from the committed rows with ``--page``."""
@@ -80,7 +79,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for each table")
     options = parser.parse_args(arguments)
     if options.page:
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), read_rows()), encoding="utf-8")
+        PAGE.write_text(page_of(read_rows(ROWS)), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as scratch:
         cache = options.cache or Path(scratch)
@@ -265,16 +264,9 @@ def _cost(found: Quantiles, one_lora: Quantiles, tokens: int) -> Row:
     }
 
 
-def read_rows(path: Path = ROWS) -> list[Row]:
-    """Return the committed rows."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def with_tables(page: str, rows: list[Row]) -> str:
+def page_of(rows: list[Row]) -> str:
     """Return the page with its tables made from these rows."""
-    before, rest = page.split(START)
-    after = rest.split(END)[1]
-    return before + START + "\n" + tables(rows) + END + after
+    return with_section(PAGE.read_text(encoding="utf-8"), START, END, tables(rows))
 
 
 def tables(rows: list[Row]) -> str:

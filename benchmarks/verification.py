@@ -16,12 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.machine import description
+from benchmarks.pages import Row, read_rows, with_section
 from meteora_registry.fuser.arithmetic import Backend, compare_module, stored_factors
 from meteora_registry.fuser.bundle_reader import ModuleTensors
 from meteora_registry.fuser.gates import arrow_directions
@@ -43,8 +43,6 @@ ARROW_SHAPES = (
 CALLS = 7
 PATH = "model.layers.0.self_attn.q_proj"
 
-Row = dict[str, Any]
-
 
 def main(arguments: list[str]) -> None:
     """Measure and print rows, or write the page from the committed rows with ``--page``."""
@@ -54,7 +52,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--features", type=int, default=FEATURES, help="of the module, in and out")
     options = parser.parse_args(arguments)
     if options.page:
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), read_rows()), encoding="utf-8")
+        PAGE.write_text(page_of(read_rows(ROWS)), encoding="utf-8")
         return
     torch.set_num_threads(1)
     machine = description("cpu")
@@ -163,16 +161,9 @@ def least(call: Callable[[], object]) -> float:
     return 1e3 * min(times)
 
 
-def read_rows(path: Path = ROWS) -> list[Row]:
-    """Return the committed rows."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def with_tables(page: str, rows: list[Row]) -> str:
+def page_of(rows: list[Row]) -> str:
     """Return the page with its tables made from these rows."""
-    before, rest = page.split(START)
-    after = rest.split(END)[1]
-    return before + START + "\n" + tables(rows) + END + after
+    return with_section(PAGE.read_text(encoding="utf-8"), START, END, tables(rows))
 
 
 def tables(rows: list[Row]) -> str:

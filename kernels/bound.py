@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from .cpu_cost import HANDFUL_SLOTS
 from .layout import layout_of
 from .operands import check_factors, check_gate_serves
 from .operators import is_autocast
@@ -120,8 +119,3 @@ class BoundAdapters:
                 total.addmm_(z, up, alpha=weight * scaling)
         if total is not None and total is not out:
             out.add_(total)
-
-
-def is_a_handful(x: Tensor, gate: Gate) -> bool:
-    """Return whether x [..., h] is so few tokens on a CPU that they are best served one by one."""
-    return x.is_cpu and 0 < x.numel() * gate.top_k <= HANDFUL_SLOTS * x.shape[-1]

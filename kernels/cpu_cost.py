@@ -108,12 +108,9 @@ BF16_EXPAND = {
 }
 
 
-def is_a_handful(x: Tensor, routing: Routing) -> bool:
-    """Return whether a forward on a CPU is so small that `routed_views` does it in the least operations.
-
-    It would widen bf16, which costs more than it saves.
-    """
-    return x.dtype != torch.bfloat16 and routing.selection.numel() <= HANDFUL_SLOTS
+def is_a_handful(x: Tensor, top_k: int) -> bool:
+    """Return whether x [..., h] on a CPU has so few slots that they are best served one by one."""
+    return x.is_cpu and 0 < x.numel() * top_k <= HANDFUL_SLOTS * x.shape[-1]
 
 
 def are_few_adapters(layout: Layout, routing: Routing, dtype: torch.dtype) -> bool:

@@ -46,7 +46,7 @@ def forward(
     """Return the routed output [T, D], added into `out` where one is given; z is not kept."""
     if not layout.rows or not x.shape[0]:
         return x.new_zeros(x.shape[0], Bt.shape[1]) if out is None else out
-    if x.is_cpu and cpu_cost.is_a_handful(x, routing):
+    if _takes_views(x, routing):
         return routed_views(x, A, Bt, layout, routing, out)[0]
     if x.is_cpu and cpu_cost.are_few_adapters(layout, routing, x.dtype):
         return routed_masked(x, A, Bt, layout, routing, out)
@@ -62,7 +62,7 @@ def forward_with_z(
     if not layout.rows or not x.shape[0]:
         z = x.new_zeros(*routing.selection.shape, layout.max_rank, dtype=accumulation_dtype(x.dtype))
         return x.new_zeros(x.shape[0], Bt.shape[1]), z
-    if x.is_cpu and cpu_cost.is_a_handful(x, routing):
+    if _takes_views(x, routing):
         output, parts = routed_views(x, A, Bt, layout, routing, None)
         if not layout.equal_ranks:
             parts = [pad(part, (0, layout.max_rank - part.numel())) for part in parts]
@@ -94,6 +94,11 @@ def factors_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> 
         return v.new_zeros(layout.rows, v.shape[1])
     slots = Slots(layout, routing)
     return outer_products(slots.weighted(slots.row_form(z)), v, slots)
+
+
+def _takes_views(x: Tensor, routing: Routing) -> bool:
+    # They would widen bf16, which costs more than it saves.
+    return x.dtype != torch.bfloat16 and cpu_cost.is_a_handful(x, routing.selection.shape[-1])
 
 
 def _cheapest(x: Tensor, A: Tensor, Bt: Tensor, slots: Slots) -> tuple[Shrink, Expand]:

@@ -19,9 +19,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..kernels.bound import BoundAdapters, is_a_handful
+from ..kernels.bound import BoundAdapters
+from ..kernels.cpu_cost import is_a_handful
 from ..kernels.routed_lora import gated_lora_, routed_lora, routed_lora_
-from ..kernels.routing import FixedRouting, Gate, Routing
+from ..kernels.routing import FixedRouting, Gate
 from ..schemas.bundle import (
     FACTORS,
     GATE_TENSORS,
@@ -37,7 +38,7 @@ from ..schemas.bundle import (
 from ..schemas.errors import BundleRefused, UsageError
 from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
-from .scopes.passes import as_routing
+from .scopes.passes import Choice, as_routing
 from .scopes.request_gate import RequestGate
 from .scopes.routing_rule import RoutingRule
 from .training_checks import note_training
@@ -273,15 +274,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             return out
         base: Any = self._modules["base_layer"]
         plain = type(base) in _RETURN_THEIR_OWN and not base._forward_hooks
-        is_here = A is self.tensor_of(TENSOR_A, adapter_name)
-        if not is_here:
-            # Bound views would keep tensors in memory that accelerate keeps elsewhere.
-            self.meteora_bindings.pop(adapter_name, None)
-            self.meteora_bound_gates.pop(adapter_name, None)
-        if plain and is_here and not isinstance(choice, Routing):
-            bound = self._bound(adapter_name, A, Bt, layout)
-            if _add_bound(bound, out, x, choice, part, layout.path):
-                return out
+        bound = self._bound(adapter_name, A, Bt, layout)
+        if plain and bound is not None and _add_bound(bound, out, x, choice, part, layout.path):
+            return out
         in_place = plain and not torch.is_grad_enabled() and out.dtype == A.dtype
         operands = (x.to(A.dtype), A, Bt, layout.offsets, layout.scalings)
         if isinstance(choice, Gate):
@@ -296,13 +291,19 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         # Promotion makes the sum at the wider dtype, so that it is rounded once.
         return (out + routed_lora(*operands, choice.selection, choice.weights)).to(out.dtype)
 
-    def _bound(self, adapter_name: str, A: Tensor, Bt: Tensor, layout: ModuleLayout) -> BoundAdapters:
-        """Return a bundle's adapters bound to its tensors, again if they are others by now."""
+    def _bound(self, adapter_name: str, A: Tensor, Bt: Tensor, layout: ModuleLayout) -> BoundAdapters | None:
+        """Return a bundle's adapters bound to its tensors, again if they are others by now.
+
+        None for tensors that accelerate keeps elsewhere, since bound views would keep them in memory.
+        """
+        if A is not self.tensor_of(TENSOR_A, adapter_name):
+            self.meteora_bindings.pop(adapter_name, None)
+            self.meteora_bound_gates.pop(adapter_name, None)
+            return None
         bound = self.meteora_bindings.get(adapter_name)
         if bound is None or not bound.holds(A, Bt):
-            bound = self.meteora_bindings[adapter_name] = BoundAdapters(
-                A, Bt, layout.offsets, layout.scalings
-            )
+            bound = BoundAdapters(A, Bt, layout.offsets, layout.scalings)
+            self.meteora_bindings[adapter_name] = bound
         return bound
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -331,14 +332,13 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
 
 def _add_bound(
-    bound: BoundAdapters, out: Tensor, x: Tensor, choice: Gate | FixedRouting, part: BundlePass, path: str
+    bound: BoundAdapters, out: Tensor, x: Tensor, choice: Choice, part: BundlePass, path: str
 ) -> bool:
-    """Add a bundle's part to `out` in the short way, and return whether that way serves these tensors."""
-    if isinstance(choice, FixedRouting):
-        if bound.serves(out, x):
-            bound.add_fixed_(out, x, choice)
-            return True
-    elif is_a_handful(x, choice) and bound.serves(out, x):
+    """Add a bundle's part to `out` in the short way, and return whether that way serves the call."""
+    if isinstance(choice, FixedRouting) and bound.serves(out, x):
+        bound.add_fixed_(out, x, choice)
+        return True
+    if isinstance(choice, Gate) and is_a_handful(x, choice.top_k) and bound.serves(out, x):
         part.report(path, bound.add_gated_(out, x, choice), x)
         return True
     return False

@@ -214,10 +214,6 @@ class SharedRoutings:
             self._takers[source] = self._takers.get(source, frozenset()) | {path}
         self._waiting: dict[str, _Waiting] = {}
 
-    def clear(self) -> None:
-        """Drop what an earlier pass left, such as one that failed half way."""
-        self._waiting.clear()
-
     def put(self, path: str, routing: Routing | FixedRouting, x: Tensor) -> None:
         """Keep the routing of ``path`` for x [..., in] for the modules that take it, if there are any."""
         if path in self._takers:

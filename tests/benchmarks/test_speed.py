@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from benchmarks import speed
+from benchmarks.pages import read_rows
 from support.task_data import save_text_base
 
 
 def test_page_shows_the_committed_rows() -> None:
-    page = speed.PAGE.read_text(encoding="utf-8")
-    assert page == speed.with_tables(page, speed.read_rows())
+    assert speed.PAGE.read_text(encoding="utf-8") == speed.page_of(read_rows(speed.ROWS))
 
 
 def test_committed_rows_hold_every_variant_that_has_a_goal() -> None:
-    rows = speed.read_rows()
+    rows = read_rows(speed.ROWS)
     for phase, goals in speed.GOALS.items():
         found = {row["variant"] for row in rows if row["phase"] == phase}
         assert {*goals, "base", speed.ONE_LORA, "Arrow (PEFT)", "X-LoRA (PEFT)"} <= found

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from benchmarks import verification
+from benchmarks.pages import read_rows
 from meteora_registry.fuser.gates import arrow_directions
 
 
 def test_page_shows_the_committed_rows() -> None:
-    page = verification.PAGE.read_text(encoding="utf-8")
-    assert page == verification.with_tables(page, verification.read_rows())
+    assert verification.PAGE.read_text(encoding="utf-8") == verification.page_of(read_rows(verification.ROWS))
 
 
 def test_committed_rows_hold_every_number_of_members() -> None:
-    found = [row["members"] for row in verification.read_rows() if row["subject"] == "verification"]
+    found = [row["members"] for row in read_rows(verification.ROWS) if row["subject"] == "verification"]
     assert found == list(verification.MEMBERS)
 
 

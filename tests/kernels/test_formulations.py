@@ -103,11 +103,14 @@ def work_of(slots: Slots) -> cpu_cost.Work:
     return cpu_cost.work_of(slots.layout, T, k, slots.usage, 4096, torch.float32)
 
 
-def test_a_handful_is_few_slots_that_need_no_widening() -> None:
-    few, more = (FixedRouting.to(0).for_tokens((T,), "cpu") for T in (8, 9))
-    assert cpu_cost.is_a_handful(torch.empty(8, 16), few)
-    assert not cpu_cost.is_a_handful(torch.empty(9, 16), more)
-    assert not cpu_cost.is_a_handful(torch.empty(8, 16, dtype=torch.bfloat16), few)
+@pytest.mark.parametrize(
+    ("leading", "top_k", "expected"),
+    [((8,), 1, True), ((9,), 1, False), ((4, 1), 2, True), ((5, 1), 2, False), ((0,), 2, False)],
+)
+def test_a_handful_is_at_most_eight_slots_and_one_token(
+    leading: tuple[int, ...], top_k: int, expected: bool
+) -> None:
+    assert cpu_cost.is_a_handful(torch.empty(*leading, 16), top_k) is expected
 
 
 def test_model_reads_rows_where_they_lie_while_they_are_few() -> None:

@@ -1,0 +1,25 @@
+"""Committed rows, and the section of a page that is made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def with_section(page: str, start: str, end: str, section: str) -> str:
+    """Return a page with another section between two marks.
+
+    Raises:
+        ValueError: the page does not have each mark once.
+    """
+    before, rest = page.split(start)
+    _, after = rest.split(end)
+    return f"{before}{start}\n{section}{end}{after}"
