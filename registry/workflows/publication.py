@@ -419,6 +419,7 @@ def bundle_upload(
     Raises:
         BundleRefused: its record is not that of a verification of this bundle that passed at level `source`,
             a file differs from the manifest, the bundle is not intact, or its signature is for other files.
+        AdapterRefused: a member is broken.
         InvalidDocument: the manifest or the record is damaged.
         SourceUnreadable: a file cannot be read.
     """
@@ -482,8 +483,12 @@ def _check_signature_is_for(folder: Path) -> None:
 
 
 def _require_intact(bundle: Bundle, workspace: Workspace | None, progress: Progress) -> None:
-    """Check that the bundle is intact: with torch here and now, without it by what this catalog found."""
-    if has_torch():
+    """Check that the bundle is intact: with torch here and now, without it by what this catalog found.
+
+    With torch the members are inspected, too, as `pull` does: it would refuse a broken one.
+    """
+    can_compute = has_torch()
+    if can_compute:
         from ...fuser.verifier import verify_bundle
 
         record = verify_bundle(bundle.folder, level=Level.INTEGRITY, progress=progress)
@@ -495,7 +500,11 @@ def _require_intact(bundle: Bundle, workspace: Workspace | None, progress: Progr
             f"`{bundle.folder}` is not intact: {'; '.join(problems[:_SHOWN_PROBLEMS])}",
             hint="see all of it with `meteora-registry verify`",
         )
-    if not has_torch() and not (workspace and workspace.catalog.is_verified(bundle.manifest_sha256)):
+    if can_compute:
+        from .bundle_members import refuse_broken_members
+
+        refuse_broken_members(bundle, bundle.members)
+    elif not (workspace and workspace.catalog.is_verified(bundle.manifest_sha256)):
         raise BundleRefused(
             f"the numbers of `{bundle.folder}` were never verified in this catalog, and computing with them "
             "needs torch, which is not installed",
