@@ -15,7 +15,7 @@ from meteora_registry.schemas.digest import Digest
 from support.hub import LoopbackHub, make_file
 from support.hub_commands import Workplace, workplace
 from support.small_adapters import make_adapter
-from support.tampering import Json, Tensors, change_manifest, change_tensors
+from support.tampering import Json, Tensors, change_manifest, change_tensors, flip_byte
 from support.trust import claim_a_pass
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "1" / "bundles"
@@ -376,6 +376,19 @@ def test_adopted_member_has_a_name_of_its_own_and_keeps_its_claims(
         assert published.run("show", name, "--format", "json").data["claimed_by"] is None
     for words, code in ((("adopt", "law"), 2), (("adopt", "bundle:none"), 1), (("adopt", "none:legal"), 1)):
         assert published.run(*words).code == code, words
+
+
+def test_member_whose_bytes_were_changed_in_the_store_is_not_adopted(
+    hub: LoopbackHub, published: Workplace
+) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    digest = published.run("show", "bundle:legal", "--format", "json").data["weights_sha256"]
+    blob = published.home / "blobs" / "sha256" / digest[:2] / digest[2:]
+    blob.chmod(0o644)
+    flip_byte(blob, -1)
+    refused = published.run("adopt", "bundle:legal", "--name", "law")
+    assert (refused.code, "was changed" in refused.err) == (2, True), refused.err
+    assert published.run("show", "law").code == 1
 
 
 def test_bundle_of_pulled_members_names_the_bundle_that_they_are_from(
