@@ -310,7 +310,7 @@ def _wrapped(message: str, *, hint: str, output: TextIO | None = None) -> Iterat
     try:
         with contextlib.redirect_stdout(output or io.StringIO()):
             yield
-    # The package states of no function what it raises, and lets errors of the libraries that it calls through:
+    # The package states of no function what it raises, and lets the errors of other libraries through:
     # cryptography, pyOpenSSL, protobuf, sigstore, and the network below that.
     except Exception as error:
         reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS] or type(error).__name__

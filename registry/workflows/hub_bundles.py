@@ -177,7 +177,7 @@ def pull(
         # Read again, because the verification of this machine came last.
         catalog.find_bundle(version.source),
         remote.ignored,
-        tuple(member.name for member in Bundle(folder).members if not can_be_rewritten(member)),
+        tuple(member.name for member in bundle.members if not can_be_rewritten(member)),
         tuple(check_card(folder, remote.manifest)),
         has_signature(folder),
         signed_by,
