@@ -43,7 +43,9 @@ for module in list(sys.modules.values()):
 from meteora_registry.registry.face import Registry
 with Registry(sys.argv[2]).open() as registry:
     calls.clear()
-    pull._register_members(registry, Path(sys.argv[1]), "pulled")
+    # Called so in older checkouts.
+    register = getattr(pull, "_register_members", None) or pull.register_members
+    register(registry, Path(sys.argv[1]), "pulled")
 print(len(calls))
 """
 

@@ -44,6 +44,7 @@ _VERIFYING: Callable[[], Any] = verifying.Config
 _SHOWN_CHARACTERS = 300
 _SHOWN_SIGNERS = 5
 _GET_AGAIN = "get the bundle again, or ask its publisher to sign it again"
+_SIGN_AGAIN = "check the key, or with Sigstore the network and the identity, and sign it again"
 
 
 def check_signature(folder: Path, signers: Signers, what: str | None = None) -> SignedBy:
@@ -74,7 +75,8 @@ def check_signature(folder: Path, signers: Signers, what: str | None = None) -> 
         place = _write(scratch / SIGNATURE_FILE, signature.data)
         for attempt in attempts:
             try:
-                with _wrapped(f"the signature of {what} does not verify with {attempt.whose}"):
+                message = f"the signature of {what} does not verify with {attempt.whose}"
+                with _wrapped(message, hint=_GET_AGAIN):
                     config = attempt.configure(_VERIFYING()).set_hashing_config(_HASHING())
                     config.verify(model, place)
             except BundleRefused:
@@ -100,7 +102,7 @@ def sign_bundle(folder: Path, by: SigningKey) -> SignedBy:
     covered = read_covered(folder, what)
     with temporary_folder(Purpose.SIGN) as scratch:
         model = _write_covered(covered, scratch)
-        with _wrapped(f"{what} could not be signed", output=sys.stderr):
+        with _wrapped(f"{what} could not be signed", hint=_SIGN_AGAIN, output=sys.stderr):
             _signer(by).sign(model, scratch / SIGNATURE_FILE)
         signature = read_signature(scratch, what)
     check_covers(signature, covered, what)
@@ -297,17 +299,19 @@ def _signed_by_sigstore(signature: Signature) -> SignedBy:
 
 
 @contextlib.contextmanager
-def _wrapped(message: str, *, output: TextIO | None = None) -> Iterator[None]:
+def _wrapped(message: str, *, hint: str, output: TextIO | None = None) -> Iterator[None]:
     """Turn whatever the package raises into a refusal, and keep its prints off stdout.
 
     Args:
         message: what a failure means.
+        hint: what to do then.
         output: where prints go; nowhere by default.
     """
     try:
         with contextlib.redirect_stdout(output or io.StringIO()):
             yield
-    # Seven libraries read a stranger's bytes below it, each with errors of its own; none may count as a pass.
+    # The package states of no function what it raises, and lets the errors of other libraries through:
+    # cryptography, pyOpenSSL, protobuf, sigstore, and the network below that.
     except Exception as error:
         reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS] or type(error).__name__
-        raise BundleRefused(f"{message}: {reason}", hint=_GET_AGAIN) from error
+        raise BundleRefused(f"{message}: {reason}", hint=hint) from error

@@ -212,6 +212,7 @@ class Registry(Workspace):
 
         Raises:
             NotInCatalog: no bundle of that name is catalogued.
+            UsageError: `refetch` at level `integrity`.
             SourceUnreadable: the bundle cannot be read.
             BundleRefused: it is not signed by an accepted signer.
         """

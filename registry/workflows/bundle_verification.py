@@ -73,10 +73,16 @@ def verify(
     Raises:
         SourceUnreadable: the manifest or the base cannot be read, or the record cannot be written.
         NotInCatalog: no bundle of that name is catalogued.
-        UsageError: the record of a bundle on the Hub is to be kept.
+        UsageError: the record of a bundle on the Hub is to be kept, or members are to be fetched at level
+            `integrity`.
         BundleRefused: it is not signed by an accepted signer.
         HubRefused, HubUnavailable, HubMismatch: a bundle on the Hub cannot be had.
     """
+    if refetch and level is not Level.SOURCE:
+        raise UsageError(
+            "refetching goes with level `source`, which compares the members with their own files",
+            hint="leave it out, or ask for that level",
+        )
     source = parse_path_or_source(bundle)
     signers = signers_of_environment() if signers is None else signers
     if isinstance(source, HubSource):

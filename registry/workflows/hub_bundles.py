@@ -8,7 +8,7 @@ together with its members. Nothing that it states of itself is taken for more th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
 from ...files.reading import read_bounded, real_path
 from ...files.scratch import Purpose, temporary_folder
-from ...fuser.extraction import can_be_rewritten, extract_member
+from ...fuser.extraction import can_be_rewritten
 from ...fuser.verifier import verify_bundle
-from ...inspection.adapter import inspect_adapter
 from ...schemas.bundle import (
     CARD_FILE,
     CONFIG_FILE,
@@ -35,16 +34,15 @@ from ...schemas.bundle import (
     BundleConfig,
 )
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
-from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestMember
-from ...schemas.names import HubSource, below, check_name, member_entry, suggest_name
+from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
+from ...schemas.names import HubSource, check_name, member_entry, suggest_name
 from ...schemas.signers import SignedBy
 from ...schemas.verification import Level, Outcome, VerificationRecord
-from ..catalog.records import AdapterVersion, BundleVersion, NewMember
+from ..catalog.records import BundleVersion
 from ..hub.client import Hub
 from ..hub.download import download_files
 from ..hub.listing import Listing, RemoteFile
 from ..workspace import Workspace
-from .additions import add_folder
 from .bundle_folder import (
     check_no_adapter_has,
     find_member,
@@ -52,6 +50,7 @@ from .bundle_folder import (
     require_signer,
     require_source_record,
 )
+from .bundle_members import refuse_broken_members, register_members
 
 # What may be in a repository and is left there if it is larger.
 _OPTIONAL = {CARD_FILE: MAX_CARD_BYTES, SIGNATURE_FILE: MAX_SIGNATURE_BYTES}
@@ -154,18 +153,17 @@ def pull(
         for member in remote.manifest.members:
             member_entry(bundle_name, member.name)
         created = not _is_here(folder, scratch)
-    if created:
-        with staged_target(folder) as staging:
-            _fetch(hub, remote, staging, max_bytes=max_bytes, cache=None, progress=progress)
-            signed_by = require_signer(staging, signers, str(remote))
-            claimed, record = _verify(staging, remote, progress)
-            _inspect_members(workspace, staging)
-    else:
-        signed_by = require_signer(folder, signers, f"`{folder}`")
-        claimed, record = _verify(folder, remote, progress)
-        _inspect_members(workspace, folder)
+    with staged_target(folder) if created else nullcontext(folder) as place:
+        if created:
+            _fetch(hub, remote, place, max_bytes=max_bytes, cache=None, progress=progress)
+        signed_by = require_signer(place, signers, str(remote) if created else f"`{folder}`")
+        claimed, record = _verify(place, remote, progress)
+        bundle = Bundle.open(place)
+        # The others were inspected when they were added.
+        new = [member for member in bundle.members if find_member(catalog, member.entry) is None]
+        refuse_broken_members(bundle, new)
     claim = f"{remote.listing.repository}@{remote.listing.commit}"
-    members = _register_members(workspace, folder, bundle_name, claim)
+    members = register_members(workspace, folder, bundle_name, claim)
     version = register_bundle(catalog, folder, bundle_name, members, claimed, claimed_by=claim)
     catalog.record_verification(record, real_path(folder))
     if signed_by is not None:
@@ -179,7 +177,7 @@ def pull(
         # Read again, because the verification of this machine came last.
         catalog.find_bundle(version.source),
         remote.ignored,
-        tuple(member.name for member in Bundle(folder).members if not can_be_rewritten(member)),
+        tuple(member.name for member in bundle.members if not can_be_rewritten(member)),
         tuple(check_card(folder, remote.manifest)),
         has_signature(folder),
         signed_by,
@@ -305,53 +303,3 @@ def _verify(
         reasons = "; ".join((*record.problems, *record.unchecked)[:5])
         raise BundleRefused(f"{remote} does not verify here ({record.outcome}): {reasons}")
     return claimed, record
-
-
-def _inspect_members(workspace: Workspace, folder: Path) -> None:
-    """Inspect the members that will be catalogued, so that a refusal comes before anything is kept.
-
-    Raises:
-        AdapterRefused: a member is broken.
-    """
-    bundle = Bundle.open(folder)
-    for member in bundle.members:
-        if can_be_rewritten(member) and find_member(workspace.catalog, member.entry) is None:
-            with temporary_folder(Purpose.MEMBER) as scratch:
-                extracted = extract_member(bundle, member.name, below(scratch, member.name)).folder
-                inspect_adapter(extracted).require_sound(f"member `{member.name}` is broken")
-
-
-def _register_members(
-    workspace: Workspace, folder: Path, bundle_name: str, claim: str
-) -> tuple[NewMember, ...]:
-    bundle, members = Bundle.open(folder), []
-    for member in bundle.members:
-        version, entry = None, member.entry
-        # Nothing but its own word connects another one with an adapter of this catalog.
-        if can_be_rewritten(member):
-            version = find_member(workspace.catalog, entry) or _add_member(
-                workspace, bundle, entry, member_entry(bundle_name, entry.name), claim
-            )
-        members.append(NewMember(member.name, version, entry.weights_sha256, entry.config_sha256))
-    return tuple(members)
-
-
-def _add_member(
-    workspace: Workspace, bundle: Bundle, member: ManifestMember, name: str, claim: str
-) -> AdapterVersion:
-    """Catalogue a member, which can be rewritten, as the adapter it was.
-
-    Its base is the one that its own config declares: another one would be the bundle's claim, and the catalog
-    learns spellings from what is stated.
-    """
-    with temporary_folder(Purpose.MEMBER) as scratch:
-        target = below(scratch, member.name)
-        extract_member(bundle, member.name, target)
-        return add_folder(
-            workspace,
-            target,
-            name=name,
-            origin=member.origin,
-            license_name=member.license,
-            claimed_by=claim,
-        ).version

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ...schemas.names import MEMBER_MARK, CatalogSource, HubSource, below, check
 from ..hub.client import Hub
 from ..hub.download import download_files, read_small_file
 from ..workspace import Workspace
+from .adapter_copy import copy_adapter
 from .additions import MAX_TEXT_BYTES, Addition, add_folder
 
 
@@ -143,9 +143,7 @@ def adopt_member(workspace: Workspace, source: CatalogSource, *, name: str | Non
     version = workspace.catalog.find(source)
     with temporary_folder(Purpose.MEMBER) as scratch:
         folder = below(scratch, member)
-        folder.mkdir()
-        for file in version.files:
-            shutil.copyfile(workspace.store.path_of(file.sha256), below(folder, file.name))
+        copy_adapter(workspace.store, version, folder)
         return add_folder(
             workspace,
             folder,

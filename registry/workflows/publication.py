@@ -8,92 +8,40 @@ comes in between, the Hub refuses this one, so two pushes never mix.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from ...bundle import Bundle
-from ...bundle.documents import check_documents
-from ...bundle.files import check_card, check_listed
-from ...bundle.signature import COVERED, check_covers, has_signature, read_covered, read_signature
+from ...bundle.signature import COVERED
 from ...bundle.signers import require_signing
-from ...files.progress import Bytes, Progress, Step, silent
+from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
-from ...fuser.licenses import combine_licenses
-from ...schemas.base_name import present_name
-from ...schemas.bundle import (
-    CARD_FILE,
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    MAX_CARD_BYTES,
-    SIGNATURE_FILE,
-    VERIFICATION_FILE,
-    WEIGHTS_FILE,
-    is_bundle_file,
-)
+from ...schemas.bundle import CARD_FILE, MANIFEST_FILE, MAX_CARD_BYTES, SIGNATURE_FILE, is_bundle_file
 from ...schemas.digest import Digest
 from ...schemas.errors import (
-    BundleRefused,
     HubConflict,
     HubMismatch,
     HubRefused,
     HubUnavailable,
     InvalidDocument,
-    StoreDamaged,
     UsageError,
 )
 from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
-from ...schemas.names import (
-    CatalogSource,
-    HubSource,
-    below,
-    check_file_name,
-    check_repository,
-    is_repository,
-    parse_path_or_source,
-)
+from ...schemas.names import CatalogSource, HubSource, check_repository, parse_path_or_source
 from ...schemas.signers import SignedBy, SigningKey
-from ...schemas.verification import Level
 from ..catalog.catalog import Catalog
 from ..catalog.records import AdapterVersion
-from ..dependencies import has_torch
 from ..hub.client import Hub
 from ..hub.download import read_small_file
-from ..hub.listing import FileDigests, Listing, RemoteFile, digest_file
-from ..store import Store
+from ..hub.listing import FileDigests, Listing, RemoteFile
 from ..workspace import StrPath, Workspace
-from .additions import TEXT_FILES
-from .bundle_folder import find_bundle_folder, require_source_record
+from .bundle_folder import find_bundle_folder
+from .uploads import Upload, adapter_upload, bundle_upload
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
-_SHOWN_PROBLEMS = 5
-_VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """The content of a repository after the push: ``files`` by their paths there, with their digests.
-
-    A repository with other files than ``replaces`` belongs to something else, unless the upload
-    ``holds_bundle`` and the repository has a bundle. ``signed_by`` is who signs it in this push.
-    """
-
-    title: str
-    tag: str
-    files: Mapping[str, Path]
-    digests: Mapping[str, FileDigests]
-    replaces: frozenset[str]
-    holds_bundle: bool
-    signed_by: SignedBy | None = None
-
-    def size_of(self, paths: Iterable[str]) -> int:
-        """Return the total size in bytes of some of its files."""
-        return sum(self.digests[path].size_bytes for path in paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +79,6 @@ class PushOptions:
     sign: SigningKey | None = None
 
 
-def digest_files(files: Mapping[str, Path], progress: Progress = silent) -> dict[str, FileDigests]:
-    """Return the digests of local files, by the same keys."""
-    step = Step("hashing", Bytes(sum(path.stat().st_size for path in files.values())), progress)
-    return {name: digest_file(path, step) for name, path in files.items()}
-
-
 def publish(
     workspace: Workspace,
     source: StrPath,
@@ -168,6 +110,62 @@ def publish(
     if not options.dry_run:
         workspace.note(lambda catalog: note_push(catalog, noted, pushed))
     return pushed
+
+
+def _check_can_sign(by: SigningKey, options: PushOptions) -> None:
+    """Refuse, before anything is read, what cannot end in a signature."""
+    if options.dry_run:
+        raise UsageError("a dry run signs nothing", hint="leave out `--sign` or `--dry-run`")
+    require_signing()
+    from ...bundle.signing import check_key
+
+    check_key(by)
+
+
+def open_upload(
+    workspace: Workspace,
+    source: StrPath,
+    scratch: Path,
+    options: PushOptions,
+    *,
+    progress: Progress = silent,
+) -> tuple[CatalogSource | Path, Upload]:
+    """Return what is pushed, for ``note_push``, and its upload.
+
+    Args:
+        workspace: its catalog is asked when ``source`` is a catalogued name.
+        source: a bundle's folder, or a catalogued bundle or adapter.
+        scratch: an empty folder that is kept until the push is done.
+        options: of the push: what of a changed card, and who signs.
+        progress: called with a step's name, how much of it is done, and how much there is.
+
+    Raises:
+        UsageError: it is a repository on the Hub.
+        NotInCatalog: the version is not catalogued.
+        BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: it cannot be pushed.
+    """
+    parsed = parse_path_or_source(source)
+    if isinstance(parsed, HubSource):
+        raise UsageError(f"`{source}` is a repository on the Hub, expected a folder or a catalogued name")
+    noted: CatalogSource | None = None
+    if isinstance(parsed, CatalogSource):
+        version = workspace.catalog.find_any(parsed)
+        if isinstance(version, AdapterVersion):
+            if options.sign is not None:
+                raise UsageError(
+                    f"`{version.source}` is an adapter, and bundles alone are signed",
+                    hint="leave out `--sign`",
+                )
+            return version.source, adapter_upload(workspace.store, version, scratch, progress=progress)
+        noted = version.source
+    folder = find_bundle_folder(workspace, source)
+    return noted or folder, bundle_upload(
+        folder,
+        workspace=workspace,
+        overwrite_card=options.overwrite_card,
+        sign=options.sign,
+        progress=progress,
+    )
 
 
 def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pushed:
@@ -350,223 +348,3 @@ def _check_result(listing: Listing, upload: Upload) -> None:
             "the commit is there and was not tagged",
             hint="run `meteora-registry verify` on the bundle here, then push again",
         )
-
-
-def open_upload(
-    workspace: Workspace,
-    source: StrPath,
-    scratch: Path,
-    options: PushOptions,
-    *,
-    progress: Progress = silent,
-) -> tuple[CatalogSource | Path, Upload]:
-    """Return what is pushed, for ``note_push``, and its upload.
-
-    Args:
-        workspace: its catalog is asked when ``source`` is a catalogued name.
-        source: a bundle's folder, or a catalogued bundle or adapter.
-        scratch: an empty folder that is kept until the push is done.
-        options: of the push: what of a changed card, and who signs.
-        progress: called with a step's name, how much of it is done, and how much there is.
-
-    Raises:
-        UsageError: it is a repository on the Hub.
-        NotInCatalog: the version is not catalogued.
-        BundleRefused, InvalidDocument, SourceUnreadable, StoreDamaged: it cannot be pushed.
-    """
-    parsed = parse_path_or_source(source)
-    if isinstance(parsed, HubSource):
-        raise UsageError(f"`{source}` is a repository on the Hub, expected a folder or a catalogued name")
-    noted: CatalogSource | None = None
-    if isinstance(parsed, CatalogSource):
-        version = workspace.catalog.find_any(parsed)
-        if isinstance(version, AdapterVersion):
-            if options.sign is not None:
-                raise UsageError(
-                    f"`{version.source}` is an adapter, and bundles alone are signed",
-                    hint="leave out `--sign`",
-                )
-            return version.source, adapter_upload(workspace.store, version, scratch, progress=progress)
-        noted = version.source
-    folder = find_bundle_folder(workspace, source)
-    return noted or folder, bundle_upload(
-        folder,
-        workspace=workspace,
-        overwrite_card=options.overwrite_card,
-        sign=options.sign,
-        progress=progress,
-    )
-
-
-def bundle_upload(
-    folder: Path,
-    *,
-    workspace: Workspace | None = None,
-    overwrite_card: bool = False,
-    sign: SigningKey | None = None,
-    progress: Progress = silent,
-) -> Upload:
-    """Return the files of a bundle that has a record of level `source` and is intact.
-
-    Args:
-        folder: the bundle.
-        workspace: where torch is not installed, its catalog must have a verification of this manifest that
-            was made here.
-        overwrite_card: publish the card as it is, if it was changed.
-        sign: who signs it, once it was found intact; the signature stays in the folder.
-        progress: called with a step's name, how much of it is done, and how much there is.
-
-    Raises:
-        BundleRefused: its record is not that of a verification of this bundle that passed at level `source`,
-            a file differs from the manifest, the bundle is not intact, or its signature is for other files.
-        InvalidDocument: the manifest or the record is damaged.
-        SourceUnreadable: a file cannot be read.
-    """
-    bundle = Bundle(folder)
-    manifest, manifest_sha256 = bundle.manifest, bundle.manifest_sha256
-    require_source_record(bundle, f"`{folder}`", hint=_VERIFY.format(folder=folder))
-    listed = {*manifest.files, MANIFEST_FILE, VERIFICATION_FILE}
-    if problems := check_listed(manifest):
-        raise BundleRefused(f"`{folder}`: {problems[0]}", hint="fuse the bundle again")
-    if (folder / CARD_FILE).is_file():
-        listed.add(CARD_FILE)
-    elif overwrite_card:
-        listed.discard(CARD_FILE)
-    files = {name: below(folder, name) for name in sorted(listed)}
-    if missing := [name for name, path in files.items() if not path.is_file() or path.is_symlink()]:
-        raise BundleRefused(f"`{folder}` lacks `{missing[0]}`, which its manifest lists")
-    digests = digest_files(files, progress)
-    _compare_with_manifest(folder, manifest, digests, overwrite_card=overwrite_card)
-    _require_intact(bundle, workspace, progress)
-    signed_by = None if sign is None else _sign(folder, sign)
-    if has_signature(folder):
-        _check_signature_is_for(folder)
-        files[SIGNATURE_FILE] = below(folder, SIGNATURE_FILE)
-        digests[SIGNATURE_FILE] = digest_file(files[SIGNATURE_FILE])
-    names = ", ".join(member.name for member in manifest.members)
-    return Upload(
-        title=f"MeteoRA bundle {manifest_sha256.short} of {names}"[:200],
-        tag=f"meteora-{manifest_sha256.short}",
-        files=files,
-        digests=digests,
-        replaces=frozenset(),
-        holds_bundle=True,
-        signed_by=signed_by,
-    )
-
-
-def _check_can_sign(by: SigningKey, options: PushOptions) -> None:
-    """Refuse, before anything is read, what cannot end in a signature."""
-    if options.dry_run:
-        raise UsageError("a dry run signs nothing", hint="leave out `--sign` or `--dry-run`")
-    require_signing()
-    from ...bundle.signing import check_key
-
-    check_key(by)
-
-
-def _sign(folder: Path, by: SigningKey) -> SignedBy:
-    from ...bundle.signing import sign_bundle
-
-    return sign_bundle(folder, by)
-
-
-def _check_signature_is_for(folder: Path) -> None:
-    """Check that a signature in a bundle's folder states its files; whose it is, those who pull decide."""
-    what = f"`{folder}`"
-    try:
-        check_covers(read_signature(folder, what), read_covered(folder, what), what)
-    except BundleRefused as error:
-        error.hint = f"sign it again with `--sign`, or delete its `{SIGNATURE_FILE}`"
-        raise
-
-
-def _require_intact(bundle: Bundle, workspace: Workspace | None, progress: Progress) -> None:
-    """Check that the bundle is intact: with torch here and now, without it by what this catalog found."""
-    if has_torch():
-        from ...fuser.verifier import verify_bundle
-
-        record = verify_bundle(bundle.folder, level=Level.INTEGRITY, progress=progress)
-        problems = [*record.problems, *record.unchecked]
-    else:
-        problems = check_documents(bundle)
-    if problems:
-        raise BundleRefused(
-            f"`{bundle.folder}` is not intact: {'; '.join(problems[:_SHOWN_PROBLEMS])}",
-            hint="see all of it with `meteora-registry verify`",
-        )
-    if not has_torch() and not (workspace and workspace.catalog.is_verified(bundle.manifest_sha256)):
-        raise BundleRefused(
-            f"the numbers of `{bundle.folder}` were never verified in this catalog, and computing with them "
-            "needs torch, which is not installed",
-            hint="pip install 'meteora-registry[runtime]', or push from where the bundle was verified",
-        )
-
-
-def adapter_upload(
-    store: Store, version: AdapterVersion, scratch: Path, *, progress: Progress = silent
-) -> Upload:
-    """Return the files of a catalogued adapter; a short card is written into ``scratch`` if it has none.
-
-    Raises:
-        StoreDamaged: its bytes are missing or changed.
-        InvalidDocument: the catalog has a file under a name that no file of an adapter can have.
-    """
-    files = {}
-    for file in version.files:
-        # A name of its own, because progress and messages show it; the blob's is its digest. Others may
-        # write to the database, so the name is checked again where a link is made under it.
-        files[file.name] = below(scratch, check_file_name(file.name))
-        files[file.name].symlink_to(store.path_of(file.sha256))
-    if CARD_FILE not in files:
-        files[CARD_FILE] = scratch / CARD_FILE
-        files[CARD_FILE].write_text(_card_of(version), encoding="utf-8", newline="\n")
-    digests = digest_files(files, progress)
-    for file in version.files:
-        if digests[file.name].sha256 != file.sha256:
-            raise StoreDamaged(
-                f"the blob of `{file.name}` of `{version.source}` was changed",
-                hint="add the adapter again from its source",
-            )
-    content = Digest.of_bytes(f"{version.weights_sha256} {version.canonical_config_sha256}".encode())
-    return Upload(
-        title=f"LoRA adapter {version.source}",
-        tag=f"meteora-{content.short}",
-        files=files,
-        digests=digests,
-        replaces=frozenset({CONFIG_FILE, WEIGHTS_FILE, *TEXT_FILES}),
-        holds_bundle=False,
-    )
-
-
-def _compare_with_manifest(
-    folder: Path, manifest: Manifest, digests: Mapping[str, FileDigests], *, overwrite_card: bool
-) -> None:
-    if not overwrite_card and (changes := check_card(folder, manifest)):
-        raise BundleRefused(
-            f"`{folder}`: {changes[0]}; nothing was pushed",
-            hint="`--overwrite-card` publishes it as it is",
-        )
-    for name, listed in manifest.files.items():
-        if name != CARD_FILE and digests[name].sha256 != listed.sha256:
-            raise BundleRefused(
-                f"`{name}` in `{folder}` was changed: it has the digest `{digests[name].sha256}`, "
-                f"the manifest lists `{listed.sha256}`",
-                hint="fuse the bundle again",
-            )
-
-
-def _card_of(version: AdapterVersion) -> str:
-    facts: dict[str, object] = {"library_name": "peft", "tags": ["lora"]}
-    base = version.base_model or version.base
-    if base is not None and is_repository(present_name(base)):
-        facts |= {"base_model": present_name(base), "base_model_relation": "adapter"}
-    combined = combine_licenses([version.license])
-    facts["license"] = combined.identifier
-    if combined.name is not None:
-        facts["license_name"] = combined.name
-    rank = "unknown" if version.max_rank is None else version.max_rank
-    return (
-        f"---\n{yaml.safe_dump(facts, allow_unicode=False)}---\n\n# {version.name}\n\n"
-        f"A LoRA adapter of rank {rank}, {version.weights_bytes} bytes, weights `{version.weights_sha256}`.\n"
-    )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from meteora_registry.bundle.files import write_record
 from meteora_registry.files.digests import hash_file
 from meteora_registry.fuser.verifier import verify_bundle
-from meteora_registry.registry.workflows.publication import bundle_upload
+from meteora_registry.registry.workflows.uploads import bundle_upload
 from meteora_registry.schemas.bundle import CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, WEIGHTS_FILE
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.document import canonical_json

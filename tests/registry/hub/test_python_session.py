@@ -40,6 +40,12 @@ with meteora.Registry(Path("other")) as registry:
     assert pulled.version.manifest_sha256 == fusion.version.manifest_sha256
     assert registry.find("bundle:legal").license == "mit"
     assert registry.adopt("bundle:legal", name="law").version.claimed_by, registry.find("law")
+    try:
+        # Level integrity compares no member with its own file, so nothing would be confirmed by it.
+        registry.verify("bundle", refetch=True)
+    except meteora.UsageError as error:
+        print(error)
+    assert registry.find("law").claimed_by
     record = registry.verify("bundle", level="source", refetch=True)
     assert record.established == ("intact", "from its members"), record
     assert registry.find("law").claimed_by is None
@@ -105,6 +111,7 @@ def test_python_session_adds_pushes_verifies_and_pulls(
     assert done.stdout.splitlines() == [
         "the record can only be written into a bundle on this machine",
         "not there",
+        "refetching goes with level `source`, which compares the members with their own files",
         "done",
     ]
     assert hub.repositories["org/bundle"].head.files["meteora_manifest.json"]

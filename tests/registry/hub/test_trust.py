@@ -15,7 +15,7 @@ from meteora_registry.schemas.digest import Digest
 from support.hub import LoopbackHub, make_file
 from support.hub_commands import Workplace, workplace
 from support.small_adapters import make_adapter
-from support.tampering import Json, Tensors, change_manifest, change_tensors
+from support.tampering import Json, Tensors, change_manifest, change_tensors, flip_byte
 from support.trust import claim_a_pass
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "1" / "bundles"
@@ -75,10 +75,30 @@ def test_factors_are_compared_with_the_digests_where_the_members_are_known(
     assert here.run("pull", "org/forged").code == 1
 
 
+def make_up_training_state(bundle: Path) -> None:
+    """Quote a tensor of each member that no bundle holds, so that no file can be written again."""
+
+    def change(manifest: Json) -> None:
+        for member in manifest["members"]:
+            header = json.loads(member["weights_header"])
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max(entry["data_offsets"][1] for entry in entries.values())
+            module = next(iter(entries)).partition(".lora_")[0]
+            state = {"dtype": "F32", "shape": [4], "data_offsets": [end, end + 16]}
+            text = json.dumps(header | {f"{module}.lora_velora_projection": state})
+            member.update(weights_header=text, weights_bytes=8 + len(text) + end + 16)
+
+    change_manifest(bundle, change)
+    claim_a_pass(bundle)
+
+
+@pytest.mark.parametrize("made_up", [False, True], ids=["cast", "made-up training state"])
 def test_members_that_cannot_be_compared_are_named_and_not_taken_for_catalogued_ones(
-    hub: LoopbackHub, here: Workplace
+    hub: LoopbackHub, here: Workplace, bundle: Path, made_up: bool
 ) -> None:
-    pulled = pull(here, hub, GOLDEN / "cast-bfloat16", code=0)
+    if made_up:
+        make_up_training_state(bundle)
+    pulled = pull(here, hub, bundle if made_up else GOLDEN / "cast-bfloat16", code=0)
     assert "note: not compared with the digests of their own files" in pulled.err
     shown = here.run("show", "pulled", "--format", "json").data
     names = [member["name"] for member in shown["members"] if member["adapter"] is None]
@@ -111,6 +131,9 @@ def test_broken_member_is_refused_before_anything_is_kept(
     refused = pull(here, hub, bundle, code=1)
     assert "is broken" in refused.err
     assert_nothing_is_left(here)
+    pushed = here.run("push", bundle, "org/copy")
+    assert (pushed.code, "is broken" in pushed.err) == (1, True)
+    assert "org/copy" not in hub.repositories
 
 
 FOREIGN = {
@@ -353,6 +376,19 @@ def test_adopted_member_has_a_name_of_its_own_and_keeps_its_claims(
         assert published.run("show", name, "--format", "json").data["claimed_by"] is None
     for words, code in ((("adopt", "law"), 2), (("adopt", "bundle:none"), 1), (("adopt", "none:legal"), 1)):
         assert published.run(*words).code == code, words
+
+
+def test_member_whose_bytes_were_changed_in_the_store_is_not_adopted(
+    hub: LoopbackHub, published: Workplace
+) -> None:
+    assert published.run("pull", "org/bundle", "--out", "bundle").code == 0
+    digest = published.run("show", "bundle:legal", "--format", "json").data["weights_sha256"]
+    blob = published.home / "blobs" / "sha256" / digest[:2] / digest[2:]
+    blob.chmod(0o644)
+    flip_byte(blob, -1)
+    refused = published.run("adopt", "bundle:legal", "--name", "law")
+    assert (refused.code, "was changed" in refused.err) == (2, True), refused.err
+    assert published.run("show", "law").code == 1
 
 
 def test_bundle_of_pulled_members_names_the_bundle_that_they_are_from(

@@ -61,6 +61,23 @@ def factors_poisoned_in_a_cast(forger: Forger) -> None:
     forger.seal()
 
 
+@forgery(
+    "every B times -5, and a made-up training state in each quoted header, so that no digest is compared"
+)
+def factors_poisoned_with_training_state(forger: Forger) -> None:
+    poison(forger)
+    for name in NAMES:
+        quoted = forger.quoted(name)
+        header = json.loads(quoted["weights_header"])
+        last = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
+        path = f"{PREFIX}model.layers.0.self_attn.q_proj"
+        state = {"dtype": "F32", "shape": [4], "data_offsets": [last, last + 16]}
+        header[f"{path}.lora_velora_projection"] = state
+        text = json.dumps(header, separators=(",", ":"))
+        quoted.update(weights_header=text, weights_bytes=8 + len(text.encode()) + last + 16)
+    forger.seal()
+
+
 @forgery("every B times -5, with digests, origin and licence made up to match")
 def factors_poisoned_self_consistent(forger: Forger) -> None:
     poison(forger)
