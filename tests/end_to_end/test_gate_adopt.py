@@ -192,6 +192,19 @@ def change_eps(folder: Path) -> None:
     change_config(folder, lambda config: config["gate"].update(eps=0.5))
 
 
+def remove_request_gates(folder: Path) -> None:
+    change_config(folder, lambda config: config["gate"].pop("request"))
+
+
+def add_a_threshold(folder: Path) -> None:
+    def change(config: Any) -> None:
+        config["gate"]["abstain"] = 0.05
+        config["gate"]["request"]["quantiles"] = list(range(101))
+        config["required_features"].append("gate-abstain")
+
+    change_config(folder, change)
+
+
 def forget_the_bundle(folder: Path) -> None:
     change_config(folder, lambda config: config["gate"]["fitted"].pop("trained_from"))
 
@@ -217,6 +230,8 @@ def remove_weights(folder: Path) -> None:
         (spoil_a_gate, 1, "gate has values that are not finite"),
         (scale_a_member, 1, "was not trained from `bundle@2`: its config has another `members`"),
         (change_eps, 1, "was not trained from `bundle@2`: its config has another `gate.eps`"),
+        (remove_request_gates, 1, "its config has another `gate.request`"),
+        (add_a_threshold, 1, "its config has another `gate.abstain`"),
         (forget_the_bundle, 2, "does not state from which bundle it was trained"),
         (state_another_bundle, 1, "the catalog has no bundle with the manifest `000000000000`"),
         (undo_training, 1, "are those of `bundle@2`: nothing was trained"),
