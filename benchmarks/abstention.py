@@ -30,9 +30,8 @@ from meteora_registry.runtime.fitting.request_gates import (
     fit_request_gates,
 )
 from meteora_registry.runtime.fitting.task_data import Sample
-from meteora_registry.schemas.gate_choices import PromptForm
 
-from .abstention_tables import PAGE, ROWS, Row, write_table
+from .abstention_tables import FORMS, PAGE, ROWS, Row, write_table
 from .gates.base import load_tokenizer, prepare_base
 from .gates.out_of_domain import QUESTIONS
 
@@ -81,7 +80,6 @@ DEVELOPMENT_FOREIGN = (
     "dyck_languages",
     "movie_recommendation",
 )
-FORMS: tuple[PromptForm, ...] = ("plain", "chat")
 FITTED, HELD_OUT, ASKED = 32, 32, 48
 FOREIGN_TASKS, FOREIGN_PROMPTS = 20, 8
 MAX_LETTERS, MAX_FILE_BYTES = 330, 40_000_000

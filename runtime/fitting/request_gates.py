@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ...files.progress import Progress, Step, silent
 from ...schemas.bundle import QUANTILES, HeldOut, RequestGates, TemplateTokens
-from ...schemas.gate_choices import FittedKind, PromptForm
+from ...schemas.gate_choices import FittedKind, PromptForm, forms_of
 from ...schemas.trace import ModulePlace
 from ..scopes.prompt import mean_over
 from ..scopes.request_gate import RequestEvidence, RequestGate, RequestRule, share_below
@@ -47,7 +47,6 @@ LEAST_HELD_OUT = 19
 _RISK = 0.05
 # Every so many general prompts one is kept for the estimate.
 _KEPT_OUT = 4
-_FORMS: Mapping[PromptForm, tuple[PromptForm, ...]] = {"both": ("plain", "chat")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ class RequestReader:
     @property
     def forms(self) -> tuple[PromptForm, ...]:
         """The forms in which prompts are judged."""
-        return _FORMS.get(self.form, (self.form,))
+        return forms_of(self.form)
 
     def moments(self, classes: Sequence[Sequence[Sample]], progress: Progress) -> dict[str, Moments]:
         """Return the moments of classes of prompts, by input.
