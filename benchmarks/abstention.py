@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from meteora_registry.kernels.gate_kinds import GATE_KINDS
 from meteora_registry.runtime.fitting.forms import template_tokens
 from meteora_registry.runtime.fitting.inputs import ModuleInput, find_inputs
 from meteora_registry.runtime.fitting.request_gates import (
@@ -127,19 +126,14 @@ def measure_stage(
     foreign: dict[str, list[Sample]],
 ) -> Iterator[Row]:
     """Yield a row about the fit, and one for each task and form: what request gates read of every prompt."""
-    template = template_tokens(tokenizer)
-    scale = GATE_KINDS["normalised"].scale_input
-    if scale is None:
-        raise RuntimeError("the gate kind `normalised` scales its input")
     reader = RequestReader(
         base,
         tokenizer,
         inputs,
         kind="normalised",
         eps=EPS,
-        scale_input=lambda x: scale(x, EPS),
         form="both",
-        template=template,
+        template=template_tokens(tokenizer),
         max_tokens=MAX_TOKENS,
     )
     fitted = {name: samples[:FITTED] for name, samples in own.items()}

@@ -6,7 +6,7 @@ modules with the very label that is to be learned, and a routed model has no suc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...files.progress import Progress, Step, silent
-from ...kernels.gate_kinds import GATE_KINDS
 from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, TemplateTokens
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import FittedKind, PromptForm, Scope
@@ -29,7 +28,7 @@ from ...schemas.statistics import (
 from ..base_model import context_of
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
-from .moments import Moments, collect_moments, split_inputs
+from .moments import Moments, collect_moments, scaling_of, split_inputs
 from .request_gates import FittedRequests, RequestReader, candidate_inputs, fit_request_gates
 from .sequences import (
     Batch,
@@ -214,7 +213,6 @@ def fit_gates(
             candidates,
             kind=options.kind,
             eps=_EPS,
-            scale_input=_scaling_of(options.kind),
             form=options.form or "given",
             template=template,
             max_tokens=options.max_tokens,
@@ -422,17 +420,9 @@ def _collect(
         group,
         new.batches,
         new.tokens,
-        scale_input=_scaling_of(options.kind),
+        scale_input=scaling_of(options.kind, _EPS),
         step=step,
     )
-
-
-def _scaling_of(kind: FittedKind) -> Callable[[Tensor], Tensor]:
-    """Return what turns a module's input into what a gate of this kind multiplies."""
-    scale_input = GATE_KINDS[kind].scale_input
-    if scale_input is None:
-        raise RuntimeError(f"the gate kind `{kind}` has no closed form; `FittedKind` must not name it")
-    return lambda x: scale_input(x, _EPS)
 
 
 _FORMS: dict[PromptForm, str] = {
