@@ -17,9 +17,9 @@ from torch import Tensor
 import meteora_registry
 from meteora_registry.runtime import route_as
 from meteora_registry.schemas.errors import BundleRefused
-from support.models import LOADS_WITH_PEFT, logits_of, make_llama_adapters, some_tokens, tiny_llama
+from support.models import LOADS_WITH_PEFT, logits_of, some_tokens, tiny_llama
 from support.program import Run
-from support.task_data import save_text_base, write_task_data
+from support.task_data import make_fit_workplace
 
 pytestmark = [LOADS_WITH_PEFT]
 NAMES = ("rank4", "rank8", "rslora16")
@@ -29,11 +29,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workplace")
-    save_text_base(folder / "base")
-    write_task_data(folder / "data", NAMES)
-    make_llama_adapters(folder / "adapters", base="org/base")
-    return folder
+    return make_fit_workplace(tmp_path_factory.mktemp("workplace"), NAMES)
 
 
 @pytest.fixture
