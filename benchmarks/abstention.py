@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from meteora_registry.kernels.gate_kinds import GATE_KINDS
 from meteora_registry.runtime.fitting.forms import template_tokens
 from meteora_registry.runtime.fitting.inputs import ModuleInput, find_inputs
 from meteora_registry.runtime.fitting.request_gates import (
@@ -30,9 +29,8 @@ from meteora_registry.runtime.fitting.request_gates import (
     fit_request_gates,
 )
 from meteora_registry.runtime.fitting.task_data import Sample
-from meteora_registry.schemas.gate_choices import PromptForm
 
-from .abstention_tables import PAGE, ROWS, Row, write_table
+from .abstention_tables import FORMS, PAGE, ROWS, Row, write_table
 from .gates.base import load_tokenizer, prepare_base
 from .gates.out_of_domain import QUESTIONS
 
@@ -81,7 +79,6 @@ DEVELOPMENT_FOREIGN = (
     "dyck_languages",
     "movie_recommendation",
 )
-FORMS: tuple[PromptForm, ...] = ("plain", "chat")
 FITTED, HELD_OUT, ASKED = 32, 32, 48
 FOREIGN_TASKS, FOREIGN_PROMPTS = 20, 8
 MAX_LETTERS, MAX_FILE_BYTES = 330, 40_000_000
@@ -129,19 +126,14 @@ def measure_stage(
     foreign: dict[str, list[Sample]],
 ) -> Iterator[Row]:
     """Yield a row about the fit, and one for each task and form: what request gates read of every prompt."""
-    template = template_tokens(tokenizer)
-    scale = GATE_KINDS["normalised"].scale_input
-    if scale is None:
-        raise RuntimeError("the gate kind `normalised` scales its input")
     reader = RequestReader(
         base,
         tokenizer,
         inputs,
         kind="normalised",
         eps=EPS,
-        scale_input=lambda x: scale(x, EPS),
         form="both",
-        template=template,
+        template=template_tokens(tokenizer),
         max_tokens=MAX_TOKENS,
     )
     fitted = {name: samples[:FITTED] for name, samples in own.items()}

@@ -10,13 +10,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from meteora_registry.runtime.fitting.request_gates import safe_rank
+from meteora_registry.schemas.gate_choices import forms_of
 from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
 Row = dict[str, Any]
 ROWS = Path("benchmarks/results/abstention.jsonl")
 PAGE = Path("docs/gates.md")
 START, END = "<!-- generated: abstention -->", "<!-- end -->"
-FORMS = ("plain", "chat")
+FORMS = forms_of("both")
 SHARE = 0.05
 
 # Of a prompt: its familiarity in standard deviations of held-out prompts, the ratio, and the best posterior.

@@ -73,7 +73,8 @@ def _weights_of(bundle: Bundle) -> TensorFile:
 
 def _check_config(saved: Bundle, own: BundleConfig, called: str) -> None:
     found, expected = _fixed(saved.config), _fixed(own)
-    differing = sorted(key for key in expected if found[key] != expected[key])
+    # A gate without a threshold or request gates lacks their keys.
+    differing = sorted(key for key in found | expected if found.get(key) != expected.get(key))
     if differing:
         raise BundleRefused(
             f"`{saved.folder}` was not trained from `{called}`: its config has another `{differing[0]}`",

@@ -1,4 +1,4 @@
-"""A base model that runs some of its layers only, for a pass of which nothing behind them is read."""
+"""A base model that runs only its first layers, for a pass in which no later layer is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .shallow_copy import shallow_copy
 
 
 def shortened(model: nn.Module, paths: Iterable[str]) -> nn.Module:
-    """Return a model that runs no layer behind the last one that holds any of these modules.
+    """Return a model that runs no layer after the last one that has any of these modules.
 
     It shares its layers, and every tensor, with the original, which does not change: other threads may be
     running it. Where the modules are not all in one list of layers, it is the original.
@@ -40,10 +40,10 @@ def _with(module: nn.Module, path: list[str], layers: nn.Module) -> nn.Module:
 
 
 class _FirstLayers(nn.ModuleList):
-    """A list of layers of which those who walk it see the first ones.
+    """A list of layers whose iteration and slices have only the first ones.
 
-    Models walk their layers, or a slice of them. One that reads each by its number runs them all, which
-    gives the same evidence and takes longer.
+    Models iterate over their layers, or over a slice of them. One that indexes each layer runs them all,
+    which gives the same evidence and takes longer.
     """
 
     def __init__(self, layers: nn.ModuleList, kept: int) -> None:

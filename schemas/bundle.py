@@ -408,7 +408,7 @@ class Gate(Document):
         return self
 
     @model_validator(mode="after")
-    def _check_somebody_can_abstain(self) -> Self:
+    def _check_the_scope_can_abstain(self) -> Self:
         if self.abstain is not None and self.scope not in DECISION_SCOPES:
             listed = ", ".join(f"`{scope}`" for scope in sorted(DECISION_SCOPES))
             raise ValueError(f"`abstain` goes with the scopes {listed}, found `{self.scope}`")
@@ -492,7 +492,7 @@ class BundleConfig(Document):
         return value
 
     @classmethod
-    def read(cls, data: bytes, *, what: str = CONFIG_FILE, max_bytes: int = 64 << 20) -> Self:
+    def read(cls, data: bytes, *, what: str = CONFIG_FILE, max_bytes: int = MAX_BUNDLE_CONFIG_BYTES) -> Self:
         """Read a config, refusing first what this reader does not know.
 
         Raises:

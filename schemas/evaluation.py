@@ -14,7 +14,7 @@ from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_se
 from .bundle import ModulePath
 from .digest import Digest
 from .document import Count, Document, PositiveCount
-from .gate_choices import PromptForm, Scope
+from .gate_choices import PromptForm, Scope, forms_of
 from .names import Name
 
 MAX_EVALUATION_BYTES = 256 << 20
@@ -64,7 +64,7 @@ class EvaluatedTask(Document):
     @property
     def forms(self) -> tuple[PromptForm, ...]:
         """The forms in which the items are asked; each has the same number of items, in this order."""
-        return ("plain", "chat") if self.form == "both" else (self.form,)
+        return forms_of(self.form)
 
 
 class TaskScore(Document):

@@ -19,6 +19,12 @@ FittedKind = Literal["linear", "normalised"]
 # How prompts are read: as their lines give them, as a user types them, in the base's chat template, or both.
 PromptForm = Literal["given", "plain", "chat", "both"]
 
+
+def forms_of(form: PromptForm) -> tuple[PromptForm, ...]:
+    """Return the forms in which prompts are judged: with ``both`` each prompt in two."""
+    return ("plain", "chat") if form == "both" else (form,)
+
+
 InitialGate = Literal["arrow", "normal"]
 # The kind of a gate that still has the values of its initialisation.
 INITIAL_GATE_KINDS: dict[InitialGate, GateKind] = {"arrow": "absolute", "normal": "linear"}

@@ -1,1 +1,1 @@
-"""Scores of an evaluation: their intervals, and the difference of two evaluations; needs no torch."""
+"""Scores of an evaluation: intervals, AUROC, and the difference of two evaluations; needs no torch."""

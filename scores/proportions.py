@@ -1,4 +1,4 @@
-"""Intervals of proportions, and how well two sets of scores are told apart; from counts, without scipy."""
+"""Intervals of proportions, and the separation of two sets of scores (AUROC); needs no scipy."""
 
 from __future__ import annotations
 

@@ -11,13 +11,14 @@ from transformers import PreTrainedTokenizerBase
 from ...files.progress import Progress, Step, silent
 from ...schemas.errors import UsageError
 from ...schemas.evaluation import Abstention
+from ...schemas.gate_choices import forms_of
 from ...scores.proportions import area_under_curve
 from ..active_bundles import only_router, routing
 from ..fitting import TaskData, read_task_data, write_as
 from ..loaded_bundle import LoadedBundle
 from ..scopes.decision import Decision
 from .confidence import judge_prompts, quartiles_of
-from .tasks import FORMS, EvaluationOptions, Task
+from .tasks import EvaluationOptions, Task
 
 
 def read_foreign(
@@ -41,7 +42,7 @@ def read_foreign(
 
 
 def check_decides(loaded: LoadedBundle) -> None:
-    """Pass if the bundle decides for whole requests, so that it can leave one to the base.
+    """Check that the bundle decides for whole requests, so that it can leave one to the base.
 
     Raises:
         UsageError: it decides token by token.
@@ -64,15 +65,13 @@ def judge_abstention(
 ) -> Abstention:
     """Decide about the tasks' prompts and about foreign ones by the bundle's own rule, and count.
 
-    Raises:
-        UsageError: as ``check_decides``.
+    The bundle must pass ``check_decides``.
     """
-    check_decides(loaded)
     own_prompts = [prompt for task in tasks for prompt in task.prompts]
     foreign_prompts = [
         sample.prompt
         for data in foreign.values()
-        for form in FORMS.get(options.form, (options.form,))
+        for form in forms_of(options.form)
         for sample in write_as(data.samples, form, loaded.tokenizer)
     ]
     step = Step("deciding", len(own_prompts) + len(foreign_prompts), progress)

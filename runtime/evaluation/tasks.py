@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...schemas.errors import UsageError
 from ...schemas.evaluation import DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
-from ...schemas.gate_choices import PromptForm
+from ...schemas.gate_choices import PromptForm, forms_of
 from ...scores.intervals import check_can_estimate
 from ..fitting import Sample, TaskData, check_form, write_as
 from ..fitting.sequences import choose_samples
@@ -128,10 +128,6 @@ def _check_options(options: EvaluationOptions, members: Sequence[str]) -> None:
             raise UsageError(f"{name} is {value}, expected at least 1")
 
 
-# Every item is asked in each of these, and not in turn as in a fit.
-FORMS: dict[PromptForm, tuple[PromptForm, ...]] = {"both": ("plain", "chat")}
-
-
 def _make_task(
     data: TaskData,
     tokenizer: PreTrainedTokenizerBase,
@@ -146,8 +142,8 @@ def _make_task(
         ]
         return None
     chosen = choose_samples(data.samples, options.limit or len(data.samples))
-    forms = FORMS.get(options.form, (options.form,))
-    samples = [sample for form in forms for sample in write_as(chosen, form, tokenizer)]
+    # Every item is asked in each form, and not in turn as in a fit.
+    samples = [sample for form in forms_of(options.form) for sample in write_as(chosen, form, tokenizer)]
     expected = tuple(_expected_of(sample) for sample in samples)
     prompt_tokens = _lengths([sample.prompt for sample in samples], tokenizer, special=True)
     room = max(_lengths(expected, tokenizer, special=False)) + _MORE_THAN_EXPECTED

@@ -6,7 +6,7 @@ modules with the very label that is to be learned, and a routed model has no suc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...files.progress import Progress, Step, silent
-from ...kernels.gate_kinds import GATE_KINDS
 from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, TemplateTokens
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import FittedKind, PromptForm, Scope
@@ -29,7 +28,7 @@ from ...schemas.statistics import (
 from ..base_model import context_of
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
-from .moments import Moments, collect_moments, split_inputs
+from .moments import Moments, collect_moments, scaling_of, split_inputs
 from .request_gates import FittedRequests, RequestReader, candidate_inputs, fit_request_gates
 from .sequences import (
     Batch,
@@ -157,7 +156,8 @@ def fit_gates(
     """Fit the gates of every module of a bundle.
 
     Memory beside the base: ``max_memory_bytes``, or one second moment if that is larger, and for the solve
-    two matrices of the widest input in float64.
+    two matrices of the widest input in float64. Request gates take the second moments of all their candidate
+    inputs at once, twice where members are known from statistics alone.
 
     Args:
         base: the plain base.
@@ -178,51 +178,34 @@ def fit_gates(
         SourceUnreadable: the statistics cannot be read or written.
     """
     check_plain(base)
-    options = _within_context(options or FitOptions(), base)
-    if options.form is None and statistics is not None and statistics.exists():
-        with StatisticsFile(statistics) as file:
-            options = replace(options, form=file.description.settings.form)
-    options = replace(options, form=form_of_fit(tokenizer, options.form))
-    inputs = find_inputs(base, config.target_modules)
-    _check_features(inputs)
     with ExitStack() as stack:
         old = None
         if statistics is not None and statistics.exists():
             old = stack.enter_context(StatisticsFile(statistics))
+        options = _settle(options or FitOptions(), base, tokenizer, old)
+        inputs = find_inputs(base, config.target_modules)
+        _check_features(inputs)
+        if old is not None:
             old.check_fits(digest_of_base(base), options.settings)
         known = _known_members(old, config, data)
-        template = template_tokens(tokenizer) if options.requests else None
-        new = _read_new(config, data, known, tokenizer, template, options)
+        reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
+        new = _read_new(config, data, known, tokenizer, None if reader is None else reader.template, options)
         description = _describe(base, config, inputs, known, new, options)
         writer = None
         if statistics is not None and new.names:
             writer = stack.enter_context(written_statistics(statistics, description))
-        candidates = candidate_inputs(inputs, base.config) if options.requests else ()
         samples = {name: _read_samples(data[name].samples, options) for name in config.names if name in data}
         has_all = len(samples) == len(config.names)
         # The moments of all inputs together may be more than fits.
         kept: dict[str, Moments] = {}
-        keep = set() if has_all else {each.source for each in candidates}
+        keep = set() if has_all or reader is None else {each.source for each in reader.inputs}
         values = _fit_inputs(base, inputs, description, old, new, writer, options, progress, keep, kept)
-        holds_out = options.requests and (old is None or old.description.settings.holds_out)
     requests = None
-    if options.requests:
-        held_out = _held_out(config, data, options, may_judge=holds_out)
-        reader = RequestReader(
-            base,
-            tokenizer,
-            candidates,
-            kind=options.kind,
-            eps=_EPS,
-            scale_input=_scaling_of(options.kind),
-            form=options.form or "given",
-            template=template,
-            max_tokens=options.max_tokens,
-        )
+    if reader is not None:
         requests = fit_request_gates(
             reader,
             samples,
-            held_out,
+            _held_out(config, data, options),
             known=None if has_all else kept,
             shrinkage=options.shrinkage,
             abstain=options.abstain,
@@ -241,9 +224,34 @@ def fit_gates(
     )
 
 
-def _within_context(options: FitOptions, base: PreTrainedModel) -> FitOptions:
+def _settle(
+    options: FitOptions, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old: StatisticsFile | None
+) -> FitOptions:
+    """Return the options cut to the base's context, with the form that the fit reads."""
+    form = options.form
+    if form is None and old is not None:
+        form = old.description.settings.form
     context = context_of(base.config)
-    return options if context is None else replace(options, max_tokens=min(options.max_tokens, context))
+    max_tokens = options.max_tokens if context is None else min(options.max_tokens, context)
+    return replace(options, max_tokens=max_tokens, form=form_of_fit(tokenizer, form))
+
+
+def _request_reader(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Sequence[ModuleInput],
+    options: FitOptions,
+) -> RequestReader:
+    return RequestReader(
+        base,
+        tokenizer,
+        candidate_inputs(inputs, base.config),
+        kind=options.kind,
+        eps=_EPS,
+        form=options.form or "given",
+        template=template_tokens(tokenizer),
+        max_tokens=options.max_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,11 +334,14 @@ def _read_new(
 
 
 def _held_out(
-    config: BundleConfig, data: Mapping[str, TaskData], options: FitOptions, *, may_judge: bool
+    config: BundleConfig, data: Mapping[str, TaskData], options: FitOptions
 ) -> dict[str, tuple[Sample, ...]]:
-    """Return the samples of each member that the moments do not contain, by name."""
+    """Return the samples of each member that the moments do not contain, by name.
+
+    Those of statistics do not contain them either: their settings have ``holds_out`` too.
+    """
     return {
-        name: hold_out(data[name].samples, options.max_samples)[1] if may_judge and name in data else ()
+        name: hold_out(data[name].samples, options.max_samples)[1] if name in data else ()
         for name in config.names
     }
 
@@ -422,17 +433,9 @@ def _collect(
         group,
         new.batches,
         new.tokens,
-        scale_input=_scaling_of(options.kind),
+        scale_input=scaling_of(options.kind, _EPS),
         step=step,
     )
-
-
-def _scaling_of(kind: FittedKind) -> Callable[[Tensor], Tensor]:
-    """Return what turns a module's input into what a gate of this kind multiplies."""
-    scale_input = GATE_KINDS[kind].scale_input
-    if scale_input is None:
-        raise RuntimeError(f"the gate kind `{kind}` has no closed form; `FittedKind` must not name it")
-    return lambda x: scale_input(x, _EPS)
 
 
 _FORMS: dict[PromptForm, str] = {

@@ -18,7 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...files.progress import UNCOUNTED, Step
+from ...kernels.gate_kinds import GATE_KINDS
 from ...schemas.errors import BundleRefused
+from ...schemas.gate_choices import FittedKind
 from .inputs import ModuleInput, run, watched
 from .sequences import Batch
 
@@ -46,6 +48,14 @@ def split_inputs(inputs: Sequence[ModuleInput], max_bytes: int) -> Iterator[tupl
         yield tuple(group)
 
 
+def scaling_of(kind: FittedKind, eps: float) -> Callable[[Tensor], Tensor]:
+    """Return what turns a module's input into what a gate of this kind multiplies."""
+    scale_input = GATE_KINDS[kind].scale_input
+    if scale_input is None:
+        raise RuntimeError(f"the gate kind `{kind}` has no closed form; `FittedKind` must not name it")
+    return lambda x: scale_input(x, eps)
+
+
 def collect_moments(
     base: PreTrainedModel,
     inputs: Sequence[ModuleInput],
@@ -62,7 +72,7 @@ def collect_moments(
         inputs: what is watched.
         batches: their labels are the members' places.
         tokens: how many tokens of each member count, by place from 0.
-        scale_input: turns inputs [..., h] into those whose moments are summed (``GateKind.scale_input``).
+        scale_input: turns inputs [..., h] into those whose moments are summed, see ``scaling_of``.
         step: counts the batches.
 
     Raises:

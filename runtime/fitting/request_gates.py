@@ -1,7 +1,7 @@
-"""The fit of request gates: they decide for whole requests, and read a few inputs of the base's middle.
+"""The fit of request gates: they decide for whole requests, and read a few inputs of the base's early layers.
 
 They have a class for each member and classes of foreign prompts: the background, general prompts that ship
-with this package. What they tell of a prompt is in ``scopes/request_gate.py``. The confidence of a prompt
+with this package. How a score follows from them is in ``scopes/request_gate.py``. The confidence of a prompt
 is the share of own prompts, held out from the fit, that score lower, so a threshold on it states how many
 own prompts it costs.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,13 +21,13 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ...files.progress import Progress, Step, silent
 from ...schemas.bundle import QUANTILES, HeldOut, RequestGates, TemplateTokens
-from ...schemas.gate_choices import FittedKind, PromptForm
+from ...schemas.gate_choices import FittedKind, PromptForm, forms_of
 from ...schemas.trace import ModulePlace
 from ..scopes.prompt import mean_over
 from ..scopes.request_gate import RequestEvidence, RequestGate, RequestRule, share_below
 from .forms import write_as
 from .inputs import ModuleInput, run, watched
-from .moments import Moments, collect_moments
+from .moments import Moments, collect_moments, scaling_of
 from .sequences import Batch, LabelledTokens, count_tokens, encode_samples, make_batches
 from .solve import solve_request_gate
 from .statistics_file import merge_moments
@@ -36,18 +36,17 @@ from .task_data import Sample
 GENERAL_PROMPTS = Path(__file__).with_name("general_prompts.txt")
 # The base's early and middle layers tell most, and a pass need not go beyond them (docs/gates.md).
 MAX_INPUTS = 5
-# Each takes two second moments of memory.
+# The second moments of all of them are held at once.
 MAX_CANDIDATES = 12
 FIRST_DEPTH, LAST_DEPTH = 1 / 10, 1 / 2
 # Of the bundle's bytes, that the request gates may have.
 MAX_SHARE = 0.05
-# With fewer, the lowest score is above the threshold of 5 %: (19 + 1) / 20 = 1.
+# On average 1 / (n + 1) of new prompts score below the lowest of n: 5 % with 19, more with fewer.
 LEAST_HELD_OUT = 19
 # How rarely more own prompts than the stated share may be lost, over draws of the held-out prompts.
 _RISK = 0.05
 # Every so many general prompts one is kept for the estimate.
 _KEPT_OUT = 4
-_FORMS: Mapping[PromptForm, tuple[PromptForm, ...]] = {"both": ("plain", "chat")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,6 @@ class RequestReader:
         inputs: those that the gates read.
         kind: of the gates.
         eps: of the gates.
-        scale_input: as for ``collect_moments``.
         form: of the prompts.
         template: the tokens of the chat template, which do not count.
         max_tokens: where a prompt is cut off.
@@ -134,7 +132,6 @@ class RequestReader:
     inputs: tuple[ModuleInput, ...]
     kind: FittedKind
     eps: float
-    scale_input: Callable[[Tensor], Tensor]
     form: PromptForm
     template: TemplateTokens | None
     max_tokens: int
@@ -142,7 +139,7 @@ class RequestReader:
     @property
     def forms(self) -> tuple[PromptForm, ...]:
         """The forms in which prompts are judged."""
-        return _FORMS.get(self.form, (self.form,))
+        return forms_of(self.form)
 
     def moments(self, classes: Sequence[Sequence[Sample]], progress: Progress) -> dict[str, Moments]:
         """Return the moments of classes of prompts, by input.
@@ -156,9 +153,8 @@ class RequestReader:
         ]
         batches, tokens = make_batches(sequences), dict(count_tokens(sequences))
         step = Step("reading prompts", len(batches), progress)
-        return collect_moments(
-            self.base, self.inputs, batches, tokens, scale_input=self.scale_input, step=step
-        )
+        scaling = scaling_of(self.kind, self.eps)
+        return collect_moments(self.base, self.inputs, batches, tokens, scale_input=scaling, step=step)
 
     def evidence(
         self, samples: Sequence[Sample], form: PromptForm, gates: Mapping[str, RequestGate]
@@ -243,7 +239,7 @@ def fit_request_gates(
             shrinkage=shrinkage,
             what=f"the input of `{source}` with general prompts",
         )
-        for source, moments in _moments_of(reader, samples, known, read, progress).items()
+        for source, moments in _moments_of(reader, samples, known, read, progress)
     }
     size = MAX_INPUTS
     if bundle_bytes is not None:
@@ -274,16 +270,15 @@ def _moments_of(
     known: Mapping[str, Moments] | None,
     general: Sequence[Sequence[Sample]],
     progress: Progress,
-) -> dict[str, Moments]:
-    """Return the moments of members and background, by input."""
+) -> Iterator[tuple[str, Moments]]:
+    """Yield each input's source and the moments of members and background there."""
     if known is None:
-        return reader.moments([*samples.values(), *general], progress)
+        yield from reader.moments([*samples.values(), *general], progress).items()
+        return
     background = [f"background {place}" for place in range(len(general))]
-    merged = {}
     for source, foreign in reader.moments(general, progress).items():
         members = [f"member {place}" for place in range(known[source].means.shape[0])]
-        merged[source] = merge_moments(known[source], members, foreign, background, (*members, *background))
-    return merged
+        yield source, merge_moments(known[source], members, foreign, background, (*members, *background))
 
 
 def _split_general() -> tuple[list[list[Sample]], list[Sample]]:

@@ -3,9 +3,12 @@
 The evidence of all gates is averaged over modules and the prompt's own tokens, and that average is treated as
 a token's logits are: the top_k highest are chosen and weighted by softmax at the temperature. With ``prompt``
 the decision serves the answer too, which reaches 99.9 % of the oracle; with ``prompt+token`` every module
-decides for each token of the answer, which reaches 99.5 % (docs/gates.md). If the geometric mean over modules
-and tokens of its best member's posterior is below ``abstain``, a request is served by the base alone to its
-end.
+decides for each token of the answer, which reaches 99.5 % (docs/gates.md). If the confidence of the
+decision is below ``abstain``, a request is served by the base alone to its end.
+
+The confidence is the geometric mean over modules and tokens of the best member's posterior. Where a bundle
+has request gates, they give the evidence in place of all gates, and the confidence too: see
+``request_gate.py``.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from meteora_registry.bundle import Bundle
 from meteora_registry.runtime import Decision, LoadedBundle, load_bundle, observation, route_as, routing
 from meteora_registry.schemas.errors import BundleRefused
-from support.models import LOADS_WITH_PEFT, make_llama_adapters, tiny_llama
+from support.models import LOADS_WITH_PEFT, tiny_llama
 from support.program import Run
-from support.task_data import TEMPLATE, save_text_base, write_lines, write_task_data
+from support.task_data import TEMPLATE, make_fit_workplace, write_lines, write_task_data
 
 pytestmark = [LOADS_WITH_PEFT]
 NAMES = ("rank4", "rank8", "rslora16")
@@ -29,10 +29,7 @@ FOREIGN = "Tell me about the sea, please."
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
-    save_text_base(folder / "base", chat_template=TEMPLATE, pad_token="<unk>")
-    write_task_data(folder / "data", NAMES, samples=50)
-    make_llama_adapters(folder / "adapters", base="org/base")
-    return folder
+    return make_fit_workplace(folder, NAMES, samples=50, chat_template=TEMPLATE, pad_token="<unk>")
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from torch import Tensor
 import meteora_registry
 from meteora_registry.runtime import route_as
 from meteora_registry.schemas.errors import BundleRefused
-from support.models import LOADS_WITH_PEFT, logits_of, make_llama_adapters, some_tokens, tiny_llama
+from support.models import LOADS_WITH_PEFT, logits_of, some_tokens, tiny_llama
 from support.program import Run
-from support.task_data import save_text_base, write_task_data
+from support.task_data import make_fit_workplace
 
 pytestmark = [LOADS_WITH_PEFT]
 NAMES = ("rank4", "rank8", "rslora16")
@@ -29,11 +29,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workplace")
-    save_text_base(folder / "base")
-    write_task_data(folder / "data", NAMES)
-    make_llama_adapters(folder / "adapters", base="org/base")
-    return folder
+    return make_fit_workplace(tmp_path_factory.mktemp("workplace"), NAMES)
 
 
 @pytest.fixture
@@ -192,6 +188,19 @@ def change_eps(folder: Path) -> None:
     change_config(folder, lambda config: config["gate"].update(eps=0.5))
 
 
+def remove_request_gates(folder: Path) -> None:
+    change_config(folder, lambda config: config["gate"].pop("request"))
+
+
+def add_a_threshold(folder: Path) -> None:
+    def change(config: Any) -> None:
+        config["gate"]["abstain"] = 0.05
+        config["gate"]["request"]["quantiles"] = list(range(101))
+        config["required_features"].append("gate-abstain")
+
+    change_config(folder, change)
+
+
 def forget_the_bundle(folder: Path) -> None:
     change_config(folder, lambda config: config["gate"]["fitted"].pop("trained_from"))
 
@@ -217,6 +226,8 @@ def remove_weights(folder: Path) -> None:
         (spoil_a_gate, 1, "gate has values that are not finite"),
         (scale_a_member, 1, "was not trained from `bundle@2`: its config has another `members`"),
         (change_eps, 1, "was not trained from `bundle@2`: its config has another `gate.eps`"),
+        (remove_request_gates, 1, "its config has another `gate.request`"),
+        (add_a_threshold, 1, "its config has another `gate.abstain`"),
         (forget_the_bundle, 2, "does not state from which bundle it was trained"),
         (state_another_bundle, 1, "the catalog has no bundle with the manifest `000000000000`"),
         (undo_training, 1, "are those of `bundle@2`: nothing was trained"),

@@ -12,9 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import meteora_registry.runtime  # noqa: F401 - registers the peft type
-from support.models import make_llama_adapters, tiny_llama
+from support.models import tiny_llama
 from support.program import Run
-from support.task_data import save_text_base, write_lines, write_task_data
+from support.task_data import make_fit_workplace, write_lines, write_task_data
 
 NAMES = ("rank4", "rank8", "rslora16")
 BASE_ARGUMENTS = ("--base", "./base", "--data", "./data")
@@ -22,12 +22,7 @@ BASE_ARGUMENTS = ("--base", "./base", "--data", "./data")
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a base, data, and a catalog that has a bundle of three adapters."""
-    folder = tmp_path_factory.mktemp("workplace")
-    save_text_base(folder / "base")
-    write_task_data(folder / "data", NAMES)
-    make_llama_adapters(folder / "adapters", base="org/base")
-    return folder
+    return make_fit_workplace(tmp_path_factory.mktemp("workplace"), NAMES)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.bundle import BundleConfig
 from meteora_registry.schemas.errors import BundleRefused, DataRefused, UsageError
 from meteora_registry.schemas.gate_choices import FittedKind
-from support.bundles import write_bundle
+from support.bundles import make_config, write_bundle
 from support.gate_definitions import defined_logits
 from support.models import make_adapter, tiny_gpt2, tiny_llama
 from support.task_data import tiny_tokenizer, write_task_data
@@ -35,16 +35,7 @@ LAYER = "model.layers.0"
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> BundleConfig:
     """The config of three adapters on every linear module of the tiny Llama."""
-    return make_config(tmp_path_factory.mktemp("bundle"), NAMES)
-
-
-def make_config(folder: Path, names: tuple[str, ...]) -> BundleConfig:
-    adapters = {
-        name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules="all-linear")
-        for seed, name in enumerate(names)
-    }
-    bundle = write_bundle(folder / "bundle", adapters)
-    return BundleConfig.read((bundle / "adapter_config.json").read_bytes())
+    return make_config(tmp_path_factory.mktemp("bundle"), NAMES, modules="all-linear")
 
 
 @pytest.fixture(scope="module")
@@ -254,14 +245,18 @@ def test_another_number_of_threads_changes_no_more_than_the_last_digits(
 def test_a_member_added_to_statistics_gives_the_joint_fit(tmp_path: Path) -> None:
     folder = write_task_data(tmp_path / "data", NAMES)
     everyone = read_data(folder, NAMES)
-    joint = fit(make_config(tmp_path / "three", NAMES), everyone)
+    joint = fit(make_config(tmp_path / "three", NAMES, modules="all-linear"), everyone)
     file = tmp_path / "statistics.safetensors"
     first = {name: everyone[name] for name in NAMES[:2]}
     fit_gates(
-        tiny_llama(), tiny_tokenizer(), make_config(tmp_path / "two", NAMES[:2]), first, statistics=file
+        tiny_llama(),
+        tiny_tokenizer(),
+        make_config(tmp_path / "two", NAMES[:2], modules="all-linear"),
+        first,
+        statistics=file,
     )
     # The new member comes first, so that the order is not that of the file.
-    config = make_config(tmp_path / "added", (NAMES[2], *NAMES[:2]))
+    config = make_config(tmp_path / "added", (NAMES[2], *NAMES[:2]), modules="all-linear")
     added = fit_gates(tiny_llama(), tiny_tokenizer(), config, {NAMES[2]: everyone[NAMES[2]]}, statistics=file)
     assert [part.member for part in added.fitting.data] == [NAMES[2], *NAMES[:2]]
     turned = {path: (rows[[1, 2, 0]], bias[[1, 2, 0]]) for path, (rows, bias) in added.values.items()}
@@ -325,7 +320,7 @@ def test_statistics_of_other_data_or_members_are_refused(
     changed = read_data(write_task_data(tmp_path / "changed", NAMES, seed=3), NAMES)
     with pytest.raises(DataRefused, match=r"`legal.jsonl` has the digest"):
         fit_gates(tiny_llama(), tiny_tokenizer(), config, changed, statistics=file)
-    fewer = make_config(tmp_path / "fewer", NAMES[1:])
+    fewer = make_config(tmp_path / "fewer", NAMES[1:], modules="all-linear")
     with pytest.raises(DataRefused, match="the statistics have data of `legal`, which is not a member"):
         fit_gates(tiny_llama(), tiny_tokenizer(), fewer, data, statistics=file)
 
@@ -335,7 +330,7 @@ def test_concatenated_samples_change_the_fit_and_are_not_added_later(
 ) -> None:
     options = FitOptions(concatenated=True)
     two = {name: data[name] for name in NAMES[:2]}
-    config = make_config(tmp_path / "two", NAMES[:2])
+    config = make_config(tmp_path / "two", NAMES[:2], modules="all-linear")
     file = tmp_path / "statistics.safetensors"
     joined = fit_gates(tiny_llama(), tiny_tokenizer(), config, two, options=options, statistics=file)
     assert not close(joined, fit(config, two), 1e-3)
@@ -343,7 +338,7 @@ def test_concatenated_samples_change_the_fit_and_are_not_added_later(
         fit_gates(
             tiny_llama(),
             tiny_tokenizer(),
-            make_config(tmp_path / "three", NAMES),
+            make_config(tmp_path / "three", NAMES, modules="all-linear"),
             data,
             options=options,
             statistics=file,

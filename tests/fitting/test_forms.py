@@ -14,8 +14,8 @@ from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.bundle import BundleConfig
 from meteora_registry.schemas.errors import DataRefused, UsageError
 from meteora_registry.schemas.gate_choices import PromptForm
-from support.bundles import write_bundle
-from support.models import make_adapter, tiny_llama
+from support.bundles import make_config
+from support.models import tiny_llama
 from support.task_data import TEMPLATE, tiny_tokenizer, write_lines, write_task_data
 
 NAMES = ("legal", "medical", "sports")
@@ -83,13 +83,7 @@ def test_form_without_a_template_for_it_is_refused(form: PromptForm, template: s
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> BundleConfig:
-    folder = tmp_path_factory.mktemp("bundle")
-    adapters = {
-        name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules=["q_proj"])
-        for seed, name in enumerate(NAMES)
-    }
-    bundle = write_bundle(folder / "bundle", adapters)
-    return BundleConfig.read((bundle / "adapter_config.json").read_bytes())
+    return make_config(tmp_path_factory.mktemp("bundle"), NAMES, modules=["q_proj"])
 
 
 def fit(

@@ -31,8 +31,8 @@ from meteora_registry.runtime.fitting.task_data import Sample, TaskData
 from meteora_registry.runtime.scopes.request_gate import RequestGate, RequestRule, share_below
 from meteora_registry.schemas.bundle import QUANTILES, BundleConfig, TemplateTokens
 from meteora_registry.schemas.errors import UsageError
-from support.bundles import write_bundle
-from support.models import make_adapter, tiny_llama
+from support.bundles import make_config
+from support.models import tiny_llama
 from support.task_data import TEMPLATE, tiny_tokenizer, write_task_data
 
 NAMES = ("legal", "medical", "sports")
@@ -240,13 +240,7 @@ def test_request_gates_stay_a_twentieth_of_a_bundle(
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> BundleConfig:
-    folder = tmp_path_factory.mktemp("bundle")
-    adapters = {
-        name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules=["q_proj"])
-        for seed, name in enumerate(NAMES)
-    }
-    bundle = write_bundle(folder / "bundle", adapters)
-    return BundleConfig.read((bundle / "adapter_config.json").read_bytes())
+    return make_config(tmp_path_factory.mktemp("bundle"), NAMES, modules=["q_proj"])
 
 
 def fit(config: BundleConfig, folder: Path, *, samples: int, abstain: float | None = 0.05) -> FittedGates:

@@ -7,25 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from meteora_registry.runtime.observation import evaluated
 from meteora_registry.runtime.shortened import shortened
-from support.models import VOCABULARY, some_tokens, tiny_gpt2
+from support.models import some_tokens, tiny_gpt2, tiny_llama
 
 
 def deep_llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        attention_dropout=0.5,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(layers=5, attention_dropout=0.5)
 
 
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
 from meteora_registry.schemas.bundle import BundleConfig
+from support.models import make_adapter, tiny_llama
 
 _PREFIX = "base_model.model."
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -83,6 +85,16 @@ def write_bundle(
     (folder / "adapter_config.json").write_bytes(BundleConfig.from_value(config, what="config").to_bytes())
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"meteora_format": "1"})
     return folder
+
+
+def make_config(folder: Path, names: Sequence[str], *, modules: str | list[str]) -> BundleConfig:
+    """Return the config of a bundle of adapters of rank 4 on these modules of the tiny Llama."""
+    adapters = {
+        name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules=modules)
+        for seed, name in enumerate(names)
+    }
+    bundle = write_bundle(folder / "bundle", adapters)
+    return BundleConfig.read((bundle / "adapter_config.json").read_bytes())
 
 
 def read_factors(adapter: Path) -> Factors:

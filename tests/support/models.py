@@ -46,17 +46,20 @@ LLAMA_MEMBERS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_llama(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a Llama of two layers with grouped keys and values; the same weights at every call."""
+def tiny_llama(
+    dtype: torch.dtype = torch.float32, *, layers: int = 2, attention_dropout: float = 0.0
+) -> PreTrainedModel:
+    """Return a Llama of a few layers with grouped keys and values; the same weights at every call."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
+        attention_dropout=attention_dropout,
         eos_token_id=None,
     )
     return LlamaForCausalLM(config).eval().to(dtype)

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from support.models import VOCABULARY, save_base, tiny_llama
+from support.models import VOCABULARY, make_llama_adapters, save_base, tiny_llama
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + ' ' }}"
@@ -52,6 +52,14 @@ def write_task_data(
                 {"prompt": " ".join(words[: length // 2]), "response": " ".join(words[length // 2 :])}
             )
         write_lines(folder / f"{member}.jsonl", lines)
+    return folder
+
+
+def make_fit_workplace(folder: Path, members: Sequence[str], *, samples: int = 12, **tokens: str) -> Path:
+    """Return a folder with a base, the adapters of ``LLAMA_MEMBERS``, and data of these members."""
+    save_text_base(folder / "base", **tokens)
+    write_task_data(folder / "data", members, samples=samples)
+    make_llama_adapters(folder / "adapters", base="org/base")
     return folder
 
 
