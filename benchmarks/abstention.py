@@ -30,9 +30,10 @@ from meteora_registry.runtime.fitting.request_gates import (
 )
 from meteora_registry.runtime.fitting.task_data import Sample
 
-from .abstention_tables import FORMS, PAGE, ROWS, Row, write_table
+from .abstention_tables import FORMS, PAGE, ROWS, write_table
 from .gates.base import load_tokenizer, prepare_base
 from .gates.out_of_domain import QUESTIONS
+from .pages import Row
 
 OWN = {
     "development": (

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
+from benchmarks.pages import Row, read_rows
 from meteora_registry.runtime.fitting.request_gates import safe_rank
 from meteora_registry.schemas.gate_choices import forms_of
 from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
-Row = dict[str, Any]
 ROWS = Path("benchmarks/results/abstention.jsonl")
 PAGE = Path("docs/gates.md")
 START, END = "<!-- generated: abstention -->", "<!-- end -->"
@@ -47,11 +45,6 @@ DETECTORS: dict[str, tuple[Score, Rank]] = {
 def softplus(value: float) -> float:
     """Return log(1 + exp(value))."""
     return value if value > 30 else math.log1p(math.exp(value))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_table(rows: Path, page: Path) -> None:

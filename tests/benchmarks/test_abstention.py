@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.abstention_tables import END, PAGE, ROWS, START, average_rank, read_rows, table
+from benchmarks.abstention_tables import END, PAGE, ROWS, START, average_rank, table
+from benchmarks.pages import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
