@@ -136,7 +136,7 @@ def _describe_gate(gate: Gate) -> str:
 
 
 def _describe_requests(gate: Gate) -> str:
-    """Return what is known of decisions about requests, from prompts that the fit did not read."""
+    """Return the text on request gates: how they decided about prompts that the fit did not read."""
     if gate.request is None:
         return ""
     count, judged = len(gate.request.modules), gate.request.held_out
@@ -152,8 +152,8 @@ def _describe_requests(gate: Gate) -> str:
         parts.append("No prompt is left to the base alone.")
     else:
         parts.append(
-            f"A decision leaves a prompt to the base if fewer than {100 * gate.abstain:g} % of the members' "
-            f"own are less like them{_left(judged)}."
+            f"A prompt is left to the base if it scores lower than {100 * (1 - gate.abstain):g} % of the "
+            f"members' own prompts do{_left(judged)}."
         )
     return " ".join(parts) + "\n"
 

@@ -65,7 +65,7 @@ def test_fit_prints_and_keeps_what_its_decisions_are_worth(fitted: Path, workpla
     assert config.gate.request.held_out is not None
     assert config.gate.request.held_out.prompts == 108
     card = (fitted / "README.md").read_text()
-    assert "leaves a prompt to the base if fewer than 5 % of the members' own are less like them" in card
+    assert "A prompt is left to the base if it scores lower than 95 % of the members' own prompts do:" in card
 
 
 def decide(loaded: LoadedBundle, prompts: list[str]) -> list[Decision]:
