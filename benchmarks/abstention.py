@@ -97,6 +97,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rows", type=Path, default=ROWS)
     options = parser.parse_args(arguments)
     if options.cache is not None:
+        if options.bigbench is None:
+            parser.error("--cache measures, which needs --bigbench too")
         with options.rows.open("w", encoding="utf-8") as file:
             for row in measure(options.cache, options.bigbench / "bigbench" / "benchmark_tasks"):
                 file.write(json.dumps(row, sort_keys=True) + "\n")

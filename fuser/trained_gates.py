@@ -1,7 +1,7 @@
 """The gates of a routed model that PEFT saved, read as new gates of the bundle that was trained.
 
 Only gates are trained, so everything else has to be the bundle's: the config but for its gates' fit, and the
-factors byte for byte.
+factors and request gates byte for byte.
 """
 
 from __future__ import annotations
@@ -130,12 +130,22 @@ class _Comparison:
             bias = self._gate(path, names.TENSOR_GATE_BIAS) if self._config.gate.bias else rows[:, 0]
             self.gates[path] = (rows, bias)
         if self._config.request_classes(path):
-            rows, bias, gram = (self._gate(path, tensor) for tensor in names.REQUEST_TENSORS)
+            rows, bias, gram = (self._request(path, tensor, called) for tensor in names.REQUEST_TENSORS)
             self.request[path] = (rows, bias, gram)
 
     def _gate(self, path: str, tensor: str) -> Tensor:
         found, differs = self._read(path, tensor)
         self.has_changes |= differs
+        return found
+
+    def _request(self, path: str, tensor: str, called: str) -> Tensor:
+        found, differs = self._read(path, tensor)
+        if differs:
+            raise BundleRefused(
+                f"`{path}.{tensor}` differs from that of `{called}`: request gates get no gradient, and the "
+                "threshold and the error rates in the config are of the bundle's own",
+                hint="fit them with `meteora-registry gate fit`",
+            )
         return found
 
     def _read(self, path: str, tensor: str) -> tuple[Tensor, bool]:

@@ -172,6 +172,10 @@ def train_a_member(folder: Path) -> None:
     change_tensor(folder, "meteora_B", lambda tensor: tensor + 1)
 
 
+def change_a_request_gate(folder: Path) -> None:
+    change_tensor(folder, "meteora_request_bias", lambda tensor: tensor + 1)
+
+
 def widen_a_gate(folder: Path) -> None:
     change_tensor(folder, "meteora_gate", Tensor.double)
 
@@ -222,6 +226,7 @@ def remove_weights(folder: Path) -> None:
     ("change", "code", "message"),
     [
         (train_a_member, 1, ".meteora_B` differs from that of `bundle@2`: members were trained"),
+        (change_a_request_gate, 1, "differs from that of `bundle@2`: request gates get no gradient"),
         (widen_a_gate, 1, ".meteora_gate` is F64 [3, 48], expected F32 [3, 48]"),
         (spoil_a_gate, 1, "gate has values that are not finite"),
         (scale_a_member, 1, "was not trained from `bundle@2`: its config has another `members`"),
