@@ -173,7 +173,7 @@ def train_a_member(folder: Path) -> None:
 
 
 def change_a_request_gate(folder: Path) -> None:
-    change_tensor(folder, "meteora_request_bias", lambda tensor: tensor + 1)
+    change_tensor(folder, "meteora_request_gate_bias", lambda tensor: tensor + 1)
 
 
 def widen_a_gate(folder: Path) -> None:
