@@ -13,19 +13,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ...kernels.routing import gate_logits
 from ...schemas.gate_choices import FittedKind
+from ...schemas.trace import ModulePlace
 from ..scopes.decision import Stretch
 from ..scopes.routing_rule import RoutingRule
 from ..scopes.segment import SegmentDecision
-from .inputs import run, watched
-from .request_gates import MAX_INPUTS, spreads
+from .inputs import ModuleInput, run, watched
+from .request_gates import MAX_INPUTS, candidate_inputs, spreads
 from .sequences import Batch
 
 # A choice may decide this part of the tokens less rightly than all gates do.
-_TOLERANCE = 0.01
+_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,20 @@ class ChosenEvidence:
     right_by_all: int
 
 
+def candidate_gates(inputs: Sequence[ModuleInput], config: PretrainedConfig) -> list[str]:
+    """Return the modules whose gates segments may be decided by: one of each early layer.
+
+    It is the last of its layer that reads as many features as the first, such as the input of the MLP: the
+    whole layer runs anyway, and what the attention found helps.
+    """
+    last: dict[str, ModuleInput] = {}
+    for each in inputs:
+        layer = ModulePlace.of(each.source).layer
+        if each.features == last.get(layer, each).features:
+            last[layer] = each
+    return [each.source for each in candidate_inputs([*last.values()], config)]
+
+
 def choose_evidence(
     base: PreTrainedModel,
     gates: Mapping[str, tuple[Tensor, Tensor]],
@@ -54,7 +69,7 @@ def choose_evidence(
     kind: FittedKind,
     eps: float,
 ) -> ChosenEvidence:
-    """Choose the candidates that decide most tokens of held-out texts rightly; of equal ones the earliest.
+    """Choose the earliest candidates that decide held-out texts nearly as all gates do.
 
     Args:
         base: the plain base.
@@ -73,11 +88,12 @@ def choose_evidence(
         right += _count_right(torch.stack([*chosen, by_all]), batch)
     tokens = 2 * sum(int((batch.labels >= 0).sum()) for batch in batches)
     *of_choices, of_all = right.tolist()
-    most = max(of_choices)
-    if not tokens or most < of_all - _TOLERANCE * tokens:
-        return ChosenEvidence(None, tokens, of_all, of_all)
-    modules = tuple(candidates[place] for place in choices[of_choices.index(most)])
-    return ChosenEvidence(modules, tokens, most, of_all)
+    least = of_all - _TOLERANCE * tokens
+    for choice, found_right in zip(choices, of_choices, strict=True):
+        if tokens and found_right >= least:
+            modules = tuple(candidates[place] for place in choice)
+            return ChosenEvidence(modules, tokens, found_right, of_all)
+    return ChosenEvidence(None, tokens, of_all, of_all)
 
 
 def _read(

@@ -26,7 +26,7 @@ from ...schemas.statistics import (
     TokenSettings,
 )
 from ..base_model import context_of
-from .evidence import ChosenEvidence, choose_evidence
+from .evidence import ChosenEvidence, candidate_gates, choose_evidence
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, scaling_of, split_inputs
@@ -228,7 +228,7 @@ def fit_gates(
         evidence = choose_evidence(
             base,
             values,
-            [each.source for each in candidate_inputs(inputs, base.config)],
+            candidate_gates(inputs, base.config),
             _held_out_texts(config, data, tokenizer, options),
             kind=options.kind,
             eps=_EPS,

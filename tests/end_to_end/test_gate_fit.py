@@ -231,8 +231,8 @@ def test_fit_for_segments_prints_which_gates_decide(run: Run, workplace: Path) -
     result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, "--out", "segments", "--scope", "segment")
     assert result.returncode == 0, result.stderr
     config = config_of(workplace / "segments")
-    assert config["gate"]["evidence"] == ["model.layers.0.self_attn.q_proj"]
+    assert config["gate"]["evidence"] == ["model.layers.0.mlp.gate_proj"]
     assert "gate-evidence" in config["required_features"]
     assert "% of the tokens decided rightly by 1 of 8 gates, the last in `model.layers.0" in result.stdout
     card = (workplace / "segments" / "README.md").read_text()
-    assert "Segments are decided by 1 gate, the last of them in `model.layers.0.self_attn.q_proj`." in card
+    assert "Segments are decided by 1 gate, the last of them in `model.layers.0.mlp.gate_proj`." in card

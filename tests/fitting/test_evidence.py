@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from meteora_registry.runtime.fitting import (
     ChosenEvidence,
@@ -16,8 +17,8 @@ from meteora_registry.runtime.fitting import (
     fit_gates,
     read_task_data,
 )
-from meteora_registry.runtime.fitting.evidence import choose_evidence
-from meteora_registry.runtime.fitting.inputs import run, watched
+from meteora_registry.runtime.fitting.evidence import candidate_gates, choose_evidence
+from meteora_registry.runtime.fitting.inputs import ModuleInput, run, watched
 from meteora_registry.runtime.fitting.sequences import Batch
 from meteora_registry.schemas.bundle import BundleConfig
 from support.bundles import make_config
@@ -71,6 +72,16 @@ def test_later_gates_are_chosen_where_early_ones_are_wrong() -> None:
     assert found.right > 40
 
 
+def test_candidate_is_the_last_input_of_a_layer_as_wide_as_its_first() -> None:
+    kinds = (("attn.q", 32), ("attn.o", 32), ("mlp.up", 32), ("mlp.down", 48))
+    inputs = [
+        ModuleInput((f"model.layers.{layer}.{kind}",), size) for layer in range(4) for kind, size in kinds
+    ]
+    config = PretrainedConfig(num_hidden_layers=4)
+    assert candidate_gates(inputs, config) == ["model.layers.1.mlp.up"]
+    assert candidate_gates(inputs[:1], config) == ["model.layers.0.attn.q"]
+
+
 def test_all_gates_are_read_where_no_choice_is_nearly_as_good() -> None:
     found = choose(gates_for(20.0, *[-1.0] * (LAYERS - 1)), texts())
     assert (found.modules, found.right) == (None, found.right_by_all)
@@ -104,6 +115,7 @@ def test_fit_for_segments_states_the_gates_in_the_config(config: BundleConfig, t
     assert gates.evidence.tokens == 480
     described = gates.describe("segment")
     assert described.evidence == gates.evidence.modules == ("model.layers.0.self_attn.q_proj",)
+    assert gates.evidence.right >= gates.evidence.right_by_all - 2
     assert "gate-evidence" in described.features
 
 
