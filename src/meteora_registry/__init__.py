@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .registry.workflows.problem import Mending, Problem
     from .registry.workflows.publication import Pushed
     from .runtime import (
+        Answer,
         Decision,
         GateNotFittedWarning,
         LoadedBundle,
@@ -86,6 +87,7 @@ _MODULES = {
     "AdapterVersion": "registry.catalog.records",
     "Addition": "registry.workflows.additions",
     "AlreadyInCatalog": "schemas.errors",
+    "Answer": "runtime",
     "Bundle": "bundle",
     "BundleRefused": "schemas.errors",
     "BundleVersion": "registry.catalog.records",
@@ -155,6 +157,7 @@ __all__ = [
     "AdapterVersion",
     "Addition",
     "AlreadyInCatalog",
+    "Answer",
     "Bundle",
     "BundleRefused",
     "BundleVersion",
