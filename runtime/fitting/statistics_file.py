@@ -120,8 +120,8 @@ class StatisticsFile:
         source = self.input_of(wanted).source
         if source not in self.description.prompts:
             raise DataRefused(
-                f"the statistics in `{self._path}` have no sums of prompts alone at `{source}`, which request "
-                "gates need",
+                f"the statistics in `{self._path}` have no sums of prompts alone at `{source}`, which "
+                "request gates need",
                 hint=_ANEW,
             )
         return Moments(

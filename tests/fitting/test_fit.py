@@ -287,9 +287,8 @@ def test_statistics_without_prompts_are_refused_for_request_gates(
     fit_gates(
         tiny_llama(), tiny_tokenizer(), config, data, statistics=file, options=FitOptions(segments=True)
     )
-    with pytest.raises(
-        DataRefused, match="have no sums of prompts alone at `model.layers.0.self_attn.q_proj`"
-    ):
+    problem = r"have no sums of prompts alone at `model\.layers\.0\.self_attn\.q_proj`"
+    with pytest.raises(DataRefused, match=problem):
         fit_gates(
             tiny_llama(), tiny_tokenizer(), config, data, statistics=file, options=FitOptions(requests=True)
         )
