@@ -13,7 +13,7 @@ import meteora_registry
 
 from ...schemas.errors import UsageError
 from ..home import CATALOG_VARIABLE, HOME_VARIABLE, STORE_VARIABLE, Home
-from .commands import COMMANDS
+from .commands import COMMANDS, SECTIONS
 from .failures import REFUSED, report_failure
 from .groups import LazyGroup, examples
 
@@ -21,6 +21,7 @@ from .groups import LazyGroup, examples
 @click.group(
     cls=LazyGroup,
     table=COMMANDS,
+    sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=examples("add ./my-adapter --base meta-llama/Llama-3.1-8B", "list", "show my-adapter"),
 )

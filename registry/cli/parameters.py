@@ -21,6 +21,8 @@ from ..home import Home
 from .output import print_remark
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+# Where a command keeps that its tables are printed whole.
+_WIDE = "meteora_registry.wide"
 # Of tokens and items: more than any context or data set has, and what every document can hold.
 MAX_COUNT = 1_000_000
 
@@ -193,6 +195,32 @@ def format_option(function: Function) -> Function:
         callback=lambda _context, _parameter, value: value == "json",
         help="How the data on stdout is written.",
     )(function)
+
+
+def wide_option(function: Function) -> Function:
+    """Add ``--wide``, which ``print_table`` obeys."""
+    return click.option(
+        "--wide",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda context, _parameter, value: context.meta.update({_WIDE: value}),
+        help="Print tables whole, however wide the terminal is.",
+    )(function)
+
+
+def is_wide() -> bool:
+    """Return whether the command that runs was called with ``--wide``."""
+    return bool(_meta().get(_WIDE))
+
+
+def offers_wide() -> bool:
+    """Return whether the command that runs has ``--wide``."""
+    return _WIDE in _meta()
+
+
+def _meta() -> dict[str, Any]:
+    context = click.get_current_context(silent=True)
+    return context.meta if context is not None else {}
 
 
 def page_options(function: Function) -> Function:
