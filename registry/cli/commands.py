@@ -42,6 +42,7 @@ _CATALOG = {
     "doctor": Listed("Find what a crash or a manual change left, and repair it", ".doctor"),
     "store": Listed("Measure, check and clean the content store", ".commands", "store"),
     "db": Listed("Look after the catalog's database", ".commands", "database"),
+    "completion": Listed("Print what a shell needs to complete commands and names", ".completion"),
 }
 SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "Catalog": _CATALOG}
 COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _CATALOG

@@ -28,7 +28,7 @@ from .output import (
     print_remark,
     print_verified,
 )
-from .parameters import base_folder_option, format_option, pass_registry, wide_option
+from .parameters import base_folder_option, complete_name, format_option, pass_registry, wide_option
 from .progress import progress_bar
 from .tables import EMPTY, Column, number, print_table
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         "fuse legal medical --dry-run",
     ),
 )
-@click.argument("adapters", metavar="[NAME[@VERSION|@ALIAS]]...", nargs=-1)
+@click.argument("adapters", metavar="[NAME[@VERSION|@ALIAS]]...", nargs=-1, shell_complete=complete_name)
 @click.option(
     "--recipe",
     "recipe_file",

@@ -12,7 +12,7 @@ from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import count, print_line, print_remark
-from .parameters import format_option, page_options, pass_registry, wide_option
+from .parameters import complete_name, format_option, page_options, pass_registry, wide_option
 from .tables import Column, print_table
 
 _COLUMNS = (
@@ -31,7 +31,7 @@ _COLUMNS = (
         "history", "history summarise", "history summarise --limit 5 --format json", "history --head"
     ),
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_name)
 @page_options
 @click.option("--head", is_flag=True, help="Print only the digest that the history ends with.")
 @wide_option

@@ -10,12 +10,12 @@ from .failures import report_failure, worst_code
 from .groups import examples
 from .json_output import print_json
 from .output import count, print_line, print_remark
-from .parameters import format_option, pass_registry, wide_option
+from .parameters import complete_name, format_option, pass_registry, wide_option
 from .tables import Column, print_table
 
 
 @click.command("refresh", epilog=examples("refresh", "refresh summarise legal"))
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @wide_option
 @format_option
 @pass_registry

@@ -75,7 +75,8 @@ def repository() -> Path:
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"meteora-registry {meteora_registry.__version__}\n"
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"meteora-registry {meteora_registry.__version__}"
 
 
 def test_a_session_with_one_adapter(home: Home, adapter: Path, tmp_path: Path) -> None:
