@@ -15,6 +15,7 @@ SUBJECTS = {
     "catalog": "benchmarks.catalog",
     "catalog-table": "benchmarks.catalog_table",
     "gpu": "benchmarks.gpu",
+    "host": "benchmarks.host",
     "kernels": "benchmarks.kernels",
     "kernel-tables": "benchmarks.kernel_tables",
     "gates": "benchmarks.gates.measure",

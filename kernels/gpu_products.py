@@ -25,6 +25,7 @@ DENSE_ROWS = 512
 FEW_TOKENS = 64
 # A decoding step may read all adapters, routing unknown, while that costs less than the two launches saved.
 GATED_ROWS = 768
+_NO_CHANGE = nullcontext()
 
 
 def serves(x: Tensor, layout: Layout) -> bool:
@@ -113,4 +114,6 @@ def _packed(routing: Routing) -> Routing:
 
 def _current_device(v: Tensor) -> AbstractContextManager[object]:
     """Return a context in which Triton launches on the GPU of `v`; it launches on the current one."""
-    return torch.cuda.device(v.device) if v.is_cuda else nullcontext()
+    if not v.is_cuda or v.device.index == torch.cuda.current_device():
+        return _NO_CHANGE
+    return torch.cuda.device(v.device)
