@@ -17,6 +17,7 @@ SUBJECTS = {
     "gpu": "benchmarks.gpu",
     "host": "benchmarks.host",
     "kernels": "benchmarks.kernels",
+    "kernel-costs": "benchmarks.kernel_costs",
     "kernel-tables": "benchmarks.kernel_tables",
     "gates": "benchmarks.gates.measure",
     "crashes": "benchmarks.crashes",
