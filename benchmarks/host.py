@@ -18,9 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +30,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from benchmarks import machine
+from benchmarks.pages import read_rows, with_section, write_row
 from meteora_registry.kernels import gpu_launch, gpu_products, gpu_table, operators
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
 from meteora_registry.kernels.routing import Gate
@@ -40,6 +39,9 @@ KERNELS = ("shrink", "expand", "project", "route", "spread", "outer")
 ROUNDS = 40
 CALLS = 50
 TOKENS = (1, 16, 64)
+ROWS = Path(__file__).parent / "results" / "host.jsonl"
+PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
+START, END = "<!-- host: written by benchmarks.host -->", "<!-- end of host -->"
 PARTS = ("call", "own", "buffers")
 MEMBERS, RANK, FEATURES, TOP_K = 28, 8, 4096, 2
 
@@ -50,15 +52,18 @@ Call = Callable[[], object]
 def main(arguments: list[str]) -> None:
     """Measure and write one line of JSON per row."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run host", description=__doc__)
-    parser.add_argument("--form", required=True, help="what of the code was measured, kept in each row")
+    parser.add_argument("--form", default="plans", help="what of the code was measured, kept in each row")
+    parser.add_argument("--page", action="store_true", help="write the committed rows into docs/kernels.md")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="passes over the calls")
     parser.add_argument("--out", type=Path, help="append the rows to this file")
     options = parser.parse_args(arguments)
+    if options.page:
+        PAGE.write_text(page_of(PAGE.read_text(encoding="utf-8"), read_rows(ROWS)), encoding="utf-8")
+        return
     torch.set_num_threads(1)
     described = machine.description("cpu")
-    out = options.out.open("a", encoding="utf-8") if options.out else sys.stdout
     for row in measure(options.rounds):
-        print(json.dumps({"subject": "host", "form": options.form, **row, **described}), file=out, flush=True)
+        write_row({"subject": "host", "form": options.form, **row, **described}, options.out)
 
 
 def measure(rounds: int) -> Iterator[Row]:
@@ -127,6 +132,27 @@ def buffers_of(call: Call) -> Call:
         torch.empty = empty
     # As the call does, all are kept until the last is there.
     return lambda: [torch.empty(*shape, **options) for shape, options in made]
+
+
+def page_of(page: str, rows: list[Row]) -> str:
+    """Return the page with the table of the committed rows."""
+    return with_section(page, START, END, table(rows))
+
+
+def table(rows: list[Row]) -> str:
+    """Return the table of two forms beside one another."""
+    found = {(row["form"], row["operator"], row["T"]): row for row in rows}
+    lines = [
+        "| call, tokens | own, before | own, now | of it buffers | Triton's launches | 8 `triton.cdiv` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for form, operator, tokens in found:
+        if form == "before":
+            then, now = found[form, operator, tokens], found["plans", operator, tokens]
+            figures = (then["own"], now["own"], now["buffers"], now["launches"], now["scale"])
+            cells = " | ".join(f"{figure:.1f}" for figure in figures)
+            lines.append(f"| `{operator}`, {tokens} | {cells} |")
+    return "\n".join(lines) + "\n"
 
 
 def eight_quotients() -> None:

@@ -30,8 +30,8 @@ from meteora_registry.kernels.gpu_table import read_table
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
 START, END = "<!-- costs: written by benchmarks.kernel_costs -->", "<!-- end of costs -->"
 
-# An H200: a copy through torch and a product of 8192 x 8192 in bf16, both as measured on one; L2 and the latencies
-# of a visit are read from disassembled code and vendor's figures, not measured.
+# An H200: a copy through torch and a product of 8192 x 8192 in bf16, both as measured on one; L2 and the
+# latencies of a visit are read from disassembled code and the vendor's figures, not measured.
 MEMORY = 4.3e12
 CACHE = 5.5e12
 BF16 = 7.8e14
@@ -186,9 +186,10 @@ def sorted_groups(p: Point) -> Cost:
 def ragged_ratio(tokens: int, members: int, largest: int, *, previous: bool) -> float:
     """Return how much one member of a large rank among others of 8 costs, beside all of 8."""
     even = Point(T=tokens, L=members)
-    return routed(_Ragged(T=tokens, L=members, largest=largest), previous=previous).us / routed(
-        even, previous=previous
-    ).us
+    return (
+        routed(_Ragged(T=tokens, L=members, largest=largest), previous=previous).us
+        / routed(even, previous=previous).us
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +206,7 @@ class _Ragged(Point):
 
 def _takes_dense(p: Point, *, previous: bool) -> bool:
     least = PREVIOUS_DENSE_TOKENS if previous else DENSE_TOKENS
-    return p.T >= least and sum(p.rank_list) <= DENSE_ROWS
+    return least <= p.T and sum(p.rank_list) <= DENSE_ROWS
 
 
 def _row(kernel: str, tokens: int) -> dict[str, Any]:
@@ -274,8 +275,19 @@ def section() -> str:
 
 def costs_table() -> Iterator[str]:
     """Yield the table of costs by regime."""
-    yield "| point | floor us | MB | GFLOP | ours us | launches | with a gate | before | dense | sorted groups |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    names = (
+        "floor us",
+        "MB",
+        "GFLOP",
+        "ours us",
+        "launches",
+        "with a gate",
+        "before",
+        "dense",
+        "sorted groups",
+    )
+    yield "| point | " + " | ".join(names) + " |"
+    yield "|---" * (len(names) + 1) + "|"
     for p in SHOWN:
         least, ours, gate = floor(p), routed(p), gated(p, previous=False)
         before = routed(p, previous=True).us, gated(p, previous=True).us

@@ -19,6 +19,7 @@ SUBJECTS = {
     "kernels": "benchmarks.kernels",
     "kernel-costs": "benchmarks.kernel_costs",
     "kernel-tables": "benchmarks.kernel_tables",
+    "interpreter-versions": "benchmarks.interpreter_versions",
     "gates": "benchmarks.gates.measure",
     "crashes": "benchmarks.crashes",
     "structure": "benchmarks.structure",

@@ -4,10 +4,10 @@ A tile of tokens visits the adapters its tokens selected, in ascending order, by
 adapter above the last one: adapters that no token of the tile chose are never touched, and every sum has one
 fixed order, so that repeated runs are bit-identical and every launch fits a CUDA graph.
 
-Rows past an adapter's rank, up to the tile's width, are its neighbour's: the shrink reads them (clamped to the
-storage) and drops them when z is stored, so that no loaded rank masks the inner loop. That relies on finite
-factors. Where the largest rank makes tiles wider than the least that a product takes, adapters of smaller rank get
-tiles of that width, so that they do not pay for it. An adapter index outside 0 .. L - 1 is never visited: it adds nothing and reads nothing.
+Rows past an adapter's rank, up to the tile's width, are its neighbour's: the shrink reads them (clamped to
+the storage) and drops them when z is stored, so that no loaded rank masks the inner loop. That relies on
+finite factors. Where the largest rank makes tiles wide, adapters of rank 16 or less get tiles of 16, so that
+they do not pay for it. An adapter index outside 0 .. L - 1 is never visited: it adds and reads nothing.
 
 Sums are fp32. Partial sums over d are kept in planes ``[S, ...]`` that the consumer adds up. Triton's
 interpreter computes garbage with bf16, hence ``UPCAST``. Shapes are those of ``layout.py``; v is x or dO,
@@ -117,7 +117,7 @@ def shrink_kernel(
         z = tl.zeros((BT, BR), dtype=tl.float32)
         # Rows that the narrow tile stores, in the first tile of a small rank.
         narrow = 0
-        if BR > LEAST:
+        if BR > LEAST:  # noqa: SIM102 - the first is a constant of the kernel
             if (rank > 0) & (rank <= LEAST) & (tl.program_id(1) == 0):
                 narrow = LEAST
                 n = tl.arange(0, LEAST)

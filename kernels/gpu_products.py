@@ -21,8 +21,8 @@ from .routing import Gate, Routing
 
 # Dense over all adapters is within 2 to 18 % of the floor up to here (roofline of an H100, 4096 features).
 DENSE_ROWS = 512
-# From as many tokens on, a tile that visits its adapters one after another waits longer than two products over
-# all of them take (`benchmarks/kernel_costs.py`); below, it visits few.
+# From as many tokens on, by a model of costs (docs/kernels.md), a tile that visits its adapters one after
+# another waits longer than two products over all of them take.
 DENSE_TOKENS = 8
 FEW_TOKENS = 64
 # A decoding step may read all adapters, routing unknown, while that costs less than the two launches saved.
