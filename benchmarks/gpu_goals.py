@@ -1,4 +1,4 @@
-"""What a run on a GPU is to show, beside what its rows show."""
+"""Goals of a run on a GPU, beside the figures of its rows."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ Calls = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where a step runs, and until when it starts anything."""
+    """The device of a step, and the time after which it starts nothing more."""
 
     device: str
     dry: bool

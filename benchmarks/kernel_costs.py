@@ -1,4 +1,4 @@
-"""What the kernels cost by a model: ``python -m benchmarks.run kernel-costs [--page]``.
+"""A model of what the kernels cost: ``python -m benchmarks.run kernel-costs [--page]``.
 
 Nothing here is measured. Each formulation is a list of launches, each with what it moves and computes for one
 linear; a launch takes the longest of its parts, and a call the sum of its launches in a CUDA graph:

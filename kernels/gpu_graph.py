@@ -18,7 +18,7 @@ def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
     Raises:
         RuntimeError: if a call cannot be captured, because it reads a value on the host.
     """
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP_CALLS):

@@ -39,7 +39,7 @@ MOST_PLANS = 65536
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the shapes decide of one launch.
+    """The parts of one launch that its shapes decide.
 
     Attributes:
         grid: programs along each axis.

@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -229,15 +229,15 @@ class Search:
 
 
 def time_of(kernel: str, row: Blocks, cases: list[Case]) -> float:
-    """Return the milliseconds of all cases, infinite where the row does not fit the GPU or is wrong."""
-    from triton.runtime.errors import OutOfResources  # type: ignore[import-untyped]
+    """Return the milliseconds of all cases, infinite where the row cannot run here or is wrong."""
+    from triton.errors import TritonError  # type: ignore[import-untyped]
 
     with using(kernel, row):
         try:
             if not all(case.is_right(kernel) for case in cases):
                 return math.inf
             return sum(case.milliseconds(kernel) for case in cases)
-        except OutOfResources:
+        except TritonError:
             return math.inf
 
 
@@ -249,15 +249,9 @@ def cases_of(tokens: int, device: str = "cuda", features: int = FEATURES) -> lis
 
 def compile_row(kernel: str, tokens: int, row: Blocks) -> None:
     """Call a kernel once, so that Triton's cache on disk has its binary; in a process of its own."""
-    from triton.runtime.errors import OutOfResources
-
     with using(kernel, row):
         for case in cases_of(tokens):
-            # Times of it are infinite.
-            try:
-                case.run(kernel)
-            except OutOfResources:
-                return
+            case.run(kernel)
 
 
 def compile_nothing(kernel: str, tokens: int, rows: Iterable[Blocks]) -> None:
@@ -272,7 +266,11 @@ class Compilers:
 
     def __call__(self, kernel: str, tokens: int, rows: Iterable[Blocks]) -> None:
         """Return when all rows are compiled, or failed to: they will fail again where they are tried."""
-        jobs = [self._pool.submit(compile_row, kernel, tokens, row) for row in rows]
+        try:
+            jobs = [self._pool.submit(compile_row, kernel, tokens, row) for row in rows]
+        except BrokenExecutor:
+            # A process died of a row; each is compiled where it is tried.
+            return
         for job in jobs:
             try:
                 job.exception(timeout=max(0.0, self._end - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What a call costs the host: the benchmark runs without a GPU, and the page shows its committed rows."""
+"""The host's time for a call: the benchmark runs without a GPU, and the page shows its committed rows."""
 
 from __future__ import annotations
 

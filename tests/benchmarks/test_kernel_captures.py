@@ -1,4 +1,4 @@
-"""What a CUDA graph can hold, and what a run of the kernels' benchmark keeps; shown without a GPU."""
+"""Calls that a CUDA graph can hold, and rows that a run of the kernels' benchmark keeps; without a GPU."""
 
 from __future__ import annotations
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +129,21 @@ def test_other_buckets_keep_their_rows() -> None:
     }  # fmt: skip
     assert found[1] == {**rows[0], "max_tokens": 64}
     assert found[3] == rows[-1]
+
+
+def test_row_that_cannot_run_is_not_the_fastest() -> None:
+    from triton.runtime.errors import OutOfResources
+
+    def is_right(kernel: str) -> bool:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    assert gpu_tune.time_of("shrink", BASE, [SimpleNamespace(is_right=is_right)]) == math.inf  # type: ignore[list-item]
+
+
+def test_rows_are_tried_although_a_compiler_died() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert isinstance(pool.submit(os._exit, 1).exception(), BrokenExecutor)
+        gpu_tune.Compilers(pool, LATER)("shrink", 16, [BASE])
 
 
 def test_rehearsal_goes_through_the_kernels(tmp_path: Path) -> None:
