@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support import warm
 from support.members import BASE
 from support.models import make_llama_adapters
 from support.program import PROGRAM, Run
@@ -36,7 +37,7 @@ def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Return the installed program in a process of its own, in a folder with a home of its own."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("METEORA_")}
     environment["METEORA_HOME"] = str(folder / "home")
-    return subprocess.run(
+    return warm.run(
         [PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
 

@@ -21,6 +21,7 @@ from meteora_registry.registry.cli.output import describe_bytes
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.facts import values_of
 from meteora_registry.schemas.names import CatalogSource
+from support import warm
 from support.catalogued import new_adapter, new_bundle, some_verification
 from support.program import PROGRAM
 from support.small_adapters import make_adapter
@@ -81,7 +82,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_session_with_one_adapter(home: Home, adapter: Path, tmp_path: Path) -> None:
     def call(*arguments: str, code: int = 0) -> tuple[str, str]:
-        done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, cwd=tmp_path)
+        done = warm.run([PROGRAM, *arguments], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == code, done.stderr
         return done.stdout, done.stderr
 
