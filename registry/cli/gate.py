@@ -29,6 +29,7 @@ from .progress import progress_bar
 from .tables import Column, number, print_table
 
 if TYPE_CHECKING:
+    from ...runtime.fitting import ChosenEvidence
     from ...schemas.bundle import RequestGates
     from ..workflows.gate_adoption import GateAdoption
     from ..workflows.gate_fit import GateFit
@@ -134,6 +135,22 @@ def _print_fit(found: GateFit) -> None:
         print_line()
         for line in _describe_decisions(found, found.request):
             print_line(line)
+    if found.evidence is not None:
+        print_line()
+        print_line(_describe_evidence(found.evidence, found.gates))
+
+
+def _describe_evidence(evidence: ChosenEvidence, gates: int) -> str:
+    """Return what is known of segments from texts that the fit did not read."""
+    if not evidence.tokens:
+        return f"held out: no texts, so segments are decided by all {gates} gates"
+    read, share = f"all {gates} gates", evidence.right / evidence.tokens
+    if evidence.modules is not None:
+        read = f"{len(evidence.modules)} of {gates} gates, the last in `{evidence.modules[-1]}`"
+    return (
+        f"held out: {share:.1%} of the tokens decided rightly by {read} "
+        f"({evidence.right_by_all / evidence.tokens:.1%} by all)"
+    )
 
 
 def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:

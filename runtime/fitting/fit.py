@@ -27,6 +27,7 @@ from ...schemas.statistics import (
 )
 from ..base_model import context_of
 from .chat_template import ChatTemplate
+from .evidence import ChosenEvidence, candidate_gates, choose_evidence
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, scaling_of, split_inputs
@@ -70,6 +71,7 @@ class FitOptions:
         form: of the prompts; by default half of the lines in the base's chat template, if it has one.
         requests: also fit request gates, and hold a part of every member's samples out of the fit to judge
             them.
+        segments: also choose the gates that segments are decided by, on samples held out in the same way.
         abstain: the share of own prompts that request gates may leave to the base; None for no abstention.
         max_memory_bytes: of second moments held at once; more of them take another pass.
     """
@@ -83,6 +85,7 @@ class FitOptions:
     concatenated: bool = False
     form: PromptForm | None = None
     requests: bool = False
+    segments: bool = False
     abstain: float | None = None
     max_memory_bytes: int = MAX_MEMORY_BYTES
 
@@ -98,6 +101,11 @@ class FitOptions:
             raise UsageError(f"`skip_tokens` is {self.skip_tokens}, expected 0 to {self.max_tokens - 1}")
 
     @property
+    def holds_out(self) -> bool:
+        """Whether a part of every member's samples is held out of the fit."""
+        return self.requests or self.segments
+
+    @property
     def settings(self) -> TokenSettings:
         """The settings that statistics must share to be added."""
         return TokenSettings(
@@ -107,7 +115,7 @@ class FitOptions:
             skip_tokens=self.skip_tokens,
             concatenated=self.concatenated,
             form=self.form or "given",
-            holds_out=self.requests,
+            holds_out=self.holds_out,
         )
 
 
@@ -117,7 +125,8 @@ class FittedGates:
 
     ``sources`` takes every other module to the one whose input, and hence whose gate, it shares. ``requests``
     has the request gates, if they were asked for, and ``abstain`` the threshold of their confidence; None if
-    none was asked for, or too few prompts were held out to know one.
+    none was asked for, or too few prompts were held out to know one. ``evidence`` has the gates that segments
+    are decided by, if they were to be chosen.
     """
 
     kind: FittedKind
@@ -127,6 +136,7 @@ class FittedGates:
     fitting: Fitting
     requests: FittedRequests | None = None
     abstain: float | None = None
+    evidence: ChosenEvidence | None = None
 
     def describe(self, scope: Scope) -> Gate:
         """Return the part of a bundle's config for these gates, if one decision of them serves ``scope``."""
@@ -138,6 +148,7 @@ class FittedGates:
             sources=self.sources,
             abstain=self.abstain,
             request=None if self.requests is None else self.requests.description,
+            evidence=None if self.evidence is None else self.evidence.modules,
             initialisation=None,
             fitted=self.fitting,
         )
@@ -219,6 +230,16 @@ def fit_gates(
                 bundle_bytes=bundle_bytes,
                 progress=progress,
             )
+        evidence = None
+        if options.segments:
+            evidence = choose_evidence(
+                base,
+                values,
+                candidate_gates(inputs, base.config),
+                _held_out_texts(config, data, tokenizer, options),
+                kind=options.kind,
+                eps=_EPS,
+            )
     has_threshold = requests is not None and requests.description.quantiles is not None
     return FittedGates(
         kind=options.kind,
@@ -228,6 +249,7 @@ def fit_gates(
         fitting=_fitting(description, options),
         requests=requests,
         abstain=options.abstain if has_threshold else None,
+        evidence=evidence,
     )
 
 
@@ -353,8 +375,30 @@ def _held_out(
     }
 
 
+def _held_out_texts(
+    config: BundleConfig,
+    data: Mapping[str, TaskData],
+    tokenizer: PreTrainedTokenizerBase,
+    options: FitOptions,
+) -> list[Batch]:
+    """Return texts of held-out samples, one of each member behind another; none if a member has none."""
+    template = template_tokens(tokenizer)
+    sequences = [
+        encode_samples(
+            write_as(samples, options.form or "given", tokenizer),
+            tokenizer,
+            place,
+            max_tokens=options.max_tokens,
+            skip_tokens=0,
+            template=template,
+        )
+        for place, samples in enumerate(_held_out(config, data, options).values())
+    ]
+    return make_batches(concatenate(sequences, max_tokens=options.max_tokens))
+
+
 def _read_samples(samples: Sequence[Sample], options: FitOptions) -> tuple[Sample, ...]:
-    if options.requests:
+    if options.holds_out:
         samples = hold_out(samples, options.max_samples)[0]
     return choose_samples(samples, options.max_samples)
 
