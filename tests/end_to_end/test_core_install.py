@@ -157,5 +157,5 @@ def test_required_signer_names_the_extra_that_checks_signatures(tmp_path: Path) 
     key.write_text("never read")
     printed = run(tmp_path, "verify", BUNDLE, "--digests-only", "--public-key", key, code=2)
     assert "signatures need the package model-signing, which is not installed" in printed
-    assert "pip install 'meteora-registry[sign]'" in printed
+    assert 'in the source folder of meteora-registry: pip install ".[sign]"' in printed
     run(tmp_path, "verify", BUNDLE, "--digests-only")
