@@ -44,7 +44,7 @@ class Revisions:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the job's author asked for; paths are below the current folder."""
+    """The wishes of the job's author; paths are below the current folder."""
 
     paths: tuple[str, ...] = (".",)
     changed_only: bool = True

@@ -30,7 +30,7 @@ class CommentFailed(MeteoraError, OSError):
 
 
 class Kept(StrEnum):
-    """What became of the comment."""
+    """The outcome for the comment."""
 
     WRITTEN = "written"
     UPDATED = "updated"

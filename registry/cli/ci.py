@@ -119,7 +119,7 @@ def _check_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def github(
     context: click.Context, registry: Registry, *, wishes: Wishes, comment: bool, comment_author: str
 ) -> None:
-    """Check what a pull request changes, in a job of GitHub Actions.
+    """Check what a pull request changes, in a GitHub Actions job.
 
     Policy, baseline and lock are read from the base revision, never from the pull request. Prints
     annotations, and writes the job's summary, outputs, SARIF and the comment.
@@ -145,7 +145,7 @@ def github(
 @pass_registry
 @click.pass_context
 def gitlab(context: click.Context, registry: Registry, *, wishes: Wishes) -> None:
-    """Check what a merge request changes, in a job of GitLab CI.
+    """Check what a merge request changes, in a GitLab CI job.
 
     Policy, baseline and lock are read from the target branch, never from the merge request. Writes
     meteora-junit.xml and gl-code-quality-report.json into the current folder.

@@ -41,8 +41,8 @@ COMMANDS = {
 ci = LazyGroup(
     "ci",
     table={
-        "github": Listed("Check what a pull request changes, in a job of GitHub Actions", ".ci", "github"),
-        "gitlab": Listed("Check what a merge request changes, in a job of GitLab CI", ".ci", "gitlab"),
+        "github": Listed("Check what a pull request changes, in a GitHub Actions job", ".ci", "github"),
+        "gitlab": Listed("Check what a merge request changes, in a GitLab CI job", ".ci", "gitlab"),
     },
     help="Check what a pull request changes, as a job of a code host.\n\n"
     "`action.yml` and the template for GitLab call these.",

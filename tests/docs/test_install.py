@@ -1,4 +1,4 @@
-"""How people are told to install the package: from its source, until an index has a release."""
+"""The ways to install the package that any text names: from its source, until an index has a release."""
 
 from __future__ import annotations
 
