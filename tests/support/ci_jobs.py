@@ -74,7 +74,9 @@ class Runner:
         target.parent.mkdir(parents=True)
         target.symlink_to(PROGRAM)
 
-    def run_script(self, script: str, environment: Mapping[str, str], *options: str) -> Done:
+    def run_script(
+        self, script: str, environment: Mapping[str, str], *options: str, owns_checkout: bool = True
+    ) -> Done:
         """Run a script as a runner does, in the checkout."""
         files = {name: self.temporary / name for name in ("summary", "outputs")}
         for path in files.values():
@@ -82,7 +84,7 @@ class Runner:
         (self.temporary / "script.sh").write_text(script)
         command = ["bash", "--noprofile", "--norc", *options, str(self.temporary / "script.sh")]
         if os.geteuid() == 0:
-            for place, _, names in os.walk(self.folder):
+            for place, _, names in os.walk(self.folder if owns_checkout else self.temporary):
                 for path in (place, *(f"{place}/{name}" for name in names)):
                     os.chown(path, _USER, _USER, follow_symlinks=False)
             command = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", *_ORDINARY, *command]
@@ -100,7 +102,9 @@ class Runner:
         outputs = dict(line.split("=", 1) for line in files["outputs"].read_text().splitlines())
         return Done(done.returncode, done.stdout, done.stderr, files["summary"].read_text(), outputs)
 
-    def run_step(self, index: int, environment: Mapping[str, str], **inputs: str) -> Done:
+    def run_step(
+        self, index: int, environment: Mapping[str, str], *, owns_checkout: bool = True, **inputs: str
+    ) -> Done:
         """Run one step of the action that has a script; inputs are written with ``_`` for ``-``."""
         step = ACTION["runs"]["steps"][index]
         given = {name.replace("_", "-"): value for name, value in inputs.items()}
