@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sysconfig
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 import yaml
 
 from meteora_registry.registry.ci.gitlab import JUNIT_FILE, QUALITY_FILE
-from support.ci_jobs import ROOT, Done, Runner
+from support.ci_jobs import NO_INDEX, ROOT, Done, Runner, runner
 from support.repositories import GitRepository
 from support.small_adapters import make_adapter
 
 JOB = yaml.safe_load((ROOT / "templates" / "gitlab-ci.yml").read_text())["validate-adapters"]
 FETCH = JOB["before_script"][-1]
+SCRIPTS = sysconfig.get_path("scripts")
 
 
-def check(machine: Runner, team: GitRepository, **variables: str) -> Done:
-    """Run the job of a merge request for main."""
+def check(
+    machine: Runner, team: GitRepository, *, before: Sequence[str] = (FETCH,), **variables: str
+) -> Done:
+    """Run the job of a merge request for main, without installing the checker unless ``before`` does."""
     team.git("checkout", "--quiet", "main")
     # git serves a repository to its owner alone.
     origin = machine.folder / "origin.git"
@@ -36,7 +42,7 @@ def check(machine: Runner, team: GitRepository, **variables: str) -> Done:
         "GITLAB_CI": "true",
         **variables,
     }
-    return machine.run_script("\n".join([FETCH, *JOB["script"]]), environment, "-e")
+    return machine.run_script("\n".join([*before, *JOB["script"]]), environment, "-e")
 
 
 def quality(machine: Runner) -> list[dict[str, object]]:
@@ -116,3 +122,21 @@ def test_job_elsewhere_is_refused_in_words(machine: Runner, team: GitRepository)
     done = check(machine, team, GITLAB_CI="", CI_MERGE_REQUEST_TARGET_BRANCH_NAME="")
     assert done.code == 2
     assert "this is not a job of GitLab CI" in done.err
+
+
+def test_whole_job_installs_the_checker_and_checks(team: GitRepository) -> None:
+    make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0)
+    team.commit()
+    own = {"METEORA_REGISTRY_SOURCE": str(ROOT), "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
+    with runner() as machine:
+        done = check(machine, team, before=JOB["before_script"], **NO_INDEX, **own)
+        assert done.code == 1, done.err
+        assert [each["check_name"] for each in quality(machine) if each["severity"] == "critical"] == [
+            "MR112"
+        ]
+        shutil.rmtree(machine.workspace)
+        done = check(
+            machine, team, before=JOB["before_script"], **NO_INDEX, **own | {"METEORA_REGISTRY_SOURCE": ""}
+        )
+        assert done.code != 0
+        assert "the variable METEORA_REGISTRY_SOURCE is not set" in done.err

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
 
-from support.ci_jobs import ROOT, runner
+from support.ci_jobs import NO_INDEX, ROOT, runner
 from support.github_api import WRITER, Api
 from support.repositories import GitRepository
 from support.small_adapters import make_adapter
 
 INSTALL, CHECK = 0, 1
-# No requirement is fetched: the tests' own environment has all of them.
-NO_INDEX = {
-    "PIP_NO_INDEX": "1",
-    "PIP_NO_DEPS": "1",
-    "PIP_NO_BUILD_ISOLATION": "0",
-    "PIP_NO_CACHE_DIR": "1",
-    "PYTHONPATH": sysconfig.get_path("purelib"),
-}
 
 
 def test_checker_is_installed_from_the_checkout_and_checks(team: GitRepository, api: Api) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,14 @@ from support.repositories import GitRepository
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+# No requirement is fetched: the tests' own environment has all of them.
+NO_INDEX = {
+    "PIP_NO_INDEX": "1",
+    "PIP_NO_DEPS": "1",
+    "PIP_NO_BUILD_ISOLATION": "0",
+    "PIP_NO_CACHE_DIR": "1",
+    "PYTHONPATH": sysconfig.get_path("purelib"),
+}
 _USER = 23456
 # The Python that runs the tests may be in a folder of root's, so the account may read everything.
 _ORDINARY = ("--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
