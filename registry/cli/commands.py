@@ -11,6 +11,7 @@ from .groups import DefaultGroup, LazyGroup, Listed, examples
 # In the order of work, as the help lists them.
 _ADAPTERS = {
     "validate": Listed("Find what is wrong with adapters, and the way out", ".validate"),
+    "ci": Listed("Check what a pull request changes, as a job of a code host", ".commands", "ci"),
     "repair": Listed("Write a copy of an adapter under PEFT's tensor names", ".repair"),
     "add": Listed("Check adapters and record them as versions", ".add"),
     "list": Listed("List every adapter and bundle with its latest version", ".list"),
@@ -47,6 +48,16 @@ _CATALOG = {
 SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "Catalog": _CATALOG}
 COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _CATALOG
 
+ci = LazyGroup(
+    "ci",
+    table={
+        "github": Listed("Check what a pull request changes, in a GitHub Actions job", ".ci", "github"),
+        "gitlab": Listed("Check what a merge request changes, in a GitLab CI job", ".ci", "gitlab"),
+    },
+    help="Check what a pull request changes, as a job of a code host.\n\n"
+    "`action.yml` and the template for GitLab call these.",
+    epilog=examples("ci github --policy policy.toml", "ci gitlab --lock adapters.lock"),
+)
 gate = LazyGroup(
     "gate",
     table={
