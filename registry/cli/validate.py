@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
-from ...inspection.report import FORMATS
+from ...inspection.report import FORMATS, Places, Setting, find_root, format_report
 from ...inspection.rules.all_rules import all_rules, find_rule
+from ...schemas.document import Document
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
@@ -38,6 +41,8 @@ EXIT_CODES = {
 }
 _MAX_LIST_BYTES = 16 << 20
 _ALL = "all"
+# Nothing that would end a link in Markdown or begin a query.
+_URL = re.compile(r"https?://[A-Za-z0-9._~:/@%+-]+")
 
 
 @click.command(
@@ -89,10 +94,22 @@ _ALL = "all"
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["text", "json", "sarif", "junit", "markdown", "github"]),
+    type=click.Choice(list(FORMATS)),
     default="text",
     show_default=True,
     help="How the report on stdout is written.",
+)
+@click.option(
+    "--relative-to",
+    "root",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the paths in reports begin, but in text and json. Default: the root of the git repository.",
+)
+@click.option(
+    "--docs-url",
+    metavar="URL",
+    help="Where docs/rules.md can be read; sarif and markdown link to its sections.",
 )
 @click.option("--explain", metavar="CODE", help="Explain a rule; `all` lists the rules.")
 @pass_registry
@@ -114,6 +131,8 @@ def command(
     jobs: int,
     list_file: Path | None,
     output_format: str,
+    root: Path | None,
+    docs_url: str | None,
     explain: str | None,
 ) -> None:
     """Find what is wrong with adapters, and the way out.
@@ -146,8 +165,9 @@ def command(
         companions=_open_companions(registry, companions),
         name_of_base=base_names(registry),
     )
-    # Every text in it is escaped already, each format in its own way.
-    sys.stdout.write(mask_urls(FORMATS[output_format](report)))
+    setting = Setting(Places(root or find_root(Path())), _check_url(docs_url))
+    # Masked before any format escapes what a URL is known by, and without the links of the format itself.
+    sys.stdout.write(format_report(_mask(report), output_format, setting))
     context.exit(EXIT_CODES[report.outcome])
 
 
@@ -167,6 +187,24 @@ def _read_policy(path: Path) -> Policy:
     policy = Policy.from_toml(read_bounded(path, MAX_POLICY_BYTES), what=str(path))
     check_policy(policy)
     return policy
+
+
+def _mask(value: Any) -> Any:
+    """Return a document, or a value of one, with every URL in it masked."""
+    if isinstance(value, Document):
+        return value.model_copy(update={name: _mask(each) for name, each in value})
+    if isinstance(value, tuple):
+        return tuple(map(_mask, value))
+    # A choice is a string of another type.
+    return mask_urls(value) if type(value) is str else value
+
+
+def _check_url(url: str | None) -> str | None:
+    if url is not None and not _URL.fullmatch(url):
+        raise UsageError(
+            f"`--docs-url` is `{url}`, expected the address of a page that begins with `https://`"
+        )
+    return url
 
 
 def _explain(code: str) -> None:

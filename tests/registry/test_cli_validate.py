@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.inspection.report import FORMATS
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.bundle import WEIGHTS_FILE
@@ -68,7 +69,7 @@ def test_tree_is_walked_and_summed_up(
     report = read_report(capsys.readouterr().out)
     assert [Path(each.name).name for each in report.adapters] == ["broken", "good", "unfusable"]
     run(["validate", str(good.parent)])
-    assert capsys.readouterr().out.splitlines()[-1] == "3 adapters: 2 accepted, 1 refused"
+    assert capsys.readouterr().out.splitlines()[-1] == "3 adapters: 1 refused, 2 accepted"
 
 
 def test_list_names_the_adapters(good: Path, broken: Path, tmp_path: Path, home: Home) -> None:
@@ -159,7 +160,40 @@ def test_rules_explain_themselves(home: Home, capsys: pytest.CaptureFixture[str]
     assert run(["validate", "--explain", "MR999"]) == 2
 
 
-@pytest.mark.parametrize("name", ["sarif", "junit", "markdown", "github"])
+def test_paths_in_reports_begin_at_the_repository(
+    broken: Path,
+    tmp_path: Path,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(broken)
+    assert run(["validate", ".", "--format", "github"]) == 1
+    assert capsys.readouterr().out.startswith("::error file=broken/adapter_config.json,line=1,title=MR112 ")
+    assert run(["validate", ".", "--format", "github", "--relative-to", str(broken)]) == 1
+    assert capsys.readouterr().out.startswith("::error file=adapter_config.json,line=1,title=MR112 ")
+
+
+def test_rules_link_to_their_page(broken: Path, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    link = "https://example.org/rules.md#mr112-alpha-is-unusable"
+    for name in ("sarif", "markdown"):
+        assert run(["validate", str(broken), "--format", name, "--docs-url", link.partition("#")[0]]) == 1
+        assert link in capsys.readouterr().out
+    assert run(["validate", str(broken), "--docs-url", "javascript:alert(1)"]) == 2
+    assert capsys.readouterr().err.startswith("error: `--docs-url` is `javascript:alert(1)`, expected ")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_report_shows_the_password_of_a_url(
+    name: str, tmp_path: Path, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_adapter(tmp_path / "adapter", base="https://user:hunter22@host/model")
+    run(["validate", str(folder), "--format", name])
+    assert "hunter22" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["sarif", "junit", "markdown", "github", "html"])
 def test_other_formats_go_to_stdout(
     name: str, broken: Path, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
