@@ -23,7 +23,7 @@ _SPAN = re.compile(r"`([^`]*)`")
 _MARKUP = re.compile(r"[\\*_\[\]<>~|!]")
 # GitHub looks for these in text that is rendered already; an empty comment keeps the parts separate.
 _MENTION = re.compile(r"(?<=[@#])(?=\w)|(?<=:)(?=//)|(?<=www)(?=\.)")
-_IN_CODE = str.maketrans({character: f"&#{ord(character)};" for character in "\\|*_[]~`!@#$:"})
+_IN_CODE = str.maketrans({character: f"&#{ord(character)};" for character in "\\|*_[]~`!@#$:."})
 
 
 def format_markdown(overview: Overview) -> str:

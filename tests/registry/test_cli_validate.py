@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as SarifLog
+from safetensors.numpy import save_file
 
 from meteora_registry.inspection.report import FORMATS
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.bundle import WEIGHTS_FILE
 from meteora_registry.schemas.report import Report
+from support.junit_schema import check_junit
 from support.small_adapters import make_adapter
 
 
@@ -210,3 +215,44 @@ def test_validating_needs_no_torch(good: Path, home: Home) -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["version"] == "2.1.0"
+
+
+NAMES = {
+    "markup": "</td></details>`**@team** #1 https://evil.example www.evil.example [a](b) ]]>\\|",
+    "control characters": "\x1b]0;title\x07\r\n::error::fake\n\u202e\u2028",
+    "long": "x" * 10_000,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_tensors_and_keys_break_no_format(
+    name: str, tmp_path: Path, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = NAMES[name]
+    (tmp_path / "adapters").mkdir()
+    folder = make_adapter(
+        tmp_path / "adapters" / "hostile",
+        alpha_pattern={text: 0},
+        base=text,
+        unknown=text,
+        target_modules=[text],
+    )
+    header = {f"{text}.lora_A.weight": np.zeros((4, 8), "float32"), text: np.ones(3, "float32")}
+    save_file(header, folder / WEIGHTS_FILE, {"format": "pt"})
+    found = {}
+    for output_format in FORMATS:
+        assert run(["validate", str(folder), "--format", output_format]) == 1
+        found[output_format] = capsys.readouterr().out
+        assert all(line.isprintable() for line in found[output_format].split("\n"))
+    check_junit(found["junit"])
+    SarifLog.model_validate(json.loads(found["sarif"]))
+    lines = found["github"].splitlines()
+    assert all(
+        re.match(r"::(error|warning|notice) file=[^,]*,(line=1,)?title=MR\d+ [^,:]*::", line)
+        for line in lines
+    )
+    rows = [line for line in found["markdown"].split("\n") if line.startswith("|")]
+    assert {re.sub(r"`[^`]*`", "", row).count("|") for row in rows} == {6}
+    page = found["html"]
+    assert page.count("<details") == page.count("</details>") == 1
+    assert len(found["markdown"]) < 65_536
