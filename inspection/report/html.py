@@ -35,8 +35,8 @@ def format_html(overview: Overview) -> str:
         _add(body, "h2", "Together")
         _add_entries(body, overview.together)
     _add_adapters(body, overview)
-    for what in overview.report.not_asked:
-        _add(body, "p", f"Not checked: {what}", "note")
+    for remark in overview.remarks:
+        _add(body, "p", remark, "note")
     return "<!DOCTYPE html>\n" + Xml.tostring(root, encoding="unicode", method="html") + "\n"
 
 
@@ -77,8 +77,8 @@ def _add_adapter(body: Xml.Element, adapter: ShownAdapter) -> None:
         _add(section, "p", escape(adapter.report.error, limit=_SHOWN_ERROR_CHARACTERS))
     if adapter.entries:
         _add_entries(section, adapter.entries)
-    for what in adapter.report.unchecked:
-        _add(section, "p", f"Not checked: {what}", "note")
+    for remark in adapter.remarks:
+        _add(section, "p", remark, "note")
 
 
 def _add_entries(parent: Xml.Element, entries: Iterable[Entry]) -> None:

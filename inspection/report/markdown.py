@@ -40,7 +40,7 @@ def format_markdown(overview: Overview) -> str:
         sections.insert(0, _folded("<b>together</b>", _table(overview.together)))
     kept, left_out = _fit(sections, MAX_BYTES - _size([*head, *tail]))
     if left_out:
-        tail.append(f"{left_out} more adapters with findings do not fit here: see the whole report.")
+        tail += ["", f"{left_out} more adapters with findings do not fit here: see the whole report."]
     return "\n".join([*head, *kept, *tail]).rstrip() + "\n"
 
 
@@ -91,9 +91,8 @@ def _section(adapter: ShownAdapter) -> list[str]:
         body += [plain(escape(adapter.report.error, limit=1000))]
     if adapter.entries:
         body += _table(adapter.entries)
-    if adapter.entries and adapter.report.unchecked:
-        body.append("")
-    body += [f"Not checked: {plain(what)}" for what in adapter.report.unchecked]
+    if adapter.remarks:
+        body += ["", *_remarks(adapter.remarks)]
     return _folded(f"<code>{name}</code>: {escape_html(adapter.heading)}", body)
 
 
@@ -120,7 +119,11 @@ def _tail(overview: Overview) -> list[str]:
         named = ", ".join(code(each.path) for each in clean[:_MAX_NAMED])
         more = f" and {len(clean) - _MAX_NAMED} more" if len(clean) > _MAX_NAMED else ""
         lines += [f"Without findings: {named}{more}.", ""]
-    return lines + [f"Not checked: {plain(what)}" for what in overview.report.not_asked]
+    return lines + _remarks(overview.remarks)
+
+
+def _remarks(remarks: Iterable[str]) -> list[str]:
+    return [f"- {plain(remark)}" for remark in remarks]
 
 
 def code(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from ...schemas.finding import Finding, Severity
 from ...schemas.quotation import escape
-from ...schemas.report import AdapterReport, Outcome, Report
+from ...schemas.report import AdapterReport, Outcome, Report, Selection
 from ..rules.rule import registered_rules
 from .places import Place, Places
 
@@ -68,6 +68,13 @@ class ShownAdapter:
         verdict = f" ({self.report.verdict})" if self.report.verdict else ""
         return f"{self.report.outcome}{verdict}"
 
+    @property
+    def remarks(self) -> list[str]:
+        """What was not checked, and how many findings a baseline has."""
+        known = len(self.report.known)
+        counted = [f"{_findings(known)} of the baseline, not counted"] if known else []
+        return [*counted, *(f"not checked: {what}" for what in self.report.unchecked)]
+
 
 @dataclass(frozen=True, slots=True)
 class Issue:
@@ -106,6 +113,15 @@ class Overview:
         return f"{adapters}: {listed}" if listed else adapters
 
     @property
+    def remarks(self) -> list[str]:
+        """Which adapters were chosen, what is known of them together, and what was not checked."""
+        report = self.report
+        known = len(report.known_together)
+        counted = [f"{_findings(known)} of the baseline against fusing, not counted"] if known else []
+        chosen = [_describe_selection(report.selection)] if report.selection else []
+        return [*chosen, *counted, *(f"not checked: {what}" for what in report.not_asked)]
+
+    @property
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """The path of the adapter and the entry of every finding; those against fusing have no path."""
         own = ((each.path, entry) for each in self.adapters for entry in each.entries)
@@ -136,13 +152,19 @@ class Overview:
     def clean(self) -> list[ShownAdapter]:
         """The accepted adapters without findings."""
         return [
-            each for each in self.adapters if each.report.outcome is Outcome.ACCEPTED and not each.entries
+            each
+            for each in self.adapters
+            if each.report.outcome is Outcome.ACCEPTED and not (each.entries or each.remarks)
         ]
 
     @property
     def notable(self) -> list[ShownAdapter]:
         """All other adapters."""
-        return [each for each in self.adapters if each.report.outcome is not Outcome.ACCEPTED or each.entries]
+        return [
+            each
+            for each in self.adapters
+            if each.report.outcome is not Outcome.ACCEPTED or each.entries or each.remarks
+        ]
 
     def link_to(self, code: str) -> str | None:
         """Return the address of a rule's section on the page of rules, if that is known."""
@@ -160,6 +182,18 @@ def level_of(finding: Finding, report: Report) -> Level:
 def describe(finding: Finding) -> str:
     """Return what was found and what was expected."""
     return f"found {finding.found}, expected {finding.expected}"
+
+
+def _findings(count: int) -> str:
+    return "1 finding" if count == 1 else f"{count} findings"
+
+
+def _describe_selection(selection: Selection) -> str:
+    since = f"since the commit `{selection.commit[:12]}`"
+    if selection.reason:
+        return f"all adapters, not only those that changed {since}: {selection.reason}"
+    gone = f", {len(selection.removed)} removed" if selection.removed else ""
+    return f"adapters that changed {since}; {selection.unchanged} unchanged{gone}"
 
 
 def _show(adapter: AdapterReport, report: Report, places: Places) -> ShownAdapter:

@@ -21,7 +21,7 @@ def format_text(overview: Overview) -> str:
     if overview.together:
         lines.append("together:")
         lines += [f"  {line}" for entry in overview.together for line in describe_finding(entry.finding)]
-    lines += [f"not checked: {what}" for what in overview.report.not_asked]
+    lines += overview.remarks
     if len(overview.adapters) > 1:
         lines += [_summarise(issue) for issue in overview.issues if issue.level != "note"]
         lines.append(overview.total)
@@ -50,5 +50,4 @@ def _describe(adapter: ShownAdapter) -> Iterator[str]:
         yield f"  {escape(adapter.report.error, limit=_MAX_ERROR_CHARACTERS)}"
     for entry in adapter.entries:
         yield from (f"  {line}" for line in describe_finding(entry.finding))
-    for what in adapter.report.unchecked:
-        yield f"  not checked: {what}"
+    yield from (f"  {remark}" for remark in adapter.remarks)

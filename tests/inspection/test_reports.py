@@ -19,7 +19,7 @@ from meteora_registry.inspection.report.places import Region, find_keys
 from meteora_registry.inspection.report.sarif import MAX_RESULTS
 from meteora_registry.inspection.rules.all_rules import all_rules
 from meteora_registry.schemas.finding import Effect, Finding, Place, Severity, Verdict
-from meteora_registry.schemas.report import AdapterReport, Outcome, Purpose, Report
+from meteora_registry.schemas.report import AdapterReport, Outcome, Purpose, Report, Selection
 from support.junit_schema import check_junit
 
 
@@ -327,6 +327,21 @@ def test_markdown_fits_a_comment_and_counts_what_does_not() -> None:
     assert text.endswith(
         f"\n{300 - kept} more adapters with findings do not fit here: see the whole report.\n"
     )
+
+
+@pytest.mark.parametrize("name", ["text", "markdown", "html"])
+def test_what_a_baseline_and_a_selection_left_out_is_counted(name: str) -> None:
+    known = adapter("old").model_copy(update={"known": (BROKEN, WARNING)})
+    selection = Selection(commit="c" * 40, unchanged=97, removed=("gone",))
+    given = report_of(known, selection=selection, known_together=(WARNING,), not_asked=("a base",))
+    text = re.sub(r"</?code>|`", "", format_report(given, name))
+    for remark in (
+        "2 findings of the baseline, not counted",
+        "adapters that changed since the commit cccccccccccc; 97 unchanged, 1 removed",
+        "1 finding of the baseline against fusing, not counted",
+        "not checked: a base",
+    ):
+        assert remark in text
 
 
 def test_markdown_links_rules_to_their_sections() -> None:
