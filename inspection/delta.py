@@ -1,8 +1,8 @@
-"""Norms and angles of deltas ``s B A``, in float64 and without forming one.
+"""Norms and angles of deltas ``s B A``, in float64.
 
-With the QR decomposition [B1 B2] = Q [R1 R2], and of A1, A2 likewise, each delta ``B A`` has the norms and
-products of the small matrix R_B R_A^T. Traces of Gram matrices would square the numbers and lose half their
-digits; this also measures the difference of two deltas that are almost the same.
+<B1 A1, B2 A2> is the sum of (B1^T B2) * (A1 A2^T), products as wide as the ranks, so no delta is formed.
+Of a difference this would lose half of the digits; where the ranks are equal, its norm is therefore that of
+(B2 - B1) A2 + B1 (A2 - A1), whose parts are as small as the change.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import BinaryIO
 
 import numpy as np
@@ -21,6 +22,8 @@ from .header import Header
 from .scan import read_tensor
 
 Matrix = npt.NDArray[np.float64]
+# A and s B of one linear module.
+Pair = tuple[Matrix, Matrix]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Factors:
             and np.array_equal(self.b, other.b)
         )
 
-    def pairs(self, unit_a: float, unit_b: float, unit_s: float) -> Iterator[tuple[Matrix, Matrix]]:
+    def pairs(self, unit_a: float, unit_b: float, unit_s: float) -> Iterator[Pair]:
         """Yield A and s B of each expert in these units."""
         rank = self.a.shape[0] // self.experts
         columns = self.b.reshape(self.b.shape[0], rank, self.experts)
@@ -129,23 +132,38 @@ def measure(first: Factors | None, second: Factors | None) -> Squares | None:
         return Squares(0.0, 0.0, 0.0, 0.0)
     same = first is not None and second is not None and first.is_like(second)
     sums = np.zeros(4)
-    pairs = [list(each.pairs(unit_a, unit_b, unit_s)) for each in present]
-    for parts in zip(*pairs, strict=True):
-        cores = _cores(parts)
-        one = cores[0] if first is not None else np.zeros_like(cores[0])
-        other = cores[-1] if second is not None else np.zeros_like(cores[-1])
-        difference = np.zeros_like(one) if same else other - one
-        sums += [np.sum(one * one), np.sum(other * other), np.sum(difference**2), np.sum(one * other)]
+    for one, other in zip_longest(*(_pairs(each, unit_a, unit_b, unit_s) for each in (first, second))):
+        sums += _compare(one, other)
+    if same:
+        sums[2] = 0.0
     return Squares.of(sums, unit_a * unit_b * unit_s)
 
 
-def _cores(pairs: tuple[tuple[Matrix, Matrix], ...]) -> list[Matrix]:
-    """Return R_B R_A^T of each pair, in bases that all of them share."""
-    widths = np.cumsum([a.shape[0] for a, _ in pairs])[:-1]
-    of_a = np.linalg.qr(np.concatenate([a.T for a, _ in pairs], axis=1), mode="r")
-    of_b = np.linalg.qr(np.concatenate([b for _, b in pairs], axis=1), mode="r")
-    split = zip(np.split(of_b, widths, axis=1), np.split(of_a, widths, axis=1), strict=True)
-    return [b @ a.T for b, a in split]
+def _pairs(factors: Factors | None, *units: float) -> Iterator[Pair]:
+    yield from () if factors is None else factors.pairs(*units)
+
+
+def _compare(one: Pair | None, other: Pair | None) -> Matrix:
+    """Return the squares of two deltas ``B A``, of their difference, and their product."""
+    if one is None or other is None:
+        square = sum(_product(each, each) for each in (one, other) if each is not None)
+        return np.array([square if one else 0.0, square if other else 0.0, square, 0.0])
+    first, second, product = _product(one, one), _product(other, other), _product(one, other)
+    if one[0].shape == other[0].shape:
+        of_b, of_a = (other[0], other[1] - one[1]), (other[0] - one[0], one[1])
+        difference = _product(of_b, of_b) + _product(of_a, of_a) + 2 * _product(of_b, of_a)
+    else:
+        difference = first + second - 2 * product
+    return np.array([first, second, max(difference, 0.0), product])
+
+
+def _product(one: Pair, other: Pair) -> float:
+    """Return the inner product of two deltas from their factors A and B."""
+    (a, b), (other_a, other_b) = one, other
+    if max(a.shape[0], other_a.shape[0]) > min(b.shape[0], a.shape[1]):
+        # Of so high a rank the deltas are smaller than their factors.
+        return float(np.sum((b @ a) * (other_b @ other_a)))
+    return float(np.sum((b.T @ other_b) * (a @ other_a.T)))
 
 
 def _peak(matrix: Matrix) -> float:
