@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import click
 
@@ -14,20 +14,19 @@ from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
 from ...inspection.report import FORMATS, Places, Setting, find_root, format_report
 from ...inspection.rules.all_rules import all_rules, find_rule
-from ...schemas.document import Document
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.lock import LockedAdapter
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Outcome, Purpose, Report, Selection
 from ..face import Registry
-from ..secrets import mask_urls
 from ..workflows.changed_adapters import select_changed
 from ..workflows.companion_sources import Companion, base_names, inspect_companion
 from ..workflows.review_files import BaselineFile, LockFile, write_baseline, write_lock
 from ..workflows.validation import ValidateOptions, find_adapters, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
+from .json_output import mask
 from .output import print_line, print_remark
 from .parameters import base_folder_option, follow_links_option, pass_registry
 
@@ -199,7 +198,7 @@ def command(
     report = review.write(report)
     setting = Setting(Places(root or find_root(Path())), _check_url(docs_url))
     # Masked before any format escapes what a URL is known by, and without the links of the format itself.
-    sys.stdout.write(format_report(_mask(report), output_format, setting))
+    sys.stdout.write(format_report(mask(report), output_format, setting))
     context.exit(EXIT_CODES[report.outcome])
 
 
@@ -291,16 +290,6 @@ def _read_policy(path: Path) -> Policy:
     policy = Policy.from_toml(read_bounded(path, MAX_POLICY_BYTES), what=str(path))
     check_policy(policy)
     return policy
-
-
-def _mask(value: Any) -> Any:
-    """Return a document, or a value of one, with every URL in it masked."""
-    if isinstance(value, Document):
-        return value.model_copy(update={name: _mask(each) for name, each in value})
-    if isinstance(value, tuple):
-        return tuple(map(_mask, value))
-    # A choice is a string of another type.
-    return mask_urls(value) if type(value) is str else value
 
 
 def _check_url(url: str | None) -> str | None:

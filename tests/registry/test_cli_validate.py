@@ -193,7 +193,7 @@ def test_rules_link_to_their_page(broken: Path, home: Home, capsys: pytest.Captu
 def test_no_report_shows_the_password_of_a_url(
     name: str, tmp_path: Path, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_adapter(tmp_path / "adapter", base="https://user:hunter22@host/model")
+    folder = make_adapter(tmp_path / "adapter", base="https://user:hunter22@host/mo|del")
     run(["validate", str(folder), "--format", name])
     assert "hunter22" not in capsys.readouterr().out
 
