@@ -138,6 +138,7 @@ def test_every_folder_of_the_package_is_in_the_table() -> None:
         ("meteora_registry.registry.workflows.publication", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.remote_bundles", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.fuse_plan", {"torch", "transformers", "click"}),
+        ("meteora_registry.registry.workflows.difference", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.compare", {"torch", "transformers", "click", "scipy"}),
         ("meteora_registry.registry.workflows.bundle_folder", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.additions", {"torch", "transformers", "alembic", "click"}),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
-from ...inspection.report import FORMATS
+from ...inspection.report import Places, Setting, find_root, format_report
 from ...schemas.quotation import escape
 from ..secrets import hide_secrets, mask_urls
 from .check import Checked
@@ -16,7 +17,8 @@ _OPENED, _CLOSED = re.compile(r"^<details\b", re.MULTILINE), "</details>"
 
 def render(checked: Checked, form: str) -> str:
     """Return the report in one of the formats of ``validate``, without secrets."""
-    return hide_secrets(mask_urls(FORMATS[form](checked.report)))
+    setting = Setting(Places(find_root(Path())))
+    return hide_secrets(mask_urls(format_report(checked.report, form, setting)))
 
 
 def render_page(checked: Checked) -> str:

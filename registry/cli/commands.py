@@ -11,7 +11,7 @@ from .groups import DefaultGroup, LazyGroup, Listed, examples
 # In the order of work, as the help lists them.
 _ADAPTERS = {
     "validate": Listed("Find what is wrong with adapters, and the way out", ".validate"),
-    "ci": Listed("Check what a pull request changes, as a job of a code host", ".commands", "ci"),
+    "diff": Listed("Show what changed from one version to the next", ".diff"),
     "repair": Listed("Write a copy of an adapter under PEFT's tensor names", ".repair"),
     "add": Listed("Check adapters and record them as versions", ".add"),
     "list": Listed("List every adapter and bundle with its latest version", ".list"),
@@ -24,6 +24,9 @@ _ADAPTERS = {
     "remove": Listed("Remove a version, or every version of a name", ".remove"),
     "refresh": Listed("Show which catalogued adapters changed on the Hub", ".refresh"),
     "search-hub": Listed("List adapters of a base on the Hub, and add the chosen ones", ".search_hub"),
+}
+_CI = {
+    "ci": Listed("Check what a pull request changes, as a job of a code host", ".commands", "ci"),
 }
 _BUNDLES = {
     "fuse": Listed("Fuse catalogued adapters into one routed bundle", ".fuse"),
@@ -45,8 +48,8 @@ _CATALOG = {
     "db": Listed("Look after the catalog's database", ".commands", "database"),
     "completion": Listed("Print what a shell needs to complete commands and names", ".completion"),
 }
-SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "Catalog": _CATALOG}
-COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _CATALOG
+SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "CI": _CI, "Catalog": _CATALOG}
+COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _CI | _CATALOG
 
 ci = LazyGroup(
     "ci",
