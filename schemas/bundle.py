@@ -41,7 +41,7 @@ from .gate_choices import (
 )
 from .inventory import Dtype
 from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Name
-from .trained_on import TrainedOn
+from .trained_on import TrainedOn, transformers_mapping
 
 BUNDLE_FORMAT = 1
 PEFT_TYPE = "METEORA"
@@ -458,22 +458,6 @@ class Gate(Document):
                 f"bias, found `{self.kind}`{' with a bias' if self.bias else ''}"
             )
         return self
-
-
-def transformers_mapping(value: object) -> dict[str, str] | None:
-    """Return a config's ``auto_mapping`` if it names a class of transformers, otherwise None.
-
-    PEFT imports the library that it names, so one of any other library is not carried into a bundle.
-    """
-    if not isinstance(value, dict):
-        return None
-    name, library = value.get("base_model_class"), value.get("parent_library")
-    if not isinstance(name, str) or not isinstance(library, str):
-        return None
-    is_plain = name.isidentifier() and all(part.isidentifier() for part in library.split("."))
-    if not is_plain or library.split(".")[0] != "transformers":
-        return None
-    return {"base_model_class": name, "parent_library": library}
 
 
 class BundleConfig(Document):

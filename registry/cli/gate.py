@@ -13,7 +13,7 @@ from ...scores.proportions import wilson_interval
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_line, print_table, print_verified
+from .output import describe_bytes, print_line, print_verified
 from .parameters import (
     as_option,
     base_folder_option,
@@ -26,6 +26,7 @@ from .parameters import (
     pass_registry,
 )
 from .progress import progress_bar
+from .tables import Column, number, print_table
 
 if TYPE_CHECKING:
     from ...runtime.fitting import ChosenEvidence
@@ -127,7 +128,7 @@ def _print_fit(found: GateFit) -> None:
     print_verified(found.record)
     print_line()
     print_table(
-        ("MEMBER", "SAMPLES", "DATA"),
+        ("MEMBER", number("SAMPLES"), Column("DATA", gives_way=1)),
         [(data.member, str(data.samples), data.sha256.short) for data in found.fitting.data],
     )
     if found.request is not None:

@@ -26,6 +26,7 @@ from ...schemas.statistics import (
     TokenSettings,
 )
 from ..base_model import context_of
+from .chat_template import ChatTemplate
 from .evidence import ChosenEvidence, candidate_gates, choose_evidence
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
@@ -189,49 +190,57 @@ def fit_gates(
         SourceUnreadable: the statistics cannot be read or written.
     """
     check_plain(base)
-    with ExitStack() as stack:
-        old = None
-        if statistics is not None and statistics.exists():
-            old = stack.enter_context(StatisticsFile(statistics))
-        options = _settle(options or FitOptions(), base, tokenizer, old)
-        inputs = find_inputs(base, config.target_modules)
-        _check_features(inputs)
-        if old is not None:
-            old.check_fits(digest_of_base(base), options.settings)
-        known = _known_members(old, config, data)
-        reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
-        new = _read_new(config, data, known, tokenizer, None if reader is None else reader.template, options)
-        description = _describe(base, config, inputs, reader, known, new, options)
-        writer = None
-        if statistics is not None and new.names:
-            writer = stack.enter_context(written_statistics(statistics, description))
-        samples = {name: _read_samples(data[name].samples, options) for name in config.names if name in data}
-        values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
-        prompts = {} if reader is None else _read_prompts(reader, samples, description, old, new, progress)
-        if writer is not None:
-            for source, moments in prompts.items():
-                writer.write_prompts(source, moments)
-    requests = None
-    if reader is not None:
-        requests = fit_request_gates(
-            reader,
-            prompts,
-            _held_out(config, data, options),
-            shrinkage=options.shrinkage,
-            abstain=options.abstain,
-            bundle_bytes=bundle_bytes,
-            progress=progress,
-        )
-    evidence = None
-    if options.segments:
-        evidence = choose_evidence(
-            base,
-            values,
-            candidate_gates(inputs, base.config),
-            _held_out_texts(config, data, tokenizer, options),
-            kind=options.kind,
-            eps=_EPS,
-        )
+    # One process for all the prompts of the fit, each part of which opens the template.
+    with ChatTemplate(tokenizer):
+        with ExitStack() as stack:
+            old = None
+            if statistics is not None and statistics.exists():
+                old = stack.enter_context(StatisticsFile(statistics))
+            options = _settle(options or FitOptions(), base, tokenizer, old)
+            inputs = find_inputs(base, config.target_modules)
+            _check_features(inputs)
+            if old is not None:
+                old.check_fits(digest_of_base(base), options.settings)
+            known = _known_members(old, config, data)
+            reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
+            new = _read_new(
+                config, data, known, tokenizer, None if reader is None else reader.template, options
+            )
+            description = _describe(base, config, inputs, reader, known, new, options)
+            writer = None
+            if statistics is not None and new.names:
+                writer = stack.enter_context(written_statistics(statistics, description))
+            samples = {
+                name: _read_samples(data[name].samples, options) for name in config.names if name in data
+            }
+            values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
+            prompts = (
+                {} if reader is None else _read_prompts(reader, samples, description, old, new, progress)
+            )
+            if writer is not None:
+                for source, moments in prompts.items():
+                    writer.write_prompts(source, moments)
+        requests = None
+        if reader is not None:
+            requests = fit_request_gates(
+                reader,
+                prompts,
+                _held_out(config, data, options),
+                shrinkage=options.shrinkage,
+                abstain=options.abstain,
+                bundle_bytes=bundle_bytes,
+                progress=progress,
+            )
+        evidence = None
+        if options.segments:
+            evidence = choose_evidence(
+                base,
+                values,
+                candidate_gates(inputs, base.config),
+                _held_out_texts(config, data, tokenizer, options),
+                kind=options.kind,
+                eps=_EPS,
+            )
     has_threshold = requests is not None and requests.description.quantiles is not None
     return FittedGates(
         kind=options.kind,
