@@ -38,8 +38,8 @@ base = AutoModelForCausalLM.from_pretrained({base!r}{revision})
 model = PeftModel.from_pretrained(base, "path/or/repository/of/this/bundle")
 ```
 
-Without the first line PEFT answers `KeyError: 'METEORA'`. Install it with
-`pip install "meteora-registry[runtime]"`.
+Without the first line PEFT answers `KeyError: 'METEORA'`. It is in
+meteora-registry with its extra `runtime`, installed from its source: `pip install ".[runtime]"`.
 """
 
 _NOT_FITTED = """\

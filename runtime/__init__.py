@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
         raise
     raise MissingDependency(
         f"loading a bundle needs `{library}`, which is not installed",
-        hint="pip install 'meteora-registry[runtime]'",
+        extra="runtime",
     ) from error
 
 register()

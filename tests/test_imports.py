@@ -39,9 +39,10 @@ REGISTRY_ALLOWED = {
     "catalog": {"secrets", "closing", "home", "store"},
     "workspace": {"closing", "home", "catalog", "store", "hub"},
     "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
+    "ci": {"secrets", "workspace", "workflows"},
     "fused": {"dependencies", "closing", "hub", "workspace", "workflows"},
     "face": {"dependencies", "home", "catalog", "workspace", "workflows"},
-    "cli": {"dependencies", "secrets", "home", "catalog", "workflows", "face"},
+    "cli": {"dependencies", "secrets", "home", "catalog", "workflows", "ci", "face"},
 }
 
 
@@ -135,6 +136,7 @@ def test_every_folder_of_the_package_is_in_the_table() -> None:
         ("meteora_registry.inspection.adapter", {"torch", "sqlalchemy", "transformers"}),
         ("meteora_registry.bundle.agreement", {"torch", "safetensors", "sqlalchemy", "transformers"}),
         ("meteora_registry.registry.workflows.publication", {"torch", "transformers", "click"}),
+        ("meteora_registry.registry.workflows.remote_bundles", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.fuse_plan", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.difference", {"torch", "transformers", "click"}),
         ("meteora_registry.registry.workflows.compare", {"torch", "transformers", "click", "scipy"}),

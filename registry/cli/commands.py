@@ -11,6 +11,7 @@ from .groups import DefaultGroup, LazyGroup, Listed, examples
 COMMANDS = {
     "validate": Listed("Find what is wrong with adapters, and the way out", ".validate"),
     "diff": Listed("Show what changed from one version to the next", ".diff"),
+    "ci": Listed("Check what a pull request changes, as a job of a code host", ".commands", "ci"),
     "repair": Listed("Write a copy of an adapter under PEFT's tensor names", ".repair"),
     "add": Listed("Check adapters and record them as versions", ".add"),
     "list": Listed("List every adapter and bundle with its latest version", ".list"),
@@ -38,6 +39,16 @@ COMMANDS = {
     "db": Listed("Look after the catalog's database", ".commands", "database"),
 }
 
+ci = LazyGroup(
+    "ci",
+    table={
+        "github": Listed("Check what a pull request changes, in a GitHub Actions job", ".ci", "github"),
+        "gitlab": Listed("Check what a merge request changes, in a GitLab CI job", ".ci", "gitlab"),
+    },
+    help="Check what a pull request changes, as a job of a code host.\n\n"
+    "`action.yml` and the template for GitLab call these.",
+    epilog=examples("ci github --policy policy.toml", "ci gitlab --lock adapters.lock"),
+)
 gate = LazyGroup(
     "gate",
     table={

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 import click
 
-from ...schemas.errors import UsageError
+from ...schemas.errors import UsageError, way_to_install
 from ...schemas.evaluation import (
     DEFAULT_MODES,
     MODES,
@@ -193,9 +193,7 @@ def compare(first: Path, second: Path, *, as_json: bool) -> None:
     """
     found = compare_files(first, second)
     if not can_estimate():
-        print_remark(
-            "note: the intervals need scipy, which is not installed: pip install 'meteora-registry[eval]'"
-        )
+        print_remark(f"note: the intervals need scipy, which is not installed; {way_to_install('eval')}")
     if as_json:
         print_json(found)
     else:

@@ -50,17 +50,40 @@ class Changes:
         # A changed parent is a link, or a repository of its own at another commit.
         return str(name) in self.folders or any(str(each) in self.files for each in (name, *name.parents))
 
+    def adapters(self, paths: Iterable[Path]) -> list[Path]:
+        """Return the adapters below ``paths`` with a changed config or changed weights, as below a path."""
+        folders = [folder for folder in self._folders_of_adapters() if is_adapter(folder)]
+        places = [(path, Path(os.path.realpath(path))) for path in paths]
+        found = {
+            path / folder.relative_to(place)
+            for folder in folders
+            for path, place in places
+            if folder.is_relative_to(place)
+        }
+        return sorted(found)
+
     def removed(self, paths: Iterable[Path]) -> tuple[str, ...]:
         """Return the folders below ``paths`` that had an adapter and have none any more."""
         asked = [Path(os.path.realpath(path)) for path in paths]
-        names = map(PurePosixPath, self.files)
-        folders = {self.root / name.parent for name in names if name.name in FILES_OF_ADAPTERS}
         gone = [
             folder
-            for folder in folders
+            for folder in self._folders_of_adapters()
             if not is_adapter(folder) and any(folder.is_relative_to(path) for path in asked)
         ]
         return tuple(sorted(folder.relative_to(self.root).as_posix() for folder in gone))
+
+    def _folders_of_adapters(self) -> set[Path]:
+        names = map(PurePosixPath, self.files)
+        return {self.root / name.parent for name in names if name.name in FILES_OF_ADAPTERS}
+
+
+def find_present(paths: Sequence[Path]) -> list[Path]:
+    """Return the adapters at these paths, none for a folder without any.
+
+    Raises:
+        SourceUnreadable: a path does not exist.
+    """
+    return [each for each in find_adapters(paths) if is_adapter(each) or each.is_file()]
 
 
 def select_changed(
@@ -87,8 +110,10 @@ def select_changed(
             )
     removed = changes.removed(paths)
     present = [path for path in paths if path.exists() or not changes.has(path)]
-    # A folder without adapters is meant as one by itself only where someone asks for it.
-    adapters = [each for each in find_adapters(present) if is_adapter(each) or each.is_file()]
+    adapters = find_present(present)
+    # In a hidden folder, or within another adapter, one is found by its changed files alone.
+    known = {os.path.realpath(each) for each in adapters}
+    adapters += [each for each in changes.adapters(present) if os.path.realpath(each) not in known]
     changed_setting = next((path for path in settings if changes.has(path)), None)
     if changed_setting is not None:
         reason = f"`{changed_setting}` changed"

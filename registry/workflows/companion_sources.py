@@ -92,7 +92,7 @@ def _inspect_on_hub(
     """Inspect a bundle by its manifest, or an adapter by its config and the header of its weights."""
     # They need the Hub's client.
     from .hub_adapters import find_adapters, inspect_on_hub
-    from .hub_bundles import find_bundle
+    from .remote_bundles import find_bundle
 
     listing = hub.list_files(*hub.locate(source.repository, source.revision))
     if listing.is_bundle and source.subfolder is None:

@@ -209,11 +209,8 @@ def _open_on_hub(
 
 
 def _fetch_bundle(workspace: Workspace, source: HubSource, scratch: Path) -> Bundle:
-    from ..dependencies import require_torch
-
-    require_torch("comparing a bundle on the Hub")
     from ..hub.download import download_files
-    from .hub_bundles import find_bundle
+    from .remote_bundles import find_bundle
 
     remote = find_bundle(workspace.hub, source, scratch)
     weights = remote.wanted.get(WEIGHTS_FILE)

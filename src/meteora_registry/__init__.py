@@ -232,7 +232,7 @@ def __getattr__(name: str) -> Any:
 
         raise MissingDependency(
             f"`{name}` needs `{error.name}`, which is not installed",
-            hint="pip install 'meteora-registry[runtime]'",
+            extra="runtime",
         ) from error
     found = getattr(module, _ALIASES.get(name, name))
     globals()[name] = found
