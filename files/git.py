@@ -14,8 +14,9 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from ..schemas.errors import MissingDependency, SourceUnreadable, UsageError
 from ..schemas.quotation import escape, quote_name
@@ -46,6 +47,14 @@ _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "LC_ALL": "C",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedFile:
+    """A file in a commit, by the id of its bytes."""
+
+    blob: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +160,43 @@ class Repository:
             raise SourceUnreadable(f"{where} has more than {max_bytes} bytes")
         return self._ask("cat-file", "blob", blob, what=f"{where} cannot be read", max_bytes=max_bytes)
 
+    def files_in(self, commit: str, folder: str) -> dict[str, CommittedFile]:
+        """Return the regular files of a folder as it is in a commit, by name; ``""`` is the root.
+
+        Raises:
+            UsageError: there is no such folder.
+        """
+        _check_commit(commit.encode())
+        what = f"the commit `{commit}` has no folder {quote_name(folder)}"
+        found = self._ask("ls-tree", "-z", "-l", f"{commit}:{folder}", what=what, max_bytes=MAX_CHANGES_BYTES)
+        files = {}
+        for line in found.removesuffix(b"\0").split(b"\0") if found else ():
+            facts, _, name = line.partition(b"\t")
+            mode, _kind, blob, size = facts.decode("ascii").split()
+            if mode in _REGULAR:
+                files[os.fsdecode(name)] = CommittedFile(blob, int(size))
+        return files
+
+    def copy_file(self, file: CommittedFile, target: Path) -> None:
+        """Write a committed file to a new file.
+
+        Raises:
+            SourceUnreadable: it cannot be read.
+        """
+        with target.open("xb") as sink:
+            self._ask(
+                *("cat-file", "blob", file.blob),
+                what=f"the file `{file.blob}` cannot be read",
+                max_bytes=file.size_bytes,
+                sink=sink,
+            )
+
+    def lfs_object(self, digest: str) -> Path:
+        """Return where Git LFS keeps the file of a digest, whether it was fetched or not."""
+        found = self._ask("rev-parse", "--git-common-dir", what="the repository cannot be found")
+        common = self.root / os.fsdecode(found.removesuffix(b"\n"))
+        return common / "lfs" / "objects" / digest[:2] / digest[2:4] / digest
+
     def _ask(
         self,
         *arguments: str,
@@ -158,17 +204,19 @@ class Repository:
         max_bytes: int = _MAX_LINE_BYTES,
         settings: Sequence[str] = (),
         accepted: Sequence[int] = (0,),
+        sink: BinaryIO | None = None,
     ) -> bytes:
         trust = ("safe.directory=*",) if self.is_trusted else ()
         options = [part for each in (*_SETTINGS, *trust, *settings) for part in ("-c", each)]
-        code, found, message = _run(["git", "--no-pager", *options, *arguments], self.root, max_bytes)
+        kept = BytesIO()
+        code, message = _run(["git", "--no-pager", *options, *arguments], self.root, max_bytes, sink or kept)
         if code not in accepted:
             raise _refused(what, message, self.root)
-        return found
+        return kept.getvalue()
 
 
-def _run(command: list[str], folder: Path, max_bytes: int) -> tuple[int, bytes, str]:
-    """Return the exit code of a program, what it printed, and the beginning of its message."""
+def _run(command: list[str], folder: Path, max_bytes: int, sink: BinaryIO) -> tuple[int, str]:
+    """Write what a program prints, and return its exit code and the beginning of its message."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with tempfile.TemporaryFile() as errors:
         try:
@@ -184,29 +232,33 @@ def _run(command: list[str], folder: Path, max_bytes: int) -> tuple[int, bytes, 
             raise _no_program(folder) from error
         except OSError as error:
             raise SourceUnreadable(f"`git` cannot be run in `{folder}`: {error.strerror}") from error
-        found = _read_within(process, max_bytes)
+        size_bytes = _read_within(process, max_bytes, sink)
         errors.seek(0)
         message = errors.read(_MAX_LINE_BYTES).decode("utf-8", errors="replace")
-    if len(found) > max_bytes:
+    if size_bytes > max_bytes:
         raise SourceUnreadable(f"`git` printed more than {max_bytes} bytes, and was stopped")
-    return process.returncode, found, message
+    return process.returncode, message
 
 
-def _read_within(process: subprocess.Popen[bytes], max_bytes: int) -> bytes:
+def _read_within(process: subprocess.Popen[bytes], max_bytes: int, sink: BinaryIO) -> int:
     timer = threading.Timer(TIMEOUT_SECONDS, process.kill)
     timer.start()
     with process:
         try:
-            found = process.stdout.read(max_bytes + 1) if process.stdout else b""
-            if len(found) > max_bytes:
-                process.kill()
+            size_bytes = 0
+            while process.stdout and (data := process.stdout.read(_MAX_LINE_BYTES)):
+                size_bytes += len(data)
+                if size_bytes > max_bytes:
+                    process.kill()
+                    break
+                sink.write(data)
         except BaseException:
             process.kill()
             raise
     if not timer.is_alive() and process.returncode < 0:
         raise SourceUnreadable(f"`git` did not answer within {TIMEOUT_SECONDS} seconds, and was stopped")
     timer.cancel()
-    return found
+    return size_bytes
 
 
 def _no_program(folder: Path) -> MissingDependency | SourceUnreadable:

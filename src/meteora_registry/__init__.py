@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from .runtime import load_bundle as load
     from .runtime.evaluation import EvaluationOptions
+    from .schemas.difference import AdapterDifference, BundleDifference
     from .schemas.errors import (
         AdapterRefused,
         AlreadyInCatalog,
@@ -80,6 +81,7 @@ __version__ = "0.1.0"
 
 # The module of each public name; the name is imported from there when it is first used.
 _MODULES = {
+    "AdapterDifference": "schemas.difference",
     "AdapterQuery": "registry.catalog.query",
     "AdapterRefused": "schemas.errors",
     "AdapterSummary": "registry.catalog.records",
@@ -87,6 +89,7 @@ _MODULES = {
     "Addition": "registry.workflows.additions",
     "AlreadyInCatalog": "schemas.errors",
     "Bundle": "bundle",
+    "BundleDifference": "schemas.difference",
     "BundleRefused": "schemas.errors",
     "BundleVersion": "registry.catalog.records",
     "CatalogSource": "schemas.names",
@@ -149,6 +152,7 @@ _MODULES = {
 _ALIASES = {"load": "load_bundle"}
 
 __all__ = [
+    "AdapterDifference",
     "AdapterQuery",
     "AdapterRefused",
     "AdapterSummary",
@@ -156,6 +160,7 @@ __all__ = [
     "Addition",
     "AlreadyInCatalog",
     "Bundle",
+    "BundleDifference",
     "BundleRefused",
     "BundleVersion",
     "CatalogSource",
