@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import unquote_plus
 
 HIDDEN = "***"
@@ -94,22 +92,6 @@ def mask_urls(text: str) -> str:
             lambda found: f"{found['scheme']}{found['slashes']}{_mask(found['scheme'], found['rest'])}", text
         )
     return _TOKEN.sub(HIDDEN, text)
-
-
-def mask_document(value: Any, mask: Callable[[str], str] = mask_urls) -> Any:
-    """Return a document, or a value in one, with every text masked.
-
-    Before a format escapes what a URL is known by, and without the links of the format itself.
-    """
-    # Documents are pydantic's, which help and errors do without.
-    if hasattr(value, "model_copy"):
-        return value.model_copy(update={name: mask_document(each, mask) for name, each in value})
-    if isinstance(value, tuple | list):
-        return type(value)(mask_document(each, mask) for each in value)
-    if isinstance(value, dict):
-        return {mask(key): mask_document(each, mask) for key, each in value.items()}
-    # A choice or a digest is a string of another type.
-    return mask(value) if type(value) is str else value
 
 
 def hide_secrets(text: str) -> str:

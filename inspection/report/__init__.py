@@ -12,12 +12,12 @@ from .github import format_github
 from .html import format_html
 from .junit import format_junit
 from .markdown import format_markdown
-from .overview import Overview, Setting, is_page
+from .overview import Overview, Setting
 from .places import Places, find_root
 from .sarif import format_sarif
 from .text import format_text
 
-__all__ = ["FORMATS", "Places", "Setting", "find_root", "format_report", "is_page"]
+__all__ = ["FORMATS", "Places", "Setting", "find_root", "format_report"]
 
 
 def format_json(overview: Overview) -> str:

@@ -35,7 +35,7 @@ def format_html(overview: Overview) -> str:
         _add(body, "h2", "Together")
         _add_entries(body, overview.together)
     _add_adapters(body, overview)
-    for remark in (*overview.selection, *overview.remarks):
+    for remark in overview.remarks:
         _add(body, "p", remark, "note")
     return "<!DOCTYPE html>\n" + Xml.tostring(root, encoding="unicode", method="html") + "\n"
 

@@ -119,7 +119,7 @@ def _tail(overview: Overview) -> list[str]:
         named = ", ".join(code(each.path) for each in clean[:_MAX_NAMED])
         more = f" and {len(clean) - _MAX_NAMED} more" if len(clean) > _MAX_NAMED else ""
         lines += [f"Without findings: {named}{more}.", ""]
-    return lines + _remarks([*overview.selection, *overview.remarks])
+    return lines + _remarks(overview.remarks)
 
 
 def _remarks(remarks: Iterable[str]) -> list[str]:

@@ -7,7 +7,6 @@ same rule for the same reason: the same way out, at the same kind of place.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,15 +15,13 @@ from typing import Literal
 
 from ...schemas.finding import Finding, Severity
 from ...schemas.quotation import escape
-from ...schemas.report import AdapterReport, Outcome, Report
+from ...schemas.report import AdapterReport, Outcome, Report, Selection
 from ..rules.rule import registered_rules
 from .places import Place, Places
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 MAX_PATH_CHARACTERS = 4096
-_MAX_NAMED = 20
-_PAGE = re.compile(r"https?://[A-Za-z0-9.:-]+(/[A-Za-z0-9._~@%+-]+)+")
 # What a person has to act on comes first.
 _WORST_FIRST = (Outcome.REFUSED, Outcome.UNREADABLE, Outcome.INCONCLUSIVE, Outcome.ACCEPTED)
 
@@ -75,7 +72,7 @@ class ShownAdapter:
     def remarks(self) -> list[str]:
         """What was not checked, and how many findings a baseline has."""
         known = len(self.report.known)
-        counted = [f"{_findings(known)} of the baseline did not count"] if known else []
+        counted = [f"{_findings(known)} of the baseline, not counted"] if known else []
         return [*counted, *(f"not checked: {what}" for what in self.report.unchecked)]
 
 
@@ -117,23 +114,12 @@ class Overview:
 
     @property
     def remarks(self) -> list[str]:
-        """How many findings are known, and what was not checked."""
+        """Which adapters were chosen, what is known of them together, and what was not checked."""
         report = self.report
-        known = sum(len(each.known) for each in report.adapters) + len(report.known_together)
-        counted = [f"{_findings(known)} of the baseline did not count"] if known else []
-        return [*counted, *(f"not checked: {what}" for what in report.not_asked)]
-
-    @property
-    def selection(self) -> list[str]:
-        """Which adapters were chosen because they changed, and which are gone."""
-        selection, taken = self.report.selection, len(self.report.adapters)
-        if selection is None:
-            return []
-        gone = [f"`{escape(name)}` has no adapter any more" for name in selection.removed[:_MAX_NAMED]]
-        if selection.reason:
-            return [f"all {taken} adapters were checked, because {selection.reason}", *gone]
-        since = f"since `{selection.commit[:12]}`"
-        return [f"{taken} of {taken + selection.unchanged} adapters changed {since}", *gone]
+        known = len(report.known_together)
+        counted = [f"{_findings(known)} of the baseline against fusing, not counted"] if known else []
+        chosen = [_describe_selection(report.selection)] if report.selection else []
+        return [*chosen, *counted, *(f"not checked: {what}" for what in report.not_asked)]
 
     @property
     def entries(self) -> Iterator[tuple[str, Entry]]:
@@ -186,11 +172,6 @@ class Overview:
         return f"{self.docs_url}#{code.lower()}-{next(names, '')}" if self.docs_url else None
 
 
-def is_page(url: str) -> bool:
-    """Return whether a URL may be linked to as a page: no query, and nothing that ends a link in Markdown."""
-    return _PAGE.fullmatch(url) is not None
-
-
 def level_of(finding: Finding, report: Report) -> Level:
     """Return error for a finding against the purpose; a refusal for another purpose is only a note."""
     if report.counts_against(finding):
@@ -204,7 +185,15 @@ def describe(finding: Finding) -> str:
 
 
 def _findings(count: int) -> str:
-    return "1 known finding" if count == 1 else f"{count} known findings"
+    return "1 finding" if count == 1 else f"{count} findings"
+
+
+def _describe_selection(selection: Selection) -> str:
+    since = f"since the commit `{selection.commit[:12]}`"
+    if selection.reason:
+        return f"all adapters, not only those that changed {since}: {selection.reason}"
+    gone = f", {len(selection.removed)} removed" if selection.removed else ""
+    return f"adapters that changed {since}; {selection.unchanged} unchanged{gone}"
 
 
 def _show(adapter: AdapterReport, report: Report, places: Places) -> ShownAdapter:

@@ -7,13 +7,12 @@ compared with. The adapters are those of the checkout.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from ...files.git import Repository
 from ...inspection.policy import check_policy
-from ...inspection.report import is_page
 from ...schemas.baseline import MAX_BASELINE_BYTES
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
@@ -57,16 +56,19 @@ class Wishes:
     purpose: Purpose = Purpose.USE
     fail_on: Severity = Severity.REFUSE
     jobs: int = 1
-    docs_url: str = ""
+    docs_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The report of a check, remarks on how it was made, the repository, and the page of the rules."""
+    """The report of a check, and remarks on how it was made.
+
+    ``root`` is the repository's folder, and ``docs_url`` the address of the page that explains the rules.
+    """
 
     report: Report
-    remarks: tuple[str, ...] = field(default=())
-    root: Path | None = None
+    root: Path
+    remarks: tuple[str, ...] = ()
     docs_url: str | None = None
 
 
@@ -111,9 +113,7 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
         name_of_base=base_names(workspace),
         selection=selection,
     )
-    # Of a job that does not know where the program came from, the address is not one.
-    docs_url = wishes.docs_url if is_page(wishes.docs_url) else None
-    return Checked(report, tuple(_remarks(trusted, wishes)), repository.root, docs_url)
+    return Checked(report, repository.root, tuple(_remarks(report, trusted, wishes)), wishes.docs_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ def _refuse_changed_companions(wishes: Wishes, changes: Changes) -> None:
             )
 
 
-def _remarks(trusted: _Trusted, wishes: Wishes) -> Iterator[str]:
+def _remarks(report: Report, trusted: _Trusted, wishes: Wishes) -> Iterator[str]:
     named = [
         what
         for what, name in (("policy", wishes.policy), ("baseline", wishes.baseline), ("lock", wishes.lock))
@@ -195,3 +195,14 @@ def _remarks(trusted: _Trusted, wishes: Wishes) -> Iterator[str]:
     ]
     if named:
         yield f"From the base revision `{trusted.commit[:12]}`, not from here: {', '.join(named)}."
+    if (selection := report.selection) is not None:
+        taken = len(report.adapters)
+        if selection.reason:
+            yield f"All {taken} adapters were checked, because {selection.reason}."
+        else:
+            since = f"`{selection.commit[:12]}`"
+            yield f"{taken} of {taken + selection.unchanged} adapters changed since {since}."
+        yield from (f"`{folder}` has no adapter any more." for folder in selection.removed)
+    known = sum(len(adapter.known) for adapter in report.adapters) + len(report.known_together)
+    if known:
+        yield f"{known} known findings of the baseline did not count."

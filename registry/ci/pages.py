@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from ...inspection.report import Places, Setting, format_report
 from ...schemas.quotation import escape
-from ..secrets import hide_secrets, mask_document
 from .check import Checked
 
 _SHORTENED = "**This page is shortened; the job's log and its files have all of it.**\n\n"
@@ -15,9 +14,8 @@ _OPENED, _CLOSED = re.compile(r"^<details\b", re.MULTILINE), "</details>"
 
 
 def render(checked: Checked, form: str) -> str:
-    """Return the report in one of the formats of ``validate``, without secrets."""
-    setting = Setting(Places(checked.root), checked.docs_url)
-    return format_report(mask_document(checked.report, hide_secrets), form, setting)
+    """Return the report in one of the formats of ``validate``, with paths as the repository has them."""
+    return format_report(checked.report, form, Setting(Places(checked.root), checked.docs_url))
 
 
 def render_page(checked: Checked) -> str:

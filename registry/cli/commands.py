@@ -10,8 +10,8 @@ from .groups import DefaultGroup, LazyGroup, Listed, examples
 
 COMMANDS = {
     "validate": Listed("Find what is wrong with adapters, and the way out", ".validate"),
-    "diff": Listed("Show what changed from one version to the next", ".diff"),
     "ci": Listed("Check what a pull request changes, as a job of a code host", ".commands", "ci"),
+    "diff": Listed("Show what changed from one version to the next", ".diff"),
     "repair": Listed("Write a copy of an adapter under PEFT's tensor names", ".repair"),
     "add": Listed("Check adapters and record them as versions", ".add"),
     "list": Listed("List every adapter and bundle with its latest version", ".list"),

@@ -6,11 +6,10 @@ import click
 
 from ...schemas.difference import AdapterDifference
 from ..face import Registry
-from ..secrets import mask_document
 from .diff_tables import Section, tables_of, to_markdown
 from .failures import DONE, INCONCLUSIVE
 from .groups import examples
-from .json_output import print_json
+from .json_output import mask, print_json
 from .output import print_line, print_table
 from .parameters import pass_registry
 from .progress import progress_bar
@@ -56,7 +55,7 @@ def command(
     Exit code 3 if the modules of an adapter could not be compared.
     """
     with progress_bar() as progress:
-        found = mask_document(registry.diff(first, second, progress=progress))
+        found = mask(registry.diff(first, second, progress=progress))
     if output_format == "json":
         print_json(found)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
-from ...inspection.report import FORMATS, Places, Setting, find_root, format_report, is_page
+from ...inspection.report import FORMATS, Places, Setting, find_root, format_report
 from ...inspection.rules.all_rules import all_rules, find_rule
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
@@ -19,13 +20,13 @@ from ...schemas.lock import LockedAdapter
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Outcome, Purpose, Report, Selection
 from ..face import Registry
-from ..secrets import mask_document
 from ..workflows.changed_adapters import select_changed
 from ..workflows.companion_sources import Companion, base_names, inspect_companion
 from ..workflows.review_files import BaselineFile, LockFile, write_baseline, write_lock
 from ..workflows.validation import ValidateOptions, find_adapters, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
+from .json_output import mask
 from .output import print_line, print_remark
 from .parameters import base_folder_option, follow_links_option, pass_registry
 
@@ -38,6 +39,8 @@ EXIT_CODES = {
 DEFAULT_LOCK = "adapters.lock"
 _MAX_LIST_BYTES = 16 << 20
 _ALL = "all"
+# Nothing that would end a link in Markdown or begin a query.
+_URL = re.compile(r"https?://[A-Za-z0-9._~:/@%+-]+")
 
 
 @click.command(
@@ -193,8 +196,9 @@ def command(
         keep=review.accepted.__setitem__ if write_lock else None,
     )
     report = review.write(report)
-    setting = Setting(Places(root or find_root(Path())), _check_url(docs_url))
-    sys.stdout.write(format_report(mask_document(report), output_format, setting))
+    setting = Setting(Places(root or find_root(Path())), check_url(docs_url))
+    # Masked before any format escapes what a URL is known by, and without the links of the format itself.
+    sys.stdout.write(format_report(mask(report), output_format, setting))
     context.exit(EXIT_CODES[report.outcome])
 
 
@@ -288,8 +292,13 @@ def _read_policy(path: Path) -> Policy:
     return policy
 
 
-def _check_url(url: str | None) -> str | None:
-    if url is not None and not is_page(url):
+def check_url(url: str | None) -> str | None:
+    """Return the address of the page of rules, or None where none is given.
+
+    Raises:
+        UsageError: it is not an address.
+    """
+    if url is not None and not _URL.fullmatch(url):
         raise UsageError(
             f"`--docs-url` is `{url}`, expected the address of a page that begins with `https://`"
         )

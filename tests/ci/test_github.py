@@ -352,14 +352,10 @@ def test_ten_adapters_of_every_kind_go_through_all_of_it(
     assert report["selection"]["unchanged"] == 4
     assert report["selection"]["removed"] == ["adapters/legal", "adapters/medical"]
     sarif = json.loads(Path(done.outputs["sarif"]).read_text())
-    (run,) = sarif["runs"]
-    assert "MR112" in {each["ruleId"] for each in run["results"]}
-    link = "https://github.com/org/meteora-registry/blob/v1/docs/rules.md#mr112-alpha-is-unusable"
-    assert link in {each["helpUri"] for each in run["tool"]["driver"]["rules"]}
+    assert "MR112" in {each["ruleId"] for each in sarif["runs"][0]["results"]}
     (comment,) = api.bodies()
     assert "root:" not in comment + done.out + done.err
     assert "\x1b" not in comment + done.summary + done.out
-    assert f"[MR112]({link})" in comment
     for name in ("broken", "linked"):
         assert name in comment
         assert name in done.summary

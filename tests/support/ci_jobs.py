@@ -39,6 +39,9 @@ _USER = 23456
 # The Python that runs the tests may be in a folder of root's, so the account may read everything.
 _ORDINARY = ("--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 _INPUT = re.compile(r"\$\{\{ inputs\.([a-z-]+) \}\}")
+# What GitHub makes of the other expressions of the action.
+_EXPRESSION = re.compile(r"\$\{\{ (.*?) \}\}")
+_DOCS_URL = "https://github.com/OWNER/meteora-registry/blob/COMMIT/docs/rules.md"
 _COMMAND = re.compile(r"::(?P<name>[a-z-]+)(?: (?P<properties>.*?))?::(?P<data>.*)")
 
 
@@ -67,15 +70,6 @@ class Done:
             elif "##[" in line:
                 found.append(("old form", line))
         return found
-
-
-# The context of a job that uses a release of the action.
-_GITHUB = {
-    "token": "",
-    "server_url": "https://github.com",
-    "action_repository": "org/meteora-registry",
-    "action_ref": "v1",
-}
 
 
 class Runner:
@@ -134,8 +128,7 @@ class Runner:
             )
 
         own = {name: fill(value) for name, value in step["env"].items()}
-        for name, value in _GITHUB.items():
-            own = {key: text.replace(f"${{{{ github.{name} }}}}", value) for key, text in own.items()}
+        own = {name: _EXPRESSION.sub(lambda found: _value_of(found[1]), value) for name, value in own.items()}
         return self.run_script(
             step["run"], {**self.variables(), **environment, **own}, "-e", "-o", "pipefail"
         )
@@ -189,3 +182,10 @@ def runner() -> Iterator[Runner]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Runner(Path(name))
+
+
+def _value_of(expression: str) -> str:
+    if expression == "github.token":
+        return ""
+    assert expression.startswith("github.action_repository && format(")
+    return _DOCS_URL
