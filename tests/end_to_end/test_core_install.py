@@ -108,6 +108,12 @@ def test_fuse_can_be_planned(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+def test_versions_of_adapters_and_bundles_can_be_compared(tmp_path: Path) -> None:
+    first, second = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
+    assert "modules: 4 changed" in run(tmp_path, "diff", first, second)
+    assert "members: all 3 are the same" in run(tmp_path, "diff", BUNDLE.parent / "normal", BUNDLE)
+
+
 def test_evaluations_can_be_compared(tmp_path: Path) -> None:
     for name, scores in (("before", [0.0, 1.0]), ("after", [1.0, 1.0])):
         evaluation = make_evaluation({"routed": {"one": scores}}, bundle=name)
