@@ -81,9 +81,9 @@ def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
     Raises:
         ValueError: if its shape, dtype or device differs from the result's.
     """
-    expected = (*x.shape[:-1], Bt.shape[1])
-    if out.shape != expected:
-        raise ValueError(f"`out` is {list(out.shape)}, expected {list(expected)}")
+    found = out.shape
+    if not found or found[-1] != Bt.shape[1] or found[:-1] != x.shape[:-1]:
+        raise ValueError(f"`out` is {list(found)}, expected {[*x.shape[:-1], Bt.shape[1]]}")
     if out.dtype != x.dtype:
         raise ValueError(f"`out` is {out.dtype} for `x` {x.dtype}, expected one dtype; cast `x` first")
     if out.device != x.device:

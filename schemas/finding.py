@@ -99,6 +99,11 @@ class Verdict(Document):
             fusable=effects.isdisjoint(effects_on_fuse(trust_tensors=trust_tensors)),
         )
 
+    @property
+    def word(self) -> str:
+        """One word for it: what can be fused, what works by itself, or what is broken."""
+        return "fusable" if self.fusable else "sound" if self.sound else "broken"
+
     def __str__(self) -> str:
         if self.fusable and not self.sound:
             return "broken for use, fusable"

@@ -18,6 +18,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Read when torch is imported, here and in every program that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test hide what another one's URLs made a secret of this process."""
     monkeypatch.setattr(secrets, "_remembered", set())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from support.new_catalogs import copied_catalogs
+
+    with copied_catalogs(tmp_path_factory.mktemp("catalogs")):
+        yield
 
 
 @pytest.fixture

@@ -195,14 +195,5 @@ def _remarks(report: Report, trusted: _Trusted, wishes: Wishes) -> Iterator[str]
     ]
     if named:
         yield f"From the base revision `{trusted.commit[:12]}`, not from here: {', '.join(named)}."
-    if (selection := report.selection) is not None:
-        taken = len(report.adapters)
-        if selection.reason:
-            yield f"All {taken} adapters were checked, because {selection.reason}."
-        else:
-            since = f"`{selection.commit[:12]}`"
-            yield f"{taken} of {taken + selection.unchanged} adapters changed since {since}."
-        yield from (f"`{folder}` has no adapter any more." for folder in selection.removed)
-    known = sum(len(adapter.known) for adapter in report.adapters) + len(report.known_together)
-    if known:
-        yield f"{known} known findings of the baseline did not count."
+    if report.selection is not None:
+        yield from (f"`{folder}` has no adapter any more." for folder in report.selection.removed)

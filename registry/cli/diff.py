@@ -10,11 +10,13 @@ from .diff_tables import Section, tables_of, to_markdown
 from .failures import DONE, INCONCLUSIVE
 from .groups import examples
 from .json_output import mask, print_json
-from .output import print_line, print_table
-from .parameters import pass_registry
+from .output import print_line
+from .parameters import pass_registry, wide_option
 from .progress import progress_bar
+from .tables import Column, print_table
 
 _SHOWN_MODULES = 10
+_NUMBERS = frozenset({"count", "change", "cosine", "rank", "scaling"})
 
 
 @click.command(
@@ -38,6 +40,7 @@ _SHOWN_MODULES = 10
     show_default=True,
     help="How the data on stdout is written.",
 )
+@wide_option
 @pass_registry
 @click.pass_context
 def command(
@@ -75,4 +78,10 @@ def _print(sections: list[Section]) -> None:
         for line in section.lines:
             print_line(line)
         if section.rows:
-            print_table([column.upper() for column in section.columns], section.rows)
+            columns = [_column(place, name) for place, name in enumerate(section.columns)]
+            print_table(columns, section.rows)
+
+
+def _column(place: int, name: str) -> Column:
+    """Return a column that gives way to those on its left."""
+    return Column(name.upper(), is_number=name in _NUMBERS, gives_way=place)

@@ -18,7 +18,7 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.lock import LockedAdapter
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
-from ...schemas.report import Outcome, Purpose, Report, Selection
+from ...schemas.report import Outcome, Purpose, Report
 from ..face import Registry
 from ..workflows.changed_adapters import select_changed
 from ..workflows.companion_sources import Companion, base_names, inspect_companion
@@ -186,7 +186,8 @@ def command(
     else:
         settings = [path for path in (policy, *review.files) if path is not None]
         adapters, selection = select_changed(listed, since, settings=settings)
-        print_selection(selection, len(adapters))
+        for folder in selection.removed:
+            print_remark(f"`{folder}` has no adapter any more, since `{selection.commit[:12]}`")
     report = validate(
         adapters,
         options,
@@ -261,17 +262,6 @@ class _Review:
         if self.writes_baseline and self.baseline is not None:
             return write_baseline(self.baseline, report)
         return report
-
-
-def print_selection(selection: Selection, taken: int) -> None:
-    """Print on stderr which adapters changed since a commit."""
-    since = f"since `{selection.commit[:12]}`"
-    if selection.reason:
-        print_remark(f"{since}: {selection.reason}, so all {taken} adapters are checked")
-    else:
-        print_remark(f"{since}: {taken} of {taken + selection.unchanged} adapters changed")
-    for folder in selection.removed:
-        print_remark(f"{since}: `{folder}` has no adapter any more")
 
 
 def _open_companions(registry: Registry, sources: tuple[str, ...]) -> dict[str, Companion]:

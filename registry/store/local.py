@@ -250,7 +250,8 @@ class Store(MarkedStore):
 
     def list_leftovers(self) -> list[Leftover]:
         """Return the leftovers in ``incoming`` of processes that died."""
-        return [Leftover(str(path), _size_of(path)) for path in self._abandoned()]
+        sizes = [(path, _size_of(path)) for path in self._abandoned()]
+        return [Leftover(str(path), size) for path, size in sizes if size is not None]
 
     def clear_leftovers(self) -> None:
         """Delete the leftovers."""
@@ -258,7 +259,9 @@ class Store(MarkedStore):
             return
         with hold_lock(self.lock_path):
             for path in self._abandoned():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                # Its own process may be ending, and deletes it too.
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def drop(self, digests: Iterable[Digest], *, references: HeldReferences) -> int:
         """Delete those blobs that nothing refers to; return the number of bytes set free.
@@ -332,7 +335,11 @@ def _children(folder: Path, names: re.Pattern[str] = _ANY) -> list[Path]:
         ) from error
 
 
-def _size_of(path: Path) -> int:
-    if not path.is_dir():
-        return path.lstat().st_size
-    return sum(each.lstat().st_size for each in path.rglob("*") if each.is_file())
+def _size_of(path: Path) -> int | None:
+    """Return the bytes of a file or folder; None if it was deleted meanwhile."""
+    try:
+        if not path.is_dir():
+            return path.lstat().st_size
+        return sum(each.lstat().st_size for each in path.rglob("*") if each.is_file())
+    except FileNotFoundError:
+        return None

@@ -17,6 +17,7 @@ from ...schemas.evaluation import DEFAULT_MODES, MODES, EvaluatedTask, Metric, M
 from ...schemas.gate_choices import PromptForm, forms_of
 from ...scores.intervals import check_can_estimate
 from ..fitting import Sample, TaskData, check_form, write_as
+from ..fitting.chat_template import ChatTemplate
 from ..fitting.sequences import choose_samples
 from ..fitting.task_data import refusal_of
 from .metrics import Judge, judge_of
@@ -92,9 +93,10 @@ def make_tasks(
     """
     _check_options(options, members)
     check_can_estimate()
-    check_form(tokenizer, options.form)
     problems: list[str] = []
-    tasks = [_make_task(data[member], tokenizer, options, context_tokens, problems) for member in members]
+    with ChatTemplate(tokenizer):
+        check_form(tokenizer, options.form)
+        tasks = [_make_task(data[member], tokenizer, options, context_tokens, problems) for member in members]
     if problems:
         raise refusal_of(
             "the data cannot be evaluated",

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,19 +32,29 @@ _SHOWN_CHARACTERS = 300
 
 
 class ChatTemplate:
-    """A tokenizer's chat template; the process starts with the first conversation and ends with the block."""
+    """A tokenizer's chat template; the process starts with the first conversation and ends with the block.
+
+    A block within a block of the same tokenizer uses that one's process.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_seconds: float = MAX_SECONDS) -> None:
         self.tokenizer = tokenizer
         self._max_seconds = max_seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._outer: Token[ChatTemplate | None] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ChatTemplate:
+        outer = _opened.get()
+        if outer is not None and outer.tokenizer is self.tokenizer:
+            return outer
+        self._outer = _opened.set(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._outer is not None:
+            _opened.reset(self._outer)
         if self._process is not None:
             self._process.kill()
             # Closes the pipes and waits.
@@ -100,6 +111,9 @@ class ChatTemplate:
         if process.wait() == -signal.SIGPROF:
             return {"error": f"it was stopped after {self._max_seconds:g} seconds of computing"}
         return {"error": f"its process ended with code {process.returncode}"}
+
+
+_opened: ContextVar[ChatTemplate | None] = ContextVar("opened", default=None)
 
 
 def _send(process: subprocess.Popen[bytes], value: Any) -> None:

@@ -26,6 +26,8 @@ from ...schemas.statistics import (
     TokenSettings,
 )
 from ..base_model import context_of
+from .chat_template import ChatTemplate
+from .evidence import ChosenEvidence, candidate_gates, choose_evidence
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, scaling_of, split_inputs
@@ -69,6 +71,7 @@ class FitOptions:
         form: of the prompts; by default half of the lines in the base's chat template, if it has one.
         requests: also fit request gates, and hold a part of every member's samples out of the fit to judge
             them.
+        segments: also choose the gates that segments are decided by, on samples held out in the same way.
         abstain: the share of own prompts that request gates may leave to the base; None for no abstention.
         max_memory_bytes: of second moments held at once; more of them take another pass.
     """
@@ -82,6 +85,7 @@ class FitOptions:
     concatenated: bool = False
     form: PromptForm | None = None
     requests: bool = False
+    segments: bool = False
     abstain: float | None = None
     max_memory_bytes: int = MAX_MEMORY_BYTES
 
@@ -97,6 +101,11 @@ class FitOptions:
             raise UsageError(f"`skip_tokens` is {self.skip_tokens}, expected 0 to {self.max_tokens - 1}")
 
     @property
+    def holds_out(self) -> bool:
+        """Whether a part of every member's samples is held out of the fit."""
+        return self.requests or self.segments
+
+    @property
     def settings(self) -> TokenSettings:
         """The settings that statistics must share to be added."""
         return TokenSettings(
@@ -106,7 +115,7 @@ class FitOptions:
             skip_tokens=self.skip_tokens,
             concatenated=self.concatenated,
             form=self.form or "given",
-            holds_out=self.requests,
+            holds_out=self.holds_out,
         )
 
 
@@ -116,7 +125,8 @@ class FittedGates:
 
     ``sources`` takes every other module to the one whose input, and hence whose gate, it shares. ``requests``
     has the request gates, if they were asked for, and ``abstain`` the threshold of their confidence; None if
-    none was asked for, or too few prompts were held out to know one.
+    none was asked for, or too few prompts were held out to know one. ``evidence`` has the gates that segments
+    are decided by, if they were to be chosen.
     """
 
     kind: FittedKind
@@ -126,6 +136,7 @@ class FittedGates:
     fitting: Fitting
     requests: FittedRequests | None = None
     abstain: float | None = None
+    evidence: ChosenEvidence | None = None
 
     def describe(self, scope: Scope) -> Gate:
         """Return the part of a bundle's config for these gates, if one decision of them serves ``scope``."""
@@ -137,6 +148,7 @@ class FittedGates:
             sources=self.sources,
             abstain=self.abstain,
             request=None if self.requests is None else self.requests.description,
+            evidence=None if self.evidence is None else self.evidence.modules,
             initialisation=None,
             fitted=self.fitting,
         )
@@ -178,40 +190,56 @@ def fit_gates(
         SourceUnreadable: the statistics cannot be read or written.
     """
     check_plain(base)
-    with ExitStack() as stack:
-        old = None
-        if statistics is not None and statistics.exists():
-            old = stack.enter_context(StatisticsFile(statistics))
-        options = _settle(options or FitOptions(), base, tokenizer, old)
-        inputs = find_inputs(base, config.target_modules)
-        _check_features(inputs)
-        if old is not None:
-            old.check_fits(digest_of_base(base), options.settings)
-        known = _known_members(old, config, data)
-        reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
-        new = _read_new(config, data, known, tokenizer, None if reader is None else reader.template, options)
-        description = _describe(base, config, inputs, known, new, options)
-        writer = None
-        if statistics is not None and new.names:
-            writer = stack.enter_context(written_statistics(statistics, description))
-        samples = {name: _read_samples(data[name].samples, options) for name in config.names if name in data}
-        has_all = len(samples) == len(config.names)
-        # The moments of all inputs together may be more than fits.
-        kept: dict[str, Moments] = {}
-        keep = set() if has_all or reader is None else {each.source for each in reader.inputs}
-        values = _fit_inputs(base, inputs, description, old, new, writer, options, progress, keep, kept)
-    requests = None
-    if reader is not None:
-        requests = fit_request_gates(
-            reader,
-            samples,
-            _held_out(config, data, options),
-            known=None if has_all else kept,
-            shrinkage=options.shrinkage,
-            abstain=options.abstain,
-            bundle_bytes=bundle_bytes,
-            progress=progress,
-        )
+    # One process for all the prompts of the fit, each part of which opens the template.
+    with ChatTemplate(tokenizer):
+        with ExitStack() as stack:
+            old = None
+            if statistics is not None and statistics.exists():
+                old = stack.enter_context(StatisticsFile(statistics))
+            options = _settle(options or FitOptions(), base, tokenizer, old)
+            inputs = find_inputs(base, config.target_modules)
+            _check_features(inputs)
+            if old is not None:
+                old.check_fits(digest_of_base(base), options.settings)
+            known = _known_members(old, config, data)
+            reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
+            new = _read_new(
+                config, data, known, tokenizer, None if reader is None else reader.template, options
+            )
+            description = _describe(base, config, inputs, known, new, options)
+            writer = None
+            if statistics is not None and new.names:
+                writer = stack.enter_context(written_statistics(statistics, description))
+            samples = {
+                name: _read_samples(data[name].samples, options) for name in config.names if name in data
+            }
+            has_all = len(samples) == len(config.names)
+            # The moments of all inputs together may be more than fits.
+            kept: dict[str, Moments] = {}
+            keep = set() if has_all or reader is None else {each.source for each in reader.inputs}
+            values = _fit_inputs(base, inputs, description, old, new, writer, options, progress, keep, kept)
+        requests = None
+        if reader is not None:
+            requests = fit_request_gates(
+                reader,
+                samples,
+                _held_out(config, data, options),
+                known=None if has_all else kept,
+                shrinkage=options.shrinkage,
+                abstain=options.abstain,
+                bundle_bytes=bundle_bytes,
+                progress=progress,
+            )
+        evidence = None
+        if options.segments:
+            evidence = choose_evidence(
+                base,
+                values,
+                candidate_gates(inputs, base.config),
+                _held_out_texts(config, data, tokenizer, options),
+                kind=options.kind,
+                eps=_EPS,
+            )
     has_threshold = requests is not None and requests.description.quantiles is not None
     return FittedGates(
         kind=options.kind,
@@ -221,6 +249,7 @@ def fit_gates(
         fitting=_fitting(description, options),
         requests=requests,
         abstain=options.abstain if has_threshold else None,
+        evidence=evidence,
     )
 
 
@@ -346,8 +375,30 @@ def _held_out(
     }
 
 
+def _held_out_texts(
+    config: BundleConfig,
+    data: Mapping[str, TaskData],
+    tokenizer: PreTrainedTokenizerBase,
+    options: FitOptions,
+) -> list[Batch]:
+    """Return texts of held-out samples, one of each member behind another; none if a member has none."""
+    template = template_tokens(tokenizer)
+    sequences = [
+        encode_samples(
+            write_as(samples, options.form or "given", tokenizer),
+            tokenizer,
+            place,
+            max_tokens=options.max_tokens,
+            skip_tokens=0,
+            template=template,
+        )
+        for place, samples in enumerate(_held_out(config, data, options).values())
+    ]
+    return make_batches(concatenate(sequences, max_tokens=options.max_tokens))
+
+
 def _read_samples(samples: Sequence[Sample], options: FitOptions) -> tuple[Sample, ...]:
-    if options.requests:
+    if options.holds_out:
         samples = hold_out(samples, options.max_samples)[0]
     return choose_samples(samples, options.max_samples)
 

@@ -24,7 +24,7 @@ from ...schemas.bundle import QUANTILES, HeldOut, RequestGates, TemplateTokens
 from ...schemas.gate_choices import FittedKind, PromptForm, forms_of
 from ...schemas.trace import ModulePlace
 from ..scopes.prompt import mean_over
-from ..scopes.request_gate import RequestEvidence, RequestGate, RequestRule, share_below
+from ..scopes.request_gate import Gram, RequestEvidence, RequestGate, RequestRule, share_below
 from .forms import write_as
 from .inputs import ModuleInput, run, watched
 from .moments import Moments, collect_moments, scaling_of
@@ -189,7 +189,7 @@ class RequestReader:
     def gate(self, tensors: tuple[Tensor, Tensor, Tensor]) -> RequestGate:
         """Return the request gate of these tensors."""
         rows, bias, gram = (tensor.to(self.base.device) for tensor in tensors)
-        return RequestGate(rows, bias, gram, kind=self.kind, eps=self.eps)
+        return RequestGate(rows, bias, Gram.of(gram), kind=self.kind, eps=self.eps)
 
     def _evidence_of(self, batch: Batch, gates: Mapping[str, RequestGate]) -> Tensor:
         batches, tokens = batch.ids.shape

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from support import warm
 from support.models import LOADS_WITH_PEFT, make_adapter, tiny_llama
+from support.program import PROGRAM
 from support.task_data import save_text_base, write_task_data
 
 ROOT = Path(__file__).parents[2]
@@ -29,15 +29,14 @@ def test_the_session_has_five_commands_and_runs_as_it_stands(tmp_path: Path) -> 
         make_adapter(
             tiny_llama, tmp_path / "adapters" / name, seed=seed, r=4 + seed, target_modules=["q_proj"]
         )
-    environment = os.environ | {
-        "METEORA_HOME": str(tmp_path / "home"),
-        "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
-    }
+    environment = os.environ | {"METEORA_HOME": str(tmp_path / "home")}
     commands = session()
     assert len(commands) == 5
     for command in commands:
-        result = subprocess.run(
-            shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        program, *arguments = shlex.split(command)
+        assert program == PROGRAM.name
+        result = warm.run(
+            [PROGRAM, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
 

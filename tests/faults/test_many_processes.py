@@ -15,11 +15,12 @@ from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.names import CatalogSource
-from support.faults import run_command, warm_context
+from support.faults import run_command
 from support.faults_calls import why_unavailable
 from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 from support.store_processes import add_tagged, wait_at
+from support.warm import warm_context
 
 PROCESSES, NAMES = 8, 5
 # How many adapters there are, and how many of them each process adds.

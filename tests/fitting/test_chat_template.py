@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,24 @@ def test_chat_template_renders_what_the_tokenizer_itself_renders() -> None:
         for turns in (TURNS, [*TURNS, {"role": "assistant", "content": "w3"}, *TURNS]):
             expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             assert template.render(turns) == expected
+
+
+def test_template_within_its_own_block_starts_no_second_process() -> None:
+    started: list[str] = []
+    sys.addaudithook(lambda name, _: started.append(name) if name == "subprocess.Popen" else None)
+    tokenizer, other = tiny_tokenizer(chat_template=TEMPLATE), tiny_tokenizer(chat_template=TEMPLATE)
+    with ChatTemplate(tokenizer) as outer:
+        for _ in range(2):
+            with ChatTemplate(tokenizer) as inner:
+                assert inner.render(TURNS)
+        assert outer.render(TURNS)
+        assert len(started) == 1
+        with ChatTemplate(other) as inner:
+            assert inner.render(TURNS)
+        assert len(started) == 2
+    with ChatTemplate(tokenizer) as after:
+        assert after.render(TURNS)
+    assert len(started) == 3
 
 
 @pytest.mark.parametrize(

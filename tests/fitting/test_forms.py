@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from meteora_registry.runtime.evaluation import EvaluationOptions, make_tasks
 from meteora_registry.runtime.fitting import FitOptions, FittedGates, fit_gates, read_task_data
+from meteora_registry.runtime.fitting.chat_template import ChatTemplate
 from meteora_registry.runtime.fitting.forms import check_form, write_as
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.bundle import BundleConfig
@@ -40,9 +44,19 @@ CHAT = ["<user> w1 <assistant> ", "<user> w3 <assistant> ", "<user> w5 <assistan
 TWO_TURNS = "<system> w8 <user> w9 <assistant> "
 
 
+@cache
+def tokenizer_with(template: str | None) -> PreTrainedTokenizerBase:
+    return tiny_tokenizer(chat_template=template)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_process_renders_for_all() -> Iterator[None]:
+    with ChatTemplate(tokenizer_with(TEMPLATE)):
+        yield
+
+
 def read(folder: Path, *names: str) -> dict[str, TaskData]:
-    tokenizer = tiny_tokenizer(chat_template=TEMPLATE)
-    return read_task_data(folder, names, tokenizer=tokenizer, context_tokens=64)
+    return read_task_data(folder, names, tokenizer=tokenizer_with(TEMPLATE), context_tokens=64)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +71,7 @@ def read(folder: Path, *names: str) -> dict[str, TaskData]:
 def test_samples_are_written_in_a_form(tmp_path: Path, form: PromptForm, prompts: list[str]) -> None:
     write_lines(tmp_path / "legal.jsonl", LINES)
     samples = read(tmp_path, "legal")["legal"].samples
-    found = write_as(samples, form, tiny_tokenizer(chat_template=TEMPLATE))
+    found = write_as(samples, form, tokenizer_with(TEMPLATE))
     assert [sample.prompt for sample in found] == prompts
     assert [(sample.response, sample.line) for sample in found] == [
         (sample.response, sample.line) for sample in samples
@@ -68,7 +82,7 @@ def test_prompt_that_the_template_refuses_is_named_by_its_line(tmp_path: Path) -
     write_lines(tmp_path / "legal.jsonl", LINES[:2])
     samples = read(tmp_path, "legal")["legal"].samples
     with pytest.raises(DataRefused) as caught:
-        write_as(samples, "chat", tiny_tokenizer(chat_template=STRICT))
+        write_as(samples, "chat", tokenizer_with(STRICT))
     assert str(caught.value).startswith("the prompt in line 1 is refused by the base's chat template:")
 
 
@@ -76,7 +90,7 @@ def test_prompt_that_the_template_refuses_is_named_by_its_line(tmp_path: Path) -
 @pytest.mark.parametrize("form", ["chat", "both"])
 def test_form_without_a_template_for_it_is_refused(form: PromptForm, template: str | None) -> None:
     with pytest.raises(UsageError) as caught:
-        check_form(tiny_tokenizer(chat_template=template), form)
+        check_form(tokenizer_with(template), form)
     assert f"read as `{form}`, but the base's tokenizer has no chat template" in str(caught.value)
     assert caught.value.hint == "use `--as given`"
 
@@ -94,7 +108,7 @@ def fit(
     template: str | None = TEMPLATE,
     statistics: Path | None = None,
 ) -> FittedGates:
-    tokenizer, options = tiny_tokenizer(chat_template=template), FitOptions(form=form)
+    tokenizer, options = tokenizer_with(template), FitOptions(form=form)
     return fit_gates(tiny_llama(), tokenizer, config, data, options=options, statistics=statistics)
 
 
@@ -137,9 +151,7 @@ def test_an_evaluation_of_both_forms_asks_every_line_twice(tmp_path: Path) -> No
     write_lines(tmp_path / "legal.jsonl", LINES[:2])
     data = read(tmp_path, "legal")
     options = EvaluationOptions(form="both")
-    (task,) = make_tasks(
-        data, ["legal"], tiny_tokenizer(chat_template=TEMPLATE), options, context_tokens=None
-    )
+    (task,) = make_tasks(data, ["legal"], tokenizer_with(TEMPLATE), options, context_tokens=None)
     assert task.prompts == ("w1", "w3", *CHAT[:2])
     assert (task.description.lines, task.description.forms) == ((1, 2, 1, 2), ("plain", "chat"))
     assert task.expected == ("w2", "w4", "w2", "w4")

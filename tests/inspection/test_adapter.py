@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.document import canonical_json, load_json
 from meteora_registry.schemas.errors import AdapterRefused, SourceUnreadable
 from meteora_registry.schemas.facts import AdapterFacts
+from support import warm
 from support.small_adapters import make_adapter
 
 
@@ -153,7 +153,7 @@ def test_no_path_of_a_config_is_opened(tmp_path: Path) -> None:
         f"inspect_adapter(Path({str(folder)!r}))\n"
         "print('\\n'.join(opened))"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = warm.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert str(folder) in result.stdout
     assert str(secret) not in result.stdout
 

@@ -22,6 +22,7 @@ from meteora_registry.registry.workflows.store_upkeep import remove_versions
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import AdapterRefused, SourceUnreadable, StillInUse, UsageError
 from meteora_registry.schemas.names import CatalogSource
+from support import warm
 from support.catalogued import new_bundle
 from support.small_adapters import make_adapter
 from support.workspaces import workspace_of
@@ -291,7 +292,7 @@ with Workspace(home) as workspace:
 
 
 def test_the_bytes_come_first_and_the_record_last(home: Home, adapter: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_RECORD, str(home.folder), str(adapter)])
+    killed = warm.run([sys.executable, "-c", KILLED_BEFORE_THE_RECORD, str(home.folder), str(adapter)])
     assert killed.returncode == -signal.SIGKILL
     assert blobs_of(home) == {hash_file(adapter / file) for file in FILES}
     with Catalog.open(home) as catalog:
@@ -317,7 +318,7 @@ with Workspace(home) as workspace:
 
 def start_adding(home: Home, folders: list[Path]) -> subprocess.Popen[str]:
     """Return a process that adds the folders when it is given a line."""
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-c", ADD, str(home.folder), *map(str, folders)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

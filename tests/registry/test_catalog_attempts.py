@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from meteora_registry.registry.catalog.events import record_event
 from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.errors import CatalogUnusable
+from support import warm
 from support.catalogued import new_adapter
 from support.postgres_proxy import Proxy, proxy_to
 from support.program import PROGRAM
@@ -106,7 +106,7 @@ def test_a_command_whose_connection_was_lost_shows_nothing_that_the_driver_logs(
     proxy.lose_before = b"INSERT INTO adapter_files"
     url = proxy.url.render_as_string(hide_password=False)
     adapter = make_adapter(tmp_path / "new")
-    done = subprocess.run([PROGRAM, "--catalog", url, "add", adapter], capture_output=True, text=True)
+    done = warm.run([PROGRAM, "--catalog", url, "add", adapter], capture_output=True, text=True)
     assert proxy.lose_before is None
     assert (done.returncode, done.stderr) == (0, "")
 

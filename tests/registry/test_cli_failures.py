@@ -13,6 +13,7 @@ from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.cli.failures import worst_code
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
+from support import warm
 from support.catalogued import new_adapter
 from support.program import PROGRAM
 from support.small_adapters import make_adapter
@@ -94,7 +95,7 @@ def test_a_wrong_request_is_code_two_with_a_way_out(
 
 def test_a_reader_that_leaves_is_no_failure_to_shout_about(home: Home, catalog: Catalog) -> None:
     catalog.add_version(new_adapter())
-    process = subprocess.Popen([PROGRAM, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = warm.Popen([PROGRAM, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
@@ -111,7 +112,7 @@ def test_an_interrupt_is_code_130(home: Home, adapter: Path, catalog: Catalog) -
         "additions.inspect_adapter = lambda folder, **options: os.kill(os.getpid(), signal.SIGINT)\n"
         f"main(['add', {str(adapter)!r}])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nerror: interrupted\n")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
+from support import warm
 from support.command_tree import Command, arguments_of, every_command
 from support.laboratory import Laboratory, make_laboratory
 from support.program import PROGRAM
@@ -138,7 +138,7 @@ def test_what_the_catalog_holds_is_printed_without_secrets_in_urls(
 )
 def test_no_secret_of_the_hubs_environment_is_printed(home: Home, variables: dict[str, str]) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "METEORA_DEBUG": "1", **variables}
-    done = subprocess.run(
+    done = warm.run(
         [PROGRAM, "add", "org/name"], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 2

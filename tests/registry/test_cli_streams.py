@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
+from support import warm
 from support.catalogued import new_adapter
 from support.program import PROGRAM
 from support.small_adapters import make_adapter
@@ -18,17 +20,32 @@ TEXT, JSON, REPORT = ["list"], ["list", "--format", "json"], ["validate", "summa
 FAILING = ["show", "nobody"]
 
 
+# The redirections of bash, in a process that is warm already.
+REDIRECTED = """
+import os, re, sys
+from support.warm import open_streams, run_as_program
+for number, target in re.findall(r"(\\d)[<>](\\S+)", sys.argv[1]):
+    os.close(int(number))
+    if target != "&-":
+        assert os.open(target, os.O_WRONLY) == int(number)
+open_streams()
+run_as_program(sys.argv[2:])
+"""
+# Read by an interpreter when it starts.
+LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
 def run_redirected(
-    folder: Path, arguments: list[str], redirection: str, **variables: str
+    folder: Path, arguments: list[str], redirection: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in bash with its streams redirected."""
-    return subprocess.run(
-        ["bash", "-c", f'exec "$0" "$@" {redirection}', str(PROGRAM), *arguments],
-        cwd=folder,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        errors="replace",
+    """Run a command with its streams redirected as bash does, the cheapest ones indeed by bash."""
+    command: list[str | Path] = [sys.executable, "-c", REDIRECTED, redirection, PROGRAM, *arguments]
+    run = warm.run
+    if (redirection and arguments in (["--help"], FAILING)) or LOCALE.items() <= variables.items():
+        command = ["bash", "-c", f'exec "$0" "$@" {redirection}', PROGRAM, *arguments]
+        run = subprocess.run
+    return run(
+        command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, errors="replace"
     )
 
 
@@ -46,7 +63,7 @@ def folder(home: Home, tmp_path: Path) -> Path:
 )
 @pytest.mark.parametrize(
     ("redirection", "reason"),
-    [(">&-", "bad file descriptor"), (">/dev/full", "no space left on device")],
+    [("1>&-", "bad file descriptor"), ("1>/dev/full", "no space left on device")],
     ids=["closed", "full"],
 )
 def test_stdout_that_takes_nothing_is_an_error_that_names_it(
@@ -63,21 +80,21 @@ def test_stderr_that_takes_nothing_changes_no_exit_code(
 ) -> None:
     done = run_redirected(folder, arguments, redirection)
     assert (done.returncode, done.stderr) == (code, "")
-    assert done.stdout == run_redirected(folder, arguments, "").stdout
+    assert done.stdout == run_redirected(folder, arguments).stdout
 
 
 @pytest.mark.parametrize("arguments", [JSON, ["remove", "legal"]], ids=["list", "remove"])
 def test_closed_stdin_is_like_one_that_ended(folder: Path, arguments: list[str]) -> None:
-    done = run_redirected(folder, arguments, "<&-")
+    done = run_redirected(folder, arguments, "0<&-")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_adding_with_every_stream_closed_writes_no_message_into_a_blob(folder: Path) -> None:
     where = ["--home", "other"]
-    added = run_redirected(folder, [*where, "add", "summarise"], "<&- >&- 2>&-")
+    added = run_redirected(folder, [*where, "add", "summarise"], "0<&- 1>&- 2>&-")
     # The result could not be printed, after it was recorded.
     assert added.returncode == 2
-    verified = run_redirected(folder, [*where, "store", "verify"], "")
+    verified = run_redirected(folder, [*where, "store", "verify"])
     assert verified.stderr == "2 blobs were read, 0 of them are not whole\n"
 
 
@@ -85,7 +102,7 @@ def test_adding_with_every_stream_closed_writes_no_message_into_a_blob(folder: P
 def test_reader_that_left_ends_a_command_quietly(folder: Path, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([PROGRAM, *arguments], cwd=folder, stdout=writer, stderr=subprocess.PIPE)
+    done = warm.run([PROGRAM, *arguments], cwd=folder, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
 
@@ -93,7 +110,7 @@ def test_reader_that_left_ends_a_command_quietly(folder: Path, arguments: list[s
 @pytest.mark.parametrize(
     "variables",
     [
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        LOCALE,
         {"PYTHONIOENCODING": "ascii"},
         {"PYTHONIOENCODING": "latin-1:strict"},
         {"COLUMNS": "0"},
@@ -109,7 +126,7 @@ def test_locale_and_terminal_stop_no_command(
 ) -> None:
     (folder / "summarise").rename(folder / "ä漢")
     arguments = [each.replace("summarise", "ä漢") for each in arguments]
-    done = run_redirected(folder, arguments, "", **variables)
+    done = run_redirected(folder, arguments, **variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from meteora_registry.registry.workflows.store_upkeep import Condition, verify_s
 from meteora_registry.registry.workspace import Workspace
 from meteora_registry.schemas.names import HubSource, parse_source
 from meteora_registry.schemas.recipe import Recipe
+from support import warm
 from support.small_adapters import make_adapter
 from support.workspaces import workspace_of
 
@@ -139,7 +139,7 @@ def kill_while_adding(patient: Patient) -> None:
         "    first.copy(folder / 'one')\n    second.copy(folder / 'two')\n"
         "    with first.published():\n        os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(patient.home.folder)], check=False)
+    done = warm.run([sys.executable, "-c", program, str(patient.home.folder)], check=False)
     assert done.returncode == -9
 
 

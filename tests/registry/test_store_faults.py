@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,6 +17,7 @@ import pytest
 from meteora_registry.registry.store import Remote, RemoteStore
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import MeteoraError, MissingDependency, StoreUnavailable, UsageError
+from support import warm
 from support.patience import PATIENCE_SECONDS
 from support.s3_server import s3_environment
 from support.users import as_ordinary_user
@@ -151,7 +151,7 @@ def test_a_service_that_fails_is_said_without_secrets_and_leaves_nothing(
             "try:\n    store.path_of(sys.argv[2])\nexcept Exception as error:\n"
             "    sys.exit(report_failure(error))\n"
         )
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-c", program, str(tmp_path / "cache"), DIGEST],
             env=environment,
             capture_output=True,

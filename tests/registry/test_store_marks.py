@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,10 +25,11 @@ from meteora_registry.registry.workflows.store_upkeep import adopt_store, collec
 from meteora_registry.registry.workspace import Workspace
 from meteora_registry.schemas.errors import StillInUse, StoreUnavailable
 from meteora_registry.schemas.names import CatalogSource
-from support.faults import warm_context
+from support import warm
 from support.small_adapters import make_adapter
 from support.store_processes import add_same
 from support.users import as_ordinary_user
+from support.warm import warm_context
 from support.workspaces import workspace_of
 
 LEGAL = CatalogSource("legal")
@@ -273,7 +273,7 @@ def test_what_a_killed_first_add_left_is_collected_by_its_catalog(homes: list[Ho
     )
     home, adapter = homes[0], make_adapter(tmp_path / "legal")
     arguments = [str(home.folder), home.catalog_url or "", home.store_url or "", str(adapter)]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], check=False)
+    done = warm.run([sys.executable, "-c", program, *arguments], check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(blobs_of(home)) == 2
     with Catalog.open(home) as catalog:
@@ -317,8 +317,9 @@ def test_mending_from_another_place_makes_no_catalog_the_owner_of_what_was_there
     assert before < blobs_of(moved)
 
 
-def test_a_store_that_takes_no_mark_says_why_nothing_was_deleted() -> None:
-    # Not below pytest's own folder, into which another user may not look.
+def test_a_store_that_takes_no_mark_says_why_nothing_was_deleted(catalog: Catalog) -> None:
+    # A catalog was opened before, so that everything is imported; this one is not
+    # below pytest's own folder, into which another user may not look.
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o777)
         home = Home(Path(name) / "home")

@@ -32,11 +32,11 @@ from meteora_registry.schemas.errors import (
     StoreDamaged,
     StoreUnavailable,
 )
-from support.faults import warm_context
 from support.gs_server import gs_environment, gs_server
 from support.s3_server import BUCKET, s3_environment, s3_server
 from support.small_adapters import make_adapter
 from support.store_processes import add_same
+from support.warm import warm_context
 from support.workspaces import workspace_of
 
 CONTENT = b"the bytes" * 300_000

@@ -18,7 +18,7 @@ from meteora_registry.registry.catalog.database import upgrade
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.store import Store
+from meteora_registry.registry.store import Store, local
 from meteora_registry.registry.workflows.additions import add_folder
 from meteora_registry.registry.workflows.store_upkeep import (
     Condition,
@@ -30,11 +30,12 @@ from meteora_registry.registry.workflows.store_upkeep import (
 )
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import StoreUnavailable
+from support import warm
 from support.catalogued import new_adapter, new_bundle
-from support.faults import warm_context
 from support.small_adapters import make_adapter
 from support.store_processes import add_and_remove, collect
 from support.users import as_ordinary_user
+from support.warm import warm_context
 from support.workspaces import workspace_of
 
 
@@ -65,7 +66,7 @@ def dead_intake(home: Home, source: Path) -> Iterator[None]:
         "with Store(Path(sys.argv[1])).intake() as intake:\n"
         "    intake.copy(Path(sys.argv[2]))\n    print('copied', flush=True)\n    time.sleep(600)\n"
     )
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-c", program, str(home.folder), str(source)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
@@ -115,6 +116,25 @@ def test_gc_takes_the_copies_of_the_dead_and_spares_those_of_the_living(
     found = collect_garbage(workspace_of(catalog, home.store))
     assert (found.leftovers, found.leftover_bytes) == (1, source.stat().st_size)
     assert not any(home.store.incoming.iterdir())
+
+
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+def test_copy_that_its_own_process_deletes_meanwhile_is_not_a_leftover(
+    home: Home, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, *, is_folder: bool
+) -> None:
+    left = home.store.incoming / "left"
+
+    def end_process(path: Path) -> bool:
+        """Do what a process does that ends at the very moment at which it was taken for a dead one."""
+        path.rmdir() if is_folder else path.unlink()
+        return True
+
+    monkeypatch.setattr(local, "is_abandoned", end_process)
+    for look in (home.store.list_leftovers, home.store.clear_leftovers):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.mkdir() if is_folder else left.touch()
+        assert not look()
+        assert not left.exists()
 
 
 def test_gc_keeps_what_was_put_aside_until_its_blob_is_whole_again(

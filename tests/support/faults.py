@@ -7,7 +7,6 @@ line itself, so a trial costs the work and not the imports. The child's calls co
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,16 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
-import pytest
-
 from .faults_calls import Call, Listener, install_filter
 from .patience import PATIENCE_SECONDS
+from .warm import warm_context
 
 
 class Fault(Enum):
@@ -173,17 +169,3 @@ def _run(
     os.close(listener)
     connection.close()
     sys.exit((program or run)(arguments))
-
-
-def warm_context() -> ForkServerContext:
-    """Return a context whose processes begin with everything imported, in the first one's environment."""
-    # The server finds what it imports by its environment alone, and is silent about what it does not find.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
-        patch.setenv("OMP_NUM_THREADS", "1")
-        forkserver.ensure_running()
-    return _context
-
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["support.faults_warm"])

