@@ -39,7 +39,7 @@ REGISTRY_ALLOWED = {
     "catalog": {"secrets", "closing", "home", "store"},
     "workspace": {"closing", "home", "catalog", "store", "hub"},
     "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
-    "ci": {"secrets", "workspace", "workflows"},
+    "ci": {"workspace", "workflows"},
     "fused": {"dependencies", "closing", "hub", "workspace", "workflows"},
     "face": {"dependencies", "home", "catalog", "workspace", "workflows"},
     "cli": {"dependencies", "secrets", "home", "catalog", "workflows", "ci", "face"},

@@ -7,7 +7,7 @@ compared with. The adapters are those of the checkout.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,14 +56,20 @@ class Wishes:
     purpose: Purpose = Purpose.USE
     fail_on: Severity = Severity.REFUSE
     jobs: int = 1
+    docs_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The report of a check, and remarks on how it was made."""
+    """The report of a check, and remarks on how it was made.
+
+    ``root`` is the repository's folder, and ``docs_url`` the address of the page that explains the rules.
+    """
 
     report: Report
-    remarks: tuple[str, ...] = field(default=())
+    root: Path
+    remarks: tuple[str, ...] = ()
+    docs_url: str | None = None
 
 
 def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) -> Checked:
@@ -107,7 +113,7 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
         name_of_base=base_names(workspace),
         selection=selection,
     )
-    return Checked(report, tuple(_remarks(report, trusted, wishes)))
+    return Checked(report, repository.root, tuple(_remarks(report, trusted, wishes)), wishes.docs_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +195,5 @@ def _remarks(report: Report, trusted: _Trusted, wishes: Wishes) -> Iterator[str]
     ]
     if named:
         yield f"From the base revision `{trusted.commit[:12]}`, not from here: {', '.join(named)}."
-    if (selection := report.selection) is not None:
-        taken = len(report.adapters)
-        if selection.reason:
-            yield f"All {taken} adapters were checked, because {selection.reason}."
-        else:
-            since = f"`{selection.commit[:12]}`"
-            yield f"{taken} of {taken + selection.unchanged} adapters changed since {since}."
-        yield from (f"`{folder}` has no adapter any more." for folder in selection.removed)
-    known = sum(len(adapter.known) for adapter in report.adapters) + len(report.known_together)
-    if known:
-        yield f"{known} known findings of the baseline did not count."
+    if report.selection is not None:
+        yield from (f"`{folder}` has no adapter any more." for folder in report.selection.removed)

@@ -14,7 +14,6 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Finding, Severity
 from ...schemas.quotation import escape
 from ...schemas.report import Report
-from ..secrets import hide_secrets, mask_urls
 from .check import Checked, Revisions
 from .pages import render
 
@@ -49,8 +48,7 @@ def write_reports(checked: Checked, folder: Path) -> None:
         SourceUnreadable: they cannot be written.
     """
     write_whole(folder / JUNIT_FILE, render(checked, "junit").encode("utf-8", errors="replace"))
-    text = hide_secrets(mask_urls(format_code_quality(checked.report)))
-    write_whole(folder / QUALITY_FILE, text.encode("ascii"))
+    write_whole(folder / QUALITY_FILE, format_code_quality(checked.report).encode("ascii"))
 
 
 def format_code_quality(report: Report) -> str:

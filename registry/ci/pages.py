@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
-from ...inspection.report import Places, Setting, find_root, format_report
+from ...inspection.report import Places, Setting, format_report
 from ...schemas.quotation import escape
-from ..secrets import hide_secrets, mask_urls
 from .check import Checked
 
 _SHORTENED = "**This page is shortened; the job's log and its files have all of it.**\n\n"
@@ -16,9 +14,8 @@ _OPENED, _CLOSED = re.compile(r"^<details\b", re.MULTILINE), "</details>"
 
 
 def render(checked: Checked, form: str) -> str:
-    """Return the report in one of the formats of ``validate``, without secrets."""
-    setting = Setting(Places(find_root(Path())))
-    return hide_secrets(mask_urls(format_report(checked.report, form, setting)))
+    """Return the report in one of the formats of ``validate``, with paths as the repository has them."""
+    return format_report(checked.report, form, Setting(Places(checked.root), checked.docs_url))
 
 
 def render_page(checked: Checked) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from ..ci.pages import render
 from ..face import Registry
 from .failures import report_failure
 from .groups import examples
+from .json_output import mask
 from .output import print_remark
 from .parameters import pass_registry
-from .validate import EXIT_CODES
+from .validate import EXIT_CODES, check_url
 
 _BOTS = "github-actions[bot]"
 
@@ -76,6 +78,12 @@ _OPTIONS = (
         default=Severity.REFUSE.value,
         show_default=True,
         help="The least severity that refuses.",
+    ),
+    _option(
+        "--docs-url",
+        metavar="URL",
+        callback=lambda _context, _parameter, url: check_url(url),
+        help="The page with a section for every rule, for links.",
     ),
     _option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Adapters at once."),
 )
@@ -157,6 +165,8 @@ def gitlab(context: click.Context, registry: Registry, *, wishes: Wishes) -> Non
 
 def _check(registry: Registry, wishes: Wishes, revisions: Revisions) -> Checked:
     checked = check_changes(registry, wishes, revisions)
+    # Before any format escapes what a URL is known by.
+    checked = replace(checked, report=mask(checked.report))
     sys.stdout.write(render(checked, "text"))
     for remark in checked.remarks:
         print_remark(remark)

@@ -18,7 +18,7 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.lock import LockedAdapter
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
-from ...schemas.report import Outcome, Purpose, Report, Selection
+from ...schemas.report import Outcome, Purpose, Report
 from ..face import Registry
 from ..workflows.changed_adapters import select_changed
 from ..workflows.companion_sources import Companion, base_names, inspect_companion
@@ -186,7 +186,8 @@ def command(
     else:
         settings = [path for path in (policy, *review.files) if path is not None]
         adapters, selection = select_changed(listed, since, settings=settings)
-        print_selection(selection, len(adapters))
+        for folder in selection.removed:
+            print_remark(f"`{folder}` has no adapter any more, since `{selection.commit[:12]}`")
     report = validate(
         adapters,
         options,
@@ -196,7 +197,7 @@ def command(
         keep=review.accepted.__setitem__ if write_lock else None,
     )
     report = review.write(report)
-    setting = Setting(Places(root or find_root(Path())), _check_url(docs_url))
+    setting = Setting(Places(root or find_root(Path())), check_url(docs_url))
     # Masked before any format escapes what a URL is known by, and without the links of the format itself.
     sys.stdout.write(format_report(mask(report), output_format, setting))
     context.exit(EXIT_CODES[report.outcome])
@@ -263,17 +264,6 @@ class _Review:
         return report
 
 
-def print_selection(selection: Selection, taken: int) -> None:
-    """Print on stderr which adapters changed since a commit."""
-    since = f"since `{selection.commit[:12]}`"
-    if selection.reason:
-        print_remark(f"{since}: {selection.reason}, so all {taken} adapters are checked")
-    else:
-        print_remark(f"{since}: {taken} of {taken + selection.unchanged} adapters changed")
-    for folder in selection.removed:
-        print_remark(f"{since}: `{folder}` has no adapter any more")
-
-
 def _open_companions(registry: Registry, sources: tuple[str, ...]) -> dict[str, Companion]:
     found: dict[str, Companion] = {}
     for source in sources:
@@ -292,7 +282,12 @@ def _read_policy(path: Path) -> Policy:
     return policy
 
 
-def _check_url(url: str | None) -> str | None:
+def check_url(url: str | None) -> str | None:
+    """Return the address of the page of rules, or None where none is given.
+
+    Raises:
+        UsageError: it is not an address.
+    """
     if url is not None and not _URL.fullmatch(url):
         raise UsageError(
             f"`--docs-url` is `{url}`, expected the address of a page that begins with `https://`"

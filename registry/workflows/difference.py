@@ -18,7 +18,7 @@ from ...bundle.saved import refuse_saved_model
 from ...files.digests import hash_file
 from ...files.git import CommittedFile, Repository
 from ...files.progress import Progress, silent
-from ...files.reading import read_bounded
+from ...files.reading import read_bounded, real_path
 from ...files.scratch import Purpose, temporary_folder
 from ...files.writing import write_errors
 from ...inspection.adapter import inspect_adapter, inspect_files
@@ -156,11 +156,15 @@ def _open_committed(source: GitSource, scratch: Path) -> AdapterFiles | OpenedBu
 def _path_in(repository: Repository, source: GitSource) -> str:
     path = source.path
     if path.startswith(".") and path.split("/")[0] in (".", ".."):
-        path = posixpath.join(Path.cwd().resolve().relative_to(repository.root.resolve()).as_posix(), path)
+        path = posixpath.join(_place_in(repository), path)
     inside = posixpath.normpath(path.lstrip("/")) if path.strip("/") else ""
     if inside.split("/")[0] == "..":
         raise UsageError(f"{quote_name(source.path)} leads out of the repository")
     return "" if inside == "." else inside
+
+
+def _place_in(repository: Repository) -> str:
+    return real_path(Path.cwd()).relative_to(real_path(repository.root)).as_posix()
 
 
 def _copy_committed(repository: Repository, file: CommittedFile, target: Path, name: str) -> None:
@@ -209,9 +213,6 @@ def _open_on_hub(
 
 
 def _fetch_bundle(workspace: Workspace, source: HubSource, scratch: Path) -> Bundle:
-    from ..dependencies import require_torch
-
-    require_torch("comparing a bundle on the Hub")
     from ..hub.download import download_files
     from .remote_bundles import find_bundle
 

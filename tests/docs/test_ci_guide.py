@@ -95,5 +95,5 @@ def test_hooks_of_the_template_are_a_valid_config() -> None:
 @pytest.mark.parametrize("name", ["templates/gitlab-ci.yml", "action.yml"])
 def test_page_names_every_variable_of_a_job(name: str) -> None:
     variables = set(re.findall(r"METEORA_[A-Z_]+", (ROOT / name).read_text()))
-    internal = {"METEORA_CI_PYTHON", "METEORA_CI_COMMENT", "METEORA_CI_COMMENT_AUTHOR"}
+    internal = {"METEORA_CI_PYTHON", "METEORA_CI_COMMENT", "METEORA_CI_COMMENT_AUTHOR", "METEORA_CI_DOCS_URL"}
     assert [each for each in sorted(variables - internal) if each not in PAGE] == []

@@ -63,7 +63,7 @@ def test_deleted_and_renamed_folders_are_named(team: GitRepository, run: Run) ->
     assert done.returncode == 0
     assert "adapters/renamed: accepted" in done.stdout
     assert [line for line in done.stderr.splitlines() if "any more" in line] == [
-        f"since `{team.git('rev-parse', 'main')[:12]}`: `{name}` has no adapter any more"
+        f"`{name}` has no adapter any more, since `{team.git('rev-parse', 'main')[:12]}`"
         for name in ("adapters/one", "adapters/two")
     ]
     selection = json.loads(run("validate", team.folder, "--since", "main", "--format", "json").stdout)[
@@ -100,7 +100,8 @@ def test_change_of_the_policy_the_baseline_or_the_lock_means_all(
     command = ("validate", team.folder, "--since", "main", option, path, *more)
     done = run(*command)
     assert done.returncode == 1
-    assert f"`{path}` changed, so all 3 adapters are checked" in done.stderr
+    assert f"`{path}` changed" in done.stdout
+    assert "3 adapters: " in done.stdout
     team.commit()
     team.git("checkout", "--quiet", "-B", "main")
     assert run(*command).returncode == 0
@@ -115,6 +116,13 @@ def test_change_behind_a_link_counts(team: GitRepository, run: Run) -> None:
     team.git("checkout", "--quiet", "-b", "other")
     shutil.copyfile(team.folder / "adapters" / "two" / "adapter_model.safetensors", shared)
     assert names(run, team.folder, "--since", "main", "--follow-links") == ["one"]
+
+
+def test_folder_that_became_a_link_to_another_adapter_is_looked_at(team: GitRepository, run: Run) -> None:
+    shutil.rmtree(team.folder / "adapters" / "one")
+    (team.folder / "adapters" / "one").symlink_to("two")
+    team.commit()
+    assert names(run, team.folder, "--since", "main") == ["one"]
 
 
 def test_repository_within_the_repository_counts_as_its_commit(

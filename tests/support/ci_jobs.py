@@ -39,6 +39,9 @@ _USER = 23456
 # The Python that runs the tests may be in a folder of root's, so the account may read everything.
 _ORDINARY = ("--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 _INPUT = re.compile(r"\$\{\{ inputs\.([a-z-]+) \}\}")
+# What GitHub makes of the other expressions of the action.
+_EXPRESSION = re.compile(r"\$\{\{ (.*?) \}\}")
+_DOCS_URL = "https://github.com/OWNER/meteora-registry/blob/COMMIT/docs/rules.md"
 _COMMAND = re.compile(r"::(?P<name>[a-z-]+)(?: (?P<properties>.*?))?::(?P<data>.*)")
 
 
@@ -125,7 +128,7 @@ class Runner:
             )
 
         own = {name: fill(value) for name, value in step["env"].items()}
-        own = {name: value.replace("${{ github.token }}", "") for name, value in own.items()}
+        own = {name: _EXPRESSION.sub(lambda found: _value_of(found[1]), value) for name, value in own.items()}
         return self.run_script(
             step["run"], {**self.variables(), **environment, **own}, "-e", "-o", "pipefail"
         )
@@ -179,3 +182,10 @@ def runner() -> Iterator[Runner]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Runner(Path(name))
+
+
+def _value_of(expression: str) -> str:
+    if expression == "github.token":
+        return ""
+    assert expression.startswith("github.action_repository && format(")
+    return _DOCS_URL
