@@ -11,10 +11,12 @@ from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
+from .hooks import ModelHooks
 from .layer import MeteoraLayer
 from .router import BundleRouter
 from .routing_record import RoutingRecord
@@ -147,17 +149,22 @@ def active_routers(model: nn.Module) -> list[BundleRouter]:
     Raises:
         UsageError: there is none.
     """
-    routers: dict[str, BundleRouter] = {}
-    for layer in model.modules():
-        if isinstance(layer, MeteoraLayer):
-            active = [name for name in layer.active_adapters if name in layer.meteora_routers]
-            routers |= {name: layer.meteora_routers[name] for name in active}
+    # A model of thirty layers has two thousand modules, which are looked at only if it has no hooks itself.
+    hooks = ModelHooks.find(model.get_base_model() if isinstance(model, PeftModel) else model)
+    if hooks is not None:
+        routers = [router for router in hooks.present_routers if router.is_chosen]
+    else:
+        layers = [module for module in model.modules() if isinstance(module, MeteoraLayer)]
+        found = {
+            router: None for layer in layers for router in layer.meteora_routers.values() if router.is_chosen
+        }
+        routers = [*found]
     if not routers:
         raise UsageError(
             "the model has no active bundle",
             hint="load one with `PeftModel.from_pretrained` or `model.load_adapter`, or set it active",
         )
-    return list(routers.values())
+    return routers
 
 
 def only_router(model: nn.Module) -> BundleRouter:

@@ -80,7 +80,7 @@ class ModelHooks:
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """Return the hooks of a model, which gets them now if it has none."""
-        found: Self | None = model.__dict__.get(_ATTRIBUTE)
+        found = cls.find(model)
         if found is None:
             found = cls()
             setattr(model, _ATTRIBUTE, found)
@@ -93,6 +93,12 @@ class ModelHooks:
                 head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers'
             if head is not None:
                 found._handles.append(head.register_forward_pre_hook(_with_own_strides))
+        return found
+
+    @classmethod
+    def find(cls, model: nn.Module) -> Self | None:
+        """Return the hooks of a model, or None if it has none."""
+        found: Self | None = model.__dict__.get(_ATTRIBUTE)
         return found
 
     @staticmethod

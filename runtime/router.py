@@ -108,8 +108,12 @@ class BundleRouter:
     @property
     def is_active(self) -> bool:
         """Whether the bundle takes part in the model's forward passes."""
-        layer = next(iter(self.layers.values()))
-        return self.is_loaded and self.adapter_name in layer.active_adapters and not layer.disable_adapters
+        return self.is_chosen and not next(iter(self.layers.values())).disable_adapters
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the bundle is loaded and among the model's active adapters, which may be disabled."""
+        return self.is_loaded and self.adapter_name in next(iter(self.layers.values())).active_adapters
 
     @property
     def is_loaded(self) -> bool:

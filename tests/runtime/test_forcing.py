@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -107,3 +108,20 @@ def test_force_does_nothing_while_adapters_are_disabled(bundle: Path) -> None:
     model = in_peft(bundle)
     with force_adapter(model, "one"), model.disable_adapter():
         assert torch.equal(logits_of(model), logits_of(tiny_llama()))
+
+
+@every_model
+def test_model_with_hooks_is_not_walked_for_its_bundles(
+    load: Load, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(bundle)
+    # A part of the model has no hooks, so its layers are looked for.
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    with force_adapter(base.get_submodule("model"), "two"):
+        expected = logits_of(model)
+
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("every module of the model was looked at")
+
+    monkeypatch.setattr(nn.Module, "modules", refuse)
+    assert forced_logits(model, "two").equal(expected)
