@@ -1,238 +1,134 @@
-"""The kernels on a GPU, checked and measured in one run: ``python -m benchmarks.run gpu [--out FILE]``.
+"""The kernels on a GPU, checked and measured in one run: ``python -m benchmarks.run gpu --out FILE``.
 
-In this order, so that a run that is cut short has the important rows: the kernel tests on the GPU; whether
-repeated calls give the same bits; a decoding step through the linears of Llama-3-8B; the points of the kernel
-benchmark, each held against float64 before it is timed; memory errors and races, where NVIDIA's
-`compute-sanitizer` is installed. It needs torch, triton, numpy and pytest, and takes about eight minutes.
+The steps are below, the important ones first, each in a process that a deadline ends: a step that fails
+or hangs costs its own rows and no others. Rows are lines of JSON, written when they are known, so that a run
+that is killed keeps them; at the end the goals are printed beside what was found. It needs torch, triton,
+numpy, pytest and hypothesis; one step also transformers and peft. `--dry` goes through all of it on the CPU,
+in Triton's interpreter, at small sizes: it shows that every step runs and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
+import contextlib
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
 
-from benchmarks import kernel_variants, kernels, machine, timing
-from benchmarks.kernel_points import RAGGED, Point
-from benchmarks.kernel_variants import Problem
-from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
-from meteora_registry.kernels.routing import Gate
+from benchmarks import gpu_goals
+from benchmarks.pages import read_rows, write_row
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = ROOT / "tests" / "kernels" / "triton_cases.py"
-CASES_SECONDS = 150
-SANITIZER_SECONDS = 60
-REPEATS = 20
-POINTS = (
-    Point(T=1, dtype="bf16"),
-    Point(T=1, ranks=64, dtype="bf16"),
-    Point(T=16, dtype="bf16"),
-    Point(T=16, ranks=RAGGED, dtype="bf16"),
-    Point(T=64, dtype="bf16"),
-    Point(T=512, ranks=64, dtype="bf16"),
-    Point(T=4096, dtype="bf16"),
-    Point(T=4096, ranks=RAGGED, dtype="bf16"),
-    Point(T=16),
-    Point(T=4096),
-)
-# Output and input features of the linears of one layer of Llama-3-8B, and its layers.
-LINEARS = (
-    (4096, 4096),
-    (1024, 4096),
-    (1024, 4096),
-    (4096, 4096),
-    (14336, 4096),
-    (14336, 4096),
-    (4096, 14336),
-)
-LAYERS = 32
+MINUTES = 14.0
+# Of a step's time, what it leaves for what is under way when it starts nothing more.
+OWN_SHARE = 0.8
+PRINTED_CHARACTERS = 300
 
-Row = dict[str, Any]
-Calls = dict[str, Callable[[], object]]
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: its name in `gpu_steps`, its share of the time, and what it shows."""
+
+    name: str
+    share: float
+    shows: str
+
+
+STEPS = (
+    Step("errors", 0.12, "each operator against float64, and the same bits again"),
+    Step("decode", 0.08, "a decoding step through the 224 linears of Llama-3-8B"),
+    Step("points", 0.20, "times beside other formulations, in and out of CUDA graphs"),
+    Step("tests", 0.14, "the kernels' tests"),
+    Step("compiled", 0.06, "torch.compile with fullgraph=True"),
+    Step("generate", 0.10, "a generate loop on a Llama of 8B shapes with 28 members"),
+    Step("sanitizer", 0.06, "memory errors and races by compute-sanitizer"),
+    Step("tune", 0.12, "block sizes for this GPU"),
+    Step("again", 0.12, "errors, decode and points once more, with these block sizes"),
+)
 
 
 def main(arguments: list[str]) -> None:
-    """Run every part and write one line of JSON per row; refuse where there is no GPU."""
+    """Run every step, then print the goals; refuse where there is no GPU."""
     options = parse(arguments)
-    if not torch.cuda.is_available():
+    if not (options.dry or torch.cuda.is_available()):
         raise SystemExit(
             "error: torch finds no CUDA device on this machine; run this where `nvidia-smi` lists a GPU and "
-            "torch is a build with CUDA, or measure the CPU with `python -m benchmarks.run kernels`"
+            "torch is a build with CUDA, rehearse it with `--dry`, or measure the CPU with "
+            "`python -m benchmarks.run kernels`"
         )
-    torch.manual_seed(0)
-    described, end = machine.description("cuda"), time.monotonic() + options.seconds
-    out = options.out.open("a", encoding="utf-8") if options.out else sys.stdout
-    for row in all_rows(lambda: time.monotonic() < end):
-        print(json.dumps({**row, **described}), file=out, flush=True)
+    steps = [step for step in STEPS if not options.only or step.name in options.only]
+    start, total = time.monotonic(), sum(step.share for step in steps)
+    passed = 0.0
+    for step in steps:
+        passed += step.share / total
+        # What earlier steps did not need is the later ones'.
+        run_step(step, start + 60 * options.minutes * passed, options)
+    for row in gpu_goals.goals(read_rows(options.out)):
+        write_row(row, options.out)
+        print(gpu_goals.line(row), flush=True)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run gpu", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=480.0, help="start no further point after this time")
-    parser.add_argument("--out", type=Path, help="append the rows to this file")
+    parser.add_argument("--out", type=Path, required=True, help="append the rows to this file")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="end every step within this time")
+    parser.add_argument(
+        "--only", action="append", choices=[step.name for step in STEPS], help="run this step"
+    )
+    parser.add_argument("--dry", action="store_true", help="rehearse on the CPU")
     return parser.parse_args(arguments)
 
 
-def all_rows(has_time: Callable[[], bool]) -> Iterator[Row]:
-    """Yield the rows of the whole run."""
-    yield kernel_tests()
-    for point in POINTS:
-        yield {
-            "subject": "repeated",
-            "point": point.name,
-            **repeated(kernel_variants.problem_of(point, "cuda")),
-        }
-    for tokens in (1, 16):
-        yield {"subject": "decode", "T": tokens, **decode_times(tokens)}
-        torch.cuda.empty_cache()
-    for point in POINTS:
-        if not has_time():
-            yield {"subject": "kernels", "point": point.name, "skipped": "the time is over"}
-            continue
-        print(point.name, file=sys.stderr, flush=True)
-        for row in kernels.measure(point, "cuda", 0.5):
-            yield {"subject": "kernels", **dataclasses.asdict(point), "point": point.name, **row}
-        torch.cuda.empty_cache()
-    for tool in ("memcheck", "racecheck"):
-        yield sanitized(tool)
+def run_step(step: Step, end: float, options: argparse.Namespace) -> None:
+    """Run one step until `end`, and append whether it came to its own end."""
+    start = time.monotonic()
+    seconds = max(0.0, end - start)
+    command = [sys.executable, "-m", "benchmarks.gpu_steps", step.name, "--out", str(options.out)]
+    command += ["--seconds", str(OWN_SHARE * seconds), *(["--dry"] if options.dry else [])]
+    code, printed = finished(command, step_environment(dry=options.dry), seconds)
+    row = {"subject": "step", "step": step.name, "seconds": round(time.monotonic() - start, 1)}
+    write_row({**row, "passed": code == 0, "printed": printed}, options.out)
+    print(f"{step.name}: {'done' if code == 0 else printed} ({row['seconds']} s)", flush=True)
 
 
-def kernel_tests() -> Row:
-    """Run the kernel tests on the GPU, in a process of their own."""
-    # torch may ask for the workspace when deterministic algorithms are on, as they are in these tests.
-    changes = {"PYTHONPATH": str(ROOT / "src"), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    # Only the kernels' own conftest: that of all tests needs the whole project.
-    options = ["-q", "-x", "-c", os.devnull, f"--confcutdir={CASES.parent}", "-p", "no:cacheprovider"]
-    return {
-        "subject": "tests",
-        **finished([sys.executable, "-m", "pytest", *options, str(CASES)], changes, CASES_SECONDS),
+def step_environment(*, dry: bool) -> dict[str, str]:
+    """Return the environment of a step."""
+    # torch may ask for the workspace when deterministic algorithms are on, as they are in the tests.
+    changes = {
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        **({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if dry else {}),
     }
+    return os.environ | changes
 
 
-def sanitized(tool: str) -> Row:
-    """Run a few small calls under one of the sanitizer's tools."""
-    row = {"subject": tool}
-    if shutil.which("compute-sanitizer") is None:
-        return row | {"skipped": "`compute-sanitizer` is not installed"}
-    script = "from benchmarks.gpu import small_calls; small_calls()"
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", script]
-    return row | finished(command, {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}, SANITIZER_SECONDS)
-
-
-def finished(command: list[str], changes: dict[str, str], seconds: float) -> Row:
-    """Return whether a command succeeded, and the last line that it printed."""
-    environment = os.environ | changes
-    try:
-        run = subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
-        return {"passed": False, "printed": f"not finished within {seconds} s"}
-    printed = (run.stdout + run.stderr).strip().splitlines()
-    return {"passed": run.returncode == 0, "printed": printed[-1] if printed else ""}
-
-
-def small_calls() -> None:
-    """Call both operators for one token, for a few, and for many."""
-    for tokens in (1, 20, 70):
-        problem = kernel_variants.problem_of(Point(128, 192, L=6, T=tokens, dtype="bf16"), "cuda")
-        for call in both_operators(problem).values():
-            call()
-    torch.cuda.synchronize()
-
-
-def both_operators(problem: Problem) -> dict[str, Callable[[], Tensor]]:
-    """Return the library's call with a routing and its call with a gate, each on a fresh output."""
-    p, layout = problem, problem.layout
-    rows = torch.randn(p.point.L, p.point.h, generator=torch.Generator().manual_seed(1)).to(p.x.device)
-    gate = Gate(rows, None, "linear", p.point.k)
-
-    def gated() -> Tensor:
-        out = p.x.new_zeros(p.point.T, p.point.D)
-        gated_lora_(out, p.x, p.A, p.Bt, layout.offsets, layout.scaling, gate)
-        return out
-
-    return {
-        "routed": lambda: kernel_variants.ours_in_place(p, p.x.new_zeros(p.point.T, p.point.D)),
-        "gated": gated,
-    }
-
-
-def repeated(problem: Problem) -> Row:
-    """Return for each operator whether repeated calls give the same bits."""
-    with torch.inference_mode():
-        found = {}
-        for name, call in both_operators(problem).items():
-            first = call()
-            found[name] = all(torch.equal(first, call()) for _ in range(REPEATS))
-    return found
-
-
-def decode_times(tokens: int) -> Row:
-    """Return the milliseconds of one decoding step, replayed as CUDA graphs that take turns."""
-    with torch.inference_mode():
-        graphs = {name: timing.captured(call) for name, call in decode_calls(tokens).items()}
-        times = timing.interleaved(graphs, device="cuda", seconds=3.0)
-    return {"unit": "ms"} | {name: dataclasses.asdict(found) for name, found in times.items()}
-
-
-def decode_calls(
-    tokens: int,
-    *,
-    members: int = 28,
-    rank: int = 8,
-    linears: tuple[tuple[int, int], ...] = LINEARS,
-    layers: int = LAYERS,
-    device: str = "cuda",
-) -> Calls:
-    """Return one decoding step through a model's linears: the base, one plain LoRA, ours in both forms."""
-
-    def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.empty(*shape, device=device, dtype=dtype).normal_(0, 0.02)
-
-    parts = [
-        (
-            draw(tokens, h),
-            draw(D, h),
-            draw(members * rank, h),
-            draw(members * rank, D),
-            Gate(draw(members, h, dtype=torch.float32), None, "linear", 2),
-        )
-        for _ in range(layers)
-        for D, h in linears
-    ]
-    offsets, scaling = list(range(0, (members + 1) * rank, rank)), [2.0] * members
-    first = torch.randint(members, (tokens, 1), device=device)
-    selection = torch.cat([first, (first + 1) % members], dim=1)
-    weights = torch.full((tokens, 2), 0.5, device=device)
-
-    def base() -> None:
-        for x, W, _, _, _ in parts:
-            linear(x, W)
-
-    def one_lora() -> None:
-        for x, W, A, Bt, _ in parts:
-            linear(x, W).addmm_(x @ A[:rank].T, Bt[:rank])
-
-    def routed() -> None:
-        for x, W, A, Bt, _ in parts:
-            routed_lora_(linear(x, W), x, A, Bt, offsets, scaling, selection, weights)
-
-    def gated() -> None:
-        for x, W, A, Bt, gate in parts:
-            gated_lora_(linear(x, W), x, A, Bt, offsets, scaling, gate)
-
-    return {"base": base, "one_lora": one_lora, "routed": routed, "gated": gated}
+def finished(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int | None, str]:
+    """Return a command's exit code, None if it had to be ended, and the last line that it printed."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        try:
+            printed, _ = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            # Its children, too: they would keep the GPU.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            return None, f"not finished within {seconds:.0f} s"
+    lines = printed.strip().splitlines()
+    return child.returncode, lines[-1][:PRINTED_CHARACTERS] if lines else ""

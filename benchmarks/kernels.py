@@ -3,8 +3,9 @@
 At each point every variant is first held against the float64 reference: no time is taken of a wrong result.
 Then the variants take turns, forward and forward + backward (gradients of x and of the routing's weights,
 experts frozen), with one plain LoRA and the base GEMM in the same pass. On a GPU each forward is timed by
-events, launched from the host and replayed as a CUDA graph. One JSON object per row; what a variant cannot do
-at a point is a row with the reason.
+events, launched from the host and replayed as a CUDA graph of several calls, each with factors of its own.
+One JSON object per row, written as soon as it is known; what a variant cannot do at a point, or fails at, is
+a row with the reason.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from torch import Tensor
 from benchmarks import kernel_variants, machine, timing
 from benchmarks.kernel_points import Point, all_points
 from benchmarks.kernel_variants import Problem
+from benchmarks.pages import write_row
+from meteora_registry.kernels.gpu_graph import captured
 from meteora_registry.kernels.reference import TOLERANCES, reference_routed_lora, relative_error
 
 # The reference is a loop in float64: some tokens of the point stand for all.
@@ -32,6 +36,10 @@ CHECKED_TOKENS = 24
 OTHERS_TOLERANCE = 3.0
 GATHERED_BYTES = 6e8
 DENSE_FLOP = 1.5e11
+HOST_READERS = ("official_loop", "present_loop")
+# Calls in one graph: of few tokens, then of many, which take longer than a graph's launch each.
+FEW_TOKENS = 64
+GRAPH_CALLS = (16, 4)
 
 
 def main(arguments: list[str]) -> None:
@@ -40,15 +48,14 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(0)
     described = machine.description(options.device)
     points = [point for point in all_points() if options.only in point.name]
-    out = options.out.open("a", encoding="utf-8") if options.out else sys.stdout
+    end = time.monotonic() + 60 * options.minutes
     for number, point in enumerate(points, 1):
+        if time.monotonic() > end:
+            print(f"the time is over after {number - 1} of {len(points)} points", file=sys.stderr)
+            break
         print(f"{number}/{len(points)} {point.name}", file=sys.stderr, flush=True)
         for row in measure(point, options.device, options.seconds):
-            print(
-                json.dumps({**dataclasses.asdict(point), "point": point.name, **row, **described}),
-                file=out,
-                flush=True,
-            )
+            write_row({**dataclasses.asdict(point), "point": point.name, **row, **described}, options.out)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -57,6 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", default="", help="measure the points whose name contains this")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each pass over the variants")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no point after this time")
     parser.add_argument("--out", type=Path, help="append the rows to this file")
     return parser.parse_args(arguments)
 
@@ -72,14 +80,19 @@ def measure(point: Point, device: str, seconds: float) -> Iterator[dict[str, Any
         if reason is not None:
             yield {"provider": name, "skipped": reason}
             continue
-        forwards[name], errors[name] = call, checked(name, call, problem, expected)
+        try:
+            errors[name] = checked(name, call, problem, expected)
+        except (AssertionError, RuntimeError) as error:
+            yield {"provider": name, "failed": reason_of(error)}
+            continue
+        forwards[name] = call
     forwards |= kernel_variants.floors_of(problem)
     out = problem.x.new_zeros(point.T, point.D)
     with torch.no_grad():
         in_place = {"meteora_": lambda: kernel_variants.ours_in_place(problem, out)}
         yield from rows("forward", {**forwards, **in_place}, errors, device, seconds)
         if device == "cuda":
-            yield from graph_rows(forwards | in_place, errors, seconds)
+            yield from graph_rows(problem, [*forwards, *in_place], errors, seconds)
     trained = {name: call for name, call in forwards.items() if name != "base_gemm" and "+" not in name}
     yield from backward_rows(problem, trained, errors, device, seconds)
 
@@ -141,18 +154,45 @@ def rows(
 
 
 def graph_rows(
-    forwards: Mapping[str, Callable[[], object]], errors: dict[str, float], seconds: float
+    problem: Problem, names: list[str], errors: dict[str, float], seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the forwards that a CUDA graph can hold, replayed; why not, for the others."""
-    graphs = {}
-    for name, call in forwards.items():
-        if name in ("official_loop", "present_loop"):
-            yield {"provider": name, "mode": "graph", "skipped": "reads the routing on the host"}
-        else:
-            graphs[name] = timing.captured(call)
-    for name, times in timing.interleaved(graphs, device="cuda", seconds=seconds).items():
-        row = {"provider": name, "mode": "graph", "unit": "ms", **dataclasses.asdict(times)}
-        yield {**row, "error": errors.get(name)}
+    graphs: dict[str, Callable[[], object]] = {}
+    sets = rotating(problem)
+    for name in names:
+        row = {"provider": name, "mode": "graph"}
+        if name in HOST_READERS:
+            yield {**row, "skipped": "reads the routing on the host"}
+            continue
+        try:
+            graphs[name] = captured([calls[name] for calls in sets])
+        except RuntimeError as error:
+            yield {**row, "failed": reason_of(error)}
+    times = timing.interleaved(graphs, device="cuda", seconds=seconds, calls=len(sets))
+    for name, quantiles in times.items():
+        row = {"provider": name, "mode": "graph", "unit": "ms", **dataclasses.asdict(quantiles)}
+        yield {**row, "calls_in_graph": len(sets), "error": errors.get(name)}
+
+
+def rotating(problem: Problem) -> list[dict[str, Callable[[], Tensor]]]:
+    """Return the calls of several copies of a problem, by provider: what each reads is not in the caches."""
+    copies = GRAPH_CALLS[problem.point.T > FEW_TOKENS] - 1
+    return [calls_of(problem), *(calls_of(kernel_variants.copied(problem)) for _ in range(copies))]
+
+
+def calls_of(problem: Problem) -> dict[str, Callable[[], Tensor]]:
+    """Return every forward of a problem, the floors, and ours in place."""
+    out = problem.x.new_zeros(problem.point.T, problem.point.D)
+    return {
+        **kernel_variants.variants_of(problem),
+        **kernel_variants.floors_of(problem),
+        "meteora_": lambda: kernel_variants.ours_in_place(problem, out),
+    }
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error's message, with its type."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
 def backward_rows(
@@ -171,7 +211,12 @@ def backward_rows(
         problem.x.grad = problem.weights.grad = None
         forward().backward(cotangent)
 
-    calls: dict[str, Callable[[], object]] = {
-        name: functools.partial(step, forward) for name, forward in forwards.items()
-    }
+    calls: dict[str, Callable[[], object]] = {}
+    for name, forward in forwards.items():
+        try:
+            step(forward)
+        except RuntimeError as error:
+            yield {"provider": name, "mode": "forward+backward", "failed": reason_of(error)}
+            continue
+        calls[name] = functools.partial(step, forward)
     yield from rows("forward+backward", calls, errors, device, seconds)

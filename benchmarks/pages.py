@@ -14,6 +14,16 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def write_row(row: Row, path: Path | None) -> None:
+    """Append one row to a file, or print it; a run that is ended keeps those that it wrote."""
+    line = json.dumps(row)
+    if path is None:
+        print(line, flush=True)
+    else:
+        with path.open("a", encoding="utf-8") as out:
+            out.write(f"{line}\n")
+
+
 def with_section(page: str, start: str, end: str, section: str) -> str:
     """Return a page with another section between two marks.
 

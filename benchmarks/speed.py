@@ -4,9 +4,9 @@ SmolLM2-135M with eight LoRA adapters of rank 8 on all seven linears of each lay
 since time does not depend on them; the gates are fitted by the project, on made-up questions. Beside ours in
 each scope: the plain base, one LoRA in PEFT, and PEFT's own ways to use several, Arrow and X-LoRA.
 
-All take turns in one process, in another order each time; our modes share one model, the others have one
-each. A decoded token is the mean of a few behind one prompt; a prefill is one forward pass that leaves a
-cache and one row of logits, as ``generate`` does it.
+All take turns in one process, in another order each time. Our modes share one model, but for `segment`, which
+has a fit of its own; the others have one each. A decoded token is the mean of a few behind one prompt; a
+prefill is one forward pass that leaves a cache and one row of logits, as ``generate`` does it.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Setup:
     base: Path
     adapters: tuple[Path, ...]
     bundle: Path
+    segments: Path
 
 
 def prepare(base: Path, folder: Path) -> Setup:
@@ -105,12 +106,18 @@ def prepare(base: Path, folder: Path) -> Setup:
     They are made in ``folder`` on the first call.
     """
     adapters = tuple(folder / f"member{member}" for member in range(MEMBERS))
-    bundle = folder / "bundle"
+    bundle, segments, data = folder / "bundle", folder / "segments", folder / "data"
     if not bundle.exists():
         make_adapters(base, adapters)
-        fused = meteora.fuse([str(adapter) for adapter in adapters], base=str(base))
-        fused.fit(write_questions(adapters, folder / "data")).save(bundle)
-    return Setup(base, adapters, bundle)
+        write_questions(adapters, data)
+        _fuse(base, adapters).fit(data).save(bundle)
+    if not segments.exists():
+        _fuse(base, adapters).fit(data, scope="segment").save(segments)
+    return Setup(base, adapters, bundle, segments)
+
+
+def _fuse(base: Path, adapters: tuple[Path, ...]) -> meteora.FusedBundle:
+    return meteora.fuse([str(adapter) for adapter in adapters], base=str(base))
 
 
 def make_adapters(base: Path, folders: tuple[Path, ...]) -> None:
@@ -127,13 +134,12 @@ def make_adapters(base: Path, folders: tuple[Path, ...]) -> None:
         model.save_pretrained(folder)
 
 
-def write_questions(adapters: tuple[Path, ...], folder: Path) -> Path:
-    """Return a folder with the lines to fit gates on, a file for each adapter."""
+def write_questions(adapters: tuple[Path, ...], folder: Path) -> None:
+    """Write a folder with the lines to fit gates on, a file for each adapter."""
     folder.mkdir()
     for adapter, question in zip(adapters, QUESTIONS, strict=True):
         lines = [json.dumps({"prompt": question.format(n), "response": " done"}) for n in range(32)]
         (folder / f"{adapter.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 class Variant:
@@ -194,6 +200,8 @@ def variants_of(setup: Setup, dtype: torch.dtype, only: list[str] | None) -> dic
     }
     for scope in SCOPES:
         found[scope] = Variant(routed, functools.partial(route_as, routed, scope=scope, abstain=None))
+    if only is None or "segment" in only:
+        found["segment"] = Variant(load_bundle(setup.segments, base()).model)
     if only is None or "Arrow (PEFT)" in only:
         found["Arrow (PEFT)"] = Variant(_arrow(setup, base()))
     if only is None or "X-LoRA (PEFT)" in only:

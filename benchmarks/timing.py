@@ -6,6 +6,7 @@ by several times. Interleaved, every variant meets the same neighbours, and the 
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 import weakref
@@ -37,8 +38,13 @@ class Quantiles:
     calls: int
 
 
-def interleaved(variants: Mapping[str, Call], *, device: str, seconds: float) -> dict[str, Quantiles]:
-    """Return each variant's quantiles after taking turns for about `seconds` in all, five turns at least."""
+def interleaved(
+    variants: Mapping[str, Call], *, device: str, seconds: float, calls: int = 1
+) -> dict[str, Quantiles]:
+    """Return each variant's quantiles after taking turns for about `seconds` in all, five turns at least.
+
+    Where a variant makes several calls in one, `calls`, times are those of a single one.
+    """
     one_call = timed_on_gpu if device == "cuda" else timed
     for call in variants.values():
         for _ in range(WARM_UP_CALLS):
@@ -50,7 +56,7 @@ def interleaved(variants: Mapping[str, Call], *, device: str, seconds: float) ->
         # Another order each turn: who runs after whom decides what is in the caches.
         order.shuffle(turns)
         for name, call in turns:
-            times[name].append(one_call(call))
+            times[name].append(one_call(call) / calls)
         if turn + 1 >= LEAST_ROUNDS and time.perf_counter() > deadline:
             break
     return {name: quantiles(values) for name, values in times.items()}
@@ -70,34 +76,21 @@ def timed(call: Call) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
+@functools.cache
+def flush_buffer() -> torch.Tensor:
+    """Return memory to write between calls."""
+    return torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+
+
 def timed_on_gpu(call: Call) -> float:
     """Return the GPU's milliseconds of one call, its caches flushed before."""
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    flush.zero_()
+    flush_buffer().zero_()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     call()
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
-
-
-def captured(call: Call) -> Call:
-    """Return a call that replays `call` as a CUDA graph: the GPU's time without the launches from the host.
-
-    Raises:
-        RuntimeError: if the call cannot be captured, because it reads a value on the host.
-    """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP_CALLS):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def peak_megabytes(call: Call, *, device: str) -> float:

@@ -12,6 +12,7 @@ from ..inspection.keys import TensorKind
 from ..schemas.errors import MeteoraError
 from ..schemas.inventory import Dtype, lossy_dtypes
 from ..schemas.quotation import quote
+from ..schemas.trained_on import agreed, common_mapping
 from .member import QuotedMember
 from .opened import Bundle
 
@@ -24,7 +25,8 @@ def check_members(bundle: Bundle) -> list[str]:
     """
     indices = range(len(bundle.config.members))
     members = check_names(bundle) or [problem for index in indices for problem in check_member(bundle, index)]
-    return [*_check_task(bundle), *members]
+    # What the members state is read from configs that were just found to be readable.
+    return [*_check_task(bundle), *(members or _check_trained_on(bundle))]
 
 
 def _check_task(bundle: Bundle) -> Iterator[str]:
@@ -35,6 +37,26 @@ def _check_task(bundle: Bundle) -> Iterator[str]:
             f"the task type of the config is {quote(task_type)}, which PEFT refuses; expected "
             f"{' or '.join(sorted(TASK_TYPES))}"
         )
+
+
+def _check_trained_on(bundle: Bundle) -> Iterator[str]:
+    """Check that the config names the kind of model that the members were trained on, by their own configs.
+
+    PEFT chooses a class by the task, and imports the library that the mapping names.
+    """
+    stated = [(member.config.text("task_type"), member.config.value) for member in bundle.members]
+    task = agreed(task for task, _ in stated)
+    if bundle.config.task_type != task:
+        found = _named(bundle.config.task_type)
+        yield f"the task type of the config is {found}, its members make it {_named(task)}"
+    mapping = common_mapping((task, value.get("auto_mapping")) for task, value in stated)
+    # Bundles from before the mapping was carried have none.
+    if bundle.config.auto_mapping not in (None, mapping):
+        yield "the config has an `auto_mapping` that its members do not have"
+
+
+def _named(task: str | None) -> str:
+    return quote(task) if task else "none"
 
 
 def check_names(bundle: Bundle) -> list[str]:

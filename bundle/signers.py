@@ -138,5 +138,5 @@ def require_signing() -> None:
     if any(importlib.util.find_spec(name) is None for name in ("model_signing", "OpenSSL")):
         raise MissingDependency(
             "signatures need the package model-signing, which is not installed",
-            hint="pip install 'meteora-registry[sign]'",
+            extra="sign",
         )

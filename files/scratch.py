@@ -37,6 +37,7 @@ class Purpose(StrEnum):
     """The purpose of a scratch folder."""
 
     ADD = "add"
+    DIFF = "diff"
     FIT = "fit"
     FUSE = "fuse"
     IMPORT = "import"

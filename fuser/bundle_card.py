@@ -38,8 +38,8 @@ base = AutoModelForCausalLM.from_pretrained({base!r}{revision})
 model = PeftModel.from_pretrained(base, "path/or/repository/of/this/bundle")
 ```
 
-Without the first line PEFT answers `KeyError: 'METEORA'`. Install it with
-`pip install "meteora-registry[runtime]"`.
+Without the first line PEFT answers `KeyError: 'METEORA'`. It is in
+meteora-registry with its extra `runtime`, installed from its source: `pip install ".[runtime]"`.
 """
 
 _NOT_FITTED = """\
@@ -136,7 +136,10 @@ def _describe_gate(gate: Gate) -> str:
 
 
 def _describe_requests(gate: Gate) -> str:
-    """Return the text on request gates: how they decided about prompts that the fit did not read."""
+    """Return the text on the gates that decide ahead, and how they decided about held-out prompts."""
+    if gate.evidence is not None:
+        read = f"{len(gate.evidence)} gate{'s' * (len(gate.evidence) > 1)}"
+        return f"\nSegments are decided by {read}, the last of them in `{gate.evidence[-1]}`.\n"
     if gate.request is None:
         return ""
     count, judged = len(gate.request.modules), gate.request.held_out

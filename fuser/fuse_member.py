@@ -8,13 +8,13 @@ from typing import Self
 
 from ..inspection.header import Header
 from ..inspection.inspection import LoraInspection
-from ..schemas.bundle import CONFIG_FILE, transformers_mapping
+from ..schemas.bundle import CONFIG_FILE
 from ..schemas.digest import Digest
 from ..schemas.document import load_json
 from ..schemas.finding import Finding, Verdict
 from ..schemas.inventory import Inventory
 from ..schemas.manifest import Origin
-from ..schemas.trained_on import TrainedOn
+from ..schemas.trained_on import TrainedOn, transformers_mapping
 
 
 @dataclass(frozen=True, slots=True)

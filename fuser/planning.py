@@ -26,6 +26,7 @@ from ..schemas.finding import Effect, Finding, Severity, Verdict
 from ..schemas.inventory import Dtype, ModuleFactors, lossy_dtypes
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
 from ..schemas.recipe import DtypeName, Recipe
+from ..schemas.trained_on import agreed, common_mapping
 from .fuse_member import Member
 
 DEFAULT_TOP_K = 2
@@ -85,9 +86,9 @@ def make_plan(
         conflicts.append(_too_large(size_bytes))
     return FusePlan(
         base=base,
-        base_revision=recipe.base_revision or _agreed(member.base_revision for member in members),
-        task_type=_agreed(member.task_type for member in members),
-        auto_mapping=common_mapping(members),
+        base_revision=recipe.base_revision or agreed(member.base_revision for member in members),
+        task_type=agreed(member.task_type for member in members),
+        auto_mapping=common_mapping((member.task_type, member.auto_mapping) for member in members),
         dtype=dtype,
         top_k=top_k,
         temperature=recipe.temperature,
@@ -143,18 +144,6 @@ def _common_dtype(members: Sequence[Member]) -> Dtype:
     found = {dtype for member in members for dtype in member.inventory.dtypes}
     common = next(iter(found)) if len(found) == 1 else Dtype.F32
     return Dtype.F32 if common is Dtype.F64 else common
-
-
-def _agreed(values: Iterable[str | None]) -> str | None:
-    """Return the one value that all agree on who have one, or None."""
-    stated = {value for value in values if value}
-    return stated.pop() if len(stated) == 1 else None
-
-
-def common_mapping(members: Sequence[Member]) -> dict[str, str] | None:
-    """Return the class of transformers that all members were trained on; None if any of them names a task."""
-    found = [member.auto_mapping for member in members]
-    return found[0] if all(mapping == found[0] for mapping in found) else None
 
 
 def choose_base(members: Sequence[Member], recipe: Recipe) -> tuple[str | None, list[Conflict]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Protocol
@@ -97,11 +97,13 @@ def compare_companions(
     stated_base: str | None = None,
     weights: Mapping[str, Path] | None = None,
     trust_tensors: bool = False,
+    headless: Collection[str] | None = None,
 ) -> tuple[Finding, ...]:
     """Return the findings that keep adapters from being fused together.
 
     ``bases`` has the base of each where it is not the declared one, and ``stated_base`` overrides both.
     With ``weights``, the files by name, the deltas of all pairs of fusable members are compared too.
+    ``headless`` names those trained on a model without an output layer; left out, their configs are read.
     """
     alike = {}
     sources = {
@@ -115,9 +117,12 @@ def compare_companions(
             alike[one, other] = cosine
     declared = {name: inspection.declared_base for name, inspection in members.items()}
     known = declared | dict(bases or {})
-    headless = frozenset(name for name, each in members.items() if trained_on(each).lacks_head)
+    if headless is None:
+        headless = [name for name, each in members.items() if trained_on(each).lacks_head]
     return examine(
-        Companions(members, known, stated_base, alike, trust_tensors=trust_tensors, headless=headless)
+        Companions(
+            members, known, stated_base, alike, trust_tensors=trust_tensors, headless=frozenset(headless)
+        )
     )
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..files.reading import open_regular
 from ..schemas.inventory import Inventory, ModuleFactors
+from .delta import Factors, Squares, measure
 from .header import Header
 from .scan import read_tensor
 
@@ -70,37 +71,23 @@ def measure_cosine(
 ) -> float | None:
     """Return the cosine between the whole deltas of two adapters; None where one of them is zero.
 
-    <B1 A1, B2 A2> is the trace of (B1^T B2)(A2 A1^T), so only rank x rank matrices are formed.
+    A module of another shape in each counts for both norms, and not for the product.
     """
-    cross = norm_one = norm_other = 0.0
+    found: list[Squares] = []
     with open_regular(one[0]) as first, open_regular(other[0]) as second:
         for path in sorted({*one[2].by_path, *other[2].by_path}):
             left = _read_factors(first, one[1], one[2].by_path.get(path))
             right = _read_factors(second, other[1], other[2].by_path.get(path))
-            norm_one += _product(left, left)
-            norm_other += _product(right, right)
-            cross += _product(left, right)
-    scale = float(np.sqrt(norm_one) * np.sqrt(norm_other))
-    return cross / scale if scale > 0 and np.isfinite(scale) else None
+            together = measure(left, right)
+            alone = (measure(left, None), measure(None, right)) if together is None else (together,)
+            found += [squares for squares in alone if squares is not None]
+    return Squares.total(found).change().cosine
 
 
-def _read_factors(
-    file: BinaryIO, header: Header, module: ModuleFactors | None
-) -> tuple[Matrix, Matrix] | None:
-    if module is None:
-        return None
-    return read_tensor(file, header[module.a]), read_tensor(file, header[module.b]) * module.scaling
+def _read_factors(file: BinaryIO, header: Header, module: ModuleFactors | None) -> Factors | None:
+    return None if module is None else Factors.read(file, header, module)
 
 
 def _triangle(matrix: Matrix) -> Matrix:
     """Return R of the thin QR decomposition."""
     return np.asarray(np.linalg.qr(matrix).R, dtype=np.float64)
-
-
-def _product(left: tuple[Matrix, Matrix] | None, right: tuple[Matrix, Matrix] | None) -> float:
-    """Return the inner product of two deltas; zero where one of them is absent or of another shape."""
-    if left is None or right is None:
-        return 0.0
-    if left[0].shape[1] != right[0].shape[1] or left[1].shape[0] != right[1].shape[0]:
-        return 0.0
-    return float(np.sum((left[1].T @ right[1]) * (left[0] @ right[0].T)))

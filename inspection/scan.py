@@ -159,7 +159,10 @@ def _see_small(data: memoryview, run: list[TensorEntry], layout: Format) -> dict
 def read_tensor(file: BinaryIO, entry: TensorEntry) -> npt.NDArray[np.float64]:
     """Return one tensor of a float dtype as float64; bfloat16 and all others exactly."""
     file.seek(entry.begin)
-    return decode(file.read(entry.size_bytes), Dtype(entry.dtype)).reshape(entry.shape)
+    data = file.read(entry.size_bytes)
+    if len(data) != entry.size_bytes:
+        raise SourceUnreadable("the weights file has changed while it was read")
+    return decode(data, Dtype(entry.dtype)).reshape(entry.shape)
 
 
 def decode(data: bytes, dtype: Dtype) -> npt.NDArray[np.float64]:

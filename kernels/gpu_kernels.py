@@ -4,9 +4,10 @@ A tile of tokens visits the adapters its tokens selected, in ascending order, by
 adapter above the last one: adapters that no token of the tile chose are never touched, and every sum has one
 fixed order, so that repeated runs are bit-identical and every launch fits a CUDA graph.
 
-Rows past an adapter's rank, up to the tile's width, are its neighbour's: they are read (clamped to the
-storage) and dropped when z is stored, so that no loaded rank masks the inner loop. That relies on finite
-factors. An adapter index outside 0 .. L - 1 is never visited: it adds nothing and reads nothing.
+Rows past an adapter's rank, up to the tile's width, are its neighbour's: the shrink reads them (clamped to
+the storage) and drops them when z is stored, so that no loaded rank masks the inner loop. That relies on
+finite factors. Where the largest rank makes tiles wide, adapters of rank 16 or less get tiles of 16, so that
+they do not pay for it. An adapter index outside 0 .. L - 1 is never visited: it adds and reads nothing.
 
 Sums are fp32. Partial sums over d are kept in planes ``[S, ...]`` that the consumer adds up. Triton's
 interpreter computes garbage with bf16, hence ``UPCAST``. Shapes are those of ``layout.py``; v is x or dO,
@@ -25,6 +26,8 @@ import triton.language as tl  # type: ignore[import-untyped]
 
 # Numbers of tokens and planes differ from call to call: no variant of a kernel is worth compiling for them.
 SIZES = ["T", "S"]
+# The least width that `tl.dot` takes.
+LEAST = tl.constexpr(16)
 
 
 @triton.jit
@@ -81,6 +84,14 @@ def _product(
     return total
 
 
+@triton.jit
+def _store_z(planes, z, served, slot, r, R, K: tl.constexpr, KP: tl.constexpr):
+    """Write columns `r` of z, those below R, to each slot that was served."""
+    for j in tl.static_range(K):
+        here = (_slot(served, j, KP) > 0)[:, None] & (r < R)[None, :]
+        tl.store(planes + (slot + j)[:, None] * R + r[None, :], z, mask=here)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def shrink_kernel(
     v, W, starts, ranks, selection, planes, T, d, N, L, R, chunk, stride, K: tl.constexpr, KP: tl.constexpr,
@@ -102,15 +113,25 @@ def shrink_kernel(
     while adapter < L:
         start = tl.load(starts + adapter).to(tl.int32)
         rank = tl.load(ranks + adapter).to(tl.int32)
+        served = (chosen == adapter).to(tl.int32)
         z = tl.zeros((BT, BR), dtype=tl.float32)
-        if rank > tl.program_id(1) * BR:
+        # Rows that the narrow tile stores, in the first tile of a small rank.
+        narrow = 0
+        if BR > LEAST:  # noqa: SIM102 - the first is a constant of the kernel
+            if (rank > 0) & (rank <= LEAST) & (tl.program_id(1) == 0):
+                narrow = LEAST
+                n = tl.arange(0, LEAST)
+                rows = tl.minimum(start + n, N - 1)
+                small = _product(
+                    v, W, tokens, rows, begin, end, T, d, stride, BT, LEAST, BK, EVEN, UPCAST, PRECISION
+                )
+                small = tl.where((n < rank)[None, :], small, 0.0)
+                _store_z(planes, small, served, slot, n, R, K, KP)
+        if (rank > tl.program_id(1) * BR) & (narrow == 0):
             rows = tl.minimum(start + r, N - 1)
             z = _product(v, W, tokens, rows, begin, end, T, d, stride, BT, BR, BK, EVEN, UPCAST, PRECISION)
             z = tl.where((r < rank)[None, :], z, 0.0)
-        served = (chosen == adapter).to(tl.int32)
-        for j in tl.static_range(K):
-            here = (_slot(served, j, KP) > 0)[:, None] & (r < R)[None, :]
-            tl.store(planes + (slot + j)[:, None] * R + r[None, :], z, mask=here)
+        _store_z(planes, z, served, slot, tl.where(r < narrow, R, r), R, K, KP)
         adapter = _next(chosen, adapter, L)
 
 
@@ -288,7 +309,8 @@ def expand_kernel(
                     z += tl.load(planes + (at * K + slot)[:, None] * R + r[None, :], mask=wanted, other=0.0)
             z = tl.where(wanted, z * factor[:, None], 0.0)
             rows = tl.minimum(start + r, N - 1).to(tl.int64)
-            b = tl.load(W + rows[:, None] * d + columns[None, :], mask=(columns < d)[None, :], other=0.0)
+            own = (r < rank)[:, None] & (columns < d)[None, :]
+            b = tl.load(W + rows[:, None] * d + columns[None, :], mask=own, other=0.0)
             if UPCAST:
                 b = b.to(tl.float32)
             total = tl.dot(z.to(b.dtype), b, total, input_precision=PRECISION)

@@ -1,8 +1,8 @@
 """Routed LoRA on a GPU: which of the Triton kernels and cuBLAS products a call takes, by shapes alone.
 
 With a routing given: two launches (shrink, expand), which touch only the adapters selected; or three where
-many tokens meet so few rows that cuBLAS over all of them is cheaper (product, spread, product). With a gate:
-a decoding step projects x on A and on the gate in one launch, and the expansion finds its routing itself, two
+tokens meet so few rows that cuBLAS over all of them is cheaper (product, spread, product). With a gate: a
+decoding step projects x on A and on the gate in one launch, and the expansion finds its routing itself, two
 launches in all; with more rows or tokens the routing is made first, in two. Nothing is read on the host.
 The functions are those of ``products.py``; shapes are those of ``layout.py``.
 """
@@ -19,12 +19,15 @@ from .layout import Layout
 from .operands import TRITON_DTYPES
 from .routing import Gate, Routing
 
-# Dense over all adapters is within 2 to 18 % of the floor up to here (roofline of an H100, 4096 features);
-# below as many tokens a call is bound by launches and by reading the adapters, and skipping them wins.
+# Dense over all adapters is within 2 to 18 % of the floor up to here (roofline of an H100, 4096 features).
 DENSE_ROWS = 512
+# From as many tokens on, by a model of costs (docs/kernels.md), a tile that visits its adapters one after
+# another waits longer than two products over all of them take.
+DENSE_TOKENS = 8
 FEW_TOKENS = 64
 # A decoding step may read all adapters, routing unknown, while that costs less than the two launches saved.
 GATED_ROWS = 768
+_NO_CHANGE = nullcontext()
 
 
 def serves(x: Tensor, layout: Layout) -> bool:
@@ -33,8 +36,14 @@ def serves(x: Tensor, layout: Layout) -> bool:
 
 
 def takes_dense(tokens: int, layout: Layout, dtype: torch.dtype) -> bool:
-    """Return whether a product over all adapters is cheaper; never in fp16, where its z could overflow."""
-    return tokens > FEW_TOKENS and layout.rows <= DENSE_ROWS and dtype != torch.float16
+    """Return whether a product over all adapters is cheaper, and as exact as the kernels are.
+
+    Never in fp16, where its z could overflow, nor in fp32 while torch's products are tf32.
+    """
+    if tokens < DENSE_TOKENS or layout.rows > DENSE_ROWS or dtype == torch.float16:
+        return False
+    # What `torch.set_float32_matmul_precision` and `allow_tf32` set; it can be read whichever was used.
+    return dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
 def forward(
@@ -55,7 +64,7 @@ def gated_forward(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, 
     """Return the gate's routing of x [T, h], after adding the output it routes to `out` [T, D]."""
     x = _rows(x)
     with _current_device(x):
-        if x.shape[0] <= FEW_TOKENS and layout.rows <= GATED_ROWS and out.stride(-1) == 1:
+        if _takes_gate(x, layout) and out.stride(-1) == 1:
             return gpu_launch.route_and_expand(gpu_launch.project(x, A, layout, gate), Bt, layout, gate, out)
         routing = gpu_launch.route(gpu_launch.project(x, None, layout, gate), gate)
     forward(x, A, Bt, layout, routing, out)
@@ -71,6 +80,12 @@ def factors_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> 
     """Return [N, d]: per adapter ``sum over its slots of w_j s_i z_j^T v_t``."""
     with _current_device(v):
         return gpu_launch.outer(z, _rows(v), layout, _packed(routing))
+
+
+def _takes_gate(x: Tensor, layout: Layout) -> bool:
+    """Return whether the expansion finds the routing itself: few tokens, few rows."""
+    few = x.shape[0] <= FEW_TOKENS and layout.rows <= GATED_ROWS
+    return few and not takes_dense(x.shape[0], layout, x.dtype)
 
 
 def _apply(
@@ -113,4 +128,6 @@ def _packed(routing: Routing) -> Routing:
 
 def _current_device(v: Tensor) -> AbstractContextManager[object]:
     """Return a context in which Triton launches on the GPU of `v`; it launches on the current one."""
-    return torch.cuda.device(v.device) if v.is_cuda else nullcontext()
+    if not v.is_cuda or v.device.index == torch.cuda.current_device():
+        return _NO_CHANGE
+    return torch.cuda.device(v.device)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 TABLE = Path(__file__).with_name("gpu_table.json")
+# Tokens that share a row and, as no tile is smaller, a grid. Limits of rows are multiples of it.
+BUCKET_TOKENS = 16
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,19 +1,27 @@
 """The measurement of block sizes on this GPU: ``python -m meteora_registry.kernels.gpu_tune [TABLE]``.
 
-For each kernel and bucket of tokens every candidate row is first compared with the float64 reference, then
-timed in bf16 over a linear 4096 x 4096 with 28 adapters of rank 8 and of rank 64, caches flushed between
-calls; the fastest becomes the row of this architecture in the table (``gpu_table.json`` beside this module,
-unless a path is given). Minutes, once per architecture, never while a model runs.
+For each kernel and bucket of tokens, rows are compared with the float64 reference and timed in bf16 over a
+linear 4096 x 4096 with 28 adapters of rank 8 and of rank 64, as CUDA graphs of several calls with factors of
+their own. The search starts from the present row: it tries every other value of each field alone, then the
+best of all fields together, and does so again from the best row found, so that some thirty rows are tried
+where there are hundreds. The rows of a round are compiled in parallel, in processes of their own. The table
+(``gpu_table.json`` beside this module, unless a path is given) is written after each bucket, and the search
+ends after `--minutes`: what was found by then stays. Once per architecture, never while a model runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
-import itertools
 import json
+import math
+import multiprocessing
+import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +31,8 @@ import torch
 from torch import Tensor
 
 from . import gpu_launch, gpu_products, gpu_table
-from .gpu_table import TABLE, Blocks, architecture, blocks_for, read_table
+from .gpu_graph import captured
+from .gpu_table import INTERPRETED, TABLE, Blocks, architecture, blocks_for, read_table
 from .layout import Layout, layout_of
 from .reference import TOLERANCES, reference_routed_lora, relative_error
 from .routing import Gate, Routing
@@ -46,26 +55,30 @@ MOST_TOKENS = 4096
 RANKS = (8, 64)
 ADAPTERS, FEATURES, TOP_K = 28, 4096, 2
 CHECKED_TOKENS = 8
-CALLS = 20
-FLUSH_BYTES = 256 * 2**20
+ROUNDS = 2
+MINUTES = 5.0
+# Calls in a graph, and replays of it, for few tokens and for many.
+FEW_TOKENS, FEW_CALLS, MANY_CALLS, REPLAYS = 64, 16, 4, 7
+MOST_WORKERS = 12
 
 
 class Case:
-    """One linear under one routing, with the reference of its first tokens."""
+    """One linear under one routing, with factors for several calls and the reference of its first tokens."""
 
-    def __init__(self, tokens: int, rank: int) -> None:
+    def __init__(self, tokens: int, rank: int, *, device: str = "cuda", features: int = FEATURES) -> None:
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(*shape, generator=generator) * scale).to("cuda", torch.bfloat16)
+            return (torch.randn(*shape, generator=generator) * scale).to(device, torch.bfloat16)
 
         self.layout: Layout = layout_of(range(0, (ADAPTERS + 1) * rank, rank), [2.0] * ADAPTERS)
-        self.x = normal(tokens, FEATURES)
-        self.A = normal(self.layout.rows, FEATURES, scale=FEATURES**-0.5)
-        self.Bt = normal(self.layout.rows, FEATURES)
-        weight = torch.randn(ADAPTERS, FEATURES, generator=generator).cuda()
+        self.x = normal(tokens, features)
+        self.A = normal(self.layout.rows, features, scale=features**-0.5)
+        self.Bt = normal(self.layout.rows, features)
+        weight = torch.randn(ADAPTERS, features, generator=generator).to(device)
         self.gate = Gate(weight, None, "linear", TOP_K)
         self.routing: Routing = self.gate.route(self.x)
+        self.out = torch.zeros_like(self.x)
         self.expected = reference_routed_lora(
             self.x[:CHECKED_TOKENS],
             self.A,
@@ -76,30 +89,57 @@ class Case:
             self.routing.weights[:CHECKED_TOKENS],
         )
 
-    def run(self, kernel: str) -> Tensor:
-        """Return the output of the path that holds `kernel`."""
+    def run(self, kernel: str, factors: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the output of the launches that hold `kernel`, whatever a call of that size would take."""
+        A, Bt = factors or (self.A, self.Bt)
+        self.out.zero_()
+        if kernel == "project" and self._is_fused():
+            projection = gpu_launch.project(self.x, A, self.layout, self.gate)
+            gpu_launch.route_and_expand(projection, Bt, self.layout, self.gate, self.out)
+            return self.out
+        routing = self.routing
         if kernel == "project":
-            out = torch.zeros_like(self.x)
-            gpu_products.gated_forward(self.x, self.A, self.Bt, self.layout, self.gate, out)
-            return out
-        planes = gpu_launch.shrink(self.x, self.A, self.layout, self.routing.selection)
-        out = torch.empty_like(self.x)
-        gpu_launch.expand(planes, self.Bt, self.layout, self.routing, out, add=False)
-        return out
+            projection = gpu_launch.project(self.x, None, self.layout, self.gate)
+            routing = gpu_launch.route(projection, self.gate)
+        planes = gpu_launch.shrink(self.x, A, self.layout, routing.selection)
+        gpu_launch.expand(planes, Bt, self.layout, routing, self.out, add=False)
+        return self.out
+
+    def _is_fused(self) -> bool:
+        return self.x.shape[0] <= gpu_products.FEW_TOKENS and self.layout.rows <= gpu_products.GATED_ROWS
 
     def is_right(self, kernel: str) -> bool:
         """Return whether the output agrees with the reference."""
         error = relative_error(self.run(kernel)[:CHECKED_TOKENS], self.expected)
         return error <= TOLERANCES[torch.bfloat16]
 
+    def milliseconds(self, kernel: str) -> float:
+        """Return the median time of a call on the GPU, among calls whose factors are not in its caches."""
+        calls = FEW_CALLS if self.x.shape[0] <= FEW_TOKENS else MANY_CALLS
+        sets = [(self.A.clone(), self.Bt.clone()) for _ in range(calls)]
+        runs = [functools.partial(self.run, kernel, factors) for factors in sets]
+        if not self.x.is_cuda:
+            return timed(runs[0])
+        replay = captured(runs)
+        replay()
+        return statistics.median(timed_on_gpu(replay) for _ in range(REPLAYS)) / calls
 
-def candidates(kernel: str, base: Blocks, tokens: int) -> Iterator[Blocks]:
-    """Yield the rows to try: every combination of what the kernel reads, no tile far above the tokens."""
-    choices = {**TUNED[kernel], **LAUNCHES}
-    for values in itertools.product(*choices.values()):
-        row = replace(base, **dict(zip(choices, values, strict=True)))
-        if row.tokens <= max(16, 2 * tokens):
-            yield row
+
+def timed(call: Callable[[], object]) -> float:
+    """Return the milliseconds of one call on the CPU."""
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def timed_on_gpu(call: Callable[[], object]) -> float:
+    """Return the GPU's milliseconds of one call."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
 
 
 @contextmanager
@@ -114,54 +154,163 @@ def using(kernel: str, row: Blocks) -> Iterator[None]:
         gpu_table.OVERRIDES.update(kept)
 
 
-def milliseconds(call: Callable[[], object]) -> float:
-    """Return the median time of a call on the GPU, caches flushed before each."""
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    times = []
-    for _ in range(CALLS):
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return float(statistics.median(times))
+def neighbours(kernel: str, base: Blocks, tokens: int) -> list[Blocks]:
+    """Return the rows that differ from `base` in one field that the kernel reads."""
+    rows = []
+    for field, values in {**TUNED[kernel], **LAUNCHES}.items():
+        for value in values:
+            row = replace(base, **{field: value})
+            if row != base and row.tokens <= max(16, 2 * tokens):
+                rows.append(row)
+    return rows
 
 
-def fastest(kernel: str, limit: int | None) -> Blocks:
-    """Return the fastest right row of one bucket; the present one if no other is right."""
-    tokens = limit or MOST_TOKENS
-    cases = [Case(tokens, rank) for rank in RANKS]
-    best = blocks_for(kernel, tokens, cases[0].x.device, torch.bfloat16)
-    best_time = float("inf")
-    for row in candidates(kernel, best, tokens):
-        time = time_of(kernel, row, cases)
-        if time < best_time:
-            best, best_time = row, time
-    print(f"{kernel} up to {limit} tokens: {best_time:.3f} ms, {best}", file=sys.stderr, flush=True)  # noqa: T201 - a command's progress
-    return best
+def combined(base: Blocks, times: dict[Blocks, float]) -> Blocks:
+    """Return `base` with each field's value that was the fastest on its own, where faster than `base`."""
+    best: dict[str, tuple[float, int]] = {}
+    for row, milliseconds in times.items():
+        changed = [name for name, value in asdict(row).items() if value != getattr(base, name)]
+        if len(changed) == 1 and milliseconds < times[base]:
+            found = milliseconds, getattr(row, changed[0])
+            best[changed[0]] = min(best.get(changed[0], found), found)
+    return replace(base, **{field: value for field, (_, value) in best.items()})
+
+
+class Search:
+    """The search for the fastest rows, until a deadline.
+
+    Args:
+        cases: returns the cases of one bucket's number of tokens.
+        compile_all: compiles a kernel with several rows for a number of tokens.
+        end: the time, by `time.monotonic`, after which nothing more is tried.
+    """
+
+    def __init__(
+        self,
+        cases: Callable[[int], list[Case]],
+        compile_all: Callable[[str, int, Iterable[Blocks]], None],
+        end: float,
+    ) -> None:
+        self._cases, self._compile_all, self._end = cases, compile_all, end
+
+    def has_time(self) -> bool:
+        """Return whether the deadline is ahead."""
+        return time.monotonic() < self._end
+
+    def fastest(self, kernel: str, limit: int | None) -> Blocks | None:
+        """Return the fastest right row of one bucket; None where there was no time to compare any."""
+        tokens = limit or MOST_TOKENS
+        cases = self._cases(tokens)
+        best = blocks_for(kernel, tokens, cases[0].x.device, torch.bfloat16)
+        times: dict[Blocks, float] = {}
+        for _ in range(ROUNDS):
+            base = best
+            self._try(kernel, [base, *neighbours(kernel, base, tokens)], cases, times)
+            if base in times:
+                self._try(kernel, [combined(base, times)], cases, times)
+            if not times:
+                return None
+            best = min(times, key=lambda row: times[row])
+            if best == base:
+                break
+        print(  # noqa: T201 - a command's progress
+            f"{kernel} up to {limit} tokens: {times[best]:.4f} ms of {len(times)} rows, {best}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return best if times[best] < math.inf else None
+
+    def _try(self, kernel: str, rows: list[Blocks], cases: list[Case], times: dict[Blocks, float]) -> None:
+        new = [row for row in rows if row not in times and self.has_time()]
+        self._compile_all(kernel, cases[0].x.shape[0], new)
+        for row in new:
+            if self.has_time():
+                times[row] = time_of(kernel, row, cases)
 
 
 def time_of(kernel: str, row: Blocks, cases: list[Case]) -> float:
-    """Return the milliseconds of all cases, infinite where the row does not fit the GPU or is wrong."""
-    from triton.runtime.errors import OutOfResources  # type: ignore[import-untyped]
+    """Return the milliseconds of all cases, infinite where the row cannot run here or is wrong."""
+    from triton.errors import TritonError  # type: ignore[import-untyped]
 
     with using(kernel, row):
         try:
             if not all(case.is_right(kernel) for case in cases):
-                return float("inf")
-            return sum(milliseconds(functools.partial(case.run, kernel)) for case in cases)
-        except OutOfResources:
-            return float("inf")
+                return math.inf
+            return sum(case.milliseconds(kernel) for case in cases)
+        except TritonError:
+            return math.inf
 
 
-def rows_of_this_machine() -> dict[str, list[dict[str, Any]]]:
-    """Return the tuned rows of every kernel, by bucket."""
-    return {
-        kernel: [{"max_tokens": limit, **asdict(fastest(kernel, limit))} for limit in BUCKETS]
-        for kernel in TUNED
-    }
+@functools.cache
+def cases_of(tokens: int, device: str = "cuda", features: int = FEATURES) -> list[Case]:
+    """Return the cases of a number of tokens."""
+    return [Case(tokens, rank, device=device, features=features) for rank in RANKS]
+
+
+def compile_row(kernel: str, tokens: int, row: Blocks) -> None:
+    """Call a kernel once, so that Triton's cache on disk has its binary; in a process of its own."""
+    with using(kernel, row):
+        for case in cases_of(tokens):
+            case.run(kernel)
+
+
+def compile_nothing(kernel: str, tokens: int, rows: Iterable[Blocks]) -> None:
+    """Leave every row to be compiled where it is tried."""
+
+
+class Compilers:
+    """Processes that compile rows beside one another."""
+
+    def __init__(self, pool: ProcessPoolExecutor, end: float) -> None:
+        self._pool, self._end = pool, end
+
+    def __call__(self, kernel: str, tokens: int, rows: Iterable[Blocks]) -> None:
+        """Return when all rows are compiled, or failed to: they will fail again where they are tried."""
+        try:
+            jobs = [self._pool.submit(compile_row, kernel, tokens, row) for row in rows]
+        except BrokenExecutor:
+            # A process died of a row; each is compiled where it is tried.
+            return
+        for job in jobs:
+            try:
+                job.exception(timeout=max(0.0, self._end - time.monotonic()))
+            except TimeoutError:
+                job.cancel()
+
+
+def tuned_buckets(search: Search) -> Iterator[tuple[str, int | None, Blocks]]:
+    """Yield each kernel, bucket and its fastest row: decoding first, then many tokens."""
+    for limit in (BUCKETS[0], BUCKETS[-1], *BUCKETS[1:-1]):
+        for kernel in TUNED:
+            row = search.fastest(kernel, limit) if search.has_time() else None
+            if row is not None:
+                yield kernel, limit, row
+
+
+def with_row(rows: list[dict[str, Any]], kernel: str, limit: int | None, row: Blocks) -> list[dict[str, Any]]:
+    """Return a kernel's rows, one for each bucket, with one of them replaced."""
+
+    def of(bucket: int | None) -> dict[str, Any]:
+        found = next(r for r in rows if r["max_tokens"] is None or (bucket or math.inf) <= r["max_tokens"])
+        return {**found, "max_tokens": bucket}
+
+    read = {*TUNED[kernel], *LAUNCHES}
+    chosen = {name: value for name, value in asdict(row).items() if name in read}
+    return [{**of(bucket), **chosen} if bucket == limit else of(bucket) for bucket in BUCKETS]
+
+
+def tune(search: Search, key: str, path: Path) -> int:
+    """Write each bucket's row into the table at `path` when it is found; return how many there were."""
+    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else read_table()
+    found = 0
+    for kernel, limit, row in tuned_buckets(search):
+        rows = table.get(key, {}).get(kernel) or table["default"][kernel]
+        table[key] = {**table.get(key, {}), kernel: with_row(rows, kernel, limit, row)}
+        scratch = path.with_name(f"{path.name}.new")
+        scratch.write_text(formatted(table), encoding="utf-8")
+        scratch.replace(path)
+        found += 1
+    return found
 
 
 def formatted(table: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
@@ -178,15 +327,39 @@ def formatted(table: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Tune and write the table; 1 without a GPU."""
+    parser = argparse.ArgumentParser(
+        prog="python -m meteora_registry.kernels.gpu_tune", description="Measure block sizes on this GPU."
+    )
+    parser.add_argument("table", nargs="?", type=Path, default=TABLE, help="write this file")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="try nothing more after this time")
+    parser.add_argument(
+        "--interpreted", action="store_true", help="rehearse in Triton's interpreter, at small sizes"
+    )
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + 60 * options.minutes
+    if options.interpreted:
+        return _rehearse(options.table, end)
     if not torch.cuda.is_available():
         print("there is no GPU to measure on", file=sys.stderr)  # noqa: T201 - a command's message
         return 1
-    path = Path(arguments[0]) if arguments else TABLE
-    table = read_table()
-    key = architecture(torch.device("cuda", torch.cuda.current_device()))
-    table[key] = {**table.get(key, {}), **rows_of_this_machine()}
-    path.write_text(formatted(table), encoding="utf-8")
-    return 0
+    workers = min(MOST_WORKERS, max(1, (os.cpu_count() or 2) - 2))
+    # Spawned: a fork of a process that uses CUDA cannot use it.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        search = Search(cases_of, Compilers(pool, end), end)
+        key = architecture(torch.device("cuda", torch.cuda.current_device()))
+        return 0 if tune(search, key, options.table) else 1
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _rehearse(path: Path, end: float) -> int:
+    """Go through the search where there is no GPU: it times the interpreter, its rows mean nothing."""
+    if not INTERPRETED:
+        print("`--interpreted` needs `TRITON_INTERPRET=1` in the environment", file=sys.stderr)  # noqa: T201
+        return 2
+    search = Search(lambda tokens: cases_of(min(tokens, 2 * CHECKED_TOKENS), "cpu", 64), compile_nothing, end)
+    return 0 if tune(search, "interpreter", path) else 1
 
 
 if __name__ == "__main__":

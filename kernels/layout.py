@@ -115,17 +115,38 @@ def _check_layout(offsets: tuple[int, ...], scaling: tuple[float, ...]) -> None:
 def layout_tensors(layout: Layout, device: torch.device, dtype: torch.dtype) -> LayoutTensors:
     """Return the layout's tensors on `device`, made once and kept.
 
-    Made outside inference mode, so that a layout first met there can still serve a training step. On a
-    GPU the first call copies from the host: call once before capturing a CUDA graph.
+    On a GPU they are kept for as long as the process runs, some kilobytes for each different layout: a
+    captured CUDA graph has their addresses alone, and would go on reading memory that was given to another.
+    The first call copies from the host, which a capture cannot hold: call once before capturing.
+
+    Raises:
+        RuntimeError: the tensors are not there yet and a CUDA graph is being captured.
     """
-    with torch.inference_mode(mode=False):
-        ranks = torch.tensor(layout.ranks, dtype=torch.int64, device="cpu")
-        adapters = torch.arange(layout.adapters, dtype=torch.int32, device="cpu")
-        owners = torch.repeat_interleave(adapters, ranks)
-        return LayoutTensors(
-            torch.tensor(layout.offsets[:-1], dtype=torch.int64, device=device),
-            ranks.to(device),
-            torch.tensor(layout.scaling, dtype=dtype, device=device),
-            owners.to(device),
-            torch.arange(layout.rows, dtype=torch.int64, device=device),
+    make = _make_tensors if device.type == "cpu" else _kept_tensors
+    return make(layout.offsets, layout.scaling, device, dtype)
+
+
+def _make_tensors(
+    offsets: tuple[int, ...], scaling: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> LayoutTensors:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"the offsets and scalings of these {len(scaling)} adapters are not on `{device}` yet, and "
+            "cannot be copied there while a CUDA graph is captured; call once with the same adapters first"
         )
+    # Outside inference mode, so that a layout first met there can still serve a training step.
+    with torch.inference_mode(mode=False):
+        starts = torch.tensor(offsets, dtype=torch.int64, device="cpu")
+        ranks = starts.diff()
+        owners = torch.repeat_interleave(torch.arange(len(scaling), dtype=torch.int32, device="cpu"), ranks)
+        return LayoutTensors(
+            starts[:-1].to(device),
+            ranks.to(device),
+            torch.tensor(scaling, dtype=dtype, device=device),
+            owners.to(device),
+            torch.arange(offsets[-1], dtype=torch.int64, device=device),
+        )
+
+
+# By value: a layout that was evicted and comes again finds its tensors.
+_kept_tensors = functools.cache(_make_tensors)

@@ -93,6 +93,15 @@ def add(
     infer(x, A, Bt, layout_of(offsets, scaling), Routing(selection, weights), out)
 
 
+def infer_gated(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
+    """Return the gate's routing of x [T, h], after adding what it routes to `out` [T, D]."""
+    compute = backend_for(x, layout).gated_forward
+    if not is_autocast(x):
+        return compute(x, A, Bt, layout, gate, out)
+    with without_autocast(x):
+        return compute(x, A, Bt, layout, gate, out)
+
+
 def gated_add(
     out: Tensor,
     x: Tensor,
@@ -108,11 +117,8 @@ def gated_add(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the selection and weights [T, k] of the gate, after adding what they route to `out` [T, D]."""
-    layout = layout_of(offsets, scaling)
-    with without_autocast(x):
-        routing = backend_for(x, layout).gated_forward(
-            x, A, Bt, layout, Gate(gate, bias, kind, top_k, temperature, eps), out
-        )
+    layout, parts = layout_of(offsets, scaling), Gate(gate, bias, kind, top_k, temperature, eps)
+    routing = infer_gated(x, A, Bt, layout, parts, out)
     return routing.selection, routing.weights
 
 

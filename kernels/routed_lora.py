@@ -18,9 +18,9 @@ from .operators import (
     add_operator,
     differentiable_forward,
     forward_operator,
-    gated_add,
     gated_add_operator,
     infer,
+    infer_gated,
     is_traced,
     needs_gradient,
 )
@@ -126,8 +126,8 @@ def gated_lora_(
         ValueError: as `routed_lora_`, `gate_logits` and `select_top_k`.
         RuntimeError: if gradients are enabled and an operand requires them.
     """
-    if not is_traced(x):
-        layout_of(offsets, scaling)
+    traced = is_traced(x)
+    layout = None if traced else layout_of(offsets, scaling)
     check_factors(x, A, Bt, offsets)
     check_gate(x, gate.weight, gate.bias, gate.kind)
     check_gate_serves(gate.weight, gate.bias, x, adapters=len(scaling))
@@ -135,10 +135,29 @@ def gated_lora_(
     check_output(out, x, Bt)
     of_gate = (gate.weight,) if gate.bias is None else (gate.weight, gate.bias)
     refuse_gradients("gated_lora_", out, x, A, Bt, *of_gate)
-    compute = gated_add_operator if is_traced(x) else gated_add
-    selection, weights = compute(
-        rows_of(out),
-        flat(x),
+    if layout is None:
+        routing = _traced_gated_add(rows_of(out), flat(x), A, Bt, offsets, scaling, gate)
+    else:
+        routing = infer_gated(flat(x), A, Bt, layout, gate, rows_of(out))
+    if x.ndim == 2:
+        return routing
+    shape = (*x.shape[:-1], gate.top_k)
+    return Routing(routing.selection.view(shape), routing.weights.view(shape))
+
+
+def _traced_gated_add(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    Bt: Tensor,
+    offsets: Sequence[int],
+    scaling: Sequence[float],
+    gate: Gate,
+) -> Routing:
+    """Return the routing by the operator, which a compiler keeps whole."""
+    selection, weights = gated_add_operator(
+        out,
+        x,
         A,
         Bt,
         tuple(offsets),
@@ -150,8 +169,7 @@ def gated_lora_(
         gate.temperature,
         gate.eps,
     )
-    shape = (*x.shape[:-1], gate.top_k)
-    return Routing(selection.view(shape), weights.view(shape))
+    return Routing(selection, weights)
 
 
 def refuse_gradients(name: str, *tensors: Tensor) -> None:

@@ -14,10 +14,12 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, BinaryIO
 
 import torch
@@ -112,8 +114,26 @@ def _run_in_interpreter(
     for package in ("triton", "numpy"):
         if importlib.util.find_spec(package) is None:
             raise TritonUnavailableError(f"`{package}` is not installed and there is no GPU, expected either")
+    _check_versions(version("triton"), version("numpy"))
     request = encode(tensors, {"offsets": list(offsets), "scaling": list(scaling)})
     return TritonRun(decode(_ask_interpreter(request, timeout_seconds))[0]["output"], "interpreter")
+
+
+def _check_versions(triton: str, numpy: str) -> None:
+    """Refuse versions of which it was measured that they do not work together.
+
+    Raises:
+        TritonUnavailableError: naming both.
+    """
+
+    def release(of: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in re.findall(r"\d+", of)[:2])
+
+    if release(triton) < (3, 7) and release(numpy) >= (2, 4):
+        raise TritonUnavailableError(
+            f"triton {triton} computes nothing without a GPU beside numpy {numpy}, expected triton 3.7 or "
+            "newer, or numpy older than 2.4"
+        )
 
 
 def _ask_interpreter(request: bytes, timeout_seconds: float) -> bytes:

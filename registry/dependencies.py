@@ -19,9 +19,7 @@ def require_torch(purpose: str) -> None:
         MissingDependency: it is not; the message names the purpose.
     """
     if not has_torch():
-        raise MissingDependency(
-            f"{purpose} needs torch, which is not installed", hint="pip install 'meteora-registry[runtime]'"
-        )
+        raise MissingDependency(f"{purpose} needs torch, which is not installed", extra="runtime")
     # transformers imports it.
     require_hub_client()
 

@@ -33,6 +33,7 @@ from .workspace import StrPath, Workspace, path_or_none
 if TYPE_CHECKING:
     from ..bundle.signers import Signers
     from ..runtime.evaluation import EvaluationOptions
+    from ..schemas.difference import AdapterDifference, BundleDifference
     from ..schemas.evaluation import Evaluation
     from ..schemas.recipe import Recipe, RecipeOptions
     from ..schemas.signers import SigningKey
@@ -145,6 +146,26 @@ class Registry(Workspace):
 
         wanted = query if isinstance(query, AdapterQuery) else AdapterQuery(text=query)
         return self.catalog.search(wanted)
+
+    def diff(
+        self, first: StrPath, second: StrPath, *, progress: Progress = silent
+    ) -> AdapterDifference | BundleDifference:
+        """Return what changed from one version of an adapter or a bundle to the next.
+
+        Args:
+            first: a folder, a catalogued name (``legal@1``), a repository on the Hub (``org/legal@v1``), or a
+                folder in a commit of the git repository around the current folder (``main:adapters/legal``).
+            second: another version of it.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            UsageError: a source is malformed, or one is an adapter and the other a bundle.
+            AdapterRefused, BundleRefused: one cannot be read as an adapter or a bundle.
+            NotInCatalog, SourceUnreadable, HubRefused, HubUnavailable, HubMismatch: its files cannot be had.
+        """
+        from .workflows.difference import compare_versions
+
+        return compare_versions(self, first, second, progress=progress)
 
     def fuse(
         self,

@@ -3,7 +3,7 @@
 The routed layers alone cannot know where a request begins, nor see all of it before they answer. So the base
 model itself has hooks, which run whatever calls it: PEFT, transformers' ``generate`` or a training loop.
 Before a pass each router gets the call; if a router needs evidence, the plain base first reads the same
-tokens, which costs one more pass over a prompt, and for scope `segment` over every token of the answer. After
+tokens, as far as the gates that decide: a prompt's, and for scope `segment` every token of the answer. After
 the pass, whether or not it succeeded, its state is gone from the thread, and the cache has the decisions.
 """
 

@@ -39,7 +39,7 @@ from ..schemas.errors import BundleRefused, UsageError
 from .current_pass import BundlePass, pass_of
 from .router import BundleRouter
 from .scopes.passes import Choice, as_routing
-from .scopes.request_gate import RequestGate
+from .scopes.request_gate import Gram, RequestGate
 from .scopes.routing_rule import RoutingRule
 from .training_checks import note_training
 
@@ -116,6 +116,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         "meteora_offloaded",
         "meteora_bindings",
         "meteora_bound_gates",
+        "meteora_grams",
     )
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -132,9 +133,11 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         self.meteora_widens: dict[str, bool] = {}
         # Loaded values that no hook of accelerate has asked for yet, by bundle and tensor.
         self.meteora_offloaded: dict[str, dict[str, Tensor]] = {}
-        # The adapters and the gate of each bundle, bound to its tensors at their first use.
+        # The adapters and the gate of each bundle, bound to its tensors at their first use, and its request
+        # gate's Gram matrix, inverted then.
         self.meteora_bindings: dict[str, BoundAdapters] = {}
         self.meteora_bound_gates: dict[str, tuple[RoutingRule, Gate]] = {}
+        self.meteora_grams: dict[str, Gram] = {}
         self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
@@ -258,7 +261,10 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
     def request_gate_of(self, adapter_name: str) -> RequestGate:
         """Return a bundle's request gate in this module, which has one."""
         plan = self.meteora_plans[adapter_name]
-        rows, bias, gram = (self.present(tensor, adapter_name) for tensor in REQUEST_TENSORS)
+        rows, bias, values = (self.present(tensor, adapter_name) for tensor in REQUEST_TENSORS)
+        gram = self.meteora_grams.get(adapter_name)
+        if gram is None or not gram.is_of(values):
+            gram = self.meteora_grams[adapter_name] = Gram.of(values)
         return RequestGate(rows, bias, gram, kind=plan.gate_kind, eps=plan.gate_eps)
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
@@ -310,6 +316,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         # The bound views would keep the memory of tensors that are moved.
         self.meteora_bindings.clear()
         self.meteora_bound_gates.clear()
+        self.meteora_grams.clear()
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         return applied
 

@@ -28,8 +28,8 @@ def observe(
 ) -> tuple[dict[BundleRouter, Evidence], ObservedBase | None]:
     """Return the evidence of each asking bundle's gates, and the base's cache if it is to read answers too.
 
-    The base reads all of a prompt of which the call has a piece. If that is all it is to read, no layer runs
-    behind the last one whose evidence counts.
+    The base reads all of a prompt of which the call has a piece. No layer runs behind the last one whose
+    evidence counts.
 
     Args:
         call: the tokens.
@@ -45,7 +45,9 @@ def observe(
     with torch.no_grad(), resumed([looking]):
         goes_on = any(started.rule.observes_answers for started in asking)
         read_in = {path for started in asking for path in started.read_in}
-        module = call.module if goes_on else shortened(call.module, read_in)
+        # A base with a state asks its last layers whether they have read anything before.
+        is_whole = goes_on and getattr(call.module, "_is_stateful", False)
+        module = call.module if is_whole else shortened(call.module, read_in)
         return evidence, _look(call, _reader(evaluated(module), read_in), goes_on=goes_on)
 
 

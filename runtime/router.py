@@ -124,12 +124,19 @@ class BundleRouter:
     def observed(self, call: ForwardCall, rule: RoutingRule) -> ObservedPass | ObservedRequestPass:
         """Return the plain base's pass over a call's tokens, with room for the evidence that a rule needs."""
         if rule.by_request_gates is None:
-            return ObservedPass(Evidence(*call.shape, len(self.members)))
+            return ObservedPass(Evidence(*call.shape, len(self.members)), frozenset(self.read_by(rule)))
         gates = {
             path: self.layers[path].request_gate_of(self.adapter_name)
             for path in rule.by_request_gates.modules
         }
         return ObservedRequestPass(RequestEvidence(*call.shape, gates))
+
+    def read_by(self, rule: RoutingRule) -> tuple[str, ...]:
+        """Return the modules in which a decision by a rule reads its evidence."""
+        request = rule.by_request_gates
+        if request is not None:
+            return request.modules
+        return self.gated_paths if rule.evidence is None else rule.evidence
 
     def by_token(self) -> TokenPass:
         """Return a new pass in which every module decides by its own gate."""
@@ -211,8 +218,7 @@ class StartedPass:
     @property
     def read_in(self) -> tuple[str, ...]:
         """The modules in which the evidence is read."""
-        request = self.rule.by_request_gates
-        return self.router.gated_paths if request is None else request.modules
+        return self.router.read_by(self.rule)
 
     def settle(self, evidence: Evidence | None) -> tuple[BundlePass, RequestDecision | None]:
         """Return the pass, and what the call's cache is to remember."""

@@ -47,11 +47,17 @@ class _FirstLayers(nn.ModuleList):
     """
 
     def __init__(self, layers: nn.ModuleList, kept: int) -> None:
-        super().__init__(layers)
-        self._kept = kept
+        super().__init__()
+        # Any part in training has the whole model copied, and a new module is one.
+        self.training = layers.training
+        self._modules.update(islice(layers._modules.items(), kept))
+        self._later = (*layers,)[kept:]
+
+    def __len__(self) -> int:
+        return len(self._modules) + len(self._later)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return islice(super().__iter__(), self._kept)
+        return iter([*self._modules.values()])
 
     def __getitem__(self, index: int | slice) -> Any:
-        return nn.ModuleList([*self][index]) if isinstance(index, slice) else super().__getitem__(index)
+        return nn.ModuleList([*self][index]) if isinstance(index, slice) else [*self, *self._later][index]

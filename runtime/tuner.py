@@ -185,7 +185,7 @@ def register() -> None:
     if not hasattr(BaseTuner, "_remap_adapter_state_dict_for_load"):
         raise MissingDependency(
             f"peft is {peft.__version__}, expected 0.21 or later",
-            hint="pip install 'meteora-registry[runtime]'",
+            extra="runtime",
         )
     # Any: PEFT types these by its own enum, ours only equals the string.
     entries: list[tuple[dict[Any, Any], Any]] = [

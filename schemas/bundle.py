@@ -41,7 +41,7 @@ from .gate_choices import (
 )
 from .inventory import Dtype
 from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Name
-from .trained_on import TrainedOn
+from .trained_on import TrainedOn, transformers_mapping
 
 BUNDLE_FORMAT = 1
 PEFT_TYPE = "METEORA"
@@ -52,10 +52,11 @@ GATE_SOURCES = "gate-sources"
 GATE_SCOPE = "gate-scope"
 GATE_ABSTAIN = "gate-abstain"
 GATE_REQUEST = "gate-request"
+GATE_EVIDENCE = "gate-evidence"
 # Earlier readers take only gates whose fit names its data, and would not say that they are too old.
 GATE_TRAINED = "gate-trained"
 KNOWN_FEATURES: frozenset[str] = frozenset(
-    {GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_REQUEST, GATE_TRAINED}
+    {GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_REQUEST, GATE_EVIDENCE, GATE_TRAINED}
 )
 
 CONFIG_FILE = ADAPTER_CONFIG
@@ -358,6 +359,7 @@ class Gate(Document):
     ``scope`` is what one decision applies to. ``sources`` maps a module to the one whose routing it uses;
     such a module has no gate of its own. ``abstain`` is the confidence below which a decision leaves its
     tokens to the base. ``request`` describes the gates that decide for whole requests in the place of these.
+    ``evidence`` names the modules whose gates a decision ahead reads, where it does not read all of them.
     ``initialisation`` is None for values that came from outside; ``fitted`` then states how.
     """
 
@@ -368,6 +370,9 @@ class Gate(Document):
     sources: dict[ModulePath, ModulePath] = Field(max_length=MAX_MODULES)
     abstain: FiniteFloat | None = Field(default=None, gt=0, le=1)
     request: RequestGates | None = None
+    evidence: tuple[ModulePath, ...] | None = Field(
+        default=None, min_length=1, max_length=MAX_REQUEST_MODULES
+    )
     initialisation: GateInitialisation | None
     fitted: Literal["not fitted"] | Fitting
 
@@ -384,6 +389,7 @@ class Gate(Document):
             GATE_SCOPE: self.scope != "token",
             GATE_ABSTAIN: self.abstain is not None,
             GATE_REQUEST: self.request is not None,
+            GATE_EVIDENCE: self.evidence is not None,
             GATE_TRAINED: isinstance(self.fitted, Fitting) and self.fitted.method == TRAINED,
         }
         return tuple(sorted(feature for feature, is_needed in needed.items() if is_needed))
@@ -392,7 +398,7 @@ class Gate(Document):
     def _leave_out_what_is_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A bundle without the feature keeps the bytes it had before there was one.
         value: dict[str, Any] = handler(self)
-        for optional in ("abstain", "request"):
+        for optional in ("abstain", "request", "evidence"):
             if value[optional] is None:
                 del value[optional]
         return value
@@ -425,6 +431,21 @@ class Gate(Document):
         return self
 
     @model_validator(mode="after")
+    def _check_evidence_is_read(self) -> Self:
+        if self.evidence is None:
+            return self
+        if self.scope not in DECISION_SCOPES or self.request is not None:
+            raise ValueError(
+                "`evidence` goes with a scope that decides ahead by the modules' own gates, found "
+                f"`{self.scope}`{' with `request`' if self.request else ''}"
+            )
+        if len(set(self.evidence)) < len(self.evidence):
+            raise ValueError("`evidence` names a module twice")
+        if borrowing := [path for path in self.evidence if path in self.sources]:
+            raise ValueError(f"`evidence` names `{borrowing[0]}`, which has no gate of its own")
+        return self
+
+    @model_validator(mode="after")
     def _check_values_are_accounted_for(self) -> Self:
         if self.is_fitted:
             return self
@@ -437,22 +458,6 @@ class Gate(Document):
                 f"bias, found `{self.kind}`{' with a bias' if self.bias else ''}"
             )
         return self
-
-
-def transformers_mapping(value: object) -> dict[str, str] | None:
-    """Return a config's ``auto_mapping`` if it names a class of transformers, otherwise None.
-
-    PEFT imports the library that it names, so one of any other library is not carried into a bundle.
-    """
-    if not isinstance(value, dict):
-        return None
-    name, library = value.get("base_model_class"), value.get("parent_library")
-    if not isinstance(name, str) or not isinstance(library, str):
-        return None
-    is_plain = name.isidentifier() and all(part.isidentifier() for part in library.split("."))
-    if not is_plain or library.split(".")[0] != "transformers":
-        return None
-    return {"base_model_class": name, "parent_library": library}
 
 
 class BundleConfig(Document):
@@ -551,6 +556,9 @@ class BundleConfig(Document):
         for path in () if self.gate.request is None else self.gate.request.modules:
             if path not in known:
                 raise ValueError(f"`gate.request` names `{path}`, which is not a target module")
+        for path in self.gate.evidence or ():
+            if path not in known:
+                raise ValueError(f"`gate.evidence` names `{path}`, which is not a target module")
         for feature in self.gate.features:
             if feature not in self.required_features:
                 raise ValueError(f"the gate needs `{feature}` in `required_features`, which lacks it")

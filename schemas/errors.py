@@ -39,10 +39,21 @@ class SourceUnreadable(MeteoraError, OSError):
     exit_code = 2
 
 
+def way_to_install(extra: str) -> str:
+    """Return how an optional part of the package is installed.
+
+    No index has the package, and a name there may be anyone's: it is installed from its own source.
+    """
+    return f'in the source folder of meteora-registry: pip install ".[{extra}]"'
+
+
 class MissingDependency(MeteoraError, ImportError):
-    """An optional part of the package is needed and not installed."""
+    """An optional part of the package is needed and not installed; ``extra`` names what brings it."""
 
     exit_code = 2
+
+    def __init__(self, message: str, *, extra: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=way_to_install(extra) if extra else hint)
 
 
 class InvalidDocument(MeteoraError, ValueError):

@@ -15,6 +15,8 @@ from pydantic import StringConstraints
 
 from .document import Document
 
+RULE_CODE_PATTERN = r"^MR[0-9]{3}$"
+
 
 class Severity(StrEnum):
     """The weight of a finding."""
@@ -61,7 +63,7 @@ class Place(Document):
 class Finding(Document):
     """One thing an inspection found, with the reason and the way out."""
 
-    code: Annotated[str, StringConstraints(pattern=r"^MR[0-9]{3}$")]
+    code: Annotated[str, StringConstraints(pattern=RULE_CODE_PATTERN)]
     title: str
     severity: Severity
     effect: Effect
@@ -96,6 +98,11 @@ class Verdict(Document):
             sound=effects.isdisjoint(EFFECTS_ON_USE),
             fusable=effects.isdisjoint(effects_on_fuse(trust_tensors=trust_tensors)),
         )
+
+    @property
+    def word(self) -> str:
+        """One word for it: what can be fused, what works by itself, or what is broken."""
+        return "fusable" if self.fusable else "sound" if self.sound else "broken"
 
     def __str__(self) -> str:
         if self.fusable and not self.sound:

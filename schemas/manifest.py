@@ -7,6 +7,7 @@ the same members and the same recipe give the same manifest.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -23,12 +24,16 @@ from .digest import Digest
 from .document import Count, Document
 from .inventory import Dtype
 from .names import Name, RelativePath
+from .quotation import quote
 
 MAX_MANIFEST_BYTES = 256 << 20
 # Of 28 members with 448 modules it has 1000; with all of these modules renamed, 14 000.
 MAX_MANIFEST_VALUES = 250_000
 # Two of each member in `experts/`, and a few beside them.
 MAX_FILES = 2 * MAX_MEMBERS + 64
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class FileRecord(Document):
@@ -96,6 +101,16 @@ class ManifestMember(Document):
         if not self.trusts_tensors:
             del value["trusts_tensors"]
         return value
+
+    @model_validator(mode="after")
+    def _check_commit(self) -> Self:
+        # The files of a branch change, so a claim that names one could never be held against it.
+        if self.origin.commit is not None and not _COMMIT.fullmatch(self.origin.commit):
+            raise ValueError(
+                f"the origin of member `{self.name}` is at {quote(self.origin.commit)}, expected the 40 "
+                "hexadecimal digits of a commit"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_config_text(self) -> Self:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 from .base_name import find_snapshot
 from .errors import InvalidDocument, UsageError
@@ -174,6 +174,15 @@ def check_inside(path: str) -> str:
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise InvalidDocument(f"{path[:200]!r} is not a path inside a folder")
     return path
+
+
+def _check_local(path: str) -> str:
+    # pydantic reports a ValueError of its own with the place in the document.
+    return path if path == "." else check_inside(path)
+
+
+# Any file or folder below a folder, or ``.`` for that folder itself.
+LocalPath = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_check_local)]
 
 
 def below(folder: Path, path: str) -> Path:

@@ -11,11 +11,12 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, StringConstraints
 
 from .document import Document, PositiveCount
+from .finding import RULE_CODE_PATTERN
 from .inventory import Dtype
 from .toml import load_toml
 
 MAX_POLICY_BYTES = 1 << 20
-RuleCode = Annotated[str, StringConstraints(pattern=r"^MR[0-9]{3}$")]
+RuleCode = Annotated[str, StringConstraints(pattern=RULE_CODE_PATTERN)]
 Setting = Literal["off", "note", "warn", "refuse"]
 Names = Annotated[tuple[str, ...], Field(max_length=10_000)]
 

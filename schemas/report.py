@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from .document import Document
+from .document import Count, Document
 from .finding import EFFECTS_ON_USE, Effect, Finding, Severity, Verdict, effects_on_fuse
 
 
@@ -30,21 +30,38 @@ class Outcome(StrEnum):
 
 
 class AdapterReport(Document):
-    """One adapter: its outcome, what was found, and what was asked for and could not be checked."""
+    """One adapter: its outcome, what was found, and what was asked for and could not be checked.
+
+    ``known`` are the findings that a baseline has: they count for the verdict, and not for the outcome.
+    """
 
     name: str
     outcome: Outcome
     verdict: Verdict | None
     findings: tuple[Finding, ...]
+    known: tuple[Finding, ...] = ()
     unchecked: tuple[str, ...] = ()
     error: str | None = None
+
+
+class Selection(Document):
+    """The choice of the adapters that changed since a commit; with ``reason`` all were taken.
+
+    ``removed`` are folders that had an adapter then, or have changed files of one, and have none now.
+    """
+
+    commit: str
+    unchanged: Count
+    removed: tuple[str, ...] = ()
+    reason: str | None = None
 
 
 class Report(Document):
     """A validation; ``together`` holds the findings against fusing these adapters with each other.
 
-    ``not_asked`` names checks that the request did not ask for; with ``trust_tensors`` modules that a config
-    does not declare count as the adapter's own.
+    ``known_together`` are those of them that a baseline has, ``selection`` is None if all adapters were
+    asked for. ``not_asked`` names checks that the request did not ask for; with ``trust_tensors`` modules
+    that a config does not declare count as the adapter's own.
     """
 
     meteora_report: Literal[1] = 1
@@ -53,6 +70,8 @@ class Report(Document):
     trust_tensors: bool = False
     adapters: tuple[AdapterReport, ...]
     together: tuple[Finding, ...] = ()
+    known_together: tuple[Finding, ...] = ()
+    selection: Selection | None = None
     not_asked: tuple[str, ...] = ()
 
     @property

@@ -73,9 +73,7 @@ def _load_bootstrap() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "scipy":
             raise
-        raise MissingDependency(
-            "an interval needs `scipy`, which is not installed", hint="pip install 'meteora-registry[eval]'"
-        ) from error
+        raise MissingDependency("an interval needs `scipy`, which is not installed", extra="eval") from error
     return bootstrap
 
 

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from ...schemas.finding import Finding
+from collections.abc import Iterator
+
 from ...schemas.quotation import escape
-from ...schemas.report import Report
-from .level import level_of
+from .overview import LEVELS, Entry, Level, Overview, describe
 
-_COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
-
-
-def format_github(report: Report) -> str:
-    """Return one command per finding and per unreadable adapter."""
-    lines = []
-    for adapter in report.adapters:
-        name = escape(adapter.name, limit=4096)
-        if adapter.error:
-            lines.append(f"::error title=unreadable::{_data(f'{name}: {adapter.error}')}")
-        for finding in adapter.findings:
-            path = f"{name}/{finding.place.file}" if finding.place.file else name
-            lines.append(_annotate(path, finding, report))
-    lines += [_annotate(finding.place.file or "", finding, report) for finding in report.together]
-    return "".join(f"{line}\n" for line in lines)
+# GitHub shows so many of each kind for a step, and drops the others without a word.
+MAX_ANNOTATIONS = 10
+_COMMANDS: dict[Level, str] = {"error": "error", "warning": "warning", "note": "notice"}
+_MAX_ERROR_CHARACTERS = 4096
 
 
-def _annotate(path: str, finding: Finding, report: Report) -> str:
+def format_github(overview: Overview) -> str:
+    """Return the worst ten commands of each kind, the last of which names how many there are beyond them."""
+    commands: dict[Level, list[tuple[str, str]]] = {level: [] for level in LEVELS}
+    commands["error"] += _unreadable(overview)
+    for path, entry in overview.worst_first:
+        commands[entry.level].append((_properties(path, entry), _message(entry)))
+    return "".join(f"{line}\n" for level in LEVELS for line in _bound(_COMMANDS[level], commands[level]))
+
+
+def _bound(command: str, found: list[tuple[str, str]]) -> Iterator[str]:
+    rest = len(found) - MAX_ANNOTATIONS
+    for number, (properties, message) in enumerate(found[:MAX_ANNOTATIONS], start=1):
+        more = f" ({rest} more: see the report)" if rest > 0 and number == MAX_ANNOTATIONS else ""
+        yield f"::{command} {properties}::{_data(message + more)}"
+
+
+def _unreadable(overview: Overview) -> Iterator[tuple[str, str]]:
+    for adapter in overview.adapters:
+        if adapter.report.error:
+            error = escape(adapter.report.error, limit=_MAX_ERROR_CHARACTERS)
+            yield f"file={_property(adapter.path)},title=unreadable", error
+
+
+def _properties(path: str, entry: Entry) -> str:
+    file = escape(entry.place.path, limit=_MAX_ERROR_CHARACTERS) or path
+    properties = {"file": file} if file else {}
+    if entry.place.region:
+        properties["line"] = str(entry.place.region.line)
+    properties["title"] = f"{entry.finding.code} {entry.finding.title}"
+    return ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+
+
+def _message(entry: Entry) -> str:
+    finding = entry.finding
     detail = finding.place.tensor or finding.place.field
     where = f"{detail}: " if detail else ""
-    text = f"{where}found {finding.found}, expected {finding.expected}; {finding.remedy}"
-    title = f"{finding.code} {finding.title}"
-    command = f"::{_COMMANDS[level_of(finding, report)]}"
-    return f"{command} file={_property(path)},title={_property(title)}::{_data(text)}"
+    return f"{where}{describe(finding)}; {finding.remedy}"
 
 
 def _data(text: str) -> str:

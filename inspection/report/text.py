@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from ...schemas.finding import Finding
 from ...schemas.quotation import escape
-from ...schemas.report import AdapterReport, Report
+from .overview import Issue, Overview, ShownAdapter
+
+_MAX_ERROR_CHARACTERS = 4096
+_SHOWN_PATH_CHARACTERS = 200
 
 
-def format_text(report: Report) -> str:
-    """Return each adapter with its findings, what was not checked, and a summary of many."""
-    lines = [line for adapter in report.adapters for line in _describe(adapter)]
-    if report.together:
-        lines += ["together:", *(f"  {line}" for each in report.together for line in describe_finding(each))]
-    lines += [f"not checked: {what}" for what in report.not_asked]
-    if len(report.adapters) > 1:
-        lines.append(summarise(report))
+def format_text(overview: Overview) -> str:
+    """Return each adapter with its findings, the refused first; of many also the issues and the total.
+
+    These come last, where a terminal shows them.
+    """
+    lines = [line for adapter in overview.adapters for line in _describe(adapter)]
+    if overview.together:
+        lines.append("together:")
+        lines += [f"  {line}" for entry in overview.together for line in describe_finding(entry.finding)]
+    lines += overview.remarks
+    if len(overview.adapters) > 1:
+        lines += [_summarise(issue) for issue in overview.issues if issue.level != "note"]
+        lines.append(overview.total)
     return "\n".join(lines) + "\n"
-
-
-def summarise(report: Report) -> str:
-    """Return the number of adapters of each outcome."""
-    counts = Counter(adapter.outcome for adapter in report.adapters)
-    said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-    return f"{len(report.adapters)} adapters: {said}"
 
 
 def describe_finding(finding: Finding) -> list[str]:
@@ -37,12 +37,17 @@ def describe_finding(finding: Finding) -> list[str]:
     ]
 
 
-def _describe(adapter: AdapterReport) -> Iterator[str]:
-    verdict = f" ({adapter.verdict})" if adapter.verdict else ""
-    yield f"{escape(adapter.name, limit=4096)}: {adapter.outcome}{verdict}"
-    if adapter.error:
-        yield f"  {escape(adapter.error, limit=4096)}"
-    for finding in adapter.findings:
-        yield from (f"  {line}" for line in describe_finding(finding))
-    for what in adapter.unchecked:
-        yield f"  not checked: {what}"
+def _summarise(issue: Issue) -> str:
+    finding, paths = issue.example.finding, issue.paths
+    first = escape(paths[0], limit=_SHOWN_PATH_CHARACTERS) or "together"
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{finding.code} {issue.level}: {finding.title}: {first}{more}"
+
+
+def _describe(adapter: ShownAdapter) -> Iterator[str]:
+    yield f"{adapter.path}: {adapter.heading}"
+    if adapter.report.error:
+        yield f"  {escape(adapter.report.error, limit=_MAX_ERROR_CHARACTERS)}"
+    for entry in adapter.entries:
+        yield from (f"  {line}" for line in describe_finding(entry.finding))
+    yield from (f"  {remark}" for remark in adapter.remarks)

@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 from ...schemas.errors import UsageError
-from . import base, base_name, companions, files, header, method, policy, scaling, targets, tensors, weights
+from . import (
+    base,
+    base_name,
+    companions,
+    files,
+    header,
+    lock,
+    method,
+    policy,
+    scaling,
+    targets,
+    tensors,
+    weights,
+)
 from .rule import Rule, registered_rules
 
-MODULES = (files, method, scaling, targets, base_name, header, tensors, weights, base, companions, policy)
+MODULES = (
+    files,
+    method,
+    scaling,
+    targets,
+    base_name,
+    header,
+    tensors,
+    weights,
+    base,
+    companions,
+    policy,
+    lock,
+)
 
 
 def all_rules() -> tuple[Rule, ...]:

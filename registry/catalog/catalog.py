@@ -174,6 +174,10 @@ class Catalog(Closing):
         """Return the numbers of an adapter's or a bundle's versions, in order; () for an unknown name."""
         return self._read(lambda session: entries.list_numbers(session, name))
 
+    def list_names(self, beginning: str = "", *, limit: int = 1000) -> tuple[str, ...]:
+        """Return the names of adapters and bundles that begin so, in order."""
+        return self._read(lambda session: entries.list_names(session, beginning, limit=limit))
+
     def list_latest(self) -> LatestVersions:
         """Return the latest version of every adapter and of every bundle, each in one line."""
 

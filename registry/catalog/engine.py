@@ -172,7 +172,7 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
 def _driver_missing() -> MissingDependency:
     return MissingDependency(
         "a catalog on PostgreSQL needs the package `psycopg`",
-        hint="pip install 'meteora-registry[postgres]'",
+        extra="postgres",
     )
 
 

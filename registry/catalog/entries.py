@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import TypeVar, cast
 
 from sqlalchemy import delete, select
@@ -18,6 +19,8 @@ from .search_index import index_removal, index_tags
 
 VersionModel = TypeVar("VersionModel", bound=models.Version)
 _SHOWN_CHOICES = 20
+# A misspelled name is compared with so many that begin with its first letter.
+_COMPARED_NAMES = 2000
 
 
 def find_entry(session: Session, name: str) -> models.Entry | None:
@@ -29,6 +32,20 @@ def list_numbers(session: Session, name: str) -> tuple[int, ...]:
     """Return the numbers of the versions of that name, in order; () for an unknown name."""
     numbers = select(models.Version.number).join(models.Version.entry).where(models.Entry.name == name)
     return tuple(session.scalars(numbers.order_by(models.Version.number)))
+
+
+def list_names(session: Session, beginning: str, *, limit: int) -> tuple[str, ...]:
+    """Return the names that have a version and begin so, in order."""
+    names = select(models.Entry.name).where(
+        models.Entry.name.startswith(beginning, autoescape=True),
+        select(models.Version.id).where(models.Version.entry_id == models.Entry.id).exists(),
+    )
+    return tuple(session.scalars(names.order_by(models.Entry.name).limit(limit)))
+
+
+def _resembling(session: Session, name: str) -> list[str]:
+    """Return up to three names that are spelled like this one, the most similar first."""
+    return get_close_matches(name, list_names(session, name[:1], limit=_COMPARED_NAMES))
 
 
 def begin_version(session: Session, name: str, kind: Kind) -> tuple[models.Entry, int]:
@@ -61,9 +78,10 @@ def find_version(session: Session, source: CatalogSource, model: type[VersionMod
     entry = find_entry(session, source.name)
     latest = _latest(session, entry) if entry else None
     if entry is None or latest is None:
+        similar = " or ".join(f"`{each}`" for each in _resembling(session, source.name))
         raise NotInCatalog(
             f"the catalog has no {expected or 'adapter or bundle'} `{source.name}`",
-            hint="see what there is with `meteora-registry list`",
+            hint=f"did you mean {similar}?" if similar else "see what there is with `meteora-registry list`",
         )
     if expected is not None and entry.kind != expected:
         raise NotInCatalog(f"`{source.name}` is {_article(entry.kind)}, expected {_article(expected)}")

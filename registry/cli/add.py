@@ -106,8 +106,11 @@ def command(
     for addition in _add_each(registry.open(), parsed, collection, options, codes, every=every):
         additions.append(addition)
         _describe(addition, as_json=as_json)
+    _print_findings(additions)
     if as_json:
         print_json([_to_json(addition) for addition in additions])
+    else:
+        _print_summary(additions, failed=sum(map(bool, codes)))
     context.exit(worst_code(codes))
 
 
@@ -189,8 +192,29 @@ def _describe(addition: Addition, *, as_json: bool) -> None:
         print_remark(f"note: {line}")
     for line in addition.warnings:
         print_remark(f"warning: {line}")
-    for finding in version.findings:
-        print_remark(f"{_label(finding)}: {version.source}: {finding.describe()}")
+
+
+def _print_findings(additions: list[Addition]) -> None:
+    """Print what was found: each rule once, with the count of its adapters and the first as example."""
+    found: dict[str, list[tuple[str, Finding]]] = {}
+    for version in (addition.version for addition in additions):
+        for finding in version.findings:
+            found.setdefault(finding.code, []).append((str(version.source), finding))
+    for cases in found.values():
+        source, finding = cases[0]
+        adapters = len({each for each, _ in cases})
+        more = f"{adapters} adapters, such as " if adapters > 1 else ""
+        print_remark(f"{_label(finding)}: {more}{source}: {finding.describe()}")
+
+
+def _print_summary(additions: list[Addition], *, failed: int) -> None:
+    if len(additions) + failed < 2:
+        return
+    created = sum(addition.created for addition in additions)
+    fusable = sum(addition.version.verdict.fusable for addition in additions)
+    again = f", {len(additions) - created} already there" if created < len(additions) else ""
+    refused = f", {failed} not added" if failed else ""
+    print_remark(f"{created} added{again}{refused}; {fusable} of them can be fused")
 
 
 def _label(finding: Finding) -> str:

@@ -8,35 +8,59 @@ from __future__ import annotations
 
 from .groups import DefaultGroup, LazyGroup, Listed, examples
 
-COMMANDS = {
+# In the order of work, as the help lists them.
+_ADAPTERS = {
     "validate": Listed("Find what is wrong with adapters, and the way out", ".validate"),
+    "diff": Listed("Show what changed from one version to the next", ".diff"),
     "repair": Listed("Write a copy of an adapter under PEFT's tensor names", ".repair"),
     "add": Listed("Check adapters and record them as versions", ".add"),
     "list": Listed("List every adapter and bundle with its latest version", ".list"),
     "search": Listed("Find adapters that meet every condition given", ".search"),
     "show": Listed("Show one adapter or bundle version", ".show"),
     "history": Listed("Show the changes to one name, or to the whole catalog", ".history"),
-    "adopt": Listed("Give a member of a pulled bundle a name of your own", ".adopt"),
     "tag": Listed("Attach tags to a version", ".labels", "tag"),
     "alias": Listed("Point an alias at a version", ".labels", "alias"),
+    "adopt": Listed("Give a member of a pulled bundle a name of your own", ".adopt"),
     "remove": Listed("Remove a version, or every version of a name", ".remove"),
+    "refresh": Listed("Show which catalogued adapters changed on the Hub", ".refresh"),
+    "search-hub": Listed("List adapters of a base on the Hub, and add the chosen ones", ".search_hub"),
+}
+_CI = {
+    "ci": Listed("Check what a pull request changes, as a job of a code host", ".commands", "ci"),
+}
+_BUNDLES = {
     "fuse": Listed("Fuse catalogued adapters into one routed bundle", ".fuse"),
     "verify": Listed("Check a bundle: its files, its structure, and its arithmetic", ".verify"),
-    "gate": Listed("Fit the gates of a bundle, or adopt trained ones", ".commands", "gate"),
-    "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
-    "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
+    "push": Listed("Publish a verified bundle, or one catalogued adapter", ".push"),
+    "pull": Listed("Fetch a bundle from the Hub, verify it, and catalogue it", ".pull"),
     "extract": Listed("Give one member or adapter back as a PEFT adapter's folder", ".extract"),
     "export": Listed("Write a bundle in the layout of the MeteoRA authors' code", ".exchange", "export"),
     "import": Listed("Make a bundle from the layout of the MeteoRA authors' code", ".exchange", "import_"),
-    "push": Listed("Publish a verified bundle, or one catalogued adapter", ".push"),
-    "pull": Listed("Fetch a bundle from the Hub, verify it, and catalogue it", ".pull"),
-    "refresh": Listed("Show which catalogued adapters changed on the Hub", ".refresh"),
-    "search-hub": Listed("List adapters of a base on the Hub, and add the chosen ones", ".search_hub"),
-    "store": Listed("Measure, check and clean the content store", ".commands", "store"),
-    "doctor": Listed("Find what a crash or a manual change left, and repair it", ".doctor"),
-    "db": Listed("Look after the catalog's database", ".commands", "database"),
 }
+_GATES = {
+    "gate": Listed("Fit the gates of a bundle, or adopt trained ones", ".commands", "gate"),
+    "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
+    "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
+}
+_CATALOG = {
+    "doctor": Listed("Find what a crash or a manual change left, and repair it", ".doctor"),
+    "store": Listed("Measure, check and clean the content store", ".commands", "store"),
+    "db": Listed("Look after the catalog's database", ".commands", "database"),
+    "completion": Listed("Print what a shell needs to complete commands and names", ".completion"),
+}
+SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "CI": _CI, "Catalog": _CATALOG}
+COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _CI | _CATALOG
 
+ci = LazyGroup(
+    "ci",
+    table={
+        "github": Listed("Check what a pull request changes, in a GitHub Actions job", ".ci", "github"),
+        "gitlab": Listed("Check what a merge request changes, in a GitLab CI job", ".ci", "gitlab"),
+    },
+    help="Check what a pull request changes, as a job of a code host.\n\n"
+    "`action.yml` and the template for GitLab call these.",
+    epilog=examples("ci github --policy policy.toml", "ci gitlab --lock adapters.lock"),
+)
 gate = LazyGroup(
     "gate",
     table={

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 import click
 
-from ...schemas.errors import UsageError
+from ...schemas.errors import UsageError, way_to_install
 from ...schemas.evaluation import (
     DEFAULT_MODES,
     MODES,
@@ -35,7 +35,6 @@ from .output import (
     print_gate_remark,
     print_line,
     print_remark,
-    print_table,
 )
 from .parameters import (
     MAX_COUNT,
@@ -48,6 +47,7 @@ from .parameters import (
     pass_registry,
 )
 from .progress import progress_bar
+from .tables import Column, number, print_table
 
 _RUN = "run"
 _ALL_MODES = "all"
@@ -193,9 +193,7 @@ def compare(first: Path, second: Path, *, as_json: bool) -> None:
     """
     found = compare_files(first, second)
     if not can_estimate():
-        print_remark(
-            "note: the intervals need scipy, which is not installed: pip install 'meteora-registry[eval]'"
-        )
+        print_remark(f"note: the intervals need scipy, which is not installed; {way_to_install('eval')}")
     if as_json:
         print_json(found)
     else:
@@ -252,17 +250,25 @@ def print_evaluation(evaluation: Evaluation) -> None:
     )
     print_line()
     print_table(
-        ("MODE", "SCORE", "95 % INTERVAL", "OF MEMBER", "ROUTING", "TOKENS/S", "PEAK MEMORY"),
+        (
+            "MODE",
+            number("SCORE"),
+            number("95 % INTERVAL", 1),
+            number("OF MEMBER"),
+            number("ROUTING"),
+            number("TOKENS/S", 2),
+            number("PEAK MEMORY", 3),
+        ),
         [_mode_row(mode, evaluation.mode("member")) for mode in evaluation.modes],
     )
     decided = [row for mode in evaluation.modes if (row := _decision_row(mode)) is not None]
     if decided:
         print_line()
-        print_table(("MODE", "LEFT TO THE BASE", "CONFIDENCE (QUARTILES)"), decided)
+        print_table(("MODE", number("LEFT TO THE BASE"), "CONFIDENCE (QUARTILES)"), decided)
     if len(forms := evaluation.tasks[0].forms) > 1:
         print_line()
         print_table(
-            ("MODE", *(f"{form.upper()} PROMPTS" for form in forms)),
+            ("MODE", *(number(f"{form.upper()} PROMPTS") for form in forms)),
             [
                 (mode.mode, *(_percent(evaluation.score_in(mode, form)) for form in forms))
                 for mode in evaluation.modes
@@ -271,7 +277,12 @@ def print_evaluation(evaluation: Evaluation) -> None:
     print_line()
     scores = zip(*(mode.tasks for mode in evaluation.modes), strict=True)
     print_table(
-        ("TASK", "METRIC", "ITEMS", *(mode.mode.upper() for mode in evaluation.modes)),
+        (
+            "TASK",
+            Column("METRIC", gives_way=1),
+            number("ITEMS", 2),
+            *(number(mode.mode.upper()) for mode in evaluation.modes),
+        ),
         [
             (task.member, task.metric, str(len(task.lines)), *(_percent(each.score) for each in row))
             for task, row in zip(evaluation.tasks, scores, strict=True)
@@ -286,7 +297,14 @@ def _print_abstention(found: Abstention) -> None:
     print_line()
     print_line(f"left to the base, {threshold}; AUROC of own against foreign prompts {found.auroc:.3f}")
     print_table(
-        ("PROMPTS", "COUNT", "LEFT", "SHARE", "95 % INTERVAL", "CONFIDENCE (QUARTILES)"),
+        (
+            "PROMPTS",
+            number("COUNT"),
+            number("LEFT"),
+            number("SHARE"),
+            number("95 % INTERVAL"),
+            Column("CONFIDENCE (QUARTILES)", gives_way=1),
+        ),
         [
             _abstention_row("own", found.own, found.own_left, found.own_confidence),
             _abstention_row("foreign", found.foreign, found.foreign_left, found.foreign_confidence),
@@ -322,7 +340,14 @@ def print_comparison(comparison: Comparison) -> None:
     print_facts([("first", comparison.first), ("second", comparison.second)])
     print_line()
     print_table(
-        ("MODE", "FIRST", "SECOND", "DIFFERENCE", "95 % INTERVAL", "SECOND IS"),
+        (
+            "MODE",
+            number("FIRST"),
+            number("SECOND"),
+            number("DIFFERENCE"),
+            number("95 % INTERVAL", 1),
+            "SECOND IS",
+        ),
         [
             (mode.mode, _percent(mode.first), _percent(mode.second), *_difference_cells(mode.overall))
             for mode in comparison.modes
@@ -330,7 +355,7 @@ def print_comparison(comparison: Comparison) -> None:
     )
     print_line()
     print_table(
-        ("MODE", "TASK", "DIFFERENCE", "95 % INTERVAL", "SECOND IS"),
+        ("MODE", "TASK", number("DIFFERENCE"), number("95 % INTERVAL", 1), "SECOND IS"),
         [
             (mode.mode, member, *_difference_cells(difference))
             for mode in comparison.modes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -25,11 +26,11 @@ from .output import (
     print_gate_remark,
     print_line,
     print_remark,
-    print_table,
     print_verified,
 )
-from .parameters import base_folder_option, format_option, pass_registry
+from .parameters import base_folder_option, complete_name, format_option, pass_registry, wide_option
 from .progress import progress_bar
+from .tables import EMPTY, Column, number, print_table
 
 if TYPE_CHECKING:
     from ..workflows.fusion import Fusion
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         "fuse legal medical --dry-run",
     ),
 )
-@click.argument("adapters", metavar="[NAME[@VERSION|@ALIAS]]...", nargs=-1)
+@click.argument("adapters", metavar="[NAME[@VERSION|@ALIAS]]...", nargs=-1, shell_complete=complete_name)
 @click.option(
     "--recipe",
     "recipe_file",
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     help="Also take modules that a member's config does not declare, which PEFT would drop.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and every conflict; write nothing.")
+@click.option("--modules", is_flag=True, help="With --dry-run: a row for each module, not each kind.")
+@wide_option
 @format_option
 @pass_registry
 @click.pass_context
@@ -95,6 +98,7 @@ def command(
     with_experts: bool,
     trust_tensors: bool,
     dry_run: bool,
+    modules: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -117,7 +121,7 @@ def command(
     for warning in prepared.plan.warnings:
         print_remark(f"warning: {warning}")
     if dry_run or out is None:
-        context.exit(_print_plan(prepared.plan, as_json=as_json))
+        context.exit(_print_plan(prepared.plan, modules=modules, as_json=as_json))
     from ..workflows.fusion import fuse
 
     with progress_bar() as progress:
@@ -152,17 +156,17 @@ def _make_recipe(
         raise UsageError(error.message, hint=error.hint) from error
 
 
-def _print_plan(plan: FusePlan, *, as_json: bool) -> int:
+def _print_plan(plan: FusePlan, *, modules: bool, as_json: bool) -> int:
+    for conflict in plan.conflicts:
+        print_remark(f"conflict: {conflict}")
     if as_json:
         print_json(plan)
     else:
-        _print_plan_text(plan)
-    for conflict in plan.conflicts:
-        print_remark(f"conflict: {conflict}")
+        _print_plan_text(plan, modules=modules)
     return REFUSED if plan.conflicts else DONE
 
 
-def _print_plan_text(plan: FusePlan) -> None:
+def _print_plan_text(plan: FusePlan, *, modules: bool) -> None:
     print_facts(
         [
             ("base", plan.base),
@@ -179,27 +183,69 @@ def _print_plan_text(plan: FusePlan) -> None:
     )
     print_line()
     print_table(
-        ("MEMBER", "ADAPTER", "RANK", "SCALING", "MODULES", "CAST FROM"),
+        (
+            "MEMBER",
+            "ADAPTER",
+            number("RANK"),
+            number("SCALING"),
+            number("MODULES", 1),
+            Column("CAST FROM", gives_way=2),
+        ),
         [
-            (m.name, m.adapter, str(m.rank), f"{m.scaling:g}", str(m.modules), " ".join(m.cast_from) or "-")
+            (m.name, m.adapter, str(m.rank), f"{m.scaling:g}", str(m.modules), " ".join(m.cast_from) or EMPTY)
             for m in plan.members
         ],
     )
     print_line()
     ranks = "RANK OF " + " ".join(member.name for member in plan.members)
-    columns = ("MODULE", "IN", "OUT", ranks, "ROWS", "PADDING", "BYTES")
-    print_table(columns, [_module_row(module) for module in plan.modules])
+    if modules:
+        print_table(("MODULE", *_sizes(ranks)), list(map(_module_row, plan.modules)))
+    else:
+        print_table(
+            ("TARGET", number("MODULES"), *_sizes(ranks)),
+            list(map(_kind_row, kinds_of(plan.modules))),
+            total="--modules shows each module",
+        )
+
+
+def _sizes(ranks: str) -> Iterator[Column]:
+    yield number("IN", 2)
+    yield number("OUT", 2)
+    yield Column(ranks, gives_way=1)
+    yield number("ROWS", 3)
+    yield number("PADDING", 4)
+    yield number("BYTES", 3)
+
+
+def kinds_of(modules: Iterable[PlannedModule]) -> list[list[PlannedModule]]:
+    """Return the modules in groups of one kind: of one name in every layer, with the same shape and ranks."""
+    kinds: dict[tuple[object, ...], list[PlannedModule]] = {}
+    for module in modules:
+        name = module.path.rpartition(".")[2]
+        key = (name, module.in_features, module.out_features, module.ranks)
+        kinds.setdefault(key, []).append(module)
+    return list(kinds.values())
+
+
+def _kind_row(modules: list[PlannedModule]) -> tuple[str, ...]:
+    name = modules[0].path.rpartition(".")[2]
+    padding_bytes = sum(module.padding_bytes for module in modules)
+    size_bytes = sum(module.size_bytes for module in modules)
+    return (name, str(len(modules)), *_size_cells(modules[0], padding_bytes, size_bytes))
 
 
 def _module_row(module: PlannedModule) -> tuple[str, ...]:
+    return (module.path, *_size_cells(module, module.padding_bytes, module.size_bytes))
+
+
+def _size_cells(module: PlannedModule, padding_bytes: int, size_bytes: int) -> tuple[str, ...]:
     return (
-        module.path,
         str(module.in_features),
         str(module.out_features),
-        " ".join(str(rank) if rank else "-" for rank in module.ranks),
+        "|".join(str(rank) if rank else EMPTY for rank in module.ranks),
         str(module.rows),
-        str(module.padding_bytes),
-        str(module.size_bytes),
+        str(padding_bytes),
+        str(size_bytes),
     )
 
 

@@ -13,7 +13,7 @@ from ...scores.proportions import wilson_interval
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_line, print_table, print_verified
+from .output import describe_bytes, print_line, print_verified
 from .parameters import (
     as_option,
     base_folder_option,
@@ -26,8 +26,10 @@ from .parameters import (
     pass_registry,
 )
 from .progress import progress_bar
+from .tables import Column, number, print_table
 
 if TYPE_CHECKING:
+    from ...runtime.fitting import ChosenEvidence
     from ...schemas.bundle import RequestGates
     from ..workflows.gate_adoption import GateAdoption
     from ..workflows.gate_fit import GateFit
@@ -126,13 +128,29 @@ def _print_fit(found: GateFit) -> None:
     print_verified(found.record)
     print_line()
     print_table(
-        ("MEMBER", "SAMPLES", "DATA"),
+        ("MEMBER", number("SAMPLES"), Column("DATA", gives_way=1)),
         [(data.member, str(data.samples), data.sha256.short) for data in found.fitting.data],
     )
     if found.request is not None:
         print_line()
         for line in _describe_decisions(found, found.request):
             print_line(line)
+    if found.evidence is not None:
+        print_line()
+        print_line(_describe_evidence(found.evidence, found.gates))
+
+
+def _describe_evidence(evidence: ChosenEvidence, gates: int) -> str:
+    """Return what is known of segments from texts that the fit did not read."""
+    if not evidence.tokens:
+        return f"held out: no texts, so segments are decided by all {gates} gates"
+    read, share = f"all {gates} gates", evidence.right / evidence.tokens
+    if evidence.modules is not None:
+        read = f"{len(evidence.modules)} of {gates} gates, the last in `{evidence.modules[-1]}`"
+    return (
+        f"held out: {share:.1%} of the tokens decided rightly by {read} "
+        f"({evidence.right_by_all / evidence.tokens:.1%} by all)"
+    )
 
 
 def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:

@@ -23,14 +23,23 @@ class LazyGroup(click.Group):
     Args:
         name: the word that calls it.
         table: the commands by name, in the order of the help.
+        sections: the same commands under the titles of the help; without them there is one section.
         options: everything else that click takes.
     """
 
-    def __init__(self, name: str | None = None, *, table: Mapping[str, Listed], **options: Any) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        table: Mapping[str, Listed],
+        sections: Mapping[str, Mapping[str, Listed]] | None = None,
+        **options: Any,
+    ) -> None:
         # click suggests from these when a name is misspelled, and reads nothing else of them.
         stubs = {name: click.Command(name, short_help=listed.summary) for name, listed in table.items()}
         super().__init__(name, commands=stubs, **options)
         self.table = table
+        self.sections = sections or {"Commands": table}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return every command, in the order of the help."""
@@ -45,9 +54,11 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands from the table."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, listed.summary) for name, listed in self.table.items()])
+        """Write the list of commands from the table, with all summaries in one column."""
+        width = max(map(len, self.table))
+        for title, table in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), listed.summary) for name, listed in table.items()])
 
 
 class DefaultGroup(LazyGroup):

@@ -11,8 +11,18 @@ from ..catalog.records import Event
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import print_line, print_remark, print_table
-from .parameters import format_option, page_options, pass_registry
+from .output import count, print_line, print_remark
+from .parameters import complete_name, format_option, page_options, pass_registry, wide_option
+from .tables import Column, print_table
+
+_COLUMNS = (
+    Column("WHEN"),
+    Column("WHO", gives_way=3),
+    Column("WHAT"),
+    Column("OF", gives_way=2),
+    Column("NAME"),
+    Column("DETAILS", gives_way=1),
+)
 
 
 @click.command(
@@ -21,9 +31,10 @@ from .parameters import format_option, page_options, pass_registry
         "history", "history summarise", "history summarise --limit 5 --format json", "history --head"
     ),
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_name)
 @page_options
 @click.option("--head", is_flag=True, help="Print only the digest that the history ends with.")
+@wide_option
 @format_option
 @pass_registry
 def command(
@@ -51,7 +62,7 @@ def command(
         print_json({"events": page.items, "next": page.next})
         return
     if page.items:
-        print_table(("WHEN", "WHO", "WHAT", "OF", "NAME", "DETAILS"), [_row(event) for event in page.items])
+        print_table(_COLUMNS, list(map(_row, page.items)), total=count(page.items, "event"))
     else:
         print_remark("nothing was ever recorded" if name is None else f"nothing was ever recorded of {name}")
     if page.next is not None:

@@ -20,6 +20,22 @@ def print_json(value: Any) -> None:
     click.echo(canonical_json(to_json(value)).decode("ascii"), nl=False)
 
 
+def mask(value: Any) -> Any:
+    """Return a document, or a value in one, with every URL masked."""
+    match value:
+        case BaseModel():
+            return value.model_copy(update={name: mask(each) for name, each in value})
+        case tuple() | list():
+            return type(value)(map(mask, value))
+        case dict():
+            return {mask(key): mask(each) for key, each in value.items()}
+        # Not a choice or a digest, which are strings of other types.
+        case str() if type(value) is str:
+            return mask_urls(value)
+        case _:
+            return value
+
+
 def to_json(value: Any) -> Any:
     """Return a record as JSON values, its URLs masked."""
     match value:

@@ -9,18 +9,26 @@ from typing import NoReturn
 
 import click
 
-import meteora_registry
-
 from ...schemas.errors import UsageError
 from ..home import CATALOG_VARIABLE, HOME_VARIABLE, STORE_VARIABLE, Home
-from .commands import COMMANDS
+from .commands import COMMANDS, SECTIONS
 from .failures import REFUSED, report_failure
 from .groups import LazyGroup, examples
+
+
+def _print_versions(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    from .versions import print_versions
+
+    print_versions()
+    context.exit()
 
 
 @click.group(
     cls=LazyGroup,
     table=COMMANDS,
+    sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=examples("add ./my-adapter --base meta-llama/Llama-3.1-8B", "list", "show my-adapter"),
 )
@@ -41,8 +49,13 @@ from .groups import LazyGroup, examples
     help="A content store elsewhere, such as s3://bucket/adapters or file:///shared/adapters. "
     f"Default: {STORE_VARIABLE}, else blobs in the home.",
 )
-@click.version_option(
-    meteora_registry.__version__, prog_name="meteora-registry", message="%(prog)s %(version)s"
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Show the versions of this and of what it computes with, and exit.",
 )
 @click.pass_context
 def cli(context: click.Context, home: Path | None, catalog: str | None, store: str | None) -> None:

@@ -7,9 +7,8 @@ its secrets.
 
 from __future__ import annotations
 
-import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
 import click
@@ -45,23 +44,18 @@ def print_remark(text: str) -> None:
     click.echo(escape(hide_secrets(text)), err=True)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn to the terminal's width, or whole and aligned where there is no terminal."""
-    escaped = [[escape(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _draw_table(columns, escaped)
-        return
-    widths = [max(map(len, column)) for column in zip(columns, *escaped, strict=True)]
-    for row in (columns, *escaped):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
-
-
 def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
     """Print labels and values, one a line; a value that is not known is a dash."""
     width = max(len(label) for label, _ in facts)
     for label, value in facts:
         click.echo(f"{label.ljust(width)}  {escape(value) if value else '-'}")
+
+
+def count(things: Sized, noun: str) -> str:
+    """Return ``3 adapters``; empty if there are none."""
+    if not things:
+        return ""
+    return f"{len(things)} {noun}{'s' if len(things) > 1 else ''}"
 
 
 def describe_bytes(size_bytes: int) -> str:
@@ -107,17 +101,3 @@ def describe_signer(signed_by: SignedBy | None, *, has_signature: bool) -> str:
     if signed_by is not None:
         return f"{signed_by}; it covers the manifest and the record"
     return "not checked, because no signer was named" if has_signature else "no one"
-
-
-def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        # Too long for the terminal, a cell goes on in the next line; nothing is cut off.
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)

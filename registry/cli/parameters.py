@@ -10,21 +10,51 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from ...bundle.signers import Signers
 from ...schemas.document import finite_number
-from ...schemas.errors import UsageError
+from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.gate_choices import PromptForm
 from ...schemas.names import CatalogSource, parse_catalog_source
 from ..face import Registry
-from ..home import Home
+from ..home import CATALOG_FILE, Home
 from .output import print_remark
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+# Where a command keeps that its tables are printed whole.
+_WIDE = "meteora_registry.wide"
 # Of tokens and items: more than any context or data set has, and what every document can hold.
 MAX_COUNT = 1_000_000
 
-bundle_argument = click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+
+def complete_name(
+    context: click.Context, _parameter: click.Parameter, beginning: str
+) -> list[CompletionItem]:
+    """Return the names in the catalog that begin so, for the shell; nothing where it cannot be read."""
+    stated = context.find_root().params
+    try:
+        home = Home.locate(stated.get("home"), stated.get("catalog"), stated.get("store"))
+        if home.catalog_url is None and not (home.folder / CATALOG_FILE).exists():
+            return []
+        with Registry(home.named, home.catalog_url, home.store_url) as registry:
+            return [CompletionItem(name) for name in registry.catalog.list_names(beginning)]
+    # A shell shows whatever is printed in the middle of the line that is being typed.
+    except (MeteoraError, OSError):
+        return []
+
+
+def complete_name_or_folder(
+    context: click.Context, parameter: click.Parameter, beginning: str
+) -> list[CompletionItem]:
+    """Return the names in the catalog that begin so, and let the shell complete folders too."""
+    # Bash forgets what it was given before the request for folders.
+    return [CompletionItem(beginning, type="dir"), *complete_name(context, parameter, beginning)]
+
+
+bundle_argument = click.argument(
+    "bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]", shell_complete=complete_name_or_folder
+)
 base_option = click.option(
     "--base",
     metavar="ORG/MODEL|FOLDER",
@@ -137,6 +167,12 @@ class CatalogSourceType(click.ParamType[CatalogSource]):
 
     name = "name"
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the names in the catalog that begin so."""
+        return complete_name(ctx, param, incomplete)
+
     def convert(
         self, value: str | CatalogSource, param: click.Parameter | None, ctx: click.Context | None
     ) -> CatalogSource:
@@ -193,6 +229,32 @@ def format_option(function: Function) -> Function:
         callback=lambda _context, _parameter, value: value == "json",
         help="How the data on stdout is written.",
     )(function)
+
+
+def wide_option(function: Function) -> Function:
+    """Add ``--wide``, which ``print_table`` obeys."""
+    return click.option(
+        "--wide",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda context, _parameter, value: context.meta.update({_WIDE: value}),
+        help="Print tables whole, however wide the terminal is.",
+    )(function)
+
+
+def is_wide() -> bool:
+    """Return whether the command that runs was called with ``--wide``."""
+    return bool(_meta().get(_WIDE))
+
+
+def offers_wide() -> bool:
+    """Return whether the command that runs has ``--wide``."""
+    return _WIDE in _meta()
+
+
+def _meta() -> dict[str, Any]:
+    context = click.get_current_context(silent=True)
+    return context.meta if context is not None else {}
 
 
 def page_options(function: Function) -> Function:

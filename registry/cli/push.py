@@ -13,7 +13,7 @@ from ..face import Registry
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line
-from .parameters import format_option, pass_registry
+from .parameters import complete_name_or_folder, format_option, pass_registry
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ SIGSTORE = "sigstore"
         "push ./bundle org/our-bundle --dry-run",
     ),
 )
-@click.argument("source", metavar="FOLDER|NAME[@VERSION|@ALIAS]")
+@click.argument("source", metavar="FOLDER|NAME[@VERSION|@ALIAS]", shell_complete=complete_name_or_folder)
 @click.argument("repository", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="Make a new repository private; a public one is refused.")
 @click.option(

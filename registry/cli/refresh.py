@@ -9,12 +9,14 @@ from ..face import Registry
 from .failures import report_failure, worst_code
 from .groups import examples
 from .json_output import print_json
-from .output import print_line, print_remark, print_table
-from .parameters import format_option, pass_registry
+from .output import count, print_line, print_remark
+from .parameters import complete_name, format_option, pass_registry, wide_option
+from .tables import Column, print_table
 
 
 @click.command("refresh", epilog=examples("refresh", "refresh summarise legal"))
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
+@wide_option
 @format_option
 @pass_registry
 @click.pass_context
@@ -38,17 +40,24 @@ def command(context: click.Context, registry: Registry, names: tuple[str, ...], 
         print_json(found)
     elif found:
         print_table(
-            ("ADAPTER", "REPOSITORY", "CATALOGUED", "NOW", "STATE"),
+            (
+                "ADAPTER",
+                "STATE",
+                Column("REPOSITORY", gives_way=1),
+                Column("CATALOGUED", gives_way=3),
+                Column("NOW", gives_way=2),
+            ),
             [
                 (
                     str(each.version),
+                    each.state,
                     "/".join(part for part in (each.origin.repository, each.origin.subfolder) if part),
                     (each.origin.revision or "")[:12],
                     each.commit[:12],
-                    each.state,
                 )
                 for each in found
             ],
+            total=count(found, "adapter"),
         )
         for each in found:
             for change in each.changes:

@@ -12,21 +12,23 @@ from ..catalog.records import AdapterSummary
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_remark, print_table
-from .parameters import format_option, page_options, pass_registry
+from .list import ALIASES, BASE, DTYPE, NAME, RANK, SIZE, STATUS, TAGS, VERSION
+from .output import count, describe_bytes, print_remark
+from .parameters import format_option, page_options, pass_registry, wide_option
+from .tables import EMPTY, Column, print_table
 
 _COLUMNS = (
-    "NAME",
-    "VERSION",
-    "BASE",
-    "RANK",
-    "DTYPE",
-    "SIZE",
-    "VERDICT",
-    "LICENSE",
-    "ADDED",
-    "ALIASES",
-    "TAGS",
+    NAME,
+    STATUS,
+    VERSION,
+    BASE,
+    RANK,
+    SIZE,
+    Column("LICENSE", gives_way=5),
+    Column("ADDED", gives_way=8),
+    DTYPE,
+    ALIASES,
+    TAGS,
 )
 _SIZE = re.compile(r"(?P<number>[0-9]{1,15})\s*(?P<unit>|kB|MB|GB|TB)", re.IGNORECASE)
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -103,6 +105,7 @@ _DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 )
 @click.option("--descending", is_flag=True, help="The last, the youngest or the largest first.")
 @page_options
+@wide_option
 @format_option
 @pass_registry
 def command(
@@ -132,7 +135,7 @@ def command(
     if as_json:
         print_json({"adapters": page.items, "next": page.next})
     elif page.items:
-        print_table(_COLUMNS, [_row(adapter) for adapter in page.items])
+        print_table(_COLUMNS, list(map(_row, page.items)), total=count(page.items, "adapter"))
     else:
         print_remark("no adapter meets all of this")
     if page.next is not None and not as_json:
@@ -142,14 +145,14 @@ def command(
 def _row(adapter: AdapterSummary) -> tuple[str, ...]:
     return (
         adapter.name,
+        adapter.verdict.word,
         str(adapter.version),
-        adapter.base or "-",
-        str(adapter.max_rank or "-"),
-        " ".join(adapter.dtypes) or "-",
+        adapter.base or EMPTY,
+        str(adapter.max_rank or EMPTY),
         describe_bytes(adapter.weights_bytes),
-        str(adapter.verdict),
-        adapter.license or "-",
+        adapter.license or EMPTY,
         f"{adapter.created_at:%Y-%m-%d}",
-        " ".join(adapter.aliases) or "-",
-        " ".join(adapter.tags) or "-",
+        " ".join(adapter.dtypes) or EMPTY,
+        " ".join(adapter.aliases) or EMPTY,
+        " ".join(adapter.tags) or EMPTY,
     )

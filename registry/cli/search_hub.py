@@ -12,11 +12,23 @@ from ..face import Registry
 from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_line, print_remark, print_table
-from .parameters import format_option, pass_registry
+from .output import count, describe_bytes, print_line, print_remark
+from .parameters import format_option, pass_registry, wide_option
+from .tables import EMPTY, Column, number, print_table
 
 if TYPE_CHECKING:
     from ..workflows.hub_adapters import Match
+
+
+_COLUMNS = (
+    number("NUMBER"),
+    Column("REPOSITORY"),
+    Column("STATUS", gives_way=1),
+    number("RANK", 2),
+    number("SIZE", 3),
+    Column("FOLDER", gives_way=4),
+    Column("COMMIT", gives_way=5),
+)
 
 
 @click.command(
@@ -37,6 +49,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Add the adapter of this number in the list; may be repeated.",
 )
+@wide_option
 @format_option
 @pass_registry
 @click.pass_context
@@ -61,8 +74,8 @@ def command(
     if as_json:
         print_json([_to_json(number, match) for number, match in enumerate(matches, start=1)])
     elif matches:
-        columns = ("NUMBER", "REPOSITORY", "FOLDER", "COMMIT", "RANK", "SIZE", "VERDICT")
-        print_table(columns, [_row(number, match) for number, match in enumerate(matches, start=1)])
+        rows = [_row(place, match) for place, match in enumerate(matches, start=1)]
+        print_table(_COLUMNS, rows, total=count(matches, "adapter"))
     else:
         print_remark(f"no repository on the Hub is marked as PEFT adapters of {base}")
     if chosen:
@@ -76,7 +89,7 @@ def _add(registry: Registry, matches: list[Match], chosen: tuple[int, ...]) -> i
         raise UsageError(f"the list has {len(matches)} adapters, found `--add {max(chosen)}`")
     codes: list[int] = []
     registry.open()
-    for match in (matches[number - 1] for number in chosen):
+    for match in (matches[place - 1] for place in chosen):
         with reported(codes):
             if match.candidate is None:
                 raise UsageError(f"`{match.repository}` cannot be added: {match.problem}")
@@ -86,15 +99,15 @@ def _add(registry: Registry, matches: list[Match], chosen: tuple[int, ...]) -> i
     return worst_code(codes)
 
 
-def _row(number: int, match: Match) -> tuple[str, ...]:
+def _row(place: int, match: Match) -> tuple[str, ...]:
     return (
-        str(number),
+        str(place),
         match.repository,
-        match.folder or "-",
-        (match.commit or "-")[:12],
-        str(match.max_rank or "-"),
-        "-" if match.size_bytes is None else describe_bytes(match.size_bytes),
-        str(match.verdict) if match.verdict else match.problem or "-",
+        match.verdict.word if match.verdict else match.problem or EMPTY,
+        str(match.max_rank or EMPTY),
+        EMPTY if match.size_bytes is None else describe_bytes(match.size_bytes),
+        match.folder or EMPTY,
+        (match.commit or EMPTY)[:12],
     )
 
 

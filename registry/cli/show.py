@@ -11,63 +11,69 @@ import click
 from ...schemas.facts import AdapterFacts, BundleFacts
 from ...schemas.names import CatalogSource
 from ...schemas.verification import Outcome
-from ..catalog.records import AdapterVersion, BundleVersion, Event, Target, Verification
+from ..catalog.records import AdapterVersion, BundleMember, BundleVersion, Event, Target, Verification
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json, to_json
-from .output import describe_bytes, print_facts, print_line, print_table
-from .parameters import CatalogSourceType, format_option, pass_registry
+from .output import describe_bytes, print_facts, print_line
+from .parameters import CatalogSourceType, format_option, pass_registry, wide_option
+from .tables import EMPTY, Column, number, print_table
 
-# What a line is called, in the order of the lines. Facts that are not here follow under their own names.
+# What a line is called, in the order of the lines: first what a person asks for.
 _ADAPTER_LABELS = {
     "source": "adapter",
-    "versions": "versions",
     "verdict": "verdict",
     "base": "base",
-    "declared_base": "base declared",
-    "base_model": "base model",
-    "base_revision": "base revision",
-    "task_type": "task",
-    "license": "license",
     "rank": "rank",
     "scaling": "scaling",
-    "dtypes": "dtype",
     "size_bytes": "size",
+    "dtypes": "dtype",
+    "task_type": "task",
+    "license": "license",
     "origin": "source",
     "commit": "commit",
-    "weights_sha256": "weights sha256",
-    "config_sha256": "config sha256",
-    "canonical_config_sha256": "canonical config",
-    "shape_signature": "shape signature",
-    "peft_version": "PEFT",
     "aliases": "aliases",
     "tags": "tags",
+    "versions": "versions",
     "created_at": "added",
 }
 _BUNDLE_LABELS = {
     "source": "bundle",
-    "versions": "versions",
+    "established": "established here",
     "base": "base",
     "base_revision": "base revision",
+    "members": "members",
+    "gate": "gate",
     "top_k": "top k",
     "temperature": "temperature",
-    "gate": "gate",
-    "dtype": "dtype",
     "size_bytes": "size",
+    "dtype": "dtype",
     "path": "path",
-    "manifest_sha256": "manifest sha256",
     "aliases": "aliases",
     "tags": "tags",
+    "versions": "versions",
     "created_at": "added",
+}
+# With `--verbose` these follow, and then the facts that are not here, under their own names.
+_DETAIL_LABELS = {
+    "declared_base": "base declared",
+    "base_model": "base model",
+    "weights_sha256": "weights sha256",
+    "config_sha256": "config sha256",
+    "canonical_config_sha256": "canonical config",
+    "manifest_sha256": "manifest sha256",
+    "peft_version": "PEFT",
 }
 _IN_ANOTHER_LINE = {"max_rank", "weights_bytes", "gate_kind", "gate_scope", "gate_fitted"}
 
 
 @click.command("show", epilog=examples("show summarise", "show summarise@2", "show summarise@champion"))
 @click.argument("source", metavar="NAME[@VERSION|@ALIAS]", type=CatalogSourceType())
+@click.option("--verbose", is_flag=True, help="Also digests, and everything that is not known.")
+@wide_option
 @format_option
 @pass_registry
-def command(registry: Registry, source: CatalogSource, *, as_json: bool) -> None:
+def command(registry: Registry, source: CatalogSource, *, verbose: bool, as_json: bool) -> None:
     """Show one adapter or bundle version.
 
     The latest, unless another is named.
@@ -81,13 +87,17 @@ def command(registry: Registry, source: CatalogSource, *, as_json: bool) -> None
         kind = "bundle" if is_bundle else "adapter"
         print_json({"kind": kind, "versions": numbers} | to_json(version) | own)
     elif isinstance(version, BundleVersion):
-        _show_bundle(version, numbers, signatures)
+        _show_bundle(version, numbers, signatures, verbose=verbose)
     else:
-        _show_adapter(version, numbers)
+        _show_adapter(version, numbers, verbose=verbose)
 
 
-def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
+_TARGET_COLUMNS = (Column("TARGET"), *map(number, ("LAYERS", "IN", "OUT", "RANK", "SCALING")))
+
+
+def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...], *, verbose: bool) -> None:
     own = {
+        "base": _describe_base(version),
         "versions": _describe(tuple(map(str, numbers))),
         "rank": _describe_rank(version),
         "size_bytes": describe_bytes(version.size_bytes),
@@ -95,33 +105,36 @@ def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...]) -> None:
         "license": _describe_license(version),
         "commit": version.origin.commit,
     }
-    print_facts(list(_lines(version, AdapterFacts, _ADAPTER_LABELS, own)))
+    print_facts(list(_lines(version, AdapterFacts, _ADAPTER_LABELS, own, verbose=verbose)))
     if version.targets:
         print_line()
-        columns = ("TARGET", "LAYERS", "IN", "OUT", "RANK", "SCALING")
-        print_table(columns, [_target_row(target) for target in version.targets])
+        print_table(_TARGET_COLUMNS, list(map(_target_row, version.targets)))
     if version.findings:
         print_line()
         for finding in version.findings:
             print_line(finding.describe())
 
 
-def _show_bundle(version: BundleVersion, numbers: tuple[int, ...], signatures: tuple[Event, ...]) -> None:
+def _show_bundle(
+    version: BundleVersion, numbers: tuple[int, ...], signatures: tuple[Event, ...], *, verbose: bool
+) -> None:
     own = {
+        "established": _established_by(version),
+        "members": str(len(version.members)),
         "versions": _describe(tuple(map(str, numbers))),
         "size_bytes": describe_bytes(version.size_bytes),
         "gate": f"{version.gate_kind}, one decision per {version.gate_scope}, {version.gate_fitted}",
     }
-    print_facts(list(_lines(version, BundleFacts, _BUNDLE_LABELS, own)))
+    print_facts(list(_lines(version, BundleFacts, _BUNDLE_LABELS, own, verbose=verbose)))
     print_line()
     print_table(
         ("MEMBER", "ADAPTER", "WEIGHTS SHA256"),
-        [(each.name, str(each.adapter or "-"), each.weights_sha256) for each in version.members],
+        [_member_row(each, verbose=verbose) for each in version.members],
     )
     if version.verifications:
         print_line()
         print_table(
-            ("RECORDED", "LEVEL", "OUTCOME", "ESTABLISHED HERE"),
+            (Column("RECORDED", gives_way=3), Column("LEVEL", gives_way=2), "OUTCOME", "ESTABLISHED HERE"),
             [
                 (f"{each.created_at:%Y-%m-%d %H:%M} UTC", each.level, each.outcome, _established(each))
                 for each in version.verifications
@@ -129,7 +142,13 @@ def _show_bundle(version: BundleVersion, numbers: tuple[int, ...], signatures: t
         )
     if signatures:
         print_line()
-        print_table(("SIGNATURE", "AT", "SIGNED BY", "FINGERPRINT"), [_signature_row(e) for e in signatures])
+        columns = ("SIGNATURE", Column("AT", gives_way=3), "SIGNED BY", Column("FINGERPRINT", gives_way=2))
+        print_table(columns, list(map(_signature_row, signatures)))
+
+
+def _member_row(member: BundleMember, *, verbose: bool) -> tuple[str, ...]:
+    digest = member.weights_sha256 if verbose else member.weights_sha256.short
+    return member.name, str(member.adapter or EMPTY), digest
 
 
 def _signature_row(event: Event) -> tuple[str, ...]:
@@ -141,6 +160,13 @@ def _signature_row(event: Event) -> tuple[str, ...]:
         f"{details.get('method', '-')} of {details.get('signer', '-')}{issuer}",
         str(details.get("fingerprint", "-")),
     )
+
+
+def _established_by(version: BundleVersion) -> str:
+    """Return what the verifications made here establish, the deepest pass of them."""
+    found = [each.established for each in version.verifications if each.claimed_by is None]
+    deepest: tuple[str, ...] = max(found, key=len, default=())
+    return ", ".join(deepest) or "nothing"
 
 
 def _established(verification: Verification) -> str:
@@ -157,6 +183,11 @@ def _claim(version: AdapterVersion) -> str:
     return " (claimed by the path of its folder)" if version.origin.is_claimed else ""
 
 
+def _describe_base(version: AdapterVersion) -> str | None:
+    is_other = version.declared_base not in (None, version.base)
+    return f"{version.base} (its config names {version.declared_base})" if is_other else version.base
+
+
 def _describe_license(version: AdapterVersion) -> str | None:
     if version.license is None or version.claimed_by is None:
         return version.license
@@ -168,12 +199,19 @@ def _lines(
     facts: type[AdapterFacts | BundleFacts],
     labels: Mapping[str, str],
     own: Mapping[str, str | None],
+    *,
+    verbose: bool,
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield label and text of what has a label, then of the other facts under their own names."""
+    """Yield label and text of what has a label and is known; ``verbose`` for all other facts too."""
+    details = {name: label for name, label in _DETAIL_LABELS.items() if hasattr(version, name)}
     others = {field.name: field.name.replace("_", " ") for field in dataclasses.fields(facts)}
-    for name, label in {**labels, **others, **labels}.items():
+    # In this order; of two labels of one fact the first counts.
+    every = {**labels, **details, **others, **details, **labels}
+    for name, label in (every if verbose else labels).items():
         if name not in _IN_ANOTHER_LINE:
-            yield label, own[name] if name in own else _describe(getattr(version, name))
+            text = own[name] if name in own else _describe(getattr(version, name))
+            if text or verbose:
+                yield label, text
 
 
 def _describe(value: object) -> str | None:

@@ -19,9 +19,26 @@ from ..workflows.store_upkeep import (
 from .failures import REFUSED
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_facts, print_line, print_remark, print_table
-from .parameters import confirm, format_option, jobs_option, pass_registry
+from .output import describe_bytes, print_facts, print_line, print_remark
+from .parameters import confirm, format_option, jobs_option, pass_registry, wide_option
 from .progress import progress_bar
+from .tables import EMPTY, Column, number, print_table
+
+_BLOB_COLUMNS = (
+    "BLOB",
+    "CONDITION",
+    number("SIZE", 3),
+    Column("FILE", gives_way=2),
+    Column("USED BY", gives_way=1),
+)
+_USAGE_COLUMNS = (
+    "NAME",
+    Column("KIND", gives_way=1),
+    number("VERSIONS", 2),
+    number("IN STORE"),
+    number("OWN"),
+    number("FOLDER", 3),
+)
 
 
 @click.command("gc", epilog=examples("store gc --dry-run", "store gc", "store gc --grace 1"))
@@ -94,7 +111,7 @@ def verify(context: click.Context, registry: Registry, *, jobs: int, as_json: bo
     if as_json:
         print_json({"blobs": count, "broken": [_blob_to_json(state) for state in broken]})
     elif broken:
-        print_table(("BLOB", "CONDITION", "SIZE", "FILE", "USED BY"), [_blob_row(each) for each in broken])
+        print_table(_BLOB_COLUMNS, list(map(_blob_row, broken)))
     print_remark(f"{count} blobs were read, {len(broken)} of them are not whole")
     if broken:
         print_remark("hint: `meteora-registry doctor --fix` repairs what it can, and lists what to add again")
@@ -102,6 +119,7 @@ def verify(context: click.Context, registry: Registry, *, jobs: int, as_json: bo
 
 
 @click.command("du", epilog=examples("store du", "store du --format json"))
+@wide_option
 @format_option
 @pass_registry
 def du(registry: Registry, *, as_json: bool) -> None:
@@ -143,16 +161,16 @@ def _describe_usage(usage: Usage) -> None:
     )
     sizes = describe_bytes
     rows = [
-        (each.name, "adapter", str(each.versions), sizes(each.size_bytes), sizes(each.own_bytes), "-")
+        (each.name, "adapter", str(each.versions), sizes(each.size_bytes), sizes(each.own_bytes), EMPTY)
         for each in usage.adapters
     ]
     rows += [
-        (each.name, "bundle", str(each.versions), sizes(each.member_bytes), "-", sizes(each.folder_bytes))
+        (each.name, "bundle", str(each.versions), sizes(each.member_bytes), EMPTY, sizes(each.folder_bytes))
         for each in usage.bundles
     ]
     if rows:
         print_line()
-        print_table(("NAME", "KIND", "VERSIONS", "IN STORE", "OWN", "FOLDER"), rows)
+        print_table(_USAGE_COLUMNS, rows)
 
 
 def _blob_row(state: BlobState) -> tuple[str, ...]:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import click
 
 from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
-from ...inspection.report import FORMATS
+from ...inspection.report import FORMATS, Places, Setting, find_root, format_report
 from ...inspection.rules.all_rules import all_rules, find_rule
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
+from ...schemas.lock import LockedAdapter
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
-from ...schemas.report import Outcome, Purpose
+from ...schemas.report import Outcome, Purpose, Report
 from ..face import Registry
-from ..secrets import mask_urls
-from ..workflows.validation import (
-    Companion,
-    ValidateOptions,
-    base_names,
-    find_adapters,
-    inspect_companion,
-    validate,
-)
+from ..workflows.changed_adapters import select_changed
+from ..workflows.companion_sources import Companion, base_names, inspect_companion
+from ..workflows.review_files import BaselineFile, LockFile, write_baseline, write_lock
+from ..workflows.validation import ValidateOptions, find_adapters, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
-from .output import print_line
+from .json_output import mask
+from .output import print_line, print_remark
 from .parameters import base_folder_option, follow_links_option, pass_registry
 
 EXIT_CODES = {
@@ -36,8 +36,11 @@ EXIT_CODES = {
     Outcome.INCONCLUSIVE: INCONCLUSIVE,
     Outcome.UNREADABLE: USAGE,
 }
+DEFAULT_LOCK = "adapters.lock"
 _MAX_LIST_BYTES = 16 << 20
 _ALL = "all"
+# Nothing that would end a link in Markdown or begin a query.
+_URL = re.compile(r"https?://[A-Za-z0-9._~:/@%+-]+")
 
 
 @click.command(
@@ -46,6 +49,7 @@ _ALL = "all"
         "validate ./adapter",
         "validate adapters/ --for fuse --jobs 4 --format sarif",
         "validate ./adapter --base ./llama --with summarise --policy policy.toml",
+        "validate adapters/ --since origin/main --with org/bundle@v2 --locked",
         "validate --explain MR104",
     ),
 )
@@ -67,11 +71,23 @@ _ALL = "all"
 @click.option(
     "--with",
     "companions",
-    metavar="FOLDER|BUNDLE|NAME",
+    metavar="FOLDER|ORG/NAME[@REV]|NAME",
     multiple=True,
-    help="Check whether they can be fused with this; may be repeated.",
+    help="Check whether they can be fused with this adapter or bundle; may be repeated.",
 )
+@click.option("--since", metavar="REF", help="Only adapters that changed since this branch was left.")
 @click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with what the team takes.")
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), help="A file of known findings, which do not refuse."
+)
+@click.option("--write-baseline", is_flag=True, help="Write what is refused now into the file of --baseline.")
+@click.option(
+    "--lock",
+    type=click.Path(path_type=Path),
+    help="The file with the digests of reviewed adapters. Default: adapters.lock.",
+)
+@click.option("--locked", is_flag=True, help="Refuse adapters whose bytes the lock does not have.")
+@click.option("--write-lock", is_flag=True, help="Write the accepted adapters into the lock as reviewed.")
 @click.option(
     "--trust-tensors", is_flag=True, help="For fuse: take modules that the config does not declare."
 )
@@ -89,10 +105,22 @@ _ALL = "all"
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["text", "json", "sarif", "junit", "markdown", "github"]),
+    type=click.Choice(list(FORMATS)),
     default="text",
     show_default=True,
     help="How the report on stdout is written.",
+)
+@click.option(
+    "--relative-to",
+    "root",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the paths in reports begin, but in text and json. Default: the root of the git repository.",
+)
+@click.option(
+    "--docs-url",
+    metavar="URL",
+    help="Where docs/rules.md can be read; sarif and markdown link to its sections.",
 )
 @click.option("--explain", metavar="CODE", help="Explain a rule; `all` lists the rules.")
 @pass_registry
@@ -106,7 +134,13 @@ def command(
     base: str | None,
     base_folder: Path | None,
     companions: tuple[str, ...],
+    since: str | None,
     policy: Path | None,
+    baseline: Path | None,
+    write_baseline: bool,
+    lock: Path | None,
+    locked: bool,
+    write_lock: bool,
     trust_tensors: bool,
     deep: bool,
     follow_links: bool,
@@ -114,6 +148,8 @@ def command(
     jobs: int,
     list_file: Path | None,
     output_format: str,
+    root: Path | None,
+    docs_url: str | None,
     explain: str | None,
 ) -> None:
     """Find what is wrong with adapters, and the way out.
@@ -129,26 +165,103 @@ def command(
     listed = (*paths, *(_read_list(list_file) if list_file else ()))
     if not listed:
         raise UsageError("no adapter was named", hint="such as `meteora-registry validate ./adapter`")
+    review = _Review.of(baseline, lock, write_baseline=write_baseline, locked=locked, write_lock=write_lock)
     options = ValidateOptions(
         purpose=Purpose(purpose),
         fail_on=Severity(fail_on),
         base=base,
         base_folder=base_folder,
         policy=_read_policy(policy) if policy else None,
+        baseline=review.read_baseline(),
+        lock=review.read_lock(),
         deep=deep,
         follow_links=follow_links,
         trust_tensors=trust_tensors,
         jobs=jobs,
+        own_files=review.own_files,
     )
+    selection = None
+    if since is None:
+        adapters = find_adapters(listed)
+    else:
+        settings = [path for path in (policy, *review.files) if path is not None]
+        adapters, selection = select_changed(listed, since, settings=settings)
+        for folder in selection.removed:
+            print_remark(f"`{folder}` has no adapter any more, since `{selection.commit[:12]}`")
     report = validate(
-        find_adapters(listed),
+        adapters,
         options,
         companions=_open_companions(registry, companions),
         name_of_base=base_names(registry),
+        selection=selection,
+        keep=review.accepted.__setitem__ if write_lock else None,
     )
-    # Every text in it is escaped already, each format in its own way.
-    sys.stdout.write(mask_urls(FORMATS[output_format](report)))
+    report = review.write(report)
+    setting = Setting(Places(root or find_root(Path())), check_url(docs_url))
+    # Masked before any format escapes what a URL is known by, and without the links of the format itself.
+    sys.stdout.write(format_report(mask(report), output_format, setting))
     context.exit(EXIT_CODES[report.outcome])
+
+
+@dataclass(frozen=True, slots=True)
+class _Review:
+    """The files of what a team reviewed, which are read, written, or both."""
+
+    baseline: Path | None
+    lock: Path | None
+    writes_baseline: bool
+    writes_lock: bool
+    accepted: dict[Path, LockedAdapter] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, baseline: Path | None, lock: Path | None, *, write_baseline: bool, locked: bool, write_lock: bool
+    ) -> Self:
+        """Return the files that the options mean.
+
+        Raises:
+            UsageError: the options contradict each other, or lack one.
+        """
+        if write_baseline and baseline is None:
+            raise UsageError("`--write-baseline` needs the file that it writes: `--baseline FILE`")
+        if locked and write_lock:
+            raise UsageError("`--locked` reads the lock and `--write-lock` writes it, expected one of them")
+        if lock is not None and not (locked or write_lock):
+            raise UsageError(
+                f"`--lock {lock}` names a file and not what to do with it",
+                hint="add `--locked` to refuse what it does not have, or `--write-lock` to write it",
+            )
+        place = lock or Path(DEFAULT_LOCK)
+        return cls(baseline, place if locked or write_lock else None, write_baseline, write_lock)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that there are."""
+        return tuple(path for path in (self.baseline, self.lock) if path is not None)
+
+    @property
+    def own_files(self) -> frozenset[Path]:
+        """The real paths of the files."""
+        return frozenset(path.parent.resolve() / path.name for path in self.files)
+
+    def read_baseline(self) -> BaselineFile | None:
+        """Return the baseline that findings are compared with."""
+        if self.baseline is None or (self.writes_baseline and not self.baseline.exists()):
+            return None
+        return BaselineFile.read(self.baseline)
+
+    def read_lock(self) -> LockFile | None:
+        """Return the lock that bytes are compared with."""
+        return None if self.lock is None or self.writes_lock else LockFile.read(self.lock)
+
+    def write(self, report: Report) -> Report:
+        """Write what was asked for, and return the report as it is beside the new baseline."""
+        if self.writes_lock and self.lock is not None:
+            write_lock(self.lock, report, self.accepted)
+            print_remark(f"wrote {len(self.accepted)} reviewed adapters: {self.lock}")
+        if self.writes_baseline and self.baseline is not None:
+            return write_baseline(self.baseline, report)
+        return report
 
 
 def _open_companions(registry: Registry, sources: tuple[str, ...]) -> dict[str, Companion]:
@@ -167,6 +280,19 @@ def _read_policy(path: Path) -> Policy:
     policy = Policy.from_toml(read_bounded(path, MAX_POLICY_BYTES), what=str(path))
     check_policy(policy)
     return policy
+
+
+def check_url(url: str | None) -> str | None:
+    """Return the address of the page of rules, or None where none is given.
+
+    Raises:
+        UsageError: it is not an address.
+    """
+    if url is not None and not _URL.fullmatch(url):
+        raise UsageError(
+            f"`--docs-url` is `{url}`, expected the address of a page that begins with `https://`"
+        )
+    return url
 
 
 def _explain(code: str) -> None:

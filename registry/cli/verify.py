@@ -29,10 +29,16 @@ from .output import (
     print_gate_remark,
     print_line,
     print_remark,
-    print_table,
 )
-from .parameters import base_folder_option, format_option, pass_registry, signer_options
+from .parameters import (
+    base_folder_option,
+    complete_name_or_folder,
+    format_option,
+    pass_registry,
+    signer_options,
+)
 from .progress import progress_bar
+from .tables import Column, number, print_table
 
 EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
 
@@ -41,7 +47,11 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
     "verify",
     epilog=examples("verify ./bundle", "verify bundle@2 --level source", "verify org/our-bundle@v2"),
 )
-@click.argument("bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]|ORG/NAME[@REVISION]")
+@click.argument(
+    "bundle",
+    metavar="FOLDER|NAME[@VERSION|@ALIAS]|ORG/NAME[@REVISION]",
+    shell_complete=complete_name_or_folder,
+)
 @click.option(
     "--level",
     type=click.Choice([level.value for level in Level]),
@@ -190,7 +200,14 @@ def _print_record(record: VerificationRecord, signer: str) -> None:
     if record.backends_run:
         print_line()
         print_table(
-            ("BACKEND", "DEVICE", "COMPUTED IN", "MODULES", "LARGEST ERROR", "TOLERANCE"),
+            (
+                "BACKEND",
+                Column("DEVICE", gives_way=1),
+                "COMPUTED IN",
+                number("MODULES", 2),
+                number("LARGEST ERROR"),
+                number("TOLERANCE"),
+            ),
             [
                 (
                     run.backend,

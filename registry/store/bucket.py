@@ -26,7 +26,7 @@ from .blob import READ_ONLY
 
 INCOMING = "incoming"
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"})
-_EXTRAS = {"s3": "pip install 'meteora-registry[s3]'", "gs": "pip install 'meteora-registry[gs]'"}
+_EXTRAS = frozenset({"s3", "gs"})
 _READ_AHEAD_BYTES = 8 << 20
 _URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<rest>.+)", re.DOTALL)
 _PASSWORD = re.compile(r"[^/@]*:.*@", re.DOTALL)
@@ -184,7 +184,8 @@ class Remote:
         except ImportError as error:
             raise MissingDependency(
                 f"a store at `{self._protocol}://` needs a package that is not installed",
-                hint=_EXTRAS.get(self._protocol, f"install the fsspec package for `{self._protocol}`"),
+                extra=self._protocol if self._protocol in _EXTRAS else None,
+                hint=f"install the fsspec package for `{self._protocol}`",
             ) from error
         options: dict[str, Any] = {"use_listings_cache": False}
         with self._faults("open", ""):

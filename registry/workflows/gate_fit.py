@@ -25,6 +25,7 @@ from ...fuser.refit import NewGates, refit_bundle
 from ...fuser.verifier import verify_bundle
 from ...runtime.base_modules import read_base, resolve_paths
 from ...runtime.fitting import (
+    ChosenEvidence,
     FitOptions,
     FittedGates,
     OpenedBase,
@@ -90,6 +91,7 @@ class FitRequest:
             skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
             form=self.form,
             requests=traits.decides_requests,
+            segments=traits.observes_answers,
             abstain=self.abstain,
         )
 
@@ -116,6 +118,7 @@ class GateFit:
         request: the gates that decide for requests, and how well; None in a scope without such decisions.
         abstain: the confidence below which they leave a prompt to the base.
         confusions: held-out prompts that went to another member: their own, the chosen one, and how many.
+        evidence: the gates by which segments are decided, and how well; None in another scope.
     """
 
     folder: Path
@@ -127,6 +130,7 @@ class GateFit:
     request: RequestGates | None
     abstain: float | None
     confusions: tuple[tuple[str, str, int], ...]
+    evidence: ChosenEvidence | None
 
 
 def fit_bundle(
@@ -176,6 +180,7 @@ def fit_bundle(
         request=None if requests is None else requests.description,
         abstain=gates.abstain,
         confusions=() if requests is None else requests.confusions,
+        evidence=gates.evidence,
     )
 
 

@@ -2,7 +2,8 @@
 
 The manifest and the small files come first and are judged; the weights follow. The bundle appears in
 its place only when it is intact and its members are those that its manifest quotes; it is catalogued last,
-together with its members. Nothing that it states of itself is taken for more than a claim.
+together with its members. Nothing that it states of itself is taken for more than a claim. The files'
+digests are compared here, those of the members by the verification (``check_member_bytes``).
 """
 
 from __future__ import annotations
@@ -13,35 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...bundle.files import check_card, check_listed, staged_target
-from ...bundle.signature import MAX_SIGNATURE_BYTES, has_signature
+from ...bundle.files import check_card, staged_target
+from ...bundle.signature import has_signature
 from ...bundle.signers import Signers, signers_of_environment
 from ...files.digests import hash_file
 from ...files.progress import Bytes, Progress, Step, silent
-from ...files.reading import read_bounded, real_path
+from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.extraction import can_be_rewritten
 from ...fuser.verifier import verify_bundle
 from ...schemas.bundle import (
     CARD_FILE,
-    CONFIG_FILE,
     MANIFEST_FILE,
     MAX_BUNDLE_BYTES,
-    MAX_BUNDLE_CONFIG_BYTES,
-    MAX_CARD_BYTES,
-    SIGNATURE_FILE,
-    VERIFICATION_FILE,
-    BundleConfig,
 )
-from ...schemas.errors import BundleRefused, HubMismatch, HubRefused, UsageError
-from ...schemas.manifest import MAX_MANIFEST_BYTES, Manifest
+from ...schemas.errors import BundleRefused, HubMismatch, HubRefused
 from ...schemas.names import HubSource, check_name, member_entry, suggest_name
 from ...schemas.signers import SignedBy
 from ...schemas.verification import Level, Outcome, VerificationRecord
 from ..catalog.records import BundleVersion
 from ..hub.client import Hub
 from ..hub.download import download_files
-from ..hub.listing import Listing, RemoteFile
+from ..hub.listing import RemoteFile
 from ..workspace import Workspace
 from .bundle_folder import (
     check_no_adapter_has,
@@ -51,9 +45,8 @@ from .bundle_folder import (
     require_source_record,
 )
 from .bundle_members import refuse_broken_members, register_members
+from .remote_bundles import RemoteBundle, find_bundle
 
-# What may be in a repository and is left there if it is larger.
-_OPTIONAL = {CARD_FILE: MAX_CARD_BYTES, SIGNATURE_FILE: MAX_SIGNATURE_BYTES}
 _NO_RECORD = "ask its publisher to push it with `meteora-registry push`, which requires the record"
 
 
@@ -78,35 +71,6 @@ class Pulled:
     card: tuple[str, ...]
     has_signature: bool
     signed_by: SignedBy | None
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteBundle:
-    """A bundle on the Hub: its files at a commit, and its manifest."""
-
-    listing: Listing
-    manifest: Manifest
-
-    def __str__(self) -> str:
-        return f"`{self.listing.repository}@{self.listing.commit}`"
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """The repository's files that are not part of the bundle."""
-        return tuple(file.path for file in self.listing.own_files if file.path not in self.wanted)
-
-    @property
-    def wanted(self) -> dict[str, RemoteFile]:
-        """The files that are fetched, by their paths; a card or a signature too long for one is left out."""
-        files = (
-            self.listing.find(name)
-            for name in (*self.manifest.files, MANIFEST_FILE, VERIFICATION_FILE, *_OPTIONAL)
-        )
-        return {
-            file.path: file
-            for file in files
-            if file is not None and file.size_bytes <= _OPTIONAL.get(file.path, file.size_bytes)
-        }
 
 
 def pull(
@@ -197,58 +161,6 @@ def fetched_bundle(hub: Hub, source: HubSource, *, progress: Progress = silent) 
         _fetch(hub, remote, folder, max_bytes=MAX_BUNDLE_BYTES, cache=cache, progress=progress)
         require_source_record(Bundle(folder), str(remote), hint=_NO_RECORD)
         yield folder
-
-
-def find_bundle(hub: Hub, source: HubSource, scratch: Path, *, cache: Path | None = None) -> RemoteBundle:
-    """Find the bundle in a repository, and check its config, its manifest and the list of files.
-
-    Raises:
-        HubRefused: there is no repository, or no bundle in it.
-        HubMismatch: the list of files is not that of the manifest.
-        BundleRefused, InvalidDocument: this reader does not know the format, or it is malformed.
-    """
-    if source.subfolder is not None:
-        raise UsageError(f"a bundle is at the root of its repository, found `{source.subfolder}`")
-    listing = hub.list_files(*hub.locate(source.repository, source.revision))
-    start = {
-        name: listing.find(name) for name in (CONFIG_FILE, MANIFEST_FILE, VERIFICATION_FILE, SIGNATURE_FILE)
-    }
-    files = {name: file for name, file in start.items() if file is not None}
-    if SIGNATURE_FILE in files and files[SIGNATURE_FILE].size_bytes > MAX_SIGNATURE_BYTES:
-        del files[SIGNATURE_FILE]
-    if MANIFEST_FILE not in files or CONFIG_FILE not in files:
-        raise HubRefused(
-            f"`{listing.repository}@{listing.commit}` is not a bundle: it has no `{MANIFEST_FILE}`",
-            hint=f"an adapter is added with `meteora-registry add {source.repository}`; a routed model that "
-            "PEFT saved is adopted, once it is on this machine, with `meteora-registry gate adopt`",
-        )
-    for name, limit in ((CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), (MANIFEST_FILE, MAX_MANIFEST_BYTES)):
-        if files[name].size_bytes > limit:
-            raise BundleRefused(f"`{name}` has {files[name].size_bytes} bytes, expected at most {limit}")
-    download_files(hub, listing, files, scratch, cache=cache)
-    BundleConfig.read(
-        read_bounded(scratch / CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES), max_bytes=MAX_BUNDLE_CONFIG_BYTES
-    )
-    remote = RemoteBundle(listing, Bundle(scratch).manifest)
-    if problems := check_listed(remote.manifest):
-        raise BundleRefused(f"{remote}: {problems[0]}", hint="nothing of it was kept")
-    _compare_listing(remote)
-    return remote
-
-
-def _compare_listing(remote: RemoteBundle) -> None:
-    """Refuse, before the weights are fetched, what the list of files already shows to be changed."""
-    for name, record in sorted(remote.manifest.files.items()):
-        if name == CARD_FILE:
-            continue
-        file = remote.listing.find(name)
-        if file is None:
-            raise HubMismatch(f"{remote} lacks `{name}`, which its manifest lists")
-        if file.size_bytes != record.size_bytes or file.sha256 not in (None, record.sha256):
-            raise HubMismatch(
-                f"{remote} was changed: `{name}` is not the file that the manifest lists; nothing was kept",
-                hint="pull an earlier revision, such as the tag that `push` set",
-            )
 
 
 def _is_here(folder: Path, scratch: Path) -> bool:

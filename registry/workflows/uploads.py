@@ -24,7 +24,7 @@ from ...schemas.bundle import (
     WEIGHTS_FILE,
 )
 from ...schemas.digest import Digest
-from ...schemas.errors import BundleRefused, StoreDamaged
+from ...schemas.errors import BundleRefused, StoreDamaged, way_to_install
 from ...schemas.manifest import Manifest
 from ...schemas.names import below, check_file_name, is_repository
 from ...schemas.signers import SignedBy, SigningKey
@@ -162,7 +162,7 @@ def _require_intact(bundle: Bundle, workspace: Workspace | None, progress: Progr
         raise BundleRefused(
             f"the numbers of `{bundle.folder}` were never verified in this catalog, and computing with them "
             "needs torch, which is not installed",
-            hint="pip install 'meteora-registry[runtime]', or push from where the bundle was verified",
+            hint=f"{way_to_install('runtime')}, or push from where the bundle was verified",
         )
 
 

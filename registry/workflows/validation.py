@@ -6,48 +6,42 @@ Nothing is written and nothing is fetched. Torch is imported only to look at a b
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...bundle import Bundle
-from ...inspection.adapter import inspect_adapter, inspect_config, inspect_files
-from ...inspection.base_facts import BaseFacts
+from ...files.digests import hash_file
+from ...inspection.adapter import inspect_adapter, inspect_config
 from ...inspection.comparison import (
     apply_policy,
     compare_companions,
     compare_with_base,
     look_deeper,
-    module_paths,
     trained_on,
 )
 from ...inspection.folder import file_of_link
 from ...inspection.inspection import Inspection
-from ...schemas.base_name import present_name
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from ...schemas.errors import MeteoraError, MissingDependency, SourceUnreadable, UsageError
+from ...inspection.lock import LockCase, digest_files
+from ...inspection.rules.rule import examine
+from ...schemas.base_name import find_snapshot, present_name
+from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
+from ...schemas.digest import Digest
+from ...schemas.errors import MeteoraError, MissingDependency, SourceUnreadable
 from ...schemas.finding import Finding, Severity, Verdict
-from ...schemas.names import (
-    CatalogSource,
-    FolderSource,
-    HubSource,
-    folder_of_adapter,
-    name_of_folder,
-    parse_source,
-    suggest_name,
-)
+from ...schemas.inventory import Inventory
+from ...schemas.lock import LockedAdapter, is_commit
+from ...schemas.names import folder_of_adapter, name_of_folder, suggest_name
 from ...schemas.policy import Policy
-from ...schemas.report import AdapterReport, Outcome, Purpose, Report, counts_against
-from ...schemas.trained_on import TrainedOn
-from ..workspace import Workspace
-from .base_facts import read_base_facts
+from ...schemas.report import AdapterReport, Outcome, Purpose, Report, Selection, counts_against
+from .base_facts import BaseReader
 from .base_place import BasePlace, find_cached, place_base
+from .companion_sources import Companion, called
+from .review_files import BaselineFile, LockFile, split_known
 
 # A folder with one of these is meant as an adapter, if nothing else is there.
-_WEIGHTS_FILES = (WEIGHTS_FILE, "adapter_model.bin")
+FILES_OF_ADAPTERS = (CONFIG_FILE, WEIGHTS_FILE, "adapter_model.bin")
 _MAX_DEPTH = 12
 _MAX_ADAPTERS = 100_000
 _NOT_COMPARED = "modules and shapes against the base (`--base FOLDER`)"
@@ -59,7 +53,9 @@ class ValidateOptions:
 
     ``base`` is the base's name, or a folder or config of this machine; ``base_folder`` has the config of a
     base that is named. Of a name alone the config is looked for in the local Hub cache. With
-    ``trust_tensors`` modules that a config does not declare count as the adapter's own in a fuse.
+    ``trust_tensors`` modules that a config does not declare count as the adapter's own in a fuse. Findings
+    that the ``baseline`` has refuse nothing, and bytes that the ``lock`` does not have are refused;
+    ``own_files`` are these files themselves, which are not part of an adapter.
     """
 
     purpose: Purpose = Purpose.USE
@@ -67,46 +63,24 @@ class ValidateOptions:
     base: str | None = None
     base_folder: Path | None = None
     policy: Policy | None = None
+    baseline: BaselineFile | None = None
+    lock: LockFile | None = None
     deep: bool = False
     follow_links: bool = False
     jobs: int = 1
     trust_tensors: bool = False
+    own_files: frozenset[Path] = frozenset()
 
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """An adapter that was asked for, and what was seen of it."""
-
-    name: str
-    path: Path
-    inspection: Inspection | None = None
-    error: str | None = None
-    findings: tuple[Finding, ...] = field(default=())
-    follow_links: bool = False
-
-    @property
-    def weights(self) -> Path:
-        """The path of its weights."""
-        return file_of_link(self.path / WEIGHTS_FILE, follow_links=self.follow_links)
-
-
-@dataclass(frozen=True, slots=True)
-class Companion:
-    """An adapter to be fused with; ``weights`` is absent where only a header is at hand.
-
-    ``base`` is what the catalog calls its base, or what it declares.
-    """
-
-    inspection: Inspection
-    base: str | None
-    weights: Path | None = None
+    def counts_against(self, finding: Finding) -> bool:
+        """Return whether a finding refuses an adapter."""
+        return counts_against(finding, self.purpose, self.fail_on, trust_tensors=self.trust_tensors)
 
 
 def find_adapters(paths: Sequence[Path]) -> list[Path]:
     """Return the adapters at these paths: each folder itself, or the folders below with a config or weights.
 
     Weights, and a config beside its weights, mean their folder; any other file is taken for a config without
-    weights. Links are not followed.
+    weights. Links are not followed, and what is named twice is returned once.
 
     Raises:
         SourceUnreadable: a path does not exist.
@@ -115,9 +89,9 @@ def find_adapters(paths: Sequence[Path]) -> list[Path]:
     for path in map(folder_of_adapter, paths):
         if not path.exists():
             raise SourceUnreadable(f"`{path}` does not exist")
-        below = [] if path.is_file() or _is_adapter(path) else list(_walk(path, _MAX_DEPTH))
+        below = [] if path.is_file() or is_adapter(path) else list(_walk(path, _MAX_DEPTH))
         found += below or [path]
-    return found[:_MAX_ADAPTERS]
+    return list(dict.fromkeys(found))[:_MAX_ADAPTERS]
 
 
 def name_adapters_below(folder: Path) -> list[tuple[str, Path]]:
@@ -148,14 +122,15 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         return
     for name in children:
         child = folder / name
-        if _is_adapter(child):
+        if is_adapter(child):
             yield child
         elif depth and not name.startswith("."):
             yield from _walk(child, depth - 1)
 
 
-def _is_adapter(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (CONFIG_FILE, *_WEIGHTS_FILES))
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder has a config or weights of an adapter."""
+    return any((folder / name).is_file() for name in FILES_OF_ADAPTERS)
 
 
 def validate(
@@ -164,202 +139,242 @@ def validate(
     *,
     companions: Mapping[str, Companion] | None = None,
     name_of_base: Callable[[str], str | None] = present_name,
+    selection: Selection | None = None,
+    keep: Callable[[Path, LockedAdapter], None] | None = None,
 ) -> Report:
     """Inspect adapters and report on all of them; an unreadable one does not stop the others.
+
+    Of each adapter only its report is kept, and with ``companions`` what these are compared with.
 
     Args:
         paths: folders of adapters, or configs alone.
         options: what else to check.
         companions: inspected adapters that all of these are to be fused with, by name.
         name_of_base: what a base is called, where a catalog knows more spellings of it.
+        selection: how these adapters were chosen, if not all of them are here.
+        keep: called with every accepted adapter and what a lock has of it.
 
     Raises:
         MissingDependency: the base cannot be looked at, because an extra is not installed.
     """
-    with ThreadPoolExecutor(max_workers=options.jobs) as pool:
-        subjects = list(pool.map(partial(_look, options=options), paths))
     place = place_base(options.base, options.base_folder)
-    others = [each.inspection for each in (companions or {}).values()]
-    base = _LookedAtBase.at(place, [*(each.inspection for each in subjects if each.inspection), *others])
-    reports = tuple(_report(subject, options, place, base) for subject in subjects)
+    judge = _Judge(options, place, _BaseToCompare.at(place), has_companions=bool(companions), keep=keep)
+    with ThreadPoolExecutor(max_workers=options.jobs) as pool:
+        judged = list(pool.map(judge.judge, paths))
+    found = judge.compare([each.member for each in judged if each.member], companions or {}, name_of_base)
+    known = options.baseline.together if options.baseline else frozenset()
+    together, known_together = split_known(found, known)
     return Report(
         purpose=options.purpose,
         fail_on=options.fail_on,
         trust_tensors=options.trust_tensors,
-        adapters=reports,
-        together=_compare(subjects, companions, options, place, base, name_of_base) if companions else (),
+        adapters=tuple(each.report for each in judged),
+        together=together,
+        known_together=known_together,
+        selection=selection,
         not_asked=() if place.folder or place.name else (_NOT_COMPARED,),
     )
 
 
-def _look(path: Path, options: ValidateOptions) -> Subject:
-    follows = options.follow_links
-    try:
-        if path.is_file():
-            inspection = inspect_config(path)
-            return Subject(str(path), path, inspection, findings=inspection.findings)
-        inspection = inspect_adapter(path, follow_links=follows)
-        weights = file_of_link(path / WEIGHTS_FILE, follow_links=follows)
-        found = look_deeper(inspection, weights) if options.deep else ()
-    except MeteoraError as error:
-        return Subject(str(path), path, error=error.message)
-    return Subject(str(path), path, inspection, findings=inspection.findings + found, follow_links=follows)
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """An adapter as it is compared with others, and the file of its weights, if that is read for it."""
+
+    name: str
+    inspection: Inspection
+    is_headless: bool
+    weights: Path | None
 
 
 @dataclass(frozen=True, slots=True)
-class _LookedAtBase:
-    """A base as far as it could be looked at: its facts for an adapter, or why there are none."""
+class _Judged:
+    """The report of one adapter; ``member`` is None if there is nothing to compare it with."""
 
-    facts_for: Callable[[Inspection], BaseFacts] | None = None
+    report: AdapterReport
+    member: _Member | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _BaseToCompare:
+    """A base as far as it could be found: what reads it, or why nothing can."""
+
+    reader: BaseReader | None = None
     problem: str | None = None
 
     @classmethod
-    def at(cls, place: BasePlace, adapters: Sequence[Inspection]) -> _LookedAtBase:
-        """Look at the base that was named, if one was, for the modules of all adapters."""
+    def at(cls, place: BasePlace) -> _BaseToCompare:
+        """Return the base that was named, if one was."""
         folder = place.folder or (find_cached(place.name) if place.name else None)
         if folder is None:
             missing = f"`{place.name}` is neither a folder of this machine nor in the Hub cache"
             return cls(problem=missing if place.name else None)
+        return cls(BaseReader(folder, place.name or folder.name))
+
+    def judge(
+        self, inspection: Inspection, findings: tuple[Finding, ...]
+    ) -> tuple[tuple[Finding, ...], str | None]:
+        """Return the findings with those of comparing with the base, and why it was not compared."""
+        if self.reader is None:
+            return findings, self.problem
         try:
-            return cls(_read_facts(folder, place.name or folder.name, adapters))
+            return compare_with_base(inspection, findings, self.reader.facts_for(inspection)), None
         except MissingDependency:
             raise
-        # The adapters are judged all the same, by what their own files show.
+        # The adapter is judged all the same, by what its own files show.
         except MeteoraError as error:
-            return cls(problem=error.message)
+            return findings, error.message
 
-    def judge(self, inspection: Inspection, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-        """Return the findings about an adapter with those of comparing it with the base, if there is one."""
-        if self.facts_for is None:
-            return findings
-        return compare_with_base(inspection, findings, self.facts_for(inspection))
-
-
-def _read_facts(folder: Path, name: str, adapters: Sequence[Inspection]) -> Callable[[Inspection], BaseFacts]:
-    paths: dict[TrainedOn, set[str]] = defaultdict(set)
-    for adapter in adapters:
-        paths[trained_on(adapter)].update(module_paths(adapter))
-    found = {kind: read_base_facts(folder, name, own, kind) for kind, own in paths.items()}
-    return lambda inspection: found[trained_on(inspection)]
+    @property
+    def commit(self) -> str | None:
+        """The commit of the base, where its files are in a Hub cache."""
+        snapshot = find_snapshot(self.reader.folder.absolute()) if self.reader else None
+        return snapshot.commit if snapshot else None
 
 
-def _report(
-    subject: Subject, options: ValidateOptions, place: BasePlace, base: _LookedAtBase
-) -> AdapterReport:
-    inspection = subject.inspection
-    if inspection is None:
+class _Judge:
+    """The judgement of adapters under one set of options, by several threads at once."""
+
+    def __init__(
+        self,
+        options: ValidateOptions,
+        place: BasePlace,
+        base: _BaseToCompare,
+        *,
+        has_companions: bool,
+        keep: Callable[[Path, LockedAdapter], None] | None,
+    ) -> None:
+        self._options, self._place, self._base = options, place, base
+        self._has_companions, self._keep = has_companions, keep
+        # Adapters of the same modules share one inventory, so that memory does not grow with their number.
+        self._inventories: dict[tuple[object, ...], Inventory] = {}
+
+    def judge(self, path: Path) -> _Judged:
+        """Inspect one adapter and report on it."""
+        name = str(path)
+        try:
+            inspection, findings, files = self._look(path)
+        except MeteoraError as error:
+            unreadable = Outcome.UNREADABLE
+            return _Judged(
+                AdapterReport(name=name, outcome=unreadable, verdict=None, findings=(), error=error.message)
+            )
+        findings, problem = self._base.judge(inspection, findings)
+        stated = self._place.name_for([inspection.declared_base])
+        report = self._report(path, inspection, findings, files, stated, problem)
+        if self._keep and report.outcome is Outcome.ACCEPTED and report.verdict:
+            self._keep(path, self._locked(inspection, report.verdict, files, stated))
+        return _Judged(report, self._member(path, inspection) if self._has_companions else None)
+
+    def _look(self, path: Path) -> tuple[Inspection, tuple[Finding, ...], dict[str, Digest]]:
+        if path.is_file():
+            inspection = inspect_config(path)
+            return inspection, inspection.findings, self._digests(path, inspection)
+        inspection = inspect_adapter(path, follow_links=self._options.follow_links)
+        found = look_deeper(inspection, self._weights(path)) if self._options.deep else ()
+        return inspection, inspection.findings + found, self._digests(path, inspection)
+
+    def _digests(self, path: Path, inspection: Inspection) -> dict[str, Digest]:
+        if not (self._options.lock or self._keep):
+            return {}
+        if path.is_file():
+            return {path.name: hash_file(path)}
+        weights = inspection.weights_sha256
+        return digest_files(
+            path,
+            known={WEIGHTS_FILE: weights} if weights else {},
+            without=self._options.own_files,
+            follow_links=self._options.follow_links,
+        )
+
+    def _weights(self, path: Path) -> Path:
+        return file_of_link(path / WEIGHTS_FILE, follow_links=self._options.follow_links)
+
+    def _report(
+        self,
+        path: Path,
+        inspection: Inspection,
+        findings: tuple[Finding, ...],
+        files: dict[str, Digest],
+        stated: str | None,
+        problem: str | None,
+    ) -> AdapterReport:
+        options = self._options
+        if options.lock:
+            findings += examine(LockCase(str(path), files, options.lock.find(path)))
+        if options.policy:
+            findings = apply_policy(inspection, findings, options.policy, base=stated)
+        new, known = split_known(findings, options.baseline.of(path) if options.baseline else frozenset())
+        unchecked = tuple(_unchecked(path, problem))
+        open_or_accepted = Outcome.INCONCLUSIVE if unchecked else Outcome.ACCEPTED
         return AdapterReport(
-            name=subject.name, outcome=Outcome.UNREADABLE, verdict=None, findings=(), error=subject.error
+            name=str(path),
+            outcome=Outcome.REFUSED if any(map(options.counts_against, new)) else open_or_accepted,
+            verdict=Verdict.of(findings, trust_tensors=options.trust_tensors),
+            findings=new,
+            known=known,
+            unchecked=unchecked,
         )
-    findings = base.judge(inspection, subject.findings)
-    if options.policy:
-        stated = place.name_for([inspection.declared_base])
-        findings = apply_policy(inspection, findings, options.policy, base=stated)
-    unchecked = tuple(_unchecked(subject, base))
-    refused = any(
-        counts_against(each, options.purpose, options.fail_on, trust_tensors=options.trust_tensors)
-        for each in findings
-    )
-    open_or_accepted = Outcome.INCONCLUSIVE if unchecked else Outcome.ACCEPTED
-    return AdapterReport(
-        name=subject.name,
-        outcome=Outcome.REFUSED if refused else open_or_accepted,
-        verdict=Verdict.of(findings, trust_tensors=options.trust_tensors),
-        findings=findings,
-        unchecked=unchecked,
-    )
+
+    def _locked(
+        self, inspection: Inspection, verdict: Verdict, files: dict[str, Digest], stated: str | None
+    ) -> LockedAdapter:
+        named = inspection.facts.base_revision if inspection.facts else None
+        return LockedAdapter(
+            files=files,
+            verdict=verdict,
+            base=stated or inspection.declared_base,
+            base_commit=self._base.commit or (named if named and is_commit(named) else None),
+        )
+
+    def _member(self, path: Path, inspection: Inspection) -> _Member:
+        headless = trained_on(inspection).lacks_head
+        if self._options.deep:
+            weights = self._weights(path)
+            return _Member(str(path), inspection, headless, weights if weights.is_file() else None)
+        slim = replace(
+            inspection, header=None, config_text=None, inventory=self._shared(inspection.inventory)
+        )
+        return _Member(str(path), slim, headless, None)
+
+    def _shared(self, inventory: Inventory | None) -> Inventory | None:
+        """Return the first inventory with these paths, shapes and element types, all that is compared."""
+        if inventory is None:
+            return None
+        return self._inventories.setdefault((inventory.shape_signature, inventory.dtypes), inventory)
+
+    def compare(
+        self,
+        subjects: Sequence[_Member],
+        companions: Mapping[str, Companion],
+        name_of_base: Callable[[str], str | None],
+    ) -> tuple[Finding, ...]:
+        """Return the findings against fusing the adapters with companions; none without companions."""
+        if not companions:
+            return ()
+        members = {each.name: each for each in subjects}
+        judged = frozenset(members)
+        for name, companion in companions.items():
+            inspection = companion.inspection
+            # The adapters that were asked for have what the base shows in reports of their own.
+            judged_too, _ = self._base.judge(inspection, inspection.findings)
+            headless = trained_on(inspection).lacks_head
+            member = _Member(name, replace(inspection, findings=judged_too), headless, companion.weights)
+            members.setdefault(name, member)
+        bases = {name: called(each.inspection.declared_base, name_of_base) for name, each in members.items()}
+        bases |= {name: companion.base for name, companion in companions.items() if name not in judged}
+        weights = {name: each.weights for name, each in members.items() if each.weights}
+        return compare_companions(
+            {name: each.inspection for name, each in members.items()},
+            bases=bases,
+            stated_base=self._place.name_for(bases.values()),
+            weights=weights if self._options.deep else None,
+            trust_tensors=self._options.trust_tensors,
+            headless=[name for name, each in members.items() if each.is_headless],
+        )
 
 
-def _unchecked(subject: Subject, base: _LookedAtBase) -> Iterator[str]:
-    if subject.path.is_file():
+def _unchecked(path: Path, problem: str | None) -> Iterator[str]:
+    if path.is_file():
         yield "the weights: only the config was given"
-    if base.problem:
-        yield f"modules and shapes: {base.problem}"
-
-
-def _compare(
-    subjects: Sequence[Subject],
-    companions: Mapping[str, Companion],
-    options: ValidateOptions,
-    place: BasePlace,
-    base: _LookedAtBase,
-    name_of_base: Callable[[str], str | None],
-) -> tuple[Finding, ...]:
-    own = {subject.name: subject.inspection for subject in subjects if subject.inspection is not None}
-    judged = frozenset(own)
-    weights = {subject.name: subject.weights for subject in subjects if subject.weights.is_file()}
-    for name, companion in companions.items():
-        inspection = companion.inspection
-        # The adapters that were asked for have what the base shows in reports of their own.
-        judged_too = replace(inspection, findings=base.judge(inspection, inspection.findings))
-        own.setdefault(name, judged_too)
-        if companion.weights:
-            weights.setdefault(name, companion.weights)
-    bases = {name: _called(inspection.declared_base, name_of_base) for name, inspection in own.items()}
-    bases |= {name: companion.base for name, companion in companions.items() if name not in judged}
-    return compare_companions(
-        own,
-        bases=bases,
-        stated_base=place.name_for(bases.values()),
-        weights=weights if options.deep else None,
-        trust_tensors=options.trust_tensors,
-    )
-
-
-def _called(declared: str | None, name_of_base: Callable[[str], str | None]) -> str | None:
-    return (name_of_base(declared) or declared) if declared else None
-
-
-def base_names(workspace: Workspace) -> Callable[[str], str | None]:
-    """Return a function from a base's name to what the catalog calls it; without a catalog, to None.
-
-    The home is looked for when a name is asked for, and need not be there.
-    """
-    return lambda name: workspace.catalog.name_of_base(name) if _has_catalog(workspace) else None
-
-
-def _has_catalog(workspace: Workspace) -> bool:
-    try:
-        return workspace.home.catalog_url is not None or workspace.home.catalog_file.exists()
-    except (SourceUnreadable, UsageError):
-        return False
-
-
-def inspect_companion(workspace: Workspace, text: str) -> dict[str, Companion]:
-    """Inspect the adapter, or the members of the bundle, that a SOURCE names; return them by name.
-
-    Raises:
-        UsageError: it is on the Hub, or malformed.
-        NotInCatalog: nothing is catalogued under that name.
-        SourceUnreadable, InvalidDocument, AdapterRefused: its files cannot be read.
-    """
-    name_of_base = base_names(workspace)
-    match parse_source(text):
-        case FolderSource(path):
-            if (path / MANIFEST_FILE).is_file():
-                return _read_bundle(path, name_of_base)
-            inspection = inspect_adapter(path)
-            base = _called(inspection.declared_base, name_of_base)
-            return {text: Companion(inspection, base, file_of_link(path / WEIGHTS_FILE))}
-        case HubSource():
-            raise UsageError(
-                f"`{text}` is on the Hub, which `validate --with` does not read",
-                hint="add it to the catalog first, or name a folder as `./folder`",
-            )
-        case CatalogSource() as source:
-            version = workspace.catalog.find(source)
-            config, weights = (
-                workspace.store.path_of(version.file(name).sha256) for name in (CONFIG_FILE, WEIGHTS_FILE)
-            )
-            base = version.base_model or version.base
-            return {text: Companion(inspect_files(config, weights), base, weights)}
-
-
-def _read_bundle(folder: Path, name_of_base: Callable[[str], str | None]) -> dict[str, Companion]:
-    members = Bundle(folder).members
-    return {
-        f"{folder.name}:{member.name}": Companion(
-            member.inspection, _called(member.inspection.declared_base, name_of_base)
-        )
-        for member in members
-    }
+    if problem:
+        yield f"modules and shapes: {problem}"

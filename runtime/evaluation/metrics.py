@@ -68,7 +68,7 @@ def _rouge() -> Judge:
             raise
         raise MissingDependency(
             "the metric `rouge` needs `rouge-score`, which is not installed",
-            hint="pip install 'meteora-registry[eval]'",
+            extra="eval",
         ) from error
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return lambda answer, expected: float(scorer.score(expected, answer)["rougeL"].fmeasure)

@@ -32,7 +32,7 @@ def check_can_draw() -> None:
             raise
         raise MissingDependency(
             "figures need `matplotlib`, which is not installed",
-            hint="pip install 'meteora-registry[eval]'",
+            extra="eval",
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..base_model import OpenedBase, context_of, open_base
+from .evidence import ChosenEvidence
 from .fit import FitOptions, FittedGates, fit_gates
 from .forms import check_form, write_as
 from .inputs import check_shapes
@@ -10,6 +11,7 @@ from .statistics_file import names_in
 from .task_data import Sample, TaskData, read_task_data
 
 __all__ = [
+    "ChosenEvidence",
     "FitOptions",
     "FittedGates",
     "OpenedBase",

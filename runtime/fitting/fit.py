@@ -6,7 +6,7 @@ modules with the very label that is to be learned, and a routed model has no suc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from ...schemas.statistics import (
 )
 from ..base_model import context_of
 from .chat_template import ChatTemplate
+from .evidence import ChosenEvidence, candidate_gates, choose_evidence
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, scaling_of, split_inputs
@@ -70,6 +71,7 @@ class FitOptions:
         form: of the prompts; by default half of the lines in the base's chat template, if it has one.
         requests: also fit request gates, and hold a part of every member's samples out of the fit to judge
             them.
+        segments: also choose the gates that segments are decided by, on samples held out in the same way.
         abstain: the share of own prompts that request gates may leave to the base; None for no abstention.
         max_memory_bytes: of second moments held at once; more of them take another pass.
     """
@@ -83,6 +85,7 @@ class FitOptions:
     concatenated: bool = False
     form: PromptForm | None = None
     requests: bool = False
+    segments: bool = False
     abstain: float | None = None
     max_memory_bytes: int = MAX_MEMORY_BYTES
 
@@ -98,6 +101,11 @@ class FitOptions:
             raise UsageError(f"`skip_tokens` is {self.skip_tokens}, expected 0 to {self.max_tokens - 1}")
 
     @property
+    def holds_out(self) -> bool:
+        """Whether a part of every member's samples is held out of the fit."""
+        return self.requests or self.segments
+
+    @property
     def settings(self) -> TokenSettings:
         """The settings that statistics must share to be added."""
         return TokenSettings(
@@ -107,7 +115,7 @@ class FitOptions:
             skip_tokens=self.skip_tokens,
             concatenated=self.concatenated,
             form=self.form or "given",
-            holds_out=self.requests,
+            holds_out=self.holds_out,
         )
 
 
@@ -117,7 +125,8 @@ class FittedGates:
 
     ``sources`` takes every other module to the one whose input, and hence whose gate, it shares. ``requests``
     has the request gates, if they were asked for, and ``abstain`` the threshold of their confidence; None if
-    none was asked for, or too few prompts were held out to know one.
+    none was asked for, or too few prompts were held out to know one. ``evidence`` has the gates that segments
+    are decided by, if they were to be chosen.
     """
 
     kind: FittedKind
@@ -127,6 +136,7 @@ class FittedGates:
     fitting: Fitting
     requests: FittedRequests | None = None
     abstain: float | None = None
+    evidence: ChosenEvidence | None = None
 
     def describe(self, scope: Scope) -> Gate:
         """Return the part of a bundle's config for these gates, if one decision of them serves ``scope``."""
@@ -138,6 +148,7 @@ class FittedGates:
             sources=self.sources,
             abstain=self.abstain,
             request=None if self.requests is None else self.requests.description,
+            evidence=None if self.evidence is None else self.evidence.modules,
             initialisation=None,
             fitted=self.fitting,
         )
@@ -158,7 +169,7 @@ def fit_gates(
 
     Memory beside the base: ``max_memory_bytes``, or one second moment if that is larger, and for the solve
     two matrices of the widest input in float64. Request gates take the second moments of all their candidate
-    inputs at once, twice where members are known from statistics alone.
+    inputs at once, of the members' prompts and of the general ones.
 
     Args:
         base: the plain base.
@@ -195,29 +206,40 @@ def fit_gates(
             new = _read_new(
                 config, data, known, tokenizer, None if reader is None else reader.template, options
             )
-            description = _describe(base, config, inputs, known, new, options)
+            description = _describe(base, config, inputs, reader, known, new, options)
             writer = None
             if statistics is not None and new.names:
                 writer = stack.enter_context(written_statistics(statistics, description))
             samples = {
                 name: _read_samples(data[name].samples, options) for name in config.names if name in data
             }
-            has_all = len(samples) == len(config.names)
-            # The moments of all inputs together may be more than fits.
-            kept: dict[str, Moments] = {}
-            keep = set() if has_all or reader is None else {each.source for each in reader.inputs}
-            values = _fit_inputs(base, inputs, description, old, new, writer, options, progress, keep, kept)
+            values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
+            prompts = (
+                {} if reader is None else _read_prompts(reader, samples, description, old, new, progress)
+            )
+            if writer is not None:
+                for source, moments in prompts.items():
+                    writer.write_prompts(source, moments)
         requests = None
         if reader is not None:
             requests = fit_request_gates(
                 reader,
-                samples,
+                prompts,
                 _held_out(config, data, options),
-                known=None if has_all else kept,
                 shrinkage=options.shrinkage,
                 abstain=options.abstain,
                 bundle_bytes=bundle_bytes,
                 progress=progress,
+            )
+        evidence = None
+        if options.segments:
+            evidence = choose_evidence(
+                base,
+                values,
+                candidate_gates(inputs, base.config),
+                _held_out_texts(config, data, tokenizer, options),
+                kind=options.kind,
+                eps=_EPS,
             )
     has_threshold = requests is not None and requests.description.quantiles is not None
     return FittedGates(
@@ -228,6 +250,7 @@ def fit_gates(
         fitting=_fitting(description, options),
         requests=requests,
         abstain=options.abstain if has_threshold else None,
+        evidence=evidence,
     )
 
 
@@ -241,6 +264,32 @@ def _settle(
     context = context_of(base.config)
     max_tokens = options.max_tokens if context is None else min(options.max_tokens, context)
     return replace(options, max_tokens=max_tokens, form=form_of_fit(tokenizer, form))
+
+
+def _read_prompts(
+    reader: RequestReader,
+    samples: Mapping[str, Sequence[Sample]],
+    description: StatisticsDescription,
+    old: StatisticsFile | None,
+    new: _NewData,
+    progress: Progress,
+) -> dict[str, Moments]:
+    """Return the moments of all members' prompts, without answers, at each input of request gates, by source.
+
+    Raises:
+        DataRefused: the statistics have none of them.
+    """
+    found = reader.moments([samples[name] for name in new.names], progress) if new.names else {}
+    return {
+        each.source: merge_moments(
+            old.read_prompts(each) if old else None,
+            old.description.names if old else (),
+            found.get(each.source),
+            new.names,
+            description.names,
+        )
+        for each in reader.inputs
+    }
 
 
 def _request_reader(
@@ -353,8 +402,30 @@ def _held_out(
     }
 
 
+def _held_out_texts(
+    config: BundleConfig,
+    data: Mapping[str, TaskData],
+    tokenizer: PreTrainedTokenizerBase,
+    options: FitOptions,
+) -> list[Batch]:
+    """Return texts of held-out samples, one of each member behind another; none if a member has none."""
+    template = template_tokens(tokenizer)
+    sequences = [
+        encode_samples(
+            write_as(samples, options.form or "given", tokenizer),
+            tokenizer,
+            place,
+            max_tokens=options.max_tokens,
+            skip_tokens=0,
+            template=template,
+        )
+        for place, samples in enumerate(_held_out(config, data, options).values())
+    ]
+    return make_batches(concatenate(sequences, max_tokens=options.max_tokens))
+
+
 def _read_samples(samples: Sequence[Sample], options: FitOptions) -> tuple[Sample, ...]:
-    if options.requests:
+    if options.holds_out:
         samples = hold_out(samples, options.max_samples)[0]
     return choose_samples(samples, options.max_samples)
 
@@ -372,6 +443,7 @@ def _describe(
     base: PreTrainedModel,
     config: BundleConfig,
     inputs: Sequence[ModuleInput],
+    reader: RequestReader | None,
     known: Mapping[str, StatisticsMember],
     new: _NewData,
     options: FitOptions,
@@ -386,6 +458,7 @@ def _describe(
             StatisticsInput(source=each.source, modules=each.modules, features=each.features)
             for each in inputs
         ),
+        prompts=() if reader is None else tuple(each.source for each in reader.inputs),
     )
 
 
@@ -398,8 +471,6 @@ def _fit_inputs(
     writer: StatisticsWriter | None,
     options: FitOptions,
     progress: Progress,
-    keep: Collection[str],
-    kept: dict[str, Moments],
 ) -> dict[str, tuple[Tensor, Tensor]]:
     values: dict[str, tuple[Tensor, Tensor]] = {}
     groups = list(split_inputs(inputs, options.max_memory_bytes))
@@ -417,8 +488,6 @@ def _fit_inputs(
             )
             if writer:
                 writer.write(each.source, moments)
-            if each.source in keep:
-                kept[each.source] = moments
             values[each.source] = solve_gate(
                 moments, options.method, shrinkage=options.shrinkage, what=f"the input of `{each.source}`"
             )

@@ -49,13 +49,14 @@ class RoutingPass(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ObservedPass(RoutingPass):
-    """The plain base's pass: no member adds anything, and the gates' evidence is gathered."""
+    """The plain base's pass: no member adds anything, and the evidence of some modules' gates is gathered."""
 
     evidence: Evidence
+    modules: frozenset[str]
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> None:
         """Return None: no member serves any token."""
-        if gate is not None:
+        if gate is not None and path in self.modules:
             self.evidence.add(path, gate_logits(x, gate.weight, gate.bias, kind=gate.kind, eps=gate.eps))
 
 

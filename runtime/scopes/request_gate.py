@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -32,20 +33,40 @@ from .passes import Evidence, RoutingPass
 
 
 @dataclass(frozen=True, slots=True)
+class Gram:
+    """The Gram matrix M of the members' means, [L, L], and the inverse of L I + M, which no token changes."""
+
+    values: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """Return the matrix with its inverse."""
+        members = len(values)
+        inner = torch.eye(members, device=values.device) * members + values
+        # A copy, so that a change of the bundle's tensor shows.
+        return cls(values.detach().clone(), torch.linalg.inv(inner))
+
+    def is_of(self, values: Tensor) -> bool:
+        """Return whether these are the values that were inverted."""
+        return self.values.device == values.device and torch.equal(self.values, values)
+
+
+@dataclass(frozen=True, slots=True)
 class RequestGate:
     """One module's request gate.
 
     Attributes:
         rows: [L + C, h].
         bias: [L + C].
-        gram: [L, L], of the members' means.
+        gram: of the members' means.
         kind: as of every other gate.
         eps: as of every other gate.
     """
 
     rows: Tensor
     bias: Tensor
-    gram: Tensor
+    gram: Gram
     kind: str
     eps: float
 
@@ -57,16 +78,15 @@ class RequestGate:
     def read(self, x: Tensor) -> Tensor:
         """Return the log posteriors and the familiarity of tokens x [..., h], float32 [..., L + C + 1]."""
         logits = gate_logits(x, self.rows, self.bias, kind=self.kind, eps=self.eps)
-        familiarity = familiarity_of(logits[..., : self.gram.shape[0]], self.gram)
+        familiarity = familiarity_of(logits[..., : len(self.gram.values)], self.gram)
         return torch.cat([torch.log_softmax(logits, dim=-1), familiarity.unsqueeze(-1)], dim=-1)
 
 
-def familiarity_of(logits: Tensor, gram: Tensor) -> Tensor:
+def familiarity_of(logits: Tensor, gram: Gram) -> Tensor:
     """Return minus the relative Mahalanobis distance to the nearest member, from logits [..., L]."""
-    own = gram.diagonal()
+    own = gram.values.diagonal()
     centred = logits - logits.mean(dim=-1, keepdim=True) + (own - own.mean()) / 2
-    inner = torch.eye(len(own), device=gram.device) * len(own) + gram
-    spanned: Tensor = (centred * (centred @ torch.linalg.inv(inner))).sum(dim=-1)
+    spanned: Tensor = (centred * (centred @ gram.inverse)).sum(dim=-1)
     nearest: Tensor = (2 * centred - own).amax(dim=-1)
     return nearest - spanned
 

@@ -14,13 +14,18 @@ from .request_gate import RequestRule
 
 @dataclass(frozen=True, slots=True)
 class RoutingRule:
-    """A bundle's rule of routing: its config's rule, or the one that `route_as` set."""
+    """A bundle's rule of routing: its config's rule, or the one that `route_as` set.
+
+    ``request`` is the rule of the request gates, and ``evidence`` names the modules whose gates are read for
+    a decision ahead without them; None for all.
+    """
 
     scope: Scope
     top_k: int
     temperature: float
     abstain: float | None
     request: RequestRule | None = None
+    evidence: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, bundle: BundleConfig) -> Self:
@@ -31,7 +36,8 @@ class RoutingRule:
             request = RequestRule(
                 len(bundle.members), found.modules, found.centre, found.spread, found.quantiles
             )
-        return cls(bundle.gate.scope, bundle.top_k, bundle.temperature, bundle.gate.abstain, request)
+        gate = bundle.gate
+        return cls(gate.scope, bundle.top_k, bundle.temperature, gate.abstain, request, gate.evidence)
 
     @property
     def by_request_gates(self) -> RequestRule | None:

@@ -69,7 +69,10 @@ class SegmentDecision:
         smoothed = smooth_chain(filtered, likelihood, prompt, uniform)
         prior = normalise((smoothed * prompt.unsqueeze(-1)).sum(dim=1) + 1)
         # Where there are labels, the answer is here too, and is decided as it would be while decoding.
-        answered = filter_chain(filtered[:, -1], likelihood, own & ~prompt, prior)
+        answer = own & ~prompt
+        answered = filtered[:, -1:]
+        if answer.any():
+            answered = filter_chain(filtered[:, -1], likelihood, answer, prior)
         is_prompt = prompt.unsqueeze(-1)
         return cls(
             rule=rule,

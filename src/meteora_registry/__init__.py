@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .registry.workflows.problem import Mending, Problem
     from .registry.workflows.publication import Pushed
     from .runtime import (
+        Answer,
         Decision,
         GateNotFittedWarning,
         LoadedBundle,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     )
     from .runtime import load_bundle as load
     from .runtime.evaluation import EvaluationOptions
+    from .schemas.difference import AdapterDifference, BundleDifference
     from .schemas.errors import (
         AdapterRefused,
         AlreadyInCatalog,
@@ -80,13 +82,16 @@ __version__ = "0.1.0"
 
 # The module of each public name; the name is imported from there when it is first used.
 _MODULES = {
+    "AdapterDifference": "schemas.difference",
     "AdapterQuery": "registry.catalog.query",
     "AdapterRefused": "schemas.errors",
     "AdapterSummary": "registry.catalog.records",
     "AdapterVersion": "registry.catalog.records",
     "Addition": "registry.workflows.additions",
     "AlreadyInCatalog": "schemas.errors",
+    "Answer": "runtime",
     "Bundle": "bundle",
+    "BundleDifference": "schemas.difference",
     "BundleRefused": "schemas.errors",
     "BundleVersion": "registry.catalog.records",
     "CatalogSource": "schemas.names",
@@ -149,13 +154,16 @@ _MODULES = {
 _ALIASES = {"load": "load_bundle"}
 
 __all__ = [
+    "AdapterDifference",
     "AdapterQuery",
     "AdapterRefused",
     "AdapterSummary",
     "AdapterVersion",
     "Addition",
     "AlreadyInCatalog",
+    "Answer",
     "Bundle",
+    "BundleDifference",
     "BundleRefused",
     "BundleVersion",
     "CatalogSource",
@@ -227,7 +235,7 @@ def __getattr__(name: str) -> Any:
 
         raise MissingDependency(
             f"`{name}` needs `{error.name}`, which is not installed",
-            hint="pip install 'meteora-registry[runtime]'",
+            extra="runtime",
         ) from error
     found = getattr(module, _ALIASES.get(name, name))
     globals()[name] = found

@@ -11,6 +11,7 @@ import torch
 from accelerate import cpu_offload
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from meteora_registry.bundle import Bundle
 from meteora_registry.runtime import Decision, LoadedBundle, load_bundle, observation, route_as, routing
@@ -102,6 +103,25 @@ def test_decision_is_that_of_a_whole_pass_but_later_layers_run_for_the_answer_al
     monkeypatch.setattr(observation, "shortened", lambda model, paths: model)
     assert decide(loaded, prompts) == short
     assert ran == [0, 1, 0, 1]
+
+
+def test_gram_matrix_is_inverted_once_and_again_when_it_changes(
+    loaded: LoadedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverted, invert = [], torch.linalg.inv
+
+    def count(matrix: Tensor) -> Tensor:
+        inverted.append(matrix)
+        return invert(matrix)
+
+    monkeypatch.setattr(torch.linalg, "inv", count)
+    first = decide(loaded, [OWN, FOREIGN])
+    assert decide(loaded, [OWN, FOREIGN]) == first
+    assert len(inverted) == 1
+    layer = loaded.model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.meteora_request_gram["default"].data.mul_(4)
+    assert decide(loaded, [OWN, FOREIGN]) != first
+    assert len(inverted) == 2
 
 
 def test_request_gates_are_a_small_part_of_the_bundle(fitted: Path) -> None:

@@ -117,7 +117,7 @@ def test_every_view_of_a_bundle_says_that_its_gate_is_not_fitted(run: Run, workp
 
 def test_dry_run_prints_the_plan_and_writes_nothing(run: Run, workplace: Path) -> None:
     before = sorted(workplace.iterdir())
-    result = run("fuse", "rank4", "patterns", "--dry-run")
+    result = run("fuse", "rank4", "patterns", "--dry-run", "--modules")
     assert result.returncode == 0
     assert "RANK OF rank4 patterns" in result.stdout
     line = next(
@@ -125,8 +125,19 @@ def test_dry_run_prints_the_plan_and_writes_nothing(run: Run, workplace: Path) -
     )
     # in, out, ranks (rank4 is absent), rows of rank 6 padded to 8, two rows of padding, all bytes
     padding_bytes, gate_bytes = 2 * (32 + 32) * 4, 2 * 32 * 4
-    assert line.split()[1:] == ["32", "32", "-", "6", "8", str(padding_bytes), str(8 * 64 * 4 + gate_bytes)]
+    assert line.split()[1:] == ["32", "32", "-|6", "8", str(padding_bytes), str(8 * 64 * 4 + gate_bytes)]
     assert sorted(workplace.iterdir()) == before
+
+
+def test_plan_has_a_row_for_each_kind_of_module(run: Run) -> None:
+    def rows(*options: str) -> list[list[str]]:
+        shown = run("fuse", "rank4", "patterns", "--dry-run", *options).stdout
+        return [line.split() for line in shown.rpartition("\n\n")[2].splitlines()[1:]]
+
+    kinds, modules = rows(), rows("--modules")
+    assert {row[0] for row in kinds} == {row[0].rpartition(".")[2] for row in modules}
+    assert sum(int(row[1]) for row in kinds) == len(modules)
+    assert sum(int(row[-1]) for row in kinds) == sum(int(row[-1]) for row in modules)
 
 
 def test_dry_run_with_conflicts_names_them_all_with_exit_code_1(run: Run) -> None:

@@ -82,6 +82,18 @@ def test_bundle_that_the_catalog_verified_can_be_pushed(tmp_path: Path, hub: Loo
     assert files["adapter_model.safetensors"].data == (BUNDLE / "adapter_model.safetensors").read_bytes()
 
 
+def test_adapter_can_be_compared_with_bundles_here_and_on_the_hub(tmp_path: Path, hub: LoopbackHub) -> None:
+    hub.create("org/shipped", BUNDLE)
+    on_hub = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": ""}
+    other = make_adapter(tmp_path / "other", base="org/elsewhere", targets=["up_proj"])
+    for source in (BUNDLE, "org/shipped@main"):
+        compared = ("validate", other, "--for", "fuse", "--with", source)
+        assert "MR602 refuse: The adapters declare different bases" in run(
+            tmp_path, *compared, code=1, **on_hub
+        )
+    assert not (tmp_path / "home").exists()
+
+
 def test_digests_of_a_bundle_can_be_checked(tmp_path: Path) -> None:
     assert "digests          agree" in run(tmp_path, "verify", BUNDLE, "--digests-only")
 
@@ -94,6 +106,12 @@ def test_fuse_can_be_planned(tmp_path: Path) -> None:
     shown = run(tmp_path, "fuse", "legal", "medical", "--out", tmp_path / "bundle", code=2)
     assert "fusing needs torch, which is not installed" in shown
     assert not (tmp_path / "bundle").exists()
+
+
+def test_versions_of_adapters_and_bundles_can_be_compared(tmp_path: Path) -> None:
+    first, second = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
+    assert "modules: 4 changed" in run(tmp_path, "diff", first, second)
+    assert "members: all 3 are the same" in run(tmp_path, "diff", BUNDLE.parent / "normal", BUNDLE)
 
 
 def test_evaluations_can_be_compared(tmp_path: Path) -> None:
@@ -145,5 +163,5 @@ def test_required_signer_names_the_extra_that_checks_signatures(tmp_path: Path) 
     key.write_text("never read")
     printed = run(tmp_path, "verify", BUNDLE, "--digests-only", "--public-key", key, code=2)
     assert "signatures need the package model-signing, which is not installed" in printed
-    assert "pip install 'meteora-registry[sign]'" in printed
+    assert 'in the source folder of meteora-registry: pip install ".[sign]"' in printed
     run(tmp_path, "verify", BUNDLE, "--digests-only")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def fitted(run: Run, workplace: Path) -> Path:
     return folder
 
 
-def config_of(folder: Path) -> dict[str, object]:
+def config_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "adapter_config.json").read_bytes()))
 
 
@@ -137,8 +138,8 @@ def test_statistics_let_a_member_be_added_without_the_old_data(
     joint, added = (
         load_file(folder / "adapter_model.safetensors") for folder in (fitted, workplace / "three")
     )
-    # The sums have the answers in them, which request gates leave out where they can.
-    gates = [name for name in joint if "meteora_gate" in name]
+    gates = [name for name in joint if "meteora_gate" in name or "meteora_request" in name]
+    assert sum("meteora_request" in name for name in gates) == 3
     assert all((joint[name] - added[name]).abs().max() <= 1e-4 * joint[name].abs().max() for name in gates)
 
 
@@ -224,3 +225,14 @@ def test_fit_prints_json_with_scope_token(run: Run, tmp_path: Path) -> None:
     assert (found["gates"], found["modules"], found["record"]["outcome"]) == (8, 14, "pass")
     assert [data["samples"] for data in found["fitting"]["data"]] == [12, 12, 12]
     assert found["fitting"]["method"].endswith("without the first 4 tokens")
+
+
+def test_fit_for_segments_prints_which_gates_decide(run: Run, workplace: Path) -> None:
+    result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, "--out", "segments", "--scope", "segment")
+    assert result.returncode == 0, result.stderr
+    config = config_of(workplace / "segments")
+    assert config["gate"]["evidence"] == ["model.layers.0.mlp.gate_proj"]
+    assert "gate-evidence" in config["required_features"]
+    assert "% of the tokens decided rightly by 1 of 8 gates, the last in `model.layers.0" in result.stdout
+    card = (workplace / "segments" / "README.md").read_text()
+    assert "Segments are decided by 1 gate, the last of them in `model.layers.0.mlp.gate_proj`." in card

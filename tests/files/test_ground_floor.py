@@ -33,6 +33,7 @@ METHODS = {
     ("read_text", 0): "reading.read_bounded",
 }
 EXCEPTIONS = {
+    ("inspection/report/html.py", "read_text"): "reads the package's own style sheet",
     ("kernels/gpu_table.py", "read_text"): "reads the package's own table, and kernels import nothing",
     ("registry/cli/streams.py", "os.open"): "opens the null device in place of a closed stream",
     ("registry/hub/listing.py", "hashlib.sha1"): "git's name of a file, taken beside the SHA-256 digest",

@@ -28,7 +28,13 @@ from meteora_registry.runtime.fitting.request_gates import (
 from meteora_registry.runtime.fitting.sequences import hold_out
 from meteora_registry.runtime.fitting.solve import solve_request_gate
 from meteora_registry.runtime.fitting.task_data import Sample, TaskData
-from meteora_registry.runtime.scopes.request_gate import RequestGate, RequestRule, share_below
+from meteora_registry.runtime.scopes.request_gate import (
+    Gram,
+    RequestGate,
+    RequestRule,
+    familiarity_of,
+    share_below,
+)
 from meteora_registry.schemas.bundle import QUANTILES, BundleConfig, TemplateTokens
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import make_config
@@ -131,7 +137,7 @@ def test_familiarity_is_the_relative_distance_to_the_nearest_member() -> None:
     moments = Moments(torch.from_numpy(means), torch.from_numpy(second).float())
     rows, bias, gram = solve_request_gate(moments, members, shrinkage=1e-12)
     x = generator.normal(size=(5, size))
-    gate = RequestGate(rows, bias, gram, kind="linear", eps=1e-6)
+    gate = RequestGate(rows, bias, Gram.of(gram), kind="linear", eps=1e-6)
     found = gate.read(torch.from_numpy(x).float())[:, -1]
     centre = means[:members].mean(axis=0)
     total = within + (means[:members] - centre).T @ (means[:members] - centre) / members
@@ -144,6 +150,18 @@ def test_familiarity_is_the_relative_distance_to_the_nearest_member() -> None:
         for one in x
     ]
     assert found.tolist() == pytest.approx([-distance for distance in nearest], rel=1e-3, abs=1e-3)
+
+
+def test_familiarity_with_a_kept_inverse_is_the_same_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(8, 8, generator=generator)
+    values, logits = spread @ spread.T, torch.randn(3, 50, 8, generator=generator)
+    own = values.diagonal()
+    centred = logits - logits.mean(dim=-1, keepdim=True) + (own - own.mean()) / 2
+    # As it was defined before the inverse was kept.
+    spanned = (centred * (centred @ torch.linalg.inv(torch.eye(8) * 8 + values))).sum(dim=-1)
+    expected = (2 * centred - own).amax(dim=-1) - spanned
+    assert familiarity_of(logits, Gram.of(values)).equal(expected)
 
 
 @pytest.mark.parametrize(

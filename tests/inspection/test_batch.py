@@ -10,12 +10,8 @@ from pathlib import Path
 import pytest
 
 from meteora_registry.inspection.adapter import inspect_adapter
-from meteora_registry.registry.workflows.validation import (
-    Companion,
-    ValidateOptions,
-    find_adapters,
-    validate,
-)
+from meteora_registry.registry.workflows.companion_sources import Companion
+from meteora_registry.registry.workflows.validation import ValidateOptions, find_adapters, validate
 from meteora_registry.schemas.policy import Policy
 from meteora_registry.schemas.report import AdapterReport
 from support.adapters import AdapterFiles

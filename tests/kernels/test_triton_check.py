@@ -9,7 +9,13 @@ import torch
 
 from meteora_registry.kernels import triton_check
 from meteora_registry.kernels.reference import TOLERANCES, relative_error
-from meteora_registry.kernels.triton_check import TritonRunError, decode, encode, run_triton
+from meteora_registry.kernels.triton_check import (
+    TritonRunError,
+    TritonUnavailableError,
+    decode,
+    encode,
+    run_triton,
+)
 from support.routed_cases import operands
 
 pytest.importorskip("triton")
@@ -75,3 +81,18 @@ def test_damaged_messages_are_refused(damage: object, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         decode(damage(sent))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("triton", "numpy"), [("3.6.0", "2.4.0"), ("3.6.1", "2.5rc1"), ("3.6+git1", "3.0")])
+def test_versions_that_do_not_work_together_are_named(triton: str, numpy: str) -> None:
+    with pytest.raises(TritonUnavailableError) as caught:
+        triton_check._check_versions(triton, numpy)
+    assert str(caught.value) == (
+        f"triton {triton} computes nothing without a GPU beside numpy {numpy}, expected triton 3.7 or newer, "
+        "or numpy older than 2.4"
+    )
+
+
+@pytest.mark.parametrize(("triton", "numpy"), [("3.6.0", "2.3.5"), ("3.7.0", "2.4.0"), ("4.0", "2.10")])
+def test_versions_that_work_together_are_taken(triton: str, numpy: str) -> None:
+    triton_check._check_versions(triton, numpy)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from meteora_registry.kernels import gpu_products, operators
+from meteora_registry.kernels import gpu_launch, gpu_products, operators
 from meteora_registry.kernels.gate_kinds import GATE_KINDS
 from meteora_registry.kernels.gpu_table import INTERPRETED, OVERRIDES, Blocks
 from meteora_registry.kernels.layout import layout_of
@@ -45,6 +45,8 @@ def in_types(*cases: Any) -> list[Any]:
 @pytest.fixture(autouse=True)
 def _triton_serves_and_buffers_are_poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(operators, "backend_for", lambda x, layout: gpu_products)
+    # Cases of few tokens show the kernels, those of many the dense branch.
+    monkeypatch.setattr(gpu_products, "DENSE_TOKENS", 65)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -97,6 +99,7 @@ SHAPES = {
     "unpadded": {"ranks": [3, 1, 17, 5], "T": 20},
     "eight-slots": {"ranks": [8] * 9, "T": 9, "k": 8},
     "three-slots": {"ranks": [8, 16, 8], "T": 9, "k": 3},
+    "small-beside-large": {"ranks": [8, 16, 0, 256, 17, 1], "T": 40, "k": 3},
     "one-adapter": {"ranks": [16], "T": 9, "k": 1},
     "odd": {"ranks": [8, 8, 8], "T": 3, "h": 1, "D": 1},
 }
@@ -335,12 +338,35 @@ def test_one_slot_weighs_exactly_one() -> None:
     assert torch.equal(routing.weights, torch.ones(9, 1, device=DEVICE))
 
 
-def test_decisions_depend_on_shapes_alone() -> None:
+@pytest.mark.parametrize("ranks", [[8] * 6, [8, 0, 24, 16]], ids=str)
+def test_dense_branch_serves_a_few_tokens(ranks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_products, "DENSE_TOKENS", 8)
+    monkeypatch.setattr(gpu_launch, "shrink", None)
+    monkeypatch.setattr(gpu_launch, "route_and_expand", None)
+    check_against_reference(operands(ranks, T=8), torch.float32)
+    check_gated(*gated_case(8, ranks=ranks))
+
+
+def test_fp32_products_do_not_follow_torch_into_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = layout_of([0, 8], [1.0])
+    assert gpu_products.takes_dense(65, few, torch.float32)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert not gpu_products.takes_dense(65, few, torch.float32)
+        assert gpu_products.takes_dense(65, few, torch.bfloat16)
+        check_against_reference(operands([8] * 6, T=70), torch.float32)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_decisions_depend_on_shapes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     few, many = layout_of([0, 8], [1.0]), layout_of([0, 1024], [1.0])
-    assert gpu_products.takes_dense(65, few, torch.bfloat16)
-    assert not gpu_products.takes_dense(64, few, torch.bfloat16)
-    assert not gpu_products.takes_dense(65, many, torch.bfloat16)
-    assert not gpu_products.takes_dense(65, few, torch.float16)
+    assert gpu_products.takes_dense(8, few, torch.bfloat16)
+    assert not gpu_products.takes_dense(7, few, torch.bfloat16)
+    assert not gpu_products.takes_dense(8, many, torch.bfloat16)
+    assert not gpu_products.takes_dense(8, few, torch.float16)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs a GPU: a graph has to be captured")

@@ -76,7 +76,8 @@ def repository() -> Path:
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"meteora-registry {meteora_registry.__version__}\n"
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"meteora-registry {meteora_registry.__version__}"
 
 
 def test_a_session_with_one_adapter(home: Home, adapter: Path, tmp_path: Path) -> None:
@@ -89,8 +90,10 @@ def test_a_session_with_one_adapter(home: Home, adapter: Path, tmp_path: Path) -
     assert call("add", "summarise") == ("already there: summarise@1 (sound, fusable)\n", "")
     assert call("alias", "summarise", "champion") == ("summarise@champion: summarise@1\n", "")
     header, row = call("list")[0].splitlines()
-    assert " ".join(header.split()) == "NAME KIND VERSION BASE RANK DTYPE SIZE VERDICT ALIASES TAGS"
-    assert " ".join(row.split()) == "summarise adapter 1 org/base 4 F32 4.6 kB sound, fusable champion good"
+    assert " ".join(header.split()) == (
+        "NAME KIND STATUS VERSION BASE RANK SIZE GATE ESTABLISHED DTYPE ALIASES TAGS"
+    )
+    assert " ".join(row.split()) == "summarise adapter fusable 1 org/base 4 4.6 kB - - F32 champion good"
     assert "q_proj" in call("show", "summarise@champion")[0]
     assert call("remove", "summarise@2", code=1) == (
         "",
@@ -98,6 +101,11 @@ def test_a_session_with_one_adapter(home: Home, adapter: Path, tmp_path: Path) -
     )
     assert call("remove", "summarise") == ("removed: summarise@1\n", "4.9 kB set free\n")
     assert call("list") == ("", "the catalog is empty; add an adapter with `meteora-registry add FOLDER`\n")
+
+
+def _facts(text: str) -> dict[str, str]:
+    """Return the values of printed facts by their labels."""
+    return {label: value.strip() for label, _, value in (line.partition("  ") for line in text.splitlines())}
 
 
 def test_show_prints_what_a_person_wants_to_know(
@@ -114,35 +122,40 @@ def test_show_prints_what_a_person_wants_to_know(
     with Catalog.open(home) as catalog:
         version = catalog.find(CatalogSource("legal"))
     capsys.readouterr()
-    assert run(["show", "legal"]) == 0
-    out = capsys.readouterr().out
-    facts, _, targets = out.partition("\n\n")
-    lines = {line[:18].strip(): line[18:].strip() for line in facts.splitlines()}
-    assert lines == {
+    wanted = {
         "adapter": "legal@1",
-        "versions": "1",
         "verdict": "sound, fusable",
-        "base": "org/base",
-        "base declared": "mirror/base",
-        "base model": "org/base",
-        "base revision": "-",
-        "task": "CAUSAL_LM",
-        "license": "mit",
+        "base": "org/base (its config names mirror/base)",
         "rank": "4, at most 16",
         "scaling": "2",
-        "dtype": "F32",
         "size": describe_bytes(version.size_bytes),
+        "dtype": "F32",
+        "task": "CAUSAL_LM",
+        "license": "mit",
         "source": "folder legal",
+        "versions": "1",
+        "added": f"{version.created_at:%Y-%m-%d %H:%M} UTC",
+    }
+    details = {
         "commit": "-",
+        "aliases": "-",
+        "tags": "-",
+        "base declared": "mirror/base",
+        "base model": "org/base",
         "weights sha256": version.weights_sha256,
         "config sha256": version.config_sha256,
         "canonical config": version.canonical_config_sha256,
-        "shape signature": version.shape_signature,
         "PEFT": "0.21.2",
-        "aliases": "-",
-        "tags": "-",
-        "added": f"{version.created_at:%Y-%m-%d %H:%M} UTC",
+        "base revision": "-",
+        "shape signature": version.shape_signature,
     }
+    assert run(["show", "legal"]) == 0
+    facts, _, targets = capsys.readouterr().out.partition("\n\n")
+    assert _facts(facts) == wanted
+    assert list(_facts(facts)) == list(wanted)
+    assert run(["show", "legal", "--verbose"]) == 0
+    facts, _, targets = capsys.readouterr().out.partition("\n\n")
+    assert _facts(facts) == wanted | details
     assert [line.split() for line in targets.splitlines()] == [
         ["TARGET", "LAYERS", "IN", "OUT", "RANK", "SCALING"],
         ["q_proj", "2", "32", "32", "4", "2"],
@@ -155,7 +168,7 @@ def test_show_of_a_bundle_names_its_members_and_verifications(
 ) -> None:
     members = [catalog.add_version(new_adapter(name, name)).version for name in ("legal", "code")]
     catalog.register_bundle(new_bundle(*members, verification=some_verification()))
-    assert run(["show", "team"]) == 0
+    assert run(["show", "team", "--verbose"]) == 0
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines()]
     assert ["legal", "legal@1", members[0].weights_sha256] in rows
@@ -257,7 +270,7 @@ def test_show_has_a_line_for_every_fact(
         ("legal", adapter.facts, {"max_rank", "weights_bytes", "dtypes", "scaling"}),
         ("team", bundle.facts, {"size_bytes", "temperature"}),
     ):
-        assert run(["show", name]) == 0
+        assert run(["show", name, "--verbose"]) == 0
         shown = capsys.readouterr().out
         missing = {key for key, value in values_of(facts).items() if str(value) not in shown}
         assert missing <= inexact
@@ -268,5 +281,18 @@ def test_show_of_a_fact_without_a_label_uses_its_name(
 ) -> None:
     catalog.add_version(new_adapter(task_type="CAUSAL_LM"))
     monkeypatch.delitem(show._ADAPTER_LABELS, "task_type")
-    assert run(["show", "legal"]) == 0
+    assert run(["show", "legal", "--verbose"]) == 0
     assert "task type         CAUSAL_LM" in capsys.readouterr().out.splitlines()
+
+
+def test_findings_of_several_adapters_are_printed_once(
+    home: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folders = [str(make_adapter(tmp_path / name, seed=seed, base="gpt2")) for seed, name in enumerate("abc")]
+    assert run(["add", *folders]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"added: {name}@1 (sound, fusable)" for name in "abc"]
+    *findings, summary = err.splitlines()
+    (shown,) = (line for line in findings if "MR144" in line)
+    assert shown.startswith("warning: 3 adapters, such as a@1: MR144 ")
+    assert summary == "3 added; 3 of them can be fused"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.cli.output import describe_bytes, escape
+from meteora_registry.registry.cli.tables import shorten
 from meteora_registry.registry.home import Home
 from support.catalogued import new_adapter
 from support.program import PROGRAM
@@ -27,7 +29,7 @@ def test_what_an_adapter_says_never_reaches_the_terminal_as_it_is(
     hostile = "a\x1b[2Jb\rc\u202ed\x9be[bold]f"
     catalog.add_version(new_adapter(declared_base=hostile, license=hostile))
     assert run(["list"]) == 0
-    assert run(["show", "legal"]) == 0
+    assert run(["show", "legal", "--verbose"]) == 0
     out = capsys.readouterr().out
     assert out.count("a\\x1b[2Jb\\rc\\u202ed\\x9be[bold]f") == 4
     assert not set(out) & {"\x1b", "\r", "\u202e", "\x9b"}
@@ -72,12 +74,49 @@ def test_a_table_without_a_terminal_is_whole(
     assert "t" * 96 + " " + "u" * 96 in out
 
 
-def test_a_table_on_a_terminal_is_folded_and_whole(home: Home, catalog: Catalog) -> None:
+def test_table_that_fits_the_terminal_is_printed_as_it_is(home: Home, catalog: Catalog) -> None:
     catalog.add_version(new_adapter(declared_base="org/[red]base[/red]"), tags=["t" * 96])
-    wide = in_terminal("list", columns=300)
-    assert "org/[red]base[/red]" in wide
-    narrow = in_terminal("list", columns=80)
-    assert narrow.count("t") >= 96
+    shown = in_terminal("list", columns=300)
+    assert "org/[red]base[/red]" in shown
+    assert "t" * 96 in shown
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 120])
+def test_table_on_a_terminal_keeps_names_and_headers_whole(
+    home: Home, catalog: Catalog, columns: int
+) -> None:
+    for name, rank in (("first", 4), ("second-" + "x" * 20, 8)):
+        adapter = new_adapter(name, name, max_rank=rank, declared_base=f"organisation/{'base-' * 8}{name}")
+        catalog.add_version(adapter, tags=["t" * 96])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", in_terminal("list", columns=columns)).splitlines()
+    header, first, second, *rest = lines
+    assert {*header.split()} <= {"NAME", "KIND", "STATUS", "VERSION", "BASE", "RANK", "SIZE", "GATE", "DTYPE"}
+    assert first.split()[0] == "first"
+    assert second.split()[0] == "second-" + "x" * 20
+    assert max(map(len, lines)) <= columns
+    assert " ".join(rest).startswith("2 adapters, ")
+
+
+def test_columns_that_are_equal_or_unknown_in_every_row_are_said_once(home: Home, catalog: Catalog) -> None:
+    for name in ("legal", "medical"):
+        catalog.add_version(new_adapter(name, name, declared_base="org/base"))
+    shown = in_terminal("list", columns=120)
+    assert shown.count("org/base") == 1
+    assert "2 adapters, 2.0 kB; all: kind adapter, version 1, base org/base" in shown
+    assert "ALIASES" not in shown
+    assert "ALIASES" in in_terminal("list", "--wide", columns=120)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "short"),
+    [
+        ("meta-llama/Llama-3.1-8B", 23, "meta-llama/Llama-3.1-8B"),
+        ("meta-llama/Llama-3.1-8B", 12, "meta-l….1-8B"),
+        ("漢字漢字漢字漢字", 9, "漢字…漢字"),
+    ],
+)
+def test_shorten_keeps_both_ends(text: str, width: int, short: str) -> None:
+    assert shorten(text, width) == short
 
 
 @pytest.mark.parametrize(("answer", "versions"), [(b"n\n", (1,)), (b"y\n", ())], ids=["no", "yes"])

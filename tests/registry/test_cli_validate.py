@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as SarifLog
+from safetensors.numpy import save_file
 
+from meteora_registry.inspection.report import FORMATS
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.bundle import WEIGHTS_FILE
 from meteora_registry.schemas.report import Report
+from support.junit_schema import check_junit
 from support.small_adapters import make_adapter
 
 
@@ -68,7 +74,7 @@ def test_tree_is_walked_and_summed_up(
     report = read_report(capsys.readouterr().out)
     assert [Path(each.name).name for each in report.adapters] == ["broken", "good", "unfusable"]
     run(["validate", str(good.parent)])
-    assert capsys.readouterr().out.splitlines()[-1] == "3 adapters: 2 accepted, 1 refused"
+    assert capsys.readouterr().out.splitlines()[-1] == "3 adapters: 1 refused, 2 accepted"
 
 
 def test_list_names_the_adapters(good: Path, broken: Path, tmp_path: Path, home: Home) -> None:
@@ -159,7 +165,40 @@ def test_rules_explain_themselves(home: Home, capsys: pytest.CaptureFixture[str]
     assert run(["validate", "--explain", "MR999"]) == 2
 
 
-@pytest.mark.parametrize("name", ["sarif", "junit", "markdown", "github"])
+def test_paths_in_reports_begin_at_the_repository(
+    broken: Path,
+    tmp_path: Path,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(broken)
+    assert run(["validate", ".", "--format", "github"]) == 1
+    assert capsys.readouterr().out.startswith("::error file=broken/adapter_config.json,line=1,title=MR112 ")
+    assert run(["validate", ".", "--format", "github", "--relative-to", str(broken)]) == 1
+    assert capsys.readouterr().out.startswith("::error file=adapter_config.json,line=1,title=MR112 ")
+
+
+def test_rules_link_to_their_page(broken: Path, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    link = "https://example.org/rules.md#mr112-alpha-is-unusable"
+    for name in ("sarif", "markdown"):
+        assert run(["validate", str(broken), "--format", name, "--docs-url", link.partition("#")[0]]) == 1
+        assert link in capsys.readouterr().out
+    assert run(["validate", str(broken), "--docs-url", "javascript:alert(1)"]) == 2
+    assert capsys.readouterr().err.startswith("error: `--docs-url` is `javascript:alert(1)`, expected ")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_report_shows_the_password_of_a_url(
+    name: str, tmp_path: Path, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_adapter(tmp_path / "adapter", base="https://user:hunter22@host/mo|del")
+    run(["validate", str(folder), "--format", name])
+    assert "hunter22" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["sarif", "junit", "markdown", "github", "html"])
 def test_other_formats_go_to_stdout(
     name: str, broken: Path, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,3 +215,44 @@ def test_validating_needs_no_torch(good: Path, home: Home) -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["version"] == "2.1.0"
+
+
+NAMES = {
+    "markup": "</td></details>`**@team** #1 https://evil.example www.evil.example [a](b) ]]>\\|",
+    "control characters": "\x1b]0;title\x07\r\n::error::fake\n\u202e\u2028",
+    "long": "x" * 10_000,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_tensors_and_keys_break_no_format(
+    name: str, tmp_path: Path, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = NAMES[name]
+    (tmp_path / "adapters").mkdir()
+    folder = make_adapter(
+        tmp_path / "adapters" / "hostile",
+        alpha_pattern={text: 0},
+        base=text,
+        unknown=text,
+        target_modules=[text],
+    )
+    header = {f"{text}.lora_A.weight": np.zeros((4, 8), "float32"), text: np.ones(3, "float32")}
+    save_file(header, folder / WEIGHTS_FILE, {"format": "pt"})
+    found = {}
+    for output_format in FORMATS:
+        assert run(["validate", str(folder), "--format", output_format]) == 1
+        found[output_format] = capsys.readouterr().out
+        assert all(line.isprintable() for line in found[output_format].split("\n"))
+    check_junit(found["junit"])
+    SarifLog.model_validate(json.loads(found["sarif"]))
+    lines = found["github"].splitlines()
+    assert all(
+        re.match(r"::(error|warning|notice) file=[^,]*,(line=1,)?title=MR\d+ [^,:]*::", line)
+        for line in lines
+    )
+    rows = [line for line in found["markdown"].split("\n") if line.startswith("|")]
+    assert {re.sub(r"`[^`]*`", "", row).count("|") for row in rows} == {6}
+    page = found["html"]
+    assert page.count("<details") == page.count("</details>") == 1
+    assert len(found["markdown"]) < 65_536

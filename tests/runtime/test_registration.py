@@ -62,7 +62,7 @@ except MissingDependency as error:
     )
     assert done.stdout.splitlines() == [
         f"loading a bundle needs `{library}`, which is not installed",
-        "pip install 'meteora-registry[runtime]'",
+        'in the source folder of meteora-registry: pip install ".[runtime]"',
     ]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, set_peft_model_state_dict
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -242,3 +243,15 @@ def test_weights_without_a_format_load(bundle: Path) -> None:
     path = bundle / WEIGHTS_FILE
     save_file(load_file(path), path, metadata={"format": "pt"})
     PeftModel.from_pretrained(base(), bundle)
+
+
+def test_library_outside_transformers_is_not_imported_for_a_bundle(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger.py").write_text("class Model: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    mapping = {"base_model_class": "Model", "parent_library": "stranger"}
+    change_config(bundle, lambda config: config.update(task_type=None, auto_mapping=mapping))
+    with pytest.raises(ValueError, match="stranger"):
+        AutoPeftModel.from_pretrained(bundle)
+    assert "stranger" not in sys.modules

@@ -96,3 +96,12 @@ def test_model_that_reads_its_layers_by_number_runs_them_all() -> None:
     short = shortened(model, ["layers.1.0"])
     assert short is not model
     assert short(x).equal(model(x))
+
+
+def test_model_in_evaluation_is_shortened_without_a_copy_of_its_layers() -> None:
+    model = deep_llama()
+    short = shortened(model, ["model.layers.1.self_attn.q_proj"])
+    assert evaluated(short) is short
+    layers = short.get_submodule("model.layers")
+    assert [*layers.children()] == [*model.model.layers[:2]]
+    assert (len(layers), layers[4]) == (5, model.model.layers[4])

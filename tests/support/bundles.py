@@ -31,12 +31,18 @@ def write_bundle(
     scope: str = "token",
     sources: dict[str, str] | None = None,
     abstain: float | None = None,
+    evidence: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Path:
     """Write config and weights of a bundle of PEFT adapters; the gate is random normal."""
     sources = sources or {}
-    features = {"gate-abstain": abstain is not None, "gate-scope": scope != "token", "gate-sources": sources}
+    features = {
+        "gate-abstain": abstain is not None,
+        "gate-evidence": evidence is not None,
+        "gate-scope": scope != "token",
+        "gate-sources": sources,
+    }
     factors = {name: read_factors(path) for name, path in members.items()}
     configs = {name: json.loads((path / "adapter_config.json").read_text()) for name, path in members.items()}
     paths = sorted({path for own in factors.values() for path in own})
@@ -61,6 +67,7 @@ def write_bundle(
             "eps": 1e-6,
             "sources": sources,
             "abstain": abstain,
+            "evidence": evidence,
             # Only a linear gate without a bias can still have the values that were drawn for it.
             "initialisation": {"method": "normal", "seed": seed} if is_fresh else None,
             "fitted": "not fitted" if is_fresh else {"method": "imported", "data": []},

@@ -30,11 +30,12 @@ POINTERS = {
 
 @dataclass(frozen=True)
 class Call:
-    """One launch: the kernel, its arguments by name, its options."""
+    """One launch: the kernel, its arguments by name, its options, its grid."""
 
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, Any]
+    grid: tuple[int, ...]
 
     @property
     def variant(self) -> tuple[Any, ...]:
@@ -59,7 +60,7 @@ class Recorder:
             arguments = dict(zip(names, positional, strict=False)) | named
             assert list(arguments) == names
             assert all(extent > 0 for extent in grid)
-            self.calls.append(Call(self.kernel, arguments, options))
+            self.calls.append(Call(self.kernel, arguments, options, grid))
 
         return launch
 

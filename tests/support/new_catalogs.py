@@ -15,7 +15,7 @@ from meteora_registry.registry.catalog.engine import sqlite_url
 
 @contextmanager
 def copied_catalogs(folder: Path) -> Iterator[None]:
-    """Within the block, apply the revisions to the first new catalog alone; locks and renames stay."""
+    """Apply the revisions to the first new catalog alone within the block; locks and renames stay."""
     prepared: list[bytes] = []
     apply = database._run_revisions
 

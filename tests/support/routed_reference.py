@@ -85,12 +85,13 @@ def routed(base: nn.Module, *bundles: tuple[PlainBundle, Weights]) -> Iterator[N
 def base_evidence(base: PreTrainedModel, bundle: PlainBundle, tokens: Sequence[int]) -> Tensor:
     """Return the mean over modules of the gates' log posteriors of one sequence on the plain base, [T, L]."""
     seen: list[Tensor] = []
+    gate = bundle.config["gate"]
     handles = [
         base.get_submodule(path).register_forward_pre_hook(
             lambda module, args, path=path: seen.append(bundle.logits(path, args[0]).log_softmax(dim=-1))
         )
-        for path in bundle.paths
-        if path not in bundle.config["gate"]["sources"]
+        for path in gate.get("evidence") or bundle.paths
+        if path not in gate["sources"]
     ]
     with torch.no_grad():
         base(torch.tensor([list(tokens)]))

@@ -1,0 +1,128 @@
+"""``validate --since``: the adapters whose files changed since a branch was left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from ...files.git import Repository
+from ...files.reading import own_place, real_path
+from ...schemas.errors import UsageError
+from ...schemas.report import Selection
+from .validation import FILES_OF_ADAPTERS, find_adapters, is_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The files below ``root`` that differ from a commit, and every folder that has one of them."""
+
+    root: Path
+    commit: str
+    files: frozenset[str]
+    folders: frozenset[str]
+
+    @classmethod
+    def since(cls, repository: Repository, ref: str, *, with_work_tree: bool = True) -> Self:
+        """Return what changed since the present branch left another.
+
+        Raises:
+            UsageError: the ref names no commit, or the two have no common one.
+        """
+        commit = repository.merge_base(ref)
+        # A folder that is a repository of its own is listed with a slash.
+        files = frozenset(
+            name.rstrip("/") for name in repository.changes_since(commit, with_work_tree=with_work_tree)
+        )
+        folders = frozenset(str(parent) for name in files for parent in PurePosixPath(name).parents)
+        return cls(real_path(repository.root), commit, files, folders)
+
+    def has(self, path: Path) -> bool:
+        """Return whether a file, or anything in a folder, changed; a link counts as what it leads to."""
+        return any(self._has(place) for place in _places(path))
+
+    def _has(self, place: Path) -> bool:
+        try:
+            name = PurePosixPath(place.relative_to(self.root).as_posix())
+        except ValueError:
+            return False
+        # A changed parent is a link, or a repository of its own at another commit.
+        return str(name) in self.folders or any(str(each) in self.files for each in (name, *name.parents))
+
+    def adapters(self, paths: Iterable[Path]) -> list[Path]:
+        """Return the adapters below ``paths`` with a changed config or changed weights, as below a path."""
+        folders = [folder for folder in self._folders_of_adapters() if is_adapter(folder)]
+        places = [(path, real_path(path)) for path in paths]
+        found = {
+            path / folder.relative_to(place)
+            for folder in folders
+            for path, place in places
+            if folder.is_relative_to(place)
+        }
+        return sorted(found)
+
+    def removed(self, paths: Iterable[Path]) -> tuple[str, ...]:
+        """Return the folders below ``paths`` that had an adapter and have none any more."""
+        asked = [real_path(path) for path in paths]
+        gone = [
+            folder
+            for folder in self._folders_of_adapters()
+            if not is_adapter(folder) and any(folder.is_relative_to(path) for path in asked)
+        ]
+        return tuple(sorted(folder.relative_to(self.root).as_posix() for folder in gone))
+
+    def _folders_of_adapters(self) -> set[Path]:
+        names = map(PurePosixPath, self.files)
+        return {self.root / name.parent for name in names if name.name in FILES_OF_ADAPTERS}
+
+
+def find_present(paths: Sequence[Path]) -> list[Path]:
+    """Return the adapters at these paths, none for a folder without any.
+
+    Raises:
+        SourceUnreadable: a path does not exist.
+    """
+    return [each for each in find_adapters(paths) if is_adapter(each) or each.is_file()]
+
+
+def select_changed(
+    paths: Sequence[Path], ref: str, *, settings: Iterable[Path] = (), is_checkout: bool = False
+) -> tuple[list[Path], Selection]:
+    """Return the adapters at these paths that changed since a branch was left, and what was left out.
+
+    The repository is the one that the first path is in. With ``is_checkout`` it was just checked out: another
+    user may own it, and its files are those of the commit.
+    All of them are returned if one of the ``settings`` changed: a policy, a baseline or a lock, by which even
+    an unchanged adapter may have another answer.
+
+    Raises:
+        UsageError: the ref names no commit, or a path is outside the repository.
+        SourceUnreadable: a path does not exist, and had no changes.
+    """
+    nearest = next(each for each in (paths[0], *paths[0].absolute().parents) if each.is_dir())
+    repository = Repository.find(nearest, is_trusted=is_checkout)
+    changes = Changes.since(repository, ref, with_work_tree=not is_checkout)
+    for path in paths:
+        if not real_path(path).is_relative_to(changes.root):
+            raise UsageError(
+                f"`{path}` is not in the repository at `{changes.root}`, whose changes are asked for"
+            )
+    removed = changes.removed(paths)
+    present = [path for path in paths if path.exists() or not changes.has(path)]
+    adapters = find_present(present)
+    # In a hidden folder, or within another adapter, one is found by its changed files alone.
+    known = set(map(own_place, adapters))
+    adapters += [each for each in changes.adapters(present) if own_place(each) not in known]
+    changed_setting = next((path for path in settings if changes.has(path)), None)
+    if changed_setting is not None:
+        reason = f"`{changed_setting}` changed"
+        return adapters, Selection(commit=changes.commit, unchanged=0, removed=removed, reason=reason)
+    changed = [each for each in adapters if changes.has(each)]
+    return changed, Selection(commit=changes.commit, unchanged=len(adapters) - len(changed), removed=removed)
+
+
+def _places(path: Path) -> set[Path]:
+    """Return a path's own place and, of a folder's links, the places that they lead to."""
+    names = (path / name for name in FILES_OF_ADAPTERS)
+    return {own_place(path), real_path(path), *(real_path(each) for each in names if each.is_symlink())}

@@ -1,0 +1,87 @@
+"""Completion of commands and names by real shells, and the suggestions for what was misspelled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from meteora_registry.registry.catalog.catalog import Catalog
+from meteora_registry.registry.cli.main import run
+from meteora_registry.registry.home import Home
+from support.catalogued import new_adapter
+from support.program import PROGRAM
+
+
+@pytest.fixture
+def names(home: Home, catalog: Catalog) -> tuple[str, ...]:
+    found = ("legal", "legal-de", "medical")
+    for name in found:
+        catalog.add_version(new_adapter(name, name))
+    return found
+
+
+def complete(*words: str, **environment: str) -> list[str]:
+    """Return what bash completes the last word to."""
+    line = " ".join(words)
+    script = f"""
+        PATH={Path(PROGRAM).parent}:$PATH
+        source <(meteora-registry completion bash)
+        COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}
+        compopt() {{ :; }}
+        _meteora_registry_completion meteora-registry
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("meteora-registry", "fu"), ["fuse"]),
+        (("meteora-registry", "show", "leg"), ["legal", "legal-de"]),
+        (("meteora-registry", "fuse", "medical", "legal-"), ["legal-de"]),
+        (("meteora-registry", "verify", "med"), ["medical"]),
+        (("meteora-registry", "show", "x"), []),
+    ],
+    ids=["command", "name", "second name", "name or folder", "nothing"],
+)
+def test_bash_completes_commands_and_names(
+    names: tuple[str, ...], words: tuple[str, ...], expected: list[str]
+) -> None:
+    assert complete(*words) == expected
+
+
+def test_completion_makes_no_catalog_and_reports_nothing(home: Home, tmp_path: Path) -> None:
+    assert complete("meteora-registry", "show", "x", METEORA_HOME=str(tmp_path / "none")) == []
+    assert not (tmp_path / "none").exists()
+    assert complete("meteora-registry", "show", "x", METEORA_CATALOG="postgresql://127.0.0.1:1/none") == []
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_script_for_another_shell_names_the_program(
+    home: Home, capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    assert run(["completion", shell]) == 0
+    assert "meteora-registry" in capsys.readouterr().out
+
+
+def test_misspelled_name_is_answered_with_those_like_it(
+    home: Home, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["show", "leagl"]) == 1
+    assert "hint: did you mean `legal`" in capsys.readouterr().err
+    assert run(["show", "quite-another"]) == 1
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_versions_are_those_of_what_is_installed(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    lines = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert {"meteora-registry", "python", "torch", "peft", "transformers"} <= lines.keys()
