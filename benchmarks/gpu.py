@@ -3,8 +3,8 @@
 The steps are below, the important ones first, each in a process that a deadline ends: a step that fails
 or hangs costs its own rows and no others. Rows are lines of JSON, written when they are known, so that a run
 that is killed keeps them; at the end the goals are printed beside what was found. It needs torch, triton,
-numpy and pytest; one step also transformers and peft. `--dry` goes through all of it on the CPU, in Triton's
-interpreter, at small sizes: it shows that every step runs and measures nothing.
+numpy, pytest and hypothesis; one step also transformers and peft. `--dry` goes through all of it on the CPU,
+in Triton's interpreter, at small sizes: it shows that every step runs and measures nothing.
 """
 
 from __future__ import annotations

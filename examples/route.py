@@ -10,15 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from meteora_registry.runtime import (
-    LoadedBundle,
-    RoutingRecord,
-    force_adapter,
-    generate,
-    load_bundle,
-    route_as,
-    routing,
-)
+from meteora_registry.runtime import Answer, RoutingRecord, load_bundle, route_as, routing
 
 MAX_NEW_TOKENS = 32
 
@@ -27,34 +19,38 @@ def main(folder: Path, base: str, prompts: list[str]) -> None:
     """Answer the prompts in every way and print the answers."""
     loaded = load_bundle(folder, base)
     print(f"{len(loaded.config.members)} members, scope `{loaded.config.gate.scope}`")
-    with routing(loaded.model) as record:
-        show("as the bundle routes", loaded, prompts)
-    print(f"  {describe(record, len(prompts))}")
+    answers = loaded.answer(prompts, max_new_tokens=MAX_NEW_TOKENS)
+    show("as the bundle routes", prompts, [f"{answer.text!r}{served_by(answer)}" for answer in answers])
     with route_as(loaded.model, scope="token", top_k=1), routing(loaded.model) as record:
-        show("token by token, one member each", loaded, prompts)
+        texts = loaded.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)
+    show("token by token, one member each", prompts, [repr(text) for text in texts])
     print(f"  {describe(record, len(prompts))}")
     for name in loaded.config.names:
-        with force_adapter(loaded.model, name):
-            show(f"`{name}` alone", loaded, prompts)
+        texts = loaded.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, member=name)
+        show(f"`{name}` alone", prompts, [repr(text) for text in texts])
     with loaded.model.disable_adapter():
-        show("the base alone", loaded, prompts)
+        texts = loaded.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)
+    show("the base alone", prompts, [repr(text) for text in texts])
 
 
-def show(title: str, loaded: LoadedBundle, prompts: list[str]) -> None:
+def show(title: str, prompts: list[str], answers: list[str]) -> None:
     """Print the answers under a title."""
     print(f"\n{title}")
-    for prompt, answer in zip(prompts, generate(loaded, prompts, max_new_tokens=MAX_NEW_TOKENS), strict=True):
-        print(f"  {prompt!r} -> {answer!r}")
+    for prompt, answer in zip(prompts, answers, strict=True):
+        print(f"  {prompt!r} -> {answer}")
+
+
+def served_by(answer: Answer) -> str:
+    """Return who answered and how sure the bundle was; nothing where every module decides for each token."""
+    return "".join(
+        f"\n    tokens {decision.start} to {decision.end}: {', '.join(decision.members) or 'the base'} "
+        f"(confidence {decision.confidence:.2f})"
+        for decision in answer.decisions
+    )
 
 
 def describe(record: RoutingRecord, requests: int) -> str:
-    """Return a line on who served: the decisions where there are some, else the modules' choices counted."""
-    if record.decisions:
-        return "; ".join(
-            f"request {decision.sequence}, tokens {decision.start} to {decision.end}: "
-            f"{', '.join(decision.members) or 'the base'} (confidence {decision.confidence:.2f})"
-            for decision in record.decisions
-        )
+    """Return a line on who served: the modules' choices counted."""
     lines = []
     for request in range(requests):
         counts: Counter[int] = Counter()

@@ -30,6 +30,12 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def own_place(path: Path) -> Path:
+    """Return the absolute path of a file or folder itself: of a link its own place, not where it leads."""
+    place = Path(os.path.abspath(path))  # noqa: PTH100 - `..` goes, and a link in the last part stays
+    return real_path(place.parent) / place.name
+
+
 def cached_blob(path: Path) -> Path | None:
     """Return the file that a link in a snapshot of a Hub cache stands for; None for any other path.
 

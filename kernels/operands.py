@@ -81,9 +81,12 @@ def check_output(out: Tensor, x: Tensor, Bt: Tensor) -> None:
     Raises:
         ValueError: if its shape, dtype or device differs from the result's.
     """
-    found = out.shape
-    if not found or found[-1] != Bt.shape[1] or found[:-1] != x.shape[:-1]:
-        raise ValueError(f"`out` is {list(found)}, expected {[*x.shape[:-1], Bt.shape[1]]}")
+    found, shape, features = out.shape, x.shape, Bt.shape[1]
+    # Slices of shapes cost a microsecond: none is made where the linear is square.
+    if found != shape or shape[-1] != features:
+        expected = (*shape[:-1], features)
+        if found != expected:
+            raise ValueError(f"`out` is {list(found)}, expected {list(expected)}")
     if out.dtype != x.dtype:
         raise ValueError(f"`out` is {out.dtype} for `x` {x.dtype}, expected one dtype; cast `x` first")
     if out.device != x.device:

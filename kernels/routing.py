@@ -110,7 +110,8 @@ def gate_logits(
 def select_top_k(logits: Tensor, top_k: int, *, temperature: float = 1.0) -> Routing:
     """Return the k highest logits' adapters, best first, weighted by ``softmax(logits / temperature)``.
 
-    Equal logits go to the lowest index first, which `torch.topk` does not promise. The softmax runs over
+    Equal logits go to the lowest index first, which `torch.topk` does not promise; `_best` here and `_top_k`
+    of the Triton kernels follow the same rule. The softmax runs over
     the kept k alone, so k = 1 gives exactly 1.0 and its gradient is exactly zero. Differentiable in
     `logits` through the weights.
 

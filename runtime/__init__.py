@@ -13,7 +13,7 @@ from ..schemas.errors import MissingDependency
 try:
     from .active_bundles import force_adapter, route_as, routing, uniform
     from .layer import MeteoraLayer
-    from .loaded_bundle import LoadedBundle, generate, load_bundle
+    from .loaded_bundle import Answer, LoadedBundle, generate, load_bundle
     from .peft_config import GateNotFittedWarning, MeteoraConfig
     from .routing_record import RoutingRecord
     from .scopes.decision import Decision
@@ -30,6 +30,7 @@ except ModuleNotFoundError as error:
 register()
 
 __all__ = [
+    "Answer",
     "Decision",
     "GateNotFittedWarning",
     "LoadedBundle",

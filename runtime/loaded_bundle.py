@@ -31,6 +31,7 @@ from .loaded_tensors import set_factor_dtype
 from .offloading import placement
 from .requirements import read_requirement, require
 from .routing_record import RoutingRecord
+from .scopes.decision import Decision
 
 _ENCODING = threading.Lock()
 
@@ -43,6 +44,21 @@ class CallChoice(TypedDict, total=False):
     top_k: int
     temperature: float
     abstain: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one prompt, and who gave it.
+
+    Attributes:
+        text: the answer.
+        decisions: the decisions that were made for it, each with its members and its confidence: one for the
+            prompt, or in scope `segment` one for each segment. None where every module decides for every
+            token (`token`, `layer`), and none for a forced member: then `routing` shows who served.
+    """
+
+    text: str
+    decisions: tuple[Decision, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +91,9 @@ class LoadedBundle:
     ) -> str | list[str]:
         """Return the greedy answer to a prompt, or a list of answers to a list of prompts.
 
-        A chat template is not applied. Calls may come from several threads at once. What a call chooses
-        holds for that call alone, and comes before the blocks that ``force`` and ``route_as`` open.
+        A chat template is not applied; `answer` also returns which members answered. Calls may come from
+        several threads at once. What a call chooses holds for that call alone, and comes before the blocks
+        that ``force`` and ``route_as`` open.
 
         Args:
             prompts: a text or several.
@@ -89,6 +106,39 @@ class LoadedBundle:
                 one that the bundle has.
         """
         return generate(self, prompts, max_new_tokens=max_new_tokens, **choice)
+
+    @overload
+    def answer(  # type: ignore[overload-overlap]
+        self, prompts: str, *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]
+    ) -> Answer: ...
+
+    @overload
+    def answer(
+        self, prompts: Sequence[str], *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]
+    ) -> list[Answer]: ...
+
+    def answer(
+        self, prompts: str | Sequence[str], *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]
+    ) -> Answer | list[Answer]:
+        """Return what `generate` does, each answer with the decisions that were made for it.
+
+        Args:
+            prompts: a text or several.
+            max_new_tokens: the longest answer.
+            choice: as for `generate`.
+
+        Raises:
+            UsageError: as `generate`.
+        """
+        if isinstance(prompts, str):
+            return self.answer([prompts], max_new_tokens=max_new_tokens, **choice)[0]
+        with self.routing() as record:
+            texts = generate(self, prompts, max_new_tokens=max_new_tokens, **choice)
+        decisions = record.decisions
+        return [
+            Answer(text, tuple(each for each in decisions if each.sequence == row))
+            for row, text in enumerate(texts)
+        ]
 
     def encode(self, prompts: str | Sequence[str], **options: Any) -> BatchEncoding:
         """Return the tokens of prompts as tensors on the model's device, from one thread at a time."""

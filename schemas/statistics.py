@@ -3,7 +3,8 @@
 The file is a safetensors file; this document is stored as JSON in its metadata. Per distinct input it has
 ``SOURCE.means``, F64 ``[L, h]``, the mean over each member's tokens, and ``SOURCE.second_moment``,
 F32 ``[h, h]``, the sum over the members of the mean of x x^T. Both are sums over members, so those of a
-new member are added without the old members' data.
+new member are added without the old members' data. Inputs of request gates also have
+``SOURCE.prompt_means`` and ``SOURCE.prompt_second_moment``, the same of the prompts without their answers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from .names import Name
 STATISTICS_KEY = "meteora_statistics"
 TENSOR_MEANS = "means"
 TENSOR_SECOND_MOMENT = "second_moment"
+TENSOR_PROMPT_MEANS = "prompt_means"
+TENSOR_PROMPT_SECOND_MOMENT = "prompt_second_moment"
 # A square matrix of this many columns has 4.3 GB; the widest inputs in use have about 30 000.
 MAX_FEATURES = 1 << 15
 
@@ -67,13 +70,17 @@ class TokenSettings(Document):
 
 
 class StatisticsDescription(Document):
-    """The description of the whole file; members and inputs differ among themselves."""
+    """The description of the whole file; members and inputs differ among themselves.
+
+    ``prompts`` are the sources of the inputs that have the moments of prompts alone too.
+    """
 
     meteora_statistics: Literal[1]
     base_sha256: Digest
     settings: TokenSettings
     members: tuple[StatisticsMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
     inputs: tuple[StatisticsInput, ...] = Field(min_length=1, max_length=MAX_MODULES)
+    prompts: tuple[ModulePath, ...] = Field(default=(), max_length=MAX_MODULES)
 
     @model_validator(mode="after")
     def _check_names_differ(self) -> Self:
@@ -82,6 +89,10 @@ class StatisticsDescription(Document):
         for what, found in (("member", members), ("module", modules)):
             if len(set(found)) < len(found):
                 raise ValueError(f"a {what} is in it twice")
+        if len(set(self.prompts)) < len(self.prompts):
+            raise ValueError("an input of prompts is in it twice")
+        if strangers := sorted(set(self.prompts) - {each.source for each in self.inputs}):
+            raise ValueError(f"the prompts' input `{strangers[0]}` is none of the inputs")
         return self
 
     @property

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from ...files.git import Repository
+from ...files.reading import own_place, real_path
 from ...schemas.errors import UsageError
 from ...schemas.report import Selection
 from .validation import FILES_OF_ADAPTERS, find_adapters, is_adapter
@@ -36,7 +36,7 @@ class Changes:
             name.rstrip("/") for name in repository.changes_since(commit, with_work_tree=with_work_tree)
         )
         folders = frozenset(str(parent) for name in files for parent in PurePosixPath(name).parents)
-        return cls(Path(os.path.realpath(repository.root)), commit, files, folders)
+        return cls(real_path(repository.root), commit, files, folders)
 
     def has(self, path: Path) -> bool:
         """Return whether a file, or anything in a folder, changed; a link counts as what it leads to."""
@@ -53,7 +53,7 @@ class Changes:
     def adapters(self, paths: Iterable[Path]) -> list[Path]:
         """Return the adapters below ``paths`` with a changed config or changed weights, as below a path."""
         folders = [folder for folder in self._folders_of_adapters() if is_adapter(folder)]
-        places = [(path, Path(os.path.realpath(path))) for path in paths]
+        places = [(path, real_path(path)) for path in paths]
         found = {
             path / folder.relative_to(place)
             for folder in folders
@@ -64,7 +64,7 @@ class Changes:
 
     def removed(self, paths: Iterable[Path]) -> tuple[str, ...]:
         """Return the folders below ``paths`` that had an adapter and have none any more."""
-        asked = [Path(os.path.realpath(path)) for path in paths]
+        asked = [real_path(path) for path in paths]
         gone = [
             folder
             for folder in self._folders_of_adapters()
@@ -104,7 +104,7 @@ def select_changed(
     repository = Repository.find(nearest, is_trusted=is_checkout)
     changes = Changes.since(repository, ref, with_work_tree=not is_checkout)
     for path in paths:
-        if not Path(os.path.realpath(path)).is_relative_to(changes.root):
+        if not real_path(path).is_relative_to(changes.root):
             raise UsageError(
                 f"`{path}` is not in the repository at `{changes.root}`, whose changes are asked for"
             )
@@ -112,8 +112,8 @@ def select_changed(
     present = [path for path in paths if path.exists() or not changes.has(path)]
     adapters = find_present(present)
     # In a hidden folder, or within another adapter, one is found by its changed files alone.
-    known = {os.path.realpath(each) for each in adapters}
-    adapters += [each for each in changes.adapters(present) if os.path.realpath(each) not in known]
+    known = set(map(own_place, adapters))
+    adapters += [each for each in changes.adapters(present) if own_place(each) not in known]
     changed_setting = next((path for path in settings if changes.has(path)), None)
     if changed_setting is not None:
         reason = f"`{changed_setting}` changed"
@@ -124,6 +124,5 @@ def select_changed(
 
 def _places(path: Path) -> set[Path]:
     """Return a path's own place and, of a folder's links, the places that they lead to."""
-    places = {Path(os.path.realpath(path.parent)) / path.name, Path(os.path.realpath(path))}
     names = (path / name for name in FILES_OF_ADAPTERS)
-    return places | {Path(os.path.realpath(each)) for each in names if each.is_symlink()}
+    return {own_place(path), real_path(path), *(real_path(each) for each in names if each.is_symlink())}

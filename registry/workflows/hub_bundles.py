@@ -2,7 +2,8 @@
 
 The manifest and the small files come first and are judged; the weights follow. The bundle appears in
 its place only when it is intact and its members are those that its manifest quotes; it is catalogued last,
-together with its members. Nothing that it states of itself is taken for more than a claim.
+together with its members. Nothing that it states of itself is taken for more than a claim. The files'
+digests are compared here, those of the members by the verification (``check_member_bytes``).
 """
 
 from __future__ import annotations

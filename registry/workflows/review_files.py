@@ -5,13 +5,12 @@ Both name adapters by their paths below the file's own folder, so they hold wher
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ...files.reading import read_bounded
+from ...files.reading import own_place, read_bounded, real_path
 from ...files.writing import write_whole
 from ...schemas.baseline import MAX_BASELINE_BYTES, MAX_BASELINE_VALUES, Baseline, KnownFinding
 from ...schemas.errors import UsageError
@@ -106,7 +105,8 @@ def name_below(path: Path, folder: Path) -> str | None:
     None, too, for a name that is not text, which no document can hold.
     """
     try:
-        relative = Path(os.path.realpath(path)).relative_to(os.path.realpath(folder))
+        # A link to another adapter is not that adapter: its name would pass with reviewed bytes of another.
+        relative = own_place(path).relative_to(real_path(folder))
         return relative.as_posix().encode("utf-8").decode("utf-8")
     except (ValueError, UnicodeError):
         return None

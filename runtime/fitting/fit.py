@@ -6,7 +6,7 @@ modules with the very label that is to be learned, and a routed model has no suc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,7 +169,7 @@ def fit_gates(
 
     Memory beside the base: ``max_memory_bytes``, or one second moment if that is larger, and for the solve
     two matrices of the widest input in float64. Request gates take the second moments of all their candidate
-    inputs at once, twice where members are known from statistics alone.
+    inputs at once, of the members' prompts and of the general ones.
 
     Args:
         base: the plain base.
@@ -206,25 +206,26 @@ def fit_gates(
             new = _read_new(
                 config, data, known, tokenizer, None if reader is None else reader.template, options
             )
-            description = _describe(base, config, inputs, known, new, options)
+            description = _describe(base, config, inputs, reader, known, new, options)
             writer = None
             if statistics is not None and new.names:
                 writer = stack.enter_context(written_statistics(statistics, description))
             samples = {
                 name: _read_samples(data[name].samples, options) for name in config.names if name in data
             }
-            has_all = len(samples) == len(config.names)
-            # The moments of all inputs together may be more than fits.
-            kept: dict[str, Moments] = {}
-            keep = set() if has_all or reader is None else {each.source for each in reader.inputs}
-            values = _fit_inputs(base, inputs, description, old, new, writer, options, progress, keep, kept)
+            values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
+            prompts = (
+                {} if reader is None else _read_prompts(reader, samples, description, old, new, progress)
+            )
+            if writer is not None:
+                for source, moments in prompts.items():
+                    writer.write_prompts(source, moments)
         requests = None
         if reader is not None:
             requests = fit_request_gates(
                 reader,
-                samples,
+                prompts,
                 _held_out(config, data, options),
-                known=None if has_all else kept,
                 shrinkage=options.shrinkage,
                 abstain=options.abstain,
                 bundle_bytes=bundle_bytes,
@@ -263,6 +264,32 @@ def _settle(
     context = context_of(base.config)
     max_tokens = options.max_tokens if context is None else min(options.max_tokens, context)
     return replace(options, max_tokens=max_tokens, form=form_of_fit(tokenizer, form))
+
+
+def _read_prompts(
+    reader: RequestReader,
+    samples: Mapping[str, Sequence[Sample]],
+    description: StatisticsDescription,
+    old: StatisticsFile | None,
+    new: _NewData,
+    progress: Progress,
+) -> dict[str, Moments]:
+    """Return the moments of all members' prompts, without answers, at each input of request gates, by source.
+
+    Raises:
+        DataRefused: the statistics have none of them.
+    """
+    found = reader.moments([samples[name] for name in new.names], progress) if new.names else {}
+    return {
+        each.source: merge_moments(
+            old.read_prompts(each) if old else None,
+            old.description.names if old else (),
+            found.get(each.source),
+            new.names,
+            description.names,
+        )
+        for each in reader.inputs
+    }
 
 
 def _request_reader(
@@ -416,6 +443,7 @@ def _describe(
     base: PreTrainedModel,
     config: BundleConfig,
     inputs: Sequence[ModuleInput],
+    reader: RequestReader | None,
     known: Mapping[str, StatisticsMember],
     new: _NewData,
     options: FitOptions,
@@ -430,6 +458,7 @@ def _describe(
             StatisticsInput(source=each.source, modules=each.modules, features=each.features)
             for each in inputs
         ),
+        prompts=() if reader is None else tuple(each.source for each in reader.inputs),
     )
 
 
@@ -442,8 +471,6 @@ def _fit_inputs(
     writer: StatisticsWriter | None,
     options: FitOptions,
     progress: Progress,
-    keep: Collection[str],
-    kept: dict[str, Moments],
 ) -> dict[str, tuple[Tensor, Tensor]]:
     values: dict[str, tuple[Tensor, Tensor]] = {}
     groups = list(split_inputs(inputs, options.max_memory_bytes))
@@ -461,8 +488,6 @@ def _fit_inputs(
             )
             if writer:
                 writer.write(each.source, moments)
-            if each.source in keep:
-                kept[each.source] = moments
             values[each.source] = solve_gate(
                 moments, options.method, shrinkage=options.shrinkage, what=f"the input of `{each.source}`"
             )

@@ -207,10 +207,9 @@ class RequestReader:
 
 def fit_request_gates(
     reader: RequestReader,
-    samples: Mapping[str, Sequence[Sample]],
+    prompts: Mapping[str, Moments],
     held_out: Mapping[str, Sequence[Sample]],
     *,
-    known: Mapping[str, Moments] | None = None,
     shrinkage: float,
     abstain: float | None,
     bundle_bytes: int | None = None,
@@ -220,10 +219,8 @@ def fit_request_gates(
 
     Args:
         reader: reads the prompts.
-        samples: those to fit on, by member.
+        prompts: the moments of the members' prompts at each input, by source.
         held_out: samples of every member, in their order, that are not fitted on; they may be none.
-        known: the moments of all members at each input, by source, in the place of ``samples`` if some are
-            not at hand. They contain answers too.
         shrinkage: as for ``solve_gate``.
         abstain: the threshold that the estimate is for; None for no abstention.
         bundle_bytes: of the bundle's factors, of which the gates may be a small part; None for no bound.
@@ -239,7 +236,7 @@ def fit_request_gates(
             shrinkage=shrinkage,
             what=f"the input of `{source}` with general prompts",
         )
-        for source, moments in _moments_of(reader, samples, known, read, progress)
+        for source, moments in _with_background(reader, prompts, read, progress)
     }
     size = MAX_INPUTS
     if bundle_bytes is not None:
@@ -264,21 +261,17 @@ def fit_request_gates(
     )
 
 
-def _moments_of(
+def _with_background(
     reader: RequestReader,
-    samples: Mapping[str, Sequence[Sample]],
-    known: Mapping[str, Moments] | None,
+    prompts: Mapping[str, Moments],
     general: Sequence[Sequence[Sample]],
     progress: Progress,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield each input's source and the moments of members and background there."""
-    if known is None:
-        yield from reader.moments([*samples.values(), *general], progress).items()
-        return
     background = [f"background {place}" for place in range(len(general))]
     for source, foreign in reader.moments(general, progress).items():
-        members = [f"member {place}" for place in range(known[source].means.shape[0])]
-        yield source, merge_moments(known[source], members, foreign, background, (*members, *background))
+        members = [f"member {place}" for place in range(prompts[source].means.shape[0])]
+        yield source, merge_moments(prompts[source], members, foreign, background, (*members, *background))
 
 
 def _split_general() -> tuple[list[list[Sample]], list[Sample]]:

@@ -27,6 +27,8 @@ from ...schemas.inventory import Dtype
 from ...schemas.statistics import (
     STATISTICS_KEY,
     TENSOR_MEANS,
+    TENSOR_PROMPT_MEANS,
+    TENSOR_PROMPT_SECOND_MOMENT,
     TENSOR_SECOND_MOMENT,
     StatisticsDescription,
     StatisticsInput,
@@ -109,6 +111,24 @@ class StatisticsFile:
             self._file.read(statistics_tensor(source, TENSOR_SECOND_MOMENT)),
         )
 
+    def read_prompts(self, wanted: ModuleInput) -> Moments:
+        """Read the moments of the prompts alone at an input of request gates, in the same order.
+
+        Raises:
+            DataRefused: the file has none there.
+        """
+        source = self.input_of(wanted).source
+        if source not in self.description.prompts:
+            raise DataRefused(
+                f"the statistics in `{self._path}` have no sums of prompts alone at `{source}`, which "
+                "request gates need",
+                hint=_ANEW,
+            )
+        return Moments(
+            self._file.read(statistics_tensor(source, TENSOR_PROMPT_MEANS)),
+            self._file.read(statistics_tensor(source, TENSOR_PROMPT_SECOND_MOMENT)),
+        )
+
 
 class StatisticsWriter:
     """A writer of the inputs of a file of statistics, one after another; ``written_statistics`` makes it."""
@@ -121,6 +141,11 @@ class StatisticsWriter:
         self._writer.write(statistics_tensor(source, TENSOR_MEANS), moments.means.cpu())
         self._writer.write(statistics_tensor(source, TENSOR_SECOND_MOMENT), moments.second.cpu())
 
+    def write_prompts(self, source: str, moments: Moments) -> None:
+        """Append the moments of the prompts alone at an input, behind all of the others."""
+        self._writer.write(statistics_tensor(source, TENSOR_PROMPT_MEANS), moments.means.cpu())
+        self._writer.write(statistics_tensor(source, TENSOR_PROMPT_SECOND_MOMENT), moments.second.cpu())
+
 
 @contextmanager
 def written_statistics(path: Path, description: StatisticsDescription) -> Iterator[StatisticsWriter]:
@@ -129,7 +154,7 @@ def written_statistics(path: Path, description: StatisticsDescription) -> Iterat
     Raises:
         SourceUnreadable: it cannot be written.
     """
-    specs = [spec for each in description.inputs for spec in _specs(each, len(description.members))]
+    specs = _specs(description)
     metadata = {STATISTICS_KEY: canonical_json(description.model_dump(mode="json")).decode("ascii")}
     with (
         whole_file(path) as place,
@@ -182,12 +207,23 @@ def merge_moments(
     return Moments(torch.stack([rows[name] for name in members]), sum(seconds[1:], start=seconds[0]))
 
 
-def _specs(each: StatisticsInput, members: int) -> list[TensorSpec]:
+def _specs(description: StatisticsDescription) -> list[TensorSpec]:
+    found = []
+    for each in description.inputs:
+        found += _pair(description, each, TENSOR_MEANS, TENSOR_SECOND_MOMENT)
+    by_source = {each.source: each for each in description.inputs}
+    for source in description.prompts:
+        found += _pair(description, by_source[source], TENSOR_PROMPT_MEANS, TENSOR_PROMPT_SECOND_MOMENT)
+    return found
+
+
+def _pair(
+    description: StatisticsDescription, each: StatisticsInput, means: str, second: str
+) -> list[TensorSpec]:
+    size, members = each.features, len(description.members)
     return [
-        TensorSpec(statistics_tensor(each.source, TENSOR_MEANS), Dtype.F64, (members, each.features)),
-        TensorSpec(
-            statistics_tensor(each.source, TENSOR_SECOND_MOMENT), Dtype.F32, (each.features, each.features)
-        ),
+        TensorSpec(statistics_tensor(each.source, means), Dtype.F64, (members, size)),
+        TensorSpec(statistics_tensor(each.source, second), Dtype.F32, (size, size)),
     ]
 
 
@@ -211,12 +247,7 @@ def _description_of(header: Header, path: Path) -> StatisticsDescription:
 
 
 def _check_tensors(description: StatisticsDescription, header: Header, path: Path) -> None:
-    members = len(description.members)
-    expected = {
-        spec.name: (spec.dtype.value, spec.shape)
-        for each in description.inputs
-        for spec in _specs(each, members)
-    }
+    expected = {spec.name: (spec.dtype.value, spec.shape) for spec in _specs(description)}
     found = {entry.name: (entry.dtype, entry.shape) for entry in header.tensors}
     if wrong := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
         raise DataRefused(

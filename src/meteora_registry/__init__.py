@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .registry.workflows.problem import Mending, Problem
     from .registry.workflows.publication import Pushed
     from .runtime import (
+        Answer,
         Decision,
         GateNotFittedWarning,
         LoadedBundle,
@@ -88,6 +89,7 @@ _MODULES = {
     "AdapterVersion": "registry.catalog.records",
     "Addition": "registry.workflows.additions",
     "AlreadyInCatalog": "schemas.errors",
+    "Answer": "runtime",
     "Bundle": "bundle",
     "BundleDifference": "schemas.difference",
     "BundleRefused": "schemas.errors",
@@ -159,6 +161,7 @@ __all__ = [
     "AdapterVersion",
     "Addition",
     "AlreadyInCatalog",
+    "Answer",
     "Bundle",
     "BundleDifference",
     "BundleRefused",

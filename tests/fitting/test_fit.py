@@ -263,6 +263,37 @@ def test_a_member_added_to_statistics_gives_the_joint_fit(tmp_path: Path) -> Non
     assert close(joint, replace(added, values=turned), 1e-4)
 
 
+def test_request_gates_of_a_member_added_to_statistics_are_those_of_the_joint_fit(tmp_path: Path) -> None:
+    everyone = read_data(write_task_data(tmp_path / "data", NAMES, samples=20), NAMES)
+    config = make_config(tmp_path / "three", NAMES, modules=["q_proj"])
+    two = make_config(tmp_path / "two", NAMES[:2], modules=["q_proj"])
+    file, options = tmp_path / "statistics", FitOptions(requests=True)
+    old = {name: everyone[name] for name in NAMES[:2]}
+    fit_gates(tiny_llama(), tiny_tokenizer(), two, old, statistics=file, options=options)
+    joint = fit(config, everyone, options)
+    new = {NAMES[2]: everyone[NAMES[2]]}
+    added = fit_gates(tiny_llama(), tiny_tokenizer(), config, new, statistics=file, options=options)
+    assert joint.requests is not None and added.requests is not None
+    assert joint.requests.values.keys() == added.requests.values.keys()
+    for path, expected in joint.requests.values.items():
+        for one, other in zip(expected, added.requests.values[path], strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+
+
+def test_statistics_without_prompts_are_refused_for_request_gates(
+    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path
+) -> None:
+    file = tmp_path / "statistics"
+    fit_gates(
+        tiny_llama(), tiny_tokenizer(), config, data, statistics=file, options=FitOptions(segments=True)
+    )
+    problem = r"have no sums of prompts alone at `model\.layers\.0\.self_attn\.q_proj`"
+    with pytest.raises(DataRefused, match=problem):
+        fit_gates(
+            tiny_llama(), tiny_tokenizer(), config, data, statistics=file, options=FitOptions(requests=True)
+        )
+
+
 def test_all_statistics_at_hand_need_no_data(
     tmp_path: Path, config: BundleConfig, data: dict[str, TaskData]
 ) -> None:

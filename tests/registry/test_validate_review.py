@@ -142,6 +142,18 @@ def test_bytes_that_were_not_reviewed_are_refused(team: Path, run: Run, name: st
     assert run("validate", "adapters/good", "--locked").returncode == 0
 
 
+def test_link_to_a_reviewed_adapter_is_not_the_adapter_that_was_reviewed(team: Path, run: Run) -> None:
+    make_adapter(team / "adapters" / "other", seed=8)
+    run("validate", "adapters", "--write-lock")
+    (team / "adapters" / "good").rename(team / "elsewhere")
+    (team / "adapters" / "good").symlink_to("other")
+    done = run("validate", "adapters/good", "--locked")
+    assert done.returncode == 1
+    assert "MR708 refuse" in done.stdout
+    (team / "adapters" / "new").symlink_to("other")
+    assert "MR707 refuse" in run("validate", "adapters/new", "--locked").stdout
+
+
 def test_missing_file_and_missing_entry_are_refused(team: Path, run: Run) -> None:
     run("validate", "adapters/good", "--lock", "reviewed.lock", "--write-lock")
     (team / "adapters" / "good" / "README.md").unlink()

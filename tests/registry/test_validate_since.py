@@ -118,6 +118,13 @@ def test_change_behind_a_link_counts(team: GitRepository, run: Run) -> None:
     assert names(run, team.folder, "--since", "main", "--follow-links") == ["one"]
 
 
+def test_folder_that_became_a_link_to_another_adapter_is_looked_at(team: GitRepository, run: Run) -> None:
+    shutil.rmtree(team.folder / "adapters" / "one")
+    (team.folder / "adapters" / "one").symlink_to("two")
+    team.commit()
+    assert names(run, team.folder, "--since", "main") == ["one"]
+
+
 def test_repository_within_the_repository_counts_as_its_commit(
     team: GitRepository, run: Run, tmp_path: Path
 ) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from meteora_registry.runtime import force_adapter, generate, load_bundle
+from meteora_registry.runtime.loaded_bundle import CallChoice
 from meteora_registry.schemas.errors import BundleRefused, SourceUnreadable, UsageError
+from meteora_registry.schemas.gate_choices import Scope
 from support.bundles import write_bundle
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_llama_adapters, tiny_llama
 from support.task_data import save_text_base
@@ -103,6 +106,46 @@ def test_example_shows_every_way_of_routing(
     assert "3 members, scope `prompt`" in printed
     for title in ("as the bundle routes", "token by token", "`rslora16` alone", "the base alone"):
         assert title in printed
-    assert "request 1, tokens 0 to 36: " in printed
+    # One decision of scope `prompt` for each request, padding included.
+    assert printed.count("\n    tokens 0 to 36: ") == 2
+    assert "request 1: " in printed
     answers = generate(load_bundle(bundle, base), PROMPTS[:2], max_new_tokens=example.MAX_NEW_TOKENS)
     assert all(f"-> {answer!r}" in printed for answer in answers)
+
+
+@pytest.mark.parametrize("scope", ["prompt", "segment"])
+def test_answers_come_with_who_gave_them_and_how_sure(bundle: Path, base: Path, scope: Scope) -> None:
+    loaded = load_bundle(bundle, base)
+    answers = loaded.answer(PROMPTS, max_new_tokens=6, scope=scope)
+    assert [answer.text for answer in answers] == loaded.generate(PROMPTS, max_new_tokens=6, scope=scope)
+    for row, answer in enumerate(answers):
+        assert answer.decisions
+        assert all(decision.sequence == row for decision in answer.decisions)
+        assert all(decision.members[0] in loaded.config.names for decision in answer.decisions)
+        assert all(0 < decision.confidence <= 1 for decision in answer.decisions)
+    alone = loaded.answer(PROMPTS[0], max_new_tokens=6, scope=scope)
+    assert alone.decisions[0].members == answers[0].decisions[0].members
+    assert alone.decisions[0].confidence == pytest.approx(answers[0].decisions[0].confidence, rel=1e-5)
+
+
+def test_answer_below_the_threshold_is_the_bases_and_says_so(bundle: Path, base: Path) -> None:
+    loaded = load_bundle(bundle, base)
+    answer = loaded.answer(PROMPTS[0], max_new_tokens=6, abstain=1.0)
+    assert [decision.members for decision in answer.decisions] == [()]
+    with loaded.model.disable_adapter():
+        assert loaded.generate(PROMPTS[0], max_new_tokens=6) == answer.text
+
+
+@pytest.mark.parametrize("choice", [{"scope": "token"}, {"member": "rank8"}], ids=["token", "forced"])
+def test_answer_without_a_decision_has_none(bundle: Path, base: Path, choice: CallChoice) -> None:
+    loaded = load_bundle(bundle, base)
+    answer = loaded.answer(PROMPTS[0], max_new_tokens=6, **choice)
+    assert (answer.text, answer.decisions) == (loaded.generate(PROMPTS[0], max_new_tokens=6, **choice), ())
+
+
+def test_answers_in_threads_keep_their_own_decisions(bundle: Path, base: Path) -> None:
+    loaded = load_bundle(bundle, base)
+    expected = [loaded.answer(prompt, max_new_tokens=4) for prompt in PROMPTS]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda prompt: loaded.answer(prompt, max_new_tokens=4), PROMPTS * 4))
+    assert found == expected * 4
