@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import BinaryIO, Self
 
 from ..schemas.errors import MissingDependency, SourceUnreadable, UsageError
 from ..schemas.quotation import escape, quote_name
+from .scratch import temporary_file
 
 TIMEOUT_SECONDS = 120
 MAX_CHANGES_BYTES = 64 << 20
@@ -218,7 +218,7 @@ class Repository:
 def _run(command: list[str], folder: Path, max_bytes: int, sink: BinaryIO) -> tuple[int, str]:
     """Write what a program prints, and return its exit code and the beginning of its message."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    with tempfile.TemporaryFile() as errors:
+    with temporary_file() as errors:
         try:
             process = subprocess.Popen(  # noqa: S603 - no shell, and no ref or path can be an option
                 command,

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from ..schemas.errors import SourceUnreadable
 
@@ -62,12 +63,28 @@ def temporary_folder(purpose: Purpose) -> Iterator[Path]:
     try:
         made = tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{purpose}-")
     except OSError as error:
-        raise SourceUnreadable(
-            f"cannot make a folder for temporary files: {error.strerror or error}",
-            hint="free some space there, or name another folder in the environment variable `TMPDIR`",
-        ) from error
+        raise _no_room(error) from error
     with made as name:
         yield Path(name)
+
+
+def temporary_file() -> BinaryIO:
+    """Return an open file without a name, which is gone once it is closed.
+
+    Raises:
+        SourceUnreadable: none can be made there.
+    """
+    try:
+        return cast(BinaryIO, tempfile.TemporaryFile())
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> SourceUnreadable:
+    return SourceUnreadable(
+        f"cannot make a folder for temporary files: {error.strerror or error}",
+        hint="free some space there, or name another folder in the environment variable `TMPDIR`",
+    )
 
 
 def scratch_root() -> Path | None:

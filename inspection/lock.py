@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files.digests import hash_file
+from ..files.reading import real_path
 from ..schemas.digest import Digest
 from ..schemas.errors import SourceUnreadable
 from ..schemas.lock import MAX_LOCKED_FILES, LockedAdapter
@@ -48,7 +49,7 @@ def digest_files(
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
             path = Path(place, name)
-            if path.parent.resolve() / name in without:
+            if real_path(path.parent) / name in without:
                 continue
             relative = path.relative_to(folder).as_posix()
             if len(found) == MAX_LOCKED_FILES:

@@ -306,7 +306,8 @@ def tune(search: Search, key: str, path: Path) -> int:
     for kernel, limit, row in tuned_buckets(search):
         rows = table.get(key, {}).get(kernel) or table["default"][kernel]
         table[key] = {**table.get(key, {}), kernel: with_row(rows, kernel, limit, row)}
-        scratch = path.with_name(f"{path.name}.new")
+        # The kernels run where the rest of the package is not installed, so they write by themselves.
+        scratch = path.with_name(f"{path.name}-unfinished")
         scratch.write_text(formatted(table), encoding="utf-8")
         scratch.replace(path)
         found += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they
 # start and interrupt.
@@ -73,6 +74,20 @@ def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     from support.new_catalogs import copied_catalogs
 
     with copied_catalogs(tmp_path_factory.mktemp("catalogs")):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _triton_is_asked_in_a_warm_process() -> Iterator[None]:
+    # Tests that import no torch themselves verify nothing, and should not wait for its import.
+    if "torch" not in sys.modules:
+        yield
+        return
+    from support import warm
+    from support.triton_replies import keep_replies
+
+    with pytest.MonkeyPatch.context() as patch:
+        keep_replies(patch, warm.run)
         yield
 
 

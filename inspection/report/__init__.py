@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ...schemas.report import Report
 from .github import format_github
+from .gitlab import format_gitlab
 from .html import format_html
 from .junit import format_junit
 from .markdown import format_markdown
@@ -32,6 +33,7 @@ FORMATS: dict[str, Callable[[Overview], str]] = {
     "junit": format_junit,
     "markdown": format_markdown,
     "github": format_github,
+    "gitlab": format_gitlab,
     "html": format_html,
 }
 # Read by a person at a prompt, or by a program that knows the paths that it gave.

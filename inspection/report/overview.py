@@ -226,7 +226,12 @@ def _reason_of(finding: Finding) -> tuple[str | None, ...]:
 def _digest(path: str, finding: Finding) -> str:
     # Not the way out, which a later version may word otherwise.
     code, _, file, field = _reason_of(finding)
-    text = "\0".join(part or "" for part in (path, code, file, field))
+    return digest_of(path, code, file, field)
+
+
+def digest_of(*parts: str | None) -> str:
+    """Return a short digest of what makes up a fingerprint."""
+    text = "\0".join(part or "" for part in parts)
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...files.git import Repository
+from ...files.reading import real_path
 from ...inspection.policy import check_policy
 from ...schemas.baseline import MAX_BASELINE_BYTES
 from ...schemas.errors import UsageError
@@ -92,7 +93,7 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
         lock=trusted.read_lock(wishes.lock) if wishes.lock else None,
         jobs=wishes.jobs,
         own_files=frozenset(
-            Path.cwd().resolve() / name for name in (wishes.baseline, wishes.lock) if name is not None
+            real_path(Path.cwd()) / name for name in (wishes.baseline, wishes.lock) if name is not None
         ),
     )
     if revisions.is_proposal:
@@ -167,8 +168,8 @@ class _Trusted:
         return parse(data, self._place(name))
 
     def _read(self, name: str, max_bytes: int) -> bytes | None:
-        place = Path.cwd().resolve() / name
-        root = self.repository.root.resolve()
+        place = real_path(Path.cwd()) / name
+        root = real_path(self.repository.root)
         if ".." in Path(name).parts or not place.is_relative_to(root):
             raise UsageError(f"`{name}` is not a path inside the repository")
         return self.repository.read_file(self.commit, place.relative_to(root).as_posix(), max_bytes)

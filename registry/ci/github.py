@@ -5,8 +5,8 @@ Everything is read from the documented variables of the environment and the file
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +130,7 @@ def commands_stopped(stream: TextIO) -> Iterator[None]:
 
     It reads commands anywhere in a log, and an adapter chooses its names.
     """
-    token = secrets.token_hex(16)
+    token = os.urandom(16).hex()
     print(f"::stop-commands::{token}", file=stream, flush=True)
     try:
         yield

@@ -31,7 +31,7 @@ _NUMBERS = frozenset({"count", "change", "cosine", "rank", "scaling"})
 )
 @click.argument("first", metavar="FIRST")
 @click.argument("second", metavar="SECOND")
-@click.option("--all", "every", is_flag=True, help="List every module that changed, and not only ten.")
+@click.option("--all", "every", is_flag=True, help="List everything that changed, and not only ten modules.")
 @click.option(
     "--format",
     "output_format",

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...inspection.report.markdown import code, plain
@@ -26,6 +26,8 @@ from ...schemas.quotation import escape
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _SHOWN_CHARACTERS = 60
 _SHOWN_ITEMS = 6
+# A config may have a hundred thousand keys.
+_MAX_ROWS = 100
 _DIGEST_CHARACTERS = 12
 _ABSENT = "-"
 _OTHER_SHAPE = "other shape"
@@ -56,8 +58,18 @@ def tables_of(found: AdapterDifference | BundleDifference, *, most: int | None) 
         rows = tuple((change.key, *_values(change)) for change in found.config)
         sections.append(Section(columns=("config", "first", "second"), rows=rows))
     if isinstance(found, AdapterDifference):
-        return sections + list(_adapter_sections(found, most))
-    return sections + list(_bundle_sections(found, most))
+        sections += _adapter_sections(found, most)
+    else:
+        sections += _bundle_sections(found, most)
+    return sections if most is None else [part for each in sections for part in _bound(each)]
+
+
+def _bound(section: Section) -> Iterator[Section]:
+    """Yield a section, and of a long one its first rows and the number of the others."""
+    rest = len(section.rows) - _MAX_ROWS
+    yield replace(section, rows=section.rows[:_MAX_ROWS])
+    if rest > 0:
+        yield Section(lines=(f"{rest} more rows: `--all` shows them",))
 
 
 def to_markdown(sections: Sequence[Section]) -> str:
@@ -245,7 +257,8 @@ def _items(own: list[Any], others: list[Any]) -> str:
     text = json.dumps(own, ensure_ascii=False)
     if len(text) <= _SHOWN_CHARACTERS:
         return escape(text)
-    lacking = [json.dumps(item, ensure_ascii=False) for item in own if item not in others]
+    spelled = {json.dumps(item, ensure_ascii=False) for item in others}
+    lacking = [text for item in own if (text := json.dumps(item, ensure_ascii=False)) not in spelled]
     more = f" and {len(lacking) - _SHOWN_ITEMS} more" if len(lacking) > _SHOWN_ITEMS else ""
     named = ", ".join(escape(item, limit=_SHOWN_CHARACTERS) for item in lacking[:_SHOWN_ITEMS])
     return f"{len(own)} items, here alone: {named or 'none'}{more}"

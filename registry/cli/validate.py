@@ -10,7 +10,7 @@ from typing import Self
 
 import click
 
-from ...files.reading import read_bounded
+from ...files.reading import read_bounded, real_path
 from ...inspection.policy import check_policy
 from ...inspection.report import FORMATS, Places, Setting, find_root, format_report
 from ...inspection.rules.all_rules import all_rules, find_rule
@@ -242,7 +242,7 @@ class _Review:
     @property
     def own_files(self) -> frozenset[Path]:
         """The real paths of the files."""
-        return frozenset(path.parent.resolve() / path.name for path in self.files)
+        return frozenset(real_path(path.parent) / path.name for path in self.files)
 
     def read_baseline(self) -> BaselineFile | None:
         """Return the baseline that findings are compared with."""

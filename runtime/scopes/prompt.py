@@ -20,7 +20,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...kernels.routing import FixedRouting, Gate, Routing, fixed_routings, select_top_k
+from ...kernels.routing import FixedRouting, Gate, Routing, fixed_routings
 from ...schemas.bundle import TemplateTokens
 from .decision import Decision, Stretch
 from .passes import AgreedPass, DecidedPass, RoutingPass, TokenPass, as_routing, fit_tokens
@@ -62,7 +62,7 @@ class PromptDecision:
             confidence, logits = request.confidence(logits), logits[:, : request.members]
         places = torch.arange(1, stretch.prompt.shape[1] + 1, device=stretch.prompt.device)
         prompt_tokens = (places * stretch.prompt).amax(dim=1)
-        routings = fixed_routings(route_decided(logits, confidence, rule))
+        routings = fixed_routings(rule.route(logits, confidence))
         return cls(rule, routings, confidence, prompt_tokens)
 
     @property
@@ -156,14 +156,6 @@ def outside_template(ids: Tensor, prompt: Tensor, template: TemplateTokens) -> T
         start, end = template.span_of(ids[row].to(places.device)[places].tolist())
         counted[row, places[start:end]] = True
     return counted
-
-
-def route_decided(logits: Tensor, confidence: Tensor, rule: RoutingRule) -> Routing:
-    """Return the routing [..., k] of decisions with these logits [..., L]; weights 0 below the threshold."""
-    routing = select_top_k(logits, rule.top_k, temperature=rule.temperature)
-    if rule.abstain is None:
-        return routing
-    return Routing(routing.selection, routing.weights * (confidence >= rule.abstain).unsqueeze(-1))
 
 
 @dataclass(frozen=True, slots=True)

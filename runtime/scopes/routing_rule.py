@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from torch import Tensor
+
+from ...kernels.routing import Routing, select_top_k
 from ...schemas.bundle import MAX_TEMPERATURE, MIN_TEMPERATURE, BundleConfig
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, Scope, check_scope
@@ -38,6 +41,17 @@ class RoutingRule:
             )
         gate = bundle.gate
         return cls(gate.scope, bundle.top_k, bundle.temperature, gate.abstain, request, gate.evidence)
+
+    def is_sure(self, confidence: float) -> bool:
+        """Return whether members serve a request of this confidence, which is otherwise left to the base."""
+        return self.abstain is None or confidence >= self.abstain
+
+    def route(self, logits: Tensor, confidence: Tensor) -> Routing:
+        """Return the routing [..., k] of decisions with logits [..., L]; weights 0 leave the base alone."""
+        routing = select_top_k(logits, self.top_k, temperature=self.temperature)
+        if self.abstain is None:
+            return routing
+        return Routing(routing.selection, routing.weights * (confidence >= self.abstain).unsqueeze(-1))
 
     @property
     def by_request_gates(self) -> RequestRule | None:

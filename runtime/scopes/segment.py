@@ -24,7 +24,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...kernels.routing import Routing, select_top_k
 from .decision import Decision, Stretch
 from .passes import RoutingPass, TokenPass, decided_pass
 from .routing_rule import RoutingRule
@@ -128,11 +127,7 @@ class SegmentDecision:
         tokens = stretch.own.shape[1]
         latest = slice(-tokens, None) if past_tokens is None else slice(past_tokens, past_tokens + tokens)
         logits = self.probability[:, latest].clamp(min=_LEAST_PROBABILITY).log()
-        routing = select_top_k(logits, self.rule.top_k, temperature=self.rule.temperature)
-        if self.rule.abstain is None:
-            return decided_pass(routing)
-        is_sure = self.confidence[:, latest] >= self.rule.abstain
-        return decided_pass(Routing(routing.selection, routing.weights * is_sure.unsqueeze(-1)))
+        return decided_pass(self.rule.route(logits, self.confidence[:, latest]))
 
     def describe(self, members: tuple[str, ...], tokens: int) -> tuple[Decision, ...]:
         """Return one decision for each stretch of tokens that have the same most likely member."""
@@ -147,13 +142,13 @@ class SegmentDecision:
     def _describe_segment(
         self, members: tuple[str, ...], row: int, start: int, end: int, winner: int, confidence: float
     ) -> Decision:
-        abstained = self.rule.abstain is not None and confidence < self.rule.abstain
+        is_sure = self.rule.is_sure(confidence)
         return Decision(
             sequence=row,
             start=start,
             end=end,
-            members=() if abstained else (members[winner],),
-            weights=() if abstained else (1.0,),
+            members=(members[winner],) if is_sure else (),
+            weights=(1.0,) if is_sure else (),
             confidence=confidence,
         )
 

@@ -5,9 +5,6 @@ from pathlib import Path
 import pytest
 
 from support.program import Run
-from support.triton_replies import triton_replies
-
-__all__ = ["triton_replies"]
 
 
 @pytest.fixture

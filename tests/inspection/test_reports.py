@@ -241,6 +241,27 @@ def test_config_that_cannot_be_read_has_no_lines(config: bytes, tmp_path: Path) 
     assert place_of(result)["region"]["startLine"] == Region().line == 1
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_entries_of_gitlab_have_what_it_requires(case: str) -> None:
+    found = json.loads(format_report(CASES[case], "gitlab"))
+    for entry in found:
+        assert set(entry) == {"description", "check_name", "fingerprint", "severity", "location"}
+        assert entry["severity"] in ("info", "minor", "critical", "blocker")
+        assert entry["location"]["path"]
+        assert entry["location"]["lines"]["begin"] >= 1
+    assert len({entry["fingerprint"] for entry in found}) == len(found)
+
+
+def test_entries_of_gitlab_have_the_lines_of_keys(tmp_path: Path) -> None:
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.parent.mkdir()
+    config.write_text('{\n"r": 0}')
+    given = report(BROKEN, name=str(config.parent))
+    (entry,) = json.loads(format_report(given, "gitlab", Setting(Places(tmp_path))))
+    assert entry["location"] == {"path": "adapter/adapter_config.json", "lines": {"begin": 2}}
+    assert (entry["check_name"], entry["severity"]) == ("MR111", "critical")
+
+
 def test_fingerprint_outlives_other_numbers_and_tensors() -> None:
     def prints(*findings: Finding) -> list[str]:
         return [

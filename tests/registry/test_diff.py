@@ -323,6 +323,18 @@ def test_hostile_names_break_no_format(
         assert set(table) <= {4, 7}
 
 
+def test_long_lists_are_compared_and_shortened(run: Run, home: Home, before: Path, tmp_path: Path) -> None:
+    names = [f"module_{number}" for number in range(20_000)]
+    fields = {f"key_{number:03}": number for number in range(150)}
+    first = make_adapter(tmp_path / "first", layers=1, target_modules=names, **fields)
+    second = make_adapter(tmp_path / "second", layers=1, target_modules=[*names[1:], "another"])
+    lines = run("diff", first, second).stdout.splitlines()
+    assert "51 more rows: `--all` shows them" in lines
+    every = run("diff", first, second, "--all").stdout
+    assert '20000 items, here alone: "module_0"  20000 items, here alone: "another"' in every
+    assert sum(line.startswith("key_") for line in every.splitlines()) == 150
+
+
 def test_password_of_a_url_is_not_shown(run: Run, home: Home, before: Path, tmp_path: Path) -> None:
     other = make_adapter(tmp_path / "other", layers=12, base="https://user:hunter22@host/mo|del")
     for output_format in ("text", "json", "markdown"):

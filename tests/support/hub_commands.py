@@ -75,12 +75,13 @@ class Machine:
     def run(self, folder: Path, arguments: list[str], **changes: str) -> Result:
         """Carry out a command in the process that is there for it."""
         if self._commands is None:
-            self._commands, theirs = warm_context().Pipe()
+            ours, theirs = warm_context().Pipe()
             self._process = warm_context().Process(
                 target=_carry_out, args=(theirs, self.folder, self.environment, self.prelude), daemon=True
             )
             self._process.start()
             theirs.close()
+            self._commands = ours
         files = [self.folder / "out", self.folder / "err"]
         self._commands.send((folder, arguments, changes, files))
         code = self._commands.recv()

@@ -14,6 +14,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -49,7 +50,7 @@ _context.set_forkserver_preload(["support.warm_start", "support.faults"])
 
 
 class Popen(subprocess.Popen[Any]):
-    """``subprocess.Popen`` of the program, or of ``python -c``, with a child of the server as its process.
+    """``subprocess.Popen`` of the program or of Python, with a child of the server as its process.
 
     Everything but the start and the end of the process is that of the standard library.
     """
@@ -149,7 +150,12 @@ def _begin(arguments: list[str], folder: str, environment: dict[str, str], descr
         os.close(descriptor)
     enter(folder, environment)
     open_streams()
-    run_as_program(arguments)
+    try:
+        run_as_program(arguments)
+    finally:
+        # As an interpreter does when it ends, also where the program has put another stream in its place.
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
 
 
 def enter(folder: str | Path, environment: Mapping[str, str]) -> None:
@@ -184,9 +190,49 @@ def open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+def run_in_fork(
+    arguments: Sequence[str],
+    *,
+    input: bytes,  # noqa: A002 - as the standard library calls it
+    env: Mapping[str, str],
+    **_: Any,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command as ``subprocess.run`` does and capture its output, in a fork of this process itself."""
+    streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+    os.write(streams[0], input)
+    os.lseek(streams[0], 0, os.SEEK_SET)
+    # What is buffered would be written by the fork, too.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            _begin(list(arguments), os.curdir, dict(env), streams)
+            code = 0
+        except BaseException:  # noqa: BLE001 - whatever it is ends this process, not the one that it copies
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    out, err = (_read_from_start(each) for each in streams[1:])
+    for each in streams:
+        os.close(each)
+    return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+def _read_from_start(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
 def run_as_program(arguments: list[str]) -> None:
-    """Run the installed program, or ``python -c``, as the main program of this process."""
-    if arguments[:2] == [sys.executable, "-c"]:
+    """Run the installed program, ``python -c`` or ``python -P -m``, as the main program of this process."""
+    if arguments[:3] == [sys.executable, "-P", "-m"]:
+        sys.argv = arguments[3:]
+        runpy.run_module(arguments[3], run_name="__main__", alter_sys=True)
+    elif arguments[:2] == [sys.executable, "-c"]:
         sys.argv = ["-c", *arguments[3:]]
         sys.modules["__main__"] = main = ModuleType("__main__")
         exec(compile(arguments[2], "<string>", "exec"), main.__dict__)

@@ -23,16 +23,16 @@ def empty_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home.catalog_file
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_hub() -> Iterator[LoopbackHub]:
-    """A Hub for all tests of a file."""
+    """A Hub for all tests."""
     with serve() as hub:
         yield hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_machine(shared_hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine for all tests of a file."""
+    """A machine for all tests."""
     with machine(tmp_path_factory.mktemp("machine"), shared_hub) as made:
         yield made
 
