@@ -49,7 +49,8 @@ class Standing(StrEnum):
 class Budget:
     """The processor time that all work on the patterns of one adapter may take together."""
 
-    seconds: float = 0.15
+    # A collection of garbage in a large process counts too, and must not make a sound adapter a broken one.
+    seconds: float = 1.0
     _began: float | None = field(default=None, init=False)
 
     @contextmanager
