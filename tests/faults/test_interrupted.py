@@ -19,7 +19,7 @@ LEFT = ("home/blobs/incoming/", ".team.partial/")
 
 
 def without_remarks(stderr: str) -> str:
-    """Return the messages without what `doctor` announces, and what is said before the catalog is closed."""
+    """Return the messages without what `doctor` announces and what is reported before the catalog closes."""
     remarks = re.compile(r"will: |note: |[\d.]+ (bytes|kB) set free\n")
     return "".join(line for line in stderr.splitlines(keepends=True) if not remarks.match(line))
 
