@@ -10,8 +10,10 @@ PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reord
 # A top-level folder is called kernels, and so is a package that transformers looks for: the current
 # folder must not be on the path.
 export PYTHONSAFEPATH := 1
+# Else pytest rewrites the assertions of every test again in every run, seven seconds for each worker.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-faults lint types docs clean
+.PHONY: demo test test-faults test-more lint types docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python examples/demo.py
@@ -23,6 +25,12 @@ test: $(STAMP) $(BROWSER)
 # One scene at a time to whoever is free: its trials are hundreds, and a file of them is most of the job.
 test-faults: $(STAMP)
 	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep $(ARGS) tests/faults
+
+# And all else of which `make test` takes a sample.
+test-more: export METEORA_EXAMPLES ?= 10
+test-more: $(STAMP)
+	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 $(ARGS) tests/faults \
+		tests/matrix tests/forgeries tests/kernels tests/registry/test_agreement.py tests/runtime/test_threads.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check

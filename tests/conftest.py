@@ -38,7 +38,18 @@ settings.load_profile("untimed")
 
 
 # What takes longest is begun first, so that no worker is busy long after the others are done.
-LONGEST = ("tests/faults/", "tests/benchmarks/test_gates.py", "tests/end_to_end/", "tests/evaluation/")
+LONGEST = (
+    "tests/faults/",
+    "tests/kernels/test_triton.py",
+    "tests/kernels/test_gpu_compilation.py",
+    "tests/benchmarks/test_gates.py",
+    "tests/end_to_end/",
+    "tests/evaluation/",
+    "tests/registry/hub/",
+    "tests/registry/test_store_remote.py",
+    "tests/registry/test_transfer.py",
+    "tests/runtime/test_threads.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -18,9 +19,9 @@ LEFT = ("home/blobs/incoming/", ".team.partial/")
 
 
 def without_remarks(stderr: str) -> str:
-    """Return the messages without what `doctor` announces, and what is noted before the catalog is closed."""
-    remarks = ("will: ", "note: ")
-    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(remarks))
+    """Return the messages without what `doctor` announces and what is reported before the catalog closes."""
+    remarks = re.compile(r"will: |note: |[\d.]+ (bytes|kB) set free\n")
+    return "".join(line for line in stderr.splitlines(keepends=True) if not remarks.match(line))
 
 
 def test_a_command_interrupted_at_any_call_says_so_and_can_be_given_again(

@@ -299,7 +299,8 @@ def test_fused_gate_takes_any_layout(ranks: list[int]) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
-    ("T", "kind"), product([3, 18, 70], GATE_KINDS) if EVERY_TYPE else zip([3, 18, 70], cycle(GATE_KINDS))
+    ("T", "kind"),
+    list(product([3, 18, 70], GATE_KINDS) if EVERY_TYPE else zip([3, 18, 70], cycle(GATE_KINDS))),
 )
 def test_fused_gate_adds_up_its_split_sums(T: int, kind: str) -> None:
     check_gated(*gated_case(T, ranks=[8, 0, 24] + [8] * 15, gate={"kind": kind}))
