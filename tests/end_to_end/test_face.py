@@ -24,7 +24,8 @@ ERRORS = {
     *("StoreUnavailable", "UsageError"),
 }
 PUBLIC = ERRORS | {
-    *("AdapterQuery", "AdapterSummary", "AdapterVersion", "Addition", "Bundle", "BundleVersion"),
+    *("AdapterDifference", "AdapterQuery", "AdapterSummary", "AdapterVersion", "Addition", "Answer"),
+    *("Bundle", "BundleDifference", "BundleVersion"),
     *("CatalogSource", "Decision", "Evaluation", "EvaluationOptions", "Examination", "Finding", "FusePlan"),
     *(
         "FusedBundle",

@@ -155,12 +155,12 @@ def test_compare_prints_differences(run: Run, tmp_path: Path) -> None:
         "first   before",
         "second  after",
         "",
-        "MODE  FIRST  SECOND  DIFFERENCE  95 % INTERVAL   SECOND IS",
-        "base  25.0   75.0    +50.0       +50.0 to +50.0  higher",
+        "MODE  FIRST  SECOND  DIFFERENCE   95 % INTERVAL  SECOND IS",
+        "base   25.0    75.0       +50.0  +50.0 to +50.0  higher",
         "",
-        "MODE  TASK  DIFFERENCE  95 % INTERVAL     SECOND IS",
-        "base  one   +100.0      +100.0 to +100.0  higher",
-        "base  two   +0.0        +0.0 to +0.0      not told apart",
+        "MODE  TASK  DIFFERENCE     95 % INTERVAL  SECOND IS",
+        "base  one       +100.0  +100.0 to +100.0  higher",
+        "base  two         +0.0      +0.0 to +0.0  not told apart",
     ]
     as_json = run("compare", first, second, "--format", "json")
     assert json.loads(as_json.stdout)["modes"][0]["overall"]["difference"] == 0.5
