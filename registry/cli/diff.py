@@ -11,7 +11,7 @@ from .failures import DONE, INCONCLUSIVE
 from .groups import examples
 from .json_output import mask, print_json
 from .output import print_line
-from .parameters import pass_registry, wide_option
+from .parameters import complete_name_or_folder, pass_registry, wide_option
 from .progress import progress_bar
 from .tables import Column, print_table
 
@@ -29,8 +29,8 @@ _NUMBERS = frozenset({"count", "change", "cosine", "rank", "scaling"})
         "diff ./bundle ./refitted --all",
     ),
 )
-@click.argument("first", metavar="FIRST")
-@click.argument("second", metavar="SECOND")
+@click.argument("first", metavar="FIRST", shell_complete=complete_name_or_folder)
+@click.argument("second", metavar="SECOND", shell_complete=complete_name_or_folder)
 @click.option("--all", "every", is_flag=True, help="List everything that changed, and not only ten modules.")
 @click.option(
     "--format",
