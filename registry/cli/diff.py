@@ -16,6 +16,7 @@ from .progress import progress_bar
 from .tables import Column, print_table
 
 _SHOWN_MODULES = 10
+_SIDES = frozenset({"first", "second"})
 _NUMBERS = frozenset({"count", "change", "cosine", "rank", "scaling"})
 
 
@@ -83,5 +84,5 @@ def _print(sections: list[Section]) -> None:
 
 
 def _column(place: int, name: str) -> Column:
-    """Return a column that gives way to those on its left."""
-    return Column(name.upper(), is_number=name in _NUMBERS, gives_way=place)
+    """Return a column that gives way to those on its left; both sides are shown beside each other."""
+    return Column(name.upper(), is_number=name in _NUMBERS, gives_way=place, stays=name in _SIDES)
