@@ -216,7 +216,7 @@ def _print_summary(additions: list[Addition], *, failed: int) -> None:
     fusable = sum(addition.version.verdict.fusable for addition in additions)
     again = f", {len(additions) - created} already there" if created < len(additions) else ""
     refused = f", {failed} not added" if failed else ""
-    print_remark(f"{created} added{again}{refused}; {fusable} of them can be fused")
+    print_remark(f"{created} added{again}{refused}; {fusable} can be fused")
 
 
 def _label(finding: Finding) -> str:
