@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...schemas.quotation import escape
 from .overview import LEVELS, Entry, Level, Overview, describe
 
 # GitHub shows so many of each kind for a step, and drops the others without a word.
 MAX_ANNOTATIONS = 10
 _COMMANDS: dict[Level, str] = {"error": "error", "warning": "warning", "note": "notice"}
-_MAX_ERROR_CHARACTERS = 4096
 
 
 def format_github(overview: Overview) -> str:
@@ -31,13 +29,12 @@ def _bound(command: str, found: list[tuple[str, str]]) -> Iterator[str]:
 
 def _unreadable(overview: Overview) -> Iterator[tuple[str, str]]:
     for adapter in overview.adapters:
-        if adapter.report.error:
-            error = escape(adapter.report.error, limit=_MAX_ERROR_CHARACTERS)
-            yield f"file={_property(adapter.path)},title=unreadable", error
+        if adapter.error:
+            yield f"file={_property(adapter.path)},title=unreadable", adapter.error
 
 
 def _properties(path: str, entry: Entry) -> str:
-    file = escape(entry.place.path, limit=_MAX_ERROR_CHARACTERS) or path
+    file = entry.file or path
     properties = {"file": file} if file else {}
     if entry.place.region:
         properties["line"] = str(entry.place.region.line)

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ...schemas.quotation import escape
-from .overview import MAX_PATH_CHARACTERS, Level, Overview, describe, digest_of
+from .overview import Level, Overview, describe, digest_of
 from .places import Region
 
 _SEVERITIES: dict[Level, str] = {"error": "critical", "warning": "minor", "note": "info"}
@@ -20,17 +19,16 @@ def format_gitlab(overview: Overview) -> str:
 
 def _unreadable(overview: Overview) -> Iterator[dict[str, Any]]:
     for adapter in overview.adapters:
-        if adapter.report.error:
+        if adapter.error:
             code = "unreadable"
-            error = escape(adapter.report.error, limit=MAX_PATH_CHARACTERS)
-            yield _entry(code, error, "blocker", adapter.path, 1, digest_of(adapter.path, code))
+            yield _entry(code, adapter.error, "blocker", adapter.path, 1, digest_of(adapter.path, code))
 
 
 def _findings(overview: Overview) -> Iterator[dict[str, Any]]:
     for path, entry in overview.worst_first:
         finding = entry.finding
-        text = f"{finding.title} ({finding.place}): {describe(finding)}. {finding.remedy}"
-        place = escape(entry.place.path, limit=MAX_PATH_CHARACTERS) or path or "."
+        text = f"{finding.title} ({finding.place}): {describe(finding)}; {finding.remedy}"
+        place = entry.file or path or "."
         line = (entry.place.region or Region()).line
         yield _entry(finding.code, text, _SEVERITIES[entry.level], place, line, entry.fingerprint)
 

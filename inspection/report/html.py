@@ -12,10 +12,8 @@ from collections.abc import Iterable
 from importlib.resources import files
 from xml.etree import ElementTree as Xml
 
-from ...schemas.quotation import escape
 from .overview import Entry, Issue, Overview, ShownAdapter, describe
 
-_SHOWN_ERROR_CHARACTERS = 4096
 _ISSUE_COLUMNS = ("level", "rule", "what", "adapters", "such as")
 _ENTRY_COLUMNS = ("level", "rule", "where", "found", "why", "way out")
 
@@ -73,8 +71,8 @@ def _add_adapter(body: Xml.Element, adapter: ShownAdapter) -> None:
     summary = Xml.SubElement(section, "summary")
     _add(summary, "code", adapter.path)
     _add(summary, "span", adapter.heading, "outcome")
-    if adapter.report.error:
-        _add(section, "p", escape(adapter.report.error, limit=_SHOWN_ERROR_CHARACTERS))
+    if adapter.error:
+        _add(section, "p", adapter.error)
     if adapter.entries:
         _add_entries(section, adapter.entries)
     for remark in adapter.remarks:

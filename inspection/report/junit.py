@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from xml.etree import ElementTree as Xml
 
-from ...schemas.quotation import escape
 from ...schemas.report import Outcome
 from .overview import Entry, Overview, ShownAdapter, describe
 
-_MAX_ERROR_CHARACTERS = 4096
 _PLURALS = {"failure": "failures", "error": "errors", "skipped": "skipped"}
 
 
@@ -38,8 +36,8 @@ def _add_suite(root: Xml.Element, adapter: ShownAdapter) -> None:
     suite = Xml.SubElement(root, "testsuite", name=adapter.path)
     # The adapter itself is a case, so that a clean one is counted too.
     case = Xml.SubElement(suite, "testcase", classname=adapter.path, name="inspection")
-    if adapter.report.error:
-        Xml.SubElement(case, "error", message=escape(adapter.report.error, limit=_MAX_ERROR_CHARACTERS))
+    if adapter.error:
+        Xml.SubElement(case, "error", message=adapter.error)
     elif adapter.report.outcome is Outcome.INCONCLUSIVE:
         Xml.SubElement(case, "skipped", message="; ".join(adapter.report.unchecked))
     _add_cases(suite, adapter.path, adapter.entries)

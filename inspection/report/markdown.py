@@ -87,8 +87,8 @@ def _section(adapter: ShownAdapter) -> list[str]:
     # A summary is HTML, so nothing in it is read as Markdown.
     name = escape_html(escape(adapter.path, limit=_SHOWN_CHARACTERS))
     body = []
-    if adapter.report.error:
-        body += [plain(escape(adapter.report.error, limit=1000))]
+    if adapter.error:
+        body += [plain(adapter.error)]
     if adapter.entries:
         body += _table(adapter.entries)
     if adapter.remarks:

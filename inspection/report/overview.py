@@ -21,7 +21,8 @@ from .places import Place, Places
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
-MAX_PATH_CHARACTERS = 4096
+_MAX_PATH_CHARACTERS = 4096
+_MAX_ERROR_CHARACTERS = 4096
 # What a person has to act on comes first.
 _WORST_FIRST = (Outcome.REFUSED, Outcome.UNREADABLE, Outcome.INCONCLUSIVE, Outcome.ACCEPTED)
 
@@ -49,6 +50,11 @@ class Entry:
     fingerprint: str
 
     @property
+    def file(self) -> str:
+        """The path of its file, escaped for people; empty if it has none."""
+        return escape(self.place.path, limit=_MAX_PATH_CHARACTERS)
+
+    @property
     def reason(self) -> tuple[str | None, ...]:
         """What the entries of one issue have in common."""
         return _reason_of(self.finding)
@@ -67,6 +73,12 @@ class ShownAdapter:
         """The outcome and the verdict."""
         verdict = f" ({self.report.verdict})" if self.report.verdict else ""
         return f"{self.report.outcome}{verdict}"
+
+    @property
+    def error(self) -> str | None:
+        """The reason why it could not be read, escaped for people; None if it could."""
+        error = self.report.error
+        return escape(error, limit=_MAX_ERROR_CHARACTERS) if error else None
 
     @property
     def remarks(self) -> list[str]:
@@ -197,7 +209,7 @@ def _describe_selection(selection: Selection) -> str:
 
 
 def _show(adapter: AdapterReport, report: Report, places: Places) -> ShownAdapter:
-    path = escape(places.path_of(adapter.name), limit=MAX_PATH_CHARACTERS)
+    path = escape(places.path_of(adapter.name), limit=_MAX_PATH_CHARACTERS)
     located = places.locate(adapter.name, adapter.findings)
     return ShownAdapter(path, adapter, _entries(path, adapter.findings, located, report))
 

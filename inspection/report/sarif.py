@@ -13,7 +13,6 @@ from urllib.parse import quote as quote_uri
 
 from ... import __version__
 from ...schemas.finding import Severity
-from ...schemas.quotation import escape
 from ..rules.rule import Rule, registered_rules
 from .overview import Entry, Overview, ShownAdapter, describe
 from .places import Region
@@ -32,7 +31,7 @@ def format_sarif(overview: Overview) -> str:
     shown = [entry for _, entry in ranked[:MAX_RESULTS]]
     codes = sorted({entry.finding.code for entry in shown})
     rules = {rule.code: rule for rule in registered_rules()}
-    failed = [_notification(adapter) for adapter in overview.adapters if adapter.report.error]
+    failed = [_notification(adapter) for adapter in overview.adapters if adapter.error]
     left_out = len(ranked) - len(shown)
     notes = [_left_out(left_out)] if left_out else []
     driver: dict[str, Any] = {
@@ -79,7 +78,7 @@ def _result(entry: Entry, index: int) -> dict[str, Any]:
         "ruleId": finding.code,
         "ruleIndex": index,
         "level": entry.level,
-        "message": {"text": f"{finding.title}: {describe(finding)}. {finding.remedy}"},
+        "message": {"text": f"{finding.title}: {describe(finding)}; {finding.remedy}"},
         "locations": [location],
         "partialFingerprints": {_FINGERPRINT: entry.fingerprint},
     }
@@ -102,8 +101,7 @@ def _artifact(path: str) -> dict[str, str]:
 
 
 def _notification(adapter: ShownAdapter) -> dict[str, Any]:
-    text = f"{adapter.path}: {escape(adapter.report.error or '', limit=4096)}"
-    return {"level": "error", "message": {"text": text}}
+    return {"level": "error", "message": {"text": f"{adapter.path}: {adapter.error}"}}
 
 
 def _left_out(count: int) -> dict[str, Any]:

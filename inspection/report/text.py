@@ -8,7 +8,6 @@ from ...schemas.finding import Finding
 from ...schemas.quotation import escape
 from .overview import Issue, Overview, ShownAdapter
 
-_MAX_ERROR_CHARACTERS = 4096
 _SHOWN_PATH_CHARACTERS = 200
 
 
@@ -41,13 +40,13 @@ def _summarise(issue: Issue) -> str:
     finding, paths = issue.example.finding, issue.paths
     first = escape(paths[0], limit=_SHOWN_PATH_CHARACTERS) or "together"
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"{finding.code} {issue.level}: {finding.title}: {first}{more}"
+    return f"{finding.code} {finding.severity}: {finding.title}: {first}{more}"
 
 
 def _describe(adapter: ShownAdapter) -> Iterator[str]:
     yield f"{adapter.path}: {adapter.heading}"
-    if adapter.report.error:
-        yield f"  {escape(adapter.report.error, limit=_MAX_ERROR_CHARACTERS)}"
+    if adapter.error:
+        yield f"  {adapter.error}"
     for entry in adapter.entries:
         yield from (f"  {line}" for line in describe_finding(entry.finding))
     yield from (f"  {remark}" for remark in adapter.remarks)

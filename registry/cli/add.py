@@ -20,7 +20,7 @@ from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json, to_json
 from .output import print_line, print_remark
-from .parameters import follow_links_option, format_option, pass_registry
+from .parameters import complete_folder, follow_links_option, format_option, pass_registry
 from .progress import progress_bar
 
 
@@ -47,7 +47,9 @@ class AddOptions(TypedDict):
         "add --collection org/our-adapters-64f9a55bb3115b4f513ec026",
     ),
 )
-@click.argument("sources", metavar="[FOLDER|ORG/NAME[@REVISION]]...", nargs=-1)
+@click.argument(
+    "sources", metavar="[FOLDER|ORG/NAME[@REVISION]]...", nargs=-1, shell_complete=complete_folder
+)
 @click.option(
     "--name", help="What to call the adapter. Default: made from the folder's or repository's name."
 )
@@ -214,7 +216,7 @@ def _print_summary(additions: list[Addition], *, failed: int) -> None:
     fusable = sum(addition.version.verdict.fusable for addition in additions)
     again = f", {len(additions) - created} already there" if created < len(additions) else ""
     refused = f", {failed} not added" if failed else ""
-    print_remark(f"{created} added{again}{refused}; {fusable} of them can be fused")
+    print_remark(f"{created} added{again}{refused}; {fusable} can be fused")
 
 
 def _label(finding: Finding) -> str:

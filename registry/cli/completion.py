@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
-from ...schemas.errors import UsageError
 from .groups import examples
 
 PROGRAM = "meteora-registry"
 _VARIABLE = "_METEORA_REGISTRY_COMPLETE"
+_SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
 
 @click.command(
@@ -18,7 +18,7 @@ _VARIABLE = "_METEORA_REGISTRY_COMPLETE"
         "completion bash >> ~/.bashrc", "completion fish > ~/.config/fish/completions/meteora-registry.fish"
     ),
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(list(_SHELLS)))
 @click.pass_context
 def command(context: click.Context, *, shell: str) -> None:
     """Print what a shell needs to complete commands and names.
@@ -26,8 +26,5 @@ def command(context: click.Context, *, shell: str) -> None:
     Names are those of the catalog that the environment names, or that `--catalog` or `--home` before the
     command does.
     """
-    found = get_completion_class(shell)
-    if found is None:
-        raise UsageError(f"there is no completion for `{shell}`")
     root = context.find_root().command
-    click.echo(found(root, {}, PROGRAM, _VARIABLE).source())
+    click.echo(_SHELLS[shell](root, {}, PROGRAM, _VARIABLE).source())

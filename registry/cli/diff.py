@@ -11,11 +11,12 @@ from .failures import DONE, INCONCLUSIVE
 from .groups import examples
 from .json_output import mask, print_json
 from .output import print_line
-from .parameters import pass_registry, wide_option
+from .parameters import complete_name_or_folder, pass_registry, wide_option
 from .progress import progress_bar
 from .tables import Column, print_table
 
 _SHOWN_MODULES = 10
+_SIDES = frozenset({"first", "second"})
 _NUMBERS = frozenset({"count", "change", "cosine", "rank", "scaling"})
 
 
@@ -29,8 +30,8 @@ _NUMBERS = frozenset({"count", "change", "cosine", "rank", "scaling"})
         "diff ./bundle ./refitted --all",
     ),
 )
-@click.argument("first", metavar="FIRST")
-@click.argument("second", metavar="SECOND")
+@click.argument("first", metavar="FIRST", shell_complete=complete_name_or_folder)
+@click.argument("second", metavar="SECOND", shell_complete=complete_name_or_folder)
 @click.option("--all", "every", is_flag=True, help="List everything that changed, and not only ten modules.")
 @click.option(
     "--format",
@@ -83,5 +84,5 @@ def _print(sections: list[Section]) -> None:
 
 
 def _column(place: int, name: str) -> Column:
-    """Return a column that gives way to those on its left."""
-    return Column(name.upper(), is_number=name in _NUMBERS, gives_way=place)
+    """Return a column that gives way to those on its left; both sides are shown beside each other."""
+    return Column(name.upper(), is_number=name in _NUMBERS, gives_way=place, stays=name in _SIDES)

@@ -61,13 +61,13 @@ def tables_of(found: AdapterDifference | BundleDifference, *, most: int | None) 
         sections += _adapter_sections(found, most)
     else:
         sections += _bundle_sections(found, most)
-    return sections if most is None else [part for each in sections for part in _bound(each)]
+    return sections if most is None else [part for each in sections for part in _bound(each, _MAX_ROWS)]
 
 
-def _bound(section: Section) -> Iterator[Section]:
-    """Yield a section, and of a long one its first rows and the number of the others."""
-    rest = len(section.rows) - _MAX_ROWS
-    yield replace(section, rows=section.rows[:_MAX_ROWS])
+def _bound(section: Section, most: int | None) -> Iterator[Section]:
+    """Yield a section, and of one with more than ``most`` rows the first and the number of the others."""
+    rest = 0 if most is None else len(section.rows) - most
+    yield replace(section, rows=section.rows[:most])
     if rest > 0:
         yield Section(lines=(f"{rest} more rows: `--all` shows them",))
 
@@ -121,9 +121,8 @@ def _adapter_sections(found: AdapterDifference, most: int | None) -> Iterator[Se
     yield Section(columns=("modules", "count", "change", "cosine", "rank", "scaling"), rows=rows)
     measured = [module for module in changed if module.change == "changed" and module.delta]
     if len(measured) > 1:
-        shown = measured if most is None else measured[:most]
-        listed = tuple((module.path, *_measured(module.change, module.delta)) for module in shown)
-        yield Section(columns=("largest changes", "change", "cosine"), rows=listed)
+        listed = tuple((module.path, *_measured(module.change, module.delta)) for module in measured)
+        yield from _bound(Section(columns=("largest changes", "change", "cosine"), rows=listed), most)
     kinds = Counter((tensor.kind, tensor.change) for tensor in found.tensors)
     if kinds:
         counted = tuple((kind, change, str(count)) for (kind, change), count in sorted(kinds.items()))
@@ -151,10 +150,10 @@ def _bundle_sections(found: BundleDifference, most: int | None) -> Iterator[Sect
         yield Section(columns=("gates", "count", "change", "cosine"), rows=tuple(_gate_groups(changed)))
     else:
         yield Section(lines=(f"gates: all {len(found.gates)} are the same",))
-    shown = changed if most is None else changed[:most]
     if len(changed) > 1:
-        rows = [(gate.path, gate.kind, *_measured(gate.change, gate.delta)) for gate in shown]
-        yield Section(columns=("largest changes", "kind", "change", "cosine"), rows=tuple(rows))
+        rows = [(gate.path, gate.kind, *_measured(gate.change, gate.delta)) for gate in changed]
+        listed = Section(columns=("largest changes", "kind", "change", "cosine"), rows=tuple(rows))
+        yield from _bound(listed, most)
     if found.held_out:
         counts = tuple(
             (each.what, _share(each.first, each.first_of), _share(each.second, each.second_of))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -80,7 +80,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also take modules that a member's config does not declare, which PEFT would drop.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the plan and every conflict; write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan and every conflict, ranks in the order of members; write nothing.",
+)
 @click.option("--modules", is_flag=True, help="With --dry-run: a row for each module, not each kind.")
 @wide_option
 @format_option
@@ -197,24 +201,25 @@ def _print_plan_text(plan: FusePlan, *, modules: bool) -> None:
         ],
     )
     print_line()
-    ranks = "RANK OF " + " ".join(member.name for member in plan.members)
     if modules:
-        print_table(("MODULE", *_sizes(ranks)), list(map(_module_row, plan.modules)))
+        print_table(("MODULE", *_SIZES), list(map(_module_row, plan.modules)))
     else:
         print_table(
-            ("TARGET", number("MODULES"), *_sizes(ranks)),
+            ("TARGET", number("MODULES"), *_SIZES),
             list(map(_kind_row, kinds_of(plan.modules))),
             total="--modules shows each module",
         )
 
 
-def _sizes(ranks: str) -> Iterator[Column]:
-    yield number("IN", 2)
-    yield number("OUT", 2)
-    yield Column(ranks, gives_way=1)
-    yield number("ROWS", 3)
-    yield number("PADDING", 4)
-    yield number("BYTES", 3)
+_SIZES = (
+    number("IN", 2),
+    number("OUT", 2),
+    # One for each member, in the order of the table of members.
+    Column("RANKS", gives_way=1),
+    number("ROWS", 3),
+    number("PADDING", 4),
+    number("BYTES", 3),
+)
 
 
 def kinds_of(modules: Iterable[PlannedModule]) -> list[list[PlannedModule]]:

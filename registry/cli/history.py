@@ -64,7 +64,9 @@ def command(
     if page.items:
         print_table(_COLUMNS, list(map(_row, page.items)), total=count(page.items, "event"))
     else:
-        print_remark("nothing was ever recorded" if name is None else f"nothing was ever recorded of {name}")
+        print_remark(
+            "nothing was ever recorded" if name is None else f"nothing was ever recorded of `{name}`"
+        )
     if page.next is not None:
         print_remark(f"there are more: --after {page.next}")
 

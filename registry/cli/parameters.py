@@ -44,12 +44,19 @@ def complete_name(
         return []
 
 
+def complete_folder(
+    _context: click.Context, _parameter: click.Parameter, beginning: str
+) -> list[CompletionItem]:
+    """Let the shell complete folders."""
+    return [CompletionItem(beginning, type="dir")]
+
+
 def complete_name_or_folder(
     context: click.Context, parameter: click.Parameter, beginning: str
 ) -> list[CompletionItem]:
     """Return the names in the catalog that begin so, and let the shell complete folders too."""
     # Bash forgets what it was given before the request for folders.
-    return [CompletionItem(beginning, type="dir"), *complete_name(context, parameter, beginning)]
+    return [*complete_folder(context, parameter, beginning), *complete_name(context, parameter, beginning)]
 
 
 bundle_argument = click.argument(

@@ -43,13 +43,15 @@ class Column:
         header: its title.
         is_number: whether its cells are aligned at the right.
         gives_way: 0 for what tells rows apart, which is always shown and whole. Otherwise the column may be
-            left out where every cell is the same, and where the terminal is too narrow those with the largest
-            number are shortened, and then left out, first.
+            left out where every cell is the same, unless it ``stays``; and where the terminal is too narrow
+            those with the largest number are shortened, and then left out, first.
+        stays: whether it is shown where every cell is the same, because a reader compares it with another.
     """
 
     header: str
     is_number: bool = False
     gives_way: int = 0
+    stays: bool = False
 
 
 def number(header: str, gives_way: int = 0) -> Column:
@@ -88,7 +90,9 @@ class _Filled:
     @property
     def is_one_value(self) -> bool:
         known = set(self.cells)
-        return self.gives_way > 0 and (known == {EMPTY} or (len(known) == 1 and len(self.cells) > 1))
+        if self.column.stays or not self.gives_way:
+            return False
+        return known == {EMPTY} or (len(known) == 1 and len(self.cells) > 1)
 
 
 def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[str]], *, total: str = "") -> None:
@@ -108,14 +112,16 @@ def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[str]], 
 
 
 def _print_whole(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    headers = [column.header for column in columns]
-    widths = [max(map(len, cells)) for cells in zip(headers, *rows, strict=True)]
-    for row in (headers, *rows):
-        cells = (
-            cell.rjust(width) if column.is_number else cell.ljust(width)
-            for cell, width, column in zip(row, widths, columns, strict=True)
-        )
-        click.echo("  ".join(cells).rstrip())
+    from rich.cells import cell_len
+
+    filled = [_Filled(column, cells) for column, *cells in zip(columns, *rows, strict=True)]
+    for row in ([column.header for column in columns], *rows):
+        line = []
+        for cell, each in zip(row, filled, strict=True):
+            # A letter of Chinese is two cells wide, a combining accent none.
+            space = " " * (each.width - cell_len(cell))
+            line.append(space + cell if each.column.is_number else cell + space)
+        click.echo((" " * _GAP).join(line).rstrip())
 
 
 def _print_fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], total: str) -> None:
@@ -151,7 +157,7 @@ def _fit(filled: Sequence[_Filled], room: int) -> tuple[dict[_Filled, int], list
     for each in reversed(kept):
         excess = _needed(widths.values()) - room
         widths[each] = max(each.shortest, each.width - max(excess, 0))
-    return widths, [each for each in by_weight if each not in kept]
+    return widths, [each for each in filled if each not in kept]
 
 
 def _needed(widths: Iterable[int]) -> int:

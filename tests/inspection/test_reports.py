@@ -258,6 +258,9 @@ def test_entries_of_gitlab_have_the_lines_of_keys(tmp_path: Path) -> None:
     config.write_text('{\n"r": 0}')
     given = report(BROKEN, name=str(config.parent))
     (entry,) = json.loads(format_report(given, "gitlab", Setting(Places(tmp_path))))
+    text = "found `a|b`, expected <b>100%</b>; do, this: now"
+    assert entry["description"] == f"A title (adapter_config.json: r): {text}"
+    assert results_of(given)[0]["message"]["text"] == f"A title: {text}"
     assert entry["location"] == {"path": "adapter/adapter_config.json", "lines": {"begin": 2}}
     assert (entry["check_name"], entry["severity"]) == ("MR111", "critical")
 
@@ -332,9 +335,9 @@ def test_a_rule_and_a_reason_are_one_line_with_count_and_example() -> None:
     ]
     last = format_report(given, "text").splitlines()[-4:]
     assert last == [
-        "MR111 error: A title: bad and 1 more",
-        "MR111 error: A title: bad",
-        "MR404 warning: A title: other0 and 2 more",
+        "MR111 refuse: A title: bad and 1 more",
+        "MR111 refuse: A title: bad",
+        "MR404 warn: A title: other0 and 2 more",
         "5 adapters: 2 refused, 3 accepted",
     ]
 

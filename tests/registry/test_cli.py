@@ -295,4 +295,4 @@ def test_findings_of_several_adapters_are_printed_once(
     *findings, summary = err.splitlines()
     (shown,) = (line for line in findings if "MR144" in line)
     assert shown.startswith("warning: 3 adapters, such as a@1: MR144 ")
-    assert summary == "3 added; 3 of them can be fused"
+    assert summary == "3 added; 3 can be fused"

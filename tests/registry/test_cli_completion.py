@@ -23,16 +23,16 @@ def names(home: Home, catalog: Catalog) -> tuple[str, ...]:
     return found
 
 
-def complete(*words: str, **environment: str) -> list[str]:
-    """Return what bash completes the last word to."""
+def complete(*words: str, shown: str = "${COMPREPLY[@]}", **environment: str) -> list[str]:
+    """Return what bash completes the last word to, or what it is asked to complete by itself, ``$ASKED``."""
     line = " ".join(words)
     script = f"""
         PATH={Path(PROGRAM).parent}:$PATH
         source <(meteora-registry completion bash)
         COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}
-        compopt() {{ :; }}
+        compopt() {{ ASKED=$2; }}
         _meteora_registry_completion meteora-registry
-        printf '%s\\n' "${{COMPREPLY[@]}}"
+        printf '%s\\n' "{shown}"
     """
     done = subprocess.run(
         ["bash", "-c", script], env=os.environ | environment, capture_output=True, text=True, check=True
@@ -48,14 +48,21 @@ def complete(*words: str, **environment: str) -> list[str]:
         (("meteora-registry", "show", "leg"), ["legal", "legal-de"]),
         (("meteora-registry", "fuse", "medical", "legal-"), ["legal-de"]),
         (("meteora-registry", "verify", "med"), ["medical"]),
+        (("meteora-registry", "diff", "leg"), ["legal", "legal-de"]),
+        (("meteora-registry", "diff", "medical", "legal-"), ["legal-de"]),
         (("meteora-registry", "show", "x"), []),
     ],
-    ids=["command", "name", "second name", "name or folder", "nothing"],
+    ids=["command", "name", "second name", "name or folder", "first of two", "second of two", "nothing"],
 )
 def test_bash_completes_commands_and_names(
     names: tuple[str, ...], words: tuple[str, ...], expected: list[str]
 ) -> None:
     assert complete(*words) == expected
+
+
+@pytest.mark.parametrize("command", ["add", "diff", "verify"])
+def test_bash_completes_folders_where_a_folder_may_be_named(home: Home, command: str) -> None:
+    assert complete("meteora-registry", command, "check", shown="$ASKED") == ["dirnames"]
 
 
 def test_completion_makes_no_catalog_and_reports_nothing(home: Home, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 
 import pytest
+from rich.cells import cell_len
 
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.cli.main import run
@@ -105,6 +106,25 @@ def test_columns_that_are_equal_or_unknown_in_every_row_are_said_once(home: Home
     assert "2 adapters, 2.0 kB; all: kind adapter, version 1, base org/base" in shown
     assert "ALIASES" not in shown
     assert "ALIASES" in in_terminal("list", "--wide", columns=120)
+
+
+def test_columns_without_room_are_named_in_their_order(home: Home, catalog: Catalog) -> None:
+    catalog.add_version(new_adapter())
+    lines = in_terminal("history", columns=45).splitlines()
+    last = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(lines[-2:]))
+    assert " ".join(last.split()).endswith("--wide also shows of, details")
+
+
+def test_wide_characters_keep_the_columns_of_a_whole_table(
+    home: Home, catalog: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, base in (("first", "組織/漢字"), ("second", "org/base"), ("third", "org/e\u0301te")):
+        catalog.add_version(new_adapter(name, name, declared_base=base))
+    assert run(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    ends = [match.end() for line in lines if (match := re.search("SIZE|kB", line))]
+    assert len(ends) == 4
+    assert len({cell_len(line[:end]) for line, end in zip(lines, ends, strict=True)}) == 1
 
 
 @pytest.mark.parametrize(

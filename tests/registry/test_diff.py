@@ -78,8 +78,8 @@ def test_text_has_the_sum_first_and_the_largest_change_next(
     assert lines[groups + 2].split()[2:] == ["100", "%", "1.0000", "4", "2", "->", "4"]
     largest = next(number for number, line in enumerate(lines) if line.startswith("LARGEST CHANGES"))
     assert lines[largest + 1].split() == ["model.layers.3.self_attn.q_proj", "500", "%", "1.0000"]
-    assert len(lines[largest + 1 :]) == 10
-    assert len(run("diff", before, after, "--all").stdout.splitlines()) == len(lines) + 14
+    assert lines[largest + 11 :] == ["", "14 more rows: `--all` shows them"]
+    assert len(run("diff", before, after, "--all").stdout.splitlines()) == len(lines) + 12
 
 
 def test_json_is_the_document_that_python_returns(run: Run, home: Home, before: Path, after: Path) -> None:
@@ -100,6 +100,16 @@ def test_terminal_of_80_columns_shows_every_number(home: Home, before: Path, aft
     assert code == 0
     assert max(map(len, shown.splitlines())) <= 80
     assert "500 %" in shown
+
+
+def test_terminal_shows_both_sides_where_one_has_none_of_the_keys(
+    home: Home, before: Path, tmp_path: Path
+) -> None:
+    other = make_adapter(tmp_path / "other", layers=12, megatron_core="a", alora_tokens=[1])
+    environment = os.environ | {"NO_COLOR": "1", "TERM": "dumb"}
+    command = [PROGRAM, "diff", str(before), str(other)]
+    shown = run_in_terminal(command, environment=environment, columns=80)[1]
+    assert re.search(r"^CONFIG +FIRST +SECOND\s*$", shown, re.MULTILINE)
 
 
 def test_same_version_is_one_line(run: Run, home: Home, before: Path) -> None:

@@ -121,4 +121,4 @@ def test_history_prints_what_happened_also_of_what_is_gone(
     page = json.loads(capsys.readouterr().out)
     assert ([event["action"] for event in page["events"]], page["next"]) == (["add"], None)
     assert run(["history", "nobody"]) == 0
-    assert capsys.readouterr().err == "nothing was ever recorded of nobody\n"
+    assert capsys.readouterr().err == "nothing was ever recorded of `nobody`\n"

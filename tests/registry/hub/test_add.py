@@ -84,7 +84,7 @@ def test_a_collection_is_added_whole_and_one_failure_does_not_stop_the_others(
     assert result.err == (
         "error: the Hub has no repository `org/gone`, or none that you may see (404)\n"
         "hint: check the spelling, and that the token may read it\n"
-        "2 added, 1 not added; 2 of them can be fused\n"
+        "2 added, 1 not added; 2 can be fused\n"
     )
 
 
