@@ -36,6 +36,7 @@ _SETTINGS = (
     "core.alternateRefsCommand=",
     "core.quotePath=false",
     "protocol.allow=never",
+    "safe.bareRepository=explicit",
     "submodule.recurse=false",
 )
 _ENVIRONMENT = {
@@ -73,8 +74,13 @@ class Repository:
             MissingDependency: git is not installed.
         """
         place = cls(folder, is_trusted=is_trusted)
-        found = place._ask("rev-parse", "--show-toplevel", what=f"`{folder}` is not in a git repository")
-        return cls(Path(os.fsdecode(found.removesuffix(b"\n"))), is_trusted=is_trusted)
+        what = f"`{folder}` is not in a git repository"
+        found = place._ask("rev-parse", "--show-toplevel", what=what)
+        root = Path(os.fsdecode(found.removesuffix(b"\n")))
+        # Ordinary files can be a bare repository, with a history of its author's choice; `.git` cannot be one.
+        if not (root / ".git").exists():
+            raise UsageError(what, hint=f"`{root}` has no `.git`")
+        return cls(root, is_trusted=is_trusted)
 
     def commit_of(self, ref: str) -> str:
         """Return the id of the commit that a branch, a tag or an id names.

@@ -86,40 +86,50 @@ def find_present(paths: Sequence[Path]) -> list[Path]:
     return [each for each in find_adapters(paths) if is_adapter(each) or each.is_file()]
 
 
+def find_with_changed(paths: Sequence[Path], changes: Changes) -> tuple[list[Path], list[Path]]:
+    """Return the adapters at these paths, and those that are found by their changed files alone.
+
+    The latter are in a hidden folder, within another adapter, too deep, or behind a link.
+
+    Raises:
+        SourceUnreadable: a path does not exist, and had no changes.
+    """
+    present = [path for path in paths if path.exists() or not changes.has(path)]
+    adapters = find_present(present)
+    known = set(map(own_place, adapters))
+    return adapters, [each for each in changes.adapters(present) if own_place(each) not in known]
+
+
 def select_changed(
-    paths: Sequence[Path], ref: str, *, settings: Iterable[Path] = (), is_checkout: bool = False
+    paths: Sequence[Path], ref: str, *, settings: Iterable[Path] = (), checkout: Repository | None = None
 ) -> tuple[list[Path], Selection]:
     """Return the adapters at these paths that changed since a branch was left, and what was left out.
 
-    The repository is the one that the first path is in. With ``is_checkout`` it was just checked out: another
-    user may own it, and its files are those of the commit.
-    All of them are returned if one of the ``settings`` changed: a policy, a baseline or a lock, by which even
-    an unchanged adapter may have another answer.
+    The repository is the ``checkout``, whose files are those of its commit, or else the one that the first
+    path is in. All adapters are returned if one of the ``settings`` changed: a policy, a baseline or a lock,
+    by which even an unchanged adapter may have another answer.
 
     Raises:
         UsageError: the ref names no commit, or a path is outside the repository.
         SourceUnreadable: a path does not exist, and had no changes.
     """
     nearest = next(each for each in (paths[0], *paths[0].absolute().parents) if each.is_dir())
-    repository = Repository.find(nearest, is_trusted=is_checkout)
-    changes = Changes.since(repository, ref, with_work_tree=not is_checkout)
+    changes = Changes.since(checkout or Repository.find(nearest), ref, with_work_tree=checkout is None)
     for path in paths:
         if not real_path(path).is_relative_to(changes.root):
             raise UsageError(
                 f"`{path}` is not in the repository at `{changes.root}`, whose changes are asked for"
             )
     removed = changes.removed(paths)
-    present = [path for path in paths if path.exists() or not changes.has(path)]
-    adapters = find_present(present)
-    # In a hidden folder, or within another adapter, one is found by its changed files alone.
-    known = set(map(own_place, adapters))
-    adapters += [each for each in changes.adapters(present) if own_place(each) not in known]
+    adapters, by_change = find_with_changed(paths, changes)
     changed_setting = next((path for path in settings if changes.has(path)), None)
     if changed_setting is not None:
         reason = f"`{changed_setting}` changed"
-        return adapters, Selection(commit=changes.commit, unchanged=0, removed=removed, reason=reason)
+        everything = Selection(commit=changes.commit, unchanged=0, removed=removed, reason=reason)
+        return adapters + by_change, everything
     changed = [each for each in adapters if changes.has(each)]
-    return changed, Selection(commit=changes.commit, unchanged=len(adapters) - len(changed), removed=removed)
+    unchanged = len(adapters) - len(changed)
+    return changed + by_change, Selection(commit=changes.commit, unchanged=unchanged, removed=removed)
 
 
 def _places(path: Path) -> set[Path]:

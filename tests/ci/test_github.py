@@ -212,13 +212,47 @@ def test_pull_request_that_changes_what_it_is_compared_with_is_refused(
     assert "the pull request changes `adapters/legal`" in done.err
 
 
-@pytest.mark.parametrize("place", [".hidden/new", "adapters/legal/nested"])
+def test_repository_that_the_pull_request_brings_does_not_say_what_changed(
+    machine: Runner, team: GitRepository, api: Api
+) -> None:
+    make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0)
+    team.plant_bare_copy(team.folder / "adapters", "main")
+    team.commit()
+    done = check(machine, team, api, paths="adapters")
+    assert done.code == 1
+    assert "adapters/new: refused" in done.out
+
+
+def test_submodule_does_not_say_what_changed(machine: Runner, team: GitRepository, api: Api) -> None:
+    """A submodule may be a clone of the repository itself, at a commit from before the base."""
+    team.git("checkout", "--quiet", "-B", "main")
+    make_adapter(team.folder / "adapters" / "legal", seed=1, lora_alpha=0)
+    broken = team.commit("broken for a while")
+    make_adapter(team.folder / "adapters" / "legal", seed=1)
+    team.commit("mended")
+    team.git("checkout", "--quiet", "-B", "feature")
+    team.git("rm", "-r", "--quiet", "adapters")
+    local = ("-c", "protocol.file.allow=always")
+    team.git(*local, "submodule", "add", "--quiet", f"file://{team.folder}", "adapters")
+    team.git("-C", "adapters", "checkout", "--quiet", broken)
+    team.commit()
+    environment = machine.pull_request(team, api_url=api.url)
+    GitRepository(machine.workspace).git(*local, "submodule", "update", "--quiet", "--init")
+    done = machine.run_step(CHECK, environment, token=WRITER, paths="adapters")
+    assert done.code == 1, done.err
+    assert "adapters/adapters/legal: refused" in done.out
+
+
+@pytest.mark.parametrize("changed_only", ["true", "false"])
+@pytest.mark.parametrize(
+    "place", [".hidden/new", "adapters/legal/nested", "/".join("abcdefghijklmnop")], ids=["hidden", "nested", "deep"]
+)
 def test_adapter_in_an_unusual_place_is_found(
-    machine: Runner, team: GitRepository, api: Api, place: str
+    machine: Runner, team: GitRepository, api: Api, place: str, changed_only: str
 ) -> None:
     make_adapter(team.folder / place, seed=9, lora_alpha=0)
     team.commit()
-    done = check(machine, team, api)
+    done = check(machine, team, api, changed_only=changed_only)
     assert done.code == 1
     assert f"{place}: refused" in done.out
 

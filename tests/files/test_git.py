@@ -146,6 +146,22 @@ def test_nothing_that_the_repository_names_is_run(made: GitRepository, tmp_path:
     assert mark.exists()
 
 
+def test_ordinary_files_are_never_a_repository(made: GitRepository, tmp_path: Path) -> None:
+    planted = made.folder / "planted"
+    made.plant_bare_copy(planted, "main")
+    with pytest.raises(UsageError, match="is not in a git repository"):
+        Repository.find(planted)
+
+
+def test_root_without_its_record_is_not_a_repository(tmp_path: Path, stand_in: Path) -> None:
+    """A git that is too old to leave planted repositories alone answers with their folder."""
+    stand_in.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    stand_in.chmod(0o755)
+    with pytest.raises(UsageError, match="is not in a git repository") as caught:
+        Repository.find(tmp_path)
+    assert caught.value.hint == f"`{tmp_path}` has no `.git`"
+
+
 def test_file_of_a_commit_is_a_regular_file_within_bounds(made: GitRepository) -> None:
     (made.folder / "link.txt").symlink_to("/etc/passwd")
     (made.folder / "a folder").mkdir()
