@@ -77,7 +77,7 @@ class Repository:
         what = f"`{folder}` is not in a git repository"
         found = place._ask("rev-parse", "--show-toplevel", what=what)
         root = Path(os.fsdecode(found.removesuffix(b"\n")))
-        # Ordinary files can be a bare repository, with a history of its author's choice; `.git` cannot be one.
+        # Ordinary files can be a bare repository, with any history; nobody can commit a `.git`.
         if not (root / ".git").exists():
             raise UsageError(what, hint=f"`{root}` has no `.git`")
         return cls(root, is_trusted=is_trusted)

@@ -51,8 +51,12 @@ class Changes:
         return str(name) in self.folders or any(str(each) in self.files for each in (name, *name.parents))
 
     def adapters(self, paths: Iterable[Path]) -> list[Path]:
-        """Return the adapters below ``paths`` with a changed config or changed weights, as below a path."""
+        """Return the adapters below ``paths`` that changes alone tell of, as below a path.
+
+        They have a changed config or changed weights, or a changed link leads to them.
+        """
         folders = [folder for folder in self._folders_of_adapters() if is_adapter(folder)]
+        folders += self._linked_adapters()
         places = [(path, real_path(path)) for path in paths]
         found = {
             path / folder.relative_to(place)
@@ -71,6 +75,15 @@ class Changes:
             if not is_adapter(folder) and any(folder.is_relative_to(path) for path in asked)
         ]
         return tuple(sorted(folder.relative_to(self.root).as_posix() for folder in gone))
+
+    def _linked_adapters(self) -> list[Path]:
+        """Return the adapters that changed links of folders lead to, within the repository."""
+        changed = (self.root / name for name in sorted(self.files, reverse=True))
+        leads_to = {place: real_path(place) for place in changed if place.is_symlink() and place.is_dir()}
+        within = {place: target for place, target in leads_to.items() if target.is_relative_to(self.root)}
+        # A folder of adapters is looked through once, however many links lead to it.
+        trees = {target: place for place, target in within.items() if not place.is_relative_to(target)}
+        return find_present([*filter(is_adapter, within), *trees.values()])
 
     def _folders_of_adapters(self) -> set[Path]:
         names = map(PurePosixPath, self.files)

@@ -245,7 +245,9 @@ def test_submodule_does_not_say_what_changed(machine: Runner, team: GitRepositor
 
 @pytest.mark.parametrize("changed_only", ["true", "false"])
 @pytest.mark.parametrize(
-    "place", [".hidden/new", "adapters/legal/nested", "/".join("abcdefghijklmnop")], ids=["hidden", "nested", "deep"]
+    "place",
+    [".hidden/new", "adapters/legal/nested", "/".join("abcdefghijklmnop")],
+    ids=["hidden", "nested", "deep"],
 )
 def test_adapter_in_an_unusual_place_is_found(
     machine: Runner, team: GitRepository, api: Api, place: str, changed_only: str
@@ -255,6 +257,44 @@ def test_adapter_in_an_unusual_place_is_found(
     done = check(machine, team, api, changed_only=changed_only)
     assert done.code == 1
     assert f"{place}: refused" in done.out
+
+
+@pytest.mark.parametrize("changed_only", ["true", "false"])
+def test_adapter_behind_a_link_of_a_folder_is_looked_at(
+    machine: Runner, team: GitRepository, api: Api, changed_only: str
+) -> None:
+    team.git("checkout", "--quiet", "-B", "main")
+    make_adapter(team.folder / "archive" / "broken", seed=9, lora_alpha=0)
+    team.commit("outside of what is checked")
+    team.git("checkout", "--quiet", "-B", "feature")
+    links = {"one": "../archive/broken", "two": "one", "more": "../archive", "all": "..", "itself": "itself"}
+    for name, target in {**links, "outside": "/usr"}.items():
+        (team.folder / "adapters" / name).symlink_to(target)
+    team.commit()
+    done = check(machine, team, api, paths="adapters", changed_only=changed_only)
+    assert done.code == 1
+    report = json.loads(Path(done.outputs["report"]).read_text())
+    outcomes = {each["name"]: each["outcome"] for each in report["adapters"]}
+    assert [name for name in outcomes if outcomes[name] == "refused"] == [
+        *(["adapters/old"] if changed_only == "false" else []),
+        *(f"adapters/{name}" for name in ("more/broken", "one", "two")),
+    ]
+
+
+@pytest.mark.parametrize("changed_only", ["true", "false"])
+def test_link_to_nothing_is_not_an_adapter_that_is_gone(
+    machine: Runner, team: GitRepository, api: Api, changed_only: str
+) -> None:
+    """Where the adapter is used, the link may lead to something."""
+    new = team.folder / "adapters" / "new"
+    new.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (new / name).symlink_to(f"/nowhere/{name}")
+    team.commit()
+    done = check(machine, team, api, paths="adapters/new", changed_only=changed_only)
+    assert done.code == 2
+    assert "adapters/new: unreadable" in done.out
+    assert "adapters/new" not in done.err
 
 
 def test_inputs_are_never_shell_text(machine: Runner, team: GitRepository, api: Api) -> None:
