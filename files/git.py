@@ -28,6 +28,8 @@ _MAX_REF_CHARACTERS = 256
 # No option, no range, no search for a message, no path: what is left names one commit.
 _REF = re.compile(r"(?!-)(?!.*(\.\.|\{/))[^\s:?*\[\\]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# A tag comes before the branch of the same name, and whoever may make a tag is not trusted with the branch.
+_AMBIGUOUS = re.compile(r"^warning: refname '(.*)' is ambiguous", re.MULTILINE)
 _REGULAR = ("100644", "100755")
 # Settings of the repository that would run a program, each without effect.
 _SETTINGS = (
@@ -35,12 +37,15 @@ _SETTINGS = (
     "core.fsmonitor=false",
     "core.alternateRefsCommand=",
     "core.quotePath=false",
+    "core.warnAmbiguousRefs=true",
     "protocol.allow=never",
     "safe.bareRepository=explicit",
     "submodule.recurse=false",
 )
 _ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
+    # Made-up parents, which replace those of commits.
+    "GIT_GRAFT_FILE": os.devnull,
     "GIT_LITERAL_PATHSPECS": "1",
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_NO_REPLACE_OBJECTS": "1",
@@ -86,12 +91,14 @@ class Repository:
         """Return the id of the commit that a branch, a tag or an id names.
 
         Raises:
-            UsageError: it names none.
+            UsageError: it names none, or more than one.
         """
         _check_ref(ref)
         what = f"`{escape(ref)}` is not a commit of this repository"
-        found = self._ask("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}", what=what)
-        return _check_commit(found)
+        arguments = ("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}")
+        # Of a whole id git takes the object, whatever a tag is called.
+        refusing = None if _COMMIT.fullmatch(ref) else _AMBIGUOUS
+        return _check_commit(self._ask(*arguments, what=what, refusing=refusing))
 
     def merge_base(self, ref: str) -> str:
         """Return the commit at which the present one left a branch.
@@ -210,6 +217,7 @@ class Repository:
         max_bytes: int = _MAX_LINE_BYTES,
         settings: Sequence[str] = (),
         accepted: Sequence[int] = (0,),
+        refusing: re.Pattern[str] | None = None,
         sink: BinaryIO | None = None,
     ) -> bytes:
         trust = ("safe.directory=*",) if self.is_trusted else ()
@@ -218,6 +226,11 @@ class Repository:
         code, message = _run(["git", "--no-pager", *options, *arguments], self.root, max_bytes, sink or kept)
         if code not in accepted:
             raise _refused(what, message, self.root)
+        if refusing and (warned := refusing.search(message)):
+            raise UsageError(
+                f"`{escape(warned[1])}` is the name of more than one branch or tag",
+                hint="write all of it, such as `refs/remotes/origin/main` or `refs/tags/v1`",
+            )
         return kept.getvalue()
 
 

@@ -39,8 +39,18 @@ class Changes:
         return cls(real_path(repository.root), commit, files, folders)
 
     def has(self, path: Path) -> bool:
-        """Return whether a file, or anything in a folder, changed; a link counts as what it leads to."""
-        return any(self._has(place) for place in _places(path))
+        """Return whether a file, or anything in a folder, changed; a link counts as what it leads to.
+
+        A folder changes, too, with the files by which git makes its contents from what is committed.
+        """
+        return any(self._has(place) or self._is_made_anew(place) for place in _places(path))
+
+    def _is_made_anew(self, place: Path) -> bool:
+        if not place.is_dir() or not place.is_relative_to(self.root):
+            return False
+        folder = PurePosixPath(place.relative_to(self.root).as_posix())
+        above = (each / ".gitattributes" for each in (folder, *folder.parents))
+        return ".lfsconfig" in self.files or any(str(each) in self.files for each in above)
 
     def _has(self, place: Path) -> bool:
         try:

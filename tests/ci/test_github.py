@@ -259,6 +259,18 @@ def test_adapter_in_an_unusual_place_is_found(
     assert f"{place}: refused" in done.out
 
 
+def test_attributes_that_break_an_unchanged_adapter_are_a_change_of_it(
+    machine: Runner, team: GitRepository, api: Api
+) -> None:
+    attributes = team.folder / "adapters" / ".gitattributes"
+    attributes.write_text("legal/adapter_config.json working-tree-encoding=UTF-16\n")
+    team.git("add", "adapters/.gitattributes")
+    team.git("commit", "--quiet", "--message", "other bytes in every checkout")
+    done = check(machine, team, api)
+    assert done.code == 1
+    assert "adapters/legal: refused" in done.out
+
+
 @pytest.mark.parametrize("changed_only", ["true", "false"])
 def test_adapter_behind_a_link_of_a_folder_is_looked_at(
     machine: Runner, team: GitRepository, api: Api, changed_only: str

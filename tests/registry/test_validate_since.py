@@ -118,6 +118,27 @@ def test_change_behind_a_link_counts(team: GitRepository, run: Run) -> None:
     assert names(run, team.folder, "--since", "main", "--follow-links") == ["one"]
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        (".gitattributes", ["broken", "one", "two"]),
+        ("adapters/.gitattributes", ["broken", "one", "two"]),
+        ("adapters/one/.gitattributes", ["one"]),
+        (".lfsconfig", ["broken", "one", "two"]),
+        ("other/.gitattributes", []),
+        ("other/.lfsconfig", []),
+    ],
+)
+def test_adapter_changes_with_what_git_makes_of_it(
+    team: GitRepository, run: Run, name: str, changed: list[str]
+) -> None:
+    """By attributes a checkout has other bytes than the commit, and by settings of git-lfs a pointer."""
+    (team.folder / "other").mkdir()
+    (team.folder / name).write_text("")
+    team.commit()
+    assert names(run, team.folder, "--since", "main", code=1 if "broken" in changed else 0) == changed
+
+
 def test_folder_that_became_a_link_to_another_adapter_is_looked_at(team: GitRepository, run: Run) -> None:
     shutil.rmtree(team.folder / "adapters" / "one")
     (team.folder / "adapters" / "one").symlink_to("two")
