@@ -30,6 +30,7 @@ _REF = re.compile(r"(?!-)(?!.*(\.\.|\{/))[^\s:?*\[\\]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # A tag comes before the branch of the same name, and whoever may make a tag is not trusted with the branch.
 _AMBIGUOUS = re.compile(r"^warning: refname '(.*)' is ambiguous", re.MULTILINE)
+_SKIPPED, _SUBMODULE = "S", "160000"
 _REGULAR = ("100644", "100755")
 # Settings of the repository that would run a program, each without effect.
 _SETTINGS = (
@@ -129,6 +130,14 @@ class Repository:
                 settings=self._without_filters(),
             )
             yield from self._paths("ls-files", "--others", "--exclude-standard", "-z")
+
+    def left_out(self) -> Iterator[str]:
+        """Yield what the index has and the work tree not: by a sparse checkout, or a submodule's contents."""
+        for entry in self._paths("ls-files", "--stage", "-t", "-z"):
+            facts, _, name = entry.partition("\t")
+            tag, mode, *_ = facts.split()
+            if tag == _SKIPPED or (mode == _SUBMODULE and not (self.root / name / ".git").exists()):
+                yield name
 
     def _paths(self, *arguments: str, settings: Sequence[str] = ()) -> Iterator[str]:
         what = "the changes cannot be read"

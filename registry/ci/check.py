@@ -22,7 +22,13 @@ from ...schemas.lock import MAX_LOCK_BYTES
 from ...schemas.names import FolderSource, parse_source
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Purpose, Report
-from ..workflows.changed_adapters import Changes, find_present, find_with_changed, select_changed
+from ..workflows.changed_adapters import (
+    Changes,
+    find_present,
+    find_with_changed,
+    refuse_left_out,
+    select_changed,
+)
 from ..workflows.companion_sources import Companion, base_names, inspect_companion
 from ..workflows.review_files import BaselineFile, LockFile
 from ..workflows.validation import ValidateOptions, validate
@@ -107,6 +113,7 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
     if since is not None:
         adapters, selection = select_changed(paths, since, settings=settings, checkout=repository)
     elif proposed is not None:
+        refuse_left_out(paths, proposed, repository)
         adapters = list(chain(*find_with_changed(paths, proposed)))
     else:
         adapters = find_present(paths)

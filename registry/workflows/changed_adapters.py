@@ -10,6 +10,7 @@ from typing import Self
 from ...files.git import Repository
 from ...files.reading import own_place, real_path
 from ...schemas.errors import UsageError
+from ...schemas.quotation import escape
 from ...schemas.report import Selection
 from .validation import FILES_OF_ADAPTERS, find_adapters, is_adapter
 
@@ -123,6 +124,23 @@ def find_with_changed(paths: Sequence[Path], changes: Changes) -> tuple[list[Pat
     return adapters, [each for each in changes.adapters(present) if own_place(each) not in known]
 
 
+def refuse_left_out(paths: Iterable[Path], changes: Changes, checkout: Repository) -> None:
+    """Refuse changes of adapters that a checkout has no files of.
+
+    Raises:
+        UsageError: a changed submodule was not checked out, or a sparse checkout lacks a changed adapter.
+    """
+    asked = [real_path(path) for path in paths]
+    for name in checkout.left_out():
+        place = changes.root / name
+        is_meant = place.name in FILES_OF_ADAPTERS or place.is_dir()
+        if name in changes.files and is_meant and any(place.is_relative_to(path) for path in asked):
+            raise UsageError(
+                f"`{escape(name)}` changed and is not in this checkout, so that it cannot be looked at",
+                hint="check out submodules and all folders of the paths, or name other paths",
+            )
+
+
 def select_changed(
     paths: Sequence[Path], ref: str, *, settings: Iterable[Path] = (), checkout: Repository | None = None
 ) -> tuple[list[Path], Selection]:
@@ -133,7 +151,7 @@ def select_changed(
     by which even an unchanged adapter may have another answer.
 
     Raises:
-        UsageError: the ref names no commit, or a path is outside the repository.
+        UsageError: the ref names no commit, a path is outside the repository, or the checkout lacks a change.
         SourceUnreadable: a path does not exist, and had no changes.
     """
     nearest = next(each for each in (paths[0], *paths[0].absolute().parents) if each.is_dir())
@@ -143,6 +161,8 @@ def select_changed(
             raise UsageError(
                 f"`{path}` is not in the repository at `{changes.root}`, whose changes are asked for"
             )
+    if checkout is not None:
+        refuse_left_out(paths, changes, checkout)
     removed = changes.removed(paths)
     adapters, by_change = find_with_changed(paths, changes)
     changed_setting = next((path for path in settings if changes.has(path)), None)

@@ -272,6 +272,37 @@ def test_attributes_that_break_an_unchanged_adapter_are_a_change_of_it(
 
 
 @pytest.mark.parametrize("changed_only", ["true", "false"])
+def test_submodule_that_is_not_checked_out_is_refused(
+    machine: Runner, team: GitRepository, api: Api, tmp_path: Path, changed_only: str
+) -> None:
+    inner = GitRepository(tmp_path / "inner")
+    make_adapter(inner.folder, seed=7, lora_alpha=0)
+    inner.commit()
+    local = ("-c", "protocol.file.allow=always")
+    team.git(*local, "submodule", "add", "--quiet", str(inner.folder), "adapters/new")
+    team.commit()
+    done = check(machine, team, api, paths="adapters", changed_only=changed_only)
+    assert done.code == 2
+    assert "`adapters/new` changed and is not in this checkout" in done.err
+    done = check(machine, team, api, paths="adapters/legal", changed_only=changed_only)
+    assert done.code == 0, done.err
+
+
+def test_adapter_that_a_sparse_checkout_lacks_is_refused(
+    machine: Runner, team: GitRepository, api: Api
+) -> None:
+    make_adapter(team.folder / "other" / "new", seed=7, lora_alpha=0)
+    make_adapter(team.folder / "adapters" / "new", seed=7)
+    team.commit()
+    environment = machine.pull_request(team, api_url=api.url)
+    GitRepository(machine.workspace).git("sparse-checkout", "set", "adapters")
+    done = machine.run_step(CHECK, environment, token=WRITER)
+    assert done.code == 2
+    assert "`other/new/adapter_config.json` changed and is not in this checkout" in done.err
+    assert machine.run_step(CHECK, environment, token=WRITER, paths="adapters").code == 0
+
+
+@pytest.mark.parametrize("changed_only", ["true", "false"])
 def test_adapter_behind_a_link_of_a_folder_is_looked_at(
     machine: Runner, team: GitRepository, api: Api, changed_only: str
 ) -> None:
