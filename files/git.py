@@ -28,7 +28,7 @@ _MAX_REF_CHARACTERS = 256
 # No option, no range, no search for a message, no path: what is left names one commit.
 _REF = re.compile(r"(?!-)(?!.*(\.\.|\{/))[^\s:?*\[\\]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# A tag comes before the branch of the same name, and whoever may make a tag is not trusted with the branch.
+# Of a tag and a branch of one name git takes the tag, and a protected branch does not protect that.
 _AMBIGUOUS = re.compile(r"^warning: refname '(.*)' is ambiguous", re.MULTILINE)
 _SKIPPED, _SUBMODULE = "S", "160000"
 _REGULAR = ("100644", "100755")
@@ -83,7 +83,7 @@ class Repository:
         what = f"`{folder}` is not in a git repository"
         found = place._ask("rev-parse", "--show-toplevel", what=what)
         root = Path(os.fsdecode(found.removesuffix(b"\n")))
-        # Ordinary files can be a bare repository, with any history; nobody can commit a `.git`.
+        # Ordinary files can be a bare repository, with any history; a `.git` cannot be committed.
         if not (root / ".git").exists():
             raise UsageError(what, hint=f"`{root}` has no `.git`")
         return cls(root, is_trusted=is_trusted)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -13,6 +14,9 @@ from ...schemas.errors import UsageError
 from ...schemas.quotation import escape
 from ...schemas.report import Selection
 from .validation import FILES_OF_ADAPTERS, find_adapters, is_adapter
+
+# As many as Linux follows.
+_MAX_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,13 @@ class Changes:
 
         A folder changes, too, with the files by which git makes its contents from what is committed.
         """
-        return any(self._has(place) or self._is_made_anew(place) for place in _places(path))
+        places = _places(path)
+        if any(self._has(place) or self._is_made_anew(place) for place in places):
+            return True
+        return any(self._has_file(link) for link in _links_to(path))
+
+    def _has_file(self, place: Path) -> bool:
+        return place.is_relative_to(self.root) and place.relative_to(self.root).as_posix() in self.files
 
     def _is_made_anew(self, place: Path) -> bool:
         if not place.is_dir() or not place.is_relative_to(self.root):
@@ -173,6 +183,18 @@ def select_changed(
     changed = [each for each in adapters if changes.has(each)]
     unchanged = len(adapters) - len(changed)
     return changed + by_change, Selection(commit=changes.commit, unchanged=unchanged, removed=removed)
+
+
+def _links_to(path: Path) -> Iterator[Path]:
+    """Yield the places of the links that a path is reached by, those that other links lead to as well."""
+    place = path.absolute()
+    for _ in range(_MAX_LINKS):
+        above = (each for each in reversed((place, *place.parents)) if each.is_symlink())
+        link = next(above, None)
+        if link is None:
+            return
+        yield own_place(link)
+        place = Path(os.path.normpath(link.parent / link.readlink())) / place.relative_to(link)
 
 
 def _places(path: Path) -> set[Path]:

@@ -146,6 +146,22 @@ def test_folder_that_became_a_link_to_another_adapter_is_looked_at(team: GitRepo
     assert names(run, team.folder, "--since", "main") == ["one"]
 
 
+@pytest.mark.parametrize("changed", ["adapters", "between"])
+def test_path_that_is_reached_by_a_changed_link_changed(team: GitRepository, run: Run, changed: str) -> None:
+    team.git("mv", "adapters", "first")
+    make_adapter(team.folder / "second" / "one", seed=8)
+    (team.folder / "between").symlink_to("first")
+    (team.folder / "adapters").symlink_to("between")
+    team.commit()
+    team.git("checkout", "--quiet", "-B", "main")
+    team.git("checkout", "--quiet", "-B", "feature")
+    assert names(run, team.folder / "adapters", "--since", "main") == []
+    (team.folder / changed).unlink()
+    (team.folder / changed).symlink_to("second")
+    team.commit()
+    assert names(run, team.folder / "adapters", "--since", "main") == ["one"]
+
+
 def test_repository_within_the_repository_counts_as_its_commit(
     team: GitRepository, run: Run, tmp_path: Path
 ) -> None:
