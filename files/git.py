@@ -28,6 +28,9 @@ _MAX_REF_CHARACTERS = 256
 # No option, no range, no search for a message, no path: what is left names one commit.
 _REF = re.compile(r"(?!-)(?!.*(\.\.|\{/))[^\s:?*\[\\]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# Of a tag and a branch of one name git takes the tag, and a protected branch does not protect that.
+_AMBIGUOUS = re.compile(r"^warning: refname '(.*)' is ambiguous", re.MULTILINE)
+_SKIPPED, _SUBMODULE = "S", "160000"
 _REGULAR = ("100644", "100755")
 # Settings of the repository that would run a program, each without effect.
 _SETTINGS = (
@@ -35,11 +38,15 @@ _SETTINGS = (
     "core.fsmonitor=false",
     "core.alternateRefsCommand=",
     "core.quotePath=false",
+    "core.warnAmbiguousRefs=true",
     "protocol.allow=never",
+    "safe.bareRepository=explicit",
     "submodule.recurse=false",
 )
 _ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
+    # Made-up parents, which replace those of commits.
+    "GIT_GRAFT_FILE": os.devnull,
     "GIT_LITERAL_PATHSPECS": "1",
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_NO_REPLACE_OBJECTS": "1",
@@ -73,19 +80,26 @@ class Repository:
             MissingDependency: git is not installed.
         """
         place = cls(folder, is_trusted=is_trusted)
-        found = place._ask("rev-parse", "--show-toplevel", what=f"`{folder}` is not in a git repository")
-        return cls(Path(os.fsdecode(found.removesuffix(b"\n"))), is_trusted=is_trusted)
+        what = f"`{folder}` is not in a git repository"
+        found = place._ask("rev-parse", "--show-toplevel", what=what)
+        root = Path(os.fsdecode(found.removesuffix(b"\n")))
+        # Ordinary files can be a bare repository, with any history; a `.git` cannot be committed.
+        if not (root / ".git").exists():
+            raise UsageError(what, hint=f"`{root}` has no `.git`")
+        return cls(root, is_trusted=is_trusted)
 
     def commit_of(self, ref: str) -> str:
         """Return the id of the commit that a branch, a tag or an id names.
 
         Raises:
-            UsageError: it names none.
+            UsageError: it names none, or more than one.
         """
         _check_ref(ref)
         what = f"`{escape(ref)}` is not a commit of this repository"
-        found = self._ask("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}", what=what)
-        return _check_commit(found)
+        arguments = ("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}")
+        # Of a whole id git takes the object, whatever a tag is called.
+        refusing = None if _COMMIT.fullmatch(ref) else _AMBIGUOUS
+        return _check_commit(self._ask(*arguments, what=what, refusing=refusing))
 
     def merge_base(self, ref: str) -> str:
         """Return the commit at which the present one left a branch.
@@ -116,6 +130,14 @@ class Repository:
                 settings=self._without_filters(),
             )
             yield from self._paths("ls-files", "--others", "--exclude-standard", "-z")
+
+    def left_out(self) -> Iterator[str]:
+        """Yield what the index has and the work tree not: by a sparse checkout, or a submodule's contents."""
+        for entry in self._paths("ls-files", "--stage", "-t", "-z"):
+            facts, _, name = entry.partition("\t")
+            tag, mode, *_ = facts.split()
+            if tag == _SKIPPED or (mode == _SUBMODULE and not (self.root / name / ".git").exists()):
+                yield name
 
     def _paths(self, *arguments: str, settings: Sequence[str] = ()) -> Iterator[str]:
         what = "the changes cannot be read"
@@ -204,6 +226,7 @@ class Repository:
         max_bytes: int = _MAX_LINE_BYTES,
         settings: Sequence[str] = (),
         accepted: Sequence[int] = (0,),
+        refusing: re.Pattern[str] | None = None,
         sink: BinaryIO | None = None,
     ) -> bytes:
         trust = ("safe.directory=*",) if self.is_trusted else ()
@@ -212,6 +235,11 @@ class Repository:
         code, message = _run(["git", "--no-pager", *options, *arguments], self.root, max_bytes, sink or kept)
         if code not in accepted:
             raise _refused(what, message, self.root)
+        if refusing and (warned := refusing.search(message)):
+            raise UsageError(
+                f"`{escape(warned[1])}` is the name of more than one branch or tag",
+                hint="write all of it, such as `refs/remotes/origin/main` or `refs/tags/v1`",
+            )
         return kept.getvalue()
 
 

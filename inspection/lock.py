@@ -46,6 +46,8 @@ def digest_files(
     """
     found: dict[str, Digest] = {}
     for place, folders, names in os.walk(folder):
+        # What is behind a link would be part of the adapter, and its bytes are unknown.
+        names += [name for name in folders if Path(place, name).is_symlink()]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
             path = Path(place, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,13 @@ from ...schemas.lock import MAX_LOCK_BYTES
 from ...schemas.names import FolderSource, parse_source
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Purpose, Report
-from ..workflows.changed_adapters import Changes, find_present, select_changed
+from ..workflows.changed_adapters import (
+    Changes,
+    find_present,
+    find_with_changed,
+    refuse_left_out,
+    select_changed,
+)
 from ..workflows.companion_sources import Companion, base_names, inspect_companion
 from ..workflows.review_files import BaselineFile, LockFile
 from ..workflows.validation import ValidateOptions, validate
@@ -96,14 +103,20 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
             real_path(Path.cwd()) / name for name in (wishes.baseline, wishes.lock) if name is not None
         ),
     )
+    proposed = None
     if revisions.is_proposal:
-        _refuse_changed_companions(wishes, Changes.since(repository, revisions.trusted, with_work_tree=False))
+        proposed = Changes.since(repository, revisions.trusted, with_work_tree=False)
+        _refuse_changed_companions(wishes, proposed)
     settings = [Path(name) for name in (wishes.policy, wishes.baseline, wishes.lock) if name]
     paths = [Path(path) for path in wishes.paths]
-    if since is None:
-        adapters, selection = find_present(paths), None
+    selection = None
+    if since is not None:
+        adapters, selection = select_changed(paths, since, settings=settings, checkout=repository)
+    elif proposed is not None:
+        refuse_left_out(paths, proposed, repository)
+        adapters = list(chain(*find_with_changed(paths, proposed)))
     else:
-        adapters, selection = select_changed(paths, since, settings=settings, is_checkout=True)
+        adapters = find_present(paths)
     companions: dict[str, Companion] = {}
     for text in wishes.companions:
         companions |= inspect_companion(workspace, text)

@@ -129,8 +129,12 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return whether a folder has a config or weights of an adapter."""
-    return any((folder / name).is_file() for name in FILES_OF_ADAPTERS)
+    """Return whether a folder has a config or weights of an adapter.
+
+    A link to nothing counts: elsewhere it may lead to something.
+    """
+    places = [folder / name for name in FILES_OF_ADAPTERS]
+    return any(place.is_file() or place.is_symlink() for place in places)
 
 
 def validate(

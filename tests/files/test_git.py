@@ -94,6 +94,30 @@ def test_usual_names_name_a_commit(made: GitRepository, ref: str) -> None:
     assert Repository.find(made.folder).commit_of(ref) == made.git("rev-parse", "HEAD")
 
 
+def test_tag_with_the_name_of_a_branch_is_never_taken_for_it(made: GitRepository) -> None:
+    first = made.git("rev-parse", "HEAD")
+    made.git("update-ref", "refs/remotes/origin/main", first)
+    latest = made.commit("later")
+    made.git("tag", "origin/main", latest)
+    made.git("tag", first, latest)
+    made.git("config", "core.warnAmbiguousRefs", "false")
+    found = Repository.find(made.folder)
+    with pytest.raises(UsageError, match="`origin/main` is the name of more than one branch or tag"):
+        found.commit_of("origin/main")
+    assert found.commit_of("refs/remotes/origin/main") == first
+    assert found.commit_of(first) == first
+
+
+def test_parents_are_those_of_the_commits(made: GitRepository) -> None:
+    first = made.git("rev-parse", "HEAD")
+    second = made.commit("second")
+    made.git("checkout", "--quiet", "-b", "feature", first)
+    third = made.commit("third")
+    (made.folder / ".git" / "info" / "grafts").write_text(f"{third} {second}\n")
+    made.git("replace", "--graft", third, second)
+    assert Repository.find(made.folder).merge_base("main") == first
+
+
 def test_unknown_ref_is_refused_in_words(made: GitRepository) -> None:
     with pytest.raises(UsageError, match="`absent` is not a commit of this repository"):
         Repository.find(made.folder).merge_base("absent")
@@ -144,6 +168,22 @@ def test_nothing_that_the_repository_names_is_run(made: GitRepository, tmp_path:
     # git by itself runs them.
     subprocess.run(["git", "status"], cwd=made.folder, capture_output=True, check=False)
     assert mark.exists()
+
+
+def test_ordinary_files_are_never_a_repository(made: GitRepository, tmp_path: Path) -> None:
+    planted = made.folder / "planted"
+    made.plant_bare_copy(planted, "main")
+    with pytest.raises(UsageError, match="is not in a git repository"):
+        Repository.find(planted)
+
+
+def test_root_without_its_record_is_not_a_repository(tmp_path: Path, stand_in: Path) -> None:
+    """A git that is too old to leave planted repositories alone answers with their folder."""
+    stand_in.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    stand_in.chmod(0o755)
+    with pytest.raises(UsageError, match="is not in a git repository") as caught:
+        Repository.find(tmp_path)
+    assert caught.value.hint == f"`{tmp_path}` has no `.git`"
 
 
 def test_file_of_a_commit_is_a_regular_file_within_bounds(made: GitRepository) -> None:

@@ -164,6 +164,15 @@ def test_missing_file_and_missing_entry_are_refused(team: Path, run: Run) -> Non
     assert "MR707 refuse: The lock does not have this adapter" in done.stdout
 
 
+def test_link_of_a_folder_in_a_reviewed_adapter_is_refused(team: Path, run: Run) -> None:
+    run("validate", team / "adapters", "--write-lock", "--lock", team / "adapters.lock")
+    good = team / "adapters" / "good"
+    (good / "more").symlink_to("..")
+    done = run("validate", good, "--locked", "--lock", team / "adapters.lock")
+    assert done.returncode == 2
+    assert "more' is a symbolic link, so a lock cannot have its bytes" in done.stdout
+
+
 def test_hidden_files_and_the_lock_itself_are_not_part_of_an_adapter(team: Path, run: Run) -> None:
     make_adapter(team, seed=6)
     command = ("validate", ".", "--baseline", "known.json")

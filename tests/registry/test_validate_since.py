@@ -118,11 +118,48 @@ def test_change_behind_a_link_counts(team: GitRepository, run: Run) -> None:
     assert names(run, team.folder, "--since", "main", "--follow-links") == ["one"]
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        (".gitattributes", ["broken", "one", "two"]),
+        ("adapters/.gitattributes", ["broken", "one", "two"]),
+        ("adapters/one/.gitattributes", ["one"]),
+        (".lfsconfig", ["broken", "one", "two"]),
+        ("other/.gitattributes", []),
+        ("other/.lfsconfig", []),
+    ],
+)
+def test_adapter_changes_with_what_git_makes_of_it(
+    team: GitRepository, run: Run, name: str, changed: list[str]
+) -> None:
+    """By attributes a checkout has other bytes than the commit, and by settings of git-lfs a pointer."""
+    (team.folder / "other").mkdir()
+    (team.folder / name).write_text("")
+    team.commit()
+    assert names(run, team.folder, "--since", "main", code=1 if "broken" in changed else 0) == changed
+
+
 def test_folder_that_became_a_link_to_another_adapter_is_looked_at(team: GitRepository, run: Run) -> None:
     shutil.rmtree(team.folder / "adapters" / "one")
     (team.folder / "adapters" / "one").symlink_to("two")
     team.commit()
     assert names(run, team.folder, "--since", "main") == ["one"]
+
+
+@pytest.mark.parametrize("changed", ["adapters", "between"])
+def test_path_that_is_reached_by_a_changed_link_changed(team: GitRepository, run: Run, changed: str) -> None:
+    team.git("mv", "adapters", "first")
+    make_adapter(team.folder / "second" / "one", seed=8)
+    (team.folder / "between").symlink_to("first")
+    (team.folder / "adapters").symlink_to("between")
+    team.commit()
+    team.git("checkout", "--quiet", "-B", "main")
+    team.git("checkout", "--quiet", "-B", "feature")
+    assert names(run, team.folder / "adapters", "--since", "main") == []
+    (team.folder / changed).unlink()
+    (team.folder / changed).symlink_to("second")
+    team.commit()
+    assert names(run, team.folder / "adapters", "--since", "main") == ["one"]
 
 
 def test_repository_within_the_repository_counts_as_its_commit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,17 @@ class GitRepository:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--allow-empty", "--message", message)
         return self.git("rev-parse", "HEAD")
+
+    def plant_bare_copy(self, folder: Path, ref: str) -> None:
+        """Make a folder a bare repository of ordinary files, in which nothing changed since ``ref``."""
+        self.git("repack", "-a", "-d", "--quiet")
+        shutil.copytree(self.folder / ".git" / "objects", folder / "objects", dirs_exist_ok=True)
+        (folder / "refs" / "heads").mkdir(parents=True)
+        (folder / "refs" / "heads" / "main").write_text(self.git("rev-parse", ref))
+        (folder / "HEAD").write_text("ref: refs/heads/main\n")
+        (folder / "config").write_text("[core]\nrepositoryformatversion = 0\nbare = false\nworktree = .\n")
+        self.git("read-tree", f"--index-output={self.folder}/.git/planted", ref)
+        shutil.move(self.folder / ".git" / "planted", folder / "index")
 
 
 @contextmanager
