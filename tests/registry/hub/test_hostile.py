@@ -304,15 +304,16 @@ def test_a_malformed_answer_is_refused_in_a_sentence(
 def test_a_download_that_starts_again_and_again_comes_to_an_end(
     hub: LoopbackHub, here: Workplace, tmp_path: Path
 ) -> None:
-    hub.create("org/large", make_adapter(tmp_path / "large", rank=1 << 15))
-    weights = hub.repositories["org/large"].head.files["adapter_model.safetensors"].data
+    # A repository of its own: the machine's cache has what other tests downloaded.
+    hub.create("org/restarted", make_adapter(tmp_path / "restarted", rank=1 << 15, seed=304))
+    weights = hub.repositories["org/restarted"].head.files["adapter_model.safetensors"].data
 
     def send_most(file: object) -> None:
         file.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(weights))  # type: ignore[attr-defined]
         file.write(weights[:-1])  # type: ignore[attr-defined]
 
     hub.fault("GET", "^/storage/", action="raw", write=send_most, skip=1, times=999)
-    result = here.run("add", "org/large")
+    result = here.run("add", "org/restarted")
     assert result.code == 1
     assert "was refused: it declares " in result.err
     here.assert_whole()

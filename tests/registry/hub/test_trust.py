@@ -276,7 +276,7 @@ def test_members_of_a_pulled_bundle_take_no_name_and_their_origins_are_claims(
         (None, ["intact"]),
     ]
     (line,) = [line for line in published.run("list").out.splitlines() if line.startswith("theirs ")]
-    assert "  intact, gate not fitted  " in line
+    assert "  not fitted  intact  " in line
     # Only the bundle claims that they are from there, so nothing there is asked.
     assert "theirs" not in published.run("refresh").out
     # A name of one's own can be given to it later, and a next version does not become the other's.

@@ -66,7 +66,7 @@ def test_refresh_says_what_moved_on_and_what_changed(
     assert [request for request in hub.requests if request.path.startswith("/storage/")] == []
     assert here.run("add", "org/changed").out == "added: changed@2 (sound, fusable)\n"
     shown = here.run("refresh", "changed")
-    assert shown.out.splitlines()[1].split()[-1] == "current"
+    assert shown.out.splitlines()[1].split()[1] == "current"
 
 
 def test_refresh_says_which_origin_cannot_be_read(here: Workplace) -> None:
