@@ -76,9 +76,7 @@ class _Filled:
 
     @cached_property
     def width(self) -> int:
-        from rich.cells import cell_len
-
-        return max(map(cell_len, (self.column.header, *self.cells)))
+        return max(map(_width_of, (self.column.header, *self.cells)))
 
     @property
     def shortest(self) -> int:
@@ -112,16 +110,23 @@ def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[str]], 
 
 
 def _print_whole(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    from rich.cells import cell_len
-
     filled = [_Filled(column, cells) for column, *cells in zip(columns, *rows, strict=True)]
     for row in ([column.header for column in columns], *rows):
         line = []
         for cell, each in zip(row, filled, strict=True):
-            # A letter of Chinese is two cells wide, a combining accent none.
-            space = " " * (each.width - cell_len(cell))
+            space = " " * (each.width - _width_of(cell))
             line.append(space + cell if each.column.is_number else cell + space)
         click.echo((" " * _GAP).join(line).rstrip())
+
+
+def _width_of(text: str) -> int:
+    """Return how many cells of a terminal a text takes; rich is imported only where that may differ."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    # A letter of Chinese is two cells wide, a combining accent none.
+    return cell_len(text)
 
 
 def _print_fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], total: str) -> None:
@@ -173,9 +178,9 @@ def _cell(text: str, width: int) -> Text:
 
 def shorten(text: str, width: int) -> str:
     """Return a text in at most ``width`` cells of a terminal; a longer one gets an ellipsis in its middle."""
-    from rich.cells import cell_len, set_cell_size
+    from rich.cells import set_cell_size
 
-    if cell_len(text) <= width:
+    if _width_of(text) <= width:
         return text
     sign = "…" if (sys.stdout.encoding or "").lower().startswith("utf") else "~"
     tail = (width - 1) // 2
