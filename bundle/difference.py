@@ -13,11 +13,9 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from ..files.progress import Progress, Step, silent
-from ..files.reading import open_regular, read_errors
 from ..inspection.delta import Matrix, measure_rows
-from ..inspection.difference import change_of, compare_values
+from ..inspection.difference import by_change, change_of, compare_values, may_be_one_base, open_both
 from ..inspection.scan import read_tensor
-from ..schemas.base_name import is_other_base
 from ..schemas.bundle import (
     TENSOR_GATE,
     TENSOR_GATE_BIAS,
@@ -67,10 +65,10 @@ def compare_bundles(
     return BundleDifference(
         first=_side(first, names[0]),
         second=_side(second, names[1]),
-        same_base=base == other_base or not is_other_base(base, other_base),
+        same_base=may_be_one_base(base, other_base),
         config=tuple(compare_values(_values(first), _values(second))),
         members=tuple(_compare_members(first, second)),
-        gates=tuple(sorted(_compare_gates(first, second, progress), key=_by_change)),
+        gates=tuple(sorted(_compare_gates(first, second, progress), key=by_change)),
         held_out=tuple(_compare_held_out(first, second)),
     )
 
@@ -129,11 +127,7 @@ def _compare_gates(first: Bundle, second: Bundle, progress: Progress) -> Iterato
     owned, others = frozenset(_gates_of(first)), frozenset(_gates_of(second))
     places = sorted(owned | others)
     step = Step("comparing gates", len(places), progress)
-    with (
-        open_regular(first.folder / WEIGHTS_FILE, follows_links=True) as one,
-        open_regular(second.folder / WEIGHTS_FILE, follows_links=True) as other,
-        read_errors(WEIGHTS_FILE),
-    ):
+    with open_both(first.folder / WEIGHTS_FILE, second.folder / WEIGHTS_FILE) as (one, other):
         for place in places:
             gate = _read_gate(first, one, place) if place in owned else None
             other_gate = _read_gate(second, other, place) if place in others else None
@@ -188,11 +182,6 @@ def _compare_gate(place: _Place, one: _GateRows | None, other: _GateRows | None)
         change=change_of(one is not None, other is not None, is_same=is_same),
         delta=squares.change() if squares else None,
     )
-
-
-def _by_change(gate: GateChange) -> tuple[bool, float, str, str]:
-    relative = gate.delta.relative if gate.delta else None
-    return gate.change == "same" or relative is not None, -(relative or 0.0), gate.path, gate.kind
 
 
 def _compare_held_out(first: Bundle, second: Bundle) -> Iterator[HeldOutChange]:

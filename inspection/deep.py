@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..files.reading import open_regular
-from ..schemas.inventory import Inventory, ModuleFactors
-from .delta import Factors, Squares, measure
+from ..schemas.inventory import Inventory
+from .delta import Squares, measure, read_factors
 from .header import Header
 from .scan import read_tensor
 
@@ -76,16 +75,12 @@ def measure_cosine(
     found: list[Squares] = []
     with open_regular(one[0]) as first, open_regular(other[0]) as second:
         for path in sorted({*one[2].by_path, *other[2].by_path}):
-            left = _read_factors(first, one[1], one[2].by_path.get(path))
-            right = _read_factors(second, other[1], other[2].by_path.get(path))
+            left = read_factors(first, one[1], one[2].by_path.get(path))
+            right = read_factors(second, other[1], other[2].by_path.get(path))
             together = measure(left, right)
             alone = (measure(left, None), measure(None, right)) if together is None else (together,)
             found += [squares for squares in alone if squares is not None]
     return Squares.total(found).change().cosine
-
-
-def _read_factors(file: BinaryIO, header: Header, module: ModuleFactors | None) -> Factors | None:
-    return None if module is None else Factors.read(file, header, module)
 
 
 def _triangle(matrix: Matrix) -> Matrix:

@@ -35,12 +35,6 @@ class Factors:
     scaling: float
     experts: int = 1
 
-    @classmethod
-    def read(cls, file: BinaryIO, header: Header, module: ModuleFactors) -> Factors:
-        """Return the factors of a module from an adapter's open weights."""
-        a, b = read_tensor(file, header[module.a]), read_tensor(file, header[module.b])
-        return cls(a, b, module.scaling, module.experts)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         """Experts, output and input features: those of the delta."""
@@ -111,6 +105,14 @@ class Squares:
 
     def _norm(self, square: float) -> float | None:
         return _finite(math.sqrt(square) * self.unit)
+
+
+def read_factors(file: BinaryIO, header: Header, module: ModuleFactors | None) -> Factors | None:
+    """Return the factors of a module from an adapter's open weights; None for a module that it lacks."""
+    if module is None:
+        return None
+    a, b = read_tensor(file, header[module.a]), read_tensor(file, header[module.b])
+    return Factors(a, b, module.scaling, module.experts)
 
 
 def _finite(number: float) -> float | None:

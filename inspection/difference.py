@@ -20,6 +20,7 @@ from ..schemas.difference import (
     AdapterDifference,
     AdapterSide,
     Change,
+    GateChange,
     ModuleDifference,
     ModuleSide,
     TensorChange,
@@ -31,7 +32,7 @@ from ..schemas.errors import AdapterRefused, InvalidDocument, SourceUnreadable
 from ..schemas.facts import AdapterFacts
 from ..schemas.finding import Effect
 from ..schemas.inventory import Inventory, ModuleFactors
-from .delta import Factors, Squares, measure
+from .delta import Factors, Squares, measure, read_factors
 from .header import Header
 from .inspection import Inspection
 from .keys import read_name
@@ -117,10 +118,10 @@ def compare_adapters(
     return AdapterDifference(
         first=one.described(),
         second=other.described(),
-        same_base=base == other_base or not is_other_base(base, other_base),
+        same_base=may_be_one_base(base, other_base),
         config=tuple(compare_values(one.config, other.config)),
         delta=Squares.total(squares).change() if squares else None,
-        modules=tuple(sorted((module for module, _ in found), key=_by_change)),
+        modules=tuple(sorted((module for module, _ in found), key=by_change)),
         tensors=tuple(_compare_other_tensors(one, other)),
         undescribed=tuple(_find_undescribed(one, other)),
         not_compared=_why_not_compared(one, other),
@@ -145,6 +146,29 @@ def change_of(in_first: bool, in_second: bool, *, is_same: bool = False) -> Chan
     return "removed" if in_first else "added"
 
 
+def by_change(part: ModuleDifference | GateChange) -> tuple[bool, float]:
+    """Return a key that orders by the size of the change; what has none, such as an added gate, is first."""
+    relative = part.delta.relative if part.delta else None
+    return part.change == "same" or relative is not None, -(relative or 0.0)
+
+
+def may_be_one_base(one: str | None, other: str | None) -> bool:
+    """Return whether two sides have the same base, or no name that shows them to have different ones."""
+    return one == other or not is_other_base(one, other)
+
+
+@contextmanager
+def open_both(first: Path, second: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Open the weights of both sides for reading."""
+    # A link was followed to get here, or refused.
+    with (
+        open_regular(first, follows_links=True) as file,
+        open_regular(second, follows_links=True) as other_file,
+        read_errors(WEIGHTS_FILE),
+    ):
+        yield file, other_file
+
+
 def _are_equal(key: str, one: Any, other: Any) -> bool:
     if key in _SETS and isinstance(one, list) and isinstance(other, list):
         return sorted(map(_spell, one)) == sorted(map(_spell, other))
@@ -162,29 +186,14 @@ def _compare_modules(
     paths = sorted({*one.modules, *other.modules})
     step = Step("comparing modules", len(paths), progress)
     found = []
-    with _open_both(one, other) as (first, second):
+    with open_both(one.weights, other.weights) as (first, second):
         for path in paths:
             left, right = one.modules.get(path), other.modules.get(path)
-            factors = (_read(first, one.header, left), _read(second, other.header, right))
+            factors = (read_factors(first, one.header, left), read_factors(second, other.header, right))
             squares = measure(*factors)
             found.append((_describe_module(path, left, right, factors, squares), squares))
-            step.advance(1)
+            step.advance()
     return found
-
-
-@contextmanager
-def _open_both(one: _Side, other: _Side) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    # A link was followed to get here, or refused.
-    with (
-        open_regular(one.weights, follows_links=True) as first,
-        open_regular(other.weights, follows_links=True) as second,
-        read_errors(WEIGHTS_FILE),
-    ):
-        yield first, second
-
-
-def _read(file: BinaryIO, header: Header, module: ModuleFactors | None) -> Factors | None:
-    return None if module is None else Factors.read(file, header, module)
 
 
 def _describe_module(
@@ -211,16 +220,9 @@ def _side_of(module: ModuleFactors | None) -> ModuleSide | None:
     return ModuleSide.from_value(module.model_dump(include=set(ModuleSide.model_fields)), what=module.path)
 
 
-def _by_change(module: ModuleDifference) -> tuple[bool, float, str]:
-    """Order modules by their change, those that cannot be measured or were added first."""
-    relative = module.delta.relative if module.delta else None
-    known = module.change == "same" or relative is not None
-    return known, -(relative or 0.0), module.path
-
-
 def _compare_other_tensors(one: _Side, other: _Side) -> Iterator[TensorChange]:
     first, second = _other_tensors(one), _other_tensors(other)
-    with _open_both(one, other) as (file, other_file):
+    with open_both(one.weights, other.weights) as (file, other_file):
         for name in sorted({*first, *second}):
             left, right = first.get(name), second.get(name)
             is_same = _have_same_bytes(file, left, other_file, right)
