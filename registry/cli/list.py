@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ...schemas.base_name import present_name
 from ...schemas.verification import INTACT, Level, Outcome
 from ..catalog.records import AdapterSummary, BundleSummary
 from ..face import Registry
@@ -13,7 +14,7 @@ from .output import count, describe_bytes, print_remark
 from .parameters import format_option, pass_registry, wide_option
 from .tables import EMPTY, Column, number, print_table
 
-# The columns that `list` and `search` share.
+# The columns that `list` and `search` share; `describe_adapter` has their cells.
 NAME = Column("NAME")
 STATUS = Column("STATUS")
 VERSION = number("VERSION", 2)
@@ -23,16 +24,19 @@ SIZE = number("SIZE", 5)
 DTYPE = Column("DTYPE", gives_way=9)
 ALIASES = Column("ALIASES", gives_way=6)
 TAGS = Column("TAGS", gives_way=7)
+_KIND = Column("KIND", gives_way=1)
+_GATE = Column("GATE", gives_way=4)
+_ESTABLISHED = Column("ESTABLISHED", gives_way=8)
 _COLUMNS = (
     NAME,
-    Column("KIND", gives_way=1),
+    _KIND,
     STATUS,
     VERSION,
     BASE,
     RANK,
     SIZE,
-    Column("GATE", gives_way=4),
-    Column("ESTABLISHED", gives_way=8),
+    _GATE,
+    _ESTABLISHED,
     DTYPE,
     ALIASES,
     TAGS,
@@ -45,12 +49,13 @@ _COLUMNS = (
 @pass_registry
 def command(registry: Registry, *, as_json: bool) -> None:
     """List every adapter and bundle with its latest version."""
-    if as_json:
-        catalog = registry.catalog
-        print_json({"adapters": catalog.list_adapters(), "bundles": catalog.list_bundles()})
-        return
     latest = registry.list_latest()
-    rows = [*map(_adapter_row, latest.adapters), *map(_bundle_row, latest.bundles)]
+    if as_json:
+        print_json({"adapters": latest.adapters, "bundles": latest.bundles})
+        return
+    cells = [{_KIND: "adapter"} | describe_adapter(each) for each in latest.adapters]
+    cells += map(_describe_bundle, latest.bundles)
+    rows = [[each.get(column, EMPTY) for column in _COLUMNS] for each in cells]
     if rows:
         counts = (count(latest.adapters, "adapter"), count(latest.bundles, "bundle"))
         size_bytes = sum(each.weights_bytes for each in latest.adapters)
@@ -60,39 +65,41 @@ def command(registry: Registry, *, as_json: bool) -> None:
         print_remark("the catalog is empty; add an adapter with `meteora-registry add FOLDER`")
 
 
-def _adapter_row(adapter: AdapterSummary) -> tuple[str, ...]:
-    return (
-        adapter.name,
-        "adapter",
-        adapter.verdict.word,
-        str(adapter.version),
-        adapter.base or EMPTY,
-        str(adapter.max_rank or EMPTY),
-        describe_bytes(adapter.weights_bytes),
-        EMPTY,
-        EMPTY,
-        " ".join(adapter.dtypes) or EMPTY,
-        " ".join(adapter.aliases) or EMPTY,
-        " ".join(adapter.tags) or EMPTY,
-    )
+def describe_adapter(adapter: AdapterSummary) -> dict[Column, str]:
+    """Return the cells of an adapter in the columns that `list` and `search` share."""
+    return {
+        NAME: adapter.name,
+        STATUS: adapter.verdict.word,
+        VERSION: str(adapter.version),
+        BASE: _base_cell(adapter.base),
+        RANK: str(adapter.max_rank or EMPTY),
+        SIZE: describe_bytes(adapter.weights_bytes),
+        DTYPE: " ".join(adapter.dtypes) or EMPTY,
+        ALIASES: " ".join(adapter.aliases) or EMPTY,
+        TAGS: " ".join(adapter.tags) or EMPTY,
+    }
 
 
-def _bundle_row(bundle: BundleSummary) -> tuple[str, ...]:
+def _describe_bundle(bundle: BundleSummary) -> dict[Column, str]:
     status, established = _verification(bundle)
-    return (
-        bundle.name,
-        "bundle",
-        status,
-        str(bundle.version),
-        bundle.base or EMPTY,
-        EMPTY,
-        describe_bytes(bundle.size_bytes),
-        bundle.gate_fitted,
-        established,
-        bundle.dtype,
-        " ".join(bundle.aliases) or EMPTY,
-        " ".join(bundle.tags) or EMPTY,
-    )
+    return {
+        NAME: bundle.name,
+        _KIND: "bundle",
+        STATUS: status,
+        VERSION: str(bundle.version),
+        BASE: _base_cell(bundle.base),
+        SIZE: describe_bytes(bundle.size_bytes),
+        _GATE: bundle.gate_fitted,
+        _ESTABLISHED: established,
+        DTYPE: bundle.dtype,
+        ALIASES: " ".join(bundle.aliases) or EMPTY,
+        TAGS: " ".join(bundle.tags) or EMPTY,
+    }
+
+
+def _base_cell(base: str | None) -> str:
+    # Adapters keep what their config declares, and bundles have today's name; a column has one spelling.
+    return present_name(base) if base else EMPTY
 
 
 def _verification(bundle: BundleSummary) -> tuple[str, str]:

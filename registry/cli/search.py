@@ -12,11 +12,13 @@ from ..catalog.records import AdapterSummary
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .list import ALIASES, BASE, DTYPE, NAME, RANK, SIZE, STATUS, TAGS, VERSION
-from .output import count, describe_bytes, print_remark
+from .list import ALIASES, BASE, DTYPE, NAME, RANK, SIZE, STATUS, TAGS, VERSION, describe_adapter
+from .output import count, print_remark
 from .parameters import format_option, page_options, pass_registry, wide_option
 from .tables import EMPTY, Column, print_table
 
+_LICENSE = Column("LICENSE", gives_way=5)
+_ADDED = Column("ADDED", gives_way=8)
 _COLUMNS = (
     NAME,
     STATUS,
@@ -24,8 +26,8 @@ _COLUMNS = (
     BASE,
     RANK,
     SIZE,
-    Column("LICENSE", gives_way=5),
-    Column("ADDED", gives_way=8),
+    _LICENSE,
+    _ADDED,
     DTYPE,
     ALIASES,
     TAGS,
@@ -142,17 +144,7 @@ def command(
         print_remark(f"there are more: --after {page.next}")
 
 
-def _row(adapter: AdapterSummary) -> tuple[str, ...]:
-    return (
-        adapter.name,
-        adapter.verdict.word,
-        str(adapter.version),
-        adapter.base or EMPTY,
-        str(adapter.max_rank or EMPTY),
-        describe_bytes(adapter.weights_bytes),
-        adapter.license or EMPTY,
-        f"{adapter.created_at:%Y-%m-%d}",
-        " ".join(adapter.dtypes) or EMPTY,
-        " ".join(adapter.aliases) or EMPTY,
-        " ".join(adapter.tags) or EMPTY,
-    )
+def _row(adapter: AdapterSummary) -> list[str]:
+    cells = describe_adapter(adapter)
+    cells |= {_LICENSE: adapter.license or EMPTY, _ADDED: f"{adapter.created_at:%Y-%m-%d}"}
+    return [cells[column] for column in _COLUMNS]

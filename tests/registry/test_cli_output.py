@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -13,7 +14,7 @@ from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.cli.output import describe_bytes, escape
 from meteora_registry.registry.cli.tables import shorten
 from meteora_registry.registry.home import Home
-from support.catalogued import new_adapter
+from support.catalogued import new_adapter, new_bundle
 from support.program import PROGRAM
 from support.terminal import run_in_terminal
 
@@ -106,6 +107,20 @@ def test_columns_that_are_equal_or_unknown_in_every_row_are_said_once(home: Home
     assert "2 adapters, 2.0 kB; all: kind adapter, version 1, base org/base" in shown
     assert "ALIASES" not in shown
     assert "ALIASES" in in_terminal("list", "--wide", columns=120)
+
+
+def test_base_has_one_spelling_in_a_column(
+    home: Home, catalog: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = catalog.add_version(new_adapter(declared_base="gpt2")).version
+    catalog.register_bundle(new_bundle(adapter, base="openai-community/gpt2"))
+    assert run(["list"]) == run(["search"]) == 0
+    cells = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [[cell for cell in line if "gpt2" in cell] for line in cells if "NAME" not in line] == [
+        ["openai-community/gpt2"]
+    ] * 3
+    assert run(["list", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["adapters"][0]["base"] == "gpt2"
 
 
 def test_columns_without_room_are_named_in_their_order(home: Home, catalog: Catalog) -> None:
