@@ -11,7 +11,7 @@ from .failures import DONE, INCONCLUSIVE
 from .groups import examples
 from .json_output import mask, print_json
 from .output import print_line
-from .parameters import complete_name_or_folder, pass_registry, wide_option
+from .parameters import complete_name_or_folder, format_choice, pass_registry, wide_option
 from .progress import progress_bar
 from .tables import Column, print_table
 
@@ -33,14 +33,7 @@ _NUMBERS = frozenset({"count", "change", "cosine", "rank", "scaling"})
 @click.argument("first", metavar="FIRST", shell_complete=complete_name_or_folder)
 @click.argument("second", metavar="SECOND", shell_complete=complete_name_or_folder)
 @click.option("--all", "every", is_flag=True, help="List everything that changed, and not only ten modules.")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["text", "json", "markdown"]),
-    default="text",
-    show_default=True,
-    help="How the data on stdout is written.",
-)
+@format_choice(("text", "json", "markdown"))
 @wide_option
 @pass_registry
 @click.pass_context
@@ -59,11 +52,11 @@ def command(
     Exit code 3 if the modules of an adapter could not be compared.
     """
     with progress_bar() as progress:
-        found = mask(registry.diff(first, second, progress=progress))
+        found = registry.diff(first, second, progress=progress)
     if output_format == "json":
         print_json(found)
     else:
-        sections = tables_of(found, most=None if every else _SHOWN_MODULES)
+        sections = tables_of(mask(found), most=None if every else _SHOWN_MODULES)
         if output_format == "markdown":
             click.echo(to_markdown(sections), nl=False)
         else:

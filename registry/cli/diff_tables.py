@@ -30,7 +30,8 @@ _SHOWN_ITEMS = 6
 _MAX_ROWS = 100
 _DIGEST_CHARACTERS = 12
 _ABSENT = "-"
-_OTHER_SHAPE = "other shape"
+# The two have other shapes, or a number is not finite.
+_NOT_MEASURED = "not measured"
 _CHANGES: tuple[Change, ...] = ("changed", "added", "removed", "same")
 _NO_EVALUATION = "evaluation: not in both; `meteora-registry eval compare` compares two files of them"
 # A number, a percentage, a count: nothing that Markdown or a host would take for more.
@@ -169,8 +170,7 @@ def _group(modules: Iterable[ModuleDifference]) -> Iterator[tuple[tuple[float, s
     groups: dict[tuple[str, ...], list[ModuleDifference]] = defaultdict(list)
     for module in modules:
         sides = module.first, module.second
-        kind = module.change if module.delta else _OTHER_SHAPE
-        key = (_NUMBER.sub("*", module.path), kind, _pair(sides, "rank"), _pair(sides, "scaling"))
+        key = (_NUMBER.sub("*", module.path), _kind(module), _pair(sides, "rank"), _pair(sides, "scaling"))
         groups[key].append(module)
     for (path, kind, rank, scaling), members in groups.items():
         delta = _total([module.delta for module in members if module.delta])
@@ -180,13 +180,18 @@ def _group(modules: Iterable[ModuleDifference]) -> Iterator[tuple[tuple[float, s
 
 
 def _gate_groups(gates: Sequence[GateChange]) -> Iterator[tuple[str, ...]]:
-    groups: dict[tuple[str, str], list[GateChange]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[GateChange]] = defaultdict(list)
     for gate in gates:
-        groups[_NUMBER.sub("*", gate.path), gate.kind].append(gate)
-    for (path, kind), members in groups.items():
+        groups[_NUMBER.sub("*", gate.path), gate.kind, _kind(gate)].append(gate)
+    for (path, kind, change), members in groups.items():
         delta = _total([gate.delta for gate in members if gate.delta])
         name = path if kind == "gate" else f"{path} ({kind})"
-        yield name, str(len(members)), *_measured(members[0].change, delta)
+        yield name, str(len(members)), *_measured(change, delta)
+
+
+def _kind(part: ModuleDifference | GateChange) -> str:
+    """Return what parts in one row have in common: their change, and that it could be measured."""
+    return part.change if part.change != "changed" or part.delta else _NOT_MEASURED
 
 
 def _total(deltas: Sequence[DeltaChange]) -> DeltaChange | None:
@@ -209,9 +214,9 @@ def _total(deltas: Sequence[DeltaChange]) -> DeltaChange | None:
 
 
 def _measured(change: str, delta: DeltaChange | None) -> tuple[str, str]:
-    if change in ("added", "removed", _OTHER_SHAPE):
+    if change != "changed":
         return change, _ABSENT
-    return (_percent(delta), _cosine(delta)) if delta else (_OTHER_SHAPE, _ABSENT)
+    return (_percent(delta), _cosine(delta)) if delta else (_NOT_MEASURED, _ABSENT)
 
 
 def _percent(delta: DeltaChange) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -225,17 +225,29 @@ def confirm(question: str, *, yes: bool) -> bool:
     return False
 
 
-def format_option(function: Function) -> Function:
-    """Add the option ``--format text|json``, passed as ``as_json``."""
+def format_choice(
+    formats: Iterable[str],
+    name: str = "output_format",
+    *,
+    text: str = "How the data on stdout is written.",
+    callback: Callable[[click.Context, click.Parameter, str], object] | None = None,
+) -> Callable[[Function], Function]:
+    """Return the option ``--format``, by default text, whose value is passed as ``name``."""
     return click.option(
         "--format",
-        "as_json",
-        type=click.Choice(["text", "json"]),
+        name,
+        type=click.Choice(list(formats)),
         default="text",
         show_default=True,
-        callback=lambda _context, _parameter, value: value == "json",
-        help="How the data on stdout is written.",
-    )(function)
+        callback=callback,
+        help=text,
+    )
+
+
+# Passed as ``as_json``.
+format_option = format_choice(
+    ("text", "json"), "as_json", callback=lambda _context, _parameter, value: value == "json"
+)
 
 
 def wide_option(function: Function) -> Function:

@@ -14,11 +14,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from meteora_registry.registry.cli.diff_tables import tables_of
 from meteora_registry.registry.face import Registry
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.difference import GitSource, parse_git_source
 from meteora_registry.schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
-from meteora_registry.schemas.difference import AdapterDifference
+from meteora_registry.schemas.difference import (
+    AdapterDifference,
+    BundleDifference,
+    BundleSide,
+    DeltaChange,
+    GateChange,
+)
+from meteora_registry.schemas.digest import Digest
 from support.program import PROGRAM, Run
 from support.repositories import GitRepository, inside
 from support.small_adapters import make_adapter
@@ -349,3 +357,40 @@ def test_password_of_a_url_is_not_shown(run: Run, home: Home, before: Path, tmp_
     other = make_adapter(tmp_path / "other", layers=12, base="https://user:hunter22@host/mo|del")
     for output_format in ("text", "json", "markdown"):
         assert "hunter22" not in run("diff", before, other, "--format", output_format).stdout
+
+
+def test_gates_in_one_row_have_the_same_change() -> None:
+    delta = DeltaChange(first_norm=1.0, second_norm=1.0, difference_norm=0.5, relative=0.5, cosine=0.875)
+    gates = [
+        GateChange(path=f"layers.{number}.q_proj", kind="gate", change=change, delta=measured)
+        for number, (change, measured) in enumerate(
+            [("added", None), ("changed", delta), ("changed", None), ("changed", delta)]
+        )
+    ]
+    side = {"base": "org/base", "manifest_sha256": Digest.of_bytes(b"first")}
+    found = BundleDifference(
+        first=BundleSide(name="first", **side),
+        second=BundleSide(name="second", **side | {"manifest_sha256": Digest.of_bytes(b"second")}),
+        same_base=True,
+        config=(),
+        members=(),
+        gates=tuple(gates),
+        held_out=(),
+    )
+    section = next(each for each in tables_of(found, most=None) if each.columns[:1] == ("gates",))
+    assert section.rows == (
+        ("layers.*.q_proj", "1", "added", "-"),
+        ("layers.*.q_proj", "2", "50 %", "0.8750"),
+        ("layers.*.q_proj", "1", "not measured", "-"),
+    )
+
+
+def test_numbers_that_are_not_finite_are_not_measured(
+    run: Run, home: Home, before: Path, tmp_path: Path
+) -> None:
+    other = make_adapter(tmp_path / "other", layers=12)
+    tensors = load_file(other / WEIGHTS_FILE)
+    tensors["base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight"][0] = np.nan
+    save_file(tensors, other / WEIGHTS_FILE, {"format": "pt"})
+    lines = [line.split() for line in run("diff", before, other).stdout.splitlines()]
+    assert ["model.layers.*.self_attn.q_proj", "1", "not", "measured", "-", "4", "2"] in lines
