@@ -28,7 +28,7 @@ def format_html(overview: Overview) -> str:
     _add(body, "p", overview.total, "total")
     if issues := overview.issues:
         _add(body, "h2", "Findings")
-        _add_table(body, _ISSUE_COLUMNS, (_issue(issue, overview) for issue in issues))
+        _add_table(body, _ISSUE_COLUMNS, map(_issue, issues))
     if overview.together:
         _add(body, "h2", "Together")
         _add_entries(body, overview.together)
@@ -94,7 +94,7 @@ def _add_entries(parent: Xml.Element, entries: Iterable[Entry]) -> None:
     _add_table(parent, _ENTRY_COLUMNS, rows)
 
 
-def _issue(issue: Issue, overview: Overview) -> tuple[str, ...]:
+def _issue(issue: Issue) -> tuple[str, ...]:
     finding = issue.example.finding
     path = issue.paths[0]
     example = f"`{path}`: {describe(finding)}" if path else describe(finding)

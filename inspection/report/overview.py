@@ -75,6 +75,11 @@ class ShownAdapter:
         return f"{self.report.outcome}{verdict}"
 
     @property
+    def is_clean(self) -> bool:
+        """Whether it was accepted, and there is nothing to state of it."""
+        return self.report.outcome is Outcome.ACCEPTED and not (self.entries or self.remarks)
+
+    @property
     def error(self) -> str | None:
         """The reason why it could not be read, escaped for people; None if it could."""
         error = self.report.error
@@ -162,21 +167,13 @@ class Overview:
 
     @property
     def clean(self) -> list[ShownAdapter]:
-        """The accepted adapters without findings."""
-        return [
-            each
-            for each in self.adapters
-            if each.report.outcome is Outcome.ACCEPTED and not (each.entries or each.remarks)
-        ]
+        """The accepted adapters without findings and remarks."""
+        return [each for each in self.adapters if each.is_clean]
 
     @property
     def notable(self) -> list[ShownAdapter]:
         """All other adapters."""
-        return [
-            each
-            for each in self.adapters
-            if each.report.outcome is not Outcome.ACCEPTED or each.entries or each.remarks
-        ]
+        return [each for each in self.adapters if not each.is_clean]
 
     def link_to(self, code: str) -> str | None:
         """Return the address of a rule's section on the page of rules, if that is known."""
