@@ -7,7 +7,7 @@ modules with the very label that is to be learned, and a routed model has no suc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -192,66 +192,103 @@ def fit_gates(
     check_plain(base)
     # One process for all the prompts of the fit, each part of which opens the template.
     with ChatTemplate(tokenizer):
-        with ExitStack() as stack:
-            old = None
-            if statistics is not None and statistics.exists():
-                old = stack.enter_context(StatisticsFile(statistics))
-            options = _settle(options or FitOptions(), base, tokenizer, old)
-            inputs = find_inputs(base, config.target_modules)
-            _check_features(inputs)
-            if old is not None:
-                old.check_fits(digest_of_base(base), options.settings)
-            known = _known_members(old, config, data)
-            reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
-            new = _read_new(
-                config, data, known, tokenizer, None if reader is None else reader.template, options
-            )
-            description = _describe(base, config, inputs, reader, known, new, options)
-            writer = None
-            if statistics is not None and new.names:
-                writer = stack.enter_context(written_statistics(statistics, description))
-            samples = {
-                name: _read_samples(data[name].samples, options) for name in config.names if name in data
-            }
-            values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
-            prompts = (
-                {} if reader is None else _read_prompts(reader, samples, description, old, new, progress)
-            )
-            if writer is not None:
-                for source, moments in prompts.items():
-                    writer.write_prompts(source, moments)
-        requests = None
-        if reader is not None:
-            requests = fit_request_gates(
-                reader,
-                prompts,
-                _held_out(config, data, options),
-                shrinkage=options.shrinkage,
-                abstain=options.abstain,
-                bundle_bytes=bundle_bytes,
-                progress=progress,
-            )
-        evidence = None
-        if options.segments:
-            evidence = choose_evidence(
-                base,
-                values,
-                candidate_gates(inputs, base.config),
-                _held_out_texts(config, data, tokenizer, options),
-                kind=options.kind,
-                eps=_EPS,
-            )
+        with _opened(statistics) as old:
+            fit = _prepare(base, tokenizer, config, data, options or FitOptions(), old, progress)
+            with _kept(statistics, fit) as writer:
+                values = _solve_gates(fit, writer)
+                prompts = _read_prompts(fit, writer)
+        requests = _request_gates(fit, prompts, bundle_bytes)
+        evidence = _evidence(fit, values)
     has_threshold = requests is not None and requests.description.quantiles is not None
     return FittedGates(
-        kind=options.kind,
+        kind=fit.options.kind,
         eps=_EPS,
         values=values,
-        sources={path: each.source for each in inputs for path in each.modules[1:]},
-        fitting=_fitting(description, options),
+        sources={path: each.source for each in fit.inputs for path in each.modules[1:]},
+        fitting=_fitting(fit.description, fit.options),
         requests=requests,
-        abstain=options.abstain if has_threshold else None,
+        abstain=fit.options.abstain if has_threshold else None,
         evidence=evidence,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _NewData:
+    """The data that the base reads: the new members' tokens in batches, labelled by index in ``names``."""
+
+    names: tuple[str, ...]
+    parts: dict[str, StatisticsMember]
+    batches: list[Batch]
+    tokens: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """A fit that was checked: what is read, with which options, and what is known from statistics (``old``).
+
+    ``reader`` reads the prompts of request gates; None if none are fitted.
+    """
+
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: BundleConfig
+    data: Mapping[str, TaskData]
+    options: FitOptions
+    progress: Progress
+    inputs: Sequence[ModuleInput]
+    old: StatisticsFile | None
+    new: _NewData
+    reader: RequestReader | None
+    description: StatisticsDescription
+
+    def merged(self, old: Moments | None, new: Moments | None) -> Moments:
+        """Return the moments of all members, from those of the statistics and those of the new data."""
+        old_names = self.old.description.names if self.old else ()
+        return merge_moments(old, old_names, new, self.new.names, self.description.names)
+
+    def held_out(self) -> dict[str, tuple[Sample, ...]]:
+        """Return the samples of each member that the moments do not contain, by name.
+
+        Those of statistics do not contain them either: their settings have ``holds_out`` too.
+        """
+        return {
+            name: hold_out(self.data[name].samples, self.options.max_samples)[1] if name in self.data else ()
+            for name in self.config.names
+        }
+
+
+def _opened(statistics: Path | None) -> AbstractContextManager[StatisticsFile | None]:
+    return nullcontext() if statistics is None or not statistics.exists() else StatisticsFile(statistics)
+
+
+def _kept(statistics: Path | None, fit: _Fit) -> AbstractContextManager[StatisticsWriter | None]:
+    """Return the writer of the sums; None if no file was named, or nothing is new."""
+    if statistics is None or not fit.new.names:
+        return nullcontext()
+    return written_statistics(statistics, fit.description)
+
+
+def _prepare(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: BundleConfig,
+    data: Mapping[str, TaskData],
+    options: FitOptions,
+    old: StatisticsFile | None,
+    progress: Progress,
+) -> _Fit:
+    """Check that base, data and statistics fit together, and encode the data."""
+    options = _settle(options, base, tokenizer, old)
+    inputs = find_inputs(base, config.target_modules)
+    _check_features(inputs)
+    if old is not None:
+        old.check_fits(digest_of_base(base), options.settings)
+    known = _known_members(old, config, data)
+    reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
+    template = None if reader is None else reader.template
+    new = _read_new(config, data, known, tokenizer, template, options)
+    description = _describe(base, config, inputs, reader, {**known, **new.parts}, options)
+    return _Fit(base, tokenizer, config, data, options, progress, inputs, old, new, reader, description)
 
 
 def _settle(
@@ -264,32 +301,6 @@ def _settle(
     context = context_of(base.config)
     max_tokens = options.max_tokens if context is None else min(options.max_tokens, context)
     return replace(options, max_tokens=max_tokens, form=form_of_fit(tokenizer, form))
-
-
-def _read_prompts(
-    reader: RequestReader,
-    samples: Mapping[str, Sequence[Sample]],
-    description: StatisticsDescription,
-    old: StatisticsFile | None,
-    new: _NewData,
-    progress: Progress,
-) -> dict[str, Moments]:
-    """Return the moments of all members' prompts, without answers, at each input of request gates, by source.
-
-    Raises:
-        DataRefused: the statistics have none of them.
-    """
-    found = reader.moments([samples[name] for name in new.names], progress) if new.names else {}
-    return {
-        each.source: merge_moments(
-            old.read_prompts(each) if old else None,
-            old.description.names if old else (),
-            found.get(each.source),
-            new.names,
-            description.names,
-        )
-        for each in reader.inputs
-    }
 
 
 def _request_reader(
@@ -308,16 +319,6 @@ def _request_reader(
         template=template_tokens(tokenizer),
         max_tokens=options.max_tokens,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _NewData:
-    """The data that the base reads: the new members' tokens in batches, labelled by index in ``names``."""
-
-    names: tuple[str, ...]
-    parts: dict[str, StatisticsMember]
-    batches: list[Batch]
-    tokens: dict[int, int]
 
 
 def _check_features(inputs: Sequence[ModuleInput]) -> None:
@@ -389,41 +390,6 @@ def _read_new(
     return _NewData(names, parts, make_batches(alone + joined), dict(tokens))
 
 
-def _held_out(
-    config: BundleConfig, data: Mapping[str, TaskData], options: FitOptions
-) -> dict[str, tuple[Sample, ...]]:
-    """Return the samples of each member that the moments do not contain, by name.
-
-    Those of statistics do not contain them either: their settings have ``holds_out`` too.
-    """
-    return {
-        name: hold_out(data[name].samples, options.max_samples)[1] if name in data else ()
-        for name in config.names
-    }
-
-
-def _held_out_texts(
-    config: BundleConfig,
-    data: Mapping[str, TaskData],
-    tokenizer: PreTrainedTokenizerBase,
-    options: FitOptions,
-) -> list[Batch]:
-    """Return texts of held-out samples, one of each member behind another; none if a member has none."""
-    template = template_tokens(tokenizer)
-    sequences = [
-        encode_samples(
-            write_as(samples, options.form or "given", tokenizer),
-            tokenizer,
-            place,
-            max_tokens=options.max_tokens,
-            skip_tokens=0,
-            template=template,
-        )
-        for place, samples in enumerate(_held_out(config, data, options).values())
-    ]
-    return make_batches(concatenate(sequences, max_tokens=options.max_tokens))
-
-
 def _read_samples(samples: Sequence[Sample], options: FitOptions) -> tuple[Sample, ...]:
     if options.holds_out:
         samples = hold_out(samples, options.max_samples)[0]
@@ -444,11 +410,9 @@ def _describe(
     config: BundleConfig,
     inputs: Sequence[ModuleInput],
     reader: RequestReader | None,
-    known: Mapping[str, StatisticsMember],
-    new: _NewData,
+    parts: Mapping[str, StatisticsMember],
     options: FitOptions,
 ) -> StatisticsDescription:
-    parts = {**known, **new.parts}
     return StatisticsDescription(
         meteora_statistics=1,
         base_sha256=digest_of_base(base),
@@ -462,30 +426,17 @@ def _describe(
     )
 
 
-def _fit_inputs(
-    base: PreTrainedModel,
-    inputs: Sequence[ModuleInput],
-    description: StatisticsDescription,
-    old: StatisticsFile | None,
-    new: _NewData,
-    writer: StatisticsWriter | None,
-    options: FitOptions,
-    progress: Progress,
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _solve_gates(fit: _Fit, writer: StatisticsWriter | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the rows and bias of every input's gate by source, after the base read the new data."""
     values: dict[str, tuple[Tensor, Tensor]] = {}
-    groups = list(split_inputs(inputs, options.max_memory_bytes))
-    solving = Step("solving", len(inputs), progress)
+    options, batches = fit.options, fit.new.batches
+    groups = list(split_inputs(fit.inputs, options.max_memory_bytes))
+    solving = Step("solving", len(fit.inputs), fit.progress)
     for turn, group in enumerate(groups, start=1):
         name = "reading" if len(groups) == 1 else f"reading, pass {turn} of {len(groups)}"
-        collected = _collect(base, group, new, options, Step(name, len(new.batches), progress))
+        collected = _collect(fit, group, Step(name, len(batches), fit.progress))
         for each in group:
-            moments = merge_moments(
-                old.read(each) if old else None,
-                old.description.names if old else (),
-                collected.pop(each.source, None),
-                new.names,
-                description.names,
-            )
+            moments = fit.merged(fit.old.read(each) if fit.old else None, collected.pop(each.source, None))
             if writer:
                 writer.write(each.source, moments)
             values[each.source] = solve_gate(
@@ -495,23 +446,79 @@ def _fit_inputs(
     return values
 
 
-def _collect(
-    base: PreTrainedModel,
-    group: Sequence[ModuleInput],
-    new: _NewData,
-    options: FitOptions,
-    step: Step,
-) -> dict[str, Moments]:
-    if not new.names:
+def _collect(fit: _Fit, group: Sequence[ModuleInput], step: Step) -> dict[str, Moments]:
+    if not fit.new.names:
         return {}
     return collect_moments(
-        base,
+        fit.base,
         group,
-        new.batches,
-        new.tokens,
-        scale_input=scaling_of(options.kind, _EPS),
+        fit.new.batches,
+        fit.new.tokens,
+        scale_input=scaling_of(fit.options.kind, _EPS),
         step=step,
     )
+
+
+def _read_prompts(fit: _Fit, writer: StatisticsWriter | None) -> dict[str, Moments]:
+    """Return the moments of all members' prompts, without answers, at each input of request gates, by source.
+
+    Raises:
+        DataRefused: the statistics have none of them.
+    """
+    if fit.reader is None:
+        return {}
+    samples = [_read_samples(fit.data[name].samples, fit.options) for name in fit.new.names]
+    found = fit.reader.moments(samples, fit.progress) if samples else {}
+    prompts = {
+        each.source: fit.merged(fit.old.read_prompts(each) if fit.old else None, found.get(each.source))
+        for each in fit.reader.inputs
+    }
+    if writer:
+        for source, moments in prompts.items():
+            writer.write_prompts(source, moments)
+    return prompts
+
+
+def _request_gates(
+    fit: _Fit, prompts: Mapping[str, Moments], bundle_bytes: int | None
+) -> FittedRequests | None:
+    if fit.reader is None:
+        return None
+    return fit_request_gates(
+        fit.reader,
+        prompts,
+        fit.held_out(),
+        shrinkage=fit.options.shrinkage,
+        abstain=fit.options.abstain,
+        bundle_bytes=bundle_bytes,
+        progress=fit.progress,
+    )
+
+
+def _evidence(fit: _Fit, values: Mapping[str, tuple[Tensor, Tensor]]) -> ChosenEvidence | None:
+    if not fit.options.segments:
+        return None
+    candidates = candidate_gates(fit.inputs, fit.base.config)
+    return choose_evidence(
+        fit.base, values, candidates, _held_out_texts(fit), kind=fit.options.kind, eps=_EPS
+    )
+
+
+def _held_out_texts(fit: _Fit) -> list[Batch]:
+    """Return texts of held-out samples, one of each member behind another; none if a member has none."""
+    template, max_tokens = template_tokens(fit.tokenizer), fit.options.max_tokens
+    sequences = [
+        encode_samples(
+            write_as(samples, fit.options.form or "given", fit.tokenizer),
+            fit.tokenizer,
+            place,
+            max_tokens=max_tokens,
+            skip_tokens=0,
+            template=template,
+        )
+        for place, samples in enumerate(fit.held_out().values())
+    ]
+    return make_batches(concatenate(sequences, max_tokens=max_tokens))
 
 
 _FORMS: dict[PromptForm, str] = {
