@@ -6,6 +6,7 @@ wrapped in a module that adds what `gated_lora_` routes to its members.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -68,11 +69,12 @@ def rates(device: str, *, dry: bool, has_time: Callable[[], bool]) -> Iterator[R
     """Yield tokens per second of each form, and of each batch."""
     model = llama(device, DRY_SHAPES if dry else SHAPES)
     new = 2 if dry else NEW_TOKENS
-    for form, prepare in (("base", None), ("one_lora_peft", with_one_lora), ("members", with_members)):
+    routed = functools.partial(with_members, members=4 if dry else MEMBERS)
+    for form, prepare in (("base", None), ("one_lora_peft", with_one_lora), ("members", routed)):
         if not has_time():
             return
         try:
-            served = model if prepare is None else prepare(model, 4 if dry else MEMBERS)
+            served = model if prepare is None else prepare(model)
             for batch in BATCHES[: 1 if dry else None]:
                 yield {"form": form, "batch": batch, "new_tokens": new, **rate(served, batch, new)}
             if form == "one_lora_peft":
@@ -95,7 +97,7 @@ def llama(device: str, shapes: dict[str, int]) -> Any:
     return model.eval()
 
 
-def with_one_lora(model: Any, members: int) -> Any:
+def with_one_lora(model: Any) -> Any:
     """Return the model with one LoRA on every linear of its layers, in PEFT."""
     from peft import LoraConfig, get_peft_model
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from benchmarks import machine
-from benchmarks.pages import read_rows, with_section, write_row
+from benchmarks.pages import Row, read_rows, with_section, write_row
 from meteora_registry.kernels import gpu_launch, gpu_products, gpu_table, operators
 from meteora_registry.kernels.routed_lora import gated_lora_, routed_lora_
 from meteora_registry.kernels.routing import Gate
@@ -48,7 +48,6 @@ PARTS = ("call", "own", "buffers")
 GOAL, GOAL_SCALE = 15, 15.4
 MEMBERS, RANK, FEATURES, TOP_K = 28, 8, 4096, 2
 
-Row = dict[str, Any]
 Call = Callable[[], object]
 
 

@@ -30,8 +30,9 @@ from meteora_registry.kernels.gpu_table import read_table
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
 START, END = "<!-- costs: written by benchmarks.kernel_costs -->", "<!-- end of costs -->"
 
-# An H200: a copy through torch and a product of 8192 x 8192 in bf16, both as measured on one; L2 and the
-# latencies of a visit are read from disassembled code and the vendor's figures, not measured.
+# An H200: the rates of a copy through torch and of a product of 8192 x 8192 in bf16, of which no rows are
+# kept; L2 and the latencies of a visit are read from disassembled code and the vendor's figures, not
+# measured.
 MEMORY = 4.3e12
 CACHE = 5.5e12
 BF16 = 7.8e14

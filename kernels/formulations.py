@@ -12,8 +12,8 @@
   points that are not of rank 64 throughout (docs/kernels.md).
 - *masked*: both products over all adapters, and the weights of those that a token did not select are zeros in
   between. Nothing is sorted, gathered or counted, so it is the fastest for few adapters. On one thread, with
-  16 to 256 tokens, 576 to 4096 features, k = 2 and rank 8, it takes 0.62 to 0.88 of the time of the pairs
-  above with 8 adapters, and 0.8 to 2.2 of it with 28.
+  16 to 256 tokens, 576 to 4096 features, k = 2 and rank 8, it took 0.62 to 0.88 of the time of the pairs
+  above with 8 adapters, and 0.8 to 2.2 of it with 28 (no rows are kept).
 - *views*: one slot at a time from input to output, as views of the storage, for a single decoded token. There
   caches are cold and every tensor operation counts: a linear of 4096 x 4096 with 28 adapters of rank 8 and
   k = 2 takes 0.117 ms in fp32, where gathering and batched products take 0.349.

@@ -95,8 +95,7 @@ def routed_lora_(
         ValueError: as `routed_lora`, and if `out` is not shaped, typed or placed like the result.
         RuntimeError: if gradients are enabled and an operand requires them.
     """
-    traced = is_traced(x)
-    layout = None if traced else layout_of(offsets, scaling)
+    layout = None if is_traced(x) else layout_of(offsets, scaling)
     check_operands(x, A, Bt, offsets, scaling, selection, weights)
     check_output(out, x, Bt)
     refuse_gradients("routed_lora_", out, x, A, Bt, weights)
@@ -126,8 +125,7 @@ def gated_lora_(
         ValueError: as `routed_lora_`, `gate_logits` and `select_top_k`.
         RuntimeError: if gradients are enabled and an operand requires them.
     """
-    traced = is_traced(x)
-    layout = None if traced else layout_of(offsets, scaling)
+    layout = None if is_traced(x) else layout_of(offsets, scaling)
     check_factors(x, A, Bt, offsets)
     check_gate(x, gate.weight, gate.bias, gate.kind)
     check_gate_serves(gate.weight, gate.bias, x, adapters=len(scaling))
@@ -136,40 +134,16 @@ def gated_lora_(
     of_gate = (gate.weight,) if gate.bias is None else (gate.weight, gate.bias)
     refuse_gradients("gated_lora_", out, x, A, Bt, *of_gate)
     if layout is None:
-        routing = _traced_gated_add(rows_of(out), flat(x), A, Bt, offsets, scaling, gate)
+        selection, weights = gated_add_operator(
+            rows_of(out), flat(x), A, Bt, tuple(offsets), tuple(scaling), *gate.fields
+        )
+        routing = Routing(selection, weights)
     else:
         routing = infer_gated(flat(x), A, Bt, layout, gate, rows_of(out))
     if x.ndim == 2:
         return routing
     shape = (*x.shape[:-1], gate.top_k)
     return Routing(routing.selection.view(shape), routing.weights.view(shape))
-
-
-def _traced_gated_add(
-    out: Tensor,
-    x: Tensor,
-    A: Tensor,
-    Bt: Tensor,
-    offsets: Sequence[int],
-    scaling: Sequence[float],
-    gate: Gate,
-) -> Routing:
-    """Return the routing by the operator, which a compiler keeps whole."""
-    selection, weights = gated_add_operator(
-        out,
-        x,
-        A,
-        Bt,
-        tuple(offsets),
-        tuple(scaling),
-        gate.weight,
-        gate.bias,
-        gate.kind,
-        gate.top_k,
-        gate.temperature,
-        gate.eps,
-    )
-    return Routing(selection, weights)
 
 
 def refuse_gradients(name: str, *tensors: Tensor) -> None:

@@ -68,6 +68,11 @@ class Gate:
     temperature: float = 1.0
     eps: float = 1e-6
 
+    @property
+    def fields(self) -> tuple[Tensor, Tensor | None, str, int, float, float]:
+        """Return all attributes in their order: an operator of torch takes no value of a class."""
+        return self.weight, self.bias, self.kind, self.top_k, self.temperature, self.eps
+
     def route(self, x: Tensor) -> Routing:
         """Return the routing of x [..., h]."""
         logits = gate_logits(x, self.weight, self.bias, kind=self.kind, eps=self.eps)
@@ -111,9 +116,8 @@ def select_top_k(logits: Tensor, top_k: int, *, temperature: float = 1.0) -> Rou
     """Return the k highest logits' adapters, best first, weighted by ``softmax(logits / temperature)``.
 
     Equal logits go to the lowest index first, which `torch.topk` does not promise; `_best` here and `_top_k`
-    of the Triton kernels follow the same rule. The softmax runs over
-    the kept k alone, so k = 1 gives exactly 1.0 and its gradient is exactly zero. Differentiable in
-    `logits` through the weights.
+    of the Triton kernels follow the same rule. The softmax runs over the kept k alone, so k = 1 gives exactly
+    1.0 and its gradient is exactly zero. Differentiable in `logits` through the weights.
 
     Args:
         logits: float32 [..., L].

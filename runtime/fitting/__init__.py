@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..base_model import OpenedBase, context_of, open_base
 from .evidence import ChosenEvidence
-from .fit import FitOptions, FittedGates, fit_gates
+from .fit import FittedGates, fit_gates
+from .fit_options import FitOptions
 from .forms import check_form, write_as
 from .inputs import check_shapes
 from .statistics_file import names_in

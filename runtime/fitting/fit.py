@@ -7,7 +7,7 @@ modules with the very label that is to be learned, and a routed model has no suc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from ...schemas.statistics import (
     StatisticsDescription,
     StatisticsInput,
     StatisticsMember,
-    TokenSettings,
 )
 from ..base_model import context_of
 from .chat_template import ChatTemplate
 from .evidence import ChosenEvidence, candidate_gates, choose_evidence
+from .fit_options import EPS, FitOptions
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs
 from .moments import Moments, collect_moments, scaling_of, split_inputs
@@ -41,7 +41,7 @@ from .sequences import (
     hold_out,
     make_batches,
 )
-from .solve import Method, solve_gate
+from .solve import solve_gate
 from .statistics_file import (
     StatisticsFile,
     StatisticsWriter,
@@ -50,73 +50,6 @@ from .statistics_file import (
     written_statistics,
 )
 from .task_data import Sample, TaskData
-
-# Second moments that are held at once: 16 inputs of 8192 features. More of them take another pass.
-MAX_MEMORY_BYTES = 4 << 30
-_EPS = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class FitOptions:
-    """The options of a fit.
-
-    Attributes:
-        method: the classifier.
-        kind: ``normalised`` divides every input by its length, as the gate then does.
-        shrinkage: above 0, at most 1; how much of the covariance is replaced by a multiple of the identity.
-        max_samples: of each member, spread evenly over its file.
-        max_tokens: where a sample is cut off, at the latest where the base's context ends.
-        skip_tokens: at the beginning of every sample, that are not counted.
-        concatenated: also read samples behind those of other members.
-        form: of the prompts; by default half of the lines in the base's chat template, if it has one.
-        requests: also fit request gates, and hold a part of every member's samples out of the fit to judge
-            them.
-        segments: also choose the gates that segments are decided by, on samples held out in the same way.
-        abstain: the share of own prompts that request gates may leave to the base; None for no abstention.
-        max_memory_bytes: of second moments held at once; more of them take another pass.
-    """
-
-    method: Method = "lda"
-    kind: FittedKind = "normalised"
-    shrinkage: float = 0.1
-    max_samples: int = 32
-    max_tokens: int = 1024
-    skip_tokens: int = 0
-    concatenated: bool = False
-    form: PromptForm | None = None
-    requests: bool = False
-    segments: bool = False
-    abstain: float | None = None
-    max_memory_bytes: int = MAX_MEMORY_BYTES
-
-    def __post_init__(self) -> None:
-        if not 0 < self.shrinkage <= 1:
-            raise UsageError(f"the shrinkage is {self.shrinkage}, expected above 0 and at most 1")
-        for name in ("max_samples", "max_tokens", "max_memory_bytes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` is {getattr(self, name)}, expected at least 1")
-        if self.abstain is not None and not 0 < self.abstain < 1:
-            raise UsageError(f"`abstain` is {self.abstain}, expected above 0 and below 1")
-        if not 0 <= self.skip_tokens < self.max_tokens:
-            raise UsageError(f"`skip_tokens` is {self.skip_tokens}, expected 0 to {self.max_tokens - 1}")
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether a part of every member's samples is held out of the fit."""
-        return self.requests or self.segments
-
-    @property
-    def settings(self) -> TokenSettings:
-        """The settings that statistics must share to be added."""
-        return TokenSettings(
-            kind=self.kind,
-            eps=_EPS,
-            max_tokens=self.max_tokens,
-            skip_tokens=self.skip_tokens,
-            concatenated=self.concatenated,
-            form=self.form or "given",
-            holds_out=self.holds_out,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,66 +125,103 @@ def fit_gates(
     check_plain(base)
     # One process for all the prompts of the fit, each part of which opens the template.
     with ChatTemplate(tokenizer):
-        with ExitStack() as stack:
-            old = None
-            if statistics is not None and statistics.exists():
-                old = stack.enter_context(StatisticsFile(statistics))
-            options = _settle(options or FitOptions(), base, tokenizer, old)
-            inputs = find_inputs(base, config.target_modules)
-            _check_features(inputs)
-            if old is not None:
-                old.check_fits(digest_of_base(base), options.settings)
-            known = _known_members(old, config, data)
-            reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
-            new = _read_new(
-                config, data, known, tokenizer, None if reader is None else reader.template, options
-            )
-            description = _describe(base, config, inputs, reader, known, new, options)
-            writer = None
-            if statistics is not None and new.names:
-                writer = stack.enter_context(written_statistics(statistics, description))
-            samples = {
-                name: _read_samples(data[name].samples, options) for name in config.names if name in data
-            }
-            values = _fit_inputs(base, inputs, description, old, new, writer, options, progress)
-            prompts = (
-                {} if reader is None else _read_prompts(reader, samples, description, old, new, progress)
-            )
-            if writer is not None:
-                for source, moments in prompts.items():
-                    writer.write_prompts(source, moments)
-        requests = None
-        if reader is not None:
-            requests = fit_request_gates(
-                reader,
-                prompts,
-                _held_out(config, data, options),
-                shrinkage=options.shrinkage,
-                abstain=options.abstain,
-                bundle_bytes=bundle_bytes,
-                progress=progress,
-            )
-        evidence = None
-        if options.segments:
-            evidence = choose_evidence(
-                base,
-                values,
-                candidate_gates(inputs, base.config),
-                _held_out_texts(config, data, tokenizer, options),
-                kind=options.kind,
-                eps=_EPS,
-            )
+        with _opened(statistics) as old:
+            fit = _prepare(base, tokenizer, config, data, options or FitOptions(), old, progress)
+            with _kept(statistics, fit) as writer:
+                values = _solve_gates(fit, writer)
+                prompts = _read_prompts(fit, writer)
+        requests = _request_gates(fit, prompts, bundle_bytes)
+        evidence = _evidence(fit, values)
     has_threshold = requests is not None and requests.description.quantiles is not None
     return FittedGates(
-        kind=options.kind,
-        eps=_EPS,
+        kind=fit.options.kind,
+        eps=EPS,
         values=values,
-        sources={path: each.source for each in inputs for path in each.modules[1:]},
-        fitting=_fitting(description, options),
+        sources={path: each.source for each in fit.inputs for path in each.modules[1:]},
+        fitting=_fitting(fit.description, fit.options),
         requests=requests,
-        abstain=options.abstain if has_threshold else None,
+        abstain=fit.options.abstain if has_threshold else None,
         evidence=evidence,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _NewData:
+    """The data that the base reads: the new members' tokens in batches, labelled by index in ``names``."""
+
+    names: tuple[str, ...]
+    parts: dict[str, StatisticsMember]
+    batches: list[Batch]
+    tokens: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """A fit that was checked: what is read, with which options, and what is known from statistics (``old``).
+
+    ``reader`` reads the prompts of request gates; None if none are fitted.
+    """
+
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: BundleConfig
+    data: Mapping[str, TaskData]
+    options: FitOptions
+    progress: Progress
+    inputs: Sequence[ModuleInput]
+    old: StatisticsFile | None
+    new: _NewData
+    reader: RequestReader | None
+    description: StatisticsDescription
+
+    def merged(self, old: Moments | None, new: Moments | None) -> Moments:
+        """Return the moments of all members, from those of the statistics and those of the new data."""
+        old_names = self.old.description.names if self.old else ()
+        return merge_moments(old, old_names, new, self.new.names, self.description.names)
+
+    def held_out(self) -> dict[str, tuple[Sample, ...]]:
+        """Return the samples of each member that the moments do not contain, by name.
+
+        Those of statistics do not contain them either: their settings have ``holds_out`` too.
+        """
+        return {
+            name: hold_out(self.data[name].samples, self.options.max_samples)[1] if name in self.data else ()
+            for name in self.config.names
+        }
+
+
+def _opened(statistics: Path | None) -> AbstractContextManager[StatisticsFile | None]:
+    return nullcontext() if statistics is None or not statistics.exists() else StatisticsFile(statistics)
+
+
+def _kept(statistics: Path | None, fit: _Fit) -> AbstractContextManager[StatisticsWriter | None]:
+    """Return the writer of the sums; None if no file was named, or nothing is new."""
+    if statistics is None or not fit.new.names:
+        return nullcontext()
+    return written_statistics(statistics, fit.description)
+
+
+def _prepare(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: BundleConfig,
+    data: Mapping[str, TaskData],
+    options: FitOptions,
+    old: StatisticsFile | None,
+    progress: Progress,
+) -> _Fit:
+    """Check that base, data and statistics fit together, and encode the data."""
+    options = _settle(options, base, tokenizer, old)
+    inputs = find_inputs(base, config.target_modules)
+    _check_features(inputs)
+    if old is not None:
+        old.check_fits(digest_of_base(base), options.settings)
+    known = _known_members(old, config, data)
+    reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
+    template = None if reader is None else reader.template
+    new = _read_new(config, data, known, tokenizer, template, options)
+    description = _describe(base, config, inputs, reader, {**known, **new.parts}, options)
+    return _Fit(base, tokenizer, config, data, options, progress, inputs, old, new, reader, description)
 
 
 def _settle(
@@ -266,32 +236,6 @@ def _settle(
     return replace(options, max_tokens=max_tokens, form=form_of_fit(tokenizer, form))
 
 
-def _read_prompts(
-    reader: RequestReader,
-    samples: Mapping[str, Sequence[Sample]],
-    description: StatisticsDescription,
-    old: StatisticsFile | None,
-    new: _NewData,
-    progress: Progress,
-) -> dict[str, Moments]:
-    """Return the moments of all members' prompts, without answers, at each input of request gates, by source.
-
-    Raises:
-        DataRefused: the statistics have none of them.
-    """
-    found = reader.moments([samples[name] for name in new.names], progress) if new.names else {}
-    return {
-        each.source: merge_moments(
-            old.read_prompts(each) if old else None,
-            old.description.names if old else (),
-            found.get(each.source),
-            new.names,
-            description.names,
-        )
-        for each in reader.inputs
-    }
-
-
 def _request_reader(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -303,21 +247,11 @@ def _request_reader(
         tokenizer,
         candidate_inputs(inputs, base.config),
         kind=options.kind,
-        eps=_EPS,
+        eps=EPS,
         form=options.form or "given",
         template=template_tokens(tokenizer),
         max_tokens=options.max_tokens,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _NewData:
-    """The data that the base reads: the new members' tokens in batches, labelled by index in ``names``."""
-
-    names: tuple[str, ...]
-    parts: dict[str, StatisticsMember]
-    batches: list[Batch]
-    tokens: dict[int, int]
 
 
 def _check_features(inputs: Sequence[ModuleInput]) -> None:
@@ -389,41 +323,6 @@ def _read_new(
     return _NewData(names, parts, make_batches(alone + joined), dict(tokens))
 
 
-def _held_out(
-    config: BundleConfig, data: Mapping[str, TaskData], options: FitOptions
-) -> dict[str, tuple[Sample, ...]]:
-    """Return the samples of each member that the moments do not contain, by name.
-
-    Those of statistics do not contain them either: their settings have ``holds_out`` too.
-    """
-    return {
-        name: hold_out(data[name].samples, options.max_samples)[1] if name in data else ()
-        for name in config.names
-    }
-
-
-def _held_out_texts(
-    config: BundleConfig,
-    data: Mapping[str, TaskData],
-    tokenizer: PreTrainedTokenizerBase,
-    options: FitOptions,
-) -> list[Batch]:
-    """Return texts of held-out samples, one of each member behind another; none if a member has none."""
-    template = template_tokens(tokenizer)
-    sequences = [
-        encode_samples(
-            write_as(samples, options.form or "given", tokenizer),
-            tokenizer,
-            place,
-            max_tokens=options.max_tokens,
-            skip_tokens=0,
-            template=template,
-        )
-        for place, samples in enumerate(_held_out(config, data, options).values())
-    ]
-    return make_batches(concatenate(sequences, max_tokens=options.max_tokens))
-
-
 def _read_samples(samples: Sequence[Sample], options: FitOptions) -> tuple[Sample, ...]:
     if options.holds_out:
         samples = hold_out(samples, options.max_samples)[0]
@@ -444,11 +343,9 @@ def _describe(
     config: BundleConfig,
     inputs: Sequence[ModuleInput],
     reader: RequestReader | None,
-    known: Mapping[str, StatisticsMember],
-    new: _NewData,
+    parts: Mapping[str, StatisticsMember],
     options: FitOptions,
 ) -> StatisticsDescription:
-    parts = {**known, **new.parts}
     return StatisticsDescription(
         meteora_statistics=1,
         base_sha256=digest_of_base(base),
@@ -462,30 +359,17 @@ def _describe(
     )
 
 
-def _fit_inputs(
-    base: PreTrainedModel,
-    inputs: Sequence[ModuleInput],
-    description: StatisticsDescription,
-    old: StatisticsFile | None,
-    new: _NewData,
-    writer: StatisticsWriter | None,
-    options: FitOptions,
-    progress: Progress,
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _solve_gates(fit: _Fit, writer: StatisticsWriter | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the rows and bias of every input's gate by source, after the base read the new data."""
     values: dict[str, tuple[Tensor, Tensor]] = {}
-    groups = list(split_inputs(inputs, options.max_memory_bytes))
-    solving = Step("solving", len(inputs), progress)
+    options, batches = fit.options, fit.new.batches
+    groups = list(split_inputs(fit.inputs, options.max_memory_bytes))
+    solving = Step("solving", len(fit.inputs), fit.progress)
     for turn, group in enumerate(groups, start=1):
         name = "reading" if len(groups) == 1 else f"reading, pass {turn} of {len(groups)}"
-        collected = _collect(base, group, new, options, Step(name, len(new.batches), progress))
+        collected = _collect(fit, group, Step(name, len(batches), fit.progress))
         for each in group:
-            moments = merge_moments(
-                old.read(each) if old else None,
-                old.description.names if old else (),
-                collected.pop(each.source, None),
-                new.names,
-                description.names,
-            )
+            moments = fit.merged(fit.old.read(each) if fit.old else None, collected.pop(each.source, None))
             if writer:
                 writer.write(each.source, moments)
             values[each.source] = solve_gate(
@@ -495,23 +379,77 @@ def _fit_inputs(
     return values
 
 
-def _collect(
-    base: PreTrainedModel,
-    group: Sequence[ModuleInput],
-    new: _NewData,
-    options: FitOptions,
-    step: Step,
-) -> dict[str, Moments]:
-    if not new.names:
+def _collect(fit: _Fit, group: Sequence[ModuleInput], step: Step) -> dict[str, Moments]:
+    if not fit.new.names:
         return {}
     return collect_moments(
-        base,
+        fit.base,
         group,
-        new.batches,
-        new.tokens,
-        scale_input=scaling_of(options.kind, _EPS),
+        fit.new.batches,
+        fit.new.tokens,
+        scale_input=scaling_of(fit.options.kind, EPS),
         step=step,
     )
+
+
+def _read_prompts(fit: _Fit, writer: StatisticsWriter | None) -> dict[str, Moments]:
+    """Return the moments of all members' prompts, without answers, at each input of request gates, by source.
+
+    Raises:
+        DataRefused: the statistics have none of them.
+    """
+    if fit.reader is None:
+        return {}
+    samples = [_read_samples(fit.data[name].samples, fit.options) for name in fit.new.names]
+    found = fit.reader.moments(samples, fit.progress) if samples else {}
+    prompts = {
+        each.source: fit.merged(fit.old.read_prompts(each) if fit.old else None, found.get(each.source))
+        for each in fit.reader.inputs
+    }
+    if writer:
+        for source, moments in prompts.items():
+            writer.write_prompts(source, moments)
+    return prompts
+
+
+def _request_gates(
+    fit: _Fit, prompts: Mapping[str, Moments], bundle_bytes: int | None
+) -> FittedRequests | None:
+    if fit.reader is None:
+        return None
+    return fit_request_gates(
+        fit.reader,
+        prompts,
+        fit.held_out(),
+        shrinkage=fit.options.shrinkage,
+        abstain=fit.options.abstain,
+        bundle_bytes=bundle_bytes,
+        progress=fit.progress,
+    )
+
+
+def _evidence(fit: _Fit, values: Mapping[str, tuple[Tensor, Tensor]]) -> ChosenEvidence | None:
+    if not fit.options.segments:
+        return None
+    candidates = candidate_gates(fit.inputs, fit.base.config)
+    return choose_evidence(fit.base, values, candidates, _held_out_texts(fit), kind=fit.options.kind, eps=EPS)
+
+
+def _held_out_texts(fit: _Fit) -> list[Batch]:
+    """Return texts of held-out samples, one of each member behind another; none if a member has none."""
+    template, max_tokens = template_tokens(fit.tokenizer), fit.options.max_tokens
+    sequences = [
+        encode_samples(
+            write_as(samples, fit.options.form or "given", fit.tokenizer),
+            fit.tokenizer,
+            place,
+            max_tokens=max_tokens,
+            skip_tokens=0,
+            template=template,
+        )
+        for place, samples in enumerate(fit.held_out().values())
+    ]
+    return make_batches(concatenate(sequences, max_tokens=max_tokens))
 
 
 _FORMS: dict[PromptForm, str] = {
