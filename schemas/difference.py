@@ -1,7 +1,7 @@
 """The difference of two versions of an adapter, or of a bundle: what a reviewer of a new one asks about.
 
 The delta of a module is ``s B A``. ``relative`` is the norm of its change over the norm of the first one;
-``cosine`` is near 1 for a retrain that only went on, and near 0 for another task.
+``cosine`` is near 1 for a retrain that only went on, and near 0 for one that started anew.
 """
 
 from __future__ import annotations
