@@ -6,19 +6,18 @@ compared with. The adapters are those of the checkout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from ...files.git import Repository
 from ...files.reading import real_path
 from ...inspection.policy import check_policy
-from ...schemas.baseline import MAX_BASELINE_BYTES
+from ...schemas.baseline import MAX_BASELINE_BYTES, Baseline
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
-from ...schemas.lock import MAX_LOCK_BYTES
+from ...schemas.lock import MAX_LOCK_BYTES, AdapterLock
 from ...schemas.names import FolderSource, parse_source
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Purpose, Report
@@ -30,11 +29,9 @@ from ..workflows.changed_adapters import (
     select_changed,
 )
 from ..workflows.companion_sources import Companion, base_names, inspect_companion
-from ..workflows.review_files import BaselineFile, LockFile
+from ..workflows.review_files import BaselineFile, LockFile, own_files
 from ..workflows.validation import ValidateOptions, validate
 from ..workspace import Workspace
-
-Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +96,7 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
         baseline=trusted.read_baseline(wishes.baseline) if wishes.baseline else None,
         lock=trusted.read_lock(wishes.lock) if wishes.lock else None,
         jobs=wishes.jobs,
-        own_files=frozenset(
-            real_path(Path.cwd()) / name for name in (wishes.baseline, wishes.lock) if name is not None
-        ),
+        own_files=own_files(Path(name) for name in (wishes.baseline, wishes.lock) if name),
     )
     proposed = None
     if revisions.is_proposal:
@@ -144,7 +139,7 @@ class _Trusted:
             UsageError: there is none.
             InvalidDocument: it is malformed.
         """
-        policy = self._require(name, MAX_POLICY_BYTES, lambda data, what: Policy.from_toml(data, what=what))
+        policy = Policy.from_toml(self._require(name, MAX_POLICY_BYTES), what=self._place(name))
         check_policy(policy)
         return policy
 
@@ -155,10 +150,8 @@ class _Trusted:
             UsageError: there is none.
             InvalidDocument: it is malformed.
         """
-        folder = Path(name).parent
-        return self._require(
-            name, MAX_LOCK_BYTES, lambda data, what: LockFile.parse(data, folder=folder, what=what)
-        )
+        lock = AdapterLock.read(self._require(name, MAX_LOCK_BYTES), what=self._place(name))
+        return LockFile(Path(name).parent, lock)
 
     def read_baseline(self, name: str) -> BaselineFile | None:
         """Return the baseline, as if it were in its place; None if nothing is known there.
@@ -169,16 +162,16 @@ class _Trusted:
         data = self._read(name, MAX_BASELINE_BYTES)
         if data is None:
             return None
-        return BaselineFile.parse(data, folder=Path(name).parent, what=self._place(name))
+        return BaselineFile(Path(name).parent, Baseline.read(data, what=self._place(name)))
 
-    def _require(self, name: str, max_bytes: int, parse: Callable[[bytes, str], Read]) -> Read:
+    def _require(self, name: str, max_bytes: int) -> bytes:
         data = self._read(name, max_bytes)
         if data is None:
             raise UsageError(
                 f"{self._place(name)} does not exist, and a pull request is checked by what is there",
                 hint="merge it on its own first; what the pull request itself brings is never used",
             )
-        return parse(data, self._place(name))
+        return data
 
     def _read(self, name: str, max_bytes: int) -> bytes | None:
         place = real_path(Path.cwd()) / name

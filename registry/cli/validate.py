@@ -10,7 +10,7 @@ from typing import Self
 
 import click
 
-from ...files.reading import read_bounded, real_path
+from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
 from ...inspection.report import FORMATS, Places, Setting, find_root, format_report
 from ...inspection.rules.all_rules import all_rules, find_rule
@@ -22,7 +22,7 @@ from ...schemas.report import Outcome, Purpose, Report
 from ..face import Registry
 from ..workflows.changed_adapters import select_changed
 from ..workflows.companion_sources import Companion, base_names, inspect_companion
-from ..workflows.review_files import BaselineFile, LockFile, write_baseline, write_lock
+from ..workflows.review_files import BaselineFile, LockFile, own_files, write_baseline, write_lock
 from ..workflows.validation import ValidateOptions, find_adapters, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
@@ -178,7 +178,7 @@ def command(
         follow_links=follow_links,
         trust_tensors=trust_tensors,
         jobs=jobs,
-        own_files=review.own_files,
+        own_files=own_files(review.files),
     )
     selection = None
     if since is None:
@@ -238,11 +238,6 @@ class _Review:
     def files(self) -> tuple[Path, ...]:
         """The files that there are."""
         return tuple(path for path in (self.baseline, self.lock) if path is not None)
-
-    @property
-    def own_files(self) -> frozenset[Path]:
-        """The real paths of the files."""
-        return frozenset(real_path(path.parent) / path.name for path in self.files)
 
     def read_baseline(self) -> BaselineFile | None:
         """Return the baseline that findings are compared with."""
