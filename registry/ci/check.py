@@ -168,7 +168,7 @@ class _Trusted:
         data = self._read(name, max_bytes)
         if data is None:
             raise UsageError(
-                f"{self._place(name)} does not exist, and a pull request is checked by what is there",
+                f"`{name}` of `{self.commit[:12]}` does not exist, and a pull request is checked by what is there",
                 hint="merge it on its own first; what the pull request itself brings is never used",
             )
         return data
@@ -181,7 +181,7 @@ class _Trusted:
         return self.repository.read_file(self.commit, place.relative_to(root).as_posix(), max_bytes)
 
     def _place(self, name: str) -> str:
-        return f"`{name}` of `{self.commit[:12]}`"
+        return f"{name} of {self.commit[:12]}"
 
 
 def _refuse_changed_companions(wishes: Wishes, changes: Changes) -> None:
