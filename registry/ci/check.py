@@ -28,7 +28,7 @@ from ..workflows.changed_adapters import (
     refuse_left_out,
     select_changed,
 )
-from ..workflows.companion_sources import Companion, base_names, inspect_companion
+from ..workflows.companion_sources import base_names, inspect_companions
 from ..workflows.review_files import BaselineFile, LockFile, own_files
 from ..workflows.validation import ValidateOptions, validate
 from ..workspace import Workspace
@@ -112,13 +112,10 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
         adapters = list(chain(*find_with_changed(paths, proposed)))
     else:
         adapters = find_present(paths)
-    companions: dict[str, Companion] = {}
-    for text in wishes.companions:
-        companions |= inspect_companion(workspace, text)
     report = validate(
         adapters,
         options,
-        companions=companions,
+        companions=inspect_companions(workspace, wishes.companions),
         name_of_base=base_names(workspace),
         selection=selection,
     )
@@ -168,7 +165,8 @@ class _Trusted:
         data = self._read(name, max_bytes)
         if data is None:
             raise UsageError(
-                f"`{name}` of `{self.commit[:12]}` does not exist, and a pull request is checked by what is there",
+                f"`{name}` of `{self.commit[:12]}` does not exist, and a pull request is checked by "
+                "what is there",
                 hint="merge it on its own first; what the pull request itself brings is never used",
             )
         return data

@@ -21,7 +21,7 @@ from ...schemas.policy import MAX_POLICY_BYTES, Policy
 from ...schemas.report import Outcome, Purpose, Report
 from ..face import Registry
 from ..workflows.changed_adapters import select_changed
-from ..workflows.companion_sources import Companion, base_names, inspect_companion
+from ..workflows.companion_sources import base_names, inspect_companions
 from ..workflows.review_files import BaselineFile, LockFile, own_files, write_baseline, write_lock
 from ..workflows.validation import ValidateOptions, find_adapters, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
@@ -191,7 +191,7 @@ def command(
     report = validate(
         adapters,
         options,
-        companions=_open_companions(registry, companions),
+        companions=inspect_companions(registry, companions),
         name_of_base=base_names(registry),
         selection=selection,
         keep=review.accepted.__setitem__ if write_lock else None,
@@ -257,13 +257,6 @@ class _Review:
         if self.writes_baseline and self.baseline is not None:
             return write_baseline(self.baseline, report)
         return report
-
-
-def _open_companions(registry: Registry, sources: tuple[str, ...]) -> dict[str, Companion]:
-    found: dict[str, Companion] = {}
-    for source in sources:
-        found |= inspect_companion(registry, source)
-    return found
 
 
 def _read_list(path: Path) -> list[Path]:
