@@ -77,6 +77,16 @@ class Checked:
     docs_url: str | None = None
 
 
+def pushed_from(before: str | None) -> str | None:
+    """Return the commit that a pushed branch had before; None for a new branch or a replaced history."""
+    if not before or not before.strip("0"):
+        return None
+    try:
+        return Repository.find(Path.cwd(), is_trusted=True).commit_of(before)
+    except UsageError:
+        return None
+
+
 def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) -> Checked:
     """Validate the adapters of the current folder that a pull request changes.
 
