@@ -20,7 +20,7 @@ from ...schemas.finding import Severity
 from ...schemas.lock import MAX_LOCK_BYTES, AdapterLock
 from ...schemas.names import FolderSource, parse_source
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
-from ...schemas.report import Purpose, Report
+from ...schemas.report import Purpose, Report, Selection
 from ..workflows.changed_adapters import (
     Changes,
     find_present,
@@ -98,7 +98,6 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
     """
     repository = Repository.find(Path.cwd(), is_trusted=True)
     trusted = _Trusted(repository, repository.commit_of(revisions.trusted))
-    since = (wishes.base or revisions.since) if wishes.changed_only else None
     options = ValidateOptions(
         purpose=wishes.purpose,
         fail_on=wishes.fail_on,
@@ -112,16 +111,8 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
     if revisions.is_proposal:
         proposed = Changes.since(repository, revisions.trusted, with_work_tree=False)
         _refuse_changed_companions(wishes, proposed)
-    settings = [Path(name) for name in (wishes.policy, wishes.baseline, wishes.lock) if name]
-    paths = [Path(path) for path in wishes.paths]
-    selection = None
-    if since is not None:
-        adapters, selection = select_changed(paths, since, settings=settings, checkout=repository)
-    elif proposed is not None:
-        refuse_left_out(paths, proposed, repository)
-        adapters = list(chain(*find_with_changed(paths, proposed)))
-    else:
-        adapters = find_present(paths)
+    since = (wishes.base or revisions.since) if wishes.changed_only else None
+    adapters, selection = _choose_adapters(wishes, since, proposed, repository)
     report = validate(
         adapters,
         options,
@@ -130,6 +121,19 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
         selection=selection,
     )
     return Checked(report, repository.root, tuple(_remarks(report, trusted, wishes)), wishes.docs_url)
+
+
+def _choose_adapters(
+    wishes: Wishes, since: str | None, proposed: Changes | None, repository: Repository
+) -> tuple[list[Path], Selection | None]:
+    paths = [Path(path) for path in wishes.paths]
+    if since is not None:
+        settings = [Path(name) for name in (wishes.policy, wishes.baseline, wishes.lock) if name]
+        return select_changed(paths, since, settings=settings, checkout=repository)
+    if proposed is not None:
+        refuse_left_out(paths, proposed, repository)
+        return list(chain(*find_with_changed(paths, proposed))), None
+    return find_present(paths), None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -18,7 +19,7 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.lock import LockedAdapter
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
-from ...schemas.report import Outcome, Purpose, Report
+from ...schemas.report import Outcome, Purpose, Report, Selection
 from ..face import Registry
 from ..workflows.changed_adapters import select_changed
 from ..workflows.companion_sources import base_names, inspect_companions
@@ -180,14 +181,8 @@ def command(
         jobs=jobs,
         own_files=own_files(review.files),
     )
-    selection = None
-    if since is None:
-        adapters = find_adapters(listed)
-    else:
-        settings = [path for path in (policy, *review.files) if path is not None]
-        adapters, selection = select_changed(listed, since, settings=settings)
-        for folder in selection.removed:
-            print_remark(f"`{folder}` has no adapter any more, since `{selection.commit[:12]}`")
+    settings = [path for path in (policy, *review.files) if path is not None]
+    adapters, selection = _choose_adapters(listed, since, settings)
     report = validate(
         adapters,
         options,
@@ -257,6 +252,17 @@ class _Review:
         if self.writes_baseline and self.baseline is not None:
             return write_baseline(self.baseline, report)
         return report
+
+
+def _choose_adapters(
+    listed: Sequence[Path], since: str | None, settings: Sequence[Path]
+) -> tuple[list[Path], Selection | None]:
+    if since is None:
+        return find_adapters(listed), None
+    adapters, selection = select_changed(listed, since, settings=settings)
+    for folder in selection.removed:
+        print_remark(f"`{folder}` has no adapter any more, since `{selection.commit[:12]}`")
+    return adapters, selection
 
 
 def _read_list(path: Path) -> list[Path]:
