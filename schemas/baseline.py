@@ -11,7 +11,7 @@ from .finding import RULE_CODE_PATTERN, Finding
 from .names import LocalPath
 
 MAX_BASELINE_BYTES = 64 << 20
-MAX_BASELINE_VALUES = 2_000_000
+_MAX_VALUES = 2_000_000
 
 
 class KnownFinding(Document):
@@ -41,3 +41,12 @@ class Baseline(Document):
     meteora_baseline: Literal[1]
     adapters: dict[LocalPath, tuple[KnownFinding, ...]] = Field(default_factory=dict)
     together: tuple[KnownFinding, ...] = ()
+
+    @classmethod
+    def read(cls, data: bytes, *, what: str) -> Self:
+        """Read a baseline.
+
+        Raises:
+            InvalidDocument: it is too large, not JSON, or not a baseline.
+        """
+        return cls.from_bytes(data, what=what, max_bytes=MAX_BASELINE_BYTES, max_values=_MAX_VALUES)

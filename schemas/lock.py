@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints
 
@@ -13,8 +13,8 @@ from .finding import Verdict
 from .names import LocalPath
 
 MAX_LOCK_BYTES = 64 << 20
-MAX_LOCK_VALUES = 2_000_000
 MAX_LOCKED_FILES = 10_000
+_MAX_VALUES = 2_000_000
 _COMMIT_PATTERN = r"^([0-9a-f]{40}|[0-9a-f]{64})$"
 CommitId = Annotated[str, StringConstraints(pattern=_COMMIT_PATTERN)]
 
@@ -37,6 +37,15 @@ class AdapterLock(Document):
 
     meteora_lock: Literal[1]
     adapters: dict[LocalPath, LockedAdapter] = Field(default_factory=dict)
+
+    @classmethod
+    def read(cls, data: bytes, *, what: str) -> Self:
+        """Read a lock.
+
+        Raises:
+            InvalidDocument: it is too large, not JSON, or not a lock.
+        """
+        return cls.from_bytes(data, what=what, max_bytes=MAX_LOCK_BYTES, max_values=_MAX_VALUES)
 
 
 def is_commit(text: str) -> bool:

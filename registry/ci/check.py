@@ -6,22 +6,21 @@ compared with. The adapters are those of the checkout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from ...files.git import Repository
 from ...files.reading import real_path
 from ...inspection.policy import check_policy
-from ...schemas.baseline import MAX_BASELINE_BYTES
+from ...schemas.baseline import MAX_BASELINE_BYTES, Baseline
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
-from ...schemas.lock import MAX_LOCK_BYTES
+from ...schemas.lock import MAX_LOCK_BYTES, AdapterLock
 from ...schemas.names import FolderSource, parse_source
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
-from ...schemas.report import Purpose, Report
+from ...schemas.report import Purpose, Report, Selection
 from ..workflows.changed_adapters import (
     Changes,
     find_present,
@@ -29,12 +28,10 @@ from ..workflows.changed_adapters import (
     refuse_left_out,
     select_changed,
 )
-from ..workflows.companion_sources import Companion, base_names, inspect_companion
-from ..workflows.review_files import BaselineFile, LockFile
+from ..workflows.companion_sources import base_names, inspect_companions
+from ..workflows.review_files import BaselineFile, LockFile, own_files
 from ..workflows.validation import ValidateOptions, validate
 from ..workspace import Workspace
-
-Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +77,16 @@ class Checked:
     docs_url: str | None = None
 
 
+def pushed_from(before: str | None) -> str | None:
+    """Return the commit that a pushed branch had before; None for a new branch or a replaced history."""
+    if not before or not before.strip("0"):
+        return None
+    try:
+        return Repository.find(Path.cwd(), is_trusted=True).commit_of(before)
+    except UsageError:
+        return None
+
+
 def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) -> Checked:
     """Validate the adapters of the current folder that a pull request changes.
 
@@ -91,7 +98,6 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
     """
     repository = Repository.find(Path.cwd(), is_trusted=True)
     trusted = _Trusted(repository, repository.commit_of(revisions.trusted))
-    since = (wishes.base or revisions.since) if wishes.changed_only else None
     options = ValidateOptions(
         purpose=wishes.purpose,
         fail_on=wishes.fail_on,
@@ -99,35 +105,35 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
         baseline=trusted.read_baseline(wishes.baseline) if wishes.baseline else None,
         lock=trusted.read_lock(wishes.lock) if wishes.lock else None,
         jobs=wishes.jobs,
-        own_files=frozenset(
-            real_path(Path.cwd()) / name for name in (wishes.baseline, wishes.lock) if name is not None
-        ),
+        own_files=own_files(Path(name) for name in (wishes.baseline, wishes.lock) if name),
     )
     proposed = None
     if revisions.is_proposal:
         proposed = Changes.since(repository, revisions.trusted, with_work_tree=False)
         _refuse_changed_companions(wishes, proposed)
-    settings = [Path(name) for name in (wishes.policy, wishes.baseline, wishes.lock) if name]
-    paths = [Path(path) for path in wishes.paths]
-    selection = None
-    if since is not None:
-        adapters, selection = select_changed(paths, since, settings=settings, checkout=repository)
-    elif proposed is not None:
-        refuse_left_out(paths, proposed, repository)
-        adapters = list(chain(*find_with_changed(paths, proposed)))
-    else:
-        adapters = find_present(paths)
-    companions: dict[str, Companion] = {}
-    for text in wishes.companions:
-        companions |= inspect_companion(workspace, text)
+    since = (wishes.base or revisions.since) if wishes.changed_only else None
+    adapters, selection = _choose_adapters(wishes, since, proposed, repository)
     report = validate(
         adapters,
         options,
-        companions=companions,
+        companions=inspect_companions(workspace, wishes.companions),
         name_of_base=base_names(workspace),
         selection=selection,
     )
     return Checked(report, repository.root, tuple(_remarks(report, trusted, wishes)), wishes.docs_url)
+
+
+def _choose_adapters(
+    wishes: Wishes, since: str | None, proposed: Changes | None, repository: Repository
+) -> tuple[list[Path], Selection | None]:
+    paths = [Path(path) for path in wishes.paths]
+    if since is not None:
+        settings = [Path(name) for name in (wishes.policy, wishes.baseline, wishes.lock) if name]
+        return select_changed(paths, since, settings=settings, checkout=repository)
+    if proposed is not None:
+        refuse_left_out(paths, proposed, repository)
+        return list(chain(*find_with_changed(paths, proposed))), None
+    return find_present(paths), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +150,7 @@ class _Trusted:
             UsageError: there is none.
             InvalidDocument: it is malformed.
         """
-        policy = self._require(name, MAX_POLICY_BYTES, lambda data, what: Policy.from_toml(data, what=what))
+        policy = Policy.from_toml(self._require(name, MAX_POLICY_BYTES), what=self._place(name))
         check_policy(policy)
         return policy
 
@@ -155,10 +161,8 @@ class _Trusted:
             UsageError: there is none.
             InvalidDocument: it is malformed.
         """
-        folder = Path(name).parent
-        return self._require(
-            name, MAX_LOCK_BYTES, lambda data, what: LockFile.parse(data, folder=folder, what=what)
-        )
+        lock = AdapterLock.read(self._require(name, MAX_LOCK_BYTES), what=self._place(name))
+        return LockFile(Path(name).parent, lock)
 
     def read_baseline(self, name: str) -> BaselineFile | None:
         """Return the baseline, as if it were in its place; None if nothing is known there.
@@ -169,16 +173,17 @@ class _Trusted:
         data = self._read(name, MAX_BASELINE_BYTES)
         if data is None:
             return None
-        return BaselineFile.parse(data, folder=Path(name).parent, what=self._place(name))
+        return BaselineFile(Path(name).parent, Baseline.read(data, what=self._place(name)))
 
-    def _require(self, name: str, max_bytes: int, parse: Callable[[bytes, str], Read]) -> Read:
+    def _require(self, name: str, max_bytes: int) -> bytes:
         data = self._read(name, max_bytes)
         if data is None:
             raise UsageError(
-                f"{self._place(name)} does not exist, and a pull request is checked by what is there",
+                f"`{name}` of `{self.commit[:12]}` does not exist, and a pull request is checked by "
+                "what is there",
                 hint="merge it on its own first; what the pull request itself brings is never used",
             )
-        return parse(data, self._place(name))
+        return data
 
     def _read(self, name: str, max_bytes: int) -> bytes | None:
         place = real_path(Path.cwd()) / name
@@ -188,7 +193,7 @@ class _Trusted:
         return self.repository.read_file(self.commit, place.relative_to(root).as_posix(), max_bytes)
 
     def _place(self, name: str) -> str:
-        return f"`{name}` of `{self.commit[:12]}`"
+        return f"{name} of {self.commit[:12]}"
 
 
 def _refuse_changed_companions(wishes: Wishes, changes: Changes) -> None:

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
 
-from ...files.git import Repository
 from ...files.reading import read_bounded
 from ...schemas.document import load_json
 from ...schemas.errors import SourceUnreadable, UsageError
 from ...schemas.github import MAX_COMMENT_CHARACTERS, MAX_EVENT_BYTES, MAX_SUMMARY_BYTES, Event
 from ...schemas.names import check_repository
 from ...schemas.report import Outcome
-from .check import Checked, Revisions
+from .check import Checked, Revisions, pushed_from
 from .github_comment import Kept, Thread
 from .pages import render, render_page, shorten, size_in_bytes
 
-_NO_COMMIT = re.compile(r"0+")
 _NOT_IN_A_MARK = re.compile(r"[^A-Za-z0-9_]+")
 # A comment and a summary may have something of others before and behind them.
 _ROOM = 1024
@@ -68,17 +66,7 @@ class GitHubJob:
             return Revisions(trusted=request.base.sha, since=request.base.sha, is_proposal=True)
         if (group := self.event.merge_group) is not None:
             return Revisions(trusted=group.base_sha, since=group.base_sha, is_proposal=True)
-        return Revisions(trusted="HEAD", since=self._pushed_from())
-
-    def _pushed_from(self) -> str | None:
-        before = self.event.before
-        if not before or _NO_COMMIT.fullmatch(before):
-            return None
-        try:
-            return Repository.find(Path.cwd(), is_trusted=True).commit_of(before)
-        except UsageError:
-            # A branch that was made anew, or whose history was replaced.
-            return None
+        return Revisions(trusted="HEAD", since=pushed_from(self.event.before))
 
     def write_files(self, checked: Checked) -> None:
         """Write SARIF and JSON beside the job's other files, the outputs of the step, and the summary.

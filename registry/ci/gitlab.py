@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...files.writing import write_whole
 from ...schemas.errors import UsageError
-from .check import Checked, Revisions
+from .check import Checked, Revisions, pushed_from
 from .pages import render
 
 JUNIT_FILE = "meteora-junit.xml"
 QUALITY_FILE = "gl-code-quality-report.json"
-_NO_COMMIT = re.compile(r"0*")
 
 
 def read_revisions(environment: Mapping[str, str]) -> Revisions:
@@ -31,8 +29,7 @@ def read_revisions(environment: Mapping[str, str]) -> Revisions:
         # The tip of the target, and not where the branch left it: an older policy may be laxer.
         tip = f"refs/remotes/origin/{target}"
         return Revisions(trusted=tip, since=tip, is_proposal=True)
-    before = environment.get("CI_COMMIT_BEFORE_SHA", "")
-    return Revisions(trusted="HEAD", since=None if _NO_COMMIT.fullmatch(before) else before)
+    return Revisions(trusted="HEAD", since=pushed_from(environment.get("CI_COMMIT_BEFORE_SHA")))
 
 
 def write_reports(checked: Checked, folder: Path) -> None:

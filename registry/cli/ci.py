@@ -35,9 +35,10 @@ def _lines(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _option(name: str, **facts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    variable = "METEORA_CI_" + name.removeprefix("--").split("/")[0].replace("-", "_").upper()
-    return click.option(name, envvar=variable, show_envvar=True, **facts)
+def _option(flag: str, *names: str, **facts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return an option that a variable named after its flag can set, too."""
+    variable = "METEORA_CI_" + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, *names, envvar=variable, show_envvar=True, **facts)
 
 
 _OPTIONS = (
@@ -50,11 +51,9 @@ _OPTIONS = (
         help="Only adapters with files that the pull request changes.",
     ),
     _option("--base", metavar="REF", help="Where changes count from, in place of the host's answer."),
-    click.option(
+    _option(
         "--with",
         "companions",
-        envvar="METEORA_CI_WITH",
-        show_envvar=True,
         default="",
         callback=_lines,
         help="Bundles or adapters to stay compatible with, one a line.",
@@ -62,11 +61,9 @@ _OPTIONS = (
     _option("--policy", metavar="PATH", help="The policy, in the base revision."),
     _option("--baseline", metavar="PATH", help="The known findings, in the base revision."),
     _option("--lock", metavar="PATH", help="The reviewed bytes, in the base revision; others are refused."),
-    click.option(
+    _option(
         "--for",
         "purpose",
-        envvar="METEORA_CI_FOR",
-        show_envvar=True,
         type=click.Choice([purpose.value for purpose in Purpose]),
         default=Purpose.USE.value,
         show_default=True,
@@ -105,19 +102,15 @@ def _check_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("github", epilog=examples("ci github --policy policy.toml --with org/bundle@v2"))
 @_check_options
-@click.option(
+@_option(
     "--comment",
-    envvar="METEORA_CI_COMMENT",
-    show_envvar=True,
     type=bool,
     default=True,
     show_default=True,
     help="Keep one comment of the pull request up to date, where GITHUB_TOKEN may.",
 )
-@click.option(
+@_option(
     "--comment-author",
-    envvar="METEORA_CI_COMMENT_AUTHOR",
-    show_envvar=True,
     default=_BOTS,
     show_default=True,
     help="The account that GITHUB_TOKEN belongs to.",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import click
 
-from ...files.reading import read_bounded, real_path
+from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
 from ...inspection.report import FORMATS, Places, Setting, find_root, format_report
 from ...inspection.rules.all_rules import all_rules, find_rule
@@ -18,11 +19,11 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.lock import LockedAdapter
 from ...schemas.policy import MAX_POLICY_BYTES, Policy
-from ...schemas.report import Outcome, Purpose, Report
+from ...schemas.report import Outcome, Purpose, Report, Selection
 from ..face import Registry
 from ..workflows.changed_adapters import select_changed
-from ..workflows.companion_sources import Companion, base_names, inspect_companion
-from ..workflows.review_files import BaselineFile, LockFile, write_baseline, write_lock
+from ..workflows.companion_sources import base_names, inspect_companions
+from ..workflows.review_files import BaselineFile, LockFile, own_files, write_baseline, write_lock
 from ..workflows.validation import ValidateOptions, find_adapters, validate
 from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
@@ -178,20 +179,14 @@ def command(
         follow_links=follow_links,
         trust_tensors=trust_tensors,
         jobs=jobs,
-        own_files=review.own_files,
+        own_files=own_files(review.files),
     )
-    selection = None
-    if since is None:
-        adapters = find_adapters(listed)
-    else:
-        settings = [path for path in (policy, *review.files) if path is not None]
-        adapters, selection = select_changed(listed, since, settings=settings)
-        for folder in selection.removed:
-            print_remark(f"`{folder}` has no adapter any more, since `{selection.commit[:12]}`")
+    settings = [path for path in (policy, *review.files) if path is not None]
+    adapters, selection = _choose_adapters(listed, since, settings)
     report = validate(
         adapters,
         options,
-        companions=_open_companions(registry, companions),
+        companions=inspect_companions(registry, companions),
         name_of_base=base_names(registry),
         selection=selection,
         keep=review.accepted.__setitem__ if write_lock else None,
@@ -239,11 +234,6 @@ class _Review:
         """The files that there are."""
         return tuple(path for path in (self.baseline, self.lock) if path is not None)
 
-    @property
-    def own_files(self) -> frozenset[Path]:
-        """The real paths of the files."""
-        return frozenset(real_path(path.parent) / path.name for path in self.files)
-
     def read_baseline(self) -> BaselineFile | None:
         """Return the baseline that findings are compared with."""
         if self.baseline is None or (self.writes_baseline and not self.baseline.exists()):
@@ -264,11 +254,15 @@ class _Review:
         return report
 
 
-def _open_companions(registry: Registry, sources: tuple[str, ...]) -> dict[str, Companion]:
-    found: dict[str, Companion] = {}
-    for source in sources:
-        found |= inspect_companion(registry, source)
-    return found
+def _choose_adapters(
+    listed: Sequence[Path], since: str | None, settings: Sequence[Path]
+) -> tuple[list[Path], Selection | None]:
+    if since is None:
+        return find_adapters(listed), None
+    adapters, selection = select_changed(listed, since, settings=settings)
+    for folder in selection.removed:
+        print_remark(f"`{folder}` has no adapter any more, since `{selection.commit[:12]}`")
+    return adapters, selection
 
 
 def _read_list(path: Path) -> list[Path]:

@@ -58,15 +58,22 @@ def _has_catalog(workspace: Workspace) -> bool:
         return False
 
 
-def inspect_companion(workspace: Workspace, text: str) -> dict[str, Companion]:
-    """Inspect the adapter, or the members of the bundle, that a SOURCE names; return them by name.
+def inspect_companions(workspace: Workspace, sources: Iterable[str]) -> dict[str, Companion]:
+    """Inspect the adapters and the members of bundles that SOURCEs name; return them by name.
 
     Raises:
-        UsageError: it is malformed, or a repository with several adapters.
+        UsageError: one is malformed, or a repository with several adapters.
         NotInCatalog: nothing is catalogued under that name.
         SourceUnreadable, InvalidDocument, AdapterRefused: its files cannot be read.
         HubRefused, HubUnavailable, HubMismatch: they cannot be had.
     """
+    found: dict[str, Companion] = {}
+    for source in sources:
+        found |= _inspect(workspace, source)
+    return found
+
+
+def _inspect(workspace: Workspace, text: str) -> dict[str, Companion]:
     name_of_base = base_names(workspace)
     match parse_source(text):
         case FolderSource(path):

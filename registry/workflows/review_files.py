@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from ...files.reading import own_place, read_bounded, real_path
 from ...files.writing import write_whole
-from ...schemas.baseline import MAX_BASELINE_BYTES, MAX_BASELINE_VALUES, Baseline, KnownFinding
+from ...schemas.baseline import MAX_BASELINE_BYTES, Baseline, KnownFinding
 from ...schemas.errors import UsageError
 from ...schemas.finding import Finding
-from ...schemas.lock import MAX_LOCK_BYTES, MAX_LOCK_VALUES, AdapterLock, LockedAdapter
+from ...schemas.lock import MAX_LOCK_BYTES, AdapterLock, LockedAdapter
 from ...schemas.report import AdapterReport, Outcome, Report
 
 Entry = TypeVar("Entry")
@@ -36,19 +36,8 @@ class BaselineFile:
             SourceUnreadable: it cannot be read.
             InvalidDocument: it is not a baseline.
         """
-        return cls.parse(read_bounded(path, MAX_BASELINE_BYTES), folder=path.parent, what=str(path))
-
-    @classmethod
-    def parse(cls, data: bytes, *, folder: Path, what: str) -> BaselineFile:
-        """Read a baseline whose paths start from a folder.
-
-        Raises:
-            InvalidDocument: it is not a baseline.
-        """
-        baseline = Baseline.from_bytes(
-            data, what=what, max_bytes=MAX_BASELINE_BYTES, max_values=MAX_BASELINE_VALUES
-        )
-        return cls(folder, baseline)
+        data = read_bounded(path, MAX_BASELINE_BYTES)
+        return cls(path.parent, Baseline.read(data, what=str(path)))
 
     def of(self, path: Path) -> frozenset[KnownFinding]:
         """Return the known findings of an adapter."""
@@ -75,21 +64,17 @@ class LockFile:
             SourceUnreadable: it cannot be read.
             InvalidDocument: it is not a lock.
         """
-        return cls.parse(read_bounded(path, MAX_LOCK_BYTES), folder=path.parent, what=str(path))
-
-    @classmethod
-    def parse(cls, data: bytes, *, folder: Path, what: str) -> LockFile:
-        """Read a lock whose paths start from a folder.
-
-        Raises:
-            InvalidDocument: it is not a lock.
-        """
-        lock = AdapterLock.from_bytes(data, what=what, max_bytes=MAX_LOCK_BYTES, max_values=MAX_LOCK_VALUES)
-        return cls(folder, lock)
+        data = read_bounded(path, MAX_LOCK_BYTES)
+        return cls(path.parent, AdapterLock.read(data, what=str(path)))
 
     def find(self, path: Path) -> LockedAdapter | None:
         """Return the entry of an adapter, None if there is none."""
         return self.lock.adapters.get(name_below(path, self.folder) or "")
+
+
+def own_files(paths: Iterable[Path]) -> frozenset[Path]:
+    """Return the real places of such files, which are not part of an adapter in the same folder."""
+    return frozenset(real_path(path.parent) / path.name for path in paths)
 
 
 def split_known(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -135,3 +136,12 @@ def test_environment_that_is_not_that_of_a_job_is_refused_in_words(
     done = job(changes)
     assert message in done.stderr
     assert "defect" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"), [("POLICY", "known.json"), ("BASELINE", "policy.toml"), ("LOCK", "policy.toml")]
+)
+def test_malformed_file_of_the_base_is_named_with_its_commit(job: Job, setting: str, name: str) -> None:
+    done = job({f"METEORA_CI_{setting}": name})
+    assert done.returncode == 1
+    assert re.search(rf"error: `{re.escape(name)} of [0-9a-f]{{12}}` is not ", done.stderr), done.stderr

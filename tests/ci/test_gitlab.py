@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+import pytest
 import yaml
 
 from meteora_registry.registry.ci.gitlab import JUNIT_FILE, QUALITY_FILE
@@ -116,6 +117,23 @@ def test_adapter_that_cannot_be_read_is_a_blocker(machine: Runner, team: GitRepo
     assert [each["severity"] for each in quality(machine) if each["check_name"] == "unreadable"] == [
         "blocker"
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [("feature~1", 0), ("0" * 40, 1), ("f" * 40, 1)],
+    ids=["push", "new branch", "force push"],
+)
+def test_push_counts_changes_from_what_was_there_before(
+    machine: Runner, team: GitRepository, before: str, code: int
+) -> None:
+    make_adapter(team.folder / "adapters" / "new", seed=9)
+    team.commit()
+    commit = team.git("rev-parse", before) if "~" in before else before
+    done = check(machine, team, CI_MERGE_REQUEST_TARGET_BRANCH_NAME="", CI_COMMIT_BEFORE_SHA=commit)
+    # Only where all adapters are checked, the broken one of the team is among them.
+    assert done.code == code, done.err
+    assert ("; 3 unchanged" in done.out) == (code == 0)
 
 
 def test_job_elsewhere_is_refused_in_words(machine: Runner, team: GitRepository) -> None:
