@@ -29,7 +29,7 @@ from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
 from .json_output import mask
 from .output import print_line, print_remark
-from .parameters import base_folder_option, follow_links_option, pass_registry
+from .parameters import base_folder_option, follow_links_option, format_choice, pass_registry
 
 EXIT_CODES = {
     Outcome.ACCEPTED: DONE,
@@ -103,14 +103,7 @@ _URL = re.compile(r"https?://[A-Za-z0-9._~:/@%+-]+")
 )
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Adapters at once.")
 @click.option("--list", "list_file", type=click.Path(path_type=Path), help="A file with one path a line.")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(list(FORMATS)),
-    default="text",
-    show_default=True,
-    help="How the report on stdout is written.",
-)
+@format_choice(FORMATS, text="How the report on stdout is written.")
 @click.option(
     "--relative-to",
     "root",
