@@ -1,4 +1,4 @@
-"""Which adapters the action checks on a pull request: nothing that it brings hides one of them."""
+"""The adapters that the action checks on a pull request: nothing in it hides one of them."""
 
 from __future__ import annotations
 
