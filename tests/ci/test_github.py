@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from support.ci_jobs import ACTION, Done, Runner
+from meteora_registry.files.digests import hash_file
+from support.ci_jobs import ACTION, CHECK, Runner, check
 from support.github_api import BOT, READER, WRITER, Api
 from support.repositories import GitRepository
 from support.small_adapters import make_adapter
-
-CHECK = 1
-
-
-def check(machine: Runner, team: GitRepository, api: Api, *, token: str = WRITER, **inputs: str) -> Done:
-    """Check what the branch changes, as a pull request."""
-    return machine.run_step(CHECK, machine.pull_request(team, api_url=api.url), token=token, **inputs)
 
 
 def test_good_adapter_is_accepted_and_explained(machine: Runner, team: GitRepository, api: Api) -> None:
@@ -30,8 +24,7 @@ def test_good_adapter_is_accepted_and_explained(machine: Runner, team: GitReposi
     assert done.code == 0, done.err
     assert done.outputs["outcome"] == "accepted"
     assert json.loads(Path(done.outputs["sarif"]).read_text())["version"] == "2.1.0"
-    report = json.loads(Path(done.outputs["report"]).read_text())
-    assert [each["name"] for each in report["adapters"]] == ["adapters/new"]
+    assert [each["name"] for each in done.report["adapters"]] == ["adapters/new"]
     (comment,) = api.bodies()
     assert comment.startswith("<!-- meteora-registry validate adapters -->\n")
     for page in (comment, done.summary):
@@ -113,7 +106,7 @@ def test_token_that_may_not_write_leaves_the_summary(
     assert done.code == 1
     assert "MR112" in done.summary
     assert api.bodies() == []
-    assert (remark or "comment") in done.err if remark else "comment" not in done.err
+    assert remark in done.err if remark else "comment" not in done.err
     assert not token or token not in done.out + done.err + done.summary
 
 
@@ -135,8 +128,6 @@ def test_pull_request_that_lets_its_own_adapter_through_is_refused(
     (team.folder / "known.json").write_text(
         json.dumps({"meteora_baseline": 1, "adapters": {"adapters/hostile": known}})
     )
-    from meteora_registry.files.digests import hash_file
-
     entry = {
         "files": {path.name: hash_file(path) for path in hostile.iterdir()},
         "verdict": {"sound": True, "fusable": True},
@@ -150,10 +141,9 @@ def test_pull_request_that_lets_its_own_adapter_through_is_refused(
     settings = {"policy": "policy.toml", "baseline": "known.json", "lock": "adapters.lock"}
     done = check(machine, team, api, **settings)
     assert done.code == 1
-    report = json.loads(Path(done.outputs["report"]).read_text())
     # A change of any of the three has every adapter checked.
-    assert len(report["adapters"]) == 4
-    (judged,) = [each for each in report["adapters"] if each["name"] == "adapters/hostile"]
+    assert len(done.report["adapters"]) == 4
+    (judged,) = [each for each in done.report["adapters"] if each["name"] == "adapters/hostile"]
     assert judged["known"] == []
     assert {each["code"] for each in judged["findings"]} >= {"MR112", "MR701", "MR707"}
     # With its own files it would pass.
@@ -161,12 +151,8 @@ def test_pull_request_that_lets_its_own_adapter_through_is_refused(
     team.git("checkout", "--quiet", "-B", "feature")
     (team.folder / "adapters" / "hostile" / "README.md").write_text("")
     team.commit()
-    report = json.loads(
-        Path(
-            check(machine, team, api, policy="policy.toml", baseline="known.json").outputs["report"]
-        ).read_text()
-    )
-    assert [each["outcome"] for each in report["adapters"]] == ["accepted"]
+    done = check(machine, team, api, policy="policy.toml", baseline="known.json")
+    assert [each["outcome"] for each in done.report["adapters"]] == ["accepted"]
 
 
 @pytest.mark.parametrize(
@@ -181,8 +167,7 @@ def test_each_setting_comes_from_the_base_alone(
     (team.folder / names[setting]).unlink()
     team.commit()
     done = check(machine, team, api, paths="adapters/new", **{setting: names[setting]})
-    report = json.loads(Path(done.outputs["report"]).read_text())
-    assert {each["code"] for each in report["adapters"][0]["findings"]} == codes
+    assert {each["code"] for each in done.report["adapters"][0]["findings"]} == codes
     assert done.code == bool(codes)
 
 
@@ -210,134 +195,6 @@ def test_pull_request_that_changes_what_it_is_compared_with_is_refused(
     done = check(machine, team, api, **{"for": "fuse", "with": "adapters/legal"})
     assert done.code == 2
     assert "the pull request changes `adapters/legal`" in done.err
-
-
-def test_repository_that_the_pull_request_brings_does_not_say_what_changed(
-    machine: Runner, team: GitRepository, api: Api
-) -> None:
-    make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0)
-    team.plant_bare_copy(team.folder / "adapters", "main")
-    team.commit()
-    done = check(machine, team, api, paths="adapters")
-    assert done.code == 1
-    assert "adapters/new: refused" in done.out
-
-
-def test_submodule_does_not_say_what_changed(machine: Runner, team: GitRepository, api: Api) -> None:
-    """A submodule may be a clone of the repository itself, at a commit from before the base."""
-    team.git("checkout", "--quiet", "-B", "main")
-    make_adapter(team.folder / "adapters" / "legal", seed=1, lora_alpha=0)
-    broken = team.commit("broken for a while")
-    make_adapter(team.folder / "adapters" / "legal", seed=1)
-    team.commit("mended")
-    team.git("checkout", "--quiet", "-B", "feature")
-    team.git("rm", "-r", "--quiet", "adapters")
-    local = ("-c", "protocol.file.allow=always")
-    team.git(*local, "submodule", "add", "--quiet", f"file://{team.folder}", "adapters")
-    team.git("-C", "adapters", "checkout", "--quiet", broken)
-    team.commit()
-    environment = machine.pull_request(team, api_url=api.url)
-    GitRepository(machine.workspace).git(*local, "submodule", "update", "--quiet", "--init")
-    done = machine.run_step(CHECK, environment, token=WRITER, paths="adapters")
-    assert done.code == 1, done.err
-    assert "adapters/adapters/legal: refused" in done.out
-
-
-@pytest.mark.parametrize("changed_only", ["true", "false"])
-@pytest.mark.parametrize(
-    "place",
-    [".hidden/new", "adapters/legal/nested", "/".join("abcdefghijklmnop")],
-    ids=["hidden", "nested", "deep"],
-)
-def test_adapter_in_an_unusual_place_is_found(
-    machine: Runner, team: GitRepository, api: Api, place: str, changed_only: str
-) -> None:
-    make_adapter(team.folder / place, seed=9, lora_alpha=0)
-    team.commit()
-    done = check(machine, team, api, changed_only=changed_only)
-    assert done.code == 1
-    assert f"{place}: refused" in done.out
-
-
-def test_attributes_that_break_an_unchanged_adapter_are_a_change_of_it(
-    machine: Runner, team: GitRepository, api: Api
-) -> None:
-    attributes = team.folder / "adapters" / ".gitattributes"
-    attributes.write_text("legal/adapter_config.json working-tree-encoding=UTF-16\n")
-    team.git("add", "adapters/.gitattributes")
-    team.git("commit", "--quiet", "--message", "other bytes in every checkout")
-    done = check(machine, team, api)
-    assert done.code == 1
-    assert "adapters/legal: refused" in done.out
-
-
-@pytest.mark.parametrize("changed_only", ["true", "false"])
-def test_submodule_that_is_not_checked_out_is_refused(
-    machine: Runner, team: GitRepository, api: Api, tmp_path: Path, changed_only: str
-) -> None:
-    inner = GitRepository(tmp_path / "inner")
-    make_adapter(inner.folder, seed=7, lora_alpha=0)
-    inner.commit()
-    local = ("-c", "protocol.file.allow=always")
-    team.git(*local, "submodule", "add", "--quiet", str(inner.folder), "adapters/new")
-    team.commit()
-    done = check(machine, team, api, paths="adapters", changed_only=changed_only)
-    assert done.code == 2
-    assert "`adapters/new` changed and is not in this checkout" in done.err
-    done = check(machine, team, api, paths="adapters/legal", changed_only=changed_only)
-    assert done.code == 0, done.err
-
-
-def test_adapter_that_a_sparse_checkout_lacks_is_refused(
-    machine: Runner, team: GitRepository, api: Api
-) -> None:
-    make_adapter(team.folder / "other" / "new", seed=7, lora_alpha=0)
-    make_adapter(team.folder / "adapters" / "new", seed=7)
-    team.commit()
-    environment = machine.pull_request(team, api_url=api.url)
-    GitRepository(machine.workspace).git("sparse-checkout", "set", "adapters")
-    done = machine.run_step(CHECK, environment, token=WRITER)
-    assert done.code == 2
-    assert "`other/new/adapter_config.json` changed and is not in this checkout" in done.err
-    assert machine.run_step(CHECK, environment, token=WRITER, paths="adapters").code == 0
-
-
-@pytest.mark.parametrize("changed_only", ["true", "false"])
-def test_adapter_behind_a_link_of_a_folder_is_looked_at(
-    machine: Runner, team: GitRepository, api: Api, changed_only: str
-) -> None:
-    team.git("checkout", "--quiet", "-B", "main")
-    make_adapter(team.folder / "archive" / "broken", seed=9, lora_alpha=0)
-    team.commit("outside of what is checked")
-    team.git("checkout", "--quiet", "-B", "feature")
-    links = {"one": "../archive/broken", "two": "one", "more": "../archive", "all": "..", "itself": "itself"}
-    for name, target in {**links, "outside": "/usr"}.items():
-        (team.folder / "adapters" / name).symlink_to(target)
-    team.commit()
-    done = check(machine, team, api, paths="adapters", changed_only=changed_only)
-    assert done.code == 1
-    report = json.loads(Path(done.outputs["report"]).read_text())
-    outcomes = {each["name"]: each["outcome"] for each in report["adapters"]}
-    assert [name for name in outcomes if outcomes[name] == "refused"] == [
-        *(["adapters/old"] if changed_only == "false" else []),
-        *(f"adapters/{name}" for name in ("more/broken", "one", "two")),
-    ]
-
-
-@pytest.mark.parametrize("changed_only", ["true", "false"])
-def test_link_to_nothing_is_not_an_adapter_that_is_gone(
-    machine: Runner, team: GitRepository, api: Api, changed_only: str
-) -> None:
-    """Where the adapter is used, the link may lead to something."""
-    new = team.folder / "adapters" / "new"
-    new.mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (new / name).symlink_to(f"/nowhere/{name}")
-    team.commit()
-    done = check(machine, team, api, paths="adapters/new", changed_only=changed_only)
-    assert done.code == 2
-    assert "adapters/new: unreadable" in done.out
-    assert "adapters/new" not in done.err
 
 
 def test_inputs_are_never_shell_text(machine: Runner, team: GitRepository, api: Api) -> None:
@@ -384,7 +241,7 @@ def test_long_report_is_shortened_where_a_host_has_a_limit(
     team.commit()
     done = check(machine, team, api)
     assert done.code == 1
-    assert len(json.loads(Path(done.outputs["report"]).read_text())["adapters"]) == 100
+    assert len(done.report["adapters"]) == 100
     (comment,) = api.bodies()
     assert 60_000 < len(comment) <= 65_536
     assert "This page is shortened" in comment
@@ -400,34 +257,6 @@ def test_workflow_with_the_rights_of_the_base_is_refused(
     assert done.code == 2
     assert "`pull_request_target`, which gives a stranger the rights of the base" in done.err
     assert api.requests == []
-
-
-def test_clone_without_the_base_is_explained(machine: Runner, team: GitRepository, api: Api) -> None:
-    make_adapter(team.folder / "adapters" / "new", seed=9)
-    team.commit()
-    done = machine.run_step(CHECK, machine.pull_request(team, api_url=api.url, depth=1), token=WRITER)
-    assert done.code == 2
-    assert "is not a commit of this repository" in done.err
-    assert "fetch-depth: 0" in done.err
-
-
-def test_changes_of_any_revision_can_be_asked_for(machine: Runner, team: GitRepository, api: Api) -> None:
-    make_adapter(team.folder / "adapters" / "new", seed=9)
-    team.commit()
-    done = check(machine, team, api, changed_only="false")
-    assert len(json.loads(Path(done.outputs["report"]).read_text())["adapters"]) == 4
-    done = check(machine, team, api, base="HEAD")
-    assert "; 4 unchanged" in done.summary
-
-
-def test_checkout_of_another_account_is_read(machine: Runner, team: GitRepository, api: Api) -> None:
-    """As in a container, where the runner checks out and the job is root, or the other way round."""
-    make_adapter(team.folder / "adapters" / "new", seed=9)
-    team.commit()
-    environment = machine.pull_request(team, api_url=api.url)
-    done = machine.run_step(CHECK, environment, owns_checkout=False, token=WRITER)
-    assert done.code == 0, done.err
-    assert "; 3 unchanged" in done.summary
 
 
 def test_ten_adapters_of_every_kind_go_through_all_of_it(
@@ -451,8 +280,7 @@ def test_ten_adapters_of_every_kind_go_through_all_of_it(
     team.commit()
     done = check(machine, team, api, policy="policy.toml", baseline="known.json")
     assert done.code == 2, "one cannot be read"
-    report = json.loads(Path(done.outputs["report"]).read_text())
-    outcomes = {Path(each["name"]).name: each["outcome"] for each in report["adapters"]}
+    outcomes = {Path(each["name"]).name: each["outcome"] for each in done.report["adapters"]}
     assert outcomes == {
         "<b>hostile`\x1b[31m": "accepted",
         "broken": "refused",
@@ -462,8 +290,8 @@ def test_ten_adapters_of_every_kind_go_through_all_of_it(
         "linked": "unreadable",
         "renamed": "accepted",
     }
-    assert report["selection"]["unchanged"] == 4
-    assert report["selection"]["removed"] == ["adapters/legal", "adapters/medical"]
+    assert done.report["selection"]["unchanged"] == 4
+    assert done.report["selection"]["removed"] == ["adapters/legal", "adapters/medical"]
     sarif = json.loads(Path(done.outputs["sarif"]).read_text())
     assert "MR112" in {each["ruleId"] for each in sarif["runs"][0]["results"]}
     (comment,) = api.bodies()

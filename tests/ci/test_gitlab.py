@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sysconfig
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
@@ -15,12 +14,12 @@ import yaml
 
 from meteora_registry.registry.ci.gitlab import JUNIT_FILE, QUALITY_FILE
 from support.ci_jobs import NO_INDEX, ROOT, Done, Runner, runner
+from support.program import PROGRAM
 from support.repositories import GitRepository
 from support.small_adapters import make_adapter
 
 JOB = yaml.safe_load((ROOT / "templates" / "gitlab-ci.yml").read_text())["validate-adapters"]
 FETCH = JOB["before_script"][-1]
-SCRIPTS = sysconfig.get_path("scripts")
 
 
 def check(
@@ -145,7 +144,7 @@ def test_job_elsewhere_is_refused_in_words(machine: Runner, team: GitRepository)
 def test_whole_job_installs_the_checker_and_checks(team: GitRepository) -> None:
     make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0)
     team.commit()
-    own = {"METEORA_REGISTRY_SOURCE": str(ROOT), "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
+    own = {"METEORA_REGISTRY_SOURCE": str(ROOT), "PATH": f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"}
     with runner() as machine:
         done = check(machine, team, before=JOB["before_script"], **NO_INDEX, **own)
         assert done.code == 1, done.err

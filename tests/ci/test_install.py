@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from support.ci_jobs import NO_INDEX, ROOT, runner
+from support.ci_jobs import CHECK, INSTALL, NO_INDEX, ROOT, runner
 from support.github_api import WRITER, Api
 from support.repositories import GitRepository
 from support.small_adapters import make_adapter
-
-INSTALL, CHECK = 0, 1
 
 
 def test_checker_is_installed_from_the_checkout_and_checks(team: GitRepository, api: Api) -> None:

@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 import yaml
 
+from support import warm
 from support.ci_jobs import ACTION, ROOT
+from support.program import PROGRAM
 from support.small_adapters import make_adapter
 
 PAGE = (ROOT / "docs" / "ci.md").read_text()
@@ -34,7 +35,7 @@ def test_steps_do_what_the_page_states(tmp_path: Path) -> None:
     place = tmp_path / "team"
     place.mkdir()
     environment = {
-        "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "METEORA": str(ROOT),
         "METEORA_HOME": str(tmp_path / "home"),
@@ -76,11 +77,8 @@ def test_policy_and_baseline_of_the_template_are_read(tmp_path: Path) -> None:
     place = shutil.copytree(TEMPLATE, tmp_path / "copy")
     make_adapter(place / "adapters" / "one", card=CARD)
     settings = ["--policy", "policy.toml", "--baseline", "known-findings.json"]
-    program = Path(sysconfig.get_path("scripts")) / "meteora-registry"
-    done = subprocess.run(
-        [program, "validate", "adapters", *settings], cwd=place, capture_output=True, check=False
-    )
-    assert done.returncode == 0
+    done = warm.run([PROGRAM, "validate", "adapters", *settings], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_hooks_of_the_template_are_a_valid_config() -> None:

@@ -21,12 +21,15 @@ from typing import Any
 
 import yaml
 
+from support.github_api import WRITER, Api
 from support.patience import PATIENCE_SECONDS
 from support.program import PROGRAM
 from support.repositories import GitRepository
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+# The places of the action's steps that have a script.
+INSTALL, CHECK = 0, 1
 # No requirement is fetched: the tests' own environment has all of them.
 NO_INDEX = {
     "PIP_NO_INDEX": "1",
@@ -54,6 +57,11 @@ class Done:
     err: str
     summary: str
     outputs: dict[str, str]
+
+    @property
+    def report(self) -> Any:
+        """The JSON report that the step names as an output."""
+        return json.loads(Path(self.outputs["report"]).read_text())
 
     @property
     def commands(self) -> list[tuple[str, str]]:
@@ -182,6 +190,11 @@ def runner() -> Iterator[Runner]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Runner(Path(name))
+
+
+def check(machine: Runner, team: GitRepository, api: Api, *, token: str = WRITER, **inputs: str) -> Done:
+    """Check what the branch ``feature`` changes, as a pull request."""
+    return machine.run_step(CHECK, machine.pull_request(team, api_url=api.url), token=token, **inputs)
 
 
 def _value_of(expression: str) -> str:
