@@ -1,4 +1,4 @@
-"""Real processes at a twentieth of their price: forked from a server that imported everything once.
+"""Real processes that start at once: forked from a server that imported everything once.
 
 Starting the program costs 0.4 to 1.3 seconds of processor time, almost all of it imports. A child of the
 server costs 0.02, and has an exit code, descriptors, signals and an environment of its own all the same. Only
