@@ -49,10 +49,12 @@ _COLUMNS = (
 @pass_registry
 def command(registry: Registry, *, as_json: bool) -> None:
     """List every adapter and bundle with its latest version."""
-    latest = registry.list_latest()
     if as_json:
-        print_json({"adapters": latest.adapters, "bundles": latest.bundles})
+        # Whole records: a table needs less, and reads it faster.
+        catalog = registry.catalog
+        print_json({"adapters": catalog.list_adapters(), "bundles": catalog.list_bundles()})
         return
+    latest = registry.list_latest()
     cells = [{_KIND: "adapter"} | describe_adapter(each) for each in latest.adapters]
     cells += map(_describe_bundle, latest.bundles)
     rows = [[each.get(column, EMPTY) for column in _COLUMNS] for each in cells]
