@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gates import measure
+from benchmarks.gates.figure import FIGURE, draw
 from benchmarks.gates.measure import Measurement, Sizes
 from benchmarks.gates.prompts import composites, pieces_of, prompt_of, response_of
 from benchmarks.gates.rows import by_task, interval_of, mean_of, read_rows, whole_of
@@ -109,6 +110,10 @@ def committed() -> dict[str, list[str]]:
 def test_page_has_what_the_committed_rows_say(committed: dict[str, list[str]], name: str) -> None:
     lines = committed[name]
     assert "\n".join([START.format(name), *lines, END]) in (ROOT / PAGE).read_text(encoding="utf-8")
+
+
+def test_figure_is_what_the_committed_rows_say() -> None:
+    assert (ROOT / FIGURE).read_text(encoding="utf-8") == draw(read_rows(ROOT / measure.ROWS))
 
 
 def test_oracle_of_one_item_is_its_adapter_alone(measured: Measurement, base: Path) -> None:
