@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..files.digests import hash_file
-from ..files.reading import real_path
+from ..files.reading import read_bounded, real_path
 from ..files.scratch import is_unfinished, staged_path
 from ..files.staging import check_new_folder, staged_folder
 from ..files.writing import write_whole
 from ..schemas import bundle as names
-from ..schemas.errors import MeteoraError, UsageError
+from ..schemas.errors import MeteoraError, SourceUnreadable, UsageError
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import FileRecord, Manifest
 from ..schemas.names import below
 from ..schemas.verification import VerificationRecord
+from .card_sections import is_same_card
 from .opened import Bundle
 
 # Where earlier versions wrote a record before it was whole; a process that died may have left it.
@@ -59,12 +60,20 @@ def check_listed(manifest: Manifest) -> list[str]:
 
 
 def check_card(folder: Path, manifest: Manifest) -> list[str]:
-    """Return how the card differs from the one that the manifest lists; empty if it is that one."""
+    """Return how the card differs from the one that the manifest lists; empty if it is that one.
+
+    Sections that ``push`` added do not count.
+    """
     listed = manifest.files.get(names.CARD_FILE)
     if listed is None:
         exists = (folder / names.CARD_FILE).exists()
         return ["the card was added after the bundle was made"] if exists else []
     found = _compare(folder, names.CARD_FILE, listed)
+    path = below(folder, names.CARD_FILE)
+    if found and path.is_file() and path.stat().st_size <= names.MAX_CARD_BYTES:
+        with suppress(SourceUnreadable):
+            if is_same_card(read_bounded(path, names.MAX_CARD_BYTES), listed.sha256):
+                return []
     return [f"the card was changed after the bundle was made: {each}" for each in found]
 
 

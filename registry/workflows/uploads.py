@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from ...bundle import Bundle
+from ...bundle.card_sections import EXAMPLES, render_examples, with_section
 from ...bundle.documents import check_documents
 from ...bundle.files import check_card, check_listed
 from ...bundle.signature import check_covers, has_signature, read_covered, read_signature
 from ...files.progress import Bytes, Progress, Step, silent
+from ...files.reading import read_bounded
 from ...fuser.licenses import combine_licenses
 from ...schemas.base_name import present_name
 from ...schemas.bundle import (
     CARD_FILE,
     CONFIG_FILE,
     MANIFEST_FILE,
+    MAX_CARD_BYTES,
     SIGNATURE_FILE,
     VERIFICATION_FILE,
     WEIGHTS_FILE,
 )
+from ...schemas.card_examples import MAX_EXAMPLES_BYTES, Example, parse_examples
 from ...schemas.digest import Digest
-from ...schemas.errors import BundleRefused, StoreDamaged, way_to_install
+from ...schemas.errors import BundleRefused, DataRefused, StoreDamaged, way_to_install
 from ...schemas.manifest import Manifest
 from ...schemas.names import below, check_file_name, is_repository
 from ...schemas.signers import SignedBy, SigningKey
@@ -60,6 +64,16 @@ class Upload:
     def size_of(self, paths: Iterable[str]) -> int:
         """Return the total size in bytes of some of its files."""
         return sum(self.digests[path].size_bytes for path in paths)
+
+
+def read_examples(path: Path) -> tuple[Example, ...]:
+    """Return the examples of a file for a bundle's card.
+
+    Raises:
+        SourceUnreadable: it cannot be read, or is too large.
+        DataRefused, InvalidDocument: a line has another shape.
+    """
+    return parse_examples(read_bounded(path, MAX_EXAMPLES_BYTES), str(path))
 
 
 def bundle_upload(
@@ -117,6 +131,24 @@ def bundle_upload(
         replaces=frozenset(),
         holds_bundle=True,
         signed_by=signed_by,
+    )
+
+
+def with_examples(upload: Upload, examples: Sequence[Example], scratch: Path) -> Upload:
+    """Return a bundle's upload with examples on its card; the card in the bundle's folder stays as it is.
+
+    Raises:
+        DataRefused: the bundle has no card, or its card has no place for them.
+    """
+    if CARD_FILE not in upload.files:
+        raise DataRefused(f"the bundle has no `{CARD_FILE}` to put examples on")
+    card = read_bounded(upload.files[CARD_FILE], MAX_CARD_BYTES)
+    path = scratch / CARD_FILE
+    path.write_bytes(with_section(card, EXAMPLES, render_examples(examples)))
+    return replace(
+        upload,
+        files={**upload.files, CARD_FILE: path},
+        digests={**upload.digests, CARD_FILE: digest_file(path)},
     )
 
 

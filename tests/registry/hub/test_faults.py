@@ -19,7 +19,7 @@ from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
 CASES = (*USUAL, *HOSTILE)
-DOCUMENT = Path(__file__).parents[3] / "docs" / "hub.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "hub-faults.md"
 
 
 def without_ids(text: str) -> str:

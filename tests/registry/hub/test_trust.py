@@ -215,6 +215,31 @@ def test_changed_card_is_a_warning_on_pull_and_asks_for_a_word_on_push(
     assert hub.repositories["org/bundle"].head.files["README.md"].data == (bundle / "README.md").read_bytes()
 
 
+def test_examples_go_on_the_card_and_are_not_an_edit_of_it(
+    hub: LoopbackHub, here: Workplace, bundle: Path
+) -> None:
+    (here.folder / "examples.jsonl").write_text('{"prompt": "What is 2?", "response": "two"}\n')
+    assert here.run("push", bundle, "org/bundle", "--examples", "examples.jsonl").code == 0
+    card = hub.repositories["org/bundle"].head.files["README.md"].data
+    assert b"```text\nWhat is 2?\n```" in card
+    pulled = here.run("pull", "org/bundle", "--out", "pulled")
+    assert (pulled.code, "the card was changed" in pulled.err) == (0, False)
+    assert (here.folder / "pulled" / "README.md").read_bytes() == card
+    assert here.run("push", "pulled", "org/bundle").out.startswith("nothing to do")
+    assert here.run("push", bundle, "org/bundle").code == 0
+    assert b"What is 2?" not in hub.repositories["org/bundle"].head.files["README.md"].data
+
+
+def test_examples_of_another_shape_send_nothing(hub: LoopbackHub, here: Workplace, bundle: Path) -> None:
+    (here.folder / "examples.jsonl").write_text('{"text": "from the data of a fit"}\n')
+    refused = here.run("push", bundle, "org/bundle", "--examples", "examples.jsonl")
+    assert refused.code == 1
+    assert refused.err == (
+        'error: `examples.jsonl`, line 1 has text, expected {"prompt": "...", "response": "..."}\n'
+    )
+    assert "org/bundle" not in hub.repositories
+
+
 def test_card_that_was_not_edited_goes_with_the_next_bundle(hub: LoopbackHub, here: Workplace) -> None:
     hub.create("org/bundle", GOLDEN / "arrow")
     assert here.run("push", GOLDEN / "normal", "org/bundle").code == 0
