@@ -24,7 +24,7 @@ SHOWN = {
     "weighted": "merged by PEFT's add_weighted_adapter",
     "base": "the base alone",
 }
-_OURS = "gate fit prompt k=1"
+OURS = "gate fit prompt k=1"
 _WIDTH, _ROW, _LEFT, _BAR = 760, 26, 330, 320
 
 
@@ -58,7 +58,7 @@ def _bar(place: int, way: str, row: Row) -> list[str]:
     middle = top + _ROW / 2
     low, high = (_LEFT + _BAR * bound for bound in interval_of(row))
     mean = mean_of(row)
-    colour = "#2f6db5" if way == _OURS else "#a9b8c9"
+    colour = "#2f6db5" if way == OURS else "#a9b8c9"
     text = middle + 4.5
     return [
         f'<text x="{_LEFT - 8}" y="{text}" text-anchor="end">{escape(SHOWN[way])}</text>',
