@@ -1,4 +1,4 @@
-"""What ``push`` adds to a bundle's card: bounded, shown as it is, and left out of the card's digest."""
+"""Sections that ``push`` adds to a bundle's card: bounded, shown as is, and left out of the card's digest."""
 
 from __future__ import annotations
 

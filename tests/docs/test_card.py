@@ -1,4 +1,4 @@
-"""The code on a bundle's card runs, and without its first line PEFT stops as the card says."""
+"""The code on a bundle's card runs, and without its first line PEFT stops as the card has it."""
 
 from __future__ import annotations
 

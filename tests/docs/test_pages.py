@@ -23,7 +23,7 @@ MEMBERS = ("legal", "medical")
 
 
 def anchors_of(page: Path) -> set[str]:
-    """The anchors of a page's headings, as code hosts make them; a repeated one gets a number."""
+    """Return the anchors of a page's headings, as code hosts make them; a repeated one gets a number."""
     found: dict[str, int] = {}
     for heading in re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -82,6 +82,7 @@ def test_commands_for_a_team_run_in_their_order(adapters: Path, postgres_catalog
     catalog, store, *commands = commands_of("team.md")
     assert catalog.startswith("export METEORA_CATALOG=postgresql://")
     assert store.startswith("export METEORA_STORE=/")
+    (adapters / "store").mkdir()
     environment = {
         "METEORA_HOME": str(adapters / "home"),
         "METEORA_CATALOG": postgres_catalog_url,
