@@ -112,6 +112,8 @@ def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
         findings=tuple(Finding.from_value(finding, what="finding") for finding in row.findings),
         tags=tuple(tag.tag for tag in row.tags),
         aliases=tuple(alias.alias for alias in row.aliases),
+        note=row.entry.note,
+        owner=row.entry.owner,
         created_at=row.created_at,
     )
 

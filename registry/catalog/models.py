@@ -440,7 +440,7 @@ class Trashed(Base):
 
 
 class TrashedRow(Base):
-    """A row of a removed version as an export writes it; ``sha256`` is that of a file in the content store."""
+    """A row of a removed version as an export writes it; ``sha256`` is a file's in the content store."""
 
     __tablename__ = "trash_rows"
     __table_args__ = (
@@ -489,6 +489,7 @@ versions = _tables["versions"]
 adapter_versions = _tables["adapter_versions"]
 adapter_files = _tables["adapter_files"]
 bundle_versions = _tables["bundle_versions"]
+bundle_members = _tables["bundle_members"]
 aliases = _tables["aliases"]
 tags = _tables["tags"]
 events = _tables["events"]
