@@ -165,12 +165,8 @@ def record_evaluation(
 
     Nothing is recorded if there is none.
     """
-    rows = session.scalars(
-        select(models.BundleVersion)
-        .where(bundle_versions.c.manifest_sha256 == manifest_sha256)
-        .order_by(models.BundleVersion.id)
-    ).all()
-    if not rows:
+    sources = find_manifest(session, manifest_sha256)
+    if not sources:
         return ()
     session.add(
         models.Evaluation(
@@ -180,9 +176,19 @@ def record_evaluation(
             summary=summary.model_dump(mode="json"),
         )
     )
-    for row in rows:
+    for source in sources:
         details = {"items": summary.items, "of_members": summary.of_members}
-        record_event(session, "evaluate", models.BUNDLE, row.entry.name, row.number, **details)
+        record_event(session, "evaluate", models.BUNDLE, source.name, source.version, **details)
+    return sources
+
+
+def find_manifest(session: Session, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
+    """Return every version with this manifest, the oldest first."""
+    rows = session.scalars(
+        select(models.BundleVersion)
+        .where(bundle_versions.c.manifest_sha256 == manifest_sha256)
+        .order_by(models.BundleVersion.id)
+    )
     return tuple(map(source_of, rows))
 
 

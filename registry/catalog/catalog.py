@@ -42,6 +42,7 @@ from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, t
 from .latest import read_latest
 from .query import AdapterQuery, Page
 from .records import (
+    TRASH_DAYS,
     AdapterSummary,
     AdapterVersion,
     Added,
@@ -60,7 +61,6 @@ from .revisions import HEAD_REVISION
 from .search import search
 
 Result = TypeVar("Result")
-TRASH_DAYS = 30
 KEPT_IN_TRASH = timedelta(days=TRASH_DAYS)
 
 
@@ -314,6 +314,10 @@ class Catalog(Closing):
             UsageError: a text is too long.
         """
         self._write(lambda session: entry_changes.edit(session, name, note=note, owner=owner))
+
+    def find_manifest(self, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
+        """Return every bundle version with this manifest, wherever it is, the oldest first."""
+        return self._read(lambda session: bundles.find_manifest(session, manifest_sha256))
 
     def record_evaluation(
         self, manifest_sha256: Digest, summary: EvaluationSummary

@@ -20,6 +20,9 @@ from ...schemas.names import CatalogSource
 from ...schemas.verification import Level, Outcome, VerificationRecord
 
 Kind = Literal["adapter", "bundle"]
+# How many days a removed version can be restored, unless others are asked for.
+TRASH_DAYS = 30
+MAX_TRASH_DAYS = 3650
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,9 +249,8 @@ class _Restoration:
     ) -> int:
         connection = self.session.connection()
         (own,) = rows["versions"]
-        version_id = connection.execute(
-            insert(versions).values(own | {"entry_id": entry.id, "number": number})
-        ).inserted_primary_key[0]
+        numbered = own | {"entry_id": entry.id, "number": number}
+        version_id = connection.scalar(insert(versions).values(numbered).returning(versions.c.id))
         for name in VERSION_TABLES:
             if name in ("versions", "aliases"):
                 continue
@@ -371,17 +370,21 @@ def _read(row: models.Trashed) -> dict[str, list[Row]]:
             if each.of_table == "bundle_members":
                 read[MEMBER] = each.content.get(MEMBER)
             found[each.of_table].append(read)
-        for name in ("versions", _FACTS[row.kind].name):
-            if len(found[name]) != 1:
-                raise ValueError(f"it has {len(found[name])} rows of `{name}`, expected one")
-        if found["versions"][0]["kind"] != row.kind:
-            raise ValueError("it is of another kind")
+        _check_has_facts(found, row.kind)
     except (ValueError, MeteoraError) as error:
         raise CatalogUnusable(
             f"what the trash has of `{_source_of(row)}` cannot be put back: {error}",
             hint=f"delete it with `meteora-registry remove {_source_of(row)} --for-good`",
         ) from error
     return found
+
+
+def _check_has_facts(found: dict[str, list[Row]], kind: str) -> None:
+    for name in ("versions", _FACTS[kind].name):
+        if len(found[name]) != 1:
+            raise ValueError(f"it has {len(found[name])} rows of `{name}`, expected one")
+    if found["versions"][0]["kind"] != kind:
+        raise ValueError("it is of another kind")
 
 
 def _check_is_new(session: Session, entry: models.Entry, number: int, kind: str, content: Row) -> None:

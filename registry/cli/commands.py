@@ -20,8 +20,12 @@ _ADAPTERS = {
     "history": Listed("Show the changes to one name, or to the whole catalog", ".history"),
     "tag": Listed("Attach tags to a version", ".labels", "tag"),
     "alias": Listed("Point an alias at a version", ".labels", "alias"),
+    "edit": Listed("State a note or an owner of an adapter or a bundle", ".labels", "edit"),
+    "rename": Listed("Give an adapter or a bundle another name", ".labels", "rename"),
     "adopt": Listed("Give a member of a pulled bundle a name of your own", ".adopt"),
-    "remove": Listed("Remove a version, or every version of a name", ".remove"),
+    "remove": Listed("Move a version, or every version of a name, to the trash", ".remove"),
+    "restore": Listed("Bring back what was removed", ".remove", "restore"),
+    "trash": Listed("List what was removed and can be restored", ".remove", "trash"),
     "refresh": Listed("Show which catalogued adapters changed on the Hub", ".refresh"),
     "search-hub": Listed("List adapters of a base on the Hub, and add the chosen ones", ".search_hub"),
 }

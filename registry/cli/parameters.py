@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -21,7 +21,11 @@ from ..face import Registry
 from ..home import CATALOG_FILE, Home
 from .output import print_remark
 
+if TYPE_CHECKING:
+    from ..catalog.catalog import Catalog
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
 # Where a command keeps that its tables are printed whole.
 _WIDE = "meteora_registry.wide"
 # Of tokens and items: more than any context or data set has, and what every document can hold.
@@ -32,16 +36,22 @@ def complete_name(
     context: click.Context, _parameter: click.Parameter, beginning: str
 ) -> list[CompletionItem]:
     """Return the names in the catalog that begin so, for the shell; nothing where it cannot be read."""
+    names: tuple[str, ...] = read_catalog(context, lambda catalog: catalog.list_names(beginning), default=())
+    return [CompletionItem(name) for name in names]
+
+
+def read_catalog(context: click.Context, read: Callable[[Catalog], Result], *, default: Result) -> Result:
+    """Return what a shell completes with, and the default where there is no catalog or it cannot be read."""
     stated = context.find_root().params
     try:
         home = Home.locate(stated.get("home"), stated.get("catalog"), stated.get("store"))
         if home.catalog_url is None and not (home.folder / CATALOG_FILE).exists():
-            return []
+            return default
         with Registry(home.named, home.catalog_url, home.store_url) as registry:
-            return [CompletionItem(name) for name in registry.catalog.list_names(beginning)]
+            return read(registry.catalog)
     # A shell shows whatever is printed in the middle of the line that is being typed.
     except (MeteoraError, OSError):
-        return []
+        return default
 
 
 def complete_folder(
