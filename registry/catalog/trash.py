@@ -173,14 +173,9 @@ def restore(session: Session, source: CatalogSource, name: str | None) -> Restor
     last = max(row.removed_at for row in found)
     work = _Restoration(session)
     chosen = sorted((row for row in found if row.removed_at == last), key=lambda row: row.number)
+    kind = cast(Kind, chosen[0].kind)
     restored = tuple(work.put_back(row, name) for row in chosen)
-    return Restored(
-        cast(Kind, chosen[0].kind),
-        restored,
-        tuple(work.members),
-        tuple(work.unlinked),
-        tuple(work.aliases_elsewhere),
-    )
+    return Restored(kind, restored, tuple(work.members), tuple(work.unlinked), tuple(work.aliases_elsewhere))
 
 
 def find_trash_problems(connection: Connection) -> Iterator[str]:
