@@ -236,6 +236,15 @@ class MeasuredEvaluation:
     summary: EvaluationSummary
 
 
+def find_leading(evaluations: Iterable[MeasuredEvaluation]) -> MeasuredEvaluation | None:
+    """Return the evaluation that counts: the largest that compares with the members, then the last."""
+    return max(
+        (each for each in evaluations if each.of_members is not None),
+        key=lambda each: (each.items, each.created_at),
+        default=None,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class BundleVersion(BundleFacts):
     """One catalogued bundle version, with the facts of the bundle; ``path`` is where it was last written.
@@ -265,11 +274,7 @@ class BundleVersion(BundleFacts):
     @property
     def evaluation(self) -> MeasuredEvaluation | None:
         """Return the evaluation that counts: the largest that compares with the members, then the last."""
-        return max(
-            (each for each in self.evaluations if each.of_members is not None),
-            key=lambda each: (each.items, each.created_at),
-            default=None,
-        )
+        return find_leading(self.evaluations)
 
 
 @dataclass(frozen=True, slots=True)

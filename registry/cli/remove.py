@@ -36,7 +36,8 @@ class TrashedSourceType(CatalogSourceType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Return the names and versions in the trash that begin so."""
-        found = read_catalog(ctx, lambda catalog: catalog.list_trash(), default=())
+        nothing: tuple[TrashedVersion, ...] = ()
+        found = read_catalog(ctx, lambda catalog: catalog.list_trash(), default=nothing)
         names = dict.fromkeys(text for each in found for text in (each.name, str(each.source)))
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
@@ -101,7 +102,10 @@ def _print_rest(removed: Removed, source: CatalogSource) -> None:
     if expires_at is not None:
         # In one removal of several, the name alone brings all of them back.
         back = versions[0] if len(versions) == 1 else source.name
-        print_remark(f"until {expires_at:%Y-%m-%d} `meteora-registry restore {back}` brings it back")
+        them = "it" if len(versions) == 1 else "them"
+        print_remark(
+            f"in the trash until {expires_at:%Y-%m-%d}: `meteora-registry restore {back}` brings {them} back"
+        )
     if removed.kept:
         print_remark(f"note: the bytes stay where they are: {removed.kept}")
         if isinstance(removed.kept, StillInUse):

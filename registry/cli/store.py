@@ -60,8 +60,8 @@ _USAGE_COLUMNS = (
 def gc(registry: Registry, *, dry_run: bool, grace_hours: float | None, as_json: bool) -> None:
     """Delete the blobs that nothing refers to.
 
-    What has been in the trash for its days goes first. Also deletes what interrupted commands left. Nothing is deleted while other catalogs use the store too,
-    or may: see `store adopt`.
+    What has been in the trash for its days goes first. Also deletes what interrupted commands left. Nothing
+    is deleted while other catalogs use the store too, or may: see `store adopt`.
     """
     grace = None if grace_hours is None else grace_hours * 3600
     garbage = collect_garbage(registry, grace_seconds=grace, dry_run=dry_run)

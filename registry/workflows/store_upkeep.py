@@ -109,8 +109,8 @@ class Usage:
     """The contents of the store.
 
     ``shared_bytes`` belong to blobs that several adapters refer to; ``saved_bytes`` is what the files of
-    all versions would take beyond that if each had its own copy; ``trash_bytes`` belong to blobs that only the
-    trash refers to; ``reclaimable_bytes`` is what a collection would set free once nothing is too young.
+    all versions would take beyond that if each had its own copy; ``trash_bytes`` belong to blobs that only
+    the trash refers to; ``reclaimable_bytes`` is what a collection would set free once nothing is too young.
     """
 
     store: str
