@@ -18,9 +18,9 @@ _METRICS: dict[Metric, str] = {"exact": "exact_match", "accuracy": "accuracy", "
 _STATEMENT = """\
 ## Evaluation
 
-On {date} its maker measured {share:.1f} % of the score of its members, each alone on its own task, when the
-gates choose ({items:,} items in {tasks}). To you that is a claim: `meteora-registry eval` measures it on data of
-your own.
+On {date} its maker measured that it reaches {share:.1f} % of the score of its members, each alone on its own
+task, when the gates choose ({items:,} items in {tasks}). To you that is a claim: `meteora-registry eval`
+measures it on data of your own.
 """
 
 

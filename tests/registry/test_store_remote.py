@@ -342,7 +342,7 @@ def test_removing_while_the_store_is_away_removes_the_record_and_says_that_the_b
     assert run([*options, "add", str(make_adapter(tmp_path / "legal"))]) == 0
     share.rename(tmp_path / "away")
     capsys.readouterr()
-    assert run([*options, "remove", "legal", "--yes"]) == 0
+    assert run([*options, "remove", "legal", "--for-good", "--yes"]) == 0
     assert capsys.readouterr() == (
         "removed: legal@1\n",
         f"note: the bytes stay where they are: the store `{share.as_uri()}` is not there\n",
@@ -431,7 +431,7 @@ def test_the_commands_work_on_an_s3_service(
     # Reads the bytes, which are only there.
     assert run([*there, "validate", str(make_adapter(tmp_path / "new", seed=1)), "--with", "legal"]) == 0
     assert run([*there, "doctor"]) == 0
-    assert run([*there, "remove", "legal", "--yes"]) == 0
+    assert run([*there, "remove", "legal", "--for-good", "--yes"]) == 0
     assert "4.9 kB set free\n" in capsys.readouterr().err
     assert run([*here, "store", "du", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["blobs"] == 0
