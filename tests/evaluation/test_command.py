@@ -77,7 +77,8 @@ def register(home: Home, bundle: Path) -> None:
         catalog.register_bundle(new_bundle(manifest_sha256=digest, path=bundle))
 
 
-def test_eval_keeps_the_scores_of_a_catalogued_bundle(run: Run, home: Home, workplace: Workplace) -> None:
+def test_eval_keeps_the_scores_of_a_catalogued_bundle(run: Run, workplace: Workplace, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
     register(home, workplace.bundle)
     result = run(*arguments_for(workplace, "--modes", "member,routed", "--limit", 1))
     assert (result.returncode, "not kept" in result.stderr) == (0, False)
@@ -90,8 +91,9 @@ def test_eval_keeps_the_scores_of_a_catalogued_bundle(run: Run, home: Home, work
 
 
 def test_eval_of_changed_bytes_is_not_kept_as_the_bundles(
-    run: Run, home: Home, workplace: Workplace, tmp_path: Path
+    run: Run, workplace: Workplace, tmp_path: Path
 ) -> None:
+    home = Home(tmp_path / "home")
     changed = Workplace(shutil.copytree(workplace.bundle, tmp_path / "bundle"), workplace.base)
     register(home, changed.bundle)
     weights = changed.bundle / "adapter_model.safetensors"

@@ -91,7 +91,7 @@ def test_a_session_with_one_adapter(home: Home, adapter: Path, tmp_path: Path) -
     assert call("alias", "summarise", "champion") == ("summarise@champion: summarise@1\n", "")
     header, row = call("list")[0].splitlines()
     assert " ".join(header.split()) == (
-        "NAME KIND STATUS VERSION BASE RANK SIZE GATE OF MEMBERS ESTABLISHED DTYPE ALIASES TAGS OWNER"
+        "NAME KIND STATUS VERSION BASE RANK SIZE GATE ESTABLISHED OF MEMBERS DTYPE ALIASES TAGS OWNER"
     )
     assert " ".join(row.split()) == "summarise adapter fusable 1 org/base 4 4.6 kB - - - F32 champion good -"
     assert "q_proj" in call("show", "summarise@champion")[0]

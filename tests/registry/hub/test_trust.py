@@ -223,7 +223,7 @@ def evaluate(here: Workplace, bundle: Path, items: int) -> None:
     """Record that the routing answered half of so many items, and the members all of them."""
     scores = {"routed": {"legal": [1.0, 0.0] * items}, "member": {"legal": [1.0, 1.0] * items}}
     summary = EvaluationSummary.of(make_evaluation(scores))
-    with Catalog.open(Home(here.folder / "home")) as catalog:
+    with Catalog.open(Home(here.home)) as catalog:
         assert catalog.record_evaluation(Bundle(bundle).manifest_sha256, summary)
 
 
