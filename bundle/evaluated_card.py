@@ -1,7 +1,7 @@
-"""What ``push`` adds to a bundle's card: an evaluation, in two marked places that can be taken out again.
+"""The evaluation that ``push`` adds to a bundle's card, in two marked places that can be taken out again.
 
 A card is listed in the manifest, which was written before anything could be evaluated. So a card with these
-two places is still the one that the manifest lists, and what they state is a claim of whoever pushed it.
+two places is still the one that the manifest lists, and what they state is a claim of its publisher.
 """
 
 from __future__ import annotations

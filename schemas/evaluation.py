@@ -238,7 +238,7 @@ class SummarisedMode(Document):
 
 
 class EvaluationSummary(Document):
-    """What is kept of an evaluation once its answers are not: scores, and on what they were measured."""
+    """Scores of an evaluation, and on what they were measured, without the answers."""
 
     base: str | None
     scope: Scope

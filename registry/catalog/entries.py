@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar, cast
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, union
 from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
@@ -155,10 +155,9 @@ def remove_alias(session: Session, name: str, alias: str) -> None:
 def referenced_digests(session: Session, digests: Iterable[Digest]) -> set[Digest]:
     """Return those of ``digests`` that some adapter version refers to, in use or in the trash."""
     wanted = list(digests)
-    found: set[Digest] = set()
-    for column in (models.adapter_files.c.sha256, models.trash_rows.c.sha256):
-        found |= set(session.scalars(select(column).where(column.in_(wanted))))
-    return found
+    columns = models.adapter_files.c.sha256, models.trash_rows.c.sha256
+    # In one statement: between two, a version could move from the one table to the other.
+    return set(session.scalars(union(*(select(column).where(column.in_(wanted)) for column in columns))))
 
 
 def source_of(version: models.Version) -> CatalogSource:

@@ -1,4 +1,4 @@
-"""What may change about a name: the name itself, and the note and the owner that people state.
+"""Changes of a name: the name itself, and the note and the owner that people state.
 
 A name never gives a version number to two contents, so that ``name@3`` in an old message, a recipe or an
 event means what it meant. A name that was left keeps its counter, and one that was used before is taken only

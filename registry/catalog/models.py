@@ -394,7 +394,7 @@ class Verification(Base):
 
 
 class Evaluation(Base):
-    """What a bundle of one manifest scored in an evaluation that was made here.
+    """Scores of a bundle of one manifest, in an evaluation that was made here.
 
     ``of_members`` is the score of its routing as a share of that of its members, each on its own task; null
     where one of the two was not measured.

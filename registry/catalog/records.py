@@ -224,7 +224,7 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredEvaluation:
-    """What a bundle with this very manifest scored in an evaluation that was made here.
+    """Scores of a bundle with this very manifest, in an evaluation that was made here.
 
     ``of_members`` is the score of its routing as a share of its members' own, and None where one of the two
     was not measured.

@@ -282,7 +282,7 @@ class _Restoration:
                 with self.session.begin_nested():
                     self.members.append(self.put_back(row, None))
             except AlreadyInCatalog:
-                # Its name is taken, and nobody was asked for another.
+                # Its name is taken, and `name` is for the bundle.
                 pass
             found = self._find_adapter(named, values)
         if found is None:
