@@ -13,7 +13,8 @@ from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.gate_choices import InitialGate
 from ...schemas.plan import FusePlan, PlannedModule
-from ...schemas.recipe import MAX_RECIPE_BYTES, DtypeName, Recipe
+from ...schemas.recipe import DtypeName, Recipe
+from ...schemas.toml import MAX_TOML_BYTES
 from ..dependencies import require_torch
 from ..face import Registry
 from ..workflows.fuse_plan import prepare_fuse
@@ -28,7 +29,16 @@ from .output import (
     print_remark,
     print_verified,
 )
-from .parameters import base_folder_option, complete_name, format_option, pass_registry, wide_option
+from .parameters import (
+    BaseName,
+    base_folder_option,
+    complete_name,
+    format_option,
+    name_base,
+    pass_registry,
+    settings_of,
+    wide_option,
+)
 from .progress import progress_bar
 from .tables import EMPTY, Column, number, print_table
 
@@ -56,6 +66,7 @@ if TYPE_CHECKING:
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
 @click.option(
     "--base",
+    type=BaseName(),
     metavar="ORG/MODEL|FOLDER",
     help="The base model, where the members disagree or name none.",
 )
@@ -114,6 +125,9 @@ def command(
     """
     switches = {"with_experts": with_experts, "trust_tensors": trust_tensors}
     recipe = _make_recipe(adapters, recipe_file, options, switches)
+    if recipe.base is not None:
+        base = name_base(settings_of(context), recipe.base)
+        recipe = recipe.model_copy(update={"base": base})
     if out is None and not dry_run:
         raise UsageError(
             "`--out` is missing: the folder that the bundle becomes", hint="or look with `--dry-run`"
@@ -152,7 +166,7 @@ def _make_recipe(
             f"the recipe `{file}` has all options in it, found also {given}", hint="put it into the recipe"
         )
 
-    data = read_bounded(file, MAX_RECIPE_BYTES)
+    data = read_bounded(file, MAX_TOML_BYTES)
     try:
         return Recipe.from_toml(data, what=str(file))
     except InvalidDocument as error:
