@@ -94,7 +94,7 @@ class Settings:
             catalog=choose("catalog", CATALOG_VARIABLE, catalog),
             store=choose("store", STORE_VARIABLE, store),
             policy=choose("policy", POLICY_VARIABLE),
-            base_aliases=aliases,
+            base_aliases=dict(sorted(aliases.items())),
         )
         for setting in (settings.catalog, settings.store):
             remember_url(setting.value or "")

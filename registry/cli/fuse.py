@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import click
 
 from ...files.reading import read_bounded
+from ...files.writing import check_writable, whole_file, write_errors
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.gate_choices import InitialGate
@@ -17,7 +20,7 @@ from ...schemas.recipe import DtypeName, Recipe
 from ...schemas.toml import MAX_TOML_BYTES
 from ..dependencies import require_torch
 from ..face import Registry
-from ..workflows.fuse_plan import prepare_fuse
+from ..workflows.fuse_plan import Prepared, pin_members, prepare_fuse
 from .failures import DONE, REFUSED
 from .groups import examples
 from .json_output import print_json
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "fuse legal medical sports --out bundle",
         "fuse legal@3 medical@champion --out bundle --top-k 1 --dtype bfloat16",
+        "fuse legal medical --out bundle --write-recipe bundle.toml",
         "fuse --recipe bundle.toml --out bundle",
         "fuse legal medical --dry-run",
     ),
@@ -61,6 +65,13 @@ if TYPE_CHECKING:
     "recipe_file",
     type=click.Path(path_type=Path),
     help="A TOML file with the adapters and all options.",
+)
+@click.option(
+    "--write-recipe",
+    "recipe_target",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write what was fused as a recipe into a new file, each member with its version.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The new folder. Needed but for --dry-run.")
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
@@ -108,6 +119,7 @@ def command(
     adapters: tuple[str, ...],
     *,
     recipe_file: Path | None,
+    recipe_target: Path | None,
     out: Path | None,
     name: str | None,
     with_experts: bool,
@@ -132,6 +144,10 @@ def command(
         raise UsageError(
             "`--out` is missing: the folder that the bundle becomes", hint="or look with `--dry-run`"
         )
+    if dry_run and recipe_target is not None:
+        raise UsageError(
+            "`--dry-run` writes nothing, found also `--write-recipe`", hint="leave out one of them"
+        )
     if not dry_run:
         require_torch("fusing")
 
@@ -142,9 +158,45 @@ def command(
         context.exit(_print_plan(prepared.plan, modules=modules, as_json=as_json))
     from ..workflows.fusion import fuse
 
+    written = None if recipe_target is None else _NewRecipe.of(recipe_target, recipe, prepared)
     with progress_bar() as progress:
         fusion = fuse(registry, prepared, out, name=name, progress=progress)
+    if written is not None:
+        written.write()
     _print_fusion(fusion, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _NewRecipe:
+    """The file that a recipe becomes when what it describes was fused."""
+
+    path: Path
+    data: bytes
+
+    @classmethod
+    def of(cls, path: Path, recipe: Recipe, prepared: Prepared) -> Self:
+        """Return the file of a recipe with the versions that were found for its members.
+
+        Raises:
+            UsageError: something else is there.
+            SourceUnreadable: a file cannot be written there.
+        """
+        new = cls(path, pin_members(recipe, prepared.versions).to_toml().encode("utf-8"))
+        check_writable(path)
+        if os.path.lexists(path) and not new._is_there():
+            raise UsageError(f"`{path}` exists already", hint="name a new file, or move that one away")
+        return new
+
+    def write(self) -> None:
+        """Write the file whole, unless the same recipe is there."""
+        # The same command may be given again, after the first was interrupted.
+        if not self._is_there():
+            with whole_file(self.path, overwrite=False) as file, write_errors(self.path):
+                file.write_bytes(self.data)
+        print_remark(f"wrote the recipe `{self.path}`")
+
+    def _is_there(self) -> bool:
+        return self.path.is_file() and read_bounded(self.path, MAX_TOML_BYTES) == self.data
 
 
 def _make_recipe(
