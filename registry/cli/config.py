@@ -65,7 +65,10 @@ def path() -> None:
 def _values_of(settings: Settings) -> dict[str, Setting]:
     """Return the settings that hold, the defaults with their values and every URL without its secrets."""
     home = settings.place
-    catalog = mask_url(home.catalog_url) if home.catalog_url else str(home.catalog_file)
+    catalog = str(home.catalog_file)
+    if home.catalog_url:
+        # What is not a URL may still have a password somewhere in it.
+        catalog = mask_url(home.catalog_url) if "://" in home.catalog_url else "(not a URL)"
     policy = settings.policy_file
     return {
         "home": Setting(str(home.folder), settings.home.source),
