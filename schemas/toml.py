@@ -70,10 +70,13 @@ class TomlDocument(Document):
     def _describe(cls, error: ValidationError, *, with_input: bool) -> list[str]:
         lines = describe_problems(error, with_input=with_input)
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        return [
-            _describe_unknown(cls, problem["loc"]) if problem["type"] == "extra_forbidden" else line
-            for problem, line in zip(found, lines, strict=True)
-        ]
+        for index, problem in enumerate(found):
+            if problem["type"] == "extra_forbidden":
+                lines[index] = _describe_unknown(cls, problem["loc"])
+            elif problem["type"] == "missing":
+                # What was found in its place is the whole document.
+                lines[index] = lines[index].partition(", found ")[0]
+        return lines
 
 
 def _describe_unknown(document: type[BaseModel], place: Sequence[str | int]) -> str:

@@ -190,9 +190,10 @@ class _NewRecipe:
     def write(self) -> None:
         """Write the file whole, unless the same recipe is there."""
         # The same command may be given again, after the first was interrupted.
-        if not self._is_there():
-            with whole_file(self.path, overwrite=False) as file, write_errors(self.path):
-                file.write_bytes(self.data)
+        if self._is_there():
+            return
+        with whole_file(self.path, overwrite=False) as file, write_errors(self.path):
+            file.write_bytes(self.data)
         print_remark(f"wrote the recipe `{self.path}`")
 
     def _is_there(self) -> bool:

@@ -139,7 +139,7 @@ def test_no_recipe_is_written_where_nothing_was_fused(catalogued: Run, workplace
             "members.0.adaptor: there is no such key, did you mean `adapter`?",
             id="key of a member",
         ),
-        pytest.param("top_k = 2", "members: field required", id="no members"),
+        pytest.param("top_k = 2", "breaks its schema: members: field required\n", id="no members"),
         pytest.param('members = ["legal"', "is not TOML: Unclosed array (at end of document)", id="no TOML"),
     ],
 )
