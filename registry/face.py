@@ -188,7 +188,8 @@ class Registry(Workspace):
         """Fuse catalogued adapters into one verified bundle and record it.
 
         Args:
-            adapters: names such as ``legal``, ``legal@3`` or ``legal@champion``; or a recipe, which has the
+            adapters: names such as ``legal``, ``legal@3`` or ``legal@champion``, or repositories on the Hub
+                that adapters were added from, such as ``org/legal``; or a recipe, which has the
                 options in it.
             out: the new folder.
             name: what the catalog calls the bundle; by default made from the folder's name.

@@ -131,9 +131,10 @@ def command(
 ) -> None:
     """Fuse catalogued adapters into one routed bundle.
 
-    It picks among them for every token. Ranks, targets, scalings and element types may differ. The bundle
-    is written beside its target, verified against the members' own files, and only then moved into place
-    and catalogued.
+    An adapter is a name in the catalog, or the repository on the Hub that it was added from (`org/name`,
+    `org/name@COMMIT`). The bundle picks among them for every token. Ranks, targets, scalings and element
+    types may differ. It is written beside its target, verified against the members' own files, and only then
+    moved into place and catalogued.
     """
     switches = {"with_experts": with_experts, "trust_tensors": trust_tensors}
     recipe = _make_recipe(adapters, recipe_file, options, switches)
