@@ -84,7 +84,7 @@ def write_bundle(
         _manifest_member(*entry, plan.dtype) for entry in zip(plan.members, members, casts, strict=True)
     ]
     storage = Storage(plan.dtype, plan.size_bytes, plan.padding_bytes)
-    write_card(folder / names.CARD_FILE, config, storage, records)
+    write_card(folder / names.CARD_FILE, config, storage, records, with_experts=plan.with_experts)
     return write_manifest(folder, files, records)
 
 

@@ -73,8 +73,10 @@ def refit_bundle(bundle: Bundle, new: NewGates, folder: Path, *, progress: Progr
     _check_values(config, new)
     files = {names.WEIGHTS_FILE: _write_weights(bundle, config, new, folder, progress)}
     (folder / names.CONFIG_FILE).write_bytes(config.to_bytes())
-    files |= _copy_experts(bundle, manifest, folder)
-    write_card(folder / names.CARD_FILE, config, _storage(bundle, config), manifest.members)
+    experts = _copy_experts(bundle, manifest, folder)
+    files |= experts
+    storage = _storage(bundle, config)
+    write_card(folder / names.CARD_FILE, config, storage, manifest.members, with_experts=bool(experts))
     return write_manifest(folder, files, manifest.members)
 
 
