@@ -167,11 +167,8 @@ def _write_weights(
     given_gate: GivenGate | None,
     progress: Progress,
 ) -> FileRecord:
-    specs = [
-        spec
-        for module in plan.modules
-        for spec in config.tensors_of(module.path, module.in_features, module.out_features, plan.dtype)
-    ]
+    shapes = {module.path: (module.in_features, module.out_features) for module in plan.modules}
+    specs = config.all_tensors(shapes, plan.dtype)
     own_modules = [
         modules_by_path(member.inventory, planned.renamed_modules)
         for planned, member in zip(plan.members, members, strict=True)
