@@ -146,7 +146,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         # The adapters and the gate of each bundle, bound to its tensors at their first use, and its request
         # gate's Gram matrix, inverted then.
         self.meteora_bindings: dict[str, BoundAdapters] = {}
-        self.meteora_bound_gates: dict[str, tuple[RoutingRule, Gate]] = {}
+        self.meteora_bound_gates: dict[str, Gate] = {}
         self.meteora_grams: dict[str, Gram] = {}
         self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
@@ -229,7 +229,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output with the active bundles' contributions added."""
-        out: Tensor = self.base_layer(x, *args, **kwargs)
+        base: Any = self._modules["base_layer"]
+        out: Tensor = base(x, *args, **kwargs)
         for adapter_name, part in self._parts():
             out = self._add_contribution(out, x, adapter_name, part)
         return out
@@ -256,8 +257,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             return None
         weight = self.present(TENSOR_GATE, adapter_name)
         kept = self.meteora_bound_gates.get(adapter_name)
-        if kept is not None and kept[0] is rule and kept[1].weight is weight:
-            return kept[1]
+        # Compared by what a gate takes of a rule: each block of `route_as` makes a rule of its own.
+        if kept is not None and kept.weight is weight and kept.takes(rule.top_k, rule.temperature):
+            return kept
         gate = Gate(
             weight=weight,
             bias=self.present(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
@@ -267,7 +269,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             eps=plan.gate_eps,
         )
         if weight is self.tensor_of(TENSOR_GATE, adapter_name):
-            self.meteora_bound_gates[adapter_name] = (rule, gate)
+            self.meteora_bound_gates[adapter_name] = gate
         return gate
 
     def request_gate_of(self, adapter_name: str) -> RequestGate:
