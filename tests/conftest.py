@@ -84,9 +84,9 @@ def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from support.new_catalogs import copied_catalogs
+    from support.new_catalogs import copied_catalogs, shared_statements
 
-    with copied_catalogs(tmp_path_factory.mktemp("catalogs")):
+    with copied_catalogs(tmp_path_factory.mktemp("catalogs")), shared_statements():
         yield
 
 

@@ -220,6 +220,8 @@ def run_in_fork(
         try:
             _begin(list(arguments), os.curdir, dict(env), streams)
             code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         except BaseException:  # noqa: BLE001 - whatever it is ends this process, not the one that it copies
             traceback.print_exc()
         finally:
