@@ -72,13 +72,13 @@ def names() -> list[str]:
     return [f"{word}{end}" for word in ("a", "b-c", "bc", "b.d", "bd") for end in ("", "-1", "_z", "9")]
 
 
-def fill(catalog: Catalog) -> None:
-    """Add versions that differ in every field that a search uses."""
-    for index in range(60):
+def fill(catalog: Catalog, versions: int = 60) -> None:
+    """Add versions that differ in every field that a search uses, under twenty names."""
+    for index in range(versions):
         name = names()[index % 20]
         catalog.add_version(some_adapter(index, name), tags=[f"t{index % 3}", f"u{index % 7}"])
     catalog.register_bundle(new_bundle(catalog.find(CatalogSource("a")), name="bundle"))
-    catalog.remove(CatalogSource("bd9", 3))
+    catalog.remove(CatalogSource("bd9", versions // 20))
     with transaction(catalog._engine, writes=True) as session:
         for row in session.query(models.Version).all():
             row.created_at = START + (row.id % 9) * DAY
@@ -300,7 +300,7 @@ def test_the_latest_version_is_the_latest_that_is_there(any_catalog: Catalog) ->
 
 
 def test_the_index_kept_by_every_change_is_the_one_made_anew(any_catalog: Catalog) -> None:
-    fill(any_catalog)
+    fill(any_catalog, 40)
     any_catalog.change_tags(CatalogSource("a"), add=["new"], remove=["t0"])
     any_catalog.add_version(new_adapter("a", "0"), tags=["again"])
     kept = read(any_catalog._engine)
