@@ -1,4 +1,4 @@
-"""What every test with a catalog would do again: the revisions of a new one, and compiling its statements."""
+"""New catalogs on SQLite are copies of one, and the statements of all catalogs are compiled once."""
 
 from __future__ import annotations
 
