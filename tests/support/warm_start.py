@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from meteora_registry.kernels import triton_check
 from meteora_registry.registry.cli.main import run
@@ -49,6 +50,8 @@ vars(triton_check)["_ask_interpreter"] = functools.cache(triton_check._ask_inter
 with contextlib.suppress(ImportError):
     importlib.import_module("psycopg")
 _run_every_command()
+# The rest of what renders a chat template is imported with the first.
+render_jinja_template(conversations=[[]], chat_template="", add_generation_prompt=True)
 # A child that collects garbage would look through all of this, and copy the memory that holds it.
 gc.collect()
 gc.freeze()
