@@ -29,8 +29,9 @@ test-faults: $(STAMP)
 # And all else of which `make test` takes a sample.
 test-more: export METEORA_EXAMPLES ?= 10
 test-more: $(STAMP)
-	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 $(ARGS) tests/faults \
-		tests/matrix tests/forgeries tests/kernels tests/registry/test_agreement.py tests/runtime/test_threads.py
+	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 --installs $(ARGS) \
+		tests/faults tests/matrix tests/forgeries tests/kernels tests/ci tests/registry/test_agreement.py \
+		tests/runtime/test_threads.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check

@@ -68,10 +68,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"
     )
+    parser.addoption(
+        "--installs", action="store_true", help="also install the checker with pip, as CI jobs and hooks do"
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    if not config.getoption("--installs"):
+        for item in items:
+            if item.get_closest_marker("installs"):
+                item.add_marker(pytest.mark.skip(reason="installs with pip: give `--installs`"))
 
 
 @pytest.fixture(autouse=True)
