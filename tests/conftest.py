@@ -96,6 +96,16 @@ def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _statements_are_compiled_once() -> Iterator[None]:
+    from meteora_registry.registry.catalog import engine
+    from support.shared_statements import share_statements
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "create_engine", share_statements(engine.create_engine))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _triton_is_asked_in_a_warm_process() -> Iterator[None]:
     # Tests that import no torch themselves verify nothing, and should not wait for its import.
     if "torch" not in sys.modules:

@@ -15,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
@@ -174,6 +175,8 @@ def enter(folder: str | Path, environment: Mapping[str, str]) -> None:
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(environment)
+    # The server may have chosen a folder already.
+    tempfile.tempdir = None
     if _read_once(before) != _read_once(environment):
         for name in list(sys.modules):
             if name.startswith(_READ_ONCE):

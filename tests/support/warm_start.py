@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import torch
 
 from meteora_registry.kernels import triton_check
+from meteora_registry.registry.catalog import engine
 from meteora_registry.registry.cli.main import run
 
+from .shared_statements import share_statements
 from .small_adapters import make_adapter
 from .warm import run_in_fork
 
@@ -46,6 +48,7 @@ torch.set_num_threads(1)
 # Every verification starts Triton's interpreter, which takes three seconds, and a tenth of that in a fork.
 vars(triton_check)["subprocess"] = SimpleNamespace(run=run_in_fork, TimeoutExpired=TimeoutError)
 vars(triton_check)["_ask_interpreter"] = functools.cache(triton_check._ask_interpreter)
+vars(engine)["create_engine"] = share_statements(engine.create_engine)
 with contextlib.suppress(ImportError):
     importlib.import_module("psycopg")
 _run_every_command()
