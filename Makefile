@@ -31,6 +31,7 @@ test-more: export METEORA_EXAMPLES ?= 10
 test-more: $(STAMP)
 	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 --installs $(ARGS) \
 		tests/faults tests/matrix tests/forgeries tests/kernels tests/ci tests/registry/test_agreement.py \
+		tests/registry/test_search.py tests/registry/test_cli_environment.py tests/registry/test_cli_secrets.py \
 		tests/runtime/test_threads.py
 
 lint: $(STAMP)

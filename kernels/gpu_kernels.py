@@ -149,10 +149,14 @@ def _finish(z, squares, eps, KIND: tl.constexpr):
 
 @triton.jit
 def _logits(
-    planes, squares, bias, tokens, columns, T, L, S, eps, KIND: tl.constexpr, SQUARES: tl.constexpr,
+    planes, bias, tokens, columns, T, L, S, eps, KIND: tl.constexpr, SQUARES: tl.constexpr,
     BIASED: tl.constexpr, BT: tl.constexpr, LP: tl.constexpr,
 ):  # fmt: skip
-    """Return the gate's logits, fp32 [BT, LP], from their planes; KIND is a name in ``gate_kinds.py``."""
+    """Return the gate's logits, fp32 [BT, LP], from planes [S, T, L], then squares [S, T].
+
+    KIND is a name in ``gate_kinds.py``.
+    """
+    squares = planes + tl.cast(S, tl.int64) * T * L
     inside = (tokens < T)[:, None] & (columns < L)[None, :]
     z = tl.zeros((BT, LP), dtype=tl.float32)
     norm = tl.zeros((BT,), dtype=tl.float32)
@@ -205,13 +209,14 @@ def _store_routing(selection, weights, chosen, shares, tokens, T, K: tl.constexp
 
 @triton.jit(do_not_specialize=SIZES)
 def project_kernel(
-    x, A, gate, planes, logit_planes, squares, T, h, N, L, chunk, stride, A_TILES, BT: tl.constexpr,
-    BR: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SQUARES: tl.constexpr, UPCAST: tl.constexpr,
+    x, A, gate, planes, T, h, N, L, chunk, stride, A_TILES, BT: tl.constexpr, BR: tl.constexpr,
+    BK: tl.constexpr, EVEN: tl.constexpr, SQUARES: tl.constexpr, UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write ``x [A ; gate]^T`` over chunk s of h: planes [S, T, N] and logit_planes [S, T, L], both fp32.
+    """Write ``x [A ; gate]^T`` over chunk s of h to planes, fp32: [S, T, N], behind it [S, T, L].
 
-    The gate's rows are fp32 whatever A is, and multiplied so. ``SQUARES`` also writes ``||x||^2`` [S, T].
+    The gate's rows are fp32 whatever A is, and multiplied so. ``SQUARES`` also writes ``||x||^2``, behind
+    both [S, T].
     Grid: token tiles, tiles of A's rows then of the gate's, S.
     """
     tokens = tl.program_id(0) * BT + tl.arange(0, BT)
@@ -227,6 +232,7 @@ def project_kernel(
         inside = (tokens < T)[:, None] & (n < N)[None, :]
         tl.store(planes + at[:, None] * N + n[None, :], z, mask=inside)
     else:
+        logit_planes = planes + tl.cast(tl.num_programs(2), tl.int64) * T * N
         n = (tile - A_TILES) * BR + tl.arange(0, BR)
         gate_rows = gate + tl.minimum(n, L - 1).to(tl.int64)[:, None] * h
         x_rows = x + tl.minimum(tokens, T - 1).to(tl.int64)[:, None] * stride
@@ -243,33 +249,33 @@ def project_kernel(
         inside = (tokens < T)[:, None] & (n < L)[None, :]
         tl.store(logit_planes + at[:, None] * L + n[None, :], z, mask=inside)
         if SQUARES:
+            squares = logit_planes + tl.cast(tl.num_programs(2), tl.int64) * T * L
             tl.store(squares + at, norm, mask=tokens < tl.where(tile == A_TILES, T, 0))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def route_kernel(
-    logit_planes, squares, bias, selection, weights, T, L, S, temperature, eps, KIND: tl.constexpr,
+    planes, bias, selection, weights, T, L, S, temperature, eps, LP: tl.constexpr, KIND: tl.constexpr,
     SQUARES: tl.constexpr, BIASED: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, BT: tl.constexpr,
-    LP: tl.constexpr,
 ):  # fmt: skip
-    """Write the routing [T, K] of logits given as planes [S, T, L]. Grid: token tiles."""
+    """Write the routing [T, K] of logits given as `_logits` takes them. Grid: token tiles."""
     tokens = tl.program_id(0) * BT + tl.arange(0, BT)
     columns = tl.arange(0, LP)
-    z = _logits(logit_planes, squares, bias, tokens, columns, T, L, S, eps, KIND, SQUARES, BIASED, BT, LP)
+    z = _logits(planes, bias, tokens, columns, T, L, S, eps, KIND, SQUARES, BIASED, BT, LP)
     chosen, shares = _top_k(z, columns, L, temperature, K, KP, BT, LP)
     _store_routing(selection, weights, chosen, shares, tokens, T, K, KP)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def expand_kernel(
-    planes, W, out, starts, ranks, scaling, selection, weights, logit_planes, squares, bias, T, d, N, L, R, S,
-    stride, temperature, eps, K: tl.constexpr, KP: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr,
+    planes, W, out, starts, ranks, scaling, selection, weights, bias, T, d, N, L, R, S, stride,
+    temperature, eps, K: tl.constexpr, KP: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr,
     BD: tl.constexpr, LP: tl.constexpr, KIND: tl.constexpr, SQUARES: tl.constexpr, BIASED: tl.constexpr,
     GATED: tl.constexpr, ADD: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write, or with ``ADD`` add into, out [T, d]: ``sum_j w_j s_i z_j W_i``.
 
-    ``GATED``: planes are [S, T, N], the routing comes from logit_planes [S, T, L] and is written to
+    ``GATED``: planes are what the projection wrote; the routing comes from its logits and is written to
     selection and weights as well. Otherwise planes are [S, T, K, R] and the routing is read.
     Grid: token tiles, tiles of d.
     """
@@ -278,9 +284,8 @@ def expand_kernel(
     slots = tl.arange(0, KP)
     if GATED:
         adapters = tl.arange(0, LP)
-        logits = _logits(
-            logit_planes, squares, bias, tokens, adapters, T, L, S, eps, KIND, SQUARES, BIASED, BT, LP
-        )
+        logit_planes = planes + tl.cast(S, tl.int64) * T * N
+        logits = _logits(logit_planes, bias, tokens, adapters, T, L, S, eps, KIND, SQUARES, BIASED, BT, LP)
         chosen, shares = _top_k(logits, adapters, L, temperature, K, KP, BT, LP)
         if tl.program_id(1) == 0:
             _store_routing(selection, weights, chosen, shares, tokens, T, K, KP)

@@ -33,8 +33,10 @@ from .routing import Gate, Routing
 
 LEAST_TILE = 16
 MOST_SPLITS = 16
-# Plans kept for each kernel: layouts times widths times buckets of tokens.
+# Plans kept for each kind of call: layouts times widths times buckets of tokens.
 MOST_PLANS = 65536
+# The constants of an expansion that reads no gate: no variant is worth compiling for them.
+_NO_GATE = {"LP": 2, "KIND": "linear", "SQUARES": False, "BIASED": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +58,139 @@ class Plan:
     constants: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """Planes of ``x [A ; gate]^T`` and of ``||x||^2``, float32: [S, T, N], [S, T, L], [S, T].
+def gated(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
+    """Return the gate's routing of x [T, h], after adding what it routes into out [T, D]; two launches.
 
-    `z` has no columns where the gate alone was projected; `squares` is any tensor for kinds of gates that do
-    not read the length.
+    The features of `out` must be contiguous, its rows may be apart.
     """
-
-    z: Tensor
-    logits: Tensor
-    squares: Tensor
-
-
-def shrink(v: Tensor, W: Tensor, layout: Layout, selection: Tensor) -> Tensor:
-    """Return planes [S, T, k, R] whose sum is z: ``v_t W_i^T`` of each slot, zero past its rank."""
-    T, k = selection.shape
-    plan = _plan(_shrink_plan, T, layout, v.shape[1], k, v.dtype, v.device)
-    planes = torch.empty(plan.splits, T, k, layout.max_rank, dtype=torch.float32, device=v.device)
-    known = plan.known
-    shrink_kernel[plan.grid](
-        v, W, known.starts, known.ranks, selection, planes, T, *plan.sizes, v.stride(0), **plan.constants
+    T, h = x.shape
+    device = x.device
+    projection, expansion = _plan(
+        _gated_plans, T, layout, h, Bt.shape[1], gate.top_k, x.dtype, device, gate.kind, gate.bias is not None
     )
+    sums = _project(projection, x, A, gate.weight, layout, T)
+    routing = _empty_routing(T, gate.top_k, device)
+    known = expansion.known
+    expand_kernel[expansion.grid](
+        sums, Bt, out, known.starts, known.ranks, known.scaling, routing.selection, routing.weights,
+        _bias(gate), T, *expansion.sizes, projection.splits, out.stride(0), float(gate.temperature),
+        float(gate.eps), **expansion.constants,
+    )  # fmt: skip
+    return routing
+
+
+def route(x: Tensor, layout: Layout, gate: Gate) -> Routing:
+    """Return the gate's top-k routing of x [T, h]; two launches."""
+    T, h = x.shape
+    device = x.device
+    projection, choice = _plan(
+        _route_plans, T, layout, h, gate.top_k, x.dtype, device, gate.kind, gate.bias is not None
+    )
+    sums = _project(projection, x, x, gate.weight, layout, T)
+    routing = _empty_routing(T, gate.top_k, device)
+    route_kernel[choice.grid](
+        sums, _bias(gate), routing.selection, routing.weights, T, layout.adapters, projection.splits,
+        float(gate.temperature), float(gate.eps), **choice.constants,
+    )  # fmt: skip
+    return routing
+
+
+def routed(
+    v: Tensor, inward: Tensor, outward: Tensor, layout: Layout, routing: Routing, out: Tensor, *, add: bool
+) -> Tensor:
+    """Return planes [S, T, k, R] whose sum is z, after writing the routed output to out [T, D], or adding it.
+
+    z is ``v_t W_i^T`` of each slot with W the `inward` factors, zero past its rank; the output is
+    ``sum_j w_j s_i z_j W_i`` with the `outward` ones. The features of `out` must be contiguous, its rows may
+    be apart. Two launches.
+    """
+    T, k = routing.selection.shape
+    device = v.device
+    shrinking, expansion = _plan(
+        _routed_plans, T, layout, v.shape[1], outward.shape[1], k, v.dtype, device, add
+    )
+    planes = torch.empty(shrinking.splits, T, k, layout.max_rank, dtype=torch.float32, device=device)
+    known = shrinking.known
+    shrink_kernel[shrinking.grid](
+        v, inward, known.starts, known.ranks, routing.selection, planes, T, *shrinking.sizes, v.stride(0),
+        **shrinking.constants,
+    )  # fmt: skip
+    # No gate is read: any tensor takes the place of its bias.
+    expand_kernel[expansion.grid](
+        planes, outward, out, known.starts, known.ranks, known.scaling, routing.selection, routing.weights,
+        planes, T, *expansion.sizes, shrinking.splits, out.stride(0), 1.0, 0.0, **expansion.constants,
+    )  # fmt: skip
     return planes
 
 
+def _project(plan: Plan, x: Tensor, A: Tensor, gate: Tensor, layout: Layout, T: int) -> Tensor:
+    """Return flat planes: x [T, h] against the plan's rows of A, against the gate's, and ``||x||^2``."""
+    *extents, a_tiles = plan.sizes
+    # One buffer for all three: an allocation costs the host more than most lines here.
+    sums = torch.empty(
+        plan.splits * T * (extents[1] + layout.adapters + 1), dtype=torch.float32, device=x.device
+    )
+    project_kernel[plan.grid](x, A, gate, sums, T, *extents, x.stride(0), a_tiles, **plan.constants)
+    return sums
+
+
 @functools.lru_cache(maxsize=MOST_PLANS)
+def _gated_plans(
+    tokens: int,
+    layout: Layout,
+    h: int,
+    D: int,
+    k: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kind: str,
+    biased: bool,
+) -> tuple[Plan, Plan]:
+    return (
+        _project_plan(tokens, layout, h, dtype, device, kind, layout.rows),
+        _expand_plan(tokens, layout, D, k, dtype, device, _gate_constants(layout, kind, biased), add=True),
+    )
+
+
+@functools.lru_cache(maxsize=MOST_PLANS)
+def _routed_plans(
+    tokens: int,
+    layout: Layout,
+    d_in: int,
+    d_out: int,
+    k: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    add: bool,
+) -> tuple[Plan, Plan]:
+    return (
+        _shrink_plan(tokens, layout, d_in, k, dtype, device),
+        _expand_plan(tokens, layout, d_out, k, dtype, device, None, add=add),
+    )
+
+
+@functools.lru_cache(maxsize=MOST_PLANS)
+def _route_plans(
+    tokens: int,
+    layout: Layout,
+    h: int,
+    k: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kind: str,
+    biased: bool,
+) -> tuple[Plan, Plan]:
+    blocks = blocks_for("route", tokens, device, torch.float32)
+    constants = {
+        **_gate_constants(layout, kind, biased), "K": k, "KP": _power(k), "BT": blocks.tokens,
+        **_options(blocks),
+    }  # fmt: skip
+    choice = Plan(
+        (_quotient(tokens, blocks.tokens),), layout_tensors(layout, device, torch.float32), 1, (), constants
+    )
+    return _project_plan(tokens, layout, h, dtype, device, kind, 0), choice
+
+
 def _shrink_plan(
     tokens: int, layout: Layout, d: int, k: int, dtype: torch.dtype, device: torch.device
 ) -> Plan:
@@ -109,36 +218,6 @@ def _shrink_plan(
     )
 
 
-def expand(planes: Tensor, W: Tensor, layout: Layout, routing: Routing, out: Tensor, *, add: bool) -> None:
-    """Write ``sum_j w_j s_i z_j W_i`` of planes [S, T, k, R] to out [T, d], or add it.
-
-    The features of `out` must be contiguous, its rows may be apart.
-    """
-    T, k = routing.selection.shape
-    plan = _plan(_expand_plan, T, layout, W.shape[1], k, W.dtype, W.device, ("linear", False), False, add)
-    known = plan.known
-    # No gate is read: any tensors take the place of its operands.
-    expand_kernel[plan.grid](
-        planes, W, out, known.starts, known.ranks, known.scaling, routing.selection, routing.weights, planes,
-        planes, planes, T, *plan.sizes, planes.shape[0], out.stride(0), 1.0, 0.0, **plan.constants,
-    )  # fmt: skip
-
-
-def route_and_expand(projection: Projection, W: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
-    """Return the routing of projected logits, after adding the projected z's expansion into out [T, d]."""
-    S, T, _ = projection.logits.shape
-    routing = _empty_routing(T, gate.top_k, W.device)
-    plan = _plan(_expand_plan, T, layout, W.shape[1], gate.top_k, W.dtype, W.device, _form(gate), True, True)
-    known = plan.known
-    expand_kernel[plan.grid](
-        projection.z, W, out, known.starts, known.ranks, known.scaling, routing.selection, routing.weights,
-        projection.logits, projection.squares, _bias(gate), T, *plan.sizes, S, out.stride(0),
-        float(gate.temperature), float(gate.eps), **plan.constants,
-    )  # fmt: skip
-    return routing
-
-
-@functools.lru_cache(maxsize=MOST_PLANS)
 def _expand_plan(
     tokens: int,
     layout: Layout,
@@ -146,13 +225,12 @@ def _expand_plan(
     k: int,
     dtype: torch.dtype,
     device: torch.device,
-    form: tuple[str, bool],
-    gated: bool,
+    gate: dict[str, Any] | None,
+    *,
     add: bool,
 ) -> Plan:
     blocks = blocks_for("expand", tokens, device, dtype)
     features = _tile(d, blocks.features)
-    kind, biased = form
     return Plan(
         (_quotient(tokens, blocks.tokens), _quotient(d, features)),
         layout_tensors(layout, device, torch.float32),
@@ -164,12 +242,8 @@ def _expand_plan(
             "BT": blocks.tokens,
             "BR": _tile(layout.max_rank, blocks.rank),
             "BD": features,
-            # Read by a gate alone: no variant is worth compiling for it elsewhere.
-            "LP": _power(layout.adapters) if gated else 2,
-            "KIND": kind,
-            "SQUARES": GATE_KINDS[kind].reads_length,
-            "BIASED": biased,
-            "GATED": gated,
+            **(gate or _NO_GATE),
+            "GATED": gate is not None,
             "ADD": add,
             "UPCAST": _widened(dtype),
             "PRECISION": _precision(dtype),
@@ -178,38 +252,11 @@ def _expand_plan(
     )
 
 
-def project(x: Tensor, A: Tensor | None, layout: Layout, gate: Gate) -> Projection:
-    """Return the planes of x against the gate's rows, and against all of A's where A is given."""
-    T, h = x.shape
-    plan = _plan(_project_plan, T, layout, h, x.dtype, x.device, gate.kind, A is not None)
-    S, device, rows = plan.splits, x.device, plan.sizes[1]
-    logits = torch.empty(S, T, layout.adapters, dtype=torch.float32, device=device)
-    z = torch.empty(S, T, rows, dtype=torch.float32, device=device) if rows else logits
-    squares = (
-        torch.empty(S, T, dtype=torch.float32, device=device)
-        if GATE_KINDS[gate.kind].reads_length
-        else logits
-    )
-    *extents, a_tiles = plan.sizes
-    project_kernel[plan.grid](
-        x, x if A is None else A, gate.weight, z, logits, squares, T, *extents, x.stride(0), a_tiles,
-        **plan.constants,
-    )  # fmt: skip
-    return Projection(z, logits, squares)
-
-
-@functools.lru_cache(maxsize=MOST_PLANS)
 def _project_plan(
-    tokens: int,
-    layout: Layout,
-    h: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    kind: str,
-    with_factors: bool,
+    tokens: int, layout: Layout, h: int, dtype: torch.dtype, device: torch.device, kind: str, rows: int
 ) -> Plan:
+    """Return the plan of a projection on the gate's rows and on this many of A's."""
     blocks = blocks_for("project", tokens, device, dtype)
-    rows = layout.rows if with_factors else 0
     rank_tile = _tile(max(rows, layout.adapters), blocks.rank)
     a_tiles, gate_tiles = _quotient(rows, rank_tile), _quotient(layout.adapters, rank_tile)
     token_tiles = _quotient(tokens, blocks.tokens)
@@ -233,19 +280,14 @@ def _project_plan(
     )
 
 
-def route(projection: Projection, gate: Gate) -> Routing:
-    """Return the top-k routing of projected logits."""
-    S, T, L = projection.logits.shape
-    device = projection.logits.device
-    blocks = blocks_for("route", T, device, projection.logits.dtype)
-    routing = _empty_routing(T, gate.top_k, device)
-    route_kernel[(_quotient(T, blocks.tokens),)](
-        projection.logits, projection.squares, _bias(gate), routing.selection, routing.weights, T, L, S,
-        float(gate.temperature), float(gate.eps), KIND=gate.kind, SQUARES=GATE_KINDS[gate.kind].reads_length,
-        BIASED=gate.bias is not None, K=gate.top_k, KP=_power(gate.top_k), BT=blocks.tokens, LP=_power(L),
-        **_options(blocks),
-    )  # fmt: skip
-    return routing
+def _gate_constants(layout: Layout, kind: str, biased: bool) -> dict[str, Any]:
+    """Return the constants of a kernel that reads a gate's logits."""
+    return {
+        "LP": _power(layout.adapters),
+        "KIND": kind,
+        "SQUARES": GATE_KINDS[kind].reads_length,
+        "BIASED": biased,
+    }
 
 
 def spread(dense: Tensor, layout: Layout, routing: Routing, *, keep_z: bool) -> tuple[Tensor, Tensor]:
@@ -285,15 +327,10 @@ def outer(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> Tensor:
     return result
 
 
-def _plan(make: Callable[..., Plan], T: int, *shapes: Any) -> Plan:
-    """Return the kept plan of a launch for as many tokens; a fresh one while block sizes are tried out."""
+def _plan(make: Callable[..., tuple[Plan, Plan]], T: int, *shapes: Any) -> tuple[Plan, Plan]:
+    """Return the kept plans of a call with as many tokens; fresh ones while block sizes are tried out."""
     tokens = (T + BUCKET_TOKENS - 1) // BUCKET_TOKENS * BUCKET_TOKENS
     return (make.__wrapped__ if gpu_table.OVERRIDES else make)(tokens, *shapes)  # type: ignore[attr-defined]
-
-
-def _form(gate: Gate) -> tuple[str, bool]:
-    """Return what of a gate makes another kernel: its kind, and whether it has a bias."""
-    return gate.kind, gate.bias is not None
 
 
 def _options(blocks: Blocks) -> dict[str, Any]:

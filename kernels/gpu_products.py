@@ -65,8 +65,8 @@ def gated_forward(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, 
     x = _rows(x)
     with _current_device(x):
         if _takes_gate(x, layout) and out.stride(-1) == 1:
-            return gpu_launch.route_and_expand(gpu_launch.project(x, A, layout, gate), Bt, layout, gate, out)
-        routing = gpu_launch.route(gpu_launch.project(x, None, layout, gate), gate)
+            return gpu_launch.gated(x, A, Bt, layout, gate, out)
+        routing = gpu_launch.route(x, layout, gate)
     forward(x, A, Bt, layout, routing, out)
     return routing
 
@@ -106,8 +106,7 @@ def _apply(
             weighted, z = gpu_launch.spread(v @ inward.T, layout, routing, keep_z=keep_z)
             target = target.addmm_(weighted, outward) if add else torch.mm(weighted, outward, out=target)
         else:
-            planes = gpu_launch.shrink(v, inward, layout, routing.selection)
-            gpu_launch.expand(planes, outward, layout, routing, target, add=add)
+            planes = gpu_launch.routed(v, inward, outward, layout, routing, target, add=add)
             z = planes[0] if planes.shape[0] == 1 or not keep_z else planes.sum(0)
     if out is not None and not add:
         target = out.add_(target)
@@ -116,7 +115,7 @@ def _apply(
 
 def _rows(v: Tensor) -> Tensor:
     """Return `v` with contiguous features, as the kernels read it."""
-    return v if v.stride(-1) == 1 else v.contiguous()
+    return v if v.is_contiguous() or v.stride(-1) == 1 else v.contiguous()
 
 
 def _packed(routing: Routing) -> Routing:

@@ -94,15 +94,12 @@ class Case:
         A, Bt = factors or (self.A, self.Bt)
         self.out.zero_()
         if kernel == "project" and self._is_fused():
-            projection = gpu_launch.project(self.x, A, self.layout, self.gate)
-            gpu_launch.route_and_expand(projection, Bt, self.layout, self.gate, self.out)
+            gpu_launch.gated(self.x, A, Bt, self.layout, self.gate, self.out)
             return self.out
         routing = self.routing
         if kernel == "project":
-            projection = gpu_launch.project(self.x, None, self.layout, self.gate)
-            routing = gpu_launch.route(projection, self.gate)
-        planes = gpu_launch.shrink(self.x, A, self.layout, routing.selection)
-        gpu_launch.expand(planes, Bt, self.layout, routing, self.out, add=False)
+            routing = gpu_launch.route(self.x, self.layout, self.gate)
+        gpu_launch.routed(self.x, A, Bt, self.layout, routing, self.out, add=False)
         return self.out
 
     def _is_fused(self) -> bool:

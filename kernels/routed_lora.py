@@ -129,7 +129,7 @@ def gated_lora_(
     check_factors(x, A, Bt, offsets)
     check_gate(x, gate.weight, gate.bias, gate.kind)
     check_gate_serves(gate.weight, gate.bias, x, adapters=len(scaling))
-    check_top_k(gate.weight.shape[:1], gate.top_k, gate.temperature)
+    check_top_k((len(scaling),), gate.top_k, gate.temperature)
     check_output(out, x, Bt)
     of_gate = (gate.weight,) if gate.bias is None else (gate.weight, gate.bias)
     refuse_gradients("gated_lora_", out, x, A, Bt, *of_gate)

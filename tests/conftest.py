@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -89,19 +91,9 @@ def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from support.new_catalogs import copied_catalogs
+    from support.new_catalogs import copied_catalogs, shared_statements
 
-    with copied_catalogs(tmp_path_factory.mktemp("catalogs")):
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _statements_are_compiled_once() -> Iterator[None]:
-    from meteora_registry.registry.catalog import engine
-    from support.shared_statements import share_statements
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "create_engine", share_statements(engine.create_engine))
+    with copied_catalogs(tmp_path_factory.mktemp("catalogs")), shared_statements():
         yield
 
 
@@ -116,6 +108,21 @@ def _triton_is_asked_in_a_warm_process() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         keep_replies(patch, warm.run)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _chat_templates_are_rendered_in_warm_processes() -> Iterator[None]:
+    # Its process imports transformers, which takes more than a second.
+    if "transformers" not in sys.modules:
+        yield
+        return
+    from meteora_registry.runtime.fitting import chat_template
+    from support import warm
+
+    start = SimpleNamespace(Popen=warm.Popen, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_template, "subprocess", start)
         yield
 
 

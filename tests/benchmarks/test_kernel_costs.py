@@ -64,7 +64,7 @@ def launched(point: Point, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         with Products() as products:
             call()
         found.append(len(recorded) + products.count)
-    for plan in (gpu_launch._shrink_plan, gpu_launch._expand_plan, gpu_launch._project_plan):
+    for plan in (gpu_launch._routed_plans, gpu_launch._gated_plans, gpu_launch._route_plans):
         plan.cache_clear()
     return found
 

@@ -351,8 +351,8 @@ def test_one_slot_weighs_exactly_one() -> None:
 @pytest.mark.parametrize("ranks", [[8] * 6, [8, 0, 24, 16]], ids=str)
 def test_dense_branch_serves_a_few_tokens(ranks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_products, "DENSE_TOKENS", 8)
-    monkeypatch.setattr(gpu_launch, "shrink", None)
-    monkeypatch.setattr(gpu_launch, "route_and_expand", None)
+    monkeypatch.setattr(gpu_launch, "routed", None)
+    monkeypatch.setattr(gpu_launch, "gated", None)
     check_against_reference(operands(ranks, T=8), torch.float32)
     check_gated(*gated_case(8, ranks=ranks))
 

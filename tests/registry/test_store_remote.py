@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import stat
@@ -281,11 +280,12 @@ def test_processes_that_add_the_same_content_at_once_leave_one_whole_blob(url: s
     catalog_url = f"sqlite:///{tmp_path}/catalog.db"
     upgrade(parse_catalog_url(catalog_url))
     homes = [Home(tmp_path / name, catalog_url, url) for name in ("one", "two")]
-    # Processes of the fork server do not see the variables that name the service.
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     barrier = context.Barrier(2)
     processes = [
-        context.Process(target=add_same, args=(home, home.folder.name, barrier), daemon=True)
+        context.Process(
+            target=add_same, args=(home, home.folder.name, barrier, dict(os.environ)), daemon=True
+        )
         for home in homes
     ]
     for process in processes:

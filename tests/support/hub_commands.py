@@ -24,7 +24,6 @@ from typing import Any
 from support import warm
 from support.hub import TOKEN, LoopbackHub
 from support.patience import PATIENCE_SECONDS
-from support.shared_statements import share_statements
 from support.terminal import run_in_terminal
 from support.warm import enter
 
@@ -143,14 +142,14 @@ def _carry_out(commands: Connection, folder: Path, environment: dict[str, str], 
     """Carry out commands; all output of them or of any library goes to the files that each names."""
     enter(folder, environment)
     exec(prelude, {})
-    from meteora_registry.registry.catalog import engine
     from meteora_registry.registry.cli.main import run
 
-    # Imported again for the environment.
-    vars(engine)["create_engine"] = share_statements(engine.create_engine)
     sleep = time.sleep
     vars(time)["sleep"] = lambda seconds: sleep(seconds * float(os.environ["TEST_PAUSES"]))
-    with suppress(EOFError):
+    # What was imported again for the environment.
+    from support.new_catalogs import shared_statements
+
+    with shared_statements(), suppress(EOFError):
         while True:
             order = commands.recv()
             if isinstance(order, int):
