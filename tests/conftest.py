@@ -43,14 +43,16 @@ settings.load_profile("untimed")
 LONGEST = (
     "tests/faults/",
     "tests/kernels/test_triton.py",
-    "tests/kernels/test_gpu_compilation.py",
-    "tests/benchmarks/test_gates.py",
+    "tests/registry/hub/",
+    "tests/runtime/test_threads.py",
+    "tests/matrix/",
+    "tests/forgeries/",
     "tests/end_to_end/",
     "tests/evaluation/",
-    "tests/registry/hub/",
+    "tests/benchmarks/test_gates.py",
+    "tests/kernels/test_gpu_compilation.py",
     "tests/registry/test_store_remote.py",
     "tests/registry/test_transfer.py",
-    "tests/runtime/test_threads.py",
 )
 
 
@@ -75,8 +77,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _turn_of(item: pytest.Item) -> int:
+    turns = (turn for turn, start in enumerate(LONGEST) if item.nodeid.startswith(start))
+    return next(turns, len(LONGEST))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    items.sort(key=_turn_of)
     if not config.getoption("--installs"):
         for item in items:
             if item.get_closest_marker("installs"):
