@@ -1,4 +1,4 @@
-"""What every test with a catalog would do again: the revisions of a new one, and compiling its statements."""
+"""New catalogs copied, and statements compiled once: every test with a catalog would do both again."""
 
 from __future__ import annotations
 
