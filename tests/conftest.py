@@ -97,6 +97,13 @@ def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> None:
+    from support.unsynced import wait_for_no_disk
+
+    wait_for_no_disk()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from support.new_catalogs import copied_catalogs, shared_statements
 

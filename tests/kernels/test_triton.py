@@ -28,6 +28,9 @@ def test_kernels_agree_with_the_reference() -> None:
         "-q",
         "-W",
         "error",
+        "-W",
+        # The process has imported what pytest would have liked to rewrite.
+        "ignore::pytest.PytestAssertRewriteWarning",
         "-c",
         os.devnull,
         "-p",

@@ -25,6 +25,7 @@ from support import warm
 from support.hub import TOKEN, LoopbackHub
 from support.patience import PATIENCE_SECONDS
 from support.terminal import run_in_terminal
+from support.unsynced import wait_for_no_disk
 from support.warm import enter
 
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
@@ -141,6 +142,7 @@ class Machine:
 def _carry_out(commands: Connection, folder: Path, environment: dict[str, str], prelude: str) -> None:
     """Carry out commands; all output of them or of any library goes to the files that each names."""
     enter(folder, environment)
+    wait_for_no_disk()
     exec(prelude, {})
     from meteora_registry.registry.cli.main import run
 

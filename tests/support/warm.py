@@ -25,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .unsynced import wait_for_no_disk
+
 _TESTS = Path(__file__).parents[1]
 # What reads the environment once, when it is imported, and what took names from it; and the variables.
 _READ_ONCE = ("huggingface_hub", "meteora_registry.registry", "support.new_catalogs")
@@ -160,6 +162,7 @@ def _begin(arguments: list[str], folder: str, environment: dict[str, str], descr
         os.dup2(descriptor, number)
         os.close(descriptor)
     enter(folder, environment)
+    wait_for_no_disk()
     open_streams()
     try:
         run_as_program(arguments)
