@@ -43,14 +43,16 @@ settings.load_profile("untimed")
 LONGEST = (
     "tests/faults/",
     "tests/kernels/test_triton.py",
-    "tests/kernels/test_gpu_compilation.py",
-    "tests/benchmarks/test_gates.py",
+    "tests/registry/hub/",
+    "tests/runtime/test_threads.py",
+    "tests/matrix/",
+    "tests/forgeries/",
     "tests/end_to_end/",
     "tests/evaluation/",
-    "tests/registry/hub/",
+    "tests/benchmarks/test_gates.py",
+    "tests/kernels/test_gpu_compilation.py",
     "tests/registry/test_store_remote.py",
     "tests/registry/test_transfer.py",
-    "tests/runtime/test_threads.py",
 )
 
 
@@ -70,10 +72,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"
     )
+    parser.addoption(
+        "--installs", action="store_true", help="also install the checker with pip, as CI jobs and hooks do"
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+def _turn_of(item: pytest.Item) -> int:
+    turns = (turn for turn, start in enumerate(LONGEST) if item.nodeid.startswith(start))
+    return next(turns, len(LONGEST))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_turn_of)
+    if not config.getoption("--installs"):
+        for item in items:
+            if item.get_closest_marker("installs"):
+                item.add_marker(pytest.mark.skip(reason="installs with pip: give `--installs`"))
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +103,13 @@ def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.delenv("METEORA_POLICY", raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> None:
+    from support.unsynced import wait_for_no_disk
+
+    wait_for_no_disk()
 
 
 @pytest.fixture(scope="session", autouse=True)
