@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ..schemas.card_examples import Example
 from ..schemas.digest import Digest
 from ..schemas.errors import DataRefused
+from .evaluated_card import without_evaluation
 
 EXAMPLES = "examples"
 _START, _END = "<!-- added by push: {} -->", "<!-- end of what push added -->"
@@ -19,13 +20,19 @@ _SECTION = rb"<!-- added by push: %s -->\n.*?\n<!-- end of what push added -->\n
 _ANY_SECTION = re.compile(_SECTION % rb"[a-z]+", re.DOTALL)
 # Sections stand before this heading, which every card has.
 _FOLLOWING = b"## Members\n"
+_MARKS = (
+    *("added by push", "end of what push added"),
+    *("added by meteora-registry push", "end of the evaluation"),
+)
 _FENCE = re.compile(r"`{3,}")
 _KEPT = "\n\t"
 
 
 def is_same_card(card: bytes, listed: Digest) -> bool:
-    """Return whether a card is the listed one, sections that were added to it aside."""
-    return listed in {Digest.of_bytes(card), Digest.of_bytes(_ANY_SECTION.sub(b"", card))}
+    """Return whether a card is the listed one, sections and an evaluation that were added to it aside."""
+    # Sections first: a text in one could look like an evaluation.
+    rest = without_evaluation(_ANY_SECTION.sub(b"", card))
+    return listed in {Digest.of_bytes(card), Digest.of_bytes(rest)}
 
 
 def with_section(card: bytes, name: str, text: str) -> bytes:
@@ -34,8 +41,8 @@ def with_section(card: bytes, name: str, text: str) -> bytes:
     Raises:
         DataRefused: the text has the mark that ends a section, or the card has no place for one.
     """
-    if _END in text:
-        raise DataRefused(f"the text for the card has `{_END}`, which ends a section of it")
+    if found := [mark for mark in _MARKS if mark in text]:
+        raise DataRefused(f"the text for the card has `{found[0]}`, which marks what was added to a card")
     rest = re.sub(_SECTION % name.encode(), b"", card, flags=re.DOTALL)
     before, heading, after = rest.partition(_FOLLOWING)
     if not heading:

@@ -168,6 +168,7 @@ def open_upload(
     examples = () if options.examples is None else read_examples(options.examples)
     upload = bundle_upload(
         folder,
+        scratch=scratch,
         workspace=workspace,
         overwrite_card=options.overwrite_card,
         sign=options.sign,

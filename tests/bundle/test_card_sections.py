@@ -7,6 +7,7 @@ import json
 import pytest
 
 from meteora_registry.bundle.card_sections import EXAMPLES, is_same_card, render_examples, with_section
+from meteora_registry.bundle.evaluated_card import with_evaluation
 from meteora_registry.schemas.card_examples import Example, parse_examples
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused
@@ -75,6 +76,13 @@ def test_examples_of_another_shape_are_refused(data: bytes, message: str) -> Non
     assert message in str(caught.value)
 
 
-def test_text_with_the_mark_of_the_end_is_refused() -> None:
-    with pytest.raises(DataRefused, match="ends a section"):
-        with_section(CARD, EXAMPLES, "<!-- end of what push added -->")
+@pytest.mark.parametrize("mark", ["<!-- end of what push added -->", "# end of the evaluation"])
+def test_text_with_a_mark_is_refused(mark: str) -> None:
+    with pytest.raises(DataRefused, match="which marks what was added to a card"):
+        with_section(CARD, EXAMPLES, f"a\n{mark}\nb")
+
+
+def test_card_with_an_evaluation_and_a_section_is_the_same() -> None:
+    card = with_evaluation(with_section(CARD, EXAMPLES, "text"), "model-index: []\n", "## Evaluation\n")
+    assert is_same_card(card, LISTED)
+    assert is_same_card(with_section(card, EXAMPLES, "other"), LISTED)
