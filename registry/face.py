@@ -28,7 +28,7 @@ from ..schemas.names import (
 from ..schemas.verification import Level, VerificationRecord, level_of
 from .catalog.records import MAX_TRASH_DAYS, TRASH_DAYS
 from .dependencies import require_torch
-from .home import Home
+from .settings import Settings
 from .workspace import StrPath, Workspace, path_or_none
 
 if TYPE_CHECKING:
@@ -58,17 +58,24 @@ class Registry(Workspace):
     (``name``, ``name@2``, ``name@alias``) can be given.
 
     Args:
-        home: the folder of catalog and store; by default METEORA_HOME, else the user's data folder.
+        home: the folder of catalog and store; by default METEORA_HOME, else that of the user's settings, else
+            the user's data folder.
         catalog: the URL of a catalog elsewhere, such as ``postgresql://user@host/name``; by default
-            METEORA_CATALOG, else ``catalog.db`` in the home.
+            METEORA_CATALOG, else that of the user's settings, else ``catalog.db`` in the home.
         store: the URL of a content store elsewhere, such as ``s3://bucket/adapters``; by default
-            METEORA_STORE, else a folder in the home.
+            METEORA_STORE, else that of the user's settings, else a folder in the home.
+
+    Short names for bases are for the command line: here a base is what it is called, wherever a program runs.
+
+    Raises:
+        UsageError: the user's file of settings is malformed.
+        SourceUnreadable: it cannot be read.
     """
 
     def __init__(
         self, home: StrPath | None = None, catalog: str | None = None, store: str | None = None
     ) -> None:
-        super().__init__(Home.locate(path_or_none(home), catalog, store))
+        super().__init__(Settings.read(home, catalog, store).place)
 
     def add(
         self,
@@ -241,7 +248,8 @@ class Registry(Workspace):
         """Fuse catalogued adapters into one verified bundle and record it.
 
         Args:
-            adapters: names such as ``legal``, ``legal@3`` or ``legal@champion``; or a recipe, which has the
+            adapters: names such as ``legal``, ``legal@3`` or ``legal@champion``, or repositories on the Hub
+                that adapters were added from, such as ``org/legal``; or a recipe, which has the
                 options in it.
             out: the new folder.
             name: what the catalog calls the bundle; by default made from the folder's name.

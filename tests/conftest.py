@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,14 +43,16 @@ settings.load_profile("untimed")
 LONGEST = (
     "tests/faults/",
     "tests/kernels/test_triton.py",
-    "tests/kernels/test_gpu_compilation.py",
-    "tests/benchmarks/test_gates.py",
+    "tests/registry/hub/",
+    "tests/runtime/test_threads.py",
+    "tests/matrix/",
+    "tests/forgeries/",
     "tests/end_to_end/",
     "tests/evaluation/",
-    "tests/registry/hub/",
+    "tests/benchmarks/test_gates.py",
+    "tests/kernels/test_gpu_compilation.py",
     "tests/registry/test_store_remote.py",
     "tests/registry/test_transfer.py",
-    "tests/runtime/test_threads.py",
 )
 
 
@@ -68,10 +72,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"
     )
+    parser.addoption(
+        "--installs", action="store_true", help="also install the checker with pip, as CI jobs and hooks do"
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+def _turn_of(item: pytest.Item) -> int:
+    turns = (turn for turn, start in enumerate(LONGEST) if item.nodeid.startswith(start))
+    return next(turns, len(LONGEST))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_turn_of)
+    if not config.getoption("--installs"):
+        for item in items:
+            if item.get_closest_marker("installs"):
+                item.add_marker(pytest.mark.skip(reason="installs with pip: give `--installs`"))
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +97,26 @@ def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from support.new_catalogs import copied_catalogs
+def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no test, and no program that one starts, read the settings of who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.delenv("METEORA_POLICY", raising=False)
+        yield
 
-    with copied_catalogs(tmp_path_factory.mktemp("catalogs")):
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> None:
+    from support.unsynced import wait_for_no_disk
+
+    wait_for_no_disk()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from support.new_catalogs import copied_catalogs, shared_statements
+
+    with copied_catalogs(tmp_path_factory.mktemp("catalogs")), shared_statements():
         yield
 
 
@@ -99,6 +131,21 @@ def _triton_is_asked_in_a_warm_process() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         keep_replies(patch, warm.run)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _chat_templates_are_rendered_in_warm_processes() -> Iterator[None]:
+    # Its process imports transformers, which takes more than a second.
+    if "transformers" not in sys.modules:
+        yield
+        return
+    from meteora_registry.runtime.fitting import chat_template
+    from support import warm
+
+    start = SimpleNamespace(Popen=warm.Popen, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_template, "subprocess", start)
         yield
 
 

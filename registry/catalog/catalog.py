@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from ...files.progress import Progress, silent
 from ...schemas.digest import Digest
 from ...schemas.evaluation import EvaluationSummary
-from ...schemas.names import CatalogSource
+from ...schemas.names import CatalogSource, HubSource
 from ...schemas.signers import SignedBy
 from ...schemas.verification import VerificationRecord
 from ..closing import Closing
@@ -142,6 +142,18 @@ class Catalog(Closing):
         return self._read(
             lambda session: adapters.adapter_record(
                 entries.find_version(session, source, models.AdapterVersion)
+            )
+        )
+
+    def find_from_hub(self, source: HubSource) -> AdapterVersion:
+        """Return the latest adapter version from a repository on the Hub: at a commit, if one is named.
+
+        Raises:
+            NotInCatalog: there is none.
+        """
+        return self._read(
+            lambda session: adapters.adapter_record(
+                adapters.find_from_hub(session, source.repository, source.revision, source.subfolder)
             )
         )
 

@@ -50,6 +50,7 @@ _CATALOG = {
     "doctor": Listed("Find what a crash or a manual change left, and repair it", ".doctor"),
     "store": Listed("Measure, check and clean the content store", ".commands", "store"),
     "db": Listed("Look after the catalog's database", ".commands", "database"),
+    "config": Listed("Show the settings, and where each comes from", ".commands", "config"),
     "completion": Listed("Print what a shell needs to complete commands and names", ".completion"),
 }
 SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "CI": _CI, "Catalog": _CATALOG}
@@ -109,4 +110,13 @@ database = LazyGroup(
     },
     help="Look after the catalog's database.",
     epilog=examples("db current", "db upgrade", "db backup catalog-copy.db"),
+)
+config = LazyGroup(
+    "config",
+    table={
+        "show": Listed("Show every setting and where it comes from", ".config", "show"),
+        "path": Listed("Print the path of the user's file of settings", ".config", "path"),
+    },
+    help="Show the settings, and where each comes from.\n\nThey are changed by hand: docs/settings.md.",
+    epilog=examples("config show", "config path"),
 )

@@ -26,10 +26,10 @@ def machine() -> Iterator[Runner]:
         yield made
 
 
-@pytest.fixture
-def team(tmp_path: Path) -> GitRepository:
+@pytest.fixture(scope="session")
+def a_team(tmp_path_factory: pytest.TempPathFactory) -> GitRepository:
     """A repository with a policy, a lock, a baseline and adapters on main, and a branch for a change."""
-    team = GitRepository(tmp_path / "team")
+    team = GitRepository(tmp_path_factory.mktemp("repositories") / "team")
     for seed, name in enumerate(("legal", "medical", "old"), start=1):
         make_adapter(team.folder / "adapters" / name, seed=seed, lora_alpha=8 if name != "old" else 0)
     (team.folder / "policy.toml").write_text('meteora_policy = 1\nallowed_bases = ["org/base"]\n')
@@ -38,3 +38,9 @@ def team(tmp_path: Path) -> GitRepository:
     team.commit("a team's adapters")
     team.git("checkout", "--quiet", "-b", "feature")
     return team
+
+
+@pytest.fixture
+def team(a_team: GitRepository, tmp_path: Path) -> GitRepository:
+    """A copy of it for a test to change."""
+    return GitRepository.copied(a_team, tmp_path / "team")

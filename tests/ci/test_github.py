@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from meteora_registry.files.digests import hash_file
-from support.ci_jobs import ACTION, CHECK, Runner, check
+from support.ci_jobs import ACTION, Runner, check, check_in_bash
 from support.github_api import BOT, READER, WRITER, Api
 from support.repositories import GitRepository
 from support.small_adapters import make_adapter
@@ -20,7 +20,7 @@ from support.small_adapters import make_adapter
 def test_good_adapter_is_accepted_and_explained(machine: Runner, team: GitRepository, api: Api) -> None:
     make_adapter(team.folder / "adapters" / "new", seed=9)
     team.commit()
-    done = check(machine, team, api, policy="policy.toml")
+    done = check_in_bash(machine, team, api, policy="policy.toml")
     assert done.code == 0, done.err
     assert done.outputs["outcome"] == "accepted"
     assert json.loads(Path(done.outputs["sarif"]).read_text())["version"] == "2.1.0"
@@ -205,7 +205,7 @@ def test_inputs_are_never_shell_text(machine: Runner, team: GitRepository, api: 
     names = [name for name in ACTION["inputs"] if name not in ("token", "python", "upload-sarif")]
     # The account alone may be any text; each of the others is refused by itself, in the order of the program.
     for given in (names, ["comment-author"]):
-        done = check(machine, team, api, **{name.replace("-", "_"): text for name in given})
+        done = check_in_bash(machine, team, api, **{name.replace("-", "_"): text for name in given})
         assert done.code == (0 if given == ["comment-author"] else 2), done.err
         assert not mark.exists()
         assert "defect" not in done.err, done.err
@@ -253,7 +253,7 @@ def test_workflow_with_the_rights_of_the_base_is_refused(
     machine: Runner, team: GitRepository, api: Api
 ) -> None:
     environment = machine.pull_request(team, api_url=api.url)
-    done = machine.run_step(CHECK, environment | {"GITHUB_EVENT_NAME": "pull_request_target"}, token=WRITER)
+    done = machine.check(environment | {"GITHUB_EVENT_NAME": "pull_request_target"}, token=WRITER)
     assert done.code == 2
     assert "`pull_request_target`, which gives a stranger the rights of the base" in done.err
     assert api.requests == []

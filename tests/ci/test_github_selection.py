@@ -38,7 +38,7 @@ def test_submodule_does_not_say_what_changed(machine: Runner, team: GitRepositor
     team.commit()
     environment = machine.pull_request(team, api_url=api.url)
     GitRepository(machine.workspace).git(*local, "submodule", "update", "--quiet", "--init")
-    done = machine.run_step(CHECK, environment, token=WRITER, paths="adapters")
+    done = machine.check(environment, token=WRITER, paths="adapters")
     assert done.code == 1, done.err
     assert "adapters/adapters/legal: refused" in done.out
 
@@ -96,10 +96,10 @@ def test_adapter_that_a_sparse_checkout_lacks_is_refused(
     team.commit()
     environment = machine.pull_request(team, api_url=api.url)
     GitRepository(machine.workspace).git("sparse-checkout", "set", "adapters")
-    done = machine.run_step(CHECK, environment, token=WRITER)
+    done = machine.check(environment, token=WRITER)
     assert done.code == 2
     assert "`other/new/adapter_config.json` changed and is not in this checkout" in done.err
-    assert machine.run_step(CHECK, environment, token=WRITER, paths="adapters").code == 0
+    assert machine.check(environment, token=WRITER, paths="adapters").code == 0
 
 
 @pytest.mark.parametrize("changed_only", ["true", "false"])
@@ -142,7 +142,7 @@ def test_link_to_nothing_is_not_an_adapter_that_is_gone(
 def test_clone_without_the_base_is_explained(machine: Runner, team: GitRepository, api: Api) -> None:
     make_adapter(team.folder / "adapters" / "new", seed=9)
     team.commit()
-    done = machine.run_step(CHECK, machine.pull_request(team, api_url=api.url, depth=1), token=WRITER)
+    done = machine.check(machine.pull_request(team, api_url=api.url, depth=1), token=WRITER)
     assert done.code == 2
     assert "is not a commit of this repository" in done.err
     assert "fetch-depth: 0" in done.err

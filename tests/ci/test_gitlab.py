@@ -22,10 +22,8 @@ JOB = yaml.safe_load((ROOT / "templates" / "gitlab-ci.yml").read_text())["valida
 FETCH = JOB["before_script"][-1]
 
 
-def check(
-    machine: Runner, team: GitRepository, *, before: Sequence[str] = (FETCH,), **variables: str
-) -> Done:
-    """Run the job of a merge request for main, without installing the checker unless ``before`` does."""
+def check(machine: Runner, team: GitRepository, *, before: Sequence[str] = (), **variables: str) -> Done:
+    """Run the job of a merge request for main; without a script ``before``, the checker in this process."""
     team.git("checkout", "--quiet", "main")
     # git serves a repository to its owner alone.
     origin = machine.folder / "origin.git"
@@ -42,7 +40,11 @@ def check(
         "GITLAB_CI": "true",
         **variables,
     }
-    return machine.run_script("\n".join([*before, *JOB["script"]]), environment, "-e")
+    if before:
+        return machine.run_script("\n".join([*before, *JOB["script"]]), environment, "-e")
+    fetched = machine.run_script(FETCH, environment, "-e")
+    assert fetched.code == 0, fetched.err
+    return machine.run_last_line(JOB["script"][-1], environment)
 
 
 def quality(machine: Runner) -> list[dict[str, object]]:
@@ -54,7 +56,7 @@ def test_merge_request_gets_both_reports(machine: Runner, team: GitRepository) -
     make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0, base=None)
     make_adapter(team.folder / "adapters" / "good", seed=8)
     team.commit()
-    done = check(machine, team)
+    done = check(machine, team, before=[FETCH])
     assert done.code == 1, done.err
     assert "; 3 unchanged" in done.out
     suites = ElementTree.parse(machine.workspace / JUNIT_FILE).getroot()
@@ -141,6 +143,7 @@ def test_job_elsewhere_is_refused_in_words(machine: Runner, team: GitRepository)
     assert "this is not a job of GitLab CI" in done.err
 
 
+@pytest.mark.installs
 def test_whole_job_installs_the_checker_and_checks(team: GitRepository) -> None:
     make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0)
     team.commit()

@@ -1,18 +1,44 @@
-"""The hooks, run by pre-commit itself in a repository of adapters, without an index."""
+"""The hooks: the commands that they start, and run by pre-commit itself, without an index."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+import yaml
 
 from support.ci_jobs import ROOT
+from support.program import Run
 from support.repositories import GitRepository
 from support.small_adapters import make_adapter
+
+HOOKS = {each["id"]: each for each in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())}
+
+
+@pytest.mark.parametrize(("hook", "code"), [("validate-adapters", 0), ("validate-adapters-for-fuse", 1)])
+def test_command_of_a_hook_works_out_the_folders_of_the_files_that_it_gets(
+    run: Run, tmp_path: Path, hook: str, code: int
+) -> None:
+    make_adapter(tmp_path / "good", seed=1, bias="all")
+    make_adapter(tmp_path / "broken", seed=2, lora_alpha=0)
+    program, *words = shlex.split(HOOKS[hook]["entry"])
+    assert program == "meteora-registry"
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    files = [f"{folder}/{name}" for folder in ("good", "broken") for name in (*names, "README.md")]
+    both = [name for name in files if re.search(HOOKS[hook]["files"], name)]
+    assert both == [name for name in files if not name.endswith("README.md")]
+    done = run(*words, *both[:2])
+    assert done.returncode == code, done.stderr
+    assert done.stdout.count("good: ") == 1
+    done = run(*words, *both[1:3])
+    assert done.returncode == 1
+    assert "broken: refused" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +93,7 @@ def run_hook(
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.installs
 def test_hook_works_out_the_folders_of_the_files_that_it_gets(
     tmp_path: Path, source: GitRepository, environment: dict[str, str]
 ) -> None:

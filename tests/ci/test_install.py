@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from support.ci_jobs import CHECK, INSTALL, NO_INDEX, ROOT, runner
 from support.github_api import WRITER, Api
 from support.repositories import GitRepository
 from support.small_adapters import make_adapter
 
 
+@pytest.mark.installs
 def test_checker_is_installed_from_the_checkout_and_checks(team: GitRepository, api: Api) -> None:
     make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0)
     team.commit()

@@ -1,11 +1,11 @@
-"""A core install: the real program in a process where torch and its dependents are blocked."""
+"""A core install: the real program in processes where torch and its dependents are blocked."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,30 +16,14 @@ from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.records import NewBundleVersion
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.verification import Level
+from support.core_install import PREAMBLE, PROGRAM, CoreInstall, core_install
 from support.evaluations import make_evaluation
 from support.hub import TOKEN, LoopbackHub
 from support.hub_server import serve
-from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
+Run = Callable[..., str]
 BUNDLE = Path(__file__).parents[1] / "golden" / "1" / "bundles" / "fitted-prompt"
-BLOCKED = (
-    "torch",
-    "triton",
-    "safetensors",
-    "peft",
-    "transformers",
-    "accelerate",
-    "scipy",
-    "matplotlib",
-    "model_signing",
-)
-PROGRAM = f"""
-import sys
-sys.modules.update(dict.fromkeys({BLOCKED!r}))
-from meteora_registry.registry.cli.entry import main
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,86 +32,95 @@ def hub() -> Iterator[LoopbackHub]:
         yield hub
 
 
-def run(folder: Path, *arguments: object, code: int = 0, **environment: str) -> str:
-    """Run the program with a home in ``folder``, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
-        env=os.environ | {"METEORA_HOME": str(folder / "home")} | environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def core() -> Iterator[CoreInstall]:
+    with core_install() as core:
+        yield core
 
 
-def test_bundle_that_the_catalog_verified_can_be_pushed(tmp_path: Path, hub: LoopbackHub) -> None:
+@pytest.fixture
+def run(core: CoreInstall, tmp_path: Path) -> Run:
+    """The program with a home of its own; returns what it prints."""
+
+    def run(*arguments: object, code: int = 0, **environment: str) -> str:
+        variables = os.environ | {"METEORA_HOME": str(tmp_path / "home")} | environment
+        done = core.run(PROGRAM, *map(str, arguments), env=variables)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_digests_of_a_bundle_can_be_checked_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, "verify", str(BUNDLE), "--digests-only"]
+    environment = os.environ | {"METEORA_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "digests          agree" in done.stdout
+
+
+def test_bundle_that_the_catalog_verified_can_be_pushed(run: Run, tmp_path: Path, hub: LoopbackHub) -> None:
     on_hub = {
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_OFFLINE": "",
     }
-    refused = run(tmp_path, "push", BUNDLE, "org/ours", code=1, **on_hub)
+    refused = run("push", BUNDLE, "org/ours", code=1, **on_hub)
     assert "were never verified in this catalog, and computing with them needs torch" in refused
     assert "org/ours" not in hub.repositories
     # What `fuse` and `pull` record, on a machine that has torch and the same catalog.
     facts, record = Bundle.open(BUNDLE).facts, verify_bundle(BUNDLE, level=Level.INTEGRITY)
     with Catalog.open(Home(tmp_path / "home")) as catalog:
         catalog.register_bundle(NewBundleVersion("ours", BUNDLE, facts, (), record))
-    assert "would push: org/ours" in run(tmp_path, "push", BUNDLE, "org/ours", "--dry-run", **on_hub)
-    assert "pushed: org/ours@" in run(tmp_path, "push", BUNDLE, "org/ours", **on_hub)
+    assert "would push: org/ours" in run("push", BUNDLE, "org/ours", "--dry-run", **on_hub)
+    assert "pushed: org/ours@" in run("push", BUNDLE, "org/ours", **on_hub)
     files = hub.repositories["org/ours"].head.files
     assert files["adapter_model.safetensors"].data == (BUNDLE / "adapter_model.safetensors").read_bytes()
 
 
-def test_adapter_can_be_compared_with_bundles_here_and_on_the_hub(tmp_path: Path, hub: LoopbackHub) -> None:
+def test_adapter_can_be_compared_with_bundles_here_and_on_the_hub(
+    run: Run, tmp_path: Path, hub: LoopbackHub
+) -> None:
     hub.create("org/shipped", BUNDLE)
     on_hub = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": ""}
     other = make_adapter(tmp_path / "other", base="org/elsewhere", targets=["up_proj"])
     for source in (BUNDLE, "org/shipped@main"):
         compared = ("validate", other, "--for", "fuse", "--with", source)
-        assert "MR602 refuse: The adapters declare different bases" in run(
-            tmp_path, *compared, code=1, **on_hub
-        )
+        assert "MR602 refuse: The adapters declare different bases" in run(*compared, code=1, **on_hub)
     assert not (tmp_path / "home").exists()
 
 
-def test_digests_of_a_bundle_can_be_checked(tmp_path: Path) -> None:
-    assert "digests          agree" in run(tmp_path, "verify", BUNDLE, "--digests-only")
-
-
-def test_fuse_can_be_planned(tmp_path: Path) -> None:
+def test_fuse_can_be_planned(run: Run, tmp_path: Path) -> None:
     for seed, name in enumerate(("legal", "medical")):
-        run(tmp_path, "add", make_adapter(tmp_path / name, seed=seed), "--base", "org/base")
-    shown = run(tmp_path, "fuse", "legal", "medical", "--dry-run")
+        run("add", make_adapter(tmp_path / name, seed=seed), "--base", "org/base")
+    shown = run("fuse", "legal", "medical", "--dry-run")
     assert "top k        2" in shown
-    shown = run(tmp_path, "fuse", "legal", "medical", "--out", tmp_path / "bundle", code=2)
+    shown = run("fuse", "legal", "medical", "--out", tmp_path / "bundle", code=2)
     assert "fusing needs torch, which is not installed" in shown
     assert not (tmp_path / "bundle").exists()
 
 
-def test_versions_of_adapters_and_bundles_can_be_compared(tmp_path: Path) -> None:
+def test_versions_of_adapters_and_bundles_can_be_compared(run: Run, tmp_path: Path) -> None:
     first, second = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
-    assert "modules: 4 changed" in run(tmp_path, "diff", first, second)
-    assert "members: all 3 are the same" in run(tmp_path, "diff", BUNDLE.parent / "normal", BUNDLE)
+    assert "modules: 4 changed" in run("diff", first, second)
+    assert "members: all 3 are the same" in run("diff", BUNDLE.parent / "normal", BUNDLE)
 
 
-def test_evaluations_can_be_compared(tmp_path: Path) -> None:
+def test_evaluations_can_be_compared(run: Run, tmp_path: Path) -> None:
     for name, scores in (("before", [0.0, 1.0]), ("after", [1.0, 1.0])):
         evaluation = make_evaluation({"routed": {"one": scores}}, bundle=name)
         (tmp_path / f"{name}.json").write_bytes(evaluation.to_bytes())
-    shown = run(tmp_path, "eval", "compare", tmp_path / "before.json", tmp_path / "after.json")
+    shown = run("eval", "compare", tmp_path / "before.json", tmp_path / "after.json")
     assert "the intervals need scipy, which is not installed" in shown
     assert "routed" in shown
 
 
-def test_python_program_gets_the_catalog_and_is_refused_the_rest_in_words(tmp_path: Path) -> None:
+def test_python_program_gets_the_catalog_and_is_refused_the_rest_in_words(
+    core: CoreInstall, tmp_path: Path
+) -> None:
     adapter = make_adapter(tmp_path / "legal")
-    script = f"""
-import sys
-sys.modules.update(dict.fromkeys({BLOCKED!r}))
+    script = f"""{PREAMBLE}
 import meteora_registry as meteora
 
 with meteora.Registry({str(tmp_path / "home")!r}) as registry:
@@ -147,7 +140,7 @@ with meteora.Registry({str(tmp_path / "home")!r}) as registry:
             print(error)
 assert meteora.Bundle.open({str(BUNDLE)!r}).is_fitted
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = core.run(script, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "fusing needs torch, which is not installed",
@@ -158,10 +151,10 @@ assert meteora.Bundle.open({str(BUNDLE)!r}).is_fitted
     ]
 
 
-def test_required_signer_names_the_extra_that_checks_signatures(tmp_path: Path) -> None:
+def test_required_signer_names_the_extra_that_checks_signatures(run: Run, tmp_path: Path) -> None:
     key = tmp_path / "release.pub"
     key.write_text("never read")
-    printed = run(tmp_path, "verify", BUNDLE, "--digests-only", "--public-key", key, code=2)
+    printed = run("verify", BUNDLE, "--digests-only", "--public-key", key, code=2)
     assert "signatures need the package model-signing, which is not installed" in printed
     assert 'in the source folder of meteora-registry: pip install ".[sign]"' in printed
-    run(tmp_path, "verify", BUNDLE, "--digests-only")
+    run("verify", BUNDLE, "--digests-only")

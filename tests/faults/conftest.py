@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.faults_calls import why_unavailable
-from support.faults_scenes import SCENES, Scene, Stage
+from support.faults_scenes import SCENES, Scene, Stage, run_in_this_process
 from support.pgbouncer import pgbouncer_server, pgbouncer_url
 from support.postgres import postgres_server, postgres_url
 
@@ -38,4 +38,4 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         pytest.skip(reason)
     scene: Scene = request.param
     with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
-        yield Stage(scene, Path(folder))
+        yield Stage(scene, Path(folder), run_in_this_process)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +13,11 @@ from support.faults import Outcome, run_command
 from support.faults_calls import why_unavailable
 from support.faults_home import look_at
 from support.small_adapters import make_adapter
+from support.small_disks import needs_root, remount, small_disk
 
 NOBODY = 65534
 if reason := why_unavailable():
     pytest.skip(reason, allow_module_level=True)
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, or run as somebody else")
 
 
 def run(folder: Path, *words: str | Path, user: int | None = None) -> Outcome:
@@ -29,17 +26,12 @@ def run(folder: Path, *words: str | Path, user: int | None = None) -> Outcome:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB in memory."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0755", "none", folder], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(folder, 4096):
+        yield folder
 
 
 def fill(folder: Path, *, leaving_bytes: int) -> Path:
@@ -52,52 +44,52 @@ def fill(folder: Path, *, leaving_bytes: int) -> Path:
 
 @needs_root
 def test_a_full_disk_is_said_and_the_same_command_works_when_there_is_space(
-    small_disk: Path, tmp_path: Path
+    disk: Path, tmp_path: Path
 ) -> None:
     legal = make_adapter(tmp_path / "legal")
     # Larger than what is left for it, while the catalog itself would fit.
     large = make_adapter(tmp_path / "large", seed=1, rank=512)
-    assert run(small_disk, "add", legal).code == 0
-    before = look_at(small_disk)
-    ballast = fill(small_disk, leaving_bytes=400_000)
-    refused = run(small_disk, "add", large)
+    assert run(disk, "add", legal).code == 0
+    before = look_at(disk)
+    ballast = fill(disk, leaving_bytes=400_000)
+    refused = run(disk, "add", large)
     assert (refused.code, refused.stdout, refused.stderr) == (
         2,
         "",
-        f"error: the content store `{small_disk}/home/blobs` cannot be written: No space left on device\n"
+        f"error: the content store `{disk}/home/blobs` cannot be written: No space left on device\n"
         "hint: check its permissions and the free space, or name another home with `--home`\n",
     )
-    assert look_at(small_disk).tables == before.tables
-    assert look_at(small_disk).blobs == before.blobs
+    assert look_at(disk).tables == before.tables
+    assert look_at(disk).blobs == before.blobs
     ballast.unlink()
-    assert run(small_disk, "add", large).stdout == "added: large@1 (sound, fusable)\n"
-    ballast = fill(small_disk, leaving_bytes=200_000)
-    full = run(small_disk, "fuse", "legal", "large", "--out", small_disk / "team")
+    assert run(disk, "add", large).stdout == "added: large@1 (sound, fusable)\n"
+    ballast = fill(disk, leaving_bytes=200_000)
+    full = run(disk, "fuse", "legal", "large", "--out", disk / "team")
     assert (full.code, full.stdout, full.stderr) == (
         2,
         "",
-        f"error: cannot write `{small_disk}/team`: No space left on device\n"
+        f"error: cannot write `{disk}/team`: No space left on device\n"
         "hint: check the path, its permissions and the free space; nothing was left in its place\n",
     )
-    assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "home"]
+    assert sorted(path.name for path in disk.iterdir()) == ["ballast", "home"]
     ballast.unlink()
-    assert run(small_disk, "fuse", "legal", "large", "--out", small_disk / "team").code == 0
-    assert list(look_at(small_disk).bundles) == ["team"]
+    assert run(disk, "fuse", "legal", "large", "--out", disk / "team").code == 0
+    assert list(look_at(disk).bundles) == ["team"]
 
 
 @needs_root
 def test_a_disk_mounted_read_only_can_be_read_and_refuses_writers_in_words(
-    small_disk: Path, tmp_path: Path
+    disk: Path, tmp_path: Path
 ) -> None:
     legal, medical = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b")))
-    assert run(small_disk, "add", legal).code == 0
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert run(small_disk, "show", "a").code == 0
+    assert run(disk, "add", legal).code == 0
+    remount(disk, "ro")
+    assert run(disk, "show", "a").code == 0
     for words in (("add", medical), ("remove", "a", "--yes")):
-        refused = run(small_disk, *words)
+        refused = run(disk, *words)
         check_refusal(refused.code, refused.stdout, refused.stderr)
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    assert run(small_disk, "add", medical).code == 0
+    remount(disk, "rw")
+    assert run(disk, "add", medical).code == 0
 
 
 @needs_root

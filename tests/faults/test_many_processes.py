@@ -24,7 +24,7 @@ from support.warm import warm_context
 
 PROCESSES, NAMES = 8, 5
 # How many adapters there are, and how many of them each process adds.
-SAMPLE, SWEEP = (24, 16), (75, 50)
+SAMPLE, SWEEP = (10, 4), (75, 50)
 WEIGHTS = "adapter_model.safetensors"
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from meteora_registry.runtime.fitting import chat_template
 from meteora_registry.runtime.fitting.chat_template import MAX_PROMPT_CHARACTERS, ChatTemplate
 from meteora_registry.runtime.fitting.task_data import read_task_data
 from meteora_registry.schemas.errors import DataRefused
@@ -26,7 +27,9 @@ def refusal(template: str, *, max_seconds: float = 10.0) -> str:
     return str(caught.value)
 
 
-def test_chat_template_renders_what_the_tokenizer_itself_renders() -> None:
+def test_chat_template_renders_what_the_tokenizer_itself_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In the process that a fit starts; the other tests fork theirs from a warm one.
+    monkeypatch.setattr(chat_template, "subprocess", subprocess)
     tokenizer = tiny_tokenizer(chat_template="{{ bos_token }}" + TEMPLATE, bos_token="<s>")
     with ChatTemplate(tokenizer) as template:
         for turns in (TURNS, [*TURNS, {"role": "assistant", "content": "w3"}, *TURNS]):
@@ -34,9 +37,10 @@ def test_chat_template_renders_what_the_tokenizer_itself_renders() -> None:
             assert template.render(turns) == expected
 
 
-def test_template_within_its_own_block_starts_no_second_process() -> None:
-    started: list[str] = []
-    sys.addaudithook(lambda name, _: started.append(name) if name == "subprocess.Popen" else None)
+def test_template_within_its_own_block_starts_no_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    start = ChatTemplate._start
+    monkeypatch.setattr(ChatTemplate, "_start", lambda self: started.append(self) or start(self))
     tokenizer, other = tiny_tokenizer(chat_template=TEMPLATE), tiny_tokenizer(chat_template=TEMPLATE)
     with ChatTemplate(tokenizer) as outer:
         for _ in range(2):
@@ -61,8 +65,8 @@ def test_template_within_its_own_block_starts_no_second_process() -> None:
     ],
 )
 def test_template_that_does_not_end_is_stopped(template: str) -> None:
-    assert refusal(template, max_seconds=0.5) == (
-        "is refused by the base's chat template: it was stopped after 0.5 seconds of computing"
+    assert refusal(template, max_seconds=0.1) == (
+        "is refused by the base's chat template: it was stopped after 0.1 seconds of computing"
     )
 
 
@@ -92,7 +96,7 @@ def test_template_that_fails_is_refused_in_words(template: str, reason: str) -> 
 def test_template_that_was_stopped_is_not_tried_again_for_each_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ChatTemplate.__init__, "__kwdefaults__", {"max_seconds": 0.5})
+    monkeypatch.setattr(ChatTemplate.__init__, "__kwdefaults__", {"max_seconds": 0.1})
     line = json.dumps({"messages": TURNS}) + "\n"
     (tmp_path / "legal.jsonl").write_text(line * 3)
     tokenizer = tiny_tokenizer(chat_template="{% set x = 9 ** (9 ** 9) %}")
@@ -103,7 +107,7 @@ def test_template_that_was_stopped_is_not_tried_again_for_each_line(
         "`legal.jsonl:2`",
         "`legal.jsonl:3`",
     ]
-    assert all("was stopped after 0.5 seconds" in problem for problem in caught.value.problems)
+    assert all("was stopped after 0.1 seconds" in problem for problem in caught.value.problems)
 
 
 def test_tokenizer_with_several_templates_and_no_default_is_refused() -> None:

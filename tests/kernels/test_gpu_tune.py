@@ -7,7 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ pytest.importorskip("triton")
 from meteora_registry.kernels import gpu_tune
 from meteora_registry.kernels.gpu_table import Blocks, read_table
 from meteora_registry.kernels.gpu_tune import Search, combined, neighbours
+from support import warm
 
 BASE = Blocks(tokens=16, warps=4, stages=2)
 LATER = time.monotonic() + 1e6
@@ -149,8 +149,8 @@ def test_rows_are_tried_although_a_compiler_died() -> None:
 def test_rehearsal_goes_through_the_kernels(tmp_path: Path) -> None:
     pytest.importorskip("numpy", reason="Triton's interpreter computes with numpy")
     path = tmp_path / "table.json"
-    command = [sys.executable, "-m", gpu_tune.__name__, str(path), "--interpreted", "--minutes", "0.05"]
+    command = [sys.executable, "-P", "-m", gpu_tune.__name__, str(path), "--interpreted", "--minutes", "0.05"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    run = warm.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "shrink" in json.loads(path.read_text(encoding="utf-8"))["interpreter"]

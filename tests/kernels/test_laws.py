@@ -53,7 +53,7 @@ def absolute(case: Operands) -> Operands:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@examples(25)
+@examples(12)
 @given(st.data())
 def test_output_and_gradients_are_the_references(dtype: torch.dtype, data: st.DataObject) -> None:
     case = data.draw(cases(dtype))
@@ -69,7 +69,7 @@ def test_output_and_gradients_are_the_references(dtype: torch.dtype, data: st.Da
         assert not error.numel() or error.max().item() <= bound, name
 
 
-@examples(25)
+@examples(12)
 @given(cases(torch.float64))
 def test_each_token_is_served_alone(case: Operands) -> None:
     together = case.routed()
@@ -80,7 +80,7 @@ def test_each_token_is_served_alone(case: Operands) -> None:
         assert relative_error(alone.routed()[0], together[t]) <= TOLERANCES[torch.float64]
 
 
-@examples(25)
+@examples(12)
 @given(cases(torch.float64), st.floats(-4, 4, allow_subnormal=False))
 def test_output_is_linear_in_the_weights(case: Operands, factor: float) -> None:
     case = case.to_double()

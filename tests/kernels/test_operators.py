@@ -19,19 +19,17 @@ def positional(case: Operands) -> tuple[object, ...]:
     return (case.x, case.A, case.Bt, case.offsets, case.scaling, case.selection, case.weights)
 
 
-@pytest.mark.parametrize("ranks", [[8, 8, 8], [8, 0, 3]], ids=str)
 @pytest.mark.parametrize("T", [1, 20])
-def test_forward_passes_opcheck(ranks: list[int], T: int) -> None:
-    case = operands(ranks, T=T)
+def test_forward_passes_opcheck(T: int) -> None:
+    case = operands([8, 0, 3], T=T)
     torch.library.opcheck(OPERATORS.routed_lora.default, (*positional(case), False))
     for tensor in (case.x, case.A, case.Bt, case.weights):
         tensor.requires_grad_()
     torch.library.opcheck(OPERATORS.routed_lora.default, (*positional(case), True))
 
 
-@pytest.mark.parametrize("ranks", [[8, 8, 8], [8, 0, 3]], ids=str)
-def test_in_place_passes_opcheck(ranks: list[int]) -> None:
-    case = operands(ranks)
+def test_in_place_passes_opcheck() -> None:
+    case = operands([8, 0, 3])
     torch.library.opcheck(OPERATORS.routed_lora_.default, (torch.zeros(5, 24), *positional(case)))
 
 

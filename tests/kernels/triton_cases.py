@@ -27,8 +27,8 @@ from support.routed_cases import Operands, is_floating, operands
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The interpreter takes a second for what a GPU does in a millisecond; there each case has one type, and each
-# type comes in turn.
+# The interpreter takes a second for what a GPU does in a millisecond; there each case has one type, each
+# type comes in turn, and of cases that go the same way through the kernels, the quicker one is taken.
 EVERY_TYPE = not INTERPRETED or TIMES > 1
 GRADIENTS = ("x", "A", "Bt", "weights")
 SMALL = Blocks(tokens=16, warps=4, stages=2, rank=16, bytes=64, features=32, programs=8)
@@ -105,17 +105,25 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(("shape", "dtype"), in_types(*((shape,) for shape in SHAPES)), ids=str)
+# Each goes the way of another shape: ragged ones, three slots, ranks without padding.
+SLOW_SHAPES = {"dense", "eight-slots", "rank-1"}
+TAKEN_SHAPES = [shape for shape in SHAPES if EVERY_TYPE or shape not in SLOW_SHAPES]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), in_types(*((shape,) for shape in TAKEN_SHAPES)), ids=str)
 def test_output_and_gradients_are_the_references(shape: str, dtype: torch.dtype) -> None:
     check_against_reference(operands(**SHAPES[shape], dtype=dtype), dtype)
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(("T", "h", "dtype"), in_types((18, 70), (66, 33)), ids=str)
+@pytest.mark.parametrize(
+    ("T", "h", "dtype"), in_types((18, 70), *([(66, 33)] if EVERY_TYPE else [])), ids=str
+)
 def test_overrun_tiles_and_split_sums_change_nothing(T: int, h: int, dtype: torch.dtype) -> None:
     check_against_reference(operands([8, 0, 40, 8], T=T, h=h, D=40, dtype=dtype), dtype)
 
 
+@pytest.mark.skipif(not EVERY_TYPE, reason="the fused gate has a case of 512 adapters, too")
 def test_512_adapters_are_no_special_case() -> None:
     case = poisoned(operands([8] * 512, T=18))
     case.x.requires_grad_()
@@ -195,6 +203,7 @@ def test_activations_of_ten_thousand_are_finite_and_right(T: int, dtype: torch.d
 
 
 # The interpreter runs one program after another, so that only its buffers could differ.
+@pytest.mark.skipif(not EVERY_TYPE, reason="the interpreter has one order of programs")
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("T", [5] if INTERPRETED else [5, 70])
 def test_repeated_runs_are_bit_identical(T: int) -> None:
@@ -227,7 +236,7 @@ def test_input_with_strided_features_is_taken() -> None:
     torch.testing.assert_close(case.routed(), expected)
 
 
-@pytest.mark.parametrize("T", [6, 70])
+@pytest.mark.parametrize("T", [6, 70] if EVERY_TYPE else [6])
 @pytest.mark.parametrize("name", ["selection", "weights"])
 def test_strided_routing_is_taken(name: str, T: int) -> None:
     case = poisoned(operands([8, 0, 24, 8], T=T))
@@ -300,13 +309,13 @@ def test_fused_gate_takes_any_layout(ranks: list[int]) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     ("T", "kind"),
-    list(product([3, 18, 70], GATE_KINDS) if EVERY_TYPE else zip([3, 18, 70], cycle(GATE_KINDS))),
+    list(product([3, 18, 70], GATE_KINDS) if EVERY_TYPE else zip([3, 18, 3], cycle(GATE_KINDS))),
 )
 def test_fused_gate_adds_up_its_split_sums(T: int, kind: str) -> None:
     check_gated(*gated_case(T, ranks=[8, 0, 24] + [8] * 15, gate={"kind": kind}))
 
 
-@pytest.mark.parametrize("T", [3, 70])
+@pytest.mark.parametrize("T", [3, 70] if EVERY_TYPE else [3])
 def test_fused_gate_breaks_ties_and_bans_as_the_plain_one(T: int) -> None:
     case, _ = gated_case(T)
     weight, infinity = torch.zeros(5, 40, device=DEVICE), float("inf")

@@ -23,19 +23,28 @@ def names(home: Home, catalog: Catalog) -> tuple[str, ...]:
     return found
 
 
-def complete(*words: str, shown: str = "${COMPREPLY[@]}", **environment: str) -> list[str]:
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the program prints for bash, in a file."""
+    path = tmp_path_factory.mktemp("bash") / "completion"
+    with path.open("wb") as file:
+        subprocess.run([PROGRAM, "completion", "bash"], stdout=file, check=True)
+    return path
+
+
+def complete(script: Path, *words: str, shown: str = "${COMPREPLY[@]}", **environment: str) -> list[str]:
     """Return what bash completes the last word to, or what it is asked to complete by itself, ``$ASKED``."""
     line = " ".join(words)
-    script = f"""
+    program = f"""
         PATH={Path(PROGRAM).parent}:$PATH
-        source <(meteora-registry completion bash)
+        source {script}
         COMP_WORDS=({line}) COMP_CWORD={len(words) - 1}
         compopt() {{ ASKED=$2; }}
         _meteora_registry_completion meteora-registry
         printf '%s\\n' "{shown}"
     """
     done = subprocess.run(
-        ["bash", "-c", script], env=os.environ | environment, capture_output=True, text=True, check=True
+        ["bash", "-c", program], env=os.environ | environment, capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
     return done.stdout.split()
@@ -55,20 +64,23 @@ def complete(*words: str, shown: str = "${COMPREPLY[@]}", **environment: str) ->
     ids=["command", "name", "second name", "name or folder", "first of two", "second of two", "nothing"],
 )
 def test_bash_completes_commands_and_names(
-    names: tuple[str, ...], words: tuple[str, ...], expected: list[str]
+    names: tuple[str, ...], script: Path, words: tuple[str, ...], expected: list[str]
 ) -> None:
-    assert complete(*words) == expected
+    assert complete(script, *words) == expected
 
 
 @pytest.mark.parametrize("command", ["add", "diff", "verify"])
-def test_bash_completes_folders_where_a_folder_may_be_named(home: Home, command: str) -> None:
-    assert complete("meteora-registry", command, "check", shown="$ASKED") == ["dirnames"]
+def test_bash_completes_folders_where_a_folder_may_be_named(home: Home, script: Path, command: str) -> None:
+    assert complete(script, "meteora-registry", command, "check", shown="$ASKED") == ["dirnames"]
 
 
-def test_completion_makes_no_catalog_and_reports_nothing(home: Home, tmp_path: Path) -> None:
-    assert complete("meteora-registry", "show", "x", METEORA_HOME=str(tmp_path / "none")) == []
+def test_completion_makes_no_catalog_and_reports_nothing(home: Home, script: Path, tmp_path: Path) -> None:
+    assert complete(script, "meteora-registry", "show", "x", METEORA_HOME=str(tmp_path / "none")) == []
     assert not (tmp_path / "none").exists()
-    assert complete("meteora-registry", "show", "x", METEORA_CATALOG="postgresql://127.0.0.1:1/none") == []
+    assert (
+        complete(script, "meteora-registry", "show", "x", METEORA_CATALOG="postgresql://127.0.0.1:1/none")
+        == []
+    )
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

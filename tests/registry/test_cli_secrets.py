@@ -14,6 +14,7 @@ from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
 from support import warm
 from support.command_tree import Command, arguments_of, every_command
+from support.examples import a_third_of
 from support.laboratory import Laboratory, make_laboratory
 from support.program import PROGRAM
 
@@ -75,7 +76,7 @@ def test_no_command_prints_a_secret_of_the_catalogs_url(
 ) -> None:
     monkeypatch.setenv("METEORA_DEBUG", "1")
     url = catalogs(tmp_path)[kind]
-    for command in every_command():
+    for command in a_third_of(every_command(), list(catalogs(tmp_path)).index(kind)):
         assert run(["--catalog", url, *arguments_of(command, laboratory.values)]) in (0, 1, 2, 3)
         printed = "".join(capfd.readouterr())
         assert SENTINEL not in printed, command.name

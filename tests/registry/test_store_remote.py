@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import stat
@@ -20,6 +19,7 @@ from meteora_registry.registry.catalog.database import upgrade
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
+from meteora_registry.registry.settings import Settings
 from meteora_registry.registry.store import Intake, References, RemoteStore
 from meteora_registry.registry.workflows.additions import add_folder
 from meteora_registry.registry.workflows.examination import examine
@@ -281,11 +281,12 @@ def test_processes_that_add_the_same_content_at_once_leave_one_whole_blob(url: s
     catalog_url = f"sqlite:///{tmp_path}/catalog.db"
     upgrade(parse_catalog_url(catalog_url))
     homes = [Home(tmp_path / name, catalog_url, url) for name in ("one", "two")]
-    # Processes of the fork server do not see the variables that name the service.
-    context = multiprocessing.get_context("spawn")
+    context = warm_context()
     barrier = context.Barrier(2)
     processes = [
-        context.Process(target=add_same, args=(home, home.folder.name, barrier), daemon=True)
+        context.Process(
+            target=add_same, args=(home, home.folder.name, barrier, dict(os.environ)), daemon=True
+        )
         for home in homes
     ]
     for process in processes:
@@ -354,10 +355,12 @@ def test_removing_while_the_store_is_away_removes_the_record_and_says_that_the_b
 
 def test_the_store_is_the_argument_then_the_variable_then_the_home(tmp_path: Path) -> None:
     variables = {"METEORA_STORE": "memory://variable"}
-    named = Home.locate(tmp_path, None, "memory://argument", environment=variables).store
+    named = Settings.read(tmp_path, None, "memory://argument", environment=variables).place.store
     assert str(named) == "memory://argument"
-    assert str(Home.locate(tmp_path, environment=variables).store) == "memory://variable"
-    assert str(Home.locate(tmp_path, environment={"METEORA_STORE": ""}).store) == str(tmp_path / "blobs")
+    assert str(Settings.read(tmp_path, environment=variables).place.store) == "memory://variable"
+    assert str(Settings.read(tmp_path, environment={"METEORA_STORE": ""}).place.store) == str(
+        tmp_path / "blobs"
+    )
 
 
 @pytest.mark.parametrize("service", ["s3", "gs"])

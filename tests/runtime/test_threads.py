@@ -26,6 +26,8 @@ pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 THREADS = 8
 # How often each request is made among the others.
 PASSES = 5 if TIMES == 1 else 26
+# How often each longer call is made, such as an answer with its record.
+CALLS = 1 if TIMES == 1 else 4
 
 
 def in_pool(calls: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -116,7 +118,7 @@ def test_choice_that_the_bundle_does_not_have_is_refused(workplace: LoadedBundle
 
 
 def test_traces_in_a_pool_are_those_of_each_alone(workplace: LoadedBundle) -> None:
-    calls = [lambda p=p: trace(workplace, p, max_new_tokens=3, bundle="tiny") for p in PROMPTS * 4]
+    calls = [lambda p=p: trace(workplace, p, max_new_tokens=3, bundle="tiny") for p in PROMPTS * 2 * CALLS]
     assert in_pool(calls) == [call() for call in calls]
 
 
@@ -129,7 +131,7 @@ def test_records_in_a_pool_are_those_of_each_alone(bundles: dict[str, Path], sco
             answers(model, tokens.tolist(), 3)
         return record.decisions, [found.selection.tolist() for found in record.modules.values()]
 
-    calls = [lambda tokens=tokens: recorded(tokens) for tokens in requests() * 2]
+    calls = [lambda tokens=tokens: recorded(tokens) for tokens in requests() * CALLS]
     assert in_pool(calls) == [call() for call in calls]
 
 
@@ -137,7 +139,7 @@ def test_record_of_the_model_has_the_latest_request_of_other_threads_whole(bundl
     model = loaded(bundles["prompt"])
     lengths = set()
     with routing(model) as record:
-        in_pool([lambda each=each: answers(model, each.tolist(), 3) for each in requests() * 2])
+        in_pool([lambda each=each: answers(model, each.tolist(), 3) for each in requests() * CALLS])
         lengths = {found.selection.shape[:2] for found in record.modules.values()}
     assert len(lengths) == 1
     assert lengths <= {torch.Size((batch, length + 2)) for batch in (1, 2) for length in (3, 7)}

@@ -1,30 +1,36 @@
 """Jobs of code hosts as their runners start them: a script in bash and the documented variables.
 
 The account is one that owns nothing but the checkout and the runner's folder, and there is neither a HOME nor
-a terminal.
+a terminal. Most tests are about what the script starts in its last line: they carry that out within this
+process, with the same variables and no others, which spares starting Python and importing everything.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shlex
 import shutil
+import string
 import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
+from meteora_registry.registry.cli.main import run
 from support.github_api import WRITER, Api
 from support.patience import PATIENCE_SECONDS
 from support.program import PROGRAM
-from support.repositories import GitRepository
+from support.repositories import GitRepository, inside
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
@@ -38,6 +44,7 @@ NO_INDEX = {
     "PIP_NO_CACHE_DIR": "1",
     "PYTHONPATH": sysconfig.get_path("purelib"),
 }
+_BASIC = {"PATH": os.environ["PATH"], "CI": "true", "NO_PROXY": "127.0.0.1"}
 _USER = 23456
 # The Python that runs the tests may be in a folder of root's, so the account may read everything.
 _ORDINARY = ("--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
@@ -98,9 +105,7 @@ class Runner:
         self, script: str, environment: Mapping[str, str], *options: str, owns_checkout: bool = True
     ) -> Done:
         """Run a script as a runner does, in the checkout."""
-        files = {name: self.temporary / name for name in ("summary", "outputs")}
-        for path in files.values():
-            path.write_text("")
+        self._empty_files()
         (self.temporary / "script.sh").write_text(script)
         command = ["bash", "--noprofile", "--norc", *options, str(self.temporary / "script.sh")]
         if os.geteuid() == 0:
@@ -111,7 +116,7 @@ class Runner:
         done = subprocess.run(
             command,
             cwd=self.workspace,
-            env={"PATH": os.environ["PATH"], "CI": "true", "NO_PROXY": "127.0.0.1", **environment},
+            env=_BASIC | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -119,13 +124,48 @@ class Runner:
             timeout=PATIENCE_SECONDS,
             check=False,
         )
-        outputs = dict(line.split("=", 1) for line in files["outputs"].read_text().splitlines())
-        return Done(done.returncode, done.stdout, done.stderr, files["summary"].read_text(), outputs)
+        return self._done(done.returncode, done.stdout, done.stderr)
+
+    def run_last_line(self, script: str, environment: Mapping[str, str]) -> Done:
+        """Carry out what a script starts in its last line, which is the checker, within this process."""
+        self._empty_files()
+        variables = _BASIC | environment
+        words = shlex.split(script.splitlines()[-1].removeprefix("exec "))
+        program, *arguments = (string.Template(word).substitute(variables) for word in words)
+        assert Path(program).name == "meteora-registry"
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            patch.dict(os.environ, variables, clear=True),
+            inside(self.workspace),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            code = run(arguments)
+        return self._done(code, out.getvalue(), err.getvalue())
+
+    def _empty_files(self) -> None:
+        for name in ("summary", "outputs"):
+            (self.temporary / name).write_text("")
+
+    def _done(self, code: int, out: str, err: str) -> Done:
+        summary, outputs = ((self.temporary / name).read_text() for name in ("summary", "outputs"))
+        return Done(code, out, err, summary, dict(line.split("=", 1) for line in outputs.splitlines()))
 
     def run_step(
         self, index: int, environment: Mapping[str, str], *, owns_checkout: bool = True, **inputs: str
     ) -> Done:
         """Run one step of the action that has a script; inputs are written with ``_`` for ``-``."""
+        script, variables = self._step(index, inputs)
+        return self.run_script(
+            script, variables | environment, "-e", "-o", "pipefail", owns_checkout=owns_checkout
+        )
+
+    def check(self, environment: Mapping[str, str], **inputs: str) -> Done:
+        """Carry out the step that checks within this process."""
+        script, variables = self._step(CHECK, inputs)
+        return self.run_last_line(script, variables | environment)
+
+    def _step(self, index: int, inputs: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         step = ACTION["runs"]["steps"][index]
         given = {name.replace("_", "-"): value for name, value in inputs.items()}
         assert set(given) <= set(ACTION["inputs"])
@@ -137,9 +177,7 @@ class Runner:
 
         own = {name: fill(value) for name, value in step["env"].items()}
         own = {name: _EXPRESSION.sub(lambda found: _value_of(found[1]), value) for name, value in own.items()}
-        return self.run_script(
-            step["run"], {**self.variables(), **environment, **own}, "-e", "-o", "pipefail"
-        )
+        return step["run"], {**self.variables(), **own}
 
     def variables(self) -> dict[str, str]:
         """Return the documented variables of GitHub Actions that do not depend on the event."""
@@ -194,7 +232,12 @@ def runner() -> Iterator[Runner]:
 
 def check(machine: Runner, team: GitRepository, api: Api, *, token: str = WRITER, **inputs: str) -> Done:
     """Check what the branch ``feature`` changes, as a pull request."""
-    return machine.run_step(CHECK, machine.pull_request(team, api_url=api.url), token=token, **inputs)
+    return machine.check(machine.pull_request(team, api_url=api.url), token=token, **inputs)
+
+
+def check_in_bash(machine: Runner, team: GitRepository, api: Api, **inputs: str) -> Done:
+    """Check the same with the action's own script, in processes of an ordinary account."""
+    return machine.run_step(CHECK, machine.pull_request(team, api_url=api.url), token=WRITER, **inputs)
 
 
 def _value_of(expression: str) -> str:

@@ -7,12 +7,15 @@ the same command again, which must come to what an undisturbed run comes to.
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from meteora_registry.registry.cli.main import run
 
 from .faults import Decide, Outcome, run_command
 from .faults_home import Contents, look_at
@@ -66,11 +69,27 @@ SCENES = (
 )
 
 
-class Stage:
-    """A scene in its place, which can be put back to its beginning."""
+# Runs a command to which nothing happens.
+CarryOut = Callable[[Sequence[str | Path]], Outcome]
 
-    def __init__(self, scene: Scene, folder: Path) -> None:
+
+def run_in_this_process(arguments: Sequence[str | Path]) -> Outcome:
+    """Run a command line to which nothing happens, for half of what a process of its own costs."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run([*map(str, arguments)])
+    return Outcome(code, out.getvalue(), err.getvalue(), (), 0.0)
+
+
+class Stage:
+    """A scene in its place, which can be put back to its beginning.
+
+    ``carry_out`` runs the commands that set the scene, and those that mend it after a trial.
+    """
+
+    def __init__(self, scene: Scene, folder: Path, carry_out: CarryOut = run_command) -> None:
         self.scene = scene
+        self._carry_out = carry_out
         self.folder = folder / "stage"
         self._beginning = folder / "beginning"
         self._adapters = folder / "adapters"
@@ -84,7 +103,8 @@ class Stage:
             self._do(command)
             self.seen.append(look_at(self.folder))
         self.put_back()
-        self.undisturbed = self._do(scene.command)
+        self.undisturbed = self.disturb(None)
+        assert self.undisturbed.code == 0, self.undisturbed
         self.expected = look_at(self.folder)
         self.seen.append(self.expected)
 
@@ -116,20 +136,11 @@ class Stage:
 
     def disturb(self, decide: Decide | None) -> Outcome:
         """Run the scene's command."""
-        return self.run(self.scene.command, decide)
+        return run_command(self._words(self.scene.command), decide)
 
     def disturb_after(self, seconds: float) -> Outcome:
         """Run the scene's command, and kill it when so much time has passed."""
-        return self.run(self.scene.command, kill_after_seconds=seconds)
-
-    def run(
-        self, command: str, decide: Decide | None = None, *, kill_after_seconds: float | None = None
-    ) -> Outcome:
-        """Run any command there."""
-        words = command.format(folder=self.folder, adapters=self._adapters).split()
-        return run_command(
-            ["--home", self.folder / "home", *words], decide, kill_after_seconds=kill_after_seconds
-        )
+        return run_command(self._words(self.scene.command), kill_after_seconds=seconds)
 
     def check_nothing_is_half_done(self) -> Contents:
         """Check that the content is that before or after the command, or between two of its transactions."""
@@ -144,7 +155,7 @@ class Stage:
         """
         if mending_first:
             self._do(_MEND)
-        again = self.disturb(None)
+        again = self._carry_out(self._words(self.scene.command))
         assert again.code in self.scene.codes, again
         found = look_at(self.folder)
         assert found.tables == self.expected.tables
@@ -164,10 +175,13 @@ class Stage:
         shutil.copytree(self.folder, self._beginning)
         return look_at(self.folder)
 
-    def _do(self, command: str) -> Outcome:
-        outcome = self.run(command)
+    def _do(self, command: str) -> None:
+        outcome = self._carry_out(self._words(command))
         assert outcome.code == 0, outcome
-        return outcome
+
+    def _words(self, command: str) -> list[str | Path]:
+        words = command.format(folder=self.folder, adapters=self._adapters).split()
+        return ["--home", self.folder / "home", *words]
 
 
 def _leave_litter(folder: Path) -> None:

@@ -11,10 +11,9 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,10 +21,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from support import warm
 from support.hub import TOKEN, LoopbackHub
 from support.patience import PATIENCE_SECONDS
 from support.terminal import run_in_terminal
-from support.warm import Popen, enter, warm_context
+from support.unsynced import wait_for_no_disk
+from support.warm import enter
 
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONSAFEPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 # The program, as code for a process of Python.
@@ -43,6 +44,25 @@ class Result:
     @property
     def data(self) -> Any:
         return json.loads(self.out)
+
+
+def _result(code: int, files: list[Path]) -> Result:
+    return Result(code, files[0].read_text(), files[1].read_text())
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A command that was begun, in a process whose output goes to two files."""
+
+    process: int
+    files: list[Path]
+    order: Callable[[object], int]
+
+    def finish(self, *, interrupt: bool = False) -> Result:
+        """Return the result when it has ended; with ``interrupt`` after Ctrl-C."""
+        if interrupt:
+            os.kill(self.process, signal.SIGINT)
+        return _result(self.order(self.process), self.files)
 
 
 class Machine:
@@ -71,34 +91,46 @@ class Machine:
         }
         self._commands: Connection | None = None
         self._process: BaseProcess | None = None
+        self._forks = 0
 
     def run(self, folder: Path, arguments: list[str], **changes: str) -> Result:
         """Carry out a command in the process that is there for it."""
+        files = self._files("")
+        return _result(self._order((folder, arguments, changes, files, None)), files)
+
+    def fork(self, folder: Path, arguments: list[str], prelude: str = "") -> Fork:
+        """Begin a command in a copy of that process, after some Python."""
+        self._forks += 1
+        files = self._files(f"-{self._forks}")
+        return Fork(self._order((folder, arguments, {}, files, prelude)), files, self._order)
+
+    def run_anew(self, folder: Path, arguments: list[str], **changes: str) -> Result:
+        """Carry out a command in a process that reads these variables when it imports."""
+        done = warm.run(
+            [sys.executable, "-c", START, *arguments],
+            env=self.environment | changes,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def _files(self, number: str) -> list[Path]:
+        return [self.folder / f"{name}{number}" for name in ("out", "err")]
+
+    def _order(self, order: object) -> int:
         if self._commands is None:
-            ours, theirs = warm_context().Pipe()
-            self._process = warm_context().Process(
+            ours, theirs = warm.warm_context().Pipe()
+            self._process = warm.warm_context().Process(
                 target=_carry_out, args=(theirs, self.folder, self.environment, self.prelude), daemon=True
             )
             self._process.start()
             theirs.close()
             self._commands = ours
-        files = [self.folder / "out", self.folder / "err"]
-        self._commands.send((folder, arguments, changes, files))
-        code = self._commands.recv()
-        return Result(code, files[0].read_text(), files[1].read_text())
-
-    def start(
-        self, folder: Path, arguments: list[str], *, prelude: str = "", **changes: str
-    ) -> subprocess.Popen[str]:
-        """Begin a command in a process of its own, after a line of Python."""
-        return Popen(
-            [sys.executable, "-c", f"{prelude}\n{START}", *arguments],
-            env=self.environment | changes,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self._commands.send(order)
+        assert self._commands.poll(PATIENCE_SECONDS), "the command did not end"
+        return int(self._commands.recv())
 
     def close(self) -> None:
         """End the process."""
@@ -110,27 +142,42 @@ class Machine:
 def _carry_out(commands: Connection, folder: Path, environment: dict[str, str], prelude: str) -> None:
     """Carry out commands; all output of them or of any library goes to the files that each names."""
     enter(folder, environment)
+    wait_for_no_disk()
     exec(prelude, {})
     from meteora_registry.registry.cli.main import run
 
     sleep = time.sleep
     vars(time)["sleep"] = lambda seconds: sleep(seconds * float(os.environ["TEST_PAUSES"]))
-    with suppress(EOFError):
+    # What was imported again for the environment.
+    from support.new_catalogs import shared_statements
+
+    with shared_statements(), suppress(EOFError):
         while True:
-            place, arguments, changes, files = commands.recv()
+            order = commands.recv()
+            if isinstance(order, int):
+                commands.send(os.waitstatus_to_exitcode(os.waitpid(order, 0)[1]))
+                continue
+            place, arguments, changes, files, prelude_of_copy = order
+            if prelude_of_copy is not None:
+                if process := os.fork():
+                    commands.send(process)
+                    continue
+                exec(prelude_of_copy, {})
+            before = dict(os.environ)
+            os.environ.update(changes)
+            os.chdir(place)
             for target, path in enumerate(files, start=1):
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
                 os.dup2(file, target)
                 os.close(file)
-            before = dict(os.environ)
-            os.environ.update(changes)
-            os.chdir(place)
             try:
                 code = run(arguments)
             except SystemExit as ended:
                 code = ended.code  # type: ignore[assignment]
             sys.stdout.flush()
             sys.stderr.flush()
+            if prelude_of_copy is not None:
+                os._exit(code)
             os.environ.clear()
             os.environ.update(before)
             commands.send(code)
@@ -154,13 +201,15 @@ class Workplace:
         """Carry out a command."""
         return self.machine.run(self.folder, self._arguments(arguments), **changes)
 
-    def start(self, *arguments: object, prelude: str = "", **changes: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: object) -> Fork:
         """Begin a command in a process of its own."""
-        return self.machine.start(self.folder, self._arguments(arguments), prelude=prelude, **changes)
+        return self.machine.fork(self.folder, self._arguments(arguments))
 
     def run_alone(self, *arguments: object, prelude: str = "", **changes: str) -> Result:
-        """Carry out a command in a process of its own, such as with another offline mode."""
-        return finish(self.start(*arguments, prelude=prelude, **changes))
+        """Carry out a command in a process of its own, after some Python or with other variables."""
+        if changes:
+            return self.machine.run_anew(self.folder, self._arguments(arguments), **changes)
+        return self.machine.fork(self.folder, self._arguments(arguments), prelude).finish()
 
     def run_in_terminal(self, *arguments: object) -> tuple[int, str]:
         """Return the exit code of a command on a terminal of 120 columns, and what it drew there."""
@@ -187,14 +236,6 @@ class Workplace:
         """Store and catalog agree, and no scratch file was left."""
         assert self.blobs() == self.recorded()
         assert list(self.machine.scratch.iterdir()) == []
-
-
-def finish(process: subprocess.Popen[str], *, interrupt: bool = False) -> Result:
-    """Return the result of a command; with ``interrupt`` after Ctrl-C."""
-    if interrupt:
-        process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE_SECONDS)
-    return Result(process.returncode, out, err)
 
 
 @contextmanager

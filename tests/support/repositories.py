@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 _AUTHOR = {
     "GIT_AUTHOR_NAME": "tester",
@@ -26,6 +27,14 @@ class GitRepository:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.git("-c", "init.defaultBranch=main", "init", "--quiet")
+
+    @classmethod
+    def copied(cls, template: GitRepository, folder: Path) -> Self:
+        """Return a copy of a repository, which takes none of the processes that made it."""
+        shutil.copytree(template.folder, folder, symlinks=True)
+        copy = cls.__new__(cls)
+        copy.folder = folder
+        return copy
 
     def git(self, *arguments: str) -> str:
         """Run git here, and return what it prints."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def collect(home: Home, stop: Path) -> None:
                 assert "holds nothing of this catalog" in str(error)
 
 
-def add_same(home: Home, name: str, barrier: Barrier) -> None:
+def add_same(home: Home, name: str, barrier: Barrier, environment: Mapping[str, str] | None = None) -> None:
     """Add five adapters at the very moment at which another process adds the same."""
+    # A process of the fork server has that server's, without what names a service.
+    os.environ.update(environment or {})
     with Catalog.open(home) as catalog:
         for number in range(5):
             adapter = make_adapter(home.folder / f"adapter-{number}", seed=number)

@@ -15,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
@@ -24,9 +25,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .unsynced import wait_for_no_disk
+
 _TESTS = Path(__file__).parents[1]
 # What reads the environment once, when it is imported, and what took names from it; and the variables.
-_READ_ONCE = ("huggingface_hub", "meteora_registry.registry")
+_READ_ONCE = ("huggingface_hub", "meteora_registry.registry", "support.new_catalogs")
 _VARIABLES_READ_ONCE = ("HF_", "HOME", "XDG_")
 
 
@@ -159,6 +162,7 @@ def _begin(arguments: list[str], folder: str, environment: dict[str, str], descr
         os.dup2(descriptor, number)
         os.close(descriptor)
     enter(folder, environment)
+    wait_for_no_disk()
     open_streams()
     try:
         run_as_program(arguments)
@@ -174,6 +178,8 @@ def enter(folder: str | Path, environment: Mapping[str, str]) -> None:
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(environment)
+    # The server may have chosen a folder already.
+    tempfile.tempdir = None
     if _read_once(before) != _read_once(environment):
         for name in list(sys.modules):
             if name.startswith(_READ_ONCE):
@@ -220,6 +226,8 @@ def run_in_fork(
         try:
             _begin(list(arguments), os.curdir, dict(env), streams)
             code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         except BaseException:  # noqa: BLE001 - whatever it is ends this process, not the one that it copies
             traceback.print_exc()
         finally:
@@ -238,10 +246,13 @@ def _read_from_start(descriptor: int) -> bytes:
 
 
 def run_as_program(arguments: list[str]) -> None:
-    """Run the installed program, ``python -c`` or ``python -P -m``, as the main program of this process."""
+    """Run the installed program, or what follows ``python -c``, ``-P -m`` or ``-P``, as the main program."""
     if arguments[:3] == [sys.executable, "-P", "-m"]:
         sys.argv = arguments[3:]
         runpy.run_module(arguments[3], run_name="__main__", alter_sys=True)
+    elif arguments[:2] == [sys.executable, "-P"]:
+        sys.argv = arguments[2:]
+        runpy.run_path(arguments[2], run_name="__main__")
     elif arguments[:2] == [sys.executable, "-c"]:
         sys.argv = ["-c", *arguments[3:]]
         sys.modules["__main__"] = main = ModuleType("__main__")

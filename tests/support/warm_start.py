@@ -12,10 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from meteora_registry.kernels import triton_check
 from meteora_registry.registry.cli.main import run
 
+from .new_catalogs import shared_statements
 from .small_adapters import make_adapter
 from .warm import run_in_fork
 
@@ -46,9 +48,13 @@ torch.set_num_threads(1)
 # Every verification starts Triton's interpreter, which takes three seconds, and a tenth of that in a fork.
 vars(triton_check)["subprocess"] = SimpleNamespace(run=run_in_fork, TimeoutExpired=TimeoutError)
 vars(triton_check)["_ask_interpreter"] = functools.cache(triton_check._ask_interpreter)
+_for_ever = contextlib.ExitStack()
+_for_ever.enter_context(shared_statements())
 with contextlib.suppress(ImportError):
     importlib.import_module("psycopg")
 _run_every_command()
+# The rest of what renders a chat template is imported with the first.
+render_jinja_template(conversations=[[]], chat_template="", add_generation_prompt=True)
 # A child that collects garbage would look through all of this, and copy the memory that holds it.
 gc.collect()
 gc.freeze()

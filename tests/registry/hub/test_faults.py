@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from support.hub import SIGNATURE, TOKEN, LoopbackHub
-from support.hub_commands import START, Workplace, finish
+from support.hub_commands import Workplace
 from support.hub_faults import ALL, NOTHING, Case
 from support.hub_faults import CASES as USUAL
 from support.hub_hostile import CASES as HOSTILE
 from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
+from support.small_disks import needs_root, remount, small_disk
 
 CASES = (*USUAL, *HOSTILE)
 DOCUMENT = Path(__file__).parents[3] / "docs" / "hub.md"
@@ -35,7 +34,7 @@ def test_a_fault_is_named_and_leaves_everything_whole(
     before = here.blobs()
     case.arrange(hub)
     if case.prelude:
-        result = here.run_alone(*case.command, prelude=case.prelude, **case.environment)
+        result = here.run_alone(*case.command, prelude=case.prelude)
     else:
         result = here.run(*case.command, **case.environment)
     said = without_ids(result.out + result.err)
@@ -107,7 +106,7 @@ def test_an_interrupted_run_leaves_everything_whole_and_the_next_finishes_the_jo
     held = hub.fault(method, pattern, action="hold", skip=skip)
     process = here.start(*arguments)
     assert held.reached.wait(PATIENCE_SECONDS)
-    result = finish(process, interrupt=True)
+    result = process.finish(interrupt=True)
     assert (result.code, result.out) == (130, "")
     assert result.err.splitlines()[-1] == "error: interrupted"
     held.release.set()
@@ -121,23 +120,7 @@ def test_an_interrupted_run_leaves_everything_whole_and_the_next_finishes_the_jo
         assert list(repository.tags.values()) == [repository.head.oid]
 
 
-def _can_mount() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/tmp"]
-    return subprocess.run(probe, capture_output=True).returncode == 0
-
-
-SMALL_DISK = """
-mount -t tmpfs -o size={size}k tmpfs "{place}" && cp -r "{place}.before/." "{place}/" || exit 99
-"$0" -c "$1" --home "{home}" add org/legal 2>"{err}"; echo $? >"{code}"
-find "{home}/blobs" -type f ! -name lock >"{left}"
-mount -o remount,size=64m "{place}" || exit 98
-exec "$0" -c "$1" --home "{home}" add org/legal
-"""
-
-
-@pytest.mark.skipif(not _can_mount(), reason="no small disk can be mounted here without being root")
+@needs_root
 @pytest.mark.parametrize("place", ["home", "cache", "scratch"])
 def test_a_full_disk_is_named_and_the_next_run_with_room_finishes_the_job(
     hub: LoopbackHub, here: Workplace, tmp_path: Path, place: str
@@ -146,23 +129,15 @@ def test_a_full_disk_is_named_and_the_next_run_with_room_finishes_the_job(
     folders = {"home": here.home, "cache": tmp_path / "cache", "scratch": tmp_path / "scratch"}
     for folder in folders.values():
         folder.mkdir(exist_ok=True)
-    full = folders[place]
-    shutil.copytree(full, f"{full}.before")
-    err, code, left = (tmp_path / name for name in ("err", "code", "left"))
-    script = SMALL_DISK.format(size=900, place=full, home=here.home, err=err, code=code, left=left)
-    environment = here.machine.environment | {
-        "HF_HOME": str(folders["cache"]),
-        "TMPDIR": str(folders["scratch"]),
-    }
-    finished = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, sys.executable, START],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-    )
-    assert code.read_text() == "2\n", err.read_text()
-    assert "no space left on device" in err.read_text().lower()
-    assert left.read_text() == ""
-    assert (finished.returncode, finished.stdout) == (0, "added: legal@1 (sound, fusable)\n"), finished.stderr
-    assert list(folders["scratch"].iterdir()) == []
+    environment = {"HF_HOME": str(folders["cache"]), "TMPDIR": str(folders["scratch"])}
+    before = shutil.copytree(folders[place], tmp_path / "before")
+    with small_disk(folders[place], 900) as full:
+        shutil.copytree(before, full, dirs_exist_ok=True)
+        refused = here.run_alone("add", "org/legal", **environment)
+        assert refused.code == 2, refused.err
+        assert "no space left on device" in refused.err.lower()
+        assert here.blobs() == set()
+        remount(full, "size=64m")
+        finished = here.run_alone("add", "org/legal", **environment)
+        assert (finished.code, finished.out) == (0, "added: legal@1 (sound, fusable)\n"), finished.err
+        assert list(folders["scratch"].iterdir()) == []

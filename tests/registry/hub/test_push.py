@@ -11,7 +11,7 @@ import pytest
 
 from support.expert_adapters import both_parameters
 from support.hub import READ_TOKEN, TOKEN, LoopbackHub
-from support.hub_commands import Workplace, finish
+from support.hub_commands import Workplace
 from support.patience import PATIENCE_SECONDS
 from support.small_adapters import make_adapter
 
@@ -183,7 +183,7 @@ def test_of_two_pushes_at_once_one_wins_the_other_is_told_and_nothing_is_mixed(
     assert all(fault.reached.wait(PATIENCE_SECONDS) for fault in held)
     for fault in held:
         fault.release.set()
-    results = {name: finish(process) for name, process in processes.items()}
+    results = {name: process.finish() for name, process in processes.items()}
     codes = {name: result.code for name, result in results.items()}
     assert sorted(codes.values()) == [0, 1]
     winner, loser = sorted(codes, key=lambda name: codes[name])

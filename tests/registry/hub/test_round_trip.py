@@ -13,7 +13,7 @@ from peft import PeftModel
 
 import meteora_registry.runtime  # noqa: F401 - registers the tuner
 from support.hub import SIGNATURE, TOKEN, LoopbackHub, Repository
-from support.hub_commands import Result, Workplace, finish, machine, workplace
+from support.hub_commands import Result, Workplace, machine, workplace
 from support.hub_server import serve
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, some_tokens, tiny_llama
 from support.patience import PATIENCE_SECONDS
@@ -264,7 +264,7 @@ def test_an_interrupted_pull_leaves_nothing_and_the_next_finishes_the_job(
     held = journey.hub.fault("GET", "^/storage/", action="hold")
     process = place.start("pull", "org/bundle")
     assert held.reached.wait(PATIENCE_SECONDS)
-    result = finish(process, interrupt=True)
+    result = process.finish(interrupt=True)
     held.release.set()
     assert (result.code, result.out) == (130, "")
     assert sorted(path.name for path in place.folder.iterdir()) == ["home"]
