@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BROWSER := $(VENV)/.browser
+LM_EVAL := $(VENV)/.lm-eval
 # For pytest, as in: make test ARGS="-k name"
 ARGS ?=
 # Two at a time, the longest files first; files stay together, for what they share.
@@ -13,7 +14,7 @@ export PYTHONSAFEPATH := 1
 # Else pytest rewrites the assertions of every test again in every run, seven seconds for each worker.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-faults test-more lint types docs clean
+.PHONY: demo test test-faults test-more test-lm-eval lint types docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python examples/demo.py
@@ -33,6 +34,10 @@ test-more: $(STAMP)
 		tests/faults tests/matrix tests/forgeries tests/kernels tests/ci tests/registry/test_agreement.py \
 		tests/registry/test_search.py tests/registry/test_cli_environment.py tests/registry/test_cli_secrets.py \
 		tests/runtime/test_threads.py
+
+# lm_eval is large, so this command alone installs it; `make test` runs the same tests from then on.
+test-lm-eval: $(LM_EVAL)
+	$(PYTEST) -n 0 $(ARGS) tests/runtime/test_lm_eval.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check
@@ -60,6 +65,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 $(BROWSER): .ci/install_system_packages | $(STAMP)
 	@PATH="$$PATH:/usr/sbin" .ci/install_system_packages
 	@touch $(BROWSER)
+
+$(LM_EVAL): $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --group lm-eval
+	touch $(LM_EVAL)
 
 clean:
 	rm -rf $(VENV) demo-output dist

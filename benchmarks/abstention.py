@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from meteora_registry.files.progress import silent
 from meteora_registry.runtime.fitting.forms import template_tokens
 from meteora_registry.runtime.fitting.inputs import ModuleInput, find_inputs
 from meteora_registry.runtime.fitting.request_gates import (
@@ -133,6 +134,7 @@ def measure_stage(
         base,
         tokenizer,
         inputs,
+        observed={},
         kind="normalised",
         eps=EPS,
         form="both",
@@ -141,7 +143,8 @@ def measure_stage(
     )
     fitted = {name: samples[:FITTED] for name, samples in own.items()}
     held_out = {name: samples[FITTED : FITTED + HELD_OUT] for name, samples in own.items()}
-    found = fit_request_gates(reader, fitted, held_out, shrinkage=0.1, abstain=0.05)
+    prompts = reader.moments(list(fitted.values()), silent)
+    found = fit_request_gates(reader, prompts, held_out, shrinkage=0.1, abstain=0.05)
     gates = {path: reader.gate(tensors) for path, tensors in found.values.items()}
     yield {"stage": stage, "group": "fit", "modules": found.description.modules, "members": list(own)}
     groups: dict[str, dict[str, list[Sample]]] = {

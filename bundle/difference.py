@@ -139,7 +139,7 @@ _Place = tuple[str, _Kind]
 
 
 def _gates_of(bundle: Bundle) -> Iterator[_Place]:
-    for path in bundle.config.target_modules:
+    for path in bundle.config.module_paths:
         if bundle.config.has_gate(path):
             yield path, "gate"
         if bundle.config.request_classes(path):

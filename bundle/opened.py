@@ -7,6 +7,7 @@ themselves are read by the fuser's ``BundleTensors``, one module at a time.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -97,11 +98,7 @@ class Bundle:
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Every tensor that the bundle has, in the order in which the fuser writes them."""
-        return tuple(
-            spec
-            for path, shape in self.shapes.items()
-            for spec in self.config.tensors_of(path, *shape, self.dtype)
-        )
+        return self.config.all_tensors(self.shapes, self.dtype)
 
     @property
     def facts(self) -> BundleFacts:
@@ -182,7 +179,10 @@ def _check_tensors(config: BundleConfig, header: Header, entries: dict[str, Tens
     dtypes = {_check_module(config, path, entries) for path in config.target_modules}
     if len(dtypes) > 1:
         raise BundleRefused(f"the factors have different element types: {', '.join(sorted(dtypes))}")
-    return dtypes.pop()
+    dtype = dtypes.pop()
+    for path, features in config.observed.items():
+        _check_specs(config.tensors_of(path, features, 0, dtype), entries)
+    return dtype
 
 
 def _refuse_strangers(expected: set[str], found: set[str]) -> None:
@@ -209,10 +209,14 @@ def _check_module(config: BundleConfig, path: str, entries: dict[str, TensorEntr
         raise BundleRefused(
             f"`{path}` has factors of {A.dtype} and {Bt.dtype}, expected one of F32, F16, BF16"
         )
-    for spec in config.tensors_of(path, A.shape[1], Bt.shape[1], Dtype(A.dtype)):
+    _check_specs(config.tensors_of(path, A.shape[1], Bt.shape[1], Dtype(A.dtype)), entries)
+    return Dtype(A.dtype)
+
+
+def _check_specs(specs: Iterable[TensorSpec], entries: dict[str, TensorEntry]) -> None:
+    for spec in specs:
         entry = entries[spec.name]
         if (entry.shape, entry.dtype) != (spec.shape, spec.dtype):
             raise BundleRefused(
                 f"`{entry.name}` is {entry.shape} of {entry.dtype}, expected {spec.shape} of {spec.dtype}"
             )
-    return Dtype(A.dtype)

@@ -11,7 +11,8 @@ from typing import Self
 
 from ..files.reading import read_bounded
 from ..schemas.errors import MissingDependency, UsageError
-from ..schemas.signers import MAX_SIGNERS_BYTES, SignersFile
+from ..schemas.signers import SignersFile
+from ..schemas.toml import MAX_TOML_BYTES
 
 SIGNERS_VARIABLE = "METEORA_SIGNERS"
 # The certificates of every public authority have 300 kB.
@@ -72,7 +73,7 @@ class Signers:
             SourceUnreadable: it or a file that it names cannot be read.
         """
         place = Path(path)
-        file = SignersFile.from_toml(read_bounded(place, MAX_SIGNERS_BYTES), what=place.name)
+        file = SignersFile.from_toml(read_bounded(place, MAX_TOML_BYTES), what=place.name)
 
         def read(name: str) -> bytes:
             return read_bounded(place.parent / name, _MAX_MATERIAL_BYTES)

@@ -129,8 +129,9 @@ def command(*arguments: str) -> None:
     shown = [argument.replace(str(OUTPUT), OUTPUT.name) for argument in arguments]
     say("$ meteora-registry " + " ".join(shown))
     program = Path(sysconfig.get_path("scripts")) / "meteora-registry"
-    environment = {**os.environ, "METEORA_HOME": str(OUTPUT / "home")}
-    environment.pop("METEORA_CATALOG", None)
+    # Neither a catalog nor a store of the user's own gets the adapters of a demonstration.
+    own = {"METEORA_HOME": str(OUTPUT / "home"), "XDG_CONFIG_HOME": str(OUTPUT / "config")}
+    environment = {**os.environ, **own, "METEORA_CATALOG": "", "METEORA_STORE": ""}
     subprocess.run([program, *arguments], check=True, env=environment)
 
 

@@ -19,13 +19,16 @@ from ..schemas.gate_choices import SCOPES
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
 from ..schemas.names import is_repository
+from ..schemas.recipe import Recipe, RecipeMember
 from .licenses import combine_licenses
+from .planning import DTYPES
 
 _HUB_ORIGIN = re.compile(
     r"hf://(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@(?P<commit>[0-9a-f]{40})(?P<folder>(/[\w.-]+)*)",
     re.ASCII,
 )
 _COMMIT_DIGITS = 12
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 
 _EXAMPLE = """\
@@ -54,6 +57,16 @@ _IMPORTED = """\
 The gate came with another layout, which does not say on what it was fitted, or whether it was.
 """
 
+_RECIPE = """\
+## Recipe
+
+`meteora-registry fuse --recipe recipe.toml --out bundle` fuses these members again, where a catalog has them
+from these repositories or under these names.{gates}
+
+```toml
+{toml}```
+"""
+
 _VERIFICATION = f"""\
 Its maker states in `{VERIFICATION_FILE}` that the bundle was compared with its members' own files: every
 module, routed and each member alone, against float64. The file has the outcome, the errors and the backends,
@@ -72,9 +85,17 @@ class Storage:
     padding_bytes: int
 
 
-def write_card(path: Path, config: BundleConfig, storage: Storage, members: Sequence[ManifestMember]) -> None:
+def write_card(
+    path: Path,
+    config: BundleConfig,
+    storage: Storage,
+    members: Sequence[ManifestMember],
+    *,
+    with_experts: bool = False,
+) -> None:
     """Write the card of a bundle; the same config and members give the same bytes."""
-    text = _front_matter(config, members) + _body(config, storage, members)
+    recipe = "" if _is_imported(config.gate) else _describe_recipe(config, storage, members, with_experts)
+    text = _front_matter(config, members) + _body(config, storage, members, recipe)
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -92,7 +113,7 @@ def _front_matter(config: BundleConfig, members: Sequence[ManifestMember]) -> st
     return f"---\n{yaml.safe_dump(facts, allow_unicode=False)}---\n\n"
 
 
-def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMember]) -> str:
+def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMember], recipe: str) -> str:
     count = len(members)
     title = f"# MeteoRA bundle of {count} adapter{'s' if count > 1 else ''}\n"
     decision = SCOPES[config.gate.scope].summary.format(top_k=config.top_k, count=count)
@@ -115,10 +136,46 @@ def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMemb
         table,
         licenses,
         "## Gate\n\n" + _describe_gate(config.gate),
+        *([recipe] if recipe else []),
         "## Verification\n\n" + _VERIFICATION,
         "## Loading\n\n" + loading,
     ]
     return "\n".join(parts)
+
+
+def _describe_recipe(
+    config: BundleConfig, storage: Storage, members: Sequence[ManifestMember], with_experts: bool
+) -> str:
+    """Return the recipe of the bundle, from what it states of itself.
+
+    Where its members are in a catalog is not among it, so a member from the Hub is named by its repository at
+    the commit, and any other by its name in the bundle.
+    """
+    recipe = Recipe(
+        members=tuple(_recipe_member(member) for member in members),
+        base=config.base_model_name_or_path,
+        base_revision=config.revision,
+        top_k=config.top_k,
+        temperature=config.temperature,
+        dtype=_DTYPE_NAMES[storage.dtype],
+        with_experts=with_experts,
+        trust_tensors=any(member.trusts_tensors for member in members),
+    )
+    if (first := config.gate.initialisation) is not None:
+        recipe = recipe.model_copy(update={"gate": first.method, "seed": first.seed})
+    gates = " Its gates are then fitted by `gate fit`." if config.gate.is_fitted else ""
+    return _RECIPE.format(toml=recipe.to_toml(), gates=gates)
+
+
+def _recipe_member(member: ManifestMember) -> RecipeMember:
+    found = _HUB_ORIGIN.fullmatch(member.origin.location) if member.origin.kind == "hub" else None
+    if found is None:
+        return RecipeMember(adapter=member.name)
+    return RecipeMember(adapter=found[0].removeprefix("hf://"), name=member.name)
+
+
+def _is_imported(gate: Gate) -> bool:
+    return isinstance(gate.fitted, Fitting) and gate.fitted.method == IMPORTED
 
 
 def _describe_gate(gate: Gate) -> str:

@@ -50,17 +50,21 @@ class BundleTensors:
         """Read the tensors of one module."""
         gate = self._bundle.config.gate
         source = gate.sources.get(path, path)
-        has_request = self._bundle.config.request_classes(path) > 0
         return ModuleTensors(
             A=self._file.read(names.tensor_name(path, names.TENSOR_A)),
             Bt=self._file.read(names.tensor_name(path, names.TENSOR_B)),
             gate=self._file.read(names.tensor_name(source, names.TENSOR_GATE)),
             bias=self._file.read(names.tensor_name(source, names.TENSOR_GATE_BIAS)) if gate.bias else None,
-            request={
-                tensor: self._file.read(names.tensor_name(path, tensor))
-                for tensor in (names.REQUEST_TENSORS if has_request else ())
-            },
+            request=self.read_request(path),
         )
+
+    def read_request(self, path: str) -> dict[str, Tensor]:
+        """Read the tensors of a module's request gate, by name; none if it has none."""
+        has_request = self._bundle.config.request_classes(path) > 0
+        return {
+            tensor: self._file.read(names.tensor_name(path, tensor))
+            for tensor in (names.REQUEST_TENSORS if has_request else ())
+        }
 
     def read_factor(self, path: str, tensor: str, rows: slice) -> Tensor:
         """Read some rows of a module's ``meteora_A`` or ``meteora_B``, and nothing else."""
@@ -69,14 +73,19 @@ class BundleTensors:
 
 def check_tensors(layout: ModuleLayout, tensors: ModuleTensors, member_names: tuple[str, ...]) -> list[str]:
     """Check that every value is finite and every padding row is zero; return the problems found."""
-    problems = []
     named = {"A": tensors.A, "B": tensors.Bt, "gate": tensors.gate, "gate bias": tensors.bias}
-    named |= tensors.request
-    for name, tensor in named.items():
-        if tensor is not None and not math.isfinite(tensor.abs().max().item()):
-            problems.append(f"`{layout.path}`: {name} has values that are not finite")
+    problems = check_finite(layout.path, {**named, **tensors.request})
     for index, member in enumerate(member_names):
         padding = layout.padding_of(index)
         if bool(tensors.A[padding].any()) or bool(tensors.Bt[padding].any()):
             problems.append(f"`{layout.path}`: the padding of `{member}` is not zero")
     return problems
+
+
+def check_finite(path: str, named: Mapping[str, Tensor | None]) -> list[str]:
+    """Check that every value of a module's tensors is finite; return the problems found."""
+    return [
+        f"`{path}`: {name} has values that are not finite"
+        for name, tensor in named.items()
+        if tensor is not None and not math.isfinite(tensor.abs().max().item())
+    ]

@@ -84,7 +84,7 @@ def write_bundle(
         _manifest_member(*entry, plan.dtype) for entry in zip(plan.members, members, casts, strict=True)
     ]
     storage = Storage(plan.dtype, plan.size_bytes, plan.padding_bytes)
-    write_card(folder / names.CARD_FILE, config, storage, records)
+    write_card(folder / names.CARD_FILE, config, storage, records, with_experts=plan.with_experts)
     return write_manifest(folder, files, records)
 
 
@@ -167,11 +167,8 @@ def _write_weights(
     given_gate: GivenGate | None,
     progress: Progress,
 ) -> FileRecord:
-    specs = [
-        spec
-        for module in plan.modules
-        for spec in config.tensors_of(module.path, module.in_features, module.out_features, plan.dtype)
-    ]
+    shapes = {module.path: (module.in_features, module.out_features) for module in plan.modules}
+    specs = config.all_tensors(shapes, plan.dtype)
     own_modules = [
         modules_by_path(member.inventory, planned.renamed_modules)
         for planned, member in zip(plan.members, members, strict=True)

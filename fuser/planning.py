@@ -36,7 +36,7 @@ _GATE_BYTES = 4
 # Rules about modules that the base lacks, or has in another kind or shape: a conflict names each of these.
 _SHOWN_BY_MODULES = frozenset({"MR501", "MR502", "MR503"})
 
-_DTYPES: dict[DtypeName, Dtype] = {"float32": Dtype.F32, "float16": Dtype.F16, "bfloat16": Dtype.BF16}
+DTYPES: dict[DtypeName, Dtype] = {"float32": Dtype.F32, "float16": Dtype.F16, "bfloat16": Dtype.BF16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def make_plan(
     """
     renamed = base_modules.renamed if base_modules else {}
     factors = [modules_by_path(member.inventory, renamed) for member in members]
-    dtype = _DTYPES[recipe.dtype] if recipe.dtype else _common_dtype(members)
+    dtype = DTYPES[recipe.dtype] if recipe.dtype else _common_dtype(members)
     top_k = recipe.top_k if recipe.top_k is not None else min(DEFAULT_TOP_K, len(members))
     defaults = [member.inventory.scaling for member in members]
     modules = tuple(_plan_module(path, factors, defaults, dtype) for path in sorted(set().union(*factors)))

@@ -19,7 +19,7 @@ from ..bundle import Bundle
 from ..bundle.files import check_files
 from ..files.progress import Progress, Step, silent
 from ..schemas import bundle as names
-from ..schemas.bundle import BundleConfig, Gate, TensorSpec
+from ..schemas.bundle import BundleConfig, Gate
 from ..schemas.errors import BundleRefused
 from ..schemas.manifest import FileRecord, Manifest
 from ..schemas.names import below
@@ -73,8 +73,10 @@ def refit_bundle(bundle: Bundle, new: NewGates, folder: Path, *, progress: Progr
     _check_values(config, new)
     files = {names.WEIGHTS_FILE: _write_weights(bundle, config, new, folder, progress)}
     (folder / names.CONFIG_FILE).write_bytes(config.to_bytes())
-    files |= _copy_experts(bundle, manifest, folder)
-    write_card(folder / names.CARD_FILE, config, _storage(bundle, config), manifest.members)
+    experts = _copy_experts(bundle, manifest, folder)
+    files |= experts
+    storage = _storage(bundle, config)
+    write_card(folder / names.CARD_FILE, config, storage, manifest.members, with_experts=bool(experts))
     return write_manifest(folder, files, manifest.members)
 
 
@@ -97,7 +99,7 @@ def _check_values(config: BundleConfig, new: NewGates) -> None:
     wanted = {path for path in config.target_modules if config.has_gate(path)}
     if missing := sorted(wanted - new.values.keys()):
         raise BundleRefused(f"there are no new values for the gate of `{missing[0]}`")
-    asked = {path for path in config.target_modules if config.request_classes(path)}
+    asked = {path for path in config.module_paths if config.request_classes(path)}
     if missing := sorted(asked - new.request.keys()):
         raise BundleRefused(f"there are no new values for the request gate of `{missing[0]}`")
 
@@ -105,10 +107,10 @@ def _check_values(config: BundleConfig, new: NewGates) -> None:
 def _write_weights(
     bundle: Bundle, config: BundleConfig, new: NewGates, folder: Path, progress: Progress
 ) -> FileRecord:
-    step = Step("writing", len(config.layouts), progress)
+    step = Step("writing", len(config.module_paths), progress)
     with ExitStack() as stack:
         old = stack.enter_context(BundleTensors(bundle))
-        specs = _tensors(bundle, config)
+        specs = config.all_tensors(bundle.shapes, bundle.dtype)
         writer = WeightsWriter(folder / names.WEIGHTS_FILE, specs, metadata=WEIGHTS_METADATA)
         stack.enter_context(writer)
         for path, layout in config.layouts.items():
@@ -122,10 +124,17 @@ def _write_weights(
                 if config.gate.bias:
                     writer.write(names.tensor_name(path, names.TENSOR_GATE_BIAS), bias)
             if config.request_classes(path):
-                for tensor, value in zip(names.REQUEST_TENSORS, new.request[path], strict=True):
-                    writer.write(names.tensor_name(path, tensor), value)
+                _write_request_gate(writer, path, new)
+            step.advance()
+        for path in config.observed:
+            _write_request_gate(writer, path, new)
             step.advance()
     return FileRecord(sha256=writer.sha256, size_bytes=writer.size_bytes)
+
+
+def _write_request_gate(writer: WeightsWriter, path: str, new: NewGates) -> None:
+    for tensor, value in zip(names.REQUEST_TENSORS, new.request[path], strict=True):
+        writer.write(names.tensor_name(path, tensor), value)
 
 
 def _copy_experts(bundle: Bundle, manifest: Manifest, folder: Path) -> dict[str, FileRecord]:
@@ -139,14 +148,6 @@ def _copy_experts(bundle: Bundle, manifest: Manifest, folder: Path) -> dict[str,
     return experts
 
 
-def _tensors(bundle: Bundle, config: BundleConfig) -> list[TensorSpec]:
-    return [
-        spec
-        for path, shape in bundle.shapes.items()
-        for spec in config.tensors_of(path, *shape, bundle.dtype)
-    ]
-
-
 def _storage(bundle: Bundle, config: BundleConfig) -> Storage:
     padding = sum(
         (layout.rows - sum(layout.ranks)) * sum(bundle.shapes[path])
@@ -154,6 +155,6 @@ def _storage(bundle: Bundle, config: BundleConfig) -> Storage:
     )
     return Storage(
         dtype=bundle.dtype,
-        size_bytes=sum(spec.size_bytes for spec in _tensors(bundle, config)),
+        size_bytes=sum(spec.size_bytes for spec in config.all_tensors(bundle.shapes, bundle.dtype)),
         padding_bytes=padding * bundle.dtype.size_bytes,
     )

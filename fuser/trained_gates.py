@@ -53,10 +53,10 @@ def read_trained_gates(
     gate = saved.config.gate.model_copy(
         update={"fitted": Fitting(method=names.TRAINED, data=(), trained_from=trained_from)}
     )
-    step = Step("comparing", len(bundle.config.target_modules), progress)
+    step = Step("comparing", len(bundle.config.module_paths), progress)
     with _weights_of(saved) as found, _weights_of(bundle) as own:
         read = _Comparison(bundle.config, found, own)
-        for path in bundle.config.target_modules:
+        for path in bundle.config.module_paths:
             read.module(path, called)
             step.advance()
     if not read.has_changes:
@@ -117,8 +117,8 @@ class _Comparison:
         self._own = own
 
     def module(self, path: str, called: str) -> None:
-        """Check the factors of a module, and read what it has of gates."""
-        for tensor in names.FACTORS:
+        """Check the factors of a module, if it has any, and read what it has of gates."""
+        for tensor in names.FACTORS if path in self._config.layouts else ():
             if self._read(path, tensor)[1]:
                 raise BundleRefused(
                     f"`{path}.{tensor}` differs from that of `{called}`: members were trained, and gates "

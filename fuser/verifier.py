@@ -45,7 +45,7 @@ from .arithmetic import (
     smallest_module,
     stored_factors,
 )
-from .bundle_reader import BundleTensors, ModuleTensors, check_tensors
+from .bundle_reader import BundleTensors, ModuleTensors, check_finite, check_tensors
 from .extraction import can_be_rewritten, check_member_bytes
 from .fuse_member import MemberFiles
 from .source import SourceMember, check_factors, check_initial_gate, open_source_member
@@ -126,7 +126,7 @@ class _Run:
                 self._check_member_bytes()
             if self.problems:
                 return
-            step = Step("verifying", len(bundle.config.layouts), progress)
+            step = Step("verifying", len(bundle.config.module_paths), progress)
             for path, layout in bundle.config.layouts.items():
                 tensors = tensors_of.read(path)
                 self.problems += check_tensors(layout, tensors, bundle.config.names)
@@ -140,6 +140,9 @@ class _Run:
                 self._compare(bundle, layout, tensors, worst, factors)
                 if path == sample:
                     self._run_triton(bundle, layout, tensors, factors)
+                step.advance()
+            for path in bundle.config.observed:
+                self.problems += check_finite(path, tensors_of.read_request(path))
                 step.advance()
             for member in members or ():
                 self.problems += member.check_cast_error()

@@ -38,7 +38,7 @@ class BoundAdapters:
         ValueError: as `routed_lora` for operands that do not fit together.
     """
 
-    __slots__ = ("_A", "_Bt", "_adapters", "_address", "_gate")
+    __slots__ = ("_A", "_Bt", "_adapters", "_addresses", "_dtype", "_gate", "_is_cpu")
 
     def __init__(self, A: Tensor, Bt: Tensor, offsets: Sequence[int], scaling: Sequence[float]) -> None:
         layout = layout_of(offsets, scaling)
@@ -49,34 +49,38 @@ class BoundAdapters:
             ends = zip(layout.offsets[:-1], layout.offsets[1:], layout.scaling, strict=True)
             # None for an adapter that is absent here.
             self._adapters = [
-                (A[start:end].T, Bt[start:end], factor) if end > start else None
+                (A[start:end], Bt[start:end].T, factor) if end > start else None
                 for start, end, factor in ends
             ]
-        self._A, self._Bt = A, Bt
-        self._address = (A.data_ptr(), Bt.data_ptr())
+        self._A, self._Bt, self._dtype, self._is_cpu = A, Bt, A.dtype, A.is_cpu
+        self._addresses = (A.data_ptr(), Bt.data_ptr())
         self._gate: Gate | None = None
 
     def holds(self, A: Tensor, Bt: Tensor) -> bool:
         """Return whether these tensors still are the bound ones: neither moved nor cast nor replaced."""
         # The views keep the storage alive, so no other tensor can be at its address.
-        return (A.data_ptr(), Bt.data_ptr()) == self._address and A.dtype == self._A.dtype
+        return (A.data_ptr(), Bt.data_ptr()) == self._addresses and A.dtype == self._dtype
 
     def serves(self, out: Tensor, x: Tensor) -> bool:
         """Return whether `out` [..., D] and `x` [..., h] can take this way now: in place, by no compiler."""
         return (
-            self._A.dtype in _BOUND
+            self._dtype in _BOUND
             and not torch.is_grad_enabled()
             and not is_dynamo_compiling()
             and type(x) is Tensor
             and type(out) is Tensor
-            and x.device == out.device == self._A.device
+            # Comparing devices takes longer than asking for the usual one.
+            and (x.is_cpu and out.is_cpu if self._is_cpu else x.device == out.device == self._A.device)
             and out.is_contiguous()
             and not is_autocast(x)
         )
 
     def add_fixed_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
         """Add to `out` [..., D], in place, what a routing adds that is the same for every token of `x`."""
-        self._add_(rows_of(out), flat(x), routing)
+        if x.numel() == x.shape[-1]:
+            self._add_to_one_(out.view(-1), self._wide(x.view(-1)), routing)
+        else:
+            self._add_to_all_(rows_of(out), self._wide(flat(x)), routing)
 
     def add_gated_(self, out: Tensor, x: Tensor, gate: Gate) -> Routing | FixedRouting:
         """Return the gate's routing [..., k] of `x`, after adding what it routes to `out` in place.
@@ -86,16 +90,18 @@ class BoundAdapters:
         Raises:
             ValueError: the gate does not fit.
         """
-        rows, tokens = rows_of(out), flat(x)
         if gate is not self._gate:
-            self._bind_gate(gate, tokens)
-        routings = gate.route_on_host(tokens)
-        if len(routings) == 1:
-            self._add_(rows, tokens, routings[0])
-            return routings[0]
-        for place, routing in enumerate(routings):
-            self._add_(rows[place : place + 1], tokens[place : place + 1], routing)
-        return joined_routings(routings, x)
+            self._bind_gate(gate, x)
+        if x.numel() == x.shape[-1]:
+            return self._add_gated_to_one_(out.view(-1), x.view(-1), gate)
+        pairs = zip(rows_of(out), flat(x), strict=True)
+        return joined_routings([self._add_gated_to_one_(*pair, gate) for pair in pairs], x)
+
+    def _add_gated_to_one_(self, out: Tensor, x: Tensor, gate: Gate) -> FixedRouting:
+        x = self._wide(x)
+        routing = gate.route_on_host(x)
+        self._add_to_one_(out, x, routing)
+        return routing
 
     def _bind_gate(self, gate: Gate, x: Tensor) -> None:
         check_gate(x, gate.weight, gate.bias, gate.kind)
@@ -103,19 +109,31 @@ class BoundAdapters:
         check_top_k(gate.weight.shape[:1], gate.top_k, gate.temperature)
         self._gate = gate
 
-    def _add_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
-        dtype = self._A.dtype
-        x = x if x.dtype == dtype else x.to(dtype)
-        total = out if out.dtype == dtype else None
+    def _wide(self, x: Tensor) -> Tensor:
+        """Return `x` in the factors' dtype."""
+        if x.dtype == self._dtype:
+            return x
+        # Half the time of `to`, which has to find out what its argument is.
+        return x.float() if self._dtype == torch.float32 else x.double()
+
+    def _add_to_one_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
+        """Add to `out` [D] what a routing adds for one token x [h], of the factors' dtype."""
+        total = self._wide(out)
         for adapter, weight in zip(routing.adapters, routing.weights, strict=True):
             bound = self._adapters[adapter]
-            if bound is None or not weight:
-                continue
-            down, up, scaling = bound
-            z = torch.mm(x, down)
-            if total is None:
-                total = torch.mm(z, up).mul_(weight * scaling)
-            else:
-                total.addmm_(z, up, alpha=weight * scaling)
-        if total is not None and total is not out:
-            out.add_(total)
+            if bound is not None and weight:
+                down, up, scaling = bound
+                total.addmv_(up, torch.mv(down, x), alpha=weight * scaling)
+        if total is not out:
+            out.copy_(total)
+
+    def _add_to_all_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
+        """Add to `out` [T, D] what a routing adds for every token of x [T, h], of the factors' dtype."""
+        total = self._wide(out)
+        for adapter, weight in zip(routing.adapters, routing.weights, strict=True):
+            bound = self._adapters[adapter]
+            if bound is not None and weight:
+                down, up, scaling = bound
+                total.addmm_(torch.mm(x, down.T), up.T, alpha=weight * scaling)
+        if total is not out:
+            out.copy_(total)

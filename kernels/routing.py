@@ -73,18 +73,19 @@ class Gate:
         """Return all attributes in their order: an operator of torch takes no value of a class."""
         return self.weight, self.bias, self.kind, self.top_k, self.temperature, self.eps
 
+    def takes(self, top_k: int, temperature: float) -> bool:
+        """Return whether the gate takes so many adapters, at this temperature."""
+        return self.top_k == top_k and self.temperature == temperature
+
     def route(self, x: Tensor) -> Routing:
         """Return the routing of x [..., h]."""
         logits = gate_logits(x, self.weight, self.bias, kind=self.kind, eps=self.eps)
         return select_top_k(logits, self.top_k, temperature=self.temperature)
 
-    def route_on_host(self, x: Tensor) -> list[FixedRouting]:
-        """Return the routing of each token of x [T, h], as `route` does; nothing is checked."""
-        x = x.float()
-        logits = GATE_KINDS[self.kind].finish(torch.mm(x, self.weight.T), x, self.eps)
-        if self.bias is not None:
-            logits = logits + self.bias
-        return [_best(of_token, self.top_k, self.temperature) for of_token in logits.tolist()]
+    def route_on_host(self, x: Tensor) -> FixedRouting:
+        """Return the routing of one token x [h], as `route` does; nothing is checked."""
+        logits = GATE_KINDS[self.kind].of_one(self.weight, x.float(), self.bias, self.eps)
+        return _best(logits.tolist(), self.top_k, self.temperature)
 
 
 def gate_logits(
@@ -151,14 +152,15 @@ def fixed_routings(routing: Routing) -> tuple[FixedRouting, ...]:
 
 def _best(logits: list[float], top_k: int, temperature: float) -> FixedRouting:
     """Return the k highest logits' adapters as `select_top_k` does, for one token."""
+    if top_k == 1:
+        # The first of the highest.
+        return FixedRouting((logits.index(max(logits)),), (1.0,))
     # Stable, so that equal logits go to the lowest index first.
     adapters = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
-    if top_k == 1:
-        return FixedRouting((adapters[0],), (1.0,))
     highest = logits[adapters[0]]
     shares = [math.exp((logits[adapter] - highest) / temperature) for adapter in adapters]
     total = sum(shares)
-    return FixedRouting(tuple(adapters), tuple(share / total for share in shares))
+    return FixedRouting(tuple(adapters), tuple([share / total for share in shares]))
 
 
 def check_gate(x: Tensor, gate: Tensor, bias: Tensor | None, kind: str) -> None:

@@ -26,8 +26,9 @@ from ..schemas.names import (
     parse_repository,
 )
 from ..schemas.verification import Level, VerificationRecord, level_of
+from .catalog.records import MAX_TRASH_DAYS, TRASH_DAYS
 from .dependencies import require_torch
-from .home import Home
+from .settings import Settings
 from .workspace import StrPath, Workspace, path_or_none
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from ..schemas.recipe import Recipe, RecipeOptions
     from ..schemas.signers import SigningKey
     from .catalog.query import AdapterQuery, Page
-    from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion
+    from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion, Restored, TrashedVersion
     from .workflows.additions import Addition
     from .workflows.examination import Examination
     from .workflows.fusion import Fusion
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .workflows.gate_fit import GateFit
     from .workflows.hub_bundles import Pulled
     from .workflows.publication import Pushed
+    from .workflows.store_upkeep import Removed
 
 
 class Registry(Workspace):
@@ -56,17 +58,24 @@ class Registry(Workspace):
     (``name``, ``name@2``, ``name@alias``) can be given.
 
     Args:
-        home: the folder of catalog and store; by default METEORA_HOME, else the user's data folder.
+        home: the folder of catalog and store; by default METEORA_HOME, else that of the user's settings, else
+            the user's data folder.
         catalog: the URL of a catalog elsewhere, such as ``postgresql://user@host/name``; by default
-            METEORA_CATALOG, else ``catalog.db`` in the home.
+            METEORA_CATALOG, else that of the user's settings, else ``catalog.db`` in the home.
         store: the URL of a content store elsewhere, such as ``s3://bucket/adapters``; by default
-            METEORA_STORE, else a folder in the home.
+            METEORA_STORE, else that of the user's settings, else a folder in the home.
+
+    Short names for bases are for the command line: here a base is what it is called, wherever a program runs.
+
+    Raises:
+        UsageError: the user's file of settings is malformed.
+        SourceUnreadable: it cannot be read.
     """
 
     def __init__(
         self, home: StrPath | None = None, catalog: str | None = None, store: str | None = None
     ) -> None:
-        super().__init__(Home.locate(path_or_none(home), catalog, store))
+        super().__init__(Settings.read(home, catalog, store).place)
 
     def add(
         self,
@@ -129,8 +138,7 @@ class Registry(Workspace):
         Raises:
             NotInCatalog: nothing of that name is catalogued.
         """
-        source = parse_catalog_source(name) if isinstance(name, str) else name
-        return self.catalog.find_any(source)
+        return self.catalog.find_any(_catalogued(name))
 
     def search(self, query: AdapterQuery | str | None = None) -> Page[AdapterSummary]:
         """Return the first page of adapters that meet a query; without one, of all adapters.
@@ -146,6 +154,65 @@ class Registry(Workspace):
 
         wanted = query if isinstance(query, AdapterQuery) else AdapterQuery(text=query)
         return self.catalog.search(wanted)
+
+    def remove(
+        self, source: str | CatalogSource, *, keep_days: int = TRASH_DAYS, for_good: bool = False
+    ) -> Removed:
+        """Move a version, or every version of a name, to the trash; of a bundle the folder stays.
+
+        Args:
+            source: a name, or a version of it.
+            keep_days: how many days it can be restored; then ``store gc`` deletes it with its bytes.
+            for_good: delete it at once, with its bytes, and what the trash has of it, too.
+
+        Raises:
+            NotInCatalog: nothing of that name is catalogued.
+            StillInUse: a bundle has one of them as a member.
+            UsageError: the days are out of range.
+        """
+        from .workflows.store_upkeep import remove_versions
+
+        if not 1 <= keep_days <= MAX_TRASH_DAYS:
+            raise UsageError(f"{keep_days} days in the trash, expected 1 to {MAX_TRASH_DAYS}")
+        return remove_versions(self, _catalogued(source), keep_days=None if for_good else keep_days)
+
+    def restore(self, source: str | CatalogSource, *, name: str | None = None) -> Restored:
+        """Bring back a removed version, or what the last removal of a name took.
+
+        Its tags, aliases and verifications come back with it, and the members of a bundle that were removed.
+
+        Args:
+            source: a name, or a version of it, as it was called.
+            name: what it is called from now on, of which it becomes the next version; by default what it was.
+
+        Raises:
+            NotInCatalog: the trash has nothing of that name.
+            AlreadyInCatalog: something else has the name, or has this very content under it.
+        """
+        return self.catalog.restore(_catalogued(source), name=name)
+
+    def trash(self) -> tuple[TrashedVersion, ...]:
+        """Return the removed versions that can be restored, the last removed first."""
+        return self.catalog.list_trash()
+
+    def rename(self, name: str, new: str) -> tuple[CatalogSource, ...]:
+        """Call an adapter or a bundle by another name from now on, and return its versions.
+
+        Raises:
+            NotInCatalog: nothing of that name is catalogued.
+            AlreadyInCatalog: something has the new name, or a version of it was something else before.
+            UsageError: the new name is malformed.
+        """
+        return self.catalog.rename(name, new)
+
+    def edit(self, name: str, *, note: str | None = None, owner: str | None = None) -> None:
+        """State a note or an owner of an adapter or a bundle; an empty text takes it away.
+
+        Raises:
+            NotInCatalog: nothing of that name is catalogued.
+            UsageError: a text is too long.
+        """
+        self.catalog.edit(name, note=note, owner=owner)
 
     def diff(
         self, first: StrPath, second: StrPath, *, progress: Progress = silent
@@ -181,7 +248,8 @@ class Registry(Workspace):
         """Fuse catalogued adapters into one verified bundle and record it.
 
         Args:
-            adapters: names such as ``legal``, ``legal@3`` or ``legal@champion``; or a recipe, which has the
+            adapters: names such as ``legal``, ``legal@3`` or ``legal@champion``, or repositories on the Hub
+                that adapters were added from, such as ``org/legal``; or a recipe, which has the
                 options in it.
             out: the new folder.
             name: what the catalog calls the bundle; by default made from the folder's name.
@@ -356,6 +424,8 @@ class Registry(Workspace):
     ) -> Evaluation:
         """Score a bundle on its members' tasks: the base, each member alone, and routed.
 
+        The catalog keeps the scores for every version with this bundle's manifest, and no answers.
+
         Args:
             bundle: its folder or its catalogued name.
             base: the base model's name on the Hub, or its folder; needed unless `base_folder` is given.
@@ -379,6 +449,7 @@ class Registry(Workspace):
 
         folder = find_bundle_folder(self, bundle)
         return evaluate(
+            self,
             folder,
             choose_base_to_run(self, folder, base, base_folder),
             Path(data),
@@ -470,9 +541,7 @@ class Registry(Workspace):
         """
         from .workflows.origins import adopt_member
 
-        return adopt_member(
-            self, parse_catalog_source(source) if isinstance(source, str) else source, name=name
-        )
+        return adopt_member(self, _catalogued(source), name=name)
 
     def doctor(
         self,
@@ -499,6 +568,10 @@ def _read_signers(signers: Signers | StrPath | None) -> Signers | None:
     from ..bundle.signers import Signers
 
     return signers if signers is None or isinstance(signers, Signers) else Signers.read(signers)
+
+
+def _catalogued(source: str | CatalogSource) -> CatalogSource:
+    return parse_catalog_source(source) if isinstance(source, str) else source
 
 
 def _catalogued_name(bundle: StrPath) -> str | None:

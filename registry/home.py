@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ..schemas.errors import SourceUnreadable
-from .secrets import mask_url, remember_url
+from .secrets import mask_url
 
 if TYPE_CHECKING:
     from .store import Store
@@ -32,26 +30,6 @@ class Home:
     named: Path | None
     catalog_url: str | None = None
     store_url: str | None = None
-
-    @classmethod
-    def locate(
-        cls,
-        folder: Path | None = None,
-        catalog_url: str | None = None,
-        store_url: str | None = None,
-        *,
-        environment: Mapping[str, str] = os.environ,
-    ) -> Self:
-        """Return the home that the arguments name, else the environment, else the user's data folder.
-
-        Nothing is read or created, and nothing is refused yet. An empty variable counts as not set.
-        """
-        named = folder or environment.get(HOME_VARIABLE)
-        catalog_url = catalog_url or environment.get(CATALOG_VARIABLE) or None
-        store_url = store_url or environment.get(STORE_VARIABLE) or None
-        for url in (catalog_url, store_url):
-            remember_url(url or "")
-        return cls(Path(named) if named else None, catalog_url, store_url)
 
     @property
     def folder(self) -> Path:

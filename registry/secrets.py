@@ -27,7 +27,10 @@ _SAFE_QUERY_NAMES = frozenset(
         "hostaddr",
         "keepalives",
         "load_balance_hosts",
+        "passfile",
         "port",
+        "service",
+        "servicefile",
         "sslmode",
         "target_session_attrs",
         "tcp_user_timeout",
@@ -42,6 +45,7 @@ _URL = re.compile(
     r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]+)(?P<slashes>:/+)(?P<rest>[^/\s'\"`<>\\][^\s'\"`<>\\]*)"
 )
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=\bBearer )[^\s'\"]+", re.IGNORECASE)
+_PASSWORDS = ("password=", "sslpassword=")
 _HOST = r"\[[^\]]*\]?|[^:\[]*"
 _HOST_AND_PORT = re.compile(rf"({_HOST})(:\d{{0,5}})?")
 _END_OF_AUTHORITY = re.compile("[/?#]")
@@ -101,6 +105,17 @@ def hide_secrets(text: str) -> str:
         if secret in text:
             text = _replace(text, secret)
     return text
+
+
+def has_password(url: str) -> bool:
+    """Return whether a URL holds a password, before its host or among its query values."""
+    _, separator, rest = url.partition("://")
+    if not separator:
+        return False
+    parts = _take_apart(rest)
+    return bool(parts.password) or any(
+        pair.startswith(_PASSWORDS) and pair[-1] != "=" for pair in parts.query
+    )
 
 
 def remember_url(url: str) -> None:

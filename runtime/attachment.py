@@ -27,7 +27,7 @@ def attach(folder: Path, base: PreTrainedModel) -> None:
         BundleRefused: the base lacks a module, or has another shape or another kind of layer there.
     """
     bundle = Bundle.open(folder)
-    check_shapes(base, bundle.shapes)
+    check_shapes(base, bundle.shapes, bundle.config.observed)
     register()
     data = read_bounded(folder / CONFIG_FILE, MAX_BUNDLE_CONFIG_BYTES)
     config = load_json(data, what=CONFIG_FILE, max_bytes=MAX_BUNDLE_CONFIG_BYTES)

@@ -44,6 +44,10 @@ class BundlePass:
             self.record.add(path, as_routing(choice, x))
         return choice
 
+    def observe(self, path: str, x: Tensor) -> None:
+        """Pass on the input x [..., in] of a module that no member touches."""
+        self.routing.observe(path, x)
+
     def report(self, path: str, routing: Routing | FixedRouting, x: Tensor) -> None:
         """Pass on the decision of a module's gate for its tokens x [..., in], and record it."""
         self.routing.report(path, routing, x)

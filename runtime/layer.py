@@ -63,13 +63,23 @@ class LayerPlan:
     def of(cls, bundle: BundleConfig, path: str) -> Self:
         """Return the plan of the module at ``path``."""
         return cls(
-            layout=bundle.layouts[path],
+            layout=bundle.layout_of(path),
             gate_kind=bundle.gate.kind,
             gate_eps=bundle.gate.eps,
             gate_bias=bundle.gate.bias,
             has_gate=bundle.has_gate(path),
             request_classes=bundle.request_classes(path),
         )
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether any member has factors here; if not, a request gate alone reads the module's input."""
+        return self.layout.rows > 0
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """The names of the module's factors."""
+        return FACTORS if self.has_factors else ()
 
     def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each of the module's tensors, by tensor name."""
@@ -136,7 +146,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         # The adapters and the gate of each bundle, bound to its tensors at their first use, and its request
         # gate's Gram matrix, inverted then.
         self.meteora_bindings: dict[str, BoundAdapters] = {}
-        self.meteora_bound_gates: dict[str, tuple[RoutingRule, Gate]] = {}
+        self.meteora_bound_gates: dict[str, Gate] = {}
         self.meteora_grams: dict[str, Gram] = {}
         self.register_state_dict_post_hook(note_training)  # type: ignore[no-untyped-call]  # torch
         self.register_state_dict_post_hook(_with_stored_dtypes)  # type: ignore[no-untyped-call]  # torch
@@ -192,7 +202,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
     def compute_in(self, adapter_name: str, dtype: torch.dtype) -> None:
         """Let A and B compute in ``dtype``, rounded where it is narrower than their own."""
         self.meteora_widens[adapter_name] = False
-        for tensor in FACTORS:
+        for tensor in self.meteora_plans[adapter_name].factors:
             parameter = self.tensor_of(tensor, adapter_name)
             own = self.meteora_stored_dtypes.setdefault(adapter_name, parameter.dtype)
             parameter.data = parameter.data.to(own).to(dtype)
@@ -202,7 +212,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
         A state dict still has them in their own dtype.
         """
-        for tensor in FACTORS if self.meteora_widens.get(adapter_name) else ():
+        if not self.meteora_widens.get(adapter_name):
+            return
+        for tensor in self.meteora_plans[adapter_name].factors:
             parameter = self.tensor_of(tensor, adapter_name)
             if parameter.dtype in _HALF:
                 self.meteora_stored_dtypes[adapter_name] = parameter.dtype
@@ -217,7 +229,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output with the active bundles' contributions added."""
-        out: Tensor = self.base_layer(x, *args, **kwargs)
+        base: Any = self._modules["base_layer"]
+        out: Tensor = base(x, *args, **kwargs)
         for adapter_name, part in self._parts():
             out = self._add_contribution(out, x, adapter_name, part)
         return out
@@ -234,7 +247,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         return [
             (name, routers[name].outside(self.meteora_plans[name].layout.path))
             for name in self.active_adapters
-            if name in routers
+            if name in routers and self.meteora_plans[name].has_factors
         ]
 
     def gate_of(self, adapter_name: str, rule: RoutingRule) -> Gate | None:
@@ -244,8 +257,9 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             return None
         weight = self.present(TENSOR_GATE, adapter_name)
         kept = self.meteora_bound_gates.get(adapter_name)
-        if kept is not None and kept[0] is rule and kept[1].weight is weight:
-            return kept[1]
+        # Compared by what a gate takes of a rule: each block of `route_as` makes a rule of its own.
+        if kept is not None and kept.weight is weight and kept.takes(rule.top_k, rule.temperature):
+            return kept
         gate = Gate(
             weight=weight,
             bias=self.present(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
@@ -255,7 +269,7 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             eps=plan.gate_eps,
         )
         if weight is self.tensor_of(TENSOR_GATE, adapter_name):
-            self.meteora_bound_gates[adapter_name] = (rule, gate)
+            self.meteora_bound_gates[adapter_name] = gate
         return gate
 
     def request_gate_of(self, adapter_name: str) -> RequestGate:
@@ -268,8 +282,11 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         return RequestGate(rows, bias, gram, kind=plan.gate_kind, eps=plan.gate_eps)
 
     def _add_contribution(self, out: Tensor, x: Tensor, adapter_name: str, part: BundlePass) -> Tensor:
-        A, Bt = self.present(TENSOR_A, adapter_name), self.present(TENSOR_B, adapter_name)
         layout = self.meteora_plans[adapter_name].layout
+        if not layout.rows:
+            part.observe(layout.path, x)
+            return out
+        A, Bt = self.present(TENSOR_A, adapter_name), self.present(TENSOR_B, adapter_name)
         if A.is_meta:
             raise BundleRefused(
                 f"the tensors of bundle `{adapter_name}` were never loaded: `{layout.path}` has none",

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..schemas.bundle import FACTORS, TENSOR_A, TENSOR_B, TENSOR_PREFIX
+from ..schemas.bundle import FACTORS, TENSOR_A, TENSOR_B, TENSOR_PREFIX, TENSOR_REQUEST_GATE
 from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from .layer import MeteoraLayer
 from .offloading import execution_device, is_offloaded, keep_values, refuse_offloaded
@@ -127,7 +127,8 @@ def _is_factor(name: str) -> bool:
 
 def _misfits(path: str, layer: MeteoraLayer, adapter_name: str, found: Mapping[str, Tensor]) -> Iterator[str]:
     # A black box that states no features takes those of the bundle, which must then agree in themselves.
-    in_features = layer.in_features or _columns(found.get(f"{path}.{TENSOR_A}"))
+    first = TENSOR_A if layer.meteora_plans[adapter_name].has_factors else TENSOR_REQUEST_GATE
+    in_features = layer.in_features or _columns(found.get(f"{path}.{first}"))
     out_features = layer.out_features or _columns(found.get(f"{path}.{TENSOR_B}"))
     shapes = layer.meteora_plans[adapter_name].shapes(in_features, out_features)
     for tensor, shape in shapes.items():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..schemas.bundle import BundleConfig, ModuleLayout
+from ..schemas.bundle import BundleConfig
 from ..schemas.errors import BundleRefused, MissingDependency, UsageError
 from .generate_calls import stop_watching, watch_generate
 from .hooks import ModelHooks
@@ -92,8 +92,8 @@ class MeteoraModel(BaseTuner):
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
         # Exact: PEFT's own matches suffixes, and would put layers where the bundle has no tensors.
-        layouts: dict[str, ModuleLayout] = peft_config.bundle.layouts
-        return key in layouts
+        bundle: BundleConfig = peft_config.bundle
+        return key in bundle.layouts or key in bundle.observed
 
     def _create_and_replace(
         self,
@@ -156,14 +156,14 @@ class MeteoraModel(BaseTuner):
 
 def _check_targets(model: nn.Module, bundle: BundleConfig) -> None:
     modules = dict(model.named_modules())
-    missing = [path for path in bundle.target_modules if path not in modules]
+    missing = [path for path in bundle.module_paths if path not in modules]
     if missing:
         raise BundleRefused(
             f"the base `{type(model).__name__}` has no module `{missing[0]}`; "
-            f"it lacks {len(missing)} of the bundle's {len(bundle.target_modules)} modules",
+            f"it lacks {len(missing)} of the bundle's {len(bundle.module_paths)} modules",
             hint=f"load the bundle on the model it was fused for, `{bundle.base_model_name_or_path}`",
         )
-    for path in bundle.target_modules:
+    for path in bundle.module_paths:
         module = modules[path]
         if isinstance(module, BaseTunerLayer) and not isinstance(module, MeteoraLayer):
             raise BundleRefused(

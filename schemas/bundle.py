@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -52,11 +52,13 @@ GATE_SOURCES = "gate-sources"
 GATE_SCOPE = "gate-scope"
 GATE_ABSTAIN = "gate-abstain"
 GATE_REQUEST = "gate-request"
+# Request gates at modules that no member touches.
+GATE_OBSERVED = "gate-observed"
 GATE_EVIDENCE = "gate-evidence"
 # Earlier readers take only gates whose fit names its data, and would not say that they are too old.
 GATE_TRAINED = "gate-trained"
 KNOWN_FEATURES: frozenset[str] = frozenset(
-    {GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_REQUEST, GATE_EVIDENCE, GATE_TRAINED}
+    {GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_REQUEST, GATE_OBSERVED, GATE_EVIDENCE, GATE_TRAINED}
 )
 
 CONFIG_FILE = ADAPTER_CONFIG
@@ -141,7 +143,7 @@ def tensor_shapes(
     """Return the shape of each tensor of one module, by its short name, in their order in the file.
 
     Args:
-        rows: of A and B, all members' padded ranks together.
+        rows: of A and B, all members' padded ranks together; 0 where no member has factors.
         members: in the bundle.
         in_features: of the module.
         out_features: of the module.
@@ -149,7 +151,9 @@ def tensor_shapes(
         has_bias: whether gates have a bias.
         request_classes: of the module's request gate, members and background; 0 if it has none.
     """
-    shapes: dict[str, tuple[int, ...]] = {TENSOR_A: (rows, in_features), TENSOR_B: (rows, out_features)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    if rows:
+        shapes |= {TENSOR_A: (rows, in_features), TENSOR_B: (rows, out_features)}
     if has_gate:
         shapes[TENSOR_GATE] = (members, in_features)
     if has_gate and has_bias:
@@ -324,6 +328,7 @@ class RequestGates(Document):
 
     Attributes:
         modules: that have one; its rows are the members in order, then the background.
+        observed: the input features of those modules that no member touches; None if members touch them all.
         background: the names of the classes of foreign prompts.
         forms: in which the prompts were read.
         template: the tokens of the base's chat template, which are not counted; None without one.
@@ -335,6 +340,9 @@ class RequestGates(Document):
     """
 
     modules: tuple[ModulePath, ...] = Field(min_length=1, max_length=MAX_REQUEST_MODULES)
+    observed: dict[ModulePath, PositiveCount] | None = Field(
+        default=None, min_length=1, max_length=MAX_REQUEST_MODULES
+    )
     background: tuple[Name, ...] = Field(min_length=1, max_length=MAX_BACKGROUND_CLASSES)
     forms: tuple[PromptForm, ...] = Field(min_length=1, max_length=2)
     template: TemplateTokens | None
@@ -343,6 +351,14 @@ class RequestGates(Document):
     quantiles: tuple[FiniteFloat, ...] | None = Field(min_length=QUANTILES, max_length=QUANTILES)
     held_out: HeldOut | None
 
+    @model_serializer(mode="wrap")
+    def _leave_out_none_observed(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A bundle whose members touch all of the modules keeps the bytes it had before others could be read.
+        value: dict[str, Any] = handler(self)
+        if self.observed is None:
+            del value["observed"]
+        return value
+
     @model_validator(mode="after")
     def _check_quantiles_rise(self) -> Self:
         values = self.quantiles or ()
@@ -350,6 +366,8 @@ class RequestGates(Document):
             raise ValueError("the quantiles of the score must not fall")
         if len(set(self.modules)) < len(self.modules):
             raise ValueError("a module is named twice")
+        if strangers := sorted(set(self.observed or ()) - set(self.modules)):
+            raise ValueError(f"`observed` names `{strangers[0]}`, which is not among the modules")
         return self
 
 
@@ -389,6 +407,7 @@ class Gate(Document):
             GATE_SCOPE: self.scope != "token",
             GATE_ABSTAIN: self.abstain is not None,
             GATE_REQUEST: self.request is not None,
+            GATE_OBSERVED: self.request is not None and self.request.observed is not None,
             GATE_EVIDENCE: self.evidence is not None,
             GATE_TRAINED: isinstance(self.fitted, Fitting) and self.fitted.method == TRAINED,
         }
@@ -554,8 +573,10 @@ class BundleConfig(Document):
                     f"`{path}` takes its routing from `{source}`, which is in a later layer and runs after it"
                 )
         for path in () if self.gate.request is None else self.gate.request.modules:
-            if path not in known:
-                raise ValueError(f"`gate.request` names `{path}`, which is not a target module")
+            if path not in known and path not in self.observed:
+                raise ValueError(f"`gate.request` names `{path}`, which is not a target module, nor observed")
+            if path in known and path in self.observed:
+                raise ValueError(f"`gate.request.observed` names `{path}`, which is a target module")
         for path in self.gate.evidence or ():
             if path not in known:
                 raise ValueError(f"`gate.evidence` names `{path}`, which is not a target module")
@@ -580,9 +601,29 @@ class BundleConfig(Document):
             layouts[path] = ModuleLayout.of(path, ranks, tuple(scaling for _, scaling in factors))
         return layouts
 
+    @property
+    def observed(self) -> dict[str, int]:
+        """The input features of the modules that request gates read and no member touches, in their order."""
+        request = self.gate.request
+        if request is None or request.observed is None:
+            return {}
+        return {path: request.observed[path] for path in request.modules if path in request.observed}
+
+    @property
+    def module_paths(self) -> tuple[str, ...]:
+        """Every module that has tensors, in their order in the file: the targets, then the observed ones."""
+        return (*self.target_modules, *self.observed)
+
+    def layout_of(self, path: str) -> ModuleLayout:
+        """Return the flat storage of a module, which has no rows where no member touches it."""
+        if path in self.layouts:
+            return self.layouts[path]
+        absent = len(self.members)
+        return ModuleLayout.of(path, (0,) * absent, (1.0,) * absent)
+
     def has_gate(self, path: str) -> bool:
-        """Return whether a module has a gate of its own, and does not take another's routing."""
-        return path not in self.gate.sources
+        """Return whether a module has a gate of its own, and neither takes another's routing nor has none."""
+        return path in self.layouts and path not in self.gate.sources
 
     def request_classes(self, path: str) -> int:
         """Return the rows of a module's request gate, 0 if it has none."""
@@ -596,7 +637,7 @@ class BundleConfig(Document):
     ) -> tuple[TensorSpec, ...]:
         """Return a module's tensors, in their order in the file; ``dtype`` is that of the factors."""
         shapes = tensor_shapes(
-            self.layouts[path].rows,
+            self.layout_of(path).rows,
             len(self.members),
             in_features,
             out_features,
@@ -609,10 +650,17 @@ class BundleConfig(Document):
             for tensor, shape in shapes.items()
         )
 
+    def all_tensors(self, shapes: Mapping[str, tuple[int, int]], dtype: Dtype) -> tuple[TensorSpec, ...]:
+        """Return every tensor, in their order in the file, by ``(in, out)`` of each target module."""
+        every = {path: shapes[path] for path in self.target_modules}
+        every |= {path: (features, 0) for path, features in self.observed.items()}
+        return tuple(spec for path, shape in every.items() for spec in self.tensors_of(path, *shape, dtype))
+
     @property
     def tensor_names(self) -> set[str]:
         """The names of all tensors that a bundle of this config has."""
-        return {spec.name for path in self.target_modules for spec in self.tensors_of(path, 0, 0, Dtype.F32)}
+        anything = dict.fromkeys(self.target_modules, (0, 0))
+        return {spec.name for spec in self.all_tensors(anything, Dtype.F32)}
 
     @property
     def names(self) -> tuple[str, ...]:

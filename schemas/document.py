@@ -199,9 +199,13 @@ class Document(BaseModel):
             if error.error_count() > _MAX_DESCRIBED_PROBLEMS:
                 raise InvalidDocument(f"`{what}` breaks its schema in {error.error_count()} places") from None
             # pydantic builds the found value anew for every problem; for a missing field, the whole document.
-            problems = describe_problems(error, with_input=len(data) <= MAX_CONFIG_BYTES)
+            problems = cls._describe(error, with_input=len(data) <= MAX_CONFIG_BYTES)
             shown = "; ".join(problems[:_SHOWN_PROBLEMS])
             raise InvalidDocument(f"`{what}` breaks its schema: {shown}", problems=problems) from error
+
+    @classmethod
+    def _describe(cls, error: ValidationError, *, with_input: bool) -> list[str]:
+        return describe_problems(error, with_input=with_input)
 
 
 def describe_problems(error: ValidationError, *, with_input: bool = True) -> list[str]:

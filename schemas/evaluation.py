@@ -217,6 +217,96 @@ class Evaluation(Document):
         return next((mode for mode in self.modes if mode.mode == name), None)
 
 
+class SummarisedTask(Document):
+    """A member's task, with the digest of its data and without the data."""
+
+    member: Name
+    data_sha256: Digest
+    items: PositiveCount
+    metric: Metric
+    form: PromptForm
+
+
+class SummarisedMode(Document):
+    """The scores of a mode, over all tasks and in each; ``routing`` is its routing accuracy."""
+
+    mode: Mode
+    score: Share
+    interval: Interval | None
+    routing: Share | None
+    tasks: dict[Name, Share]
+
+
+class EvaluationSummary(Document):
+    """Scores of an evaluation, and on what they were measured, without the answers."""
+
+    base: str | None
+    scope: Scope
+    gate_fitted: bool
+    tasks: tuple[SummarisedTask, ...] = Field(min_length=1)
+    modes: tuple[SummarisedMode, ...] = Field(min_length=1)
+    device: str
+    dtype: str
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Self:
+        """Return the summary of an evaluation."""
+        return cls(
+            base=evaluation.base,
+            scope=evaluation.scope,
+            gate_fitted=evaluation.gate_fitted,
+            tasks=tuple(_summarise_task(task) for task in evaluation.tasks),
+            modes=tuple(_summarise_mode(mode) for mode in evaluation.modes),
+            device=evaluation.device,
+            dtype=evaluation.dtype,
+            versions=evaluation.versions,
+        )
+
+    @model_validator(mode="after")
+    def _check_modes_have_every_task(self) -> Self:
+        expected = {task.member for task in self.tasks}
+        for mode in self.modes:
+            if mode.tasks.keys() != expected:
+                raise ValueError(f"mode `{mode.mode}` does not have the score of every task")
+        return self
+
+    @property
+    def items(self) -> int:
+        """How many items each mode answered."""
+        return sum(task.items for task in self.tasks)
+
+    @property
+    def of_members(self) -> float | None:
+        """The score of the routing as a share of the members' own; None where one was not measured."""
+        routed, own = self.mode("routed"), self.mode("member")
+        return routed.score / own.score if routed and own and own.score else None
+
+    def mode(self, name: Mode) -> SummarisedMode | None:
+        """Return the mode of that name, if it was evaluated."""
+        return next((mode for mode in self.modes if mode.mode == name), None)
+
+
+def _summarise_task(task: EvaluatedTask) -> SummarisedTask:
+    return SummarisedTask(
+        member=task.member,
+        data_sha256=task.data_sha256,
+        items=len(task.lines),
+        metric=task.metric,
+        form=task.form,
+    )
+
+
+def _summarise_mode(mode: ModeScore) -> SummarisedMode:
+    return SummarisedMode(
+        mode=mode.mode,
+        score=mode.score,
+        interval=mode.interval,
+        routing=None if mode.routing is None else mode.routing.accuracy,
+        tasks={task.member: task.score for task in mode.tasks},
+    )
+
+
 class ScoreDifference(Document):
     """The difference of two scores on the same items, the second minus the first; None for a single item."""
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, Self, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
-from pydantic import ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from .bundle import MAX_MEMBERS, MAX_TEMPERATURE, MIN_TEMPERATURE
 from .document import Document, PositiveCount
 from .errors import InvalidDocument, UsageError
 from .gate_choices import InitialGate
 from .names import Name
-from .toml import load_toml
+from .toml import TomlDocument, dump_toml
 
-MAX_RECIPE_BYTES = 1 << 20
 DtypeName = Literal["float32", "float16", "bfloat16"]
 
 
@@ -32,13 +31,32 @@ class RecipeOptions(TypedDict, total=False):
 
 
 class RecipeMember(Document):
-    """One member: what to take, and what the bundle calls it (by default the adapter's name)."""
+    """One member: what to take, and what the bundle calls it (by default the adapter's name).
+
+    A text alone is the adapter.
+    """
 
     adapter: str
     name: Name | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"adapter": value}
+        if not isinstance(value, Mapping | cls):
+            raise ValueError(  # noqa: TRY004 - pydantic reports it with the place
+                "expected an adapter such as `legal@2`, or a table such as "
+                f'`{{adapter = "legal@2", name = "law"}}`, found `{str(value)[:60]}`'
+            )
+        return value
 
-class Recipe(Document):
+    def to_value(self) -> str | dict[str, str]:
+        """Return the member as a recipe in TOML has it: a text, or a table where it has a name of its own."""
+        return self.adapter if self.name is None else {"adapter": self.adapter, "name": self.name}
+
+
+class Recipe(TomlDocument):
     """The members to fuse, and how.
 
     ``top_k`` is 2 by default, or the number of members if that is less; ``dtype`` the members'
@@ -47,8 +65,9 @@ class Recipe(Document):
     are taken all the same.
     """
 
-    # A recipe is typed by hand, with no place to learn of a misspelt key but here.
-    model_config = ConfigDict(extra="forbid")
+    example: ClassVar[str] = (
+        'the shortest recipe is `members = ["legal@2", "medical"]`; every key is in docs/formats/recipe.md'
+    )
 
     meteora_recipe: Literal[1] = 1
     members: tuple[RecipeMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
@@ -62,15 +81,6 @@ class Recipe(Document):
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     with_experts: bool = False
     trust_tensors: bool = False
-
-    @classmethod
-    def from_toml(cls, data: bytes, *, what: str) -> Self:
-        """Read a recipe.
-
-        Raises:
-            InvalidDocument: too large or too deep, not TOML, or a field breaks the schema.
-        """
-        return cls.from_value(load_toml(data, what=what, max_bytes=MAX_RECIPE_BYTES), what=what)
 
     @classmethod
     def state(cls, members: Iterable[Mapping[str, str]], options: Mapping[str, object]) -> Self:
@@ -87,6 +97,12 @@ class Recipe(Document):
             return cls.from_value(stated | {"members": listed}, what="the options")
         except InvalidDocument as error:
             raise UsageError(error.message, hint=error.hint) from error
+
+    def to_toml(self) -> str:
+        """Return the recipe in TOML: its members, and each option that differs from its default."""
+        options = self.model_dump(mode="json", exclude_defaults=True, exclude={"meteora_recipe", "members"})
+        members = [member.to_value() for member in self.members]
+        return dump_toml({"meteora_recipe": self.meteora_recipe, "members": members} | options)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

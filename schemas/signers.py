@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints
 
 from .digest import Digest
 from .document import Document
 from .errors import InvalidDocument
-from .toml import load_toml
+from .toml import TomlDocument
 
-MAX_SIGNERS_BYTES = 1 << 20
 Method = Literal["key", "certificate", "sigstore"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 # A file beside the signers file, or anywhere by its whole path.
@@ -48,8 +47,12 @@ class SigstoreSigner(Document):
 _Some = Field(default=(), max_length=1000)
 
 
-class SignersFile(Document):
+class SignersFile(TomlDocument):
     """The accepted signers; a signature by any one of them is enough."""
+
+    example: ClassVar[str] = (
+        'such as `meteora_signers = 1`, then `[[key]]` and `public_key = "FILE"`; see docs/signing.md'
+    )
 
     meteora_signers: Literal[1]
     key: tuple[KeySigner, ...] = _Some
@@ -63,7 +66,7 @@ class SignersFile(Document):
         Raises:
             InvalidDocument: too large or too deep, not TOML, a field breaks the schema, or no signer.
         """
-        file = cls.from_value(load_toml(data, what=what, max_bytes=MAX_SIGNERS_BYTES), what=what)
+        file = super().from_toml(data, what=what)
         if not (file.key or file.certificate or file.sigstore):
             raise InvalidDocument(
                 f"`{what}` names no signer, so it accepts nothing",

@@ -4,14 +4,15 @@ The file is a safetensors file; this document is stored as JSON in its metadata.
 ``SOURCE.means``, F64 ``[L, h]``, the mean over each member's tokens, and ``SOURCE.second_moment``,
 F32 ``[h, h]``, the sum over the members of the mean of x x^T. Both are sums over members, so those of a
 new member are added without the old members' data. Inputs of request gates also have
-``SOURCE.prompt_means`` and ``SOURCE.prompt_second_moment``, the same of the prompts without their answers.
+``SOURCE.prompt_means`` and ``SOURCE.prompt_second_moment``, the same of the prompts without their answers;
+those of modules that no member touches have these alone.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .bundle import MAX_MEMBERS, MAX_MODULES, Eps, ModulePath
 from .digest import Digest
@@ -72,7 +73,8 @@ class TokenSettings(Document):
 class StatisticsDescription(Document):
     """The description of the whole file; members and inputs differ among themselves.
 
-    ``prompts`` are the sources of the inputs that have the moments of prompts alone too.
+    ``prompts`` are the sources of the inputs that have the moments of prompts alone too; ``observed`` are the
+    inputs that have no others.
     """
 
     meteora_statistics: Literal[1]
@@ -81,18 +83,29 @@ class StatisticsDescription(Document):
     members: tuple[StatisticsMember, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
     inputs: tuple[StatisticsInput, ...] = Field(min_length=1, max_length=MAX_MODULES)
     prompts: tuple[ModulePath, ...] = Field(default=(), max_length=MAX_MODULES)
+    observed: tuple[StatisticsInput, ...] = Field(default=(), max_length=MAX_MODULES)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none_observed(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Files without such inputs keep the bytes that earlier readers know.
+        value: dict[str, Any] = handler(self)
+        if not self.observed:
+            del value["observed"]
+        return value
 
     @model_validator(mode="after")
     def _check_names_differ(self) -> Self:
         members = [member.member for member in self.members]
-        modules = [path for each in self.inputs for path in each.modules]
+        modules = [path for each in (*self.inputs, *self.observed) for path in each.modules]
         for what, found in (("member", members), ("module", modules)):
             if len(set(found)) < len(found):
                 raise ValueError(f"a {what} is in it twice")
         if len(set(self.prompts)) < len(self.prompts):
             raise ValueError("an input of prompts is in it twice")
-        if strangers := sorted(set(self.prompts) - {each.source for each in self.inputs}):
+        if strangers := sorted(set(self.prompts) - {each.source for each in (*self.inputs, *self.observed)}):
             raise ValueError(f"the prompts' input `{strangers[0]}` is none of the inputs")
+        if unread := [each.source for each in self.observed if each.source not in self.prompts]:
+            raise ValueError(f"the observed input `{unread[0]}` is none of the prompts' inputs")
         return self
 
     @property

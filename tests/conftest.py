@@ -97,6 +97,15 @@ def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no test, and no program that one starts, read the settings of who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.delenv("METEORA_POLICY", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _nothing_waits_for_the_disk() -> None:
     from support.unsynced import wait_for_no_disk
 

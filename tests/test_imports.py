@@ -36,13 +36,14 @@ REGISTRY_ALLOWED = {
     "store": {"secrets"},
     "hub": {"secrets", "dependencies"},
     "home": {"secrets", "store"},
+    "settings": {"secrets", "home", "workspace"},
     "catalog": {"secrets", "closing", "home", "store"},
     "workspace": {"closing", "home", "catalog", "store", "hub"},
     "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
     "ci": {"workspace", "workflows"},
     "fused": {"dependencies", "closing", "hub", "workspace", "workflows"},
-    "face": {"dependencies", "home", "catalog", "workspace", "workflows"},
-    "cli": {"dependencies", "secrets", "home", "catalog", "workflows", "ci", "face"},
+    "face": {"dependencies", "home", "settings", "catalog", "workspace", "workflows"},
+    "cli": {"dependencies", "secrets", "home", "settings", "catalog", "workspace", "workflows", "ci", "face"},
 }
 
 

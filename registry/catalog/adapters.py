@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from ...schemas.base_name import is_same_base
 from ...schemas.digest import Digest
-from ...schemas.errors import AlreadyInCatalog
+from ...schemas.errors import AlreadyInCatalog, NotInCatalog
 from ...schemas.facts import values_of
 from ...schemas.finding import Finding, Verdict
 from ...schemas.manifest import Origin
@@ -43,6 +43,40 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
     # Read the record back from the database: foreign text may have been cut or cleaned.
     session.expire_all()
     return Added(adapter_record(row), created=known is None)
+
+
+def find_from_hub(
+    session: Session, repository: str, revision: str | None, folder: str | None
+) -> models.AdapterVersion:
+    """Return the latest version that was had from a repository on the Hub: at a commit, if one is named.
+
+    Raises:
+        NotInCatalog: there is none; what a bundle claims to be from there does not count.
+    """
+    end = f"/{folder}" if folder else ""
+    rows = session.scalars(
+        select(models.AdapterVersion)
+        .where(
+            adapter_versions.c.origin_kind == "hub",
+            adapter_versions.c.origin_location.startswith(f"hf://{repository}@", autoescape=True),
+            adapter_versions.c.claimed_by.is_(None),
+        )
+        .order_by(models.AdapterVersion.id.desc())
+    )
+    found = (
+        each
+        for each in rows
+        if revision in (None, each.origin_commit)
+        and each.origin_location == f"hf://{repository}@{each.origin_commit}{end}"
+    )
+    row = next(found, None)
+    if row is None:
+        at = f"@{revision}" if revision else ""
+        raise NotInCatalog(
+            f"the catalog has no adapter from `{repository}{at}{end}`",
+            hint=f"add it first: `meteora-registry add {repository}{at}{end}`",
+        )
+    return row
 
 
 def find_content(
@@ -112,6 +146,8 @@ def adapter_record(row: models.AdapterVersion) -> AdapterVersion:
         findings=tuple(Finding.from_value(finding, what="finding") for finding in row.findings),
         tags=tuple(tag.tag for tag in row.tags),
         aliases=tuple(alias.alias for alias in row.aliases),
+        note=row.entry.note,
+        owner=row.entry.owner,
         created_at=row.created_at,
     )
 

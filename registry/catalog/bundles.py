@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
 from ...schemas.errors import BundleRefused
+from ...schemas.evaluation import EvaluationSummary
 from ...schemas.facts import values_of
 from ...schemas.names import CatalogSource
 from ...schemas.signers import SignedBy
@@ -21,7 +22,15 @@ from .column_types import clean_foreign_text
 from .entries import begin_version, find_version, source_of
 from .events import events_of, record_event
 from .models import bundle_versions
-from .records import BundleMember, BundleVersion, Event, NewBundleVersion, NewMember, Verification
+from .records import (
+    BundleMember,
+    BundleVersion,
+    Event,
+    MeasuredEvaluation,
+    NewBundleVersion,
+    NewMember,
+    Verification,
+)
 from .search_index import is_latest
 
 _MAX_RECORD_BYTES = 256 << 20
@@ -140,10 +149,70 @@ def bundle_record(row: models.BundleVersion) -> BundleVersion:
         path=Path(row.path),
         members=tuple(map(_member_record, row.members)),
         verifications=tuple(map(_verification_record, row.verifications)),
+        evaluations=_evaluations_of(row),
         tags=tuple(tag.tag for tag in row.tags),
         aliases=tuple(alias.alias for alias in row.aliases),
+        note=row.entry.note,
+        owner=row.entry.owner,
         created_at=row.created_at,
     )
+
+
+def record_evaluation(
+    session: Session, manifest_sha256: Digest, summary: EvaluationSummary
+) -> tuple[CatalogSource, ...]:
+    """Record what bundles with this manifest scored, and return the versions that have it.
+
+    Nothing is recorded if there is none.
+    """
+    sources = find_manifest(session, manifest_sha256)
+    if not sources:
+        return ()
+    session.add(
+        models.Evaluation(
+            manifest_sha256=manifest_sha256,
+            items=summary.items,
+            of_members=summary.of_members,
+            summary=summary.model_dump(mode="json"),
+        )
+    )
+    for source in sources:
+        details = {"items": summary.items, "of_members": summary.of_members}
+        record_event(session, "evaluate", models.BUNDLE, source.name, source.version, **details)
+    return sources
+
+
+def find_manifest(session: Session, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
+    """Return every version with this manifest, the oldest first."""
+    rows = session.scalars(
+        select(models.BundleVersion)
+        .where(bundle_versions.c.manifest_sha256 == manifest_sha256)
+        .order_by(models.BundleVersion.id)
+    )
+    return tuple(map(source_of, rows))
+
+
+def find_evaluations(session: Session, manifest_sha256: Digest) -> tuple[MeasuredEvaluation, ...]:
+    """Return the evaluations of bundles with this manifest, the oldest first."""
+    rows = session.scalars(
+        select(models.Evaluation)
+        .where(models.Evaluation.manifest_sha256 == manifest_sha256)
+        .order_by(models.Evaluation.id)
+    )
+    return tuple(
+        MeasuredEvaluation(
+            row.created_at,
+            row.items,
+            row.of_members,
+            EvaluationSummary.from_value(row.summary, what="evaluation"),
+        )
+        for row in rows
+    )
+
+
+def _evaluations_of(row: models.BundleVersion) -> tuple[MeasuredEvaluation, ...]:
+    session = object_session(row)
+    return () if session is None else find_evaluations(session, row.facts.manifest_sha256)
 
 
 def read_record(text: str) -> VerificationRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Self, TypeVar
@@ -13,13 +14,26 @@ from sqlalchemy.orm import Session
 
 from ...files.progress import Progress, silent
 from ...schemas.digest import Digest
-from ...schemas.names import CatalogSource
+from ...schemas.evaluation import EvaluationSummary
+from ...schemas.names import CatalogSource, HubSource
 from ...schemas.signers import SignedBy
 from ...schemas.verification import VerificationRecord
 from ..closing import Closing
 from ..home import Home
 from ..store import Blob, Referenced, References
-from . import adapters, bases, bundles, chain, dump, entries, events, models, references
+from . import (
+    adapters,
+    bases,
+    bundles,
+    chain,
+    dump,
+    entries,
+    entry_changes,
+    events,
+    models,
+    references,
+    trash,
+)
 from .attempts import attempt
 from .bundles import SignatureAction
 from .chain import ChainCheck, Head
@@ -28,21 +42,26 @@ from .engine import connection_to, make_engine, parse_catalog_url, sqlite_url, t
 from .latest import read_latest
 from .query import AdapterQuery, Page
 from .records import (
+    TRASH_DAYS,
     AdapterSummary,
     AdapterVersion,
     Added,
     BundleVersion,
     Event,
     LatestVersions,
+    MeasuredEvaluation,
     NewAdapterVersion,
     NewBundleVersion,
     Removal,
+    Restored,
+    TrashedVersion,
 )
 from .references import BundlePlace, Reference
 from .revisions import HEAD_REVISION
 from .search import search
 
 Result = TypeVar("Result")
+KEPT_IN_TRASH = timedelta(days=TRASH_DAYS)
 
 
 class Catalog(Closing):
@@ -123,6 +142,18 @@ class Catalog(Closing):
         return self._read(
             lambda session: adapters.adapter_record(
                 entries.find_version(session, source, models.AdapterVersion)
+            )
+        )
+
+    def find_from_hub(self, source: HubSource) -> AdapterVersion:
+        """Return the latest adapter version from a repository on the Hub: at a commit, if one is named.
+
+        Raises:
+            NotInCatalog: there is none.
+        """
+        return self._read(
+            lambda session: adapters.adapter_record(
+                adapters.find_from_hub(session, source.repository, source.revision, source.subfolder)
             )
         )
 
@@ -232,19 +263,86 @@ class Catalog(Closing):
         """
         self._write(lambda session: entries.remove_alias(session, name, alias))
 
-    def remove(self, source: CatalogSource) -> Removal:
+    def remove(self, source: CatalogSource, *, keep: timedelta | None = KEPT_IN_TRASH) -> Removal:
         """Remove the version that ``source`` selects, or every version of the name.
 
-        The bytes stay: ``Store.drop`` deletes those of the returned digests that nothing refers to.
+        The bytes stay. Those of what is kept are referred to by the trash, of anything else ``Store.drop``
+        deletes those of the returned digests that nothing refers to.
+
+        Args:
+            source: what is removed.
+            keep: how long it stays in the trash; None deletes it at once, and what is in the trash of it.
 
         Raises:
             NotInCatalog: there is nothing of that name.
             StillInUse: a bundle has one of them as a member.
         """
-        return self._write(lambda session: entries.remove(session, source))
+        return self._write(lambda session: trash.remove(session, source, keep=keep))
+
+    def restore(self, source: CatalogSource, *, name: str | None = None) -> Restored:
+        """Put back a removed version, or what the last removal of a name took.
+
+        Tags, aliases and verifications come back with it, and of a bundle the members that were removed, too.
+
+        Args:
+            source: a name, or a version of it.
+            name: what it is called from now on, of which it becomes the next version; by default what it was.
+
+        Raises:
+            NotInCatalog: the trash has nothing of that name.
+            AlreadyInCatalog: something else has the name, or has this very content under it.
+            CatalogUnusable: what the trash has of it is damaged.
+            UsageError: an alias was named, or the new name is malformed.
+        """
+        return self._write(lambda session: trash.restore(session, source, name))
+
+    def list_trash(self) -> tuple[TrashedVersion, ...]:
+        """Return what is in the trash, the last removed first."""
+        return self._read(trash.list_trash)
+
+    def find_expired(self) -> Removal | None:
+        """Return what ``purge`` would delete, with the digests that nothing would refer to then."""
+        return self._read(lambda session: trash.find_expired(session, datetime.now(UTC)))
+
+    def purge(self) -> Removal | None:
+        """Delete what has been in the trash for its time; None if there is nothing."""
+        return self._write(lambda session: trash.purge(session, datetime.now(UTC)))
+
+    def rename(self, name: str, new: str) -> tuple[CatalogSource, ...]:
+        """Call an adapter or a bundle by another name from now on, and return its versions.
+
+        Raises:
+            NotInCatalog: there is nothing of that name.
+            AlreadyInCatalog: something has the new name, or had it.
+            UsageError: the new name is malformed, or the old one is that of a member of a pulled bundle.
+        """
+        return self._write(lambda session: entry_changes.rename(session, name, new))
+
+    def edit(self, name: str, *, note: str | None = None, owner: str | None = None) -> None:
+        """State a note or an owner of a name; an empty text takes it away, None leaves it as it is.
+
+        Raises:
+            NotInCatalog: there is nothing of that name.
+            UsageError: a text is too long.
+        """
+        self._write(lambda session: entry_changes.edit(session, name, note=note, owner=owner))
+
+    def find_manifest(self, manifest_sha256: Digest) -> tuple[CatalogSource, ...]:
+        """Return every bundle version with this manifest, wherever it is, the oldest first."""
+        return self._read(lambda session: bundles.find_manifest(session, manifest_sha256))
+
+    def record_evaluation(
+        self, manifest_sha256: Digest, summary: EvaluationSummary
+    ) -> tuple[CatalogSource, ...]:
+        """Record what a bundle of this manifest scored; return the versions that have it, () for none."""
+        return self._write(lambda session: bundles.record_evaluation(session, manifest_sha256, summary))
+
+    def find_evaluations(self, manifest_sha256: Digest) -> tuple[MeasuredEvaluation, ...]:
+        """Return the evaluations of bundles with this manifest, the oldest first."""
+        return self._read(lambda session: bundles.find_evaluations(session, manifest_sha256))
 
     def referenced(self, digests: Collection[Digest]) -> set[Digest]:
-        """Return those of ``digests`` that some adapter version refers to."""
+        """Return those of ``digests`` that some adapter version refers to, in use or in the trash."""
         return self._read(lambda session: entries.referenced_digests(session, digests))
 
     def identify(self) -> Digest | None:
@@ -292,8 +390,15 @@ class Catalog(Closing):
             )
 
     def list_references(self) -> Iterator[Reference]:
-        """Yield every file of every adapter version, ordered by digest, read a page at a time."""
+        """Yield every file of every adapter version, ordered by digest, read a page at a time.
+
+        ``list_trash_references`` has those of versions in the trash.
+        """
         return references.list_references(self._engine)
+
+    def list_trash_references(self) -> Iterator[Reference]:
+        """Yield every file of every adapter version in the trash, ordered by digest, a page at a time."""
+        return references.list_trash_references(self._engine)
 
     def list_bundle_places(self) -> Iterator[BundlePlace]:
         """Yield every bundle version and its folder, the oldest first, read a page at a time."""

@@ -16,11 +16,12 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, func, select
 
 from ...schemas.digest import Digest
-from .models import ADAPTER, adapter_versions, bundle_versions, entries, events, versions
+from .models import ADAPTER, adapter_versions, bundle_versions, entries, events, trash, trash_rows, versions
 
 _BATCH_ROWS = 500
-# The detail of an `add` that states which content was added, for each kind of entry.
-_CONTENT = {"adapter": "weights_sha256", "bundle": "manifest_sha256"}
+# The detail that states the content of a version, for each kind of entry, and the events that have it.
+CONTENT = {"adapter": "weights_sha256", "bundle": "manifest_sha256"}
+EXPLAINING = ("add", "rename", "restore")
 
 _Version = tuple[str, str, int]
 
@@ -101,7 +102,7 @@ def check_chain(connection: Connection, head: Digest | None = None) -> ChainChec
 
 
 def _list_content(connection: Connection) -> Iterator[tuple[_Version, Digest]]:
-    """Yield every version and the digest of its content."""
+    """Yield every version, in use or in the trash, and the digest of its content."""
     adapter = adapter_versions.c.weights_sha256
     query = (
         select(entries.c.kind, entries.c.name, versions.c.number, adapter, bundle_versions.c.manifest_sha256)
@@ -112,14 +113,21 @@ def _list_content(connection: Connection) -> Iterator[tuple[_Version, Digest]]:
     )
     for kind, name, number, weights, manifest in connection.execute(query):
         yield (kind, name, number), weights if kind == ADAPTER else manifest
+    removed = (
+        select(trash.c.kind, trash.c.name, trash.c.number, trash_rows.c.content)
+        .join(trash_rows, trash_rows.c.trash_id == trash.c.id)
+        .where(trash_rows.c.of_table.in_((adapter_versions.name, bundle_versions.name)))
+    )
+    for kind, name, number, content in connection.execute(removed):
+        yield (kind, name, number), content.get(CONTENT[kind])
 
 
 def _compare_content(event: RowMapping, unexplained: dict[_Version, Digest]) -> Iterator[str]:
     """Yield that a version has other content than its event states; the version is explained either way."""
-    if event["action"] != "add":
+    if event["action"] not in EXPLAINING:
         return
     found = unexplained.pop((event["subject"], event["name"], event["version"]), None)
-    stated = event["details"].get(_CONTENT.get(event["subject"], ""))
+    stated = event["details"].get(CONTENT.get(event["subject"], ""))
     if found is not None and found != stated:
         yield f"`{event['name']}@{event['version']}` has the content `{found}`, but was added with `{stated}`"
 

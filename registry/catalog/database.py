@@ -33,6 +33,7 @@ from .engine import (
 from .models import Base
 from .revisions import MIGRATIONS_FOLDER, check_revision, newer_than_known
 from .search_index import find_index_problems
+from .trash import find_trash_problems
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -146,8 +147,8 @@ def find_problems(engine: Engine) -> list[str]:
         problems = [f"the schema differs from this version's: {difference}" for difference in differences]
         if engine.dialect.name == "sqlite":
             problems += _find_damage(connection)
-        # With a table missing, the index could not be read.
-        return problems or find_index_problems(connection)
+        # With a table missing, neither could be read.
+        return problems or [*find_index_problems(connection), *find_trash_problems(connection)]
 
 
 def sqlite_path(url: URL) -> Path | None:

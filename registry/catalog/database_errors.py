@@ -17,6 +17,10 @@ _DISK_FULL = "53100"
 _INSUFFICIENT_PRIVILEGE = "42501"
 _FULL_HINT = "free some space on its disk and give the same command again; nothing was half recorded"
 _DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
+_LOGIN_HINT = (
+    "put the password into `~/.pgpass` or the file of PGPASSFILE, which only you may read, or name a "
+    "service: docs/catalog.md"
+)
 _SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
 
 
@@ -53,6 +57,8 @@ def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusab
             f"the catalog `{catalog}` cannot be opened for writing: {reason}",
             hint="check the permissions and free space of its folder, or name another with `--home`",
         )
+    if state is None and "password" in reason and not isinstance(error, sqlite3.Error):
+        return CatalogUnusable(f"the catalog `{catalog}` cannot be reached: {reason}", hint=_LOGIN_HINT)
     if primary is None and state is None and not isinstance(error, sqlite3.Error):
         # The server answers with a code; without one the driver itself did not get that far.
         return CatalogUnusable(f"the catalog `{catalog}` cannot be reached: {reason}", hint=_SERVER_HINT)

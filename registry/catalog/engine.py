@@ -49,6 +49,9 @@ _ESCAPE_HINT = (
 _OPTION = re.compile(r"(?:\\.|[^\s\\])+")
 _ESCAPED = re.compile(r"\\(.)")
 _SETTING = re.compile(r"(?:--)?(?P<name>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
+# Where libpq finds the name of a database that a URL does not have.
+_DATABASE_OPTIONS = frozenset({"dbname", "service"})
+_DATABASE_VARIABLES = ("PGDATABASE", "PGSERVICE")
 # The only encoding that holds every name; the driver gives bytes for text from a database in SQL_ASCII.
 _ENCODING = "UTF8"
 
@@ -78,13 +81,21 @@ def parse_catalog_url(catalog: str) -> URL:
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
         raise UsageError(f"a catalog cannot be kept in `{url.drivername}`", hint=_URL_HINT)
-    if not url.database or url.database == ":memory:":
+    if not _names_database(url):
         raise UsageError(f"the catalog `{describe_url(url)}` names no database", hint=_URL_HINT)
     if url.drivername == "sqlite":
         _check_sqlite(url)
     else:
         _check_postgresql(url)
     return url
+
+
+def _names_database(url: URL) -> bool:
+    if url.drivername == "sqlite":
+        return bool(url.database) and url.database != ":memory:"
+    if url.database or _DATABASE_OPTIONS.intersection(url.query):
+        return True
+    return any(os.environ.get(name) for name in _DATABASE_VARIABLES)
 
 
 def _check_sqlite(url: URL) -> None:

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar, cast
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, union
 from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
-from ...schemas.errors import AlreadyInCatalog, NotInCatalog, StillInUse
+from ...schemas.errors import AlreadyInCatalog, NotInCatalog
 from ...schemas.names import CatalogSource, check_alias, check_entry, check_name
 from . import models
 from .events import record_event
-from .records import Kind, Removal, join_sources
-from .search_index import index_removal, index_tags
+from .records import Kind
+from .search_index import index_words
 
 VersionModel = TypeVar("VersionModel", bound=models.Version)
 _SHOWN_CHOICES = 20
@@ -43,6 +43,27 @@ def list_names(session: Session, beginning: str, *, limit: int) -> tuple[str, ..
     return tuple(session.scalars(names.order_by(models.Entry.name).limit(limit)))
 
 
+def taken(entry: models.Entry, *, hint: str) -> AlreadyInCatalog:
+    """Return the error for a name that something has."""
+    return AlreadyInCatalog(f"the name `{entry.name}` is taken by {_article(entry.kind)}", hint=hint)
+
+
+def _similar_names(session: Session, name: str) -> str:
+    similar = " or ".join(f"`{each}`" for each in _resembling(session, name))
+    return f"did you mean {similar}?" if similar else "see what there is with `meteora-registry list`"
+
+
+def _way_to_restore(session: Session, source: CatalogSource) -> str | None:
+    """Return the hint about what was removed under that name, or that version of it."""
+    found = select(models.Trashed.id).where(models.Trashed.name == source.name)
+    if source.version is not None:
+        found = found.where(models.Trashed.number == source.version)
+    if session.scalars(found.limit(1)).first() is None:
+        return None
+    wanted = CatalogSource(source.name, source.version)
+    return f"it is in the trash: `meteora-registry restore {wanted}` brings it back"
+
+
 def _resembling(session: Session, name: str) -> list[str]:
     """Return up to three names that are spelled like this one, the most similar first."""
     return get_close_matches(name, list_names(session, name[:1], limit=_COMPARED_NAMES))
@@ -59,10 +80,8 @@ def begin_version(session: Session, name: str, kind: Kind) -> tuple[models.Entry
     if entry is None:
         entry = models.Entry(name=name, kind=kind, latest_version=0)
         session.add(entry)
-    elif entry.kind != kind and _latest(session, entry) is not None:
-        raise AlreadyInCatalog(
-            f"the name `{name}` is taken by {_article(entry.kind)}", hint="choose another name"
-        )
+    elif entry.kind != kind and find_latest(session, entry) is not None:
+        raise taken(entry, hint="choose another name")
     entry.kind = kind
     entry.latest_version += 1
     return entry, entry.latest_version
@@ -76,12 +95,11 @@ def find_version(session: Session, source: CatalogSource, model: type[VersionMod
     """
     expected = _kind_of(model)
     entry = find_entry(session, source.name)
-    latest = _latest(session, entry) if entry else None
+    latest = find_latest(session, entry) if entry else None
     if entry is None or latest is None:
-        similar = " or ".join(f"`{each}`" for each in _resembling(session, source.name))
         raise NotInCatalog(
             f"the catalog has no {expected or 'adapter or bundle'} `{source.name}`",
-            hint=f"did you mean {similar}?" if similar else "see what there is with `meteora-registry list`",
+            hint=_way_to_restore(session, source) or _similar_names(session, source.name),
         )
     if expected is not None and entry.kind != expected:
         raise NotInCatalog(f"`{source.name}` is {_article(entry.kind)}, expected {_article(expected)}")
@@ -100,10 +118,10 @@ def change_tags(
     version.tags = [tag for tag in version.tags if tag.tag not in removed]
     version.tags += [models.Tag(tag=tag) for tag in added]
     if added or removed:
-        _record(session, "tags", version, added=added, removed=removed)
+        record(session, "tags", version, added=added, removed=removed)
         session.flush()
         if version.kind == models.ADAPTER:
-            index_tags(session, version.id)
+            index_words(session, version.id)
     return version
 
 
@@ -117,7 +135,7 @@ def set_alias(session: Session, source: CatalogSource, alias: str) -> models.Ver
     elif previous != version.number:
         row.number = version.number
     if previous != version.number:
-        _record(session, "alias", version, alias=alias, previous=previous)
+        record(session, "alias", version, alias=alias, previous=previous)
     return version
 
 
@@ -131,41 +149,15 @@ def remove_alias(session: Session, name: str, alias: str) -> None:
     session.execute(
         delete(models.Alias).where(models.Alias.entry_id == version.entry_id, models.Alias.alias == alias)
     )
-    _record(session, "alias", version, alias=alias, previous=version.number, removed=True)
-
-
-def remove(session: Session, source: CatalogSource) -> Removal:
-    """Remove the version that ``source`` selects, or every version of the name.
-
-    Raises:
-        NotInCatalog: there is nothing of that name.
-        StillInUse: a bundle has one of them as a member.
-    """
-    version = find_version(session, source, models.Version)
-    is_selected = source.version is not None or source.alias is not None
-    versions = [version] if is_selected else list(version.entry.versions)
-    identifiers = [each.id for each in versions]
-    _check_unused(session, versions)
-    digests = session.scalars(
-        select(models.StoredFile.sha256).where(models.StoredFile.version_id.in_(identifiers))
-    )
-    removal = Removal(cast(Kind, version.kind), tuple(map(source_of, versions)), frozenset(digests))
-    for each in versions:
-        _record(session, "remove", each)
-    # The database removes the rows that refer to them.
-    session.execute(
-        delete(models.Version).where(models.Version.id.in_(identifiers)),
-        execution_options={"synchronize_session": False},
-    )
-    if version.kind == models.ADAPTER:
-        index_removal(session, source.name)
-    return removal
+    record(session, "alias", version, alias=alias, previous=version.number, removed=True)
 
 
 def referenced_digests(session: Session, digests: Iterable[Digest]) -> set[Digest]:
-    """Return those of ``digests`` that some adapter version refers to."""
+    """Return those of ``digests`` that some adapter version refers to, in use or in the trash."""
     wanted = list(digests)
-    return set(session.scalars(select(models.StoredFile.sha256).where(models.StoredFile.sha256.in_(wanted))))
+    columns = models.adapter_files.c.sha256, models.trash_rows.c.sha256
+    # In one statement: between two, a version could move from the one table to the other.
+    return set(session.scalars(union(*(select(column).where(column.in_(wanted)) for column in columns))))
 
 
 def source_of(version: models.Version) -> CatalogSource:
@@ -173,7 +165,8 @@ def source_of(version: models.Version) -> CatalogSource:
     return CatalogSource(version.entry.name, version.number)
 
 
-def _latest(session: Session, entry: models.Entry) -> models.Version | None:
+def find_latest(session: Session, entry: models.Entry) -> models.Version | None:
+    """Return the latest version of an entry; None if all were removed."""
     return session.scalars(
         select(models.Version)
         .where(models.Version.entry_id == entry.id)
@@ -190,16 +183,18 @@ def _select_version(session: Session, entry: models.Entry, source: CatalogSource
         query = query.where(models.Version.number == source.version)
     row = session.scalars(query).one_or_none()
     if row is None:
-        raise _no_such(entry, source)
+        raise _no_such(session, entry, source)
     return row
 
 
-def _no_such(entry: models.Entry, source: CatalogSource) -> NotInCatalog:
+def _no_such(session: Session, entry: models.Entry, source: CatalogSource) -> NotInCatalog:
     if source.alias is not None:
         known = _choices([alias.alias for alias in entry.aliases])
         return NotInCatalog(f"`{entry.name}` has no alias `{source.alias}`{known}")
     known = _choices([str(version.number) for version in entry.versions])
-    return NotInCatalog(f"`{entry.name}` has no version {source.version}{known}")
+    return NotInCatalog(
+        f"`{entry.name}` has no version {source.version}{known}", hint=_way_to_restore(session, source)
+    )
 
 
 def _choices(known: Sequence[str]) -> str:
@@ -209,30 +204,17 @@ def _choices(known: Sequence[str]) -> str:
     return f", it has {', '.join(f'`{each}`' for each in known[:_SHOWN_CHOICES])}{more}"
 
 
-def _check_unused(session: Session, versions: Sequence[models.Version]) -> None:
-    uses = session.execute(
-        select(models.BundleMember.adapter_version_id, models.BundleVersion)
-        .join(models.BundleVersion, models.BundleVersion.id == models.BundleMember.bundle_version_id)
-        .where(models.BundleMember.adapter_version_id.in_([version.id for version in versions]))
-        .order_by(models.BundleVersion.id)
-    ).all()
-    if uses:
-        used = {identifier for identifier, _ in uses}
-        members = join_sources(source_of(version) for version in versions if version.id in used)
-        bundles = join_sources(dict.fromkeys(source_of(bundle) for _, bundle in uses))
-        raise StillInUse(f"{members} cannot be removed: used by {bundles}", hint=f"remove {bundles} first")
-
-
 def record_push(session: Session, source: CatalogSource, details: Mapping[str, str]) -> None:
     """Add the event that a version was published.
 
     Raises:
         NotInCatalog: there is none.
     """
-    _record(session, "push", find_version(session, source, models.Version), **details)
+    record(session, "push", find_version(session, source, models.Version), **details)
 
 
-def _record(session: Session, action: str, version: models.Version, **details: object) -> None:
+def record(session: Session, action: str, version: models.Version, **details: object) -> None:
+    """Add an event of a version."""
     record_event(session, action, version.kind, version.entry.name, version.number, **details)
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Text, cast, literal_column, null, select
+from sqlalchemy import Select, Text, and_, cast, literal_column, null, or_, select
 from sqlalchemy.orm import Session
 
 from ...schemas.errors import UsageError
@@ -26,6 +26,8 @@ from .records import Event
 
 # Names who acts, where account and machine are not enough, as in a CI job.
 ACTOR_VARIABLE = "METEORA_ACTOR"
+# The detail with what a version was called before it was renamed, or restored under another name.
+PREVIOUS = "previous"
 
 
 def record_event(
@@ -66,14 +68,35 @@ def current_actor() -> str:
 
 
 def events_of(session: Session, version: models.Version, actions: Collection[str]) -> tuple[Event, ...]:
-    """Return the last events of some kinds that a version had, the newest first."""
+    """Return the last events of some kinds that a version had, under any name, the newest first."""
+    own = [
+        and_(models.Event.name == name, models.Event.version == number)
+        for name, number in _names_of(session, version)
+    ]
     query = select(models.Event).where(
-        models.Event.subject == version.kind,
-        models.Event.name == version.entry.name,
-        models.Event.version == version.number,
-        models.Event.action.in_(actions),
+        models.Event.subject == version.kind, or_(*own), models.Event.action.in_(actions)
     )
     return tuple(map(_event, session.scalars(query.order_by(models.Event.id.desc()).limit(MAX_PAGE))))
+
+
+def _names_of(session: Session, version: models.Version) -> list[tuple[str, int]]:
+    """Return the names and numbers that a version has and had: no pair ever means two contents."""
+    names = [(version.entry.name, version.number)]
+    for name, number in names:
+        moves = session.scalars(
+            select(models.Event.details).where(
+                models.Event.subject == version.kind,
+                models.Event.name == name,
+                models.Event.version == number,
+                models.Event.action.in_(("rename", "restore")),
+            )
+        )
+        for details in moves:
+            earlier, mark, text = str(details.get(PREVIOUS, "")).rpartition("@")
+            before = (earlier, int(text)) if mark and text.isdecimal() else None
+            if before is not None and before not in names:
+                names.append(before)
+    return names
 
 
 def read_history(session: Session, name: str | None, *, limit: int, after: str | None) -> Page[Event]:

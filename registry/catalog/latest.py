@@ -28,7 +28,7 @@ _NAMED = """
 SELECT v.id, e.name, v.number,
     (SELECT {join}(tag, ' ') FROM tags WHERE version_id = v.id),
     (SELECT {join}(alias, ' ') FROM aliases WHERE entry_id = v.entry_id AND number = v.number),
-    {columns}
+    e.owner, {columns}
 FROM {table} facts JOIN versions v ON v.id = facts.id JOIN entries e ON e.id = v.entry_id
 WHERE {condition} ORDER BY e.name, v.number
 """
@@ -36,10 +36,15 @@ _LATEST = (
     "NOT EXISTS (SELECT 1 FROM versions newer WHERE newer.entry_id = v.entry_id AND newer.number > v.number)"
 )
 _ADAPTER = ["coalesce(stated_base, declared_base)", "sound", "fusable", "v.created_at", *_FACTS]
-_BUNDLE = ["base", "dtype", "size_bytes", "gate_fitted"]
+_BUNDLE = ["base", "dtype", "size_bytes", "gate_fitted", "manifest_sha256"]
 # What a bundle only claims of itself is not shown as verified.
 _VERIFICATIONS = (
     "SELECT bundle_version_id, level, outcome FROM verifications WHERE claimed_by IS NULL ORDER BY id"
+)
+# Of those that compare with the members the largest counts, of equal ones the last: it is read last.
+_EVALUATIONS = (
+    "SELECT manifest_sha256, of_members FROM evaluations WHERE of_members IS NOT NULL "
+    "ORDER BY items, created_at, id"
 )
 
 
@@ -59,7 +64,7 @@ def _named(database: str, table: str, columns: Sequence[str], condition: str) ->
 
 def read_adapter(row: Sequence[Any]) -> AdapterSummary:
     """Return the summary in a row of ``adapters_statement``."""
-    _, name, number, tags, aliases, base, sound, fusable, created_at, *values = row
+    _, name, number, tags, aliases, owner, base, sound, fusable, created_at, *values = row
     facts = dict(zip(_FACTS, values, strict=True))
     facts["dtypes"] = tuple((facts["dtypes"] or "").split())
     return AdapterSummary(
@@ -70,6 +75,7 @@ def read_adapter(row: Sequence[Any]) -> AdapterSummary:
         verdict=Verdict(sound=bool(sound), fusable=bool(fusable)),
         tags=_words(tags),
         aliases=_words(aliases),
+        owner=owner,
         created_at=_moment(created_at),
     )
 
@@ -80,13 +86,24 @@ def read_latest(execute: Callable[[str], Rows], database: str) -> LatestVersions
     outcomes: defaultdict[int, list[tuple[Level, Outcome]]] = defaultdict(list)
     for bundle, level, outcome in execute(_VERIFICATIONS):
         outcomes[bundle].append((Level(level), Outcome(outcome)))
+    scores: dict[str, float] = dict(map(tuple, execute(_EVALUATIONS)))
     bundles = []
     for row in execute(_named(database, "bundle_versions", _BUNDLE, _LATEST)):
-        bundle, name, number, tags, aliases, base, dtype, size_bytes, gate_fitted = row
+        bundle, name, number, tags, aliases, owner, base, dtype, size_bytes, gate_fitted, manifest = row
         verified = tuple(outcomes[bundle])
         bundles.append(
             BundleSummary(
-                name, number, base, dtype, size_bytes, gate_fitted, verified, _words(tags), _words(aliases)
+                name,
+                number,
+                base,
+                dtype,
+                size_bytes,
+                gate_fitted,
+                verified,
+                _words(tags),
+                _words(aliases),
+                owner,
+                scores.get(manifest),
             )
         )
     return LatestVersions(adapters, tuple(bundles))

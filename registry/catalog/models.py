@@ -6,6 +6,9 @@ share one space of names, so ``show NAME`` is never ambiguous. A version's own f
 are in tables of their own. An entry stays when its versions are removed, and its counter goes on, so that a
 removed ``name@3`` never comes to mean other bytes.
 
+A removed version is in no table but the trash: ``trash`` has a row for it, and ``trash_rows`` its rows of the
+other tables as JSON values. So no statement over versions ever meets one.
+
 What the code guarantees is also a constraint of the database, because other programs may write to it.
 
 ``search_adapters`` and ``search_words`` follow from the other tables: they are the search's index, one row
@@ -88,7 +91,7 @@ def _columns_of(facts: type, **own: MappedColumn[Any]) -> list[MappedColumn[Any]
 
 
 class Entry(Base):
-    """A name, and the number of the latest version it ever had."""
+    """A name, the number of the latest version it ever had, and what people state about all its versions."""
 
     __tablename__ = "entries"
     __table_args__ = (
@@ -104,6 +107,8 @@ class Entry(Base):
     name: Mapped[str] = mapped_column(String(MAX_NAME_CHARACTERS))
     latest_version: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime] = mapped_column(default=_now)
+    note: Mapped[str | None] = mapped_column(ForeignText())
+    owner: Mapped[str | None] = mapped_column(ForeignText())
 
     versions: Mapped[list[Version]] = relationship(
         back_populates="entry", order_by="Version.number", passive_deletes=True
@@ -388,6 +393,69 @@ class Verification(Base):
     created_at: Mapped[datetime] = mapped_column(default=_now)
 
 
+class Evaluation(Base):
+    """Scores of a bundle of one manifest, in an evaluation that was made here.
+
+    ``of_members`` is the score of its routing as a share of that of its members, each on its own task; null
+    where one of the two was not measured.
+    """
+
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        CheckConstraint("length(manifest_sha256) = 64", name="manifest_sha256_length"),
+        CheckConstraint("items >= 1", name="items_count"),
+        CheckConstraint("of_members >= 0", name="of_members_counts"),
+        Index(None, "manifest_sha256"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    manifest_sha256: Mapped[Digest]
+    items: Mapped[int] = mapped_column(Integer)
+    of_members: Mapped[float | None]
+    summary: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+
+
+class Trashed(Base):
+    """A removed version; it can be restored until it expires, and then ``store gc`` deletes it."""
+
+    __tablename__ = "trash"
+    __table_args__ = (
+        CheckConstraint("kind IN ('adapter', 'bundle')", name="kind_known"),
+        CheckConstraint("name = lower(name) AND length(name) BETWEEN 1 AND 96", name="name_valid"),
+        CheckConstraint("number >= 1", name="number_counts"),
+        Index(None, "name", "number"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(MAX_NAME_CHARACTERS))
+    number: Mapped[int] = mapped_column(Integer)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    removed_by: Mapped[str] = mapped_column(ForeignText())
+    removed_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+    rows: Mapped[list[TrashedRow]] = relationship(order_by="TrashedRow.position", passive_deletes=True)
+
+
+class TrashedRow(Base):
+    """A row of a removed version as an export writes it; ``sha256`` is a file's in the content store."""
+
+    __tablename__ = "trash_rows"
+    __table_args__ = (
+        CheckConstraint("position >= 0", name="position_counts"),
+        CheckConstraint("length(sha256) = 64", name="sha256_length"),
+        Index(None, "sha256"),
+    )
+
+    trash_id: Mapped[int] = mapped_column(ForeignKey("trash.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    of_table: Mapped[str] = mapped_column(String(32))
+    content: Mapped[dict[str, Any]]
+    sha256: Mapped[Digest | None]
+
+
 class Event(Base):
     """One change to the catalog; rows are only ever added, and refer to names, which outlive rows.
 
@@ -421,9 +489,13 @@ versions = _tables["versions"]
 adapter_versions = _tables["adapter_versions"]
 adapter_files = _tables["adapter_files"]
 bundle_versions = _tables["bundle_versions"]
+bundle_members = _tables["bundle_members"]
 aliases = _tables["aliases"]
 tags = _tables["tags"]
 events = _tables["events"]
+evaluations = _tables["evaluations"]
+trash = _tables["trash"]
+trash_rows = _tables["trash_rows"]
 base_models = _tables["base_models"]
 search_adapters = _tables["search_adapters"]
 search_words = _tables["search_words"]

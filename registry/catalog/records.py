@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from ...schemas.digest import Digest
 from ...schemas.errors import CatalogUnusable
+from ...schemas.evaluation import EvaluationSummary
 from ...schemas.facts import AdapterFacts, BundleFacts, ListedFacts
 from ...schemas.finding import Finding, Verdict
 from ...schemas.inventory import Inventory, ModuleFactors
@@ -19,6 +20,9 @@ from ...schemas.names import CatalogSource
 from ...schemas.verification import Level, Outcome, VerificationRecord
 
 Kind = Literal["adapter", "bundle"]
+# How many days a removed version can be restored, unless others are asked for.
+TRASH_DAYS = 30
+MAX_TRASH_DAYS = 3650
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,8 @@ class AdapterVersion(AdapterFacts):
     """One catalogued adapter version, with the facts of the adapter.
 
     ``base_model`` is what this catalog calls the base, whichever way the adapter spells it. ``claimed_by`` is
-    the bundle that states the origin, and None where the files were had from there.
+    the bundle that states the origin, and None where the files were had from there. ``note`` and ``owner``
+    are of the name, not of this version alone.
     """
 
     id: int
@@ -108,6 +113,8 @@ class AdapterVersion(AdapterFacts):
     findings: tuple[Finding, ...]
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
+    note: str | None
+    owner: str | None
     created_at: datetime
 
     @property
@@ -150,6 +157,7 @@ class AdapterSummary(ListedFacts):
     verdict: Verdict
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
+    owner: str | None
     created_at: datetime
 
 
@@ -215,8 +223,35 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredEvaluation:
+    """Scores of a bundle with this very manifest, in an evaluation that was made here.
+
+    ``of_members`` is the score of its routing as a share of its members' own, and None where one of the two
+    was not measured.
+    """
+
+    created_at: datetime
+    items: int
+    of_members: float | None
+    summary: EvaluationSummary
+
+
+def find_leading(evaluations: Iterable[MeasuredEvaluation]) -> MeasuredEvaluation | None:
+    """Return the evaluation that counts: the largest that compares with the members, then the last."""
+    return max(
+        (each for each in evaluations if each.of_members is not None),
+        key=lambda each: (each.items, each.created_at),
+        default=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class BundleVersion(BundleFacts):
-    """One catalogued bundle version, with the facts of the bundle; ``path`` is where it was last written."""
+    """One catalogued bundle version, with the facts of the bundle; ``path`` is where it was last written.
+
+    ``note`` and ``owner`` are of the name, not of this version alone. ``evaluations`` are of bundles with its
+    manifest, the oldest first.
+    """
 
     id: int
     name: str
@@ -224,8 +259,11 @@ class BundleVersion(BundleFacts):
     path: Path
     members: tuple[BundleMember, ...]
     verifications: tuple[Verification, ...]
+    evaluations: tuple[MeasuredEvaluation, ...]
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
+    note: str | None
+    owner: str | None
     created_at: datetime
 
     @property
@@ -233,10 +271,18 @@ class BundleVersion(BundleFacts):
         """Return the name of exactly this version."""
         return CatalogSource(self.name, self.version)
 
+    @property
+    def evaluation(self) -> MeasuredEvaluation | None:
+        """Return the evaluation that counts: the largest that compares with the members, then the last."""
+        return find_leading(self.evaluations)
+
 
 @dataclass(frozen=True, slots=True)
 class BundleSummary:
-    """One bundle version, in one line, with what each of its verifications came to, the oldest first."""
+    """One bundle version, in one line, with what each of its verifications came to, the oldest first.
+
+    ``of_members`` is its score as a share of its members' own, in the evaluation that counts.
+    """
 
     name: str
     version: int
@@ -247,6 +293,8 @@ class BundleSummary:
     verified: tuple[tuple[Level, Outcome], ...]
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
+    owner: str | None
+    of_members: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +307,52 @@ class LatestVersions:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The versions removed from the catalog, and the digests of the blobs that it referred to."""
+    """The versions removed from the catalog, and the digests of the blobs that it referred to for them.
+
+    ``expires_at`` is until when they can be restored; None if they cannot be.
+    """
 
     kind: Kind
     versions: tuple[CatalogSource, ...]
     digests: frozenset[Digest]
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrashedVersion:
+    """A removed version; ``store gc`` deletes it with its bytes in the store once it has expired."""
+
+    kind: Kind
+    name: str
+    version: int
+    size_bytes: int
+    removed_by: str
+    removed_at: datetime
+    expires_at: datetime
+
+    @property
+    def source(self) -> CatalogSource:
+        """Return the name of exactly this version."""
+        return CatalogSource(self.name, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The versions that came back from the trash.
+
+    Attributes:
+        kind: of them all.
+        versions: what was asked for.
+        members: the removed adapters that came back because a bundle has them as members.
+        unlinked: the members of a bundle that the catalog no longer has.
+        aliases_elsewhere: the aliases that point at another version by now, and stay there.
+    """
+
+    kind: Kind
+    versions: tuple[CatalogSource, ...]
+    members: tuple[CatalogSource, ...]
+    unlinked: tuple[str, ...]
+    aliases_elsewhere: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

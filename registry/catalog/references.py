@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Engine, select, tuple_
+from sqlalchemy import Engine, Row, select, tuple_
 from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
@@ -33,6 +34,7 @@ class Reference:
     file_name: str
     version: CatalogSource
     origin: Origin
+    in_trash: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,40 @@ def list_references(engine: Engine) -> Iterator[Reference]:
         yield from page
         if len(page) < _PAGE_ROWS:
             return
+
+
+def list_trash_references(engine: Engine) -> Iterator[Reference]:
+    """Yield every file of every adapter version in the trash, ordered by digest."""
+    file, facts = models.trash_rows.alias(), models.trash_rows.alias()
+    key = tuple_(file.c.sha256, file.c.trash_id, file.c.position)
+    query = (
+        select(file, models.trash.c.name, models.trash.c.number, facts.c.content.label("facts"))
+        .join(models.trash, models.trash.c.id == file.c.trash_id)
+        .join(facts, (facts.c.trash_id == file.c.trash_id) & (facts.c.of_table == "adapter_versions"))
+        .where(file.c.sha256.is_not(None))
+        .order_by(file.c.sha256, file.c.trash_id, file.c.position)
+        .limit(_PAGE_ROWS)
+    )
+    last: tuple[object, ...] | None = None
+    while True:
+        with transaction(engine) as session:
+            rows = session.execute(query.where(key > last) if last else query).all()
+        yield from map(_trash_reference, rows)
+        if len(rows) < _PAGE_ROWS:
+            return
+        last = (rows[-1].sha256, rows[-1].trash_id, rows[-1].position)
+
+
+def _trash_reference(row: Row[Any]) -> Reference:
+    facts = row.facts
+    return Reference(
+        row.sha256,
+        row.content["size_bytes"],
+        row.content["name"],
+        CatalogSource(row.name, row.number),
+        read_origin(facts["origin_kind"], facts["origin_location"], facts["origin_commit"]),
+        in_trash=True,
+    )
 
 
 def list_bundle_places(engine: Engine) -> Iterator[BundlePlace]:

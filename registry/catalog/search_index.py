@@ -56,8 +56,26 @@ def index_removal(session: Session, name: str) -> None:
     session.connection().execute(_update_last(name, is_latest=True))
 
 
-def index_tags(session: Session, version_id: int) -> None:
-    """Replace the indexed words of an adapter version after its tags have changed."""
+def index_restored(session: Session, version_id: int, name: str) -> None:
+    """Index a version that was put back, which was flushed, and that may be older than others of its name."""
+    connection = session.connection()
+    marked = (search_adapters.c.name == name, search_adapters.c.is_latest)
+    connection.execute(update(search_adapters).where(*marked).values(is_latest=False))
+    row = _rows().where(adapter_versions.c.id == version_id)
+    connection.execute(search_adapters.insert().from_select(search_adapters.c.keys(), row))
+    _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
+    connection.execute(update(search_adapters).where(*marked).values(is_latest=False))
+    index_removal(session, name)
+
+
+def index_rename(session: Session, previous: str, name: str) -> None:
+    """Index the versions of a name under their new one."""
+    renamed = update(search_adapters).where(search_adapters.c.name == previous).values(name=name)
+    session.connection().execute(renamed)
+
+
+def index_words(session: Session, version_id: int) -> None:
+    """Replace the indexed words of an adapter version after texts or tags of it have changed."""
     connection = session.connection()
     connection.execute(delete(search_words).where(search_words.c.version_id == version_id))
     _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
@@ -135,6 +153,8 @@ def _texts() -> Select[Any]:
         base_models.c.name,
         adapter_versions.c.license,
         adapter_versions.c.task_type,
+        entries.c.owner,
+        entries.c.note,
     ).select_from(named_adapters.outerjoin(base_models, base_models.c.id == adapter_versions.c.base_model_id))
 
 

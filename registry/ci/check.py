@@ -19,8 +19,9 @@ from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.lock import MAX_LOCK_BYTES, AdapterLock
 from ...schemas.names import FolderSource, parse_source
-from ...schemas.policy import MAX_POLICY_BYTES, Policy
+from ...schemas.policy import Policy
 from ...schemas.report import Purpose, Report, Selection
+from ...schemas.toml import MAX_TOML_BYTES
 from ..workflows.changed_adapters import (
     Changes,
     find_present,
@@ -150,7 +151,7 @@ class _Trusted:
             UsageError: there is none.
             InvalidDocument: it is malformed.
         """
-        policy = Policy.from_toml(self._require(name, MAX_POLICY_BYTES), what=self._place(name))
+        policy = Policy.from_toml(self._require(name, MAX_TOML_BYTES), what=self._place(name))
         check_policy(policy)
         return policy
 

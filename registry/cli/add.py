@@ -20,7 +20,7 @@ from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json, to_json
 from .output import print_line, print_remark
-from .parameters import complete_folder, follow_links_option, format_option, pass_registry
+from .parameters import BaseName, complete_folder, follow_links_option, format_option, pass_registry
 from .progress import progress_bar
 
 
@@ -53,7 +53,9 @@ class AddOptions(TypedDict):
 @click.option(
     "--name", help="What to call the adapter. Default: made from the folder's or repository's name."
 )
-@click.option("--base", help="The base model, where the adapter names none or the wrong one.")
+@click.option(
+    "--base", type=BaseName(), help="The base model, where the adapter names none or the wrong one."
+)
 @click.option("--tag", "tags", multiple=True, help="A word to attach to the version; may be repeated.")
 @click.option("--subfolder", help="The adapter's folder below the folder or in the repository.")
 @click.option("--all", "every", is_flag=True, help="Every adapter in a folder or a repository.")

@@ -20,8 +20,12 @@ _ADAPTERS = {
     "history": Listed("Show the changes to one name, or to the whole catalog", ".history"),
     "tag": Listed("Attach tags to a version", ".labels", "tag"),
     "alias": Listed("Point an alias at a version", ".labels", "alias"),
+    "edit": Listed("State a note or an owner of an adapter or a bundle", ".labels", "edit"),
+    "rename": Listed("Give an adapter or a bundle another name", ".labels", "rename"),
     "adopt": Listed("Give a member of a pulled bundle a name of your own", ".adopt"),
-    "remove": Listed("Remove a version, or every version of a name", ".remove"),
+    "remove": Listed("Move a version, or every version of a name, to the trash", ".remove"),
+    "restore": Listed("Bring back what was removed", ".remove", "restore"),
+    "trash": Listed("List what was removed and can be restored", ".remove", "trash"),
     "refresh": Listed("Show which catalogued adapters changed on the Hub", ".refresh"),
     "search-hub": Listed("List adapters of a base on the Hub, and add the chosen ones", ".search_hub"),
 }
@@ -46,6 +50,7 @@ _CATALOG = {
     "doctor": Listed("Find what a crash or a manual change left, and repair it", ".doctor"),
     "store": Listed("Measure, check and clean the content store", ".commands", "store"),
     "db": Listed("Look after the catalog's database", ".commands", "database"),
+    "config": Listed("Show the settings, and where each comes from", ".commands", "config"),
     "completion": Listed("Print what a shell needs to complete commands and names", ".completion"),
 }
 SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "CI": _CI, "Catalog": _CATALOG}
@@ -105,4 +110,13 @@ database = LazyGroup(
     },
     help="Look after the catalog's database.",
     epilog=examples("db current", "db upgrade", "db backup catalog-copy.db"),
+)
+config = LazyGroup(
+    "config",
+    table={
+        "show": Listed("Show every setting and where it comes from", ".config", "show"),
+        "path": Listed("Print the path of the user's file of settings", ".config", "path"),
+    },
+    help="Show the settings, and where each comes from.\n\nThey are changed by hand: docs/settings.md.",
+    epilog=examples("config show", "config path"),
 )

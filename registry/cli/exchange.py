@@ -17,6 +17,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, describe_level, print_gate_remark, print_line, print_remark
 from .parameters import (
+    BaseName,
     base_folder_option,
     bundle_argument,
     format_option,
@@ -84,7 +85,9 @@ def export(registry: Registry, bundle: str, *, out: Path, base_folder: Path | No
     required=True,
     help="A member in its order, with its rank before padding; repeated for each.",
 )
-@click.option("--base", required=True, help="The base model, which the layout does not name.")
+@click.option(
+    "--base", type=BaseName(), required=True, help="The base model, which the layout does not name."
+)
 @click.option("--top-k", type=int, help="Adapters for each token. Default: 2, or 1 for a single member.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the softmax.")
 @out_option

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import click
 
 from ...files.reading import read_bounded
+from ...files.writing import check_writable, whole_file, write_errors
 from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import InvalidDocument, UsageError
 from ...schemas.gate_choices import InitialGate
 from ...schemas.plan import FusePlan, PlannedModule
-from ...schemas.recipe import MAX_RECIPE_BYTES, DtypeName, Recipe
+from ...schemas.recipe import DtypeName, Recipe
+from ...schemas.toml import MAX_TOML_BYTES
 from ..dependencies import require_torch
 from ..face import Registry
-from ..workflows.fuse_plan import prepare_fuse
+from ..workflows.fuse_plan import Prepared, pin_members, prepare_fuse
 from .failures import DONE, REFUSED
 from .groups import examples
 from .json_output import print_json
@@ -28,7 +32,16 @@ from .output import (
     print_remark,
     print_verified,
 )
-from .parameters import base_folder_option, complete_name, format_option, pass_registry, wide_option
+from .parameters import (
+    BaseName,
+    base_folder_option,
+    complete_name,
+    format_option,
+    name_base,
+    pass_registry,
+    settings_of,
+    wide_option,
+)
 from .progress import progress_bar
 from .tables import EMPTY, Column, number, print_table
 
@@ -41,6 +54,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "fuse legal medical sports --out bundle",
         "fuse legal@3 medical@champion --out bundle --top-k 1 --dtype bfloat16",
+        "fuse legal medical --out bundle --write-recipe bundle.toml",
         "fuse --recipe bundle.toml --out bundle",
         "fuse legal medical --dry-run",
     ),
@@ -52,10 +66,18 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A TOML file with the adapters and all options.",
 )
+@click.option(
+    "--write-recipe",
+    "recipe_target",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write what was fused as a recipe into a new file, each member with its version.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The new folder. Needed but for --dry-run.")
 @click.option("--name", help="What the catalog calls the bundle. Default: made from the folder's name.")
 @click.option(
     "--base",
+    type=BaseName(),
     metavar="ORG/MODEL|FOLDER",
     help="The base model, where the members disagree or name none.",
 )
@@ -97,6 +119,7 @@ def command(
     adapters: tuple[str, ...],
     *,
     recipe_file: Path | None,
+    recipe_target: Path | None,
     out: Path | None,
     name: str | None,
     with_experts: bool,
@@ -108,15 +131,23 @@ def command(
 ) -> None:
     """Fuse catalogued adapters into one routed bundle.
 
-    It picks among them for every token. Ranks, targets, scalings and element types may differ. The bundle
-    is written beside its target, verified against the members' own files, and only then moved into place
-    and catalogued.
+    An adapter is a name in the catalog, or the repository on the Hub that it was added from (`org/name`,
+    `org/name@COMMIT`). The bundle picks among them for every token. Ranks, targets, scalings and element
+    types may differ. It is written beside its target, verified against the members' own files, and only then
+    moved into place and catalogued.
     """
     switches = {"with_experts": with_experts, "trust_tensors": trust_tensors}
     recipe = _make_recipe(adapters, recipe_file, options, switches)
+    if recipe.base is not None:
+        base = name_base(settings_of(context), recipe.base)
+        recipe = recipe.model_copy(update={"base": base})
     if out is None and not dry_run:
         raise UsageError(
             "`--out` is missing: the folder that the bundle becomes", hint="or look with `--dry-run`"
+        )
+    if dry_run and recipe_target is not None:
+        raise UsageError(
+            "`--dry-run` writes nothing, found also `--write-recipe`", hint="leave out one of them"
         )
     if not dry_run:
         require_torch("fusing")
@@ -128,9 +159,46 @@ def command(
         context.exit(_print_plan(prepared.plan, modules=modules, as_json=as_json))
     from ..workflows.fusion import fuse
 
+    written = None if recipe_target is None else _NewRecipe.of(recipe_target, recipe, prepared)
     with progress_bar() as progress:
         fusion = fuse(registry, prepared, out, name=name, progress=progress)
+    if written is not None:
+        written.write()
     _print_fusion(fusion, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _NewRecipe:
+    """The file that a recipe becomes when what it describes was fused."""
+
+    path: Path
+    data: bytes
+
+    @classmethod
+    def of(cls, path: Path, recipe: Recipe, prepared: Prepared) -> Self:
+        """Return the file of a recipe with the versions that were found for its members.
+
+        Raises:
+            UsageError: something else is there.
+            SourceUnreadable: a file cannot be written there.
+        """
+        new = cls(path, pin_members(recipe, prepared.versions).to_toml().encode("utf-8"))
+        check_writable(path)
+        if os.path.lexists(path) and not new._is_there():
+            raise UsageError(f"`{path}` exists already", hint="name a new file, or move that one away")
+        return new
+
+    def write(self) -> None:
+        """Write the file whole, unless the same recipe is there."""
+        # The same command may be given again, after the first was interrupted.
+        if self._is_there():
+            return
+        with whole_file(self.path, overwrite=False) as file, write_errors(self.path):
+            file.write_bytes(self.data)
+        print_remark(f"wrote the recipe `{self.path}`")
+
+    def _is_there(self) -> bool:
+        return self.path.is_file() and read_bounded(self.path, MAX_TOML_BYTES) == self.data
 
 
 def _make_recipe(
@@ -152,7 +220,7 @@ def _make_recipe(
             f"the recipe `{file}` has all options in it, found also {given}", hint="put it into the recipe"
         )
 
-    data = read_bounded(file, MAX_RECIPE_BYTES)
+    data = read_bounded(file, MAX_TOML_BYTES)
     try:
         return Recipe.from_toml(data, what=str(file))
     except InvalidDocument as error:

@@ -15,6 +15,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_verified
 from .parameters import (
+    BaseName,
     as_option,
     base_folder_option,
     base_option,
@@ -195,6 +196,7 @@ def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
 @click.option("--name", help="What the catalog calls it. Default: as the bundle that was trained.")
 @click.option(
     "--base",
+    type=BaseName(),
     metavar="ORG/MODEL|FOLDER",
     help="The base model, used where the bundle states that the base renamed modules.",
 )

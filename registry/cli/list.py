@@ -10,7 +10,7 @@ from ..catalog.records import AdapterSummary, BundleSummary
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json
-from .output import count, describe_bytes, print_remark
+from .output import count, describe_bytes, describe_share, print_remark
 from .parameters import format_option, pass_registry, wide_option
 from .tables import EMPTY, Column, number, print_table
 
@@ -26,6 +26,8 @@ ALIASES = Column("ALIASES", gives_way=6)
 TAGS = Column("TAGS", gives_way=7)
 _KIND = Column("KIND", gives_way=1)
 _GATE = Column("GATE", gives_way=4)
+_OF_MEMBERS = number("OF MEMBERS", 5)
+OWNER = Column("OWNER", gives_way=6)
 _ESTABLISHED = Column("ESTABLISHED", gives_way=8)
 _COLUMNS = (
     NAME,
@@ -37,9 +39,11 @@ _COLUMNS = (
     SIZE,
     _GATE,
     _ESTABLISHED,
+    _OF_MEMBERS,
     DTYPE,
     ALIASES,
     TAGS,
+    OWNER,
 )
 
 
@@ -79,6 +83,7 @@ def describe_adapter(adapter: AdapterSummary) -> dict[Column, str]:
         DTYPE: " ".join(adapter.dtypes) or EMPTY,
         ALIASES: " ".join(adapter.aliases) or EMPTY,
         TAGS: " ".join(adapter.tags) or EMPTY,
+        OWNER: adapter.owner or EMPTY,
     }
 
 
@@ -92,10 +97,12 @@ def _describe_bundle(bundle: BundleSummary) -> dict[Column, str]:
         BASE: _base_cell(bundle.base),
         SIZE: describe_bytes(bundle.size_bytes),
         _GATE: bundle.gate_fitted,
+        _OF_MEMBERS: EMPTY if bundle.of_members is None else describe_share(bundle.of_members),
         _ESTABLISHED: established,
         DTYPE: bundle.dtype,
         ALIASES: " ".join(bundle.aliases) or EMPTY,
         TAGS: " ".join(bundle.tags) or EMPTY,
+        OWNER: bundle.owner or EMPTY,
     }
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from ...schemas.errors import UsageError
-from ..home import CATALOG_VARIABLE, HOME_VARIABLE, STORE_VARIABLE, Home
+from ..home import CATALOG_VARIABLE, HOME_VARIABLE, STORE_VARIABLE
 from .commands import COMMANDS, SECTIONS
 from .failures import REFUSED, report_failure
 from .groups import LazyGroup, examples
@@ -35,19 +35,20 @@ def _print_versions(context: click.Context, _parameter: click.Parameter, value: 
 @click.option(
     "--home",
     type=click.Path(file_okay=False, path_type=Path),
-    help=f"Folder of catalog and content store. Default: {HOME_VARIABLE}, else the user's data folder.",
+    help=f"Folder of catalog and content store. Default: {HOME_VARIABLE}, else of the settings, else the "
+    "user's data folder.",
 )
 @click.option(
     "--catalog",
     metavar="URL",
     help=f"A catalog elsewhere, such as postgresql://user@host/name. Default: {CATALOG_VARIABLE}, else "
-    "catalog.db in the home.",
+    "of the settings, else catalog.db in the home.",
 )
 @click.option(
     "--store",
     metavar="URL",
     help="A content store elsewhere, such as s3://bucket/adapters or file:///shared/adapters. "
-    f"Default: {STORE_VARIABLE}, else blobs in the home.",
+    f"Default: {STORE_VARIABLE}, else of the settings, else blobs in the home.",
 )
 @click.option(
     "--version",
@@ -57,13 +58,12 @@ def _print_versions(context: click.Context, _parameter: click.Parameter, value: 
     callback=_print_versions,
     help="Show the versions of this and of what it computes with, and exit.",
 )
-@click.pass_context
-def cli(context: click.Context, home: Path | None, catalog: str | None, store: str | None) -> None:
+def cli(**_stated: object) -> None:
     """Catalogue LoRA adapters, check them, and fuse them into one model that routes every token.
 
     Exit codes: 0 done, 1 refused or failed, 2 usage or I/O, 3 inconclusive, 130 interrupted.
     """
-    context.obj = Home.locate(home, catalog, store)
+    # The options are read with the other settings, by the commands that need them.
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -67,6 +67,11 @@ def describe_bytes(size_bytes: int) -> str:
     return f"{size_bytes / 1000**power:.1f} {_UNITS[power - 1]}"
 
 
+def describe_share(share: float) -> str:
+    """Return a share in percent, such as ``99.4 %``."""
+    return f"{100 * share:.1f} %"
+
+
 def print_gate_remark() -> None:
     """Print on stderr that a gate is not fitted, and what can be done."""
     print_remark(

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -18,30 +18,79 @@ from ...schemas.errors import MeteoraError, UsageError
 from ...schemas.gate_choices import PromptForm
 from ...schemas.names import CatalogSource, parse_catalog_source
 from ..face import Registry
-from ..home import CATALOG_FILE, Home
+from ..secrets import has_password
+from ..settings import Settings
+from ..workspace import Workspace
 from .output import print_remark
 
+if TYPE_CHECKING:
+    from ..catalog.catalog import Catalog
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
 # Where a command keeps that its tables are printed whole.
 _WIDE = "meteora_registry.wide"
 # Of tokens and items: more than any context or data set has, and what every document can hold.
 MAX_COUNT = 1_000_000
 
 
+def settings_of(context: click.Context) -> Settings:
+    """Return the settings of a command line, read when they are first asked for.
+
+    Raises:
+        UsageError: a file of settings is malformed.
+        SourceUnreadable: it cannot be read.
+    """
+    root = context.find_root()
+    if not isinstance(root.obj, Settings):
+        stated = root.params
+        root.obj = Settings.read(
+            stated.get("home"), stated.get("catalog"), stated.get("store"), with_project=True
+        )
+    return root.obj
+
+
+class BaseName(click.ParamType[str]):
+    """A base model: its name or folder, or a short name of the settings for it."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name that a short name stands for, and any other text as it is."""
+        if ctx is None or ctx.resilient_parsing:
+            # A shell completes a line: nothing is printed in the middle of it.
+            return value
+        return name_base(settings_of(ctx), value)
+
+
+def name_base(settings: Settings, text: str) -> str:
+    """Return the name that a short name of the settings stands for, with a remark; else the text."""
+    alias = settings.base_aliases.get(text)
+    if alias is None or alias.value is None:
+        return text
+    print_remark(f"note: the base `{text}` is `{alias.value}`, as the {alias.source} has it")
+    return alias.value
+
+
 def complete_name(
     context: click.Context, _parameter: click.Parameter, beginning: str
 ) -> list[CompletionItem]:
     """Return the names in the catalog that begin so, for the shell; nothing where it cannot be read."""
-    stated = context.find_root().params
+    names: tuple[str, ...] = read_catalog(context, lambda catalog: catalog.list_names(beginning), default=())
+    return [CompletionItem(name) for name in names]
+
+
+def read_catalog(context: click.Context, read: Callable[[Catalog], Result], *, default: Result) -> Result:
+    """Return what a shell completes with, and the default where there is no catalog or it cannot be read."""
     try:
-        home = Home.locate(stated.get("home"), stated.get("catalog"), stated.get("store"))
-        if home.catalog_url is None and not (home.folder / CATALOG_FILE).exists():
-            return []
-        with Registry(home.named, home.catalog_url, home.store_url) as registry:
-            return [CompletionItem(name) for name in registry.catalog.list_names(beginning)]
+        home = settings_of(context).place
+        if home.catalog_url is None and not home.catalog_file.exists():
+            return default
+        with Workspace(home) as registry:
+            return read(registry.catalog)
     # A shell shows whatever is printed in the middle of the line that is being typed.
     except (MeteoraError, OSError):
-        return []
+        return default
 
 
 def complete_folder(
@@ -64,6 +113,7 @@ bundle_argument = click.argument(
 )
 base_option = click.option(
     "--base",
+    type=BaseName(),
     metavar="ORG/MODEL|FOLDER",
     help="The base model that the bundle was fused for, with weights and tokenizer.",
 )
@@ -190,6 +240,14 @@ class CatalogSourceType(click.ParamType[CatalogSource]):
 class CommandRegistry(Registry):
     """The registry of one command: its warnings are remarks on stderr."""
 
+    def __init__(self, settings: Settings) -> None:
+        Workspace.__init__(self, settings.place)
+        if settings.catalog.source == "--catalog" and has_password(settings.catalog.value or ""):
+            self.warn(
+                "everyone on this machine can see the password in `--catalog`: put it into a password file "
+                "or a service file (docs/catalog.md)"
+            )
+
     def warn(self, message: str) -> None:
         """Print the warning."""
         print_remark(f"warning: {message}")
@@ -200,8 +258,7 @@ def pass_registry(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.pass_context
     def call(context: click.Context, *arguments: Any, **options: Any) -> Any:
-        home = context.ensure_object(Home)
-        registry = CommandRegistry(home.named, home.catalog_url, home.store_url)
+        registry = CommandRegistry(settings_of(context))
         return context.invoke(function, context.with_resource(registry), *arguments, **options)
 
     return functools.update_wrapper(call, function)

@@ -14,7 +14,7 @@ from .groups import examples
 from .json_output import print_json
 from .list import ALIASES, BASE, DTYPE, NAME, RANK, SIZE, STATUS, TAGS, VERSION, describe_adapter
 from .output import count, print_remark
-from .parameters import format_option, page_options, pass_registry, wide_option
+from .parameters import BaseName, format_option, page_options, pass_registry, wide_option
 from .tables import EMPTY, Column, print_table
 
 _LICENSE = Column("LICENSE", gives_way=5)
@@ -75,7 +75,10 @@ _DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 )
 @click.argument("words", metavar="[WORD]...", nargs=-1)
 @click.option(
-    "--base", metavar="ORG/MODEL", help="The base model, in any spelling that the catalog has learned."
+    "--base",
+    type=BaseName(),
+    metavar="ORG/MODEL",
+    help="The base model, in any spelling that the catalog has learned.",
 )
 @click.option("--min-rank", type=click.IntRange(0), help="At least this rank in some module.")
 @click.option("--max-rank", type=click.IntRange(0), help="At most this rank in every module.")

@@ -13,7 +13,7 @@ from .failures import reported, worst_code
 from .groups import examples
 from .json_output import print_json
 from .output import count, describe_bytes, print_line, print_remark
-from .parameters import format_option, pass_registry, wide_option
+from .parameters import BaseName, format_option, pass_registry, wide_option
 from .tables import EMPTY, Column, number, print_table
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ _COLUMNS = (
         "search-hub --base meta-llama/Llama-3.1-8B --limit 5 --add 1 --add 3",
     ),
 )
-@click.option("--base", required=True, metavar="ORG/MODEL", help="The base model that they must name.")
+@click.option(
+    "--base", type=BaseName(), required=True, metavar="ORG/MODEL", help="The base model that they must name."
+)
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Repositories to look into."
 )

@@ -11,11 +11,19 @@ import click
 from ...schemas.facts import AdapterFacts, BundleFacts
 from ...schemas.names import CatalogSource
 from ...schemas.verification import Outcome
-from ..catalog.records import AdapterVersion, BundleMember, BundleVersion, Event, Target, Verification
+from ..catalog.records import (
+    AdapterVersion,
+    BundleMember,
+    BundleVersion,
+    Event,
+    MeasuredEvaluation,
+    Target,
+    Verification,
+)
 from ..face import Registry
 from .groups import examples
 from .json_output import print_json, to_json
-from .output import describe_bytes, print_facts, print_line
+from .output import describe_bytes, describe_share, print_facts, print_line
 from .parameters import CatalogSourceType, format_option, pass_registry, wide_option
 from .tables import EMPTY, Column, number, print_table
 
@@ -23,6 +31,8 @@ from .tables import EMPTY, Column, number, print_table
 _ADAPTER_LABELS = {
     "source": "adapter",
     "verdict": "verdict",
+    "note": "note",
+    "owner": "owner",
     "base": "base",
     "rank": "rank",
     "scaling": "scaling",
@@ -40,6 +50,9 @@ _ADAPTER_LABELS = {
 _BUNDLE_LABELS = {
     "source": "bundle",
     "established": "established here",
+    "evaluated": "evaluated here",
+    "note": "note",
+    "owner": "owner",
     "base": "base",
     "base_revision": "base revision",
     "members": "members",
@@ -92,6 +105,10 @@ def command(registry: Registry, source: CatalogSource, *, verbose: bool, as_json
         _show_adapter(version, numbers, verbose=verbose)
 
 
+_EVALUATION_COLUMNS = (
+    Column("EVALUATED HERE", gives_way=1),
+    *map(number, ("ITEMS", "ROUTED", "MEMBERS", "OF MEMBERS")),
+)
 _TARGET_COLUMNS = (Column("TARGET"), *map(number, ("LAYERS", "IN", "OUT", "RANK", "SCALING")))
 
 
@@ -120,6 +137,7 @@ def _show_bundle(
 ) -> None:
     own = {
         "established": _established_by(version),
+        "evaluated": _describe_evaluation(version.evaluation),
         "members": str(len(version.members)),
         "versions": _describe(tuple(map(str, numbers))),
         "size_bytes": describe_bytes(version.size_bytes),
@@ -140,6 +158,9 @@ def _show_bundle(
                 for each in version.verifications
             ],
         )
+    if len(version.evaluations) > (version.evaluation is not None):
+        print_line()
+        print_table(_EVALUATION_COLUMNS, list(map(_evaluation_row, version.evaluations)))
     if signatures:
         print_line()
         columns = ("SIGNATURE", Column("AT", gives_way=3), "SIGNED BY", Column("FINGERPRINT", gives_way=2))
@@ -159,6 +180,24 @@ def _signature_row(event: Event) -> tuple[str, ...]:
         f"{event.at:%Y-%m-%d %H:%M} UTC",
         f"{details.get('method', '-')} of {details.get('signer', '-')}{issuer}",
         str(details.get("fingerprint", "-")),
+    )
+
+
+def _describe_evaluation(found: MeasuredEvaluation | None) -> str | None:
+    if found is None or found.of_members is None:
+        return None
+    share = describe_share(found.of_members)
+    return f"{share} of its members, {found.items:,} items, {found.created_at:%Y-%m-%d}"
+
+
+def _evaluation_row(found: MeasuredEvaluation) -> tuple[str, ...]:
+    routed, member = (found.summary.mode(mode) for mode in ("routed", "member"))
+    return (
+        f"{found.created_at:%Y-%m-%d %H:%M} UTC",
+        f"{found.items:,}",
+        EMPTY if routed is None else describe_share(routed.score),
+        EMPTY if member is None else describe_share(member.score),
+        EMPTY if found.of_members is None else describe_share(found.of_members),
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
+from ...schemas.names import CatalogSource
 from ..face import Registry
 from ..workflows.store_upkeep import (
     BlobState,
@@ -19,11 +22,12 @@ from ..workflows.store_upkeep import (
 from .failures import REFUSED
 from .groups import examples
 from .json_output import print_json
-from .output import describe_bytes, print_facts, print_line, print_remark
+from .output import count, describe_bytes, print_facts, print_line, print_remark
 from .parameters import confirm, format_option, jobs_option, pass_registry, wide_option
 from .progress import progress_bar
 from .tables import EMPTY, Column, number, print_table
 
+_SHOWN = 5
 _BLOB_COLUMNS = (
     "BLOB",
     "CONDITION",
@@ -56,8 +60,8 @@ _USAGE_COLUMNS = (
 def gc(registry: Registry, *, dry_run: bool, grace_hours: float | None, as_json: bool) -> None:
     """Delete the blobs that nothing refers to.
 
-    Also deletes what interrupted commands left. Nothing is deleted while other catalogs use the store too,
-    or may: see `store adopt`.
+    What has been in the trash for its days goes first. Also deletes what interrupted commands left. Nothing
+    is deleted while other catalogs use the store too, or may: see `store adopt`.
     """
     grace = None if grace_hours is None else grace_hours * 3600
     garbage = collect_garbage(registry, grace_seconds=grace, dry_run=dry_run)
@@ -75,7 +79,7 @@ def adopt(context: click.Context, registry: Registry, *, yes: bool) -> None:
     """Make this catalog the only one that uses the store.
 
     For a store whose other catalogs are gone, or one from before catalogs left marks: the marks of others
-    are deleted, so that `remove` and `store gc` delete what this catalog does not refer to. Do not do this
+    are deleted, so that `store gc` deletes what this catalog does not refer to. Do not do this
     while another catalog uses the store.
     """
     plan = plan_adoption(registry)
@@ -102,17 +106,17 @@ def verify(context: click.Context, registry: Registry, *, jobs: int, as_json: bo
     Each is read as a whole. Of a store elsewhere the bytes there are read, all of them. Exit code 1 if one
     is missing or changed.
     """
-    count, broken = 0, []
+    read, broken = 0, []
     with progress_bar() as progress:
         for state in verify_store(registry, jobs=jobs, progress=progress):
-            count += 1
+            read += 1
             if state.condition is not Condition.WHOLE:
                 broken.append(state)
     if as_json:
-        print_json({"blobs": count, "broken": [_blob_to_json(state) for state in broken]})
+        print_json({"blobs": read, "broken": [_blob_to_json(state) for state in broken]})
     elif broken:
         print_table(_BLOB_COLUMNS, list(map(_blob_row, broken)))
-    print_remark(f"{count} blobs were read, {len(broken)} of them are not whole")
+    print_remark(f"{read} blobs were read, {len(broken)} of them are not whole")
     if broken:
         print_remark("hint: `meteora-registry doctor --fix` repairs what it can, and lists what to add again")
         context.exit(REFUSED)
@@ -144,8 +148,18 @@ def _describe_garbage(garbage: Garbage, *, dry_run: bool) -> None:
             ("would be set free" if dry_run else "set free", describe_bytes(garbage.size_bytes)),
         ]
     )
+    if garbage.expired:
+        past = "would be" if dry_run else "were"
+        print_remark(
+            f"{count(garbage.expired, 'version')} in the trash {past} deleted: {_some(garbage.expired)}"
+        )
     if garbage.young:
         print_remark(f"note: {garbage.young} unreferenced blobs are young, and were spared; see `--grace`")
+
+
+def _some(versions: Sequence[CatalogSource]) -> str:
+    more = f" and {len(versions) - _SHOWN} more" if len(versions) > _SHOWN else ""
+    return ", ".join(map(str, versions[:_SHOWN])) + more
 
 
 def _describe_usage(usage: Usage) -> None:
@@ -155,6 +169,7 @@ def _describe_usage(usage: Usage) -> None:
             ("blobs", f"{usage.blobs}, {describe_bytes(usage.size_bytes)}"),
             ("shared", describe_bytes(usage.shared_bytes)),
             ("saved by sharing", describe_bytes(usage.saved_bytes)),
+            ("in the trash", describe_bytes(usage.trash_bytes)),
             ("reclaimable", describe_bytes(usage.reclaimable_bytes)),
             ("missing blobs", str(usage.missing)),
         ]

@@ -18,9 +18,11 @@ from ...inspection.rules.all_rules import all_rules, find_rule
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.lock import LockedAdapter
-from ...schemas.policy import MAX_POLICY_BYTES, Policy
+from ...schemas.policy import Policy
 from ...schemas.report import Outcome, Purpose, Report, Selection
+from ...schemas.toml import MAX_TOML_BYTES
 from ..face import Registry
+from ..settings import Settings
 from ..workflows.changed_adapters import select_changed
 from ..workflows.companion_sources import base_names, inspect_companions
 from ..workflows.review_files import BaselineFile, LockFile, own_files, write_baseline, write_lock
@@ -29,7 +31,14 @@ from .failures import DONE, INCONCLUSIVE, REFUSED, USAGE
 from .groups import examples
 from .json_output import mask
 from .output import print_line, print_remark
-from .parameters import base_folder_option, follow_links_option, format_choice, pass_registry
+from .parameters import (
+    BaseName,
+    base_folder_option,
+    follow_links_option,
+    format_choice,
+    pass_registry,
+    settings_of,
+)
 
 EXIT_CODES = {
     Outcome.ACCEPTED: DONE,
@@ -65,6 +74,7 @@ _URL = re.compile(r"https?://[A-Za-z0-9._~:/@%+-]+")
 )
 @click.option(
     "--base",
+    type=BaseName(),
     metavar="ORG/MODEL|FOLDER|CONFIG",
     help="Compare with this base; its config is looked for in the local Hub cache.",
 )
@@ -77,7 +87,11 @@ _URL = re.compile(r"https?://[A-Za-z0-9._~:/@%+-]+")
     help="Check whether they can be fused with this adapter or bundle; may be repeated.",
 )
 @click.option("--since", metavar="REF", help="Only adapters that changed since this branch was left.")
-@click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with what the team takes.")
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    help="A TOML file with what the team takes. Default: METEORA_POLICY, else of the settings.",
+)
 @click.option(
     "--baseline", type=click.Path(path_type=Path), help="A file of known findings, which do not refuse."
 )
@@ -160,6 +174,7 @@ def command(
     if not listed:
         raise UsageError("no adapter was named", hint="such as `meteora-registry validate ./adapter`")
     review = _Review.of(baseline, lock, write_baseline=write_baseline, locked=locked, write_lock=write_lock)
+    policy = policy or _stated_policy(settings_of(context))
     options = ValidateOptions(
         purpose=Purpose(purpose),
         fail_on=Severity(fail_on),
@@ -263,8 +278,15 @@ def _read_list(path: Path) -> list[Path]:
     return [Path(line.strip()) for line in lines if line.strip()]
 
 
+def _stated_policy(settings: Settings) -> Path | None:
+    path = settings.policy_file
+    if path is not None:
+        print_remark(f"note: the policy is `{path}`, from {settings.policy.source}")
+    return path
+
+
 def _read_policy(path: Path) -> Policy:
-    policy = Policy.from_toml(read_bounded(path, MAX_POLICY_BYTES), what=str(path))
+    policy = Policy.from_toml(read_bounded(path, MAX_TOML_BYTES), what=str(path))
     check_policy(policy)
     return policy
 

@@ -31,6 +31,7 @@ from .output import (
     print_remark,
 )
 from .parameters import (
+    BaseName,
     base_folder_option,
     complete_name_or_folder,
     format_option,
@@ -74,6 +75,7 @@ EXIT_CODES = {Outcome.PASS: DONE, Outcome.FAIL: REFUSED, Outcome.INCONCLUSIVE: I
 )
 @click.option(
     "--base",
+    type=BaseName(),
     metavar="ORG/MODEL|FOLDER",
     help="The base model, used where the bundle states that the base renamed modules.",
 )

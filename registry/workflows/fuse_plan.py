@@ -15,9 +15,9 @@ from ...inspection.base_facts import BaseFacts
 from ...inspection.comparison import compare_with_base, module_paths
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
-from ...schemas.errors import AdapterRefused, StoreDamaged
+from ...schemas.errors import AdapterRefused, StoreDamaged, UsageError
 from ...schemas.manifest import Manifest, Origin
-from ...schemas.names import MEMBER_MARK, parse_catalog_source
+from ...schemas.names import MEMBER_MARK, parse_catalog_source, parse_repository
 from ...schemas.plan import FusePlan
 from ...schemas.recipe import Recipe
 from ...schemas.trained_on import TrainedOn
@@ -67,12 +67,38 @@ def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
     place = place_base(recipe.base, recipe.base_folder)
-    versions = tuple(workspace.catalog.find(parse_catalog_source(entry.adapter)) for entry in recipe.members)
+    versions = tuple(_find_version(workspace, entry.adapter) for entry in recipe.members)
     members = tuple(
         open_member(workspace.store, version, name=entry.name)
         for version, entry in zip(versions, recipe.members, strict=True)
     )
     return plan_members(members, recipe, place, versions=versions)
+
+
+def _find_version(workspace: Workspace, adapter: str) -> AdapterVersion:
+    """Return the catalogued version that a member of a recipe names, by its name or by where it is from."""
+    if "/" not in adapter:
+        return workspace.catalog.find(parse_catalog_source(adapter))
+    if adapter.startswith((".", "/", "~")):
+        raise UsageError(
+            f"`{adapter[:200]}` is a folder, expected a catalogued adapter such as `legal@2`",
+            hint=f"add it first: `meteora-registry add {adapter[:200]}`",
+        )
+    return workspace.catalog.find_from_hub(parse_repository(adapter))
+
+
+def pin_members(recipe: Recipe, versions: Sequence[AdapterVersion]) -> Recipe:
+    """Return a recipe that names the very versions that were found for its members."""
+    members = [
+        member.model_copy(update={"adapter": _pinned(member.adapter, version)})
+        for member, version in zip(recipe.members, versions, strict=True)
+    ]
+    return recipe.model_copy(update={"members": tuple(members)})
+
+
+def _pinned(adapter: str, version: AdapterVersion) -> str:
+    # A member that is named by where it is from stays so: its name may be another in the next catalog.
+    return version.origin.location.removeprefix("hf://") if "/" in adapter else str(version.source)
 
 
 def plan_members(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ...bundle import Bundle
+from ...bundle.files import check_files
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...files.writing import check_writable, write_whole
@@ -18,11 +19,14 @@ from ...runtime.evaluation import EvaluationOptions
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
 from ...runtime.fitting import OpenedBase, context_of, open_base, read_task_data
 from ...schemas.errors import SourceUnreadable
-from ...schemas.evaluation import Evaluation
+from ...schemas.evaluation import Evaluation, EvaluationSummary
+from ...schemas.names import CatalogSource
 from ...schemas.trace import Trace
+from ..workspace import Workspace
 
 
 def evaluate(
+    workspace: Workspace,
     folder: Path,
     base: str,
     data: Path,
@@ -38,6 +42,7 @@ def evaluate(
     Data, options and the places for results are looked at before the base's weights are loaded.
 
     Args:
+        workspace: its catalog keeps the scores, if the bundle is catalogued.
         folder: the bundle.
         base: the name or the folder of its base.
         data: a folder with a file for each member.
@@ -56,6 +61,7 @@ def evaluate(
     """
     bundle = Bundle.open(folder)
     members, manifest_sha256 = bundle.config.names, bundle.manifest_sha256
+    versions = _catalogued_versions(workspace, bundle)
     if out is not None:
         check_writable(out)
     if plots is not None:
@@ -76,10 +82,26 @@ def evaluate(
     ).model_copy(update={"manifest_sha256": manifest_sha256})
     if out is not None:
         write_whole(out, found.to_bytes())
+    if versions:
+        summary = EvaluationSummary.of(found)
+        workspace.note(lambda catalog: catalog.record_evaluation(manifest_sha256, summary))
     if plots is not None:
         for name, image in draw_plots(found).items():
             write_whole(plots / name, image)
     return found
+
+
+def _catalogued_versions(workspace: Workspace, bundle: Bundle) -> tuple[CatalogSource, ...]:
+    """Return the versions whose very bytes are measured; () if a file is not the one of the manifest.
+
+    The files are hashed before they are loaded. One that was changed is evaluated as it is, and not recorded.
+    """
+    versions: list[CatalogSource] = []
+    workspace.note(lambda catalog: versions.extend(catalog.find_manifest(bundle.manifest_sha256)))
+    if versions and (problems := check_files(bundle.folder, bundle.manifest)):
+        workspace.warn(f"the scores are not kept in the catalog, for the bundle was changed: {problems[0]}")
+        return ()
+    return tuple(versions)
 
 
 def _make_folder(path: Path) -> None:

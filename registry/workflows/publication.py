@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...bundle import Bundle
+from ...bundle.evaluated_card import without_evaluation
 from ...bundle.signature import COVERED
 from ...bundle.signers import require_signing
 from ...files.progress import Progress, silent
@@ -161,6 +162,7 @@ def open_upload(
     folder = find_bundle_folder(workspace, source)
     return noted or folder, bundle_upload(
         folder,
+        scratch=scratch,
         workspace=workspace,
         overwrite_card=options.overwrite_card,
         sign=options.sign,
@@ -280,7 +282,9 @@ def _require_unedited_card(hub: Hub, listing: Listing) -> None:
     with suppress(InvalidDocument, HubRefused):
         text = read_small_file(hub, listing, card, max_bytes=MAX_CARD_BYTES)
         listed = Manifest.read(read_small_file(hub, listing, manifest, max_bytes=MAX_MANIFEST_BYTES))
-        if CARD_FILE in listed.files and listed.files[CARD_FILE].sha256 == Digest.of_bytes(text):
+        if CARD_FILE in listed.files and listed.files[CARD_FILE].sha256 == Digest.of_bytes(
+            without_evaluation(text)
+        ):
             return
     raise HubRefused(
         f"the card of `{listing.repository}` was edited on the Hub; nothing was pushed",

@@ -71,7 +71,7 @@ def examine_garbage(workspace: Workspace) -> Iterator[Problem]:
 
 
 def _judge(workspace: Workspace, state: BlobState) -> Problem:
-    used_by = ", ".join(map(str, state.used_by))
+    used_by = ", ".join(map(str, state.used_by)) + (" in the trash" if state.in_trash else "")
     found = {
         Condition.MISSING: "the blob is missing",
         Condition.DAMAGED: f"its bytes have the digest `{state.found}`",
@@ -140,6 +140,8 @@ def _way_out(catalog: Catalog, state: BlobState) -> str:
     if state.condition is Condition.UNREADABLE:
         return "let this user read it"
     source = state.used_by[0]
+    if state.in_trash:
+        return f"`meteora-registry remove {source} --for-good`, since it cannot be restored as it was"
     again = _add_again(state.origin, source.name)
     for place in catalog.list_bundle_places():
         for member, digests in place.members.items():

@@ -9,8 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
+from heapq import merge
 from itertools import groupby, islice
 
 from ...files.progress import Bytes, Progress, Step, silent
@@ -19,7 +21,7 @@ from ...schemas.errors import StillInUse, StoreUnavailable
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from ..catalog.catalog import Catalog
-from ..catalog.records import Removal
+from ..catalog.records import TRASH_DAYS, Removal
 from ..catalog.references import Reference
 from ..store import Blob, RemoteStore, Store
 from ..store.marks import unreferenced
@@ -33,7 +35,8 @@ class Garbage:
     """Blobs and folders that nothing needs, deleted unless this was a dry run.
 
     ``young`` counts unreferenced blobs that were spared because they came too recently; ``copies`` are
-    blobs in the cache of a store elsewhere that the catalog does not refer to.
+    blobs in the cache of a store elsewhere that the catalog does not refer to; ``expired`` the versions that
+    have been in the trash for their time.
     """
 
     blobs: int
@@ -43,6 +46,7 @@ class Garbage:
     copies: int
     copy_bytes: int
     young: int
+    expired: tuple[CatalogSource, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -64,7 +68,7 @@ class BlobState:
     """One blob that the catalog refers to.
 
     ``found`` is the digest of its bytes where it is damaged, ``origin`` where the first of the versions
-    that use it came from.
+    that use it came from; ``in_trash`` is whether all of them were removed.
     """
 
     sha256: Digest
@@ -74,6 +78,7 @@ class BlobState:
     used_by: tuple[CatalogSource, ...]
     file_names: tuple[str, ...]
     origin: Origin
+    in_trash: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +109,8 @@ class Usage:
     """The contents of the store.
 
     ``shared_bytes`` belong to blobs that several adapters refer to; ``saved_bytes`` is what the files of
-    all versions would take beyond that if each had its own copy; ``reclaimable_bytes`` is what a
-    collection would set free once nothing is too young.
+    all versions would take beyond that if each had its own copy; ``trash_bytes`` belong to blobs that only
+    the trash refers to; ``reclaimable_bytes`` is what a collection would set free once nothing is too young.
     """
 
     store: str
@@ -114,6 +119,7 @@ class Usage:
     referenced_bytes: int
     shared_bytes: int
     saved_bytes: int
+    trash_bytes: int
     reclaimable_bytes: int
     missing: int
     adapters: tuple[AdapterShare, ...]
@@ -123,7 +129,7 @@ class Usage:
 def collect_garbage(
     workspace: Workspace, *, grace_seconds: float | None = None, dry_run: bool = False
 ) -> Garbage:
-    """Delete the blobs that no version refers to, and what processes that died left behind.
+    """Delete what has expired in the trash, what no version refers to, and what dead processes left.
 
     Args:
         workspace: whose store is swept of what its catalog does not refer to.
@@ -137,11 +143,14 @@ def collect_garbage(
     catalog, store = workspace.catalog, workspace.store
     grace = store.grace_seconds if grace_seconds is None else grace_seconds
     store.settle(catalog, dry_run=dry_run)
+    # First, in a transaction of its own: from then on nothing can be restored whose bytes are deleted.
+    expired = catalog.find_expired() if dry_run else catalog.purge()
     leftovers = store.list_leftovers()
     if not dry_run:
         store.clear_leftovers()
     old, young = [], 0
-    for blob in unreferenced(store.list_blobs(), catalog.referenced):
+    freed = expired.digests if expired is not None and dry_run else frozenset[Digest]()
+    for blob in unreferenced(store.list_blobs(), lambda digests: catalog.referenced(digests) - freed):
         if grace == 0 or store.age_seconds(blob.sha256) >= grace:
             old.append(blob)
         else:
@@ -158,6 +167,7 @@ def collect_garbage(
         copies=len(copies),
         copy_bytes=_sum(copies),
         young=young,
+        expired=() if expired is None else expired.versions,
     )
 
 
@@ -218,8 +228,9 @@ def verify_store(workspace: Workspace, *, jobs: int = 1, progress: Progress = si
 
 
 def _by_blob(catalog: Catalog) -> Iterator[tuple[Reference, ...]]:
-    """Yield the references to each blob in turn; the catalog lists them ordered by digest."""
-    groups = groupby(catalog.list_references(), key=lambda each: each.sha256)
+    """Yield the references to each blob in turn, those of the trash last; both lists are in that order."""
+    every = merge(catalog.list_references(), catalog.list_trash_references(), key=lambda each: each.sha256)
+    groups = groupby(every, key=lambda each: each.sha256)
     return (tuple(group) for _, group in groups)
 
 
@@ -245,6 +256,7 @@ def measure_store(workspace: Workspace) -> Usage:
         referenced_bytes=count.referenced_bytes,
         shared_bytes=count.shared_bytes,
         saved_bytes=count.saved_bytes,
+        trash_bytes=count.trash_bytes,
         reclaimable_bytes=total - count.referenced_bytes + aside + leftovers,
         missing=count.missing,
         adapters=count.adapters(),
@@ -260,12 +272,18 @@ class _Count:
         self._versions: defaultdict[str, set[CatalogSource]] = defaultdict(set)
         self._bytes: Counter[str] = Counter()
         self._own_bytes: Counter[str] = Counter()
-        self.referenced_bytes = self.shared_bytes = self.saved_bytes = self.missing = 0
+        self.referenced_bytes = self.shared_bytes = self.saved_bytes = self.missing = self.trash_bytes = 0
 
     def add(self, references: Sequence[Reference]) -> None:
         """Count one blob with all that refers to it."""
         digest = references[0].sha256
         size_bytes = self._sizes.get(digest, 0)
+        self.referenced_bytes += size_bytes
+        self.missing += digest not in self._sizes
+        references = [each for each in references if not each.in_trash]
+        if not references:
+            self.trash_bytes += size_bytes
+            return
         names = {each.version.name for each in references}
         for each in references:
             self._versions[each.version.name].add(each.version)
@@ -275,9 +293,7 @@ class _Count:
             self._own_bytes[references[0].version.name] += size_bytes
         else:
             self.shared_bytes += size_bytes
-        self.referenced_bytes += size_bytes
         self.saved_bytes += size_bytes * (len(references) - 1)
-        self.missing += digest not in self._sizes
 
     def adapters(self) -> tuple[AdapterShare, ...]:
         """Return the share of each adapter, the largest first."""
@@ -340,6 +356,7 @@ def _look_at(store: Store, references: Sequence[Reference], step: Step) -> BlobS
         used_by=tuple(dict.fromkeys(each.version for each in references)),
         file_names=tuple(dict.fromkeys(each.file_name for each in references)),
         origin=references[0].origin,
+        in_trash=all(each.in_trash for each in references),
     )
 
 
@@ -349,24 +366,36 @@ def _sum(blobs: Iterable[Blob]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """The versions removed, and the bytes that this set free; ``kept`` is the reason if they had to stay."""
+    """The versions removed, and the bytes that this set free; ``kept`` is the reason if they had to stay.
+
+    What is in the trash sets nothing free, and is restored with ``Registry.restore``.
+    """
 
     removal: Removal
     freed_bytes: int
     kept: StillInUse | StoreUnavailable | None = None
 
 
-def remove_versions(workspace: Workspace, source: CatalogSource) -> Removed:
+def remove_versions(
+    workspace: Workspace, source: CatalogSource, *, keep_days: int | None = TRASH_DAYS
+) -> Removed:
     """Remove one version, or every version when ``source`` names none.
 
-    Of a bundle only the record goes; its folder stays. Killed in between, this leaves bytes that
-    nothing refers to, and never a record without its bytes; so does a store that cannot be reached, or
-    that other catalogs use too.
+    Of a bundle only the record goes; its folder stays. Without ``keep_days`` it is deleted at once, with its
+    bytes, and what the trash has of it, too. Killed in between, that leaves bytes that nothing refers to, and
+    never a record without its bytes; so does a store that cannot be reached, or that other catalogs use too.
+
+    Args:
+        workspace: with the catalog, and the store whose bytes are deleted.
+        source: what is removed.
+        keep_days: how long it stays in the trash; None deletes it at once.
 
     Raises:
         NotInCatalog: there is nothing of that name.
         StillInUse: a bundle has one of them as a member.
     """
+    if keep_days is not None:
+        return Removed(workspace.catalog.remove(source, keep=timedelta(days=keep_days)), 0)
     catalog, store = workspace.catalog, workspace.store
     kept: StillInUse | StoreUnavailable | None = None
     try:
@@ -374,7 +403,7 @@ def remove_versions(workspace: Workspace, source: CatalogSource) -> Removed:
         store.settle(catalog)
     except (StillInUse, StoreUnavailable) as error:
         kept = error
-    removal = catalog.remove(source)
+    removal = catalog.remove(source, keep=None)
     if not removal.digests or kept is not None:
         return Removed(removal, 0, kept=kept if removal.digests else None)
     try:

@@ -10,15 +10,18 @@ import yaml
 
 from ...bundle import Bundle
 from ...bundle.documents import check_documents
+from ...bundle.evaluated_card import with_evaluation, without_evaluation
 from ...bundle.files import check_card, check_listed
 from ...bundle.signature import check_covers, has_signature, read_covered, read_signature
 from ...files.progress import Bytes, Progress, Step, silent
+from ...files.reading import read_bounded
 from ...fuser.licenses import combine_licenses
 from ...schemas.base_name import present_name
 from ...schemas.bundle import (
     CARD_FILE,
     CONFIG_FILE,
     MANIFEST_FILE,
+    MAX_CARD_BYTES,
     SIGNATURE_FILE,
     VERIFICATION_FILE,
     WEIGHTS_FILE,
@@ -29,13 +32,14 @@ from ...schemas.manifest import Manifest
 from ...schemas.names import below, check_file_name, is_repository
 from ...schemas.signers import SignedBy, SigningKey
 from ...schemas.verification import Level
-from ..catalog.records import AdapterVersion
+from ..catalog.records import AdapterVersion, MeasuredEvaluation, find_leading
 from ..dependencies import has_torch
 from ..hub.listing import FileDigests, digest_file
 from ..store import Store
 from ..workspace import Workspace
 from .additions import TEXT_FILES
 from .bundle_folder import require_source_record
+from .evaluation_section import write_model_index, write_section
 
 _SHOWN_PROBLEMS = 5
 _VERIFY = "run `meteora-registry verify {folder} --level source --record` where the members' files are"
@@ -65,6 +69,7 @@ class Upload:
 def bundle_upload(
     folder: Path,
     *,
+    scratch: Path | None = None,
     workspace: Workspace | None = None,
     overwrite_card: bool = False,
     sign: SigningKey | None = None,
@@ -74,8 +79,9 @@ def bundle_upload(
 
     Args:
         folder: the bundle.
-        workspace: where torch is not installed, its catalog must have a verification of this manifest that
-            was made here.
+        scratch: an empty folder that is kept until the push is done; without one the card stays as it is.
+        workspace: its catalog may have an evaluation, which is added to the card; where torch is not
+            installed, it must have a verification of this manifest that was made here.
         overwrite_card: publish the card as it is, if it was changed.
         sign: who signs it, once it was found intact; the signature stays in the folder.
         progress: called with a step's name, how much of it is done, and how much there is.
@@ -108,6 +114,9 @@ def bundle_upload(
         _check_signature_is_for(folder)
         files[SIGNATURE_FILE] = below(folder, SIGNATURE_FILE)
         digests[SIGNATURE_FILE] = digest_file(files[SIGNATURE_FILE])
+    if scratch is not None and CARD_FILE in files:
+        card = _evaluated_card(files[CARD_FILE], scratch, workspace, manifest_sha256, as_it_is=overwrite_card)
+        files[CARD_FILE], digests[CARD_FILE] = card, digest_file(card)
     names = ", ".join(member.name for member in manifest.members)
     return Upload(
         title=f"MeteoRA bundle {manifest_sha256.short} of {names}"[:200],
@@ -118,6 +127,29 @@ def bundle_upload(
         holds_bundle=True,
         signed_by=signed_by,
     )
+
+
+def _evaluated_card(
+    card: Path, scratch: Path, workspace: Workspace | None, manifest_sha256: Digest, *, as_it_is: bool
+) -> Path:
+    """Return the card with what this catalog measured, in place of what others may have stated before."""
+    found = None if workspace is None else _find_evaluation(workspace, manifest_sha256)
+    data = read_bounded(card, MAX_CARD_BYTES)
+    if found is not None:
+        written = with_evaluation(data, write_model_index(found.summary), write_section(found))
+    else:
+        written = data if as_it_is else without_evaluation(data)
+    if written == data:
+        return card
+    path = scratch / CARD_FILE
+    path.write_bytes(written)
+    return path
+
+
+def _find_evaluation(workspace: Workspace, manifest_sha256: Digest) -> MeasuredEvaluation | None:
+    if workspace.home.catalog_url is None and not workspace.home.catalog_file.exists():
+        return None
+    return find_leading(workspace.catalog.find_evaluations(manifest_sha256))
 
 
 def _sign(folder: Path, by: SigningKey) -> SignedBy:

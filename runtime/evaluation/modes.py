@@ -64,6 +64,7 @@ def arrow(model: nn.Module) -> Iterator[None]:
             temperature=router.rule.temperature,
         )
         for path, layer in router.layers.items()
+        if layer.meteora_plans[router.adapter_name].has_factors
     }
     with overridden(model, lambda _: _OwnGatesPass(gates)):
         yield

@@ -29,7 +29,7 @@ from .chat_template import ChatTemplate
 from .evidence import ChosenEvidence, candidate_gates, choose_evidence
 from .fit_options import EPS, FitOptions
 from .forms import form_of_fit, template_tokens, write_as
-from .inputs import ModuleInput, check_plain, find_inputs
+from .inputs import ModuleInput, check_plain, find_inputs, find_layer_inputs
 from .moments import Moments, collect_moments, scaling_of, split_inputs
 from .request_gates import FittedRequests, RequestReader, candidate_inputs, fit_request_gates
 from .sequences import (
@@ -217,7 +217,7 @@ def _prepare(
     if old is not None:
         old.check_fits(digest_of_base(base), options.settings)
     known = _known_members(old, config, data)
-    reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
+    reader = _request_reader(base, tokenizer, inputs, options, old) if options.requests else None
     template = None if reader is None else reader.template
     new = _read_new(config, data, known, tokenizer, template, options)
     description = _describe(base, config, inputs, reader, {**known, **new.parts}, options)
@@ -241,11 +241,19 @@ def _request_reader(
     tokenizer: PreTrainedTokenizerBase,
     inputs: Sequence[ModuleInput],
     options: FitOptions,
+    old: StatisticsFile | None,
 ) -> RequestReader:
+    own = [path for each in inputs for path in each.modules]
+    readable = find_layer_inputs(base, own) or tuple(inputs)
+    known = tuple(each for each in readable if old is not None and old.has_prompts(each))
+    # Sums of other inputs cannot be made without the data of the members that the statistics have.
+    candidates = known or candidate_inputs(readable, base.config)
+    _check_features(candidates)
     return RequestReader(
         base,
         tokenizer,
-        candidate_inputs(inputs, base.config),
+        candidates,
+        observed={each.source: each.features for each in candidates if each.source not in own},
         kind=options.kind,
         eps=EPS,
         form=options.form or "given",
@@ -351,12 +359,14 @@ def _describe(
         base_sha256=digest_of_base(base),
         settings=options.settings,
         members=tuple(parts[name] for name in config.names),
-        inputs=tuple(
-            StatisticsInput(source=each.source, modules=each.modules, features=each.features)
-            for each in inputs
-        ),
+        inputs=tuple(map(_describe_input, inputs)),
         prompts=() if reader is None else tuple(each.source for each in reader.inputs),
+        observed=() if reader is None else tuple(map(_describe_input, reader.observed_inputs)),
     )
+
+
+def _describe_input(each: ModuleInput) -> StatisticsInput:
+    return StatisticsInput(source=each.source, modules=each.modules, features=each.features)
 
 
 def _solve_gates(fit: _Fit, writer: StatisticsWriter | None) -> dict[str, tuple[Tensor, Tensor]]:

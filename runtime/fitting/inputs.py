@@ -7,7 +7,8 @@ tensor reaches each of them. They then share one statistic and one gate.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...schemas.errors import BundleRefused, UsageError
+from ...schemas.trace import ModulePlace
 from ..layer import features_of
 
 OnInput = Callable[[str, Tensor], None]
+# Enough to tell a module that sees every token from an expert of a mixture that sees some.
+_PROBE_TOKENS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,9 @@ def find_inputs(base: PreTrainedModel, paths: Sequence[str]) -> tuple[ModuleInpu
     Raises:
         BundleRefused: a module is not called in a pass, or more than once.
     """
-    finder = _Finder()
-    with watched(base, paths, finder.note):
-        run(base, paths, torch.zeros(1, 2, dtype=torch.int64, device=base.device))
-    called = [path for group in finder.groups for path in group]
+    finder = _find(base, paths)
     for path in paths:
-        if (count := called.count(path)) != 1:
+        if (count := finder.calls[path]) != 1:
             raise BundleRefused(
                 f"the base calls `{path}` {count} times in a pass, expected once: "
                 "no gate can be fitted for it"
@@ -55,6 +56,46 @@ def find_inputs(base: PreTrainedModel, paths: Sequence[str]) -> tuple[ModuleInpu
     return tuple(
         ModuleInput(tuple(group), size) for group, size in zip(finder.groups, finder.features, strict=True)
     )
+
+
+def find_layer_inputs(base: PreTrainedModel, own: Collection[str]) -> tuple[ModuleInput, ...]:
+    """Find the inputs of all linear modules in the base's layers, in the order in which a pass reaches them.
+
+    Modules that a pass calls more than once, or not for every token, are left out. Where there are several
+    stacks of layers, those of the one with most inputs are found.
+
+    Args:
+        base: the plain base.
+        own: the modules of a bundle. Where one of them reads an input, it is the input's first.
+    """
+    linear = [path for path, module in base.named_modules() if None not in features_of(module)]
+    paths = [path for path in {*linear, *own} if ModulePlace.of(path).layer]
+    finder = _find(base, paths)
+    groups = [
+        [path for path in group if finder.calls[path] == 1 and finder.sees_all[path]]
+        for group in finder.groups
+    ]
+    # Sorting keeps the order of the calls within each kind.
+    found = [
+        ModuleInput(tuple(sorted(group, key=lambda path: path not in own)), size)
+        for group, size in zip(groups, finder.features, strict=True)
+        if group
+    ]
+    stacks = Counter(_stack_of(each) for each in found)
+    most = max(stacks, key=lambda stack: stacks[stack], default="")
+    return tuple(each for each in found if _stack_of(each) == most)
+
+
+def _stack_of(each: ModuleInput) -> str:
+    return ModulePlace.of(each.source).order[0]
+
+
+def _find(base: PreTrainedModel, paths: Iterable[str]) -> _Finder:
+    finder = _Finder(_PROBE_TOKENS)
+    watching = tuple(paths)
+    with watched(base, watching, finder.note):
+        run(base, watching, torch.zeros(1, _PROBE_TOKENS, dtype=torch.int64, device=base.device))
+    return finder
 
 
 def check_plain(base: nn.Module) -> None:
@@ -71,26 +112,40 @@ def check_plain(base: nn.Module) -> None:
             )
 
 
-def check_shapes(base: nn.Module, shapes: Mapping[str, tuple[int, int]]) -> None:
+def check_shapes(
+    base: nn.Module, shapes: Mapping[str, tuple[int, int]], observed: Mapping[str, int] | None = None
+) -> None:
     """Check that the base has every module of a bundle with these ``(in, out)`` features.
+
+    Args:
+        base: the base.
+        shapes: of the modules that members touch.
+        observed: the input features of those that request gates alone read.
 
     Raises:
         BundleRefused: it lacks a module, or one has other features.
     """
     modules = dict(base.named_modules())
-    for path, (in_features, out_features) in shapes.items():
+    observed = observed or {}
+    for path in (*shapes, *observed):
         if path not in modules:
-            raise BundleRefused(
-                f"the base `{type(base).__name__}` has no module `{path}`",
-                hint="name the base that the bundle was fused for with `--base`",
-            )
+            raise _other_base(f"the base `{type(base).__name__}` has no module `{path}`")
+    for path, shape in shapes.items():
         found = features_of(modules[path])
-        if None not in found and found != (in_features, out_features):
-            raise BundleRefused(
-                f"`{path}` of the base is {found[0]} -> {found[1]}, "
-                f"of the bundle {in_features} -> {out_features}",
-                hint="name the base that the bundle was fused for with `--base`",
+        if None not in found and found != shape:
+            raise _other_base(
+                f"`{path}` of the base is {found[0]} -> {found[1]}, of the bundle {shape[0]} -> {shape[1]}"
             )
+    for path, features in observed.items():
+        if features_of(modules[path])[0] not in (None, features):
+            raise _other_base(
+                f"`{path}` of the base reads {features_of(modules[path])[0]} features, "
+                f"a request gate of the bundle {features}"
+            )
+
+
+def _other_base(message: str) -> BundleRefused:
+    return BundleRefused(message, hint="name the base that the bundle was fused for with `--base`")
 
 
 @contextmanager
@@ -133,13 +188,18 @@ class _Finder:
     A tensor is known by its identity while it lives, and by its version, which counts changes in place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int) -> None:
         self.groups: list[list[str]] = []
         self.features: list[int] = []
+        self.calls: Counter[str] = Counter()
+        self.sees_all: dict[str, bool] = {}
+        self._tokens = tokens
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
 
     def note(self, path: str, x: Tensor) -> None:
         """Add a module to those that read the same tensor."""
+        self.calls[path] += 1
+        self.sees_all[path] = x.shape[:-1].numel() == self._tokens
         seen = self._seen.get(id(x))
         if seen is not None and seen[0]() is x and seen[1] == x._version:
             self.groups[seen[2]].append(path)

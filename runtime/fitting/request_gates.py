@@ -120,6 +120,7 @@ class RequestReader:
         base: the plain base.
         tokenizer: the base's.
         inputs: those that the gates read.
+        observed: the features of those that no member of the bundle reads, by source.
         kind: of the gates.
         eps: of the gates.
         form: of the prompts.
@@ -130,11 +131,17 @@ class RequestReader:
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     inputs: tuple[ModuleInput, ...]
+    observed: Mapping[str, int]
     kind: FittedKind
     eps: float
     form: PromptForm
     template: TemplateTokens | None
     max_tokens: int
+
+    @property
+    def observed_inputs(self) -> tuple[ModuleInput, ...]:
+        """The inputs that no member of the bundle reads."""
+        return tuple(each for each in self.inputs if each.source in self.observed)
 
     @property
     def forms(self) -> tuple[PromptForm, ...]:
@@ -248,6 +255,7 @@ def fit_request_gates(
     return FittedRequests(
         RequestGates(
             modules=tuple(values),
+            observed={path: reader.observed[path] for path in values if path in reader.observed} or None,
             background=background,
             forms=reader.forms,
             template=reader.template,

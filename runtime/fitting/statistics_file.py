@@ -58,6 +58,12 @@ class StatisticsFile:
         _check_tensors(self.description, header, path)
         self._file = TensorFile(path, header)
         self._inputs = {module: each for each in self.description.inputs for module in each.modules}
+        self._prompts = {
+            module: each
+            for each in (*self.description.inputs, *self.description.observed)
+            if each.source in self.description.prompts
+            for module in each.modules
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -117,17 +123,25 @@ class StatisticsFile:
         Raises:
             DataRefused: the file has none there.
         """
-        source = self.input_of(wanted).source
-        if source not in self.description.prompts:
+        found = self._prompts_of(wanted)
+        if found is None:
             raise DataRefused(
-                f"the statistics in `{self._path}` have no sums of prompts alone at `{source}`, which "
+                f"the statistics in `{self._path}` have no sums of prompts alone at `{wanted.source}`, which "
                 "request gates need",
                 hint=_ANEW,
             )
         return Moments(
-            self._file.read(statistics_tensor(source, TENSOR_PROMPT_MEANS)),
-            self._file.read(statistics_tensor(source, TENSOR_PROMPT_SECOND_MOMENT)),
+            self._file.read(statistics_tensor(found.source, TENSOR_PROMPT_MEANS)),
+            self._file.read(statistics_tensor(found.source, TENSOR_PROMPT_SECOND_MOMENT)),
         )
+
+    def has_prompts(self, wanted: ModuleInput) -> bool:
+        """Return whether the file has the moments of the prompts alone at an input."""
+        return self._prompts_of(wanted) is not None
+
+    def _prompts_of(self, wanted: ModuleInput) -> StatisticsInput | None:
+        found = next((self._prompts[path] for path in wanted.modules if path in self._prompts), None)
+        return found if found is not None and found.features == wanted.features else None
 
 
 class StatisticsWriter:
@@ -211,7 +225,7 @@ def _specs(description: StatisticsDescription) -> list[TensorSpec]:
     found = []
     for each in description.inputs:
         found += _pair(description, each, TENSOR_MEANS, TENSOR_SECOND_MOMENT)
-    by_source = {each.source: each for each in description.inputs}
+    by_source = {each.source: each for each in (*description.inputs, *description.observed)}
     for source in description.prompts:
         found += _pair(description, by_source[source], TENSOR_PROMPT_MEANS, TENSOR_PROMPT_SECOND_MOMENT)
     return found

@@ -38,6 +38,9 @@ class RoutingPass(ABC):
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Choice | None:
         """Answer a module with input x [..., in] and its own gate, where it has one."""
 
+    def observe(self, path: str, x: Tensor) -> None:  # noqa: B027 (as for ``report``)
+        """Take in the input x [..., in] of a module that no member touches."""
+
     def report(  # noqa: B027 (most passes have no use for it)
         self, path: str, routing: Routing | FixedRouting, x: Tensor
     ) -> None:

@@ -119,6 +119,10 @@ class ObservedRequestPass(RoutingPass):
 
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> None:
         """Return None: no member serves any token."""
+        self.observe(path, x)
+
+    def observe(self, path: str, x: Tensor) -> None:
+        """Take in the input of a module, which may have a request gate."""
         self.evidence.read(path, x)
 
 

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .bundle.signers import Signers
     from .registry.catalog.query import AdapterQuery, Order, Page
-    from .registry.catalog.records import AdapterSummary, AdapterVersion, BundleVersion
+    from .registry.catalog.records import (
+        AdapterSummary,
+        AdapterVersion,
+        BundleVersion,
+        MeasuredEvaluation,
+        Removal,
+        Restored,
+        TrashedVersion,
+    )
     from .registry.face import Registry
     from .registry.fused import FusedBundle, fuse
     from .registry.workflows.additions import Addition
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from .registry.workflows.hub_bundles import Pulled
     from .registry.workflows.problem import Mending, Problem
     from .registry.workflows.publication import Pushed
+    from .registry.workflows.store_upkeep import Removed
     from .runtime import (
         Answer,
         Decision,
@@ -70,7 +79,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         UsageError,
     )
-    from .schemas.evaluation import Evaluation
+    from .schemas.evaluation import Evaluation, EvaluationSummary
     from .schemas.finding import Finding, Severity, Verdict
     from .schemas.names import CatalogSource
     from .schemas.plan import FusePlan
@@ -100,6 +109,7 @@ _MODULES = {
     "Decision": "runtime",
     "Evaluation": "schemas.evaluation",
     "EvaluationOptions": "runtime.evaluation",
+    "EvaluationSummary": "schemas.evaluation",
     "Examination": "registry.workflows.examination",
     "Finding": "schemas.finding",
     "FusePlan": "schemas.plan",
@@ -117,6 +127,7 @@ _MODULES = {
     "InvalidDocument": "schemas.errors",
     "Level": "schemas.verification",
     "LoadedBundle": "runtime",
+    "MeasuredEvaluation": "registry.catalog.records",
     "Mending": "registry.workflows.problem",
     "MeteoraError": "schemas.errors",
     "MissingDependency": "schemas.errors",
@@ -131,6 +142,9 @@ _MODULES = {
     "RecipeMember": "schemas.recipe",
     "RecipeOptions": "schemas.recipe",
     "Registry": "registry.face",
+    "Removal": "registry.catalog.records",
+    "Removed": "registry.workflows.store_upkeep",
+    "Restored": "registry.catalog.records",
     "RoutingRecord": "runtime",
     "Severity": "schemas.finding",
     "SignedBy": "schemas.signers",
@@ -140,6 +154,7 @@ _MODULES = {
     "StillInUse": "schemas.errors",
     "StoreDamaged": "schemas.errors",
     "StoreUnavailable": "schemas.errors",
+    "TrashedVersion": "registry.catalog.records",
     "UsageError": "schemas.errors",
     "Verdict": "schemas.finding",
     "VerificationRecord": "schemas.verification",
@@ -172,6 +187,7 @@ __all__ = [
     "Decision",
     "Evaluation",
     "EvaluationOptions",
+    "EvaluationSummary",
     "Examination",
     "Finding",
     "FusePlan",
@@ -189,6 +205,7 @@ __all__ = [
     "InvalidDocument",
     "Level",
     "LoadedBundle",
+    "MeasuredEvaluation",
     "Mending",
     "MeteoraError",
     "MissingDependency",
@@ -203,6 +220,9 @@ __all__ = [
     "RecipeMember",
     "RecipeOptions",
     "Registry",
+    "Removal",
+    "Removed",
+    "Restored",
     "RoutingRecord",
     "Severity",
     "SignedBy",
@@ -212,6 +232,7 @@ __all__ = [
     "StillInUse",
     "StoreDamaged",
     "StoreUnavailable",
+    "TrashedVersion",
     "UsageError",
     "Verdict",
     "VerificationRecord",

@@ -461,7 +461,10 @@ def test_certificate_that_cannot_sign_is_refused_in_words(
         ("", "meteora_signers: field required"),
         ("meteora_signers = 1", "names no signer, so it accepts nothing"),
         ("meteora_signers = 2\n[[key]]\npublic_key = 'a'", "meteora_signers: input should be 1"),
-        ("meteora_signers = 1\n[[keys]]\npublic_key = 'a'", "keys: extra inputs are not permitted"),
+        (
+            "meteora_signers = 1\n[[keys]]\npublic_key = 'a'",
+            "keys: there is no such key, did you mean `key`?",
+        ),
         ("meteora_signers = 1\n[[certificate]]\nidentity = 'a'", r"certificate.0.roots: field required"),
         ("meteora_signers = 1\n[[sigstore]]\nidentity = 'a'", r"sigstore.0.issuer: field required"),
         ("meteora_signers = 1\n[[sigstore]]\nidentity = ''\nissuer = 'b'", r"sigstore.0.identity"),

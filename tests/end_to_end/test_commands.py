@@ -257,7 +257,7 @@ def test_recipe_with_a_misspelt_key_is_refused(run: Run, workplace: Path) -> Non
     result = run("fuse", "--recipe", "misspelt.toml", "--dry-run")
     assert result.returncode == 2
     assert (
-        "error: `misspelt.toml` breaks its schema: topk: extra inputs are not permitted, found `2`"
+        "error: `misspelt.toml` breaks its schema: topk: there is no such key, did you mean `top_k`?"
         in result.stderr
     )
 

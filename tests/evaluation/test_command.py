@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from meteora_registry.bundle import Bundle
+from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.cli.eval import print_evaluation
+from meteora_registry.registry.home import Home
 from meteora_registry.schemas.evaluation import Evaluation
+from meteora_registry.schemas.names import CatalogSource
 from support.answering import MEMBERS, Workplace, make_workplace
+from support.catalogued import new_bundle
 from support.evaluations import make_evaluation
 from support.models import LOADS_WITH_PEFT
 from support.program import Run
@@ -62,6 +68,46 @@ def test_eval_prints_modes_and_tasks_and_writes_the_document(
     evaluation = Evaluation.from_bytes(out.read_bytes(), what="results.json")
     assert evaluation.manifest_sha256 is not None
     assert [task.max_new_tokens for task in evaluation.tasks] == [2, 2, 2]
+
+
+def register(home: Home, bundle: Path) -> None:
+    """Catalogue a bundle of that folder's manifest."""
+    with Catalog.open(home) as catalog:
+        digest = Bundle(bundle).manifest_sha256
+        catalog.register_bundle(new_bundle(manifest_sha256=digest, path=bundle))
+
+
+def test_eval_keeps_the_scores_of_a_catalogued_bundle(run: Run, workplace: Workplace, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    register(home, workplace.bundle)
+    result = run(*arguments_for(workplace, "--modes", "member,routed", "--limit", 1))
+    assert (result.returncode, "not kept" in result.stderr) == (0, False)
+    with Catalog.open(home) as catalog:
+        (found,) = catalog.find_bundle(CatalogSource("team")).evaluations
+        (event,) = catalog.history("team", limit=1).items
+    assert [task.member for task in found.summary.tasks] == list(MEMBERS)
+    assert [mode.mode for mode in found.summary.modes] == ["member", "routed"]
+    assert (found.items, event.action, event.details["items"]) == (3, "evaluate", 3)
+
+
+def test_eval_of_changed_bytes_is_not_kept_as_the_bundles(
+    run: Run, workplace: Workplace, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+    changed = Workplace(shutil.copytree(workplace.bundle, tmp_path / "bundle"), workplace.base)
+    register(home, changed.bundle)
+    weights = changed.bundle / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (tmp_path / "data").symlink_to(workplace.bundle.parent / "data")
+    result = run(*arguments_for(changed, "--modes", "routed", "--limit", 1))
+    assert result.returncode == 0
+    assert (
+        "warning: the scores are not kept in the catalog, for the bundle was changed: `adap" in result.stderr
+    )
+    with Catalog.open(home) as catalog:
+        assert catalog.find_bundle(CatalogSource("team")).evaluations == ()
 
 
 def test_eval_prints_the_document_as_json(run: Run, workplace: Workplace) -> None:

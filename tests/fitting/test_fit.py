@@ -280,6 +280,27 @@ def test_request_gates_of_a_member_added_to_statistics_are_those_of_the_joint_fi
             torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * one.abs().max().item())
 
 
+def test_statistics_keep_the_places_of_request_gates_when_the_members_touch_other_modules(
+    tmp_path: Path,
+) -> None:
+    everyone = read_data(write_task_data(tmp_path / "data", NAMES, samples=50), NAMES)
+    late = make_config(tmp_path / "late", NAMES[:2], modules=["v_proj"])
+    file, options = tmp_path / "statistics", FitOptions(requests=True)
+    old = {name: everyone[name] for name in NAMES[:2]}
+    fit_gates(tiny_llama(), tiny_tokenizer(), late, old, statistics=file, options=options)
+    with StatisticsFile(file) as opened:
+        (place,) = opened.description.prompts
+    # The same tensor as `q_proj` reads, which the base calls first, and which no member touched so far.
+    assert place == f"{LAYER}.self_attn.v_proj"
+    both = make_config(tmp_path / "both", NAMES, modules=["q_proj", "v_proj"])
+    new = {NAMES[2]: everyone[NAMES[2]]}
+    added = fit_gates(tiny_llama(), tiny_tokenizer(), both, new, statistics=file, options=options)
+    joint = fit(both, everyone, options)
+    assert added.requests is not None and joint.requests is not None
+    assert added.requests.description.modules == joint.requests.description.modules
+    assert added.requests.description.observed is None
+
+
 def test_statistics_without_prompts_are_refused_for_request_gates(
     config: BundleConfig, data: dict[str, TaskData], tmp_path: Path
 ) -> None:

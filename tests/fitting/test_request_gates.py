@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from meteora_registry.runtime.fitting import FitOptions, FittedGates, fit_gates, read_task_data
 from meteora_registry.runtime.fitting.forms import template_tokens
-from meteora_registry.runtime.fitting.inputs import ModuleInput
+from meteora_registry.runtime.fitting.inputs import ModuleInput, find_layer_inputs
 from meteora_registry.runtime.fitting.moments import Moments
 from meteora_registry.runtime.fitting.request_gates import (
     candidate_inputs,
@@ -211,6 +211,48 @@ def test_candidates_are_the_first_inputs_of_the_early_and_middle_layers(
     config = PretrainedConfig(**({} if layers is None else {"num_hidden_layers": layers}))
     candidates = [each.source for each in candidate_inputs(inputs, config)]
     assert candidates == [f"model.layers.{layer}.self_attn.q_proj" for layer in found]
+
+
+def test_inputs_of_layers_are_those_of_every_linear_module_of_the_base() -> None:
+    base = tiny_llama(layers=2)
+    attention = [("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",)]
+    layer = [*attention, ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)]
+    found = find_layer_inputs(base, ["lm_head"])
+    assert [each.modules for each in found] == [
+        tuple(f"model.layers.{number}.{path}" for path in paths) for number in (0, 1) for paths in layer
+    ]
+    assert [each.features for each in found] == [32, 32, 32, 48] * 2
+
+
+def test_module_of_the_bundle_is_the_first_of_its_input() -> None:
+    own = ["model.layers.1.self_attn.v_proj", "model.layers.1.mlp.up_proj"]
+    found = {each.source: each.modules for each in find_layer_inputs(tiny_llama(), own)}
+    assert set(own) <= set(found)
+    assert found[own[0]][1:] == ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj")
+    assert "model.layers.0.self_attn.q_proj" in found
+
+
+def test_modules_called_twice_or_for_some_tokens_are_no_inputs() -> None:
+    base = tiny_llama()
+    first, second = base.model.layers
+    second.self_attn.o_proj = first.self_attn.o_proj
+    first.mlp.expert = torch.nn.Linear(32, 32)
+
+    def call_expert(*_: object) -> None:
+        first.mlp.expert(torch.zeros(2, 32))
+
+    first.mlp.register_forward_hook(call_expert)
+    found = {path for each in find_layer_inputs(base, ()) for path in each.modules}
+    assert not {path for path in found if "o_proj" in path or "expert" in path}
+    assert "model.layers.0.mlp.down_proj" in found
+
+
+def test_base_of_several_stacks_is_read_in_the_one_with_most_inputs() -> None:
+    base = tiny_llama(layers=3)
+    base.model.extra = torch.nn.ModuleList([torch.nn.Linear(32, 32)])
+    base.model.norm.register_forward_pre_hook(lambda _, args: (base.model.extra[0](args[0]),))
+    found = {each.source.rpartition(".layers.")[0] for each in find_layer_inputs(base, ())}
+    assert found == {"model"}
 
 
 def test_choices_spread_over_the_inputs_up_to_each_end() -> None:

@@ -33,6 +33,9 @@ VALUE: dict[str, Any] = {
 }
 
 
+OBSERVED: dict[str, Any] = {"source": "early.q", "modules": ["early.q", "early.v"], "features": 4}
+
+
 @pytest.fixture
 def moments() -> Moments:
     return Moments(torch.randn(2, 4, dtype=torch.float64), torch.eye(4))
@@ -76,6 +79,25 @@ def test_a_file_of_statistics_is_a_safetensors_file(file: Path) -> None:
     }
 
 
+def test_an_observed_input_has_the_sums_of_prompts_alone(tmp_path: Path, moments: Moments) -> None:
+    path = tmp_path / "observed.statistics"
+    with written_statistics(path, describe(observed=[OBSERVED], prompts=["early.q"])) as writer:
+        writer.write("layer.q", moments)
+        writer.write_prompts("early.q", moments)
+    wanted = ModuleInput(("early.k", "early.v"), 4)
+    with StatisticsFile(path) as opened:
+        assert opened.has_prompts(wanted)
+        assert torch.equal(opened.read_prompts(wanted).means, moments.means)
+        assert not any(map(opened.has_prompts, (INPUT, ModuleInput(("early.q",), 5))))
+        with pytest.raises(DataRefused, match=r"have no input of `early\.k`"):
+            opened.read(wanted)
+
+
+def test_statistics_without_observed_inputs_keep_their_description(file: Path) -> None:
+    with safe_open(file, framework="pt") as opened:
+        assert "observed" not in opened.metadata()["meteora_statistics"]
+
+
 @pytest.mark.parametrize(
     "wanted", [ModuleInput(("layer.o",), 4), ModuleInput(("layer.q",), 5)], ids=["module", "features"]
 )
@@ -100,8 +122,31 @@ def test_an_input_that_is_not_in_it_is_refused(file: Path, wanted: ModuleInput) 
             "is none of the input's modules",
         ),
         (lambda tensors, value: value.update(meteora_statistics=2), "breaks its schema: meteora_statistics"),
+        (
+            lambda tensors, value: value.update(observed=[OBSERVED]),
+            "the observed input `early.q` is none of the prompts' inputs",
+        ),
+        (
+            lambda tensors, value: value.update(observed=[OBSERVED], prompts=["early.q"]),
+            "`early.q.prompt_means` is missing",
+        ),
+        (
+            lambda tensors, value: value.update(observed=VALUE["inputs"], prompts=["layer.q"]),
+            "a module is in it twice",
+        ),
     ],
-    ids=["missing", "shape", "stranger", "member-twice", "too-wide", "no-source", "other-version"],
+    ids=[
+        "missing",
+        "shape",
+        "stranger",
+        "member-twice",
+        "too-wide",
+        "no-source",
+        "other-version",
+        "observed-without-sums",
+        "observed-missing",
+        "observed-twice",
+    ],
 )
 def test_a_file_that_is_not_what_it_says_is_refused(
     file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None], message: str

@@ -100,6 +100,9 @@ def test_the_card_states_the_new_sizes_and_the_fit(fused: Path, tmp_path: Path) 
     assert padding in card
     assert "The gate is fitted: by hand. It saw samples: 3 of `rank4`" in card
     assert "picks the top 1 of 5 adapters" in card
+    assert "Its gates are then fitted by `gate fit`." in card
+    assert "Its gates are then fitted" not in old
+    assert "top_k = 1\n" in card
 
 
 def test_a_damaged_bundle_is_refused(fused: Path, tmp_path: Path) -> None:

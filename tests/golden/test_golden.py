@@ -35,7 +35,7 @@ __all__ = ["postgres_server", "postgres_url"]
 HERE = Path(__file__).parent
 # Another processor rounds otherwise: whole models in float32 differ by up to 1.4e-5.
 MAX_ERROR = 5e-5
-SETS = sorted(path.parent for path in HERE.glob("*/bundles"))
+SETS_WITH_CATALOGS = sorted(path.parent for path in HERE.glob("*/catalogs"))
 BUNDLES = sorted(path.parent for path in HERE.glob(f"*/bundles/*/{CONFIG_FILE}"))
 EXPECTED = sorted(HERE.glob("*/expected/*.safetensors"))
 CATALOGS = sorted(HERE.glob("*/catalogs/*.db.gz"))
@@ -59,7 +59,7 @@ def member_files(bundle: Path) -> dict[str, MemberFiles]:
 def renaming(bundle: Path) -> dict[str, str]:
     """Return what the base that renamed its modules calls the old ones."""
     paths = {path for member in Bundle(bundle).manifest.members for path in member.renamed_modules}
-    return resolve_paths(sorted(paths), read_base(bundle.parents[1] / "renaming-base"))
+    return resolve_paths(sorted(paths), read_base(bundle.parents[1] / "renaming-base")) if paths else {}
 
 
 def test_golden_files_of_every_kind_are_there() -> None:
@@ -75,6 +75,17 @@ def test_golden_files_of_every_kind_are_there() -> None:
     assert any((path / EXPERTS_FOLDER).is_dir() for path in BUNDLES)
     assert {label(path) for path in CATALOGS} >= {"1-current", "1-first"}
     assert [label(path) for path in EXPORTS] == ["1-export"]
+
+
+def test_golden_files_of_early_gates_of_every_kind_are_there() -> None:
+    gates = [Bundle.open(path).config.gate for path in BUNDLES if path.parents[1].name == "2"]
+    requests = [gate.request for gate in gates if gate.request is not None]
+    # Where members have modules alone, and there and elsewhere.
+    assert {request.observed is None for request in requests} == {True, False}
+    assert any(request.observed and len(request.modules) > len(request.observed) for request in requests)
+    assert all(request.template and request.quantiles and request.held_out for request in requests)
+    assert {gate.scope for gate in gates if gate.request} == {"prompt", "prompt+token"}
+    assert any(gate.evidence for gate in gates)
 
 
 @each_bundle
@@ -170,7 +181,11 @@ def test_golden_bundle_with_its_own_gates_again_has_the_same_weights(bundle: Pat
             path: (module.gate, torch.zeros(0) if module.bias is None else module.bias)
             for path, module in read.items()
         }
-        new = NewGates(config.gate, config.top_k, config.temperature, values)
+        request = {
+            path: tuple(tensors.read_request(path).values())
+            for path in (config.gate.request.modules if config.gate.request else ())
+        }
+        new = NewGates(config.gate, config.top_k, config.temperature, values, request)
         manifest = refit_bundle(opened, new, tmp_path / "again")
     old = Bundle(bundle).manifest
     assert manifest.members == old.members
@@ -248,7 +263,7 @@ def test_golden_export_is_imported_and_shows_the_same(
         assert_holds(found, expected, command)
 
 
-@pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", SETS_WITH_CATALOGS, ids=lambda path: path.name)
 def test_golden_catalog_takes_its_members_again_and_verifies_a_bundle(
     folder: Path, home: Path, run: Run, tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ def test_what_protects_a_result_stays() -> None:
     [
         (
             "max_rnk = 3",
-            "`policy.toml` breaks its schema: max_rnk: extra inputs are not permitted, found `3`",
+            "`policy.toml` breaks its schema: max_rnk: there is no such key, did you mean `max_rank`?",
         ),
         (
             "max_rank = 0",

@@ -52,23 +52,26 @@ def test_fixed_routing_adds_what_the_reference_does(
 
 
 @pytest.mark.parametrize("kind", GATE_KINDS)
+@pytest.mark.parametrize("bias", [None, torch.tensor([0.5, -1.0, 0.25, 2.0])], ids=["no-bias", "bias"])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("leading", [(), (1, 1), (3, 1)], ids=str)
 def test_gate_chooses_and_adds_as_the_gated_call(
-    leading: tuple[int, ...], dtype: torch.dtype, top_k: int, kind: str
+    leading: tuple[int, ...], dtype: torch.dtype, top_k: int, bias: torch.Tensor | None, kind: str
 ) -> None:
     case = operands(RANKS, leading=leading, dtype=dtype)
-    gate = Gate(torch.randn(4, 16), torch.randn(4), kind, top_k, temperature=0.5)
+    torch.manual_seed(0)
+    gate = Gate(torch.randn(4, 16), bias, kind, top_k, temperature=0.5)
     base = torch.randn(*leading, 24).to(dtype)
     out = base.clone()
     found = bound(case).add_gated_(out, case.x, gate)
     routing = found if isinstance(found, Routing) else found.for_tokens(leading, "cpu")
     halves = gate.route(case.x)
     assert torch.equal(routing.selection, halves.selection)
-    torch.testing.assert_close(routing.weights, halves.weights, rtol=1e-6, atol=1e-7)
+    # The sums of a product of one row and of a product of several are in different orders.
+    torch.testing.assert_close(routing.weights, halves.weights, rtol=1e-5, atol=1e-6)
     # The other way's weights are fp32 beside factors in float64.
-    assert relative_error(out, expected(case, base, halves)) <= max(TOLERANCES[dtype], 1e-6)
+    assert relative_error(out, expected(case, base, halves)) <= max(TOLERANCES[dtype], 1e-5)
 
 
 def test_equal_logits_go_to_the_lowest_adapters() -> None:
@@ -77,14 +80,32 @@ def test_equal_logits_go_to_the_lowest_adapters() -> None:
     assert bound(case).add_gated_(torch.zeros(1, 24), case.x, gate) == FixedRouting((1, 2), (0.5, 0.5))
 
 
-def test_half_precision_output_takes_wider_factors_and_is_rounded_once() -> None:
+@pytest.mark.parametrize("kind", GATE_KINDS)
+def test_gate_of_a_token_without_length_decides_by_its_bias(kind: str) -> None:
     case = operands(RANKS, leading=(1,))
-    base = torch.randn(1, 24).bfloat16()
+    gate = Gate(torch.randn(4, 16), torch.tensor([0.0, 1.0, 3.0, 2.0]), kind, 1)
+    found = bound(case).add_gated_(torch.zeros(1, 24), torch.zeros(1, 16), gate)
+    assert found == FixedRouting.to(2)
+
+
+def test_token_of_a_longer_sequence_is_taken_in_place() -> None:
+    case = operands(RANKS, leading=(1, 5))
+    last = case.x[:, -1:]
+    alone, out = torch.zeros(1, 1, 24), torch.zeros(1, 1, 24)
+    bound(case).add_fixed_(alone, last.clone(), FIXED["two"])
+    bound(case).add_fixed_(out, last, FIXED["two"])
+    assert torch.equal(out, alone)
+
+
+@pytest.mark.parametrize("leading", [(1,), (1, 5)], ids=str)
+def test_half_precision_output_takes_wider_factors_and_is_rounded_once(leading: tuple[int, ...]) -> None:
+    case = operands(RANKS, leading=leading)
+    base = torch.randn(*leading, 24).bfloat16()
     case.x = case.x.bfloat16()
     wide = Operands(**{**vars(case), "x": case.x.float()})
     found, routing = base.clone(), FIXED["two"]
     bound(case).add_fixed_(found, case.x, routing)
-    exact = expected(wide, base, routing.for_tokens((1,), "cpu"))
+    exact = expected(wide, base, routing.for_tokens(leading, "cpu"))
     assert torch.equal(found, exact.float().bfloat16())
 
 

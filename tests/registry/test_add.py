@@ -261,10 +261,10 @@ def test_remove_frees_the_bytes_that_nothing_else_uses(home: Home, catalog: Cata
     first, second = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b")))
     kept = add_folder(workspace_of(catalog, home.store), first).version
     gone = add_folder(workspace_of(catalog, home.store), second).version
-    removed = remove_versions(workspace_of(catalog, home.store), gone.source)
+    removed = remove_versions(workspace_of(catalog, home.store), gone.source, keep_days=None)
     assert removed.freed_bytes == gone.weights_bytes
     assert blobs_of(home) == {file.sha256 for file in kept.files}
-    remove_versions(workspace_of(catalog, home.store), kept.source)
+    remove_versions(workspace_of(catalog, home.store), kept.source, keep_days=None)
     assert blobs_of(home) == set()
 
 
@@ -272,7 +272,7 @@ def test_remove_of_a_member_leaves_everything(home: Home, catalog: Catalog, adap
     version = add_folder(workspace_of(catalog, home.store), adapter).version
     catalog.register_bundle(new_bundle(version))
     with pytest.raises(StillInUse):
-        remove_versions(workspace_of(catalog, home.store), CatalogSource("summarise"))
+        remove_versions(workspace_of(catalog, home.store), CatalogSource("summarise"), keep_days=None)
     assert blobs_of(home) == {file.sha256 for file in version.files}
 
 

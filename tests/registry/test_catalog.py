@@ -25,7 +25,7 @@ from meteora_registry.schemas.errors import (
 )
 from meteora_registry.schemas.finding import Effect, Finding, Place, Severity
 from meteora_registry.schemas.manifest import Origin
-from meteora_registry.schemas.names import CatalogSource, parse_catalog_source
+from meteora_registry.schemas.names import CatalogSource, HubSource, parse_catalog_source
 from meteora_registry.schemas.verification import Level, Outcome
 from support.catalogued import new_adapter, new_bundle, some_inventory, some_verification
 
@@ -139,6 +139,22 @@ def test_what_is_not_there_is_named_with_what_is(catalog: Catalog, text: str, me
     assert str(caught.value) == message
 
 
+def test_adapter_is_found_by_where_it_is_from_and_never_by_a_claim(any_catalog: Catalog) -> None:
+    def add(content: str, commit: str, folder: str = "", **changes: str) -> AdapterVersion:
+        origin = Origin(kind="hub", location=f"hf://org/le_al@{commit}{folder}", commit=commit)
+        return any_catalog.add_version(new_adapter("law", content, origin=origin, **changes)).version
+
+    one, two, three = ("1" * 40, "2" * 40, "3" * 40)
+    first, second, inside = add("1", one), add("2", two), add("3", two, "/sub")
+    add("4", three, claimed_by=f"org/bundle@{three}")
+    assert any_catalog.find_from_hub(HubSource("org/le_al")).source == second.source
+    assert any_catalog.find_from_hub(HubSource("org/le_al", one)).source == first.source
+    assert any_catalog.find_from_hub(HubSource("org/le_al", two, "sub")).source == inside.source
+    for other in (HubSource("org/legal"), HubSource("org/le_al", three), HubSource("org/le_al", one, "sub")):
+        with pytest.raises(NotInCatalog):
+            any_catalog.find_from_hub(other)
+
+
 def test_an_alias_moves_and_goes(any_catalog: Catalog) -> None:
     any_catalog.add_version(new_adapter(content="1"))
     any_catalog.add_version(new_adapter(content="2"))
@@ -204,7 +220,7 @@ def test_a_listing_tells_of_a_bundle_what_its_record_does(any_catalog: Catalog, 
     listing = any_catalog.list_latest()
     assert listing.adapters == any_catalog.search(AdapterQuery()).items
     (summary,), (record,) = listing.bundles, any_catalog.list_bundles()
-    shared = {field.name for field in dataclasses.fields(summary)} - {"verified"}
+    shared = {field.name for field in dataclasses.fields(summary)} - {"verified", "of_members"}
     assert {name: getattr(summary, name) for name in shared} == {
         name: getattr(record, name) for name in shared
     }

@@ -34,17 +34,6 @@ def sqlite(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def test_the_home_is_the_argument_then_the_variable_then_the_users_folder(tmp_path: Path) -> None:
-    variables = {"METEORA_HOME": str(tmp_path / "b"), "METEORA_CATALOG": "sqlite:////b.db"}
-    assert Home.locate(tmp_path / "a", "sqlite:////a.db", environment=variables) == Home(
-        tmp_path / "a", "sqlite:////a.db"
-    )
-    assert Home.locate(environment=variables) == Home(tmp_path / "b", "sqlite:////b.db")
-    assert Home.locate(environment={"METEORA_HOME": "", "METEORA_CATALOG": ""}).catalog_url is None
-    assert Home.locate(environment={}).folder.name == "meteora-registry"
-    assert Home.locate(Path("relative"), environment={}).folder == Path("relative").absolute()
-
-
 @pytest.mark.parametrize("folder", ["plain", "with space", "per%20cent", "ä:b?c#d"])
 def test_the_default_catalog_is_created_on_first_use(tmp_path: Path, folder: str) -> None:
     home = Home(tmp_path / folder)

@@ -91,15 +91,15 @@ def test_a_session_with_one_adapter(home: Home, adapter: Path, tmp_path: Path) -
     assert call("alias", "summarise", "champion") == ("summarise@champion: summarise@1\n", "")
     header, row = call("list")[0].splitlines()
     assert " ".join(header.split()) == (
-        "NAME KIND STATUS VERSION BASE RANK SIZE GATE ESTABLISHED DTYPE ALIASES TAGS"
+        "NAME KIND STATUS VERSION BASE RANK SIZE GATE ESTABLISHED OF MEMBERS DTYPE ALIASES TAGS OWNER"
     )
-    assert " ".join(row.split()) == "summarise adapter fusable 1 org/base 4 4.6 kB - - F32 champion good"
+    assert " ".join(row.split()) == "summarise adapter fusable 1 org/base 4 4.6 kB - - - F32 champion good -"
     assert "q_proj" in call("show", "summarise@champion")[0]
     assert call("remove", "summarise@2", code=1) == (
         "",
         "error: `summarise` has no version 2, it has `1`\n",
     )
-    assert call("remove", "summarise") == ("removed: summarise@1\n", "4.9 kB set free\n")
+    assert call("remove", "summarise", "--for-good") == ("removed: summarise@1\n", "4.9 kB set free\n")
     assert call("list") == ("", "the catalog is empty; add an adapter with `meteora-registry add FOLDER`\n")
 
 

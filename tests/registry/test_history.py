@@ -52,7 +52,7 @@ def test_every_change_says_who_and_what_stood_there_before(shared_catalog: Catal
         ),
         ("verify", 1, {"level": "source", "outcome": "pass"}),
         ("move", 1, {"previous": "/bundles/team"}),
-        ("remove", 1, {}),
+        ("remove", 1, {"kept_days": 30}),
     ]
     assert {each.actor for each in shared_catalog.history().items} == {
         f"{getpass.getuser()}@{socket.gethostname()}"
@@ -113,7 +113,7 @@ def test_history_prints_what_happened_also_of_what_is_gone(
     assert run(["history", "legal", "--limit", "2"]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[3:] for line in out.splitlines()[1:]] == [
-        ["somebody", "remove", "adapter", "legal@1", "-"],
+        ["somebody", "remove", "adapter", "legal@1", "kept_days=30"],
         ["somebody", "tags", "adapter", "legal@1", 'added=["good"]', "removed=[]"],
     ]
     cursor = err.strip().rpartition(" ")[2]

@@ -79,7 +79,7 @@ def test_of_two_catalogs_neither_deletes_the_others_bytes(
         with pytest.raises(StillInUse):
             collect_garbage(workspace_of(catalog, home.store), grace_seconds=0)
     for home, catalog in zip(homes[:2], catalogs, strict=False):
-        removed = remove_versions(workspace_of(catalog, home.store), LEGAL)
+        removed = remove_versions(workspace_of(catalog, home.store), LEGAL, keep_days=None)
         assert (removed.freed_bytes, type(removed.kept)) == (0, StillInUse)
     assert blobs_of(homes[0]) == before
     assert homes[0].store.list_marks() == {catalog.identify() for catalog in catalogs[:2]}
@@ -118,7 +118,7 @@ def test_an_unmarked_store_is_taken_over_by_the_catalog_that_refers_to_all_of_it
     if action == "gc":
         collect_garbage(workspace_of(catalog, home.store), grace_seconds=0)
     elif action == "remove":
-        assert remove_versions(workspace_of(catalog, home.store), LEGAL).freed_bytes > 0
+        assert remove_versions(workspace_of(catalog, home.store), LEGAL, keep_days=None).freed_bytes > 0
     else:
         add_folder(workspace_of(catalog, home.store), make_adapter(tmp_path / "medical", seed=1))
     assert home.store.list_marks() == {catalog.identify()}
@@ -139,7 +139,7 @@ def test_an_unmarked_store_with_other_blobs_is_left_as_it_is(
             collect_garbage(workspace_of(catalogs[0], homes[0].store), grace_seconds=0)
         refusal = caught.value
     else:
-        kept = remove_versions(workspace_of(catalogs[0], homes[0].store), LEGAL).kept
+        kept = remove_versions(workspace_of(catalogs[0], homes[0].store), LEGAL, keep_days=None).kept
         assert isinstance(kept, StillInUse)
         refusal = kept
     assert str(refusal) == (
@@ -199,7 +199,7 @@ def test_an_imported_catalog_and_the_exported_one_delete_nothing_of_each_other(
     import_catalog(catalogs[1], tmp_path / "catalog.jsonl", store=homes[1].store)
     assert catalogs[0].identify() != catalogs[1].identify()
     for home, catalog in zip(homes[:2], catalogs, strict=False):
-        kept = remove_versions(workspace_of(catalog, home.store), LEGAL).kept
+        kept = remove_versions(workspace_of(catalog, home.store), LEGAL, keep_days=None).kept
         assert isinstance(kept, StillInUse)
     adopt_store(workspace_of(catalogs[1], homes[1].store))
     assert collect_garbage(workspace_of(catalogs[1], homes[1].store), grace_seconds=0).blobs == 2
@@ -236,7 +236,7 @@ def test_the_way_out_that_a_command_names_works(tmp_path: Path, capsys: pytest.C
         assert give(name, "db", "upgrade") == 0
         assert give(name, "add", str(make_adapter(tmp_path / name, seed=number)), "--name", "legal") == 0
     capsys.readouterr()
-    assert give("first", "remove", "legal", "--yes") == 0
+    assert give("first", "remove", "legal", "--for-good", "--yes") == 0
     out, err = capsys.readouterr()
     store = f"{tmp_path}/home/blobs"
     assert out == "removed: legal@1\n"
@@ -250,7 +250,7 @@ def test_the_way_out_that_a_command_names_works(tmp_path: Path, capsys: pytest.C
     assert give("first", "store", "gc") == 1
     assert give("first", "store", "adopt") == 2
     capsys.readouterr()
-    assert give("second", "remove", "legal", "--yes") == 0
+    assert give("second", "remove", "legal", "--for-good", "--yes") == 0
     assert give("second", "store", "adopt", "--yes") == 0
     assert capsys.readouterr().out == f"removed: legal@1\nadopted: {store}\n"
     assert give("second", "store", "gc", "--dry-run", "--format", "json") == 0
@@ -330,6 +330,6 @@ def test_a_store_that_takes_no_mark_says_why_nothing_was_deleted(catalog: Catalo
                 (home.folder / "blobs" / "catalogs").chmod(0o555)
                 with pytest.raises(StoreUnavailable, match="cannot be written: Permission denied"):
                     collect_garbage(workspace_of(catalog, home.store))
-                kept = remove_versions(workspace_of(catalog, home.store), LEGAL).kept
+                kept = remove_versions(workspace_of(catalog, home.store), LEGAL, keep_days=None).kept
                 assert isinstance(kept, StoreUnavailable)
             (home.folder / "blobs" / "catalogs").chmod(0o755)

@@ -19,6 +19,7 @@ from meteora_registry.registry.catalog.database import upgrade
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
+from meteora_registry.registry.settings import Settings
 from meteora_registry.registry.store import Intake, References, RemoteStore
 from meteora_registry.registry.workflows.additions import add_folder
 from meteora_registry.registry.workflows.examination import examine
@@ -342,7 +343,7 @@ def test_removing_while_the_store_is_away_removes_the_record_and_says_that_the_b
     assert run([*options, "add", str(make_adapter(tmp_path / "legal"))]) == 0
     share.rename(tmp_path / "away")
     capsys.readouterr()
-    assert run([*options, "remove", "legal", "--yes"]) == 0
+    assert run([*options, "remove", "legal", "--for-good", "--yes"]) == 0
     assert capsys.readouterr() == (
         "removed: legal@1\n",
         f"note: the bytes stay where they are: the store `{share.as_uri()}` is not there\n",
@@ -354,10 +355,12 @@ def test_removing_while_the_store_is_away_removes_the_record_and_says_that_the_b
 
 def test_the_store_is_the_argument_then_the_variable_then_the_home(tmp_path: Path) -> None:
     variables = {"METEORA_STORE": "memory://variable"}
-    named = Home.locate(tmp_path, None, "memory://argument", environment=variables).store
+    named = Settings.read(tmp_path, None, "memory://argument", environment=variables).place.store
     assert str(named) == "memory://argument"
-    assert str(Home.locate(tmp_path, environment=variables).store) == "memory://variable"
-    assert str(Home.locate(tmp_path, environment={"METEORA_STORE": ""}).store) == str(tmp_path / "blobs")
+    assert str(Settings.read(tmp_path, environment=variables).place.store) == "memory://variable"
+    assert str(Settings.read(tmp_path, environment={"METEORA_STORE": ""}).place.store) == str(
+        tmp_path / "blobs"
+    )
 
 
 @pytest.mark.parametrize("service", ["s3", "gs"])
@@ -431,7 +434,7 @@ def test_the_commands_work_on_an_s3_service(
     # Reads the bytes, which are only there.
     assert run([*there, "validate", str(make_adapter(tmp_path / "new", seed=1)), "--with", "legal"]) == 0
     assert run([*there, "doctor"]) == 0
-    assert run([*there, "remove", "legal", "--yes"]) == 0
+    assert run([*there, "remove", "legal", "--for-good", "--yes"]) == 0
     assert "4.9 kB set free\n" in capsys.readouterr().err
     assert run([*here, "store", "du", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["blobs"] == 0

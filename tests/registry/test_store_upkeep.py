@@ -241,7 +241,7 @@ def test_a_catalog_is_known_by_its_first_event_and_holds_its_references(
     with any_catalog.hold_references() as held:
         assert held.catalog == identity
         assert set(held.among([version.weights_sha256, absent])) == {version.weights_sha256}
-    remove_versions(workspace_of(any_catalog, home.store), version.source)
+    remove_versions(workspace_of(any_catalog, home.store), version.source, keep_days=None)
     assert any_catalog.identify() == identity
     with any_catalog.hold_references() as held:
         assert set(held.among([version.weights_sha256])) == set()

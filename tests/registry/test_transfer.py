@@ -31,9 +31,11 @@ from meteora_registry.schemas.errors import (
     SourceUnreadable,
     UsageError,
 )
+from meteora_registry.schemas.evaluation import EvaluationSummary
 from meteora_registry.schemas.manifest import Origin
 from meteora_registry.schemas.names import CatalogSource
 from support.catalogued import new_adapter, new_bundle, some_verification
+from support.evaluations import make_evaluation
 from support.first_catalog import read
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
@@ -51,6 +53,11 @@ def fill(catalog: Catalog) -> None:
     catalog.set_alias(CatalogSource("legal", 1), "champion")
     catalog.register_bundle(
         new_bundle(catalog.find(CatalogSource("code")), temperature=5e-324, verification=some_verification())
+    )
+    catalog.edit("legal", note="for \u2028 漢字", owner="us")
+    catalog.record_evaluation(
+        new_bundle().facts.manifest_sha256,
+        EvaluationSummary.of(make_evaluation({"routed": {"code": [0.1, 0.2]}, "member": {"code": [1, 1]}})),
     )
     catalog.remove(CatalogSource("gone"))
     catalog.remove(CatalogSource("legal", 3))

@@ -104,6 +104,17 @@ def test_record_is_that_of_the_general_way(
         torch.testing.assert_close(short[path].weights, expected.weights)
 
 
+def test_gate_is_bound_once_for_equal_rules_and_again_for_others(model: PeftModel) -> None:
+    layer = layers(model)[0]
+    bound = []
+    for top_k, temperature in ((2, 1.0), (2, 1.0), (1, 1.0), (1, 0.5)):
+        with route_as(model, scope="token", top_k=top_k, temperature=temperature):
+            answer(model, 1)
+        bound.append(layer.meteora_bound_gates["default"])
+    assert bound[0] is bound[1]
+    assert [(gate.top_k, gate.temperature) for gate in bound[1:]] == [(2, 1.0), (1, 1.0), (1, 0.5)]
+
+
 def test_moved_model_keeps_no_old_tensors(model: PeftModel) -> None:
     with force_adapter(model, "one"):
         answer(model, 1)

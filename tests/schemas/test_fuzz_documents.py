@@ -22,6 +22,7 @@ from meteora_registry.schemas.evaluation import Evaluation
 from meteora_registry.schemas.manifest import Manifest
 from meteora_registry.schemas.policy import Policy
 from meteora_registry.schemas.recipe import Recipe
+from meteora_registry.schemas.settings import UserSettings
 from meteora_registry.schemas.statistics import StatisticsDescription
 from meteora_registry.schemas.verification import VerificationRecord
 from support.evaluations import make_evaluation
@@ -140,6 +141,10 @@ TEXTS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "policy": (
         lambda data: Policy.from_toml(data, what="x"),
         b'meteora_policy = 1\nallowed_bases = ["org/*"]\nmax_rank = 64\n[severity]\nMR301 = "off"\n',
+    ),
+    "settings": (
+        lambda data: UserSettings.from_toml(data, what="x"),
+        b'home = "~/a"\ncatalog = "sqlite:////a"\nstore = "s3://a"\n[base_aliases]\nllama = "org/llama"\n',
     ),
     "model card": (parse_license, b"---\nlicense: [mit, other]\ndate: 2024-01-01\nx: {a: 1.5, b: no}\n---\n"),
 }

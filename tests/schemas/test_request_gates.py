@@ -9,6 +9,7 @@ import pytest
 
 from meteora_registry.schemas.bundle import QUANTILES, BundleConfig
 from meteora_registry.schemas.errors import InvalidDocument
+from meteora_registry.schemas.inventory import Dtype
 
 REQUEST: dict[str, Any] = {
     "modules": ["a.q"],
@@ -64,9 +65,42 @@ def test_request_gates_add_their_tensors_to_their_modules_alone() -> None:
     assert BundleConfig.read(config.to_bytes()) == config
 
 
+FEATURES = ["gate-abstain", "gate-observed", "gate-request", "gate-scope"]
+
+
+def test_request_gates_may_be_at_modules_that_no_member_touches() -> None:
+    request = REQUEST | {"modules": ["b.z", "a.q", "b.k"], "observed": {"b.k": 8, "b.z": 4}}
+    config = config_of(request, required_features=FEATURES)
+    assert (config.target_modules, config.module_paths) == (("a.q", "a.v"), ("a.q", "a.v", "b.z", "b.k"))
+    specs = config.all_tensors({"a.q": (2, 2), "a.v": (2, 2)}, Dtype.BF16)
+    assert [(spec.name, spec.shape, spec.dtype) for spec in specs][-3:] == [
+        ("base_model.model.b.k.meteora_request_gate", (3, 8), Dtype.F32),
+        ("base_model.model.b.k.meteora_request_gate_bias", (3,), Dtype.F32),
+        ("base_model.model.b.k.meteora_request_gram", (2, 2), Dtype.F32),
+    ]
+    assert [config.has_gate(path) for path in config.module_paths] == [True, True, False, False]
+    assert BundleConfig.read(config.to_bytes()) == config
+
+
+def test_a_config_without_observed_modules_keeps_its_bytes() -> None:
+    assert b"observed" not in config_of(REQUEST).to_bytes()
+
+
+OBSERVED = {"modules": ["a.q", "b.k"], "observed": {"b.k": 8}}
+
+
 @pytest.mark.parametrize(
     ("request_changes", "changes", "problem"),
     [
+        (OBSERVED, {}, "the gate needs `gate-observed` in `required_features`, which lacks it"),
+        (OBSERVED | {"modules": ["a.q"]}, {}, "`observed` names `b.k`, which is not among the modules"),
+        (OBSERVED | {"observed": {}}, {}, "gate.request.observed: "),
+        (OBSERVED | {"observed": {"b.k": 0}}, {}, "gate.request.observed.b.k: "),
+        (
+            {"observed": {"a.q": 8}},
+            {"required_features": FEATURES},
+            "`gate.request.observed` names `a.q`, which is a target module",
+        ),
         ({"modules": ["a.z"]}, {}, "`gate.request` names `a.z`, which is not a target module"),
         ({"modules": ["a.q", "a.q"]}, {}, "a module is named twice"),
         ({"modules": []}, {}, "gate.request.modules: "),
@@ -87,6 +121,11 @@ def test_request_gates_add_their_tensors_to_their_modules_alone() -> None:
         ),
     ],
     ids=[
+        "observed-undeclared",
+        "observed-not-a-module",
+        "observed-none",
+        "observed-without-features",
+        "observed-target",
         "foreign-module",
         "module-twice",
         "no-module",

@@ -7,12 +7,17 @@ import pytest
 from meteora_registry.schemas.errors import InvalidDocument
 from meteora_registry.schemas.policy import Policy
 from meteora_registry.schemas.recipe import Recipe
+from meteora_registry.schemas.settings import ProjectSettings
 from meteora_registry.schemas.toml import MAX_TOML_DEPTH, MAX_TOML_VALUES, load_toml
 
 DEEP = f"`x` nests deeper than {MAX_TOML_DEPTH} levels"
 MANY = f"`x` has more than {MAX_TOML_VALUES} values"
 LONG = "`x` holds a number of more than 20 digits, which no field takes"
-READERS = [pytest.param(Recipe.from_toml, id="recipe"), pytest.param(Policy.from_toml, id="policy")]
+READERS = [
+    pytest.param(Recipe.from_toml, id="recipe"),
+    pytest.param(Policy.from_toml, id="policy"),
+    pytest.param(ProjectSettings.from_toml, id="project's settings"),
+]
 
 
 def load(text: str) -> object:

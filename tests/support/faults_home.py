@@ -51,6 +51,9 @@ def look_at(folder: Path) -> Contents:
             assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
             tables = _tables_of(connection, str(folder))
             referenced = set(connection.execute("SELECT sha256, size_bytes FROM adapter_files"))
+            trashed = connection.execute("SELECT content FROM trash_rows WHERE sha256 IS NOT NULL")
+            removed = [json.loads(content) for (content,) in trashed]
+            referenced |= {(row["sha256"], row["size_bytes"]) for row in removed}
             catalogued = {row[0] for row in connection.execute("SELECT path FROM bundle_versions")}
         assert all(Path(path, "meteora_manifest.json").is_file() for path in catalogued)
     blobs = dict(_blobs_of(home))
@@ -96,6 +99,11 @@ def _rows_of(connection: sqlite3.Connection, table: str, folder: str) -> Iterato
         }
         if table in _NUMBERED_BY_TURN:
             del kept["id"]
+        if table == "trash_rows":
+            content = json.loads(kept["content"])
+            kept["content"] = {
+                key: value for key, value in content.items() if key not in _TIMES and not key.endswith("_at")
+            }
         if kept.get("action") in ("gc", "begin"):
             # What a collection finds depends on what a death left, and the event `begin` gives a catalog its
             # identity before its first change: neither is one of the command's own changes.

@@ -55,6 +55,15 @@ SCENES = (
     Scene("remove adapter", _ADD_BOTH, "remove medical --yes", codes=(0, 1)),
     Scene("fuse what stands", (*_ADD_BOTH, _FUSE, "remove team --yes"), _FUSE),
     Scene("remove bundle", (*_ADD_BOTH, _FUSE), "remove team --yes", codes=(0, 1)),
+    Scene("remove for good", _ADD_BOTH, "remove medical --for-good --yes", codes=(0, 1)),
+    Scene("restore", (*_ADD_BOTH, "remove medical --yes"), "restore medical", codes=(0, 1)),
+    Scene(
+        "restore bundle",
+        (*_ADD_BOTH, _FUSE, "remove team --yes", "remove legal --yes"),
+        "restore team",
+        codes=(0, 1),
+    ),
+    Scene("rename", (*_ADD_BOTH, _FUSE, "tag legal good"), "rename legal law", codes=(0, 1)),
     Scene("gc", _ADD_BOTH, "store gc", litter=True),
     Scene("doctor", (*_ADD_BOTH, _FUSE), "doctor --fix --yes", litter=True),
 )

@@ -1,4 +1,4 @@
-"""New catalogs copied, and statements compiled once: every test with a catalog would do both again."""
+"""New catalogs on SQLite are copies of one, and the statements of all catalogs are compiled once."""
 
 from __future__ import annotations
 

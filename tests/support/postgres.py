@@ -41,7 +41,7 @@ def postgres_server() -> Iterator[str]:
 def migrated_url(postgres_server: str) -> URL:
     """The URL of a database with an empty catalog, for others to be copied from."""
     url = parse_catalog_url(postgres_server).set(database="migrated")
-    _run(url, "CREATE DATABASE migrated")
+    execute(url, "CREATE DATABASE migrated")
     upgrade(url)
     return url
 
@@ -49,7 +49,7 @@ def migrated_url(postgres_server: str) -> URL:
 @pytest.fixture
 def postgres_catalog_url(migrated_url: URL) -> str:
     """The URL of a database with an empty catalog; a copy costs half of what the migrations do."""
-    _run(
+    execute(
         migrated_url,
         "DROP DATABASE IF EXISTS copied WITH (FORCE)",
         "CREATE DATABASE copied TEMPLATE migrated",
@@ -57,8 +57,8 @@ def postgres_catalog_url(migrated_url: URL) -> str:
     return migrated_url.set(database="copied").render_as_string(hide_password=False)
 
 
-def _run(url: URL, *statements: str) -> None:
-    """Run statements about databases, from one that none of them is about."""
+def execute(url: URL, *statements: str) -> None:
+    """Execute statements about databases and roles, from a database that none of them is about."""
     with engine_for(url.set(database="postgres")) as engine:
         outside = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         with outside as connection:

@@ -16,12 +16,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from meteora_registry.bundle import Bundle
+from meteora_registry.bundle.files import write_record
+from meteora_registry.fuser.fuse_member import MemberFiles
+from meteora_registry.fuser.refit import NewGates, refit_bundle
+from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
 from meteora_registry.runtime import load_bundle
+from meteora_registry.schemas.bundle import Fitting, FittingData, Gate, RequestGates
+from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.verification import Level
 from support.byte_tokens import byte_tokenizer
 from support.forging.catalogue import FORGERIES
-from support.forging.forger import Forger
+from support.forging.forger import CONFIG, WEIGHTS, Forger
+from support.forging.of_requests import FEATURES, OBSERVED
 from support.hub import LoopbackHub
 from support.hub_commands import Machine, Result, Workplace, machine, workplace
 from support.hub_server import serve
@@ -63,7 +72,50 @@ class Workshop:
         options = {"plain": (), "experts": ("--with-experts",), "cast": ("--dtype", "bfloat16")}
         for name, own in options.items():
             self._must("fuse", *names, "--out", self.folder / name, "--name", name, *own)
-        return {name: self.folder / name for name in options}
+        self._observe(made)
+        return {name: self.folder / name for name in (*options, "observed")}
+
+    def _observe(self, made: Path) -> None:
+        """Write the plain bundle with a request gate, drawn by chance, where no member has factors."""
+        bundle, folder = Bundle.open(self.folder / "plain"), self.folder / "observed"
+        names, generator = bundle.config.names, torch.Generator().manual_seed(0)
+        gate = Gate(
+            kind="normalised",
+            scope="prompt",
+            bias=True,
+            eps=1e-6,
+            sources={},
+            request=RequestGates(
+                modules=(OBSERVED,),
+                observed={OBSERVED: FEATURES},
+                background=("general",),
+                forms=("plain",),
+                template=None,
+                centre=0.0,
+                spread=1.0,
+                quantiles=None,
+                held_out=None,
+            ),
+            initialisation=None,
+            fitted=Fitting(
+                method="by chance",
+                data=tuple(
+                    FittingData(member=name, sha256=Digest.of_bytes(name.encode()), samples=32)
+                    for name in names
+                ),
+            ),
+        )
+        values = {
+            path: (torch.randn(len(names), shape[0], generator=generator), torch.zeros(len(names)))
+            for path, shape in bundle.shapes.items()
+        }
+        rows = torch.randn(len(names) + 1, FEATURES, generator=generator)
+        request = {OBSERVED: (rows, torch.zeros(len(names) + 1), torch.eye(len(names)))}
+        folder.mkdir()
+        refit_bundle(bundle, NewGates(gate, 1, 1.0, values, request), folder)
+        own = {name: made / name for name in names}
+        sources = {name: MemberFiles(path / CONFIG, path / WEIGHTS) for name, path in own.items()}
+        write_record(folder, verify_bundle(folder, level=Level.SOURCE, sources=sources))
 
     def _must(self, *arguments: object) -> None:
         result = self.home.run(*arguments)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import of_config, of_files, of_members, of_weights
+from . import of_config, of_files, of_members, of_requests, of_weights
 from .forger import FORGERIES, Forger, forgery
 
-__all__ = ["FORGERIES", "of_config", "of_files", "of_members", "of_weights"]
+__all__ = ["FORGERIES", "of_config", "of_files", "of_members", "of_requests", "of_weights"]
 
 
 @forgery("nothing: the bundle as it was fused")
