@@ -18,6 +18,9 @@ _SECTIONS = EXAMPLES, EVALUATION
 # In the text and in the front matter.
 _BEGIN, _END = "\n<!-- added by push: {} -->\n", "\n<!-- end of what push added -->\n\n"
 _FRONT_BEGIN, _FRONT_END = "# added by push: {}\n", "# end of what push added\n"
+_MARKS = tuple(
+    f"{start} {text}" for start in ("<!--", "#") for text in ("added by push:", "end of what push")
+)
 # Sections stand before this heading, which every card has that was written with a bundle.
 _FOLLOWING = b"## Members\n"
 _FENCE = re.compile(r"`{3,}")
@@ -56,10 +59,10 @@ def with_section(card: bytes, name: str, text: str, *, front_matter: str = "") -
         front_matter: whole lines of YAML for the card's front matter, if it has one.
 
     Raises:
-        DataRefused: the text has the mark that ends a section.
+        DataRefused: the text has a mark of a section.
     """
-    if _END.strip() in text or _FRONT_END.strip() in front_matter:
-        raise DataRefused(f"the text for the card has `{_END.strip()}`, which ends a section of it")
+    if found := [mark for mark in _MARKS if mark in text or mark in front_matter]:
+        raise DataRefused(f"the text for the card has `{found[0]}`, which marks what was added to a card")
     card = without_section(card, name)
     end_of_front = card.find(b"\n---\n", 3) + 1 if card.startswith(b"---\n") else 0
     if front_matter and end_of_front:

@@ -81,6 +81,14 @@ def test_examples_of_another_shape_are_refused(data: bytes, message: str) -> Non
     assert message in str(caught.value)
 
 
-def test_text_with_the_mark_of_the_end_is_refused() -> None:
-    with pytest.raises(DataRefused, match="ends a section"):
-        with_section(CARD, EXAMPLES, "<!-- end of what push added -->")
+@pytest.mark.parametrize("mark", ["<!-- end of what push added -->", "# added by push: evaluation"])
+def test_text_with_a_mark_is_refused(mark: str) -> None:
+    with pytest.raises(DataRefused, match="which marks what was added to a card"):
+        with_section(CARD, EXAMPLES, f"a\n{mark}\nb")
+
+
+def test_card_with_an_evaluation_and_examples_is_the_same() -> None:
+    card = with_section(CARD, EXAMPLES, "text")
+    card = with_section(card, EVALUATION, "## Evaluation", front_matter="model-index: []\n")
+    assert is_same_card(card, LISTED)
+    assert is_same_card(with_section(card, EXAMPLES, "other"), LISTED)
