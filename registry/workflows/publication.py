@@ -38,7 +38,7 @@ from ..hub.download import read_small_file
 from ..hub.listing import FileDigests, Listing, RemoteFile
 from ..workspace import StrPath, Workspace
 from .bundle_folder import find_bundle_folder
-from .uploads import Upload, adapter_upload, bundle_upload, read_examples, with_examples
+from .uploads import Upload, adapter_upload, bundle_upload, read_examples
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
@@ -166,15 +166,15 @@ def open_upload(
         noted = version.source
     folder = find_bundle_folder(workspace, source)
     examples = () if options.examples is None else read_examples(options.examples)
-    upload = bundle_upload(
+    return noted or folder, bundle_upload(
         folder,
         scratch=scratch,
         workspace=workspace,
+        examples=examples,
         overwrite_card=options.overwrite_card,
         sign=options.sign,
         progress=progress,
     )
-    return noted or folder, with_examples(upload, examples, scratch) if examples else upload
 
 
 def push(hub: Hub, upload: Upload, repository: str, options: PushOptions) -> Pushed:

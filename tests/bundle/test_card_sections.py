@@ -6,8 +6,13 @@ import json
 
 import pytest
 
-from meteora_registry.bundle.card_sections import EXAMPLES, is_same_card, render_examples, with_section
-from meteora_registry.bundle.evaluated_card import with_evaluation
+from meteora_registry.bundle.card_sections import (
+    EVALUATION,
+    EXAMPLES,
+    is_same_card,
+    render_examples,
+    with_section,
+)
 from meteora_registry.schemas.card_examples import Example, parse_examples
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused
@@ -28,7 +33,7 @@ def test_section_stands_before_the_members_and_is_not_part_of_the_digest() -> No
 
 
 def test_section_of_the_same_name_is_replaced_and_another_kept() -> None:
-    card = with_section(with_section(CARD, "scores", "a table"), EXAMPLES, "old")
+    card = with_section(with_section(CARD, EVALUATION, "a table"), EXAMPLES, "old")
     card = with_section(card, EXAMPLES, "new")
     assert b"a table" in card
     assert b"new" in card
@@ -76,13 +81,14 @@ def test_examples_of_another_shape_are_refused(data: bytes, message: str) -> Non
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("mark", ["<!-- end of what push added -->", "# end of the evaluation"])
+@pytest.mark.parametrize("mark", ["<!-- end of what push added -->", "# added by push: evaluation"])
 def test_text_with_a_mark_is_refused(mark: str) -> None:
     with pytest.raises(DataRefused, match="which marks what was added to a card"):
         with_section(CARD, EXAMPLES, f"a\n{mark}\nb")
 
 
-def test_card_with_an_evaluation_and_a_section_is_the_same() -> None:
-    card = with_evaluation(with_section(CARD, EXAMPLES, "text"), "model-index: []\n", "## Evaluation\n")
+def test_card_with_an_evaluation_and_examples_is_the_same() -> None:
+    card = with_section(CARD, EXAMPLES, "text")
+    card = with_section(card, EVALUATION, "## Evaluation", front_matter="model-index: []\n")
     assert is_same_card(card, LISTED)
     assert is_same_card(with_section(card, EXAMPLES, "other"), LISTED)

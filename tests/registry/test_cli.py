@@ -137,6 +137,8 @@ def test_show_prints_what_a_person_wants_to_know(
         "added": f"{version.created_at:%Y-%m-%d %H:%M} UTC",
     }
     details = {
+        "note": "-",
+        "owner": "-",
         "commit": "-",
         "aliases": "-",
         "tags": "-",

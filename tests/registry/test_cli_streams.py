@@ -83,7 +83,7 @@ def test_stderr_that_takes_nothing_changes_no_exit_code(
     assert done.stdout == run_redirected(folder, arguments).stdout
 
 
-@pytest.mark.parametrize("arguments", [JSON, ["remove", "legal"]], ids=["list", "remove"])
+@pytest.mark.parametrize("arguments", [JSON, ["remove", "legal", "--for-good"]], ids=["list", "remove"])
 def test_closed_stdin_is_like_one_that_ended(folder: Path, arguments: list[str]) -> None:
     done = run_redirected(folder, arguments, "0<&-")
     assert (done.returncode, done.stderr) == (0, "")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.bundle.evaluated_card import without_evaluation
+from meteora_registry.bundle.card_sections import without_sections
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.digest import Digest
@@ -219,6 +219,35 @@ def test_changed_card_is_a_warning_on_pull_and_asks_for_a_word_on_push(
     assert hub.repositories["org/bundle"].head.files["README.md"].data == (bundle / "README.md").read_bytes()
 
 
+def evaluate(here: Workplace, bundle: Path, items: int) -> None:
+    """Record that the routing answered half of so many items, and the members all of them."""
+    scores = {"routed": {"legal": [1.0, 0.0] * items}, "member": {"legal": [1.0, 1.0] * items}}
+    summary = EvaluationSummary.of(make_evaluation(scores))
+    with Catalog.open(Home(here.home)) as catalog:
+        assert catalog.record_evaluation(Bundle(bundle).manifest_sha256, summary)
+
+
+def test_evaluation_goes_on_the_card_and_is_not_an_edit_of_it(hub: LoopbackHub, here: Workplace) -> None:
+    hub.create("org/bundle", GOLDEN / "arrow")
+    assert here.run("pull", "org/bundle", "--out", "pulled").code == 0
+    own = (GOLDEN / "arrow" / "README.md").read_bytes()
+    for items in (1, 2):
+        evaluate(here, here.folder / "pulled", items)
+        assert here.run("push", "pulled", "org/bundle").code == 0
+        card = hub.repositories["org/bundle"].head.files["README.md"].data
+        assert b"50.0 % of the score of its members" in card
+        assert f"| `legal` | exact | {2 * items} | 50.0 | 100.0 |".encode() in card
+        assert without_sections(card) == own
+        assert here.run("push", "pulled", "org/bundle").out.startswith("nothing to do: ")
+    assert (here.folder / "pulled" / "README.md").read_bytes() == own
+    # Elsewhere it is the card of the bundle; a push from there does not repeat what was not measured there.
+    again = here.run("pull", "org/bundle", "--out", "again", "--name", "again")
+    assert (again.code, "card" in again.err) == (0, False)
+    assert b"## Evaluation" in (here.folder / "again" / "README.md").read_bytes()
+    assert here.run("--home", "other", "push", "again", "org/other").code == 0
+    assert hub.repositories["org/other"].head.files["README.md"].data == own
+
+
 def test_examples_go_on_the_card_and_are_not_an_edit_of_it(
     hub: LoopbackHub, here: Workplace, bundle: Path
 ) -> None:
@@ -242,35 +271,6 @@ def test_examples_of_another_shape_send_nothing(hub: LoopbackHub, here: Workplac
         'error: `examples.jsonl`, line 1 has text, expected {"prompt": "...", "response": "..."}\n'
     )
     assert "org/bundle" not in hub.repositories
-
-
-def evaluate(here: Workplace, bundle: Path, items: int) -> None:
-    """Record that the routing answered half of so many items, and the members all of them."""
-    scores = {"routed": {"legal": [1.0, 0.0] * items}, "member": {"legal": [1.0, 1.0] * items}}
-    summary = EvaluationSummary.of(make_evaluation(scores))
-    with Catalog.open(Home(here.home)) as catalog:
-        assert catalog.record_evaluation(Bundle(bundle).manifest_sha256, summary)
-
-
-def test_evaluation_goes_on_the_card_and_is_not_an_edit_of_it(hub: LoopbackHub, here: Workplace) -> None:
-    hub.create("org/bundle", GOLDEN / "arrow")
-    assert here.run("pull", "org/bundle", "--out", "pulled").code == 0
-    own = (GOLDEN / "arrow" / "README.md").read_bytes()
-    for items in (1, 2):
-        evaluate(here, here.folder / "pulled", items)
-        assert here.run("push", "pulled", "org/bundle").code == 0
-        card = hub.repositories["org/bundle"].head.files["README.md"].data
-        assert b"50.0 % of the score of its members" in card
-        assert f"| `legal` | exact | {2 * items} | 50.0 | 100.0 |".encode() in card
-        assert without_evaluation(card) == own
-        assert here.run("push", "pulled", "org/bundle").out.startswith("nothing to do: ")
-    assert (here.folder / "pulled" / "README.md").read_bytes() == own
-    # Elsewhere it is the card of the bundle; a push from there does not repeat what was not measured there.
-    again = here.run("pull", "org/bundle", "--out", "again", "--name", "again")
-    assert (again.code, "card" in again.err) == (0, False)
-    assert b"## Evaluation" in (here.folder / "again" / "README.md").read_bytes()
-    assert here.run("--home", "other", "push", "again", "org/other").code == 0
-    assert hub.repositories["org/other"].head.files["README.md"].data == own
 
 
 def test_card_that_was_not_edited_goes_with_the_next_bundle(hub: LoopbackHub, here: Workplace) -> None:
