@@ -33,15 +33,20 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 
 _EXAMPLE = """\
 ```python
-import meteora_registry.runtime  # registers the peft type METEORA
+import meteora_registry.runtime  # teaches PEFT the type METEORA
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained({base!r}{revision})
+tokenizer = AutoTokenizer.from_pretrained({base!r}{revision})
 model = PeftModel.from_pretrained(base, "path/or/repository/of/this/bundle")
+
+prompt = tokenizer("A prompt", return_tensors="pt")
+answer = model.generate(**prompt, max_new_tokens=64)
+print(tokenizer.decode(answer[0], skip_special_tokens=True))
 ```
 
-Without the first line PEFT answers `KeyError: 'METEORA'`. It is in
+Without the first line PEFT and transformers stop with `KeyError: 'METEORA'`; that line is the cure. It is in
 meteora-registry with its extra `runtime`, installed from its source: `pip install ".[runtime]"`.
 """
 
@@ -138,7 +143,7 @@ def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMemb
         "## Gate\n\n" + _describe_gate(config.gate),
         *([recipe] if recipe else []),
         "## Verification\n\n" + _VERIFICATION,
-        "## Loading\n\n" + loading,
+        "## Loading and generating\n\n" + loading,
     ]
     return "\n".join(parts)
 

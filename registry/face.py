@@ -470,6 +470,7 @@ class Registry(Workspace):
         tag: str | None = None,
         overwrite_card: bool = False,
         sign: SigningKey | None = None,
+        examples: StrPath | None = None,
         dry_run: bool = False,
         progress: Progress = silent,
     ) -> Pushed:
@@ -483,6 +484,7 @@ class Registry(Workspace):
             tag: the tag to set; by default made from the content's digest.
             overwrite_card: publish a bundle's card as it is here, even if it was edited here or on the Hub.
             sign: sign the bundle's manifest and record first; the signature stays in its folder.
+            examples: a file for a bundle's card; a line is ``{"prompt": ..., "response": ...}``.
             dry_run: return what would be pushed and change nothing.
             progress: called with a step's name, how much of it is done, and how much there is.
 
@@ -492,7 +494,9 @@ class Registry(Workspace):
         """
         from .workflows.publication import PushOptions, publish
 
-        options = PushOptions(private, as_pull_request, dry_run, tag, overwrite_card, sign)
+        options = PushOptions(
+            private, as_pull_request, dry_run, tag, overwrite_card, sign, path_or_none(examples)
+        )
         return publish(self, source, repository, options, progress=progress)
 
     def pull(

@@ -201,7 +201,8 @@ class ForwardCall:
         if isinstance(mask, dict):
             mask = mask.get("full_attention")
         if mask is None:
-            if self.shape[0] > 1:
+            # `generate` drops a mask of all ones, which it has or makes for every prompt.
+            if self.shape[0] > 1 and self._known is None:
                 warnings.warn(_UNMASKED, UserWarning, stacklevel=2)
             return torch.ones(self.shape, dtype=torch.bool, device=self.device)
         if mask.shape == self.shape:

@@ -29,6 +29,7 @@ from meteora_registry.schemas.gate_choices import Scope
 
 from .base import load_model, load_tokenizer, prepare_base
 from .bundles import fit_by_workflow, fit_with, fuse_adapters, write_fit_data
+from .figure import write_figure
 from .out_of_domain import FORMS, answer, decide
 from .prompts import composites
 from .rows import Row, append_row, digest_of, digest_of_texts, read_rows, score_row
@@ -278,6 +279,7 @@ def main(arguments: Sequence[str]) -> None:
         test(measurement, Sizes(), BY_TOKEN)
     if "tables" in stages:
         write_tables(parsed.rows)
+        write_figure(parsed.rows)
 
 
 def quiet() -> None:

@@ -10,7 +10,7 @@ import click
 from ...schemas.errors import UsageError
 from ...schemas.signers import SigningKey
 from ..face import Registry
-from .groups import examples
+from .groups import examples as show_examples
 from .json_output import print_json
 from .output import describe_bytes, print_line
 from .parameters import complete_name_or_folder, format_option, pass_registry
@@ -26,11 +26,12 @@ SIGSTORE = "sigstore"
 
 @click.command(
     "push",
-    epilog=examples(
+    epilog=show_examples(
         "push ./bundle org/our-bundle",
         "push bundle@2 org/our-bundle --tag v2",
         "push summarise@3 org/summarise --private",
         "push ./bundle org/our-bundle --sign release.key",
+        "push ./bundle org/our-bundle --examples examples.jsonl",
         "push ./bundle org/our-bundle --dry-run",
     ),
 )
@@ -57,6 +58,12 @@ SIGSTORE = "sigstore"
     type=click.Path(path_type=Path),
     help="The key's certificate in PEM, followed by those that lead to a root.",
 )
+@click.option(
+    "--examples",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help='Put prompts and answers on a bundle\'s card; a line is {"prompt": ..., "response": ...}.',
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be pushed; change nothing.")
 @format_option
 @pass_registry
@@ -71,6 +78,7 @@ def command(
     overwrite_card: bool,
     sign: str | None,
     certificate: Path | None,
+    examples: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -93,6 +101,7 @@ def command(
             tag=tag,
             overwrite_card=overwrite_card,
             sign=_signing_key(sign, certificate),
+            examples=examples,
             dry_run=dry_run,
             progress=progress,
         )

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...bundle.evaluated_card import without_evaluation
+from ...bundle.card_sections import is_same_card
 from ...bundle.signature import COVERED
 from ...bundle.signers import require_signing
 from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
 from ...schemas.bundle import CARD_FILE, MANIFEST_FILE, MAX_CARD_BYTES, SIGNATURE_FILE, is_bundle_file
-from ...schemas.digest import Digest
 from ...schemas.errors import (
     HubConflict,
     HubMismatch,
@@ -39,7 +38,7 @@ from ..hub.download import read_small_file
 from ..hub.listing import FileDigests, Listing, RemoteFile
 from ..workspace import StrPath, Workspace
 from .bundle_folder import find_bundle_folder
-from .uploads import Upload, adapter_upload, bundle_upload
+from .uploads import Upload, adapter_upload, bundle_upload, read_examples
 
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
 _SHORT = 12
@@ -69,7 +68,7 @@ class PushOptions:
     """``private`` holds for a repository that is made; ``tag`` is used in place of the upload's own.
 
     ``overwrite_card`` publishes a bundle's card as it is here, whatever was edited here or there; a bundle is
-    signed with ``sign``.
+    signed with ``sign``. ``examples`` names a file of prompts and answers for a bundle's card.
     """
 
     private: bool = False
@@ -78,6 +77,7 @@ class PushOptions:
     tag: str | None = None
     overwrite_card: bool = False
     sign: SigningKey | None = None
+    examples: Path | None = None
 
 
 def publish(
@@ -152,6 +152,11 @@ def open_upload(
     if isinstance(parsed, CatalogSource):
         version = workspace.catalog.find_any(parsed)
         if isinstance(version, AdapterVersion):
+            if options.examples is not None:
+                raise UsageError(
+                    f"`{version.source}` is an adapter, and its card is its own `{CARD_FILE}`",
+                    hint="leave out `--examples`, and put them into that file",
+                )
             if options.sign is not None:
                 raise UsageError(
                     f"`{version.source}` is an adapter, and bundles alone are signed",
@@ -160,10 +165,12 @@ def open_upload(
             return version.source, adapter_upload(workspace.store, version, scratch, progress=progress)
         noted = version.source
     folder = find_bundle_folder(workspace, source)
+    examples = () if options.examples is None else read_examples(options.examples)
     return noted or folder, bundle_upload(
         folder,
         scratch=scratch,
         workspace=workspace,
+        examples=examples,
         overwrite_card=options.overwrite_card,
         sign=options.sign,
         progress=progress,
@@ -282,9 +289,7 @@ def _require_unedited_card(hub: Hub, listing: Listing) -> None:
     with suppress(InvalidDocument, HubRefused):
         text = read_small_file(hub, listing, card, max_bytes=MAX_CARD_BYTES)
         listed = Manifest.read(read_small_file(hub, listing, manifest, max_bytes=MAX_MANIFEST_BYTES))
-        if CARD_FILE in listed.files and listed.files[CARD_FILE].sha256 == Digest.of_bytes(
-            without_evaluation(text)
-        ):
+        if CARD_FILE in listed.files and is_same_card(text, listed.files[CARD_FILE].sha256):
             return
     raise HubRefused(
         f"the card of `{listing.repository}` was edited on the Hub; nothing was pushed",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from ...bundle import Bundle
+from ...bundle.card_sections import EVALUATION, EXAMPLES, render_examples, with_section, without_section
 from ...bundle.documents import check_documents
-from ...bundle.evaluated_card import with_evaluation, without_evaluation
 from ...bundle.files import check_card, check_listed
 from ...bundle.signature import check_covers, has_signature, read_covered, read_signature
 from ...files.progress import Bytes, Progress, Step, silent
@@ -26,8 +26,9 @@ from ...schemas.bundle import (
     VERIFICATION_FILE,
     WEIGHTS_FILE,
 )
+from ...schemas.card_examples import MAX_EXAMPLES_BYTES, Example, parse_examples
 from ...schemas.digest import Digest
-from ...schemas.errors import BundleRefused, StoreDamaged, way_to_install
+from ...schemas.errors import BundleRefused, DataRefused, StoreDamaged, way_to_install
 from ...schemas.manifest import Manifest
 from ...schemas.names import below, check_file_name, is_repository
 from ...schemas.signers import SignedBy, SigningKey
@@ -66,11 +67,22 @@ class Upload:
         return sum(self.digests[path].size_bytes for path in paths)
 
 
+def read_examples(path: Path) -> tuple[Example, ...]:
+    """Return the examples of a file for a bundle's card.
+
+    Raises:
+        SourceUnreadable: it cannot be read, or is too large.
+        DataRefused, InvalidDocument: a line has another shape.
+    """
+    return parse_examples(read_bounded(path, MAX_EXAMPLES_BYTES), str(path))
+
+
 def bundle_upload(
     folder: Path,
     *,
     scratch: Path | None = None,
     workspace: Workspace | None = None,
+    examples: Sequence[Example] = (),
     overwrite_card: bool = False,
     sign: SigningKey | None = None,
     progress: Progress = silent,
@@ -82,6 +94,7 @@ def bundle_upload(
         scratch: an empty folder that is kept until the push is done; without one the card stays as it is.
         workspace: its catalog may have an evaluation, which is added to the card; where torch is not
             installed, it must have a verification of this manifest that was made here.
+        examples: of its publisher, for the card.
         overwrite_card: publish the card as it is, if it was changed.
         sign: who signs it, once it was found intact; the signature stays in the folder.
         progress: called with a step's name, how much of it is done, and how much there is.
@@ -92,6 +105,7 @@ def bundle_upload(
         AdapterRefused: a member is broken.
         InvalidDocument: the manifest or the record is damaged.
         SourceUnreadable: a file cannot be read.
+        DataRefused: there are examples, and no card.
     """
     bundle = Bundle(folder)
     manifest, manifest_sha256 = bundle.manifest, bundle.manifest_sha256
@@ -115,8 +129,13 @@ def bundle_upload(
         files[SIGNATURE_FILE] = below(folder, SIGNATURE_FILE)
         digests[SIGNATURE_FILE] = digest_file(files[SIGNATURE_FILE])
     if scratch is not None and CARD_FILE in files:
-        card = _evaluated_card(files[CARD_FILE], scratch, workspace, manifest_sha256, as_it_is=overwrite_card)
+        evaluation = _find_evaluation(workspace, manifest_sha256)
+        card = _published_card(
+            files[CARD_FILE], scratch, examples, evaluation, keep_evaluation=overwrite_card
+        )
         files[CARD_FILE], digests[CARD_FILE] = card, digest_file(card)
+    elif examples:
+        raise DataRefused(f"the bundle has no `{CARD_FILE}` to put examples on")
     names = ", ".join(member.name for member in manifest.members)
     return Upload(
         title=f"MeteoRA bundle {manifest_sha256.short} of {names}"[:200],
@@ -129,16 +148,22 @@ def bundle_upload(
     )
 
 
-def _evaluated_card(
-    card: Path, scratch: Path, workspace: Workspace | None, manifest_sha256: Digest, *, as_it_is: bool
+def _published_card(
+    card: Path,
+    scratch: Path,
+    examples: Sequence[Example],
+    evaluation: MeasuredEvaluation | None,
+    *,
+    keep_evaluation: bool,
 ) -> Path:
-    """Return the card with what this catalog measured, in place of what others may have stated before."""
-    found = None if workspace is None else _find_evaluation(workspace, manifest_sha256)
+    """Return the card with these examples, and what was measured here in place of others' evaluations."""
     data = read_bounded(card, MAX_CARD_BYTES)
-    if found is not None:
-        written = with_evaluation(data, write_model_index(found.summary), write_section(found))
-    else:
-        written = data if as_it_is else without_evaluation(data)
+    written = with_section(data, EXAMPLES, render_examples(examples)) if examples else data
+    if evaluation is not None:
+        front_matter = write_model_index(evaluation.summary)
+        written = with_section(written, EVALUATION, write_section(evaluation), front_matter=front_matter)
+    elif not keep_evaluation:
+        written = without_section(written, EVALUATION)
     if written == data:
         return card
     path = scratch / CARD_FILE
@@ -146,8 +171,8 @@ def _evaluated_card(
     return path
 
 
-def _find_evaluation(workspace: Workspace, manifest_sha256: Digest) -> MeasuredEvaluation | None:
-    if workspace.home.catalog_url is None and not workspace.home.catalog_file.exists():
+def _find_evaluation(workspace: Workspace | None, manifest_sha256: Digest) -> MeasuredEvaluation | None:
+    if workspace is None or (workspace.home.catalog_url is None and not workspace.home.catalog_file.exists()):
         return None
     return find_leading(workspace.catalog.find_evaluations(manifest_sha256))
 

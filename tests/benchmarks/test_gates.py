@@ -11,11 +11,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gates import measure
+from benchmarks.gates.figure import FIGURE, OURS, draw
 from benchmarks.gates.measure import Measurement, Sizes
 from benchmarks.gates.prompts import composites, pieces_of, prompt_of, response_of
 from benchmarks.gates.rows import by_task, interval_of, mean_of, read_rows, whole_of
 from benchmarks.gates.scoring import EncodedText, encode_text, pad_left, score_texts
-from benchmarks.gates.tables import END, PAGE, START, sections, write_tables
+from benchmarks.gates.tables import END, PAGE, START, percent, ratio, scores, sections, write_tables
 from benchmarks.gates.tasks import TASK_NAMES, TASKS, spell, split_of
 from benchmarks.gates.training import IGNORED, RECIPES, pack, samples_of
 from benchmarks.gates.ways import Models, Way, served
@@ -109,6 +110,15 @@ def committed() -> dict[str, list[str]]:
 def test_page_has_what_the_committed_rows_say(committed: dict[str, list[str]], name: str) -> None:
     lines = committed[name]
     assert "\n".join([START.format(name), *lines, END]) in (ROOT / PAGE).read_text(encoding="utf-8")
+
+
+def test_figure_is_what_the_committed_rows_say() -> None:
+    rows = read_rows(ROOT / measure.ROWS)
+    assert (ROOT / FIGURE).read_text(encoding="utf-8") == draw(rows)
+    found = {row["way"]: row for row in scores(rows, "test", "single")}
+    of_the_oracle = percent(ratio(found[OURS], found["oracle"]))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"it reaches {of_the_oracle} of what naming" in readme
 
 
 def test_oracle_of_one_item_is_its_adapter_alone(measured: Measurement, base: Path) -> None:

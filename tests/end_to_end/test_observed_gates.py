@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from accelerate import cpu_offload
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import meteora_registry
@@ -24,8 +24,17 @@ from meteora_registry.fuser.fuse_member import MemberFiles
 from meteora_registry.fuser.verifier import verify_bundle
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
-from meteora_registry.runtime import Decision, LoadedBundle, force_adapter, load_bundle, route_as, routing
+from meteora_registry.runtime import (
+    Decision,
+    LoadedBundle,
+    force_adapter,
+    load_bundle,
+    route_as,
+    routing,
+    uniform,
+)
 from meteora_registry.runtime.attachment import attach
+from meteora_registry.runtime.evaluation.modes import arrow
 from meteora_registry.schemas.bundle import BundleConfig
 from meteora_registry.schemas.errors import BundleRefused
 from meteora_registry.schemas.verification import Level, Outcome
@@ -158,6 +167,15 @@ def test_an_observed_module_adds_nothing(loaded: LoadedBundle, workplace: Path) 
     module = loaded.model.get_base_model().get_submodule(OBSERVED)
     x = torch.randn(1, 2, 32)
     assert torch.equal(module(x), module.base_layer(x))
+
+
+@pytest.mark.parametrize("mode", [arrow, uniform], ids=["arrow", "uniform"])
+def test_other_modes_pass_over_an_observed_module(
+    loaded: LoadedBundle, mode: Callable[[nn.Module], AbstractContextManager[None]]
+) -> None:
+    with mode(loaded.model), routing(loaded.model) as record:
+        assert logits_of(loaded.model).isfinite().all()
+    assert set(record.modules) == {TARGET}
 
 
 def without_requests(folder: Path, target: Path) -> Path:

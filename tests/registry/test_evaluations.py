@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from meteora_registry.bundle.evaluated_card import with_evaluation, without_evaluation
+from meteora_registry.bundle.card_sections import EVALUATION, with_section, without_sections
 from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.cli.main import run
@@ -123,11 +123,14 @@ def test_show_and_list_state_what_was_measured(
     "card", ["---\na: b\n---\n\n# Card\n", "# Card", "", "---\nopen", "---\r\na: b\r\n---\r\n"]
 )
 def test_evaluation_can_be_taken_out_of_a_card_again(card: str) -> None:
-    written = with_evaluation(card.encode(), "model-index: []\n", "## Evaluation\n")
+    def with_evaluation(card: bytes) -> bytes:
+        return with_section(card, EVALUATION, "## Evaluation\n", front_matter="model-index: []\n")
+
+    written = with_evaluation(card.encode())
     assert b"## Evaluation" in written
-    assert with_evaluation(written, "model-index: []\n", "## Evaluation\n") == written
-    assert without_evaluation(written) == card.encode()
-    assert without_evaluation(card.encode()) == card.encode()
+    assert with_evaluation(written) == written
+    assert without_sections(written) == card.encode()
+    assert without_sections(card.encode()) == card.encode()
 
 
 def test_card_has_the_scores_where_the_hub_reads_them(catalog: Catalog) -> None:
@@ -135,7 +138,8 @@ def test_card_has_the_scores_where_the_hub_reads_them(catalog: Catalog) -> None:
     catalog.record_evaluation(MANIFEST, summary_of(4, right=3, own=4))
     (found,) = catalog.find_evaluations(MANIFEST)
     card = (GOLDEN / "arrow" / "README.md").read_bytes()
-    written = with_evaluation(card, write_model_index(found.summary), write_section(found)).decode()
+    front_matter = write_model_index(found.summary)
+    written = with_section(card, EVALUATION, write_section(found), front_matter=front_matter).decode()
     (result,) = ModelCard(written).data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("legal", "exact_match", 0.75)
     assert "| `legal` | exact | 4 | 75.0 | 100.0 | `" in written

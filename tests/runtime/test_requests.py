@@ -272,6 +272,14 @@ def test_batch_without_a_mask_is_warned_of_once(bundles: dict[str, Path]) -> Non
     assert [str(warning.message)[:31] for warning in caught] == ["a batch without `attention_mask"]
 
 
+def test_generate_with_a_mask_of_ones_warns_of_nothing(bundles: dict[str, Path]) -> None:
+    model = loaded(bundles["prompt"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prompts = some_tokens(batch=2)
+        model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=2)
+
+
 def test_generate_is_the_models_own_again_after_unload(bundles: dict[str, Path]) -> None:
     model = loaded(bundles["prompt"])
     assert "generate" not in vars(model.unload())

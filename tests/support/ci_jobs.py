@@ -129,7 +129,8 @@ class Runner:
     def run_last_line(self, script: str, environment: Mapping[str, str]) -> Done:
         """Carry out what a script starts in its last line, which is the checker, within this process."""
         self._empty_files()
-        variables = _BASIC | environment
+        # Where there is no HOME, the settings of the account that runs the tests would be read.
+        variables = _BASIC | {"XDG_CONFIG_HOME": str(self.temporary / "config")} | environment
         words = shlex.split(script.splitlines()[-1].removeprefix("exec "))
         program, *arguments = (string.Template(word).substitute(variables) for word in words)
         assert Path(program).name == "meteora-registry"

@@ -1,7 +1,7 @@
 """Every fault that is tried against the Hub's client: the action, the message, and the outcome.
 
-``docs/hub.md`` has the same list as a table, and a test holds the two together. What a Hub does only if it
-is hostile is in ``hub_hostile``.
+``docs/hub-faults.md`` has the same list as a table, and a test holds the two together. What a Hub does only
+if it is hostile is in ``hub_hostile``.
 """
 
 from __future__ import annotations

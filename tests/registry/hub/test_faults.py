@@ -18,7 +18,7 @@ from support.small_adapters import make_adapter
 from support.small_disks import needs_root, remount, small_disk
 
 CASES = (*USUAL, *HOSTILE)
-DOCUMENT = Path(__file__).parents[3] / "docs" / "hub.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "hub-faults.md"
 
 
 def without_ids(text: str) -> str:

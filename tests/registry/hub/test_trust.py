@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meteora_registry.bundle import Bundle
-from meteora_registry.bundle.evaluated_card import without_evaluation
+from meteora_registry.bundle.card_sections import without_sections
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.home import Home
 from meteora_registry.schemas.digest import Digest
@@ -237,7 +237,7 @@ def test_evaluation_goes_on_the_card_and_is_not_an_edit_of_it(hub: LoopbackHub, 
         card = hub.repositories["org/bundle"].head.files["README.md"].data
         assert b"50.0 % of the score of its members" in card
         assert f"| `legal` | exact | {2 * items} | 50.0 | 100.0 |".encode() in card
-        assert without_evaluation(card) == own
+        assert without_sections(card) == own
         assert here.run("push", "pulled", "org/bundle").out.startswith("nothing to do: ")
     assert (here.folder / "pulled" / "README.md").read_bytes() == own
     # Elsewhere it is the card of the bundle; a push from there does not repeat what was not measured there.
@@ -246,6 +246,31 @@ def test_evaluation_goes_on_the_card_and_is_not_an_edit_of_it(hub: LoopbackHub, 
     assert b"## Evaluation" in (here.folder / "again" / "README.md").read_bytes()
     assert here.run("--home", "other", "push", "again", "org/other").code == 0
     assert hub.repositories["org/other"].head.files["README.md"].data == own
+
+
+def test_examples_go_on_the_card_and_are_not_an_edit_of_it(
+    hub: LoopbackHub, here: Workplace, bundle: Path
+) -> None:
+    (here.folder / "examples.jsonl").write_text('{"prompt": "What is 2?", "response": "two"}\n')
+    assert here.run("push", bundle, "org/bundle", "--examples", "examples.jsonl").code == 0
+    card = hub.repositories["org/bundle"].head.files["README.md"].data
+    assert b"```text\nWhat is 2?\n```" in card
+    pulled = here.run("pull", "org/bundle", "--out", "pulled")
+    assert (pulled.code, "the card was changed" in pulled.err) == (0, False)
+    assert (here.folder / "pulled" / "README.md").read_bytes() == card
+    assert here.run("push", "pulled", "org/bundle").out.startswith("nothing to do")
+    assert here.run("push", bundle, "org/bundle").code == 0
+    assert b"What is 2?" not in hub.repositories["org/bundle"].head.files["README.md"].data
+
+
+def test_examples_of_another_shape_send_nothing(hub: LoopbackHub, here: Workplace, bundle: Path) -> None:
+    (here.folder / "examples.jsonl").write_text('{"text": "from the data of a fit"}\n')
+    refused = here.run("push", bundle, "org/bundle", "--examples", "examples.jsonl")
+    assert refused.code == 1
+    assert refused.err == (
+        'error: `examples.jsonl`, line 1 has text, expected {"prompt": "...", "response": "..."}\n'
+    )
+    assert "org/bundle" not in hub.repositories
 
 
 def test_card_that_was_not_edited_goes_with_the_next_bundle(hub: LoopbackHub, here: Workplace) -> None:

@@ -1,0 +1,100 @@
+"""The pages for people: every link leads to a file and a heading, and the commands of the short pages run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from support import warm
+from support.models import make_adapter, tiny_llama
+from support.postgres import migrated_url, postgres_catalog_url, postgres_server
+from support.program import PROGRAM
+
+__all__ = ["migrated_url", "postgres_catalog_url", "postgres_server"]
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+MEMBERS = ("legal", "medical")
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as code hosts make them; a repeated one gets a number."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        anchor = re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-")
+        found[f"{anchor}-{found[anchor]}" if anchor in found else anchor] = 1
+        found[anchor] += 0 if found[anchor] == 1 else 1
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_with_an_anchor_leads_to_a_heading(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", text):
+        other = page.parent / target if target else page
+        if other.suffix == ".md":
+            assert anchor in anchors_of(other), f"{target}#{anchor}"
+
+
+def test_contents_lead_to_every_page() -> None:
+    contents = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", contents)}
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert pages - linked == {"README.md"}
+
+
+def commands_of(page: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- session: run by tests/docs/test_pages.py -->\n```\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def run_session(commands: list[str], folder: Path, environment: dict[str, str]) -> None:
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == PROGRAM.name
+        result = warm.run(
+            [PROGRAM, *arguments],
+            cwd=folder,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Path:
+    for seed, name in enumerate(MEMBERS):
+        make_adapter(
+            tiny_llama, tmp_path / "adapters" / name, seed=seed, r=4 + seed, target_modules=["q_proj"]
+        )
+    return tmp_path
+
+
+def test_commands_for_a_team_run_in_their_order(adapters: Path, postgres_catalog_url: str) -> None:
+    catalog, store, *commands = commands_of("team.md")
+    assert catalog.startswith("export METEORA_CATALOG=postgresql://")
+    assert store.startswith("export METEORA_STORE=/")
+    (adapters / "store").mkdir()
+    environment = {
+        "METEORA_HOME": str(adapters / "home"),
+        "METEORA_CATALOG": postgres_catalog_url,
+        "METEORA_STORE": str(adapters / "store"),
+    }
+    run_session(commands, adapters, environment)
+
+
+def test_commands_for_the_authors_layout_run(adapters: Path) -> None:
+    environment = {"METEORA_HOME": str(adapters / "home")}
+    before = [
+        f"{PROGRAM.name} add adapters/legal adapters/medical --base org/base",
+        f"{PROGRAM.name} fuse legal medical --out bundle",
+    ]
+    run_session(before + commands_of("paper.md"), adapters, environment)

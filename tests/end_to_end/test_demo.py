@@ -1,0 +1,59 @@
+"""``make demo`` ends with a bundle that picks the right member, and the README goes on from there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from support import warm
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The demo, run whole in a folder of its own."""
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Any = module
+    made.OUTPUT = tmp_path_factory.mktemp("demo") / "demo-output"
+    made.subprocess = warm
+    made.main()
+    return module
+
+
+def test_demo_routes_every_question_to_its_member(demo: ModuleType) -> None:
+    found = json.loads((demo.OUTPUT / "scores.json").read_text())
+    scores = {each["mode"]: each["score"] for each in found["modes"]}
+    assert set(scores) == {"base", "uniform", "routed", "member"}
+    assert scores["routed"] >= 0.95 * scores["member"] > 0.9
+    assert scores["base"] < scores["routed"] / 2 > scores["uniform"]
+
+
+def test_picture_of_the_demo_shows_each_question(demo: ModuleType) -> None:
+    picture = (demo.OUTPUT / "demo.svg").read_text()
+    for word in (*" ".join(demo.QUESTIONS).split(), *demo.ADAPTERS):
+        assert f">{word}<" in picture
+
+
+def test_quickstart_of_the_readme_ends_in_the_right_answer(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- quickstart: .*?-->\n```python\n(.*?)```", readme, re.DOTALL)
+    assert block is not None
+    *code, answer = block[1].splitlines()
+    assert len([line for line in code if line]) <= 10
+    monkeypatch.chdir(demo.OUTPUT.parent)
+    exec("\n".join(code), {})
+    assert capsys.readouterr().out.strip() == answer.removeprefix("# ")
