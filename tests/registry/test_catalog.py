@@ -246,7 +246,7 @@ def test_a_removed_number_never_comes_again(shared_catalog: Catalog) -> None:
 def test_remove_gives_the_digests_and_the_catalog_says_which_are_still_referred_to(catalog: Catalog) -> None:
     first = catalog.add_version(new_adapter("legal", "1")).version
     catalog.add_version(new_adapter("code", "2"))
-    removal = catalog.remove(CatalogSource("legal"))
+    removal = catalog.remove(CatalogSource("legal"), keep=None)
     assert removal.digests == {first.weights_sha256, first.config_sha256}
     # Both have the same config.
     assert catalog.referenced(removal.digests) == {first.config_sha256}
