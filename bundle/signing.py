@@ -246,22 +246,23 @@ def _read_own(by: SigningKey) -> _Own | None:
         if by.certificate is not None:
             raise UsageError("Sigstore issues the certificate itself", hint="leave out `--certificate`")
         return None
-    key = load_private_key(by.key)
+    key = load_private_key(Path(by.key))
     public = pem_of(key.public_key())
     if by.certificate is None:
-        name = by.key.name
+        name = Path(by.key).name
         return _Own(
             SignedBy("key", name, Digest.of_bytes(public)),
             Signers(keys=(AcceptedKey(name, public),)),
         )
-    pem = read_bounded(by.certificate, MAX_KEY_BYTES)
-    leaf, is_of_key = read_certificate(pem, by.certificate, public)
+    certificate = Path(by.certificate)
+    pem = read_bounded(certificate, MAX_KEY_BYTES)
+    leaf, is_of_key = read_certificate(pem, certificate, public)
     if not is_of_key:
-        raise UsageError(f"the certificate in `{by.certificate}` is not one of the key in `{by.key}`")
+        raise UsageError(f"the certificate in `{certificate}` is not one of the key in `{by.key}`")
     identities = identities_of(leaf)
     if not identities:
         raise UsageError(
-            f"the certificate in `{by.certificate}` names no address, URI or host of its owner, so it could "
+            f"the certificate in `{certificate}` names no address, URI or host of its owner, so it could "
             "not be asked for",
             hint="have one issued with a subject alternative name",
         )

@@ -5,8 +5,8 @@ The last is a TOML file, so that a person can read it and a change of it can be 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints
@@ -104,5 +104,5 @@ class SigningKey:
     Without a key the signer is who Sigstore finds: a CI job by its own token, a person in a browser.
     """
 
-    key: Path | None
-    certificate: Path | None = None
+    key: str | os.PathLike[str] | None
+    certificate: str | os.PathLike[str] | None = None

@@ -76,7 +76,7 @@ def accept_certificate(tmp_path: Path, roots: Path, identity: str = RELEASE) -> 
 )
 def test_signature_with_a_key_names_its_owner(bundle: Path, tmp_path: Path, curve: ec.EllipticCurve) -> None:
     key = make_key(tmp_path / "keys", "release", curve)
-    made = sign_bundle(bundle, SigningKey(key.private))
+    made = sign_bundle(bundle, SigningKey(str(key.private)))
     found = check_signature(bundle, accept(key))
     assert (found.method, found.fingerprint) == ("key", Digest.of_bytes(key.public.read_bytes()))
     assert (made.method, made.fingerprint) == (found.method, found.fingerprint)
@@ -87,7 +87,7 @@ def test_signature_with_a_certificate_names_its_owner(
     bundle: Path, authority: Authority, tmp_path: Path
 ) -> None:
     made = authority.issue()
-    signed_by = sign_bundle(bundle, SigningKey(made.private, made.public))
+    signed_by = sign_bundle(bundle, SigningKey(str(made.private), str(made.public)))
     found = check_signature(bundle, accept_certificate(tmp_path, authority.roots))
     assert (found.method, found.signer) == ("certificate", RELEASE)
     assert signed_by == found
