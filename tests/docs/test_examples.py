@@ -1,18 +1,21 @@
-"""The Python examples of the guides run as they are, on a tiny base with a bundle whose gates are fitted."""
+"""Every Python example of the pages runs: here, or in the test that the mark before it names."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 import meteora_registry as meteora
 from support.models import LOADS_WITH_PEFT, make_adapter, tiny_llama
+from support.pages import Block, blocks_of, pages
+from support.source_tree import ROOT
 from support.task_data import save_text_base, write_task_data
 
-DOCS = Path(__file__).parents[2] / "docs"
 NAMES = ("legal", "medical")
+EXAMPLES = [block for page in pages() for block in blocks_of(page) if block.is_python]
+HERE = sorted({block.page for block in EXAMPLES if block.runner is None})
+ELSEWHERE = [block for block in EXAMPLES if block.runner is not None]
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +33,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def examples_of(page: str) -> list[str]:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return re.findall(r"<!-- run by tests/docs/test_examples.py -->\n```python\n(.*?)```", text, re.DOTALL)
-
-
 @LOADS_WITH_PEFT
-@pytest.mark.parametrize("page", ["evaluation.md", "gate-fitting.md", "runtime.md", "tracing.md"])
-def test_examples_of_the_guide_run(
+@pytest.mark.parametrize("page", HERE)
+def test_examples_of_the_page_run_in_their_order(
     place: Path, page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setenv("METEORA_HOME", str(place / "home"))
-    examples = examples_of(page)
-    assert examples
-    for example in examples:
-        exec(example, {})
+    names: dict[str, object] = {}
+    for block in EXAMPLES:
+        if block.page == page and block.runner is None:
+            exec(compile(block.text, page, "exec"), names)
+
+
+@pytest.mark.parametrize("block", ELSEWHERE, ids=lambda block: block.page)
+def test_example_is_run_by_the_test_that_its_mark_names(block: Block) -> None:
+    assert block.runner is not None
+    name, file = block.runner
+    assert f'example_of("{block.page}", "{name}")' in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_every_fence_is_the_edge_of_a_block() -> None:
+    for page in pages():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        fences = [line for line in text.splitlines() if line.lstrip().startswith("```")]
+        assert len(fences) == 2 * len(blocks_of(page)), page

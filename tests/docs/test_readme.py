@@ -11,6 +11,7 @@ import pytest
 
 from support import warm
 from support.models import LOADS_WITH_PEFT, make_adapter, tiny_llama
+from support.pages import example_of
 from support.program import PROGRAM
 from support.task_data import save_text_base, write_task_data
 
@@ -51,9 +52,7 @@ def test_the_python_example_runs_as_it_is(
         make_adapter(tiny_llama, Path("adapters", name), seed=seed, r=4 + seed, target_modules=["q_proj"])
     save_text_base(Path("base"))
     write_task_data(Path("data"), names)
-    block = re.search(r"<!-- python: .*?-->\n```python\n(.*?)```", README, re.DOTALL)
-    assert block is not None
-    exec(block[1], {})
+    exec(example_of("README.md", "python"), {})
     one, two, three = capsys.readouterr().out.splitlines()
     assert one
     assert re.search(r"\[\(\('(legal|medical)', '(legal|medical)'\), [01]\.[0-9]+\)\]$", two), two

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from support.pages import example_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,10 +48,7 @@ def test_picture_of_the_demo_shows_each_question(demo: ModuleType) -> None:
 def test_quickstart_of_the_readme_ends_in_the_right_answer(
     demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"<!-- quickstart: .*?-->\n```python\n(.*?)```", readme, re.DOTALL)
-    assert block is not None
-    *code, answer = block[1].splitlines()
+    *code, answer = example_of("README.md", "quickstart").splitlines()
     assert len([line for line in code if line]) <= 10
     monkeypatch.chdir(demo.OUTPUT.parent)
     exec("\n".join(code), {})

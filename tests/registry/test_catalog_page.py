@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.home import Home
+from support.pages import example_of
 from support.small_adapters import make_adapter
 
 PAGE = Path(__file__).parents[2] / "docs" / "catalog.md"
@@ -20,11 +20,7 @@ def test_the_example_runs(
 ) -> None:
     make_adapter(tmp_path / "summarise")
     monkeypatch.chdir(tmp_path)
-    code = re.search(
-        r"<!-- example: .*?-->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
-    )
-    assert code is not None
-    exec(compile(code[1], str(PAGE), "exec"), {})
+    exec(compile(example_of("docs/catalog.md", "example"), str(PAGE), "exec"), {})
     assert capsys.readouterr().out.splitlines() == [
         "summarise@1 4 sound, fusable",
         "['summarise'] None",

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -210,6 +211,17 @@ class Workplace:
         if changes:
             return self.machine.run_anew(self.folder, self._arguments(arguments), **changes)
         return self.machine.fork(self.folder, self._arguments(arguments), prelude).finish()
+
+    def run_python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python program where the commands run."""
+        return warm.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=self.folder,
+            env=self.machine.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def run_in_terminal(self, *arguments: object) -> tuple[int, str]:
         """Return the exit code of a command on a terminal of 120 columns, and what it drew there."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from support import warm
 from support.hub import LoopbackHub
 from support.hub_commands import Workplace
 from support.small_adapters import make_adapter
@@ -92,22 +89,10 @@ assert not list(scratch.iterdir())
 """
 
 
-def run_session(code: str, here: Workplace, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python program where the commands run."""
-    return warm.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=here.folder,
-        env=here.machine.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_python_session_adds_pushes_verifies_and_pulls(
     here: Workplace, hub: LoopbackHub, legal: Path
 ) -> None:
-    done = run_session(SESSION, here)
+    done = here.run_python(SESSION)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "the record can only be written into a bundle on this machine",
@@ -131,7 +116,7 @@ def test_fuse_takes_repositories_beside_folders_and_leaves_no_download(
     broken = make_adapter(tmp_path / "broken", seed=4, alpha=None)  # type: ignore[arg-type]
     hub.create("org/broken", broken)
     commit = hub.repositories["org/legal"].head.oid
-    done = run_session(FUSE_SESSION, here, commit, str(medical))
+    done = here.run_python(FUSE_SESSION, commit, str(medical))
     assert done.returncode == 0, done.stderr
     missing, many, large, refused = done.stdout.splitlines()
     assert missing.startswith("HubNotFound: the Hub has no repository `org/missing`")

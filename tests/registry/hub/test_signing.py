@@ -24,6 +24,7 @@ from meteora_registry.schemas.bundle import (
 from meteora_registry.schemas.verification import VerificationRecord
 from support.hub import LoopbackHub
 from support.hub_commands import Machine, Workplace, workplace
+from support.pages import example_of
 from support.signing import Authority, KeyFiles, make_key
 from support.tampering import Tensors, change_config, change_tensors, flip_byte
 from support.trust import claim_a_pass
@@ -324,3 +325,14 @@ def test_key_never_leaves_its_file(hub: LoopbackHub, here: Workplace, published:
     sent = [file.data for file in hub.repositories[REPOSITORY].head.files.values()]
     assert not [data for data in sent if secret[:40] in data]
     assert list(here.machine.scratch.iterdir()) == []
+
+
+def test_example_of_the_page_signs_and_requires_the_signature(
+    hub: LoopbackHub, here: Workplace, bundle: Path
+) -> None:
+    make_key(here.folder, "release")
+    shutil.copytree(bundle, here.folder / "bundle")
+    done = here.run_python(example_of("docs/signing.md", "example"))
+    assert done.returncode == 0, done.stderr
+    assert "release.pub" in done.stdout
+    assert (here.folder / "our-bundle" / SIGNATURE_FILE).is_file()
