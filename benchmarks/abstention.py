@@ -5,7 +5,7 @@ SmolLM2-135M with tasks of BIG-bench, whose source package (``bigbench`` 1.0.0 o
 folder; none of its items is kept. No adapter is involved: a decision reads the plain base. Each stage has
 its own tasks, whose first 32 prompts are fitted, the next 32 held out and up to 48 more asked; the
 development stage is the one that the detector was chosen on. Without ``--cache`` the tables of
-docs/gates.md are written anew from the committed rows.
+docs/gates-tables.md are written anew from the committed rows.
 """
 
 from __future__ import annotations

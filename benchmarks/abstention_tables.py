@@ -1,4 +1,4 @@
-"""The table of detectors in docs/gates.md, from the committed rows and nothing else."""
+"""The table of detectors in docs/gates-tables.md, from the committed rows and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from meteora_registry.schemas.gate_choices import forms_of
 from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
 ROWS = Path("benchmarks/results/abstention.jsonl")
-PAGE = Path("docs/gates.md")
+PAGE = Path("docs/gates-tables.md")
 START, END = "<!-- generated: abstention -->", "<!-- end -->"
 FORMS = forms_of("both")
 SHARE = 0.05

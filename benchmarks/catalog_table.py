@@ -1,4 +1,4 @@
-"""The table in docs/catalog.md, from rows: ``python -m benchmarks.run catalog-table FILE``."""
+"""The table in docs/catalog-speed.md, from rows: ``python -m benchmarks.run catalog-table FILE``."""
 
 from __future__ import annotations
 

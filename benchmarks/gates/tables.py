@@ -1,4 +1,4 @@
-"""The tables and the plot of docs/gates.md, from the committed rows and nothing else."""
+"""The tables and the plot of docs/gates-tables.md, from the committed rows and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from .rows import Row, by_task, interval_of, mean_of, read_rows, whole_of
 
-PAGE = Path("docs/gates.md")
+PAGE = Path("docs/gates-tables.md")
 PLOT = Path("benchmarks/results/gates.svg")
 START = "<!-- generated: {} -->"
 END = "<!-- end -->"

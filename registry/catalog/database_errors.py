@@ -19,7 +19,7 @@ _FULL_HINT = "free some space on its disk and give the same command again; nothi
 _DISK_HINT = "check its disk, and the free space there; nothing was half recorded"
 _LOGIN_HINT = (
     "put the password into `~/.pgpass` or the file of PGPASSFILE, which only you may read, or name a "
-    "service: docs/catalog.md"
+    "service: docs/postgresql.md"
 )
 _SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
 

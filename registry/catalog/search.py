@@ -15,7 +15,7 @@ match of one condition reads half of it where matches are common. So a search fi
 The statement fixes the choice on both databases: candidates are a subquery that runs first and by itself.
 SQLite keeps no statistics of a growing catalog, and PostgreSQL plans a prepared statement for any values:
 for a frequent tag of one base among 100,000 versions it took 86 ms, and takes 16 ms this way.
-`docs/catalog.md` has the times of every kind of query.
+`docs/catalog-speed.md` has the times of every kind of query.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class CommandRegistry(Registry):
         if settings.catalog.source == "--catalog" and has_password(settings.catalog.value or ""):
             self.warn(
                 "everyone on this machine can see the password in `--catalog`: put it into a password file "
-                "or a service file (docs/catalog.md)"
+                "or a service file (docs/postgresql.md)"
             )
 
     def warn(self, message: str) -> None:

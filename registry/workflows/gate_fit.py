@@ -65,7 +65,7 @@ class FitRequest:
         scope: what one decision of the new gates serves. For `segment` the fit also reads samples behind
             those of other members, because a segment follows others in use. For `token` and `prompt+token`
             it leaves out the first four tokens of every sample, from which no member can be recognised:
-            measured, that raises the weakest member from 62 to 77 % of its own score (docs/gates.md).
+            measured, that raises the weakest member from 62 to 77 % of its own score (docs/gates-tables.md).
         statistics: where the statistics are read and kept, if anywhere.
         form: of the prompts; by default both plain and in the base's chat template, if it has one.
         abstain: the share of own prompts that a decision about requests may leave to the base; None for no

@@ -1,4 +1,4 @@
-"""The roles of docs/catalog.md, made by its own statements: what each may do, and what it may not."""
+"""The roles of docs/postgresql.md, made by its own statements: what each may do, and what it may not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meteora_registry.schemas.errors import CatalogUnusable
 from meteora_registry.schemas.names import CatalogSource
 from support.catalogued import new_adapter, new_bundle, some_verification
 
-PAGE = Path(__file__).parents[2] / "docs" / "catalog.md"
+PAGE = Path(__file__).parents[2] / "docs" / "postgresql.md"
 OWNER, WRITER, READER = "meteora_owner", "alice", "bob"
 DENIED = "does not let its role do this: permission denied"
 
