@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_gate_is_bound_once_for_equal_rules_and_again_for_others(model: PeftMode
         bound.append(layer.meteora_bound_gates["default"])
     assert bound[0] is bound[1]
     assert [(gate.top_k, gate.temperature) for gate in bound[1:]] == [(2, 1.0), (1, 1.0), (1, 0.5)]
+
+
+def test_gate_whose_bias_was_replaced_is_bound_again(bundle: Path, tmp_path: Path) -> None:
+    members = {name: tmp_path / name for name in ("one", "two", "three")}
+    for name, folder in members.items():
+        shutil.copytree(bundle.parent / name, folder)
+    model = PeftModel.from_pretrained(
+        tiny_llama(), write_bundle(tmp_path / "bundle", members, gate_bias=True, top_k=1)
+    ).eval()
+    answer(model, 1)
+    for layer in layers(model):
+        bias = layer.meteora_gate_bias["default"]
+        layer.meteora_gate_bias["default"] = nn.Parameter(bias.new_tensor([-1e4, 1e4, -1e4]))
+    with routing(model) as record:
+        answer(model, 1)
+    assert all((found.selection == 1).all() for found in record.modules.values())
 
 
 def test_output_of_a_float64_base_is_not_rounded(bundle: Path) -> None:
