@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle, product
+from itertools import product
 from typing import Any
 
 import pytest
@@ -309,7 +309,7 @@ def test_fused_gate_takes_any_layout(ranks: list[int]) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     ("T", "kind"),
-    # The length of a token is summed in planes of its own, whether the expansion or a kernel before it routes.
+    # A token's length has planes of its own, which the expansion reads or, with many tokens, a kernel before it.
     list(product([3, 18, 70], GATE_KINDS))
     if EVERY_TYPE
     else [(3, "linear"), (18, "absolute"), (3, "normalised"), (70, "normalised")],
