@@ -309,7 +309,7 @@ def test_fused_gate_takes_any_layout(ranks: list[int]) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     ("T", "kind"),
-    # A token's length has planes of its own, which the expansion reads or, with many tokens, a kernel before it.
+    # A token's length has planes of its own, read by the expansion or, for many tokens, by the kernel before.
     list(product([3, 18, 70], GATE_KINDS))
     if EVERY_TYPE
     else [(3, "linear"), (18, "absolute"), (3, "normalised"), (70, "normalised")],
