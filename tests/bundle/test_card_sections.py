@@ -41,6 +41,14 @@ def test_section_of_the_same_name_is_replaced_and_another_kept() -> None:
     assert is_same_card(card, LISTED)
 
 
+def test_section_is_never_put_into_an_example_with_the_heading_of_the_members() -> None:
+    examples = render_examples([Example("a\n\n## Members\nb", "answer")])
+    card = with_section(with_section(CARD, EXAMPLES, examples), EVALUATION, "a table")
+    assert examples.encode() in card
+    assert card.index(b"a table") < card.index(b"## Members\n\nnone")
+    assert is_same_card(card, LISTED)
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
