@@ -268,7 +268,7 @@ def test_examples_of_another_shape_send_nothing(hub: LoopbackHub, here: Workplac
     refused = here.run("push", bundle, "org/bundle", "--examples", "examples.jsonl")
     assert refused.code == 1
     assert refused.err == (
-        'error: `examples.jsonl`, line 1 has text, expected {"prompt": "...", "response": "..."}\n'
+        'error: `examples.jsonl, line 1` has text, expected {"prompt": "...", "response": "..."}\n'
     )
     assert "org/bundle" not in hub.repositories
 
