@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -209,6 +210,36 @@ def test_expired_versions_are_purged_and_others_stay(any_catalog: Catalog) -> No
     assert any_catalog.purge() is None
     assert [str(each.source) for each in any_catalog.list_trash()] == ["code@1"]
     assert sound(any_catalog)
+
+
+def test_any_number_of_versions_expires_at_once(catalog: Catalog) -> None:
+    catalog.add_version(new_adapter())
+    catalog.remove(LEGAL, keep=EXPIRED)
+    columns = "kind, name, size_bytes, removed_by, removed_at, expires_at"
+    more = (
+        f"WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 700) SELECT i, {columns}"
+    )
+    with transaction(catalog._engine, writes=True) as session:
+        session.execute(sa.text(f"INSERT INTO trash (number, {columns}) {more} FROM n, trash"))
+        session.execute(
+            sa.text(
+                "INSERT INTO trash_rows SELECT id, 0, 'adapter_files', '{}', printf('%064x', id) FROM trash "
+                "WHERE number > 1"
+            )
+        )
+
+    # As few as a database that was built so takes in one statement.
+    @sa.event.listens_for(catalog._engine, "before_cursor_execute")
+    def limit(connection: sa.Connection, *_: object) -> None:
+        connection.connection.driver_connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 600)
+
+    expected, purged = catalog.find_expired(), catalog.purge()
+    assert expected is not None
+    assert purged is not None
+    assert expected.versions == purged.versions
+    assert expected.digests == purged.digests
+    assert len(purged.digests) == len(purged.versions) - 1 + 2
+    assert catalog.list_trash() == ()
 
 
 def test_trash_moves_with_the_catalog(any_catalog: Catalog, tmp_path: Path) -> None:
