@@ -38,6 +38,7 @@ from .models import (
     Base,
     adapter_files,
     bundle_members,
+    evaluations,
     events,
     trash_rows,
 )
@@ -76,7 +77,6 @@ _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
     ],
     ("events", "details"): lambda details: _require(dict, details),
     ("verifications", "record"): lambda record: _require_no_contradiction(read_record(record)),
-    ("evaluations", "summary"): lambda summary: EvaluationSummary.from_value(summary, what="evaluation"),
     ("trash", "name"): check_entry,
 }
 
@@ -109,6 +109,8 @@ def read_row(table: Table, values: Mapping[str, Any], *, is_older: bool = False)
         read_origin(row["origin_kind"], row["origin_location"], row["origin_commit"])
     if table is trash_rows:
         read_trashed_row(row["of_table"], row["content"], row["sha256"])
+    if table is evaluations:
+        _check_scores(row)
     return row
 
 
@@ -210,6 +212,16 @@ def _require(kind: type[list[Any]] | type[dict[str, Any]] | type[str], value: An
 def _require_no_contradiction(record: VerificationRecord) -> None:
     if found := record.contradictions():
         raise InvalidDocument(f"a record is not what a verification writes: {found[0]}")
+
+
+def _check_scores(row: Row) -> None:
+    """Refuse an evaluation whose own columns, which lists read, are not what its scores come to."""
+    summary = EvaluationSummary.from_value(row["summary"], what="evaluation")
+    stated, found = (row["items"], row["of_members"]), (summary.items, summary.of_members)
+    if stated != found:
+        raise ValueError(
+            f"an evaluation states {stated[1]} of {stated[0]} items, its scores {found[1]} of {found[0]}"
+        )
 
 
 def _moment(text: str) -> datetime | None:
