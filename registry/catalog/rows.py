@@ -12,10 +12,11 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, RowMapping, String, Table
 
 from ...schemas.digest import Digest
-from ...schemas.errors import InvalidDocument
+from ...schemas.errors import CatalogUnusable, InvalidDocument
 from ...schemas.evaluation import EvaluationSummary
 from ...schemas.finding import Finding
 from ...schemas.names import (
+    CatalogSource,
     check_alias,
     check_entry,
     check_file_name,
@@ -131,6 +132,7 @@ def read_trashed_row(name: str, content: Mapping[str, Any], sha256: Digest | Non
     Raises:
         ValueError: it is not such a row; a ``MeteoraError`` where a value means more than its type.
     """
+    _require(dict, content)
     if name == ENTRIES:
         if content.keys() != set(_STATED) or not all(
             isinstance(each, str | None) for each in content.values()
@@ -152,6 +154,14 @@ def read_trashed_row(name: str, content: Mapping[str, Any], sha256: Digest | Non
     if sha256 != (row["sha256"] if table is adapter_files else None):
         raise ValueError("a removed version has another digest than its file")
     return {key: value for key, value in row.items() if key not in _NUMBERS or key in numbers}
+
+
+def damaged(source: CatalogSource, error: Exception) -> CatalogUnusable:
+    """Return the error about a removed version whose rows ``read_trashed_row`` refused."""
+    return CatalogUnusable(
+        f"what the trash has of `{source}` cannot be put back: {error}",
+        hint=f"delete it with `meteora-registry remove {source} --for-good`",
+    )
 
 
 def _to_json(column: Column[Any], value: Any) -> Any:

@@ -33,7 +33,7 @@ from .entries import find_entry, find_latest, find_version, record, source_of, t
 from .events import PREVIOUS, current_actor, record_event
 from .models import adapter_versions, aliases, bundle_versions, trash, trash_rows, versions
 from .records import Kind, Removal, Restored, TrashedVersion, join_sources
-from .rows import ENTRIES, MEMBER, VERSION_TABLES, Row, read_trashed_row, write_trashed_row
+from .rows import ENTRIES, MEMBER, VERSION_TABLES, Row, damaged, read_trashed_row, write_trashed_row
 from .search_index import index_removal, index_restored
 
 # The column of each table with the version that a row belongs to; the others name it `version_id`.
@@ -370,10 +370,7 @@ def _read(row: models.Trashed) -> dict[str, list[Row]]:
             found[each.of_table].append(read)
         _check_has_facts(found, row.kind)
     except (ValueError, MeteoraError) as error:
-        raise CatalogUnusable(
-            f"what the trash has of `{_source_of(row)}` cannot be put back: {error}",
-            hint=f"delete it with `meteora-registry remove {_source_of(row)} --for-good`",
-        ) from error
+        raise damaged(_source_of(row), error) from error
     return found
 
 

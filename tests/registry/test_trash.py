@@ -24,6 +24,7 @@ from meteora_registry.registry.workflows.store_upkeep import collect_garbage, me
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
     CatalogUnusable,
+    InvalidDocument,
     NotInCatalog,
     StillInUse,
     UsageError,
@@ -265,11 +266,17 @@ def test_trash_moves_with_the_catalog(any_catalog: Catalog, tmp_path: Path) -> N
         ("DELETE FROM trash_rows WHERE of_table = 'adapter_versions'", "it has 0 rows of `adapter_versions`"),
         ("UPDATE trash_rows SET of_table = 'events' WHERE of_table = 'tags'", "no row in `events`"),
         ("UPDATE trash_rows SET content = '{}' WHERE of_table = 'tags'", "the columns of `tags` differ"),
+        (
+            "UPDATE trash_rows SET content = '[]' WHERE of_table = 'tags'",
+            "found a JSON list, expected a dict",
+        ),
         ("UPDATE trash_rows SET sha256 = NULL", "another digest than its file"),
     ],
-    ids=["no facts", "another table", "no values", "another digest"],
+    ids=["no facts", "another table", "no values", "a list", "another digest"],
 )
-def test_damaged_trash_is_reported_and_never_put_back(catalog: Catalog, statement: str, message: str) -> None:
+def test_damaged_trash_is_reported_and_never_put_back(
+    catalog: Catalog, tmp_path: Path, statement: str, message: str
+) -> None:
     catalog.add_version(new_adapter(), tags=["good"])
     catalog.remove(LEGAL)
     with transaction(catalog._engine, writes=True) as session:
@@ -280,6 +287,34 @@ def test_damaged_trash_is_reported_and_never_put_back(catalog: Catalog, statemen
     with pytest.raises(CatalogUnusable, match=re.escape(message)):
         catalog.restore(LEGAL)
     assert catalog.versions_of("legal") == ()
+    export_catalog(catalog, tmp_path / "catalog.jsonl")
+    with (
+        Catalog.open(Home(tmp_path / "new")) as other,
+        pytest.raises(InvalidDocument, match=re.escape(message)),
+    ):
+        import_catalog(other, tmp_path / "catalog.jsonl")
+
+
+@pytest.mark.parametrize("table", ["adapter_files", "adapter_versions"])
+@pytest.mark.parametrize("content", ["{}", "[]"], ids=["no values", "a list"])
+def test_store_is_not_read_by_a_damaged_trash(home: Home, tmp_path: Path, table: str, content: str) -> None:
+    with Registry(home.folder) as registry:
+        registry.add(make_adapter(tmp_path / "legal"))
+        registry.remove("legal")
+        with transaction(registry.catalog._engine, writes=True) as session:
+            values = {"content": content, "of_table": table}
+            session.execute(
+                sa.text("UPDATE trash_rows SET content = :content WHERE of_table = :of_table"), values
+            )
+        for look in (measure_store, lambda workspace: list(verify_store(workspace))):
+            with pytest.raises(
+                CatalogUnusable, match="what the trash has of `legal@1` cannot be put back: "
+            ) as caught:
+                look(registry)
+            assert registry.catalog.check_history().problems == ()
+            assert caught.value.hint == "delete it with `meteora-registry remove legal@1 --for-good`"
+        registry.remove("legal@1", for_good=True)
+        assert list(verify_store(registry)) == []
 
 
 def test_exchanged_content_in_the_trash_shows_in_the_history(catalog: Catalog) -> None:
