@@ -120,8 +120,8 @@ def _list_content(connection: Connection) -> Iterator[tuple[_Version, Digest]]:
     )
     for kind, name, number, content in connection.execute(removed):
         # A damaged row is a problem of the trash.
-        if isinstance(content, dict):
-            yield (kind, name, number), content.get(CONTENT[kind])
+        if isinstance(content, dict) and CONTENT[kind] in content:
+            yield (kind, name, number), content[CONTENT[kind]]
 
 
 def _compare_content(event: RowMapping, unexplained: dict[_Version, Digest]) -> Iterator[str]:
