@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,14 @@ MEMBERS = ("legal", "medical")
 
 def anchors_of(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as code hosts make them; a repeated one gets a number."""
-    found: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    found = set()
     for heading in re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
         anchor = re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-")
-        found[f"{anchor}-{found[anchor]}" if anchor in found else anchor] = 1
-        found[anchor] += 0 if found[anchor] == 1 else 1
-    return set(found)
+        found.add(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
+        seen[anchor] += 1
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
