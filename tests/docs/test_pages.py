@@ -51,9 +51,9 @@ def test_contents_lead_to_every_page() -> None:
     assert pages - linked == {"README.md"}
 
 
-def commands_of(page: str) -> list[str]:
+def commands_of(page: str, block: str = "session") -> list[str]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"<!-- session: run by tests/docs/test_pages.py -->\n```\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(rf"<!-- {block}: run by tests/docs/test_pages.py -->\n```\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -90,7 +90,9 @@ def test_commands_for_a_team_run_in_their_order(adapters: Path, postgres_catalog
         "METEORA_CATALOG": postgres_catalog_url,
         "METEORA_STORE": str(adapters / "store"),
     }
-    run_session(commands, adapters, environment)
+    (upgrade,) = commands_of("team.md", "owner")
+    owner = upgrade.replace("postgresql://meteora_owner@host/meteora", postgres_catalog_url)
+    run_session([owner, *commands], adapters, environment)
 
 
 def test_commands_for_the_authors_layout_run(adapters: Path) -> None:
