@@ -68,8 +68,10 @@ def with_section(card: bytes, name: str, text: str, *, front_matter: str = "") -
     if front_matter and end_of_front:
         lines = _FRONT_BEGIN.format(name) + front_matter + _FRONT_END
         card = card[:end_of_front] + lines.encode() + card[end_of_front:]
-    before, heading, after = card.partition(_FOLLOWING)
-    return before + (_BEGIN.format(name) + text.strip() + _END).encode() + heading + after
+    # After the other sections: their texts may have the heading, too.
+    place = card.find(_FOLLOWING, card.rfind(_END.encode()) + 1)
+    place = len(card) if place < 0 else place
+    return card[:place] + (_BEGIN.format(name) + text.strip() + _END).encode() + card[place:]
 
 
 def render_examples(examples: Sequence[Example]) -> str:

@@ -84,11 +84,9 @@ def main() -> None:
     for name in ADAPTERS:
         print(f"  {name:9} loss {train_adapter(name):.2f}", flush=True)
         write_questions(name)
-    command("add", *(str(OUTPUT / name) for name in ADAPTERS))
+    command("add", *(folder(name) for name in ADAPTERS))
     command("list")
-    command(
-        "fuse", *ADAPTERS, "--out", str(OUTPUT / "bundle"), "--top-k", "1", "--base-folder", folder("base")
-    )
+    command("fuse", *ADAPTERS, "--out", folder("bundle"), "--top-k", "1", "--base-folder", folder("base"))
     command(
         *("gate", "fit", folder("bundle"), "--out", folder("routed"), "--base", folder("base")),
         *("--data", folder("fit"), "--abstain", "none"),

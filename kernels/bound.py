@@ -72,6 +72,8 @@ class BoundAdapters:
             # Comparing devices takes longer than asking for the usual one.
             and (x.is_cpu and out.is_cpu if self._is_cpu else x.device == out.device == self._A.device)
             and out.is_contiguous()
+            # The sum is made in the factors' dtype, so a wider output would be rounded.
+            and (out.dtype == self._dtype or out.dtype.itemsize < self._dtype.itemsize)
             and not is_autocast(x)
         )
 

@@ -256,13 +256,19 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
         if not plan.has_gate:
             return None
         weight = self.present(TENSOR_GATE, adapter_name)
+        bias = self.present(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None
         kept = self.meteora_bound_gates.get(adapter_name)
         # Compared by what a gate takes of a rule: each block of `route_as` makes a rule of its own.
-        if kept is not None and kept.weight is weight and kept.takes(rule.top_k, rule.temperature):
+        if (
+            kept is not None
+            and kept.weight is weight
+            and kept.bias is bias
+            and kept.takes(rule.top_k, rule.temperature)
+        ):
             return kept
         gate = Gate(
             weight=weight,
-            bias=self.present(TENSOR_GATE_BIAS, adapter_name) if plan.gate_bias else None,
+            bias=bias,
             kind=plan.gate_kind,
             top_k=rule.top_k,
             temperature=rule.temperature,

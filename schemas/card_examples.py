@@ -7,7 +7,6 @@ nothing reads examples from there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from .document import load_json
 from .errors import DataRefused
@@ -39,12 +38,13 @@ def parse_examples(data: bytes, what: str) -> tuple[Example, ...]:
         raise DataRefused(
             f"`{what}` has {len(lines)} examples, expected 1 to {MAX_EXAMPLES}", hint=f"a line is {_SHAPE}"
         )
-    return tuple(_example(load_json(line, what=what), f"`{what}`, line {number}") for number, line in lines)
+    return tuple(_example(line, f"{what}, line {number}") for number, line in lines)
 
 
-def _example(value: Any, where: str) -> Example:
+def _example(line: bytes, what: str) -> Example:
+    value, where = load_json(line, what=what), f"`{what}`"
     if not (isinstance(value, dict) and set(value) == set(_KEYS)):
-        found = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
+        found = ", ".join(sorted(value))[:200] if isinstance(value, dict) else type(value).__name__
         raise DataRefused(f"{where} has {found or 'nothing'}, expected {_SHAPE}")
     for key in _KEYS:
         text = value[key]

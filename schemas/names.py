@@ -117,7 +117,7 @@ def member_entry(bundle: str, member: str) -> str:
     if len(name) > MAX_NAME_CHARACTERS:
         raise UsageError(
             f"`{name}` has {len(name)} characters, expected at most {MAX_NAME_CHARACTERS}",
-            hint="choose a shorter name for the bundle with `--name`",
+            hint="choose a shorter name for the bundle",
         )
     return name
 

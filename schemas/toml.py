@@ -19,6 +19,7 @@ from itertools import accumulate
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from .document import Document, describe_problems, finite_number
 from .errors import InvalidDocument
@@ -76,7 +77,17 @@ class TomlDocument(Document):
             elif problem["type"] == "missing":
                 # What was found in its place is the whole document.
                 lines[index] = lines[index].partition(", found ")[0]
-        return lines
+        return [
+            line for line, problem in zip(lines, found, strict=True) if not _is_made_empty(problem, found)
+        ]
+
+
+def _is_made_empty(problem: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:
+    """Return whether a list is too short for its malformed entries alone, which are reported themselves."""
+    place = problem["loc"]
+    return problem["type"] == "too_short" and any(
+        len(each["loc"]) > len(place) and each["loc"][: len(place)] == place for each in found
+    )
 
 
 def _describe_unknown(document: type[BaseModel], place: Sequence[str | int]) -> str:

@@ -22,6 +22,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.machine import description, version_of
+from meteora_registry.bundle import Bundle
 from meteora_registry.files.digests import hash_file
 from meteora_registry.registry.home import Home
 from meteora_registry.runtime.fitting import FitOptions
@@ -167,7 +168,7 @@ class Measurement:
             if row["kind"] == "score"
         }
         base = load_model(self._base)
-        share_lower_layers(base, min(recipe.layers[0] for recipe in self._recipes))
+        share_lower_layers(base, self._untouched_layers())
         models = Models(base, self.bundles, self.adapters)
         for way in ways:
             if (stage, name, way.name, mark) in known:
@@ -180,6 +181,14 @@ class Measurement:
             self.write(row | {"texts_sha256": mark})
             right = sum(digit == "1" for each in row["right"] for digit in each)
             say(f"{stage} {name} {way.name}: {right} of {sum(map(len, row['right']))}, {seconds:.0f} s")
+
+    def _untouched_layers(self) -> int:
+        """Return how many of the base's first layers have no module of an adapter or of a request gate."""
+        lowest = min(recipe.layers[0] for recipe in self._recipes)
+        for folder in self.bundles.values():
+            for path in Bundle.open(folder).config.observed:
+                lowest = min(lowest, int(path.split(".layers.")[1].split(".")[0]))
+        return lowest
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base's tokenizer."""

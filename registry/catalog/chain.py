@@ -119,7 +119,9 @@ def _list_content(connection: Connection) -> Iterator[tuple[_Version, Digest]]:
         .where(trash_rows.c.of_table.in_((adapter_versions.name, bundle_versions.name)))
     )
     for kind, name, number, content in connection.execute(removed):
-        yield (kind, name, number), content.get(CONTENT[kind])
+        # A damaged row is a problem of the trash.
+        if isinstance(content, dict) and CONTENT[kind] in content:
+            yield (kind, name, number), content[CONTENT[kind]]
 
 
 def _compare_content(event: RowMapping, unexplained: dict[_Version, Digest]) -> Iterator[str]:

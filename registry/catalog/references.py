@@ -15,12 +15,14 @@ from sqlalchemy import Engine, Row, select, tuple_
 from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
+from ...schemas.errors import MeteoraError
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
 from . import models
 from .adapters import read_origin
 from .engine import transaction
 from .events import record_event
+from .rows import damaged, read_trashed_row
 
 _PAGE_ROWS = 1000
 
@@ -126,15 +128,14 @@ def list_trash_references(engine: Engine) -> Iterator[Reference]:
 
 
 def _trash_reference(row: Row[Any]) -> Reference:
-    facts = row.facts
-    return Reference(
-        row.sha256,
-        row.content["size_bytes"],
-        row.content["name"],
-        CatalogSource(row.name, row.number),
-        read_origin(facts["origin_kind"], facts["origin_location"], facts["origin_commit"]),
-        in_trash=True,
-    )
+    source = CatalogSource(row.name, row.number)
+    try:
+        file = read_trashed_row("adapter_files", row.content, row.sha256)
+        facts = read_trashed_row("adapter_versions", row.facts, None)
+        origin = read_origin(facts["origin_kind"], facts["origin_location"], facts["origin_commit"])
+    except (ValueError, MeteoraError) as error:
+        raise damaged(source, error) from error
+    return Reference(row.sha256, file["size_bytes"], file["name"], source, origin, in_trash=True)
 
 
 def list_bundle_places(engine: Engine) -> Iterator[BundlePlace]:

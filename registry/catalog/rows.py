@@ -12,10 +12,11 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, RowMapping, String, Table
 
 from ...schemas.digest import Digest
-from ...schemas.errors import InvalidDocument
+from ...schemas.errors import CatalogUnusable, InvalidDocument
 from ...schemas.evaluation import EvaluationSummary
 from ...schemas.finding import Finding
 from ...schemas.names import (
+    CatalogSource,
     check_alias,
     check_entry,
     check_file_name,
@@ -38,6 +39,7 @@ from .models import (
     Base,
     adapter_files,
     bundle_members,
+    evaluations,
     events,
     trash_rows,
 )
@@ -76,7 +78,6 @@ _MEANINGS: dict[tuple[str, str], Callable[[Any], object]] = {
     ],
     ("events", "details"): lambda details: _require(dict, details),
     ("verifications", "record"): lambda record: _require_no_contradiction(read_record(record)),
-    ("evaluations", "summary"): lambda summary: EvaluationSummary.from_value(summary, what="evaluation"),
     ("trash", "name"): check_entry,
 }
 
@@ -109,6 +110,8 @@ def read_row(table: Table, values: Mapping[str, Any], *, is_older: bool = False)
         read_origin(row["origin_kind"], row["origin_location"], row["origin_commit"])
     if table is trash_rows:
         read_trashed_row(row["of_table"], row["content"], row["sha256"])
+    if table is evaluations:
+        _check_scores(row)
     return row
 
 
@@ -129,6 +132,7 @@ def read_trashed_row(name: str, content: Mapping[str, Any], sha256: Digest | Non
     Raises:
         ValueError: it is not such a row; a ``MeteoraError`` where a value means more than its type.
     """
+    _require(dict, content)
     if name == ENTRIES:
         if content.keys() != set(_STATED) or not all(
             isinstance(each, str | None) for each in content.values()
@@ -150,6 +154,14 @@ def read_trashed_row(name: str, content: Mapping[str, Any], sha256: Digest | Non
     if sha256 != (row["sha256"] if table is adapter_files else None):
         raise ValueError("a removed version has another digest than its file")
     return {key: value for key, value in row.items() if key not in _NUMBERS or key in numbers}
+
+
+def damaged(source: CatalogSource, error: Exception) -> CatalogUnusable:
+    """Return the error about a removed version whose rows ``read_trashed_row`` refused."""
+    return CatalogUnusable(
+        f"what the trash has of `{source}` cannot be put back: {error}",
+        hint=f"delete it with `meteora-registry remove {source} --for-good`",
+    )
 
 
 def _to_json(column: Column[Any], value: Any) -> Any:
@@ -210,6 +222,16 @@ def _require(kind: type[list[Any]] | type[dict[str, Any]] | type[str], value: An
 def _require_no_contradiction(record: VerificationRecord) -> None:
     if found := record.contradictions():
         raise InvalidDocument(f"a record is not what a verification writes: {found[0]}")
+
+
+def _check_scores(row: Row) -> None:
+    """Refuse an evaluation whose own columns, which lists read, are not what its scores come to."""
+    summary = EvaluationSummary.from_value(row["summary"], what="evaluation")
+    stated, found = (row["items"], row["of_members"]), (summary.items, summary.of_members)
+    if stated != found:
+        raise ValueError(
+            f"an evaluation states {stated[1]} of {stated[0]} items, its scores {found[1]} of {found[0]}"
+        )
 
 
 def _moment(text: str) -> datetime | None:

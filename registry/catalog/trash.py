@@ -26,13 +26,14 @@ from ...schemas.errors import (
     UsageError,
 )
 from ...schemas.names import CatalogSource, check_name, parse_catalog_source
+from ..store.marks import batches
 from . import models
 from .chain import CONTENT
 from .entries import find_entry, find_latest, find_version, record, source_of, taken
 from .events import PREVIOUS, current_actor, record_event
 from .models import adapter_versions, aliases, bundle_versions, trash, trash_rows, versions
 from .records import Kind, Removal, Restored, TrashedVersion, join_sources
-from .rows import ENTRIES, MEMBER, VERSION_TABLES, Row, read_trashed_row, write_trashed_row
+from .rows import ENTRIES, MEMBER, VERSION_TABLES, Row, damaged, read_trashed_row, write_trashed_row
 from .search_index import index_removal, index_restored
 
 # The column of each table with the version that a row belongs to; the others name it `version_id`.
@@ -128,12 +129,14 @@ def find_expired(session: Session, at: datetime) -> Removal | None:
     expired = _expired(session, at)
     if not expired:
         return None
-    wanted = set(session.scalars(select(trash_rows.c.sha256).join(trash).where(trash.c.expires_at <= at))) - {
-        None
-    }
-    kept = set(session.scalars(select(trash_rows.c.sha256).join(trash).where(trash.c.expires_at > at)))
-    used = set(session.scalars(select(models.StoredFile.sha256).where(models.StoredFile.sha256.in_(wanted))))
-    return _removal_of(expired, frozenset(wanted - kept - used))
+    files = select(trash_rows.c.sha256).join(trash).where(trash_rows.c.sha256.is_not(None))
+    in_use = select(models.StoredFile).where(models.StoredFile.sha256 == trash_rows.c.sha256)
+    freed = files.where(
+        trash.c.expires_at <= at,
+        trash_rows.c.sha256.not_in(files.where(trash.c.expires_at > at)),
+        ~in_use.exists(),
+    )
+    return _removal_of(expired, frozenset(session.scalars(freed)))
 
 
 def purge(session: Session, at: datetime) -> Removal | None:
@@ -367,10 +370,7 @@ def _read(row: models.Trashed) -> dict[str, list[Row]]:
             found[each.of_table].append(read)
         _check_has_facts(found, row.kind)
     except (ValueError, MeteoraError) as error:
-        raise CatalogUnusable(
-            f"what the trash has of `{_source_of(row)}` cannot be put back: {error}",
-            hint=f"delete it with `meteora-registry remove {_source_of(row)} --for-good`",
-        ) from error
+        raise damaged(_source_of(row), error) from error
     return found
 
 
@@ -445,13 +445,16 @@ def _removal_of(rows: Sequence[models.Trashed], digests: frozenset[Digest]) -> R
 
 def _delete(session: Session, rows: Sequence[models.Trashed]) -> frozenset[Digest]:
     """Delete removed versions from the trash, and return the digests of their files."""
-    identifiers = [row.id for row in rows]
-    digests = session.scalars(select(trash_rows.c.sha256).where(trash_rows.c.trash_id.in_(identifiers)))
-    found = frozenset(digest for digest in digests if digest is not None)
-    for row in rows:
-        record_event(session, "purge", row.kind, row.name, row.number)
-    session.execute(delete(trash).where(trash.c.id.in_(identifiers)))
-    return found
+    found: set[Digest] = set()
+    # A database takes only so many values in one statement.
+    for batch in batches(rows):
+        for row in batch:
+            record_event(session, "purge", row.kind, row.name, row.number)
+        identifiers = [row.id for row in batch]
+        files = trash_rows.c.trash_id.in_(identifiers), trash_rows.c.sha256.is_not(None)
+        found.update(session.scalars(select(trash_rows.c.sha256).where(*files)))
+        session.execute(delete(trash).where(trash.c.id.in_(identifiers)))
+    return frozenset(found)
 
 
 def _source_of(row: models.Trashed) -> CatalogSource:

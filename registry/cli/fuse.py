@@ -149,6 +149,10 @@ def command(
         raise UsageError(
             "`--dry-run` writes nothing, found also `--write-recipe`", hint="leave out one of them"
         )
+    if recipe_target is not None and out is not None and recipe_target.absolute() == out.absolute():
+        raise UsageError(
+            f"`--out` and `--write-recipe` both name `{out}`", hint=f"such as `--write-recipe {out}.toml`"
+        )
     if not dry_run:
         require_torch("fusing")
 

@@ -126,21 +126,23 @@ def check_shapes(
         BundleRefused: it lacks a module, or one has other features.
     """
     modules = dict(base.named_modules())
-    observed = observed or {}
-    for path in (*shapes, *observed):
+
+    def features_at(path: str) -> tuple[int | None, int | None]:
         if path not in modules:
             raise _other_base(f"the base `{type(base).__name__}` has no module `{path}`")
+        return features_of(modules[path])
+
     for path, shape in shapes.items():
-        found = features_of(modules[path])
+        found = features_at(path)
         if None not in found and found != shape:
             raise _other_base(
                 f"`{path}` of the base is {found[0]} -> {found[1]}, of the bundle {shape[0]} -> {shape[1]}"
             )
-    for path, features in observed.items():
-        if features_of(modules[path])[0] not in (None, features):
+    for path, features in (observed or {}).items():
+        reads, _ = features_at(path)
+        if reads not in (None, features):
             raise _other_base(
-                f"`{path}` of the base reads {features_of(modules[path])[0]} features, "
-                f"a request gate of the bundle {features}"
+                f"`{path}` of the base reads {reads} features, a request gate of the bundle {features}"
             )
 
 

@@ -15,7 +15,7 @@ from meteora_registry.bundle.card_sections import (
 )
 from meteora_registry.schemas.card_examples import Example, parse_examples
 from meteora_registry.schemas.digest import Digest
-from meteora_registry.schemas.errors import DataRefused
+from meteora_registry.schemas.errors import DataRefused, InvalidDocument
 
 CARD = b"---\nlicense: mit\n---\n\n# A bundle\n\n## Members\n\nnone\n"
 LISTED = Digest.of_bytes(CARD)
@@ -41,6 +41,14 @@ def test_section_of_the_same_name_is_replaced_and_another_kept() -> None:
     assert is_same_card(card, LISTED)
 
 
+def test_section_is_never_put_into_an_example_with_the_heading_of_the_members() -> None:
+    examples = render_examples([Example("a\n\n## Members\nb", "answer")])
+    card = with_section(with_section(CARD, EXAMPLES, examples), EVALUATION, "a table")
+    assert examples.encode() in card
+    assert card.index(b"a table") < card.index(b"## Members\n\nnone")
+    assert is_same_card(card, LISTED)
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -62,11 +70,12 @@ def test_texts_of_examples_cannot_leave_their_block(text: str, shown: str) -> No
         pytest.param(
             lines(*[{"prompt": "a", "response": "b"}] * 11), "has 11 examples, expected 1 to 10", id="many"
         ),
-        pytest.param(lines({"prompt": "a"}), "`e.jsonl`, line 1 has prompt, expected", id="no answer"),
+        pytest.param(lines({"prompt": "a"}), "`e.jsonl, line 1` has prompt, expected", id="no answer"),
         pytest.param(
-            lines({"prompt": "a", "response": "b", "id": 1}), "line 1 has id, prompt, response", id="more"
+            lines({"prompt": "a", "response": "b", "id": 1}), "line 1` has id, prompt, response", id="more"
         ),
-        pytest.param(lines(["a", "b"]), "line 1 has list, expected", id="a list"),
+        pytest.param(lines({"k" * 9000: 1}), "line 1` has kkk", id="a long key"),
+        pytest.param(lines(["a", "b"]), "line 1` has list, expected", id="a list"),
         pytest.param(
             lines({"prompt": "a", "response": " "}), "has no text as `response`, expected 1 to", id="blank"
         ),
@@ -79,6 +88,12 @@ def test_examples_of_another_shape_are_refused(data: bytes, message: str) -> Non
     with pytest.raises(DataRefused) as caught:
         parse_examples(data, "e.jsonl")
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_line_of_the_examples_that_is_not_json_is_named() -> None:
+    with pytest.raises(InvalidDocument, match=r"`e\.jsonl, line 3` is not JSON"):
+        parse_examples(b'{"prompt": "a", "response": "b"}\n\n{"prompt"\n', "e.jsonl")
 
 
 @pytest.mark.parametrize("mark", ["<!-- end of what push added -->", "# added by push: evaluation"])

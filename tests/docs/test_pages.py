@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,14 @@ MEMBERS = ("legal", "medical")
 
 def anchors_of(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as code hosts make them; a repeated one gets a number."""
-    found: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    found = set()
     for heading in re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
         anchor = re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-")
-        found[f"{anchor}-{found[anchor]}" if anchor in found else anchor] = 1
-        found[anchor] += 0 if found[anchor] == 1 else 1
-    return set(found)
+        found.add(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
+        seen[anchor] += 1
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -49,9 +51,9 @@ def test_contents_lead_to_every_page() -> None:
     assert pages - linked == {"README.md"}
 
 
-def commands_of(page: str) -> list[str]:
+def commands_of(page: str, block: str = "session") -> list[str]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"<!-- session: run by tests/docs/test_pages.py -->\n```\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(rf"<!-- {block}: run by tests/docs/test_pages.py -->\n```\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -88,7 +90,9 @@ def test_commands_for_a_team_run_in_their_order(adapters: Path, postgres_catalog
         "METEORA_CATALOG": postgres_catalog_url,
         "METEORA_STORE": str(adapters / "store"),
     }
-    run_session(commands, adapters, environment)
+    (upgrade,) = commands_of("team.md", "owner")
+    owner = upgrade.replace("postgresql://meteora_owner@host/meteora", postgres_catalog_url)
+    run_session([owner, *commands], adapters, environment)
 
 
 def test_commands_for_the_authors_layout_run(adapters: Path) -> None:

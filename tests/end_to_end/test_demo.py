@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -46,10 +47,12 @@ def test_picture_of_the_demo_shows_each_question(demo: ModuleType) -> None:
 
 
 def test_quickstart_of_the_readme_ends_in_the_right_answer(
-    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     *code, answer = example_of("README.md", "quickstart").splitlines()
     assert len([line for line in code if line]) <= 10
-    monkeypatch.chdir(demo.OUTPUT.parent)
+    # In a copy, because a bundle is never saved over another one.
+    shutil.copytree(demo.OUTPUT, tmp_path / demo.OUTPUT.name, ignore=shutil.ignore_patterns("mine"))
+    monkeypatch.chdir(tmp_path)
     exec("\n".join(code), {})
     assert capsys.readouterr().out.strip() == answer.removeprefix("# ")

@@ -26,7 +26,8 @@ ERRORS = {
 PUBLIC = ERRORS | {
     *("AdapterDifference", "AdapterQuery", "AdapterSummary", "AdapterVersion", "Addition", "Answer"),
     *("Bundle", "BundleDifference", "BundleVersion"),
-    *("CatalogSource", "Decision", "Evaluation", "EvaluationOptions", "Examination", "Finding", "FusePlan"),
+    *("CatalogSource", "Decision", "Evaluation", "EvaluationOptions", "EvaluationSummary", "Examination"),
+    *("Finding", "FusePlan", "MeasuredEvaluation", "Removal", "Removed", "Restored", "TrashedVersion"),
     *(
         "FusedBundle",
         "Fusion",

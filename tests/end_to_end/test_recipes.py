@@ -105,6 +105,7 @@ def test_written_recipe_gives_the_same_bundle_later(catalogued: Run, workplace: 
         pytest.param("link.toml", "`link.toml` exists already", id="a link"),
         pytest.param("adapters", "`adapters` is a folder, expected the name of a file", id="a folder"),
         pytest.param("no/x.toml", "cannot write `no/x.toml`: there is no folder `no`", id="nowhere"),
+        pytest.param("./never", "`--out` and `--write-recipe` both name `never`", id="the bundle"),
     ],
 )
 def test_recipe_that_cannot_be_written_stops_the_fuse_before_it_begins(
@@ -136,9 +137,10 @@ def test_no_recipe_is_written_where_nothing_was_fused(catalogued: Run, workplace
         pytest.param("members = [5]", "members.0: expected an adapter such as `legal@2`", id="number"),
         pytest.param(
             'members = [{adaptor = "legal"}]',
-            "members.0.adaptor: there is no such key, did you mean `adapter`?",
+            "members.0.adaptor: there is no such key, did you mean `adapter`?\n",
             id="key of a member",
         ),
+        pytest.param("members = []", "members: tuple should have at least 1 item", id="empty"),
         pytest.param("top_k = 2", "breaks its schema: members: field required\n", id="no members"),
         pytest.param('members = ["legal"', "is not TOML: Unclosed array (at end of document)", id="no TOML"),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle, product
+from itertools import product
 from typing import Any
 
 import pytest
@@ -309,7 +309,10 @@ def test_fused_gate_takes_any_layout(ranks: list[int]) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     ("T", "kind"),
-    list(product([3, 18, 70], GATE_KINDS) if EVERY_TYPE else zip([3, 18, 3], cycle(GATE_KINDS))),
+    # A token's length has planes of its own, read by the expansion or, for many tokens, by the kernel before.
+    list(product([3, 18, 70], GATE_KINDS))
+    if EVERY_TYPE
+    else [(3, "linear"), (18, "absolute"), (3, "normalised"), (70, "normalised")],
 )
 def test_fused_gate_adds_up_its_split_sums(T: int, kind: str) -> None:
     check_gated(*gated_case(T, ranks=[8, 0, 24] + [8] * 15, gate={"kind": kind}))

@@ -78,7 +78,7 @@ def test_summary_has_no_answers(catalog: Catalog) -> None:
     assert "answers" not in found.summary.model_dump_json()
 
 
-def test_evaluations_move_with_the_catalog_and_are_checked(any_catalog: Catalog, tmp_path: Path) -> None:
+def test_evaluations_move_with_the_catalog(any_catalog: Catalog, tmp_path: Path) -> None:
     any_catalog.register_bundle(new_bundle())
     any_catalog.record_evaluation(MANIFEST, summary_of(2, right=1, own=2))
     path = tmp_path / "catalog.jsonl"
@@ -86,10 +86,38 @@ def test_evaluations_move_with_the_catalog_and_are_checked(any_catalog: Catalog,
     with Catalog.open(Home(tmp_path / "new")) as other:
         import_catalog(other, path)
         assert other.find_evaluations(MANIFEST) == any_catalog.find_evaluations(MANIFEST)
-    path.write_text(path.read_text().replace('"scope":"token"', '"scope":"nothing"'))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        pytest.param(
+            '"scope":"token"', '"scope":"nothing"', "`evaluation` breaks its schema: scope", id="schema"
+        ),
+        pytest.param(
+            '"of_members":0.5,"s',
+            '"of_members":2.0,"s',
+            "states 2.0 of 2 items, its scores 0.5 of 2",
+            id="share",
+        ),
+        pytest.param(
+            '"items":2,"of', '"items":9,"of', "states 0.5 of 9 items, its scores 0.5 of 2", id="items"
+        ),
+    ],
+)
+def test_import_checks_evaluations(
+    catalog: Catalog, tmp_path: Path, before: str, after: str, message: str
+) -> None:
+    catalog.register_bundle(new_bundle())
+    catalog.record_evaluation(MANIFEST, summary_of(2, right=1, own=2))
+    path = tmp_path / "catalog.jsonl"
+    export_catalog(catalog, path)
+    (evaluation,) = [line for line in path.read_text().splitlines() if '"table":"evaluations"' in line]
+    assert before in evaluation
+    path.write_text(path.read_text().replace(evaluation, evaluation.replace(before, after)))
     with (
-        Catalog.open(Home(tmp_path / "wrong")) as other,
-        pytest.raises(InvalidDocument, match="`evaluation` breaks its schema: scope"),
+        Catalog.open(Home(tmp_path / "new")) as other,
+        pytest.raises(InvalidDocument, match=re.escape(message)),
     ):
         import_catalog(other, path)
 

@@ -95,6 +95,10 @@ def test_members_of_a_pulled_bundle_are_called_after_its_new_name(any_catalog: C
     any_catalog.rename("team", "crew")
     (found,) = any_catalog.find_bundle(CatalogSource("crew")).members
     assert str(found.adapter) == "crew:legal@1"
+    with pytest.raises(UsageError) as caught:
+        any_catalog.rename("crew", "c" * 96)
+    assert caught.value.hint == "choose a shorter name for the bundle"
+    assert any_catalog.list_names() == ("crew", "crew:legal")
     assert sound(any_catalog)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from meteora_registry.registry.workflows.store_upkeep import collect_garbage, me
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
     CatalogUnusable,
+    InvalidDocument,
     NotInCatalog,
     StillInUse,
     UsageError,
@@ -211,6 +213,36 @@ def test_expired_versions_are_purged_and_others_stay(any_catalog: Catalog) -> No
     assert sound(any_catalog)
 
 
+def test_any_number_of_versions_expires_at_once(catalog: Catalog) -> None:
+    catalog.add_version(new_adapter())
+    catalog.remove(LEGAL, keep=EXPIRED)
+    columns = "kind, name, size_bytes, removed_by, removed_at, expires_at"
+    more = (
+        f"WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 700) SELECT i, {columns}"
+    )
+    with transaction(catalog._engine, writes=True) as session:
+        session.execute(sa.text(f"INSERT INTO trash (number, {columns}) {more} FROM n, trash"))
+        session.execute(
+            sa.text(
+                "INSERT INTO trash_rows SELECT id, 0, 'adapter_files', '{}', printf('%064x', id) FROM trash "
+                "WHERE number > 1"
+            )
+        )
+
+    # As few as a database that was built so takes in one statement.
+    @sa.event.listens_for(catalog._engine, "before_cursor_execute")
+    def limit(connection: sa.Connection, *_: object) -> None:
+        connection.connection.driver_connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 600)
+
+    expected, purged = catalog.find_expired(), catalog.purge()
+    assert expected is not None
+    assert purged is not None
+    assert expected.versions == purged.versions
+    assert expected.digests == purged.digests
+    assert len(purged.digests) == len(purged.versions) - 1 + 2
+    assert catalog.list_trash() == ()
+
+
 def test_trash_moves_with_the_catalog(any_catalog: Catalog, tmp_path: Path) -> None:
     adapter = any_catalog.add_version(new_adapter(), tags=["good"]).version
     any_catalog.register_bundle(new_bundle(adapter, verification=some_verification()))
@@ -234,11 +266,17 @@ def test_trash_moves_with_the_catalog(any_catalog: Catalog, tmp_path: Path) -> N
         ("DELETE FROM trash_rows WHERE of_table = 'adapter_versions'", "it has 0 rows of `adapter_versions`"),
         ("UPDATE trash_rows SET of_table = 'events' WHERE of_table = 'tags'", "no row in `events`"),
         ("UPDATE trash_rows SET content = '{}' WHERE of_table = 'tags'", "the columns of `tags` differ"),
+        (
+            "UPDATE trash_rows SET content = '[]' WHERE of_table = 'tags'",
+            "found a JSON list, expected a dict",
+        ),
         ("UPDATE trash_rows SET sha256 = NULL", "another digest than its file"),
     ],
-    ids=["no facts", "another table", "no values", "another digest"],
+    ids=["no facts", "another table", "no values", "a list", "another digest"],
 )
-def test_damaged_trash_is_reported_and_never_put_back(catalog: Catalog, statement: str, message: str) -> None:
+def test_damaged_trash_is_reported_and_never_put_back(
+    catalog: Catalog, tmp_path: Path, statement: str, message: str
+) -> None:
     catalog.add_version(new_adapter(), tags=["good"])
     catalog.remove(LEGAL)
     with transaction(catalog._engine, writes=True) as session:
@@ -249,6 +287,34 @@ def test_damaged_trash_is_reported_and_never_put_back(catalog: Catalog, statemen
     with pytest.raises(CatalogUnusable, match=re.escape(message)):
         catalog.restore(LEGAL)
     assert catalog.versions_of("legal") == ()
+    export_catalog(catalog, tmp_path / "catalog.jsonl")
+    with (
+        Catalog.open(Home(tmp_path / "new")) as other,
+        pytest.raises(InvalidDocument, match=re.escape(message)),
+    ):
+        import_catalog(other, tmp_path / "catalog.jsonl")
+
+
+@pytest.mark.parametrize("table", ["adapter_files", "adapter_versions"])
+@pytest.mark.parametrize("content", ["{}", "[]"], ids=["no values", "a list"])
+def test_store_is_not_read_by_a_damaged_trash(home: Home, tmp_path: Path, table: str, content: str) -> None:
+    with Registry(home.folder) as registry:
+        registry.add(make_adapter(tmp_path / "legal"))
+        registry.remove("legal")
+        with transaction(registry.catalog._engine, writes=True) as session:
+            values = {"content": content, "of_table": table}
+            session.execute(
+                sa.text("UPDATE trash_rows SET content = :content WHERE of_table = :of_table"), values
+            )
+        for look in (measure_store, lambda workspace: list(verify_store(workspace))):
+            with pytest.raises(
+                CatalogUnusable, match="what the trash has of `legal@1` cannot be put back: "
+            ) as caught:
+                look(registry)
+            assert registry.catalog.check_history().problems == ()
+            assert caught.value.hint == "delete it with `meteora-registry remove legal@1 --for-good`"
+        registry.remove("legal@1", for_good=True)
+        assert list(verify_store(registry)) == []
 
 
 def test_exchanged_content_in_the_trash_shows_in_the_history(catalog: Catalog) -> None:

@@ -115,6 +115,29 @@ def test_gate_is_bound_once_for_equal_rules_and_again_for_others(model: PeftMode
     assert [(gate.top_k, gate.temperature) for gate in bound[1:]] == [(2, 1.0), (1, 1.0), (1, 0.5)]
 
 
+def test_gate_whose_bias_was_replaced_is_bound_again(bundle: Path, tmp_path: Path) -> None:
+    members = {name: bundle.parent / name for name in ("one", "two", "three")}
+    biased = write_bundle(tmp_path / "bundle", members, gate_bias=True, top_k=1)
+    model = PeftModel.from_pretrained(tiny_llama(), biased).eval()
+    answer(model, 1)
+    for layer in layers(model):
+        bias = layer.meteora_gate_bias["default"]
+        layer.meteora_gate_bias["default"] = nn.Parameter(bias.new_tensor([-1e4, 1e4, -1e4]))
+    with routing(model) as record:
+        answer(model, 1)
+    assert all((found.selection == 1).all() for found in record.modules.values())
+
+
+def test_output_of_a_float64_base_is_not_rounded(bundle: Path) -> None:
+    model = PeftModel.from_pretrained(tiny_llama().double(), bundle).eval()
+    layer = layers(model)[0]
+    x = torch.randn(1, layer.in_features or 0, dtype=torch.float64)
+    with torch.no_grad(), force_adapter(model, "one"):
+        for factor in (layer.meteora_A, layer.meteora_B):
+            factor["default"].zero_()
+        assert torch.equal(layer(x), layer.base_layer(x))
+
+
 def test_moved_model_keeps_no_old_tensors(model: PeftModel) -> None:
     with force_adapter(model, "one"):
         answer(model, 1)
