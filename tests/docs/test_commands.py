@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import click
@@ -9,7 +10,7 @@ import pytest
 
 from meteora_registry.registry.cli.groups import DefaultGroup
 from meteora_registry.registry.cli.main import cli
-from support.pages import command_lines_of, commands_in, pages
+from support.pages import command_lines_of, commands_in, named_commands_of, pages
 
 # What looks at no file while it reads a value.
 CHECKED = (click.Choice, click.types.IntParamType, click.types.FloatParamType)
@@ -23,7 +24,7 @@ def parse(command: click.Command, words: Sequence[str]) -> None:
     Raises:
         click.UsageError: the command would refuse them.
     """
-    if isinstance(command, DefaultGroup) and words[0] not in command.table:
+    if isinstance(command, DefaultGroup) and words and words[0] not in command.table:
         words = [next(iter(command.table)), *words]
     context = click.Context(command)
     values, rest, _ = command.make_parser(context).parse_args(list(words))
@@ -62,6 +63,18 @@ def test_command_of_a_page_is_accepted(page: str, line: str) -> None:
             parse(cli, words)
         except click.UsageError as error:
             pytest.fail(f"{page}: {line}\n{error.format_message()}")
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_that_the_text_names_exist(page: str) -> None:
+    for line in named_commands_of(page):
+        for words in commands_in(line):
+            try:
+                # A text may name a command without what it is about.
+                with contextlib.suppress(click.MissingParameter):
+                    parse(cli, words)
+            except click.UsageError as error:
+                pytest.fail(f"{page}: {line}\n{error.format_message()}")
 
 
 @pytest.mark.parametrize(

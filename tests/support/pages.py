@@ -74,6 +74,12 @@ def command_lines_of(page: str) -> list[str]:
     return [line.strip() for line in lines if next(commands_in(line), None) is not None]
 
 
+def named_commands_of(page: str) -> list[str]:
+    """Return the commands of the program that a page's text names, outside its blocks."""
+    text = _BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    return [" ".join(found.split()) for found in re.findall(rf"`({PROGRAM.name}\s[^`]+)`", text)]
+
+
 def commands_in(line: str) -> Iterator[list[str]]:
     """Yield the words after the program's name, for each command of a shell line that is the program."""
     if PROGRAM.name not in line:
