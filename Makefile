@@ -30,9 +30,9 @@ test-faults: $(STAMP)
 # And all else of which `make test` takes a sample.
 test-more: export METEORA_EXAMPLES ?= 10
 test-more: $(STAMP)
-	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 --installs $(ARGS) \
-		tests/faults tests/matrix tests/forgeries tests/kernels tests/ci tests/registry/test_agreement.py \
-		tests/registry/test_search.py tests/registry/test_cli_environment.py tests/registry/test_cli_secrets.py \
+	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 --slow $(ARGS) \
+		tests/faults tests/matrix tests/forgeries tests/kernels tests/ci tests/benchmarks \
+		tests/registry/test_agreement.py tests/registry/test_search.py tests/registry/test_cli_environment.py tests/registry/test_cli_secrets.py \
 		tests/runtime/test_threads.py
 
 # lm_eval is large, so this command alone installs it; `make test` runs the same tests from then on.

@@ -209,7 +209,7 @@ def _store_routing(selection, weights, chosen, shares, tokens, T, K: tl.constexp
 
 @triton.jit(do_not_specialize=SIZES)
 def project_kernel(
-    x, A, gate, planes, T, h, N, L, chunk, stride, A_TILES, BT: tl.constexpr, BR: tl.constexpr,
+    x, A, gate, planes, T, h, N, L, chunk, A_TILES, stride, BT: tl.constexpr, BR: tl.constexpr,
     BK: tl.constexpr, EVEN: tl.constexpr, SQUARES: tl.constexpr, UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip

@@ -49,6 +49,7 @@ class Plan:
         splits: S, the planes of a sum that is split over d; 1 where none is.
         sizes: the kernel's extents that do not depend on the exact number of tokens, in its order.
         constants: the kernel's constants and the options of the launch.
+        floats: of all planes of a projection, for each token; 0 for other launches.
     """
 
     grid: tuple[int, ...]
@@ -56,6 +57,7 @@ class Plan:
     splits: int
     sizes: tuple[int, ...]
     constants: dict[str, Any]
+    floats: int = 0
 
 
 def gated(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Tensor) -> Routing:
@@ -68,7 +70,7 @@ def gated(x: Tensor, A: Tensor, Bt: Tensor, layout: Layout, gate: Gate, out: Ten
     projection, expansion = _plan(
         _gated_plans, T, layout, h, Bt.shape[1], gate.top_k, x.dtype, device, gate.kind, gate.bias is not None
     )
-    sums = _project(projection, x, A, gate.weight, layout, T)
+    sums = _project(projection, x, A, gate.weight, T)
     routing = _empty_routing(T, gate.top_k, device)
     known = expansion.known
     expand_kernel[expansion.grid](
@@ -86,7 +88,7 @@ def route(x: Tensor, layout: Layout, gate: Gate) -> Routing:
     projection, choice = _plan(
         _route_plans, T, layout, h, gate.top_k, x.dtype, device, gate.kind, gate.bias is not None
     )
-    sums = _project(projection, x, x, gate.weight, layout, T)
+    sums = _project(projection, x, x, gate.weight, T)
     routing = _empty_routing(T, gate.top_k, device)
     route_kernel[choice.grid](
         sums, _bias(gate), routing.selection, routing.weights, T, layout.adapters, projection.splits,
@@ -123,14 +125,11 @@ def routed(
     return planes
 
 
-def _project(plan: Plan, x: Tensor, A: Tensor, gate: Tensor, layout: Layout, T: int) -> Tensor:
+def _project(plan: Plan, x: Tensor, A: Tensor, gate: Tensor, T: int) -> Tensor:
     """Return flat planes: x [T, h] against the plan's rows of A, against the gate's, and ``||x||^2``."""
-    *extents, a_tiles = plan.sizes
     # One buffer for all three: an allocation costs the host more than most lines here.
-    sums = torch.empty(
-        plan.splits * T * (extents[1] + layout.adapters + 1), dtype=torch.float32, device=x.device
-    )
-    project_kernel[plan.grid](x, A, gate, sums, T, *extents, x.stride(0), a_tiles, **plan.constants)
+    sums = torch.empty(plan.floats * T, dtype=torch.float32, device=x.device)
+    project_kernel[plan.grid](x, A, gate, sums, T, *plan.sizes, x.stride(0), **plan.constants)
     return sums
 
 
@@ -277,6 +276,7 @@ def _project_plan(
             "PRECISION": _precision(dtype),
             **_options(blocks),
         },
+        splits * (rows + layout.adapters + 1),
     )
 
 

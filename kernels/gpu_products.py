@@ -84,8 +84,9 @@ def factors_gradient(z: Tensor, v: Tensor, layout: Layout, routing: Routing) -> 
 
 def _takes_gate(x: Tensor, layout: Layout) -> bool:
     """Return whether the expansion finds the routing itself: few tokens, few rows."""
-    few = x.shape[0] <= FEW_TOKENS and layout.rows <= GATED_ROWS
-    return few and not takes_dense(x.shape[0], layout, x.dtype)
+    tokens = x.shape[0]
+    few = tokens <= FEW_TOKENS and layout.rows <= GATED_ROWS
+    return few and not takes_dense(tokens, layout, x.dtype)
 
 
 def _apply(

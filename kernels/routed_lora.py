@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .layout import layout_of
@@ -131,8 +132,9 @@ def gated_lora_(
     check_gate_serves(gate.weight, gate.bias, x, adapters=len(scaling))
     check_top_k((len(scaling),), gate.top_k, gate.temperature)
     check_output(out, x, Bt)
-    of_gate = (gate.weight,) if gate.bias is None else (gate.weight, gate.bias)
-    refuse_gradients("gated_lora_", out, x, A, Bt, *of_gate)
+    if torch.is_grad_enabled():
+        of_gate = (gate.weight,) if gate.bias is None else (gate.weight, gate.bias)
+        refuse_gradients("gated_lora_", out, x, A, Bt, *of_gate)
     if layout is None:
         selection, weights = gated_add_operator(
             rows_of(out), flat(x), A, Bt, tuple(offsets), tuple(scaling), *gate.fields

@@ -73,7 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"
     )
     parser.addoption(
-        "--installs", action="store_true", help="also install the checker with pip, as CI jobs and hooks do"
+        "--slow", action="store_true", help="also install the checker with pip, and measure gates in small"
     )
 
 
@@ -84,10 +84,10 @@ def _turn_of(item: pytest.Item) -> int:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=_turn_of)
-    if not config.getoption("--installs"):
+    if not config.getoption("--slow"):
         for item in items:
-            if item.get_closest_marker("installs"):
-                item.add_marker(pytest.mark.skip(reason="installs with pip: give `--installs`"))
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes half a minute: give `--slow`"))
 
 
 @pytest.fixture(autouse=True)

@@ -67,6 +67,7 @@ def measured(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Measuremen
     return measurement
 
 
+@pytest.mark.slow
 def test_measurement_writes_a_row_for_every_way(measured: Measurement) -> None:
     rows = read_rows(measured.rows)
     found = {(row["stage"], row["set"], row["way"]) for row in rows if row["kind"] == "score"}
@@ -78,6 +79,7 @@ def test_measurement_writes_a_row_for_every_way(measured: Measurement) -> None:
     assert sum(row["kind"] == "fit" for row in rows) == 2
 
 
+@pytest.mark.slow
 def test_measurement_repeats_nothing_that_is_there(measured: Measurement) -> None:
     before = measured.rows.read_bytes()
     measured.score("test", "single", measured.texts("test", 2), measure.test_ways("lda without 4"))
@@ -87,6 +89,7 @@ def test_measurement_repeats_nothing_that_is_there(measured: Measurement) -> Non
     assert measured.rows.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_tables_follow_from_rows(measured: Measurement, tmp_path: Path) -> None:
     page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
     names = sections(read_rows(measured.rows))
@@ -121,6 +124,7 @@ def test_figure_is_what_the_committed_rows_say() -> None:
     assert f"it reaches {of_the_oracle} of what naming" in readme
 
 
+@pytest.mark.slow
 def test_oracle_of_one_item_is_its_adapter_alone(measured: Measurement, base: Path) -> None:
     """Forcing by token and PEFT's own adapter give the same next tokens."""
     from peft import PeftModel
@@ -137,6 +141,7 @@ def test_oracle_of_one_item_is_its_adapter_alone(measured: Measurement, base: Pa
     assert len(score_texts(model, [text], lambda batch: served(model, Way("oracle"), batch))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     [

@@ -143,7 +143,7 @@ def test_job_elsewhere_is_refused_in_words(machine: Runner, team: GitRepository)
     assert "this is not a job of GitLab CI" in done.err
 
 
-@pytest.mark.installs
+@pytest.mark.slow
 def test_whole_job_installs_the_checker_and_checks(team: GitRepository) -> None:
     make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0)
     team.commit()

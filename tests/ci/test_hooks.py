@@ -93,7 +93,7 @@ def run_hook(
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.installs
+@pytest.mark.slow
 def test_hook_works_out_the_folders_of_the_files_that_it_gets(
     tmp_path: Path, source: GitRepository, environment: dict[str, str]
 ) -> None:

@@ -12,7 +12,7 @@ from support.repositories import GitRepository
 from support.small_adapters import make_adapter
 
 
-@pytest.mark.installs
+@pytest.mark.slow
 def test_checker_is_installed_from_the_checkout_and_checks(team: GitRepository, api: Api) -> None:
     make_adapter(team.folder / "adapters" / "new", seed=9, lora_alpha=0)
     team.commit()
