@@ -26,7 +26,8 @@ def parse(command: click.Command, words: Sequence[str]) -> None:
     """
     if isinstance(command, DefaultGroup) and words and words[0] not in command.table:
         words = [next(iter(command.table)), *words]
-    context = click.Context(command)
+    # Click keeps a command's option for help by the names of the first context that asks for it.
+    context = click.Context(command, **cli.context_settings)
     values, rest, _ = command.make_parser(context).parse_args(list(words))
     for parameter in command.get_params(context):
         value = values.get(parameter.name or "")
