@@ -22,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from meteora_registry.files.progress import silent
+from meteora_registry.runtime.fitting.chat_template import ChatTemplate
 from meteora_registry.runtime.fitting.forms import template_tokens
 from meteora_registry.runtime.fitting.inputs import ModuleInput, find_inputs
 from meteora_registry.runtime.fitting.request_gates import (
@@ -116,9 +117,11 @@ def measure(cache: Path, tasks: Path) -> Iterator[Row]:
     inputs = candidate_inputs(find_inputs(base, paths), base.config)
     base.model.layers = base.model.layers[:LAYERS]
     foreign = foreign_tasks(tasks)
-    for stage, names in OWN.items():
-        own = {name: samples_of(tasks, name, FITTED + HELD_OUT + ASKED) for name in names}
-        yield from measure_stage(stage, base, tokenizer, inputs, own, foreign[stage])
+    # One process for all the prompts, as in a fit.
+    with ChatTemplate(tokenizer):
+        for stage, names in OWN.items():
+            own = {name: samples_of(tasks, name, FITTED + HELD_OUT + ASKED) for name in names}
+            yield from measure_stage(stage, base, tokenizer, inputs, own, foreign[stage])
 
 
 def measure_stage(
