@@ -27,6 +27,7 @@ from meteora_registry.files.digests import hash_file
 from meteora_registry.registry.home import Home
 from meteora_registry.runtime.fitting import FitOptions
 from meteora_registry.schemas.gate_choices import Scope
+from meteora_registry.schemas.trace import ModulePlace
 
 from .base import load_model, load_tokenizer, prepare_base
 from .bundles import fit_by_workflow, fit_with, fuse_adapters, write_fit_data
@@ -187,7 +188,7 @@ class Measurement:
         lowest = min(recipe.layers[0] for recipe in self._recipes)
         for folder in self.bundles.values():
             for path in Bundle.open(folder).config.observed:
-                lowest = min(lowest, int(path.split(".layers.")[1].split(".")[0]))
+                lowest = min(lowest, ModulePlace.of(path).order[1])
         return lowest
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
