@@ -80,9 +80,9 @@ class BoundAdapters:
     def add_fixed_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
         """Add to `out` [..., D], in place, what a routing adds that is the same for every token of `x`."""
         if x.numel() == x.shape[-1]:
-            self._add_to_one_(out.view(-1), self._wide(x.view(-1)), routing)
+            self._add_(out.view(-1), self._wide(x.view(-1)), routing)
         else:
-            self._add_to_all_(rows_of(out), self._wide(flat(x)), routing)
+            self._add_(rows_of(out), self._wide(flat(x)), routing)
 
     def add_gated_(self, out: Tensor, x: Tensor, gate: Gate) -> Routing | FixedRouting:
         """Return the gate's routing [..., k] of `x`, after adding what it routes to `out` in place.
@@ -102,7 +102,7 @@ class BoundAdapters:
     def _add_gated_to_one_(self, out: Tensor, x: Tensor, gate: Gate) -> FixedRouting:
         x = self._wide(x)
         routing = gate.route_on_host(x)
-        self._add_to_one_(out, x, routing)
+        self._add_(out, x, routing)
         return routing
 
     def _bind_gate(self, gate: Gate, x: Tensor) -> None:
@@ -118,24 +118,20 @@ class BoundAdapters:
         # Half the time of `to`, which has to find out what its argument is.
         return x.float() if self._dtype == torch.float32 else x.double()
 
-    def _add_to_one_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
-        """Add to `out` [D] what a routing adds for one token x [h], of the factors' dtype."""
-        total = self._wide(out)
-        for adapter, weight in zip(routing.adapters, routing.weights, strict=True):
-            bound = self._adapters[adapter]
-            if bound is not None and weight:
-                down, up, scaling = bound
-                total.addmv_(up, torch.mv(down, x), alpha=weight * scaling)
-        if total is not out:
-            out.copy_(total)
+    def _add_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
+        """Add to `out` [D] or [T, D] what a routing adds for one token x [h], or for every one of x [T, h].
 
-    def _add_to_all_(self, out: Tensor, x: Tensor, routing: FixedRouting) -> None:
-        """Add to `out` [T, D] what a routing adds for every token of x [T, h], of the factors' dtype."""
-        total = self._wide(out)
+        `x` has the factors' dtype.
+        """
+        total, is_one = self._wide(out), x.ndim == 1
         for adapter, weight in zip(routing.adapters, routing.weights, strict=True):
             bound = self._adapters[adapter]
-            if bound is not None and weight:
-                down, up, scaling = bound
+            if bound is None or not weight:
+                continue
+            down, up, scaling = bound
+            if is_one:
+                total.addmv_(up, torch.mv(down, x), alpha=weight * scaling)
+            else:
                 total.addmm_(torch.mm(x, down.T), up.T, alpha=weight * scaling)
         if total is not out:
             out.copy_(total)

@@ -152,7 +152,7 @@ def fixed_routings(routing: Routing) -> tuple[FixedRouting, ...]:
 
 def _best(logits: list[float], top_k: int, temperature: float) -> FixedRouting:
     """Return the k highest logits' adapters as `select_top_k` does, for one token."""
-    # A NaN or an infinite logit, which comparisons and `exp` of Python's floats treat otherwise.
+    # With a NaN or +inf among them torch decides: Python's comparisons and `exp` treat those differently.
     if not sum(logits) < math.inf:
         return fixed_routings(select_top_k(torch.tensor([logits]), top_k, temperature=temperature))[0]
     if top_k == 1:
