@@ -76,14 +76,14 @@ KEPT_LOGITS = 4
 ANSWER_TOKENS = 3
 
 
-def tiny_base() -> LlamaForCausalLM:
-    """Return a Llama of two layers whose weights take 26 kB."""
+def tiny_base(*, layers: int = 2) -> LlamaForCausalLM:
+    """Return a Llama of a few layers; the weights of two take 26 kB, those of six 60 kB."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=64,

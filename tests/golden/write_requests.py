@@ -15,11 +15,10 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import meteora_registry as meteora
-from golden.write import BASE, files_of, write_expected
+from golden.write import BASE, files_of, tiny_base, write_expected
 from meteora_registry.bundle import Bundle
 from meteora_registry.bundle.files import write_record
 from meteora_registry.fuser.refit import NewGates, refit_bundle
@@ -28,10 +27,9 @@ from meteora_registry.registry.workflows.gate_fit import FitRequest
 from meteora_registry.runtime.fitting import fit_gates, read_task_data
 from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.verification import Level, Outcome
-from support.models import VOCABULARY, make_adapter
+from support.models import make_adapter
 from support.task_data import TEMPLATE, tiny_tokenizer, write_task_data
 
-LAYERS = 6
 # Each decision ahead of the gates of early layers, by members that have modules there or not.
 EVERYWHERE: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
 # The first of these layers reads as early as request gates do, but not the second of them.
@@ -47,21 +45,8 @@ BUNDLES: dict[str, tuple[str, Scope]] = {
 
 
 def deep_base() -> LlamaForCausalLM:
-    """Return a Llama of six layers whose weights take 60 kB."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    """Return the base of the first set with six layers, so that some are early ones."""
+    return tiny_base(layers=6)
 
 
 def write_members() -> None:
