@@ -99,7 +99,8 @@ def write_card(
     with_experts: bool = False,
 ) -> None:
     """Write the card of a bundle; the same config and members give the same bytes."""
-    recipe = "" if _is_imported(config.gate) else _describe_recipe(config, storage, members, with_experts)
+    is_imported = _comes_from(config.gate, IMPORTED)
+    recipe = "" if is_imported else _describe_recipe(config, storage, members, with_experts)
     text = _front_matter(config, members) + _body(config, storage, members, recipe)
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -168,7 +169,11 @@ def _describe_recipe(
     )
     if (first := config.gate.initialisation) is not None:
         recipe = recipe.model_copy(update={"gate": first.method, "seed": first.seed})
-    gates = " Its gates are then fitted by `gate fit`." if config.gate.is_fitted else ""
+    gates = ""
+    if config.gate.is_fitted:
+        is_trained = _comes_from(config.gate, TRAINED)
+        how = "trained, which no command repeats" if is_trained else "fitted by `gate fit`"
+        gates = f" Its gates are then {how}."
     return _RECIPE.format(toml=recipe.to_toml(), gates=gates)
 
 
@@ -179,8 +184,8 @@ def _recipe_member(member: ManifestMember) -> RecipeMember:
     return RecipeMember(adapter=found[0].removeprefix("hf://"), name=member.name)
 
 
-def _is_imported(gate: Gate) -> bool:
-    return isinstance(gate.fitted, Fitting) and gate.fitted.method == IMPORTED
+def _comes_from(gate: Gate, method: str) -> bool:
+    return isinstance(gate.fitted, Fitting) and gate.fitted.method == method
 
 
 def _describe_gate(gate: Gate) -> str:

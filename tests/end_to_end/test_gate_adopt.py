@@ -92,7 +92,9 @@ def test_adopted_bundle_states_where_its_gates_come_from(adopted: Path, workplac
         "trained_from": {"bundle": "bundle@2", "manifest_sha256": manifest_digest(workplace / "fitted")},
     }
     assert "gate-trained" in config["required_features"]
-    assert "The gate was trained from bundle@2 by a training loop" in (adopted / "README.md").read_text()
+    card = (adopted / "README.md").read_text()
+    assert "The gate was trained from bundle@2 by a training loop" in card
+    assert "Its gates are then trained, which no command repeats." in card
 
 
 def token_logits(folder: Path) -> Tensor:
