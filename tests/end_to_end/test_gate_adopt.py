@@ -18,7 +18,7 @@ import meteora_registry
 from meteora_registry.runtime import route_as
 from meteora_registry.schemas.errors import BundleRefused
 from support.models import LOADS_WITH_PEFT, logits_of, some_tokens, tiny_llama
-from support.program import Run
+from support.program import Run, make_fitted
 from support.task_data import make_fit_workplace
 
 pytestmark = [LOADS_WITH_PEFT]
@@ -36,10 +36,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(run: Run, workplace: Path) -> Run:
     """The program in the workplace; the first use makes a fitted bundle, version 2, and trains its gates."""
     if not (workplace / "trained").exists():
-        assert run("add", *(f"adapters/{name}" for name in NAMES)).returncode == 0
-        assert run("fuse", *NAMES, "--out", "bundle").returncode == 0
-        fit = run("gate", "fit", "bundle", *BASE_AND_DATA, "--out", "fitted")
-        assert fit.returncode == 0, fit.stderr
+        make_fitted(run, NAMES)
         train(workplace / "fitted", workplace / "trained")
     return run
 

@@ -50,7 +50,7 @@ from support.models import (
     some_tokens,
     tiny_llama,
 )
-from support.program import Run
+from support.program import Run, make_fitted
 from support.task_data import TEMPLATE, tiny_tokenizer, write_task_data
 
 pytestmark = [LOADS_WITH_PEFT]
@@ -86,10 +86,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(run: Run, workplace: Path) -> Run:
     """The program in the workplace, whose first use makes a fitted bundle of members of the last layer."""
     if not (workplace / "fitted").exists():
-        assert run("add", *(f"adapters/{name}" for name in NAMES)).returncode == 0
-        assert run("fuse", *NAMES, "--out", "bundle").returncode == 0
-        result = run("gate", "fit", "bundle", *BASE_AND_DATA, "--out", "fitted")
-        assert result.returncode == 0, result.stderr
+        make_fitted(run, NAMES)
     return run
 
 

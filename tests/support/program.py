@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,3 +22,11 @@ def run_here(capture: pytest.CaptureFixture[str], *arguments: object) -> subproc
     code = main.run([*map(str, arguments)])
     printed = capture.readouterr()
     return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+
+
+def make_fitted(run: Run, members: Sequence[str]) -> None:
+    """Add the adapters of the folder, fuse them into ``bundle``, and fit its gates into ``fitted``."""
+    assert run("add", *(f"adapters/{name}" for name in members)).returncode == 0
+    assert run("fuse", *members, "--out", "bundle").returncode == 0
+    fit = run("gate", "fit", "bundle", "--base", "./base", "--data", "./data", "--out", "fitted")
+    assert fit.returncode == 0, fit.stderr
