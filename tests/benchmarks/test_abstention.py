@@ -1,4 +1,4 @@
-"""What request gates leave to the base: a small measurement, the table of the rows, and its promise."""
+"""The measurement of request gates in small, the table of the rows, and the promise about own prompts."""
 
 from __future__ import annotations
 
