@@ -1,4 +1,4 @@
-"""Every Python example of the pages runs: here, or in the test that the mark before it names."""
+"""Every Python example of the pages runs here, and every marked block in the test that its mark names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.task_data import save_text_base, write_task_data
 NAMES = ("legal", "medical")
 EXAMPLES = [block for page in pages() for block in blocks_of(page) if block.is_python]
 HERE = sorted({block.page for block in EXAMPLES if block.runner is None})
-ELSEWHERE = [block for block in EXAMPLES if block.runner is not None]
+MARKED = [block for page in pages() for block in blocks_of(page) if block.runner is not None]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,13 @@ def test_examples_of_the_page_run_in_their_order(
             exec(compile(block.text, page, "exec"), names)
 
 
-@pytest.mark.parametrize("block", ELSEWHERE, ids=lambda block: block.page)
-def test_example_is_run_by_the_test_that_its_mark_names(block: Block) -> None:
+@pytest.mark.parametrize("block", MARKED, ids=lambda block: f"{block.page}, {block.mark.partition(':')[0]}")
+def test_marked_block_is_used_by_the_test_that_its_mark_names(block: Block) -> None:
     assert block.runner is not None
     name, file = block.runner
-    assert f'example_of("{block.page}", "{name}")' in (ROOT / file).read_text(encoding="utf-8")
+    source = (ROOT / file).read_text(encoding="utf-8")
+    assert f'"{name}")' in source
+    assert f'{Path(block.page).name}"' in source
 
 
 def test_every_fence_is_the_edge_of_a_block() -> None:
