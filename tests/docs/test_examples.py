@@ -43,7 +43,7 @@ def check_evaluation(names: dict[str, Any], printed: str) -> None:
 
 def check_fit(names: dict[str, Any], printed: str) -> None:
     assert names["config"].names == NAMES
-    assert names["gates"].fitting.method == "ridge"
+    assert names["gates"].fitting.method.startswith("ridge, ")
     assert {len(rows) for rows, _ in names["gates"].values.values()} == {len(NAMES)}
 
 
