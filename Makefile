@@ -32,8 +32,9 @@ test-more: export METEORA_EXAMPLES ?= 10
 test-more: $(STAMP)
 	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 --slow $(ARGS) \
 		tests/faults tests/matrix tests/forgeries tests/kernels tests/ci tests/benchmarks \
-		tests/registry/test_agreement.py tests/registry/test_search.py tests/registry/test_cli_environment.py tests/registry/test_cli_secrets.py \
-		tests/runtime/test_threads.py
+		tests/registry/test_agreement.py tests/registry/test_search.py tests/registry/test_cli_environment.py \
+		tests/registry/test_cli_secrets.py tests/runtime/test_threads.py tests/inspection tests/schemas \
+		tests/fitting/test_sequences.py tests/fuser/test_gates.py tests/tracing/test_token_texts.py
 
 # lm_eval is large, so this command alone installs it; `make test` runs the same tests from then on.
 test-lm-eval: $(LM_EVAL)
@@ -55,10 +56,12 @@ docs: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is older than 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+		{ echo "error: $(PYTHON) is older than 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+		exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,postgres,s3,gs,sign]" --group dev
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt \
+		--editable ".[eval,postgres,s3,gs,sign]" --group dev
 	touch $(STAMP)
 
 # Tried once for each environment; the summary of every run names the tests that were skipped, and why.

@@ -58,18 +58,19 @@ class Registry(Workspace):
     (``name``, ``name@2``, ``name@alias``) can be given.
 
     Args:
-        home: the folder of catalog and store; by default METEORA_HOME, else that of the user's settings, else
-            the user's data folder.
+        home: the folder of catalog and store; by default METEORA_HOME, else ``home`` in the user's settings,
+            else the user's data folder.
         catalog: the URL of a catalog elsewhere, such as ``postgresql://user@host/name``; by default
-            METEORA_CATALOG, else that of the user's settings, else ``catalog.db`` in the home.
+            METEORA_CATALOG, else ``catalog`` in the user's settings, else ``catalog.db`` in the home.
         store: the URL of a content store elsewhere, such as ``s3://bucket/adapters``; by default
-            METEORA_STORE, else that of the user's settings, else a folder in the home.
+            METEORA_STORE, else ``store`` in the user's settings, else ``blobs`` in the home.
 
-    Short names for bases are for the command line: here a base is what it is called, wherever a program runs.
+    A base is given by its full name: the short names of the settings hold for the command line alone, so
+    that a program does the same in every folder.
 
     Raises:
         UsageError: the user's file of settings is malformed.
-        SourceUnreadable: it cannot be read.
+        SourceUnreadable: that file cannot be read.
     """
 
     def __init__(
@@ -158,12 +159,12 @@ class Registry(Workspace):
     def remove(
         self, source: str | CatalogSource, *, keep_days: int = TRASH_DAYS, for_good: bool = False
     ) -> Removed:
-        """Move a version, or every version of a name, to the trash; of a bundle the folder stays.
+        """Move a version, or every version of a name, to the trash; the folder of a bundle stays where it is.
 
         Args:
             source: a name, or a version of it.
             keep_days: how many days it can be restored; then ``store gc`` deletes it with its bytes.
-            for_good: delete it at once, with its bytes, and what the trash has of it, too.
+            for_good: delete it at once, with its bytes, together with what the trash already has of it.
 
         Raises:
             NotInCatalog: nothing of that name is catalogued.
@@ -177,13 +178,13 @@ class Registry(Workspace):
         return remove_versions(self, _catalogued(source), keep_days=None if for_good else keep_days)
 
     def restore(self, source: str | CatalogSource, *, name: str | None = None) -> Restored:
-        """Bring back a removed version, or what the last removal of a name took.
+        """Bring back a removed version, or all versions that the last removal of a name took.
 
         Its tags, aliases and verifications come back with it, and the members of a bundle that were removed.
 
         Args:
-            source: a name, or a version of it, as it was called.
-            name: what it is called from now on, of which it becomes the next version; by default what it was.
+            source: the name, or the version, that was removed.
+            name: another name to restore it under, as the next version of that name.
 
         Raises:
             NotInCatalog: the trash has nothing of that name.
@@ -196,7 +197,7 @@ class Registry(Workspace):
         return self.catalog.list_trash()
 
     def rename(self, name: str, new: str) -> tuple[CatalogSource, ...]:
-        """Call an adapter or a bundle by another name from now on, and return its versions.
+        """Rename an adapter or a bundle with all its versions, and return them under the new name.
 
         Raises:
             NotInCatalog: nothing of that name is catalogued.
@@ -206,7 +207,9 @@ class Registry(Workspace):
         return self.catalog.rename(name, new)
 
     def edit(self, name: str, *, note: str | None = None, owner: str | None = None) -> None:
-        """State a note or an owner of an adapter or a bundle; an empty text takes it away.
+        """Set the note or the owner of an adapter or a bundle, for all versions of that name.
+
+        An empty text removes it, and None leaves it as it is.
 
         Raises:
             NotInCatalog: nothing of that name is catalogued.

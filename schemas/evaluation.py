@@ -238,7 +238,7 @@ class SummarisedMode(Document):
 
 
 class EvaluationSummary(Document):
-    """Scores of an evaluation, and on what they were measured, without the answers."""
+    """Scores of an evaluation, and what they were measured on, without the answers."""
 
     base: str | None
     scope: Scope

@@ -33,7 +33,7 @@ class RecipeOptions(TypedDict, total=False):
 class RecipeMember(Document):
     """One member: what to take, and what the bundle calls it (by default the adapter's name).
 
-    A text alone is the adapter.
+    A text in place of a table is the ``adapter``, without a name of its own.
     """
 
     adapter: str

@@ -96,8 +96,8 @@ class AdapterVersion(AdapterFacts):
     """One catalogued adapter version, with the facts of the adapter.
 
     ``base_model`` is what this catalog calls the base, whichever way the adapter spells it. ``claimed_by`` is
-    the bundle that states the origin, and None where the files were had from there. ``note`` and ``owner``
-    are of the name, not of this version alone.
+    the bundle that states the origin; it is None if the files themselves came from there. All
+    versions of a name have one ``note`` and one ``owner``.
     """
 
     id: int
@@ -249,8 +249,8 @@ def find_leading(evaluations: Iterable[MeasuredEvaluation]) -> MeasuredEvaluatio
 class BundleVersion(BundleFacts):
     """One catalogued bundle version, with the facts of the bundle; ``path`` is where it was last written.
 
-    ``note`` and ``owner`` are of the name, not of this version alone. ``evaluations`` are of bundles with its
-    manifest, the oldest first.
+    All versions of a name have one ``note`` and one ``owner``. ``evaluations`` are those of bundles with the
+    same manifest as this one, the oldest first.
     """
 
     id: int
@@ -341,11 +341,11 @@ class Restored:
     """The versions that came back from the trash.
 
     Attributes:
-        kind: of them all.
-        versions: what was asked for.
-        members: the removed adapters that came back because a bundle has them as members.
-        unlinked: the members of a bundle that the catalog no longer has.
-        aliases_elsewhere: the aliases that point at another version by now, and stay there.
+        kind: whether they are adapters or bundles.
+        versions: the versions that were to be restored, under their present names.
+        members: the removed adapters that came back because a restored bundle has them as members.
+        unlinked: the members of restored bundles that the catalog no longer has.
+        aliases_elsewhere: aliases of theirs that point at another version by now, and were left so.
     """
 
     kind: Kind

@@ -59,7 +59,8 @@ def alias(registry: Registry, source: CatalogSource, alias: str, *, remove: bool
 def edit(registry: Registry, name: str, *, note: str | None, owner: str | None) -> None:
     """State a note or an owner of an adapter or a bundle.
 
-    They are of the name and all its versions, `show` and `search` have them, and nothing publishes them.
+    Each holds for all versions of the name. `show` prints both, `search` finds words in both, and no command
+    publishes them.
     """
     if note is None and owner is None:
         raise UsageError("nothing to change", hint="state `--note TEXT`, `--owner NAME` or both")

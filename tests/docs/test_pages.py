@@ -12,6 +12,7 @@ import pytest
 
 from support import warm
 from support.models import make_adapter, tiny_llama
+from support.pages import examples_of
 from support.postgres import migrated_url, postgres_catalog_url, postgres_server
 from support.program import PROGRAM
 
@@ -51,10 +52,8 @@ def test_contents_lead_to_every_page() -> None:
     assert pages - linked == {"README.md"}
 
 
-def commands_of(page: str, block: str = "session") -> list[str]:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    blocks = re.findall(rf"<!-- {block}: run by tests/docs/test_pages.py -->\n```\n(.*?)```", text, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+def commands_of(page: str, name: str) -> list[str]:
+    return [line for text in examples_of(page, name) for line in text.splitlines()]
 
 
 def run_session(commands: list[str], folder: Path, environment: dict[str, str]) -> None:
@@ -81,7 +80,7 @@ def adapters(tmp_path: Path) -> Path:
 
 
 def test_commands_for_a_team_run_in_their_order(adapters: Path, postgres_catalog_url: str) -> None:
-    catalog, store, *commands = commands_of("team.md")
+    catalog, store, *commands = commands_of("docs/team.md", "session")
     assert catalog.startswith("export METEORA_CATALOG=postgresql://")
     assert store.startswith("export METEORA_STORE=/")
     (adapters / "store").mkdir()
@@ -90,7 +89,7 @@ def test_commands_for_a_team_run_in_their_order(adapters: Path, postgres_catalog
         "METEORA_CATALOG": postgres_catalog_url,
         "METEORA_STORE": str(adapters / "store"),
     }
-    (upgrade,) = commands_of("team.md", "owner")
+    (upgrade,) = commands_of("docs/team.md", "owner")
     owner = upgrade.replace("postgresql://meteora_owner@host/meteora", postgres_catalog_url)
     run_session([owner, *commands], adapters, environment)
 
@@ -101,4 +100,4 @@ def test_commands_for_the_authors_layout_run(adapters: Path) -> None:
         f"{PROGRAM.name} add adapters/legal adapters/medical --base org/base",
         f"{PROGRAM.name} fuse legal medical --out bundle",
     ]
-    run_session(before + commands_of("paper.md"), adapters, environment)
+    run_session(before + commands_of("docs/paper.md", "session"), adapters, environment)

@@ -16,13 +16,6 @@ from support.program import PROGRAM
 from support.task_data import save_text_base, write_task_data
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-
-
-def session() -> list[str]:
-    block = re.search(r"<!-- session: .*?-->\n```\n(.*?)```", README, re.DOTALL)
-    assert block is not None
-    return block[1].splitlines()
 
 
 def test_the_session_has_five_commands_and_runs_as_it_stands(tmp_path: Path) -> None:
@@ -31,7 +24,7 @@ def test_the_session_has_five_commands_and_runs_as_it_stands(tmp_path: Path) -> 
             tiny_llama, tmp_path / "adapters" / name, seed=seed, r=4 + seed, target_modules=["q_proj"]
         )
     environment = os.environ | {"METEORA_HOME": str(tmp_path / "home")}
-    commands = session()
+    commands = example_of("README.md", "session").splitlines()
     assert len(commands) == 5
     for command in commands:
         program, *arguments = shlex.split(command)

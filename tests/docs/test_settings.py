@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 
 from meteora_registry.schemas.settings import UserSettings
+from support.pages import example_of
 from support.program import Run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
-
-
-def block(name: str) -> str:
-    found = re.search(rf"<!-- {name}: run by .*? -->\n```\w*\n(.*?)```", PAGE, re.DOTALL)
-    assert found is not None
-    return found[1]
 
 
 def test_screen_is_what_the_two_files_and_the_variable_give(
@@ -24,13 +19,13 @@ def test_screen_is_what_the_two_files_and_the_variable_give(
 ) -> None:
     folder = tmp_path / "config" / "meteora-registry"
     folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(block("user file"))
-    (tmp_path / "meteora.toml").write_text(block("project file"))
+    (folder / "config.toml").write_text(example_of("docs/settings.md", "user file"))
+    (tmp_path / "meteora.toml").write_text(example_of("docs/settings.md", "project file"))
     monkeypatch.delenv("METEORA_HOME")
     monkeypatch.setenv("HOME", "/home/alice")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("METEORA_STORE", "file:///mnt/team/adapters")
-    command, *screen = block("screen").splitlines()
+    command, *screen = example_of("docs/settings.md", "screen").splitlines()
     result = run(*command.removeprefix("$ meteora-registry ").split())
     assert result.stdout.splitlines()[: len(screen)] == screen
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from meteora_registry.schemas.signers import SignersFile
-from support.source_tree import ROOT
+from support.pages import example_of
 
 
 def test_signers_file_on_the_page_is_read() -> None:
-    page = (ROOT / "docs" / "signing.md").read_text(encoding="utf-8")
-    text = page.partition("<!-- signers: ")[2].partition("```toml\n")[2].partition("```")[0]
+    text = example_of("docs/signing.md", "signers")
     file = SignersFile.from_toml(text.encode(), what="signing.md")
     assert [len(each) for each in (file.key, file.certificate, file.sigstore)] == [1, 1, 1]

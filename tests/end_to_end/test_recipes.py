@@ -11,16 +11,11 @@ from pathlib import Path
 import pytest
 
 from meteora_registry.schemas.recipe import Recipe, RecipeMember
+from support.pages import example_of
 from support.program import Run
 from support.small_adapters import make_adapter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats" / "recipe.md").read_text(encoding="utf-8")
-
-
-def block(name: str) -> str:
-    found = re.search(rf"<!-- {name}: run by .*? -->\n```toml\n(.*?)```", PAGE, re.DOTALL)
-    assert found is not None
-    return found[1]
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +45,16 @@ def planned(run: Run, folder: Path, text: str) -> dict[str, object]:
 
 
 def test_examples_of_the_page_are_planned_as_they_are_written(catalogued: Run, tmp_path: Path) -> None:
-    members = planned(catalogued, tmp_path, block("shortest"))["members"]
+    members = planned(catalogued, tmp_path, example_of("docs/formats/recipe.md", "shortest"))["members"]
     assert isinstance(members, list)
     assert [(each["name"], each["adapter"]) for each in members] == [
         ("legal", "legal@2"),
         ("medical", "medical@1"),
     ]
+    text = example_of("docs/formats/recipe.md", "all")
     # The folder is the reader's own.
-    plan = planned(catalogued, tmp_path, block("all").replace('base_folder = "./base"\n', ""))
-    stated = tomllib.loads(block("all"))
+    plan = planned(catalogued, tmp_path, text.replace('base_folder = "./base"\n', ""))
+    stated = tomllib.loads(text)
     for key in ("base", "base_revision", "top_k", "temperature", "gate", "seed", "with_experts"):
         assert plan[key] == stated[key], key
     assert isinstance(plan["members"], list)
@@ -68,7 +64,7 @@ def test_examples_of_the_page_are_planned_as_they_are_written(catalogued: Run, t
 def test_page_has_every_key_in_its_table_and_in_its_example() -> None:
     keys = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
     assert keys == list(Recipe.model_fields)
-    assert tomllib.loads(block("all")).keys() == set(keys)
+    assert tomllib.loads(example_of("docs/formats/recipe.md", "all")).keys() == set(keys)
 
 
 def test_written_recipe_gives_the_same_bundle_later(catalogued: Run, workplace: Path) -> None:

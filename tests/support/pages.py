@@ -15,7 +15,7 @@ _BLOCK = re.compile(
     r"(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
-_MARK = re.compile(r"(?P<name>\w+): run by (?P<file>tests/\S+\.py)\b")
+_MARK = re.compile(r"(?P<name>[\w ]+): (?:run|read) by (?P<file>tests/\S+\.py)\b")
 _PYTHON = {"python", "python3", "py", "pycon"}
 _PUNCTUATION = set("();<>|&")
 
@@ -36,7 +36,7 @@ class Block:
 
     @property
     def runner(self) -> tuple[str, str] | None:
-        """The name in the block's mark, and the test file named there that runs it; None without a mark."""
+        """The name in the block's mark, and the test file named there that uses it; None without a mark."""
         found = _MARK.match(self.mark)
         return found and (found["name"], found["file"])
 
@@ -57,13 +57,14 @@ def blocks_of(page: str) -> list[Block]:
     ]
 
 
+def examples_of(page: str, name: str) -> list[str]:
+    """Return the blocks of a page that are marked with this name."""
+    return [block.text for block in blocks_of(page) if block.runner and block.runner[0] == name]
+
+
 def example_of(page: str, name: str) -> str:
-    """Return the one Python block of a page that is marked with this name."""
-    (text,) = (
-        block.text
-        for block in blocks_of(page)
-        if block.is_python and block.runner and block.runner[0] == name
-    )
+    """Return the one block of a page that is marked with this name."""
+    (text,) = examples_of(page, name)
     return text
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, or run as somebody else")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root may mount, here or in a namespace (`unshare -rm`), or run as another"
+)
 
 
 @contextmanager

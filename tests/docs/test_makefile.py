@@ -1,0 +1,22 @@
+"""``make test-more`` runs every test that takes a sample in ``make test``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from support.source_tree import ROOT
+
+SAMPLED = ("from support.examples import", "@given(", "pytest.mark.slow")
+
+
+def test_every_file_that_takes_a_sample_is_run_whole_by_the_longer_command() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ntest-more: $(STAMP)\n")[2].partition("\n\n")[0]
+    paths = [ROOT / path for path in re.findall(r"\btests/[\w/.]+", recipe)]
+    assert all(path.exists() for path in paths)
+    others = set((ROOT / "tests").rglob("test_*.py")) - {Path(__file__)}
+    sampled = [file for file in others if any(mark in file.read_text(encoding="utf-8") for mark in SAMPLED)]
+    assert len(sampled) > 10
+    left_out = [file for file in sampled if not any(file.is_relative_to(path) for path in paths)]
+    assert left_out == []
