@@ -243,6 +243,22 @@ def test_any_number_of_versions_expires_at_once(catalog: Catalog) -> None:
     assert catalog.list_trash() == ()
 
 
+def test_removal_of_a_name_binds_no_value_for_each_of_its_versions(any_catalog: Catalog) -> None:
+    count = 30
+    for number in range(count):
+        any_catalog.add_version(new_adapter(content=str(number)))
+    bound: list[int] = []
+
+    # SQLAlchemy divides an INSERT of many rows itself.
+    @sa.event.listens_for(any_catalog._engine, "before_cursor_execute")
+    def measure(_connection: object, _cursor: object, statement: str, values: object, *_: object) -> None:
+        if not statement.startswith("INSERT") and isinstance(values, dict | tuple):
+            bound.append(len(values))
+
+    assert len(any_catalog.remove(LEGAL).versions) == count
+    assert 0 < max(bound) < count
+
+
 def test_trash_moves_with_the_catalog(any_catalog: Catalog, tmp_path: Path) -> None:
     adapter = any_catalog.add_version(new_adapter(), tags=["good"]).version
     any_catalog.register_bundle(new_bundle(adapter, verification=some_verification()))
