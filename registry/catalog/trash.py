@@ -360,21 +360,24 @@ def _check_has_facts(found: dict[str, list[Row]], kind: str) -> None:
 
 
 def _check_is_new(session: Session, entry: models.Entry, number: int, kind: str, content: Row) -> None:
-    """Refuse a second version with this content: what is added again is the version that is there."""
+    """Refuse a second version with this content or this number.
+
+    What is added again is the version that is there; a number is taken by one that was renamed to this name.
+    """
     facts = _FACTS[kind]
     keys = ("weights_sha256", "canonical_config_sha256") if kind == models.ADAPTER else ("manifest_sha256",)
-    same = select(versions.c.number).join(facts, facts.c.id == versions.c.id)
-    same = same.where(versions.c.entry_id == entry.id, *(facts.c[key] == content[key] for key in keys))
-    there = (
-        session.scalars(same).first()
-        or session.scalars(
-            select(versions.c.number).where(versions.c.entry_id == entry.id, versions.c.number == number)
-        ).first()
-    )
-    if there is not None:
+    own = select(versions.c.number).where(versions.c.entry_id == entry.id)
+    same = own.join(facts, facts.c.id == versions.c.id).where(*(facts.c[key] == content[key] for key in keys))
+    same_number = own.where(versions.c.number == number)
+    if (there := session.scalars(same).first()) is not None:
         raise AlreadyInCatalog(
             f"`{CatalogSource(entry.name, there)}` has this very content",
             hint="there is nothing to restore; another name can be given with `--as NEW`",
+        )
+    if session.scalars(same_number).first() is not None:
+        raise AlreadyInCatalog(
+            f"`{CatalogSource(entry.name, number)}` is another version by now",
+            hint="restore it under another name with `--as NEW`",
         )
 
 
