@@ -11,8 +11,6 @@ from typing import Self
 
 from ..files.reading import read_bounded
 from ..schemas.errors import MissingDependency, UsageError
-from ..schemas.signers import SignersFile
-from ..schemas.toml import MAX_TOML_BYTES
 
 SIGNERS_VARIABLE = "METEORA_SIGNERS"
 # The certificates of every public authority have 300 kB.
@@ -72,6 +70,10 @@ class Signers:
             InvalidDocument: it breaks its schema, or names no signer.
             SourceUnreadable: it or a file that it names cannot be read.
         """
+        # Every command loads this module, and few read such a file.
+        from ..schemas.signers import SignersFile
+        from ..schemas.toml import MAX_TOML_BYTES
+
         place = Path(path)
         file = SignersFile.from_toml(read_bounded(place, MAX_TOML_BYTES), what=place.name)
 

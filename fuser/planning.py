@@ -14,7 +14,6 @@ from ..inspection.base_facts import path_in_larger_model
 from ..inspection.targets import is_renamed_path
 from ..schemas.base_name import group_by_base, is_local_path, is_same_base, present_name
 from ..schemas.bundle import (
-    MAX_BUNDLE_BYTES,
     MAX_LAYOUT_ENTRIES,
     MAX_MODULES,
     MAX_SCALING,
@@ -24,6 +23,7 @@ from ..schemas.bundle import (
 )
 from ..schemas.finding import Effect, Finding, Severity, Verdict
 from ..schemas.inventory import Dtype, ModuleFactors, lossy_dtypes
+from ..schemas.limits import MAX_BUNDLE_BYTES
 from ..schemas.plan import Conflict, FusePlan, PlannedMember, PlannedModule
 from ..schemas.recipe import DtypeName, Recipe
 from ..schemas.trained_on import agreed, common_mapping

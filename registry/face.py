@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..files.progress import Progress, silent
-from ..schemas.bundle import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import PromptForm, Scope
+from ..schemas.limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.names import (
     CatalogSource,
     FolderSource,

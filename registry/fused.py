@@ -20,9 +20,10 @@ from ..bundle import Bundle
 from ..bundle.files import staged_target
 from ..files.progress import Progress, silent
 from ..files.scratch import Purpose, temporary_folder
-from ..schemas.bundle import CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
+from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
+from ..schemas.limits import MAX_ADAPTER_FILE_BYTES
 from ..schemas.names import (
     FolderSource,
     HubSource,

@@ -65,10 +65,6 @@ CONFIG_FILE = ADAPTER_CONFIG
 WEIGHTS_FILE = ADAPTER_WEIGHTS
 MANIFEST_FILE = "meteora_manifest.json"
 VERIFICATION_FILE = "verification.json"
-# The largest bundle that is written, and that is fetched unless the caller sets another limit.
-MAX_BUNDLE_BYTES = 50_000_000_000
-# The largest file of an adapter that is fetched unless the caller sets another limit.
-MAX_ADAPTER_FILE_BYTES = 5_000_000_000
 # Of a bundle of very many members and modules.
 MAX_BUNDLE_CONFIG_BYTES = 64 << 20
 CARD_FILE = "README.md"

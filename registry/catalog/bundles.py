@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session, object_session
+from sqlalchemy.orm import Session, contains_eager, selectinload
 
 from ...schemas.digest import Digest
 from ...schemas.document import load_json
@@ -130,11 +130,22 @@ def _rows_in(session: Session, path: Path, manifest_sha256: Digest) -> Sequence[
 
 def list_bundles(session: Session) -> tuple[BundleVersion, ...]:
     """Return the latest version of every bundle, ordered by name."""
+    row = models.BundleVersion
+    adapter = selectinload(row.members).selectinload(models.BundleMember.adapter_version)
     latest = (
-        select(models.BundleVersion)
-        .join(models.BundleVersion.entry)
+        select(row)
+        .join(row.entry)
         .where(is_latest())
         .order_by(models.Entry.name)
+        # Otherwise each of them is a statement of its own for each bundle.
+        .options(
+            contains_eager(row.entry),
+            adapter.selectinload(models.AdapterVersion.entry),
+            selectinload(row.verifications),
+            selectinload(row.evaluations),
+            selectinload(row.tags),
+            selectinload(row.aliases),
+        )
     )
     return tuple(map(bundle_record, session.scalars(latest)))
 
@@ -149,7 +160,7 @@ def bundle_record(row: models.BundleVersion) -> BundleVersion:
         path=Path(row.path),
         members=tuple(map(_member_record, row.members)),
         verifications=tuple(map(_verification_record, row.verifications)),
-        evaluations=_evaluations_of(row),
+        evaluations=tuple(map(_evaluation_record, row.evaluations)),
         tags=tuple(tag.tag for tag in row.tags),
         aliases=tuple(alias.alias for alias in row.aliases),
         note=row.entry.note,
@@ -199,20 +210,16 @@ def find_evaluations(session: Session, manifest_sha256: Digest) -> tuple[Measure
         .where(models.Evaluation.manifest_sha256 == manifest_sha256)
         .order_by(models.Evaluation.id)
     )
-    return tuple(
-        MeasuredEvaluation(
-            row.created_at,
-            row.items,
-            row.of_members,
-            EvaluationSummary.from_value(row.summary, what="evaluation"),
-        )
-        for row in rows
+    return tuple(map(_evaluation_record, rows))
+
+
+def _evaluation_record(row: models.Evaluation) -> MeasuredEvaluation:
+    return MeasuredEvaluation(
+        row.created_at,
+        row.items,
+        row.of_members,
+        EvaluationSummary.from_value(row.summary, what="evaluation"),
     )
-
-
-def _evaluations_of(row: models.BundleVersion) -> tuple[MeasuredEvaluation, ...]:
-    session = object_session(row)
-    return () if session is None else find_evaluations(session, row.facts.manifest_sha256)
 
 
 def read_record(text: str) -> VerificationRecord:

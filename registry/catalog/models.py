@@ -345,6 +345,12 @@ class BundleVersion(Version):
 
     members: Mapped[list[BundleMember]] = relationship(order_by="BundleMember.position", passive_deletes=True)
     verifications: Mapped[list[Verification]] = relationship(order_by="Verification.id", passive_deletes=True)
+    # Of the manifest, whichever version it was measured of.
+    evaluations: Mapped[list[Evaluation]] = relationship(
+        primaryjoin="foreign(evaluations.c.manifest_sha256) == bundle_versions.c.manifest_sha256",
+        order_by="Evaluation.id",
+        viewonly=True,
+    )
 
 
 class BundleMember(Base):

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ...schemas.digest import Digest
 from ...schemas.errors import CatalogUnusable
-from ...schemas.evaluation import EvaluationSummary
 from ...schemas.facts import AdapterFacts, BundleFacts, ListedFacts
-from ...schemas.finding import Finding, Verdict
-from ...schemas.inventory import Inventory, ModuleFactors
-from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource
-from ...schemas.verification import Level, Outcome, VerificationRecord
+
+if TYPE_CHECKING:
+    # Annotations alone name these. `list` needs few of them, and importing the others slows it.
+    from ...schemas.digest import Digest
+    from ...schemas.evaluation import EvaluationSummary
+    from ...schemas.finding import Finding, Verdict
+    from ...schemas.inventory import Inventory, ModuleFactors
+    from ...schemas.manifest import Origin
+    from ...schemas.verification import Level, Outcome, VerificationRecord
 
 Kind = Literal["adapter", "bundle"]
 # How many days a removed version can be restored, unless others are asked for.

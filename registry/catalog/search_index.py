@@ -46,9 +46,7 @@ def index_version(session: Session, version_id: int, name: str) -> None:
     """Index a new version, which was flushed, as the latest of its name."""
     connection = session.connection()
     connection.execute(_update_last(name, is_latest=False))
-    row = _rows().where(adapter_versions.c.id == version_id)
-    connection.execute(search_adapters.insert().from_select(search_adapters.c.keys(), row))
-    _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
+    _insert(connection, version_id)
 
 
 def index_removal(session: Session, name: str) -> None:
@@ -59,11 +57,8 @@ def index_removal(session: Session, name: str) -> None:
 def index_restored(session: Session, version_id: int, name: str) -> None:
     """Index a version that was put back, which was flushed, and that may be older than others of its name."""
     connection = session.connection()
+    _insert(connection, version_id)
     marked = (search_adapters.c.name == name, search_adapters.c.is_latest)
-    connection.execute(update(search_adapters).where(*marked).values(is_latest=False))
-    row = _rows().where(adapter_versions.c.id == version_id)
-    connection.execute(search_adapters.insert().from_select(search_adapters.c.keys(), row))
-    _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
     connection.execute(update(search_adapters).where(*marked).values(is_latest=False))
     index_removal(session, name)
 
@@ -78,7 +73,7 @@ def index_words(session: Session, version_id: int) -> None:
     """Replace the indexed words of an adapter version after texts or tags of it have changed."""
     connection = session.connection()
     connection.execute(delete(search_words).where(search_words.c.version_id == version_id))
-    _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
+    _insert_words(connection, version_id)
 
 
 def rebuild_index(connection: Connection) -> None:
@@ -123,6 +118,16 @@ def _update_last(name: str, *, is_latest: bool) -> Update:
         .where(search_adapters.c.version_id == last.scalar_subquery())
         .values(is_latest=is_latest)
     )
+
+
+def _insert(connection: Connection, version_id: int) -> None:
+    row = _rows().where(adapter_versions.c.id == version_id)
+    connection.execute(search_adapters.insert().from_select(search_adapters.c.keys(), row))
+    _insert_words(connection, version_id)
+
+
+def _insert_words(connection: Connection, version_id: int) -> None:
+    _add(connection, _words(connection, _texts().where(adapter_versions.c.id == version_id)))
 
 
 def _rows() -> Select[Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import Connection, Table, and_, delete, insert, select
+from sqlalchemy import Connection, Select, Table, and_, delete, insert, select
 from sqlalchemy.orm import Session
 
 from ...schemas.digest import Digest
@@ -48,17 +48,7 @@ _FACTS = {models.ADAPTER: adapter_versions, models.BUNDLE: bundle_versions}
 
 
 def remove(session: Session, source: CatalogSource, *, keep: timedelta | None) -> Removal:
-    """Remove the version that ``source`` selects, or every version of the name.
-
-    Args:
-        session: of the transaction.
-        source: what is removed.
-        keep: how long it stays in the trash; None deletes it at once, and what is there of that name.
-
-    Raises:
-        NotInCatalog: there is nothing of that name.
-        StillInUse: a bundle has one of them as a member.
-    """
+    """Remove the version that ``source`` selects, or all of the name; raise as ``Catalog.remove``."""
     trashed = [] if keep is not None else _find_trashed(session, source)
     try:
         removal = _remove_versions(session, source, keep)
@@ -77,8 +67,10 @@ def _remove_versions(session: Session, source: CatalogSource, keep: timedelta | 
     version = find_version(session, source, models.Version)
     entry, is_selected = version.entry, source.version is not None or source.alias is not None
     chosen = [version] if is_selected else list(entry.versions)
-    identifiers = [each.id for each in chosen]
-    _check_unused(session, chosen)
+    wanted = versions.c.id == version.id if is_selected else versions.c.entry_id == entry.id
+    # A statement: a database takes only so many values in one, and a name may have more versions.
+    identifiers = select(versions.c.id).where(wanted)
+    _check_unused(session, chosen, identifiers)
     digests = session.scalars(
         select(models.StoredFile.sha256).where(models.StoredFile.version_id.in_(identifiers))
     )
@@ -93,10 +85,7 @@ def _remove_versions(session: Session, source: CatalogSource, keep: timedelta | 
         record(session, "remove", each, **({} if keep is None else {"kept_days": keep.days}))
     session.flush()
     # The database removes the rows that refer to them.
-    session.execute(
-        delete(models.Version).where(models.Version.id.in_(identifiers)),
-        execution_options={"synchronize_session": False},
-    )
+    session.execute(delete(versions).where(wanted))
     if is_last:
         # They were stated about what is gone; whatever gets the name is something else.
         entry.note = entry.owner = None
@@ -146,19 +135,7 @@ def purge(session: Session, at: datetime) -> Removal | None:
 
 
 def restore(session: Session, source: CatalogSource, name: str | None) -> Restored:
-    """Put back a removed version, or what the last removal of a name took.
-
-    Args:
-        session: of the transaction.
-        source: a name, or a version of it.
-        name: what it is called from now on, of which it becomes the next version; None for what it was.
-
-    Raises:
-        NotInCatalog: the trash has nothing of that name.
-        AlreadyInCatalog: something else has the name, or has this very content under it.
-        CatalogUnusable: what the trash has of it is damaged.
-        UsageError: an alias was named, or the new name is malformed.
-    """
+    """Put back a removed version, or what the last removal of a name took; raise as ``Catalog.restore``."""
     if source.alias is not None:
         raise UsageError(
             f"`{source}` names an alias, and a removed version has none",
@@ -383,29 +360,34 @@ def _check_has_facts(found: dict[str, list[Row]], kind: str) -> None:
 
 
 def _check_is_new(session: Session, entry: models.Entry, number: int, kind: str, content: Row) -> None:
-    """Refuse a second version with this content: what is added again is the version that is there."""
+    """Refuse a second version with this content or this number.
+
+    What is added again is the version that is there; a number is taken by one that was renamed to this name.
+    """
     facts = _FACTS[kind]
     keys = ("weights_sha256", "canonical_config_sha256") if kind == models.ADAPTER else ("manifest_sha256",)
-    same = select(versions.c.number).join(facts, facts.c.id == versions.c.id)
-    same = same.where(versions.c.entry_id == entry.id, *(facts.c[key] == content[key] for key in keys))
-    there = (
-        session.scalars(same).first()
-        or session.scalars(
-            select(versions.c.number).where(versions.c.entry_id == entry.id, versions.c.number == number)
-        ).first()
-    )
-    if there is not None:
+    own = select(versions.c.number).where(versions.c.entry_id == entry.id)
+    same = own.join(facts, facts.c.id == versions.c.id).where(*(facts.c[key] == content[key] for key in keys))
+    same_number = own.where(versions.c.number == number)
+    if (there := session.scalars(same).first()) is not None:
         raise AlreadyInCatalog(
             f"`{CatalogSource(entry.name, there)}` has this very content",
             hint="there is nothing to restore; another name can be given with `--as NEW`",
         )
+    if session.scalars(same_number).first() is not None:
+        raise AlreadyInCatalog(
+            f"`{CatalogSource(entry.name, number)}` is another version by now",
+            hint="restore it under another name with `--as NEW`",
+        )
 
 
-def _check_unused(session: Session, chosen: Sequence[models.Version]) -> None:
+def _check_unused(
+    session: Session, chosen: Sequence[models.Version], identifiers: Select[tuple[int]]
+) -> None:
     uses = session.execute(
         select(models.BundleMember.adapter_version_id, models.BundleVersion)
         .join(models.BundleVersion, models.BundleVersion.id == models.BundleMember.bundle_version_id)
-        .where(models.BundleMember.adapter_version_id.in_([version.id for version in chosen]))
+        .where(models.BundleMember.adapter_version_id.in_(identifiers))
         .order_by(models.BundleVersion.id)
     ).all()
     if uses:

@@ -9,9 +9,9 @@ from typing import TypedDict
 
 import click
 
-from ...schemas.bundle import MAX_ADAPTER_FILE_BYTES
 from ...schemas.errors import UsageError
 from ...schemas.finding import Finding, Severity
+from ...schemas.limits import MAX_ADAPTER_FILE_BYTES
 from ...schemas.names import CatalogSource, FolderSource, HubSource, below, parse_source
 from ..face import Registry
 from ..workflows.additions import Addition

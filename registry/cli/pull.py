@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from ...bundle.signers import Signers
-from ...schemas.bundle import MAX_BUNDLE_BYTES, NOT_FITTED
+from ...schemas.bundle import NOT_FITTED
 from ...schemas.errors import UsageError
+from ...schemas.limits import MAX_BUNDLE_BYTES
 from ...schemas.names import HubSource, parse_repository
 from ...schemas.verification import Level
 from ..face import Registry

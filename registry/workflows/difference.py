@@ -25,15 +25,10 @@ from ...inspection.adapter import inspect_adapter, inspect_files
 from ...inspection.difference import AdapterFiles, compare_adapters
 from ...inspection.folder import file_of_link
 from ...inspection.safetensors_file import LFS_START
-from ...schemas.bundle import (
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    MAX_ADAPTER_FILE_BYTES,
-    MAX_BUNDLE_BYTES,
-    WEIGHTS_FILE,
-)
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from ...schemas.difference import AdapterDifference, BundleDifference
 from ...schemas.errors import HubRefused, SourceUnreadable, UsageError
+from ...schemas.limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ...schemas.names import NAME_PATTERN, CatalogSource, FolderSource, HubSource, parse_path_or_source
 from ...schemas.quotation import quote_name
 from ..catalog.records import BundleVersion

@@ -17,9 +17,10 @@ from ...files.scratch import Purpose, temporary_folder
 from ...inspection.adapter import Inspection, inspect_adapter
 from ...inspection.card import read_license
 from ...schemas.base_name import present_name
-from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
+from ...schemas.bundle import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.errors import HubRefused, HubUnavailable, MeteoraError, UsageError
 from ...schemas.finding import Verdict
+from ...schemas.limits import MAX_ADAPTER_FILE_BYTES
 from ...schemas.manifest import Origin
 from ...schemas.names import CatalogSource, HubSource, check_name, suggest_name
 from ..catalog.catalog import Catalog

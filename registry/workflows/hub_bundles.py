@@ -23,12 +23,9 @@ from ...files.reading import real_path
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.extraction import can_be_rewritten
 from ...fuser.verifier import verify_bundle
-from ...schemas.bundle import (
-    CARD_FILE,
-    MANIFEST_FILE,
-    MAX_BUNDLE_BYTES,
-)
+from ...schemas.bundle import CARD_FILE, MANIFEST_FILE
 from ...schemas.errors import BundleRefused, HubMismatch, HubRefused
+from ...schemas.limits import MAX_BUNDLE_BYTES
 from ...schemas.names import HubSource, check_name, member_entry, suggest_name
 from ...schemas.signers import SignedBy
 from ...schemas.verification import Level, Outcome, VerificationRecord

@@ -10,8 +10,9 @@ from pathlib import Path
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.fuse_member import MemberFiles
 from ...inspection.card import parse_license
-from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MAX_ADAPTER_FILE_BYTES, WEIGHTS_FILE
+from ...schemas.bundle import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from ...schemas.errors import HubMismatch, HubRefused, UsageError
+from ...schemas.limits import MAX_ADAPTER_FILE_BYTES
 from ...schemas.manifest import Manifest, ManifestMember
 from ...schemas.names import MEMBER_MARK, CatalogSource, HubSource, below, check_name, parse_repository
 from ..hub.client import Hub

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from meteora_registry.registry.catalog.adapters import add_adapter
 from meteora_registry.registry.catalog.catalog import Catalog
@@ -205,6 +206,22 @@ def test_list_gives_the_latest_version_of_each_adapter_by_name(any_catalog: Cata
         ("legal", 2, ("tag3",)),
     ]
     assert [bundle.name for bundle in any_catalog.list_bundles()] == ["team"]
+
+
+def test_listing_bundles_takes_as_many_statements_for_many_as_for_one(any_catalog: Catalog) -> None:
+    executed: list[str] = []
+    event.listen(any_catalog._engine, "before_cursor_execute", lambda *call: executed.append(call[2]))
+    counts = []
+    for number in range(3):
+        adapter = any_catalog.add_version(new_adapter(f"adapter-{number}", str(number))).version
+        bundle = new_bundle(adapter, name=f"bundle-{number}", verification=some_verification())
+        any_catalog.register_bundle(bundle)
+        any_catalog.change_tags(CatalogSource(bundle.name), add=["good"])
+        any_catalog.set_alias(CatalogSource(bundle.name), "shipped")
+        executed.clear()
+        assert len(any_catalog.list_bundles()) == number + 1
+        counts.append(len(executed))
+    assert counts == [counts[0]] * 3
 
 
 def test_a_listing_tells_of_a_bundle_what_its_record_does(any_catalog: Catalog, home: Home) -> None:

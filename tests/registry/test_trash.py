@@ -21,6 +21,7 @@ from meteora_registry.registry.face import Registry
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.catalog_files import export_catalog, import_catalog
 from meteora_registry.registry.workflows.store_upkeep import collect_garbage, measure_store, verify_store
+from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import (
     AlreadyInCatalog,
     CatalogUnusable,
@@ -241,6 +242,36 @@ def test_any_number_of_versions_expires_at_once(catalog: Catalog) -> None:
     assert expected.digests == purged.digests
     assert len(purged.digests) == len(purged.versions) - 1 + 2
     assert catalog.list_trash() == ()
+
+
+def test_number_that_a_renamed_version_took_is_refused_as_such(any_catalog: Catalog) -> None:
+    """Versions of the same weights may be renamed to each other's name; their configs may differ."""
+    other = Digest.of_bytes(b"another config")
+    any_catalog.add_version(new_adapter())
+    any_catalog.add_version(new_adapter("law", canonical_config_sha256=other))
+    any_catalog.remove(LEGAL)
+    any_catalog.rename("law", "legal")
+    with pytest.raises(AlreadyInCatalog) as caught:
+        any_catalog.restore(LEGAL)
+    assert caught.value.message == "`legal@1` is another version by now"
+    assert caught.value.hint == "restore it under another name with `--as NEW`"
+    assert any_catalog.restore(LEGAL, name="old").versions == (CatalogSource("old", 1),)
+
+
+def test_removal_of_a_name_binds_no_value_for_each_of_its_versions(any_catalog: Catalog) -> None:
+    count = 30
+    for number in range(count):
+        any_catalog.add_version(new_adapter(content=str(number)))
+    bound: list[int] = []
+
+    # SQLAlchemy divides an INSERT of many rows itself.
+    @sa.event.listens_for(any_catalog._engine, "before_cursor_execute")
+    def measure(_connection: object, _cursor: object, statement: str, values: object, *_: object) -> None:
+        if not statement.startswith("INSERT") and isinstance(values, dict | tuple):
+            bound.append(len(values))
+
+    assert len(any_catalog.remove(LEGAL).versions) == count
+    assert 0 < max(bound) < count
 
 
 def test_trash_moves_with_the_catalog(any_catalog: Catalog, tmp_path: Path) -> None:
