@@ -373,13 +373,16 @@ def test_commands_lead_from_removal_back(
         return out, err
 
     call("add", make_adapter(tmp_path / "legal"))
+    shown = call("show", "legal")[0]
+    assert re.search(r"^size +4\.6 kB\nin store +4\.9 kB$", shown, re.MULTILINE)
+    assert "  4.6 kB  " in call("list")[0]
     out, err = call("remove", "legal")
     assert out == "removed: legal@1\n"
     assert re.fullmatch(
         r"in the trash until \d{4}-\d\d-\d\d: `meteora-registry restore legal@1` brings it back\n", err
     )
     header, row = call("trash")[0].splitlines()
-    assert header.split() == ["NAME", "KIND", "SIZE", "REMOVED", "BY", "KEPT", "UNTIL"]
+    assert header.split() == ["NAME", "KIND", "IN", "STORE", "REMOVED", "BY", "KEPT", "UNTIL"]
     assert row.split()[:4] == ["legal@1", "adapter", "4.9", "kB"]
     assert call("restore", "legal") == ("restored: legal@1\n", "")
     assert call("trash") == ("", "the trash is empty\n")
