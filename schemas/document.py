@@ -58,7 +58,8 @@ def load_json(
             Infinity, an integer of too many digits, or half a surrogate pair.
     """
     if len(data) > max_bytes:
-        raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {max_bytes}")
+        # Not how many: of a large file only one byte too many is read.
+        raise InvalidDocument(f"`{what}` has more than {max_bytes} bytes")
     _check_structure(data, what, max_values)
     try:
         value = json.loads(

@@ -125,7 +125,8 @@ def load_toml(data: bytes, *, what: str, max_bytes: int = MAX_TOML_BYTES) -> dic
             number that JSON does not have.
     """
     if len(data) > max_bytes:
-        raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {max_bytes}")
+        # Not how many: of a large file only one byte too many is read.
+        raise InvalidDocument(f"`{what}` has more than {max_bytes} bytes")
     _check_structure(data, what)
     try:
         value = tomllib.loads(data.decode("utf-8"), parse_float=finite_number)
