@@ -82,10 +82,7 @@ def render_examples(examples: Sequence[Example]) -> str:
 
 
 def _block(text: str) -> str:
-    fence = "`" * max(3, *(len(found) + 1 for found in _FENCE.findall(text)), 3)
-    shown = "".join(c if c.isprintable() or c in _KEPT else f"\\u{ord(c):04x}" for c in _lines(text))
+    fence = "`" * max([3, *(len(found) + 1 for found in _FENCE.findall(text))])
+    lines = text.replace("\r\n", "\n").strip("\n")
+    shown = "".join(c if c.isprintable() or c in _KEPT else f"\\u{ord(c):04x}" for c in lines)
     return f"{fence}text\n{shown}\n{fence}"
-
-
-def _lines(text: str) -> str:
-    return text.replace("\r\n", "\n").strip("\n")

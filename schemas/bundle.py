@@ -21,14 +21,12 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    SerializerFunctionWrapHandler,
     StringConstraints,
-    model_serializer,
     model_validator,
 )
 
 from .digest import Digest
-from .document import Count, Document, PositiveCount, load_json
+from .document import Count, Document, PositiveCount, leaving_out, load_json
 from .errors import BundleRefused, InvalidDocument
 from .gate_choices import (
     DECISION_SCOPES,
@@ -261,13 +259,8 @@ class Fitting(Document):
             return self.method
         return f"{self.method} from {self.trained_from.bundle or self.trained_from.manifest_sha256.short}"
 
-    @model_serializer(mode="wrap")
-    def _leave_out_no_bundle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A fit keeps the bytes it had before there were trained gates.
-        value: dict[str, Any] = handler(self)
-        if self.trained_from is None:
-            del value["trained_from"]
-        return value
+    # A fit keeps the bytes it had before there were trained gates.
+    _leave_out = leaving_out("trained_from")
 
     @model_validator(mode="after")
     def _check_only_trained_gates_name_a_bundle(self) -> Self:
@@ -328,8 +321,8 @@ class RequestGates(Document):
         background: the names of the classes of foreign prompts.
         forms: in which the prompts were read.
         template: the tokens of the base's chat template, which are not counted; None without one.
-        centre: the mean familiarity of held-out own prompts, and ``spread`` its standard deviation.
-        spread: above 0.
+        centre: the mean familiarity of held-out own prompts.
+        spread: its standard deviation, above 0.
         quantiles: the score of own prompts at every hundredth from 0 to 1, which turn a score into a
             confidence: the share of own prompts whose score is lower. None if there were too few to know.
         held_out: what the decisions were worth on prompts that the fit did not read; None without any.
@@ -347,16 +340,11 @@ class RequestGates(Document):
     quantiles: tuple[FiniteFloat, ...] | None = Field(min_length=QUANTILES, max_length=QUANTILES)
     held_out: HeldOut | None
 
-    @model_serializer(mode="wrap")
-    def _leave_out_none_observed(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A bundle whose members touch all of the modules keeps the bytes it had before others could be read.
-        value: dict[str, Any] = handler(self)
-        if self.observed is None:
-            del value["observed"]
-        return value
+    # A bundle whose members touch all of the modules keeps the bytes it had before others could be read.
+    _leave_out = leaving_out("observed")
 
     @model_validator(mode="after")
-    def _check_quantiles_rise(self) -> Self:
+    def _check_quantiles_and_modules(self) -> Self:
         values = self.quantiles or ()
         if any(after < before for before, after in pairwise(values)):
             raise ValueError("the quantiles of the score must not fall")
@@ -409,14 +397,8 @@ class Gate(Document):
         }
         return tuple(sorted(feature for feature, is_needed in needed.items() if is_needed))
 
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A bundle without the feature keeps the bytes it had before there was one.
-        value: dict[str, Any] = handler(self)
-        for optional in ("abstain", "request", "evidence"):
-            if value[optional] is None:
-                del value[optional]
-        return value
+    # A bundle without the feature keeps the bytes it had before there was one.
+    _leave_out = leaving_out("abstain", "request", "evidence")
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
@@ -503,13 +485,8 @@ class BundleConfig(Document):
         """The model that the members were trained on, as far as the bundle names it."""
         return TrainedOn.read(self.task_type, transformers_mapping(self.auto_mapping))
 
-    @model_serializer(mode="wrap")
-    def _leave_out_the_mapping(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Bundles of members that state a task keep the bytes that they had before there was this field.
-        value: dict[str, Any] = handler(self)
-        if self.auto_mapping is None:
-            del value["auto_mapping"]
-        return value
+    # Bundles of members that state a task keep the bytes that they had before there was this field.
+    _leave_out = leaving_out("auto_mapping")
 
     @classmethod
     def read(cls, data: bytes, *, what: str = CONFIG_FILE, max_bytes: int = MAX_BUNDLE_CONFIG_BYTES) -> Self:

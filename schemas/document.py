@@ -16,7 +16,14 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from .errors import InvalidDocument
 
@@ -58,7 +65,8 @@ def load_json(
             Infinity, an integer of too many digits, or half a surrogate pair.
     """
     if len(data) > max_bytes:
-        raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {max_bytes}")
+        # Not how many: of a large file only one byte too many is read.
+        raise InvalidDocument(f"`{what}` has more than {max_bytes} bytes")
     _check_structure(data, what, max_values)
     try:
         value = json.loads(
@@ -206,6 +214,24 @@ class Document(BaseModel):
     @classmethod
     def _describe(cls, error: ValidationError, *, with_input: bool) -> list[str]:
         return describe_problems(error, with_input=with_input)
+
+
+def leaving_out(*names: str) -> Any:
+    """Return a serializer that leaves out each of these fields where it has its default.
+
+    A document without what was added later keeps the bytes that earlier versions wrote, and can read.
+    """
+
+    def serialize(self: BaseModel, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        return {
+            key: each
+            for key, each in value.items()
+            if key not in names or getattr(self, key) != fields[key].default
+        }
+
+    return model_serializer(mode="wrap")(serialize)
 
 
 def describe_problems(error: ValidationError, *, with_input: bool = True) -> list[str]:

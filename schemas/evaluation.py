@@ -13,7 +13,7 @@ from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_se
 
 from .bundle import ModulePath
 from .digest import Digest
-from .document import Count, Document, PositiveCount
+from .document import Count, Document, PositiveCount, leaving_out
 from .gate_choices import PromptForm, Scope, forms_of
 from .names import Name
 
@@ -53,13 +53,8 @@ class EvaluatedTask(Document):
     stop: str | None
     form: PromptForm = "given"
 
-    @model_serializer(mode="wrap")
-    def _leave_out_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # An evaluation of the lines as they are keeps the bytes it had before there was a choice.
-        value: dict[str, Any] = handler(self)
-        if value["form"] == "given":
-            del value["form"]
-        return value
+    # An evaluation of the lines as they are keeps the bytes it had before there was a choice.
+    _leave_out = leaving_out("form")
 
     @property
     def forms(self) -> tuple[PromptForm, ...]:
@@ -186,13 +181,8 @@ class Evaluation(Document):
     versions: dict[str, str]
     abstention: Abstention | None = None
 
-    @model_serializer(mode="wrap")
-    def _leave_out_no_abstention(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # An evaluation without foreign prompts keeps the bytes it had before there were any.
-        value: dict[str, Any] = handler(self)
-        if value["abstention"] is None:
-            del value["abstention"]
-        return value
+    # An evaluation without foreign prompts keeps the bytes it had before there were any.
+    _leave_out = leaving_out("abstention")
 
     @model_validator(mode="after")
     def _check_modes_answer_every_task(self) -> Self:

@@ -8,9 +8,9 @@ the same members and the same recipe give the same manifest.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from .bundle import (
     MANIFEST_FILE,
@@ -21,7 +21,7 @@ from .bundle import (
     is_bundle_file,
 )
 from .digest import Digest
-from .document import Count, Document
+from .document import Count, Document, leaving_out
 from .inventory import Dtype
 from .names import Name, RelativePath
 from .quotation import quote
@@ -94,13 +94,8 @@ class ManifestMember(Document):
     cast: Cast | None
     trusts_tensors: bool = False
 
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_not_so(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A manifest without such members keeps the bytes it had before there was the field.
-        value: dict[str, Any] = handler(self)
-        if not self.trusts_tensors:
-            del value["trusts_tensors"]
-        return value
+    # A manifest without such members keeps the bytes it had before there was the field.
+    _leave_out = leaving_out("trusts_tensors")
 
     @model_validator(mode="after")
     def _check_commit(self) -> Self:

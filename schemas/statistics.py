@@ -10,13 +10,13 @@ those of modules that no member touches have these alone.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from .bundle import MAX_MEMBERS, MAX_MODULES, Eps, ModulePath
 from .digest import Digest
-from .document import Count, Document, PositiveCount
+from .document import Count, Document, PositiveCount, leaving_out
 from .gate_choices import FittedKind, PromptForm
 from .names import Name
 
@@ -85,13 +85,8 @@ class StatisticsDescription(Document):
     prompts: tuple[ModulePath, ...] = Field(default=(), max_length=MAX_MODULES)
     observed: tuple[StatisticsInput, ...] = Field(default=(), max_length=MAX_MODULES)
 
-    @model_serializer(mode="wrap")
-    def _leave_out_none_observed(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Files without such inputs keep the bytes that earlier readers know.
-        value: dict[str, Any] = handler(self)
-        if not self.observed:
-            del value["observed"]
-        return value
+    # Files without such inputs keep the bytes that earlier readers know.
+    _leave_out = leaving_out("observed")
 
     @model_validator(mode="after")
     def _check_names_differ(self) -> Self:

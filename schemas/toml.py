@@ -112,20 +112,20 @@ def _documents_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _documents_in(part)
 
 
-def load_toml(data: bytes, *, what: str, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
+def load_toml(data: bytes, *, what: str) -> dict[str, Any]:
     """Return the values of a TOML text in UTF-8, all of which JSON can spell.
 
     Args:
         data: the bytes of the text.
         what: how messages call it, such as a file name.
-        max_bytes: the largest text that is parsed.
 
     Raises:
         InvalidDocument: too large, too deep, too many values, not UTF-8, not TOML, a date or a time, or a
             number that JSON does not have.
     """
-    if len(data) > max_bytes:
-        raise InvalidDocument(f"`{what}` has {len(data)} bytes, expected at most {max_bytes}")
+    if len(data) > MAX_TOML_BYTES:
+        # Not how many: of a large file only one byte too many is read.
+        raise InvalidDocument(f"`{what}` has more than {MAX_TOML_BYTES} bytes")
     _check_structure(data, what)
     try:
         value = tomllib.loads(data.decode("utf-8"), parse_float=finite_number)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from .bundle import ModulePath
-from .document import Count, Document, PositiveCount
+from .document import Count, Document, PositiveCount, leaving_out
 from .names import Name
 
 MAX_TRACE_TOKENS = 8192
@@ -108,13 +108,8 @@ class Trace(Document):
     routings: tuple[TraceRouting, ...] = Field(min_length=1)
     decisions: tuple[TraceDecision, ...] = ()
 
-    @model_serializer(mode="wrap")
-    def _leave_out_no_decisions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A trace of a scope without decisions keeps the bytes it had before they were kept.
-        value: dict[str, Any] = handler(self)
-        if not value["decisions"]:
-            del value["decisions"]
-        return value
+    # A trace of a scope without decisions keeps the bytes it had before they were kept.
+    _leave_out = leaving_out("decisions")
 
     @model_validator(mode="after")
     def _check_tables_fit(self) -> Self:

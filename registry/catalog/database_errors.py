@@ -24,6 +24,14 @@ _LOGIN_HINT = (
 _SERVER_HINT = "see that the server runs, and check host, database and user; nothing was half recorded"
 
 
+def unreadable_value(error: Exception, catalog: str) -> CatalogUnusable:
+    """Return the error about a value that this program does not write, such as a date that is not one."""
+    return CatalogUnusable(
+        f"the catalog `{catalog}` has a value that cannot be read: {hide_secrets(str(error))}",
+        hint="something else has written to it: put a backup in its place",
+    )
+
+
 def describe_failure(error: BaseException | None, catalog: str) -> CatalogUnusable:
     """Return a driver's error as an error about the catalog, with what to do."""
     reason = hide_secrets(str(error).strip().partition("\n")[0])

@@ -27,9 +27,14 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleErr
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from ...schemas.errors import CatalogUnusable, MissingDependency, UsageError
+from ...schemas.errors import CatalogUnusable, MeteoraError, MissingDependency, UsageError
 from ..secrets import hide_secrets, mask_url, remember_url
-from .database_errors import BUSY_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_SECONDS, describe_failure
+from .database_errors import (
+    BUSY_TIMEOUT_SECONDS,
+    STATEMENT_TIMEOUT_SECONDS,
+    describe_failure,
+    unreadable_value,
+)
 from .sqlite_file import is_read_only, open_immutable
 
 CONNECT_TIMEOUT_SECONDS = 10
@@ -333,12 +338,17 @@ def translated_errors(engine: Engine) -> Iterator[None]:
     """Raise errors of the database as ``CatalogUnusable``, and as ``UsageError`` what it cannot hold."""
     try:
         yield
+    except MeteoraError:
+        # Some of ours are ValueErrors, too.
+        raise
     except (DataError, UnicodeError, OverflowError) as error:
         # Text that is not Unicode, a zero byte, a number beyond 64 bits: they come from arguments alone.
         reason = hide_secrets(str(getattr(error, "orig", error)).partition("\n")[0])
         raise UsageError(f"a catalog cannot hold a value that was given: {reason}") from error
     except DBAPIError as error:
         raise describe_failure(error.orig, describe_url(engine.url)) from error
+    except ValueError as error:
+        raise unreadable_value(error, describe_url(engine.url)) from error
     except PoolTimeout as error:
         raise CatalogUnusable(
             f"every connection to the catalog `{describe_url(engine.url)}` has been in use for "

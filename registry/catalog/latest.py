@@ -125,6 +125,7 @@ def _words(joined: str | None) -> tuple[str, ...]:
 
 def _moment(value: datetime | str) -> datetime:
     """Return a moment in UTC; SQLite has it as text without a zone."""
-    if isinstance(value, str):
-        return datetime.fromisoformat(value).replace(tzinfo=UTC)
-    return value.astimezone(UTC)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC)
+    # As a number where it looks like one, whatever was written.
+    return datetime.fromisoformat(str(value)).replace(tzinfo=UTC)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from .database_errors import BUSY_TIMEOUT_SECONDS, describe_failure
+from ...schemas.errors import MeteoraError
+from .database_errors import BUSY_TIMEOUT_SECONDS, describe_failure, unreadable_value
 from .revisions import check_revision
 
 
@@ -36,8 +37,13 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("BEGIN")
             check_revision(_find_revision(connection), str(path))
             yield connection
+    except MeteoraError:
+        # Some of ours are ValueErrors, too.
+        raise
     except sqlite3.Error as error:
         raise describe_failure(error, str(path)) from error
+    except ValueError as error:
+        raise unreadable_value(error, str(path)) from error
 
 
 def _open(path: Path) -> sqlite3.Connection:

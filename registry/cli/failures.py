@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ DONE, REFUSED, USAGE, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
 DEBUG_VARIABLE = "METEORA_DEBUG"
 # In a batch the first of these that occurred is the code of the whole.
 _WORST_FIRST = (INTERRUPTED, USAGE, REFUSED, INCONCLUSIVE)
+# How click quotes values, and what it offers for a misspelt name.
+_QUOTED = re.compile(r"(?<!\w)'([^'`]+)'(?!\w)")
+_GUESS = re.compile(r" \(?(Did you mean [^?]+\?)\)?$")
 
 
 def report_failure(error: Exception) -> int:
@@ -39,10 +43,7 @@ def report_failure(error: Exception) -> int:
             _print_error("interrupted")
             return INTERRUPTED
         case click.ClickException():
-            context = getattr(error, "ctx", None)
-            _print_error(
-                error.format_message(), hint=f"see `{context.command_path} --help`" if context else None
-            )
+            _print_usage_error(error)
             return USAGE
         case OSError():
             _print_error(_describe_os_error(error))
@@ -78,6 +79,21 @@ def _print_error(message: str, *, hint: str | None = None, details: Iterable[str
         print_remark(f"  {detail}")
     if hint:
         print_remark(f"hint: {hint}")
+
+
+def _print_usage_error(error: click.ClickException) -> None:
+    """Print an error of click in the form of all others: lower case, no full stop, values in backticks."""
+    text = _QUOTED.sub(r"`\1`", error.format_message())
+    guess = _GUESS.search(text)
+    context = getattr(error, "ctx", None)
+    hints = [_begin_lower(guess[1])] if guess else []
+    if context:
+        hints.append(f"see `{context.command_path} --help`")
+    _print_error(_begin_lower(_GUESS.sub("", text)).removesuffix("."), hint=" ".join(hints))
+
+
+def _begin_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _details_of(error: MeteoraError) -> list[str]:

@@ -169,6 +169,8 @@ def command(
     if written is not None:
         written.write()
     _print_fusion(fusion, as_json=as_json)
+    if written is not None:
+        print_remark(f"the recipe is in `{written.path}`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,6 @@ class _NewRecipe:
             return
         with whole_file(self.path, overwrite=False) as file, write_errors(self.path):
             file.write_bytes(self.data)
-        print_remark(f"wrote the recipe `{self.path}`")
 
     def _is_there(self) -> bool:
         return self.path.is_file() and read_bounded(self.path, MAX_TOML_BYTES) == self.data

@@ -52,7 +52,10 @@ _COLUMNS = (
 @format_option
 @pass_registry
 def command(registry: Registry, *, as_json: bool) -> None:
-    """List every adapter and bundle with its latest version."""
+    """List every adapter and bundle with its latest version.
+
+    SIZE is that of an adapter's weights, and of all files of a bundle.
+    """
     if as_json:
         # Whole records: a table needs less, and reads it faster.
         catalog = registry.catalog

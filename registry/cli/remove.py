@@ -22,7 +22,7 @@ from .tables import EMPTY, Column, number, print_table
 _COLUMNS = (
     Column("NAME"),
     Column("KIND", gives_way=3),
-    number("SIZE", 2),
+    number("IN STORE", 2),
     Column("REMOVED", gives_way=4),
     Column("BY", gives_way=5),
     Column("KEPT UNTIL"),
@@ -144,7 +144,7 @@ def restore(registry: Registry, source: CatalogSource, *, name: str | None, as_j
 def trash(registry: Registry, *, as_json: bool) -> None:
     """List what was removed and can be restored.
 
-    SIZE is what it takes in the content store; `store gc` sets it free after the day.
+    IN STORE is what all its files take in the content store; `store gc` sets it free after the day.
     """
     found = registry.trash()
     if as_json:

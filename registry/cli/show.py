@@ -36,7 +36,8 @@ _ADAPTER_LABELS = {
     "base": "base",
     "rank": "rank",
     "scaling": "scaling",
-    "size_bytes": "size",
+    "weights_bytes": "size",
+    "size_bytes": "in store",
     "dtypes": "dtype",
     "task_type": "task",
     "license": "license",
@@ -77,7 +78,7 @@ _DETAIL_LABELS = {
     "manifest_sha256": "manifest sha256",
     "peft_version": "PEFT",
 }
-_IN_ANOTHER_LINE = {"max_rank", "weights_bytes", "gate_kind", "gate_scope", "gate_fitted"}
+_IN_ANOTHER_LINE = {"max_rank", "gate_kind", "gate_scope", "gate_fitted"}
 
 
 @click.command("show", epilog=examples("show summarise", "show summarise@2", "show summarise@champion"))
@@ -117,6 +118,7 @@ def _show_adapter(version: AdapterVersion, numbers: tuple[int, ...], *, verbose:
         "base": _describe_base(version),
         "versions": _describe(tuple(map(str, numbers))),
         "rank": _describe_rank(version),
+        "weights_bytes": describe_bytes(version.weights_bytes),
         "size_bytes": describe_bytes(version.size_bytes),
         "origin": f"{version.origin.kind} {version.origin}{_claim(version)}",
         "license": _describe_license(version),

@@ -113,7 +113,7 @@ def translate(error: BaseException, subject: Subject) -> MeteoraError:
             return HubUnavailable(
                 f"the Hub at `{hide_secrets(constants.ENDPOINT)}` cannot be reached for {subject}: "
                 f"{_words_of(cause)}",
-                hint=f"{_AGAIN}; what was fetched whole is kept",
+                hint=_AGAIN,
             )
         case OSError() if cause.errno is not None:
             return _describe_disk(cause)

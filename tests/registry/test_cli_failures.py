@@ -47,19 +47,29 @@ def test_in_a_batch_two_is_over_one_over_three_over_zero(codes: list[int], code:
 @pytest.mark.parametrize(
     ("arguments", "err"),
     [
-        (["bogus"], "error: No such command 'bogus'.\nhint: see `meteora-registry --help`\n"),
+        (["bogus"], "error: no such command `bogus`\nhint: see `meteora-registry --help`\n"),
         (
             ["lsit"],
-            "error: No such command 'lsit'. Did you mean 'list'?\nhint: see `meteora-registry --help`\n",
+            "error: no such command `lsit`\nhint: did you mean `list`? see `meteora-registry --help`\n",
         ),
         (
             ["db", "exprot"],
-            "error: No such command 'exprot'. Did you mean 'export'?\n"
-            "hint: see `meteora-registry db --help`\n",
+            "error: no such command `exprot`\n"
+            "hint: did you mean `export`? see `meteora-registry db --help`\n",
+        ),
+        (
+            ["search", "--order", "size"],
+            "error: no such option `--order`\n"
+            "hint: did you mean one of: `--sort`, `--wide`? see `meteora-registry search --help`\n",
+        ),
+        (
+            ["search", "--sort", "x"],
+            "error: invalid value for `--sort`: `x` is not one of `name`, `date`, `size`, `rank`\n"
+            "hint: see `meteora-registry search --help`\n",
         ),
         (
             ["show"],
-            "error: Missing argument 'NAME[@VERSION|@ALIAS]'.\nhint: see `meteora-registry show --help`\n",
+            "error: missing argument `NAME[@VERSION|@ALIAS]`\nhint: see `meteora-registry show --help`\n",
         ),
         (
             ["show", "No Name"],
@@ -80,6 +90,8 @@ def test_in_a_batch_two_is_over_one_over_three_over_zero(codes: list[int], code:
         "unknown command",
         "misspelled command",
         "misspelled command of a group",
+        "misspelled option",
+        "no such choice",
         "missing argument",
         "malformed name",
         "two folders, one name",

@@ -200,6 +200,15 @@ def test_project_may_choose_no_database_no_store_and_no_policy(
         assert registry.home.folder == tmp_path / "home"
 
 
+def test_project_file_that_is_too_large_is_refused_without_a_size_that_was_not_measured(
+    run: Run, project: Write
+) -> None:
+    project("#" * (2 << 20))
+    result = run("list")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: `meteora.toml` has more than 1048576 bytes\n")
+
+
 def test_project_of_a_folder_above_is_not_asked(
     run: Run, tmp_path: Path, project: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

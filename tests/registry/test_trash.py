@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -348,6 +349,38 @@ def test_store_is_not_read_by_a_damaged_trash(home: Home, tmp_path: Path, table:
         assert list(verify_store(registry)) == []
 
 
+@pytest.mark.parametrize("moment", ["2026-13-45 00:00:00.000000", "soon", "5"])
+@pytest.mark.parametrize(
+    ("table", "column", "arguments"),
+    [
+        ("trash", "expires_at", ["trash"]),
+        ("trash", "removed_at", ["restore", "legal"]),
+        ("versions", "created_at", ["list"]),
+        ("versions", "created_at", ["show", "code"]),
+        ("events", "at", ["history"]),
+    ],
+    ids=["trash", "restore", "list", "show", "history"],
+)
+def test_moment_that_is_not_one_is_a_damaged_catalog(
+    home: Home,
+    capsys: pytest.CaptureFixture[str],
+    table: str,
+    column: str,
+    arguments: list[str],
+    moment: str,
+) -> None:
+    with Catalog.open(home) as catalog:
+        catalog.add_version(new_adapter("legal", "1"))
+        catalog.add_version(new_adapter("code", "2"))
+        catalog.remove(LEGAL)
+    with closing(sqlite3.connect(home.catalog_file)) as connection, connection:
+        connection.execute(f"UPDATE {table} SET {column} = ?", [moment])
+    assert run(["--home", str(home.folder), *arguments]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: the catalog `{home.catalog_file}` has a value that cannot be read: "
+    )
+
+
 def test_exchanged_content_in_the_trash_shows_in_the_history(catalog: Catalog) -> None:
     catalog.add_version(new_adapter(content="1"))
     catalog.remove(LEGAL)
@@ -404,13 +437,16 @@ def test_commands_lead_from_removal_back(
         return out, err
 
     call("add", make_adapter(tmp_path / "legal"))
+    shown = call("show", "legal")[0]
+    assert re.search(r"^size +4\.6 kB\nin store +4\.9 kB$", shown, re.MULTILINE)
+    assert "  4.6 kB  " in call("list")[0]
     out, err = call("remove", "legal")
     assert out == "removed: legal@1\n"
     assert re.fullmatch(
         r"in the trash until \d{4}-\d\d-\d\d: `meteora-registry restore legal@1` brings it back\n", err
     )
     header, row = call("trash")[0].splitlines()
-    assert header.split() == ["NAME", "KIND", "SIZE", "REMOVED", "BY", "KEPT", "UNTIL"]
+    assert header.split() == ["NAME", "KIND", "IN", "STORE", "REMOVED", "BY", "KEPT", "UNTIL"]
     assert row.split()[:4] == ["legal@1", "adapter", "4.9", "kB"]
     assert call("restore", "legal") == ("restored: legal@1\n", "")
     assert call("trash") == ("", "the trash is empty\n")

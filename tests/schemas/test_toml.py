@@ -8,7 +8,7 @@ from meteora_registry.schemas.errors import InvalidDocument
 from meteora_registry.schemas.policy import Policy
 from meteora_registry.schemas.recipe import Recipe
 from meteora_registry.schemas.settings import ProjectSettings
-from meteora_registry.schemas.toml import MAX_TOML_DEPTH, MAX_TOML_VALUES, load_toml
+from meteora_registry.schemas.toml import MAX_TOML_BYTES, MAX_TOML_DEPTH, MAX_TOML_VALUES, load_toml
 
 DEEP = f"`x` nests deeper than {MAX_TOML_DEPTH} levels"
 MANY = f"`x` has more than {MAX_TOML_VALUES} values"
@@ -59,8 +59,8 @@ def test_load_toml_refuses_with_the_reason(text: str, message: str) -> None:
 def test_load_toml_refuses_other_bytes_than_utf8_and_too_many_of_them() -> None:
     with pytest.raises(InvalidDocument, match="`x` is not UTF-8 text: byte 2 cannot be decoded"):
         load_toml(b"# \xff", what="x")
-    with pytest.raises(InvalidDocument, match="`x` has 11 bytes, expected at most 10"):
-        load_toml(b"#" * 11, what="x", max_bytes=10)
+    with pytest.raises(InvalidDocument, match="`x` has more than 1048576 bytes"):
+        load_toml(b"#" * (MAX_TOML_BYTES + 1), what="x")
 
 
 @pytest.mark.parametrize(

@@ -36,3 +36,5 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) 
         "ConnectError: connection refused",
         2,
     )
+    # The same for what sends, which keeps nothing that was fetched.
+    assert error.hint == "run the same command again later"
