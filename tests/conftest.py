@@ -32,6 +32,9 @@ from meteora_registry.registry import secrets
 from support.examples import examples
 from support.program import Run, run_here
 
+# One server of each for all folders.
+pytest_plugins = ("support.postgres", "support.pgbouncer")
+
 # On a busy machine an example takes as long as it takes.
 settings.register_profile(
     "untimed", examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow]
