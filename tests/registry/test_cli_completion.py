@@ -50,7 +50,7 @@ def complete(script: Path, *words: str, shown: str = "${COMPREPLY[@]}") -> list[
 
 
 def answer(*words: str, **environment: str) -> list[str]:
-    """Return the program's answer to the question of a shell, which says of what kind each word is."""
+    """Return the kind of each word and the word, as the program answers a shell."""
     asked = {
         "_METEORA_REGISTRY_COMPLETE": "bash_complete",
         "COMP_WORDS": " ".join(words),
