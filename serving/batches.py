@@ -23,7 +23,7 @@ from ..runtime.routing_record import RoutingRecord
 from ..schemas.errors import MeteoraError
 from .answers import (
     DONE,
-    FinishReason,
+    Choice,
     Routed,
     completion,
     decision_headers,
@@ -41,6 +41,7 @@ from .names import ModelNames, Target
 from .prompts import PromptReader
 from .requests import GenerationRequest
 from .rows import Began, Ended, Event, Events, Row
+from .scoring import score
 from .steps import Account, RowSampling, RowsEnd
 from .waiting import WaitingRows
 
@@ -134,9 +135,7 @@ class LocalBackend:
                 texts[place] += event
         ordered = [ends[place] for place in range(count)]
         routed = [end.routed for end in ordered]
-        choices: list[tuple[str, FinishReason]] = [
-            (text, end.reason) for text, end in zip(texts, ordered, strict=True)
-        ]
+        choices = [Choice(text, end.reason, end.scores) for text, end in zip(texts, ordered, strict=True)]
         counted = work.usage(sum(end.tokens for end in ordered))
         body = completion(work.request, choices, routed, counted)
         return JSONResponse(body, headers=decision_headers(routed))
@@ -213,6 +212,10 @@ class LocalBackend:
                     self._run_safely([row])
 
     def _run(self, rows: Sequence[Row]) -> None:
+        if rows[0].top_logprobs is not None:
+            for row in rows:
+                self._score(row)
+            return
         model = self._loaded.model
         batch = self._batch_of(rows)
         ends = model.generation_config.eos_token_id
@@ -236,6 +239,21 @@ class LocalBackend:
                 ),
                 logits_processor=LogitsProcessorList([RowSampling(rows, batch["input_ids"].device)]),
             )
+
+    def _score(self, row: Row) -> None:
+        """Answer with the scores of the prompt's tokens; alone, for they are as large as the vocabulary."""
+        if row.is_cancelled:
+            return
+        self._metrics.prompt_tokens.inc(len(row.ids))
+        with self._as_asked(row.target) as record:
+            account = Account([row], self._scope, record, torch.ones(1, len(row.ids), dtype=torch.bool))
+            scores = score(self._loaded, row)
+            account.note_step([True])
+        routed = account.routed(0)
+        self._metrics.count_decision(routed)
+        row.emit(Began(routed))
+        row.emit("".join(scores.tokens))
+        row.emit(Ended("length", row.max_new_tokens, routed, scores.field))
 
     @property
     def _scope(self) -> Any:

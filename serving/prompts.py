@@ -52,8 +52,9 @@ class PromptReader:
             1.0 if form.top_p is None else form.top_p,
             form.seed,
         )
+        top_logprobs = None if isinstance(form, ChatForm) else form.logprobs
         return [
-            Row(place, request.target, ids, self._room(form, ids), form.stops, sampling, events)
+            Row(place, request.target, ids, self._room(form, ids), form.stops, sampling, events, top_logprobs)
             for place, ids in enumerate(self._prompts_of(form))
         ]
 
@@ -88,7 +89,7 @@ class PromptReader:
         asked = form.answer_tokens
         most = self._limits.max_new_tokens
         room = most if self._context_tokens is None else self._context_tokens - len(ids)
-        if room < (asked or 1):
+        if room < (1 if asked is None else asked):
             answer = f" and the answer may have {asked}" if asked else ""
             raise ApiError(
                 400,
