@@ -75,10 +75,9 @@ class LocalBackend:
         ]
 
     async def start(self) -> None:
-        """Start the threads, and the process that writes conversations."""
-        for thread in self._threads:
+        """Start the threads; the process that writes conversations follows, and only these wait for it."""
+        for thread in (*self._threads, threading.Thread(target=self._prompts.start, daemon=True)):
             thread.start()
-        await asyncio.to_thread(self._prompts.start)
 
     async def close(self) -> None:
         """End the requests that still wait or run with an error, and stop the threads."""

@@ -51,7 +51,7 @@ def test_lm_eval_finds_what_the_bundle_computes(
             for place, pair in enumerate(REQUESTS)
         ]
         found = [score for score, _ in model.loglikelihood(pairs, disable_tqdm=True)]
-        options = {"until": ["w59 w59"], "max_gen_toks": 5, "temperature": 0}
+        options = {"until": ["w59 w58 w57 w56"], "max_gen_toks": 5, "temperature": 0}
         asked = [
             instances.Instance("generate_until", doc={}, arguments=(context, options), idx=place)
             for place, (context, _) in enumerate(REQUESTS)
