@@ -20,18 +20,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from ..bundle import Bundle
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
-from .active_bundles import called_with, force_adapter, routing
+from .active_bundles import called_with, force_adapter, only_router, routing
+from .answers import Answer, AnswerStream
 from .base_model import read_pretrained
 from .loaded_tensors import set_factor_dtype
 from .offloading import placement
 from .requirements import read_requirement, require
 from .routing_record import RoutingRecord
-from .scopes.decision import Decision
 
 _ENCODING = threading.Lock()
 
@@ -44,21 +45,6 @@ class CallChoice(TypedDict, total=False):
     top_k: int
     temperature: float
     abstain: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer to one prompt, and who gave it.
-
-    Attributes:
-        text: the answer.
-        decisions: the decisions that were made for it, each with its members and its confidence: one for the
-            prompt, or in scope `segment` one for each segment. None where every module decides for every
-            token (`token`, `layer`), and none for a forced member: then `routing` shows who served.
-    """
-
-    text: str
-    decisions: tuple[Decision, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +125,39 @@ class LoadedBundle:
             Answer(text, tuple(each for each in decisions if each.sequence == row))
             for row, text in enumerate(texts)
         ]
+
+    def stream(self, prompt: str, *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]) -> AnswerStream:
+        """Return the pieces of the answer to one prompt, as they are written.
+
+        Iterate over what is returned; closing it stops the generation. Its ``answer`` is what `answer`
+        returns, as far as the pieces were read::
+
+            with model.stream("Which court decides?") as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            print(pieces.answer.decisions)
+
+        Args:
+            prompt: a text; a chat template is not applied.
+            max_new_tokens: the longest answer.
+            choice: as for `generate`.
+
+        Raises:
+            UsageError: the prompt has no tokens. The first piece raises what `generate` does.
+        """
+        batch = _encode_prompts(self, [prompt])
+        router = only_router(self.model)
+        record = RoutingRecord(router.members)
+        member = choice.pop("member", None)
+
+        def run(streamer: BaseStreamer, criteria: StoppingCriteriaList) -> None:
+            chosen = called_with(self.model, member=member, changes=choice)
+            with chosen, router.records.made(record, for_call=True):
+                generate_ids(
+                    self, batch, max_new_tokens=max_new_tokens, stopping_criteria=criteria, streamer=streamer
+                )
+
+        return AnswerStream(run, self.tokenizer, record, prompt_tokens=batch["input_ids"].shape[1])
 
     def encode(self, prompts: str | Sequence[str], **options: Any) -> BatchEncoding:
         """Return the tokens of prompts as tensors on the model's device, from one thread at a time."""
@@ -251,12 +270,21 @@ def generate(
         return generate(loaded, [prompts], max_new_tokens=max_new_tokens, **choice)[0]
     if not prompts:
         raise UsageError("there are no prompts to answer")
-    batch = loaded.encode(list(prompts), padding=True)
+    batch = _encode_prompts(loaded, prompts)
     member = choice.pop("member", None)
     with called_with(loaded.model, member=member, changes=choice):
         answers = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)
     written = answers[:, batch["input_ids"].shape[1] :]
     return list(loaded.tokenizer.batch_decode(written, skip_special_tokens=True))
+
+
+def _encode_prompts(loaded: LoadedBundle, prompts: Sequence[str]) -> BatchEncoding:
+    batch = loaded.encode(list(prompts), padding=True)
+    for row, mask in enumerate(batch["attention_mask"]):
+        if not mask.any():
+            which = "" if len(prompts) == 1 else f" {row + 1} of {len(prompts)}"
+            raise UsageError(f"the prompt{which} has no tokens, expected some text")
+    return batch
 
 
 def generate_ids(
@@ -265,6 +293,7 @@ def generate_ids(
     *,
     max_new_tokens: int,
     stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> Tensor:
     """Generate greedily: each prompt with its answer, int64 ``[B, T + N]``, padded behind an early end."""
     with torch.no_grad():
@@ -274,5 +303,6 @@ def generate_ids(
             max_new_tokens=max_new_tokens,
             pad_token_id=loaded.tokenizer.pad_token_id,
             stopping_criteria=stopping_criteria,
+            streamer=streamer,
         )
     return ids

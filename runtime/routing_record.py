@@ -49,6 +49,24 @@ class RoutingRecord:
             return ()
         return request.decision.describe(self.members, request.tokens)
 
+    def shares(self, row: int = 0, *, start: int = 0, end: int | None = None) -> dict[str | None, float]:
+        """Return each member's share of a sequence's tokens, a mean over modules; None is the base.
+
+        Args:
+            row: the sequence.
+            start: the first token that counts; padding is counted.
+            end: the token after the last; by default all that were read.
+        """
+        totals = torch.zeros(len(self.members))
+        modules = self.modules.values()
+        for found in modules:
+            members, weights = found.selection[row, start:end], found.weights[row, start:end]
+            served = weights.new_zeros(len(self.members))
+            served.index_add_(0, members.clamp(min=0).reshape(-1), weights.reshape(-1))
+            totals += served.cpu() / max(len(members), 1) / len(modules)
+        shares: dict[str | None, float] = dict(zip(self.members, totals.tolist(), strict=True))
+        return shares | {None: max(0.0, 1 - sum(shares.values()))}
+
     @property
     def _read(self) -> RecordedRequest | None:
         return self._latest_of.get(threading.get_ident(), self._latest)
