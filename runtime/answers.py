@@ -43,6 +43,7 @@ class AnswerStream(Iterator[str]):
 
     Attributes:
         prompt_tokens: the tokens of the prompt.
+        max_new_tokens: the longest answer.
     """
 
     def __init__(
@@ -52,8 +53,12 @@ class AnswerStream(Iterator[str]):
         record: RoutingRecord,
         *,
         prompt_tokens: int,
+        max_new_tokens: int,
+        ends: frozenset[int],
     ) -> None:
         self.prompt_tokens = prompt_tokens
+        self.max_new_tokens = max_new_tokens
+        self._ends = ends
         self._record = record
         self._written = _Written(tokenizer)
         self._read: list[str] = []
@@ -93,6 +98,11 @@ class AnswerStream(Iterator[str]):
         return self._written.tokens
 
     @property
+    def was_cut(self) -> bool:
+        """Whether the answer ended because it was as long as it may be."""
+        return self.answer_tokens >= self.max_new_tokens and self._written.last not in self._ends
+
+    @property
     def shares(self) -> dict[str | None, float]:
         """Each member's share of the answer so far, over its tokens and the modules; None is the base."""
         # The last token of the prompt is the one that the answer's first comes from.
@@ -105,6 +115,7 @@ class _Written(BaseStreamer):
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.queue: SimpleQueue[str | BaseException | None] = SimpleQueue()
         self.tokens = 0
+        self.last: int | None = None
         self._texts = TokenTexts(tokenizer, skip_special_tokens=True)
         self._has_prompt = False
 
@@ -115,6 +126,7 @@ class _Written(BaseStreamer):
             return
         for token in value.reshape(-1).tolist():
             self.tokens += 1
+            self.last = token
             self._hand_out(self._texts.add(token))
 
     def end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BatchEncoding,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
@@ -28,7 +30,7 @@ from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
 from .active_bundles import called_with, force_adapter, only_router, routing
 from .answers import Answer, AnswerStream
-from .base_model import read_pretrained
+from .base_model import context_of, read_pretrained
 from .loaded_tensors import set_factor_dtype
 from .offloading import placement
 from .requirements import read_requirement, require
@@ -139,13 +141,16 @@ class LoadedBundle:
 
         Args:
             prompt: a text; a chat template is not applied.
-            max_new_tokens: the longest answer.
+            max_new_tokens: the longest answer; it also ends where the base's context does.
             choice: as for `generate`.
 
         Raises:
-            UsageError: the prompt has no tokens. The first piece raises what `generate` does.
+            UsageError: the prompt has no tokens, or as many as the base takes. The first piece raises what
+                `generate` does.
         """
         batch = _encode_prompts(self, [prompt])
+        prompt_tokens = batch["input_ids"].shape[1]
+        max_new_tokens = min(max_new_tokens, _room_behind(self, prompt_tokens))
         router = only_router(self.model)
         record = RoutingRecord(router.members)
         member = choice.pop("member", None)
@@ -157,7 +162,14 @@ class LoadedBundle:
                     self, batch, max_new_tokens=max_new_tokens, stopping_criteria=criteria, streamer=streamer
                 )
 
-        return AnswerStream(run, self.tokenizer, record, prompt_tokens=batch["input_ids"].shape[1])
+        return AnswerStream(
+            run,
+            self.tokenizer,
+            record,
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            ends=end_tokens(self.model.generation_config),
+        )
 
     def encode(self, prompts: str | Sequence[str], **options: Any) -> BatchEncoding:
         """Return the tokens of prompts as tensors on the model's device, from one thread at a time."""
@@ -285,6 +297,26 @@ def _encode_prompts(loaded: LoadedBundle, prompts: Sequence[str]) -> BatchEncodi
             which = "" if len(prompts) == 1 else f" {row + 1} of {len(prompts)}"
             raise UsageError(f"the prompt{which} has no tokens, expected some text")
     return batch
+
+
+def _room_behind(loaded: LoadedBundle, prompt_tokens: int) -> int:
+    """Return how many tokens an answer may have.
+
+    Raises:
+        UsageError: none.
+    """
+    context = context_of(loaded.model.config)
+    if context is not None and prompt_tokens >= context:
+        raise UsageError(
+            f"the prompt has {prompt_tokens} tokens, the base takes {context} together with the answer"
+        )
+    return sys.maxsize if context is None else context - prompt_tokens
+
+
+def end_tokens(config: GenerationConfig) -> frozenset[int]:
+    """Return the tokens that end an answer."""
+    found = config.eos_token_id
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
 
 
 def generate_ids(

@@ -13,6 +13,9 @@ from .cache_memory import CacheMemory
 from .calls import ForwardCall
 from .scopes.decision import Decision, RequestDecision
 
+# What rounding leaves of 1, and no token's share.
+_ROUNDING = 1e-5
+
 
 class RoutingRecord:
     """The routings of one request: of one forward pass, or of one generation with its cache.
@@ -65,7 +68,8 @@ class RoutingRecord:
             served.index_add_(0, members.clamp(min=0).reshape(-1), weights.reshape(-1))
             totals += served.cpu() / max(len(members), 1) / len(modules)
         shares: dict[str | None, float] = dict(zip(self.members, totals.tolist(), strict=True))
-        return shares | {None: max(0.0, 1 - sum(shares.values()))}
+        rest = 1 - sum(shares.values())
+        return shares | {None: rest if rest > _ROUNDING else 0.0}
 
     @property
     def _read(self) -> RecordedRequest | None:

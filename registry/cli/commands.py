@@ -41,6 +41,10 @@ _BUNDLES = {
     "export": Listed("Write a bundle in the layout of the MeteoRA authors' code", ".exchange", "export"),
     "import": Listed("Make a bundle from the layout of the MeteoRA authors' code", ".exchange", "import_"),
 }
+_ANSWERS = {
+    "generate": Listed("Answer one prompt with a bundle", ".generate"),
+    "chat": Listed("Talk to a bundle, and see which member answers", ".chat"),
+}
 _GATES = {
     "gate": Listed("Fit the gates of a bundle, or adopt trained ones", ".commands", "gate"),
     "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
@@ -53,8 +57,15 @@ _CATALOG = {
     "config": Listed("Show the settings, and where each comes from", ".commands", "config"),
     "completion": Listed("Print what a shell needs to complete commands and names", ".completion"),
 }
-SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "CI": _CI, "Catalog": _CATALOG}
-COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _CI | _CATALOG
+SECTIONS = {
+    "Adapters": _ADAPTERS,
+    "Bundles": _BUNDLES,
+    "Gates": _GATES,
+    "Answers": _ANSWERS,
+    "CI": _CI,
+    "Catalog": _CATALOG,
+}
+COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _ANSWERS | _CI | _CATALOG
 
 ci = LazyGroup(
     "ci",
