@@ -41,14 +41,15 @@ _BUNDLES = {
     "export": Listed("Write a bundle in the layout of the MeteoRA authors' code", ".exchange", "export"),
     "import": Listed("Make a bundle from the layout of the MeteoRA authors' code", ".exchange", "import_"),
 }
-_ANSWERS = {
-    "generate": Listed("Answer one prompt with a bundle", ".generate"),
-    "chat": Listed("Talk to a bundle, and see which member answers", ".chat"),
-}
 _GATES = {
     "gate": Listed("Fit the gates of a bundle, or adopt trained ones", ".commands", "gate"),
     "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
     "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
+}
+_ANSWERS = {
+    "generate": Listed("Answer one prompt with a bundle", ".generate"),
+    "chat": Listed("Talk to a bundle, and see which member answers", ".chat"),
+    "serve": Listed("Answer requests over HTTP, in the form of OpenAI's interface", ".serve"),
 }
 _CATALOG = {
     "doctor": Listed("Find what a crash or a manual change left, and repair it", ".doctor"),
@@ -65,7 +66,7 @@ SECTIONS = {
     "CI": _CI,
     "Catalog": _CATALOG,
 }
-COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _ANSWERS | _CI | _CATALOG
+COMMANDS = {name: each for section in SECTIONS.values() for name, each in section.items()}
 
 ci = LazyGroup(
     "ci",
