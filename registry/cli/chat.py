@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,12 +27,13 @@ from .parameters import (
     pass_registry,
     system_option,
 )
-from .prompts import MAX_PROMPT_BYTES, check_text
+from .prompts import check_text
 
 if TYPE_CHECKING:
     from ..workflows.conversation import Conversation, Served
 
 _PROMPT = "> "
+_MAX_CHARACTERS = 1 << 20
 _LEAVE = "/exit or Ctrl-D leaves"
 _ANEW = "`/reset` begins a new conversation; until then the old one goes on without this message"
 
@@ -78,6 +80,9 @@ def command(
         print_gate_remark()
     with ChatPrompts(loaded.tokenizer) as prompts:
         conversation = Conversation(loaded, prompts, system=system, max_new_tokens=max_tokens)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # A line that is not text is refused by itself, and the next one is read.
+            sys.stdin.reconfigure(errors="surrogateescape")
         reader = _Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else _Pipe()
         session = _Session(conversation, reader)
         if isinstance(reader, _Terminal):
@@ -112,18 +117,17 @@ class _Pipe:
     is_terminal = False
 
     def read(self) -> str:
-        """Return the next line.
+        """Return the next line; of one that is too long its beginning, longer than any that is taken.
 
         Raises:
             EOFError: there are no more lines.
-            UsageError: the line is too long.
         """
-        line = sys.stdin.readline(MAX_PROMPT_BYTES + 1)
+        line = rest = sys.stdin.readline(_MAX_CHARACTERS + 2)
         if not line:
             raise EOFError
-        if len(line) > MAX_PROMPT_BYTES:
-            raise UsageError(f"a line on stdin has more than {MAX_PROMPT_BYTES} characters")
-        return line.removesuffix("\n")
+        while rest and not rest.endswith("\n"):
+            rest = sys.stdin.readline(_MAX_CHARACTERS)
+        return line
 
 
 class _Session:
@@ -154,17 +158,14 @@ class _Session:
                     raise
                 print_remark("")
                 print_remark(_LEAVE)
-            except UnicodeDecodeError:
-                self._failed(UsageError("a line on stdin is not UTF-8"))
             except MeteoraError as error:
-                self._failed(error)
+                self._codes.append(report_failure(error))
         return 0 if self._reader.is_terminal else worst_code(self._codes)
-
-    def _failed(self, error: MeteoraError) -> None:
-        self._codes.append(report_failure(error))
 
     def _take(self, line: str) -> None:
         line = check_text(line.strip(), "the line")
+        if len(line) > _MAX_CHARACTERS:
+            raise UsageError(f"the line has more than {_MAX_CHARACTERS} characters")
         if line.startswith("/"):
             name, _, rest = line.partition(" ")
             if name not in self._commands:

@@ -7,14 +7,14 @@ import sys
 from ...schemas.errors import UsageError
 
 _STDIN = "-"
-MAX_PROMPT_BYTES = 1 << 20
+_MAX_PROMPT_BYTES = 1 << 20
 
 
 def read_prompt(stated: str) -> str:
     """Return a prompt as it was stated, or what stdin has for ``-``.
 
     Raises:
-        UsageError: it is not UTF-8, or stdin has more than ``MAX_PROMPT_BYTES``.
+        UsageError: it is not UTF-8, or stdin has more than ``_MAX_PROMPT_BYTES``.
     """
     return _read_stdin() if stated == _STDIN else check_text(stated)
 
@@ -32,9 +32,9 @@ def check_text(text: str, what: str = "the prompt") -> str:
 
 
 def _read_stdin() -> str:
-    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-    if len(data) > MAX_PROMPT_BYTES:
-        raise UsageError(f"the prompt on stdin has more than {MAX_PROMPT_BYTES} bytes")
+    data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+    if len(data) > _MAX_PROMPT_BYTES:
+        raise UsageError(f"the prompt on stdin has more than {_MAX_PROMPT_BYTES} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
