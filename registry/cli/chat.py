@@ -108,7 +108,12 @@ class _Terminal:
         """
         # It writes to the terminal by itself.
         sys.stdout.flush()
-        return input(_PROMPT)
+        try:
+            return input(_PROMPT)
+        except (EOFError, KeyboardInterrupt):
+            # What comes next is not behind the prompt.
+            print_remark("")
+            raise
 
 
 class _Pipe:
@@ -156,7 +161,6 @@ class _Session:
             except KeyboardInterrupt:
                 if not self._reader.is_terminal:
                     raise
-                print_remark("")
                 print_remark(_LEAVE)
             except MeteoraError as error:
                 self._codes.append(report_failure(error))

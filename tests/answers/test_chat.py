@@ -20,7 +20,6 @@ from support.conversations import (
     Place,
     abstaining_bundle,
     fit_bundle,
-    make_place,
     save_chat_base,
     written,
 )
@@ -32,11 +31,6 @@ pytestmark = [LOADS_WITH_PEFT]
 
 Chat = Callable[..., CompletedProcess[str]]
 SHORT = ("--max-tokens", "4")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture(scope="module")

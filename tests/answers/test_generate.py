@@ -17,7 +17,6 @@ from support.conversations import (
     abstaining_bundle,
     changed_bundle,
     fit_bundle,
-    make_place,
     save_chat_base,
     written,
 )
@@ -26,11 +25,6 @@ from support.program import Run
 from support.task_data import save_text_base
 
 pytestmark = [LOADS_WITH_PEFT]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("generate"))
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,9 @@ class Place:
         return self.folder / "bundle"
 
 
-def make_place(folder: Path, *, context_tokens: int | None = None) -> Place:
+def make_place(folder: Path) -> Place:
     """Return two adapters of PEFT, fused and fitted by request; the base is known by its folder."""
-    save_chat_base(folder / "base", context_tokens=context_tokens)
+    save_chat_base(folder / "base")
     write_task_data(folder / "data", MEMBERS)
     for seed, name in enumerate(MEMBERS):
         make_adapter(tiny_llama, folder / name, seed=seed, r=4 + seed, target_modules=["q_proj"])
