@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from .answer_text import AnswerText
 from .routing_record import RoutingRecord
 from .scopes.decision import Decision
-from .token_texts import TokenTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class _Written(BaseStreamer):
         self.queue: SimpleQueue[str | BaseException | None] = SimpleQueue()
         self.tokens = 0
         self.last: int | None = None
-        self._texts = TokenTexts(tokenizer, skip_special_tokens=True)
+        self._text = AnswerText(tokenizer)
         self._has_prompt = False
 
     def put(self, value: Tensor) -> None:
@@ -127,11 +127,11 @@ class _Written(BaseStreamer):
         for token in value.reshape(-1).tolist():
             self.tokens += 1
             self.last = token
-            self._hand_out(self._texts.add(token))
+            self._hand_out(self._text.add(token))
 
     def end(self) -> None:
         """Hand out what is left."""
-        self._hand_out(self._texts.rest())
+        self._hand_out(self._text.end())
 
     def _hand_out(self, piece: str) -> None:
         if piece:

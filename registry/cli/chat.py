@@ -61,7 +61,7 @@ def command(
     system: str | None,
     max_tokens: int,
 ) -> int:
-    """Talk to a bundle, and see which member answers.
+    """Hold a conversation with a bundle, and see who answers.
 
     Each line is a message; those before it and their answers are part of the prompt. After each answer is who
     gave it, and how sure the bundle was. /force NAME lets one member answer, /why shows the evidence, and

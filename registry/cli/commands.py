@@ -48,7 +48,7 @@ _GATES = {
 }
 _ANSWERS = {
     "generate": Listed("Answer one prompt with a bundle", ".generate"),
-    "chat": Listed("Talk to a bundle, and see which member answers", ".chat"),
+    "chat": Listed("Hold a conversation with a bundle, and see who answers", ".chat"),
     "serve": Listed("Answer requests over HTTP, in the form of OpenAI's interface", ".serve"),
 }
 _CATALOG = {

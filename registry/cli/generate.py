@@ -62,8 +62,8 @@ def command(
     """Answer one prompt with a bundle.
 
     The answer is printed as it is written; who gave it, and how sure the bundle was, is on stderr. PROMPT is
-    what a user says, in the base's chat template; - reads stdin. The answer is greedy: the same prompt gives
-    the same answer.
+    one message of a user, in the base's chat template; - reads stdin. The answer is greedy: the same prompt
+    gives the same answer.
     """
     require_torch("answering")
     from ..workflows.conversation import Served, begin_answer, load_to_answer

@@ -126,7 +126,7 @@ class Conversation:
         self._turns += [_turn("user", message), _turn("assistant", answer)]
 
     def forget(self) -> None:
-        """Begin anew, with the same system prompt and whoever is forced."""
+        """Begin anew, with the same system prompt; a forced member stays."""
         self._turns.clear()
 
 
@@ -136,7 +136,7 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Who gave an answer.
+    """The members that gave an answer.
 
     Attributes:
         member: the member; None for the base. Of several the one with the largest share.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ...kernels.routing import Routing
 from ...schemas.errors import UsageError
@@ -24,7 +25,6 @@ from ..active_bundles import only_router
 from ..fitting import context_of
 from ..loaded_bundle import LoadedBundle, generate_ids
 from ..routing_record import RoutingRecord
-from ..token_texts import token_texts
 
 # Enough digits for the page and the terminal, in a tenth of the size.
 _WEIGHT_DECIMALS = 4
@@ -125,3 +125,34 @@ def _rows(table: Tensor, tokens: int, value: float) -> tuple[tuple[Any, ...], ..
     padded = torch.nn.functional.pad(table, (0, 0, 0, tokens - len(table)), value=value)
     rounded = padded.round(decimals=_WEIGHT_DECIMALS) if padded.is_floating_point() else padded
     return tuple(map(tuple, rounded.tolist()))
+
+
+# What a decoder puts in place of bytes that are not yet a whole character.
+_INCOMPLETE = "\ufffd"
+# No character of UTF-8 has more bytes; after that it is a byte that is not part of a character.
+_MAX_PENDING_TOKENS = 4
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token adds to those before it; together they are a UTF-8 text's whole.
+
+    A token decoded alone would lose the space before its word, and part of a character would be a
+    question mark. So a token is decoded with those before it, and where a character takes several tokens
+    the last of them gets it and the others get nothing.
+    """
+    texts: list[str] = []
+    # The tokens from `anchor` on are decoded together; the text of those before `done` was handed out.
+    anchor = done = 0
+    for end in range(1, len(ids) + 1):
+        before = _decode(tokenizer, ids[anchor:done])
+        text = _decode(tokenizer, ids[anchor:end])
+        if text.endswith(_INCOMPLETE) and end - done < _MAX_PENDING_TOKENS and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        anchor, done = done, end
+    return texts
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

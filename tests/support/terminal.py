@@ -54,13 +54,20 @@ main()
 class Conversation:
     """The program on a terminal that is its own, typed at and read in turns."""
 
-    def __init__(self, *arguments: object, environment: Mapping[str, str], columns: int = 80) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        columns: int = 80,
+    ) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
         left_out = ("COLUMNS", "LINES")
         self._process = Popen(
             [sys.executable, "-c", _OWN_SESSION, *map(str, arguments)],
             env={key: value for key, value in environment.items() if key not in left_out} | {"TERM": "dumb"},
+            cwd=folder,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

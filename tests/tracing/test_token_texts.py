@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meteora_registry.runtime.token_texts import token_texts
+from meteora_registry.runtime.tracing.recorder import token_texts
 from support.byte_tokens import byte_tokenizer
 from support.examples import examples
 
