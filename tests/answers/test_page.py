@@ -34,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_task_data(folder / "data", MEMBERS, samples=40)
     for seed, name in enumerate(MEMBERS):
         make_adapter(tiny_llama, folder / "adapters" / name, seed=seed, r=4 + seed, target_modules=["q_proj"])
-    for name in ("bundle", "fit"):
-        for command in example_of("docs/answers.md", name).splitlines():
+    for text in (example_of("docs/answers.md", "bundle"), example_of("docs/answers.md", "fit")):
+        for command in text.splitlines():
             assert run_in(folder, command) == 0, command
     return folder
 
