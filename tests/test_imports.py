@@ -55,6 +55,7 @@ REGISTRY_ALLOWED = {
     "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
     "ci": {"workspace", "workflows"},
     "fused": {"dependencies", "closing", "hub", "workspace", "workflows"},
+    "vllm_resolver": {"settings", "workspace", "workflows"},
     "face": {"dependencies", "home", "settings", "catalog", "workspace", "workflows"},
     "cli": {"dependencies", "secrets", "home", "settings", "catalog", "workspace", "workflows", "ci", "face"},
 }
@@ -155,6 +156,7 @@ LEFT_OUT = {
         "meteora_registry.schemas.bundle": {"torch", "numpy", "sqlalchemy"},
         "meteora_registry.inspection.adapter": {"torch", "sqlalchemy", "transformers"},
         "meteora_registry.bundle.agreement": {"torch", "safetensors", "sqlalchemy", "transformers"},
+        "meteora_registry.registry.vllm_resolver": {"torch", "vllm", "sqlalchemy", "click"},
         "meteora_registry.registry.fused": {"torch", "transformers", "sqlalchemy", "click"},
         "meteora_registry.registry.face": {"torch", "huggingface_hub", "sqlalchemy", "click"},
         "meteora_registry.registry.workflows.additions": {"torch", "transformers", "alembic", "click"},
@@ -162,6 +164,7 @@ LEFT_OUT = {
         "meteora_registry.registry.workflows.difference": {"torch", "transformers", "click"},
         "meteora_registry.registry.workflows.compare": {"torch", "transformers", "click", "scipy"},
         "meteora_registry.registry.workflows.bundle_folder": {"torch", "transformers", "click"},
+        "meteora_registry.registry.workflows.served_adapters": {"torch", "vllm", "transformers", "click"},
         "meteora_registry.registry.workflows.publication": {"torch", "transformers", "click"},
         "meteora_registry.registry.workflows.remote_bundles": {"torch", "transformers", "click"},
     },
