@@ -61,7 +61,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt \
-		--editable ".[eval,postgres,s3,gs,sign]" --group dev
+		--editable ".[eval,serve,postgres,s3,gs,sign]" --group dev
 	touch $(STAMP)
 
 # Tried once for each environment; the summary of every run names the tests that were skipped, and why.

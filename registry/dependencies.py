@@ -24,6 +24,17 @@ def require_torch(purpose: str) -> None:
     require_hub_client()
 
 
+def require_serving() -> None:
+    """Pass if the libraries of the server are installed.
+
+    Raises:
+        MissingDependency: one is not.
+    """
+    for library in ("starlette", "uvicorn", "sse_starlette", "prometheus_client"):
+        if importlib.util.find_spec(library) is None:
+            raise MissingDependency(f"serving needs `{library}`, which is not installed", extra="serve")
+
+
 def require_hub_client(*, with_cache: bool = False) -> None:
     """Pass if huggingface_hub can be imported, which reads its settings from the environment as it is.
 

@@ -20,7 +20,7 @@ from .hooks import ModelHooks
 from .layer import MeteoraLayer
 from .router import BundleRouter
 from .routing_record import RoutingRecord
-from .scopes.passes import ForcedPass, RoutingPass, UniformPass
+from .scopes.passes import BasePass, ForcedPass, RoutingPass, UniformPass
 from .scopes.routing_rule import changed_rule
 
 
@@ -128,8 +128,12 @@ def ruled(model: nn.Module, changes: Mapping[str, Any], *, for_call: bool = Fals
 
 
 @contextmanager
-def called_with(model: nn.Module, *, member: str | None, changes: Mapping[str, Any]) -> Iterator[None]:
+def called_with(
+    model: nn.Module, *, member: str | Unchanged | None, changes: Mapping[str, Any]
+) -> Iterator[None]:
     """Let a member, or a changed rule, hold for the calls of this thread within the block.
+
+    A ``member`` of None is the base alone.
 
     Raises:
         UsageError: as for ``force_adapter`` and ``route_as``.
@@ -137,10 +141,14 @@ def called_with(model: nn.Module, *, member: str | None, changes: Mapping[str, A
     with ExitStack() as stack:
         if changes:
             stack.enter_context(ruled(model, changes, for_call=True))
-        if member is not None:
-            forced = overridden(model, lambda router: ForcedPass(_index_of(router, member)), for_call=True)
+        if not isinstance(member, Unchanged):
+            forced = overridden(model, lambda router: _forced_pass(router, member), for_call=True)
             stack.enter_context(forced)
         yield
+
+
+def _forced_pass(router: BundleRouter, member: str | None) -> RoutingPass:
+    return BasePass() if member is None else ForcedPass(_index_of(router, member))
 
 
 def active_routers(model: nn.Module) -> list[BundleRouter]:

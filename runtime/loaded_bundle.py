@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BatchEncoding,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
@@ -25,7 +26,7 @@ from ..bundle import Bundle
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
-from .active_bundles import called_with, force_adapter, routing
+from .active_bundles import UNCHANGED, called_with, force_adapter, routing
 from .base_model import read_pretrained
 from .loaded_tensors import set_factor_dtype
 from .offloading import placement
@@ -39,7 +40,7 @@ _ENCODING = threading.Lock()
 class CallChoice(TypedDict, total=False):
     """The choices that one call may make in place of the bundle's own."""
 
-    member: str
+    member: str | None
     scope: Scope
     top_k: int
     temperature: float
@@ -98,8 +99,8 @@ class LoadedBundle:
         Args:
             prompts: a text or several.
             max_new_tokens: the longest answer.
-            choice: ``member`` answers with that member alone; ``scope``, ``top_k``, ``temperature`` and
-                ``abstain`` as for ``route_as``.
+            choice: ``member`` answers with that member alone, or with the base alone if it is None;
+                ``scope``, ``top_k``, ``temperature`` and ``abstain`` as for ``route_as``.
 
         Raises:
             UsageError: there are no prompts, the bundle's scope cannot decide for them, or a choice is not
@@ -145,6 +146,10 @@ class LoadedBundle:
         # A tokenizer is set to padding, or to none, before each text: threads would change it for each other.
         with _ENCODING:
             batch: BatchEncoding = self.tokenizer(prompts, return_tensors="pt", **options)
+        return self.place(batch)
+
+    def place(self, batch: BatchEncoding) -> BatchEncoding:
+        """Return a batch of tensors on the model's device."""
         device = self.model.device
         # Offloaded tensors are nowhere until they are used; the base then moves its input.
         if device.type != "meta":
@@ -252,7 +257,7 @@ def generate(
     if not prompts:
         raise UsageError("there are no prompts to answer")
     batch = loaded.encode(list(prompts), padding=True)
-    member = choice.pop("member", None)
+    member = choice.pop("member", UNCHANGED)
     with called_with(loaded.model, member=member, changes=choice):
         answers = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)
     written = answers[:, batch["input_ids"].shape[1] :]
@@ -265,6 +270,7 @@ def generate_ids(
     *,
     max_new_tokens: int,
     stopping_criteria: StoppingCriteriaList | None = None,
+    logits_processor: LogitsProcessorList | None = None,
 ) -> Tensor:
     """Generate greedily: each prompt with its answer, int64 ``[B, T + N]``, padded behind an early end."""
     with torch.no_grad():
@@ -274,5 +280,6 @@ def generate_ids(
             max_new_tokens=max_new_tokens,
             pad_token_id=loaded.tokenizer.pad_token_id,
             stopping_criteria=stopping_criteria,
+            logits_processor=logits_processor,
         )
     return ids

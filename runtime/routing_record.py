@@ -41,6 +41,15 @@ class RoutingRecord:
         request = self._read
         return {} if request is None else request.modules
 
+    def take_modules(self) -> dict[str, Routing]:
+        """Return ``modules`` and forget them, so that a long answer keeps no table for each of its tokens."""
+        request = self._read
+        if request is None:
+            return {}
+        taken = request.modules
+        request.forget_passes()
+        return taken
+
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """The decisions for whole requests or segments; empty in the scopes that decide by token."""
@@ -80,6 +89,10 @@ class RecordedRequest:
             for path, routing in tables.items():
                 steps.setdefault(path, []).append(routing)
         return {path: _joined(found) for path, found in steps.items()}
+
+    def forget_passes(self) -> None:
+        """Forget the tables; the decision and the count of tokens stay."""
+        self._passes.clear()
 
     def add(self, tables: dict[str, Routing], tokens: int, decision: RequestDecision | None) -> None:
         """Add a pass."""

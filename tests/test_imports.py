@@ -23,7 +23,18 @@ ALLOWED = {
     "bundle": {"schemas", "files", "inspection"},
     "fuser": {"schemas", "files", "inspection", "bundle", "kernels"},
     "runtime": {"schemas", "files", "inspection", "bundle", "scores", "kernels", "fuser"},
-    "registry": {"schemas", "files", "inspection", "bundle", "scores", "kernels", "fuser", "runtime"},
+    "serving": {"schemas", "files", "inspection", "bundle", "scores", "kernels", "fuser", "runtime"},
+    "registry": {
+        "schemas",
+        "files",
+        "inspection",
+        "bundle",
+        "scores",
+        "kernels",
+        "fuser",
+        "runtime",
+        "serving",
+    },
     "migrations": {"registry"},
 }
 
@@ -158,7 +169,15 @@ def test_importing_a_module_leaves_out_what_it_does_not_need(module: str, unwant
 INTERRUPTIBLE = ROOT / "registry" / "cli" / "entry.py"
 # And what `--version` alone needs would make every help slower.
 LIGHT = ROOT / "registry" / "cli" / "main.py"
-OPTIONAL = ("torch", "huggingface_hub", "rich")
+OPTIONAL = (
+    "torch",
+    "huggingface_hub",
+    "rich",
+    "starlette",
+    "uvicorn",
+    "sse_starlette",
+    "prometheus_client",
+)
 TRY_IMPORTS = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({OPTIONAL!r}))

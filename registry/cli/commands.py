@@ -46,6 +46,9 @@ _GATES = {
     "eval": Listed("Score a bundle on its members' tasks, or compare evaluations", ".commands", "evaluation"),
     "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
 }
+_ANSWERS = {
+    "serve": Listed("Answer requests over HTTP, in the form of OpenAI's interface", ".serve"),
+}
 _CATALOG = {
     "doctor": Listed("Find what a crash or a manual change left, and repair it", ".doctor"),
     "store": Listed("Measure, check and clean the content store", ".commands", "store"),
@@ -53,8 +56,15 @@ _CATALOG = {
     "config": Listed("Show the settings, and where each comes from", ".commands", "config"),
     "completion": Listed("Print what a shell needs to complete commands and names", ".completion"),
 }
-SECTIONS = {"Adapters": _ADAPTERS, "Bundles": _BUNDLES, "Gates": _GATES, "CI": _CI, "Catalog": _CATALOG}
-COMMANDS = _ADAPTERS | _BUNDLES | _GATES | _CI | _CATALOG
+SECTIONS = {
+    "Adapters": _ADAPTERS,
+    "Bundles": _BUNDLES,
+    "Gates": _GATES,
+    "Answers": _ANSWERS,
+    "CI": _CI,
+    "Catalog": _CATALOG,
+}
+COMMANDS = {name: each for section in SECTIONS.values() for name, each in section.items()}
 
 ci = LazyGroup(
     "ci",

@@ -55,10 +55,20 @@ class ChatTemplate:
     ) -> None:
         if self._outer is not None:
             _opened.reset(self._outer)
+        self.close()
+
+    def close(self) -> None:
+        """End the process; the block does so by itself."""
         if self._process is not None:
             self._process.kill()
             # Closes the pipes and waits.
             self._process.communicate()
+            self._process = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process was started and has ended, so that no conversation can be rendered any more."""
+        return self._process is not None and self._process.poll() is not None
 
     def render(self, turns: Sequence[Mapping[str, str]]) -> str:
         """Return the conversation written out, with the cue to answer.

@@ -75,6 +75,14 @@ class ForcedPass(RoutingPass):
 
 
 @dataclass(frozen=True, slots=True)
+class BasePass(RoutingPass):
+    """A pass of the base alone: no member serves any token."""
+
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> None:
+        """Return None, whatever the token."""
+
+
+@dataclass(frozen=True, slots=True)
 class UniformPass(RoutingPass):
     """A pass in which each of ``members`` members serves every token with the same weight."""
 

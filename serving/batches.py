@@ -1,0 +1,339 @@
+"""The backend that runs a bundle in this process: prompts are gathered into batches, several at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+import torch
+from sse_starlette import EventSourceResponse
+from starlette.responses import JSONResponse, Response
+from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaList
+
+from ..runtime.active_bundles import UNCHANGED, called_with
+from ..runtime.chat_prompt import ChatPrompts
+from ..runtime.loaded_bundle import LoadedBundle, generate_ids
+from ..runtime.routing_record import RoutingRecord
+from ..schemas.errors import MeteoraError, UsageError
+from .answers import (
+    DONE,
+    FinishReason,
+    Routed,
+    completion,
+    decision_headers,
+    first_chunk,
+    last_chunk,
+    text_chunk,
+    usage,
+    usage_chunk,
+)
+from .app import Health
+from .errors import ApiError, shown, stopping
+from .limits import Limits
+from .metrics import Metrics
+from .names import ModelNames, Target
+from .requests import ChatForm, Form, GenerationRequest
+from .rows import Began, Ended, Event, Events, Row, Sampling
+from .steps import Account, RowSampling, RowsEnd
+from .waiting import WaitingRows
+
+_log = logging.getLogger(__name__)
+
+
+class LocalBackend:
+    """A bundle on its base, answering in threads of this process.
+
+    Args:
+        loaded: the bundle.
+        names: of its models.
+        limits: of batches, queue, answers and time.
+        metrics: what is counted.
+    """
+
+    def __init__(self, loaded: LoadedBundle, names: ModelNames, limits: Limits, metrics: Metrics) -> None:
+        self.names = names
+        self._loaded = loaded
+        self._limits = limits
+        self._metrics = metrics
+        self._waiting = WaitingRows(limits, metrics)
+        self._running: set[Row] = set()
+        self._chat = ChatPrompts(loaded.tokenizer)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
+            for number in range(limits.batches)
+        ]
+        config = loaded.model.config.get_text_config()
+        self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self._vocabulary: int = config.vocab_size
+
+    async def start(self) -> None:
+        """Start the threads, and the process that writes conversations."""
+        for thread in self._threads:
+            thread.start()
+        with suppress(UsageError):
+            await asyncio.to_thread(self._chat.write, [{"role": "user", "content": ""}])
+
+    async def close(self) -> None:
+        """End the requests that still wait or run with an error, and stop the threads."""
+        for row in (*self._waiting.close(), *self._running.copy()):
+            row.emit(stopping())
+            row.is_cancelled = True
+        await asyncio.to_thread(self._end_threads)
+
+    def _end_threads(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        self._chat.close()
+
+    def health(self) -> Health:
+        """Return how many prompts wait and run."""
+        return Health(True, {"waiting": len(self._waiting), "running": len(self._running)})
+
+    async def respond(self, request: GenerationRequest) -> Response:
+        """Answer a request, at once or as a stream.
+
+        Raises:
+            ApiError: it does not fit the model, there is no room for it, or it fails.
+        """
+        work = _Work(request, self._limits.answer_seconds)
+        work.rows = await asyncio.to_thread(self._make_rows, request, work.events)
+        self._waiting.put(work.rows)
+        is_handed_on = False
+        try:
+            if not request.is_stream:
+                return await self._answer(work)
+            begun = await self._begin(work)
+            is_handed_on = True
+        finally:
+            if not is_handed_on:
+                self._cancel(work.rows)
+        return EventSourceResponse(
+            self._stream(work, begun),
+            headers=decision_headers(begun.routed),
+            sep="\n",
+            send_timeout=self._limits.send_seconds,
+        )
+
+    def _cancel(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            row.is_cancelled = True
+        self._waiting.discard(rows)
+
+    def _make_rows(self, request: GenerationRequest, events: Events) -> list[Row]:
+        form = request.form
+        sampling = Sampling(
+            1.0 if form.temperature is None else form.temperature,
+            1.0 if form.top_p is None else form.top_p,
+            form.seed,
+        )
+        return [
+            Row(place, request.target, ids, self._room(form, ids), form.stops, sampling, events)
+            for place, ids in enumerate(self._prompts_of(form))
+        ]
+
+    def _prompts_of(self, form: Form) -> Iterator[list[int]]:
+        prompts: list[str] | list[list[int]]
+        if isinstance(form, ChatForm):
+            try:
+                prompts = [self._chat.write([message.turn for message in form.messages])]
+            except UsageError as error:
+                raise ApiError(400, error.message, param="messages", code="chat_template") from error
+        else:
+            prompts = form.prompts
+        for prompt in prompts:
+            ids = self._encode(prompt) if isinstance(prompt, str) else prompt
+            if not ids:
+                raise ApiError(400, "the prompt has no tokens", param="prompt")
+            if max(ids) >= self._vocabulary:
+                raise ApiError(
+                    400, f"the token {max(ids)} is not one of the base's {self._vocabulary}", param="prompt"
+                )
+            yield ids
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._loaded.encode(text, verbose=False)["input_ids"][0].tolist()
+        return ids
+
+    def _room(self, form: Form, ids: Sequence[int]) -> int:
+        """Return how long the answer to a prompt may be."""
+        asked = form.answer_tokens
+        most = self._limits.max_new_tokens
+        room = most if self._context_tokens is None else self._context_tokens - len(ids)
+        if room < (asked or 1):
+            raise ApiError(
+                400,
+                f"the base's context is {self._context_tokens} tokens, the prompt has {len(ids)}"
+                + (f" and the answer may have {asked}" if asked else ""),
+                param="messages" if isinstance(form, ChatForm) else "prompt",
+                code="context_length_exceeded",
+            )
+        return min(room, most) if asked is None else asked
+
+    async def _answer(self, work: _Work) -> Response:
+        count = len(work.rows)
+        texts = [""] * count
+        ends: dict[int, Ended] = {}
+        while len(ends) < count:
+            place, event = await self._next(work)
+            if isinstance(event, Ended):
+                ends[place] = event
+            elif isinstance(event, str):
+                texts[place] += event
+        ordered = [ends[place] for place in range(count)]
+        routed = [end.routed for end in ordered]
+        choices: list[tuple[str, FinishReason]] = [
+            (text, end.reason) for text, end in zip(texts, ordered, strict=True)
+        ]
+        counted = work.usage(sum(end.tokens for end in ordered))
+        body = completion(work.request, choices, routed, counted)
+        return JSONResponse(body, headers=decision_headers(routed))
+
+    async def _begin(self, work: _Work) -> _Begun:
+        """Wait until every prompt has its first token, and with it a decision."""
+        routed: dict[int, Routed] = {}
+        early: list[tuple[int, Event]] = []
+        while len(routed) < len(work.rows):
+            place, event = await self._next(work)
+            if isinstance(event, Began):
+                routed[place] = event.routed
+            else:
+                early.append((place, event))
+        return _Begun([routed[place] for place in range(len(work.rows))], early)
+
+    async def _stream(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
+        try:
+            async for chunk in self._chunks(work, begun):
+                yield {"data": _json(chunk)}
+            yield {"data": DONE}
+        except ApiError as error:
+            yield {"data": error.event}
+        finally:
+            self._cancel(work.rows)
+
+    async def _chunks(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
+        yield first_chunk(work.request, begun.routed)
+        early = iter(begun.early)
+        left, tokens = len(work.rows), 0
+        while left:
+            place, event = next(early, None) or await self._next(work)
+            if isinstance(event, str):
+                yield text_chunk(work.request, place, event)
+            elif isinstance(event, Ended):
+                left -= 1
+                tokens += event.tokens
+                yield last_chunk(work.request, place, event.reason)
+        if work.request.form.includes_usage:
+            yield usage_chunk(work.request, work.usage(tokens))
+
+    async def _next(self, work: _Work) -> tuple[int, Event]:
+        try:
+            place, event = await asyncio.wait_for(work.events.get(), work.seconds_left)
+        except TimeoutError as error:
+            raise ApiError(
+                504, f"the answer took more than {self._limits.answer_seconds:g} seconds", code="timeout"
+            ) from error
+        if isinstance(event, Began):
+            self._metrics.first_token_seconds.observe(time.monotonic() - work.began)
+        return place, event
+
+    def _work(self) -> None:
+        while rows := self._waiting.take():
+            self._running.update(rows)
+            self._metrics.running.set(len(self._running))
+            try:
+                self._run(rows)
+            except MeteoraError as error:
+                _fail(rows, ApiError(400, error.message))
+            # A fault of one batch must not end the thread that answers the next.
+            except Exception as error:  # noqa: BLE001
+                _log.error("error: a batch failed: %s: %s", type(error).__name__, shown(str(error)))
+                _fail(rows, ApiError(500, "the model failed on this request", code="model_failed"))
+            finally:
+                self._running.difference_update(rows)
+                self._metrics.running.set(len(self._running))
+
+    def _run(self, rows: Sequence[Row]) -> None:
+        model = self._loaded.model
+        batch = self._batch_of(rows)
+        ends = model.generation_config.eos_token_id
+        self._metrics.prompt_tokens.inc(sum(len(row.ids) for row in rows))
+        with self._as_asked(rows[0].target) as record:
+            account = Account(rows, self._scope, record, batch["attention_mask"].bool().cpu())
+            generate_ids(
+                self._loaded,
+                batch,
+                max_new_tokens=max(row.max_new_tokens for row in rows),
+                stopping_criteria=StoppingCriteriaList(
+                    [
+                        RowsEnd(
+                            rows,
+                            self._loaded.tokenizer,
+                            account,
+                            self._metrics,
+                            end_tokens=frozenset(ends if isinstance(ends, list) else [ends]),
+                        )
+                    ]
+                ),
+                logits_processor=LogitsProcessorList([RowSampling(rows, batch["input_ids"].device)]),
+            )
+
+    @property
+    def _scope(self) -> Any:
+        return self._loaded.config.gate.scope
+
+    @contextmanager
+    def _as_asked(self, target: Target) -> Iterator[RoutingRecord | None]:
+        """Let the target answer the calls of this thread; what the bundle chooses itself is recorded."""
+        member = UNCHANGED if target.is_routed else target.member
+        recording = self._loaded.routing() if target.is_routed else nullcontext()
+        with called_with(self._loaded.model, member=member, changes={}), recording as record:
+            yield record
+
+    def _batch_of(self, rows: Sequence[Row]) -> BatchEncoding:
+        widest = max(len(row.ids) for row in rows)
+        pad = self._loaded.tokenizer.pad_token_id or 0
+        ids = [[pad] * (widest - len(row.ids)) + [*row.ids] for row in rows]
+        mask = [[0] * (widest - len(row.ids)) + [1] * len(row.ids) for row in rows]
+        batch = BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
+        return self._loaded.place(batch)
+
+
+class _Work:
+    """One request while it is answered."""
+
+    def __init__(self, request: GenerationRequest, seconds: float) -> None:
+        self.request = request
+        self.rows: list[Row] = []
+        self.events = Events()
+        self.began = time.monotonic()
+        self._deadline = self.began + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        return max(self._deadline - time.monotonic(), 0)
+
+    def usage(self, answer_tokens: int) -> dict[str, int]:
+        return usage(sum(len(row.ids) for row in self.rows), answer_tokens)
+
+
+class _Begun:
+    """The decisions for a request that has its first tokens, and what else came until then."""
+
+    def __init__(self, routed: list[Routed], early: list[tuple[int, Event]]) -> None:
+        self.routed = routed
+        self.early = early
+
+
+def _fail(rows: Sequence[Row], error: ApiError) -> None:
+    for row in rows:
+        row.emit(error)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

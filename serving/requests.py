@@ -1,0 +1,267 @@
+"""Requests of `/v1/chat/completions` and `/v1/completions`, read strictly.
+
+A field that would change the answer and that is not supported is refused by its name: the
+answer would otherwise not be what was asked for. Fields that change nothing, such as `user`, are ignored.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
+
+from .errors import ApiError, shown
+from .limits import Limits
+from .names import ModelNames, Target
+
+# Known fields that change nothing here.
+_IGNORED = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+    }
+)
+# The values of unsupported fields that ask for nothing, beside null.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "suffix": ("",),
+    "echo": (False,),
+}
+_MAX_STOPS = 16
+
+Positive = Annotated[StrictInt, Field(ge=1)]
+TokenId = Annotated[StrictInt, Field(ge=0)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Stop = Annotated[StrictStr, Field(min_length=1, max_length=256)]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StreamOptions(_Form):
+    """The parts of a stream beside the answer."""
+
+    include_usage: StrictBool = False
+
+
+class SamplingForm(_Form):
+    """The fields that both routes have."""
+
+    model: StrictStr
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=_MAX_STOPS)] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the count of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class TextPart(_Form):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: StrictStr
+
+
+class Message(_Form):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: StrictStr | list[TextPart]
+    name: StrictStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        # Clients send an answer back as a turn, with what it did not have as null.
+        return (
+            {key: each for key, each in value.items() if each is not None}
+            if isinstance(value, dict)
+            else value
+        )
+
+    @property
+    def turn(self) -> dict[str, str]:
+        """The turn in the words of chat templates, which do not know `developer`."""
+        content = self.content
+        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatForm(SamplingForm):
+    """The body of `/v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """The longest answer; None for as long as it may be."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionForm(SamplingForm):
+    """The body of `/v1/completions`."""
+
+    prompt: (
+        StrictStr
+        | Annotated[list[StrictStr], Field(min_length=1)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+    )
+    max_tokens: Positive | None = None
+
+    @property
+    def answer_tokens(self) -> int:
+        """The longest answer: OpenAI's default is 16 tokens."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Each prompt, as a text or as tokens."""
+        found: Any = self.prompt
+        is_one = isinstance(found, str) or isinstance(found[0], int)
+        return [found] if is_one else found
+
+
+Form = ChatForm | CompletionForm
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A checked request.
+
+    Attributes:
+        target: what was asked to answer.
+        form: the fields.
+        body: the fields as they came, for a backend that forwards them.
+        id: of the answer.
+        created: when the request came, in seconds since 1970.
+    """
+
+    target: Target
+    form: Form
+    body: Mapping[str, Any]
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the prompt is a conversation."""
+        return isinstance(self.form, ChatForm)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer is to come in pieces."""
+        return bool(self.form.stream)
+
+
+def read_request(body: Any, form: type[Form], names: ModelNames, limits: Limits) -> GenerationRequest:
+    """Return the request in a body of JSON.
+
+    Raises:
+        ApiError: it is malformed, names an unknown model, or asks for more than the limits allow.
+    """
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body is not a JSON object", code="invalid_json")
+    supported = form.model_fields
+    found = _read_form(form, {name: value for name, value in body.items() if name in supported})
+    target = names.find(found.model)
+    for name in body.keys() - supported.keys() - _IGNORED:
+        _refuse_unless_neutral(name, body[name])
+    _check_limits(found, limits)
+    return GenerationRequest(target, found, body)
+
+
+def _read_form(form: type[Form], values: Mapping[str, Any]) -> Form:
+    try:
+        return form.model_validate(values)
+    except ValidationError as error:
+        # Of the alternatives of one field the first problem is as good as any.
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _named(part))
+        name = str(first["loc"][0])
+        raise ApiError(400, f"`{shown(place)}`: {first['msg'].lower()}", param=name) from error
+
+
+def _named(part: str) -> tuple[str, ...]:
+    """Return a part of a place if it is a field's name, and not that of a type in a union."""
+    return (part,) if part.isidentifier() and part.islower() and part not in ("str", "int") else ()
+
+
+def _refuse_unless_neutral(name: str, value: Any) -> None:
+    if value is None or any(_is_same(value, neutral) for neutral in _NEUTRAL.get(name, ())):
+        return
+    if name not in _NEUTRAL:
+        raise ApiError(
+            400, f"the field `{shown(name)}` is not known", param=shown(name), code="unknown_field"
+        )
+    raise ApiError(
+        400,
+        f"`{name}` is not supported, since it would change the answer; leave it out",
+        param=name,
+        code="unsupported_field",
+    )
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    # 0 is equal to False, and `logprobs` of 0 still asks for some.
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _check_limits(form: Form, limits: Limits) -> None:
+    asked = form.answer_tokens
+    if asked is not None and asked > limits.max_new_tokens:
+        raise ApiError(
+            400,
+            f"the longest answer is {asked} tokens, expected at most {limits.max_new_tokens}",
+            param="max_tokens",
+        )
+    if isinstance(form, CompletionForm) and len(form.prompts) > limits.max_prompts:
+        raise ApiError(
+            400,
+            f"there are {len(form.prompts)} prompts, expected at most {limits.max_prompts}",
+            param="prompt",
+        )

@@ -1,0 +1,94 @@
+"""One prompt of a request on its way: it waits, a thread answers it, and its request hears of that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .answers import FinishReason, Routed
+from .errors import ApiError
+from .names import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The first token is there, and who answers is decided."""
+
+    routed: Routed
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The answer is complete."""
+
+    reason: FinishReason
+    tokens: int
+    routed: Routed
+
+
+Event = Began | str | Ended | ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The way to choose the tokens of an answer; a temperature of 0 takes the likeliest."""
+
+    temperature: float
+    top_p: float
+    seed: int | None
+
+
+class Events:
+    """The events of one request's rows in their order; other threads write them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+    def put(self, place: int, event: Event) -> None:
+        """Pass on what happened to a row."""
+        # The loop of a server that was stopped is closed.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
+
+    async def get(self) -> tuple[int, Event]:
+        """Return the place of a row and what happened to it.
+
+        Raises:
+            ApiError: the row cannot be answered.
+        """
+        place, event = await self._events.get()
+        if isinstance(event, ApiError):
+            raise event
+        return place, event
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One prompt.
+
+    Attributes:
+        place: among the prompts of its request.
+        target: what is to answer.
+        ids: the tokens of the prompt.
+        max_new_tokens: the longest answer.
+        stops: texts that end it.
+        sampling: how its tokens are chosen.
+        events: those of its request.
+        is_cancelled: whether an answer is no longer wanted; set from any thread, and never taken back.
+    """
+
+    place: int
+    target: Target
+    ids: Sequence[int]
+    max_new_tokens: int
+    stops: tuple[str, ...]
+    sampling: Sampling
+    events: Events
+    is_cancelled: bool = False
+
+    def emit(self, event: Event) -> None:
+        """Pass on what happened."""
+        self.events.put(self.place, event)
