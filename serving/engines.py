@@ -154,11 +154,15 @@ class Engine:
         self.leave_out(reason)
         self._failures += 1
         if is_gone or self._failures >= _CHECKS_UNTIL_LOST:
-            self._is_lost = True
-            now = asyncio.get_running_loop().time()
-            for scope in self._scopes:
-                if not scope.expired():
-                    scope.reschedule(now)
+            self.give_up()
+
+    def give_up(self) -> None:
+        """End every request that it has."""
+        self._is_lost = True
+        now = asyncio.get_running_loop().time()
+        for scope in self._scopes:
+            if not scope.expired():
+                scope.reschedule(now)
 
     @asynccontextmanager
     async def within(self, deadline: float) -> AsyncIterator[None]:
@@ -176,7 +180,7 @@ class Engine:
         except TimeoutError as error:
             if self._is_lost:
                 raise EngineLost(self.url, self.fault or "it ended") from error
-            raise ApiError(504, "the answer took longer than a request may take", code="timeout") from error
+            raise too_slow() from error
         except httpx2.TransportError as error:
             reason = _words_of(error)
             if isinstance(error, httpx2.ConnectError):
@@ -292,7 +296,9 @@ class Engines:
         self._watching = [asyncio.create_task(self._watch(engine)) for engine in self.engines]
 
     async def close(self) -> None:
-        """End the checks and every connection."""
+        """End every request, the checks and the connections."""
+        for engine in self.engines:
+            engine.give_up()
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
@@ -431,6 +437,11 @@ class Engines:
             )
         else:
             engine.note_found(models)
+
+
+def too_slow() -> ApiError:
+    """Return the error of a request whose time is over."""
+    return ApiError(504, "the answer took longer than a request may take", code="timeout")
 
 
 def read_engine_url(text: str) -> str:

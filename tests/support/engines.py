@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 MEMBERS = ("legal", "medical")
 BASE = "org/base"
+USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
 
 class FakeEngine:
@@ -118,8 +119,8 @@ class FakeEngine:
     async def _answer(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
-        found = _prompt_of(body)
-        prompt = found if isinstance(found, str) else " ".join(map(str, found))
+        prompts = _texts_of(body)
+        prompt = prompts[0]
         match prompt:
             case "fail":
                 return _error(500, "it broke")
@@ -134,10 +135,9 @@ class FakeEngine:
             case "hold":
                 await self._hold()
         if body.get("stream"):
-            return StreamingResponse(self._stream(body, prompt), media_type="text/event-stream")
-        choice = _choice(body, prompt, "stop", is_chunk=False)
-        usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-        return JSONResponse({"id": "e-1", "model": body["model"], "choices": [choice], "usage": usage})
+            return StreamingResponse(self._stream(body, prompts), media_type="text/event-stream")
+        choices = [_choice(body, text, "stop", place, is_chunk=False) for place, text in enumerate(prompts)]
+        return JSONResponse({"id": "e-1", "model": body["model"], "choices": choices, "usage": USAGE})
 
     async def _hold(self) -> None:
         self.waits.release()
@@ -150,19 +150,19 @@ class FakeEngine:
         raise ConnectionResetError
         yield b""
 
-    async def _stream(self, body: dict[str, Any], prompt: str) -> AsyncIterator[str]:
-        first, *rest = prompt.split() or [""]
-        yield _event(body, [_choice(body, first, None, is_chunk=True)])
-        if prompt == "break-stream":
-            raise ConnectionResetError
-        if prompt == "hold-stream":
-            await self._hold()
-        for word in rest:
-            yield _event(body, [_choice(body, f" {word}", None, is_chunk=True)])
-        yield _event(body, [_choice(body, "", "stop", is_chunk=True)])
+    async def _stream(self, body: dict[str, Any], prompts: Sequence[str]) -> AsyncIterator[str]:
+        for place, prompt in enumerate(prompts):
+            first, *rest = prompt.split()
+            yield _event(body, [_choice(body, first, None, place, is_chunk=True)])
+            if prompt == "break-stream":
+                raise ConnectionResetError
+            if prompt == "hold-stream":
+                await self._hold()
+            for word in rest:
+                yield _event(body, [_choice(body, f" {word}", None, place, is_chunk=True)])
+            yield _event(body, [_choice(body, "", "stop", place, is_chunk=True)])
         if (body.get("stream_options") or {}).get("include_usage"):
-            usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-            yield _event(body, [], usage=usage)
+            yield _event(body, [], usage=USAGE)
         yield "data: [DONE]\n\n"
 
 
@@ -170,15 +170,23 @@ def _prompt_of(body: dict[str, Any]) -> Any:
     return body["messages"][-1]["content"] if "messages" in body else body["prompt"]
 
 
+def _texts_of(body: dict[str, Any]) -> list[str]:
+    """Return the prompts of a request, tokens as numbers."""
+    found = _prompt_of(body)
+    return [found] if isinstance(found, str) else [" ".join(map(str, ids)) for ids in found]
+
+
 def _error(status: int, message: str) -> Response:
     return JSONResponse({"error": {"message": message, "type": "x", "param": None, "code": status}}, status)
 
 
-def _choice(body: dict[str, Any], text: str, reason: str | None, *, is_chunk: bool) -> dict[str, Any]:
+def _choice(
+    body: dict[str, Any], text: str, reason: str | None, place: int, *, is_chunk: bool
+) -> dict[str, Any]:
     said: dict[str, Any] = {"text": text}
     if "messages" in body:
         said = {"delta" if is_chunk else "message": {"role": "assistant", "content": text}}
-    return {"index": 0, "finish_reason": reason, **said}
+    return {"index": place, "finish_reason": reason, **said}
 
 
 def _event(body: dict[str, Any], choices: list[dict[str, Any]], **more: Any) -> str:
