@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from ..runtime.chat_prompt import ChatPrompts
 from ..runtime.decider import RequestDecider
 from ..runtime.scopes.decision import Decision
-from ..schemas.errors import UsageError
 from .answers import (
     FinishReason,
     Routed,
@@ -36,7 +34,7 @@ from .errors import ApiError, stopping
 from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames, Target
-from .prompt_tokens import Prompt, PromptTokens
+from .prompts import Prompt, PromptReader
 from .requests import ChatForm, GenerationRequest
 from .streams import AnswerStream
 from .vllm_process import VllmProcess
@@ -124,9 +122,10 @@ class RoutedBackend:
         self._engines = engines
         self._limits = limits
         self._metrics = metrics
-        self._chat = ChatPrompts(decider.tokenizer)
         self._context = decider.context
-        self._prompts = PromptTokens(self._chat, decider.encode, decider.vocabulary, limits.max_new_tokens)
+        self._prompts = PromptReader(
+            decider.tokenizer, decider.encode, decider.vocabulary, limits.max_new_tokens
+        )
         self._decisions = Decisions(decider, limits, metrics)
         self._processes = tuple(processes)
         self._is_closed = False
@@ -143,8 +142,7 @@ class RoutedBackend:
             await self._engines.start()
             for process in self._processes:
                 await process.until(self._engines.at(process.url).found)
-            with suppress(UsageError):
-                await asyncio.to_thread(self._chat.write, [{"role": "user", "content": ""}])
+            await asyncio.to_thread(self._prompts.start)
         except BaseException:
             await self.close()
             raise
@@ -154,7 +152,7 @@ class RoutedBackend:
         self._is_closed = True
         await self._engines.close()
         await asyncio.gather(*(process.close() for process in self._processes))
-        await asyncio.to_thread(self._chat.close)
+        await asyncio.to_thread(self._prompts.close)
 
     def health(self) -> Health:
         """Return the engines, and whether there is one that answers."""
@@ -231,13 +229,12 @@ class RoutedBackend:
         )
         self._metrics.first_token_seconds.observe(time.monotonic() - began)
 
-        async def free() -> None:
-            for stream in streams:
-                await stream.close()
-
+        freeing = AsyncExitStack()
+        for stream in streams:
+            freeing.push_async_callback(stream.close)
         return AnswerStream(
             self._chunks(asked, list(zip(parts, streams, strict=True))),
-            free,
+            freeing,
             headers=decision_headers(asked.routed),
             send_timeout=self._limits.send_seconds,
         )
