@@ -38,7 +38,7 @@ test-more: $(STAMP)
 
 # lm_eval is large, so this command alone installs it; `make test` runs the same tests from then on.
 test-lm-eval: $(LM_EVAL)
-	$(PYTEST) -n 0 $(ARGS) tests/runtime/test_lm_eval.py
+	$(PYTEST) -n 0 $(ARGS) tests/runtime/test_lm_eval.py tests/serving/test_lm_eval_completions.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check

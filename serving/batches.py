@@ -19,7 +19,7 @@ from ..runtime.loaded_bundle import LoadedBundle, generate_ids
 from ..runtime.routing_record import RoutingRecord
 from ..schemas.errors import MeteoraError
 from .answers import (
-    FinishReason,
+    Choice,
     Routed,
     completion,
     decision_headers,
@@ -35,8 +35,9 @@ from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames, Target
 from .prompts import Prompt, PromptReader
-from .requests import GenerationRequest
+from .requests import ChatForm, GenerationRequest
 from .rows import Began, Ended, Event, Events, Row, Sampling
+from .scoring import score
 from .steps import Account, RowSampling, RowsEnd
 from .streams import AnswerStream
 from .waiting import WaitingRows
@@ -74,10 +75,9 @@ class LocalBackend:
         ]
 
     async def start(self) -> None:
-        """Start the threads, and the process that writes conversations."""
-        for thread in self._threads:
+        """Start the threads; the process that writes conversations follows, and only these wait for it."""
+        for thread in (*self._threads, threading.Thread(target=self._prompts.start, daemon=True)):
             thread.start()
-        await asyncio.to_thread(self._prompts.start)
 
     async def close(self) -> None:
         """End the requests that still wait or run with an error, and stop the threads."""
@@ -138,9 +138,7 @@ class LocalBackend:
                 texts[place] += event
         ordered = [ends[place] for place in range(count)]
         routed = [end.routed for end in ordered]
-        choices: list[tuple[str, FinishReason]] = [
-            (text, end.reason) for text, end in zip(texts, ordered, strict=True)
-        ]
+        choices = [Choice(text, end.reason, end.scores) for text, end in zip(texts, ordered, strict=True)]
         counted = work.usage(sum(end.tokens for end in ordered))
         body = completion(work.request, choices, routed, counted)
         return JSONResponse(body, headers=decision_headers(routed))
@@ -209,6 +207,10 @@ class LocalBackend:
                     self._run_safely([row])
 
     def _run(self, rows: Sequence[Row]) -> None:
+        if rows[0].top_logprobs is not None:
+            for row in rows:
+                self._score(row)
+            return
         model = self._loaded.model
         batch = self._batch_of(rows)
         ends = model.generation_config.eos_token_id
@@ -232,6 +234,21 @@ class LocalBackend:
                 ),
                 logits_processor=LogitsProcessorList([RowSampling(rows, batch["input_ids"].device)]),
             )
+
+    def _score(self, row: Row) -> None:
+        """Answer with the scores of the prompt's tokens; alone, for they are as large as the vocabulary."""
+        if row.is_cancelled:
+            return
+        self._metrics.prompt_tokens.inc(len(row.ids))
+        with self._as_asked(row.target) as record:
+            account = Account([row], self._scope, record, torch.ones(1, len(row.ids), dtype=torch.bool))
+            scores = score(self._loaded, row)
+            account.note_step([True])
+        routed = account.routed(0)
+        self._metrics.count_decision(routed)
+        row.emit(Began(routed))
+        row.emit("".join(scores.tokens))
+        row.emit(Ended("length", row.max_new_tokens, routed, scores.field))
 
     @property
     def _scope(self) -> Any:
@@ -287,8 +304,9 @@ def _rows_of(request: GenerationRequest, prompts: Sequence[Prompt], events: Even
         1.0 if form.top_p is None else form.top_p,
         form.seed,
     )
+    top_logprobs = None if isinstance(form, ChatForm) else form.logprobs
     return [
-        Row(place, request.target, prompt.ids, prompt.room, form.stops, sampling, events)
+        Row(place, request.target, prompt.ids, prompt.room, form.stops, sampling, events, top_logprobs)
         for place, prompt in enumerate(prompts)
     ]
 

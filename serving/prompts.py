@@ -96,7 +96,7 @@ class PromptReader:
         """Return how long the answer to a prompt may be."""
         asked, most = form.answer_tokens, self._max_new_tokens
         room = most if context is None else context - tokens
-        if room < (asked or 1):
+        if room < (1 if asked is None else asked):
             answer = f" and the answer may have {asked}" if asked else ""
             raise ApiError(
                 400,

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from ..runtime.decider import RequestDecider
 from ..runtime.scopes.decision import Decision
 from .answers import (
+    Choice,
     FinishReason,
     Routed,
     completion,
@@ -198,7 +199,7 @@ class RoutedBackend:
         ]
 
     async def _answer(self, asked: _Asked) -> Response:
-        choices: dict[int, tuple[str, FinishReason]] = {}
+        choices: dict[int, Choice] = {}
         prompt_tokens = answer_tokens = 0
         parts = asked.parts
         answers = await _all(
@@ -206,7 +207,8 @@ class RoutedBackend:
         )
         for part, answer in zip(parts, answers, strict=True):
             for place, choice in _choices_in(part, answer):
-                choices[place] = (_text_of(choice), choice.get("finish_reason") or "stop")
+                reason = _reason_of(choice) or "stop"
+                choices[place] = Choice(_text_of(choice), reason, choice.get("logprobs"))
             counted = _Counted.in_answer(answer)
             prompt_tokens += counted.prompt
             answer_tokens += counted.answer
@@ -250,7 +252,7 @@ class RoutedBackend:
                     for place, choice in _choices_in(part, piece):
                         if text := _text_of(choice):
                             yield text_chunk(asked.request, place, text)
-                        if reason := choice.get("finish_reason"):
+                        if reason := _reason_of(choice):
                             yield last_chunk(asked.request, place, reason)
                     counted = _Counted.in_answer(piece)
                     prompt_tokens += counted.prompt
@@ -319,6 +321,12 @@ def _text_of(choice: dict[str, Any]) -> str:
     said = choice.get("message") or choice.get("delta")
     text = said.get("content") if isinstance(said, dict) else choice.get("text")
     return text if isinstance(text, str) else ""
+
+
+def _reason_of(choice: dict[str, Any]) -> FinishReason | None:
+    """Return why an answer ended, in the words of this interface; None while it goes on."""
+    found = choice.get("finish_reason")
+    return None if found is None else "length" if found == "length" else "stop"
 
 
 async def _all(attempts: Any) -> list[Any]:

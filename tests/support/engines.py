@@ -192,7 +192,8 @@ def _choice(
     said: dict[str, Any] = {"text": text}
     if "messages" in body:
         said = {"delta" if is_chunk else "message": {"role": "assistant", "content": text}}
-    return {"index": place, "finish_reason": reason, **said}
+    scores = {"tokens": text.split()} if body.get("echo") else None
+    return {"index": place, "finish_reason": reason, "logprobs": scores, **said}
 
 
 def _event(body: dict[str, Any], choices: list[dict[str, Any]], **more: Any) -> str:
