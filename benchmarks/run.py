@@ -25,6 +25,7 @@ SUBJECTS = {
     "structure": "benchmarks.structure",
     "speed": "benchmarks.speed",
     "verification": "benchmarks.verification",
+    "vllm": "benchmarks.vllm",
 }
 
 
