@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaList
 
 from ..runtime.active_bundles import UNCHANGED, called_with
@@ -22,7 +19,6 @@ from ..runtime.loaded_bundle import LoadedBundle, generate_ids
 from ..runtime.routing_record import RoutingRecord
 from ..schemas.errors import MeteoraError
 from .answers import (
-    DONE,
     Choice,
     Routed,
     completion,
@@ -38,11 +34,12 @@ from .errors import ApiError, shown, stopping
 from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames, Target
-from .prompts import PromptReader
-from .requests import GenerationRequest
-from .rows import Began, Ended, Event, Events, Row
+from .prompts import Prompt, PromptReader
+from .requests import ChatForm, GenerationRequest
+from .rows import Began, Ended, Event, Events, Row, Sampling
 from .scoring import score
 from .steps import Account, RowSampling, RowsEnd
+from .streams import AnswerStream
 from .waiting import WaitingRows
 
 # A thread ends with the pass that it computes.
@@ -68,7 +65,10 @@ class LocalBackend:
         self._waiting = WaitingRows(limits, metrics)
         self._running: set[Row] = set()
         self._is_closed = False
-        self._prompts = PromptReader(loaded, limits)
+        config = loaded.model.config.get_text_config()
+        # A base that keeps a state in place of a cache has no such limit.
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        self._prompts = PromptReader(loaded.tokenizer, self._encode, config.vocab_size, limits.max_new_tokens)
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
             for number in range(limits.batches)
@@ -102,20 +102,24 @@ class LocalBackend:
             ApiError: it does not fit the model, there is no room for it, or it fails.
         """
         work = _Work(request, self._limits.answer_seconds)
-        work.rows = await asyncio.to_thread(self._prompts.read, request, work.events)
+        prompts = await asyncio.to_thread(self._prompts.read, request.form, context=self._context)
+        work.rows = _rows_of(request, prompts, work.events)
         self._waiting.put(work.rows)
-        with ExitStack() as freeing:
+        async with AsyncExitStack() as freeing:
             freeing.callback(self._cancel, work.rows)
             if not request.is_stream:
                 return await self._answer(work)
             begun = await self._begin(work)
-            return _Stream(
-                self._events(work, begun),
+            return AnswerStream(
+                self._chunks(work, begun),
                 freeing.pop_all(),
                 headers=decision_headers(begun.routed),
-                sep="\n",
                 send_timeout=self._limits.send_seconds,
             )
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._loaded.encode(text, verbose=False)["input_ids"][0].tolist()
+        return ids
 
     def _cancel(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -150,14 +154,6 @@ class LocalBackend:
             else:
                 early.append((place, event))
         return _Begun([routed[place] for place in range(len(work.rows))], early)
-
-    async def _events(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
-        try:
-            async for chunk in self._chunks(work, begun):
-                yield {"data": _json(chunk)}
-            yield {"data": DONE}
-        except ApiError as error:
-            yield {"data": error.event}
 
     async def _chunks(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
         yield first_chunk(work.request, begun.routed)
@@ -301,16 +297,18 @@ class _Begun:
         self.early = early
 
 
-class _Stream(EventSourceResponse):
-    """A stream of events that frees its rows however it ends, even before its first event."""
-
-    def __init__(self, events: AsyncIterator[dict[str, Any]], freeing: ExitStack, **options: Any) -> None:
-        super().__init__(events, **options)
-        self._freeing = freeing
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._freeing:
-            await super().__call__(scope, receive, send)
+def _rows_of(request: GenerationRequest, prompts: Sequence[Prompt], events: Events) -> list[Row]:
+    form = request.form
+    sampling = Sampling(
+        1.0 if form.temperature is None else form.temperature,
+        1.0 if form.top_p is None else form.top_p,
+        form.seed,
+    )
+    top_logprobs = None if isinstance(form, ChatForm) else form.logprobs
+    return [
+        Row(place, request.target, prompt.ids, prompt.room, form.stops, sampling, events, top_logprobs)
+        for place, prompt in enumerate(prompts)
+    ]
 
 
 def _stop(rows: Iterable[Row]) -> None:
@@ -324,7 +322,3 @@ def _failure(error: Exception) -> ApiError:
         return ApiError(400, error.message)
     _log.error("error: a prompt failed: %s: %s", type(error).__name__, shown(str(error)))
     return ApiError(500, "the model failed on this prompt", code="model_failed")
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
