@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import time
 from collections.abc import Awaitable, Mapping
@@ -15,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pydantic_core import from_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -105,6 +105,7 @@ class Service:
         handlers: dict[Any, Any] = {
             HTTPException: _answer_http_error,
             ApiError: _answer_error,
+            ClientDisconnect: _answer_no_one,
             Exception: _answer_failure,
         }
         return _Counted(Starlette(routes=routes, exception_handlers=handlers), self)
@@ -199,8 +200,6 @@ class _Counted:
         self._service.began()
         try:
             await self._app(scope, receive, noted)
-        except ClientDisconnect:
-            return
         # What is wrong with one request must not end in a traceback, nor stop the others.
         except Exception as error:  # noqa: BLE001
             _log.error("error: a request failed: %s: %s", type(error).__name__, shown(str(error)))
@@ -218,6 +217,11 @@ class _Counted:
 
 async def _answer_error(_request: Request, error: ApiError) -> Response:
     return error.response()
+
+
+async def _answer_no_one(_request: Request, _error: Exception) -> Response:
+    # The client has left; the status is for the metrics.
+    return Response(status_code=_LEFT)
 
 
 async def _answer_failure(_request: Request, _error: Exception) -> Response:
@@ -260,8 +264,8 @@ async def _read_json(request: Request, limits: Limits) -> Any:
             408, f"the body was not sent within {limits.read_seconds:g} seconds", code="request_timeout"
         ) from error
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
         raise ApiError(
             400, f"the body is not JSON: {shown(str(error)).lower()}", code="invalid_json"
         ) from error

@@ -7,20 +7,20 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaList
 
 from ..runtime.active_bundles import UNCHANGED, called_with
-from ..runtime.chat_prompt import ChatPrompts
 from ..runtime.loaded_bundle import LoadedBundle, generate_ids
 from ..runtime.routing_record import RoutingRecord
-from ..schemas.errors import MeteoraError, UsageError
+from ..schemas.errors import MeteoraError
 from .answers import (
     DONE,
     FinishReason,
@@ -38,11 +38,14 @@ from .errors import ApiError, shown, stopping
 from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames, Target
-from .requests import ChatForm, Form, GenerationRequest
-from .rows import Began, Ended, Event, Events, Row, Sampling
+from .prompts import PromptReader
+from .requests import GenerationRequest
+from .rows import Began, Ended, Event, Events, Row
 from .steps import Account, RowSampling, RowsEnd
 from .waiting import WaitingRows
 
+# A thread ends with the pass that it computes.
+_JOIN_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -63,37 +66,34 @@ class LocalBackend:
         self._metrics = metrics
         self._waiting = WaitingRows(limits, metrics)
         self._running: set[Row] = set()
-        self._chat = ChatPrompts(loaded.tokenizer)
+        self._is_closed = False
+        self._prompts = PromptReader(loaded, limits)
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
             for number in range(limits.batches)
         ]
-        config = loaded.model.config.get_text_config()
-        self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
-        self._vocabulary: int = config.vocab_size
 
     async def start(self) -> None:
         """Start the threads, and the process that writes conversations."""
         for thread in self._threads:
             thread.start()
-        with suppress(UsageError):
-            await asyncio.to_thread(self._chat.write, [{"role": "user", "content": ""}])
+        await asyncio.to_thread(self._prompts.start)
 
     async def close(self) -> None:
         """End the requests that still wait or run with an error, and stop the threads."""
-        for row in (*self._waiting.close(), *self._running.copy()):
-            row.emit(stopping())
-            row.is_cancelled = True
+        self._is_closed = True
+        _stop((*self._waiting.close(), *self._running.copy()))
         await asyncio.to_thread(self._end_threads)
 
     def _end_threads(self) -> None:
         for thread in self._threads:
-            thread.join()
-        self._chat.close()
+            thread.join(_JOIN_SECONDS)
+        self._prompts.close()
 
     def health(self) -> Health:
-        """Return how many prompts wait and run."""
-        return Health(True, {"waiting": len(self._waiting), "running": len(self._running)})
+        """Return how many prompts wait and run; without a thread there are no answers."""
+        is_ready = all(thread.is_alive() for thread in self._threads)
+        return Health(is_ready, {"waiting": len(self._waiting), "running": len(self._running)})
 
     async def respond(self, request: GenerationRequest) -> Response:
         """Answer a request, at once or as a stream.
@@ -102,78 +102,25 @@ class LocalBackend:
             ApiError: it does not fit the model, there is no room for it, or it fails.
         """
         work = _Work(request, self._limits.answer_seconds)
-        work.rows = await asyncio.to_thread(self._make_rows, request, work.events)
+        work.rows = await asyncio.to_thread(self._prompts.read, request, work.events)
         self._waiting.put(work.rows)
-        is_handed_on = False
-        try:
+        with ExitStack() as freeing:
+            freeing.callback(self._cancel, work.rows)
             if not request.is_stream:
                 return await self._answer(work)
             begun = await self._begin(work)
-            is_handed_on = True
-        finally:
-            if not is_handed_on:
-                self._cancel(work.rows)
-        return EventSourceResponse(
-            self._stream(work, begun),
-            headers=decision_headers(begun.routed),
-            sep="\n",
-            send_timeout=self._limits.send_seconds,
-        )
+            return _Stream(
+                self._events(work, begun),
+                freeing.pop_all(),
+                headers=decision_headers(begun.routed),
+                sep="\n",
+                send_timeout=self._limits.send_seconds,
+            )
 
     def _cancel(self, rows: Sequence[Row]) -> None:
         for row in rows:
             row.is_cancelled = True
         self._waiting.discard(rows)
-
-    def _make_rows(self, request: GenerationRequest, events: Events) -> list[Row]:
-        form = request.form
-        sampling = Sampling(
-            1.0 if form.temperature is None else form.temperature,
-            1.0 if form.top_p is None else form.top_p,
-            form.seed,
-        )
-        return [
-            Row(place, request.target, ids, self._room(form, ids), form.stops, sampling, events)
-            for place, ids in enumerate(self._prompts_of(form))
-        ]
-
-    def _prompts_of(self, form: Form) -> Iterator[list[int]]:
-        prompts: list[str] | list[list[int]]
-        if isinstance(form, ChatForm):
-            try:
-                prompts = [self._chat.write([message.turn for message in form.messages])]
-            except UsageError as error:
-                raise ApiError(400, error.message, param="messages", code="chat_template") from error
-        else:
-            prompts = form.prompts
-        for prompt in prompts:
-            ids = self._encode(prompt) if isinstance(prompt, str) else prompt
-            if not ids:
-                raise ApiError(400, "the prompt has no tokens", param="prompt")
-            if max(ids) >= self._vocabulary:
-                raise ApiError(
-                    400, f"the token {max(ids)} is not one of the base's {self._vocabulary}", param="prompt"
-                )
-            yield ids
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._loaded.encode(text, verbose=False)["input_ids"][0].tolist()
-        return ids
-
-    def _room(self, form: Form, ids: Sequence[int]) -> int:
-        """Return how long the answer to a prompt may be."""
-        asked = form.answer_tokens
-        most = self._limits.max_new_tokens
-        room = most if self._context_tokens is None else self._context_tokens - len(ids)
-        if room < (asked or 1):
-            raise ApiError(
-                400,
-                f"the base's context is {self._context_tokens} tokens, the prompt has {len(ids)}"
-                + (f" and the answer may have {asked}" if asked else ""),
-                param="messages" if isinstance(form, ChatForm) else "prompt",
-                code="context_length_exceeded",
-            )
-        return min(room, most) if asked is None else asked
 
     async def _answer(self, work: _Work) -> Response:
         count = len(work.rows)
@@ -206,15 +153,13 @@ class LocalBackend:
                 early.append((place, event))
         return _Begun([routed[place] for place in range(len(work.rows))], early)
 
-    async def _stream(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
+    async def _events(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
         try:
             async for chunk in self._chunks(work, begun):
                 yield {"data": _json(chunk)}
             yield {"data": DONE}
         except ApiError as error:
             yield {"data": error.event}
-        finally:
-            self._cancel(work.rows)
 
     async def _chunks(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
         yield first_chunk(work.request, begun.routed)
@@ -246,17 +191,26 @@ class LocalBackend:
         while rows := self._waiting.take():
             self._running.update(rows)
             self._metrics.running.set(len(self._running))
-            try:
-                self._run(rows)
-            except MeteoraError as error:
-                _fail(rows, ApiError(400, error.message))
-            # A fault of one batch must not end the thread that answers the next.
-            except Exception as error:  # noqa: BLE001
-                _log.error("error: a batch failed: %s: %s", type(error).__name__, shown(str(error)))
-                _fail(rows, ApiError(500, "the model failed on this request", code="model_failed"))
-            finally:
-                self._running.difference_update(rows)
-                self._metrics.running.set(len(self._running))
+            if self._is_closed:
+                # Between the queue and the set, where `close` does not see them.
+                _stop(rows)
+            self._run_safely(rows)
+            self._running.difference_update(rows)
+            self._metrics.running.set(len(self._running))
+
+    def _run_safely(self, rows: Sequence[Row]) -> None:
+        """Answer a batch; one that fails is answered row by row, so that a row's fault is its own."""
+        try:
+            self._run(rows)
+        # Nor must it end the thread that answers the next batch.
+        except Exception as error:  # noqa: BLE001
+            if len(rows) == 1 or any(row.has_begun for row in rows):
+                failure = _failure(error)
+                for row in rows:
+                    row.emit(failure)
+            else:
+                for row in rows:
+                    self._run_safely([row])
 
     def _run(self, rows: Sequence[Row]) -> None:
         model = self._loaded.model
@@ -330,9 +284,29 @@ class _Begun:
         self.early = early
 
 
-def _fail(rows: Sequence[Row], error: ApiError) -> None:
+class _Stream(EventSourceResponse):
+    """A stream of events that frees its rows however it ends, even before its first event."""
+
+    def __init__(self, events: AsyncIterator[dict[str, Any]], freeing: ExitStack, **options: Any) -> None:
+        super().__init__(events, **options)
+        self._freeing = freeing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._freeing:
+            await super().__call__(scope, receive, send)
+
+
+def _stop(rows: Iterable[Row]) -> None:
     for row in rows:
-        row.emit(error)
+        row.emit(stopping())
+        row.is_cancelled = True
+
+
+def _failure(error: Exception) -> ApiError:
+    if isinstance(error, MeteoraError):
+        return ApiError(400, error.message)
+    _log.error("error: a prompt failed: %s: %s", type(error).__name__, shown(str(error)))
+    return ApiError(500, "the model failed on this prompt", code="model_failed")
 
 
 def _json(value: dict[str, Any]) -> str:

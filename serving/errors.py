@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 _SHOWN_CHARACTERS = 100
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+# A body that was not read whole would be taken for the next request.
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},
+    413: {"Connection": "close"},
+}
 RETRY_SECONDS = 1
 
 
@@ -53,11 +59,9 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """Return the answer to the request."""
-        headers: Mapping[str, str] = {}
+        headers = {**_HEADERS.get(self.status, {})}
         if self.retry_after is not None:
-            headers = {"Retry-After": str(self.retry_after)}
-        elif self.status == 401:
-            headers = {"WWW-Authenticate": "Bearer"}
+            headers["Retry-After"] = str(self.retry_after)
         return JSONResponse(self.body, self.status, headers)
 
 

@@ -58,11 +58,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
 }
 _MAX_STOPS = 16
+_MAX_STOP_CHARACTERS = 256
 
 Positive = Annotated[StrictInt, Field(ge=1)]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Stop = Annotated[StrictStr, Field(min_length=1, max_length=256)]
+Stop = Annotated[StrictStr, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]
 
 
 class _Form(BaseModel):
@@ -167,6 +168,17 @@ class CompletionForm(SamplingForm):
 
 
 Form = ChatForm | CompletionForm
+_FIELDS = frozenset(
+    name
+    for form in (ChatForm, CompletionForm, Message, TextPart, StreamOptions)
+    for name in form.model_fields
+)
+# Of the fields that may be of several types, in words.
+_EXPECTED = {
+    "prompt": "a text, a list of texts, a list of tokens, or a list of lists of tokens, none of them empty",
+    "stop": f"a text or a list of at most {_MAX_STOPS}, each of 1 to {_MAX_STOP_CHARACTERS} characters",
+    "content": "a text, or a list of parts of type `text`",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +231,18 @@ def _read_form(form: type[Form], values: Mapping[str, Any]) -> Form:
     try:
         return form.model_validate(values)
     except ValidationError as error:
-        # Of the alternatives of one field the first problem is as good as any.
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _named(part))
-        name = str(first["loc"][0])
-        raise ApiError(400, f"`{shown(place)}`: {first['msg'].lower()}", param=name) from error
-
-
-def _named(part: str) -> tuple[str, ...]:
-    """Return a part of a place if it is a field's name, and not that of a type in a union."""
-    return (part,) if part.isidentifier() and part.islower() and part not in ("str", "int") else ()
+    # A place in a union has the names of its types, too.
+    is_unknown = first["type"] == "extra_forbidden"
+    parts = [part for part in first["loc"] if isinstance(part, int) or part in _FIELDS or is_unknown]
+    union = next((part for part in parts if part in _EXPECTED), None)
+    if union is not None and first["type"] != "missing":
+        parts = parts[: parts.index(union) + 1]
+        reason = f"expected {_EXPECTED[str(union)]}"
+    else:
+        reason = first["msg"].lower()
+    place = ".".join(map(str, parts or first["loc"]))
+    raise ApiError(400, f"`{shown(place)}`: {reason}", param=str(first["loc"][0]))
 
 
 def _refuse_unless_neutral(name: str, value: Any) -> None:

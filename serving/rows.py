@@ -77,6 +77,7 @@ class Row:
         stops: texts that end it.
         sampling: how its tokens are chosen.
         events: those of its request.
+        has_begun: whether it has its first token.
         is_cancelled: whether an answer is no longer wanted; set from any thread, and never taken back.
     """
 
@@ -87,8 +88,10 @@ class Row:
     stops: tuple[str, ...]
     sampling: Sampling
     events: Events
+    has_begun: bool = False
     is_cancelled: bool = False
 
     def emit(self, event: Event) -> None:
         """Pass on what happened."""
+        self.has_begun |= isinstance(event, Began)
         self.events.put(self.place, event)

@@ -116,21 +116,25 @@ class Account:
     def _by_decisions(self, place: int, record: RoutingRecord) -> Routed:
         own = [each for each in record.decisions if each.sequence == place]
         longest = max(own, key=lambda each: each.end - each.start)
-        padding = self._padding(place)
         return Routed(
             next(iter(longest.members), None),
             longest.confidence,
             forced=False,
             scope=self._scope,
-            decisions=[_describe(each, padding) for each in own],
+            decisions=[self._describe(each, place) for each in own],
         )
 
-    def _padding(self, place: int) -> int:
-        return self._widest - len(self._rows[place].ids)
-
-    @property
-    def _widest(self) -> int:
-        return max(len(row.ids) for row in self._rows)
+    def _describe(self, decision: Decision, place: int) -> Mapping[str, object]:
+        found: dict[str, object] = {
+            "members": list(decision.members),
+            "weights": list(decision.weights),
+            "confidence": decision.confidence,
+        }
+        if not SCOPES[self._scope].observes_answers:
+            return found
+        # Of segments also the tokens, without the padding of the batch.
+        padding = max(len(row.ids) for row in self._rows) - len(self._rows[place].ids)
+        return found | {"start": max(decision.start - padding, 0), "end": decision.end - padding}
 
     def _by_shares(self, place: int, members: Sequence[str]) -> Routed:
         found = self._shares[place] / self._shares[place].sum()
@@ -138,16 +142,6 @@ class Account:
         first = max(shares, key=lambda name: shares[name])
         member = None if first == BASE else first
         return Routed(member, None, forced=False, scope=self._scope, shares=shares)
-
-
-def _describe(decision: Decision, padding: int) -> Mapping[str, object]:
-    return {
-        "members": list(decision.members),
-        "weights": list(decision.weights),
-        "confidence": decision.confidence,
-        "start": max(decision.start - padding, 0),
-        "end": decision.end - padding,
-    }
 
 
 class RowsEnd(StoppingCriteria):
