@@ -20,7 +20,8 @@ PREFACE = """# Rules
 Written by `docs/generate_rules.py` from the rules themselves; change them, not this file.
 `meteora-registry validate --explain CODE` prints the same. The refusal *broken* means that every use goes
 wrong; *not fusable* that the adapter is sound and a bundle cannot hold it. Warnings and notes
-change no verdict, and a [policy](formats/policy.md) may change their severity.
+change no verdict, and a [policy](formats/policy.md) may change their severity. Only `--for vllm` asks the
+rules about [vLLM](vllm.md), and *not served by vLLM* refuses for that purpose alone.
 """
 CHAPTERS = {
     "0": "Files",
@@ -31,6 +32,7 @@ CHAPTERS = {
     "5": "Against a base",
     "6": "Against others",
     "7": "Policy",
+    "8": "vLLM",
 }
 COUNTS_PREFACE = """## How often real adapters meet them
 

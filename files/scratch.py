@@ -46,6 +46,7 @@ class Purpose(StrEnum):
     OUTLINE = "outline"
     PULL = "pull"
     PUSH = "push"
+    SERVE = "serve"
     SIGN = "sign"
     VERIFY = "verify"
 

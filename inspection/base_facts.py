@@ -38,6 +38,7 @@ class BaseFacts:
         adaptable: every module by path, and whether PEFT can put a LoRA layer in its place.
         shared: the embeddings that only lend their weight to others, and are never called.
         default_targets: what PEFT adapts in this architecture where a config names no targets.
+        architectures: the classes that its config names.
     """
 
     name: str
@@ -48,6 +49,7 @@ class BaseFacts:
     adaptable: Mapping[str, bool] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
     default_targets: tuple[str, ...] | None = None
+    architectures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .policy import PolicyCase, apply_severities
 from .rules import all_rules as _all_rules  # noqa: F401 - registers every rule
 from .rules.rule import codes_that_see_the_base, examine, order
 from .tensors import Tensors
+from .vllm import EngineCase, EngineLimits
 
 
 class Described(Protocol):
@@ -124,6 +125,14 @@ def compare_companions(
             members, known, stated_base, alike, trust_tensors=trust_tensors, headless=frozenset(headless)
         )
     )
+
+
+def judge_for_engine(adapter: Described, limits: EngineLimits) -> tuple[Finding, ...]:
+    """Return the findings about an adapter in a vLLM engine; none unless it is a LoRA adapter."""
+    config = _config_of(adapter)
+    if config is None or not config.is_lora:
+        return ()
+    return examine(EngineCase(config, adapter.header, limits))
 
 
 def apply_policy(

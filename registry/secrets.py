@@ -51,9 +51,12 @@ _HOST_AND_PORT = re.compile(rf"({_HOST})(:\d{{0,5}})?")
 _END_OF_AUTHORITY = re.compile("[/?#]")
 # What clients of `serve` must send.
 API_KEY_VARIABLE = "METEORA_API_KEY"
+# What engines behind `serve` ask for.
+ENGINE_KEY_VARIABLE = "METEORA_ENGINE_KEY"
 # Variables whose value is a secret, and those whose value is a URL that may hold one.
 _SECRET_VARIABLES = (
     API_KEY_VARIABLE,
+    ENGINE_KEY_VARIABLE,
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "GITHUB_TOKEN",

@@ -35,6 +35,8 @@ class Effect(StrEnum):
     BROKEN_FOR_USE = "broken for use"
     # Loaders drop tensors that the config does not declare; a fuse takes them if it is asked to.
     UNDECLARED = "broken unless its tensors are trusted"
+    # The engine refuses it, or silently leaves a part of it out; with PEFT it works.
+    NOT_SERVED = "not served by vLLM"
     # A policy refuses it; the adapter itself may be sound and fusable.
     POLICY = "policy"
     NONE = "none"

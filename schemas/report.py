@@ -10,10 +10,11 @@ from .finding import EFFECTS_ON_USE, Effect, Finding, Severity, Verdict, effects
 
 
 class Purpose(StrEnum):
-    """The purpose of the adapters: use by themselves, or in a bundle."""
+    """The purpose of the adapters: use by themselves, in a bundle, or in a vLLM engine."""
 
     USE = "use"
     FUSE = "fuse"
+    VLLM = "vllm"
 
 
 class Outcome(StrEnum):
@@ -93,6 +94,12 @@ def counts_against(
 ) -> bool:
     """Return whether a finding refuses an adapter for this purpose; ``fail_on`` warn counts warnings too."""
     if finding.severity is Severity.REFUSE:
-        refusing = EFFECTS_ON_USE if purpose is Purpose.USE else effects_on_fuse(trust_tensors=trust_tensors)
+        refusing = _refusing_effects(purpose, trust_tensors=trust_tensors)
         return finding.effect is Effect.POLICY or finding.effect in refusing
     return finding.severity is Severity.WARN and fail_on is Severity.WARN
+
+
+def _refusing_effects(purpose: Purpose, *, trust_tensors: bool) -> frozenset[Effect]:
+    if purpose is Purpose.FUSE:
+        return effects_on_fuse(trust_tensors=trust_tensors)
+    return EFFECTS_ON_USE | {Effect.NOT_SERVED} if purpose is Purpose.VLLM else EFFECTS_ON_USE

@@ -95,17 +95,22 @@ class Engine:
         base: its name of the plain base.
         context: how many tokens it takes at once; None if it does not state it.
         fault: why it is left out; None while it is up.
+        found: is set while it is up.
     """
 
-    def __init__(self, url: str, members: Sequence[str]) -> None:
+    def __init__(self, url: str, members: Sequence[str], *, is_starting: bool = False) -> None:
         self.url = url
         self.in_flight = 0
         self.models: frozenset[str] = frozenset()
         self.base = ""
         self.context: int | None = None
         self.fault: str | None = "it was not asked yet"
+        self.found = asyncio.Event()
         self._members = tuple(members)
         self._failures = 0
+        # One that is starting may well not answer yet.
+        self._is_expected = not is_starting
+        self._is_reported = False
         self._scopes: set[asyncio.Timeout] = set()
         self._is_lost = False
         self._hurry = asyncio.Event()
@@ -134,15 +139,19 @@ class Engine:
         self.models, self.base = frozenset(names), str(bases[0]["id"])
         context = bases[0].get("max_model_len")
         self.context = context if isinstance(context, int) and context > 0 else None
-        if self.fault is not None:
-            _log.info("the engine at `%s` is up", self.url)
+        if self._is_reported:
+            _log.warning("the engine at `%s` answers again", self.url)
         self.fault, self._failures, self._is_lost = None, 0, False
+        self._is_expected, self._is_reported = True, False
+        self.found.set()
 
     def leave_out(self, reason: str) -> None:
         """Give it no requests until it is found again, and ask it soon."""
-        if self.fault is None:
-            _log.warning("the engine at `%s` is left out: %s", self.url, reason)
+        if self._is_expected and not self._is_reported:
+            _log.warning("warning: the engine at `%s` is left out: %s", self.url, reason)
+            self._is_reported = True
         self.fault = reason
+        self.found.clear()
         self.suspect()
 
     def suspect(self) -> None:
@@ -258,6 +267,7 @@ class Engines:
         max_in_flight: requests that one engine is given at a time; further ones are refused.
         key: the engines' key; None without one.
         times: of checks and connections.
+        are_starting: whether they were started just now, so that it is no news that they do not answer yet.
 
     Raises:
         UsageError: a URL is not one of an engine, or there is none.
@@ -271,9 +281,13 @@ class Engines:
         max_in_flight: int,
         key: str | None = None,
         times: EngineTimes | None = None,
+        are_starting: bool = False,
     ) -> None:
         # Without repeats: an engine would get twice its share.
-        self.engines = [Engine(url, members) for url in dict.fromkeys(map(read_engine_url, urls))]
+        self.engines = [
+            Engine(url, members, is_starting=are_starting)
+            for url in dict.fromkeys(map(read_engine_url, urls))
+        ]
         if not self.engines:
             raise UsageError("there is no engine, expected the URL of at least one")
         self._max_in_flight = max_in_flight
@@ -304,6 +318,10 @@ class Engines:
         await asyncio.gather(*self._watching, return_exceptions=True)
         if self._client is not None:
             await self._client.aclose()
+
+    def at(self, url: str) -> Engine:
+        """Return the engine with this URL."""
+        return next(engine for engine in self.engines if engine.url == url)
 
     @property
     def up(self) -> list[Engine]:

@@ -39,6 +39,7 @@ from .names import ModelNames, Target
 from .prompt_tokens import Prompt, PromptTokens
 from .requests import ChatForm, GenerationRequest
 from .streams import AnswerStream
+from .vllm_process import VllmProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +107,18 @@ class RoutedBackend:
         engines: answer.
         limits: of prompts, answers and time.
         metrics: what is counted.
+        processes: engines among them that run as long as this backend.
     """
 
     def __init__(
-        self, decider: RequestDecider, names: ModelNames, engines: Engines, limits: Limits, metrics: Metrics
+        self,
+        decider: RequestDecider,
+        names: ModelNames,
+        engines: Engines,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        processes: Sequence[VllmProcess] = (),
     ) -> None:
         self.names = names
         self._engines = engines
@@ -119,18 +128,32 @@ class RoutedBackend:
         self._context = decider.context
         self._prompts = PromptTokens(self._chat, decider.encode, decider.vocabulary, limits.max_new_tokens)
         self._decisions = Decisions(decider, limits, metrics)
+        self._processes = tuple(processes)
         self._is_closed = False
 
     async def start(self) -> None:
-        """Ask the engines whether they are there, and start the process that writes conversations."""
-        await self._engines.start()
-        with suppress(UsageError):
-            await asyncio.to_thread(self._chat.write, [{"role": "user", "content": ""}])
+        """Start what is to be started, and ask the engines whether they are there.
+
+        Raises:
+            SourceUnreadable: an engine that was started here does not come up.
+        """
+        try:
+            for process in self._processes:
+                await process.start()
+            await self._engines.start()
+            for process in self._processes:
+                await process.until(self._engines.at(process.url).found)
+            with suppress(UsageError):
+                await asyncio.to_thread(self._chat.write, [{"role": "user", "content": ""}])
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """End every request that still runs with an error, and stop."""
         self._is_closed = True
         await self._engines.close()
+        await asyncio.gather(*(process.close() for process in self._processes))
         await asyncio.to_thread(self._chat.close)
 
     def health(self) -> Health:

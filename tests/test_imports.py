@@ -53,6 +53,7 @@ REGISTRY_ALLOWED = {
     "workflows": {"dependencies", "home", "catalog", "store", "hub", "workspace"},
     "ci": {"workspace", "workflows"},
     "fused": {"dependencies", "closing", "hub", "workspace", "workflows"},
+    "vllm_resolver": {"settings", "workspace", "workflows"},
     "face": {"dependencies", "home", "settings", "catalog", "workspace", "workflows"},
     "cli": {"dependencies", "secrets", "home", "settings", "catalog", "workspace", "workflows", "ci", "face"},
 }
@@ -156,6 +157,8 @@ def test_every_folder_of_the_package_is_in_the_table() -> None:
         ("meteora_registry.registry.workflows.additions", {"torch", "transformers", "alembic", "click"}),
         ("meteora_registry.registry.face", {"torch", "huggingface_hub", "sqlalchemy", "click"}),
         ("meteora_registry.registry.fused", {"torch", "transformers", "sqlalchemy", "click"}),
+        ("meteora_registry.registry.vllm_resolver", {"torch", "vllm", "sqlalchemy", "click"}),
+        ("meteora_registry.registry.workflows.served_adapters", {"torch", "vllm", "transformers", "click"}),
         ("meteora_registry.registry.cli.main", {"torch", "pydantic", "sqlalchemy", "numpy", "rich"}),
     ],
 )

@@ -15,6 +15,7 @@ from . import (
     scaling,
     targets,
     tensors,
+    vllm,
     weights,
 )
 from .rule import Rule, registered_rules
@@ -32,6 +33,7 @@ MODULES = (
     companions,
     policy,
     lock,
+    vllm,
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from ...files.git import Repository
 from ...files.reading import real_path
 from ...inspection.policy import check_policy
+from ...inspection.vllm import DEFAULT_MAX_RANK
 from ...schemas.baseline import MAX_BASELINE_BYTES, Baseline
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
@@ -60,6 +61,7 @@ class Wishes:
     baseline: str | None = None
     lock: str | None = None
     purpose: Purpose = Purpose.USE
+    max_lora_rank: int = DEFAULT_MAX_RANK
     fail_on: Severity = Severity.REFUSE
     jobs: int = 1
     docs_url: str | None = None
@@ -101,6 +103,7 @@ def check_changes(workspace: Workspace, wishes: Wishes, revisions: Revisions) ->
     trusted = _Trusted(repository, repository.commit_of(revisions.trusted))
     options = ValidateOptions(
         purpose=wishes.purpose,
+        max_lora_rank=wishes.max_lora_rank,
         fail_on=wishes.fail_on,
         policy=trusted.read_policy(wishes.policy) if wishes.policy else None,
         baseline=trusted.read_baseline(wishes.baseline) if wishes.baseline else None,

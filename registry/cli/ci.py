@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ...inspection.vllm import ALLOWED_RANKS, DEFAULT_MAX_RANK
 from ...schemas.errors import MeteoraError
 from ...schemas.finding import Severity
 from ...schemas.report import Purpose
@@ -68,6 +69,13 @@ _OPTIONS = (
         default=Purpose.USE.value,
         show_default=True,
         help="As of `validate`.",
+    ),
+    _option(
+        "--max-lora-rank",
+        type=click.Choice(ALLOWED_RANKS),
+        default=DEFAULT_MAX_RANK,
+        show_default=True,
+        help="For vllm: what the engine is started with.",
     ),
     _option(
         "--fail-on",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,12 +16,18 @@ from ...schemas.errors import UsageError
 from ...serving.limits import Limits
 from ..dependencies import require_serving, require_torch
 from ..face import Registry
-from ..secrets import API_KEY_VARIABLE, remember_secret
+from ..secrets import API_KEY_VARIABLE, ENGINE_KEY_VARIABLE, remember_secret
 from ..workflows.base_place import choose_base_to_run
 from ..workflows.bundle_folder import find_bundle_folder
 from .groups import examples
 from .output import print_gate_remark, print_remark
 from .parameters import MAX_COUNT, base_folder_option, base_option, bundle_argument, pass_registry
+
+if TYPE_CHECKING:
+    from ...serving.app import Backend
+    from ...serving.metrics import Metrics
+    from ...serving.names import ModelNames
+    from ..workflows.engine_backend import EngineChoice
 
 _MAX_KEY_BYTES = 4096
 _MIN_KEY_CHARACTERS = 8
@@ -30,12 +39,34 @@ _MIN_KEY_CHARACTERS = 8
         "serve ./bundle --base ./llama",
         "serve bundle@2 --base ./llama --name assistant --port 8080",
         "serve ./bundle --base ./llama --host 0.0.0.0 --api-key-file key.txt",
+        "serve ./bundle --base ./llama --engine vllm",
+        "serve ./bundle --base ./llama --engine-url http://gpu-1:8000 --engine-url http://gpu-2:8000",
     ),
 )
 @bundle_argument
 @base_option
 @base_folder_option
 @click.option("--name", metavar="NAME", help="What requests call the bundle. Default: its folder's name.")
+@click.option(
+    "--engine",
+    type=click.Choice(["vllm"]),
+    help="Start vLLM with the members, and let it answer; METEORA_VLLM names its program.",
+)
+@click.option(
+    "--engine-url",
+    "engine_urls",
+    metavar="URL",
+    multiple=True,
+    help="An engine that runs already and has the members as models; may be given several times. Its key is "
+    f"read from {ENGINE_KEY_VARIABLE}.",
+)
+@click.option("--engine-args", metavar="TEXT", help="Further arguments of the engine that is started.")
+@click.option(
+    "--engine-log",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where the output of that engine is kept. Default: it is deleted at the end.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",
@@ -90,6 +121,10 @@ def command(
     base: str | None,
     base_folder: Path | None,
     name: str | None,
+    engine: str | None,
+    engine_urls: tuple[str, ...],
+    engine_args: str | None,
+    engine_log: Path | None,
     host: str,
     port: int,
     api_key_file: Path | None,
@@ -102,17 +137,20 @@ def command(
 
     The model NAME lets the bundle choose, NAME/MEMBER is one member, and NAME/base the plain base. Each
     answer states who gave it, in the field `meteora` and in headers. Ctrl-C and SIGTERM let what runs end.
+
+    With engines only the first layers of the base are loaded here: they decide who answers, and an engine
+    with that member writes the answer.
     """
     require_torch("serving")
     require_serving()
-    from ...runtime.fitting import open_base
     from ...serving.app import Service
-    from ...serving.batches import LocalBackend
     from ...serving.metrics import Metrics
     from ...serving.names import ModelNames
     from ...serving.server import Server, address_of, check_host, listen
-    from ..workflows.inference import load_for_command
+    from ..workflows.engine_backend import EngineChoice
 
+    choice = EngineChoice(engine_urls, engine is not None, engine_args, engine_log)
+    choice.check()
     key = _read_key(api_key_file)
     check_host(host, has_key=key is not None)
     folder = find_bundle_folder(registry, bundle)
@@ -123,20 +161,45 @@ def command(
         max_new_tokens=max_tokens, max_batch=batch_size, max_waiting=queue, answer_seconds=float(timeout)
     )
     # An address that is taken is found before the base is loaded.
-    with listen(host, port) as listening:
-        metrics = Metrics()
-        loaded = load_for_command(folder, open_base(source))
+    metrics = Metrics()
+    with (
+        listen(host, port) as listening,
+        _open_backend(folder, source, choice, names, limits, metrics) as backend,
+    ):
         if not opened.is_fitted:
             print_gate_remark()
-        service = Service(
-            LocalBackend(loaded, names, limits, metrics), limits=limits, metrics=metrics, key=key
-        )
+        if choice.is_any and opened.config.top_k > 1:
+            print_remark(
+                f"the bundle gives a request {opened.config.top_k} members; an engine gives it the likeliest "
+                "alone"
+            )
+        service = Service(backend, limits=limits, metrics=metrics, key=key)
+        if choice.starts_vllm:
+            print_remark("starting vLLM, which takes a minute or more; requests wait for it")
         print_remark(f"serving {', '.join(f'`{model}`' for model in names.models)}")
         print_remark(f"listening on {address_of(listening)}/v1; Ctrl-C stops")
         server = Server(service)
         server.run(sockets=[listening])
     if server.force_exit:
         raise click.Abort
+
+
+@contextmanager
+def _open_backend(
+    folder: Path, source: str, choice: EngineChoice, names: ModelNames, limits: Limits, metrics: Metrics
+) -> Iterator[Backend]:
+    """Yield what answers: the bundle in this process, or engines."""
+    if choice.is_any:
+        from ..workflows.engine_backend import engine_backend
+
+        with engine_backend(folder, source, choice, names, limits, metrics) as routed:
+            yield routed
+        return
+    from ...runtime.fitting import open_base
+    from ...serving.batches import LocalBackend
+    from ..workflows.inference import load_for_command
+
+    yield LocalBackend(load_for_command(folder, open_base(source)), names, limits, metrics)
 
 
 def _read_key(path: Path | None) -> str | None:

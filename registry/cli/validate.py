@@ -15,6 +15,7 @@ from ...files.reading import read_bounded
 from ...inspection.policy import check_policy
 from ...inspection.report import FORMATS, Places, Setting, find_root, format_report
 from ...inspection.rules.all_rules import all_rules, find_rule
+from ...inspection.vllm import ALLOWED_RANKS, DEFAULT_MAX_RANK
 from ...schemas.errors import UsageError
 from ...schemas.finding import Severity
 from ...schemas.lock import LockedAdapter
@@ -70,7 +71,14 @@ _URL = re.compile(r"https?://[A-Za-z0-9._~:/@%+-]+")
     type=click.Choice([purpose.value for purpose in Purpose]),
     default=Purpose.USE.value,
     show_default=True,
-    help="use refuses what is broken; fuse also what a bundle cannot hold.",
+    help="use refuses what is broken; fuse also what a bundle cannot hold; vllm also what vLLM cannot serve.",
+)
+@click.option(
+    "--max-lora-rank",
+    type=click.Choice(ALLOWED_RANKS),
+    default=DEFAULT_MAX_RANK,
+    show_default=True,
+    help="For vllm: what the engine is started with.",
 )
 @click.option(
     "--base",
@@ -139,6 +147,7 @@ def command(
     paths: tuple[Path, ...],
     *,
     purpose: str,
+    max_lora_rank: int,
     base: str | None,
     base_folder: Path | None,
     companions: tuple[str, ...],
@@ -177,6 +186,7 @@ def command(
     policy = policy or _stated_policy(settings_of(context))
     options = ValidateOptions(
         purpose=Purpose(purpose),
+        max_lora_rank=max_lora_rank,
         fail_on=Severity(fail_on),
         base=base,
         base_folder=base_folder,

@@ -61,6 +61,11 @@ class BaseReader:
             model, facts = self._model(trained_on(adapter))
             return replace(facts, present=present_paths(model, module_paths(adapter)))
 
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes that the base's config names; none before it was read for an adapter."""
+        return next((facts.architectures for _, facts in self._read.values()), ())
+
     def _model(self, kind: TrainedOn) -> tuple[PreTrainedModel, BaseFacts]:
         if kind not in self._read:
             require_torch(_PURPOSE)
@@ -89,6 +94,7 @@ def facts_of(model: PreTrainedModel, name: str, paths: Iterable[str]) -> BaseFac
         adaptable=base_modules.adaptable_modules(model),
         shared=base_modules.shared_modules(model),
         default_targets=base_modules.default_targets(model),
+        architectures=tuple(map(str, model.config.architectures or ())),
     )
 
 

@@ -37,6 +37,7 @@ from ..home import Home
 from ..workspace import Workspace
 from .leftovers import examine_neighbours, examine_temporary_folder, examine_unfinished
 from .problem import Code, Mending, Problem, join_some
+from .served_adapters import ENGINE_FOLDER
 from .store_examination import examine_garbage, examine_permissions, examine_store
 
 _UNSOUND = frozenset({Code.CATALOG_DAMAGED, Code.CATALOG_MISSING, Code.CATALOG_UNUSABLE})
@@ -85,7 +86,7 @@ def examine(
             parents |= {place.path.parent for place in places}
     except CatalogUnusable as error:
         not_examined.append(f"{_REST}: {error}")
-    problems += examine_neighbours(parents)
+    problems += examine_neighbours({*parents, workspace.home.folder / ENGINE_FOLDER})
     problems += examine_unfinished(parents, [place.path for place in places])
     return Examination(tuple(problems), tuple(not_examined))
 

@@ -149,9 +149,14 @@ def load_base(base: OpenedBase) -> PreTrainedModel:
     Raises:
         SourceUnreadable: it has no weights that transformers can load.
     """
+    draw_progress_for_people()
+    return base.load()
+
+
+def draw_progress_for_people() -> None:
+    """Let transformers draw its progress on a terminal alone."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    return base.load()
 
 
 def load_for_command(folder: Path, base: OpenedBase) -> LoadedBundle:

@@ -18,6 +18,7 @@ from ...inspection.comparison import (
     apply_policy,
     compare_companions,
     compare_with_base,
+    judge_for_engine,
     look_deeper,
     trained_on,
 )
@@ -25,6 +26,7 @@ from ...inspection.folder import file_of_link
 from ...inspection.inspection import Inspection
 from ...inspection.lock import LockCase, digest_files
 from ...inspection.rules.rule import examine
+from ...inspection.vllm import DEFAULT_MAX_RANK, EngineLimits
 from ...schemas.base_name import find_snapshot, present_name
 from ...schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ...schemas.digest import Digest
@@ -55,7 +57,8 @@ class ValidateOptions:
     base that is named. Of a name alone the config is looked for in the local Hub cache. With
     ``trust_tensors`` modules that a config does not declare count as the adapter's own in a fuse. Findings
     that the ``baseline`` has refuse nothing, and bytes that the ``lock`` does not have are refused;
-    ``own_files`` are these files themselves, which are not part of an adapter.
+    ``own_files`` are these files themselves, which are not part of an adapter. ``max_lora_rank`` is what
+    the engine is started with where the purpose is vLLM.
     """
 
     purpose: Purpose = Purpose.USE
@@ -70,6 +73,11 @@ class ValidateOptions:
     jobs: int = 1
     trust_tensors: bool = False
     own_files: frozenset[Path] = frozenset()
+    max_lora_rank: int = DEFAULT_MAX_RANK
+
+    def limits_of(self, architectures: tuple[str, ...]) -> EngineLimits:
+        """Return the limits of the engine that is to serve the adapters on a base of these classes."""
+        return EngineLimits(self.max_lora_rank, architectures)
 
     def counts_against(self, finding: Finding) -> bool:
         """Return whether a finding refuses an adapter."""
@@ -229,6 +237,11 @@ class _BaseToCompare:
             return findings, error.message
 
     @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes that the base's config names; none before an adapter was compared with it."""
+        return self.reader.architectures if self.reader else ()
+
+    @property
     def commit(self) -> str | None:
         """The commit of the base, where its files are in a Hub cache."""
         snapshot = find_snapshot(self.reader.folder.absolute()) if self.reader else None
@@ -303,6 +316,8 @@ class _Judge:
         problem: str | None,
     ) -> AdapterReport:
         options = self._options
+        if options.purpose is Purpose.VLLM:
+            findings += judge_for_engine(inspection, options.limits_of(self._base.architectures))
         if options.lock:
             findings += examine(LockCase(str(path), files, options.lock.find(path)))
         if options.policy:

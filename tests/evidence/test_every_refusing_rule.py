@@ -1,7 +1,8 @@
 """Every rule that refuses has a test beside this one that shows what it refuses for.
 
 Such a test names its rules: ``@pytest.mark.rule("MR121", "MR321")``, on the test or on one of its cases.
-Rules of a policy are left out: they refuse what a team does not want, not what does harm.
+Rules of a policy are left out: they refuse what a team does not want, not what does harm. So are the rules
+about vLLM, which `tests/vllm` shows on a real engine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from meteora_registry.inspection.rules.all_rules import all_rules
 from meteora_registry.schemas.finding import Effect, Severity
 
 REFUSING = {
-    rule.code for rule in all_rules() if rule.severity is Severity.REFUSE and rule.effect is not Effect.POLICY
+    rule.code
+    for rule in all_rules()
+    if rule.severity is Severity.REFUSE and rule.effect not in (Effect.POLICY, Effect.NOT_SERVED)
 }
 
 NOT_SHOWN = {

@@ -31,6 +31,7 @@ class FakeEngine:
     def __init__(self, *, members: Sequence[str] = MEMBERS, key: str | None = None) -> None:
         self.members = list(members)
         self.key = key
+        self.base = BASE
         self.is_healthy = True
         self.bodies: list[dict[str, Any]] = []
         self.waits = threading.Semaphore(0)
@@ -101,6 +102,11 @@ class FakeEngine:
             self._server.should_exit = True
             self._thread.join()
 
+    def join(self) -> None:
+        """Wait until it ends."""
+        if self._thread is not None:
+            self._thread.join()
+
     def go_on(self) -> None:
         """Let it answer what it held back."""
         assert self._loop is not None
@@ -112,8 +118,8 @@ class FakeEngine:
     async def _models(self, request: Request) -> Response:
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
             return JSONResponse({"error": "Unauthorized"}, 401)
-        cards: list[dict[str, Any]] = [{"id": BASE, "parent": None, "max_model_len": 64}]
-        cards += [{"id": name, "parent": BASE} for name in self.members]
+        cards: list[dict[str, Any]] = [{"id": self.base, "parent": None, "max_model_len": 64}]
+        cards += [{"id": name, "parent": self.base} for name in self.members]
         return JSONResponse({"object": "list", "data": cards})
 
     async def _answer(self, request: Request) -> Response:
