@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meteora_registry.kernels.reference import relative_error
+from meteora_registry.kernels.routing import Routing
 from meteora_registry.runtime import force_adapter, route_as, routing
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
@@ -61,6 +62,28 @@ def test_requests_of_a_batch_decide_apart(bundles: dict[str, Path]) -> None:
     for prompt, member, answer in zip(PROMPTS, chosen, together, strict=True):
         with force_adapter(model, member):
             assert answers(model, [prompt])[0] == answer
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_tables_that_were_taken_are_forgotten_and_the_decisions_stay(
+    bundles: dict[str, Path], scope: str
+) -> None:
+    model = loaded(bundles[scope])
+    with routing(model) as whole:
+        answers(model, PROMPTS, 3)
+    taken: list[dict[str, Routing]] = []
+    with routing(model) as record:
+        base = model.base_model.model
+        hook = base.register_forward_pre_hook(lambda *_: taken.append(record.take_modules()))
+        answers(model, PROMPTS, 3)
+        hook.remove()
+        taken.append(record.take_modules())
+    assert record.modules == {}
+    assert record.decisions == whole.decisions
+    for path, expected in whole.modules.items():
+        parts = [tables[path].selection for tables in taken if tables]
+        assert [part.shape[1] for part in parts] == [max(map(len, PROMPTS)), 1, 1]
+        assert torch.equal(torch.cat(parts, dim=1), expected.selection)
 
 
 @pytest.mark.parametrize("scope", REQUEST_SCOPES)

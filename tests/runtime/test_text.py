@@ -136,7 +136,22 @@ def test_answer_below_the_threshold_is_the_bases_and_says_so(bundle: Path, base:
         assert loaded.generate(PROMPTS[0], max_new_tokens=6) == answer.text
 
 
-@pytest.mark.parametrize("choice", [{"scope": "token"}, {"member": "rank8"}], ids=["token", "forced"])
+def test_call_for_no_member_is_answered_by_the_base_alone(bundle: Path, base: Path) -> None:
+    loaded = load_bundle(bundle, base)
+    with loaded.model.disable_adapter():
+        expected = loaded.generate(PROMPTS, max_new_tokens=6)
+    assert expected != loaded.generate(PROMPTS, max_new_tokens=6)
+    assert loaded.generate(PROMPTS, max_new_tokens=6, member=None) == expected
+    # The call's own choice comes before that of a block.
+    with loaded.force("rank8"):
+        assert loaded.generate(PROMPTS, max_new_tokens=6, member=None) == expected
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"scope": "token"}, {"member": "rank8"}, {"member": None}],
+    ids=["token", "forced", "base"],
+)
 def test_answer_without_a_decision_has_none(bundle: Path, base: Path, choice: CallChoice) -> None:
     loaded = load_bundle(bundle, base)
     answer = loaded.answer(PROMPTS[0], max_new_tokens=6, **choice)

@@ -90,6 +90,7 @@ CHOICES: list[dict[str, Any]] = [
     {},
     *({"member": member} for member in MEMBERS),
     *({"scope": scope, "top_k": 1} for scope in SCOPES),
+    {"member": None},
 ]
 
 

@@ -6,9 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import httpx2
 import openai
@@ -19,22 +17,9 @@ from meteora_registry.serving.limits import Limits
 from meteora_registry.serving.rows import Row
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
 from support.patience import PATIENCE_SECONDS
-from support.serving import NAME, Serving, held, metric, post, serving_bundle, wait_until
+from support.serving import NAME, Serving, asking, held, metric, post, running, serving_bundle, wait_until
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
-
-
-@contextmanager
-def asking() -> Iterator[Callable[..., Future[httpx2.Response]]]:
-    """Ask in the background within the block."""
-    with ThreadPoolExecutor(16) as pool:
-        yield lambda served, **body: pool.submit(post, served, **body)
-
-
-def running(served: Serving) -> dict[str, int]:
-    """Return how many prompts wait and run."""
-    found: dict[str, int] = httpx2.get(f"{served.url}/health").json()
-    return {name: found[name] for name in ("waiting", "running")}
 
 
 def test_prompts_that_wait_are_answered_in_one_batch_each_with_its_own_length(loaded: LoadedBundle) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,3 +143,16 @@ def wait_until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@contextmanager
+def asking() -> Iterator[Callable[..., Future[httpx2.Response]]]:
+    """Ask in the background within the block."""
+    with ThreadPoolExecutor(16) as pool:
+        yield lambda served, **body: pool.submit(post, served, **body)
+
+
+def running(served: Serving) -> dict[str, int]:
+    """Return how many prompts wait and run."""
+    found: dict[str, int] = httpx2.get(f"{served.url}/health").json()
+    return {name: found[name] for name in ("waiting", "running")}
