@@ -47,6 +47,8 @@ START, END = "<!-- rows: written by benchmarks.serving -->", "<!-- end of rows -
 NAME = "bundle"
 STAGES = ("agreement", "load", "memory", "throughput")
 MEGABYTE = 1 << 20
+ENGINE = "--max-model-len 1024 --dtype float32 --enforce-eager"
+ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 ONE_LORA = "transformers serve, one LoRA"
 NAMED = "vLLM, the member named"
 # What each way's tokens a second are a ratio to.
@@ -93,14 +95,22 @@ class Run:
     def prompts(self, count: int, *, seed: int = 1) -> list[str]:
         """Return prompts that the fit has not seen, of every member in turn."""
         numbers = random.Random(seed)
-        return [QUESTIONS[n % len(self.members)].format(numbers.randrange(32, 100)) for n in range(count)]
+        questions = [
+            QUESTIONS[n % len(self.members)].format(numbers.randrange(32, 100)) for n in range(count)
+        ]
+        # Without it the base ends at once.
+        return [f"{question}\nAnswer:" for question in questions]
 
     def serve(self, *options: str) -> AbstractContextManager[Server]:
         """Run `serve` for the bundle."""
         command = [str(Path(sys.executable).with_name("meteora-registry")), "serve", str(self.setup.bundle)]
         base = ["--base", str(self.setup.base), "--name", NAME, "--port", "{port}"]
         log = self.scratch / f"serve-{len(list(self.scratch.glob('serve-*')))}.log"
-        environment = os.environ | {"METEORA_HOME": str(self.scratch / "home")}
+        environment = os.environ | {
+            "METEORA_HOME": str(self.scratch / "home"),
+            "METEORA_VLLM": str(self.vllm),
+        }
+        environment |= ENGINE_ENVIRONMENT
         return running([*command, *base, *options], log=log, environment=environment)
 
     @contextmanager
@@ -109,10 +119,11 @@ class Run:
         modules = [f"{path.name}={path}" for path in self.setup.adapters]
         command = [str(self.vllm), "serve", str(self.setup.base), "--served-model-name", "base"]
         lora = ["--enable-lora", "--max-loras", str(len(modules)), "--lora-modules", *modules]
-        sizes = ["--max-model-len", "1024", "--dtype", "float32", "--enforce-eager", "--port", "{port}"]
+        sizes = [*ENGINE.split(), "--port", "{port}"]
         log = self.scratch / f"engine-{len(list(self.scratch.glob('engine-*')))}.log"
-        environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        with running([*command, *lora, *sizes], log=log, environment=environment) as server:
+        with running(
+            [*command, *lora, *sizes], log=log, environment=os.environ | ENGINE_ENVIRONMENT
+        ) as server:
             yield server
 
 
@@ -170,7 +181,9 @@ def agreement(run: Run) -> Iterator[Row]:
     with run.serve() as server:
         served["serve"] = asyncio.run(_answers(server, prompts, limit))
     if run.vllm is not None:
-        with run.engine() as engine, run.serve("--engine-url", engine.url) as server:
+        with run.serve(
+            "--engine", "vllm", "--engine-args", f"--max-loras {len(run.members)} {ENGINE}"
+        ) as server:
             served["vllm"] = asyncio.run(_answers(server, prompts, limit))
     for place, prompt in enumerate(prompts):
         row: Row = {"prompt": prompt, "runtime": found[place]}
@@ -495,7 +508,7 @@ def _agreement_lines(rows: list[Row]) -> list[str]:
         found = row["difference"]
         ours, theirs = (repr(token) for token in found["tokens"])
         lines.append(
-            f"| {row['prompt']} | {found['token']} | `{ours}` | `{theirs}` | {found['margin']:.2g} |"
+            f"| {row['prompt'].splitlines()[0]} | {found['token']} | `{ours}` | `{theirs}` | {found['margin']:.2g} |"
         )
     return lines
 
