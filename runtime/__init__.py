@@ -12,8 +12,9 @@ from ..schemas.errors import MissingDependency
 
 try:
     from .active_bundles import force_adapter, route_as, routing, uniform
+    from .answers import Answer, AnswerStream
     from .layer import MeteoraLayer
-    from .loaded_bundle import Answer, LoadedBundle, generate, load_bundle
+    from .loaded_bundle import LoadedBundle, generate, load_bundle
     from .peft_config import GateNotFittedWarning, MeteoraConfig
     from .routing_record import RoutingRecord
     from .scopes.decision import Decision
@@ -31,6 +32,7 @@ register()
 
 __all__ = [
     "Answer",
+    "AnswerStream",
     "Decision",
     "GateNotFittedWarning",
     "LoadedBundle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,23 +17,25 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BatchEncoding,
+    GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from ..bundle import Bundle
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
-from .active_bundles import UNCHANGED, called_with, force_adapter, routing
-from .base_model import read_pretrained
+from .active_bundles import UNCHANGED, called_with, force_adapter, only_router, routing
+from .answers import Answer, AnswerStream
+from .base_model import context_of, read_pretrained
 from .loaded_tensors import set_factor_dtype
 from .offloading import placement
 from .requirements import read_requirement, require
 from .routing_record import RoutingRecord
-from .scopes.decision import Decision
 
 _ENCODING = threading.Lock()
 
@@ -45,21 +48,6 @@ class CallChoice(TypedDict, total=False):
     top_k: int
     temperature: float
     abstain: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer to one prompt, and who gave it.
-
-    Attributes:
-        text: the answer.
-        decisions: the decisions that were made for it, each with its members and its confidence: one for the
-            prompt, or in scope `segment` one for each segment. None where every module decides for every
-            token (`token`, `layer`), and none for a forced member: then `routing` shows who served.
-    """
-
-    text: str
-    decisions: tuple[Decision, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +128,49 @@ class LoadedBundle:
             Answer(text, tuple(each for each in decisions if each.sequence == row))
             for row, text in enumerate(texts)
         ]
+
+    def stream(self, prompt: str, *, max_new_tokens: int = 128, **choice: Unpack[CallChoice]) -> AnswerStream:
+        """Return the pieces of the answer to one prompt, as they are written.
+
+        Iterate over what is returned; closing it stops the generation. Its ``answer`` is what `answer`
+        returns, as far as the pieces were read::
+
+            with model.stream("Which court decides?") as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            print(pieces.answer.decisions)
+
+        Args:
+            prompt: a text; a chat template is not applied.
+            max_new_tokens: the longest answer; it also ends where the base's context does.
+            choice: as for `generate`.
+
+        Raises:
+            UsageError: the prompt has no tokens, or as many as the base takes. The first piece raises what
+                `generate` does.
+        """
+        batch = _encode_prompts(self, [prompt])
+        prompt_tokens = batch["input_ids"].shape[1]
+        max_new_tokens = min(max_new_tokens, _room_behind(self, prompt_tokens))
+        router = only_router(self.model)
+        record = RoutingRecord(router.members)
+        member = choice.pop("member", UNCHANGED)
+
+        def run(streamer: BaseStreamer, criteria: StoppingCriteriaList) -> None:
+            chosen = called_with(self.model, member=member, changes=choice)
+            with chosen, router.records.made(record, for_call=True):
+                generate_ids(
+                    self, batch, max_new_tokens=max_new_tokens, stopping_criteria=criteria, streamer=streamer
+                )
+
+        return AnswerStream(
+            run,
+            self.tokenizer,
+            record,
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            ends=end_tokens(self.model.generation_config),
+        )
 
     def encode(self, prompts: str | Sequence[str], **options: Any) -> BatchEncoding:
         """Return the tokens of prompts as tensors on the model's device, from one thread at a time."""
@@ -256,12 +287,41 @@ def generate(
         return generate(loaded, [prompts], max_new_tokens=max_new_tokens, **choice)[0]
     if not prompts:
         raise UsageError("there are no prompts to answer")
-    batch = loaded.encode(list(prompts), padding=True)
+    batch = _encode_prompts(loaded, prompts)
     member = choice.pop("member", UNCHANGED)
     with called_with(loaded.model, member=member, changes=choice):
         answers = generate_ids(loaded, batch, max_new_tokens=max_new_tokens)
     written = answers[:, batch["input_ids"].shape[1] :]
     return list(loaded.tokenizer.batch_decode(written, skip_special_tokens=True))
+
+
+def _encode_prompts(loaded: LoadedBundle, prompts: Sequence[str]) -> BatchEncoding:
+    batch = loaded.encode(list(prompts), padding=True)
+    for row, mask in enumerate(batch["attention_mask"]):
+        if not mask.any():
+            which = "" if len(prompts) == 1 else f" {row + 1} of {len(prompts)}"
+            raise UsageError(f"the prompt{which} has no tokens, expected some text")
+    return batch
+
+
+def _room_behind(loaded: LoadedBundle, prompt_tokens: int) -> int:
+    """Return how many tokens an answer may have.
+
+    Raises:
+        UsageError: none.
+    """
+    context = context_of(loaded.model.config)
+    if context is not None and prompt_tokens >= context:
+        raise UsageError(
+            f"the prompt has {prompt_tokens} tokens, the base takes {context} together with the answer"
+        )
+    return sys.maxsize if context is None else context - prompt_tokens
+
+
+def end_tokens(config: GenerationConfig) -> frozenset[int]:
+    """Return the tokens that end an answer."""
+    found = config.eos_token_id
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
 
 
 def generate_ids(
@@ -270,6 +330,7 @@ def generate_ids(
     *,
     max_new_tokens: int,
     stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
     logits_processor: LogitsProcessorList | None = None,
 ) -> Tensor:
     """Generate greedily: each prompt with its answer, int64 ``[B, T + N]``, padded behind an early end."""
@@ -280,6 +341,7 @@ def generate_ids(
             max_new_tokens=max_new_tokens,
             pad_token_id=loaded.tokenizer.pad_token_id,
             stopping_criteria=stopping_criteria,
+            streamer=streamer,
             logits_processor=logits_processor,
         )
     return ids

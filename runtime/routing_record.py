@@ -13,6 +13,9 @@ from .cache_memory import CacheMemory
 from .calls import ForwardCall
 from .scopes.decision import Decision, RequestDecision
 
+# What rounding leaves of 1, and no token's share.
+_ROUNDING = 1e-5
+
 
 class RoutingRecord:
     """The routings of one request: of one forward pass, or of one generation with its cache.
@@ -57,6 +60,25 @@ class RoutingRecord:
         if request is None or request.decision is None:
             return ()
         return request.decision.describe(self.members, request.tokens)
+
+    def shares(self, row: int = 0, *, start: int = 0, end: int | None = None) -> dict[str | None, float]:
+        """Return each member's share of a sequence's tokens, a mean over modules; None is the base.
+
+        Args:
+            row: the sequence.
+            start: the first token that counts; padding is counted.
+            end: the token after the last; by default all that were read.
+        """
+        totals = torch.zeros(len(self.members))
+        modules = self.modules.values()
+        for found in modules:
+            members, weights = found.selection[row, start:end], found.weights[row, start:end]
+            served = weights.new_zeros(len(self.members))
+            served.index_add_(0, members.clamp(min=0).reshape(-1), weights.reshape(-1))
+            totals += served.cpu() / max(len(members), 1) / len(modules)
+        shares: dict[str | None, float] = dict(zip(self.members, totals.tolist(), strict=True))
+        rest = 1 - sum(shares.values())
+        return shares | {None: rest if rest > _ROUNDING else 0.0}
 
     @property
     def _read(self) -> RecordedRequest | None:

@@ -47,6 +47,15 @@ class Routed:
         return found | {"decisions": [dict(each) for each in self.decisions]}
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer to one prompt: its text, why it ended, and its tokens' scores if they were asked for."""
+
+    text: str
+    reason: FinishReason
+    scores: Mapping[str, Any] | None = None
+
+
 def decision_headers(routed: Sequence[Routed]) -> dict[str, str]:
     """Return the headers that name who answered; several prompts are listed in their order."""
     confidences = ["-" if each.confidence is None else f"{each.confidence:.4f}" for each in routed]
@@ -72,15 +81,16 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 def completion(
     request: GenerationRequest,
-    choices: Sequence[tuple[str, FinishReason]],
+    choices: Sequence[Choice],
     routed: Sequence[Routed],
     counted: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Return a whole answer: the text of each choice, and why it ended."""
+    """Return a whole answer: a choice for each prompt."""
     return _head(request, is_chunk=False) | {
         "choices": [
-            _choice(request, place, {"content": text, "role": "assistant"}, reason, is_chunk=False)
-            for place, (text, reason) in enumerate(choices)
+            _choice(request, place, {"content": each.text, "role": "assistant"}, each.reason, is_chunk=False)
+            | {"logprobs": each.scores}
+            for place, each in enumerate(choices)
         ],
         "usage": counted,
         "meteora": decision_field(routed),

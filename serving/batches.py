@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaList
 
 from ..runtime.active_bundles import UNCHANGED, called_with
@@ -22,8 +19,7 @@ from ..runtime.loaded_bundle import LoadedBundle, generate_ids
 from ..runtime.routing_record import RoutingRecord
 from ..schemas.errors import MeteoraError
 from .answers import (
-    DONE,
-    FinishReason,
+    Choice,
     Routed,
     completion,
     decision_headers,
@@ -38,10 +34,12 @@ from .errors import ApiError, shown, stopping
 from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames, Target
-from .prompts import PromptReader
-from .requests import GenerationRequest
-from .rows import Began, Ended, Event, Events, Row
+from .prompts import Prompt, PromptReader
+from .requests import ChatForm, GenerationRequest
+from .rows import Began, Ended, Event, Events, Row, Sampling
+from .scoring import score
 from .steps import Account, RowSampling, RowsEnd
+from .streams import AnswerStream
 from .waiting import WaitingRows
 
 # A thread ends with the pass that it computes.
@@ -67,17 +65,19 @@ class LocalBackend:
         self._waiting = WaitingRows(limits, metrics)
         self._running: set[Row] = set()
         self._is_closed = False
-        self._prompts = PromptReader(loaded, limits)
+        config = loaded.model.config.get_text_config()
+        # A base that keeps a state in place of a cache has no such limit.
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        self._prompts = PromptReader(loaded.tokenizer, self._encode, config.vocab_size, limits.max_new_tokens)
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
             for number in range(limits.batches)
         ]
 
     async def start(self) -> None:
-        """Start the threads, and the process that writes conversations."""
-        for thread in self._threads:
+        """Start the threads; the process that writes conversations follows, and only these wait for it."""
+        for thread in (*self._threads, threading.Thread(target=self._prompts.start, daemon=True)):
             thread.start()
-        await asyncio.to_thread(self._prompts.start)
 
     async def close(self) -> None:
         """End the requests that still wait or run with an error, and stop the threads."""
@@ -102,20 +102,24 @@ class LocalBackend:
             ApiError: it does not fit the model, there is no room for it, or it fails.
         """
         work = _Work(request, self._limits.answer_seconds)
-        work.rows = await asyncio.to_thread(self._prompts.read, request, work.events)
+        prompts = await asyncio.to_thread(self._prompts.read, request.form, context=self._context)
+        work.rows = _rows_of(request, prompts, work.events)
         self._waiting.put(work.rows)
-        with ExitStack() as freeing:
+        async with AsyncExitStack() as freeing:
             freeing.callback(self._cancel, work.rows)
             if not request.is_stream:
                 return await self._answer(work)
             begun = await self._begin(work)
-            return _Stream(
-                self._events(work, begun),
+            return AnswerStream(
+                self._chunks(work, begun),
                 freeing.pop_all(),
                 headers=decision_headers(begun.routed),
-                sep="\n",
                 send_timeout=self._limits.send_seconds,
             )
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._loaded.encode(text, verbose=False)["input_ids"][0].tolist()
+        return ids
 
     def _cancel(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -134,9 +138,7 @@ class LocalBackend:
                 texts[place] += event
         ordered = [ends[place] for place in range(count)]
         routed = [end.routed for end in ordered]
-        choices: list[tuple[str, FinishReason]] = [
-            (text, end.reason) for text, end in zip(texts, ordered, strict=True)
-        ]
+        choices = [Choice(text, end.reason, end.scores) for text, end in zip(texts, ordered, strict=True)]
         counted = work.usage(sum(end.tokens for end in ordered))
         body = completion(work.request, choices, routed, counted)
         return JSONResponse(body, headers=decision_headers(routed))
@@ -152,14 +154,6 @@ class LocalBackend:
             else:
                 early.append((place, event))
         return _Begun([routed[place] for place in range(len(work.rows))], early)
-
-    async def _events(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
-        try:
-            async for chunk in self._chunks(work, begun):
-                yield {"data": _json(chunk)}
-            yield {"data": DONE}
-        except ApiError as error:
-            yield {"data": error.event}
 
     async def _chunks(self, work: _Work, begun: _Begun) -> AsyncIterator[dict[str, Any]]:
         yield first_chunk(work.request, begun.routed)
@@ -213,6 +207,10 @@ class LocalBackend:
                     self._run_safely([row])
 
     def _run(self, rows: Sequence[Row]) -> None:
+        if rows[0].top_logprobs is not None:
+            for row in rows:
+                self._score(row)
+            return
         model = self._loaded.model
         batch = self._batch_of(rows)
         ends = model.generation_config.eos_token_id
@@ -236,6 +234,21 @@ class LocalBackend:
                 ),
                 logits_processor=LogitsProcessorList([RowSampling(rows, batch["input_ids"].device)]),
             )
+
+    def _score(self, row: Row) -> None:
+        """Answer with the scores of the prompt's tokens; alone, for they are as large as the vocabulary."""
+        if row.is_cancelled:
+            return
+        self._metrics.prompt_tokens.inc(len(row.ids))
+        with self._as_asked(row.target) as record:
+            account = Account([row], self._scope, record, torch.ones(1, len(row.ids), dtype=torch.bool))
+            scores = score(self._loaded, row)
+            account.note_step([True])
+        routed = account.routed(0)
+        self._metrics.count_decision(routed)
+        row.emit(Began(routed))
+        row.emit("".join(scores.tokens))
+        row.emit(Ended("length", row.max_new_tokens, routed, scores.field))
 
     @property
     def _scope(self) -> Any:
@@ -284,16 +297,18 @@ class _Begun:
         self.early = early
 
 
-class _Stream(EventSourceResponse):
-    """A stream of events that frees its rows however it ends, even before its first event."""
-
-    def __init__(self, events: AsyncIterator[dict[str, Any]], freeing: ExitStack, **options: Any) -> None:
-        super().__init__(events, **options)
-        self._freeing = freeing
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._freeing:
-            await super().__call__(scope, receive, send)
+def _rows_of(request: GenerationRequest, prompts: Sequence[Prompt], events: Events) -> list[Row]:
+    form = request.form
+    sampling = Sampling(
+        1.0 if form.temperature is None else form.temperature,
+        1.0 if form.top_p is None else form.top_p,
+        form.seed,
+    )
+    top_logprobs = None if isinstance(form, ChatForm) else form.logprobs
+    return [
+        Row(place, request.target, prompt.ids, prompt.room, form.stops, sampling, events, top_logprobs)
+        for place, prompt in enumerate(prompts)
+    ]
 
 
 def _stop(rows: Iterable[Row]) -> None:
@@ -307,7 +322,3 @@ def _failure(error: Exception) -> ApiError:
         return ApiError(400, error.message)
     _log.error("error: a prompt failed: %s: %s", type(error).__name__, shown(str(error)))
     return ApiError(500, "the model failed on this prompt", code="model_failed")
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

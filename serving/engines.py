@@ -267,7 +267,7 @@ class Engines:
         max_in_flight: requests that one engine is given at a time; further ones are refused.
         key: the engines' key; None without one.
         times: of checks and connections.
-        are_starting: whether they were started just now, so that it is no news that they do not answer yet.
+        are_starting: whether they were started just now, which is why they may not answer yet.
 
     Raises:
         UsageError: a URL is not one of an engine, or there is none.

@@ -1,35 +1,53 @@
-"""The prompts of a request as rows of tokens, checked against the base's context and vocabulary."""
+"""The prompts of a request as tokens, checked against the base's context and vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
 
 from ..runtime.chat_prompt import ChatPrompts
-from ..runtime.loaded_bundle import LoadedBundle
 from ..schemas.errors import UsageError
 from .errors import ApiError
-from .limits import Limits
-from .requests import ChatForm, Form, GenerationRequest
-from .rows import Events, Row, Sampling
+from .requests import ChatForm, Form
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a request.
+
+    Attributes:
+        ids: its tokens.
+        room: how long its answer may be.
+    """
+
+    ids: Sequence[int]
+    room: int
 
 
 class PromptReader:
     """The reader of prompts for one base.
 
     Args:
-        loaded: the bundle on its base.
-        limits: of answers.
+        tokenizer: the base's.
+        encode: returns the tokens of a text.
+        vocabulary: how many tokens the base knows; None if it does not state it.
+        max_new_tokens: the longest answer where a request states none.
     """
 
-    def __init__(self, loaded: LoadedBundle, limits: Limits) -> None:
-        self._loaded = loaded
-        self._limits = limits
-        self._chat = ChatPrompts(loaded.tokenizer)
-        config = loaded.model.config.get_text_config()
-        # A base that keeps a state in place of a cache has no such limit.
-        self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
-        self._vocabulary: int = config.vocab_size
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        encode: Callable[[str], list[int]],
+        vocabulary: int | None,
+        max_new_tokens: int,
+    ) -> None:
+        self._chat = ChatPrompts(tokenizer)
+        self._encode = encode
+        self._vocabulary = vocabulary
+        self._max_new_tokens = max_new_tokens
 
     def start(self) -> None:
         """Start the process that writes conversations, which takes a second."""
@@ -40,24 +58,19 @@ class PromptReader:
         """End that process."""
         self._chat.close()
 
-    def read(self, request: GenerationRequest, events: Events) -> list[Row]:
-        """Return a row for each prompt.
+    def read(self, form: Form, *, context: int | None) -> list[Prompt]:
+        """Return the prompts of a request.
+
+        Args:
+            form: its fields.
+            context: how many tokens the base takes at once; None without a bound.
 
         Raises:
             ApiError: a prompt is empty, too long, or not one of the base's.
         """
-        form = request.form
-        sampling = Sampling(
-            1.0 if form.temperature is None else form.temperature,
-            1.0 if form.top_p is None else form.top_p,
-            form.seed,
-        )
-        return [
-            Row(place, request.target, ids, self._room(form, ids), form.stops, sampling, events)
-            for place, ids in enumerate(self._prompts_of(form))
-        ]
+        return [Prompt(ids, self._room(form, len(ids), context)) for ids in self._ids_of(form)]
 
-    def _prompts_of(self, form: Form) -> Iterator[list[int]]:
+    def _ids_of(self, form: Form) -> Iterator[list[int]]:
         if isinstance(form, ChatForm):
             yield self._check("messages", self._encode(self._write(form)))
             return
@@ -70,29 +83,24 @@ class PromptReader:
         except UsageError as error:
             raise ApiError(400, error.message, param="messages", code="chat_template") from error
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._loaded.encode(text, verbose=False)["input_ids"][0].tolist()
-        return ids
-
     def _check(self, param: str, ids: list[int]) -> list[int]:
         if not ids:
             raise ApiError(400, "the prompt has no tokens", param=param)
-        if max(ids) >= self._vocabulary:
+        if self._vocabulary is not None and max(ids) >= self._vocabulary:
             raise ApiError(
                 400, f"the base has the tokens 0 to {self._vocabulary - 1}, found {max(ids)}", param=param
             )
         return ids
 
-    def _room(self, form: Form, ids: Sequence[int]) -> int:
+    def _room(self, form: Form, tokens: int, context: int | None) -> int:
         """Return how long the answer to a prompt may be."""
-        asked = form.answer_tokens
-        most = self._limits.max_new_tokens
-        room = most if self._context_tokens is None else self._context_tokens - len(ids)
-        if room < (asked or 1):
+        asked, most = form.answer_tokens, self._max_new_tokens
+        room = most if context is None else context - tokens
+        if room < (1 if asked is None else asked):
             answer = f" and the answer may have {asked}" if asked else ""
             raise ApiError(
                 400,
-                f"the base's context is {self._context_tokens} tokens, the prompt has {len(ids)}{answer}",
+                f"the base's context is {context} tokens, the prompt has {tokens}{answer}",
                 param="messages" if isinstance(form, ChatForm) else "prompt",
                 code="context_length_exceeded",
             )

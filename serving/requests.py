@@ -55,8 +55,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "suffix": ("",),
-    "echo": (False,),
 }
+_MAX_LOGPROBS = 5
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 
@@ -152,7 +152,9 @@ class CompletionForm(SamplingForm):
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     )
-    max_tokens: Positive | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    echo: StrictBool | None = None
+    logprobs: Annotated[StrictInt, Field(ge=0, le=_MAX_LOGPROBS)] | None = None
 
     @property
     def answer_tokens(self) -> int:
@@ -223,6 +225,8 @@ def read_request(body: Any, form: type[Form], names: ModelNames, limits: Limits)
     target = names.find(found.model)
     for name in body.keys() - supported.keys() - _IGNORED:
         _refuse_unless_neutral(name, body[name])
+    if isinstance(found, CompletionForm):
+        _check_scoring(found)
     _check_limits(found, limits)
     return GenerationRequest(target, found, body)
 
@@ -263,6 +267,29 @@ def _refuse_unless_neutral(name: str, value: Any) -> None:
 def _is_same(value: Any, other: Any) -> bool:
     # 0 is equal to False, and `logprobs` of 0 still asks for some.
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _check_scoring(form: CompletionForm) -> None:
+    """Pass if the probability of tokens is asked for in the one way that is supported, or not at all.
+
+    Raises:
+        ApiError: it is asked for in another.
+    """
+    if form.echo and form.logprobs is not None and form.answer_tokens <= 1 and not form.stream:
+        if form.temperature == 0:
+            return
+        raise ApiError(400, "`logprobs` with `echo` needs a `temperature` of 0", param="temperature")
+    param = "echo" if form.echo else "logprobs" if form.logprobs is not None else None
+    if param is not None:
+        raise ApiError(
+            400,
+            f"`{param}` is supported to read a prompt alone: `echo` and `logprobs` together, with "
+            "`max_tokens` of 0 or 1, `temperature` 0 and no `stream`",
+            param=param,
+            code="unsupported_field",
+        )
+    if form.answer_tokens == 0:
+        raise ApiError(400, "`max_tokens` is 0, expected at least 1", param="max_tokens")
 
 
 def _check_limits(form: Form, limits: Limits) -> None:

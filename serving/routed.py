@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from ..runtime.chat_prompt import ChatPrompts
 from ..runtime.decider import RequestDecider
 from ..runtime.scopes.decision import Decision
-from ..schemas.errors import UsageError
 from .answers import (
+    Choice,
     FinishReason,
     Routed,
     completion,
@@ -36,7 +35,7 @@ from .errors import ApiError, stopping
 from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames, Target
-from .prompt_tokens import Prompt, PromptTokens
+from .prompts import Prompt, PromptReader
 from .requests import ChatForm, GenerationRequest
 from .streams import AnswerStream
 from .vllm_process import VllmProcess
@@ -124,9 +123,10 @@ class RoutedBackend:
         self._engines = engines
         self._limits = limits
         self._metrics = metrics
-        self._chat = ChatPrompts(decider.tokenizer)
         self._context = decider.context
-        self._prompts = PromptTokens(self._chat, decider.encode, decider.vocabulary, limits.max_new_tokens)
+        self._prompts = PromptReader(
+            decider.tokenizer, decider.encode, decider.vocabulary, limits.max_new_tokens
+        )
         self._decisions = Decisions(decider, limits, metrics)
         self._processes = tuple(processes)
         self._is_closed = False
@@ -143,8 +143,7 @@ class RoutedBackend:
             await self._engines.start()
             for process in self._processes:
                 await process.until(self._engines.at(process.url).found)
-            with suppress(UsageError):
-                await asyncio.to_thread(self._chat.write, [{"role": "user", "content": ""}])
+            await asyncio.to_thread(self._prompts.start)
         except BaseException:
             await self.close()
             raise
@@ -154,7 +153,7 @@ class RoutedBackend:
         self._is_closed = True
         await self._engines.close()
         await asyncio.gather(*(process.close() for process in self._processes))
-        await asyncio.to_thread(self._chat.close)
+        await asyncio.to_thread(self._prompts.close)
 
     def health(self) -> Health:
         """Return the engines, and whether there is one that answers."""
@@ -200,7 +199,7 @@ class RoutedBackend:
         ]
 
     async def _answer(self, asked: _Asked) -> Response:
-        choices: dict[int, tuple[str, FinishReason]] = {}
+        choices: dict[int, Choice] = {}
         prompt_tokens = answer_tokens = 0
         parts = asked.parts
         answers = await _all(
@@ -208,7 +207,8 @@ class RoutedBackend:
         )
         for part, answer in zip(parts, answers, strict=True):
             for place, choice in _choices_in(part, answer):
-                choices[place] = (_text_of(choice), choice.get("finish_reason") or "stop")
+                reason = _reason_of(choice) or "stop"
+                choices[place] = Choice(_text_of(choice), reason, choice.get("logprobs"))
             counted = _Counted.in_answer(answer)
             prompt_tokens += counted.prompt
             answer_tokens += counted.answer
@@ -231,13 +231,12 @@ class RoutedBackend:
         )
         self._metrics.first_token_seconds.observe(time.monotonic() - began)
 
-        async def free() -> None:
-            for stream in streams:
-                await stream.close()
-
+        freeing = AsyncExitStack()
+        for stream in streams:
+            freeing.push_async_callback(stream.close)
         return AnswerStream(
             self._chunks(asked, list(zip(parts, streams, strict=True))),
-            free,
+            freeing,
             headers=decision_headers(asked.routed),
             send_timeout=self._limits.send_seconds,
         )
@@ -253,7 +252,7 @@ class RoutedBackend:
                     for place, choice in _choices_in(part, piece):
                         if text := _text_of(choice):
                             yield text_chunk(asked.request, place, text)
-                        if reason := choice.get("finish_reason"):
+                        if reason := _reason_of(choice):
                             yield last_chunk(asked.request, place, reason)
                     counted = _Counted.in_answer(piece)
                     prompt_tokens += counted.prompt
@@ -322,6 +321,12 @@ def _text_of(choice: dict[str, Any]) -> str:
     said = choice.get("message") or choice.get("delta")
     text = said.get("content") if isinstance(said, dict) else choice.get("text")
     return text if isinstance(text, str) else ""
+
+
+def _reason_of(choice: dict[str, Any]) -> FinishReason | None:
+    """Return why an answer ended, in the words of this interface; None while it goes on."""
+    found = choice.get("finish_reason")
+    return None if found is None else "length" if found == "length" else "stop"
 
 
 async def _all(attempts: Any) -> list[Any]:

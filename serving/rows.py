@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from .answers import FinishReason, Routed
 from .errors import ApiError
@@ -26,6 +27,7 @@ class Ended:
     reason: FinishReason
     tokens: int
     routed: Routed
+    scores: Mapping[str, Any] | None = None
 
 
 Event = Began | str | Ended | ApiError
@@ -77,6 +79,8 @@ class Row:
         stops: texts that end it.
         sampling: how its tokens are chosen.
         events: those of its request.
+        top_logprobs: how many of the likeliest tokens are stated at each place of the prompt, whose
+            probability is asked for; None if its answer is.
         has_begun: whether it has its first token.
         is_cancelled: whether an answer is no longer wanted; set from any thread, and never taken back.
     """
@@ -88,8 +92,13 @@ class Row:
     stops: tuple[str, ...]
     sampling: Sampling
     events: Events
+    top_logprobs: int | None = None
     has_begun: bool = False
     is_cancelled: bool = False
+
+    def goes_with(self, other: Row) -> bool:
+        """Return whether both can be in one batch."""
+        return self.target == other.target and (self.top_logprobs is None) == (other.top_logprobs is None)
 
     def emit(self, event: Event) -> None:
         """Pass on what happened."""

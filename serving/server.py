@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 from types import FrameType
 from typing import Any
@@ -56,9 +57,11 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        # The socket's own text repeats the address.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
         raise SourceUnreadable(
-            f"cannot listen on `{host}` port {port}: {reason}", hint="choose another with `--port`"
+            f"cannot listen on `{host}` port {port}: {reason.lower()}", hint="choose another with `--port`"
         ) from error
 
 

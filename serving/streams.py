@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from sse_starlette import EventSourceResponse
@@ -18,22 +19,20 @@ class AnswerStream(EventSourceResponse):
 
     Args:
         chunks: of the answer.
-        free: is called once it has ended, even if it ended before its first chunk.
+        freeing: is closed once it has ended, even if it ended before its first chunk.
         options: of the response.
     """
 
     def __init__(
-        self, chunks: AsyncIterator[dict[str, Any]], free: Callable[[], Awaitable[None]], **options: Any
+        self, chunks: AsyncIterator[dict[str, Any]], freeing: AsyncExitStack, **options: Any
     ) -> None:
         super().__init__(_events(chunks), sep="\n", **options)
-        self._free = free
+        self._freeing = freeing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        try:
+        async with self._freeing:
             await super().__call__(scope, receive, send)
-        finally:
-            await self._free()
 
 
 async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, str]]:

@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent: str, program: str, *arguments: str) -> None:
-    """Become the program."""
+    """Replace this process by the program, unless its parent is gone already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == int(parent):

@@ -22,13 +22,12 @@ from pathlib import Path
 
 from ..bundle import Bundle
 from ..fuser.extraction import extract_member
+from ..inspection.vllm import ALLOWED_RANKS
 from ..schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER
 from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from .names import BASE
 
 PROGRAM_VARIABLE = "METEORA_VLLM"
-# vLLM's choices for `--max-lora-rank`; adapters of a lower rank take the memory of this one.
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Members that one batch may mix: each takes memory on the GPU, and more wait on the CPU.
 _MAX_MIXED = 8
 _TIED_PROGRAM = Path(__file__).with_name("tied_program.py")
@@ -80,7 +79,7 @@ def member_folders(bundle: Bundle, scratch: Path) -> dict[str, Path]:
 
 
 def largest_rank(bundle: Bundle) -> int:
-    """Return the least `--max-lora-rank` of vLLM that every member fits in.
+    """Return the least `--max-lora-rank` of vLLM that every member fits in, and whose memory each takes.
 
     Raises:
         BundleRefused: a member's rank is larger than any.
@@ -90,10 +89,10 @@ def largest_rank(bundle: Bundle) -> int:
         for place, name in enumerate(bundle.config.names)
     }
     name = max(ranks, key=lambda each: ranks[each])
-    found = next((rank for rank in _RANKS if rank >= ranks[name]), None)
+    found = next((rank for rank in ALLOWED_RANKS if rank >= ranks[name]), None)
     if found is None:
         raise BundleRefused(
-            f"the member `{name}` has rank {ranks[name]}, and vLLM takes at most {_RANKS[-1]}",
+            f"the member `{name}` has rank {ranks[name]}, and vLLM takes at most {ALLOWED_RANKS[-1]}",
             hint="serve without `--engine`, or fuse the bundle without that member",
         )
     return found

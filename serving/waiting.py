@@ -77,7 +77,7 @@ class WaitingRows:
         batch: list[Row] = []
         longest = 0
         for row in self._rows:
-            if batch and row.target != batch[0].target:
+            if batch and not row.goes_with(batch[0]):
                 continue
             widest = max(longest, len(row.ids))
             if batch and widest * (len(batch) + 1) > self._limits.max_batch_tokens:

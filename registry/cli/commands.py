@@ -47,6 +47,8 @@ _GATES = {
     "trace": Listed("Show which member each token of a prompt and its answer took", ".trace"),
 }
 _ANSWERS = {
+    "generate": Listed("Answer one prompt with a bundle", ".generate"),
+    "chat": Listed("Hold a conversation with a bundle, and see who answers", ".chat"),
     "serve": Listed("Answer requests over HTTP, in the form of OpenAI's interface", ".serve"),
 }
 _CATALOG = {

@@ -21,16 +21,27 @@ if TYPE_CHECKING:
 
 # Control, format (which reorders or hides text), surrogate, private use, and line separators.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# The last two join characters or keep them apart, in Persian, Indic scripts and emoji.
+_OF_ANSWERS = "\n\t\u200c\u200d"
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
 def escape(text: str) -> str:
     r"""Return text on one line, each character that a terminal would act on as ``\x1b``, URLs masked."""
+    return _escape(mask_urls(text), "")
+
+
+def escape_answer(text: str) -> str:
+    r"""Return a model's text as ``escape`` does, but with its lines, tabs and joined characters."""
+    return _escape(text, _OF_ANSWERS)
+
+
+def _escape(text: str, kept: str) -> str:
     return "".join(
         character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in _UNPRINTABLE
+        if unicodedata.category(character) in _UNPRINTABLE and character not in kept
         else character
-        for character in mask_urls(text)
+        for character in text
     )
 
 

@@ -115,13 +115,23 @@ base_option = click.option(
     "--base",
     type=BaseName(),
     metavar="ORG/MODEL|FOLDER",
-    help="The base model that the bundle was fused for, with weights and tokenizer.",
+    help="The base model, with weights and tokenizer. Default: the one that the bundle was fused for.",
 )
 base_folder_option = click.option(
     "--base-folder",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="Where the base's files are, apart from what it is called.",
+)
+system_option = click.option(
+    "--system", metavar="TEXT", help="A system prompt, for a base whose chat template takes one."
+)
+max_tokens_option = click.option(
+    "--max-tokens",
+    type=click.IntRange(1, MAX_COUNT),
+    default=512,
+    show_default=True,
+    help="The longest answer, in tokens; it also ends where the base's context does.",
 )
 _signer_options = (
     click.option(

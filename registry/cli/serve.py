@@ -149,7 +149,8 @@ def command(
     from ...serving.server import Server, address_of, check_host, listen
     from ..workflows.engine_backend import EngineChoice
 
-    choice = EngineChoice(engine_urls, engine is not None, engine_args, engine_log)
+    engine_key = os.environ.get(ENGINE_KEY_VARIABLE) or None
+    choice = EngineChoice(engine_urls, engine is not None, engine_args, engine_log, engine_key)
     choice.check()
     key = _read_key(api_key_file)
     check_host(host, has_key=key is not None)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from ...schemas.errors import UsageError
 from ..dependencies import require_torch
 from ..face import Registry
 from ..workflows.base_place import choose_base_to_run
@@ -23,9 +21,7 @@ from .parameters import (
     format_option,
     pass_registry,
 )
-
-_STDIN = "-"
-_MAX_PROMPT_BYTES = 1 << 20
+from .prompts import read_prompt
 
 
 @click.command(
@@ -78,7 +74,7 @@ def command(
     from ..workflows.inference import trace, write_page
     from .trace_text import print_trace
 
-    text = _read_stdin() if prompt == _STDIN else _check_text(prompt)
+    text = read_prompt(prompt)
     folder = find_bundle_folder(registry, bundle)
     source = choose_base_to_run(registry, folder, base, base_folder)
     found = trace(folder, source, text, max_new_tokens=max_new_tokens, page=html)
@@ -91,20 +87,3 @@ def command(
         print_trace(found)
     if not found.gate_fitted:
         print_gate_remark()
-
-
-def _check_text(prompt: str) -> str:
-    # Python keeps an argument's bytes that are not text, and no tokenizer takes them.
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise UsageError("the prompt is not UTF-8")
-    return prompt
-
-
-def _read_stdin() -> str:
-    data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
-    if len(data) > _MAX_PROMPT_BYTES:
-        raise UsageError(f"the prompt on stdin has more than {_MAX_PROMPT_BYTES} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError("the prompt on stdin is not UTF-8") from error

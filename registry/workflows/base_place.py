@@ -86,23 +86,34 @@ def choose_base_to_run(
 ) -> str:
     """Return the folder or the name that the base of a bundle is loaded from.
 
-    A base whose name is not the one that the bundle was fused for is used with a warning.
+    It is the one that the bundle was fused for unless another is given. One whose name is another is used
+    with a warning.
 
     Raises:
-        UsageError: neither is given, or they contradict each other.
+        UsageError: they contradict each other, or neither is given and the bundle does not name one.
         SourceUnreadable, InvalidDocument, BundleRefused: the bundle's config or the folder cannot be read.
     """
     place = place_base(base, folder)
     source = base if folder is None else folder
-    if source is None:
-        raise UsageError(
-            "no base model was named",
-            hint="name it with `--base ORG/MODEL`, or its folder with `--base-folder`",
-        )
     fused_for = Bundle.open(bundle).config.base_model_name_or_path
+    if source is None:
+        return _recorded_base(fused_for)
     if is_other_base(place.name, fused_for):
         workspace.warn(f"the bundle was fused for `{fused_for}` and is used with `{place.name}`")
     return os.fspath(source)
+
+
+def _recorded_base(fused_for: str | None) -> str:
+    """Return the base that a bundle names, if it can be loaded by that name."""
+    hint = "name it with `--base ORG/MODEL`, or its folder with `--base-folder`"
+    if fused_for is None:
+        raise UsageError("no base model was named, and the bundle does not name one", hint=hint)
+    check_base(fused_for)
+    if is_local_path(fused_for) and not Path(fused_for).exists():
+        raise SourceUnreadable(
+            f"the bundle was fused for the base in `{fused_for}`, which does not exist here", hint=hint
+        )
+    return fused_for
 
 
 def find_cached(name: str, revision: str | None = None) -> Path | None:

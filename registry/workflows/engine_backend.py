@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,18 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...bundle import Bundle
-from ...files.scratch import Purpose, temporary_folder
+from ...files.scratch import Purpose as ScratchPurpose
+from ...files.scratch import temporary_folder
 from ...runtime import GateNotFittedWarning
 from ...runtime.decider import open_decider
-from ...schemas.errors import UsageError
+from ...schemas.errors import BundleRefused, UsageError
+from ...schemas.report import Purpose
 from ...serving.engines import Engines, EngineTimes
 from ...serving.limits import Limits
 from ...serving.metrics import Metrics
 from ...serving.names import ModelNames
 from ...serving.routed import RoutedBackend
 from ...serving.vllm_process import VllmPlan, VllmProcess, find_program, largest_rank, member_folders
-from ..secrets import ENGINE_KEY_VARIABLE
 from .inference import draw_progress_for_people
+from .validation import ValidateOptions, validate
 
 _LOG_FILE = "vllm.log"
 # An engine that is starting is to be found soon after it is up.
@@ -38,12 +39,14 @@ class EngineChoice:
         starts_vllm: whether one is to be started.
         arguments: of the one that is started, as a shell would split them.
         log: where its output goes; None for a file that is deleted at the end.
+        key: of the engines that run already; None without one.
     """
 
     urls: Sequence[str] = ()
     starts_vllm: bool = False
     arguments: str | None = None
     log: Path | None = None
+    key: str | None = None
 
     def check(self) -> None:
         """Pass if the parts go together.
@@ -100,28 +103,37 @@ def engine_backend(
     """
     program = find_program() if choice.starts_vllm else None
     draw_progress_for_people()
-    with temporary_folder(Purpose.SERVE) as scratch:
+    with temporary_folder(ScratchPurpose.SERVE) as scratch:
         with warnings.catch_warnings():
             # The command prints it.
             warnings.simplefilter("ignore", GateNotFittedWarning)
             decider = open_decider(folder, base)
         processes: list[VllmProcess] = []
         if program is not None:
-            bundle = Bundle.open(folder)
-            plan = VllmPlan(
-                program,
-                base,
-                member_folders(bundle, scratch),
-                largest_rank(bundle),
-                choice.split_arguments(),
-            )
+            plan = _plan(program, Bundle.open(folder), base, scratch, choice)
             processes = [VllmProcess(plan, choice.log or scratch / _LOG_FILE)]
         engines = Engines(
             [*choice.urls, *(process.url for process in processes)],
             decider.members,
             max_in_flight=limits.max_waiting,
-            key=processes[0].key if processes else os.environ.get(ENGINE_KEY_VARIABLE) or None,
+            key=processes[0].key if processes else choice.key,
             times=_WHILE_STARTING if processes else None,
             are_starting=bool(processes),
         )
         yield RoutedBackend(decider, names, engines, limits, metrics, processes=processes)
+
+
+def _plan(program: Path, bundle: Bundle, base: str, scratch: Path, choice: EngineChoice) -> VllmPlan:
+    members, rank = member_folders(bundle, scratch), largest_rank(bundle)
+    options = ValidateOptions(purpose=Purpose.VLLM, base=base, max_lora_rank=rank)
+    # vLLM itself reports it only after it has loaded the base.
+    for name, folder in members.items():
+        report = validate([folder], options)
+        refusals = [each for each in report.adapters[0].findings if report.counts_against(each)]
+        if refusals:
+            raise BundleRefused(
+                f"vLLM does not serve the member `{name}`: {refusals[0].describe()}",
+                hint="see all of it with `meteora-registry validate --for vllm`; serve without `--engine`, "
+                "or fuse the bundle without that member",
+            )
+    return VllmPlan(program, base, members, rank, choice.split_arguments())

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from ...schemas.evaluation import Cost
-from ..loaded_bundle import LoadedBundle, generate_ids
+from ..loaded_bundle import LoadedBundle, end_tokens, generate_ids
 from .tally import ReadTokens
 
 
@@ -58,7 +58,8 @@ def generate_answers(
         )
     written = ids[:, prompt_tokens:]
     texts = _decode(tokenizer, written)
-    is_answer = _before_end(written, _ends_of(loaded))
+    ends = torch.tensor(sorted(end_tokens(loaded.model.generation_config)), dtype=torch.int64)
+    is_answer = _before_end(written, ends)
     if stop is not None:
         for row, text in enumerate(texts):
             if stop in text:
@@ -81,12 +82,6 @@ def _before_end(written: Tensor, ends: Tensor) -> Tensor:
     """Return the tokens of each answer before the one that ends it, bool ``[B, N]``."""
     is_end = torch.isin(written, ends.to(written.device))
     return is_end.long().cumsum(dim=1) == 0
-
-
-def _ends_of(loaded: LoadedBundle) -> Tensor:
-    found = loaded.model.generation_config.eos_token_id
-    ends = found if isinstance(found, list) else [] if found is None else [found]
-    return torch.tensor(ends, dtype=torch.int64)
 
 
 def _tokens_until(stop: str, ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> int:

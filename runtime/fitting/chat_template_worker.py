@@ -23,6 +23,8 @@ def main() -> None:
     first = json.loads(sys.stdin.readline())
     _limit_memory(first["max_memory_bytes"])
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    # Ctrl-C in a terminal reaches this process too, and means what its parent does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     left = first["max_seconds"]
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, left)

@@ -41,6 +41,8 @@ class Decision:
             others.
         confidence: the geometric mean posterior, over modules and tokens, of the most likely member. With
             request gates, the share of the members' own prompts that are less like them.
+        evidence: how likely each member is by what its gates read, in the bundle's order; they sum to 1. With
+            request gates, what is missing to 1 is that of prompts that no member was made for.
     """
 
     sequence: int
@@ -49,6 +51,7 @@ class Decision:
     members: tuple[str, ...]
     weights: tuple[float, ...]
     confidence: float
+    evidence: tuple[float, ...] = ()
 
 
 class RequestDecision(Protocol):

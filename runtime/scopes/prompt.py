@@ -39,12 +39,15 @@ class PromptDecision:
         routings: one for each request; the weights are 0 if it is left to the base.
         confidence: float32 [B], the geometric mean posterior of the most likely member. With request gates,
             the share of the members' own prompts that are less like them.
+        evidence: float32 [B, L], how likely each member is by the mean log posteriors; the classes of a
+            request gate that are not members have the rest of 1.
         prompt_tokens: int64 [B], the index of the answer's first token.
     """
 
     rule: RoutingRule
     routings: tuple[FixedRouting, ...]
     confidence: Tensor
+    evidence: Tensor
     prompt_tokens: Tensor
 
     @classmethod
@@ -57,13 +60,14 @@ class PromptDecision:
         logits = mean_over(log_posterior, counted)
         request = rule.by_request_gates
         if request is None:
-            confidence = logits.amax(dim=-1).exp()
+            confidence, evidence = logits.amax(dim=-1).exp(), logits.softmax(dim=-1)
         else:
-            confidence, logits = request.confidence(logits), logits[:, : request.members]
+            confidence, evidence = request.confidence(logits), request.evidence(logits)
+            logits = logits[:, : request.members]
         places = torch.arange(1, stretch.prompt.shape[1] + 1, device=stretch.prompt.device)
         prompt_tokens = (places * stretch.prompt).amax(dim=1)
         routings = fixed_routings(rule.route(logits, confidence))
-        return cls(rule, routings, confidence, prompt_tokens)
+        return cls(rule, routings, confidence, evidence, prompt_tokens)
 
     @property
     def sequences(self) -> int:
@@ -77,6 +81,7 @@ class PromptDecision:
             self,
             routings=tuple(self.routings[row] for row in rows.tolist()),
             confidence=self.confidence[rows],
+            evidence=self.evidence[rows],
             prompt_tokens=self.prompt_tokens[rows.to(self.prompt_tokens.device)],
         )
 
@@ -122,8 +127,11 @@ class PromptDecision:
                 members=() if abstained[row] else tuple(members[index] for index in routings[row].adapters),
                 weights=() if abstained[row] else routings[row].weights,
                 confidence=confidence,
+                evidence=tuple(evidence),
             )
-            for row, confidence in enumerate(self.confidence.tolist())
+            for row, (confidence, evidence) in enumerate(
+                zip(self.confidence.tolist(), self.evidence.tolist(), strict=True)
+            )
         )
 
     @property

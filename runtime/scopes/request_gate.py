@@ -150,6 +150,13 @@ class RequestRule:
         ratio = own.amax(dim=-1) - background.logsumexp(dim=-1)
         return (evidence[..., -1] - self.centre) / self.spread + logsigmoid(ratio)
 
+    def evidence(self, evidence: Tensor) -> Tensor:
+        """Return how likely each member is, by requests' mean evidence [B, L + C + 1], float32 [B, L].
+
+        The background classes have the rest of 1.
+        """
+        return evidence[..., :-1].softmax(dim=-1)[..., : self.members]
+
     def confidence(self, evidence: Tensor) -> Tensor:
         """Return the confidence of decisions: the share of own prompts whose score is lower, float32 [B].
 

@@ -143,6 +143,7 @@ class SegmentDecision:
         self, members: tuple[str, ...], row: int, start: int, end: int, winner: int, confidence: float
     ) -> Decision:
         is_sure = self.rule.is_sure(confidence)
+        evidence = self.log_posterior[row, start:end].mean(dim=0).softmax(dim=-1)
         return Decision(
             sequence=row,
             start=start,
@@ -150,6 +151,7 @@ class SegmentDecision:
             members=(members[winner],) if is_sure else (),
             weights=(1.0,) if is_sure else (),
             confidence=confidence,
+            evidence=tuple(evidence.tolist()),
         )
 
     @property

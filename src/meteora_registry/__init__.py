@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .registry.workflows.store_upkeep import Removed
     from .runtime import (
         Answer,
+        AnswerStream,
         Decision,
         GateNotFittedWarning,
         LoadedBundle,
@@ -99,6 +100,7 @@ _MODULES = {
     "Addition": "registry.workflows.additions",
     "AlreadyInCatalog": "schemas.errors",
     "Answer": "runtime",
+    "AnswerStream": "runtime",
     "Bundle": "bundle",
     "BundleDifference": "schemas.difference",
     "BundleRefused": "schemas.errors",
@@ -177,6 +179,7 @@ __all__ = [
     "Addition",
     "AlreadyInCatalog",
     "Answer",
+    "AnswerStream",
     "Bundle",
     "BundleDifference",
     "BundleRefused",

@@ -13,10 +13,7 @@ import pytest
 from support import warm
 from support.models import make_adapter, tiny_llama
 from support.pages import examples_of
-from support.postgres import migrated_url, postgres_catalog_url, postgres_server
 from support.program import PROGRAM
-
-__all__ = ["migrated_url", "postgres_catalog_url", "postgres_server"]
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

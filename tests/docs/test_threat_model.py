@@ -18,6 +18,7 @@ PARTIES = {
     "A mirror, or a Hub that was taken over",
     "A writer of the catalog or of the store",
     "The author of a pull request",
+    "A client of the server",
 }
 _NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 

@@ -130,6 +130,13 @@ def test_request_gates_are_a_small_part_of_the_bundle(fitted: Path) -> None:
     assert 0 < own <= 0.05 * sum(sizes.values())
 
 
+def test_evidence_is_each_members_and_what_is_missing_no_members(loaded: LoadedBundle) -> None:
+    own, foreign = decide(loaded, [OWN, FOREIGN])
+    assert len(own.evidence) == len(loaded.config.names)
+    assert loaded.config.names[own.evidence.index(max(own.evidence))] == own.members[0]
+    assert sum(foreign.evidence) < 0.5 < sum(own.evidence) <= 1 + 1e-6
+
+
 def test_a_foreign_prompt_gets_the_answer_of_the_base(loaded: LoadedBundle) -> None:
     (decision,) = decide(loaded, [FOREIGN])
     assert decision.members == ()

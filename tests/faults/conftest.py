@@ -9,10 +9,7 @@ import pytest
 
 from support.faults_calls import why_unavailable
 from support.faults_scenes import SCENES, Scene, Stage, run_in_this_process
-from support.pgbouncer import pgbouncer_server, pgbouncer_url
-from support.postgres import postgres_server, postgres_url
 
-__all__ = ["pgbouncer_server", "pgbouncer_url", "postgres_server", "postgres_url"]
 # A process that dies takes nothing with it that it had handed to the kernel, whatever the disk is made of.
 MEMORY = "/dev/shm"
 

@@ -27,10 +27,7 @@ from meteora_registry.runtime.base_modules import read_base, resolve_paths
 from meteora_registry.schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER, WEIGHTS_FILE
 from meteora_registry.schemas.verification import Level, Outcome
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
-from support.postgres import postgres_server, postgres_url
 from support.program import Run
-
-__all__ = ["postgres_server", "postgres_url"]
 
 HERE = Path(__file__).parent
 # Another processor rounds otherwise: whole models in float32 differ by up to 1.4e-5.

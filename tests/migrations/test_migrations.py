@@ -22,9 +22,6 @@ from meteora_registry.registry.catalog.revisions import HEAD_REVISION
 from meteora_registry.registry.catalog.search_index import rebuild_index
 from meteora_registry.schemas.errors import CatalogUnusable
 from support import first_catalog
-from support.postgres import postgres_server, postgres_url
-
-__all__ = ["postgres_server", "postgres_url"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -10,18 +10,7 @@ from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.home import CATALOG_VARIABLE, HOME_VARIABLE, Home
-from support.pgbouncer import pgbouncer_server, pgbouncer_url
-from support.postgres import migrated_url, postgres_catalog_url, postgres_server, postgres_url
 from support.small_adapters import make_adapter
-
-__all__ = [
-    "migrated_url",
-    "pgbouncer_server",
-    "pgbouncer_url",
-    "postgres_catalog_url",
-    "postgres_server",
-    "postgres_url",
-]
 
 
 @pytest.fixture

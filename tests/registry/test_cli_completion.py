@@ -11,6 +11,7 @@ import pytest
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
+from support import warm
 from support.catalogued import new_adapter
 from support.program import PROGRAM
 
@@ -32,7 +33,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def complete(script: Path, *words: str, shown: str = "${COMPREPLY[@]}", **environment: str) -> list[str]:
+def complete(script: Path, *words: str, shown: str = "${COMPREPLY[@]}") -> list[str]:
     """Return what bash completes the last word to, or what it is asked to complete by itself, ``$ASKED``."""
     line = " ".join(words)
     program = f"""
@@ -43,44 +44,57 @@ def complete(script: Path, *words: str, shown: str = "${COMPREPLY[@]}", **enviro
         _meteora_registry_completion meteora-registry
         printf '%s\\n' "{shown}"
     """
-    done = subprocess.run(
-        ["bash", "-c", program], env=os.environ | environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+    return done.stdout.split()
+
+
+def answer(*words: str, **environment: str) -> list[str]:
+    """Return the kind of each word and the word, as the program answers a shell."""
+    asked = {
+        "_METEORA_REGISTRY_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = warm.run([PROGRAM], env=os.environ | asked | environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("meteora-registry", "fu"), ["fuse"]),
-        (("meteora-registry", "show", "leg"), ["legal", "legal-de"]),
-        (("meteora-registry", "fuse", "medical", "legal-"), ["legal-de"]),
-        (("meteora-registry", "verify", "med"), ["medical"]),
-        (("meteora-registry", "diff", "leg"), ["legal", "legal-de"]),
-        (("meteora-registry", "diff", "medical", "legal-"), ["legal-de"]),
-        (("meteora-registry", "show", "x"), []),
+        (("fu",), ["fuse"]),
+        (("show", "leg"), ["legal", "legal-de"]),
+        (("fuse", "medical", "legal-"), ["legal-de"]),
+        (("verify", "med"), ["medical"]),
+        (("diff", "leg"), ["legal", "legal-de"]),
+        (("diff", "medical", "legal-"), ["legal-de"]),
+        (("show", "x"), []),
     ],
     ids=["command", "name", "second name", "name or folder", "first of two", "second of two", "nothing"],
 )
-def test_bash_completes_commands_and_names(
-    names: tuple[str, ...], script: Path, words: tuple[str, ...], expected: list[str]
+def test_commands_and_names_are_completed(
+    names: tuple[str, ...], words: tuple[str, ...], expected: list[str]
 ) -> None:
-    assert complete(script, *words) == expected
+    assert answer("meteora-registry", *words) == [f"plain,{word}" for word in expected]
 
 
 @pytest.mark.parametrize("command", ["add", "diff", "verify"])
-def test_bash_completes_folders_where_a_folder_may_be_named(home: Home, script: Path, command: str) -> None:
-    assert complete(script, "meteora-registry", command, "check", shown="$ASKED") == ["dirnames"]
+def test_folder_is_asked_for_where_one_may_be_named(home: Home, command: str) -> None:
+    assert answer("meteora-registry", command, "check") == ["dir,check"]
 
 
-def test_completion_makes_no_catalog_and_reports_nothing(home: Home, script: Path, tmp_path: Path) -> None:
-    assert complete(script, "meteora-registry", "show", "x", METEORA_HOME=str(tmp_path / "none")) == []
+def test_bash_takes_what_it_is_answered(names: tuple[str, ...], script: Path) -> None:
+    assert complete(script, "meteora-registry", "fuse", "medical", "leg") == ["legal", "legal-de"]
+    assert complete(script, "meteora-registry", "add", "check", shown="$ASKED") == ["dirnames"]
+
+
+def test_completion_makes_no_catalog_and_reports_nothing(home: Home, tmp_path: Path) -> None:
+    asked = ("meteora-registry", "show", "x")
+    assert answer(*asked, METEORA_HOME=str(tmp_path / "none")) == []
     assert not (tmp_path / "none").exists()
-    assert (
-        complete(script, "meteora-registry", "show", "x", METEORA_CATALOG="postgresql://127.0.0.1:1/none")
-        == []
-    )
+    assert answer(*asked, METEORA_CATALOG="postgresql://127.0.0.1:1/none") == []
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

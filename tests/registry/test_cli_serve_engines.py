@@ -20,9 +20,9 @@ from meteora_registry.fuser.refit import refit_bundle
 from support.engines import fake_engines
 from support.fake_vllm import make_program
 from support.members import draw_gates, fuse, read_members
-from support.models import make_adapter, tiny_llama
+from support.models import make_adapter, save_base, tiny_gpt2, tiny_llama
 from support.program import PROGRAM, Run
-from support.task_data import TEMPLATE, save_text_base
+from support.task_data import TEMPLATE, save_text_base, tiny_tokenizer
 
 MEMBERS = ("legal", "medical")
 
@@ -146,3 +146,23 @@ def test_bundle_that_decides_by_token_has_no_engines(place: Path, run: Run) -> N
     found = refused(run, place / "fused", place / "base", "--engine-url", url, code=1)
     assert "the bundle's scope is `token`, expected `prompt`" in found
     assert "gate fit --scope prompt" in found
+
+
+def test_member_that_vllm_does_not_serve_is_named_before_vllm_is_started(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = {
+        name: make_adapter(
+            tiny_gpt2, tmp_path / name, seed=seed, r=4, target_modules=["c_attn"], fan_in_fan_out=True
+        )
+        for seed, name in enumerate(MEMBERS)
+    }
+    base = save_base(tiny_gpt2(), tmp_path / "base")
+    tiny_tokenizer().save_pretrained(base)
+    fused = Bundle.open(fuse(read_members(adapters), tmp_path / "fused", gate="normal"))
+    (tmp_path / "routed").mkdir()
+    refit_bundle(fused, draw_gates(fused, {}, scope="prompt"), tmp_path / "routed")
+    monkeypatch.setenv("METEORA_VLLM", "/bin/false")
+    found = refused(run, tmp_path / "routed", base, "--engine", "vllm", code=1)
+    assert "vLLM does not serve the member `legal`: MR8" in found
+    assert "GPT2LMHeadModel" in found

@@ -31,9 +31,6 @@ from meteora_registry.schemas.names import CatalogSource
 from support.catalogued import new_adapter, new_bundle, some_inventory
 from support.examples import TIMES, examples
 from support.first_catalog import read
-from support.postgres import postgres_server
-
-__all__ = ["postgres_server"]
 
 LLAMA, MISTRAL = "meta-llama/Llama-2-7b-hf", "mistralai/Mistral-7B-v0.1"
 DAY = timedelta(days=1)

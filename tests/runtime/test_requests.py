@@ -209,6 +209,7 @@ def test_confidence_is_the_geometric_mean_posterior(bundles: dict[str, Path]) ->
         mean = base_evidence(tiny_llama(), bundle, prompt).mean(dim=0)
         assert decision.confidence == pytest.approx(mean.max().exp().item(), rel=1e-5)
         assert decision.members[0] == bundle.members[int(mean.argmax())]
+        assert decision.evidence == pytest.approx(mean.softmax(dim=-1).tolist(), rel=1e-4)
         assert (decision.start, decision.end) == (0, 9 + 5)
 
 

@@ -1,4 +1,4 @@
-"""What a request asks for holds for its own prompt alone: sampling, stop texts, and who answers it."""
+"""Answers as each request asks for them: drawn or not, up to a stop text, and with who gave them."""
 
 from __future__ import annotations
 

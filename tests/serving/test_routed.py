@@ -218,6 +218,16 @@ def test_fields_of_a_request_reach_the_engine_and_what_is_not_stated_is_the_inte
     ]
 
 
+def test_probabilities_of_a_prompt_are_asked_of_the_engine(
+    decider: RequestDecider, served: Serving, engines: list[FakeEngine]
+) -> None:
+    asked = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+    found = httpx2.post(f"{served.url}/v1/completions", json={"model": NAME, "prompt": "w1 w2"} | asked)
+    ids = decider.encode("w1 w2")
+    assert found.json()["choices"][0]["logprobs"] == {"tokens": [str(each) for each in ids]}
+    assert {name: engines[0].bodies[0][name] for name in asked} == asked
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [

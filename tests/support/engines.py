@@ -1,4 +1,4 @@
-"""An engine of OpenAI's interface on loopback, which does to a request what its prompt says."""
+"""An engine of OpenAI's interface on loopback, which treats a request by its prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 class FakeEngine:
     """One engine; `kill` ends it as the system ends a process.
 
-    Prompts: `hold` is answered when the engine is told to go on, `hold-stream` only to its first word before;
+    Prompts: `hold` is answered once the engine is let go on, `hold-stream` only to its first word before;
     `break` ends the connection before the answer, `break-stream` after the first word; `fail` is answered
     with 500, `refuse` with 400, `full` with 429, `garbage` with no JSON; any other prompt with itself.
     """
@@ -192,7 +192,8 @@ def _choice(
     said: dict[str, Any] = {"text": text}
     if "messages" in body:
         said = {"delta" if is_chunk else "message": {"role": "assistant", "content": text}}
-    return {"index": place, "finish_reason": reason, **said}
+    scores = {"tokens": text.split()} if body.get("echo") else None
+    return {"index": place, "finish_reason": reason, "logprobs": scores, **said}
 
 
 def _event(body: dict[str, Any], choices: list[dict[str, Any]], **more: Any) -> str:

@@ -87,7 +87,7 @@ class Machine:
             "TMPDIR": str(self.scratch),
             "NO_PROXY": "127.0.0.1",
             # Of the pauses before a question is asked again, how much is waited for.
-            "TEST_PAUSES": "0.1",
+            "TEST_PAUSES": "0.01",
             **changes,
         }
         self._commands: Connection | None = None

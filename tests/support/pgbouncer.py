@@ -11,10 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 
-from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url
 from support.patience import PATIENCE_SECONDS
 
 _PORT = 6432
@@ -40,6 +37,8 @@ def pgbouncer_server(postgres_server: str) -> Iterator[str]:
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
     if program is None:
         pytest.skip("pgbouncer is not installed (apt-get install pgbouncer)")
+    from sqlalchemy.engine import make_url
+
     server = make_url(postgres_server)
     # The path of a socket must be short, and the pooler refuses to run as root.
     folder = Path(tempfile.mkdtemp(prefix="mpb-"))
@@ -72,10 +71,14 @@ def pgbouncer_url(postgres_url: str, pgbouncer_server: str) -> str:
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url
+
     deadline = time.monotonic() + PATIENCE_SECONDS
     with engine_for(parse_catalog_url(url)) as engine:
         while True:
-            with suppress(sa.exc.OperationalError), engine.connect():
+            with suppress(OperationalError), engine.connect():
                 return
             assert process.poll() is None, log.read_text(encoding="utf-8")
             assert time.monotonic() < deadline, "the pooler does not answer"

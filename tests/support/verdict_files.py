@@ -69,7 +69,9 @@ def _config(**changes: Any) -> Change:
     return change
 
 
-def _without(*fields: str) -> Change:
+def without(*fields: str) -> Change:
+    """Return the change of a config that lacks these fields."""
+
     def change(_: Tensors, config: dict[str, Any]) -> None:
         for name in fields:
             config.pop(name)
@@ -295,8 +297,8 @@ _TARGETS = (
 )
 
 _FIELDS = (
-    FileCase("no alpha", _without("lora_alpha")),
-    FileCase("no rank", _without("r")),
+    FileCase("no alpha", without("lora_alpha")),
+    FileCase("no rank", without("r")),
     FileCase("another rank", _config(r=8)),
     FileCase("a rank pattern that no tensor has", _config(rank_pattern={"q_proj": 8})),
     FileCase("rank pattern null", _config(rank_pattern=None)),
@@ -307,7 +309,7 @@ _FIELDS = (
     FileCase("a task that PEFT does not know", _config(task_type="CAUSAL")),
     FileCase("a task in lower case", _config(task_type="causal_lm")),
     FileCase("method in lower case", _config(peft_type="lora")),
-    FileCase("no method", _without("peft_type")),
+    FileCase("no method", without("peft_type")),
     FileCase("an option that PEFT does not know", _config(use_moslora=True)),
     FileCase("an initialisation that PEFT does not know", _config(init_lora_weights="better")),
     FileCase("LoRA-GA without its gradients", _config(init_lora_weights="lora_ga")),

@@ -114,7 +114,7 @@ def base_answer(kind: Kind) -> Tensor:
     return answer(kind.model(), kind)
 
 
-def _text(name: str, **options: Any) -> Callable[[], PreTrainedModel]:
+def text_model(name: str, **options: Any) -> Callable[[], PreTrainedModel]:
     """Return a builder of a text model: the class and config of this name with the common sizes."""
     stem = name.removesuffix("ForCausalLM").removesuffix("Model")
 
@@ -204,8 +204,8 @@ _ENCODER: dict[str, Any] = {
 }
 _EXPERTS = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
 
-DENSE = Kind("llama", "dense", _text("LlamaForCausalLM"))
-TIED = Kind("llama-tied", "tied", _text("LlamaForCausalLM", tie_word_embeddings=True))
+DENSE = Kind("llama", "dense", text_model("LlamaForCausalLM"))
+TIED = Kind("llama-tied", "tied", text_model("LlamaForCausalLM", tie_word_embeddings=True))
 GPT2 = Kind(
     "gpt2",
     "tied",
@@ -272,26 +272,26 @@ NORMALISED_HEAD = Kind(
 QWEN3_MOE = Kind(
     "qwen3-moe",
     "mixture of experts",
-    _text("Qwen3MoeForCausalLM", head_dim=8, **_EXPERTS),
+    text_model("Qwen3MoeForCausalLM", head_dim=8, **_EXPERTS),
     experts="mlp.experts",
 )
 MIXTRAL = Kind(
     "mixtral",
     "mixture of experts",
-    _text("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),
+    text_model("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),
     feed_forward=("w1", "w3", "w2"),
     experts="mlp.experts",
 )
 OLMOE = Kind(
     "olmoe",
     "mixture of experts",
-    _text("OlmoeForCausalLM", num_experts=4, num_experts_per_tok=2),
+    text_model("OlmoeForCausalLM", num_experts=4, num_experts_per_tok=2),
     experts="mlp.experts",
 )
 DEEPSEEK_V3 = Kind(
     "deepseek-v3",
     "mixture of experts",
-    _text(
+    text_model(
         "DeepseekV3ForCausalLM",
         num_key_value_heads=4,
         n_routed_experts=4,
@@ -313,7 +313,7 @@ DEEPSEEK_V3 = Kind(
 QWEN3_NEXT = Kind(
     "qwen3-next",
     "mixture of experts",
-    _text(
+    text_model(
         "Qwen3NextForCausalLM",
         head_dim=8,
         linear_num_key_heads=2,
@@ -329,7 +329,7 @@ QWEN3_NEXT = Kind(
 GPT_OSS = Kind(
     "gpt-oss",
     "mixture of experts",
-    _text(
+    text_model(
         "GptOssForCausalLM",
         head_dim=8,
         num_local_experts=4,

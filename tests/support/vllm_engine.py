@@ -1,4 +1,4 @@
-"""A real vLLM engine in a process of its own, in the environment that METEORA_VLLM or `make test-vllm` has.
+"""A real vLLM engine in a process of its own, started by the program that METEORA_VLLM names.
 
 The tests run beside it, so the engine's environment needs neither PEFT nor our runtime.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,6 @@ from typing import Any
 
 from .patience import PATIENCE_SECONDS
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_VARIABLE = "METEORA_VLLM"
 # Healthy after 30 to 70 seconds on two cores.
 _POLL_SECONDS = 0.5
@@ -36,16 +34,16 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # Else the folders of this tree would be packages.
     "PYTHONSAFEPATH": "1",
+    # Adapters are loaded and resolved while it runs.
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
 }
 _OPTIONS = ("--enable-lora", "--enforce-eager", "--dtype", "float32", "--max-model-len", "64")
 
 
 def find_vllm() -> Path | None:
-    """Return the `vllm` program: METEORA_VLLM, that of `make test-vllm`, or the one on PATH."""
+    """Return the `vllm` program that METEORA_VLLM names, if it names one."""
     stated = os.environ.get(PROGRAM_VARIABLE)
-    made = ROOT / ".venv-vllm" / "bin" / "vllm"
-    found = stated or (str(made) if made.is_file() else shutil.which("vllm"))
-    return Path(found) if found else None
+    return Path(stated).absolute() if stated else None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpcore2
 import torch
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -52,6 +53,9 @@ _for_ever = contextlib.ExitStack()
 _for_ever.enter_context(shared_statements())
 with contextlib.suppress(ImportError):
     importlib.import_module("psycopg")
+# Every client of a Hub reads the certificates that this machine trusts, which takes 30 milliseconds.
+vars(httpcore2)["default_ssl_context"] = functools.cache(httpcore2.default_ssl_context)
+httpcore2.default_ssl_context(_trust_env=True)
 _run_every_command()
 # The rest of what renders a chat template is imported with the first.
 render_jinja_template(conversations=[[]], chat_template="", add_generation_prompt=True)
