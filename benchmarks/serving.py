@@ -507,9 +507,8 @@ def _agreement_lines(rows: list[Row]) -> list[str]:
     for row in apart:
         found = row["difference"]
         ours, theirs = (repr(token) for token in found["tokens"])
-        lines.append(
-            f"| {row['prompt'].splitlines()[0]} | {found['token']} | `{ours}` | `{theirs}` | {found['margin']:.2g} |"
-        )
+        question = row["prompt"].splitlines()[0]
+        lines.append(f"| {question} | {found['token']} | `{ours}` | `{theirs}` | {found['margin']:.2g} |")
     return lines
 
 
