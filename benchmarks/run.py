@@ -23,6 +23,7 @@ SUBJECTS = {
     "gates": "benchmarks.gates.measure",
     "crashes": "benchmarks.crashes",
     "structure": "benchmarks.structure",
+    "serving": "benchmarks.serving",
     "speed": "benchmarks.speed",
     "verification": "benchmarks.verification",
     "vllm": "benchmarks.vllm",
