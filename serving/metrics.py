@@ -60,7 +60,7 @@ class Metrics:
         )
 
     def watch_engine(self, url: str, is_up: Callable[[], bool], requests: Callable[[], int]) -> None:
-        """State of an engine whenever the page is read whether it is up, and how many requests it has."""
+        """Show whether an engine is up and how many requests it has, as they are whenever the page is read."""
         self.engine_up.labels(url).set_function(is_up)
         self.engine_requests.labels(url).set_function(requests)
 
