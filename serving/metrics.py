@@ -60,7 +60,7 @@ class Metrics:
         )
 
     def watch_engine(self, url: str, is_up: Callable[[], bool], requests: Callable[[], int]) -> None:
-        """Show whether an engine is up and how many requests it has, as they are whenever the page is read."""
+        """Show whether an engine is up and how many requests it has, whenever the page is read."""
         self.engine_up.labels(url).set_function(is_up)
         self.engine_requests.labels(url).set_function(requests)
 
