@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
-import torch
 from starlette.responses import JSONResponse, Response
-from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaList
 
-from ..runtime.active_bundles import UNCHANGED, called_with
-from ..runtime.loaded_bundle import LoadedBundle, generate_ids
-from ..runtime.routing_record import RoutingRecord
-from ..schemas.errors import MeteoraError
+from ..runtime.loaded_bundle import LoadedBundle
 from .answers import (
     Choice,
     Routed,
@@ -30,21 +24,15 @@ from .answers import (
     usage_chunk,
 )
 from .app import Health
-from .errors import ApiError, shown, stopping
+from .errors import ApiError
 from .limits import Limits
 from .metrics import Metrics
-from .names import ModelNames, Target
+from .names import ModelNames
 from .prompts import Prompt, PromptReader
 from .requests import ChatForm, GenerationRequest
 from .rows import Began, Ended, Event, Events, Row, Sampling
-from .scoring import score
-from .steps import Account, RowSampling, RowsEnd
+from .runner import BatchRunner
 from .streams import AnswerStream
-from .waiting import WaitingRows
-
-# A thread ends with the pass that it computes.
-_JOIN_SECONDS = 30.0
-_log = logging.getLogger(__name__)
 
 
 class LocalBackend:
@@ -59,41 +47,30 @@ class LocalBackend:
 
     def __init__(self, loaded: LoadedBundle, names: ModelNames, limits: Limits, metrics: Metrics) -> None:
         self.names = names
-        self._loaded = loaded
         self._limits = limits
         self._metrics = metrics
-        self._waiting = WaitingRows(limits, metrics)
-        self._running: set[Row] = set()
-        self._is_closed = False
+        self._loaded = loaded
         config = loaded.model.config.get_text_config()
         # A base that keeps a state in place of a cache has no such limit.
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._prompts = PromptReader(loaded.tokenizer, self._encode, config.vocab_size, limits.max_new_tokens)
-        self._threads = [
-            threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
-            for number in range(limits.batches)
-        ]
+        self._runner = BatchRunner(loaded, limits, metrics)
 
     async def start(self) -> None:
         """Start the threads; the process that writes conversations follows, and only these wait for it."""
-        for thread in (*self._threads, threading.Thread(target=self._prompts.start, daemon=True)):
-            thread.start()
+        self._runner.start()
+        threading.Thread(target=self._prompts.start, daemon=True).start()
 
     async def close(self) -> None:
         """End the requests that still wait or run with an error, and stop the threads."""
-        self._is_closed = True
-        _stop((*self._waiting.close(), *self._running.copy()))
-        await asyncio.to_thread(self._end_threads)
-
-    def _end_threads(self) -> None:
-        for thread in self._threads:
-            thread.join(_JOIN_SECONDS)
-        self._prompts.close()
+        await asyncio.to_thread(self._runner.close)
+        await asyncio.to_thread(self._prompts.close)
 
     def health(self) -> Health:
-        """Return how many prompts wait and run; without a thread there are no answers."""
-        is_ready = all(thread.is_alive() for thread in self._threads)
-        return Health(is_ready, {"waiting": len(self._waiting), "running": len(self._running)})
+        """Return how many prompts wait and run; without its threads there are no answers."""
+        return Health(
+            self._runner.is_alive, {"waiting": self._runner.waiting, "running": self._runner.running}
+        )
 
     async def respond(self, request: GenerationRequest) -> Response:
         """Answer a request, at once or as a stream.
@@ -104,9 +81,9 @@ class LocalBackend:
         work = _Work(request, self._limits.answer_seconds)
         prompts = await asyncio.to_thread(self._prompts.read, request.form, context=self._context)
         work.rows = _rows_of(request, prompts, work.events)
-        self._waiting.put(work.rows)
+        self._runner.put(work.rows)
         async with AsyncExitStack() as freeing:
-            freeing.callback(self._cancel, work.rows)
+            freeing.callback(self._runner.cancel, work.rows)
             if not request.is_stream:
                 return await self._answer(work)
             begun = await self._begin(work)
@@ -120,11 +97,6 @@ class LocalBackend:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._loaded.encode(text, verbose=False)["input_ids"][0].tolist()
         return ids
-
-    def _cancel(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            row.is_cancelled = True
-        self._waiting.discard(rows)
 
     async def _answer(self, work: _Work) -> Response:
         count = len(work.rows)
@@ -181,95 +153,6 @@ class LocalBackend:
             self._metrics.first_token_seconds.observe(time.monotonic() - work.began)
         return place, event
 
-    def _work(self) -> None:
-        while rows := self._waiting.take():
-            self._running.update(rows)
-            self._metrics.running.set(len(self._running))
-            if self._is_closed:
-                # Between the queue and the set, where `close` does not see them.
-                _stop(rows)
-            self._run_safely(rows)
-            self._running.difference_update(rows)
-            self._metrics.running.set(len(self._running))
-
-    def _run_safely(self, rows: Sequence[Row]) -> None:
-        """Answer a batch; one that fails is answered row by row, so that a row's fault is its own."""
-        try:
-            self._run(rows)
-        # Nor must it end the thread that answers the next batch.
-        except Exception as error:  # noqa: BLE001
-            if len(rows) == 1 or any(row.has_begun for row in rows):
-                failure = _failure(error)
-                for row in rows:
-                    row.emit(failure)
-            else:
-                for row in rows:
-                    self._run_safely([row])
-
-    def _run(self, rows: Sequence[Row]) -> None:
-        if rows[0].top_logprobs is not None:
-            for row in rows:
-                self._score(row)
-            return
-        model = self._loaded.model
-        batch = self._batch_of(rows)
-        ends = model.generation_config.eos_token_id
-        self._metrics.prompt_tokens.inc(sum(len(row.ids) for row in rows))
-        with self._as_asked(rows[0].target) as record:
-            account = Account(rows, self._scope, record, batch["attention_mask"].bool().cpu())
-            generate_ids(
-                self._loaded,
-                batch,
-                max_new_tokens=max(row.max_new_tokens for row in rows),
-                stopping_criteria=StoppingCriteriaList(
-                    [
-                        RowsEnd(
-                            rows,
-                            self._loaded.tokenizer,
-                            account,
-                            self._metrics,
-                            end_tokens=frozenset(ends if isinstance(ends, list) else [ends]),
-                        )
-                    ]
-                ),
-                logits_processor=LogitsProcessorList([RowSampling(rows, batch["input_ids"].device)]),
-            )
-
-    def _score(self, row: Row) -> None:
-        """Answer with the scores of the prompt's tokens; alone, for they are as large as the vocabulary."""
-        if row.is_cancelled:
-            return
-        self._metrics.prompt_tokens.inc(len(row.ids))
-        with self._as_asked(row.target) as record:
-            account = Account([row], self._scope, record, torch.ones(1, len(row.ids), dtype=torch.bool))
-            scores = score(self._loaded, row)
-            account.note_step([True])
-        routed = account.routed(0)
-        self._metrics.count_decision(routed)
-        row.emit(Began(routed))
-        row.emit("".join(scores.tokens))
-        row.emit(Ended("length", row.max_new_tokens, routed, scores.field))
-
-    @property
-    def _scope(self) -> Any:
-        return self._loaded.config.gate.scope
-
-    @contextmanager
-    def _as_asked(self, target: Target) -> Iterator[RoutingRecord | None]:
-        """Let the target answer the calls of this thread; what the bundle chooses itself is recorded."""
-        member = UNCHANGED if target.is_routed else target.member
-        recording = self._loaded.routing() if target.is_routed else nullcontext()
-        with called_with(self._loaded.model, member=member, changes={}), recording as record:
-            yield record
-
-    def _batch_of(self, rows: Sequence[Row]) -> BatchEncoding:
-        widest = max(len(row.ids) for row in rows)
-        pad = self._loaded.tokenizer.pad_token_id or 0
-        ids = [[pad] * (widest - len(row.ids)) + [*row.ids] for row in rows]
-        mask = [[0] * (widest - len(row.ids)) + [1] * len(row.ids) for row in rows]
-        batch = BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
-        return self._loaded.place(batch)
-
 
 class _Work:
     """One request while it is answered."""
@@ -309,16 +192,3 @@ def _rows_of(request: GenerationRequest, prompts: Sequence[Prompt], events: Even
         Row(place, request.target, prompt.ids, prompt.room, form.stops, sampling, events, top_logprobs)
         for place, prompt in enumerate(prompts)
     ]
-
-
-def _stop(rows: Iterable[Row]) -> None:
-    for row in rows:
-        row.emit(stopping())
-        row.is_cancelled = True
-
-
-def _failure(error: Exception) -> ApiError:
-    if isinstance(error, MeteoraError):
-        return ApiError(400, error.message)
-    _log.error("error: a prompt failed: %s: %s", type(error).__name__, shown(str(error)))
-    return ApiError(500, "the model failed on this prompt", code="model_failed")

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,19 @@ def test_serve_refuses_a_key_of_the_environment_without_printing_it(
     assert done.returncode == 2
     assert API_KEY_VARIABLE in done.stderr
     assert "a key with spaces" not in done.stderr
+
+
+@pytest.mark.parametrize("library", ["starlette", "uvicorn", "sse_starlette", "prometheus_client"])
+def test_serve_without_its_extra_is_refused_with_the_way_to_install_it(
+    here: Run, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    done = here("serve", "pair", "--base", "./base")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: serving needs `{library}`, which is not installed\n"
+        'hint: in the source folder of meteora-registry: pip install ".[serve]"\n'
+    )
 
 
 def test_serve_on_a_port_that_is_taken_is_refused_before_the_base_is_loaded(here: Run) -> None:
