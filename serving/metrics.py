@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -23,6 +25,8 @@ class Metrics:
         running: prompts that are being answered.
         decisions: prompts by who answered.
         abstentions: prompts that no member was sure enough for, and the base answered.
+        engine_up: whether an engine gets requests, by its URL; of a router alone.
+        engine_requests: requests that an engine has, by its URL; of a router alone.
         first_token_seconds: from the arrival of a request to the first token of its answer.
         answer_seconds: from the arrival of a request to its end.
     """
@@ -36,6 +40,12 @@ class Metrics:
         self.answer_tokens = self._counter("meteora_answer_tokens", "Tokens of answers")
         self.waiting = Gauge("meteora_waiting", "Prompts that wait for a batch", registry=self._registry)
         self.running = Gauge("meteora_running", "Prompts that are being answered", registry=self._registry)
+        self.engine_up = Gauge(
+            "meteora_engine_up", "Whether an engine gets requests", ["engine"], registry=self._registry
+        )
+        self.engine_requests = Gauge(
+            "meteora_engine_requests", "Requests that an engine has", ["engine"], registry=self._registry
+        )
         self.decisions = Counter(
             "meteora_decisions", "Prompts by who answered", ["member", "forced"], registry=self._registry
         )
@@ -48,6 +58,11 @@ class Metrics:
         self.answer_seconds = self._histogram(
             "meteora_answer_seconds", "From the arrival of a request to the end of its answer"
         )
+
+    def watch_engine(self, url: str, is_up: Callable[[], bool], requests: Callable[[], int]) -> None:
+        """Show whether an engine is up and how many requests it has, whenever the page is read."""
+        self.engine_up.labels(url).set_function(is_up)
+        self.engine_requests.labels(url).set_function(requests)
 
     def count_decision(self, routed: Routed) -> None:
         """Count who answers a prompt."""

@@ -6,6 +6,7 @@ It holds no state between requests, so any number of such processes can serve on
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -128,6 +129,13 @@ class RoutedBackend:
             decider.tokenizer, decider.encode, decider.vocabulary, limits.max_new_tokens
         )
         self._decisions = Decisions(decider, limits, metrics)
+        for engine in engines.engines:
+            metrics.watch_engine(
+                engine.url,
+                # Of this engine, and not of the loop's last.
+                lambda engine=engine: engine.is_up,  # type: ignore[misc]
+                lambda engine=engine: engine.in_flight,  # type: ignore[misc]
+            )
         self._processes = tuple(processes)
         self._is_closed = False
 
@@ -137,13 +145,14 @@ class RoutedBackend:
         Raises:
             SourceUnreadable: an engine that was started here does not come up.
         """
+        # Only conversations wait for it.
+        threading.Thread(target=self._prompts.start, daemon=True).start()
         try:
             for process in self._processes:
                 await process.start()
             await self._engines.start()
             for process in self._processes:
                 await process.until(self._engines.at(process.url).found)
-            await asyncio.to_thread(self._prompts.start)
         except BaseException:
             await self.close()
             raise

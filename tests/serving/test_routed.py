@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -302,6 +305,54 @@ def test_client_that_leaves_ends_its_request_in_the_engine(
         next(response.iter_lines())
         engines[0].waits.acquire()
     engines[0].ended.acquire()
+
+
+def test_metrics_show_each_engine(decider: RequestDecider) -> None:
+    with fake_engines(2) as engines:
+        engines[1].kill()
+        with routed(decider, engines) as served:
+            found = httpx2.get(f"{served.url}/metrics").text
+    for engine, is_up in zip(engines, (1.0, 0.0), strict=True):
+        assert f'meteora_engine_up{{engine="{engine.url}"}} {is_up}' in found
+        assert f'meteora_engine_requests{{engine="{engine.url}"}} 0.0' in found
+
+
+def test_many_requests_are_all_answered_or_told_why_when_an_engine_dies_among_them(
+    decider: RequestDecider,
+) -> None:
+    """Two hundred at a time, of all models, every tenth of which is left, and one of three engines ends."""
+    models = (NAME, *(f"{NAME}/{member}" for member in MEMBERS), f"{NAME}/base")
+
+    async def ask(client: httpx2.AsyncClient, place: int) -> int | None:
+        prompt = "hold-stream" if place % 20 == 0 else f"w{place % 60} " * (place % 30 + 1)
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": models[place % 4], "messages": messages, "stream": place % 2 == 0}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            if place % 10 == 0:
+                return None
+            text = (await response.aread()).decode()
+        assert response.status_code == 200 or "error" in json.loads(text), text
+        assert not body["stream"] or response.status_code != 200 or text.rstrip().endswith(("[DONE]", "}}"))
+        return response.status_code
+
+    async def test(url: str) -> Counter[int | None]:
+        bounds = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=url, timeout=120, limits=bounds) as client:
+            asked = [asyncio.create_task(ask(client, place)) for place in range(200)]
+            await asyncio.to_thread(engines[0].waits.acquire)
+            await asyncio.to_thread(engines[0].kill)
+            return Counter(await asyncio.gather(*asked))
+
+    with fake_engines(3) as engines, routed(decider, engines, max_in_flight=200) as served:
+        found = asyncio.run(test(served.url))
+        health = httpx2.get(f"{served.url}/health").json()["engines"]
+        later = httpx2.post(f"{served.url}/v1/completions", json={"model": NAME, "prompt": "w1"})
+    assert found[None] == 20
+    assert found[200] + found[502] == 180
+    # At most the streams of the engine that ended.
+    assert found[200] > 100
+    assert [each["is_up"] for each in health.values()] == [False, True, True]
+    assert later.status_code == 200
 
 
 def test_server_without_an_engine_says_so(decider: RequestDecider, engines: list[FakeEngine]) -> None:
