@@ -50,7 +50,7 @@ def running(
     """Run a server until the block ends; ``{port}`` in the command becomes a free port.
 
     Raises:
-        RuntimeError: it ended, or gave no answer in time; its log says why.
+        RuntimeError: it ended, or gave no answer in time; the end of its log is in the message.
     """
     port = free_port()
     with log.open("wb") as out:
@@ -74,7 +74,7 @@ def running(
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port without a listener."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

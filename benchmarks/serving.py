@@ -76,7 +76,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What every stage needs.
+    """One run: its folders, its extent and its engine.
 
     Attributes:
         setup: the folders of the base, the adapters and the bundle.
@@ -233,7 +233,7 @@ def _first_difference(loaded: Any, prompt: str, own: Row, other: str) -> Row:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one request."""
+    """The end of one request."""
 
     status: str
     seconds: float
@@ -309,9 +309,9 @@ async def _stream(
     except openai.APIStatusError as error:
         return Outcome(str(error.status_code), time.perf_counter() - began)
     except openai.APIError as error:
-        # An error within a stream, told in OpenAI's form; a connection that breaks is another class.
-        told = "broken" if isinstance(error, openai.APIConnectionError) else "told in the stream"
-        return Outcome(told, time.perf_counter() - began, pieces, first)
+        # An error within a stream in OpenAI's form; a connection that breaks is another class.
+        end = "broken" if isinstance(error, openai.APIConnectionError) else "error in the stream"
+        return Outcome(end, time.perf_counter() - began, pieces, first)
 
 
 async def _closing(stream: Any) -> AsyncIterator[Any]:
