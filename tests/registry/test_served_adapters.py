@@ -19,6 +19,7 @@ from meteora_registry.registry.workflows.problem import Code
 from meteora_registry.registry.workflows.served_adapters import ServedAdapter, serve_adapter
 from meteora_registry.schemas.errors import AdapterRefused, NotInCatalog, StoreDamaged
 from meteora_registry.schemas.names import parse_catalog_source
+from support import warm
 from support.small_adapters import make_adapter
 
 BASE = "org/base"
@@ -168,10 +169,12 @@ def test_processes_that_place_one_adapter_share_the_folder(registry: Registry, t
         "    print(serve_adapter(registry, parse_catalog_source('legal'), 'org/base').folder)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "home")]
-    running = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    found = {process.communicate("go\n")[0] for process in running}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [warm.Popen(command, **pipes) for _ in range(3)]
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    found = {process.communicate()[0] for process in running}
     assert found == {f"{served(registry, 'legal').folder}\n"}
     assert {process.returncode for process in running} == {0}
 

@@ -60,5 +60,5 @@ def test_every_metric_is_on_the_page() -> None:
         for each in families
         if not each.name.endswith("_created")
     ]
-    assert len(names) == 9
+    assert len(names) == 11
     assert [name for name in names if f"`{name}" not in page] == []
