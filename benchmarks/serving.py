@@ -1,7 +1,7 @@
 """Serving a bundle, by our own server and in front of vLLM: ``python -m benchmarks.run serving STAGE``.
 
-The base, the random adapters and their fitted bundle are those of the benchmark of speed. Requests are sent
-by the `openai` client. The stages:
+The base and the random adapters are those of the benchmark of speed, with gates fitted on questions of
+another form. Requests are sent by the `openai` client. The stages:
 
 - ``agreement``: the same prompts through the runtime, `serve`, and `serve` in front of a vLLM engine;
 - ``load``: many requests at once, of mixed lengths and models, some of them cancelled, and where there are
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -33,11 +34,12 @@ from typing import Any
 import openai
 import torch
 
+import meteora_registry as meteora
 from benchmarks.gates.base import prepare_base
 from benchmarks.machine import description
 from benchmarks.pages import Row, read_rows, with_section, write_row
 from benchmarks.servers import Server, running, say
-from benchmarks.speed import QUESTIONS, Setup, prepare
+from benchmarks.speed import QUESTIONS, make_adapters
 from meteora_registry.bundle import Bundle
 from meteora_registry.runtime import load_bundle
 
@@ -45,6 +47,8 @@ ROWS = Path(__file__).parent / "results" / "serving.jsonl"
 PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
 START, END = "<!-- rows: written by benchmarks.serving -->", "<!-- end of rows -->"
 NAME = "bundle"
+# Behind a bare question the base ends at once.
+FORM = "{}\nAnswer:"
 STAGES = ("agreement", "load", "memory", "throughput")
 MEGABYTE = 1 << 20
 ENGINE = "--max-model-len 1024 --dtype float32 --enforce-eager"
@@ -72,6 +76,15 @@ class Sizes:
     sample_every: int = 200
     timed_requests: int = 32
     timed_tokens: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The folders of a base, of adapters for it, and of their fitted bundle."""
+
+    base: Path
+    adapters: tuple[Path, ...]
+    bundle: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +156,26 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         cache = options.cache or Path(scratch)
         cache.mkdir(parents=True, exist_ok=True)
-        setup = prepare(prepare_base(cache), cache / "speed")
+        setup = prepare(prepare_base(cache), cache / "serving")
         for row in measure(
             setup, options.stages or STAGES, Path(scratch), Sizes(), options.vllm, options.transformers
         ):
             write_row(row, options.out)
+
+
+def prepare(base: Path, folder: Path) -> Setup:
+    """Return random adapters for a base and their fitted bundle, made in ``folder`` on the first call."""
+    adapters = tuple(folder / f"member{member}" for member in range(len(QUESTIONS)))
+    bundle, data = folder / NAME, folder / "data"
+    if not bundle.exists():
+        make_adapters(base, adapters)
+        data.mkdir()
+        for adapter, question in zip(adapters, QUESTIONS, strict=True):
+            prompts = [FORM.format(question.format(n)) for n in range(32)]
+            lines = [json.dumps({"prompt": prompt, "response": " done"}) for prompt in prompts]
+            (data / f"{adapter.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        meteora.fuse([str(adapter) for adapter in adapters], base=str(base)).fit(data).save(bundle)
+    return Setup(base, adapters, bundle)
 
 
 def measure(

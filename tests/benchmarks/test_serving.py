@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import serving, speed
+from benchmarks import serving
 from benchmarks.pages import read_rows
 from support.task_data import save_text_base
 
@@ -28,10 +28,8 @@ def test_committed_rows_say_that_the_server_answers_as_the_runtime_does() -> Non
 
 @pytest.mark.slow
 def test_benchmark_measures_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "MEMBERS", 2)
-    for module in (speed, serving):
-        monkeypatch.setattr(module, "QUESTIONS", ("w40 w{} w41", "w42 w{} w43 w44"))
-    setup = speed.prepare(save_text_base(tmp_path / "base"), tmp_path / "made")
+    monkeypatch.setattr(serving, "QUESTIONS", ("w40 w{} w41", "w42 w{} w43 w44"))
+    setup = serving.prepare(save_text_base(tmp_path / "base"), tmp_path / "made")
     sizes = serving.Sizes(2, 3, at_once=6, cancelled=2, in_all=4, sample_every=2)
     rows = {
         row["stage"]: row for row in serving.measure(setup, ("agreement", "load", "memory"), tmp_path, sizes)
