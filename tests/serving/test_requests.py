@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
 from meteora_registry.runtime import LoadedBundle
 from meteora_registry.serving.limits import Limits
+from meteora_registry.serving.requests import ChatForm, CompletionForm, Form
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
 from support.patience import PATIENCE_SECONDS
 from support.serving import KEY, NAME, Serving, load_served, post, serving_bundle
@@ -28,7 +30,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str | None, str | None]:
     assert body.keys() == {"error"}
     error = body["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert error["message"] and "Traceback" not in error["message"]
+    assert 0 < len(error["message"]) < 500 and "Traceback" not in error["message"]
     assert error["type"] == {401: "authentication_error", 429: "rate_limit_error"}.get(
         answer.status_code, "server_error" if answer.status_code >= 500 else "invalid_request_error"
     )
@@ -46,6 +48,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str | None, str | None]:
         pytest.param(COMPLETIONS, {"prompt": [[]]}, (400, "prompt", None), id="a prompt of no tokens"),
         pytest.param(COMPLETIONS, {"prompt": [1, 64]}, (400, "prompt", None), id="unknown token"),
         pytest.param(COMPLETIONS, {"prompt": [-1]}, (400, "prompt", None), id="negative token"),
+        pytest.param(COMPLETIONS, {"prompt": [10**4000]}, (400, "prompt", None), id="token beyond any"),
         pytest.param(COMPLETIONS, {"prompt": ["w1"] * 65}, (400, "prompt", None), id="many prompts"),
         pytest.param(COMPLETIONS, {"prompt": ["w1", 3]}, (400, "prompt", None), id="mixed prompts"),
         pytest.param(
@@ -62,6 +65,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str | None, str | None]:
         ),
         pytest.param(COMPLETIONS, {"max_tokens": 0}, (400, "max_tokens", None), id="no answer"),
         pytest.param(COMPLETIONS, {"max_tokens": 1025}, (400, "max_tokens", None), id="long answer"),
+        pytest.param(COMPLETIONS, {"max_tokens": 10**4000}, (400, "max_tokens", None), id="longest number"),
         pytest.param(COMPLETIONS, {"max_tokens": "4"}, (400, "max_tokens", None), id="number as text"),
         pytest.param(COMPLETIONS, {"temperature": 3}, (400, "temperature", None), id="temperature"),
         pytest.param(COMPLETIONS, {"temperature": True}, (400, "temperature", None), id="truth as number"),
@@ -114,6 +118,28 @@ def test_request_is_refused_by_the_field_at_fault(
     served: Serving, path: str, body: dict[str, Any], expected: tuple[int, str | None, str | None]
 ) -> None:
     assert refusal(post(served, path, **body)) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [
+        pytest.param(CompletionForm, {"prompt": [None] * 10_000}, id="prompts"),
+        pytest.param(CompletionForm, {"prompt": [[None]] * 10_000}, id="prompts of tokens"),
+        pytest.param(CompletionForm, {"prompt": "w1", "stop": [None] * 10_000}, id="stops"),
+        pytest.param(ChatForm, {"messages": [{}] * 10_000}, id="turns"),
+        pytest.param(ChatForm, {"messages": [TURN | {"content": [{}] * 10_000}]}, id="parts"),
+        pytest.param(ChatForm, {"messages": [TURN | dict.fromkeys(map(str, range(10_000)), 1)]}, id="fields"),
+    ],
+)
+def test_request_of_many_faults_is_refused_at_the_first(form: type[Form], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        form.model_validate({"model": NAME} | body)
+    assert refused.value.error_count() <= 4, "one for each type that a prompt may have"
+
+
+def test_first_unknown_field_is_named(served: Serving) -> None:
+    for fields in ({"first": 1, "second": 2}, {"second": 2, "first": 1}):
+        assert refusal(post(served, **fields)) == (400, next(iter(fields)), "unknown_field")
 
 
 def test_fields_that_change_nothing_are_accepted(served: Serving) -> None:
