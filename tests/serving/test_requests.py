@@ -272,6 +272,29 @@ def test_client_that_sends_its_body_slowly_is_told(impatient: Serving) -> None:
     assert json.loads(body)["error"]["code"] == "request_timeout"
 
 
+def test_client_that_goes_on_with_a_body_that_was_answered_is_left(impatient: Serving) -> None:
+    address = urlsplit(impatient.url)
+    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        with connection.makefile("rb") as received:
+            assert received.readline() == b"HTTP/1.1 200 OK\r\n"
+            # The time for which an idle connection is kept ends with any byte.
+            connection.sendall(b"x")
+            received.read()
+
+
+def test_client_that_takes_no_answers_is_left(loaded: LoadedBundle) -> None:
+    with serving_bundle(loaded, Limits(batches=1, send_seconds=0.5)) as served:
+        address = urlsplit(served.url)
+        with (
+            socket.create_connection((address.hostname, address.port), PATIENCE_SECONDS) as connection,
+            pytest.raises((BrokenPipeError, ConnectionResetError)),
+        ):
+            while True:
+                connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
+        assert post(served).status_code == 200
+
+
 def test_base_without_a_chat_template_answers_completions_alone(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
