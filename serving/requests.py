@@ -64,7 +64,7 @@ _MAX_STOP_CHARACTERS = 256
 _MAX_NUMBER = 2**31 - 1
 
 Positive = Annotated[StrictInt, Field(ge=1, le=_MAX_NUMBER)]
-TokenId = TokenCount = Annotated[StrictInt, Field(ge=0, le=_MAX_NUMBER)]
+NotNegative = Annotated[StrictInt, Field(ge=0, le=_MAX_NUMBER)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]
 Item = TypeVar("Item")
@@ -161,8 +161,8 @@ class ChatForm(SamplingForm):
 class CompletionForm(SamplingForm):
     """The body of `/v1/completions`."""
 
-    prompt: StrictStr | _NonEmpty[StrictStr] | _NonEmpty[TokenId] | _NonEmpty[_NonEmpty[TokenId]]
-    max_tokens: TokenCount | None = None
+    prompt: StrictStr | _NonEmpty[StrictStr] | _NonEmpty[NotNegative] | _NonEmpty[_NonEmpty[NotNegative]]
+    max_tokens: NotNegative | None = None
     echo: StrictBool | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=_MAX_LOGPROBS)] | None = None
 

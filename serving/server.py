@@ -169,7 +169,7 @@ def _timed_protocol(limits: Limits) -> type[H11Protocol]:
                 self._reader_timer = None
 
         def _watch(self) -> None:
-            """Count the time while a header, or the rest of a body that no one reads, is awaited or has begun."""
+            """Count the time while a header is awaited, or the rest of it, or of a body that no one reads."""
             is_answering = self.cycle is not None and not self.cycle.response_complete
             # Then the time of connections that are kept counts, until the next byte.
             is_quiet = (

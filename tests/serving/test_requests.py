@@ -204,8 +204,26 @@ def test_body_that_a_page_of_another_site_could_send_is_refused(served: Serving,
     assert refusal(answer) == (415, None, "unsupported_media")
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.example", "[", "x"])
+@pytest.mark.parametrize("path", ["/v1/models", f"/v1/models/{NAME}", "/metrics", COMPLETIONS])
+def test_page_whose_name_leads_to_this_machine_is_refused(served: Serving, path: str, host: str) -> None:
+    ask = httpx2.post if path == COMPLETIONS else httpx2.get
+    assert refusal(ask(f"{served.url}{path}", headers={"host": host})) == (403, None, "host_not_allowed")
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST:1", "a.localhost", "127.0.0.1", "[::1]:8000", "192.168.0.7"])
+def test_address_and_name_of_this_machine_are_answered(served: Serving, host: str) -> None:
+    assert httpx2.get(f"{served.url}/v1/models", headers={"host": host}).status_code == 200
+
+
+def test_host_does_not_matter_with_a_key(locked: Serving) -> None:
+    headers = {"host": "models.example", "authorization": f"Bearer {KEY}"}
+    assert httpx2.get(f"{locked.url}/v1/models", headers=headers).status_code == 200
+
+
 def test_paths_and_methods_that_are_not_there_are_refused_in_the_same_form(served: Serving) -> None:
-    assert refusal(httpx2.get(f"{served.url}/v1/other")) == (404, None, "not_found")
+    for path in ("/v1/other", f"{COMPLETIONS}/", "//v1/models", "/%0d%0ax", ""):
+        assert refusal(httpx2.get(f"{served.url}{path}")) == (404, None, "not_found")
     answer = httpx2.get(f"{served.url}{CHAT}")
     assert refusal(answer) == (405, None, None)
     assert answer.headers["allow"] == "POST"
@@ -253,19 +271,19 @@ def impatient(loaded: LoadedBundle) -> Iterator[Serving]:
         yield found
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /v1/comp", b"GET /health HTTP/1.1\r\nhost: x\r\nx: "])
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/comp", b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: "])
 def test_client_that_sends_no_whole_header_is_left(impatient: Serving, sent: bytes) -> None:
     assert talk(impatient, sent) == b""
     assert post(impatient).status_code == 200
 
 
 def test_client_that_sends_a_second_header_slowly_is_left(impatient: Serving) -> None:
-    found = talk(impatient, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /hea")
+    found = talk(impatient, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea")
     assert found.count(b"HTTP/1.1 200 OK") == 1
 
 
 def test_client_that_sends_its_body_slowly_is_told(impatient: Serving) -> None:
-    header = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    header = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     found = talk(impatient, f"{header}content-length: 100\r\n\r\n{{".encode())
     head, _, body = found.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
@@ -275,7 +293,7 @@ def test_client_that_sends_its_body_slowly_is_told(impatient: Serving) -> None:
 def test_client_that_goes_on_with_a_body_that_was_answered_is_left(impatient: Serving) -> None:
     address = urlsplit(impatient.url)
     with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n")
         with connection.makefile("rb") as received:
             assert received.readline() == b"HTTP/1.1 200 OK\r\n"
             # The time for which an idle connection is kept ends with any byte.
@@ -291,7 +309,7 @@ def test_client_that_takes_no_answers_is_left(loaded: LoadedBundle) -> None:
             pytest.raises((BrokenPipeError, ConnectionResetError)),
         ):
             while True:
-                connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
+                connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 100)
         assert post(served).status_code == 200
 
 
