@@ -62,7 +62,13 @@ def listen(host: str, port: int) -> socket.socket:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror or str(error)
         raise SourceUnreadable(
-            f"cannot listen on `{host}` port {port}: {reason.lower()}", hint="choose another with `--port`"
+            f"cannot listen on `{host}` port {port}: {reason.lower()}",
+            hint="choose another with `--host` or `--port`",
+        ) from error
+    except UnicodeError as error:
+        raise UsageError(
+            f"`--host {host}` is not the name of a machine: it has a part that is empty or longer than 63 "
+            "characters"
         ) from error
 
 
