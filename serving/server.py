@@ -90,6 +90,8 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                # Its warnings are one or two lines for each malformed request, which any client can send.
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 limit_concurrency=limits.max_connections,

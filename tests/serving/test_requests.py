@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -288,6 +289,25 @@ def test_client_that_sends_its_body_slowly_is_told(impatient: Serving) -> None:
     head, _, body = found.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     assert json.loads(body)["error"]["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"what\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nx: " + b"x" * 70_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n",
+    ],
+    ids=["not HTTP", "no host", "long header", "upgrade"],
+)
+def test_malformed_request_writes_nothing_into_the_log(
+    impatient: Serving, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    with suppress(ConnectionResetError):
+        assert talk(impatient, sent).startswith(b"HTTP/1.1 ")
+    assert post(impatient).status_code == 200
+    assert not caplog.records
 
 
 def test_client_that_goes_on_with_a_body_that_was_answered_is_left(impatient: Serving) -> None:
