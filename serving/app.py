@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from pydantic_core import from_json
 from starlette.applications import Starlette
@@ -108,7 +110,10 @@ class Service:
             ClientDisconnect: _answer_no_one,
             Exception: _answer_failure,
         }
-        return _Counted(Starlette(routes=routes, exception_handlers=handlers), self)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        # A redirect would not have the form of the other answers.
+        app.router.redirect_slashes = False
+        return _Counted(app, self)
 
     async def drain(self) -> None:
         """Refuse new requests, let those that run end within the grace, and end the others with an error."""
@@ -134,7 +139,7 @@ class Service:
             self._idle.set()
 
     async def _generate(self, request: Request) -> Response:
-        self._check_key(request)
+        self._check_caller(request)
         if self._is_draining:
             raise stopping()
         body = await _read_json(request, self.limits)
@@ -143,12 +148,12 @@ class Service:
         return await _unless_left(request, self.backend.respond(asked))
 
     async def _models(self, request: Request) -> Response:
-        self._check_key(request)
+        self._check_caller(request)
         models = [self._describe(model) for model in self.backend.names.models]
         return JSONResponse({"object": "list", "data": models})
 
     async def _model(self, request: Request) -> Response:
-        self._check_key(request)
+        self._check_caller(request)
         return JSONResponse(self._describe(self.backend.names.find(request.path_params["model"]).model))
 
     def _describe(self, model: str) -> dict[str, Any]:
@@ -161,11 +166,12 @@ class Service:
         return JSONResponse({"status": status, **health.facts}, 200 if is_ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        self._check_key(request)
+        self._check_caller(request)
         return Response(self.metrics.page(), media_type=CONTENT_TYPE)
 
-    def _check_key(self, request: Request) -> None:
+    def _check_caller(self, request: Request) -> None:
         if self._key is None:
+            _check_host(request)
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # In constant time, so that the time of an answer gives no part of the key away.
@@ -213,6 +219,33 @@ class _Counted:
         self._service.metrics.requests.labels(path, str(status)).inc()
         if path in _GENERATES and status == 200:
             self._service.metrics.answer_seconds.observe(seconds)
+
+
+def _check_host(request: Request) -> None:
+    """Pass if the host that a client asked for is an address or this machine.
+
+    A page of another site can let the name of its own site lead to this machine, and then asks it as its own
+    server, with any content type. The name is in the header.
+
+    Raises:
+        ApiError: it is another name.
+    """
+    stated = request.headers.get("host", "")
+    try:
+        host = urlsplit(f"//{stated}").hostname or ""
+    except ValueError:
+        host = stated
+    with suppress(ValueError):
+        ipaddress.ip_address(host)
+        return
+    if host in ("", "localhost") or host.endswith(".localhost"):
+        return
+    raise ApiError(
+        403,
+        f"the host is `{shown(stated)}`, and without a key the server is asked as `localhost` or by its "
+        "address; a proxy can set the header `Host`, or give the server a key",
+        code="host_not_allowed",
+    )
 
 
 async def _answer_error(_request: Request, error: ApiError) -> Response:

@@ -18,10 +18,10 @@ class Limits:
         max_batch_tokens: tokens of their prompts together, padding included; a longer prompt is alone.
         batches: batches that are computed at a time, so that a short answer need not wait for a long one.
         max_connections: connections that are open at a time.
-        read_seconds: for the header of a request, and again for its body.
+        read_seconds: for the header of a request, for its body, and for the rest of one that was answered.
         answer_seconds: from the arrival of a request to the end of its answer.
         grace_seconds: for what runs when the server is stopped.
-        send_seconds: for a client to take a part of a stream.
+        send_seconds: for a client to take an answer, or a part of a stream.
     """
 
     max_body_bytes: int = 1 << 20

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -60,14 +60,29 @@ _MAX_LOGPROBS = 5
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 
-Positive = Annotated[StrictInt, Field(ge=1)]
-TokenId = Annotated[StrictInt, Field(ge=0)]
+# Beyond every vocabulary and context; a number of thousands of digits would fill an error.
+_MAX_NUMBER = 2**31 - 1
+
+Positive = Annotated[StrictInt, Field(ge=1, le=_MAX_NUMBER)]
+NotNegative = Annotated[StrictInt, Field(ge=0, le=_MAX_NUMBER)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]
+Item = TypeVar("Item")
+# Only the first fault is reported, and a body of 1 MiB has room for 300,000, which take seconds to collect.
+_ListOf = Annotated[list[Item], Field(fail_fast=True)]
+_NonEmpty = Annotated[list[Item], Field(fail_fast=True, min_length=1)]
 
 
 class _Form(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        unknown = next((name for name in value if name not in cls.model_fields), None)
+        return {name: each for name, each in value.items() if name in cls.model_fields or name == unknown}
 
 
 class StreamOptions(_Form):
@@ -85,7 +100,7 @@ class SamplingForm(_Form):
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=_MAX_STOPS)] | None = None
+    stop: Stop | Annotated[_ListOf[Stop], Field(max_length=_MAX_STOPS)] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -109,7 +124,7 @@ class Message(_Form):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | list[TextPart]
+    content: StrictStr | _ListOf[TextPart]
     name: StrictStr | None = None
 
     @model_validator(mode="before")
@@ -133,7 +148,7 @@ class Message(_Form):
 class ChatForm(SamplingForm):
     """The body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: _NonEmpty[Message]
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
 
@@ -146,13 +161,8 @@ class ChatForm(SamplingForm):
 class CompletionForm(SamplingForm):
     """The body of `/v1/completions`."""
 
-    prompt: (
-        StrictStr
-        | Annotated[list[StrictStr], Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
-    )
-    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    prompt: StrictStr | _NonEmpty[StrictStr] | _NonEmpty[NotNegative] | _NonEmpty[_NonEmpty[NotNegative]]
+    max_tokens: NotNegative | None = None
     echo: StrictBool | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=_MAX_LOGPROBS)] | None = None
 
@@ -223,8 +233,9 @@ def read_request(body: Any, form: type[Form], names: ModelNames, limits: Limits)
     supported = form.model_fields
     found = _read_form(form, {name: value for name, value in body.items() if name in supported})
     target = names.find(found.model)
-    for name in body.keys() - supported.keys() - _IGNORED:
-        _refuse_unless_neutral(name, body[name])
+    for name, value in body.items():
+        if name not in supported and name not in _IGNORED:
+            _refuse_unless_neutral(name, value)
     if isinstance(found, CompletionForm):
         _check_scoring(found)
     _check_limits(found, limits)

@@ -35,7 +35,7 @@ Event = Began | str | Ended | ApiError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The way to choose the tokens of an answer; a temperature of 0 takes the likeliest."""
+    """The way to choose the tokens of an answer; a temperature of 0, or close to it, takes the likeliest."""
 
     temperature: float
     top_p: float

@@ -9,6 +9,7 @@ import socket
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -61,7 +62,13 @@ def listen(host: str, port: int) -> socket.socket:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror or str(error)
         raise SourceUnreadable(
-            f"cannot listen on `{host}` port {port}: {reason.lower()}", hint="choose another with `--port`"
+            f"cannot listen on `{host}` port {port}: {reason.lower()}",
+            hint="choose another with `--host` or `--port`",
+        ) from error
+    except UnicodeError as error:
+        raise UsageError(
+            f"`--host {host}` is not the name of a machine: it has a part that is empty or longer than 63 "
+            "characters"
         ) from error
 
 
@@ -83,6 +90,8 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                # Its warnings are one or two lines for each malformed request, which any client can send.
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 limit_concurrency=limits.max_connections,
@@ -129,13 +138,16 @@ class Server(uvicorn.Server):
 
 
 def _timed_protocol(limits: Limits) -> type[H11Protocol]:
-    """Return the protocol of connections with a limit on the time that a request's header takes."""
+    """Return the protocol of connections with a limit on the times for which a client keeps it waiting."""
 
     class TimedProtocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
+        _reader_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            # Writing pauses whenever the client has not taken all, also before the connection is closed.
+            transport.set_write_buffer_limits(high=0)
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -148,12 +160,31 @@ def _timed_protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._unwatch()
+            self._end_of_waiting()
             super().connection_lost(exc)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._reader_timer = self.loop.call_later(limits.send_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._end_of_waiting()
+            super().resume_writing()
+
+        def _end_of_waiting(self) -> None:
+            if self._reader_timer is not None:
+                self._reader_timer.cancel()
+                self._reader_timer = None
+
         def _watch(self) -> None:
-            """Count the time while a header is awaited or has begun, from its first byte on."""
+            """Count the time while a header is awaited, or the rest of it, or of a body that no one reads."""
             is_answering = self.cycle is not None and not self.cycle.response_complete
-            is_quiet = self.cycle is not None and not self.conn.trailing_data[0]
+            # Then the time of connections that are kept counts, until the next byte.
+            is_quiet = (
+                self.cycle is not None
+                and self.conn.their_state is h11.IDLE
+                and not self.conn.trailing_data[0]
+            )
             if is_answering or is_quiet:
                 self._unwatch()
             elif self._header_timer is None:

@@ -28,6 +28,9 @@ from .metrics import Metrics
 from .names import BASE
 from .rows import Began, Ended, Row
 
+# Divided by less, scores leave the range of float32; a draw would be the likeliest token in any case.
+_LEAST_TEMPERATURE = 1e-5
+
 
 class RowSampling(LogitsProcessor):
     """A processor that draws the next token of every row that asked for it, and leaves the others alone.
@@ -37,7 +40,9 @@ class RowSampling(LogitsProcessor):
 
     def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
         self._drawn = {
-            place: _Draw(row, device) for place, row in enumerate(rows) if row.sampling.temperature > 0
+            place: _Draw(row, device)
+            for place, row in enumerate(rows)
+            if row.sampling.temperature >= _LEAST_TEMPERATURE
         }
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

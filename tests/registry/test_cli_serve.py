@@ -100,6 +100,17 @@ def test_serve_for_other_machines_without_a_key_is_refused(here: Run, host: str)
     )
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_serve_refuses_a_host_that_cannot_be_a_name(here: Run, tmp_path: Path, host: str) -> None:
+    (tmp_path / "key").write_text(KEY)
+    done = here("serve", "pair", "--base", "./base", "--host", host, "--api-key-file", tmp_path / "key")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: `--host {host}` is not the name of a machine: it has a part that is empty or longer than 63 "
+        "characters\n"
+    )
+
+
 @pytest.mark.parametrize("key", ["", "short", "with a space", "umläute-umläute"])
 def test_serve_refuses_a_key_that_no_client_could_send(here: Run, tmp_path: Path, key: str) -> None:
     (tmp_path / "key").write_text(key)
@@ -139,7 +150,7 @@ def test_serve_on_a_port_that_is_taken_is_refused_before_the_base_is_loaded(here
     assert done.returncode == 2
     assert done.stderr == (
         f"error: cannot listen on `127.0.0.1` port {port}: address already in use\n"
-        "hint: choose another with `--port`\n"
+        "hint: choose another with `--host` or `--port`\n"
     )
 
 

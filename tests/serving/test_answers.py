@@ -60,10 +60,13 @@ def test_answer_is_drawn_unless_the_request_asks_for_the_likeliest(served: Servi
     assert text_of(served, **unstated) != text_of(served, **unstated)
 
 
-def test_narrowest_draw_is_the_likeliest_token(served: Serving) -> None:
-    greedy = text_of(served, max_tokens=12)
-    assert text_of(served, **DRAWN, top_p=1e-6) == greedy
-    assert text_of(served, **DRAWN | {"temperature": 1e-4}) == greedy
+@pytest.mark.parametrize(
+    "narrow",
+    [{"top_p": 1e-6}, {"top_p": 1e-300}, *({"temperature": each} for each in (1e-4, 1e-5, 1e-40, 1e-320))],
+    ids=str,
+)
+def test_narrowest_draw_is_the_likeliest_token(served: Serving, narrow: dict[str, float]) -> None:
+    assert text_of(served, **DRAWN | narrow) == text_of(served, max_tokens=12)
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
 from meteora_registry.runtime import LoadedBundle
 from meteora_registry.serving.limits import Limits
+from meteora_registry.serving.requests import ChatForm, CompletionForm, Form
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
 from support.patience import PATIENCE_SECONDS
 from support.serving import KEY, NAME, Serving, load_served, post, serving_bundle
@@ -28,7 +31,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str | None, str | None]:
     assert body.keys() == {"error"}
     error = body["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert error["message"] and "Traceback" not in error["message"]
+    assert 0 < len(error["message"]) < 500 and "Traceback" not in error["message"]
     assert error["type"] == {401: "authentication_error", 429: "rate_limit_error"}.get(
         answer.status_code, "server_error" if answer.status_code >= 500 else "invalid_request_error"
     )
@@ -46,6 +49,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str | None, str | None]:
         pytest.param(COMPLETIONS, {"prompt": [[]]}, (400, "prompt", None), id="a prompt of no tokens"),
         pytest.param(COMPLETIONS, {"prompt": [1, 64]}, (400, "prompt", None), id="unknown token"),
         pytest.param(COMPLETIONS, {"prompt": [-1]}, (400, "prompt", None), id="negative token"),
+        pytest.param(COMPLETIONS, {"prompt": [10**4000]}, (400, "prompt", None), id="token beyond any"),
         pytest.param(COMPLETIONS, {"prompt": ["w1"] * 65}, (400, "prompt", None), id="many prompts"),
         pytest.param(COMPLETIONS, {"prompt": ["w1", 3]}, (400, "prompt", None), id="mixed prompts"),
         pytest.param(
@@ -62,6 +66,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str | None, str | None]:
         ),
         pytest.param(COMPLETIONS, {"max_tokens": 0}, (400, "max_tokens", None), id="no answer"),
         pytest.param(COMPLETIONS, {"max_tokens": 1025}, (400, "max_tokens", None), id="long answer"),
+        pytest.param(COMPLETIONS, {"max_tokens": 10**4000}, (400, "max_tokens", None), id="longest number"),
         pytest.param(COMPLETIONS, {"max_tokens": "4"}, (400, "max_tokens", None), id="number as text"),
         pytest.param(COMPLETIONS, {"temperature": 3}, (400, "temperature", None), id="temperature"),
         pytest.param(COMPLETIONS, {"temperature": True}, (400, "temperature", None), id="truth as number"),
@@ -114,6 +119,28 @@ def test_request_is_refused_by_the_field_at_fault(
     served: Serving, path: str, body: dict[str, Any], expected: tuple[int, str | None, str | None]
 ) -> None:
     assert refusal(post(served, path, **body)) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [
+        pytest.param(CompletionForm, {"prompt": [None] * 10_000}, id="prompts"),
+        pytest.param(CompletionForm, {"prompt": [[None]] * 10_000}, id="prompts of tokens"),
+        pytest.param(CompletionForm, {"prompt": "w1", "stop": [None] * 10_000}, id="stops"),
+        pytest.param(ChatForm, {"messages": [{}] * 10_000}, id="turns"),
+        pytest.param(ChatForm, {"messages": [TURN | {"content": [{}] * 10_000}]}, id="parts"),
+        pytest.param(ChatForm, {"messages": [TURN | dict.fromkeys(map(str, range(10_000)), 1)]}, id="fields"),
+    ],
+)
+def test_request_of_many_faults_is_refused_at_the_first(form: type[Form], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        form.model_validate({"model": NAME} | body)
+    assert refused.value.error_count() <= 4, "one for each type that a prompt may have"
+
+
+def test_first_unknown_field_is_named(served: Serving) -> None:
+    for fields in ({"first": 1, "second": 2}, {"second": 2, "first": 1}):
+        assert refusal(post(served, **fields)) == (400, next(iter(fields)), "unknown_field")
 
 
 def test_fields_that_change_nothing_are_accepted(served: Serving) -> None:
@@ -178,8 +205,26 @@ def test_body_that_a_page_of_another_site_could_send_is_refused(served: Serving,
     assert refusal(answer) == (415, None, "unsupported_media")
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.example", "[", "x"])
+@pytest.mark.parametrize("path", ["/v1/models", f"/v1/models/{NAME}", "/metrics", COMPLETIONS])
+def test_page_whose_name_leads_to_this_machine_is_refused(served: Serving, path: str, host: str) -> None:
+    ask = httpx2.post if path == COMPLETIONS else httpx2.get
+    assert refusal(ask(f"{served.url}{path}", headers={"host": host})) == (403, None, "host_not_allowed")
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST:1", "a.localhost", "127.0.0.1", "[::1]:8000", "192.168.0.7"])
+def test_address_and_name_of_this_machine_are_answered(served: Serving, host: str) -> None:
+    assert httpx2.get(f"{served.url}/v1/models", headers={"host": host}).status_code == 200
+
+
+def test_host_does_not_matter_with_a_key(locked: Serving) -> None:
+    headers = {"host": "models.example", "authorization": f"Bearer {KEY}"}
+    assert httpx2.get(f"{locked.url}/v1/models", headers=headers).status_code == 200
+
+
 def test_paths_and_methods_that_are_not_there_are_refused_in_the_same_form(served: Serving) -> None:
-    assert refusal(httpx2.get(f"{served.url}/v1/other")) == (404, None, "not_found")
+    for path in ("/v1/other", f"{COMPLETIONS}/", "//v1/models", "/%0d%0ax", ""):
+        assert refusal(httpx2.get(f"{served.url}{path}")) == (404, None, "not_found")
     answer = httpx2.get(f"{served.url}{CHAT}")
     assert refusal(answer) == (405, None, None)
     assert answer.headers["allow"] == "POST"
@@ -227,23 +272,65 @@ def impatient(loaded: LoadedBundle) -> Iterator[Serving]:
         yield found
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /v1/comp", b"GET /health HTTP/1.1\r\nhost: x\r\nx: "])
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/comp", b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: "])
 def test_client_that_sends_no_whole_header_is_left(impatient: Serving, sent: bytes) -> None:
     assert talk(impatient, sent) == b""
     assert post(impatient).status_code == 200
 
 
 def test_client_that_sends_a_second_header_slowly_is_left(impatient: Serving) -> None:
-    found = talk(impatient, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /hea")
+    found = talk(impatient, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea")
     assert found.count(b"HTTP/1.1 200 OK") == 1
 
 
 def test_client_that_sends_its_body_slowly_is_told(impatient: Serving) -> None:
-    header = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    header = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     found = talk(impatient, f"{header}content-length: 100\r\n\r\n{{".encode())
     head, _, body = found.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     assert json.loads(body)["error"]["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"what\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nx: " + b"x" * 70_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n",
+    ],
+    ids=["not HTTP", "no host", "long header", "upgrade"],
+)
+def test_malformed_request_writes_nothing_into_the_log(
+    impatient: Serving, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    with suppress(ConnectionResetError):
+        assert talk(impatient, sent).startswith(b"HTTP/1.1 ")
+    assert post(impatient).status_code == 200
+    assert not caplog.records
+
+
+def test_client_that_goes_on_with_a_body_that_was_answered_is_left(impatient: Serving) -> None:
+    address = urlsplit(impatient.url)
+    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n")
+        with connection.makefile("rb") as received:
+            assert received.readline() == b"HTTP/1.1 200 OK\r\n"
+            # The time for which an idle connection is kept ends with any byte.
+            connection.sendall(b"x")
+            received.read()
+
+
+def test_client_that_takes_no_answers_is_left(loaded: LoadedBundle) -> None:
+    with serving_bundle(loaded, Limits(batches=1, send_seconds=0.5)) as served:
+        address = urlsplit(served.url)
+        with (
+            socket.create_connection((address.hostname, address.port), PATIENCE_SECONDS) as connection,
+            pytest.raises((BrokenPipeError, ConnectionResetError)),
+        ):
+            while True:
+                connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 100)
+        assert post(served).status_code == 200
 
 
 def test_base_without_a_chat_template_answers_completions_alone(
