@@ -80,7 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"
     )
     parser.addoption(
-        "--slow", action="store_true", help="also install the checker with pip, and measure gates in small"
+        "--slow", action="store_true", help="also install the checker with pip, and run benchmarks in small"
     )
 
 
@@ -94,7 +94,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes half a minute: give `--slow`"))
+                item.add_marker(pytest.mark.skip(reason="takes long: give `--slow`"))
 
 
 def pytest_collection_finish() -> None:

@@ -92,7 +92,7 @@ def address(folder: Path) -> Iterator[str]:
     command = shlex.split(example_of("docs/answers.md", "serve"))
     # A port that is free, in place of the page's.
     command = [str(PROGRAM), *command[1:-1], "0"]
-    with warm.Popen(
+    with warm.RuntimePopen(
         command, cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True
     ) as server:
         found = None

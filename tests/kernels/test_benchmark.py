@@ -26,6 +26,7 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_point_is_measured_and_tabled(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     lines = run("kernels", "--only", POINT, "--seconds", "0.01").splitlines()

@@ -58,6 +58,7 @@ def rows(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_statement_of_every_search_uses_an_index(rows: list[dict[str, Any]]) -> None:
     plans = {row["case"]: row["plans"] for row in rows if "plans" in row}
     assert len(plans) >= 12
@@ -72,6 +73,7 @@ def test_every_statement_of_every_search_uses_an_index(rows: list[dict[str, Any]
                     assert " USING " in step or step.split()[1] not in GROWING, (case, plan)
 
 
+@pytest.mark.slow
 def test_the_searches_that_walk_do_so_in_the_order_asked_for(rows: list[dict[str, Any]]) -> None:
     plans = {row["case"]: " ".join(row["plans"]) for row in rows if "plans" in row}
     assert "ix_search_adapters_name_number" in plans["first page, by name"]
@@ -82,6 +84,7 @@ def test_the_searches_that_walk_do_so_in_the_order_asked_for(rows: list[dict[str
     assert "ix_search_adapters_base_model_id_is_latest_max_rank_version_id" in plans["base, rank and target"]
 
 
+@pytest.mark.slow
 def test_every_search_that_can_find_something_does(rows: list[dict[str, Any]]) -> None:
     found = {row["case"]: row["answers"] for row in rows if "answers" in row}
     assert found["first page, by name"] >= 50

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import httpx2
 import pytest
 
 from meteora_registry.registry.secrets import API_KEY_VARIABLE
+from support import warm
 from support.members import fuse, read_members
 from support.models import make_llama_adapters
 from support.patience import PATIENCE_SECONDS
@@ -36,13 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def started(
-    folder: Path, *options: str, **environment: str
+    folder: Path, *options: str, program: type[subprocess.Popen[str]] = warm.RuntimePopen
 ) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """Run the command within the block; yields the process, its URL, and what it printed."""
     command = [str(PROGRAM), "serve", "pair", "--base", "./base", "--port", "0", *options]
-    with subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ | environment
-    ) as process:
+    with program(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         printed = ""
         for line in process.stderr:
             printed += line
@@ -56,7 +54,8 @@ def started(
 
 
 def test_serve_answers_and_stops_in_order(folder: Path) -> None:
-    with started(folder) as (process, url, printed):
+    # Also what an interpreter prints while it imports and ends.
+    with started(folder, program=subprocess.Popen) as (process, url, printed):
         body = {"model": "pair/rank4", "prompt": "w1 w2", "max_tokens": 4, "temperature": 0}
         answer = httpx2.post(f"{url}/completions", json=body, timeout=PATIENCE_SECONDS)
         process.send_signal(signal.SIGTERM)
@@ -157,7 +156,7 @@ def test_serve_on_a_port_that_is_taken_is_refused_before_the_base_is_loaded(here
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pair"], "no base model was named"),
+        (["pair"], "`org/base` cannot be loaded as the base"),
         (["none", "--base", "./base"], "`none`"),
         (["pair", "--base", "./base", "--name", " "], "' ' cannot name a model"),
         (["pair", "--base", "./base", "--api-key-file", "none"], "`none`"),

@@ -17,6 +17,7 @@ import pytest
 
 from meteora_registry.bundle import Bundle
 from meteora_registry.fuser.refit import refit_bundle
+from support import warm
 from support.engines import fake_engines
 from support.fake_vllm import make_program
 from support.members import draw_gates, fuse, read_members
@@ -48,7 +49,7 @@ def command(
 ) -> Iterator[tuple[str, list[str], subprocess.Popen[str]]]:
     """Run ``serve`` within the block: its URL, what it printed first, and the process."""
     line = [PROGRAM, "serve", place / "routed", "--base", place / "base", "--port", "0", *arguments]
-    process = subprocess.Popen(
+    process = warm.RuntimePopen(
         [*map(str, line)], stderr=subprocess.PIPE, text=True, env=os.environ | variables
     )
     with process:

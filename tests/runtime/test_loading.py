@@ -27,6 +27,7 @@ from meteora_registry.kernels.reference import relative_error
 from meteora_registry.runtime import GateNotFittedWarning, MeteoraLayer, force_adapter, load_bundle
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
+from support.examples import a_third_of
 from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
@@ -116,16 +117,22 @@ def assert_same_bytes(found: dict[str, torch.Tensor], expected: dict[str, torch.
         assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
 
 
-@every_load
+DTYPE_PAIRS = {
+    "base-fp32-bundle-fp32": (torch.float32, torch.float32),
+    "base-fp32-bundle-bf16": (torch.float32, torch.bfloat16),
+    "base-bf16-bundle-fp32": (torch.bfloat16, torch.float32),
+    "base-bf16-bundle-bf16": (torch.bfloat16, torch.bfloat16),
+    "base-fp16-bundle-fp32": (torch.float16, torch.float32),
+    "base-fp16-bundle-fp16": (torch.float16, torch.float16),
+}
+
+
 @pytest.mark.parametrize(
-    ("base_dtype", "dtype"),
+    ("load", "base_dtype", "dtype"),
     [
-        pytest.param(torch.float32, torch.float32, id="base-fp32-bundle-fp32"),
-        pytest.param(torch.float32, torch.bfloat16, id="base-fp32-bundle-bf16"),
-        pytest.param(torch.bfloat16, torch.float32, id="base-bf16-bundle-fp32"),
-        pytest.param(torch.bfloat16, torch.bfloat16, id="base-bf16-bundle-bf16"),
-        pytest.param(torch.float16, torch.float32, id="base-fp16-bundle-fp32"),
-        pytest.param(torch.float16, torch.float16, id="base-fp16-bundle-fp16"),
+        pytest.param(load, *DTYPE_PAIRS[pair], id=f"{pair}-{name}")
+        for place, (name, load) in enumerate(LOADS.items())
+        for pair in a_third_of([*DTYPE_PAIRS], place)
     ],
 )
 def test_save_after_load_writes_the_same_tensors(

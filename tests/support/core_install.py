@@ -34,7 +34,22 @@ _SERVER = f"{PREAMBLE}sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n" 
     "from support.core_install import serve\nserve()\n"
 )
 # What most commands import; huggingface_hub reads the environment of a test when it is imported.
-_IMPORTED = ("alembic.command", "numpy", "sqlalchemy.orm", "meteora_registry.registry.cli.main")
+_IMPORTED = (
+    "alembic.command",
+    "httpx2",
+    "numpy",
+    "pydantic",
+    "sqlalchemy.dialects.sqlite",
+    "sqlalchemy.orm",
+    "tqdm.auto",
+    "trio",
+    "yaml",
+    "meteora_registry.fuser.planning",
+    "meteora_registry.registry.catalog.catalog",
+    "meteora_registry.registry.cli.main",
+    "meteora_registry.registry.face",
+    "meteora_registry.registry.workflows.difference",
+)
 
 
 class CoreInstall:

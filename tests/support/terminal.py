@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from support.patience import PATIENCE_SECONDS
-from support.warm import Popen
+from support.warm import Popen, RuntimePopen
 
 _LINES = 40
 
@@ -64,7 +64,7 @@ class Conversation:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
         left_out = ("COLUMNS", "LINES")
-        self._process = Popen(
+        self._process = RuntimePopen(
             [sys.executable, "-c", _OWN_SESSION, *map(str, arguments)],
             env={key: value for key, value in environment.items() if key not in left_out} | {"TERM": "dumb"},
             cwd=folder,

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from .unsynced import wait_for_no_disk
 
@@ -35,6 +36,11 @@ _VARIABLES_READ_ONCE = ("HF_", "HOME", "XDG_")
 
 def warm_context() -> ForkServerContext:
     """Return a context whose processes begin with everything imported, and with no test's settings."""
+    _run_with_no_settings(forkserver.ensure_running)
+    return _context
+
+
+def _run_with_no_settings(start: Callable[[], None]) -> None:
     before = dict(os.environ)
     # The server finds what it imports by its environment alone, and is silent about what it does not find.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_TESTS), before.get("PYTHONPATH")]))
@@ -42,11 +48,10 @@ def warm_context() -> ForkServerContext:
         if name.startswith("METEORA_"):
             del os.environ[name]
     try:
-        forkserver.ensure_running()
+        start()
     finally:
         os.environ.clear()
         os.environ.update(before)
-    return _context
 
 
 _context = multiprocessing.get_context("forkserver")
@@ -97,12 +102,15 @@ class Popen(subprocess.Popen[Any]):
             daemon=True,
         )
         try:
-            self._process.start()
+            self._start()
         finally:
             self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
         assert self._process.pid is not None
         self.pid = self._process.pid
         self._child_created = True
+
+    def _start(self) -> None:
+        self._process.start()
 
     def _wait(self, timeout: float | None) -> int:
         self._process.join(timeout)
@@ -115,6 +123,19 @@ class Popen(subprocess.Popen[Any]):
         if self.returncode is None:
             self.returncode = self._process.exitcode
         return self.returncode
+
+
+class RuntimePopen(Popen):
+    """The same, of a server that has also imported what loads a bundle and answers."""
+
+    _server = forkserver.ForkServer()
+    _server.set_forkserver_preload(["support.warm_runtime"])
+
+    def _start(self) -> None:
+        _run_with_no_settings(self._server.ensure_running)
+        # Read when a process starts.
+        with mock.patch.object(forkserver, "connect_to_new_process", self._server.connect_to_new_process):
+            super()._start()
 
 
 def run(
