@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -15,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaList
 
 from ..runtime.active_bundles import UNCHANGED, called_with
-from ..runtime.loaded_bundle import LoadedBundle, generate_ids
+from ..runtime.base_model import context_of
+from ..runtime.base_modules import vocabulary_of
+from ..runtime.loaded_bundle import LoadedBundle, end_tokens, generate_ids
 from ..runtime.routing_record import RoutingRecord
-from ..schemas.errors import MeteoraError
 from .answers import (
     Choice,
     Routed,
@@ -30,7 +30,7 @@ from .answers import (
     usage_chunk,
 )
 from .app import Health
-from .errors import ApiError, shown, stopping
+from .errors import ApiError, failure_of, stopping
 from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames, Target
@@ -44,7 +44,6 @@ from .waiting import WaitingRows
 
 # A thread ends with the pass that it computes.
 _JOIN_SECONDS = 30.0
-_log = logging.getLogger(__name__)
 
 
 class LocalBackend:
@@ -64,11 +63,12 @@ class LocalBackend:
         self._metrics = metrics
         self._waiting = WaitingRows(limits, metrics)
         self._running: set[Row] = set()
+        metrics.running.set_function(lambda: len(self._running))
         self._is_closed = False
-        config = loaded.model.config.get_text_config()
-        # A base that keeps a state in place of a cache has no such limit.
-        self._context: int | None = getattr(config, "max_position_embeddings", None)
-        self._prompts = PromptReader(loaded.tokenizer, self._encode, config.vocab_size, limits.max_new_tokens)
+        self._context = context_of(loaded.model.config)
+        self._prompts = PromptReader(
+            loaded.tokenizer, self._encode, vocabulary_of(loaded.model), limits.max_new_tokens
+        )
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
             for number in range(limits.batches)
@@ -172,7 +172,7 @@ class LocalBackend:
 
     async def _next(self, work: _Work) -> tuple[int, Event]:
         try:
-            place, event = await asyncio.wait_for(work.events.get(), work.seconds_left)
+            place, event = await work.events.get(work.seconds_left)
         except TimeoutError as error:
             raise ApiError(
                 504, f"the answer took more than {self._limits.answer_seconds:g} seconds", code="timeout"
@@ -184,13 +184,11 @@ class LocalBackend:
     def _work(self) -> None:
         while rows := self._waiting.take():
             self._running.update(rows)
-            self._metrics.running.set(len(self._running))
             if self._is_closed:
                 # Between the queue and the set, where `close` does not see them.
                 _stop(rows)
             self._run_safely(rows)
             self._running.difference_update(rows)
-            self._metrics.running.set(len(self._running))
 
     def _run_safely(self, rows: Sequence[Row]) -> None:
         """Answer a batch; one that fails is answered row by row, so that a row's fault is its own."""
@@ -199,7 +197,7 @@ class LocalBackend:
         # Nor must it end the thread that answers the next batch.
         except Exception as error:  # noqa: BLE001
             if len(rows) == 1 or any(row.has_begun for row in rows):
-                failure = _failure(error)
+                failure = failure_of(error)
                 for row in rows:
                     row.emit(failure)
             else:
@@ -213,7 +211,6 @@ class LocalBackend:
             return
         model = self._loaded.model
         batch = self._batch_of(rows)
-        ends = model.generation_config.eos_token_id
         self._metrics.prompt_tokens.inc(sum(len(row.ids) for row in rows))
         with self._as_asked(rows[0].target) as record:
             account = Account(rows, self._scope, record, batch["attention_mask"].bool().cpu())
@@ -228,7 +225,7 @@ class LocalBackend:
                             self._loaded.tokenizer,
                             account,
                             self._metrics,
-                            end_tokens=frozenset(ends if isinstance(ends, list) else [ends]),
+                            end_tokens=end_tokens(model.generation_config),
                         )
                     ]
                 ),
@@ -315,10 +312,3 @@ def _stop(rows: Iterable[Row]) -> None:
     for row in rows:
         row.emit(stopping())
         row.is_cancelled = True
-
-
-def _failure(error: Exception) -> ApiError:
-    if isinstance(error, MeteoraError):
-        return ApiError(400, error.message)
-    _log.error("error: a prompt failed: %s: %s", type(error).__name__, shown(str(error)))
-    return ApiError(500, "the model failed on this prompt", code="model_failed")

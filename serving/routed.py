@@ -151,6 +151,7 @@ class RoutedBackend:
     async def close(self) -> None:
         """End every request that still runs with an error, and stop."""
         self._is_closed = True
+        self._decisions.close()
         await self._engines.close()
         await asyncio.gather(*(process.close() for process in self._processes))
         await asyncio.to_thread(self._prompts.close)
