@@ -360,7 +360,8 @@ async def _merged(
         try:
             async for piece in stream.pieces():
                 await queue.put((part, piece))
-        except (EngineLost, ApiError) as error:
+        # Whatever it is: one that is not passed on would leave the reader waiting for good.
+        except Exception as error:  # noqa: BLE001
             await queue.put(error)
         await queue.put(None)
 
