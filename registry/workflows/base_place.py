@@ -104,10 +104,8 @@ def choose_base_to_run(
 
 
 def _recorded_base(workspace: Workspace, fused_for: str | None) -> str:
-    """Return the base that a bundle names, if it can be loaded by that name; a download is announced.
-
-    Whoever made the bundle chose the name.
-    """
+    """Return the base that a bundle names, if it can be loaded by that name; a download is announced."""
+    # The publisher of the bundle chose the name.
     hint = "name it with `--base ORG/MODEL`, or its folder with `--base-folder`"
     if fused_for is None:
         raise UsageError("no base model was named, and the bundle does not name one", hint=hint)

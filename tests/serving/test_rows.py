@@ -1,4 +1,4 @@
-"""What a request hears of its rows."""
+"""The events of a request's rows: their order, their time, and what becomes of them when it is cancelled."""
 
 from __future__ import annotations
 
