@@ -16,7 +16,7 @@ from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaLis
 from ..runtime.active_bundles import UNCHANGED, called_with
 from ..runtime.base_model import context_of
 from ..runtime.base_modules import vocabulary_of
-from ..runtime.loaded_bundle import LoadedBundle, end_tokens, generate_ids
+from ..runtime.loaded_bundle import LoadedBundle, end_tokens, generate_ids, place
 from ..runtime.routing_record import RoutingRecord
 from .answers import (
     Choice,
@@ -265,7 +265,7 @@ class LocalBackend:
         ids = [[pad] * (widest - len(row.ids)) + [*row.ids] for row in rows]
         mask = [[0] * (widest - len(row.ids)) + [1] * len(row.ids) for row in rows]
         batch = BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
-        return self._loaded.place(batch)
+        return place(batch, self._loaded.model)
 
 
 class _Work:
