@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from peft import PeftModel
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -96,7 +97,7 @@ def default_targets(base: PreTrainedModel) -> tuple[str, ...] | None:
     return tuple(found) if isinstance(found, (list, tuple, set)) else None
 
 
-def vocabulary_of(base: PreTrainedModel) -> int | None:
+def vocabulary_of(base: PreTrainedModel | PeftModel) -> int | None:
     """Return the number of rows of the base's embedding of tokens; None if it has none, or several.
 
     A model that reads images, sound, or two kinds of input need not state which of its modules that is.

@@ -177,15 +177,7 @@ class LoadedBundle:
         # A tokenizer is set to padding, or to none, before each text: threads would change it for each other.
         with _ENCODING:
             batch: BatchEncoding = self.tokenizer(prompts, return_tensors="pt", **options)
-        return self.place(batch)
-
-    def place(self, batch: BatchEncoding) -> BatchEncoding:
-        """Return a batch of tensors on the model's device."""
-        device = self.model.device
-        # Offloaded tensors are nowhere until they are used; the base then moves its input.
-        if device.type != "meta":
-            batch.to(device)
-        return batch
+        return place(batch, self.model)
 
     def force(self, name: str) -> AbstractContextManager[None]:
         """Send every token to the member ``name`` within a ``with`` block.
@@ -316,6 +308,14 @@ def _room_behind(loaded: LoadedBundle, prompt_tokens: int) -> int:
             f"the prompt has {prompt_tokens} tokens, the base takes {context} together with the answer"
         )
     return sys.maxsize if context is None else context - prompt_tokens
+
+
+def place(batch: BatchEncoding, model: PeftModel) -> BatchEncoding:
+    """Return a batch of tensors on a model's device."""
+    # Offloaded tensors are nowhere until they are used; the base then moves its input.
+    if model.device.type != "meta":
+        batch.to(model.device)
+    return batch
 
 
 def end_tokens(config: GenerationConfig) -> frozenset[int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from ..runtime.scopes.decision import Decision
+from ..schemas.gate_choices import SCOPES, Scope
 from .names import BASE
 from .requests import GenerationRequest
 
@@ -29,9 +31,27 @@ class Routed:
     member: str | None
     confidence: float | None
     forced: bool
-    scope: str
+    scope: Scope
     decisions: Sequence[Mapping[str, Any]] = ()
     shares: Mapping[str, float] | None = None
+
+    @classmethod
+    def by_decisions(cls, decisions: Sequence[Decision], scope: Scope, *, padding: int = 0) -> Self:
+        """Return who answers by the decisions for one prompt; of several the longest counts.
+
+        Args:
+            decisions: in their order, at least one.
+            scope: of the bundle.
+            padding: the tokens before the prompt that are not its own.
+        """
+        longest = max(decisions, key=lambda each: each.end - each.start)
+        return cls(
+            next(iter(longest.members), None),
+            longest.confidence,
+            forced=False,
+            scope=scope,
+            decisions=[_describe(each, scope, padding) for each in decisions],
+        )
 
     @property
     def field(self) -> dict[str, Any]:
@@ -45,6 +65,18 @@ class Routed:
         if self.shares is not None:
             return found | {"shares": dict(self.shares)}
         return found | {"decisions": [dict(each) for each in self.decisions]}
+
+
+def _describe(decision: Decision, scope: Scope, padding: int) -> Mapping[str, object]:
+    found: dict[str, object] = {
+        "members": list(decision.members),
+        "weights": list(decision.weights),
+        "confidence": decision.confidence,
+    }
+    if not SCOPES[scope].observes_answers:
+        return found
+    # Of segments also the tokens.
+    return found | {"start": max(decision.start - padding, 0), "end": decision.end - padding}
 
 
 @dataclass(frozen=True, slots=True)

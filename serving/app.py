@@ -159,11 +159,13 @@ class Service:
     def _describe(self, model: str) -> dict[str, Any]:
         return {"id": model, "object": "model", "created": self._began, "owned_by": "meteora-registry"}
 
-    async def _health(self, _request: Request) -> Response:
+    async def _health(self, request: Request) -> Response:
         health = self.backend.health()
+        # A load balancer has no key, and needs no facts such as the addresses of engines.
+        facts = health.facts if self._has_key(request) else {}
         is_ready = health.is_ready and not self._is_draining
         status = "ok" if is_ready else "stopping" if self._is_draining else "unavailable"
-        return JSONResponse({"status": status, **health.facts}, 200 if is_ready else 503)
+        return JSONResponse({"status": status, **facts}, 200 if is_ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
         self._check_caller(request)
@@ -172,15 +174,19 @@ class Service:
     def _check_caller(self, request: Request) -> None:
         if self._key is None:
             _check_host(request)
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # In constant time, so that the time of an answer gives no part of the key away.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+        elif not self._has_key(request):
             raise ApiError(
                 401,
                 "the key is missing or wrong; send it as `Authorization: Bearer KEY`",
                 code="invalid_api_key",
             )
+
+    def _has_key(self, request: Request) -> bool:
+        if self._key is None:
+            return True
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # In constant time, so that the time of an answer gives no part of the key away.
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key)
 
 
 class _Counted:

@@ -11,6 +11,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from ..runtime.base_model import context_of
+from ..runtime.base_modules import vocabulary_of
 from ..runtime.loaded_bundle import LoadedBundle
 from .answers import (
     Choice,
@@ -49,11 +51,14 @@ class LocalBackend:
         self.names = names
         self._limits = limits
         self._metrics = metrics
+        self._context = context_of(loaded.model.config)
         self._loaded = loaded
-        config = loaded.model.config.get_text_config()
-        # A base that keeps a state in place of a cache has no such limit.
-        self._context: int | None = getattr(config, "max_position_embeddings", None)
-        self._prompts = PromptReader(loaded.tokenizer, self._encode, config.vocab_size, limits.max_new_tokens)
+        self._prompts = PromptReader(
+            loaded.tokenizer,
+            self._encode,
+            vocabulary_of(loaded.model),
+            limits.max_new_tokens,
+        )
         self._runner = BatchRunner(loaded, limits, metrics)
 
     async def start(self) -> None:
@@ -144,7 +149,7 @@ class LocalBackend:
 
     async def _next(self, work: _Work) -> tuple[int, Event]:
         try:
-            place, event = await asyncio.wait_for(work.events.get(), work.seconds_left)
+            place, event = await work.events.get(work.seconds_left)
         except TimeoutError as error:
             raise ApiError(
                 504, f"the answer took more than {self._limits.answer_seconds:g} seconds", code="timeout"

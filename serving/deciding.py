@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from ..runtime.decider import RequestDecider
 from ..runtime.scopes.decision import Decision
-from .errors import RETRY_SECONDS, ApiError
+from .errors import failure_of, queue_full, stopping
 from .limits import Limits
 from .metrics import Metrics
+
+_Batch = list[tuple[Sequence[int], asyncio.Future[Decision]]]
 
 
 class Decisions:
@@ -24,24 +26,23 @@ class Decisions:
     def __init__(self, decider: RequestDecider, limits: Limits, metrics: Metrics) -> None:
         self._decider = decider
         self._limits = limits
-        self._metrics = metrics
-        self._waiting: list[tuple[Sequence[int], asyncio.Future[Decision]]] = []
+        self._waiting: _Batch = []
+        self._deciding: _Batch = []
         self._working: asyncio.Task[None] | None = None
+        self._is_closed = False
+        metrics.waiting.set_function(lambda: len(self._waiting))
 
     async def of(self, prompts: Sequence[Sequence[int]]) -> list[Decision]:
         """Return the decision for each prompt, given as tokens.
 
         Raises:
-            ApiError: too many wait already.
+            ApiError: too many wait already, the model fails on a prompt, or the server stops.
         """
+        if self._is_closed:
+            raise stopping()
         most = self._limits.max_waiting
         if self._waiting and len(self._waiting) + len(prompts) > most:
-            raise ApiError(
-                429,
-                f"{len(self._waiting)} prompts wait already, of at most {most}; send the request again later",
-                code="queue_full",
-                retry_after=RETRY_SECONDS,
-            )
+            raise queue_full(len(self._waiting), most)
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Decision]] = [loop.create_future() for _ in prompts]
         self._waiting += zip(prompts, futures, strict=True)
@@ -50,31 +51,44 @@ class Decisions:
         try:
             return await asyncio.gather(*futures)
         finally:
-            self._note()
+            # The others of a request whose client left, or one of whose prompts failed, make room.
+            for future in futures:
+                future.cancel()
+            self._waiting = _wanted(self._waiting)
+
+    def close(self) -> None:
+        """End the requests that wait with an error, and take no more."""
+        self._is_closed = True
+        for _, future in _wanted([*self._deciding, *self._waiting]):
+            future.set_exception(stopping())
 
     async def _work(self) -> None:
         try:
             while batch := self._take():
+                self._deciding = batch
                 await self._decide(batch)
         finally:
-            self._working = None
+            self._deciding, self._working = [], None
 
-    async def _decide(self, batch: list[tuple[Sequence[int], asyncio.Future[Decision]]]) -> None:
+    async def _decide(self, batch: _Batch) -> None:
+        """Decide a batch; one that fails is decided prompt by prompt, so that a prompt's fault is its own."""
         try:
             found = await asyncio.to_thread(self._decider.decide, [ids for ids, _ in batch])
-        # Whatever goes wrong with one batch, the requests hear of it and the next batch is decided.
+        # Nor must it end the task that decides the next batch.
         except Exception as error:  # noqa: BLE001
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            if len(batch) > 1:
+                for each in batch:
+                    await self._decide(_wanted([each]))
+            elif left := _wanted(batch):
+                left[0][1].set_exception(failure_of(error))
             return
         for (_, future), decision in zip(batch, found, strict=True):
             if not future.done():
                 future.set_result(decision)
 
-    def _take(self) -> list[tuple[Sequence[int], asyncio.Future[Decision]]]:
+    def _take(self) -> _Batch:
         """Take the oldest prompts that are still wanted, as many as one batch may have."""
-        self._waiting = [(ids, future) for ids, future in self._waiting if not future.done()]
+        self._waiting = _wanted(self._waiting)
         widest = 0
         for count, (ids, _) in enumerate(self._waiting):
             widest = max(widest, len(ids))
@@ -84,8 +98,8 @@ class Decisions:
         else:
             count = len(self._waiting)
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._note()
         return taken
 
-    def _note(self) -> None:
-        self._metrics.waiting.set(len(self._waiting))
+
+def _wanted(batch: _Batch) -> _Batch:
+    return [(ids, future) for ids, future in batch if not future.done()]

@@ -27,11 +27,14 @@ from typing import Any, TypeVar
 import httpx2
 
 from ..schemas.errors import UsageError
-from .errors import RETRY_SECONDS, ApiError, shown
+from .errors import RETRY_SECONDS, ApiError, shown, stopping
 
 _log = logging.getLogger(__name__)
 _MAX_LISTED = 5
 _STREAM_ENDS = "[DONE]"
+# The statuses by which an engine refuses a request. Any other, such as that of a wrong key or of a model that
+# is gone, is not the client's fault and must not look like it.
+_REFUSALS = (400, 413, 422, 429)
 
 Found = TypeVar("Found")
 # The fields of a request to an engine, which may have a name of its own for the base.
@@ -126,9 +129,10 @@ class Engine:
 
     def note_found(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Take in the list of its models."""
-        names = [str(model.get("id")) for model in models]
+        models = [model for model in models if isinstance(model.get("id"), str)]
+        names = [model["id"] for model in models]
         bases = [
-            model for model in models if model.get("parent") is None and model.get("id") not in self._members
+            model for model in models if model.get("parent") is None and model["id"] not in self._members
         ]
         missing = [member for member in self._members if member not in names]
         if missing or not bases:
@@ -136,7 +140,7 @@ class Engine:
             has = ", ".join(f"`{shown(name)}`" for name in names[:_MAX_LISTED]) or "none"
             self.leave_out(f"it has {lacking}, of its {len(names)} models the first are {has}")
             return
-        self.models, self.base = frozenset(names), str(bases[0]["id"])
+        self.models, self.base = frozenset(names), bases[0]["id"]
         context = bases[0].get("max_model_len")
         self.context = context if isinstance(context, int) and context > 0 else None
         if self._is_reported:
@@ -190,7 +194,8 @@ class Engine:
             if self._is_lost:
                 raise EngineLost(self.url, self.fault or "it ended") from error
             raise too_slow() from error
-        except httpx2.TransportError as error:
+        # Of the connection, or of what came over it.
+        except httpx2.HTTPError as error:
             reason = _words_of(error)
             if isinstance(error, httpx2.ConnectError):
                 self.leave_out(reason)
@@ -295,6 +300,7 @@ class Engines:
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._client: httpx2.AsyncClient | None = None
         self._watching: list[asyncio.Task[None]] = []
+        self._is_closed = False
 
     async def start(self) -> None:
         """Ask every engine once, and from then on again and again."""
@@ -311,6 +317,7 @@ class Engines:
 
     async def close(self) -> None:
         """End every request, the checks and the connections."""
+        self._is_closed = True
         for engine in self.engines:
             engine.give_up()
         for task in self._watching:
@@ -412,6 +419,8 @@ class Engines:
 
     def _choose(self, before: Engine | None) -> Engine:
         """Return the engine with the fewest requests, and if there is a choice not the one before."""
+        if self._is_closed:
+            raise stopping()
         up = self.up
         if not up:
             raise self._none_is_up()
@@ -445,7 +454,7 @@ class Engines:
         except TimeoutError:
             engine.note_failed_check(f"it answered no check within {self._times.check:g} seconds")
             return
-        except httpx2.TransportError as error:
+        except httpx2.HTTPError as error:
             engine.note_failed_check(_words_of(error), is_gone=isinstance(error, httpx2.ConnectError))
             return
         models = _read_models(listed)
@@ -489,18 +498,18 @@ def _read_answer(engine: Engine, status: int, content: bytes) -> dict[str, Any]:
     """Return the object in an engine's answer.
 
     Raises:
-        EngineLost: it failed, or the answer is not an object.
+        EngineLost: it failed, does not take this process's key or model, or the answer is not an object.
         ApiError: it refuses the request.
     """
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
         found = None
-    if status >= httpx2.codes.INTERNAL_SERVER_ERROR:
+    if status in _REFUSALS:
+        raise _refusal(status, found)
+    if status != httpx2.codes.OK:
         engine.suspect()
         raise EngineLost(engine.url, f"it answers with status {status}: {_message_in(found)}")
-    if status != httpx2.codes.OK:
-        raise _refusal(status, found)
     if not isinstance(found, dict):
         raise EngineLost(engine.url, "its answer is not a JSON object")
     return found
@@ -521,7 +530,7 @@ def _read_piece(engine: Engine, data: str) -> Any:
         raise EngineLost(engine.url, "a piece of its answer is not a JSON object")
     if "error" in found:
         code = found["error"].get("code") if isinstance(found["error"], dict) else None
-        raise _refusal(code if isinstance(code, int) and code >= 400 else 500, found)
+        raise _refusal(code if code in _REFUSALS else 500, found)
     return found
 
 

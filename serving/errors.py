@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
 
+from ..schemas.errors import MeteoraError
+
+_log = logging.getLogger(__name__)
 _SHOWN_CHARACTERS = 100
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 # A body that was not read whole would be taken for the next request.
@@ -80,6 +84,24 @@ def unknown_model(model: str, known: Sequence[str]) -> ApiError:
         param="model",
         code="model_not_found",
     )
+
+
+def queue_full(waiting: int, most: int) -> ApiError:
+    """Return the error of a request for which there is no room."""
+    return ApiError(
+        429,
+        f"{waiting} prompts wait already, of at most {most}; send the request later",
+        code="queue_full",
+        retry_after=RETRY_SECONDS,
+    )
+
+
+def failure_of(error: Exception) -> ApiError:
+    """Return the error of a prompt on which the model failed; the reason is logged, not sent."""
+    if isinstance(error, MeteoraError):
+        return ApiError(400, error.message)
+    _log.error("error: a prompt failed: %s: %s", type(error).__name__, shown(str(error)))
+    return ApiError(500, "the model failed on this prompt", code="model_failed")
 
 
 def stopping() -> ApiError:

@@ -21,13 +21,14 @@ class Metrics:
         requests: finished requests, by route and status; a client that left is status 499.
         prompt_tokens: tokens of prompts.
         answer_tokens: tokens of answers.
-        waiting: prompts that wait for a batch.
-        running: prompts that are being answered.
+        waiting: prompts that wait for a batch; with engines, for a decision.
+        running: prompts that are being answered; with engines, the requests that they have.
         decisions: prompts by who answered.
         abstentions: prompts that no member was sure enough for, and the base answered.
         engine_up: whether an engine gets requests, by its URL; of a router alone.
         engine_requests: requests that an engine has, by its URL; of a router alone.
-        first_token_seconds: from the arrival of a request to the first token of its answer.
+        first_token_seconds: from the arrival of a request to the first token of its answer; with engines, of
+            streams alone.
         answer_seconds: from the arrival of a request to its end.
     """
 

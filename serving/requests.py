@@ -200,14 +200,12 @@ class GenerationRequest:
     Attributes:
         target: what was asked to answer.
         form: the fields.
-        body: the fields as they came, for a backend that forwards them.
         id: of the answer.
         created: when the request came, in seconds since 1970.
     """
 
     target: Target
     form: Form
-    body: Mapping[str, Any]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -239,7 +237,7 @@ def read_request(body: Any, form: type[Form], names: ModelNames, limits: Limits)
     if isinstance(found, CompletionForm):
         _check_scoring(found)
     _check_limits(found, limits)
-    return GenerationRequest(target, found, body)
+    return GenerationRequest(target, found)
 
 
 def _read_form(form: type[Form], values: Mapping[str, Any]) -> Form:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from ..runtime.decider import RequestDecider
-from ..runtime.scopes.decision import Decision
 from .answers import (
     Choice,
     FinishReason,
@@ -58,12 +56,14 @@ class _Asked:
         request: as it came.
         prompts: its prompts.
         routed: who answers each.
-        deadline: of its answer, by the loop's clock.
+        began: when it came, by the loop's clock.
+        deadline: of its answer.
     """
 
     request: GenerationRequest
     prompts: Sequence[Prompt]
     routed: Sequence[Routed]
+    began: float
     deadline: float
 
     @property
@@ -138,6 +138,7 @@ class RoutedBackend:
             )
         self._processes = tuple(processes)
         self._is_closed = False
+        metrics.running.set_function(lambda: sum(engine.in_flight for engine in engines.engines))
 
     async def start(self) -> None:
         """Start what is to be started, and ask the engines whether they are there.
@@ -160,6 +161,7 @@ class RoutedBackend:
     async def close(self) -> None:
         """End every request that still runs with an error, and stop."""
         self._is_closed = True
+        self._decisions.close()
         await self._engines.close()
         await asyncio.gather(*(process.close() for process in self._processes))
         await asyncio.to_thread(self._prompts.close)
@@ -185,7 +187,8 @@ class RoutedBackend:
             raise self._error_of(lost) from lost
 
     async def _read(self, request: GenerationRequest) -> _Asked:
-        deadline = asyncio.get_running_loop().time() + self._limits.answer_seconds
+        began = asyncio.get_running_loop().time()
+        deadline = began + self._limits.answer_seconds
         bounds = [bound for bound in (self._context, self._engines.context) if bound is not None]
         try:
             async with asyncio.timeout_at(deadline):
@@ -196,16 +199,15 @@ class RoutedBackend:
             raise too_slow() from error
         for each in routed:
             self._metrics.count_decision(each)
-        return _Asked(request, prompts, routed, deadline)
+        return _Asked(request, prompts, routed, began, deadline)
 
     async def _route(self, target: Target, prompts: Sequence[Prompt]) -> list[Routed]:
         if not target.is_routed:
             forced = Routed(target.member, None, forced=True, scope="prompt")
             return [forced] * len(prompts)
         decisions = await self._decisions.of([prompt.ids for prompt in prompts])
-        return [
-            _routed_by(decision, len(prompt.ids)) for decision, prompt in zip(decisions, prompts, strict=True)
-        ]
+        # An engine gives a request one member, so with a `top_k` above 1 the first serves alone.
+        return [Routed.by_decisions([decision], "prompt") for decision in decisions]
 
     async def _answer(self, asked: _Asked) -> Response:
         choices: dict[int, Choice] = {}
@@ -233,12 +235,11 @@ class RoutedBackend:
         return JSONResponse(body, headers=decision_headers(asked.routed))
 
     async def _stream(self, asked: _Asked) -> Response:
-        began = time.monotonic()
         parts = asked.parts
         streams = await _all(
             self._engines.stream(asked.path, asked.body_of(part), deadline=asked.deadline) for part in parts
         )
-        self._metrics.first_token_seconds.observe(time.monotonic() - began)
+        self._metrics.first_token_seconds.observe(asyncio.get_running_loop().time() - asked.began)
 
         freeing = AsyncExitStack()
         for stream in streams:
@@ -300,19 +301,6 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _routed_by(decision: Decision, tokens: int) -> Routed:
-    described = {
-        "members": list(decision.members),
-        "weights": list(decision.weights),
-        "confidence": decision.confidence,
-        "start": 0,
-        "end": tokens,
-    }
-    # An engine gives a request one member, so with a `top_k` above 1 the first serves alone.
-    member = decision.members[0] if decision.members else None
-    return Routed(member, decision.confidence, forced=False, scope="prompt", decisions=[described])
-
-
 def _choices_in(part: _Part, answer: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """Return an engine's choices with the places of their prompts in the request.
 
@@ -368,7 +356,8 @@ async def _merged(
         try:
             async for piece in stream.pieces():
                 await queue.put((part, piece))
-        except (EngineLost, ApiError) as error:
+        # Whatever it is: one that is not passed on would leave the reader waiting for good.
+        except Exception as error:  # noqa: BLE001
             await queue.put(error)
         await queue.put(None)
 

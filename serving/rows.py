@@ -55,13 +55,16 @@ class Events:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
 
-    async def get(self) -> tuple[int, Event]:
-        """Return the place of a row and what happened to it.
+    async def get(self, seconds: float) -> tuple[int, Event]:
+        """Return the place of a row and what happened to it, within so many seconds.
 
         Raises:
             ApiError: the row cannot be answered.
+            TimeoutError: nothing happened until then.
         """
-        place, event = await self._events.get()
+        # Not `wait_for`: before Python 3.12 it loses a cancellation that comes with the event.
+        async with asyncio.timeout(seconds):
+            place, event = await self._events.get()
         if isinstance(event, ApiError):
             raise event
         return place, event

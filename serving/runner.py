@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,10 +11,9 @@ import torch
 from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaList
 
 from ..runtime.active_bundles import UNCHANGED, called_with
-from ..runtime.loaded_bundle import LoadedBundle, generate_ids
+from ..runtime.loaded_bundle import LoadedBundle, end_tokens, generate_ids, place
 from ..runtime.routing_record import RoutingRecord
-from ..schemas.errors import MeteoraError
-from .errors import ApiError, shown, stopping
+from .errors import failure_of, stopping
 from .limits import Limits
 from .metrics import Metrics
 from .names import Target
@@ -26,7 +24,6 @@ from .waiting import WaitingRows
 
 # A thread ends with the pass that it computes.
 _JOIN_SECONDS = 30.0
-_log = logging.getLogger(__name__)
 
 
 class BatchRunner:
@@ -43,6 +40,7 @@ class BatchRunner:
         self._metrics = metrics
         self._waiting = WaitingRows(limits, metrics)
         self._running: set[Row] = set()
+        metrics.running.set_function(lambda: len(self._running))
         self._is_closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
@@ -93,13 +91,11 @@ class BatchRunner:
     def _work(self) -> None:
         while rows := self._waiting.take():
             self._running.update(rows)
-            self._metrics.running.set(len(self._running))
             if self._is_closed:
                 # Between the queue and the set, where `close` does not see them.
                 _stop(rows)
             self._run_safely(rows)
             self._running.difference_update(rows)
-            self._metrics.running.set(len(self._running))
 
     def _run_safely(self, rows: Sequence[Row]) -> None:
         """Answer a batch; one that fails is answered row by row, so that a row's fault is its own."""
@@ -108,7 +104,7 @@ class BatchRunner:
         # Nor must it end the thread that answers the next batch.
         except Exception as error:  # noqa: BLE001
             if len(rows) == 1 or any(row.has_begun for row in rows):
-                failure = _failure(error)
+                failure = failure_of(error)
                 for row in rows:
                     row.emit(failure)
             else:
@@ -121,7 +117,6 @@ class BatchRunner:
             return
         model = self._loaded.model
         batch = self._batch_of(rows)
-        ends = model.generation_config.eos_token_id
         self._metrics.prompt_tokens.inc(sum(len(row.ids) for row in rows))
         with self._as_asked(rows[0].target) as record:
             account = Account(rows, self._scope, record, batch["attention_mask"].bool().cpu())
@@ -136,7 +131,7 @@ class BatchRunner:
                             self._loaded.tokenizer,
                             account,
                             self._metrics,
-                            end_tokens=frozenset(ends if isinstance(ends, list) else [ends]),
+                            end_tokens=end_tokens(model.generation_config),
                         )
                     ]
                 ),
@@ -181,17 +176,10 @@ class BatchRunner:
         ids = [[pad] * (widest - len(row.ids)) + [*row.ids] for row in rows]
         mask = [[0] * (widest - len(row.ids)) + [1] * len(row.ids) for row in rows]
         batch = BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
-        return self._loaded.place(batch)
+        return place(batch, self._loaded.model)
 
 
 def _stop(rows: Iterable[Row]) -> None:
     for row in rows:
         row.emit(stopping())
         row.is_cancelled = True
-
-
-def _failure(error: Exception) -> ApiError:
-    if isinstance(error, MeteoraError):
-        return ApiError(400, error.message)
-    _log.error("error: a prompt failed: %s: %s", type(error).__name__, shown(str(error)))
-    return ApiError(500, "the model failed on this prompt", code="model_failed")

@@ -7,7 +7,7 @@ applied to that row alone, so a batch answers as each of its rows would by itsel
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from transformers import (
 
 from ..runtime.answer_text import AnswerText
 from ..runtime.routing_record import RoutingRecord
-from ..runtime.scopes.decision import Decision
 from ..schemas.gate_choices import SCOPES, Scope
 from .answers import FinishReason, Routed
 from .metrics import Metrics
@@ -120,26 +119,8 @@ class Account:
 
     def _by_decisions(self, place: int, record: RoutingRecord) -> Routed:
         own = [each for each in record.decisions if each.sequence == place]
-        longest = max(own, key=lambda each: each.end - each.start)
-        return Routed(
-            next(iter(longest.members), None),
-            longest.confidence,
-            forced=False,
-            scope=self._scope,
-            decisions=[self._describe(each, place) for each in own],
-        )
-
-    def _describe(self, decision: Decision, place: int) -> Mapping[str, object]:
-        found: dict[str, object] = {
-            "members": list(decision.members),
-            "weights": list(decision.weights),
-            "confidence": decision.confidence,
-        }
-        if not SCOPES[self._scope].observes_answers:
-            return found
-        # Of segments also the tokens, without the padding of the batch.
         padding = max(len(row.ids) for row in self._rows) - len(self._rows[place].ids)
-        return found | {"start": max(decision.start - padding, 0), "end": decision.end - padding}
+        return Routed.by_decisions(own, self._scope, padding=padding)
 
     def _by_shares(self, place: int, members: Sequence[str]) -> Routed:
         found = self._shares[place] / self._shares[place].sum()

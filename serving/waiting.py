@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from .errors import RETRY_SECONDS, ApiError, stopping
+from .errors import queue_full, stopping
 from .limits import Limits
 from .metrics import Metrics
 from .rows import Row
@@ -20,12 +20,12 @@ class WaitingRows:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self._limits = limits
-        self._metrics = metrics
         self._rows: deque[Row] = deque()
         self._changed = threading.Condition()
         # Held by the one thread that gathers, so that others do not take from its batch.
         self._gathering = threading.Lock()
         self._is_closed = False
+        metrics.waiting.set_function(self.__len__)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -41,21 +41,16 @@ class WaitingRows:
                 raise stopping()
             most = self._limits.max_waiting
             if self._rows and len(self._rows) + len(rows) > most:
-                raise ApiError(
-                    429,
-                    f"{len(self._rows)} prompts wait already, of at most {most}; send the request later",
-                    code="queue_full",
-                    retry_after=RETRY_SECONDS,
-                )
+                raise queue_full(len(self._rows), most)
             self._rows.extend(rows)
-            self._note()
+            self._changed.notify_all()
 
     def discard(self, rows: Iterable[Row]) -> None:
         """Remove rows that are no longer wanted, if they still wait."""
         with self._changed:
             gone = {*rows}
             self._rows = deque(row for row in self._rows if row not in gone)
-            self._note()
+            self._changed.notify_all()
 
     def take(self) -> list[Row]:
         """Wait for rows, and take the oldest with others for the same target; none once it is closed."""
@@ -67,7 +62,7 @@ class WaitingRows:
                 self._changed.wait_for(self._is_enough, _GATHER_SECONDS)
                 taken = self._batch()
                 self._rows = deque(row for row in self._rows if row not in taken)
-            self._note()
+            self._changed.notify_all()
         return taken
 
     def _is_enough(self) -> bool:
@@ -94,9 +89,5 @@ class WaitingRows:
             self._is_closed = True
             left = [*self._rows]
             self._rows.clear()
-            self._note()
+            self._changed.notify_all()
         return left
-
-    def _note(self) -> None:
-        self._metrics.waiting.set(len(self._rows))
-        self._changed.notify_all()

@@ -54,7 +54,7 @@ def describe_served(served: Served) -> str:
 def _describe_decision(decision: Decision) -> str:
     if not decision.members:
         return BASE
-    return f"{' + '.join(decision.members)} {min(1.0, decision.confidence):.2f}"
+    return f"{' + '.join(decision.members)} {decision.confidence:.2f}"
 
 
 def explain(served: Served, loaded: LoadedBundle) -> Iterator[str]:
@@ -79,7 +79,7 @@ def _explain_decision(decision: Decision, served: Served, loaded: LoadedBundle) 
     what = f"tokens {decision.start} to {decision.end - 1}" if served.scope == "segment" else "the prompt"
     yield f"how likely each member is by {what}:"
     yield from _bars(evidence)
-    confidence = min(1.0, decision.confidence)
+    confidence = decision.confidence
     if decision.members:
         yield f"{' + '.join(decision.members)} answered, confidence {confidence:.2f}"
     else:

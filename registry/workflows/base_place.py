@@ -87,7 +87,7 @@ def choose_base_to_run(
     """Return the folder or the name that the base of a bundle is loaded from.
 
     It is the one that the bundle was fused for unless another is given. One whose name is another is used
-    with a warning.
+    with a warning, and so is one that the bundle names and that is not on this machine.
 
     Raises:
         UsageError: they contradict each other, or neither is given and the bundle does not name one.
@@ -97,14 +97,15 @@ def choose_base_to_run(
     source = base if folder is None else folder
     fused_for = Bundle.open(bundle).config.base_model_name_or_path
     if source is None:
-        return _recorded_base(fused_for)
+        return _recorded_base(workspace, fused_for)
     if is_other_base(place.name, fused_for):
         workspace.warn(f"the bundle was fused for `{fused_for}` and is used with `{place.name}`")
     return os.fspath(source)
 
 
-def _recorded_base(fused_for: str | None) -> str:
-    """Return the base that a bundle names, if it can be loaded by that name."""
+def _recorded_base(workspace: Workspace, fused_for: str | None) -> str:
+    """Return the base that a bundle names, if it can be loaded by that name; a download is announced."""
+    # The publisher of the bundle chose the name.
     hint = "name it with `--base ORG/MODEL`, or its folder with `--base-folder`"
     if fused_for is None:
         raise UsageError("no base model was named, and the bundle does not name one", hint=hint)
@@ -113,6 +114,8 @@ def _recorded_base(fused_for: str | None) -> str:
         raise SourceUnreadable(
             f"the bundle was fused for the base in `{fused_for}`, which does not exist here", hint=hint
         )
+    if not Path(fused_for).exists() and find_cached(fused_for) is None:
+        workspace.warn(f"the bundle names the base `{fused_for}`, which is downloaded from the Hub")
     return fused_for
 
 

@@ -162,7 +162,7 @@ class Served:
         decisions = tuple(each for each in stream.answer.decisions if each.end >= stream.prompt_tokens)
         return cls(
             member=max(shares, key=lambda member: shares[member]),
-            confidence=min(1.0, decisions[-1].confidence) if decisions else None,
+            confidence=decisions[-1].confidence if decisions else None,
             forced=forced,
             scope=scope,
             decisions=decisions,

@@ -17,7 +17,7 @@ def judge_prompts(decisions: Sequence[Decision]) -> list[tuple[float, bool]]:
     for each in decisions:
         prompts.setdefault(each.sequence, []).append(each)
     return [
-        (min(1.0, max(each.confidence for each in own)), not any(each.members for each in own))
+        (max(each.confidence for each in own), not any(each.members for each in own))
         for own in prompts.values()
     ]
 

@@ -60,7 +60,9 @@ class PromptDecision:
         logits = mean_over(log_posterior, counted)
         request = rule.by_request_gates
         if request is None:
-            confidence, evidence = logits.amax(dim=-1).exp(), logits.softmax(dim=-1)
+            # Rounding can leave a little more than 1.
+            confidence = logits.amax(dim=-1).exp().clamp(max=1)
+            evidence = logits.softmax(dim=-1)
         else:
             confidence, evidence = request.confidence(logits), request.evidence(logits)
             logits = logits[:, : request.members]

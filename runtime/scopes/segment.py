@@ -182,7 +182,8 @@ class SegmentDecision:
         is_last = torch.ones_like(self.own)
         is_last[:, :-1] = (starts[:, 1:] != starts[:, :-1]) | ~self.prompt[:, 1:]
         ends = torch.where(is_last, places, places.shape[1] - 1).flip(1).cummin(dim=1).values.flip(1)
-        return so_far.gather(1, torch.where(self.prompt, ends, places)).exp()
+        # Rounding can leave a little more than 1.
+        return so_far.gather(1, torch.where(self.prompt, ends, places)).exp().clamp(max=1)
 
 
 def likelihood_of(log_posterior: Tensor) -> Tensor:

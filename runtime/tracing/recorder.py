@@ -63,7 +63,7 @@ def trace(loaded: LoadedBundle, prompt: str, *, max_new_tokens: int, bundle: str
                 start=each.start,
                 end=each.end,
                 members=each.members,
-                confidence=min(1.0, round(each.confidence, _WEIGHT_DECIMALS)),
+                confidence=round(each.confidence, _WEIGHT_DECIMALS),
             )
             for each in record.decisions
         )

@@ -194,3 +194,39 @@ def test_base_that_the_bundle_names_and_that_is_gone_is_named(run: Run, place: P
             "error: the bundle was fused for the base in `/nowhere/base`, which does not exist here\n"
             "hint: name it with `--base ORG/MODEL`, or its folder with `--base-folder`\n",
         )
+
+
+def test_base_that_the_bundle_names_is_announced_before_it_is_downloaded(
+    run: Run, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    absent = {"base_model_name_or_path": "nobody/absent"}
+    bundle = changed_bundle(place, tmp_path / "bundle", lambda config: config.update(absent))
+    result = run("generate", bundle, "w1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        "warning: the bundle names the base `nobody/absent`, which is downloaded from the Hub\n"
+        "error: `nobody/absent` cannot be loaded as the base"
+    )
+
+
+@pytest.mark.parametrize("trap", ["code", "pickle"])
+def test_nothing_of_a_base_that_the_bundle_names_is_run(
+    run: Run, place: Place, tmp_path: Path, trap: str
+) -> None:
+    base, mark = save_chat_base(tmp_path / "base"), tmp_path / "mark"
+    if trap == "code":
+        config = json.loads((base / "config.json").read_text())
+        own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+        (base / "config.json").write_text(json.dumps(config | own))
+        (base / "own.py").write_text(f"open({str(mark)!r}, 'w')")
+    else:
+        (base / "model.safetensors").unlink()
+        # What pickle would call: `open(mark, 'w')`.
+        (base / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(" + f"V{mark}\nVw\ntR.".encode())
+    named = {"base_model_name_or_path": str(base)}
+    bundle = changed_bundle(place, tmp_path / "bundle", lambda config: config.update(named))
+    result = run("generate", bundle, "w1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"error: `{base}` cannot be loaded as the base" in result.stderr
+    assert not mark.exists()

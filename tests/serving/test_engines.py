@@ -138,7 +138,7 @@ def test_full_engines_refuse_and_say_when_to_come_again() -> None:
         run(test)
 
 
-@pytest.mark.parametrize("prompt", ["break", "fail", "garbage"])
+@pytest.mark.parametrize("prompt", ["break", "fail", "garbage", "zipped", "301", "401", "404"])
 @pytest.mark.parametrize("ask", [text_of, begin], ids=["whole", "in-pieces"])
 def test_request_that_an_engine_fails_is_given_to_another_once(
     prompt: str, ask: Callable[[Engines, str], Awaitable[Any]]
@@ -237,6 +237,37 @@ def test_engine_that_answers_no_check_any_more_loses_its_requests() -> None:
 
     with fake_engines(1) as servers:
         run(test)
+
+
+def test_engine_whose_answers_cannot_be_unpacked_is_left_out_and_asked_again() -> None:
+    async def test() -> None:
+        async with started(servers) as engines:
+            servers[0].is_odd = True
+            await until(lambda: not engines.up)
+            servers[0].is_odd = False
+            await until(lambda: bool(engines.up))
+
+    with fake_engines(1) as servers:
+        run(test)
+
+
+@pytest.mark.parametrize("ask", [text_of, begin], ids=["whole", "in-pieces"])
+def test_request_that_runs_when_the_engines_are_closed_is_not_given_to_another(
+    ask: Callable[[Engines, str], Awaitable[Any]],
+) -> None:
+    async def test() -> None:
+        async with started(servers) as engines:
+            held = asyncio.create_task(ask(engines, "hold"))
+            await asyncio.wait([asyncio.create_task(waiting_in(each)) for each in servers[:1]])
+            await engines.close()
+            with pytest.raises(EngineLost):
+                await held
+            with pytest.raises(ApiError, match="shutting down"):
+                await ask(engines, "a")
+
+    with fake_engines(2) as servers:
+        run(test)
+    assert sum(len(server.bodies) for server in servers) == 1
 
 
 def test_engine_without_a_member_is_left_out() -> None:

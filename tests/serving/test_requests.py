@@ -251,7 +251,9 @@ def test_request_with_the_key_is_answered_and_health_needs_none(locked: Serving)
     headers = {"authorization": f"Bearer {KEY}"}
     body = {"model": NAME, "prompt": "w1", "max_tokens": 1}
     assert httpx2.post(f"{locked.url}{COMPLETIONS}", headers=headers, json=body).status_code == 200
-    assert httpx2.get(f"{locked.url}/health").json()["status"] == "ok"
+    assert httpx2.get(f"{locked.url}/health").json() == {"status": "ok"}
+    shown = httpx2.get(f"{locked.url}/health", headers={"authorization": f"Bearer {KEY}"}).json()
+    assert shown == {"status": "ok", "waiting": 0, "running": 0}
 
 
 def talk(served: Serving, sent: bytes) -> bytes:

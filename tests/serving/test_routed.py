@@ -23,7 +23,7 @@ from meteora_registry.serving.routed import RoutedBackend
 from support.bundles import write_bundle
 from support.engines import BASE, FakeEngine, fake_engines
 from support.models import LOADS_UNFITTED, make_adapter, tiny_llama
-from support.serving import Serving, serving
+from support.serving import Serving, metric, serving
 from support.task_data import TEMPLATE, save_text_base
 
 MEMBERS = ("legal", "medical")
@@ -109,7 +109,11 @@ def test_completion_is_answered_by_the_member_that_is_decided(
             first, *rest = list(answer) if is_stream else [answer]
         assert first.model == NAME
         assert first.meteora["member"] == member
-        assert first.meteora["confidence"] == pytest.approx(decider.decide([ids])[0].confidence)
+        [decided] = decider.decide([ids])
+        assert first.meteora["confidence"] == pytest.approx(decided.confidence)
+        assert first.meteora["decisions"] == [
+            {"members": [member], "weights": [1.0], "confidence": pytest.approx(decided.confidence)}
+        ]
         assert raw.headers["x-meteora-member"] == member
         assert "".join(chunk.choices[0].text for chunk in (first, *rest)) == " ".join(map(str, ids))
         assert [chunk.model for chunk in rest] == [NAME] * len(rest)
@@ -291,6 +295,21 @@ def test_stream_of_a_dying_engine_ends_with_the_error_as_an_event(decider: Reque
         assert client.chat.completions.create(model=f"{NAME}/legal", messages=next_turns)
         health = httpx2.get(f"{served.url}/health").json()
     assert [each["is_up"] for each in health["engines"].values()] == [False, True]
+
+
+def test_metrics_count_what_engines_have_and_the_time_to_the_first_token(
+    served: Serving, engines: list[FakeEngine]
+) -> None:
+    body = {"model": f"{NAME}/legal", "messages": [{"role": "user", "content": "hold-stream"}]}
+    with httpx2.stream("POST", f"{served.url}/v1/chat/completions", json=body | {"stream": True}) as response:
+        lines = response.iter_lines()
+        next(lines)
+        engines[0].waits.acquire()
+        assert metric(served, "meteora_running") == 1
+        engines[0].go_on()
+        assert "data: [DONE]" in list(lines)
+    assert metric(served, "meteora_running") == metric(served, "meteora_waiting") == 0
+    assert metric(served, "meteora_first_token_seconds_count") == 1
 
 
 def test_client_that_leaves_ends_its_request_in_the_engine(

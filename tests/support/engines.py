@@ -25,7 +25,9 @@ class FakeEngine:
 
     Prompts: `hold` is answered once the engine is let go on, `hold-stream` only to its first word before;
     `break` ends the connection before the answer, `break-stream` after the first word; `fail` is answered
-    with 500, `refuse` with 400, `full` with 429, `garbage` with no JSON; any other prompt with itself.
+    with 500, `refuse` with 400, `full` with 429, `garbage` with no JSON, `zipped` with bytes that cannot be
+    unpacked, and a number from 301 to 404 with that
+    status; any other prompt with itself.
     """
 
     def __init__(self, *, members: Sequence[str] = MEMBERS, key: str | None = None) -> None:
@@ -33,6 +35,7 @@ class FakeEngine:
         self.key = key
         self.base = BASE
         self.is_healthy = True
+        self.is_odd = False
         self.bodies: list[dict[str, Any]] = []
         self.waits = threading.Semaphore(0)
         self.ended = threading.Semaphore(0)
@@ -118,7 +121,10 @@ class FakeEngine:
     async def _models(self, request: Request) -> Response:
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
             return JSONResponse({"error": "Unauthorized"}, 401)
+        if self.is_odd:
+            return Response(b"no", headers={"content-encoding": "gzip"})
         cards: list[dict[str, Any]] = [{"id": self.base, "parent": None, "max_model_len": 64}]
+        cards.insert(0, {"parent": None})
         cards += [{"id": name, "parent": self.base} for name in self.members]
         return JSONResponse({"object": "list", "data": cards})
 
@@ -136,6 +142,10 @@ class FakeEngine:
                 return _error(429, "too many")
             case "garbage":
                 return Response("<html>", media_type="text/html")
+            case "zipped":
+                return Response(b"no", headers={"content-encoding": "gzip"})
+            case "301" | "401" | "404":
+                return _error(int(prompt), "not here")
             case "break":
                 return StreamingResponse(self._broken())
             case "hold":
