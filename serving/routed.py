@@ -288,7 +288,7 @@ class _Counted:
 
 
 def _number(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return max(value, 0) if isinstance(value, int) else 0
 
 
 def _routed_by(decision: Decision, tokens: int) -> Routed:
