@@ -8,7 +8,6 @@ fewest requests, and once to another one if the first is lost before any of the 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import (
     AsyncGenerator,
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx2
+from pydantic_core import from_json
 
 from ..schemas.errors import UsageError
 from .errors import RETRY_SECONDS, ApiError, shown, stopping
@@ -501,10 +501,7 @@ def _read_answer(engine: Engine, status: int, content: bytes) -> dict[str, Any]:
         EngineLost: it failed, does not take this process's key or model, or the answer is not an object.
         ApiError: it refuses the request.
     """
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        found = None
+    found = _read_json(content)
     if status in _REFUSALS:
         raise _refusal(status, found)
     if status != httpx2.codes.OK:
@@ -515,6 +512,15 @@ def _read_answer(engine: Engine, status: int, content: bytes) -> dict[str, Any]:
     return found
 
 
+def _read_json(data: bytes | str) -> Any:
+    """Return a value that can be passed on as JSON; None if there is none."""
+    try:
+        # Python's own reader also takes NaN and halves of characters, which no answer can hold.
+        return from_json(data, allow_inf_nan=False)
+    except ValueError:
+        return None
+
+
 def _read_piece(engine: Engine, data: str) -> Any:
     """Return the value in an event of a stream.
 
@@ -522,10 +528,7 @@ def _read_piece(engine: Engine, data: str) -> Any:
         EngineLost: it is not an object.
         ApiError: it is an error.
     """
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        found = None
+    found = _read_json(data)
     if not isinstance(found, dict):
         raise EngineLost(engine.url, "a piece of its answer is not a JSON object")
     if "error" in found:
@@ -553,10 +556,7 @@ def _message_in(found: Any) -> str:
 
 
 def _read_models(response: httpx2.Response) -> list[dict[str, Any]] | None:
-    try:
-        found = response.json()
-    except (ValueError, RecursionError):
-        return None
+    found = _read_json(response.content)
     models = found.get("data") if isinstance(found, dict) else None
     if not response.is_success or not isinstance(models, list):
         return None

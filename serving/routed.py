@@ -298,7 +298,7 @@ class _Counted:
 
 
 def _number(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return max(value, 0) if isinstance(value, int) else 0
 
 
 def _choices_in(part: _Part, answer: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:

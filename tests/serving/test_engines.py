@@ -138,7 +138,7 @@ def test_full_engines_refuse_and_say_when_to_come_again() -> None:
         run(test)
 
 
-@pytest.mark.parametrize("prompt", ["break", "fail", "garbage", "zipped", "301", "401", "404"])
+@pytest.mark.parametrize("prompt", ["break", "fail", "garbage", "half", "nan", "zipped", "301", "401", "404"])
 @pytest.mark.parametrize("ask", [text_of, begin], ids=["whole", "in-pieces"])
 def test_request_that_an_engine_fails_is_given_to_another_once(
     prompt: str, ask: Callable[[Engines, str], Awaitable[Any]]

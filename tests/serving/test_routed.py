@@ -23,6 +23,7 @@ from meteora_registry.serving.routed import RoutedBackend
 from support.bundles import write_bundle
 from support.engines import BASE, FakeEngine, fake_engines
 from support.models import LOADS_UNFITTED, make_adapter, tiny_llama
+from support.patience import PATIENCE_SECONDS
 from support.serving import Serving, metric, serving
 from support.task_data import TEMPLATE, save_text_base
 
@@ -279,6 +280,13 @@ def test_failure_of_an_engine_has_the_form_of_the_interface(
     found = httpx2.post(f"{served.url}/v1/chat/completions", json=body)
     assert (found.status_code, found.json()["error"]["code"]) == (status, code)
     assert ("retry-after" in found.headers) == (status in (429, 502))
+
+
+def test_count_that_an_engine_cannot_have_made_is_none(served: Serving) -> None:
+    body = {"model": f"{NAME}/legal", "messages": [{"role": "user", "content": "negative"}]}
+    found = httpx2.post(f"{served.url}/v1/chat/completions", json=body, timeout=PATIENCE_SECONDS)
+    assert found.status_code == 200, found.text
+    assert found.json()["usage"] == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
 def test_stream_of_a_dying_engine_ends_with_the_error_as_an_event(decider: RequestDecider) -> None:

@@ -25,9 +25,9 @@ class FakeEngine:
 
     Prompts: `hold` is answered once the engine is let go on, `hold-stream` only to its first word before;
     `break` ends the connection before the answer, `break-stream` after the first word; `fail` is answered
-    with 500, `refuse` with 400, `full` with 429, `garbage` with no JSON, `zipped` with bytes that cannot be
-    unpacked, and a number from 301 to 404 with that
-    status; any other prompt with itself.
+    with 500, `refuse` with 400, `full` with 429, `garbage` with no JSON, `half` with half a character, `nan`
+    with a number that JSON does not have, `negative` with such a count, `zipped` with bytes that cannot be
+    unpacked, and a number from 301 to 404 with that status; any other prompt with itself.
     """
 
     def __init__(self, *, members: Sequence[str] = MEMBERS, key: str | None = None) -> None:
@@ -146,6 +146,12 @@ class FakeEngine:
                 return Response(b"no", headers={"content-encoding": "gzip"})
             case "301" | "401" | "404":
                 return _error(int(prompt), "not here")
+            case "half":
+                return _text(r'{"choices": [{"index": 0, "text": "\ud800"}]}')
+            case "nan":
+                return _text('{"choices": [{"index": 0, "text": "", "logprobs": NaN}]}')
+            case "negative":
+                return _text('{"choices": [{"index": 0, "text": "few"}], "usage": {"prompt_tokens": -1}}')
             case "break":
                 return StreamingResponse(self._broken())
             case "hold":
@@ -190,6 +196,10 @@ def _texts_of(body: dict[str, Any]) -> list[str]:
     """Return the prompts of a request, tokens as numbers."""
     found = _prompt_of(body)
     return [found] if isinstance(found, str) else [" ".join(map(str, ids)) for ids in found]
+
+
+def _text(text: str) -> Response:
+    return Response(text, media_type="application/json")
 
 
 def _error(status: int, message: str) -> Response:
