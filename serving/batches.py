@@ -67,7 +67,10 @@ class LocalBackend:
         self._is_closed = False
         self._context = context_of(loaded.model.config)
         self._prompts = PromptReader(
-            loaded.tokenizer, self._encode, vocabulary_of(loaded.model), limits.max_new_tokens
+            loaded.tokenizer,
+            self._encode,
+            vocabulary_of(loaded.model.get_base_model()),
+            limits.max_new_tokens,
         )
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
