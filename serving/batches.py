@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from starlette.responses import JSONResponse, Response
-from transformers import BatchEncoding, LogitsProcessorList, StoppingCriteriaList
+from transformers import BatchEncoding, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from ..runtime.active_bundles import UNCHANGED, called_with
 from ..runtime.base_model import context_of
@@ -66,11 +66,9 @@ class LocalBackend:
         metrics.running.set_function(lambda: len(self._running))
         self._is_closed = False
         self._context = context_of(loaded.model.config)
+        base = cast("PreTrainedModel", loaded.model.get_base_model())
         self._prompts = PromptReader(
-            loaded.tokenizer,
-            self._encode,
-            vocabulary_of(loaded.model.get_base_model()),
-            limits.max_new_tokens,
+            loaded.tokenizer, self._encode, vocabulary_of(base), limits.max_new_tokens
         )
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
