@@ -132,13 +132,13 @@ def test_serve_on_a_port_that_is_taken_is_refused_before_the_base_is_loaded(here
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pair"], "no base model was named"),
+        (["pair"], "the bundle names the base `org/base`, which is downloaded"),
         (["none", "--base", "./base"], "`none`"),
         (["pair", "--base", "./base", "--name", " "], "' ' cannot name a model"),
         (["pair", "--base", "./base", "--api-key-file", "none"], "`none`"),
         (["pair", "--base", "./base", "--host", "127.0.0.1", "--port", "65536"], "65536"),
     ],
-    ids=["no base", "no bundle", "name", "no key file", "port"],
+    ids=["absent base", "no bundle", "name", "no key file", "port"],
 )
 def test_serve_refuses_what_it_cannot_use(here: Run, arguments: list[str], message: str) -> None:
     done = here("serve", *arguments)
