@@ -261,7 +261,10 @@ class VllmProcess:
 
     def _last_lines(self) -> str:
         try:
-            data = self._log.read_bytes()[-_MAX_SHOWN_BYTES:]
+            with self._log.open("rb") as output:
+                # A file that is continued may be large.
+                output.seek(max(output.seek(0, os.SEEK_END) - _MAX_SHOWN_BYTES, 0))
+                data = output.read(_MAX_SHOWN_BYTES)
         except OSError:
             return f"(it cannot be read from `{self._log}`)"
         lines = data.decode("utf-8", "replace").splitlines()[-10:]

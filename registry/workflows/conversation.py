@@ -139,8 +139,9 @@ class Served:
     """The members that gave an answer.
 
     Attributes:
-        member: the member; None for the base. Of several the one with the largest share.
-        confidence: of the decision for the answer; None where none was made.
+        member: the member; None for the base. Of several decisions the longest counts, as in the answers of
+            `serve`; where tokens decide, the largest share.
+        confidence: of that decision; None where none was made.
         forced: whether the one that answered was named.
         scope: of the bundle.
         decisions: those that the answer was written under, in their order.
@@ -160,9 +161,11 @@ class Served:
         shares = stream.shares
         # The last token of the prompt is the one that the answer's first comes from.
         decisions = tuple(each for each in stream.answer.decisions if each.end >= stream.prompt_tokens)
+        longest = max(decisions, key=lambda each: each.end - each.start, default=None)
+        largest = max(shares, key=lambda member: shares[member])
         return cls(
-            member=max(shares, key=lambda member: shares[member]),
-            confidence=decisions[-1].confidence if decisions else None,
+            member=largest if longest is None else next(iter(longest.members), None),
+            confidence=None if longest is None else longest.confidence,
             forced=forced,
             scope=scope,
             decisions=decisions,

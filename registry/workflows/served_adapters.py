@@ -88,7 +88,13 @@ def _place(workspace: Workspace, version: AdapterVersion, folder: Path) -> None:
     if folder.is_dir():
         if _is_whole(version, folder):
             return
-        shutil.rmtree(folder)
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise SourceUnreadable(
+                f"the damaged folder `{folder}` cannot be deleted: {(error.strerror or str(error)).lower()}",
+                hint="delete it while no engine runs",
+            ) from error
     copy_adapter(workspace.store, version, folder)
     if not _is_whole(version, folder):
         raise StoreDamaged(f"the files of `{version.source}` changed while they were copied")

@@ -98,6 +98,18 @@ def test_json_has_the_answer_and_who_gave_it(run: Run, place: Place, loaded: Loa
     }
 
 
+def test_json_names_the_member_of_the_longest_segment(run: Run, place: Place, tmp_path: Path) -> None:
+    bundle = fit_bundle(place, tmp_path / "bundle", scope="segment")
+    several = False
+    for prompt in ("w1 w2 w3", "w40 w55 w31 w46", "w9 w12 w50", "w3 w44 w7 w41"):
+        found = json.loads(run("generate", bundle, prompt, "--max-tokens", "20", "--format", "json").stdout)
+        longest = max(found["decisions"], key=lambda each: each["end"] - each["start"])
+        several |= len(found["decisions"]) > 1
+        assert [found["member"]] == longest["members"]
+        assert found["confidence"] == longest["confidence"]
+    assert several
+
+
 @pytest.mark.parametrize(
     ("scope", "top_k", "shown"),
     [

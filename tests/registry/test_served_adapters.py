@@ -17,7 +17,7 @@ from meteora_registry.registry.vllm_resolver import CatalogResolver, engine_name
 from meteora_registry.registry.workflows.examination import examine
 from meteora_registry.registry.workflows.problem import Code
 from meteora_registry.registry.workflows.served_adapters import ServedAdapter, serve_adapter
-from meteora_registry.schemas.errors import AdapterRefused, NotInCatalog, StoreDamaged
+from meteora_registry.schemas.errors import AdapterRefused, NotInCatalog, SourceUnreadable, StoreDamaged
 from meteora_registry.schemas.names import parse_catalog_source
 from support import warm
 from support.small_adapters import make_adapter
@@ -146,6 +146,19 @@ def test_adapter_that_the_engine_refuses_is_refused_with_the_reason(
 def test_rank_is_left_to_the_engine(registry: Registry, tmp_path: Path) -> None:
     add(registry, tmp_path / "legal", rank=512, layers=1, targets=("q_proj",))
     assert served(registry, "legal").folder.is_dir()
+
+
+def test_link_in_the_place_of_the_folder_is_reported_and_what_it_leads_to_is_left(
+    registry: Registry, tmp_path: Path
+) -> None:
+    add(registry, tmp_path / "legal")
+    folder = served(registry, "legal").folder
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    (elsewhere / "adapter_config.json").write_text("{}")
+    folder.symlink_to(elsewhere)
+    with pytest.raises(SourceUnreadable, match=r"the damaged folder .* cannot be deleted: .*symbolic link"):
+        served(registry, "legal")
+    assert (elsewhere / "adapter_config.json").read_text() == "{}"
 
 
 def test_doctor_finds_what_a_killed_engine_left(registry: Registry, tmp_path: Path) -> None:
