@@ -74,7 +74,7 @@ class Sizes:
     cancelled: int = 20
     in_all: int = 2000
     sample_every: int = 200
-    timed_requests: int = 32
+    timed_requests: int = 16
     timed_tokens: int = 32
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle import Bundle
+from ..files.reading import open_regular
 from ..fuser.extraction import extract_member
 from ..inspection.vllm import ALLOWED_RANKS
 from ..schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER
@@ -261,11 +262,11 @@ class VllmProcess:
 
     def _last_lines(self) -> str:
         try:
-            with self._log.open("rb") as output:
+            with open_regular(self._log, follows_links=True) as output:
                 # A file that is continued may be large.
                 output.seek(max(output.seek(0, os.SEEK_END) - _MAX_SHOWN_BYTES, 0))
                 data = output.read(_MAX_SHOWN_BYTES)
-        except OSError:
+        except (OSError, SourceUnreadable):
             return f"(it cannot be read from `{self._log}`)"
         lines = data.decode("utf-8", "replace").splitlines()[-10:]
         return "\n".join("".join(each if each.isprintable() else "?" for each in line) for line in lines)

@@ -24,7 +24,15 @@ ERRORS = {
     *("StoreUnavailable", "UsageError"),
 }
 PUBLIC = ERRORS | {
-    *("AdapterDifference", "AdapterQuery", "AdapterSummary", "AdapterVersion", "Addition", "Answer"),
+    *(
+        "AdapterDifference",
+        "AdapterQuery",
+        "AdapterSummary",
+        "AdapterVersion",
+        "Addition",
+        "Answer",
+        "AnswerStream",
+    ),
     *("Bundle", "BundleDifference", "BundleVersion"),
     *("CatalogSource", "Decision", "Evaluation", "EvaluationOptions", "EvaluationSummary", "Examination"),
     *("Finding", "FusePlan", "MeasuredEvaluation", "Removal", "Removed", "Restored", "TrashedVersion"),

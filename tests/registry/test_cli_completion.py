@@ -64,12 +64,12 @@ def answer(*words: str, **environment: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("fu",), ["fuse"]),
-        (("show", "leg"), ["legal", "legal-de"]),
-        (("fuse", "medical", "legal-"), ["legal-de"]),
-        (("verify", "med"), ["medical"]),
-        (("diff", "leg"), ["legal", "legal-de"]),
-        (("diff", "medical", "legal-"), ["legal-de"]),
+        (("fu",), ["plain,fuse"]),
+        (("show", "leg"), ["plain,legal", "plain,legal-de"]),
+        (("fuse", "medical", "legal-"), ["plain,legal-de"]),
+        (("verify", "med"), ["dir,med", "plain,medical"]),
+        (("diff", "leg"), ["dir,leg", "plain,legal", "plain,legal-de"]),
+        (("diff", "medical", "legal-"), ["dir,legal-", "plain,legal-de"]),
         (("show", "x"), []),
     ],
     ids=["command", "name", "second name", "name or folder", "first of two", "second of two", "nothing"],
@@ -77,7 +77,7 @@ def answer(*words: str, **environment: str) -> list[str]:
 def test_commands_and_names_are_completed(
     names: tuple[str, ...], words: tuple[str, ...], expected: list[str]
 ) -> None:
-    assert answer("meteora-registry", *words) == [f"plain,{word}" for word in expected]
+    assert answer("meteora-registry", *words) == expected
 
 
 @pytest.mark.parametrize("command", ["add", "diff", "verify"])
