@@ -15,8 +15,13 @@ def test_page_shows_the_committed_rows() -> None:
     assert serving.PAGE.read_text(encoding="utf-8") == serving.page_of(read_rows(serving.ROWS))
 
 
-def test_committed_rows_hold_every_stage() -> None:
-    assert {row["stage"] for row in read_rows(serving.ROWS)} == {*serving.STAGES}
+def test_every_request_of_the_committed_rows_is_answered_refused_or_cancelled() -> None:
+    rows = [row for row in read_rows(serving.ROWS) if row["stage"] == "load"]
+    assert rows
+    for row in rows:
+        assert sum(row["outcomes"].values()) == row["requests"]
+        assert "broken" not in row["outcomes"]
+        assert row["afterwards"] == "answered"
 
 
 def test_committed_rows_say_that_the_server_answers_as_the_runtime_does() -> None:
