@@ -26,7 +26,7 @@ from .answers import (
     usage_chunk,
 )
 from .app import Health
-from .errors import ApiError
+from .errors import too_slow
 from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames
@@ -151,9 +151,7 @@ class LocalBackend:
         try:
             place, event = await work.events.get(work.seconds_left)
         except TimeoutError as error:
-            raise ApiError(
-                504, f"the answer took more than {self._limits.answer_seconds:g} seconds", code="timeout"
-            ) from error
+            raise too_slow() from error
         if isinstance(event, Began):
             self._metrics.first_token_seconds.observe(time.monotonic() - work.began)
         return place, event

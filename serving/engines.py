@@ -27,7 +27,7 @@ import httpx2
 from pydantic_core import from_json
 
 from ..schemas.errors import UsageError
-from .errors import RETRY_SECONDS, ApiError, shown, stopping
+from .errors import RETRY_SECONDS, ApiError, shown, stopping, too_slow
 
 _log = logging.getLogger(__name__)
 _MAX_LISTED = 5
@@ -464,11 +464,6 @@ class Engines:
             )
         else:
             engine.note_found(models)
-
-
-def too_slow() -> ApiError:
-    """Return the error of a request whose time is over."""
-    return ApiError(504, "the answer took longer than a request may take", code="timeout")
 
 
 def read_engine_url(text: str) -> str:

@@ -96,6 +96,11 @@ def queue_full(waiting: int, most: int) -> ApiError:
     )
 
 
+def too_slow() -> ApiError:
+    """Return the error of a request whose time is over."""
+    return ApiError(504, "the answer took longer than a request may take", code="timeout")
+
+
 def failure_of(error: Exception) -> ApiError:
     """Return the error of a prompt on which the model failed; the reason is logged, not sent."""
     if isinstance(error, MeteoraError):

@@ -29,8 +29,8 @@ from .answers import (
 )
 from .app import Health
 from .deciding import Decisions
-from .engines import Body, EngineLost, Engines, EngineStream, too_slow
-from .errors import ApiError, stopping
+from .engines import Body, EngineLost, Engines, EngineStream
+from .errors import ApiError, stopping, too_slow
 from .limits import Limits
 from .metrics import Metrics
 from .names import ModelNames, Target
