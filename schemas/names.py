@@ -29,6 +29,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_NAME_CHARACTERS = 96
 # In no name, no path of a bundle and no repository.
 MEMBER_MARK = ":"
+# Names the plain base where a member is expected.
+PLAIN_BASE = "base"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
 _NAME = re.compile(NAME_PATTERN)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from ..runtime.scopes.decision import Decision
 from ..schemas.gate_choices import SCOPES, Scope
-from .names import BASE
+from ..schemas.names import PLAIN_BASE
 from .requests import GenerationRequest
 
 FinishReason = Literal["stop", "length"]
@@ -92,7 +92,7 @@ def decision_headers(routed: Sequence[Routed]) -> dict[str, str]:
     """Return the headers that name who answered; several prompts are listed in their order."""
     confidences = ["-" if each.confidence is None else f"{each.confidence:.4f}" for each in routed]
     return {
-        "x-meteora-member": ", ".join(BASE if each.member is None else each.member for each in routed),
+        "x-meteora-member": ", ".join(PLAIN_BASE if each.member is None else each.member for each in routed),
         "x-meteora-confidence": ", ".join(confidences),
     }
 

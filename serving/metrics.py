@@ -7,8 +7,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from ..schemas.names import PLAIN_BASE
 from .answers import Routed
-from .names import BASE
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -67,7 +67,7 @@ class Metrics:
 
     def count_decision(self, routed: Routed) -> None:
         """Count who answers a prompt."""
-        member = BASE if routed.member is None else routed.member
+        member = PLAIN_BASE if routed.member is None else routed.member
         self.decisions.labels(member, str(routed.forced).lower()).inc()
         if routed.member is None and not routed.forced:
             self.abstentions.inc()

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..schemas.errors import UsageError
+from ..schemas.names import PLAIN_BASE
 from .errors import unknown_model
-
-BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +44,9 @@ class ModelNames:
     def __init__(self, name: str, members: Sequence[str]) -> None:
         if not name or not name.isprintable() or name != name.strip():
             raise UsageError(f"{name!r} cannot name a model", hint="choose another with `--name`")
-        if BASE in members:
+        if PLAIN_BASE in members:
             raise UsageError(
-                f"the bundle has a member `{BASE}`, and `{name}/{BASE}` is the name of the plain base",
+                f"the bundle has a member `{PLAIN_BASE}`, and `{name}/{PLAIN_BASE}` names the plain base",
                 hint="fuse the bundle with another name for that member",
             )
         self.name = name
@@ -55,7 +54,7 @@ class ModelNames:
         targets = [
             Target(name),
             *(Target(f"{name}/{member}", member=member) for member in members),
-            Target(f"{name}/{BASE}", is_base=True),
+            Target(f"{name}/{PLAIN_BASE}", is_base=True),
         ]
         self._targets = {target.model: target for target in targets}
 

@@ -22,9 +22,9 @@ from transformers import (
 from ..runtime.answer_text import AnswerText
 from ..runtime.routing_record import RoutingRecord
 from ..schemas.gate_choices import SCOPES, Scope
+from ..schemas.names import PLAIN_BASE
 from .answers import FinishReason, Routed
 from .metrics import Metrics
-from .names import BASE
 from .rows import Began, Ended, Row
 
 # Divided by less, scores leave the range of float32; a draw would be the likeliest token in any case.
@@ -124,9 +124,11 @@ class Account:
 
     def _by_shares(self, place: int, members: Sequence[str]) -> Routed:
         found = self._shares[place] / self._shares[place].sum()
-        shares = {name: round(share, 6) for name, share in zip((*members, BASE), found.tolist(), strict=True)}
+        shares = {
+            name: round(share, 6) for name, share in zip((*members, PLAIN_BASE), found.tolist(), strict=True)
+        }
         first = max(shares, key=lambda name: shares[name])
-        member = None if first == BASE else first
+        member = None if first == PLAIN_BASE else first
         return Routed(member, None, forced=False, scope=self._scope, shares=shares)
 
 

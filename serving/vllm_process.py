@@ -26,7 +26,7 @@ from ..fuser.extraction import extract_member
 from ..inspection.vllm import ALLOWED_RANKS
 from ..schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER
 from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
-from .names import BASE
+from ..schemas.names import PLAIN_BASE
 
 PROGRAM_VARIABLE = "METEORA_VLLM"
 # Members that one batch may mix: each takes memory on the GPU, and more wait on the CPU.
@@ -125,7 +125,7 @@ class VllmPlan:
             "serve",
             self.base,
             *("--host", _HOST, "--port", str(port)),
-            *("--served-model-name", BASE),
+            *("--served-model-name", PLAIN_BASE),
             # Else the base's own sampling would be the default of requests.
             *("--generation-config", "vllm"),
             "--enable-lora",

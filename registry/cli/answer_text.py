@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ...runtime import AnswerStream, Decision, LoadedBundle
-from ..workflows.conversation import BASE, Served
+from ...schemas.names import PLAIN_BASE
+from ..workflows.conversation import Served
 from .output import describe_share, escape_answer
 
 _MAX_BAR, _MIN_BAR = 40, 10
@@ -44,7 +45,7 @@ def print_pieces(stream: AnswerStream) -> None:
 def describe_served(served: Served) -> str:
     """Return who answered and how sure the bundle was: `legal 0.98`, or `base`."""
     if served.forced:
-        return f"{served.member or BASE}, forced"
+        return f"{served.member or PLAIN_BASE}, forced"
     if served.decides_by_token:
         took = sorted(served.shares.items(), key=lambda item: -item[1])
         return ", ".join(f"{member} {describe_share(share)}" for member, share in took if share >= 0.0005)
@@ -53,14 +54,14 @@ def describe_served(served: Served) -> str:
 
 def _describe_decision(decision: Decision) -> str:
     if not decision.members:
-        return BASE
+        return PLAIN_BASE
     return f"{' + '.join(decision.members)} {decision.confidence:.2f}"
 
 
 def explain(served: Served, loaded: LoadedBundle) -> Iterator[str]:
     """Yield the lines that say why these members answered: the evidence of every member, as bars."""
     if served.forced:
-        yield f"`{served.member or BASE}` was forced, so nothing was decided"
+        yield f"`{served.member or PLAIN_BASE}` was forced, so nothing was decided"
     elif served.decides_by_token:
         yield f"scope `{served.scope}`: every module decides for each token; shares of the answer:"
         yield from _bars(served.shares)

@@ -13,10 +13,8 @@ from ...runtime.fitting import open_base
 from ...runtime.loaded_bundle import CallChoice
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, Scope
+from ...schemas.names import PLAIN_BASE
 from .inference import load_for_command
-
-# Names the plain base where a member is expected, unless a member has this name.
-BASE = "base"
 
 
 def load_to_answer(
@@ -49,10 +47,10 @@ def forced_choice(members: tuple[str, ...], name: str | None) -> CallChoice:
         return {}
     if name in members:
         return {"member": name}
-    if name == BASE:
+    if name == PLAIN_BASE:
         return {"member": None}
     listed = ", ".join(f"`{each}`" for each in members)
-    raise UsageError(f"the bundle has no member `{name}`, it has {listed}; `{BASE}` is the base alone")
+    raise UsageError(f"the bundle has no member `{name}`, it has {listed}; `{PLAIN_BASE}` is the base alone")
 
 
 def begin_answer(
@@ -82,7 +80,7 @@ class Conversation:
 
     Attributes:
         loaded: the bundle on its base.
-        forced: the member that answers, or ``BASE``; None while the bundle decides.
+        forced: the member that answers, or ``PLAIN_BASE``; None while the bundle decides.
     """
 
     def __init__(
@@ -169,7 +167,7 @@ class Served:
             forced=forced,
             scope=scope,
             decisions=decisions,
-            shares={member or BASE: share for member, share in shares.items()},
+            shares={member or PLAIN_BASE: share for member, share in shares.items()},
         )
 
     @property
