@@ -157,6 +157,11 @@ class ChatForm(SamplingForm):
         """The longest answer; None for as long as it may be."""
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def bound(self) -> str:
+        """The field that bounds the answer."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
 
 class CompletionForm(SamplingForm):
     """The body of `/v1/completions`."""
@@ -170,6 +175,11 @@ class CompletionForm(SamplingForm):
     def answer_tokens(self) -> int:
         """The longest answer: OpenAI's default is 16 tokens."""
         return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def bound(self) -> str:
+        """The field that bounds the answer."""
+        return "max_tokens"
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -307,7 +317,7 @@ def _check_limits(form: Form, limits: Limits) -> None:
         raise ApiError(
             400,
             f"the longest answer is {asked} tokens, expected at most {limits.max_new_tokens}",
-            param="max_tokens",
+            param=form.bound,
         )
     if isinstance(form, CompletionForm) and len(form.prompts) > limits.max_prompts:
         raise ApiError(

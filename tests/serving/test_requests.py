@@ -66,6 +66,12 @@ def refusal(answer: httpx2.Response) -> tuple[int, str | None, str | None]:
         ),
         pytest.param(COMPLETIONS, {"max_tokens": 0}, (400, "max_tokens", None), id="no answer"),
         pytest.param(COMPLETIONS, {"max_tokens": 1025}, (400, "max_tokens", None), id="long answer"),
+        pytest.param(
+            CHAT,
+            {"messages": [TURN], "max_completion_tokens": 1025},
+            (400, "max_completion_tokens", None),
+            id="long answer of a chat",
+        ),
         pytest.param(COMPLETIONS, {"max_tokens": 10**4000}, (400, "max_tokens", None), id="longest number"),
         pytest.param(COMPLETIONS, {"max_tokens": "4"}, (400, "max_tokens", None), id="number as text"),
         pytest.param(COMPLETIONS, {"temperature": 3}, (400, "temperature", None), id="temperature"),
