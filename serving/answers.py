@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from ..runtime.scopes.decision import Decision
+from ..runtime.scopes.decision import Decision, longest_of
 from ..schemas.gate_choices import SCOPES, Scope
 from ..schemas.names import PLAIN_BASE
 from .requests import GenerationRequest
@@ -40,14 +40,14 @@ class Routed:
         """Return who answers by the decisions for one prompt; of several the longest counts.
 
         Args:
-            decisions: in their order, at least one.
+            decisions: in their order.
             scope: of the bundle.
             padding: the tokens before the prompt that are not its own.
         """
-        longest = max(decisions, key=lambda each: each.end - each.start)
+        longest = longest_of(decisions)
         return cls(
-            next(iter(longest.members), None),
-            longest.confidence,
+            None if longest is None else next(iter(longest.members), None),
+            None if longest is None else longest.confidence,
             forced=False,
             scope=scope,
             decisions=[_describe(each, scope, padding) for each in decisions],

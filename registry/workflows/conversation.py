@@ -11,6 +11,7 @@ from ...runtime import AnswerStream, Decision, LoadedBundle
 from ...runtime.chat_prompt import ChatPrompts
 from ...runtime.fitting import open_base
 from ...runtime.loaded_bundle import CallChoice
+from ...runtime.scopes.decision import longest_of
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, Scope
 from ...schemas.names import PLAIN_BASE
@@ -159,7 +160,7 @@ class Served:
         shares = stream.shares
         # The last token of the prompt is the one that the answer's first comes from.
         decisions = tuple(each for each in stream.answer.decisions if each.end >= stream.prompt_tokens)
-        longest = max(decisions, key=lambda each: each.end - each.start, default=None)
+        longest = longest_of(decisions)
         largest = max(shares, key=lambda member: shares[member])
         return cls(
             member=largest if longest is None else next(iter(longest.members), None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -52,6 +53,11 @@ class Decision:
     weights: tuple[float, ...]
     confidence: float
     evidence: tuple[float, ...] = ()
+
+
+def longest_of(decisions: Iterable[Decision]) -> Decision | None:
+    """Return the decision that serves the most tokens, the first of several; None of none."""
+    return max(decisions, key=lambda each: each.end - each.start, default=None)
 
 
 class RequestDecision(Protocol):
