@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -34,18 +33,16 @@ from typing import Any
 import openai
 import torch
 
-import meteora_registry as meteora
+from benchmarks import serving_tables
 from benchmarks.gates.base import prepare_base
 from benchmarks.machine import description
-from benchmarks.pages import Row, read_rows, with_section, write_row
+from benchmarks.pages import Row, write_row
 from benchmarks.servers import Server, running, say
-from benchmarks.speed import QUESTIONS, make_adapters
+from benchmarks.serving_tables import NAMED, ONE_LORA
+from benchmarks.speed import QUESTIONS, fuse_adapters, make_adapters, write_questions
 from meteora_registry.bundle import Bundle
 from meteora_registry.runtime import load_bundle
 
-ROWS = Path(__file__).parent / "results" / "serving.jsonl"
-PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
-START, END = "<!-- rows: written by benchmarks.serving -->", "<!-- end of rows -->"
 NAME = "bundle"
 # Behind a bare question the base ends at once.
 FORM = "{}\nAnswer:"
@@ -53,15 +50,6 @@ STAGES = ("agreement", "load", "memory", "throughput")
 MEGABYTE = 1 << 20
 ENGINE = "--max-model-len 1024 --dtype float32 --enforce-eager"
 ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-ONE_LORA = "transformers serve, one LoRA"
-NAMED = "vLLM, the member named"
-# What each way's tokens a second are a ratio to.
-BESIDE = {
-    "serve, forced": ONE_LORA,
-    "serve, routed": ONE_LORA,
-    "router and vLLM, forced": NAMED,
-    "router and vLLM, routed": NAMED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +132,14 @@ def main(arguments: list[str]) -> None:
     """Run stages and print rows, or write the page's section with ``--page``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run serving", description=__doc__)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], default=[])
-    parser.add_argument("--page", action="store_true", help="write the section of docs/serving.md and stop")
+    parser.add_argument("--page", action="store_true", help="write the tables of docs/serving.md and stop")
     parser.add_argument("--cache", type=Path, help="folder that keeps base and bundle between runs")
     parser.add_argument("--vllm", type=Path, help="program of vLLM, in an environment of its own")
     parser.add_argument("--transformers", type=Path, help="program of transformers with its extra `serving`")
     parser.add_argument("--out", type=Path, help="file to append rows to; standard output without it")
     options = parser.parse_args(arguments)
     if options.page:
-        PAGE.write_text(page_of(read_rows(ROWS)), encoding="utf-8")
+        serving_tables.write_page()
         return
     with tempfile.TemporaryDirectory() as scratch:
         cache = options.cache or Path(scratch)
@@ -169,12 +157,8 @@ def prepare(base: Path, folder: Path) -> Setup:
     bundle, data = folder / NAME, folder / "data"
     if not bundle.exists():
         make_adapters(base, adapters)
-        data.mkdir()
-        for adapter, question in zip(adapters, QUESTIONS, strict=True):
-            prompts = [FORM.format(question.format(n)) for n in range(32)]
-            lines = [json.dumps({"prompt": prompt, "response": " done"}) for prompt in prompts]
-            (data / f"{adapter.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        meteora.fuse([str(adapter) for adapter in adapters], base=str(base)).fit(data).save(bundle)
+        write_questions(adapters, data, [FORM.format(question) for question in QUESTIONS])
+        fuse_adapters(base, adapters).fit(data).save(bundle)
     return Setup(base, adapters, bundle)
 
 
@@ -487,94 +471,3 @@ def _client(server: Server) -> openai.AsyncOpenAI:
 
 
 _STAGES: dict[str, Callable[[Run], Iterator[Row]]] = {"agreement": agreement, "load": load, "memory": memory}
-
-
-# --- the page ---
-
-
-def page_of(rows: list[Row]) -> str:
-    """Return the page with its section made from these rows."""
-    return with_section(PAGE.read_text(encoding="utf-8"), START, END, section(rows))
-
-
-def section(rows: list[Row]) -> str:
-    """Return the tables in markdown, the newest row of each where there are several."""
-    made: dict[str, Callable[[list[Row]], list[str]]] = {
-        "agreement": _agreement_lines,
-        "load": _load_lines,
-        "memory": _memory_lines,
-        "throughput": _throughput_lines,
-    }
-    lines: list[str] = []
-    for stage, lines_of in made.items():
-        found = [row for row in rows if row["stage"] == stage]
-        if found:
-            lines += [*lines_of(found), ""]
-    return (
-        "\n".join([*lines, f"{rows[-1]['machine']['device']}, {rows[-1]['machine']['cores']} cores."]) + "\n"
-    )
-
-
-def _agreement_lines(rows: list[Row]) -> list[str]:
-    lines = [
-        f"| {len(rows)} prompts, beside the runtime | the same member | the same text |",
-        "|---|---|---|",
-    ]
-    for way in ("serve", "vllm"):
-        found = [row for row in rows if way in row]
-        if found:
-            same = [sum(row[way][key] == row["runtime"][key] for row in found) for key in ("member", "text")]
-            lines.append(f"| {way} | {same[0]} | {same[1]} |")
-    apart = [row for row in rows if "difference" in row]
-    if apart:
-        lines += [
-            "",
-            "| prompt | first other token | ours | vLLM's | our two best logits apart by |",
-            "|---" * 5 + "|",
-        ]
-    for row in apart:
-        found = row["difference"]
-        ours, theirs = (repr(token) for token in found["tokens"])
-        question = row["prompt"].splitlines()[0]
-        lines.append(f"| {question} | {found['token']} | `{ours}` | `{theirs}` | {found['margin']:.2g} |")
-    return lines
-
-
-def _load_lines(rows: list[Row]) -> list[str]:
-    lines = [
-        "| server | requests | what became of them | seconds | half begun after | half, 95 % answered after |"
-    ]
-    lines.append("|---" * 6 + "|")
-    for row in {row["server"]: row for row in rows}.values():
-        outcomes = ", ".join(f"{count} {status}" for status, count in row["outcomes"].items())
-        answered = f"{row['answered_p50']} s, {row['answered_p95']} s"
-        lines.append(
-            f"| {row['server']} | {row['requests']} | {outcomes} | {row['seconds']} "
-            f"| {row['first_piece_p50']} s | {answered} |"
-        )
-    return lines
-
-
-def _memory_lines(rows: list[Row]) -> list[str]:
-    samples = rows[-1]["samples"]
-    return [
-        "| requests so far | " + " | ".join(str(each["requests"]) for each in samples) + " |",
-        "|---" * (len(samples) + 1) + "|",
-        "| memory, MiB | " + " | ".join(str(round(each["megabytes"])) for each in samples) + " |",
-    ]
-
-
-def _throughput_lines(rows: list[Row]) -> list[str]:
-    best = {(row["way"], row["at_once"]): max(row["tokens_per_second"]) for row in rows}
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    counts = sorted({row["at_once"] for row in rows})
-    heads = [f"{count} at once" for count in counts]
-    lines = ["| tokens a second | " + " | ".join(heads) + " |", "|---" * (len(counts) + 1) + "|"]
-    for way in ways:
-        beside = BESIDE.get(way)
-        cells = []
-        for count in counts:
-            ratio = f" ({best[way, count] / best[beside, count]:.2f})" if (beside, count) in best else ""
-            cells.append(f"{best[way, count]}{ratio}")
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    return lines

@@ -16,7 +16,7 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +109,15 @@ def prepare(base: Path, folder: Path) -> Setup:
     bundle, segments, data = folder / "bundle", folder / "segments", folder / "data"
     if not bundle.exists():
         make_adapters(base, adapters)
-        write_questions(adapters, data)
-        _fuse(base, adapters).fit(data).save(bundle)
+        write_questions(adapters, data, QUESTIONS)
+        fuse_adapters(base, adapters).fit(data).save(bundle)
     if not segments.exists():
-        _fuse(base, adapters).fit(data, scope="segment").save(segments)
+        fuse_adapters(base, adapters).fit(data, scope="segment").save(segments)
     return Setup(base, adapters, bundle, segments)
 
 
-def _fuse(base: Path, adapters: tuple[Path, ...]) -> meteora.FusedBundle:
+def fuse_adapters(base: Path, adapters: tuple[Path, ...]) -> meteora.FusedBundle:
+    """Return the bundle of adapters."""
     return meteora.fuse([str(adapter) for adapter in adapters], base=str(base))
 
 
@@ -134,10 +135,10 @@ def make_adapters(base: Path, folders: tuple[Path, ...]) -> None:
         model.save_pretrained(folder)
 
 
-def write_questions(adapters: tuple[Path, ...], folder: Path) -> None:
-    """Write a folder with the lines to fit gates on, a file for each adapter."""
+def write_questions(adapters: tuple[Path, ...], folder: Path, questions: Sequence[str]) -> None:
+    """Write a folder with the lines to fit gates on, a file with one of the questions for each adapter."""
     folder.mkdir()
-    for adapter, question in zip(adapters, QUESTIONS, strict=True):
+    for adapter, question in zip(adapters, questions, strict=True):
         lines = [json.dumps({"prompt": question.format(n), "response": " done"}) for n in range(32)]
         (folder / f"{adapter.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

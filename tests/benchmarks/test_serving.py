@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import serving
+from benchmarks import serving, serving_tables
 from benchmarks.pages import read_rows
 from support.task_data import save_text_base
 
 
 def test_page_shows_the_committed_rows() -> None:
-    assert serving.PAGE.read_text(encoding="utf-8") == serving.page_of(read_rows(serving.ROWS))
+    assert serving_tables.PAGE.read_text(encoding="utf-8") == serving_tables.page_of(
+        read_rows(serving_tables.ROWS)
+    )
 
 
 def test_every_request_of_the_committed_rows_is_answered_refused_or_cancelled() -> None:
-    rows = [row for row in read_rows(serving.ROWS) if row["stage"] == "load"]
+    rows = [row for row in read_rows(serving_tables.ROWS) if row["stage"] == "load"]
     assert rows
     for row in rows:
         assert sum(row["outcomes"].values()) == row["requests"]
@@ -25,7 +27,7 @@ def test_every_request_of_the_committed_rows_is_answered_refused_or_cancelled() 
 
 
 def test_committed_rows_say_that_the_server_answers_as_the_runtime_does() -> None:
-    rows = [row for row in read_rows(serving.ROWS) if row["stage"] == "agreement"]
+    rows = [row for row in read_rows(serving_tables.ROWS) if row["stage"] == "agreement"]
     assert len(rows) == serving.Sizes().prompts
     assert [row["serve"] for row in rows] == [row["runtime"] for row in rows]
     assert [row["vllm"]["member"] for row in rows] == [row["runtime"]["member"] for row in rows]
