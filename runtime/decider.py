@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,7 +32,6 @@ from ..schemas.bundle import (
     tensor_name,
 )
 from ..schemas.errors import BundleRefused, SourceUnreadable
-from ..schemas.trace import ModulePlace
 from .base_model import bounded_modules, context_of, open_base, read_pretrained, translated_failures
 from .base_modules import vocabulary_of
 from .fitting.inputs import check_shapes
@@ -43,6 +42,7 @@ from .scopes.passes import Evidence, ObservedPass
 from .scopes.prompt import PromptDecision, outside_template
 from .scopes.request_gate import Gram, ObservedRequestPass, RequestEvidence, RequestGate
 from .scopes.routing_rule import RoutingRule
+from .shortened import first_layers
 
 
 class _EverythingRead(BaseException):
@@ -272,7 +272,7 @@ def load_first_layers(
     inside = all(path.startswith(prefix) for path in paths)
     body = cast("PreTrainedModel", whole.base_model) if inside else whole
     inner = {path: path.removeprefix(prefix) if body is not whole else path for path in paths}
-    cut = _cut_of(body, inner.values())
+    cut = first_layers(body, inner.values())
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     # A pickle is never loaded.
     model, report = read_pretrained(
@@ -289,18 +289,6 @@ def load_first_layers(
         )
     modules = {path: model.get_submodule(within) for path, within in inner.items()}
     return FirstLayers(model.eval(), modules, None if cut is None else cut[1])
-
-
-def _cut_of(model: nn.Module, paths: Iterable[str]) -> tuple[str, int] | None:
-    """Return the list of layers with all of these modules, and how many of it are needed; None for all."""
-    orders = {ModulePlace.of(path).order for path in paths}
-    stacks = {stack for stack, _ in orders}
-    if len(stacks) != 1 or "" in stacks:
-        return None
-    (stack,) = stacks
-    layers, kept = model.get_submodule(stack), max(number for _, number in orders) + 1
-    is_longer = isinstance(layers, nn.ModuleList) and kept < len(layers)
-    return (stack, kept) if is_longer else None
 
 
 def _cut_class(kind: type[PreTrainedModel], cut: tuple[str, int] | None) -> type[PreTrainedModel]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -18,16 +18,28 @@ def shortened(model: nn.Module, paths: Iterable[str]) -> nn.Module:
     It shares its layers, and every tensor, with the original, which does not change: other threads may be
     running it. Where the modules are not all in one list of layers, it is the original.
     """
+    needed = first_layers(model, paths)
+    if needed is None:
+        return model
+    stack, kept = needed
+    return _with(
+        model, stack.split("."), _FirstLayers(cast("nn.ModuleList", model.get_submodule(stack)), kept)
+    )
+
+
+def first_layers(model: nn.Module, paths: Iterable[str]) -> tuple[str, int] | None:
+    """Return the path of the list of layers that has all of these modules, and how many of it are needed.
+
+    None if they are not all in one list, or all of it is needed.
+    """
     orders = {ModulePlace.of(path).order for path in paths}
     stacks = {stack for stack, _ in orders}
     if len(stacks) != 1 or "" in stacks:
-        return model
+        return None
     (stack,) = stacks
-    layers = model.get_submodule(stack)
-    kept = max(number for _, number in orders) + 1
-    if not isinstance(layers, nn.ModuleList) or kept >= len(layers):
-        return model
-    return _with(model, stack.split("."), _FirstLayers(layers, kept))
+    layers, kept = model.get_submodule(stack), max(number for _, number in orders) + 1
+    is_longer = isinstance(layers, nn.ModuleList) and kept < len(layers)
+    return (stack, kept) if is_longer else None
 
 
 def _with(module: nn.Module, path: list[str], layers: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from pathlib import Path
 from ..bundle import Bundle
 from ..files.reading import open_regular
 from ..fuser.extraction import extract_member
-from ..inspection.vllm import ALLOWED_RANKS
+from ..inspection.vllm import ALLOWED_RANKS, least_max_rank
 from ..schemas.bundle import CONFIG_FILE, EXPERTS_FOLDER
 from ..schemas.errors import BundleRefused, SourceUnreadable, UsageError
 from ..schemas.names import PLAIN_BASE
@@ -79,7 +79,7 @@ def member_folders(bundle: Bundle, scratch: Path) -> dict[str, Path]:
     return {name: folder.absolute() for name, folder in folders.items()}
 
 
-def largest_rank(bundle: Bundle) -> int:
+def max_lora_rank(bundle: Bundle) -> int:
     """Return the least `--max-lora-rank` of vLLM that every member fits in, and whose memory each takes.
 
     Raises:
@@ -90,7 +90,7 @@ def largest_rank(bundle: Bundle) -> int:
         for place, name in enumerate(bundle.config.names)
     }
     name = max(ranks, key=lambda each: ranks[each])
-    found = next((rank for rank in ALLOWED_RANKS if rank >= ranks[name]), None)
+    found = least_max_rank(ranks[name])
     if found is None:
         raise BundleRefused(
             f"the member `{name}` has rank {ranks[name]}, and vLLM takes at most {ALLOWED_RANKS[-1]}",

@@ -21,7 +21,7 @@ from ...serving.limits import Limits
 from ...serving.metrics import Metrics
 from ...serving.names import ModelNames
 from ...serving.routed import RoutedBackend
-from ...serving.vllm_process import VllmPlan, VllmProcess, find_program, largest_rank, member_folders
+from ...serving.vllm_process import VllmPlan, VllmProcess, find_program, max_lora_rank, member_folders
 from .inference import draw_progress_for_people
 from .validation import ValidateOptions, validate
 
@@ -124,7 +124,7 @@ def engine_backend(
 
 
 def _plan(program: Path, bundle: Bundle, base: str, scratch: Path, choice: EngineChoice) -> VllmPlan:
-    members, rank = member_folders(bundle, scratch), largest_rank(bundle)
+    members, rank = member_folders(bundle, scratch), max_lora_rank(bundle)
     options = ValidateOptions(purpose=Purpose.VLLM, base=base, max_lora_rank=rank)
     # vLLM itself reports it only after it has loaded the base.
     for name, folder in members.items():

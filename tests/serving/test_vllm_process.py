@@ -24,7 +24,7 @@ from meteora_registry.serving.vllm_process import (
     VllmPlan,
     VllmProcess,
     find_program,
-    largest_rank,
+    max_lora_rank,
     member_folders,
 )
 from support.bundles import write_bundle
@@ -206,15 +206,15 @@ def two_adapters(folder: Path, *, rank: int = 4) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(4, 8), (8, 8), (9, 16), (300, 320)])
-def test_largest_rank_is_the_least_that_vllm_knows(tmp_path: Path, rank: int, expected: int) -> None:
+def test_max_lora_rank_is_the_least_that_vllm_knows(tmp_path: Path, rank: int, expected: int) -> None:
     bundle = write_bundle(tmp_path / "bundle", two_adapters(tmp_path, rank=rank))
-    assert largest_rank(Bundle.open(bundle)) == expected
+    assert max_lora_rank(Bundle.open(bundle)) == expected
 
 
 def test_member_of_a_rank_that_vllm_does_not_take_is_named(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", two_adapters(tmp_path, rank=600))
     with pytest.raises(BundleRefused, match="the member `two` has rank 600, and vLLM takes at most 512"):
-        largest_rank(Bundle.open(bundle))
+        max_lora_rank(Bundle.open(bundle))
 
 
 def test_program_is_the_one_that_the_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
