@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..schemas.digest import Digest
 from ..schemas.errors import UsageError
 from ..schemas.evaluation import (
     Comparison,
@@ -54,7 +55,8 @@ def _check_same_questions(first: Sequence[EvaluatedTask], second: Sequence[Evalu
 
 
 _SAME_DATA = (
-    "evaluate both on the same folder, with the same `--limit`, `--metric`, `--stop` and `--max-new-tokens`"
+    "evaluate both on the same folder, with the same `tasks.toml`, `--limit`, `--metric`, `--stop` and "
+    "`--max-new-tokens`"
 )
 
 
@@ -64,6 +66,7 @@ def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
         ("the metric", task.metric, other.metric),
         ("answers that end before", repr(task.stop), repr(other.stop)),
         ("prompts read as", task.form, other.form),
+        ("a header of sha256", _short(task.header_sha256), _short(other.header_sha256)),
         ("answers of at most this many tokens:", str(task.max_new_tokens), str(other.max_new_tokens)),
     ):
         if ours != theirs:
@@ -78,6 +81,10 @@ def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
             f"the first and {len(other.lines)} in the second, or other lines of the same file",
             hint=_SAME_DATA,
         )
+
+
+def _short(digest: Digest | None) -> str:
+    return "none" if digest is None else digest.short
 
 
 def _difference(first: ModeScore, second: ModeScore, *, with_intervals: bool) -> ModeDifference:

@@ -10,6 +10,7 @@ import click
 
 from ...schemas.errors import UsageError, way_to_install
 from ...schemas.evaluation import (
+    DEFAULT_METRIC,
     DEFAULT_MODES,
     MODES,
     Abstention,
@@ -51,7 +52,6 @@ from .tables import Column, number, print_table
 
 _RUN = "run"
 _ALL_MODES = "all"
-_DEFAULT_METRIC: Metric = "exact"
 _UNKNOWN = "-"
 
 
@@ -79,7 +79,8 @@ _UNKNOWN = "-"
     "metrics",
     metavar="[MEMBER=]METRIC",
     multiple=True,
-    help=f"How answers are judged: {', '.join(get_args(Metric))}. Default: {_DEFAULT_METRIC}. Repeatable.",
+    help=f"How answers are judged: {', '.join(get_args(Metric))}. Repeatable. "
+    f"Default: as `tasks.toml` in the data has it, else {DEFAULT_METRIC}.",
 )
 @click.option(
     "--limit",
@@ -217,8 +218,8 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
     return tuple(known[word] for word in words)
 
 
-def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
-    """Return the metric of all members, and the metrics of single members.
+def parse_metrics(texts: Sequence[str]) -> tuple[Metric | None, dict[str, Metric]]:
+    """Return the metric of all members, None if there is none, and the metrics of single members.
 
     Raises:
         UsageError: a word is not a metric, or a member has two.
@@ -234,7 +235,7 @@ def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
         if member in found:
             raise UsageError(f"`--metric` is stated twice for {f'`{member}`' if member else 'all members'}")
         found[member] = known[metric]
-    return found.pop("", _DEFAULT_METRIC), found
+    return found.pop("", None), found
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

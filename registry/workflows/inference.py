@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -15,7 +16,7 @@ from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...files.writing import check_writable, write_whole
 from ...runtime import GateNotFittedWarning, LoadedBundle, evaluation, load_bundle, tracing
-from ...runtime.evaluation import EvaluationOptions
+from ...runtime.evaluation import EvaluationOptions, read_task_settings
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
 from ...runtime.fitting import OpenedBase, context_of, open_base, read_task_data
 from ...schemas.errors import SourceUnreadable
@@ -45,7 +46,7 @@ def evaluate(
         workspace: its catalog keeps the scores, if the bundle is catalogued.
         folder: the bundle.
         base: the name or the folder of its base.
-        data: a folder with a file for each member.
+        data: a folder with a file for each member, and maybe ``tasks.toml`` with settings of the tasks.
         options: modes, metrics, and how much is asked.
         out: a file for the evaluation as JSON; one that is there is replaced.
         plots: a folder for the figures, made if it is not there; files of the same names are replaced.
@@ -67,6 +68,7 @@ def evaluate(
     if plots is not None:
         check_can_draw()
         _make_folder(plots)
+    options = replace(options, settings=read_task_settings(data))
     opened = open_base(base)
     context = context_of(opened.config)
     tasks = read_task_data(data, members, tokenizer=opened.tokenizer, context_tokens=context)

@@ -12,14 +12,16 @@ import torch
 from ...files.progress import Progress, Step, silent
 from ...schemas.evaluation import UNROUTED, Evaluation, Mode, ModeScore, TaskScore
 from ...scores.intervals import interval_of, mean_of_tasks
+from ...scores.metrics import BY_LIKELIHOOD
 from ..active_bundles import routing
 from ..fitting import TaskData, context_of
 from ..loaded_bundle import LoadedBundle
 from ..routing_record import RoutingRecord
 from .abstention import check_decides, judge_abstention
 from .generation import Meter, generate_answers
+from .likelihood import likeliest, log_probabilities, read_prompt
 from .modes import serve_as, serve_task
-from .tally import RoutingTally
+from .tally import ReadTokens, RoutingTally
 from .tasks import EvaluationOptions, Task, make_tasks
 
 _PACKAGES = ("meteora-registry", "peft", "torch", "transformers")
@@ -124,6 +126,8 @@ class _Evaluator:
     def _answer(
         self, task: Task, items: Sequence[int], meter: Meter, tally: RoutingTally | None
     ) -> list[str]:
+        if task.description.metric in BY_LIKELIHOOD:
+            return [self._choose(task, item, meter, tally) for item in items]
         prompts = [task.prompts[item] for item in items]
         with nullcontext() if tally is None else routing(self.loaded.model) as record:
             answers = generate_answers(
@@ -138,6 +142,19 @@ class _Evaluator:
         prompt_tokens = sum(task.prompt_tokens[item] for item in items)
         meter.count(prompt_tokens=prompt_tokens, new_tokens=answers.new_tokens)
         return answers.texts
+
+    def _choose(self, task: Task, item: int, meter: Meter, tally: RoutingTally | None) -> str:
+        """Return the likeliest choice; the routing is counted of the prompt, which all choices share."""
+        with meter.running():
+            with nullcontext() if tally is None else routing(self.loaded.model) as record:
+                read = read_prompt(self.loaded, task.prompts[item])
+            if tally is not None and isinstance(record, RoutingRecord):
+                mask = read.mask.bool()
+                tally.add(task.member, record.modules, ReadTokens(mask, mask[:, :0]), record.decisions)
+            choices = task.expected[item].choices
+            found = log_probabilities(self.loaded, read, choices)
+        meter.count(prompt_tokens=task.prompt_tokens[item], new_tokens=0)
+        return likeliest(choices, found, task.description.metric)
 
 
 def _describe(device: torch.device) -> str:

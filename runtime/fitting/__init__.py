@@ -6,7 +6,7 @@ from ..base_model import OpenedBase, context_of, open_base
 from .evidence import ChosenEvidence
 from .fit import FittedGates, fit_gates
 from .fit_options import FitOptions
-from .forms import check_form, write_as
+from .forms import check_form, write_as, write_behind
 from .inputs import check_shapes
 from .statistics_file import names_in
 from .task_data import Sample, TaskData, read_task_data
@@ -26,4 +26,5 @@ __all__ = [
     "open_base",
     "read_task_data",
     "write_as",
+    "write_behind",
 ]

@@ -1,15 +1,16 @@
 """Task data: one JSONL file per member, from which a gate learns which member a text is for.
 
 A line is ``{"prompt": ..., "response": ...}``, ``{"messages": [...]}`` (written out by the base's chat
-template) or ``{"text": ...}``; other keys are ignored. Everything that is wrong in the whole folder is
-found before a model is loaded, and reported with file and line.
+template) or ``{"text": ...}``. An evaluation also reads ``references``, further right answers, and
+``choices``, what there is to choose from; other keys are ignored. Everything that is wrong in the whole
+folder is found before a model is loaded, and reported with file and line.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ MAX_LINE_BYTES = 1 << 20
 MAX_SAMPLES = 100_000
 SUFFIX = ".jsonl"
 _MAX_MESSAGES = 1000
+_MAX_ANSWERS = 1000
 _SHOWN_PROBLEMS = 50
 # Prompts whose tokens are in memory at once.
 _COUNTED_TOGETHER = 64
@@ -50,6 +52,8 @@ class Sample:
         line: the number of the line.
         question: what a user wrote, without a template; None for a conversation of several messages.
         in_chat: whether the prompt is in the base's chat template.
+        references: further right answers.
+        choices: the answers that the item offers.
     """
 
     prompt: str
@@ -57,6 +61,8 @@ class Sample:
     line: int
     question: str | None = None
     in_chat: bool = False
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +189,15 @@ def _parse_line(line: bytes, place: str, number: int, template: ChatTemplate) ->
         keys = ", ".join(f"`{key}`" for key in found) or "none of them"
         raise DataRefused(f"`{place}` is of no known shape: found {keys}, expected one of {_listed_shapes()}")
     if found == ["messages"]:
-        return _from_messages(value["messages"], place, number, template)
-    prompt = _text(value, found[0], place)
-    response = None if found == ["text"] else _text(value, "response", place)
-    return Sample(prompt, response, number, question=prompt)
+        sample = _from_messages(value["messages"], place, number, template)
+    else:
+        prompt = _text(value, found[0], place)
+        response = None if found == ["text"] else _text(value, "response", place)
+        sample = Sample(prompt, response, number, question=prompt)
+    if sample.response is None:
+        return sample
+    references, choices = (_texts(value, key, place) for key in ("references", "choices"))
+    return replace(sample, references=references, choices=choices)
 
 
 def _listed_shapes() -> str:
@@ -198,6 +209,17 @@ def _text(value: dict[str, Any], key: str, place: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise DataRefused(f"`{place}` has no text in `{key}`, expected a string that is not empty")
     return text
+
+
+def _texts(value: dict[str, Any], key: str, place: str) -> tuple[str, ...]:
+    texts = value.get(key, [])
+    if not isinstance(texts, list) or len(texts) > _MAX_ANSWERS:
+        raise DataRefused(f"`{place}` has no list of at most {_MAX_ANSWERS} texts in `{key}`")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataRefused(f"`{place}` has an entry in `{key}` that is not a text, or an empty one")
+    if len(set(texts)) < len(texts):
+        raise DataRefused(f"`{place}` has a text in `{key}` twice")
+    return tuple(texts)
 
 
 def _from_messages(messages: Any, place: str, number: int, template: ChatTemplate) -> Sample:

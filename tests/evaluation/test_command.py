@@ -133,6 +133,22 @@ def test_eval_draws_its_figures(run: Run, workplace: Workplace, tmp_path: Path) 
     assert all(path.read_bytes().startswith(PNG) for path in plots.iterdir())
 
 
+def test_settings_beside_the_data_are_read(run: Run, workplace: Workplace, tmp_path: Path) -> None:
+    data = shutil.copytree(workplace.bundle.parent / "data", tmp_path / "data")
+    (data / "tasks.toml").write_text('[tasks.two]\nmetric = "contains"\n')
+    arguments = [workplace.bundle, "--base", workplace.base, "--data", data, "--modes", "base", "--limit", 1]
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    metrics = [line.split()[1] for line in result.stdout.splitlines() if line.split()[:1] == ["two"]]
+    assert metrics == ["contains"]
+    (data / "tasks.toml").write_text('metrik = "contains"\n')
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert "`tasks.toml` breaks its schema: metrik: there is no such key, did you mean `metric`?" in (
+        refused.stderr
+    )
+
+
 def test_data_is_refused_before_the_base_is_loaded(run: Run, workplace: Workplace, tmp_path: Path) -> None:
     write_lines(tmp_path / "one.jsonl", [{"text": "w1"}])
     weights = workplace.base / "model.safetensors"
@@ -163,8 +179,8 @@ def test_item_without_an_answer_is_refused_with_its_line(
             "error: `--modes` is `base,oracle`, expected some of `all`, `base`, `member`",
         ),
         (
-            ["--metric", "bleu"],
-            "error: `--metric` is `bleu`, expected one of `exact`, `accuracy`, `rouge`",
+            ["--metric", "best"],
+            "error: `--metric` is `best`, expected one of `exact`, `normalised`, `contains`",
         ),
         (["--metric", "exact", "--metric", "rouge"], "error: `--metric` is stated twice for all members"),
         (
