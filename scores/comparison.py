@@ -61,6 +61,15 @@ _SAME_DATA = (
 
 
 def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
+    if difference := difference_of_tasks(task, other):
+        raise UsageError(
+            f"the evaluations did not ask the same: the task `{task.member}` has {difference}",
+            hint=_SAME_DATA,
+        )
+
+
+def difference_of_tasks(task: EvaluatedTask, other: EvaluatedTask) -> str | None:
+    """Return what two evaluations asked otherwise in one task, to follow its name; None if nothing."""
     for what, ours, theirs in (
         ("data of sha256", task.data_sha256.short, other.data_sha256.short),
         ("the metric", task.metric, other.metric),
@@ -70,17 +79,13 @@ def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
         ("answers of at most this many tokens:", str(task.max_new_tokens), str(other.max_new_tokens)),
     ):
         if ours != theirs:
-            raise UsageError(
-                f"the evaluations did not ask the same: the task `{task.member}` has {what} `{ours}` in the "
-                f"first and `{theirs}` in the second",
-                hint=_SAME_DATA,
-            )
+            return f"{what} `{ours}` in the first and `{theirs}` in the second"
     if task.lines != other.lines:
-        raise UsageError(
-            f"the evaluations did not ask the same: the task `{task.member}` has {len(task.lines)} items in "
-            f"the first and {len(other.lines)} in the second, or other lines of the same file",
-            hint=_SAME_DATA,
+        return (
+            f"{len(task.lines)} items in the first and {len(other.lines)} in the second, or other lines of "
+            "the same file"
         )
+    return None
 
 
 def _short(digest: Digest | None) -> str:

@@ -51,6 +51,8 @@ from .progress import progress_bar
 from .tables import Column, number, print_table
 
 _RUN = "run"
+# Each holds the base in memory.
+MAX_PROCESSES = 64
 _ALL_MODES = "all"
 _UNKNOWN = "-"
 
@@ -61,6 +63,7 @@ _UNKNOWN = "-"
         "eval run ./bundle --base ./llama --data tasks/",
         "eval run bundle@2 --base ./llama --data tasks/ --modes all --limit 40 --out all.json --plots pngs/",
         "eval run ./bundle --base ./llama --data tasks/ --metric exact --metric summarise=rouge",
+        "eval run ./bundle --base ./llama --data tasks/ --run long.jsonl --processes 2 --tasks sums,dates",
     ),
 )
 @bundle_argument
@@ -74,6 +77,7 @@ _UNKNOWN = "-"
     show_default=True,
     help=f"Who answers: {_ALL_MODES}, or some of {', '.join(MODES)}.",
 )
+@click.option("--tasks", metavar="MEMBER,...", help="Whose tasks are asked. Default: those of all members.")
 @click.option(
     "--metric",
     "metrics",
@@ -107,6 +111,21 @@ _UNKNOWN = "-"
     show_default=True,
     help="Items answered at once.",
 )
+@click.option(
+    "--processes",
+    metavar="N",
+    type=click.IntRange(1, MAX_PROCESSES),
+    default=1,
+    show_default=True,
+    help="Processes that answer, each with the base loaded for itself and one thread.",
+)
+@click.option(
+    "--run",
+    "run_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Keeps answers as they come (JSON Lines); given again, it is continued.",
+)
 @as_option("given", "How prompts are written: as the lines are, plain, in the chat template, or in both.")
 @click.option(
     "--out", metavar="FILE", type=click.Path(path_type=Path), help="Also write the evaluation as JSON there."
@@ -130,11 +149,14 @@ def run(
     base_folder: Path | None,
     data: Path,
     modes: str,
+    tasks: str | None,
     metrics: tuple[str, ...],
     limit: int | None,
     stop: str | None,
     max_new_tokens: int | None,
     batch_size: int,
+    processes: int,
+    run_file: Path | None,
     form: str,
     out: Path | None,
     plots: Path | None,
@@ -154,6 +176,7 @@ def run(
     metric, metric_of = parse_metrics(metrics)
     options = EvaluationOptions(
         modes=parse_modes(modes),
+        tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
         metric=metric,
         metrics=metric_of,
         limit=limit,
@@ -169,6 +192,8 @@ def run(
             base_folder=base_folder,
             data=data,
             options=options,
+            run=run_file,
+            processes=processes,
             out=out,
             plots=plots,
             foreign=foreign,
