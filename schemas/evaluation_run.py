@@ -23,7 +23,7 @@ MAX_RUN_LINE_BYTES = 64 << 20
 
 
 class RunSettings(Document):
-    """What every answer of a run depends on beside its task; ``base_sha256`` is the digest of the base."""
+    """The settings that all answers of a run share; ``base_sha256`` is the digest of the base."""
 
     meteora_run: Literal[1]
     manifest_sha256: Digest | None

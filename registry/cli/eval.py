@@ -19,6 +19,7 @@ from ...schemas.evaluation import (
     Interval,
     Metric,
     Mode,
+    ModeDifference,
     ModeScore,
     ScoreDifference,
 )
@@ -207,17 +208,26 @@ def run(
         print_gate_remark()
 
 
-@click.command("compare", epilog=examples("eval compare before.json after.json"))
+@click.command(
+    "compare",
+    epilog=examples("eval compare before.json after.json", "eval compare all.json --modes member,prompt"),
+)
 @click.argument("first", metavar="FIRST.json", type=click.Path(path_type=Path))
-@click.argument("second", metavar="SECOND.json", type=click.Path(path_type=Path))
+@click.argument("second", metavar="[SECOND.json]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--modes",
+    metavar="MODE,MODE",
+    help="The mode of the first, and the one of the second. Default: all that both have.",
+)
 @format_option
-def compare(first: Path, second: Path, *, as_json: bool) -> None:
+def compare(first: Path, second: Path | None, *, modes: str | None, as_json: bool) -> None:
     """Compare two evaluations item by item.
 
     Prints how much higher the second scores, with a 95 % interval. Both must have asked the same items in
-    the same way. If the interval contains zero, these items do not show a difference.
+    the same way. If the interval contains zero, these items do not show a difference. With one file, two of
+    its modes are compared.
     """
-    found = compare_files(first, second)
+    found = compare_files(first, second, modes=None if modes is None else parse_pair(modes))
     if not can_estimate():
         print_remark(f"note: the intervals need scipy, which is not installed; {way_to_install('eval')}")
     if as_json:
@@ -241,6 +251,18 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
             listed = ", ".join(f"`{mode}`" for mode in (_ALL_MODES, *MODES))
             raise UsageError(f"`--modes` is `{text}`, expected some of {listed}")
     return tuple(known[word] for word in words)
+
+
+def parse_pair(text: str) -> tuple[Mode, Mode]:
+    """Return the two modes in a comma-separated list.
+
+    Raises:
+        UsageError: they are not two, or a word is not a mode.
+    """
+    found = () if text == _ALL_MODES else parse_modes(text)
+    if len(found) != 2:
+        raise UsageError(f"`--modes` is `{text}`, expected two modes such as `member,routed`")
+    return found[0], found[1]
 
 
 def parse_metrics(texts: Sequence[str]) -> tuple[Metric | None, dict[str, Metric]]:
@@ -375,7 +397,7 @@ def print_comparison(comparison: Comparison) -> None:
             "SECOND IS",
         ),
         [
-            (mode.mode, _percent(mode.first), _percent(mode.second), *_difference_cells(mode.overall))
+            (_name_modes(mode), _percent(mode.first), _percent(mode.second), *_difference_cells(mode.overall))
             for mode in comparison.modes
         ],
     )
@@ -383,11 +405,15 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(
         ("MODE", "TASK", number("DIFFERENCE"), number("95 % INTERVAL", 1), "SECOND IS"),
         [
-            (mode.mode, member, *_difference_cells(difference))
+            (_name_modes(mode), member, *_difference_cells(difference))
             for mode in comparison.modes
             for member, difference in mode.tasks.items()
         ],
     )
+
+
+def _name_modes(found: ModeDifference) -> str:
+    return found.mode if found.against is None else f"{found.mode} against {found.against}"
 
 
 def _mode_row(mode: ModeScore, member: ModeScore | None) -> tuple[str, ...]:

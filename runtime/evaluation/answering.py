@@ -58,7 +58,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What answers: the digest of the base, the device by name, and the element type."""
+    """A model's machine: the digest of the base, the device by name, and the element type."""
 
     base_sha256: Digest
     device: str

@@ -1,6 +1,6 @@
 """The evaluator: every mode answers every item of every task; answers are judged, routing counted.
 
-The work is divided into batches, whoever answers them. What is reported is put together from all batches in
+The work is divided into batches. What is reported is put together from all batches in
 their planned order, so it is the same whether they were answered in one go or in several, by one process or
 by several.
 """

@@ -228,6 +228,36 @@ def test_compare_prints_differences(run: Run, tmp_path: Path) -> None:
     assert json.loads(as_json.stdout)["modes"][0]["overall"]["difference"] == 0.5
 
 
+def test_compare_prints_the_difference_of_two_modes(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    scores = {"member": {"one": [1.0] * 8}, "routed": {"one": [0.0] * 8}}
+    file.write_bytes(make_evaluation(scores).to_bytes())
+    result = run("compare", file, "--modes", "member,routed")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[4].split("  ")[0] == "routed against member"
+    assert "-100.0 to -100.0  lower" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "error: there is one evaluation, expected a second one, or two modes of it"),
+        (["--modes", "member"], "error: `--modes` is `member`, expected two modes such as `member,routed`"),
+        (["--modes", "all"], "error: `--modes` is `all`, expected two modes such as `member,routed`"),
+        (["--modes", "member,best"], "error: `--modes` is `member,best`, expected some of `all`, `base`"),
+    ],
+    ids=["none", "one", "all", "unknown"],
+)
+def test_compare_of_one_file_wants_two_modes(
+    run: Run, tmp_path: Path, options: list[str], message: str
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(make_evaluation({"member": {"one": [1.0]}}).to_bytes())
+    result = run("compare", file, *options)
+    assert result.returncode == 2
+    assert result.stderr.startswith(message)
+
+
 def test_both_forms_are_shown_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"base": {"one": [1.0, 1.0, 0.0, 1.0]}, "routed": {"one": [1.0, 0.0, 0.0, 0.0]}}
     print_evaluation(make_evaluation(scores, form="both"))
