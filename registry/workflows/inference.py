@@ -94,8 +94,13 @@ def evaluate(
     context = context_of(opened.config)
     asked = options.asked(members)
     read = read_task_data(data, asked, tokenizer=opened.tokenizer, context_tokens=context)
-    warn_of_strangers(workspace, data, members)
-    others = None if foreign is None else evaluation.read_foreign(foreign, opened.tokenizer, context)
+    others = None
+    if foreign is not None:
+        # In the folder of the data, the files of no member are the foreign ones.
+        own = members if real_path(foreign) == real_path(data) else ()
+        others = evaluation.read_foreign(foreign, opened.tokenizer, context, members=own)
+    if foreign is None or real_path(foreign) != real_path(data):
+        warn_of_strangers(workspace, data, members)
     tasks = evaluation.make_tasks(read, members, opened.tokenizer, options, context_tokens=context)
     with ExitStack() as stack:
         kept = None if run is None else stack.enter_context(evaluation.opened_run(run))

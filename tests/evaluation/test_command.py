@@ -161,6 +161,22 @@ def test_data_is_refused_before_the_base_is_loaded(run: Run, workplace: Workplac
     assert "`two.jsonl` is missing: there is no data for the member `two`" in result.stderr
 
 
+def test_files_of_no_member_are_named_and_not_read_or_foreign(
+    run: Run, workplace: Workplace, tmp_path: Path
+) -> None:
+    data = shutil.copytree(workplace.bundle.parent / "data", tmp_path / "data")
+    write_lines(data / "stranger.jsonl", [{"text": "w50 w51"}, {"text": "w52"}])
+    arguments = [workplace.bundle, "--base", workplace.base, "--data", data, "--modes", "base", "--limit", 1]
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "warning: not read, for they belong to no member: `stranger.jsonl`\n" in result.stderr
+    # This bundle decides token by token, so its foreign prompts are read, and then refused.
+    refused = run(*arguments, "--foreign", data)
+    assert refused.returncode == 2
+    assert "not read" not in refused.stderr
+    assert "decides token by token, so no prompt is left to the base" in refused.stderr
+
+
 def test_item_without_an_answer_is_refused_with_its_line(
     run: Run, workplace: Workplace, tmp_path: Path
 ) -> None:
