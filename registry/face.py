@@ -7,7 +7,7 @@ looking into a catalog does not import torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..schemas.evaluation import Evaluation
     from ..schemas.recipe import Recipe, RecipeOptions
     from ..schemas.signers import SigningKey
+    from ..schemas.statistics import StatisticsDescription
     from .catalog.query import AdapterQuery, Page
     from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion, Restored, TrashedVersion
     from .workflows.additions import Addition
@@ -370,6 +371,24 @@ class Registry(Workspace):
         )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
+
+    def merge_statistics(self, files: Sequence[StrPath], *, out: StrPath) -> StatisticsDescription:
+        """Merge the statistics that several fits kept, each from its own members' data, into one file.
+
+        A fit of the bundle of all these members with ``statistics=out`` needs none of their data.
+
+        Args:
+            files: two or more, made on one base for the same modules.
+            out: the new file.
+
+        Raises:
+            DataRefused: a file is damaged, or they do not fit together.
+            UsageError: there are fewer than two, or something is at `out`.
+        """
+        require_torch("merging statistics")
+        from ..runtime.fitting import merge_statistics
+
+        return merge_statistics([Path(file) for file in files], Path(out))
 
     def adopt_gates(
         self,

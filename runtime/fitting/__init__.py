@@ -8,7 +8,7 @@ from .fit import FittedGates, fit_gates
 from .fit_options import FitOptions
 from .forms import check_form, write_as, write_behind
 from .inputs import check_shapes
-from .statistics_file import names_in
+from .statistics_file import merge_statistics, names_in
 from .task_data import Sample, TaskData, read_task_data, strangers_in
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "check_shapes",
     "context_of",
     "fit_gates",
+    "merge_statistics",
     "names_in",
     "open_base",
     "read_task_data",
