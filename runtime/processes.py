@@ -1,4 +1,4 @@
-"""The processes of a job that ``torchrun`` or ``accelerate launch`` started, or the one process without them."""
+"""The processes of a job that ``torchrun`` or ``accelerate launch`` started; one without a launcher."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def join_processes() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+
+
+def place_of_base() -> str | dict[str, int] | None:
+    """Return where transformers loads a base, as its `device_map`; None for the processor's memory.
+
+    One process takes all GPUs there are, and several one each, unless FSDP is to divide the model among them.
+    """
+    if not torch.cuda.is_available():
+        return None
+    if process_count() == 1:
+        return "auto"
+    is_divided = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return None if is_divided else {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
 def from_first(make: Callable[[], Value]) -> Value:

@@ -1,8 +1,8 @@
 """The description inside a checkpoint of gates in training: how far it is, and of which training.
 
-The file is a safetensors file; this document is stored as JSON in its metadata. Every gate's rows and bias have
-the names that they have in a bundle without PEFT's prefix, ``PATH.meteora_gate`` and ``PATH.meteora_gate_bias``,
-and beside each are Adam's two moments, of the same shape. All tensors are F32.
+The file is a safetensors file; this document is stored as JSON in its metadata. Every gate's rows and bias
+have their names in a bundle without PEFT's prefix, ``PATH.meteora_gate`` and ``PATH.meteora_gate_bias``, and
+beside each are Adam's two moments, of the same shape. All tensors are F32.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TrainingSettings(Document):
     gate_loss: FiniteFloat = Field(ge=0)
     learning_rate: FiniteFloat = Field(gt=0)
     steps: PositiveCount
-    batch: PositiveCount
+    batch_size: PositiveCount
     seed: Count
 
 

@@ -1,4 +1,4 @@
-"""A pass of scope ``token`` over tokens whose member is known: it routes, and sums the gates' cross-entropy."""
+"""A pass of scope ``token`` over tokens whose member is known: it routes, and measures the gates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class LabelledPass(TokenPass):
 
     Args:
         shared: the routings of gates that serve several modules; such a gate counts once.
-        labels: int64 ``[B, T]``, the place of each token's member, or ``NO_MEMBER`` for a token that does not count.
+        labels: int64 ``[B, T]``, the place of each token's member, or ``NO_MEMBER`` for a token that does
+            not count.
     """
 
     def __init__(self, shared: SharedRoutings, labels: Tensor) -> None:

@@ -24,7 +24,7 @@ class TrainingOptions:
         gate_loss: c, the weight of the gates' cross-entropy beside the loss of the language model.
         learning_rate: of Adam, at the first step; it falls linearly to zero.
         steps: how many there are.
-        batch: samples in each, of all processes together; every member has the same share.
+        batch_size: samples in each step, of all processes together; every member has the same share.
         seed: of the order of the samples.
         checkpoint: a file that keeps the state; if it exists, the training goes on from it. None for none.
         checkpoint_steps: the state is kept after so many steps, and at the end.
@@ -34,7 +34,7 @@ class TrainingOptions:
     gate_loss: float = 1.0
     learning_rate: float = 1e-3
     steps: int = 500
-    batch: int = 8
+    batch_size: int = 8
     seed: int = 0
     checkpoint: Path | None = None
     checkpoint_steps: int = 50
@@ -47,14 +47,14 @@ class TrainingOptions:
             raise UsageError(f"`gate_loss` is {self.gate_loss}, expected a number of at least 0")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"`learning_rate` is {self.learning_rate}, expected a number above 0")
-        for name in ("steps", "batch", "checkpoint_steps"):
+        for name in ("steps", "batch_size", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}, expected at least 1")
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"`seed` is {self.seed}, expected 0 to {MAX_SEED}")
-        if self.steps * self.batch > MAX_SAMPLES_READ:
+        if self.steps * self.batch_size > MAX_SAMPLES_READ:
             raise UsageError(
-                f"{self.steps} steps of {self.batch} samples are more than {MAX_SAMPLES_READ} samples"
+                f"{self.steps} steps of {self.batch_size} samples are more than {MAX_SAMPLES_READ} samples"
             )
 
     @property
@@ -65,6 +65,6 @@ class TrainingOptions:
             gate_loss=self.gate_loss,
             learning_rate=self.learning_rate,
             steps=self.steps,
-            batch=self.batch,
+            batch_size=self.batch_size,
             seed=self.seed,
         )

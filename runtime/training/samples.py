@@ -15,8 +15,8 @@ from ..fitting.sequences import LabelledTokens, pad_sequences
 def balanced_order(counts: Sequence[int], draws: int, seed: int) -> np.ndarray:
     """Return which sample is read when: int32 ``[draws, 2]``, the member's place and that of its sample.
 
-    Each L draws have one sample of every one of the L members, in an order of their own. A member's samples are
-    read in a random order, all of them before any comes again.
+    Each L draws have one sample of every one of the L members, in an order of their own. A member's
+    samples are read in a random order, all of them before any comes again.
 
     Args:
         counts: how many samples each member has, at least one.

@@ -1,4 +1,4 @@
-"""The training of a bundle's gates by gradient descent, as the paper does it: base and members stay as they are."""
+"""The training of a bundle's gates by gradient descent, as the paper does it; base and members are frozen."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from ..fitting.statistics_file import digest_of_base
 from ..processes import from_first, is_first, process_count
 from .checkpoint import TrainingState, read_state, write_state
 from .options import TrainingOptions
+from .outcome import TrainingOutcome
 from .routed_model import routed_model
 from .samples import OrderedSamples, balanced_order
-from .trainer import GateTrainer, TrainingOutcome, state_of
+from .trainer import GateTrainer, state_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ def train_gates(
 ) -> TrainedGates:
     """Train the gates of every module of a bundle, from the closed form or from zero.
 
-    The loss is the mean over the samples of a batch of the language model's loss, on the tokens of the answer,
-    plus c times the cross-entropy of the gates' logits and the sample's member, the mean over gates and tokens.
-    Where ``top_k`` is 1 the gradient of the first part is zero: the softmax over one logit is 1.
+    The loss is the mean over the samples of a batch of the language model's loss, on the tokens of the
+    answer, plus c times the cross-entropy of the gates' logits and the sample's member, the mean over gates
+    and tokens (MeteoRA, arXiv 2405.13053). Where ``top_k`` is 1 the gradient of the first part is zero: the softmax over one logit is 1.
 
     Under a launcher of several processes each calls this with the same arguments, and gets the same result.
 
@@ -73,14 +74,14 @@ def train_gates(
             cannot be trained in.
         SourceUnreadable: the checkpoint cannot be read or written.
     """
-    if options.batch % process_count():
+    if options.batch_size % process_count():
         raise UsageError(
-            f"a batch of {options.batch} samples cannot be divided among {process_count()} processes",
-            hint="choose a multiple with `--batch`",
+            f"a batch of {options.batch_size} samples cannot be divided among {process_count()} processes",
+            hint="choose a multiple with `--batch-size`",
         )
     names = bundle.config.names
     samples = [_encode(data[name], place, fitted, tokenizer) for place, name in enumerate(names)]
-    order = balanced_order([len(own) for own in samples], options.steps * options.batch, options.seed)
+    order = balanced_order([len(own) for own in samples], options.steps * options.batch_size, options.seed)
     start = _start(fitted, options)
     description = _describe(base, bundle, fitted, data, options)
     state = from_first(lambda: _open_state(description, start, options))
@@ -88,7 +89,7 @@ def train_gates(
     with temporary_folder(Purpose.FIT) if is_first() else nullcontext(Path()) as folder:
         trainer = GateTrainer(
             model,
-            OrderedSamples(samples, order[state.step * options.batch :]),
+            OrderedSamples(samples, order[state.step * options.batch_size :]),
             options,
             state,
             folder=folder,
@@ -183,7 +184,7 @@ def _fitting(
 ) -> Fitting:
     how = (
         f"sgd (c {options.gate_loss:g}, learning rate {options.learning_rate:g}, {options.steps} steps of "
-        f"{options.batch}, seed {options.seed}) from "
+        f"{options.batch_size}, seed {options.seed}) from "
     )
     is_zero = options.start == "zero"
     how += f"zero{describe_tokens(fitted.tokens)}" if is_zero else fitted.fitting.method

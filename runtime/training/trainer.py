@@ -1,4 +1,4 @@
-"""transformers' ``Trainer`` for gates: the loss, the schedule of a training that goes on, and its checkpoints.
+"""transformers' ``Trainer`` for gates: the loss, the schedule of a resumed training, and its checkpoints.
 
 The loop, the devices, the processes and FSDP are the Trainer's and accelerate's. Each sample counts the same
 and has a loss of its own, so the mean over a batch does not depend on how it is divided among processes.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +21,17 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ...files.progress import Step
 from ...schemas.errors import DataRefused, UsageError
-from ..active_bundles import only_router, overridden
+from ..active_bundles import overridden
 from ..processes import process_count
 from .checkpoint import TrainingState
 from .labelled_pass import LabelledPass
 from .options import TrainingOptions
+from .outcome import TrainingOutcome
 from .routed_model import trained_parameters
 from .samples import OrderedSamples, collate
 
 # Of how many of the last steps the losses are reported.
 _REPORTED_STEPS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingOutcome:
-    """The result of a training, as its last steps show it.
-
-    Attributes:
-        steps: how many there were in all.
-        resumed_at: the step after which this run began; 0 at the start.
-        reported_steps: how many of the last steps the means below are of; 0 if a checkpoint had all of them.
-        language_loss: of the language model, in nats per token; None without steps.
-        gate_loss: the gates' cross-entropy, in nats; None without steps.
-        right: the share of gates and tokens whose own member has the highest logit; None without steps.
-    """
-
-    steps: int
-    resumed_at: int
-    reported_steps: int
-    language_loss: float | None
-    gate_loss: float | None
-    right: float | None
 
 
 class GateTrainer(Trainer):
@@ -137,11 +116,13 @@ class GateTrainer(Trainer):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         language = language_losses(logits, ids, mask, inputs["prompt_tokens"]).mean()
         gates = passes[0].loss.to(language.device).mean()
-        self._note(torch.stack([language.detach(), gates.detach(), passes[0].right.mean().to(language.device)]))
+        self._note(
+            torch.stack([language.detach(), gates.detach(), passes[0].right.mean().to(language.device)])
+        )
         return language + self._options.gate_loss * gates
 
     def _note(self, measured: Tensor) -> None:
-        """Note language loss, gate loss and share of a step: the means over all processes, whose batches are equal."""
+        """Note the losses and the share of a step: the means over all processes, whose batches are equal."""
         found = self.accelerator.gather(measured[None]).mean(dim=0).tolist()
         if not all(map(math.isfinite, found)):
             raise self._not_finite(found)
@@ -158,8 +139,8 @@ class GateTrainer(Trainer):
         return DataRefused(
             f"the loss of step {step} is not finite: that of the language model is {found[0]:g}, that of the "
             f"gates {found[1]:g}; {rest}",
-            hint="train with a smaller learning rate, and on a base in bfloat16 or float32: in float16 it may "
-            "overflow",
+            hint="train with a smaller learning rate, and on a base in bfloat16 or float32, since one in "
+            "float16 may overflow",
         )
 
 
@@ -244,7 +225,7 @@ def _like(values: Tensor, gate: Tensor) -> Tensor:
 def _arguments(options: TrainingOptions, done: int, folder: Path) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=options.batch // process_count(),
+        per_device_train_batch_size=options.batch_size // process_count(),
         max_steps=options.steps - done,
         learning_rate=options.learning_rate,
         optim="adamw_torch",
@@ -258,10 +239,12 @@ def _arguments(options: TrainingOptions, done: int, folder: Path) -> TrainingArg
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        # Every gate takes part in every step.
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.accelerator.is_available(),
         use_cpu=not torch.accelerator.is_available(),
     )
-    # One process on a machine of several GPUs would divide the batch among threads, in which no pass is known.
+    # One process with several GPUs would divide the batch among threads, in which no pass is known.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
