@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,6 +11,8 @@ from ...schemas.training import Start, TrainingSettings
 
 # The order of all samples is drawn ahead, 8 bytes for each.
 MAX_SAMPLES_READ = 10_000_000
+# Far above those in use, and far from where gradients in float32 overflow.
+MAX_GATE_LOSS, MAX_LEARNING_RATE = 1e6, 1e3
 MAX_SEED = (1 << 32) - 1
 
 
@@ -43,10 +44,13 @@ class TrainingOptions:
         if self.start not in get_args(Start):
             listed = ", ".join(f"`{each}`" for each in get_args(Start))
             raise UsageError(f"`start` is `{self.start}`, expected one of {listed}")
-        if not (math.isfinite(self.gate_loss) and self.gate_loss >= 0):
-            raise UsageError(f"`gate_loss` is {self.gate_loss}, expected a number of at least 0")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UsageError(f"`learning_rate` is {self.learning_rate}, expected a number above 0")
+        # Neither is true of NaN.
+        if not 0 <= self.gate_loss <= MAX_GATE_LOSS:
+            raise UsageError(f"`gate_loss` is {self.gate_loss}, expected 0 to {MAX_GATE_LOSS:g}")
+        if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
+            raise UsageError(
+                f"`learning_rate` is {self.learning_rate}, expected above 0 and at most {MAX_LEARNING_RATE:g}"
+            )
         for name in ("steps", "batch_size", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}, expected at least 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 
 from peft import PeftModel
@@ -38,7 +39,10 @@ def routed_model(base: PreTrainedModel, bundle: Bundle, new: NewGates) -> PeftMo
     peft_config = MeteoraConfig(**value | {"inference_mode": False})
     # The fit has opened the bundle, and the result is verified as a whole.
     peft_config.is_checked = True
-    model = PeftModel(base, peft_config, adapter_name=_ADAPTER)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for it at every load.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model = PeftModel(base, peft_config, adapter_name=_ADAPTER)
     set_peft_model_state_dict(model, _tensors_of(bundle, new), adapter_name=_ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = _is_trained(name)

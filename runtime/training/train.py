@@ -54,7 +54,9 @@ def train_gates(
 
     The loss is the mean over the samples of a batch of the language model's loss, on the tokens of the
     answer, plus c times the cross-entropy of the gates' logits and the sample's member, the mean over gates
-    and tokens (MeteoRA, arXiv 2405.13053). Where ``top_k`` is 1 the gradient of the first part is zero: the softmax over one logit is 1.
+    and tokens (MeteoRA, arXiv 2405.13053).
+
+    Where ``top_k`` is 1 the gradient of the first part is zero: the softmax over one logit is 1.
 
     Under a launcher of several processes each calls this with the same arguments, and gets the same result.
 
@@ -99,6 +101,7 @@ def train_gates(
         if state.step < options.steps:
             trainer.train()
             state = state_of(trainer, options.steps)
+            trainer.check_finite(state)
     values = _values_of(state.gates)
     fitting = _fitting(fitted, data, names, options)
     return TrainedGates(replace(fitted, values=values, fitting=fitting), trainer.outcome)

@@ -125,22 +125,35 @@ class GateTrainer(Trainer):
         """Note the losses and the share of a step: the means over all processes, whose batches are equal."""
         found = self.accelerator.gather(measured[None]).mean(dim=0).tolist()
         if not all(map(math.isfinite, found)):
-            raise self._not_finite(found)
+            step = self._start.step + self.state.global_step + 1
+            raise self._not_finite(
+                step,
+                f"the loss of step {step} is not finite: that of the language model is {found[0]:g}, that of "
+                f"the gates {found[1]:g}",
+            )
         self.losses.append((found[0], found[1], found[2]))
         del self.losses[:-_REPORTED_STEPS]
 
-    def _not_finite(self, found: list[float]) -> DataRefused:
-        step = self._start.step + self.state.global_step + 1
-        kept = step - 1 - (step - 1) % self._options.checkpoint_steps
-        kept = max(kept, self._start.step)
+    def check_finite(self, state: TrainingState) -> None:
+        """Check that the gates of a state are finite.
+
+        Raises:
+            DataRefused: they are not.
+        """
+        if not all(bool(gate.isfinite().all()) for gate in state.gates.values()):
+            raise self._not_finite(state.step, f"the gates after step {state.step} are not finite")
+
+    def _not_finite(self, step: int, message: str) -> DataRefused:
+        """Return the refusal of numbers that are not finite in a step, with what the checkpoint has."""
+        every = self._options.checkpoint_steps
+        kept = max((step - 1) // every * every, self._start.step)
         rest = "nothing was written"
         if self._options.checkpoint is not None and kept:
             rest = f"`{self._options.checkpoint}` has the state after step {kept}"
         return DataRefused(
-            f"the loss of step {step} is not finite: that of the language model is {found[0]:g}, that of the "
-            f"gates {found[1]:g}; {rest}",
-            hint="train with a smaller learning rate, and on a base in bfloat16 or float32, since one in "
-            "float16 may overflow",
+            f"{message}; {rest}",
+            hint="train on a base in bfloat16 or float32, since one in float16 may overflow, or with a "
+            "smaller learning rate",
         )
 
 
@@ -195,8 +208,11 @@ class _Keeper(TrainerCallback):
         self._step.advance()
         done = self._start.step + state.global_step
         is_due = done % self._options.checkpoint_steps == 0 or done == self._options.steps
-        if self._keep is not None and is_due:
-            self._keep(state_of(self._trainer, done))
+        if self._keep is None or not is_due:
+            return
+        kept = state_of(self._trainer, done)
+        self._trainer.check_finite(kept)
+        self._keep(kept)
 
 
 def state_of(trainer: GateTrainer, step: int) -> TrainingState:
