@@ -1,8 +1,8 @@
 """One process of a training that a launcher started: ``training_process.py FOLDER OUT [KEY=VALUE ...]``.
 
-accelerate has FSDP for GPUs and their like alone, though torch's runs on processors too. Where the environment
-asks for FSDP this process therefore lets accelerate take processors for such devices; all that follows, the
-division, the collectives and the loop, is theirs.
+accelerate has FSDP for GPUs and their like alone, though torch's runs on processors too. Where the
+environment asks for FSDP this process therefore lets accelerate take processors for such devices; all that
+follows, the division, the collectives and the loop, is theirs.
 """
 
 from __future__ import annotations
