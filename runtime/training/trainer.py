@@ -275,3 +275,10 @@ def _check_launch(trainer: GateTrainer) -> None:
             f"gates are trained with FSDP of version 2, found version {plugin.fsdp_version}",
             hint="launch with `--fsdp_version 2`",
         )
+    precision = trainer.accelerator.mixed_precision
+    if plugin is not None and precision != "no":
+        # It would give each layer its gates in that type.
+        raise UsageError(
+            f"gates are trained in float32, found FSDP with mixed precision `{precision}`",
+            hint="launch with `--mixed_precision no`; the base keeps the element type of its files",
+        )

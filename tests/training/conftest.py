@@ -21,7 +21,7 @@ NAMES = ("legal", "medical", "sports")
 
 @dataclass(frozen=True)
 class Workplace:
-    """What a training needs; ``base`` is a new one at every call, because a training puts layers into it."""
+    """The parts of a training; ``base`` is a new one at every call, because a training puts layers into it."""
 
     bundle: Bundle
     data: dict[str, TaskData]

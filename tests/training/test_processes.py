@@ -105,8 +105,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_first_version_of_fsdp_is_refused(workplace: Path) -> None:
-    found = launch(workplace, "first", processes=2, **FSDP | {"FSDP_VERSION": "1"})
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "gates are trained with FSDP of version 2, found version 1"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            "gates are trained in float32, found FSDP with mixed precision `bf16`",
+        ),
+    ],
+    ids=["version", "precision"],
+)
+def test_division_that_gates_cannot_be_trained_in_is_refused(
+    workplace: Path, setting: dict[str, str], message: str
+) -> None:
+    found = launch(workplace, "refused", processes=2, **FSDP | setting)
     assert found.returncode != 0
-    assert "refused: gates are trained with FSDP of version 2, found version 1" in found.stderr
-    assert not (workplace / "first").exists()
+    assert f"refused: {message}" in found.stderr
+    assert not (workplace / "refused").exists()
