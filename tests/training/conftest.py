@@ -21,7 +21,7 @@ NAMES = ("legal", "medical", "sports")
 
 @dataclass(frozen=True)
 class Workplace:
-    """The parts of a training; ``base`` is a new one at every call, because a training puts layers into it."""
+    """The parts of a training; ``base`` is another at every call, since a training puts layers into it."""
 
     bundle: Bundle
     data: dict[str, TaskData]
