@@ -29,7 +29,7 @@ def is_first() -> bool:
 def join_processes() -> None:
     """Connect the processes, if there are several; once or more often is the same."""
     if process_count() > 1:
-        from accelerate import PartialState
+        from accelerate import PartialState  # type: ignore[import-untyped]  # it has no types
 
         PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
 
@@ -54,7 +54,7 @@ def from_first(make: Callable[[], Value]) -> Value:
     """
     if process_count() == 1:
         return make()
-    from accelerate.utils import broadcast_object_list
+    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]  # it has no types
 
     join_processes()
     # Between processes of one job: nothing of it comes from a file.
