@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -17,7 +17,6 @@ from .parameters import MAX_COUNT
 if TYPE_CHECKING:
     from ...runtime.training import TrainingOptions
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 SGD = "sgd"
 
 _COUNT = click.IntRange(1, MAX_COUNT)
@@ -69,7 +68,7 @@ _OPTIONS = {
 }
 
 
-def training_options(command: Function) -> Function:
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a training to a command, which gets them as ``training``, None without ``sgd``.
 
     Raises:

@@ -52,7 +52,7 @@ class OrderedSamples(Dataset[LabelledTokens]):
 
     def __getitem__(self, place: int) -> LabelledTokens:
         """Return the sample that is read at a place."""
-        member, sample = self._order[place]
+        member, sample = map(int, self._order[place])
         return self._members[member][sample]
 
 

@@ -78,15 +78,31 @@ class GateTrainer(Trainer):
     def outcome(self) -> TrainingOutcome:
         """The result so far."""
         last = self.losses[-_REPORTED_STEPS:]
-        means = [math.fsum(column) / len(last) for column in zip(*last, strict=True)] or [None] * 3
-        return TrainingOutcome(self._options.steps, self._start.step, len(last), *means)
+        steps, begun = self._options.steps, self._start.step
+        if not last:
+            return TrainingOutcome(steps, begun, 0, None, None, None)
+        means = [math.fsum(column) / len(last) for column in zip(*last, strict=True)]
+        return TrainingOutcome(steps, begun, len(last), *means)
+
+    @property
+    def optimizer_state(self) -> Any:
+        """Adam's state by parameter, that of accelerate's copies once the training has begun."""
+        if self.optimizer is None:
+            raise RuntimeError("the optimizer is made when the training begins")
+        return self.optimizer.state
+
+    @property
+    def gates(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by path and tensor."""
+        return trained_parameters(self._routed)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LambdaLR:
         """Return a schedule that falls linearly over all steps, those of earlier runs included."""
         done, steps = self._start.step, self._options.steps
-        schedule = LambdaLR(optimizer or self.optimizer, lambda step: max(0.0, 1 - (done + step) / steps))
+        of: Any = optimizer or self.optimizer
+        schedule = LambdaLR(of, lambda step: max(0.0, 1 - (done + step) / steps))
         self.lr_scheduler = schedule
         return schedule
 
@@ -195,15 +211,15 @@ class _Keeper(TrainerCallback):
         """Restore the moments, after accelerate has divided the parameters among the processes."""
         if not self._start.step:
             return
-        optimizer = self._trainer.optimizer
-        for name, gate in trained_parameters(self._trainer.model).items():
-            optimizer.state[gate] = {
+        state = self._trainer.optimizer_state
+        for name, gate in self._trainer.gates.items():
+            state[gate] = {
                 "step": torch.tensor(float(self._start.step)),
                 "exp_avg": _like(self._start.first[name], gate),
                 "exp_avg_sq": _like(self._start.second[name], gate),
             }
 
-    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the state where it is time to."""
         self._step.advance()
         done = self._start.step + state.global_step
@@ -217,8 +233,7 @@ class _Keeper(TrainerCallback):
 
 def state_of(trainer: GateTrainer, step: int) -> TrainingState:
     """Return a trainer's state after some steps, whole, in every process."""
-    parameters = trained_parameters(trainer.model)
-    state = trainer.optimizer.state
+    parameters, state = trainer.gates, trainer.optimizer_state
     return TrainingState(
         step,
         {name: _whole(gate) for name, gate in parameters.items()},
