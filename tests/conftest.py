@@ -35,8 +35,8 @@ from meteora_registry.registry import secrets
 from support.examples import examples
 from support.program import Run, run_here
 
-# One server of each for all folders.
-pytest_plugins = ("support.postgres", "support.pgbouncer")
+# One server of each for all folders; and what pytest need not do again for every test.
+pytest_plugins = ("support.postgres", "support.pgbouncer", "support.quick_pytest")
 
 # Python would look through everything again and again while the tests are collected, which takes two seconds.
 gc.disable()
@@ -185,14 +185,15 @@ def _chat_templates_are_rendered_in_warm_processes() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _templates_are_compiled_once() -> Iterator[None]:
-    # PEFT writes a card with every adapter, whose template takes half of the time that the adapter takes.
-    jinja2 = sys.modules.get("jinja2")
-    if jinja2 is None:
-        yield
-        return
+def _what_is_always_the_same_is_made_once() -> Iterator[None]:
+    # The template of the card that PEFT writes with every adapter takes half of the time of making it.
+    # And every client of a server reads the certificates that this machine trusts, for 30 milliseconds.
+    jinja2, httpcore2 = sys.modules.get("jinja2"), sys.modules.get("httpcore2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
+        if jinja2 is not None:
+            patch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
+        if httpcore2 is not None:
+            patch.setattr(httpcore2, "default_ssl_context", cache(httpcore2.default_ssl_context))
         yield
 
 
