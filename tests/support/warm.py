@@ -39,7 +39,7 @@ _ADDRESS = ("_forkserver_address", "_forkserver_authkey")
 
 def warm_context() -> ForkServerContext:
     """Return a context whose processes begin with everything imported, and with no test's settings."""
-    _run_with_no_settings(forkserver.ensure_running)
+    _run_with_no_settings(forkserver._forkserver.ensure_running)
     return _context
 
 
