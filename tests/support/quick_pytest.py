@@ -1,4 +1,4 @@
-"""What pytest does for every test anew, done once: together a hundredth of the time that all tests take."""
+"""Replacements of what pytest does again for every test: together a hundredth of the time of all tests."""
 
 from __future__ import annotations
 
