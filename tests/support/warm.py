@@ -145,14 +145,18 @@ class Popen(subprocess.Popen[Any]):
 class _RuntimeServer(forkserver.ForkServer):
     """A fork server that is itself a child of the other, so that it imports only what that one did not."""
 
+    # As the class has it in the standard library.
+    _forkserver_address: str | None
+
     def ensure_running(self) -> None:
         resource_tracker.ensure_running()
         if self._forkserver_address is not None:
             return
         with socket.socket(socket.AF_UNIX) as listener:
-            self._forkserver_address = connection.arbitrary_address("AF_UNIX")
-            listener.bind(self._forkserver_address)
+            address: str = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+            listener.bind(address)
             listener.listen()
+            self._forkserver_address = address
             alive, self._forkserver_alive_fd = os.pipe()
             descriptors = [_Descriptor(listener.fileno()), _Descriptor(alive)]
             warm_context().Process(target=_serve_forks, args=descriptors, daemon=True).start()
