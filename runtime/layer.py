@@ -178,7 +178,8 @@ class MeteoraLayer(nn.Module, BaseTunerLayer):
             parameters = getattr(self, tensor)
             trained = adapter_name in parameters and parameters[adapter_name].requires_grad
             parameters[adapter_name] = nn.Parameter(
-                torch.empty_like(pattern, device=device or pattern.device), requires_grad=trained
+                torch.empty(pattern.shape, dtype=pattern.dtype, device=device or pattern.device),
+                requires_grad=trained,
             )
         self.widen(adapter_name)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they
 # start and interrupt.
@@ -22,9 +23,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,8 +35,8 @@ from meteora_registry.registry import secrets
 from support.examples import examples
 from support.program import Run, run_here
 
-# One server of each for all folders.
-pytest_plugins = ("support.postgres", "support.pgbouncer")
+# One server of each for all folders; and what pytest need not do again for every test.
+pytest_plugins = ("support.postgres", "support.pgbouncer", "support.quick_pytest")
 
 # Python would look through everything again and again while the tests are collected, which takes two seconds.
 gc.disable()
@@ -84,6 +86,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        _ignore_the_users_settings(config)
+    elif address := config.workerinput["warm_server"]:
+        from support import warm
+
+        warm.use_shared(address)
+
+
+def _ignore_the_users_settings(config: pytest.Config) -> None:
+    """Let no test, and no program that one starts, read the settings of who runs them."""
+    patch, folder = pytest.MonkeyPatch(), tempfile.TemporaryDirectory(prefix="meteora-config-")
+    patch.setenv("XDG_CONFIG_HOME", folder.name)
+    patch.delenv("METEORA_POLICY", raising=False)
+    config.add_cleanup(folder.cleanup)
+    config.add_cleanup(patch.undo)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give all workers one server of warm processes, begun while they collect; few tests may need none."""
+    is_every_test = node.config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if is_every_test:
+        from support import warm
+    node.workerinput["warm_server"] = warm.start_shared() if is_every_test else None
+
+
 def _turn_of(item: pytest.Item) -> int:
     turns = (turn for turn, start in enumerate(LONGEST) if item.nodeid.startswith(start))
     return next(turns, len(LONGEST))
@@ -109,15 +138,6 @@ def pytest_collection_finish() -> None:
 def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test hide what another one's URLs made a secret of this process."""
     monkeypatch.setattr(secrets, "_remembered", set())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let no test, and no program that one starts, read the settings of who runs them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
-        patch.delenv("METEORA_POLICY", raising=False)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -161,6 +181,19 @@ def _chat_templates_are_rendered_in_warm_processes() -> Iterator[None]:
     start = SimpleNamespace(Popen=warm.Popen, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat_template, "subprocess", start)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_always_the_same_is_made_once() -> Iterator[None]:
+    # The template of the card that PEFT writes with every adapter takes half of the time of making it.
+    # And every client of a server reads the certificates that this machine trusts, for 30 milliseconds.
+    jinja2, httpcore2 = sys.modules.get("jinja2"), sys.modules.get("httpcore2")
+    with pytest.MonkeyPatch.context() as patch:
+        if jinja2 is not None:
+            patch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
+        if httpcore2 is not None:
+            patch.setattr(httpcore2, "default_ssl_context", cache(httpcore2.default_ssl_context))
         yield
 
 

@@ -70,7 +70,7 @@ def test_hostile_pattern_hangs_the_engine_that_loaders_use(tmp_path: Path) -> No
     pattern = "(([a-z_.0-9]+)+)+!"
     match = f"import re; re.fullmatch({pattern!r}, 'model.layers.0.self_attn.q_proj')"
     # The processor's time counts, not the clock's, so that a busy machine changes nothing.
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_CPU, (2, 2)); {match}"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1)); {match}"
     assert subprocess.run([sys.executable, "-c", limited], check=False).returncode == -signal.SIGKILL
     hostile = good_files()
     hostile.config |= {"target_modules": pattern, "alpha_pattern": {pattern: 4}}

@@ -47,9 +47,10 @@ def _triton_serves_and_buffers_are_poisoned(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(operators, "backend_for", lambda x, layout: gpu_products)
     # Cases of few tokens show the kernels, those of many the dense branch.
     monkeypatch.setattr(gpu_products, "DENSE_TOKENS", 65)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # The same as `torch.use_deterministic_algorithms`, which first imports the inductor: seconds.
+    torch.set_deterministic_debug_mode("warn")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from meteora_registry.runtime import MeteoraConfig, MeteoraModel, register
 from meteora_registry.schemas.errors import MissingDependency
+from support import warm
 from support.patience import PATIENCE_SECONDS
 
 
@@ -40,16 +41,18 @@ def test_missing_library_is_named_with_the_way_out(tmp_path: Path, library: str)
     code = f"""
 import sys
 from meteora_registry.schemas.errors import MissingDependency
+for name in [name for name in sys.modules if name.startswith("meteora_registry.runtime")]:
+    del sys.modules[name]
 sys.modules[{library!r}] = None
 try:
     import meteora_registry.runtime
 except MissingDependency as error:
     print(error, error.hint, sep=chr(10))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=PATIENCE_SECONDS, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines() == [
+    with warm.RuntimePopen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        printed, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    assert printed.splitlines() == [
         f"loading a bundle needs `{library}`, which is not installed",
         'in the source folder of meteora-registry: pip install ".[runtime]"',
     ]

@@ -25,17 +25,17 @@ TOKENS, MEMBERS = 6, 3
 
 def probability_of_paths(start: Tensor, likelihood: Tensor, prior: Tensor, until: int) -> Tensor:
     """Return P(member of token t | the first ``until`` tokens), from the sum over every path."""
-    found = torch.zeros(TOKENS, MEMBERS, dtype=torch.float64)
+    first, moves, seen = start.tolist(), prior.tolist(), likelihood.tolist()
+    found = [[0.0] * MEMBERS for _ in range(TOKENS)]
     for path in itertools.product(range(MEMBERS), repeat=TOKENS + 1):
-        weight = float(start[path[0]])
+        weight = first[path[0]]
         for token, (before, member) in enumerate(itertools.pairwise(path)):
-            weight *= (1 - SWITCH_PROBABILITY) * (before == member) + SWITCH_PROBABILITY * float(
-                prior[member]
-            )
-            weight *= float(likelihood[token, member]) if token < until else 1.0
+            weight *= (1 - SWITCH_PROBABILITY) * (before == member) + SWITCH_PROBABILITY * moves[member]
+            weight *= seen[token][member] if token < until else 1.0
         for token, member in enumerate(path[1:]):
-            found[token, member] += weight
-    return found / found.sum(dim=-1, keepdim=True)
+            found[token][member] += weight
+    sums = torch.tensor(found, dtype=torch.float64)
+    return sums / sums.sum(dim=-1, keepdim=True)
 
 
 def test_chain_is_the_sum_over_all_paths() -> None:

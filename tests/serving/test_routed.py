@@ -347,7 +347,7 @@ def test_metrics_show_each_engine(decider: RequestDecider) -> None:
 def test_many_requests_are_all_answered_or_told_why_when_an_engine_dies_among_them(
     decider: RequestDecider,
 ) -> None:
-    """Two hundred at a time, of all models, every tenth of which is left, and one of three engines ends."""
+    """A hundred at a time, of all models, every tenth of which is left, and one of three engines ends."""
     models = (NAME, *(f"{NAME}/{member}" for member in MEMBERS), f"{NAME}/base")
 
     async def ask(client: httpx2.AsyncClient, place: int) -> int | None:
@@ -365,19 +365,19 @@ def test_many_requests_are_all_answered_or_told_why_when_an_engine_dies_among_th
     async def test(url: str) -> Counter[int | None]:
         bounds = httpx2.Limits(max_connections=None)
         async with httpx2.AsyncClient(base_url=url, timeout=120, limits=bounds) as client:
-            asked = [asyncio.create_task(ask(client, place)) for place in range(200)]
+            asked = [asyncio.create_task(ask(client, place)) for place in range(100)]
             await asyncio.to_thread(engines[0].waits.acquire)
             await asyncio.to_thread(engines[0].kill)
             return Counter(await asyncio.gather(*asked))
 
-    with fake_engines(3) as engines, routed(decider, engines, max_in_flight=200) as served:
+    with fake_engines(3) as engines, routed(decider, engines, max_in_flight=100) as served:
         found = asyncio.run(test(served.url))
         health = httpx2.get(f"{served.url}/health").json()["engines"]
         later = httpx2.post(f"{served.url}/v1/completions", json={"model": NAME, "prompt": "w1"})
-    assert found[None] == 20
-    assert found[200] + found[502] == 180
+    assert found[None] == 10
+    assert found[200] + found[502] == 90
     # At most the streams of the engine that ended.
-    assert found[200] > 100
+    assert found[200] > 50
     assert [each["is_up"] for each in health.values()] == [False, True, True]
     assert later.status_code == 200
 

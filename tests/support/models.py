@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 CORPUS = Path(os.environ.get("METEORA_CORPUS", Path(__file__).resolve().parents[3] / "shared" / "corpus"))
@@ -50,6 +53,14 @@ def tiny_llama(
     dtype: torch.dtype = torch.float32, *, layers: int = 2, attention_dropout: float = 0.0
 ) -> PreTrainedModel:
     """Return a Llama of a few layers with grouped keys and values; the same weights at every call."""
+    model, chance = _tiny_llama(layers, attention_dropout, torch.get_default_device())
+    torch.set_rng_state(chance)
+    return copy.deepcopy(model).to(dtype)
+
+
+@cache
+def _tiny_llama(layers: int, attention_dropout: float, _: torch.device) -> tuple[PreTrainedModel, Tensor]:
+    """Return the model to copy, which takes half of the time, and the state of chance that it leaves."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -62,7 +73,7 @@ def tiny_llama(
         attention_dropout=attention_dropout,
         eos_token_id=None,
     )
-    return LlamaForCausalLM(config).eval().to(dtype)
+    return LlamaForCausalLM(config).eval(), torch.get_rng_state()
 
 
 def wide_llama() -> PreTrainedModel:
@@ -104,6 +115,28 @@ def make_adapter(
     **options: Any,
 ) -> Path:
     """Make PEFT write a LoRA adapter whose A and B are random, so that every module's delta shows."""
+    key = (make_base, seed, base, dtype, repr(sorted(options.items())))
+    if key not in _adapters:
+        _adapters[key] = _make_adapter(make_base, seed, base, dtype, options)
+    files, chance = _adapters[key]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    torch.set_rng_state(chance)
+    return folder
+
+
+# The files of each adapter, and the state of chance that making it left: many tests have the same adapters.
+_adapters: dict[tuple[object, ...], tuple[dict[str, bytes], Tensor]] = {}
+
+
+def _make_adapter(
+    make_base: Callable[[], PreTrainedModel],
+    seed: int,
+    base: str | None,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> tuple[dict[str, bytes], Tensor]:
     base_model = make_base()
     torch.manual_seed(seed)
     model = get_peft_model(base_model, LoraConfig(**{"task_type": "CAUSAL_LM"} | options))
@@ -112,9 +145,11 @@ def make_adapter(
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.3)
-    # Else PEFT asks the Hub whether the base is there.
-    model.to(dtype).save_pretrained(folder, save_embedding_layers=False)
-    return folder
+    with tempfile.TemporaryDirectory() as folder:
+        # Else PEFT asks the Hub whether the base is there.
+        model.to(dtype).save_pretrained(folder, save_embedding_layers=False)
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return files, torch.get_rng_state()
 
 
 def make_llama_adapters(
@@ -135,9 +170,11 @@ def logits_of(model: nn.Module, tokens: torch.Tensor | None = None, **inputs: An
 
 
 def logits_alone(base: PreTrainedModel, adapter: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the logits that PEFT gives with one adapter alone."""
-    with torch.no_grad():
-        return PeftModel.from_pretrained(base, adapter)(tokens).logits
+    """Return the logits that PEFT gives with one adapter alone; the base is then as it was."""
+    model = PeftModel.from_pretrained(base, adapter)
+    found = logits_of(model, tokens)
+    model.unload()
+    return found
 
 
 def some_tokens(*, batch: int = 3, length: int = 9, seed: int = 5) -> torch.Tensor:

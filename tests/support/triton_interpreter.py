@@ -1,10 +1,14 @@
-"""Triton's interpreter without what it repeats at every call of a function: a third of its time."""
+"""Triton's interpreter without what it repeats at every call of a function: a third of its time.
+
+A plugin of pytest, too, for a session that has no other settings.
+"""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -30,4 +34,12 @@ def known_builtins() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_builtin", patch_builtin)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreter_is_quick() -> Iterator[None]:
+    """Whether the interpreter runs the kernels is chosen by triton's own variable."""
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    with known_builtins() if is_interpreted else nullcontext():
         yield

@@ -13,12 +13,13 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -32,12 +33,28 @@ _TESTS = Path(__file__).parents[1]
 # What reads the environment once, when it is imported, and what took names from it; and the variables.
 _READ_ONCE = ("huggingface_hub", "meteora_registry.registry", "support.new_catalogs")
 _VARIABLES_READ_ONCE = ("HF_", "HOME", "XDG_")
+# What a process must know of a fork server that another one started; Python 3.14 also asks for a key.
+_ADDRESS = ("_forkserver_address", "_forkserver_authkey")
 
 
 def warm_context() -> ForkServerContext:
     """Return a context whose processes begin with everything imported, and with no test's settings."""
-    _run_with_no_settings(forkserver.ensure_running)
+    _run_with_no_settings(forkserver._forkserver.ensure_running)
     return _context
+
+
+def start_shared() -> dict[str, Any]:
+    """Start the server, and return the address at which other processes can use it while this one lives."""
+    warm_context()
+    return {name: value for name, value in vars(forkserver._forkserver).items() if name in _ADDRESS}
+
+
+def use_shared(address: Mapping[str, Any]) -> None:
+    """Have this process use the server of another one, and start none."""
+    server = forkserver._forkserver
+    # Goes along with every request, for children that would start others in turn.
+    vars(server).update(address, _forkserver_alive_fd=os.open(os.devnull, os.O_RDONLY))
+    vars(server)["ensure_running"] = resource_tracker.ensure_running
 
 
 def _run_with_no_settings(start: Callable[[], None]) -> None:
@@ -125,14 +142,38 @@ class Popen(subprocess.Popen[Any]):
         return self.returncode
 
 
+class _RuntimeServer(forkserver.ForkServer):
+    """A fork server that is itself a child of the other, so that it imports only what that one did not."""
+
+    # As the class has it in the standard library.
+    _forkserver_address: str | None
+
+    def ensure_running(self) -> None:
+        resource_tracker.ensure_running()
+        if self._forkserver_address is not None:
+            return
+        with socket.socket(socket.AF_UNIX) as listener:
+            address: str = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+            listener.bind(address)
+            listener.listen()
+            self._forkserver_address = address
+            alive, self._forkserver_alive_fd = os.pipe()
+            descriptors = [_Descriptor(listener.fileno()), _Descriptor(alive)]
+            warm_context().Process(target=_serve_forks, args=descriptors, daemon=True).start()
+            os.close(alive)
+
+
+def _serve_forks(listener: int, alive: int) -> None:
+    forkserver.main(listener, alive, ["support.warm_runtime"])
+
+
 class RuntimePopen(Popen):
     """The same, of a server that has also imported what loads a bundle and answers."""
 
-    _server = forkserver.ForkServer()
-    _server.set_forkserver_preload(["support.warm_runtime"])
+    _server = _RuntimeServer()
 
     def _start(self) -> None:
-        _run_with_no_settings(self._server.ensure_running)
+        self._server.ensure_running()
         # Read when a process starts.
         with mock.patch.object(forkserver, "connect_to_new_process", self._server.connect_to_new_process):
             super()._start()

@@ -1,6 +1,7 @@
 """The initial state of what loads a bundle: imported what that takes, which is seconds of every such program.
 
-A server of its own, because a fork of this much memory costs twice that of the other.
+A server of its own, because a fork of this much memory costs twice that of the other; it is forked from that
+one, so that it imports nothing again.
 """
 
 from __future__ import annotations
