@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from ..files.progress import Progress, silent
 from ..schemas.errors import UsageError
-from ..schemas.gate_choices import PromptForm, Scope
+from ..schemas.gate_choices import Answers, PromptForm, Scope
 from ..schemas.limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.names import (
     CatalogSource,
@@ -336,6 +336,7 @@ class Registry(Workspace):
         statistics: StrPath | None = None,
         form: PromptForm | None = None,
         abstain: float | None = 0.05,
+        answers: Answers = "by-text",
         progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
@@ -352,6 +353,8 @@ class Registry(Workspace):
             form: of the prompts; by default both plain and in the base's chat template, if it has one.
             abstain: the share of own prompts that a decision about requests may leave to the base, so that
                 prompts that no member was made for are left to it; None to leave none.
+            answers: for the scope `segment`, who decides for the numbered lines of an answer: their own text
+                (``by-text``), or the item with that number of the prompt's list (``in-order``).
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -366,7 +369,13 @@ class Registry(Workspace):
         folder = find_bundle_folder(self, bundle)
         chosen = choose_base_to_run(self, folder, base, base_folder)
         request = FitRequest(
-            chosen, Path(data), scope=scope, statistics=path_or_none(statistics), form=form, abstain=abstain
+            chosen,
+            Path(data),
+            scope=scope,
+            statistics=path_or_none(statistics),
+            form=form,
+            abstain=abstain,
+            answers=answers,
         )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)

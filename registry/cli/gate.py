@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from ...schemas.gate_choices import PromptForm, Scope
+from ...schemas.gate_choices import Answers, PromptForm, Scope
 from ...scores.proportions import wilson_interval
 from ..face import Registry
 from .groups import examples
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         "gate fit bundle --base ./base --data ./data --out fitted",
         "gate fit ./bundle --base org/base --data ./data --out fitted --scope token",
         "gate fit bundle --base ./base --data ./new --out fitted --statistics bundle.statistics",
+        "gate fit bundle --base ./base --data ./data --out fitted --scope segment --answers in-order",
     ),
 )
 @bundle_argument
@@ -75,6 +76,14 @@ if TYPE_CHECKING:
     help="At most this share of own prompts is left to the base, as are prompts that no member was made for. "
     "For the scopes `prompt` and `prompt+token`.",
 )
+@click.option(
+    "--answers",
+    type=click.Choice(get_args(Answers)),
+    default="by-text",
+    show_default=True,
+    help="Who decides for the numbered lines of an answer, for the scope `segment`: their own text, or the "
+    "item with that number of the prompt's list.",
+)
 @format_option
 @pass_registry
 def fit(
@@ -91,6 +100,7 @@ def fit(
     statistics: Path | None,
     form: str | None,
     abstain: float | None,
+    answers: str,
     as_json: bool,
 ) -> None:
     """Fit the gates of a bundle on a few texts of each member.
@@ -112,6 +122,7 @@ def fit(
             statistics=statistics,
             form=cast("PromptForm | None", form),
             abstain=abstain,
+            answers=cast("Answers", answers),
             progress=progress,
         )
     if as_json:

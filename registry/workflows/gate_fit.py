@@ -30,6 +30,7 @@ from ...runtime.fitting import (
     FittedGates,
     OpenedBase,
     TaskData,
+    answer_order,
     check_form,
     check_shapes,
     context_of,
@@ -38,9 +39,9 @@ from ...runtime.fitting import (
     open_base,
     read_task_data,
 )
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, RequestGates
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Gate, RequestGates
 from ...schemas.errors import UsageError
-from ...schemas.gate_choices import SCOPES, PromptForm, Scope, check_scope
+from ...schemas.gate_choices import SCOPES, Answers, PromptForm, Scope, check_answers, check_scope
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
@@ -70,6 +71,8 @@ class FitRequest:
         form: of the prompts; by default both plain and in the base's chat template, if it has one.
         abstain: the share of own prompts that a decision about requests may leave to the base; None for no
             abstention.
+        answers: for `segment`, who decides for the numbered lines of an answer: their own text, or the item
+            with that number of the prompt's list.
     """
 
     base: str
@@ -78,9 +81,10 @@ class FitRequest:
     statistics: Path | None = None
     form: PromptForm | None = None
     abstain: float | None = DEFAULT_ABSTAIN
+    answers: Answers = "by-text"
 
     def __post_init__(self) -> None:
-        check_scope(self.scope)
+        check_answers(self.answers, check_scope(self.scope))
 
     @property
     def options(self) -> FitOptions:
@@ -209,6 +213,7 @@ def write_fitted(
     opened = open_base(request.base)
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
+    answers = answer_order(opened.tokenizer) if request.answers == "in-order" else None
     fitted = _fit(bundle, request, opened, progress)
     with members_files(sources, bundle) as files:
         verify = partial(
@@ -218,7 +223,8 @@ def write_fitted(
             renamed=resolve_paths(bundle.manifest.renamed_paths, meta),
             progress=progress,
         )
-        record = write_verified(folder, _writer(bundle, fitted, request.scope, progress), verify)
+        gate = fitted.describe(request.scope, answers)
+        record = write_verified(folder, _writer(bundle, fitted, gate, progress), verify)
     return WrittenFit(record, fitted)
 
 
@@ -321,9 +327,8 @@ def _check_statistics(path: Path) -> None:
 
 
 def _writer(
-    bundle: Bundle, fitted: FittedGates, scope: Scope, progress: Progress
+    bundle: Bundle, fitted: FittedGates, gate: Gate, progress: Progress
 ) -> Callable[[Path], Manifest]:
-    gate = fitted.describe(scope)
     request = {} if fitted.requests is None else fitted.requests.values
     new = NewGates(gate, bundle.config.top_k, bundle.config.temperature, fitted.values, request)
     return partial(refit_bundle, bundle, new, progress=progress)
