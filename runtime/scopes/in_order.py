@@ -1,4 +1,4 @@
-"""Answers in the order of the prompt's problems: line k of an answer is served as item k of a list calls for.
+"""Answers in the order of the prompt's problems: item k of the prompt's list decides who serves line k.
 
 A number, or an answer of one word, does not show its task, so the text of such an answer cannot decide who
 serves it. Where the prompt has a numbered list whose items call for different members, each item is decided

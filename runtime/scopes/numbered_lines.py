@@ -171,15 +171,20 @@ def read_prompt(texts: Sequence[str]) -> PromptList:
     reader = LineReader()
     for text in texts:
         reader.read(text)
-    last = reader.heads[-1] if reader.is_open and reader.heads else None
-    heads = _last_list(reader.heads)
-    if not heads:
+    heads = reader.heads
+    # A number without text asks for nothing.
+    begun = heads[-1] if reader.is_open and heads else None
+    listed = _last_list(heads if begun is None else heads[:-1])
+    if not listed:
         return PromptList((), None)
-    ends = [head.start for head in heads[1:]]
-    behind = [head.start for head in reader.heads if head.mark > heads[-1].mark and head.number == 1]
-    limits = [*behind, *(token + 1 for token in reader.blanks if token > heads[-1].mark), len(texts)]
-    items = tuple(range(head.mark + 1, end) for head, end in zip(heads, [*ends, min(limits)], strict=True))
-    return PromptList(items, None if last is None else (last.number, last.start))
+    behind = listed[-1].mark
+    borders = [head.start for head in heads if head.mark > behind and (head.number == 1 or head is begun)]
+    borders += [token + 1 for token in reader.blanks if token > behind]
+    ends = [*(head.start for head in listed[1:]), min(borders, default=len(texts))]
+    return PromptList(
+        tuple(range(head.mark + 1, end) for head, end in zip(listed, ends, strict=True)),
+        None if begun is None else (begun.number, begun.start),
+    )
 
 
 def _last_list(heads: Sequence[Head]) -> list[Head]:

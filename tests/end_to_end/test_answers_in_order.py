@@ -15,8 +15,11 @@ from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from meteora_registry.registry.cli.answer_text import explain
+from meteora_registry.registry.workflows.conversation import Served
 from meteora_registry.runtime import LoadedBundle, load_bundle, route_as
 from meteora_registry.schemas.bundle import BundleConfig
+from meteora_registry.serving.answers import Routed
 from support.program import Run
 from support.task_data import make_fit_workplace, write_lines
 
@@ -94,9 +97,20 @@ def test_lines_of_an_answer_are_served_in_the_order_of_the_prompts_list(
     # A call's own choice, and the decisions of an answer that the model chooses.
     answer = loaded.answer(PROMPT + "2.", max_new_tokens=4)
     assert answer.decisions[-1].item == 2
-    with loaded.stream(PROMPT + "2.", max_new_tokens=4, answers="by-text") as pieces:
-        assert "".join(pieces) is not None
-    assert {each.item for each in pieces.answer.decisions} == {None}
+    answer = loaded.answer(PROMPT + "2.", max_new_tokens=4, answers="by-text")
+    assert {each.item for each in answer.decisions} == {None}
+
+
+def test_explanation_names_the_item(ordered: Path, workplace: Path) -> None:
+    loaded = load_bundle(ordered, workplace / "base")
+    with loaded.stream(PROMPT + "2.", max_new_tokens=3) as pieces:
+        list(pieces)
+    served = Served.of(pieces, "segment", forced=False)
+    end = pieces.prompt_tokens + pieces.answer_tokens - 2
+    wanted = f"item 2 of the prompt's list, which tokens {pieces.prompt_tokens - 2} to {end} answer:"
+    assert f"how likely each member is by {wanted}" in [*explain(served, loaded)]
+    routed = Routed.by_decisions(served.decisions, "segment")
+    assert (routed.member, routed.decisions[-1]["item"]) == ("rank8", 2)
 
 
 def test_generate_prints_whose_item_answered(run: Run, ordered: Path) -> None:

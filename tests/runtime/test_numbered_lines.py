@@ -112,9 +112,20 @@ def list_of(text: str) -> tuple[list[str], tuple[int, str] | None]:
         # Examples with their answers before the list that is asked.
         ("1. a\n2. b\n\n1. x\n2. y\n\n1. c\n2. d\n", [" c\n", " d\n"], None),
         ("1. a\n2. b\n7. c\n3. d", [" a\n", " b\n7. c\n", " d"], None),
-        ("1. a\n2. b\n3. \n", [" a\n", " b\n", " \n"], (3, "3. \n")),
+        ("1. a\n2. b\n3. \n", [" a\n", " b\n"], (3, "3. \n")),
+        ("1. a\n2. b\n2.", [" a\n", " b\n"], (2, "2.")),
     ],
-    ids=["plain", "begun", "begun-in-words", "paragraphs", "below", "examples", "other-numbers", "empty"],
+    ids=[
+        "plain",
+        "begun",
+        "begun-in-words",
+        "paragraphs",
+        "below",
+        "examples",
+        "other-numbers",
+        "empty",
+        "begun-second",
+    ],
 )
 def test_prompt_has_the_items_of_its_last_list(
     text: str, items: list[str], begun: tuple[int, str] | None
