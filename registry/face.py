@@ -7,7 +7,7 @@ looking into a catalog does not import torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..schemas.evaluation import Evaluation
     from ..schemas.recipe import Recipe, RecipeOptions
     from ..schemas.signers import SigningKey
+    from ..schemas.statistics import StatisticsDescription
     from .catalog.query import AdapterQuery, Page
     from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion, Restored, TrashedVersion
     from .workflows.additions import Addition
@@ -380,6 +381,24 @@ class Registry(Workspace):
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
 
+    def merge_statistics(self, files: Sequence[StrPath], *, out: StrPath) -> StatisticsDescription:
+        """Merge the statistics that several fits kept, each from its own members' data, into one file.
+
+        A fit of the bundle of all these members with ``statistics=out`` needs none of their data.
+
+        Args:
+            files: two or more, made on one base for the same modules.
+            out: the new file.
+
+        Raises:
+            DataRefused: a file is damaged, or they do not fit together.
+            UsageError: there are fewer than two, or something is at `out`.
+        """
+        require_torch("merging statistics")
+        from ..runtime.fitting import merge_statistics
+
+        return merge_statistics([Path(file) for file in files], Path(out))
+
     def adopt_gates(
         self,
         saved: StrPath,
@@ -429,6 +448,8 @@ class Registry(Workspace):
         base_folder: StrPath | None = None,
         data: StrPath,
         options: EvaluationOptions | None = None,
+        run: StrPath | None = None,
+        processes: int = 1,
         out: StrPath | None = None,
         plots: StrPath | None = None,
         foreign: StrPath | None = None,
@@ -442,8 +463,11 @@ class Registry(Workspace):
             bundle: its folder or its catalogued name.
             base: the base model's name on the Hub, or its folder; needed unless `base_folder` is given.
             base_folder: where the base's files are, apart from what it is called.
-            data: a folder with a file ``MEMBER.jsonl`` for each member.
-            options: modes, metrics, and how many items are asked.
+            data: a folder with a file ``MEMBER.jsonl`` for each member, and maybe ``tasks.toml``.
+            options: modes, tasks, metrics, and how many items are asked.
+            run: a file that keeps answers as they come; what it has is not asked again.
+            processes: how many processes answer, each with the base loaded for itself and one thread. A
+                script that asks for several needs ``if __name__ == "__main__":``.
             out: a file for the evaluation as JSON.
             plots: a folder for figures.
             foreign: a folder of prompts that no member was made for, to count what is left to the base.
@@ -451,6 +475,7 @@ class Registry(Workspace):
 
         Raises:
             DataRefused: the data cannot be used.
+            UsageError: the run is of another bundle or base, or was asked otherwise.
             MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
         """
         require_torch("evaluating")
@@ -466,6 +491,8 @@ class Registry(Workspace):
             choose_base_to_run(self, folder, base, base_folder),
             Path(data),
             options or EvaluationOptions(),
+            run=path_or_none(run),
+            processes=processes,
             out=path_or_none(out),
             plots=path_or_none(plots),
             foreign=path_or_none(foreign),

@@ -82,6 +82,7 @@ gate = LazyGroup(
     "gate",
     table={
         "fit": Listed("Fit the gates of a bundle on a few texts of each member", ".gate", "fit"),
+        "merge": Listed("Merge statistics that members made apart, each of its own data", ".gate", "merge"),
         "adopt": Listed("Make a bundle of a routed model that PEFT saved", ".gate", "adopt"),
     },
     help="Fit the gates of a bundle, or adopt trained ones.\n\nThey choose a member for every token.",

@@ -190,6 +190,31 @@ def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
 
 
 @click.command(
+    "merge",
+    epilog=examples("gate merge legal.statistics medical.statistics --out both.statistics"),
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", metavar="FILE", required=True, type=click.Path(path_type=Path), help="The new file.")
+@format_option
+@pass_registry
+def merge(registry: Registry, /, files: tuple[Path, ...], *, out: Path, as_json: bool) -> None:
+    """Merge statistics that members made apart, each of its own data.
+
+    Each FILE was kept by `gate fit --statistics` on one base for the same modules. `gate fit` of the bundle
+    of all members then takes the new file and needs none of their data.
+    """
+    found = registry.merge_statistics(files, out=out)
+    if as_json:
+        print_json(found)
+        return
+    print_line(f"merged: {out}, {len(found.members)} members, {len(found.inputs)} inputs")
+    print_table(
+        ("MEMBER", number("SAMPLES"), Column("DATA", gives_way=1)),
+        [(each.member, str(each.samples), each.sha256.short) for each in found.members],
+    )
+
+
+@click.command(
     "adopt",
     epilog=examples(
         "gate adopt ./trained --out adopted",

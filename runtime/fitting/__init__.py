@@ -6,11 +6,11 @@ from ..base_model import OpenedBase, context_of, open_base
 from .evidence import ChosenEvidence
 from .fit import FittedGates, fit_gates
 from .fit_options import FitOptions
-from .forms import check_form, write_as
+from .forms import check_form, write_as, write_behind
 from .inputs import check_shapes
 from .line_tokens import answer_order
-from .statistics_file import names_in
-from .task_data import Sample, TaskData, read_task_data
+from .statistics_file import merge_statistics, names_in
+from .task_data import Sample, TaskData, read_task_data, strangers_in
 
 __all__ = [
     "ChosenEvidence",
@@ -24,8 +24,11 @@ __all__ = [
     "check_shapes",
     "context_of",
     "fit_gates",
+    "merge_statistics",
     "names_in",
     "open_base",
     "read_task_data",
+    "strangers_in",
     "write_as",
+    "write_behind",
 ]

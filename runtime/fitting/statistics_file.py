@@ -7,7 +7,7 @@ read, and one input is in memory at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +22,7 @@ from ...inspection.header import Header, read_header
 from ...schemas.bundle import TensorSpec
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json
-from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument
+from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument, UsageError
 from ...schemas.inventory import Dtype
 from ...schemas.statistics import (
     STATISTICS_KEY,
@@ -52,7 +52,7 @@ class StatisticsFile:
             SourceUnreadable: it is missing or cannot be read.
             DataRefused: it is not a file of statistics, or a damaged one.
         """
-        self._path = path
+        self.path = path
         header = _header_of(path)
         self.description = _description_of(header, path)
         _check_tensors(self.description, header, path)
@@ -81,7 +81,7 @@ class StatisticsFile:
         """
         if self.description.base_sha256 != base_sha256:
             raise DataRefused(
-                f"the statistics in `{self._path}` were made with another base: its digest is "
+                f"the statistics in `{self.path}` were made with another base: its digest is "
                 f"`{self.description.base_sha256.short}`, this one's `{base_sha256.short}`",
                 hint=_ANEW,
             )
@@ -89,7 +89,7 @@ class StatisticsFile:
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             key = differing[0]
             raise DataRefused(
-                f"the statistics in `{self._path}` were made with {key} `{theirs[key]}`, "
+                f"the statistics in `{self.path}` were made with {key} `{theirs[key]}`, "
                 f"this fit asks for `{ours[key]}`",
                 hint=_ANEW,
             )
@@ -103,7 +103,7 @@ class StatisticsFile:
         found = next((self._inputs[path] for path in wanted.modules if path in self._inputs), None)
         if found is None or found.features != wanted.features:
             raise DataRefused(
-                f"the statistics in `{self._path}` have no input of `{wanted.source}` with "
+                f"the statistics in `{self.path}` have no input of `{wanted.source}` with "
                 f"{wanted.features} features",
                 hint=_ANEW,
             )
@@ -126,7 +126,7 @@ class StatisticsFile:
         found = self._prompts_of(wanted)
         if found is None:
             raise DataRefused(
-                f"the statistics in `{self._path}` have no sums of prompts alone at `{wanted.source}`, which "
+                f"the statistics in `{self.path}` have no sums of prompts alone at `{wanted.source}`, which "
                 "request gates need",
                 hint=_ANEW,
             )
@@ -162,20 +162,93 @@ class StatisticsWriter:
 
 
 @contextmanager
-def written_statistics(path: Path, description: StatisticsDescription) -> Iterator[StatisticsWriter]:
+def written_statistics(
+    path: Path, description: StatisticsDescription, *, overwrite: bool = True
+) -> Iterator[StatisticsWriter]:
     """Yield the writer of a file of statistics, which is in its place after a clean end, or not at all.
 
     Raises:
+        UsageError: something is there, and is not to be replaced.
         SourceUnreadable: it cannot be written.
     """
     specs = _specs(description)
     metadata = {STATISTICS_KEY: canonical_json(description.model_dump(mode="json")).decode("ascii")}
     with (
-        whole_file(path) as place,
+        whole_file(path, overwrite=overwrite) as place,
         write_errors(path),
         WeightsWriter(place, specs, metadata=metadata) as writer,
     ):
         yield StatisticsWriter(writer)
+
+
+def merge_statistics(paths: Sequence[Path], out: Path) -> StatisticsDescription:
+    """Write one file of statistics with the members of several, each of which was made from its data alone.
+
+    The means are listed and the second moments added, so a fit on it is that on all data at once, up to the
+    rounding of sums in float32. One input of each file is in memory at a time.
+
+    Args:
+        paths: at least two files, made on one base with the same settings for the same modules.
+        out: the new file.
+
+    Raises:
+        SourceUnreadable: a file cannot be read, or the new one not written.
+        DataRefused: a file is damaged, or they do not fit together.
+        UsageError: there are fewer than two files, or something is at ``out``.
+    """
+    if len(paths) < 2:
+        raise UsageError(f"there are {len(paths)} files of statistics to merge, expected at least two")
+    with ExitStack() as stack:
+        files = [stack.enter_context(StatisticsFile(path)) for path in paths]
+        description = _merged(files)
+        with written_statistics(out, description, overwrite=False) as writer:
+            for each in description.inputs:
+                writer.write(each.source, _sum_of(files, [file.read(_module_input(each)) for file in files]))
+            found = {each.source: each for each in (*description.inputs, *description.observed)}
+            for source in description.prompts:
+                wanted = _module_input(found[source])
+                writer.write_prompts(source, _sum_of(files, [file.read_prompts(wanted) for file in files]))
+    return description
+
+
+def _merged(files: Sequence[StatisticsFile]) -> StatisticsDescription:
+    """Return the description of several files together, which must fit."""
+    first = files[0].description
+    owners: dict[str, StatisticsFile] = {}
+    for file in files:
+        file.check_fits(first.base_sha256, first.settings)
+        if file.description.settings.concatenated:
+            raise DataRefused(
+                f"the statistics in `{file.path}` were made for the scope `segment`, with samples behind "
+                "those of other members, and cannot be merged",
+                hint="fit that scope with the data of every member",
+            )
+        for what in ("inputs", "prompts", "observed"):
+            if getattr(file.description, what) != getattr(first, what):
+                raise DataRefused(
+                    f"the statistics in `{file.path}` are of other modules than those in `{files[0].path}`",
+                    hint="make each from a bundle that has the same modules, such as the whole one",
+                )
+        for name in file.description.names:
+            if name in owners:
+                raise DataRefused(f"`{owners[name].path}` and `{file.path}` both have data of `{name}`")
+            owners[name] = file
+    members = tuple(member for file in files for member in file.description.members)
+    return first.model_copy(update={"members": members})
+
+
+def _sum_of(files: Sequence[StatisticsFile], moments: Sequence[Moments]) -> Moments:
+    names: tuple[str, ...] = files[0].description.names
+    total = moments[0]
+    for file, found in zip(files[1:], moments[1:], strict=True):
+        together = (*names, *file.description.names)
+        total = merge_moments(total, names, found, file.description.names, together)
+        names = together
+    return total
+
+
+def _module_input(each: StatisticsInput) -> ModuleInput:
+    return ModuleInput(each.modules, each.features)
 
 
 def names_in(path: Path) -> tuple[str, ...]:

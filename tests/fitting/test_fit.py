@@ -12,16 +12,17 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
+import meteora_registry as meteora
 from meteora_registry.kernels.routing import gate_logits
 from meteora_registry.runtime.fitting import FitOptions, FittedGates, fit_gates, read_task_data
 from meteora_registry.runtime.fitting.inputs import find_inputs
 from meteora_registry.runtime.fitting.moments import Moments
 from meteora_registry.runtime.fitting.sequences import encode_samples
 from meteora_registry.runtime.fitting.solve import solve_gate
-from meteora_registry.runtime.fitting.statistics_file import StatisticsFile
+from meteora_registry.runtime.fitting.statistics_file import StatisticsFile, merge_statistics
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.bundle import BundleConfig
-from meteora_registry.schemas.errors import BundleRefused, DataRefused, UsageError
+from meteora_registry.schemas.errors import BundleRefused, DataRefused, MeteoraError, UsageError
 from meteora_registry.schemas.gate_choices import FittedKind
 from support.bundles import make_config, write_bundle
 from support.gate_definitions import defined_logits
@@ -261,6 +262,70 @@ def test_a_member_added_to_statistics_gives_the_joint_fit(tmp_path: Path) -> Non
     assert [part.member for part in added.fitting.data] == [NAMES[2], *NAMES[:2]]
     turned = {path: (rows[[1, 2, 0]], bias[[1, 2, 0]]) for path, (rows, bias) in added.values.items()}
     assert close(joint, replace(added, values=turned), 1e-4)
+
+
+def make_statistics_apart(
+    folder: Path, everyone: dict[str, TaskData], options: FitOptions | None = None, **parts: Any
+) -> list[Path]:
+    """Return the statistics that each member makes of its own data alone, in a bundle of its own."""
+    files = []
+    for name, data in everyone.items():
+        config = make_config(folder / f"{name}-alone", [name], modules=parts.get("modules", "all-linear"))
+        files.append(folder / f"{name}.statistics")
+        own = {name: data}
+        fit_gates(tiny_llama(), tiny_tokenizer(), config, own, statistics=files[-1], options=options)
+    return files
+
+
+@pytest.mark.parametrize("requests", [False, True], ids=["by-token", "with-request-gates"])
+def test_statistics_made_apart_and_merged_give_the_joint_fit(tmp_path: Path, requests: bool) -> None:
+    everyone = read_data(write_task_data(tmp_path / "data", NAMES, samples=20), NAMES)
+    options, modules = FitOptions(requests=requests), ["q_proj"] if requests else "all-linear"
+    config = make_config(tmp_path / "three", NAMES, modules=modules)
+    joint = fit(config, everyone, options)
+    merged = tmp_path / "merged.statistics"
+    # In another order than the members'.
+    files = make_statistics_apart(tmp_path, everyone, options, modules=modules)[::-1]
+    with meteora.Registry(tmp_path / "home") as registry:
+        found = registry.merge_statistics(files, out=merged)
+    assert found.names == tuple(NAMES[::-1])
+    apart = fit_gates(tiny_llama(), tiny_tokenizer(), config, {}, statistics=merged, options=options)
+    assert close(joint, apart, 1e-4)
+    if requests:
+        assert joint.requests is not None and apart.requests is not None
+        assert joint.requests.values.keys() == apart.requests.values.keys()
+        for path, expected in joint.requests.values.items():
+            for one, other in zip(expected, apart.requests.values[path], strict=True):
+                torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+        assert apart.abstain is None
+
+
+def test_statistics_that_do_not_fit_together_are_not_merged(tmp_path: Path) -> None:
+    everyone = read_data(write_task_data(tmp_path / "data", NAMES[:2]), NAMES[:2])
+    one, two = make_statistics_apart(tmp_path, everyone)
+    (tmp_path / "other").mkdir()
+    (q_alone,) = make_statistics_apart(tmp_path / "other", {NAMES[0]: everyone[NAMES[0]]}, modules=["q_proj"])
+    (tmp_path / "skipping").mkdir()
+    (skipping,) = make_statistics_apart(
+        tmp_path / "skipping", {NAMES[0]: everyone[NAMES[0]]}, FitOptions(skip_tokens=4)
+    )
+    out = tmp_path / "merged"
+    for files, message in (
+        ([one, one], f"both have data of `{NAMES[0]}`"),
+        ([two, q_alone], "are of other modules than those in"),
+        ([two, skipping], "were made with skip_tokens `4`, this fit asks for `0`"),
+        ([two, two.parent / "nothing"], "nothing"),
+        ([two], "there are 1 files of statistics to merge, expected at least two"),
+    ):
+        with pytest.raises(MeteoraError) as caught:
+            merge_statistics(files, out)
+        assert message in str(caught.value)
+        assert not out.exists()
+    merge_statistics([one, two], out)
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        merge_statistics([one, two], out)
+    assert out.read_bytes() == before
 
 
 def test_request_gates_of_a_member_added_to_statistics_are_those_of_the_joint_fit(tmp_path: Path) -> None:
