@@ -34,6 +34,7 @@ from .workspace import StrPath, Workspace, path_or_none
 if TYPE_CHECKING:
     from ..bundle.signers import Signers
     from ..runtime.evaluation import EvaluationOptions
+    from ..runtime.training import TrainingOptions
     from ..schemas.difference import AdapterDifference, BundleDifference
     from ..schemas.evaluation import Evaluation
     from ..schemas.recipe import Recipe, RecipeOptions
@@ -333,11 +334,12 @@ class Registry(Workspace):
         data: StrPath,
         out: StrPath,
         name: str | None = None,
-        scope: Scope = "prompt",
+        scope: Scope | None = None,
         statistics: StrPath | None = None,
         form: PromptForm | None = None,
         abstain: float | None = 0.05,
         answers: Answers = "by-text",
+        training: TrainingOptions | None = None,
         progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
@@ -349,17 +351,19 @@ class Registry(Workspace):
             data: a folder with a file ``MEMBER.jsonl`` for each member.
             out: the new folder.
             name: what the catalog calls the result; by default what it calls the bundle.
-            scope: what one decision of the gates serves.
+            scope: what one decision of the gates serves; by default `prompt`, and `token` for a training.
             statistics: a file that keeps what was computed; members in it need no data again.
             form: of the prompts; by default both plain and in the base's chat template, if it has one.
             abstain: the share of own prompts that a decision about requests may leave to the base, so that
                 prompts that no member was made for are left to it; None to leave none.
             answers: for the scope `segment`, who decides for the numbered lines of an answer: their own text
                 (``by-text``), or the item with that number of the prompt's list (``in-order``).
+            training: how the gates are trained by gradient descent, as the paper does it; None for gates in
+                closed form.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
-            DataRefused: the data cannot be used.
+            DataRefused: the data cannot be used, or the loss of a training is not finite.
             BundleRefused: the bundle is damaged, or its modules are not those of the base.
         """
         require_torch("fitting gates")
@@ -372,11 +376,12 @@ class Registry(Workspace):
         request = FitRequest(
             chosen,
             Path(data),
-            scope=scope,
+            scope=scope or ("prompt" if training is None else "token"),
             statistics=path_or_none(statistics),
             form=form,
             abstain=abstain,
             answers=answers,
+            training=training,
         )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)

@@ -178,10 +178,10 @@ class FusedBundle(Closing):
             scratch = undo.enter_context(_Scratch())
             folder = scratch.folder / "bundle"
             # A member whose files are gone is extracted from the bundle.
-            written = write_fitted(self.bundle, folder, request, sources=self._own_files(), progress=progress)
+            record = write_fitted(self.bundle, folder, request, sources=self._own_files(), progress=progress)
             fitted = FusedBundle(
                 Bundle.open(folder),
-                written.record,
+                record,
                 base=chosen,
                 sources=self._sources,
                 renamed=self._renamed,

@@ -21,7 +21,7 @@ try:
     from .tuner import MeteoraModel, register
 except ModuleNotFoundError as error:
     library = (error.name or "").partition(".")[0]
-    if library not in ("torch", "peft", "transformers", "safetensors"):
+    if library not in ("torch", "peft", "transformers", "accelerate", "safetensors"):
         raise
     raise MissingDependency(
         f"loading a bundle needs `{library}`, which is not installed",

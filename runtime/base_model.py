@@ -29,6 +29,7 @@ from ..files.reading import read_start
 from ..schemas.errors import MeteoraError, SourceUnreadable
 from .config_limits import limit_of
 from .gguf_base import gguf_file_in
+from .processes import place_of_base
 
 CONFIG_FILE = "config.json"
 _MAX_CONFIG_BYTES = 4 << 20
@@ -177,7 +178,8 @@ class OpenedBase:
         Raises:
             SourceUnreadable: it has no safetensors weights that transformers can load.
         """
-        options = {"device_map": "auto"} if torch.cuda.is_available() else {}
+        place = place_of_base()
+        options = {} if place is None else {"device_map": place}
         # A pickle is never loaded.
         model: PreTrainedModel = read_pretrained(
             AutoModelForCausalLM, self.name, use_safetensors=True, **options

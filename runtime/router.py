@@ -144,7 +144,11 @@ class BundleRouter:
 
     def by_token(self) -> TokenPass:
         """Return a new pass in which every module decides by its own gate."""
-        return TokenPass(SharedRoutings(self._sources))
+        return TokenPass(self.shared_routings())
+
+    def shared_routings(self) -> SharedRoutings:
+        """Return room for the routings that modules hand on within a new pass."""
+        return SharedRoutings(self._sources)
 
     def outside(self, path: str) -> BundlePass:
         """Return the pass for a module that is called by itself: the thread's own, until the choice changes.

@@ -11,6 +11,7 @@ import click
 from ...schemas.gate_choices import Answers, PromptForm, Scope
 from ...scores.proportions import wilson_interval
 from ..face import Registry
+from .gate_training import training_options
 from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_verified
@@ -31,6 +32,7 @@ from .tables import Column, number, print_table
 
 if TYPE_CHECKING:
     from ...runtime.fitting import ChosenEvidence
+    from ...runtime.training import TrainingOptions, TrainingOutcome
     from ...schemas.bundle import RequestGates
     from ..workflows.gate_adoption import GateAdoption
     from ..workflows.gate_fit import GateFit
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         "gate fit ./bundle --base org/base --data ./data --out fitted --scope token",
         "gate fit bundle --base ./base --data ./new --out fitted --statistics bundle.statistics",
         "gate fit bundle --base ./base --data ./data --out fitted --scope segment --answers in-order",
+        "gate fit bundle --base ./base --data ./data --out trained --method sgd --checkpoint training.state",
     ),
 )
 @bundle_argument
@@ -54,9 +57,7 @@ if TYPE_CHECKING:
 @click.option(
     "--scope",
     type=click.Choice(get_args(Scope)),
-    default="prompt",
-    show_default=True,
-    help="What one decision serves.",
+    help="What one decision serves. Default: prompt; token with `--method sgd`.",
 )
 @click.option(
     "--statistics",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     help="Who decides for the numbered lines of an answer, for the scope `segment`: their own text, or the "
     "item with that number of the prompt's list.",
 )
+@training_options
 @format_option
 @pass_registry
 def fit(
@@ -96,20 +98,24 @@ def fit(
     data: Path,
     out: Path,
     name: str | None,
-    scope: str,
+    scope: str | None,
     statistics: Path | None,
     form: str | None,
     abstain: float | None,
     answers: str,
+    training: TrainingOptions | None,
     as_json: bool,
 ) -> None:
     """Fit the gates of a bundle on a few texts of each member.
 
     A few dozen are enough; the new version is registered. A line of MEMBER.jsonl is {"prompt": ...,
     "response": ...}, {"messages": [...]} or {"text": ...}. The base reads them once, without adapters, and
-    every gate is then solved directly. The factors are taken over bit for bit; the new bundle is verified
-    and catalogued like one that was just fused.
+    every gate is then solved directly, or trained with `--method sgd`, for which `accelerate launch` may
+    start several processes. The factors are taken over bit for bit; the new bundle is verified and
+    catalogued like one that was just fused.
     """
+    from ...runtime.processes import is_first
+
     with progress_bar() as progress:
         found = registry.fit(
             bundle,
@@ -118,13 +124,16 @@ def fit(
             data=data,
             out=out,
             name=name,
-            scope=cast("Scope", scope),
+            scope=cast("Scope | None", scope),
             statistics=statistics,
             form=cast("PromptForm | None", form),
             abstain=abstain,
             answers=cast("Answers", answers),
+            training=training,
             progress=progress,
         )
+    if not is_first():
+        return
     if as_json:
         print_json(found)
     else:
@@ -143,6 +152,9 @@ def _print_fit(found: GateFit) -> None:
         ("MEMBER", number("SAMPLES"), Column("DATA", gives_way=1)),
         [(data.member, str(data.samples), data.sha256.short) for data in found.fitting.data],
     )
+    if found.training is not None:
+        print_line()
+        print_line(_describe_training(found.training))
     if found.request is not None:
         print_line()
         for line in _describe_decisions(found, found.request):
@@ -150,6 +162,20 @@ def _print_fit(found: GateFit) -> None:
     if found.evidence is not None:
         print_line()
         print_line(_describe_evidence(found.evidence, found.gates))
+
+
+def _describe_training(training: TrainingOutcome) -> str:
+    """Return what the last steps of a training show."""
+    steps = f"trained: {training.steps} steps"
+    if training.resumed_at:
+        steps += f", from step {training.resumed_at} of the checkpoint on"
+    if training.language_loss is None or training.gate_loss is None or training.right is None:
+        return steps
+    return (
+        f"{steps}; the last {training.reported_steps}: loss of the language model "
+        f"{training.language_loss:.3f}, of the gates {training.gate_loss:.3f}, {training.right:.1%} of the "
+        "choices right"
+    )
 
 
 def _describe_evidence(evidence: ChosenEvidence, gates: int) -> str:

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
 
 from ...bundle import Bundle
 from ...bundle.files import bundle_around, check_target
@@ -39,6 +42,9 @@ from ...runtime.fitting import (
     open_base,
     read_task_data,
 )
+from ...runtime.processes import from_first, is_first, join_processes
+from ...runtime.training import TrainingOptions, TrainingOutcome
+from ...schemas.answer_order import AnswerOrder
 from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Gate, RequestGates
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, Answers, PromptForm, Scope, check_answers, check_scope
@@ -51,6 +57,9 @@ from ..workspace import Workspace
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, write_verified
 from .fuse_plan import stored_sources
 from .inference import load_base, warn_of_strangers
+
+if TYPE_CHECKING:
+    from ...runtime.training.train import TrainedGates
 
 DEFAULT_ABSTAIN = 0.05
 _UNDECIDED_TOKENS = 4
@@ -73,6 +82,8 @@ class FitRequest:
             abstention.
         answers: for `segment`, who decides for the numbered lines of an answer: their own text, or the item
             with that number of the prompt's list.
+        training: how the gates are trained by gradient descent, for the scope `token` alone; None for those
+            in closed form.
     """
 
     base: str
@@ -82,9 +93,16 @@ class FitRequest:
     form: PromptForm | None = None
     abstain: float | None = DEFAULT_ABSTAIN
     answers: Answers = "by-text"
+    training: TrainingOptions | None = None
 
     def __post_init__(self) -> None:
         check_answers(self.answers, check_scope(self.scope))
+        if self.training is not None and self.scope != "token":
+            raise UsageError(
+                f"gates are trained for the scope `token`, found `{self.scope}`: in others it is not each "
+                "gate that decides for its own tokens, so their gradient is not that of the decisions",
+                hint="fit gates of that scope in closed form, without `--method sgd`",
+            )
 
     @property
     def options(self) -> FitOptions:
@@ -98,14 +116,6 @@ class FitRequest:
             segments=traits.observes_answers,
             abstain=self.abstain,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenFit:
-    """A bundle that was fitted and verified, before any catalog knows it."""
-
-    record: VerificationRecord
-    gates: FittedGates
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,7 @@ class GateFit:
         abstain: the confidence below which they leave a prompt to the base.
         confusions: held-out prompts that went to another member: their own, the chosen one, and how many.
         evidence: the gates by which segments are decided, and how well; None in another scope.
+        training: the last steps of a training; None for gates in closed form.
     """
 
     folder: Path
@@ -135,6 +146,7 @@ class GateFit:
     abstain: float | None
     confusions: tuple[tuple[str, str, int], ...]
     evidence: ChosenEvidence | None
+    training: TrainingOutcome | None
 
 
 def fit_bundle(
@@ -147,6 +159,8 @@ def fit_bundle(
     progress: Progress = silent,
 ) -> GateFit:
     """Fit the gates of the bundle in ``source`` and register the new version in ``folder``.
+
+    A training may run in several processes, each of which calls this: the first of them writes and registers.
 
     Args:
         workspace: in whose catalog it is registered; its store is searched for the members' own files, and a
@@ -167,13 +181,23 @@ def fit_bundle(
     """
     catalog = workspace.catalog
     bundle = Bundle.open(source)
-    manifest = bundle.manifest
     bundle_name = choose_name(catalog, name, bundle, folder)
-    sources = stored_sources(workspace, manifest)
-    written = write_fitted(bundle, folder, request, sources=sources, progress=progress)
-    warn_of_strangers(workspace, request.data, bundle.config.names)
-    record, gates = written.record, written.gates
-    version = register_refit(catalog, folder, bundle_name, manifest, record)
+    found = _find_gates(bundle, folder, request, progress)
+
+    def write() -> GateFit:
+        sources = stored_sources(workspace, bundle.manifest)
+        record = _write(bundle, folder, request, found, sources, progress)
+        warn_of_strangers(workspace, request.data, bundle.config.names)
+        version = register_refit(catalog, folder, bundle_name, bundle.manifest, record)
+        return _result(folder, version, record, found, bundle)
+
+    return write() if request.training is None else from_first(write)
+
+
+def _result(
+    folder: Path, version: BundleVersion, record: VerificationRecord, found: _FoundGates, bundle: Bundle
+) -> GateFit:
+    gates = found.gates
     requests = gates.requests
     return GateFit(
         folder,
@@ -186,6 +210,7 @@ def fit_bundle(
         abstain=gates.abstain,
         confusions=() if requests is None else requests.confusions,
         evidence=gates.evidence,
+        training=found.training,
     )
 
 
@@ -196,7 +221,7 @@ def write_fitted(
     *,
     sources: Mapping[str, MemberFiles],
     progress: Progress = silent,
-) -> WrittenFit:
+) -> VerificationRecord:
     """Fit the gates of a bundle and write the verified result into ``folder``, without a catalog.
 
     Args:
@@ -209,24 +234,62 @@ def write_fitted(
     Raises:
         DataRefused, BundleRefused, UsageError, FuseRefused, SourceUnreadable: as ``fit_bundle``.
     """
+    return _write(bundle, folder, request, _find_gates(bundle, folder, request, progress), sources, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _FoundGates:
+    """Gates that were fitted or trained, before they are written; ``meta`` is the base without weights."""
+
+    gates: FittedGates
+    training: TrainingOutcome | None
+    meta: PreTrainedModel
+    answers: AnswerOrder | None
+
+
+def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Progress) -> _FoundGates:
     if not (folder / MANIFEST_FILE).is_file():
         check_target(folder)
     opened = open_base(request.base)
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
     answers = answer_order(opened.tokenizer) if request.answers == "in-order" else None
-    fitted = _fit(bundle, request, opened, progress)
+    data = _read_data(bundle, request, opened)
+    if request.form is not None:
+        check_form(opened.tokenizer, request.form)
+    training = request.training
+    if training is None:
+        return _FoundGates(
+            _fit(bundle, request, opened, data, load_base(opened), progress), None, meta, answers
+        )
+    if training.checkpoint is not None:
+        _check_place(training.checkpoint, "--checkpoint")
+    # Before the base is loaded, whose place depends on it.
+    join_processes()
+    base = load_base(opened)
+    fitted = from_first(lambda: _fit(bundle, request, opened, data, base, progress))
+    trained = _train(bundle, training, opened, data, base, fitted, progress)
+    return _FoundGates(trained.gates, trained.outcome, meta, answers)
+
+
+def _write(
+    bundle: Bundle,
+    folder: Path,
+    request: FitRequest,
+    found: _FoundGates,
+    sources: Mapping[str, MemberFiles],
+    progress: Progress,
+) -> VerificationRecord:
     with members_files(sources, bundle) as files:
         verify = partial(
             verify_bundle,
             level=level_of(bundle, files),
             sources=files,
-            renamed=resolve_paths(bundle.manifest.renamed_paths, meta),
+            renamed=resolve_paths(bundle.manifest.renamed_paths, found.meta),
             progress=progress,
         )
-        gate = fitted.describe(request.scope, answers)
-        record = write_verified(folder, _writer(bundle, fitted, gate, progress), verify)
-    return WrittenFit(record, fitted)
+        gate = found.gates.describe(request.scope, found.answers)
+        return write_verified(folder, _writer(bundle, found.gates, gate, progress), verify)
 
 
 def level_of(bundle: Bundle, files: Mapping[str, MemberFiles]) -> Level:
@@ -275,12 +338,16 @@ def find_version(catalog: Catalog, bundle: Bundle) -> CatalogSource | None:
     return None if best is None else best.version
 
 
-def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Progress) -> FittedGates:
-    data = _read_data(bundle, request, opened)
-    if request.form is not None:
-        check_form(opened.tokenizer, request.form)
+def _fit(
+    bundle: Bundle,
+    request: FitRequest,
+    opened: OpenedBase,
+    data: Mapping[str, TaskData],
+    base: PreTrainedModel,
+    progress: Progress,
+) -> FittedGates:
     return fit_gates(
-        load_base(opened),
+        base,
         opened.tokenizer,
         bundle.config,
         data,
@@ -289,6 +356,22 @@ def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Prog
         bundle_bytes=_factor_bytes(bundle),
         progress=progress,
     )
+
+
+def _train(
+    bundle: Bundle,
+    training: TrainingOptions,
+    opened: OpenedBase,
+    data: Mapping[str, TaskData],
+    base: PreTrainedModel,
+    fitted: FittedGates,
+    progress: Progress,
+) -> TrainedGates:
+    # The Trainer takes as long to import as all the rest.
+    from ...runtime.training.train import train_gates
+
+    shown = progress if is_first() else silent
+    return train_gates(base, opened.tokenizer, bundle, fitted, data, options=training, progress=shown)
 
 
 def _factor_bytes(bundle: Bundle) -> int:
@@ -300,8 +383,9 @@ def _factor_bytes(bundle: Bundle) -> int:
 def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:
     known: tuple[str, ...] = ()
     if request.statistics is not None:
-        _check_statistics(request.statistics)
-        known = names_in(request.statistics)
+        _check_place(request.statistics, "--statistics")
+        # A training reads the data of every member, whatever is known of it.
+        known = names_in(request.statistics) if request.training is None else ()
     return read_task_data(
         request.data,
         bundle.config.names,
@@ -311,8 +395,8 @@ def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[
     )
 
 
-def _check_statistics(path: Path) -> None:
-    """Pass if statistics can be kept there.
+def _check_place(path: Path, option: str) -> None:
+    """Pass if a file that is named with an option can be kept there.
 
     Raises:
         SourceUnreadable: the folder does not exist or may not be written to.
@@ -323,7 +407,7 @@ def _check_statistics(path: Path) -> None:
     if around is not None:
         raise UsageError(
             f"`{path}` is inside the bundle `{around}`, which may have only what its manifest lists",
-            hint="choose another path with `--statistics`",
+            hint=f"choose another path with `{option}`",
         )
 
 

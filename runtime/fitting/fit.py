@@ -24,6 +24,7 @@ from ...schemas.statistics import (
     StatisticsDescription,
     StatisticsInput,
     StatisticsMember,
+    TokenSettings,
 )
 from ..base_model import context_of
 from .chat_template import ChatTemplate
@@ -60,7 +61,7 @@ class FittedGates:
     ``sources`` takes every other module to the one whose input, and hence whose gate, it shares. ``requests``
     has the request gates, if they were asked for, and ``abstain`` the threshold of their confidence; None if
     none was asked for, or too few prompts were held out to know one. ``evidence`` has the gates that segments
-    are decided by, if they were to be chosen.
+    are decided by, if they were to be chosen. ``tokens`` states which tokens were counted.
     """
 
     kind: FittedKind
@@ -68,6 +69,7 @@ class FittedGates:
     values: dict[str, tuple[Tensor, Tensor]]
     sources: dict[str, str]
     fitting: Fitting
+    tokens: TokenSettings
     requests: FittedRequests | None = None
     abstain: float | None = None
     evidence: ChosenEvidence | None = None
@@ -141,6 +143,7 @@ def fit_gates(
         values=values,
         sources={path: each.source for each in fit.inputs for path in each.modules[1:]},
         fitting=_fitting(fit.description, fit.options),
+        tokens=fit.description.settings,
         requests=requests,
         abstain=fit.options.abstain if has_threshold else None,
         evidence=evidence,
@@ -472,15 +475,17 @@ _FORMS: dict[PromptForm, str] = {
 }
 
 
+def describe_tokens(settings: TokenSettings) -> str:
+    """Return how the tokens were read, to be added to the description of a method."""
+    skipped = f", without the first {settings.skip_tokens} tokens" if settings.skip_tokens else ""
+    joined = ", also behind other members' samples" if settings.concatenated else ""
+    return skipped + joined + _FORMS[settings.form]
+
+
 def _fitting(description: StatisticsDescription, options: FitOptions) -> Fitting:
     how = f"{options.method}, shrinkage {options.shrinkage:g}, on the plain base"
-    if options.skip_tokens:
-        how += f", without the first {options.skip_tokens} tokens"
-    if options.concatenated:
-        how += ", also behind other members' samples"
-    how += _FORMS[options.form or "given"]
     return Fitting(
-        method=how,
+        method=how + describe_tokens(description.settings),
         data=tuple(
             FittingData(member=part.member, sha256=part.sha256, samples=part.samples)
             for part in description.members

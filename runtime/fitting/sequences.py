@@ -22,10 +22,14 @@ _HELD_OUT_OF = 5
 
 @dataclass(frozen=True, slots=True)
 class LabelledTokens:
-    """One sequence: token ids, and for each the place of its member or ``NO_MEMBER``."""
+    """One sequence: token ids, and for each the place of its member or ``NO_MEMBER``.
+
+    ``prompt_tokens`` at its beginning are those of a prompt that an answer follows; 0 for a plain text.
+    """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    prompt_tokens: int = 0
 
     def __add__(self, other: LabelledTokens) -> LabelledTokens:
         return LabelledTokens(self.ids + other.ids, self.labels + other.labels)
@@ -77,11 +81,13 @@ def encode_samples(
         ids = tokenizer(sample.prompt, verbose=False)["input_ids"]
         start, end = (0, len(ids)) if template is None else template.span_of(ids)
         outside = {*range(start), *range(end, len(ids)), *range(skip_tokens)}
+        prompt_tokens = 0
         if sample.response is not None:
+            prompt_tokens = len(ids)
             ids = ids + tokenizer(sample.response, add_special_tokens=False, verbose=False)["input_ids"]
         ids = ids[:max_tokens]
         labels = tuple(NO_MEMBER if place in outside else label for place in range(len(ids)))
-        sequences.append(LabelledTokens(tuple(ids), labels))
+        sequences.append(LabelledTokens(tuple(ids), labels, prompt_tokens))
     return sequences
 
 
@@ -112,7 +118,7 @@ def make_batches(
 ) -> list[Batch]:
     """Batch the sequences by length: at most ``max_batch_tokens`` with padding each, or one sequence."""
     ordered = sorted((each for each in sequences if each.ids), key=lambda each: len(each.ids))
-    return [_pad(rows) for rows in _rows_of_batches(ordered, max_batch_tokens)]
+    return [pad_sequences(rows) for rows in _rows_of_batches(ordered, max_batch_tokens)]
 
 
 def _rows_of_batches(
@@ -128,7 +134,8 @@ def _rows_of_batches(
         yield rows
 
 
-def _pad(rows: Sequence[LabelledTokens]) -> Batch:
+def pad_sequences(rows: Sequence[LabelledTokens]) -> Batch:
+    """Return sequences as one batch, padded on the right."""
     shape = len(rows), max(len(row.ids) for row in rows)
     ids, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     labels = torch.full(shape, NO_MEMBER, dtype=torch.int64)

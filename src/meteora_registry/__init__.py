@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     )
     from .runtime import load_bundle as load
     from .runtime.evaluation import EvaluationOptions
+    from .runtime.training import TrainingOptions, TrainingOutcome
     from .schemas.difference import AdapterDifference, BundleDifference
     from .schemas.errors import (
         AdapterRefused,
@@ -157,6 +158,8 @@ _MODULES = {
     "StillInUse": "schemas.errors",
     "StoreDamaged": "schemas.errors",
     "StoreUnavailable": "schemas.errors",
+    "TrainingOptions": "runtime.training",
+    "TrainingOutcome": "runtime.training",
     "TrashedVersion": "registry.catalog.records",
     "UsageError": "schemas.errors",
     "Verdict": "schemas.finding",
@@ -237,6 +240,8 @@ __all__ = [
     "StillInUse",
     "StoreDamaged",
     "StoreUnavailable",
+    "TrainingOptions",
+    "TrainingOutcome",
     "TrashedVersion",
     "UsageError",
     "Verdict",

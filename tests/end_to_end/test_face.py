@@ -35,7 +35,8 @@ PUBLIC = ERRORS | {
     ),
     *("Bundle", "BundleDifference", "BundleVersion"),
     *("CatalogSource", "Decision", "Evaluation", "EvaluationOptions", "EvaluationSummary", "Examination"),
-    *("Finding", "FusePlan", "MeasuredEvaluation", "Removal", "Removed", "Restored", "TrashedVersion"),
+    *("Finding", "FusePlan", "MeasuredEvaluation", "Removal", "Removed", "Restored", "TrainingOptions"),
+    *("TrainingOutcome", "TrashedVersion"),
     *(
         "FusedBundle",
         "Fusion",

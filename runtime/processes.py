@@ -1,0 +1,63 @@
+"""The processes of a job that ``torchrun`` or ``accelerate launch`` started; one without a launcher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+
+Value = TypeVar("Value")
+# The others wait while the first reads a base, or verifies a bundle. The libraries' own 10 to 30 minutes
+# are for collectives within a step.
+_PATIENCE = timedelta(days=1)
+
+
+def process_count() -> int:
+    """Return how many processes the launcher started; 1 without one."""
+    found = os.environ.get("WORLD_SIZE", "1")
+    return int(found) if found.isdecimal() else 1
+
+
+def is_first() -> bool:
+    """Return whether this is the process that writes and prints."""
+    return process_count() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def join_processes() -> None:
+    """Connect the processes, if there are several; once or more often is the same."""
+    if process_count() > 1:
+        from accelerate import PartialState  # type: ignore[import-untyped]  # it has no types
+
+        PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+
+
+def place_of_base() -> str | dict[str, int] | None:
+    """Return where transformers loads a base, as its `device_map`; None for the processor's memory.
+
+    One process takes all GPUs there are, and several one each, unless FSDP is to divide the model among them.
+    """
+    if not torch.cuda.is_available():
+        return None
+    if process_count() == 1:
+        return "auto"
+    is_divided = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return None if is_divided else {"": int(os.environ.get("LOCAL_RANK", "0"))}
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """Return in every process what ``make`` returns in the first, which alone calls it.
+
+    An exception is raised there alone; the launcher then ends the others.
+    """
+    if process_count() == 1:
+        return make()
+    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]  # it has no types
+
+    join_processes()
+    # Between processes of one job: nothing of it comes from a file.
+    shared = [make() if is_first() else None]
+    broadcast_object_list(shared)
+    return shared[0]  # type: ignore[return-value]  # the first has put it there

@@ -1,0 +1,67 @@
+"""The samples of a training: their order, in which every member has the same share, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..fitting.sequences import LabelledTokens, pad_sequences
+
+
+def balanced_order(counts: Sequence[int], draws: int, seed: int) -> np.ndarray:
+    """Return which sample is read when: int32 ``[draws, 2]``, the member's place and that of its sample.
+
+    Each L draws have one sample of every one of the L members, in an order of their own. A member's
+    samples are read in a random order, all of them before any comes again.
+
+    Args:
+        counts: how many samples each member has, at least one.
+        draws: how many are read.
+        seed: of all orders.
+    """
+    # numpy's legacy generator, whose stream is frozen: a resumed training may run under another release.
+    random = np.random.RandomState(seed)
+    rounds = -(-draws // len(counts))
+    members = np.concatenate([random.permutation(len(counts)) for _ in range(rounds)])
+    order = np.empty((len(members), 2), dtype=np.int32)
+    order[:, 0] = members
+    for member, count in enumerate(counts):
+        passes = [random.permutation(count) for _ in range(-(-rounds // count))]
+        order[members == member, 1] = np.concatenate(passes)[:rounds]
+    return order[:draws]
+
+
+class OrderedSamples(Dataset[LabelledTokens]):
+    """The samples of all members in the order in which they are read.
+
+    Args:
+        members: each member's samples.
+        order: as ``balanced_order`` returns it.
+    """
+
+    def __init__(self, members: Sequence[Sequence[LabelledTokens]], order: np.ndarray) -> None:
+        self._members = members
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: int) -> LabelledTokens:
+        """Return the sample that is read at a place."""
+        member, sample = map(int, self._order[place])
+        return self._members[member][sample]
+
+
+def collate(rows: Sequence[LabelledTokens]) -> dict[str, Tensor]:
+    """Return samples as tensors: ids, mask and gate labels int64 ``[B, T]``, prompt tokens int64 ``[B]``."""
+    batch = pad_sequences(rows)
+    return {
+        "input_ids": batch.ids,
+        "attention_mask": batch.mask,
+        "gate_labels": batch.labels,
+        "prompt_tokens": torch.tensor([row.prompt_tokens for row in rows]),
+    }
