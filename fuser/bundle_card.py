@@ -204,11 +204,8 @@ def _describe_gate(gate: Gate) -> str:
 
 def _describe_requests(gate: Gate) -> str:
     """Return the text on the gates that decide ahead, and how they decided about held-out prompts."""
-    if gate.evidence is not None:
-        read = f"{len(gate.evidence)} gate{'s' * (len(gate.evidence) > 1)}"
-        return f"\nSegments are decided by {read}, the last of them in `{gate.evidence[-1]}`.\n"
     if gate.request is None:
-        return ""
+        return _describe_segments(gate)
     count, judged = len(gate.request.modules), gate.request.held_out
     parts = [
         f"\nGates of their own decide about a request, from {count} input{'s' * (count > 1)} of the base."
@@ -226,6 +223,19 @@ def _describe_requests(gate: Gate) -> str:
             f"members' own prompts do{_left(judged)}."
         )
     return " ".join(parts) + "\n"
+
+
+def _describe_segments(gate: Gate) -> str:
+    parts = []
+    if gate.evidence is not None:
+        read = f"{len(gate.evidence)} gate{'s' * (len(gate.evidence) > 1)}"
+        parts.append(f"Segments are decided by {read}, the last of them in `{gate.evidence[-1]}`.")
+    if gate.answers is not None:
+        parts.append(
+            "Where a prompt has a numbered list for several members, the numbered lines of its answer are "
+            "served in the order of that list."
+        )
+    return f"\n{' '.join(parts)}\n" if parts else ""
 
 
 def _left(judged: HeldOut | None) -> str:

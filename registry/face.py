@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from ..files.progress import Progress, silent
 from ..schemas.errors import UsageError
-from ..schemas.gate_choices import PromptForm, Scope
+from ..schemas.gate_choices import Answers, PromptForm, Scope
 from ..schemas.limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.names import (
     CatalogSource,
@@ -338,6 +338,7 @@ class Registry(Workspace):
         statistics: StrPath | None = None,
         form: PromptForm | None = None,
         abstain: float | None = 0.05,
+        answers: Answers = "by-text",
         training: TrainingOptions | None = None,
         progress: Progress = silent,
     ) -> GateFit:
@@ -355,6 +356,8 @@ class Registry(Workspace):
             form: of the prompts; by default both plain and in the base's chat template, if it has one.
             abstain: the share of own prompts that a decision about requests may leave to the base, so that
                 prompts that no member was made for are left to it; None to leave none.
+            answers: for the scope `segment`, who decides for the numbered lines of an answer: their own text
+                (``by-text``), or the item with that number of the prompt's list (``in-order``).
             training: how the gates are trained by gradient descent, as the paper does it; None for gates in
                 closed form.
             progress: called with a step's name, how much of it is done, and how much there is.
@@ -377,6 +380,7 @@ class Registry(Workspace):
             statistics=path_or_none(statistics),
             form=form,
             abstain=abstain,
+            answers=answers,
             training=training,
         )
         called = name or _catalogued_name(bundle)

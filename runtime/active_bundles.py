@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..schemas.errors import UsageError
-from ..schemas.gate_choices import Scope
+from ..schemas.gate_choices import Answers, Scope
 from .hooks import ModelHooks
 from .layer import MeteoraLayer
 from .router import BundleRouter
@@ -142,12 +142,13 @@ def route_as(
     top_k: int | None = None,
     temperature: float | None = None,
     abstain: float | Unchanged | None = UNCHANGED,
+    answers: Answers | None = None,
 ) -> Iterator[None]:
     """Route by another rule within the block; the active bundles keep their own for what is not stated.
 
     Blocks nest, and hold in every thread, as with ``force_adapter``. A cache belongs to the rule it was begun
     under: a request that began in the block ends in it. A scope without decisions has no use for
-    a threshold, and drops the bundle's.
+    a threshold, and drops the bundle's; so does one that does not follow answers with their order.
 
     Args:
         model: as for ``force_adapter``.
@@ -155,11 +156,15 @@ def route_as(
         top_k: members for each token.
         temperature: of the softmax over them.
         abstain: the confidence below which a decision serves the base's own answer; None for never.
+        answers: in scope `segment`, who decides for the numbered lines of an answer: their own text
+            (``by-text``), or the item with that number of the prompt's list (``in-order``), which only
+            bundles that were fitted for it can do.
 
     Raises:
-        UsageError: the model has no active bundle, or a value is out of range or does not fit the scope.
+        UsageError: the model has no active bundle, or a value is out of range or does not fit the scope or
+            the bundle.
     """
-    stated = {"scope": scope, "top_k": top_k, "temperature": temperature}
+    stated = {"scope": scope, "top_k": top_k, "temperature": temperature, "answers": answers}
     changes: dict[str, Any] = {key: value for key, value in stated.items() if value is not None}
     if not isinstance(abstain, Unchanged):
         changes["abstain"] = abstain

@@ -149,15 +149,20 @@ class ForwardCall:
         if not self.is_new:
             every = torch.ones(self.shape, dtype=torch.bool, device=self.device)
             in_prompt = self.goes_on_in_prompt
-            return Stretch(every, every if in_prompt else ~every, has_prompt=in_prompt)
+            return Stretch(every, every if in_prompt else ~every, has_prompt=in_prompt, ids=self._ids)
         own, labels = self._own_tokens(), self.arguments.get("labels")
         if labels is None:
             is_prompt = torch.ones_like(own)
             if self._known is not None:
                 is_prompt[:, self._known.tokens :] = False
-            return Stretch(own, own & is_prompt, has_prompt=True)
+            return Stretch(own, own & is_prompt, has_prompt=True, ids=self._ids)
         is_answer = (labels != _IGNORED_LABEL).to(own.device).cumsum(dim=1) > 0
-        return Stretch(own, own & ~is_answer, has_prompt=True)
+        return Stretch(own, own & ~is_answer, has_prompt=True, ids=self._ids)
+
+    @property
+    def _ids(self) -> Tensor | None:
+        ids: Tensor | None = self.arguments.get("input_ids")
+        return ids
 
     def check_model(self, scope: str) -> None:
         """Check that all gates read one text, and a cache holds what was read of it, for a scope of texts.

@@ -28,7 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..bundle import Bundle
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
-from ..schemas.gate_choices import Scope
+from ..schemas.gate_choices import Answers, Scope
 from .active_bundles import (
     UNCHANGED,
     Unchanged,
@@ -56,6 +56,7 @@ class CallChoice(TypedDict, total=False):
     top_k: int
     temperature: float
     abstain: float | None
+    answers: Answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class LoadedBundle:
             prompts: a text or several.
             max_new_tokens: the longest answer.
             choice: ``member`` answers with that member alone, or with the base alone if it is None;
-                ``scope``, ``top_k``, ``temperature`` and ``abstain`` as for ``route_as``.
+                ``scope``, ``top_k``, ``temperature``, ``abstain`` and ``answers`` as for ``route_as``.
 
         Raises:
             UsageError: there are no prompts, the bundle's scope cannot decide for them, or a choice is not

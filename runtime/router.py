@@ -248,7 +248,8 @@ class StartedPass:
         if kept is not None and self._call.goes_on_in_prompt:
             return kept
         if kept is not None:
-            return kept.advance(self._call.past_tokens, None if evidence is None else evidence.mean)
+            found = None if evidence is None else evidence.mean
+            return kept.advance(self._call.past_tokens, found, self._call.stretch)
         decide = SCOPE_ROUTINGS[self.rule.scope].decide
         if evidence is None or decide is None:
             raise RuntimeError(f"bundle `{self.router.adapter_name}` has to decide without any evidence")

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from .answer_order import AnswerOrder
 from .digest import Digest
 from .document import Count, Document, PositiveCount, leaving_out, load_json
 from .errors import BundleRefused, InvalidDocument
@@ -55,8 +56,18 @@ GATE_OBSERVED = "gate-observed"
 GATE_EVIDENCE = "gate-evidence"
 # Earlier readers take only gates whose fit names its data, and would not say that they are too old.
 GATE_TRAINED = "gate-trained"
+GATE_ANSWERS = "gate-answers"
 KNOWN_FEATURES: frozenset[str] = frozenset(
-    {GATE_SOURCES, GATE_SCOPE, GATE_ABSTAIN, GATE_REQUEST, GATE_OBSERVED, GATE_EVIDENCE, GATE_TRAINED}
+    {
+        GATE_SOURCES,
+        GATE_SCOPE,
+        GATE_ABSTAIN,
+        GATE_REQUEST,
+        GATE_OBSERVED,
+        GATE_EVIDENCE,
+        GATE_TRAINED,
+        GATE_ANSWERS,
+    }
 )
 
 CONFIG_FILE = ADAPTER_CONFIG
@@ -362,6 +373,7 @@ class Gate(Document):
     such a module has no gate of its own. ``abstain`` is the confidence below which a decision leaves its
     tokens to the base. ``request`` describes the gates that decide for whole requests in the place of these.
     ``evidence`` names the modules whose gates a decision ahead reads, where it does not read all of them.
+    ``answers`` is the order in which answers are served, where their text alone does not decide.
     ``initialisation`` is None for values that came from outside; ``fitted`` then states how.
     """
 
@@ -375,6 +387,7 @@ class Gate(Document):
     evidence: tuple[ModulePath, ...] | None = Field(
         default=None, min_length=1, max_length=MAX_REQUEST_MODULES
     )
+    answers: AnswerOrder | None = None
     initialisation: GateInitialisation | None
     fitted: Literal["not fitted"] | Fitting
 
@@ -393,12 +406,13 @@ class Gate(Document):
             GATE_REQUEST: self.request is not None,
             GATE_OBSERVED: self.request is not None and self.request.observed is not None,
             GATE_EVIDENCE: self.evidence is not None,
+            GATE_ANSWERS: self.answers is not None,
             GATE_TRAINED: isinstance(self.fitted, Fitting) and self.fitted.method == TRAINED,
         }
         return tuple(sorted(feature for feature, is_needed in needed.items() if is_needed))
 
     # A bundle without the feature keeps the bytes it had before there was one.
-    _leave_out = leaving_out("abstain", "request", "evidence")
+    _leave_out = leaving_out("abstain", "request", "evidence", "answers")
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
@@ -440,6 +454,12 @@ class Gate(Document):
             raise ValueError("`evidence` names a module twice")
         if borrowing := [path for path in self.evidence if path in self.sources]:
             raise ValueError(f"`evidence` names `{borrowing[0]}`, which has no gate of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _check_answers_are_followed(self) -> Self:
+        if self.answers is not None and not SCOPES[self.scope].observes_answers:
+            raise ValueError(f"`answers` goes with the scope `segment`, found `{self.scope}`")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ a test compares the two: kinds in ``kernels/gate_kinds.py``, initialisations in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from .errors import UsageError
 
@@ -30,6 +30,8 @@ InitialGate = Literal["arrow", "normal"]
 INITIAL_GATE_KINDS: dict[InitialGate, GateKind] = {"arrow": "absolute", "normal": "linear"}
 
 Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
+# Who decides for the numbered lines of an answer: their own text, or the item of the prompt with that number.
+Answers = Literal["by-text", "in-order"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +96,17 @@ def check_scope(scope: str) -> Scope:
         listed = ", ".join(f"`{known}`" for known in SCOPES)
         raise UsageError(f"the scope is `{scope}`, expected one of {listed}")
     return scope
+
+
+def check_answers(answers: str, scope: Scope) -> Answers:
+    """Return the rule for answers of this name, for a scope.
+
+    Raises:
+        UsageError: there is none, or the scope does not follow answers.
+    """
+    if answers not in get_args(Answers):
+        listed = ", ".join(f"`{known}`" for known in get_args(Answers))
+        raise UsageError(f"`answers` is `{answers}`, expected one of {listed}")
+    if answers == "in-order" and not SCOPES[scope].observes_answers:
+        raise UsageError(f"answers in order go with the scope `segment`, found `{scope}`")
+    return cast("Answers", answers)

@@ -75,8 +75,9 @@ def _describe(decision: Decision, scope: Scope, padding: int) -> Mapping[str, ob
     }
     if not SCOPES[scope].observes_answers:
         return found
-    # Of segments also the tokens.
-    return found | {"start": max(decision.start - padding, 0), "end": decision.end - padding}
+    # Of segments also the tokens, and the item of the prompt's list that they answer.
+    found |= {"start": max(decision.start - padding, 0), "end": decision.end - padding}
+    return found if decision.item is None else found | {"item": decision.item}
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ def _explain_decision(decision: Decision, served: Served, loaded: LoadedBundle) 
     if is_by_request:
         evidence[_NO_MEMBER] = max(0.0, 1 - sum(decision.evidence))
     what = f"tokens {decision.start} to {decision.end - 1}" if served.scope == "segment" else "the prompt"
+    if decision.item is not None:
+        what = f"item {decision.item} of the prompt's list, which {what} answer"
     yield f"how likely each member is by {what}:"
     yield from _bars(evidence)
     confidence = decision.confidence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from ...schemas.gate_choices import PromptForm, Scope
+from ...schemas.gate_choices import Answers, PromptForm, Scope
 from ...scores.proportions import wilson_interval
 from ..face import Registry
 from .gate_training import training_options
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         "gate fit bundle --base ./base --data ./data --out fitted",
         "gate fit ./bundle --base org/base --data ./data --out fitted --scope token",
         "gate fit bundle --base ./base --data ./new --out fitted --statistics bundle.statistics",
+        "gate fit bundle --base ./base --data ./data --out fitted --scope segment --answers in-order",
         "gate fit bundle --base ./base --data ./data --out trained --method sgd --checkpoint training.state",
     ),
 )
@@ -76,6 +77,14 @@ if TYPE_CHECKING:
     help="At most this share of own prompts is left to the base, as are prompts that no member was made for. "
     "For the scopes `prompt` and `prompt+token`.",
 )
+@click.option(
+    "--answers",
+    type=click.Choice(get_args(Answers)),
+    default="by-text",
+    show_default=True,
+    help="Who decides for the numbered lines of an answer, for the scope `segment`: their own text, or the "
+    "item with that number of the prompt's list.",
+)
 @training_options
 @format_option
 @pass_registry
@@ -93,6 +102,7 @@ def fit(
     statistics: Path | None,
     form: str | None,
     abstain: float | None,
+    answers: str,
     training: TrainingOptions | None,
     as_json: bool,
 ) -> None:
@@ -118,6 +128,7 @@ def fit(
             statistics=statistics,
             form=cast("PromptForm | None", form),
             abstain=abstain,
+            answers=cast("Answers", answers),
             training=training,
             progress=progress,
         )

@@ -33,6 +33,7 @@ from ...runtime.fitting import (
     FittedGates,
     OpenedBase,
     TaskData,
+    answer_order,
     check_form,
     check_shapes,
     context_of,
@@ -43,9 +44,10 @@ from ...runtime.fitting import (
 )
 from ...runtime.processes import from_first, is_first, join_processes
 from ...runtime.training import TrainingOptions, TrainingOutcome
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, RequestGates
+from ...schemas.answer_order import AnswerOrder
+from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Gate, RequestGates
 from ...schemas.errors import UsageError
-from ...schemas.gate_choices import SCOPES, PromptForm, Scope, check_scope
+from ...schemas.gate_choices import SCOPES, Answers, PromptForm, Scope, check_answers, check_scope
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
@@ -78,6 +80,8 @@ class FitRequest:
         form: of the prompts; by default both plain and in the base's chat template, if it has one.
         abstain: the share of own prompts that a decision about requests may leave to the base; None for no
             abstention.
+        answers: for `segment`, who decides for the numbered lines of an answer: their own text, or the item
+            with that number of the prompt's list.
         training: how the gates are trained by gradient descent, for the scope `token` alone; None for those
             in closed form.
     """
@@ -88,10 +92,11 @@ class FitRequest:
     statistics: Path | None = None
     form: PromptForm | None = None
     abstain: float | None = DEFAULT_ABSTAIN
+    answers: Answers = "by-text"
     training: TrainingOptions | None = None
 
     def __post_init__(self) -> None:
-        check_scope(self.scope)
+        check_answers(self.answers, check_scope(self.scope))
         if self.training is not None and self.scope != "token":
             raise UsageError(
                 f"gates are trained for the scope `token`, found `{self.scope}`: in others it is not each "
@@ -239,6 +244,7 @@ class _FoundGates:
     gates: FittedGates
     training: TrainingOutcome | None
     meta: PreTrainedModel
+    answers: AnswerOrder | None
 
 
 def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Progress) -> _FoundGates:
@@ -247,12 +253,15 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
     opened = open_base(request.base)
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
+    answers = answer_order(opened.tokenizer) if request.answers == "in-order" else None
     data = _read_data(bundle, request, opened)
     if request.form is not None:
         check_form(opened.tokenizer, request.form)
     training = request.training
     if training is None:
-        return _FoundGates(_fit(bundle, request, opened, data, load_base(opened), progress), None, meta)
+        return _FoundGates(
+            _fit(bundle, request, opened, data, load_base(opened), progress), None, meta, answers
+        )
     if training.checkpoint is not None:
         _check_place(training.checkpoint, "--checkpoint")
     # Before the base is loaded, whose place depends on it.
@@ -260,7 +269,7 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
     base = load_base(opened)
     fitted = from_first(lambda: _fit(bundle, request, opened, data, base, progress))
     trained = _train(bundle, training, opened, data, base, fitted, progress)
-    return _FoundGates(trained.gates, trained.outcome, meta)
+    return _FoundGates(trained.gates, trained.outcome, meta, answers)
 
 
 def _write(
@@ -279,7 +288,8 @@ def _write(
             renamed=resolve_paths(bundle.manifest.renamed_paths, found.meta),
             progress=progress,
         )
-        return write_verified(folder, _writer(bundle, found.gates, request.scope, progress), verify)
+        gate = found.gates.describe(request.scope, found.answers)
+        return write_verified(folder, _writer(bundle, found.gates, gate, progress), verify)
 
 
 def level_of(bundle: Bundle, files: Mapping[str, MemberFiles]) -> Level:
@@ -402,9 +412,8 @@ def _check_place(path: Path, option: str) -> None:
 
 
 def _writer(
-    bundle: Bundle, fitted: FittedGates, scope: Scope, progress: Progress
+    bundle: Bundle, fitted: FittedGates, gate: Gate, progress: Progress
 ) -> Callable[[Path], Manifest]:
-    gate = fitted.describe(scope)
     request = {} if fitted.requests is None else fitted.requests.values
     new = NewGates(gate, bundle.config.top_k, bundle.config.temperature, fitted.values, request)
     return partial(refit_bundle, bundle, new, progress=progress)

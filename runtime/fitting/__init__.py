@@ -8,6 +8,7 @@ from .fit import FittedGates, fit_gates
 from .fit_options import FitOptions
 from .forms import check_form, write_as, write_behind
 from .inputs import check_shapes
+from .line_tokens import answer_order
 from .statistics_file import merge_statistics, names_in
 from .task_data import Sample, TaskData, read_task_data, strangers_in
 
@@ -18,6 +19,7 @@ __all__ = [
     "OpenedBase",
     "Sample",
     "TaskData",
+    "answer_order",
     "check_form",
     "check_shapes",
     "context_of",

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...files.progress import Progress, Step, silent
+from ...schemas.answer_order import AnswerOrder
 from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, TemplateTokens
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import FittedKind, PromptForm, Scope
@@ -73,7 +74,7 @@ class FittedGates:
     abstain: float | None = None
     evidence: ChosenEvidence | None = None
 
-    def describe(self, scope: Scope) -> Gate:
+    def describe(self, scope: Scope, answers: AnswerOrder | None = None) -> Gate:
         """Return the part of a bundle's config for these gates, if one decision of them serves ``scope``."""
         return Gate(
             kind=self.kind,
@@ -84,6 +85,7 @@ class FittedGates:
             abstain=self.abstain,
             request=None if self.requests is None else self.requests.description,
             evidence=None if self.evidence is None else self.evidence.modules,
+            answers=answers,
             initialisation=None,
             fitted=self.fitting,
         )

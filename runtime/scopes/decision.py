@@ -21,12 +21,14 @@ class Stretch:
         prompt: bool [B, T], the request's own tokens; the others are its answer.
         has_prompt: False if all tokens continue sequences that were begun earlier.
         counted: bool [B, T], the tokens of the prompt whose evidence counts; None for all.
+        ids: int64 [B, T], the tokens' ids; None where they came as embeddings.
     """
 
     own: Tensor
     prompt: Tensor
     has_prompt: bool
     counted: Tensor | None = None
+    ids: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Decision:
             request gates, the share of the members' own prompts that are less like them.
         evidence: how likely each member is by what its gates read, in the bundle's order; they sum to 1. With
             request gates, what is missing to 1 is that of prompts that no member was made for.
+        item: where the answer is served in the order of the prompt's numbered list, the number of the item
+            whose decision this is; None where its own text decided.
     """
 
     sequence: int
@@ -53,6 +57,7 @@ class Decision:
     weights: tuple[float, ...]
     confidence: float
     evidence: tuple[float, ...] = ()
+    item: int | None = None
 
 
 def longest_of(decisions: Iterable[Decision]) -> Decision | None:
@@ -77,8 +82,8 @@ class RequestDecision(Protocol):
         """Return the decisions of other rows: row i becomes row ``rows[i]``, int64 [B']."""
         ...
 
-    def advance(self, past_tokens: int | None, log_posterior: Tensor | None) -> Self:
-        """Return the decisions after more tokens behind the first ``past_tokens``.
+    def advance(self, past_tokens: int | None, log_posterior: Tensor | None, stretch: Stretch) -> Self:
+        """Return the decisions after more tokens, ``stretch``, behind the first ``past_tokens``.
 
         ``log_posterior`` [B, T, L] is their evidence, if the scope needs it.
         """

@@ -87,7 +87,7 @@ class PromptDecision:
             prompt_tokens=self.prompt_tokens[rows.to(self.prompt_tokens.device)],
         )
 
-    def advance(self, past_tokens: int | None, log_posterior: Tensor | None) -> Self:
+    def advance(self, past_tokens: int | None, log_posterior: Tensor | None, stretch: Stretch) -> Self:
         """Return the decisions unchanged: the prompt decided."""
         return self
 

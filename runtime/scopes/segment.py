@@ -14,6 +14,9 @@ the tasks that the answer answers. On composite prompts of three and five questi
 
 The probabilities of a token's members are treated as its gate: the top_k highest are chosen and weighted by
 softmax of their logarithms at the temperature.
+
+With answers in order (``in_order.py``) an item of the prompt's list decides for the tokens of its answer, in
+place of the chain, which continues from there.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .decision import Decision, Stretch
+from .in_order import OrderedAnswers
 from .passes import RoutingPass, TokenPass, decided_pass
 from .routing_rule import RoutingRule
 
@@ -47,6 +51,7 @@ class SegmentDecision:
         filtered: [B, T, L], the members' probabilities by the tokens up to each.
         probability: [B, T, L], the probabilities that decide.
         prior: [B, L], the members' chances at a switch in the answer.
+        order: the items that serve answers in order; None where no answer is.
     """
 
     rule: RoutingRule
@@ -56,6 +61,7 @@ class SegmentDecision:
     filtered: Tensor
     probability: Tensor
     prior: Tensor
+    order: OrderedAnswers | None = None
 
     @classmethod
     def decide(cls, rule: RoutingRule, log_posterior: Tensor, stretch: Stretch) -> Self:
@@ -67,11 +73,13 @@ class SegmentDecision:
         filtered = filter_chain(uniform, likelihood, prompt, uniform)
         smoothed = smooth_chain(filtered, likelihood, prompt, uniform)
         prior = normalise((smoothed * prompt.unsqueeze(-1)).sum(dim=1) + 1)
+        lines = rule.lines
+        order = None if lines is None else OrderedAnswers.begin(lines, log_posterior, stretch)
         # Where there are labels, the answer is here too, and is decided as it would be while decoding.
         answer = own & ~prompt
         answered = filtered[:, -1:]
         if answer.any():
-            answered = filter_chain(filtered[:, -1], likelihood, answer, prior)
+            answered = filter_chain(filtered[:, -1], likelihood, answer, prior, order)
         is_prompt = prompt.unsqueeze(-1)
         return cls(
             rule=rule,
@@ -79,8 +87,9 @@ class SegmentDecision:
             own=own,
             prompt=prompt,
             filtered=torch.where(is_prompt, filtered, answered),
-            probability=torch.where(is_prompt, smoothed, answered),
+            probability=_held(torch.where(is_prompt, smoothed, answered), order),
             prior=prior,
+            order=order,
         )
 
     @property
@@ -99,16 +108,19 @@ class SegmentDecision:
             filtered=self.filtered[rows],
             probability=self.probability[rows],
             prior=self.prior[rows],
+            order=None if self.order is None else self.order.select(rows),
         )
 
-    def advance(self, past_tokens: int | None, log_posterior: Tensor | None) -> Self:
+    def advance(self, past_tokens: int | None, log_posterior: Tensor | None, stretch: Stretch) -> Self:
         """Decide for more tokens of the answer, behind the first ``past_tokens``."""
         if log_posterior is None:
             raise RuntimeError("a segment is decided token by token, but there is no evidence for these")
         every = torch.ones(log_posterior.shape[:2], dtype=torch.bool, device=log_posterior.device)
         kept = slice(past_tokens)
         start = self.filtered[:, kept][:, -1]
-        filtered = filter_chain(start, likelihood_of(log_posterior), every, self.prior)
+        order = None if self.order is None else self.order.advance(past_tokens, stretch)
+        latest = None if order is None else order.latest(every.shape[1])
+        filtered = filter_chain(start, likelihood_of(log_posterior), every, self.prior, latest)
         return replace(
             self,
             log_posterior=torch.cat([self.log_posterior[:, kept], log_posterior], dim=1),
@@ -116,6 +128,7 @@ class SegmentDecision:
             prompt=torch.cat([self.prompt[:, kept], ~every], dim=1),
             filtered=torch.cat([self.filtered[:, kept], filtered], dim=1),
             probability=torch.cat([self.probability[:, kept], filtered], dim=1),
+            order=order,
         )
 
     def serves_as(self, other: Self, tokens: int) -> bool:
@@ -130,7 +143,7 @@ class SegmentDecision:
         return decided_pass(self.rule.route(logits, self.confidence[:, latest]))
 
     def describe(self, members: tuple[str, ...], tokens: int) -> tuple[Decision, ...]:
-        """Return one decision for each stretch of tokens that have the same most likely member."""
+        """Return one decision for each stretch of tokens with the same most likely member and item."""
         winners, starts = self.winners.tolist(), self.starts.tolist()
         own, confidence = self.own.tolist(), self.confidence.tolist()
         return tuple(
@@ -143,7 +156,11 @@ class SegmentDecision:
         self, members: tuple[str, ...], row: int, start: int, end: int, winner: int, confidence: float
     ) -> Decision:
         is_sure = self.rule.is_sure(confidence)
-        evidence = self.log_posterior[row, start:end].mean(dim=0).softmax(dim=-1)
+        item = 0 if self.order is None else int(self.order.numbers[row, start])
+        if self.order is None or not item:
+            evidence = self.log_posterior[row, start:end].mean(dim=0).softmax(dim=-1)
+        else:
+            evidence = self.order.items[row, item - 1].softmax(dim=-1)
         return Decision(
             sequence=row,
             start=start,
@@ -152,6 +169,7 @@ class SegmentDecision:
             weights=(1.0,) if is_sure else (),
             confidence=confidence,
             evidence=tuple(evidence.tolist()),
+            item=item or None,
         )
 
     @property
@@ -166,13 +184,16 @@ class SegmentDecision:
         places = torch.arange(winners.shape[1], device=winners.device)
         is_first = torch.ones_like(winners, dtype=torch.bool)
         is_first[:, 1:] = winners[:, 1:] != winners[:, :-1]
+        if self.order is not None:
+            is_first[:, 1:] |= self.order.numbers[:, 1:] != self.order.numbers[:, :-1]
         return torch.where(is_first, places, 0).cummax(dim=1).values
 
     @property
     def confidence(self) -> Tensor:
         """Float32 [B, T], the geometric mean posterior of the member over its segment.
 
-        In the prompt over the segment's whole part there, in the answer over its tokens so far.
+        In the prompt over the segment's whole part there, in the answer over its tokens so far. Of an answer
+        in order that of its item, over the item's tokens.
         """
         winners, starts = self.winners, self.starts
         evidence = self.log_posterior.gather(-1, winners.unsqueeze(-1)).squeeze(-1)
@@ -183,7 +204,17 @@ class SegmentDecision:
         is_last[:, :-1] = (starts[:, 1:] != starts[:, :-1]) | ~self.prompt[:, 1:]
         ends = torch.where(is_last, places, places.shape[1] - 1).flip(1).cummin(dim=1).values.flip(1)
         # Rounding can leave a little more than 1.
-        return so_far.gather(1, torch.where(self.prompt, ends, places)).exp().clamp(max=1)
+        found = so_far.gather(1, torch.where(self.prompt, ends, places)).exp().clamp(max=1)
+        if self.order is None:
+            return found
+        return torch.where(self.order.is_held, self.order.logits.amax(dim=-1).exp().clamp(max=1), found)
+
+
+def _held(probability: Tensor, order: OrderedAnswers | None) -> Tensor:
+    """Return the probabilities [B, T, L], those of its item for every token that one serves."""
+    if order is None:
+        return probability
+    return torch.where(order.is_held.unsqueeze(-1), order.logits.softmax(dim=-1), probability)
 
 
 def likelihood_of(log_posterior: Tensor) -> Tensor:
@@ -211,7 +242,9 @@ def _spans(starts: list[int], own: list[bool]) -> list[tuple[int, int]]:
 SWITCH_PROBABILITY = 0.01
 
 
-def filter_chain(start: Tensor, likelihood: Tensor, active: Tensor, prior: Tensor) -> Tensor:
+def filter_chain(
+    start: Tensor, likelihood: Tensor, active: Tensor, prior: Tensor, order: OrderedAnswers | None = None
+) -> Tensor:
     """Return P(member of token t | tokens up to t), [B, T, L].
 
     Args:
@@ -219,12 +252,16 @@ def filter_chain(start: Tensor, likelihood: Tensor, active: Tensor, prior: Tenso
         likelihood: [B, T, L], above 0, each token's up to a factor.
         active: bool [B, T]; what holds before a token that is not also holds after it.
         prior: [B, L], the members' chances at a switch.
+        order: of the same tokens; those that an item serves have its probabilities, whatever they are like.
     """
     current, found = start, []
+    is_held, held = (None, None) if order is None else (order.is_held, order.logits.softmax(dim=-1))
     for token in range(likelihood.shape[1]):
         moved = (1 - SWITCH_PROBABILITY) * current + SWITCH_PROBABILITY * prior
         updated = normalise(moved * likelihood[:, token])
         current = torch.where(active[:, token, None], updated, current)
+        if is_held is not None and held is not None:
+            current = torch.where(is_held[:, token, None], held[:, token], current)
         found.append(current)
     return torch.stack(found, dim=1)
 

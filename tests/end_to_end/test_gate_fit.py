@@ -227,6 +227,28 @@ def test_fit_prints_json_with_scope_token(run: Run, tmp_path: Path) -> None:
     assert found["fitting"]["method"].endswith("without the first 4 tokens")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "answers in order go with the scope `segment`, found `prompt`"),
+        (
+            ("--scope", "segment"),
+            "the base's tokenizer has no token with a line break, so that no numbered line can be found",
+        ),
+    ],
+    ids=["scope", "tokenizer"],
+)
+def test_order_of_answers_that_cannot_be_followed_is_refused(
+    run: Run, fitted: Path, workplace: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = run(
+        "gate", "fit", "bundle@1", *BASE_ARGUMENTS, "--out", "ordered", "--answers", "in-order", *options
+    )
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert not (workplace / "ordered").exists()
+
+
 def test_fit_for_segments_prints_which_gates_decide(run: Run, workplace: Path) -> None:
     result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, "--out", "segments", "--scope", "segment")
     assert result.returncode == 0, result.stderr

@@ -32,6 +32,7 @@ def write_bundle(
     sources: dict[str, str] | None = None,
     abstain: float | None = None,
     evidence: Sequence[str] | None = None,
+    answers: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Path:
@@ -39,6 +40,7 @@ def write_bundle(
     sources = sources or {}
     features = {
         "gate-abstain": abstain is not None,
+        "gate-answers": answers is not None,
         "gate-evidence": evidence is not None,
         "gate-scope": scope != "token",
         "gate-sources": sources,
@@ -68,6 +70,7 @@ def write_bundle(
             "sources": sources,
             "abstain": abstain,
             "evidence": evidence,
+            "answers": answers,
             # Only a linear gate without a bias can still have the values that were drawn for it.
             "initialisation": {"method": "normal", "seed": seed} if is_fresh else None,
             "fitted": "not fitted" if is_fresh else {"method": "imported", "data": []},
