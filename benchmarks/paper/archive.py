@@ -1,28 +1,27 @@
-"""BIG-bench's items, read out of its source package on PyPI, which pip fetches by its digest.
+"""BIG-bench's items, read out of its source package on PyPI, which is held to its digest.
 
 The package is 358 MB and has thousands of files. Only the ``task.json`` of the paper's tasks are copied, into
 files of our own naming in the cache; nothing is unpacked by the paths of the archive, and nothing of it is
-run by this module. Items carry a canary that keeps them out of training sets: they are never committed.
+run. Items carry a canary that keeps them out of training sets: they are never committed.
 """
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tarfile
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
+from meteora_registry.files.writing import whole_file
 
 from .tasks import TASKS
 
-REQUIREMENT = "bigbench==1.0.0"
+PROJECT = "bigbench"
 SDIST = "bigbench-1.0.0.tar.gz"
-SDIST_SHA256 = "0000000000000000000000000000000000000000000000000000000000000000"
+SDIST_SHA256 = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
+SDIST_BYTES = 358_249_635
 INSIDE = "bigbench-1.0.0/bigbench/benchmark_tasks"
 ITEMS_FILE = "task.json"
 MAX_FILE_BYTES = 64 << 20
@@ -32,39 +31,51 @@ CHUNK_BYTES = 1 << 20
 def prepare_items(cache: Path) -> Path:
     """Return the folder of the tasks' ``task.json`` files, made on the first call.
 
-    A source package that is in the cache already is not fetched again.
+    The source package is in the cache until they are copied, so that a run that was killed need not fetch it
+    again; one that was put there is taken.
 
     Raises:
-        ValueError: the package is not the one that this measurement is made with.
+        ValueError: the package cannot be fetched, or is not the one that this measurement is made with.
     """
     folder = cache / "bigbench"
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    kept = cache / SDIST
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        sdist = kept if kept.exists() else fetch_sdist(Path(scratch))
-        check_digest(sdist, SDIST_SHA256)
-        wanted = {
-            f"{INSIDE}/{each}/{ITEMS_FILE}": Path(each, ITEMS_FILE) for task in TASKS for each in task.folders
-        }
-        with staged_folder(folder) as staging:
-            copy_members(sdist, wanted, staging)
+    sdist = cache / SDIST
+    if not sdist.exists():
+        with whole_file(sdist) as file:
+            fetch_sdist(file)
+    check_digest(sdist, SDIST_SHA256)
+    wanted = {
+        f"{INSIDE}/{each}/{ITEMS_FILE}": Path(each, ITEMS_FILE) for task in TASKS for each in task.folders
+    }
+    with staged_folder(folder) as staging:
+        copy_members(sdist, wanted, staging)
+    sdist.unlink()
     return folder
 
 
-def fetch_sdist(folder: Path) -> Path:
-    """Return the source package, downloaded by pip into ``folder``.
+def fetch_sdist(file: Path) -> None:
+    """Download the source package into a new file.
 
-    pip compares the digest before it opens the archive; it then asks the package's own build for its
-    dependencies, which is the only code of it that runs.
+    pip cannot do it: it asks a source package for its dependencies, and refuses this one because one of them
+    is a path.
+
+    Raises:
+        ValueError: the client of package indexes is not installed, or the index has another package.
     """
-    required = folder / "requirement.txt"
-    required.write_text(f"{REQUIREMENT} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "bigbench"]
-    command += ["--require-hashes", "--requirement", str(required), "--dest", str(folder)]
-    subprocess.run(command, check=True)
-    return folder / SDIST
+    try:
+        from pypi_simple import PyPISimple
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"fetching `{SDIST}` needs `pypi-simple`, which is not installed: `pip install --group paper` "
+            f"installs it; or put the file into the cache yourself"
+        ) from error
+    with PyPISimple() as client:
+        found = [each for each in client.get_project_page(PROJECT).packages if each.filename == SDIST]
+        if [(each.size, each.digests.get("sha256")) for each in found] != [(SDIST_BYTES, SDIST_SHA256)]:
+            raise ValueError(f"the package index has another `{SDIST}`, expected sha256 `{SDIST_SHA256}`")
+        client.download_package(found[0], file, verify=True)
 
 
 def check_digest(path: Path, expected: str) -> None:

@@ -1,8 +1,9 @@
 """The items of a task: what is asked, every right answer, and the choices where there are some.
 
 An item is asked as ``QUESTION ->`` and answered by `` ANSWER`` and a new line, without an instruction's
-marks: of several forms none lost anything, and this one is short. The question is the item's input; for the
-tasks of which the paper lists the choices, each follows on a line ``choice: X``.
+marks: of several forms none lost anything, and this one is short. The question is the item's input, without
+the sentence that BIG-bench puts before all items of a task and that would name it to a router; where the
+paper's prompt lists the choices, each follows on a line ``choice: X``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from .tasks import PaperTask
 ARROW = " ->"
 END = "\n"
 Split = Literal["train", "validation", "test"]
+# Of BIG-bench's own splits.
+BIGBENCH_SEED = 42
 MIN_TEST_ITEMS = 16
 TEST_SHARE = 0.2
 VALIDATION_ITEMS = 40
@@ -62,43 +65,49 @@ def response_of(answer: str) -> str:
 def read_items(task: PaperTask, folder: Path) -> dict[Split, list[Item]]:
     """Return a task's items by split.
 
-    The test is a fifth of each folder's items, at least ``MIN_TEST_ITEMS`` of the task, as BIG-bench's own
-    validation split is, drawn by a fixed seed; another ``VALIDATION_ITEMS`` of the rest are for choosing
-    among ways. No question of one split is in another.
+    The test is of BIG-bench's own validation split: the last fifth of each file, at least 16 items, after its
+    examples were shuffled with the seed 42. Of its training split ``VALIDATION_ITEMS`` of a task are for
+    choosing among ways. Items that are too long are left out, and so are those of other splits whose question
+    is in the test.
 
     Raises:
-        ValueError: a file is not a list of items, or fewer items are short enough than the test needs.
+        ValueError: a file has no list of items, or too few are short enough.
     """
-    splits: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
-    asked: set[str] = set()
+    learned: list[Item] = []
+    tested: list[Item] = []
     for name in task.folders:
-        items = [each for each in _of_file(task, folder / name / ITEMS_FILE) if each.question not in asked]
-        asked |= {each.question for each in items}
-        random.Random(f"{SEED}:{name}").shuffle(items)
-        least = -(-MIN_TEST_ITEMS // len(task.folders))
-        tested = max(least, int(TEST_SHARE * len(items)))
-        validated = min(VALIDATION_ITEMS // len(task.folders), (len(items) - tested) // 4)
-        if len(items) < 2 * tested:
-            raise ValueError(f"`{name}` has {len(items)} items that are short enough, expected {2 * tested}")
-        splits["test"] += items[:tested]
-        splits["validation"] += items[tested : tested + validated]
-        splits["train"] += items[tested + validated :]
-    for split, items in splits.items():
-        random.Random(f"{SEED}:{task.name}:{split}").shuffle(items)
-    return splits
+        train, test = _of_file(task, folder / name / ITEMS_FILE)
+        learned += train
+        tested += test
+    tested = _distinct(tested, {})
+    learned = _distinct(learned, {item.question: item for item in tested})
+    if len(tested) < MIN_TEST_ITEMS or len(learned) < 2 * VALIDATION_ITEMS:
+        raise ValueError(f"`{task.name}` has {len(tested)} items for the test, {len(learned)} for training")
+    for place, items in enumerate((tested, learned)):
+        random.Random(f"{SEED}:{task.name}:{place}").shuffle(items)
+    return {"train": learned[VALIDATION_ITEMS:], "validation": learned[:VALIDATION_ITEMS], "test": tested}
 
 
-def _of_file(task: PaperTask, path: Path) -> list[Item]:
-    """Return the items of a file that are short enough, the first of several with one question."""
+def _of_file(task: PaperTask, path: Path) -> tuple[list[Item], list[Item]]:
+    """Return the items of BIG-bench's two splits of a file, as far as they are short enough."""
     # Plain JSON: the archive that it is a copy from is held to its digest.
     document = json.loads(path.read_bytes())
     examples = document.get("examples") if isinstance(document, dict) else None
     if not isinstance(examples, list):
         raise ValueError(f"`{path}` has no list of `examples`")  # noqa: TRY004  # the file's value
+    random.Random(BIGBENCH_SEED).shuffle(examples)
+    tested = max(int(TEST_SHARE * len(examples)), MIN_TEST_ITEMS)
+    items = [item_of(task, example) for example in examples]
+    short = [None if each is None or len(each.question) > task.max_letters else each for each in items]
+    border = len(short) - tested
+    return [each for each in short[:border] if each], [each for each in short[border:] if each]
+
+
+def _distinct(items: Sequence[Item], others: Mapping[str, Item]) -> list[Item]:
+    """Return the first item of each question that is not among others."""
     found: dict[str, Item] = {}
-    for example in examples:
-        item = item_of(task, example)
-        if item is not None and len(item.question) <= task.max_letters:
+    for item in items:
+        if item.question not in others:
             found.setdefault(item.question, item)
     return list(found.values())
 

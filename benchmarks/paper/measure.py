@@ -52,11 +52,19 @@ TRAINED_ELSEWHERE = "trained"
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The extent of a measurement: items asked of each task, and processes of one thread."""
+    """The extent of a measurement.
+
+    Attributes:
+        validation_items: asked of each task on the validation items.
+        test_items: the same on the test items.
+        processes: of one thread each.
+        scopes: for which gates are fitted; ways that need another are left out.
+    """
 
     validation_items: int = 20
     test_items: int = 100
     processes: int = 2
+    scopes: tuple[Scope, ...] = FITTED_SCOPES
 
     def of(self, stage: Split) -> int:
         """Return how many items of each task a stage asks."""
@@ -138,7 +146,7 @@ class Measurement:
         self._bundles.mkdir(parents=True, exist_ok=True)
         bundle = fuse_adapters(adapters, self._base, home, self._bundles / UNFITTED)
         self._write_fit_data()
-        missing = [scope for scope in FITTED_SCOPES if not (self._bundles / scope).exists()]
+        missing = [scope for scope in self._sizes.scopes if not (self._bundles / scope).exists()]
         work = partial(fit_unit, self._base, self._data, bundle, home)
         for scope, cost in run_units(
             work, [(scope, self._bundles / scope) for scope in missing], self._sizes.processes
@@ -240,8 +248,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--tasks", nargs="+", default=["core"], help="names, `core` for the sixteen short ones, or `all`"
     )
-    parser.add_argument("--test-items", type=int, default=Sizes.test_items, help="of each task")
-    parser.add_argument("--processes", type=int, default=Sizes.processes, help="of one thread each")
+    parser.add_argument("--test-items", type=int, default=Sizes().test_items, help="of each task")
+    parser.add_argument("--processes", type=int, default=Sizes().processes, help="of one thread each")
     parser.add_argument(
         "--cache", type=Path, default=platformdirs.user_cache_path("meteora-registry") / "paper"
     )
@@ -249,12 +257,12 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parser.parse_args(arguments)
     stages = parsed.stages or list(STAGES)
     if stages != ["page"]:
+        quiet()
         try:
             tasks = chosen_tasks(parsed.tasks)
+            items = prepare_items(parsed.cache)
         except ValueError as error:
             parser.error(str(error))
-        quiet()
-        items = prepare_items(parsed.cache)
         sizes = replace(Sizes(), test_items=parsed.test_items, processes=parsed.processes)
         measurement = Measurement(
             prepare_base(parsed.cache), items, tasks, parsed.cache, parsed.rows, sizes=sizes

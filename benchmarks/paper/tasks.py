@@ -20,7 +20,8 @@ class PaperTask:
         name: of the task in BIG-bench and in the paper, and of the adapter that is trained on it.
         metric: the judge of an answer.
         subtasks: the folders below the task's whose items are taken; none where the task itself has items.
-        shows_choices: whether the prompt lists the item's choices, as the paper's does for four tasks.
+        shows_choices: whether the prompt lists the item's choices; BIG-bench's own does so for four tasks,
+            and the paper's for four more.
         max_letters: items with a longer prompt are left out.
         is_core: whether it is one of the sixteen that are short enough to begin with.
     """
@@ -42,11 +43,16 @@ TASKS = (
     PaperTask("abstract_narrative_understanding", "contains", ("4_distractors",), shows_choices=True),
     PaperTask("contextual_parametric_knowledge_conflicts", "contains", max_letters=450),
     PaperTask("cs_algorithms", "normalised", ("lcs", "valid_parentheses")),
-    PaperTask("elementary_math_qa", "normalised", ("question_only",)),
+    PaperTask("elementary_math_qa", "normalised", ("question_only",), shows_choices=True),
     PaperTask("epistemic_reasoning", "normalised"),
     PaperTask("formal_fallacies_syllogisms_negation", "normalised"),
-    PaperTask("goal_step_wikihow", "contains", ("goal_inference", "step_inference", "step_ordering")),
-    PaperTask("language_identification", "contains", max_letters=250),
+    PaperTask(
+        "goal_step_wikihow",
+        "contains",
+        ("goal_inference", "step_inference", "step_ordering"),
+        shows_choices=True,
+    ),
+    PaperTask("language_identification", "contains", shows_choices=True, max_letters=450),
     PaperTask("logical_deduction", "contains", ("three_objects",), shows_choices=True),
     PaperTask("object_counting", "contains"),
     PaperTask("play_dialog_same_or_different", "contains"),
@@ -55,13 +61,13 @@ TASKS = (
     PaperTask(
         "unit_conversion",
         "normalised",
-        ("different_systems", "same_system", "unit_addition", "unit_identification"),
+        ("different_systems", "si_conversion", "unit_identification"),
         shows_choices=True,
     ),
     PaperTask("vitaminc_fact_verification", "contains"),
     PaperTask("winowhy", "normalised"),
     PaperTask("disfl_qa", "contains", max_letters=1000, is_core=False),
-    PaperTask("question_selection", "contains", max_letters=1000, is_core=False),
+    PaperTask("question_selection", "contains", shows_choices=True, max_letters=1000, is_core=False),
     PaperTask(
         "tracking_shuffled_objects", "normalised", ("three_objects",), shows_choices=True, is_core=False
     ),

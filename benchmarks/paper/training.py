@@ -80,7 +80,7 @@ RECIPES = {
 }
 # Of all tasks at once, with a larger rank and more tokens than any one member has.
 JOINT_RECIPES = {
-    name: AdapterRecipe(name, 16, (*ATTENTION, *FEED_FORWARD), tokens=480_000) for name in (LORA_F, LORA_B)
+    name: AdapterRecipe(name, 16, (*ATTENTION, *FEED_FORWARD), tokens=360_000) for name in (LORA_F, LORA_B)
 }
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import random
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +27,10 @@ from benchmarks.paper.summary import interval, largest_set, means_of, scores_of
 from benchmarks.paper.tables import PAGE, ROWS, page_of, sections
 from benchmarks.paper.tasks import MISSING, TASKS, PaperTask, chosen_tasks
 from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
-from benchmarks.paper.ways import LIKELIHOOD, MAJORITY, MEMBER, WAYS
+from benchmarks.paper.ways import CENTROID, FITTED_SCOPES, LIKELIHOOD, MAJORITY, MEMBER, WAYS
+from meteora_registry.schemas.gate_choices import Scope
 from support.byte_tokens import byte_tokenizer
+from support.patience import PATIENCE_SECONDS
 from support.task_data import TEMPLATE
 
 pytestmark = pytest.mark.filterwarnings(
@@ -35,6 +42,9 @@ TINY_TASKS = (
     PaperTask("parity", "normalised", shows_choices=True),
     PaperTask("sums", "contains", ("small", "large")),
 )
+
+
+FEW = {MAJORITY, LIKELIHOOD, MEMBER, "prompt", CENTROID, "LoRA-B"}
 
 
 def parity(number: int) -> dict[str, Any]:
@@ -88,77 +98,109 @@ def tiny_recipe(name: str, rank: int = 4) -> AdapterRecipe:
 @pytest.fixture(scope="module")
 def measure(
     base: Path, items_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], Measurement]:
-    """A measurement in small, new at every call and always in the same folder."""
+) -> Callable[..., Measurement]:
+    """A measurement in small, new at every call, whose adapters and bundles are always in the same folder."""
     folder = tmp_path_factory.mktemp("measured")
     names = [*(task.name for task in TINY_TASKS), LORA_F, LORA_B]
     recipes = [tiny_recipe(name, 4 + 4 * place) for place, name in enumerate(names)]
-    sizes = Sizes(validation_items=2, test_items=3, processes=1)
-    return lambda: Measurement(
-        base, items_folder, TINY_TASKS, folder, folder / "rows.jsonl", sizes=sizes, recipes=recipes
-    )
+
+    def make(rows: str, *scopes: Scope) -> Measurement:
+        sizes = Sizes(validation_items=2, test_items=3, processes=1, scopes=scopes)
+        return Measurement(
+            base, items_folder, TINY_TASKS, folder, folder / rows, sizes=sizes, recipes=recipes
+        )
+
+    return make
 
 
-@pytest.fixture(scope="module")
-def measured(measure: Callable[[], Measurement]) -> Measurement:
-    """All stages but the page."""
-    measurement = measure()
-    run_stages(measurement, ["train", "fit", "test"])
+def measure_few(measurement: Measurement) -> Measurement:
+    measurement.train()
+    measurement.fit()
+    measurement.ask("test", [way for way in WAYS if way.name in FEW])
     return measurement
 
 
-def asked(measurement: Measurement) -> set[tuple[str, str]]:
-    return {(row["way"], row["task"]) for row in of_kind(measurement.rows.read(), "score")}
+@pytest.fixture(scope="module")
+def measured(measure: Callable[..., Measurement]) -> Measurement:
+    """A few of the ways on the test items."""
+    return measure_few(measure("few.jsonl", "prompt"))
+
+
+@pytest.fixture(scope="module")
+def whole(measured: Measurement, measure: Callable[..., Measurement]) -> Measurement:
+    """All stages but the page, with every way."""
+    measurement = measure("whole.jsonl", *FITTED_SCOPES)
+    run_stages(measurement, ["train", "fit", "validation", "test"])
+    return measurement
 
 
 @pytest.mark.slow
-def test_measurement_writes_a_row_for_every_way_and_task(measured: Measurement) -> None:
+def test_measurement_writes_a_row_for_every_way_and_task(whole: Measurement) -> None:
     there = [way.name for way in WAYS if not way.is_trained_elsewhere]
     wanted = {(way, task.name) for way in there for task in TINY_TASKS}
     # An item of the other task has no choices.
-    assert asked(measured) == wanted - {(LIKELIHOOD, "sums")}
+    rows = whole.rows.read()
+    for stage, items in (("validation", 2), ("test", 3)):
+        found = of_kind(rows, "score", stage=stage)
+        assert {(row["way"], row["task"]) for row in found} == wanted - {(LIKELIHOOD, "sums")}
+        assert {row["way"] for row in of_kind(rows, "summary", stage=stage)} == set(there)
+        for row in found:
+            assert len(row["scores"]) == row["items"] == items
+            assert row["way"] == MAJORITY or row["seconds"] > 0
+    # One of the four was fitted before.
+    assert {row["scope"] for row in of_kind(rows, "fit")} == set(FITTED_SCOPES) - {"prompt"}
+
+
+def test_rows_have_recipe_cost_and_routing(measured: Measurement) -> None:
     rows = measured.rows.read()
     assert {row["name"] for row in of_kind(rows, "adapter")} == {"parity", "sums", LORA_F, LORA_B}
-    assert len(of_kind(rows, "fit")) == 4
-    assert {row["way"] for row in of_kind(rows, "summary")} == set(there)
-    for row in of_kind(rows, "score"):
-        assert len(row["scores"]) == row["items"] == 3
-        assert row["way"] == MAJORITY or row["seconds"] > 0
+    assert {row["steps"] > 0 for row in of_kind(rows, "adapter")} == {True}
+    (fit,) = of_kind(rows, "fit")
+    assert (fit["scope"], fit["adapters"]) == ("prompt", 2)
+    scores = of_kind(rows, "score")
+    assert {row["way"] for row in scores} == FEW
+    for row in scores:
+        if row["way"] in ("prompt", CENTROID):
+            assert sum(row["decided"].values()) == row["items"] == 3
+    for row in of_kind(rows, "score", way="prompt"):
+        assert sum(row["shares"]) == pytest.approx(1)
+    # The inputs differ in form, so even a base of random weights tells the tasks apart.
+    assert [row["decided"] for row in of_kind(rows, "score", way="prompt", task="sums")] == [{"sums": 3}]
 
 
-@pytest.mark.slow
 def test_rows_have_no_item(measured: Measurement) -> None:
     text = measured.rows.path.read_text()
     for examples in EXAMPLES.values():
         assert not [each["input"] for each in examples if each["input"] in text]
 
 
-@pytest.mark.slow
 def test_measurement_that_was_killed_goes_on_where_it_stopped(
-    measured: Measurement, measure: Callable[[], Measurement]
+    measured: Measurement, measure: Callable[..., Measurement]
 ) -> None:
-    """The rows end within a row, and one adapter is missing: only these are made again, as they were."""
+    """The rows end within the last score: it alone is made again, as it was."""
     rows = measured.rows
-    before = {(row["way"], row["task"]): row["scores"] for row in of_kind(rows.read(), "score")}
-    kept = len(rows.path.read_bytes()) // 2
+    before = rows.read()
     data = rows.path.read_bytes()
-    rows.path.write_bytes(data[:kept])
-    assert not data[:kept].endswith(b"\n")
-    again = measure()
-    run_stages(again, ["train", "fit", "test"])
-    assert {(row["way"], row["task"]): row["scores"] for row in of_kind(rows.read(), "score")} == before
-    assert rows.path.read_bytes().startswith(data[: data.rfind(b"\n", 0, kept) + 1])
+    places = [place for place, row in enumerate(before) if row["kind"] == "score"]
+    whole_lines = b"".join(data.splitlines(keepends=True)[: places[-1]])
+    rows.path.write_bytes(data[: len(whole_lines) + 40])
+    measure_few(measure("few.jsonl", "prompt"))
+    assert rows.path.read_bytes().startswith(whole_lines)
+    after = rows.read()
+    assert [row["kind"] for row in after] == [row["kind"] for row in before]
+    assert after[places[-1]]["scores"] == before[places[-1]]["scores"]
     settled = rows.path.read_bytes()
-    run_stages(measure(), ["train", "fit", "test"])
+    measure_few(measure("few.jsonl", "prompt"))
     assert rows.path.read_bytes() == settled
 
 
-@pytest.mark.slow
 def test_page_follows_from_rows(measured: Measurement) -> None:
     rows = measured.rows.read()
     page = page_of(rows, PAGE.read_text(encoding="utf-8"))
     assert f"| {MEMBER} | 2 | " in page
-    assert "Ways without rows: trained gates, top-1, trained gates, top-2, X-LoRA." in page
+    assert (
+        f"- Ways that answered every task: {', '.join(way.name for way in WAYS if way.name in FEW)}." in page
+    )
     assert page_of(rows, page) == page
 
 
@@ -229,6 +271,20 @@ def test_splits_share_no_question(items_folder: Path) -> None:
         assert sum(map(len, questions)) == len(set().union(*questions)) == 120
         assert len(splits["test"]) >= MIN_TEST_ITEMS
         assert splits == read_items(task, items_folder)
+
+
+def test_test_items_are_the_last_fifth_of_the_shuffled_file(items_folder: Path) -> None:
+    """BIG-bench shuffles a file's examples with the seed 42; its validation split is the last fifth."""
+    shuffled = [*EXAMPLES["parity"]]
+    random.Random(42).shuffle(shuffled)
+    tested = {item.question.partition("\n")[0] for item in read_items(TINY_TASKS[0], items_folder)["test"]}
+    assert tested == {example["input"] for example in shuffled[96:]}
+
+
+def test_task_with_few_items_is_refused(items_folder: Path) -> None:
+    few = replace(TINY_TASKS[1], subtasks=("small",), max_letters=7)
+    with pytest.raises(ValueError, match=r"`sums` has .* items for the test, .* for training"):
+        read_items(few, items_folder)
 
 
 def test_item_has_every_right_answer_and_its_own_choices() -> None:
@@ -324,3 +380,21 @@ def test_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     assert rows.read() == [{"kind": "a"}]
     rows.append({"kind": "c"})
     assert rows.path.read_text() == '{"kind": "a"}\n{"kind": "c"}\n'
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_was_killed() -> None:
+    """The workers hold the other end of the pipe, so it ends when the last of them does."""
+    program = (
+        "import time\n"
+        "from benchmarks.paper.pool import run_units\n"
+        "if __name__ == '__main__':\n"
+        "    for unit, _ in run_units(time.sleep, [0, 3600, 3600], 2):\n"
+        "        print(unit, flush=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PAGE.parents[1])}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"0\n"
+        parent.kill()
+        assert parent.communicate(timeout=PATIENCE_SECONDS)[0] == b""
