@@ -99,6 +99,7 @@ class Measurement:
         }
         self.members = digest_of([self._folders[name].name for name in self.tasks])[:12]
         self._bundles = cache / "bundles" / self.members
+        self._elsewhere = cache / TRAINED_ELSEWHERE / self.members
 
     def _learned_by(self, name: str) -> dict[str, list[Item]]:
         names = [name] if name in self.tasks else list(self.tasks)
@@ -173,7 +174,8 @@ class Measurement:
         prepared = self._prepared()
         for way in ways:
             if not prepared.has(way):
-                say(f"{way.name}: left out, there is no `{way.folder}` in the cache")
+                where = self._elsewhere if way.is_trained_elsewhere else self._bundles
+                say(f"{way.name}: left out, there is no `{where / way.folder}`")
         known = {
             (row["stage"], row["way"], row["task"], row["items_sha256"])
             for row in of_kind(self.rows.read(), "score", members=self.members)
@@ -201,10 +203,10 @@ class Measurement:
     def _prepared(self) -> Prepared:
         bundles = {path.name: path for path in self._bundles.iterdir() if path.name != "data"}
         joint = {name: folder for name, folder in self._folders.items() if name not in self.tasks}
-        elsewhere = self._cache / TRAINED_ELSEWHERE / self.members
         for way in WAYS:
-            if way.is_trained_elsewhere and (elsewhere / way.folder).exists():
-                (joint if way.kind == "adapter" else bundles)[way.folder] = elsewhere / way.folder
+            folder = self._elsewhere / way.folder
+            if way.is_trained_elsewhere and folder.exists():
+                (joint if way.kind == "adapter" else bundles)[way.folder] = folder
         return Prepared(
             base=self._base,
             members=self.members,

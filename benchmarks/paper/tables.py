@@ -209,4 +209,4 @@ def _peak(tasks: Tasks) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+    return ", ".join(f"`{name}`" for name in names) or "none"

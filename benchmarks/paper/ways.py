@@ -2,7 +2,8 @@
 
 Most run on a bundle, with its own gates or others in their place. Three are merges or adapters that PEFT
 alone serves. What another program trains (gates by stochastic gradient descent, X-LoRA) is put into the
-cache's folder ``trained`` under the name of ``Way.folder``; without it these ways are not measured.
+cache's folder ``trained``, below a folder for the set of members, under the name of ``Way.folder``; without
+it these ways are not measured.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Way:
 FITTED_SCOPES: tuple[Scope, ...] = ("prompt", "prompt+token", "token", "segment")
 """A bundle is fitted for each of these, and named for it."""
 
-MAJORITY, BASE, LIKELIHOOD, MEMBER = "majority class", "base", "base, log-likelihood", "member forced"
+MAJORITY, BASE, LIKELIHOOD, MEMBER = "majority class", "base", "base by likelihood", "member forced"
 CENTROID = "nearest centroid"
 WAYS = (
     Way(MAJORITY, "majority"),
@@ -71,7 +72,7 @@ WAYS = (
     Way(LIKELIHOOD, "likelihood"),
     Way(MEMBER, "member"),
     Way("prompt", "routed", "prompt", "prompt"),
-    Way("prompt, 5 % to the base", "routed", "prompt", "prompt", abstain=0.05),
+    Way("prompt (5 % to the base)", "routed", "prompt", "prompt", abstain=0.05),
     Way("prompt+token", "routed", "prompt+token", "prompt+token"),
     Way("segment", "routed", "segment", "segment"),
     Way("token", "routed", "token", "token"),
@@ -82,8 +83,8 @@ WAYS = (
     Way(CENTROID, "centroid"),
     Way("LoRA-F", "adapter", LORA_F),
     Way("LoRA-B", "adapter", LORA_B),
-    Way("trained gates, top-1", "routed", "sgd-top-1", "token", is_trained_elsewhere=True),
-    Way("trained gates, top-2", "routed", "sgd-top-2", "token", is_trained_elsewhere=True),
+    Way("trained gates top-1", "routed", "sgd-top-1", "token", is_trained_elsewhere=True),
+    Way("trained gates top-2", "routed", "sgd-top-2", "token", is_trained_elsewhere=True),
     Way("X-LoRA", "adapter", "x-lora", is_trained_elsewhere=True),
 )
 

@@ -198,9 +198,8 @@ def test_page_follows_from_rows(measured: Measurement) -> None:
     rows = measured.rows.read()
     page = page_of(rows, PAGE.read_text(encoding="utf-8"))
     assert f"| {MEMBER} | 2 | " in page
-    assert (
-        f"- Ways that answered every task: {', '.join(way.name for way in WAYS if way.name in FEW)}." in page
-    )
+    answered = ", ".join(f"`{way.name}`" for way in WAYS if way.name in FEW)
+    assert f"- Ways that answered every task: {answered}." in page
     assert page_of(rows, page) == page
 
 
@@ -224,8 +223,9 @@ def test_committed_summaries_are_those_of_the_committed_scores() -> None:
 
 def test_page_without_rows_names_what_is_missing() -> None:
     found = sections([])
-    assert f"- Ways without rows: {', '.join(way.name for way in WAYS)}." in found["state"]
-    assert f"- Tasks of the paper that cannot be measured here: {', '.join(MISSING)}." in found["state"]
+    ways, missing = (", ".join(f"`{name}`" for name in names) for names in ([w.name for w in WAYS], MISSING))
+    assert f"- Ways without rows: {ways}." in found["state"]
+    assert f"- Tasks of the paper that cannot be measured here: {missing}." in found["state"]
     assert found["test"] == found["adapters"] == [tables.NOT_MEASURED]
 
 
