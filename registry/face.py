@@ -420,6 +420,8 @@ class Registry(Workspace):
         base_folder: StrPath | None = None,
         data: StrPath,
         options: EvaluationOptions | None = None,
+        run: StrPath | None = None,
+        processes: int = 1,
         out: StrPath | None = None,
         plots: StrPath | None = None,
         foreign: StrPath | None = None,
@@ -433,8 +435,11 @@ class Registry(Workspace):
             bundle: its folder or its catalogued name.
             base: the base model's name on the Hub, or its folder; needed unless `base_folder` is given.
             base_folder: where the base's files are, apart from what it is called.
-            data: a folder with a file ``MEMBER.jsonl`` for each member.
-            options: modes, metrics, and how many items are asked.
+            data: a folder with a file ``MEMBER.jsonl`` for each member, and maybe ``tasks.toml``.
+            options: modes, tasks, metrics, and how many items are asked.
+            run: a file that keeps answers as they come; what it has is not asked again.
+            processes: how many processes answer, each with the base loaded for itself and one thread. A
+                script that asks for several needs ``if __name__ == "__main__":``.
             out: a file for the evaluation as JSON.
             plots: a folder for figures.
             foreign: a folder of prompts that no member was made for, to count what is left to the base.
@@ -442,6 +447,7 @@ class Registry(Workspace):
 
         Raises:
             DataRefused: the data cannot be used.
+            UsageError: the run is of another bundle or base, or was asked otherwise.
             MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
         """
         require_torch("evaluating")
@@ -457,6 +463,8 @@ class Registry(Workspace):
             choose_base_to_run(self, folder, base, base_folder),
             Path(data),
             options or EvaluationOptions(),
+            run=path_or_none(run),
+            processes=processes,
             out=path_or_none(out),
             plots=path_or_none(plots),
             foreign=path_or_none(foreign),

@@ -325,17 +325,24 @@ class ScoreDifference(Document):
 
 
 class ModeDifference(Document):
-    """The second evaluation's mode against the first's: over all tasks, and in each."""
+    """The second evaluation's mode against the first's: over all tasks, and in each.
+
+    ``against`` is the mode of the first, None where it is the same.
+    """
 
     mode: Mode
+    against: Mode | None = None
     first: Share
     second: Share
     overall: ScoreDifference
     tasks: dict[Name, ScoreDifference]
 
+    # A comparison of the same modes keeps the bytes it had before there were others.
+    _leave_out = leaving_out("against")
+
 
 class Comparison(Document):
-    """Two evaluations that asked the same, mode by mode."""
+    """Two evaluations that asked the same, or one with itself, mode by mode."""
 
     meteora_comparison: Literal[1]
     first: str

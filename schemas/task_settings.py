@@ -18,7 +18,7 @@ TASK_SETTINGS_FILE = "tasks.toml"
 
 
 class OneTask(Document):
-    """How one task is asked and judged; None leaves a setting to the keys at the top, or to the default.
+    """The settings of one task; None leaves one to the keys at the top, or to the default.
 
     Attributes:
         metric: how answers are judged.

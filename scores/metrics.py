@@ -42,7 +42,7 @@ _CLOSING = "\"'`)]}*.,:;!?\u201d\u2019"
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is right for one item, and what it could be chosen from.
+    """The right answers to one item, and the choices that it offers.
 
     Attributes:
         answers: the right answers, at least one.

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from benchmarks.pages import Row
 from meteora_registry.runtime.evaluation.generation import Meter, generate_answers
 from meteora_registry.runtime.evaluation.likelihood import likeliest, log_probabilities, read_prompt
-from meteora_registry.runtime.evaluation.tally import RoutingTally
+from meteora_registry.runtime.evaluation.tally import RoutingTally, count_routing, sum_counts
 from meteora_registry.runtime.loaded_bundle import LoadedBundle
 from meteora_registry.schemas.evaluation import Metric
+from meteora_registry.schemas.evaluation_run import RoutingCounts
 from meteora_registry.schemas.names import PLAIN_BASE
 from meteora_registry.scores.metrics import Expected, judge_of
 
@@ -106,7 +107,9 @@ class _Asked:
         self._prepared = prepared
         self._decided: Counter[str] = Counter()
         self._meter: Meter | None = None
-        self._tally: RoutingTally | None = None
+        self._prompt_tokens = self._new_tokens = 0
+        self._names: tuple[str, ...] = ()
+        self._counts: list[RoutingCounts] = []
 
     def answer(self) -> list[str]:
         """Return an answer for each item."""
@@ -115,11 +118,10 @@ class _Asked:
             return [unit.most_frequent] * len(unit.items)
         torch.manual_seed(0)
         loaded = _models(self._prepared).loaded_for(unit.way)
+        self._names = loaded.config.names
         self._meter = Meter(loaded.model.device)
         if unit.way.kind == "likelihood":
             return [self._choose(loaded, item) for item in unit.items]
-        if unit.way.is_routed:
-            self._tally = RoutingTally(loaded.config.names)
         members = self._members(loaded)
         answers: dict[int, str] = {}
         for places, member in self._batches(loaded, members):
@@ -131,17 +133,18 @@ class _Asked:
         facts: Row = {}
         if self._decided:
             facts["decided"] = dict(self._decided.most_common())
-        if self._tally is not None:
-            found = self._tally.result()
+        if self._counts:
+            tally = RoutingTally(self._names)
+            tally.add(self._unit.task, sum_counts(self._counts))
+            found = tally.result()
             facts["tokens_rightly"] = found.accuracy
             facts["shares"] = list(found.shares[self._unit.task])
         if self._meter is not None:
-            cost = self._meter.result()
             facts |= {
-                "seconds": cost.seconds,
-                "prompt_tokens": cost.prompt_tokens,
-                "new_tokens": cost.new_tokens,
-                "peak_bytes": cost.peak_memory_bytes,
+                "seconds": round(self._meter.seconds, 3),
+                "prompt_tokens": self._prompt_tokens,
+                "new_tokens": self._new_tokens,
+                "peak_bytes": self._meter.peak_memory_bytes,
             }
         return facts
 
@@ -186,9 +189,10 @@ class _Asked:
                 stop=END,
                 meter=meter,
             )
-        meter.count(prompt_tokens=int(answers.read.prompt.sum()), new_tokens=answers.new_tokens)
-        if record is not None and self._tally is not None:
-            self._tally.add(unit.task, record.modules, answers.read, record.decisions)
+        self._prompt_tokens += int(answers.read.prompt.sum())
+        self._new_tokens += answers.new_tokens
+        if record is not None:
+            self._counts.append(count_routing(self._names, unit.task, record.modules, answers.read))
             # One decision for a sequence; a scope that decides for segments has several, and no such count.
             if unit.way.scope in ("prompt", "prompt+token"):
                 self._decided.update(
@@ -202,7 +206,7 @@ class _Asked:
         with meter.running(), served(loaded.model, self._unit.way, None):
             read = read_prompt(loaded, item.prompt)
             found = log_probabilities(loaded, read, choices)
-        meter.count(prompt_tokens=int(read.mask.sum()), new_tokens=0)
+        self._prompt_tokens += int(read.mask.sum())
         return likeliest(choices, found, "likelihood").strip()
 
 

@@ -7,11 +7,11 @@ the next row is written. Rows have scores, decisions and digests, and never a qu
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.pages import Row
+from meteora_registry.files.lines import growing_lines
 
 
 class RowsFile:
@@ -22,22 +22,14 @@ class RowsFile:
 
     def read(self) -> list[Row]:
         """Return the whole rows; none if there is no file."""
-        return [json.loads(line) for line in self._whole().splitlines()]
+        data = self.path.read_bytes() if self.path.exists() else b""
+        return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
     def append(self, row: Mapping[str, object]) -> None:
         """Add a row, behind the last whole one, and have it on the disk."""
-        line = json.dumps(row, sort_keys=True) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        size = len(self._whole())
-        with self.path.open("ab") as file:
-            file.truncate(size)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _whole(self) -> bytes:
-        data = self.path.read_bytes() if self.path.exists() else b""
-        return data[: data.rfind(b"\n") + 1]
+        with growing_lines(self.path, begins=b"{") as lines:
+            lines.append(json.dumps(row, sort_keys=True).encode())
 
 
 def of_kind(rows: Iterable[Row], kind: str, **facts: object) -> list[Row]:

@@ -49,7 +49,7 @@ from ..catalog.records import BundleVersion, NewMember
 from ..workspace import Workspace
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, write_verified
 from .fuse_plan import stored_sources
-from .inference import load_base
+from .inference import load_base, warn_of_strangers
 
 DEFAULT_ABSTAIN = 0.05
 _UNDECIDED_TOKENS = 4
@@ -167,6 +167,7 @@ def fit_bundle(
     bundle_name = choose_name(catalog, name, bundle, folder)
     sources = stored_sources(workspace, manifest)
     written = write_fitted(bundle, folder, request, sources=sources, progress=progress)
+    warn_of_strangers(workspace, request.data, bundle.config.names)
     record, gates = written.record, written.gates
     version = register_refit(catalog, folder, bundle_name, manifest, record)
     requests = gates.requests

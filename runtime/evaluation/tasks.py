@@ -37,6 +37,7 @@ class EvaluationOptions:
 
     Attributes:
         modes: see ``schemas.evaluation.Mode``.
+        tasks: the members whose tasks are asked; None for all.
         metric: how answers are judged, except for the members in ``metrics``; by default as ``settings``
             have it, else ``exact``.
         metrics: the metric of single members.
@@ -51,6 +52,7 @@ class EvaluationOptions:
     """
 
     modes: Sequence[Mode] = DEFAULT_MODES
+    tasks: Sequence[str] | None = None
     metric: Metric | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     limit: int | None = None
@@ -59,6 +61,22 @@ class EvaluationOptions:
     batch_size: int = 8
     form: PromptForm = "given"
     settings: TaskSettings = field(default_factory=TaskSettings)
+
+    def asked(self, members: Sequence[str]) -> tuple[str, ...]:
+        """Return which of the members' tasks are asked, in their order.
+
+        Raises:
+            UsageError: a task is of no member, or none is named.
+        """
+        if self.tasks is None:
+            return tuple(members)
+        if strangers := [task for task in self.tasks if task not in members]:
+            raise UsageError(
+                f"the task `{strangers[0]}` is asked for, the bundle has the members {_listed(members)}"
+            )
+        if not self.tasks:
+            raise UsageError("there are no tasks to evaluate")
+        return tuple(member for member in members if member in self.tasks)
 
     def of_task(self, member: str) -> OneTask:
         """Return how a member's task is asked and judged: these options come before the settings."""
@@ -71,18 +89,26 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The items of one member's task, their lengths in tokens, and the judge of their answers."""
+    """The items of one member's task, their lengths in tokens, what is right, and the labels of the task."""
 
     description: EvaluatedTask
     prompts: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
     expected: tuple[Expected, ...]
-    judge: Judge
+    labels: tuple[str, ...]
 
     @property
     def member(self) -> str:
         """The member whose task it is."""
         return self.description.member
+
+    def judge(self) -> Judge:
+        """Return the judge of the answers.
+
+        Raises:
+            MissingDependency: the library of the metric is not installed.
+        """
+        return judge_of(self.description.metric, self.labels)
 
 
 def read_task_settings(folder: Path) -> TaskSettings:
@@ -109,7 +135,7 @@ def make_tasks(
     """Return the tasks in the members' order.
 
     Args:
-        data: of every member.
+        data: of every member whose task is asked.
         members: of the bundle.
         tokenizer: of the base.
         options: which items, metrics and lengths.
@@ -127,7 +153,10 @@ def make_tasks(
     problems: list[str] = []
     with ChatTemplate(tokenizer):
         check_form(tokenizer, options.form)
-        tasks = [_make_task(data[member], tokenizer, options, context_tokens, problems) for member in members]
+        tasks = [
+            _make_task(data[member], tokenizer, options, context_tokens, problems)
+            for member in options.asked(members)
+        ]
     if problems:
         raise refusal_of(
             "the data cannot be evaluated",
@@ -187,7 +216,7 @@ def _make_task(
     max_new_tokens = _longest_answer(expected, metric, settings.max_new_tokens, tokenizer)
     found += _without_room(data, samples, prompt_tokens, max_new_tokens, context_tokens)
     problems += dict.fromkeys(found)
-    return Task(
+    task = Task(
         description=EvaluatedTask(
             member=data.member,
             data_sha256=data.sha256,
@@ -202,8 +231,11 @@ def _make_task(
         prompts=tuple(sample.prompt for sample in samples),
         prompt_tokens=prompt_tokens,
         expected=expected,
-        judge=judge_of(metric, (right for sample in data.samples for right in _expected_of(sample).answers)),
+        labels=tuple({right: None for sample in data.samples for right in _expected_of(sample).answers}),
     )
+    # A library that is missing is reported now.
+    task.judge()
+    return task
 
 
 def _asked_samples(

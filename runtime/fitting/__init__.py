@@ -9,7 +9,7 @@ from .fit_options import FitOptions
 from .forms import check_form, write_as, write_behind
 from .inputs import check_shapes
 from .statistics_file import names_in
-from .task_data import Sample, TaskData, read_task_data
+from .task_data import Sample, TaskData, read_task_data, strangers_in
 
 __all__ = [
     "ChosenEvidence",
@@ -25,6 +25,7 @@ __all__ = [
     "names_in",
     "open_base",
     "read_task_data",
+    "strangers_in",
     "write_as",
     "write_behind",
 ]

@@ -30,6 +30,7 @@ SUFFIX = ".jsonl"
 _MAX_MESSAGES = 1000
 _MAX_ANSWERS = 1000
 _SHOWN_PROBLEMS = 50
+_SHOWN_NAMES = 5
 # Prompts whose tokens are in memory at once.
 _COUNTED_TOGETHER = 64
 _SHAPES = {
@@ -86,7 +87,7 @@ def read_task_data(
     """Read the data of every member, in the members' order; those in ``may_lack`` may have none.
 
     Args:
-        folder: has a file ``MEMBER.jsonl`` for each member and no other file of that ending.
+        folder: has a file ``MEMBER.jsonl`` for each member; those of other names are not read.
         members: their names.
         tokenizer: of the base; it writes messages out and measures prompts.
         context_tokens: the longest prompt that the base takes, in tokens; None without a bound.
@@ -94,8 +95,8 @@ def read_task_data(
 
     Raises:
         SourceUnreadable: the folder cannot be read.
-        DataRefused: with every problem: a file that is missing, one too many, empty, too large, not regular
-            or not UTF-8; a line that is too long, not JSON, of another shape or longer than the context.
+        DataRefused: with every problem: a file that is missing, empty, too large, not regular or not UTF-8; a
+            line that is too long, not JSON, of another shape or longer than the context.
     """
     if not folder.is_dir():
         raise SourceUnreadable(
@@ -103,10 +104,9 @@ def read_task_data(
         )
     problems: list[str] = []
     with open_folder(folder) as descriptor, ChatTemplate(tokenizer) as template:
-        with os.scandir(descriptor) as entries:
-            present = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
+        present = _data_files(descriptor)
         files = {member: f"{member}{SUFFIX}" for member in members}
-        problems += _misplaced(present, files, may_lack)
+        problems += _missing(present, files, may_lack)
         data = {
             member: _read_file(folder / name, descriptor, member, template, context_tokens, problems)
             for member, name in files.items()
@@ -121,6 +121,21 @@ def read_task_data(
     return data
 
 
+def strangers_in(folder: Path, members: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the data files in a folder that belong to none of the members, sorted.
+
+    Raises:
+        SourceUnreadable: the folder cannot be read.
+    """
+    with open_folder(folder) as descriptor:
+        return tuple(name for name in _data_files(descriptor) if name.removesuffix(SUFFIX) not in members)
+
+
+def _data_files(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
+
+
 def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefused:
     """Return the refusal of data for all its problems; it lists the first ``_SHOWN_PROBLEMS``."""
     count, shown = len(problems), problems[:_SHOWN_PROBLEMS]
@@ -130,13 +145,14 @@ def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefus
     )
 
 
-def _misplaced(present: Sequence[str], files: dict[str, str], may_lack: Collection[str]) -> Iterator[str]:
-    for member, name in files.items():
-        if name not in present and member not in may_lack:
-            yield f"`{name}` is missing: there is no data for the member `{member}`"
-    for name in present:
-        if name not in files.values():
-            yield f"{quote_name(name)} belongs to no member, they are {', '.join(f'`{m}`' for m in files)}"
+def _missing(present: Sequence[str], files: dict[str, str], may_lack: Collection[str]) -> Iterator[str]:
+    lacking = [member for member, name in files.items() if name not in present and member not in may_lack]
+    for member in lacking:
+        yield f"`{files[member]}` is missing: there is no data for the member `{member}`"
+    strangers = [quote_name(name) for name in present if name not in files.values()]
+    if lacking and strangers:
+        more = f" and {len(strangers) - _SHOWN_NAMES} more" if len(strangers) > _SHOWN_NAMES else ""
+        yield f"of no member, and maybe misnamed: {', '.join(strangers[:_SHOWN_NAMES])}{more}"
 
 
 def _read_file(

@@ -153,7 +153,7 @@ def test_wrong_data_are_refused_with_every_problem(run: Run, workplace: Path, tm
     assert result.stderr.splitlines() == [
         f"error: the data in `{folder}` cannot be used: 4 problems",
         "  `rslora16.jsonl` is missing: there is no data for the member `rslora16`",
-        "  `stranger.jsonl` belongs to no member, they are `rank4`, `rank8`, `rslora16`",
+        "  of no member, and maybe misnamed: `stranger.jsonl`",
         "  `rank8.jsonl:2` is of no known shape: found none of them, expected one of "
         '`{"prompt": ..., "response": ...}`, `{"messages": [...]}`, `{"text": ...}`',
         "  `rank8.jsonl:1` has a prompt of 70 tokens, the base takes at most 64",

@@ -161,6 +161,22 @@ def test_data_is_refused_before_the_base_is_loaded(run: Run, workplace: Workplac
     assert "`two.jsonl` is missing: there is no data for the member `two`" in result.stderr
 
 
+def test_files_of_no_member_are_named_and_not_read_or_foreign(
+    run: Run, workplace: Workplace, tmp_path: Path
+) -> None:
+    data = shutil.copytree(workplace.bundle.parent / "data", tmp_path / "data")
+    write_lines(data / "stranger.jsonl", [{"text": "w50 w51"}, {"text": "w52"}])
+    arguments = [workplace.bundle, "--base", workplace.base, "--data", data, "--modes", "base", "--limit", 1]
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "warning: not read, for they belong to no member: `stranger.jsonl`\n" in result.stderr
+    # This bundle decides token by token, so its foreign prompts are read, and then refused.
+    refused = run(*arguments, "--foreign", data)
+    assert refused.returncode == 2
+    assert "not read" not in refused.stderr
+    assert "decides token by token, so no prompt is left to the base" in refused.stderr
+
+
 def test_item_without_an_answer_is_refused_with_its_line(
     run: Run, workplace: Workplace, tmp_path: Path
 ) -> None:
@@ -226,6 +242,36 @@ def test_compare_prints_differences(run: Run, tmp_path: Path) -> None:
     ]
     as_json = run("compare", first, second, "--format", "json")
     assert json.loads(as_json.stdout)["modes"][0]["overall"]["difference"] == 0.5
+
+
+def test_compare_prints_the_difference_of_two_modes(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    scores = {"member": {"one": [1.0] * 8}, "routed": {"one": [0.0] * 8}}
+    file.write_bytes(make_evaluation(scores).to_bytes())
+    result = run("compare", file, "--modes", "member,routed")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[4].split("  ")[0] == "routed against member"
+    assert "-100.0 to -100.0  lower" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "error: there is one evaluation, expected a second one, or two modes of it"),
+        (["--modes", "member"], "error: `--modes` is `member`, expected two modes such as `member,routed`"),
+        (["--modes", "all"], "error: `--modes` is `all`, expected two modes such as `member,routed`"),
+        (["--modes", "member,best"], "error: `--modes` is `member,best`, expected some of `all`, `base`"),
+    ],
+    ids=["none", "one", "all", "unknown"],
+)
+def test_compare_of_one_file_wants_two_modes(
+    run: Run, tmp_path: Path, options: list[str], message: str
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(make_evaluation({"member": {"one": [1.0]}}).to_bytes())
+    result = run("compare", file, *options)
+    assert result.returncode == 2
+    assert result.stderr.startswith(message)
 
 
 def test_both_forms_are_shown_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:

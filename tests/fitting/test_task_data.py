@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meteora_registry.files.digests import hash_file
-from meteora_registry.runtime.fitting import read_task_data, write_behind
+from meteora_registry.runtime.fitting import read_task_data, strangers_in, write_behind
 from meteora_registry.runtime.fitting import task_data as limits
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
@@ -205,7 +205,7 @@ def test_every_problem_of_the_folder_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("ignored")
     assert problems_of(tmp_path, "missing", "empty", "linked", "pipe", "target") == [
         "`missing.jsonl` is missing: there is no data for the member `missing`",
-        "`stranger.jsonl` belongs to no member, they are `missing`, `empty`, `linked`, `pipe`, `target`",
+        "of no member, and maybe misnamed: `stranger.jsonl`",
         "`empty.jsonl` is empty, expected at least one line",
         "`linked.jsonl` is a symbolic link, which is never followed",
         "`pipe.jsonl` is not a regular file",
@@ -224,6 +224,13 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "`lines.jsonl` has more than 3 lines",
         "`file.jsonl` has more than 100 bytes",
     ]
+
+
+def test_files_of_no_member_are_not_read(tmp_path: Path) -> None:
+    write_lines(tmp_path / "legal.jsonl", [{"text": "w1"}])
+    (tmp_path / "stranger.jsonl").write_text("not JSON")
+    assert list(read(tmp_path, "legal")) == ["legal"]
+    assert strangers_in(tmp_path, ["legal"]) == ("stranger.jsonl",)
 
 
 def test_no_more_problems_are_shown_than_a_person_reads(tmp_path: Path) -> None:
