@@ -22,6 +22,7 @@ SUBJECTS = {
     "interpreter-versions": "benchmarks.interpreter_versions",
     "gates": "benchmarks.gates.measure",
     "crashes": "benchmarks.crashes",
+    "paper": "benchmarks.paper.measure",
     "structure": "benchmarks.structure",
     "serving": "benchmarks.serving",
     "speed": "benchmarks.speed",

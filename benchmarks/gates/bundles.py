@@ -18,7 +18,6 @@ from meteora_registry.registry.workflows.fusion import fuse
 from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_bundle
 from meteora_registry.registry.workspace import Workspace
 from meteora_registry.runtime.fitting import FitOptions, context_of, fit_gates, open_base, read_task_data
-from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.recipe import Recipe, RecipeMember
 
 from .prompts import ARROW, prompt_of, response_of
@@ -70,13 +69,11 @@ def _fit_sample(item: Item, place: int) -> dict[str, str]:
     return {"text": f"{asked}\n{number}. {item.question}{ARROW} {item.answer}\n"}
 
 
-def fit_by_workflow(
-    bundle: Path, base: Path, data: Path, home: Home, folder: Path, *, scope: Scope
-) -> FitCost:
+def fit_by_workflow(bundle: Path, request: FitRequest, home: Home, folder: Path) -> FitCost:
     """Fit a bundle's gates as `gate fit` does, into a new catalogued version."""
     wall, processor = time.perf_counter(), time.process_time()
     with Workspace(home) as workspace:
-        fit_bundle(workspace, bundle, folder, FitRequest(str(base), data, scope))
+        fit_bundle(workspace, bundle, folder, request)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return FitCost(time.perf_counter() - wall, time.process_time() - processor, peak)
 

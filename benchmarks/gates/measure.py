@@ -25,6 +25,7 @@ from benchmarks.machine import description, version_of
 from meteora_registry.bundle import Bundle
 from meteora_registry.files.digests import hash_file
 from meteora_registry.registry.home import Home
+from meteora_registry.registry.workflows.gate_fit import FitRequest
 from meteora_registry.runtime.fitting import FitOptions
 from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.trace import ModulePlace
@@ -117,9 +118,8 @@ class Measurement:
         folder = self._folder / name.replace(" ", "-")
         if not folder.exists():
             say(name)
-            cost = fit_by_workflow(
-                self.bundles["arrow"], self._base, self._data, self._home, folder, scope=scope
-            )
+            request = FitRequest(str(self._base), self._data, scope)
+            cost = fit_by_workflow(self.bundles["arrow"], request, self._home, folder)
             self.write({"kind": "fit", "command": name, "members": len(self.adapters), **asdict(cost)})
         self.bundles[name] = folder
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -34,6 +35,30 @@ IGNORED = -100
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+
+
+class AdapterShape(Protocol):
+    """The part of a recipe that PEFT's config is made from."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of every module."""
+
+    @property
+    def alpha(self) -> int:
+        """The numerator of the scaling."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the target modules."""
+
+    @property
+    def rslora(self) -> bool:
+        """Whether the scaling is divided by the root of the rank."""
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """The first layer with an adapter, and the one behind the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +188,7 @@ def pool_size(task: str, wanted: int) -> int:
     return min(wanted, 1200) if task in ("pair", "name") else wanted
 
 
-def adapter_on(base: Path, recipe: AdapterRecipe) -> PeftModel:
+def adapter_on(base: Path, recipe: AdapterShape) -> PeftModel:
     """Return the base in bfloat16 with a fresh float32 adapter."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="eager")
     config = LoraConfig(

@@ -1,0 +1,284 @@
+"""The paper's tasks on a real base: ``python -m benchmarks.run paper [STAGE ...]``.
+
+Stages: `train` fetches the base and the items and trains the adapters, `fit` fuses them and fits gates,
+`validation` and `test` ask every way and write a row for each task, `page` writes the tables of
+docs/reproduction.md from the rows. What is slow is kept in the cache by a digest of what it was made from,
+and rows are appended as they come, so a run that was killed goes on where it stopped. Ways are compared on
+the validation items; the test items are asked once, by every way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import platformdirs
+
+from benchmarks.gates.base import prepare_base
+from benchmarks.gates.bundles import FitCost, fit_by_workflow, fuse_adapters
+from benchmarks.gates.measure import quiet
+from benchmarks.gates.rows import digest_of
+from benchmarks.machine import description, version_of
+from benchmarks.pages import Row
+from meteora_registry.files.digests import hash_file
+from meteora_registry.files.staging import staged_folder
+from meteora_registry.registry.home import Home
+from meteora_registry.registry.workflows.gate_fit import FitRequest
+from meteora_registry.schemas.gate_choices import Scope
+
+from .archive import prepare_items
+from .evaluate import Prepared, Unit, score_unit
+from .items import Item, Split, digest_of_items, fit_lines, read_items
+from .pool import run_units
+from .rows import RowsFile, of_kind
+from .summary import summaries
+from .tables import ROWS, write_page
+from .tasks import PaperTask, chosen_tasks
+from .training import JOINT_RECIPES, LOG, RECIPES, AdapterRecipe, adapter_folder, train
+from .ways import FITTED_SCOPES, UNFITTED, WAYS, Way
+
+STAGES = ("train", "fit", "validation", "test", "page")
+# Half of them are read by the fit, the others held out.
+FIT_ITEMS = 64
+TRAINED_ELSEWHERE = "trained"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The extent of a measurement.
+
+    Attributes:
+        validation_items: asked of each task on the validation items.
+        test_items: the same on the test items.
+        processes: of one thread each.
+        scopes: for which gates are fitted; ways that need another are left out.
+    """
+
+    validation_items: int = 20
+    test_items: int = 100
+    processes: int = 2
+    scopes: tuple[Scope, ...] = FITTED_SCOPES
+
+    def of(self, stage: Split) -> int:
+        """Return how many items of each task a stage asks."""
+        return self.validation_items if stage == "validation" else self.test_items
+
+
+class Measurement:
+    """The base, the tasks, what was made of them in the cache, and the file of rows."""
+
+    def __init__(
+        self,
+        base: Path,
+        items: Path,
+        tasks: Sequence[PaperTask],
+        cache: Path,
+        rows: Path,
+        *,
+        sizes: Sizes | None = None,
+        recipes: Sequence[AdapterRecipe] | None = None,
+    ) -> None:
+        self._base = base
+        self._cache = cache
+        self._sizes = sizes or Sizes()
+        self.rows = RowsFile(rows)
+        self.tasks = {task.name: task for task in tasks}
+        self._items = {task.name: read_items(task, items) for task in tasks}
+        stated = recipes or [*(RECIPES[name] for name in self.tasks), *JOINT_RECIPES.values()]
+        self._recipes = {recipe.name: recipe for recipe in stated}
+        self._folders = {
+            name: adapter_folder(recipe, self._learned_by(name), cache)
+            for name, recipe in self._recipes.items()
+        }
+        self.members = digest_of([self._folders[name].name for name in self.tasks])[:12]
+        self._bundles = cache / "bundles" / self.members
+        self._elsewhere = cache / TRAINED_ELSEWHERE / self.members
+
+    def _learned_by(self, name: str) -> dict[str, list[Item]]:
+        names = [name] if name in self.tasks else list(self.tasks)
+        return {each: self._items[each]["train"] for each in names}
+
+    def train(self) -> None:
+        """Train the adapters that are not there, and write a row for each that has none."""
+        missing = [name for name, folder in self._folders.items() if not folder.exists()]
+        # The longest first, so that no process ends long before the other.
+        missing.sort(key=lambda name: -self._recipes[name].tokens)
+        work = partial(train_unit, self._base)
+        units = [(self._recipes[name], self._learned_by(name), self._folders[name]) for name in missing]
+        for (recipe, _, _), _ in run_units(work, units, self._sizes.processes):
+            self._describe(recipe.name)
+        for name in self._folders:
+            self._describe(name)
+
+    def _describe(self, name: str) -> None:
+        folder, recipe = self._folders[name], self._recipes[name]
+        sha256 = str(hash_file(folder / "adapter_model.safetensors"))
+        if of_kind(self.rows.read(), "adapter", members=self.members, weights_sha256=sha256):
+            return
+        log = json.loads((folder / LOG).read_text(encoding="utf-8"))
+        learned = self._learned_by(name)
+        self._write(
+            {
+                "kind": "adapter",
+                "name": name,
+                "recipe": asdict(recipe),
+                "items": {task: len(own) for task, own in learned.items()},
+                "items_sha256": {task: digest_of_items(own) for task, own in learned.items()},
+                "weights_sha256": sha256,
+                "steps": log["steps"],
+                "tokens": log["tokens"],
+                "processor_seconds": log["processor_seconds"],
+                "right_at_last": round(sum(log["right"][-20:]) / len(log["right"][-20:]), 3),
+            }
+        )
+
+    def fit(self) -> None:
+        """Fuse the adapters and fit gates for each scope, as a user does."""
+        home = Home(self._cache / "home")
+        home.folder.mkdir(parents=True, exist_ok=True)
+        adapters = {name: self._folders[name] for name in self.tasks}
+        self._bundles.mkdir(parents=True, exist_ok=True)
+        bundle = fuse_adapters(adapters, self._base, home, self._bundles / UNFITTED)
+        self._write_fit_data()
+        missing = [scope for scope in self._sizes.scopes if not (self._bundles / scope).exists()]
+        work = partial(fit_unit, self._base, self._data, bundle, home)
+        for scope, cost in run_units(
+            work, [(scope, self._bundles / scope) for scope in missing], self._sizes.processes
+        ):
+            self._write({"kind": "fit", "scope": scope[0], "adapters": len(adapters), **asdict(cost)})
+
+    @property
+    def _data(self) -> Path:
+        return self._bundles / "data"
+
+    def _write_fit_data(self) -> None:
+        if self._data.exists():
+            return
+        with staged_folder(self._data) as staging:
+            for name, items in self._items.items():
+                lines = [json.dumps(line) + "\n" for line in fit_lines(items["train"][:FIT_ITEMS])]
+                (staging / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def ask(self, stage: Split, ways: Sequence[Way] = WAYS) -> None:
+        """Write a row for each way and task of a stage that has none yet.
+
+        Ways whose bundle or adapter is not there are left out, and named on standard error.
+        """
+        prepared = self._prepared()
+        for way in ways:
+            if not prepared.has(way):
+                where = self._elsewhere if way.is_trained_elsewhere else self._bundles
+                say(f"{way.name}: left out, there is no `{where / way.folder}`")
+        known = {
+            (row["stage"], row["way"], row["task"], row["items_sha256"])
+            for row in of_kind(self.rows.read(), "score", members=self.members)
+        }
+        units = [unit for unit in self._units(stage, ways) if prepared.has(unit.way)]
+        units = [unit for unit in units if unit.key not in known]
+        for unit, row in run_units(partial(score_unit, prepared), units, self._sizes.processes):
+            self._write(row)
+            mean = 100 * sum(row["scores"]) / len(row["scores"])
+            say(f"{stage}, {unit.way.name}, {unit.task}: {mean:.1f}, {row.get('seconds', 0)} s")
+        for row in summaries(self.rows.read(), stage, self.members):
+            self._write(row)
+
+    def _units(self, stage: Split, ways: Sequence[Way]) -> list[Unit]:
+        units = []
+        for way in ways:
+            for name, task in self.tasks.items():
+                items = tuple(self._items[name][stage][: self._sizes.of(stage)])
+                if way.kind == "likelihood" and not all(item.choices for item in items):
+                    continue
+                answers = Counter(item.targets[0] for item in self._items[name]["train"])
+                units.append(Unit(stage, way, name, task.metric, items, answers.most_common(1)[0][0]))
+        return units
+
+    def _prepared(self) -> Prepared:
+        bundles = {path.name: path for path in self._bundles.iterdir() if path.name != "data"}
+        joint = {name: folder for name, folder in self._folders.items() if name not in self.tasks}
+        for way in WAYS:
+            folder = self._elsewhere / way.folder
+            if way.is_trained_elsewhere and folder.exists():
+                (joint if way.kind == "adapter" else bundles)[way.folder] = folder
+        return Prepared(
+            base=self._base,
+            members=self.members,
+            adapters=tuple((name, self._folders[name]) for name in self.tasks),
+            bundles=tuple(sorted(bundles.items())),
+            joint=tuple((name, folder) for name, folder in joint.items() if folder.exists()),
+            data=self._data,
+        )
+
+    def _write(self, row: Row) -> None:
+        machine = description("cpu") | {name: version_of(name) for name in ("transformers", "peft")}
+        facts = {"members": self.members, "tasks": len(self.tasks), "machine": machine}
+        self.rows.append(row | facts)
+
+
+def train_unit(base: Path, unit: tuple[AdapterRecipe, dict[str, list[Item]], Path]) -> None:
+    """Train one adapter in this process."""
+    recipe, items, folder = unit
+    train(recipe, items, base, folder)
+
+
+def fit_unit(base: Path, data: Path, bundle: Path, home: Home, unit: tuple[Scope, Path]) -> FitCost:
+    """Fit gates for one scope in this process.
+
+    The data have both forms of a prompt already. No prompt is left to the base: all belong to a member.
+    """
+    scope, folder = unit
+    request = FitRequest(str(base), data, scope, form="given", abstain=None)
+    return fit_by_workflow(bundle, request, home, folder)
+
+
+def say(text: str) -> None:
+    """Report progress on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run some stages, or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run paper", description=__doc__)
+    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], default=[], help="all unless named")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["core"], help="names, `core` for the sixteen short ones, or `all`"
+    )
+    parser.add_argument("--test-items", type=int, default=Sizes().test_items, help="of each task")
+    parser.add_argument("--processes", type=int, default=Sizes().processes, help="of one thread each")
+    parser.add_argument(
+        "--cache", type=Path, default=platformdirs.user_cache_path("meteora-registry") / "paper"
+    )
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parsed = parser.parse_args(arguments)
+    stages = parsed.stages or list(STAGES)
+    if stages != ["page"]:
+        quiet()
+        try:
+            tasks = chosen_tasks(parsed.tasks)
+            items = prepare_items(parsed.cache)
+        except ValueError as error:
+            parser.error(str(error))
+        sizes = replace(Sizes(), test_items=parsed.test_items, processes=parsed.processes)
+        measurement = Measurement(
+            prepare_base(parsed.cache), items, tasks, parsed.cache, parsed.rows, sizes=sizes
+        )
+        run_stages(measurement, stages)
+    if "page" in stages:
+        write_page(parsed.rows)
+
+
+def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
+    """Run the stages that measure; what a later one needs of an earlier one is made if it is missing."""
+    measurement.train()
+    if stages != ["train"]:
+        measurement.fit()
+    for stage in get_args(Split):
+        if stage in stages and stage != "train":
+            measurement.ask(stage)

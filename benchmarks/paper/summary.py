@@ -1,0 +1,91 @@
+"""Summaries of a way over all tasks of a stage: its mean, and its distance from each task's own member.
+
+A summary is worked out once, when a way has answered all tasks, and is a row like any other: intervals take
+a while, and pages are made from rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.pages import Row
+from meteora_registry.scores.intervals import interval_of, mean_of_tasks
+
+from .rows import last_by, of_kind
+from .ways import LIKELIHOOD, MEMBER
+
+Tasks = dict[str, Row]
+
+
+def largest_set(rows: Iterable[Row]) -> str | None:
+    """Return the set of members with the most tasks that was asked anything, the last of equal ones."""
+    asked = [(row["tasks"], place, row["members"]) for place, row in enumerate(of_kind(rows, "score"))]
+    return max(asked)[2] if asked else None
+
+
+def scores_of(rows: Iterable[Row], stage: str, members: str | None) -> dict[str, Tasks]:
+    """Return the score rows of a stage and a set of members by way and task, of repeated ones the last."""
+    found: dict[str, Tasks] = {}
+    last = last_by(of_kind(rows, "score", stage=stage, members=members), ("way", "task"))
+    for row in last.values():
+        found.setdefault(row["way"], {})[row["task"]] = row
+    return found
+
+
+def is_complete(tasks: Tasks) -> bool:
+    """Return whether a way has answered every task; by likelihood, those of which all items have choices."""
+    (wanted,) = {row["tasks"] for row in tasks.values()}
+    return len(tasks) == wanted or LIKELIHOOD in {row["way"] for row in tasks.values()}
+
+
+def summaries(rows: Sequence[Row], stage: str, members: str) -> list[Row]:
+    """Return a row for each way that has answered every task, but for those that are there already."""
+    found = scores_of(rows, stage, members)
+    known = {
+        (row["way"], row["mean"], row["difference"])
+        for row in of_kind(rows, "summary", stage=stage, members=members)
+    }
+    made = []
+    for way, tasks in found.items():
+        if is_complete(tasks):
+            mean, difference = means_of(tasks, found.get(MEMBER))
+            if (way, mean, difference) not in known:
+                made.append(_summary(stage, way, tasks, found.get(MEMBER)))
+    return made
+
+
+def means_of(tasks: Tasks, member: Tasks | None) -> tuple[float, float | None]:
+    """Return the mean of the tasks' means, and that of the differences from the tasks' own members."""
+    mean = mean_of_tasks([row["scores"] for row in tasks.values()])
+    differences = _differences(tasks, member)
+    return round(mean, 6), None if differences is None else round(mean_of_tasks(differences), 6)
+
+
+def _summary(stage: str, way: str, tasks: Tasks, member: Tasks | None) -> Row:
+    mean, difference = means_of(tasks, member)
+    differences = _differences(tasks, member)
+    return {
+        "kind": "summary",
+        "stage": stage,
+        "way": way,
+        "mean": mean,
+        "interval": interval([row["scores"] for row in tasks.values()]),
+        "difference": difference,
+        "difference_interval": None if differences is None else interval(differences),
+    }
+
+
+def _differences(tasks: Tasks, member: Tasks | None) -> list[list[float]] | None:
+    """Return for each task the items' scores minus those of its own member; None where it lacks one."""
+    if member is None or not tasks.keys() <= member.keys():
+        return None
+    return [
+        [score - own for score, own in zip(row["scores"], member[task]["scores"], strict=True)]
+        for task, row in tasks.items()
+    ]
+
+
+def interval(tasks: Sequence[Sequence[float]]) -> list[float] | None:
+    """Return the two ends of the 95 % interval of the mean of the tasks' means."""
+    found = interval_of(tasks)
+    return None if found is None else [round(found.low, 6), round(found.high, 6)]

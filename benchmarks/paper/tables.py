@@ -1,0 +1,212 @@
+"""The tables of docs/reproduction.md, from the committed rows and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gates.tables import line, percent, table
+from benchmarks.pages import Row, with_section
+
+from .rows import RowsFile, last_by, of_kind
+from .summary import Tasks, is_complete, largest_set, scores_of
+from .tasks import MISSING, TASKS
+from .training import JOINT_RECIPES
+from .ways import BASE, LIKELIHOOD, MAJORITY, MEMBER, WAYS
+
+ROWS = Path(__file__).parents[1] / "results" / "paper.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
+START, END = "<!-- rows: {} -->", "<!-- end of {} -->"
+NOT_MEASURED = "Not measured yet."
+
+NEEDS = (
+    ("a prompt is one task, and decoding should cost what one LoRA costs", "prompt"),
+    ("a prompt is one task, and the answer may move into another", "prompt+token"),
+    ("one prompt has several tasks", "segment"),
+    ("nothing may be read ahead: every token decides by itself", "token"),
+    ("there are no texts of the tasks at all", "arrow"),
+    ("no gates: one adapter for all tasks, trained again for each new one", "LoRA-B"),
+)
+"""Needs of a user, and the way of ``WAYS`` for each."""
+
+
+def write_page(rows: Path = ROWS, page: Path = PAGE) -> None:
+    """Write every generated section of the page anew."""
+    page.write_text(page_of(RowsFile(rows).read(), page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def page_of(rows: Sequence[Row], page: str) -> str:
+    """Return a page with its sections made from these rows.
+
+    Raises:
+        ValueError: the page does not have each section's marks once.
+    """
+    for name, lines in sections(rows).items():
+        text = "\n".join(lines) + "\n"
+        page = with_section(page, START.format(name), END.format(name), text)
+    return page
+
+
+def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the lines of each section by its name."""
+    members = largest_set(rows)
+    made: dict[str, Callable[[Sequence[Row], str | None], list[str]]] = {
+        "state": _state,
+        "needs": _needs,
+        "test": lambda found, own: _ways(found, own, "test"),
+        "tasks": _tasks,
+        "confusions": _confusions,
+        "validation": lambda found, own: _ways(found, own, "validation"),
+        "adapters": _adapters,
+        "fits": _fits,
+    }
+    return {name: lines_of(rows, members) for name, lines_of in made.items()}
+
+
+def _state(rows: Sequence[Row], members: str | None) -> list[str]:
+    """Return which tasks and ways have rows and which have none."""
+    asked = scores_of(rows, "test", members)
+    tasks = {task for found in asked.values() for task in found}
+    ways = [way.name for way in WAYS if way.name in asked and is_complete(asked[way.name])]
+    begun = [way.name for way in WAYS if way.name in asked and way.name not in ways]
+    return [
+        f"- Tasks on the test items: {_listed([task.name for task in TASKS if task.name in tasks])}.",
+        f"- Tasks without rows: {_listed([task.name for task in TASKS if task.name not in tasks])}.",
+        f"- Tasks of the paper that cannot be measured here: {_listed(list(MISSING))}.",
+        f"- Ways that answered every task: {_listed(ways)}.",
+        f"- Ways that answered some: {_listed(begun)}.",
+        f"- Ways without rows: {_listed([way.name for way in WAYS if way.name not in asked])}.",
+    ]
+
+
+def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = _summaries(rows, members, "test")
+    lines = table("need", "gate or adapter", "score on the paper's tasks", "minus the member forced")
+    for need, way in NEEDS:
+        row = found.get(way)
+        cells = [NOT_MEASURED, ""] if row is None else [_mean(row), _difference(row)]
+        lines.append(line(need, f"`{way}`", *cells))
+    return lines
+
+
+def _ways(rows: Sequence[Row], members: str | None, stage: str) -> list[str]:
+    found = _summaries(rows, members, stage)
+    if not found:
+        return [NOT_MEASURED]
+    asked = scores_of(rows, stage, members)
+    lines = table(
+        "served by",
+        "tasks",
+        "mean of the tasks",
+        "minus the member forced",
+        "prompts decided rightly",
+        "tokens rightly",
+        "seconds an item",
+        "peak memory",
+    )
+    for way, row in sorted(found.items(), key=lambda each: -each[1]["mean"]):
+        tasks = asked[way]
+        cells = (_mean(row), _difference(row), _decided(tasks), _tokens(tasks), _seconds(tasks), _peak(tasks))
+        lines.append(line(way, len(tasks), *cells))
+    return lines
+
+
+def _tasks(rows: Sequence[Row], members: str | None) -> list[str]:
+    asked = scores_of(rows, "test", members)
+    routed = [way.name for way in WAYS if way.is_routed or way.kind == "adapter"]
+    shown = [name for name in (MAJORITY, BASE, LIKELIHOOD, MEMBER, *routed) if name in asked]
+    names = [task.name for task in TASKS if any(task.name in asked[way] for way in shown)]
+    if not names:
+        return [NOT_MEASURED]
+    lines = table("task", "judged by", "items", *shown)
+    for name in names:
+        found = {way: asked[way][name] for way in shown if name in asked[way]}
+        any_row = next(iter(found.values()))
+        cells = [percent(float(np.mean(found[way]["scores"]))) if way in found else "" for way in shown]
+        lines.append(line(name, any_row["metric"], any_row["items"], *cells))
+    return lines
+
+
+def _confusions(rows: Sequence[Row], members: str | None) -> list[str]:
+    tasks = scores_of(rows, "test", members).get("prompt", {})
+    if not tasks:
+        return [NOT_MEASURED]
+    lines = table("task", "prompts", "decided rightly", "taken for")
+    for name, row in tasks.items():
+        others = [f"{other} ({count})" for other, count in row["decided"].items() if other != name]
+        right = row["decided"].get(name, 0)
+        lines.append(line(name, row["items"], right, ", ".join(others)))
+    return lines
+
+
+def _adapters(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = last_by(of_kind(rows, "adapter", members=members), ("name",)).values()
+    if not found:
+        return [NOT_MEASURED]
+    lines = table(
+        "adapter", "rank", "scaling", "target modules", "items", "steps", "tokens", "processor time", "sha256"
+    )
+    for row in sorted(found, key=lambda each: (each["name"] in JOINT_RECIPES, each["name"])):
+        recipe = row["recipe"]
+        targets = ", ".join(target.removesuffix("_proj") for target in recipe["targets"])
+        scaling = "rsLoRA" if recipe["rslora"] else "alpha / r"
+        cells = (row["name"], recipe["rank"], scaling, targets, sum(row["items"].values()), row["steps"])
+        cost = (row["tokens"], f"{row['processor_seconds']:.0f} s", f"`{row['weights_sha256'][:16]}`")
+        lines.append(line(*cells, *cost))
+    return lines
+
+
+def _fits(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = last_by(of_kind(rows, "fit", members=members), ("scope",)).values()
+    if not found:
+        return [NOT_MEASURED]
+    lines = table("scope", "members", "wall", "processor time", "peak memory of the process")
+    for row in found:
+        seconds = [f"{row[key]:.0f} s" for key in ("wall_seconds", "processor_seconds")]
+        lines.append(line(row["scope"], row["adapters"], *seconds, f"{row['peak_bytes'] / 1e9:.2f} GB"))
+    return lines
+
+
+def _summaries(rows: Sequence[Row], members: str | None, stage: str) -> dict[str, Row]:
+    return {row["way"]: row for row in of_kind(rows, "summary", stage=stage, members=members)}
+
+
+def _mean(row: Row) -> str:
+    return _with_interval(row["mean"], row["interval"], percent(row["mean"]))
+
+
+def _difference(row: Row) -> str:
+    if row["difference"] is None or row["way"] == MEMBER:
+        return ""
+    return _with_interval(row["difference"], row["difference_interval"], f"{100 * row['difference']:+.1f}")
+
+
+def _with_interval(value: float, ends: list[float] | None, text: str) -> str:
+    return text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+
+
+def _decided(tasks: Tasks) -> str:
+    shares = [row["decided"].get(task, 0) / row["items"] for task, row in tasks.items() if "decided" in row]
+    return percent(float(np.mean(shares))) if shares else ""
+
+
+def _tokens(tasks: Tasks) -> str:
+    shares = [row["tokens_rightly"] for row in tasks.values() if "tokens_rightly" in row]
+    return percent(float(np.mean(shares))) if shares else ""
+
+
+def _seconds(tasks: Tasks) -> str:
+    if not all("seconds" in row for row in tasks.values()):
+        return ""
+    return f"{np.mean([row['seconds'] / row['items'] for row in tasks.values()]):.2f} s"
+
+
+def _peak(tasks: Tasks) -> str:
+    peaks = [row["peak_bytes"] for row in tasks.values() if row.get("peak_bytes")]
+    return f"{max(peaks) / 1e9:.2f} GB" if peaks else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"

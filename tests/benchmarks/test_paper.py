@@ -1,0 +1,400 @@
+"""The paper's tasks, measured in small: two tasks of BIG-bench's form on a tiny model of random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.paper import archive, tables
+from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
+from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
+from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
+from benchmarks.paper.rows import RowsFile, of_kind
+from benchmarks.paper.summary import interval, largest_set, means_of, scores_of
+from benchmarks.paper.tables import PAGE, ROWS, page_of, sections
+from benchmarks.paper.tasks import MISSING, TASKS, PaperTask, chosen_tasks
+from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
+from benchmarks.paper.ways import CENTROID, FITTED_SCOPES, LIKELIHOOD, MAJORITY, MEMBER, WAYS
+from meteora_registry.schemas.gate_choices import Scope
+from support.byte_tokens import byte_tokenizer
+from support.patience import PATIENCE_SECONDS
+from support.task_data import TEMPLATE
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::meteora_registry.runtime.GateNotFittedWarning",
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+)
+TOKENIZER = byte_tokenizer(pad_token="\u0100", padding_side="left", chat_template=TEMPLATE)
+TINY_TASKS = (
+    PaperTask("parity", "normalised", shows_choices=True),
+    PaperTask("sums", "contains", ("small", "large")),
+)
+
+
+FEW = {MAJORITY, LIKELIHOOD, MEMBER, "prompt", CENTROID, "LoRA-B"}
+
+
+def parity(number: int) -> dict[str, Any]:
+    return {"input": f"Is {number} odd?", "target_scores": {"yes": number % 2, "no": 1 - number % 2}}
+
+
+def total(number: int) -> dict[str, Any]:
+    return {"input": f"{number} and 1", "target": [str(number + 1), f"it is {number + 1}"]}
+
+
+EXAMPLES = {
+    "parity": [parity(number) for number in range(120)],
+    "sums/small": [total(number) for number in range(60)],
+    "sums/large": [total(number) for number in range(100, 160)],
+}
+
+
+@pytest.fixture(scope="module")
+def items_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("items")
+    for name, examples in EXAMPLES.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / ITEMS_FILE).write_text(json.dumps({"examples": examples}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+def tiny_recipe(name: str, rank: int = 4) -> AdapterRecipe:
+    return AdapterRecipe(name, rank, ("q_proj", "down_proj"), layers=(0, 2), tokens=600)
+
+
+@pytest.fixture(scope="module")
+def measure(
+    base: Path, items_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Measurement]:
+    """A measurement in small, new at every call, whose adapters and bundles are always in the same folder."""
+    folder = tmp_path_factory.mktemp("measured")
+    names = [*(task.name for task in TINY_TASKS), LORA_F, LORA_B]
+    recipes = [tiny_recipe(name, 4 + 4 * place) for place, name in enumerate(names)]
+
+    def make(rows: str, *scopes: Scope) -> Measurement:
+        sizes = Sizes(validation_items=2, test_items=3, processes=1, scopes=scopes)
+        return Measurement(
+            base, items_folder, TINY_TASKS, folder, folder / rows, sizes=sizes, recipes=recipes
+        )
+
+    return make
+
+
+def measure_few(measurement: Measurement) -> Measurement:
+    measurement.train()
+    measurement.fit()
+    measurement.ask("test", [way for way in WAYS if way.name in FEW])
+    return measurement
+
+
+@pytest.fixture(scope="module")
+def measured(measure: Callable[..., Measurement]) -> Measurement:
+    """A few of the ways on the test items."""
+    return measure_few(measure("few.jsonl", "prompt"))
+
+
+@pytest.fixture(scope="module")
+def whole(measured: Measurement, measure: Callable[..., Measurement]) -> Measurement:
+    """All stages but the page, with every way."""
+    measurement = measure("whole.jsonl", *FITTED_SCOPES)
+    run_stages(measurement, ["train", "fit", "validation", "test"])
+    return measurement
+
+
+@pytest.mark.slow
+def test_measurement_writes_a_row_for_every_way_and_task(whole: Measurement) -> None:
+    there = [way.name for way in WAYS if not way.is_trained_elsewhere]
+    wanted = {(way, task.name) for way in there for task in TINY_TASKS}
+    # An item of the other task has no choices.
+    rows = whole.rows.read()
+    for stage, items in (("validation", 2), ("test", 3)):
+        found = of_kind(rows, "score", stage=stage)
+        assert {(row["way"], row["task"]) for row in found} == wanted - {(LIKELIHOOD, "sums")}
+        assert {row["way"] for row in of_kind(rows, "summary", stage=stage)} == set(there)
+        for row in found:
+            assert len(row["scores"]) == row["items"] == items
+            assert row["way"] == MAJORITY or row["seconds"] > 0
+    # One of the four was fitted before.
+    assert {row["scope"] for row in of_kind(rows, "fit")} == set(FITTED_SCOPES) - {"prompt"}
+
+
+def test_rows_have_recipe_cost_and_routing(measured: Measurement) -> None:
+    rows = measured.rows.read()
+    assert {row["name"] for row in of_kind(rows, "adapter")} == {"parity", "sums", LORA_F, LORA_B}
+    assert {row["steps"] > 0 for row in of_kind(rows, "adapter")} == {True}
+    (fit,) = of_kind(rows, "fit")
+    assert (fit["scope"], fit["adapters"]) == ("prompt", 2)
+    scores = of_kind(rows, "score")
+    assert {row["way"] for row in scores} == FEW
+    for row in scores:
+        if row["way"] in ("prompt", CENTROID):
+            assert sum(row["decided"].values()) == row["items"] == 3
+    for row in of_kind(rows, "score", way="prompt"):
+        assert sum(row["shares"]) == pytest.approx(1)
+    # The inputs differ in form, so even a base of random weights tells the tasks apart.
+    assert [row["decided"] for row in of_kind(rows, "score", way="prompt", task="sums")] == [{"sums": 3}]
+
+
+def test_rows_have_no_item(measured: Measurement) -> None:
+    text = measured.rows.path.read_text()
+    for examples in EXAMPLES.values():
+        assert not [each["input"] for each in examples if each["input"] in text]
+
+
+def test_measurement_that_was_killed_goes_on_where_it_stopped(
+    measured: Measurement, measure: Callable[..., Measurement]
+) -> None:
+    """The rows end within the last score: it alone is made again, as it was."""
+    rows = measured.rows
+    before = rows.read()
+    data = rows.path.read_bytes()
+    places = [place for place, row in enumerate(before) if row["kind"] == "score"]
+    whole_lines = b"".join(data.splitlines(keepends=True)[: places[-1]])
+    rows.path.write_bytes(data[: len(whole_lines) + 40])
+    measure_few(measure("few.jsonl", "prompt"))
+    assert rows.path.read_bytes().startswith(whole_lines)
+    after = rows.read()
+    assert [row["kind"] for row in after] == [row["kind"] for row in before]
+    assert after[places[-1]]["scores"] == before[places[-1]]["scores"]
+    settled = rows.path.read_bytes()
+    measure_few(measure("few.jsonl", "prompt"))
+    assert rows.path.read_bytes() == settled
+
+
+def test_page_follows_from_rows(measured: Measurement) -> None:
+    rows = measured.rows.read()
+    page = page_of(rows, PAGE.read_text(encoding="utf-8"))
+    assert f"| {MEMBER} | 2 | " in page
+    answered = ", ".join(f"`{way.name}`" for way in WAYS if way.name in FEW)
+    assert f"- Ways that answered every task: {answered}." in page
+    assert page_of(rows, page) == page
+
+
+def test_page_shows_the_committed_rows() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == page_of(RowsFile(ROWS).read(), page)
+
+
+def test_committed_summaries_are_those_of_the_committed_scores() -> None:
+    """The means of all, and one interval, because an interval takes long."""
+    rows = RowsFile(ROWS).read()
+    for stage in ("validation", "test"):
+        members = largest_set(rows)
+        scores = scores_of(rows, stage, members)
+        for row in of_kind(rows, "summary", stage=stage, members=members):
+            tasks = scores[row["way"]]
+            assert (row["mean"], row["difference"]) == means_of(tasks, scores.get(MEMBER))
+            if row["way"] == MEMBER:
+                assert row["interval"] == interval([each["scores"] for each in tasks.values()])
+
+
+def test_page_without_rows_names_what_is_missing() -> None:
+    found = sections([])
+    ways, missing = (", ".join(f"`{name}`" for name in names) for names in ([w.name for w in WAYS], MISSING))
+    assert f"- Ways without rows: {ways}." in found["state"]
+    assert f"- Tasks of the paper that cannot be measured here: {missing}." in found["state"]
+    assert found["test"] == found["adapters"] == [tables.NOT_MEASURED]
+
+
+def test_table_of_tasks_is_the_papers() -> None:
+    assert len(TASKS) + len(MISSING) == 28
+    assert sum(task.is_core for task in TASKS) == 16
+    assert chosen_tasks(["all"]) == TASKS
+    assert chosen_tasks(["winowhy", "core"]) == chosen_tasks(["core"])
+    assert {*RECIPES} == {task.name for task in TASKS}
+    assert {*JOINT_RECIPES} == {LORA_F, LORA_B}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_adapters_have_shapes_that_differ(recipe: AdapterRecipe) -> None:
+    assert 4 <= recipe.rank <= 16
+    others = [each for each in RECIPES.values() if (each.rank, each.targets) != (recipe.rank, recipe.targets)]
+    assert others
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "gsm8k",
+            "`gsm8k` (problems of grade-school mathematics) is not in BIG-bench and cannot be measured",
+        ),
+        ("chess", "`chess` is not a task, expected `core`, `all` or abstract_narrative_understanding, "),
+    ],
+)
+def test_task_that_cannot_be_had_is_refused(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--tasks", name, "--cache", str(tmp_path / "cache")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_splits_share_no_question(items_folder: Path) -> None:
+    for task in TINY_TASKS:
+        splits = read_items(task, items_folder)
+        questions = [{item.question for item in items} for items in splits.values()]
+        assert sum(map(len, questions)) == len(set().union(*questions)) == 120
+        assert len(splits["test"]) >= MIN_TEST_ITEMS
+        assert splits == read_items(task, items_folder)
+
+
+def test_test_items_are_the_last_fifth_of_the_shuffled_file(items_folder: Path) -> None:
+    """BIG-bench shuffles a file's examples with the seed 42; its validation split is the last fifth."""
+    shuffled = [*EXAMPLES["parity"]]
+    random.Random(42).shuffle(shuffled)
+    tested = {item.question.partition("\n")[0] for item in read_items(TINY_TASKS[0], items_folder)["test"]}
+    assert tested == {example["input"] for example in shuffled[96:]}
+
+
+def test_task_with_few_items_is_refused(items_folder: Path) -> None:
+    few = replace(TINY_TASKS[1], subtasks=("small",), max_letters=7)
+    with pytest.raises(ValueError, match=r"`sums` has .* items for the test, .* for training"):
+        read_items(few, items_folder)
+
+
+def test_item_has_every_right_answer_and_its_own_choices() -> None:
+    task, other = TINY_TASKS
+    item = item_of(task, parity(3))
+    assert item is not None
+    assert (item.question, item.targets) == ("Is 3 odd?\nchoice: yes\nchoice: no", ("yes",))
+    assert (item.prompt[-3:], item.response) == (" ->", " yes\n")
+    free = item_of(other, total(6))
+    assert free is not None
+    assert (free.targets, free.choices) == (("7", "it is 7"), ())
+    assert item_of(other, {"input": "?", "target": []}) is None
+
+
+def test_half_of_the_lines_that_a_fit_reads_are_messages(items_folder: Path, tmp_path: Path) -> None:
+    items = read_items(TINY_TASKS[0], items_folder)["train"][:16]
+    lines = fit_lines(items)
+    # A fit holds every second line out.
+    for part in (lines[::2], lines[1::2]):
+        assert sum("messages" in line for line in part) == len(part) / 2
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert prompts_in(path) == [item.prompt for item in items]
+
+
+def test_steps_have_the_stated_tokens_and_joint_samples_are_balanced(items_folder: Path) -> None:
+    train = {task.name: read_items(task, items_folder)["train"] for task in TINY_TASKS}
+    unequal = {"parity": train["parity"], "sums": train["sums"][:5]}
+    batches = list(batches_of(draw(unequal, TOKENIZER, 0, balanced=True), 3000))
+    sizes = [sum(len(sample.ids) for sample in batch) for batch in batches]
+    assert sum(sizes) >= 3000 > sum(sizes[:-1])
+    own = [TOKENIZER.decode(sample.ids).startswith("Is") for batch in batches for sample in batch]
+    assert abs(2 * sum(own) - len(own)) <= 1
+    pooled = [next(each) for each in [draw(unequal, TOKENIZER, 0, balanced=False)] * 60]
+    assert sum(TOKENIZER.decode(sample.ids).startswith("Is") for sample in pooled) > 45
+
+
+def test_items_change_the_digest(items_folder: Path) -> None:
+    items = read_items(TINY_TASKS[0], items_folder)["train"]
+    assert digest_of_items(items) != digest_of_items(items[1:])
+
+
+@pytest.fixture
+def sdist(tmp_path: Path) -> Iterator[Path]:
+    """An archive with items of one task, a link in place of those of another, and a file beside."""
+    path = tmp_path / "source.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name in ("other", "parity"):
+            data = json.dumps({"examples": EXAMPLES["parity"]}).encode()
+            entry = tarfile.TarInfo(f"{INSIDE}/{name}/{ITEMS_FILE}")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        link = tarfile.TarInfo(f"{INSIDE}/sums/{ITEMS_FILE}")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    yield path
+
+
+def test_only_the_wanted_files_are_copied(sdist: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    copy_members(sdist, {f"{INSIDE}/parity/{ITEMS_FILE}": Path("parity", ITEMS_FILE)}, folder)
+    assert [path.relative_to(folder) for path in folder.rglob("*.*")] == [Path("parity", ITEMS_FILE)]
+    assert json.loads((folder / "parity" / ITEMS_FILE).read_text()) == {"examples": EXAMPLES["parity"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("sums", "expected a regular file of at most"), ("absent", "lacks `bigbench-1.0.0/")],
+)
+def test_file_that_is_not_one_is_refused(sdist: Path, tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        copy_members(sdist, {f"{INSIDE}/{name}/{ITEMS_FILE}": Path(name, ITEMS_FILE)}, tmp_path)
+
+
+def test_too_large_a_file_is_refused(sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MAX_FILE_BYTES", 100)
+    with pytest.raises(ValueError, match="expected a regular file of at most 100"):
+        copy_members(sdist, {f"{INSIDE}/parity/{ITEMS_FILE}": Path("parity", ITEMS_FILE)}, tmp_path)
+
+
+def test_another_source_package_is_refused(tmp_path: Path) -> None:
+    (tmp_path / archive.SDIST).write_bytes(b"another package")
+    with pytest.raises(ValueError, match="has sha256 `"):
+        prepare_items(tmp_path)
+    assert not (tmp_path / "bigbench").exists()
+
+
+def test_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    rows = RowsFile(tmp_path / "rows.jsonl")
+    rows.append({"kind": "a"})
+    rows.path.write_bytes(rows.path.read_bytes() + b'{"kind": "b", "scor')
+    assert rows.read() == [{"kind": "a"}]
+    rows.append({"kind": "c"})
+    assert rows.path.read_text() == '{"kind": "a"}\n{"kind": "c"}\n'
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_was_killed() -> None:
+    """The workers hold the other end of the pipe, so it ends when the last of them does."""
+    program = (
+        "import time\n"
+        "from benchmarks.paper.pool import run_units\n"
+        "if __name__ == '__main__':\n"
+        "    for unit, _ in run_units(time.sleep, [0, 3600, 3600], 2):\n"
+        "        print(unit, flush=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PAGE.parents[1])}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"0\n"
+        parent.kill()
+        assert parent.communicate(timeout=PATIENCE_SECONDS)[0] == b""
