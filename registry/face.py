@@ -348,7 +348,8 @@ class Registry(Workspace):
             out: the new folder.
             name: what the catalog calls the result; by default what it calls the bundle.
             scope: what one decision of the gates serves.
-            statistics: a file that keeps what was computed; members in it need no data again.
+            statistics: a folder that keeps each member's part of what was computed, so that members can be
+                added, removed and replaced without the data of the others.
             form: of the prompts; by default both plain and in the base's chat template, if it has one.
             abstain: the share of own prompts that a decision about requests may leave to the base, so that
                 prompts that no member was made for are left to it; None to leave none.

@@ -159,7 +159,8 @@ class FusedBundle(Closing):
             data: a folder with a file ``MEMBER.jsonl`` for each member.
             base: the base model's folder, or its name on the Hub; by default the one it was fused for.
             scope: what one decision of the gates serves.
-            statistics: a file that keeps what was computed; members in it need no data again.
+            statistics: a folder that keeps each member's part of what was computed, so that members can be
+                added, removed and replaced without the data of the others.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "gate fit bundle --base ./base --data ./data --out fitted",
         "gate fit ./bundle --base org/base --data ./data --out fitted --scope token",
-        "gate fit bundle --base ./base --data ./new --out fitted --statistics bundle.statistics",
+        "gate fit bundle --base ./base --data ./data --out fitted --statistics ./statistics",
     ),
 )
 @bundle_argument
@@ -59,8 +59,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--statistics",
+    metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="A file that keeps what was worked out; members that it has need no data again.",
+    help="A folder that keeps what `bundle add`, `remove` and `replace` need in place of the members' data.",
 )
 @as_option(
     None,

@@ -29,18 +29,24 @@ from ...runtime.fitting import (
     FitOptions,
     FittedGates,
     OpenedBase,
-    TaskData,
     check_form,
     check_shapes,
     context_of,
     fit_gates,
-    names_in,
     open_base,
     read_task_data,
 )
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, RequestGates
+from ...schemas.bundle import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    BundleConfig,
+    Fitting,
+    RequestGates,
+)
 from ...schemas.errors import UsageError
 from ...schemas.gate_choices import SCOPES, PromptForm, Scope, check_scope
+from ...schemas.inventory import Dtype
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
@@ -66,7 +72,8 @@ class FitRequest:
             those of other members, because a segment follows others in use. For `token` and `prompt+token`
             it leaves out the first four tokens of every sample, from which no member can be recognised:
             measured, that raises the weakest member from 62 to 77 % of its own score (docs/gates-tables.md).
-        statistics: where the statistics are read and kept, if anywhere.
+        statistics: the folder in which each member's part is kept, so that members can be added, removed and
+            replaced without the data of the others. What is in it already is not worked out again.
         form: of the prompts; by default both plain and in the base's chat template, if it has one.
         abstain: the share of own prompts that a decision about requests may leave to the base; None for no
             abstention.
@@ -81,6 +88,12 @@ class FitRequest:
 
     def __post_init__(self) -> None:
         check_scope(self.scope)
+        if self.statistics is not None and SCOPES[self.scope].fits_concatenated:
+            raise UsageError(
+                f"there are no statistics for the scope `{self.scope}`, whose fit reads samples behind those "
+                "of other members",
+                hint="leave out `--statistics`: members of such a bundle change with the data of all",
+            )
 
     @property
     def options(self) -> FitOptions:
@@ -269,7 +282,14 @@ def find_version(catalog: Catalog, bundle: Bundle) -> CatalogSource | None:
 
 
 def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Progress) -> FittedGates:
-    data = _read_data(bundle, request, opened)
+    if request.statistics is not None:
+        check_statistics(request.statistics)
+    data = read_task_data(
+        request.data,
+        bundle.config.names,
+        tokenizer=opened.tokenizer,
+        context_tokens=context_of(opened.config),
+    )
     if request.form is not None:
         check_form(opened.tokenizer, request.form)
     return fit_gates(
@@ -279,43 +299,29 @@ def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Prog
         data,
         options=request.options,
         statistics=request.statistics,
-        bundle_bytes=_factor_bytes(bundle),
+        bundle_bytes=factor_bytes(bundle.config, bundle.shapes, bundle.dtype),
         progress=progress,
     )
 
 
-def _factor_bytes(bundle: Bundle) -> int:
-    layouts = bundle.config.layouts
-    numbers = sum(layouts[path].rows * sum(shape) for path, shape in bundle.shapes.items())
-    return numbers * bundle.dtype.size_bytes
+def factor_bytes(config: BundleConfig, shapes: Mapping[str, tuple[int, int]], dtype: Dtype) -> int:
+    """Return the bytes of the factors of a bundle whose modules have these ``(in, out)`` features."""
+    numbers = sum(config.layouts[path].rows * sum(shape) for path, shape in shapes.items())
+    return numbers * dtype.size_bytes
 
 
-def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:
-    known: tuple[str, ...] = ()
-    if request.statistics is not None:
-        _check_statistics(request.statistics)
-        known = names_in(request.statistics)
-    return read_task_data(
-        request.data,
-        bundle.config.names,
-        tokenizer=opened.tokenizer,
-        context_tokens=context_of(opened.config),
-        may_lack=known,
-    )
-
-
-def _check_statistics(path: Path) -> None:
-    """Pass if statistics can be kept there.
+def check_statistics(folder: Path) -> None:
+    """Pass if statistics can be kept in a folder.
 
     Raises:
-        SourceUnreadable: the folder does not exist or may not be written to.
-        UsageError: it is that of a bundle, which may have only what its manifest lists.
+        SourceUnreadable: it cannot be made, or may not be written to.
+        UsageError: it is inside a bundle, which may have only what its manifest lists.
     """
-    check_writable(path)
-    around = bundle_around(path)
+    check_writable(folder / "a part" if folder.is_dir() else folder)
+    around = bundle_around(folder / "a part")
     if around is not None:
         raise UsageError(
-            f"`{path}` is inside the bundle `{around}`, which may have only what its manifest lists",
+            f"`{folder}` is inside the bundle `{around}`, which may have only what its manifest lists",
             hint="choose another path with `--statistics`",
         )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..base_model import OpenedBase, context_of, open_base
 from .evidence import ChosenEvidence
-from .fit import FittedGates, fit_gates
+from .fit import FittedGates, fit_gates, method_of
 from .fit_options import FitOptions
 from .forms import check_form, write_as
 from .inputs import check_shapes
-from .statistics_file import names_in
-from .task_data import Sample, TaskData, read_task_data
+from .statistics_file import StatisticsFolder
+from .task_data import Sample, TaskData, read_member_data, read_task_data
 
 __all__ = [
     "ChosenEvidence",
@@ -17,13 +17,15 @@ __all__ = [
     "FittedGates",
     "OpenedBase",
     "Sample",
+    "StatisticsFolder",
     "TaskData",
     "check_form",
     "check_shapes",
     "context_of",
     "fit_gates",
-    "names_in",
+    "method_of",
     "open_base",
+    "read_member_data",
     "read_task_data",
     "write_as",
 ]

@@ -8,7 +8,7 @@ found before a model is loaded, and reported with file and line.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,16 +75,14 @@ def read_task_data(
     *,
     tokenizer: PreTrainedTokenizerBase,
     context_tokens: int | None,
-    may_lack: Collection[str] = (),
 ) -> dict[str, TaskData]:
-    """Read the data of every member, in the members' order; those in ``may_lack`` may have none.
+    """Read the data of every member, in the members' order.
 
     Args:
         folder: has a file ``MEMBER.jsonl`` for each member and no other file of that ending.
         members: their names.
         tokenizer: of the base; it writes messages out and measures prompts.
         context_tokens: the longest prompt that the base takes, in tokens; None without a bound.
-        may_lack: members whose file may be missing.
 
     Raises:
         SourceUnreadable: the folder cannot be read.
@@ -100,7 +98,7 @@ def read_task_data(
         with os.scandir(descriptor) as entries:
             present = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
         files = {member: f"{member}{SUFFIX}" for member in members}
-        problems += _misplaced(present, files, may_lack)
+        problems += _misplaced(present, files)
         data = {
             member: _read_file(folder / name, descriptor, member, template, context_tokens, problems)
             for member, name in files.items()
@@ -115,6 +113,27 @@ def read_task_data(
     return data
 
 
+def read_member_data(
+    path: Path, member: str, *, tokenizer: PreTrainedTokenizerBase, context_tokens: int | None
+) -> TaskData:
+    """Read the data of one member from a file of any name.
+
+    Raises:
+        SourceUnreadable: its folder cannot be read.
+        DataRefused: with every problem, as ``read_task_data``.
+    """
+    problems: list[str] = []
+    with open_folder(path.parent) as descriptor, ChatTemplate(tokenizer) as template:
+        data = _read_file(path, descriptor, member, template, context_tokens, problems)
+    if problems:
+        raise refusal_of(
+            f"the data of `{member}` cannot be used",
+            problems,
+            hint=f"each line of `{path.name}` is one of {', '.join(_SHAPES.values())}",
+        )
+    return data
+
+
 def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefused:
     """Return the refusal of data for all its problems; it lists the first ``_SHOWN_PROBLEMS``."""
     count, shown = len(problems), problems[:_SHOWN_PROBLEMS]
@@ -124,9 +143,9 @@ def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefus
     )
 
 
-def _misplaced(present: Sequence[str], files: dict[str, str], may_lack: Collection[str]) -> Iterator[str]:
+def _misplaced(present: Sequence[str], files: dict[str, str]) -> Iterator[str]:
     for member, name in files.items():
-        if name not in present and member not in may_lack:
+        if name not in present:
             yield f"`{name}` is missing: there is no data for the member `{member}`"
     for name in present:
         if name not in files.values():

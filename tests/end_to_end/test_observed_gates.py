@@ -299,22 +299,6 @@ def test_request_gates_of_an_observed_module_that_were_changed_are_not_adopted(
     assert f"`{OBSERVED}.meteora_request_gate` differs from that of" in result.stderr
 
 
-def test_a_member_is_added_from_statistics(run: Run, fitted: Path, workplace: Path, tmp_path: Path) -> None:
-    old, new = tmp_path / "old", tmp_path / "new"
-    for folder, names in ((old, NAMES[:2]), (new, NAMES[2:])):
-        folder.mkdir()
-        for name in names:
-            shutil.copyfile(workplace / "data" / f"{name}.jsonl", folder / f"{name}.jsonl")
-    assert run("fuse", *NAMES[:2], "--out", tmp_path / "two", "--name", "two").returncode == 0
-    options = ("--base", "./base", "--statistics", tmp_path / "sums")
-    for bundle, data, out in ((tmp_path / "two", old, "two-fitted"), ("bundle@1", new, "added")):
-        result = run("gate", "fit", bundle, *options, "--data", data, "--out", tmp_path / out)
-        assert result.returncode == 0, result.stderr
-    joint, added = (load_file(folder / WEIGHTS) for folder in (fitted, tmp_path / "added"))
-    assert joint.keys() == added.keys()
-    assert all((joint[name] - added[name]).abs().max() <= 1e-4 * joint[name].abs().max() for name in joint)
-
-
 def test_it_is_pushed_and_pulled(fitted: Path, tmp_path: Path) -> None:
     home = Home(tmp_path / "empty")
     Catalog.open(home).close()
