@@ -33,6 +33,7 @@ from .workspace import StrPath, Workspace, path_or_none
 
 if TYPE_CHECKING:
     from ..bundle.signers import Signers
+    from ..fuser.recomposition import MemberChange
     from ..runtime.evaluation import EvaluationOptions
     from ..schemas.difference import AdapterDifference, BundleDifference
     from ..schemas.evaluation import Evaluation
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .workflows.gate_adoption import GateAdoption
     from .workflows.gate_fit import GateFit
     from .workflows.hub_bundles import Pulled
+    from .workflows.member_change import ChangedBundle
     from .workflows.publication import Pushed
     from .workflows.store_upkeep import Removed
 
@@ -371,6 +373,173 @@ class Registry(Workspace):
         )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
+
+    def add_member(
+        self,
+        bundle: StrPath,
+        adapter: str,
+        *,
+        data: StrPath,
+        out: StrPath,
+        statistics: StrPath | None = None,
+        called: str | None = None,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
+        name: str | None = None,
+        progress: Progress = silent,
+    ) -> ChangedBundle:
+        """Add a catalogued adapter to a bundle as its last member, and record the result as a new version.
+
+        The gates are those of a fit of all members together; the other members' data are not needed.
+
+        Args:
+            bundle: its folder or its catalogued name; its gates are fitted.
+            adapter: a name such as ``legal``, ``legal@3`` or ``legal@champion``, or a repository on the Hub
+                that it was added from.
+            data: a file with texts of the new member, as ``fit`` reads them.
+            out: the new folder.
+            statistics: the folder that ``fit`` kept each member's part in; the new member's comes into it.
+            called: what the bundle calls the member; by default what the catalog calls the adapter.
+            base: the base model's name on the Hub, or its folder; by default the one it was fused for.
+            base_folder: where the base's files are, apart from what it is called.
+            name: what the catalog calls the result; by default what it calls the bundle.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the gates are not fitted, or a member has the name.
+            FuseRefused: the adapter does not go with the members, such as one of another base.
+            DataRefused: the data or the statistics cannot be used.
+            NotInCatalog: the adapter is not catalogued.
+        """
+        require_torch("fitting gates")
+        from ..fuser.recomposition import MemberChange
+        from .workflows.member_change import open_new_member
+
+        new, version = open_new_member(self, adapter, called)
+        change = MemberChange("add", new.name, new)
+        return self._change_member(
+            bundle, change, out, version, name, (base, base_folder), statistics, data, progress
+        )
+
+    def remove_member(
+        self,
+        bundle: StrPath,
+        member: str,
+        *,
+        out: StrPath,
+        statistics: StrPath | None = None,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
+        name: str | None = None,
+        progress: Progress = silent,
+    ) -> ChangedBundle:
+        """Remove a member from a bundle, and record the result as a new version.
+
+        The gates are those of a fit of the remaining members, whose data are not needed.
+
+        Args:
+            bundle: its folder or its catalogued name; its gates are fitted.
+            member: what the bundle calls it.
+            out: the new folder.
+            statistics: the folder that ``fit`` kept each member's part in; it is not changed.
+            base: the base model's name on the Hub, or its folder; by default the one it was fused for.
+            base_folder: where the base's files are, apart from what it is called.
+            name: what the catalog calls the result; by default what it calls the bundle.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the gates are not fitted, there is no such member, or it is the only one.
+            DataRefused: the statistics cannot be used.
+        """
+        require_torch("fitting gates")
+        from ..fuser.recomposition import MemberChange
+
+        change = MemberChange("remove", member)
+        return self._change_member(
+            bundle, change, out, None, name, (base, base_folder), statistics, None, progress
+        )
+
+    def replace_member(
+        self,
+        bundle: StrPath,
+        member: str,
+        *,
+        out: StrPath,
+        adapter: str | None = None,
+        data: StrPath | None = None,
+        statistics: StrPath | None = None,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
+        name: str | None = None,
+        progress: Progress = silent,
+    ) -> ChangedBundle:
+        """Replace a member of a bundle by another adapter, and record the result as a new version.
+
+        The gates are kept bit for bit if the members touch the same modules as before and no data are given;
+        then neither statistics nor the base are needed. If not, they are fitted as by ``add_member``.
+
+        Args:
+            bundle: its folder or its catalogued name; its gates are fitted.
+            member: what the bundle calls it, with the version that comes: ``legal``, ``legal@3``.
+            out: the new folder.
+            adapter: the catalogued adapter that comes, if it is not the one of the member's name.
+            data: a file with new texts of the member; by default those that it was fitted on still hold.
+            statistics: the folder that ``fit`` kept each member's part in.
+            base: the base model's name on the Hub, or its folder; by default the one it was fused for.
+            base_folder: where the base's files are, apart from what it is called.
+            name: what the catalog calls the result; by default what it calls the bundle.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the gates are not fitted, there is no such member, or it is that adapter already.
+            FuseRefused: the adapter does not go with the members, such as one of another base.
+            DataRefused: the data or the statistics cannot be used.
+            NotInCatalog: the adapter is not catalogued.
+        """
+        require_torch("fitting gates")
+        from ..fuser.recomposition import MemberChange
+        from .workflows.member_change import open_new_member
+
+        called = member.partition("@")[0]
+        new, version = open_new_member(self, adapter or member, called)
+        change = MemberChange("replace", called, new)
+        return self._change_member(
+            bundle, change, out, version, name, (base, base_folder), statistics, data, progress
+        )
+
+    def _change_member(
+        self,
+        bundle: StrPath,
+        change: MemberChange,
+        out: StrPath,
+        version: AdapterVersion | None,
+        name: str | None,
+        base: tuple[StrPath | None, StrPath | None],
+        statistics: StrPath | None,
+        data: StrPath | None,
+        progress: Progress,
+    ) -> ChangedBundle:
+        from .workflows.base_place import choose_base_to_run, place_base
+        from .workflows.bundle_folder import find_bundle_folder
+        from .workflows.member_change import ChangeSources, change_bundle
+
+        folder = find_bundle_folder(self, bundle)
+        given = ChangeSources(
+            base=lambda: choose_base_to_run(self, folder, *base),
+            place=place_base(*base),
+            statistics=path_or_none(statistics),
+            data=path_or_none(data),
+        )
+        return change_bundle(
+            self,
+            folder,
+            Path(out),
+            change,
+            given,
+            version=version,
+            name=name or _catalogued_name(bundle),
+            progress=progress,
+        )
 
     def adopt_gates(
         self,

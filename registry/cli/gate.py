@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -135,8 +135,7 @@ def _print_fit(found: GateFit) -> None:
     )
     if found.request is not None:
         print_line()
-        for line in _describe_decisions(found, found.request):
-            print_line(line)
+        print_decisions(found.request, found.confusions)
     if found.evidence is not None:
         print_line()
         print_line(_describe_evidence(found.evidence, found.gates))
@@ -155,7 +154,13 @@ def _describe_evidence(evidence: ChosenEvidence, gates: int) -> str:
     )
 
 
-def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
+def print_decisions(request: RequestGates, confusions: Iterable[tuple[str, str, int]]) -> None:
+    """Print what is known of the decisions about requests, and who was taken for whom."""
+    for line in _describe_decisions(request, confusions):
+        print_line(line)
+
+
+def _describe_decisions(request: RequestGates, confusions: Iterable[tuple[str, str, int]]) -> Iterator[str]:
     """Yield what is known of the decisions from prompts that the fit did not read."""
     judged = request.held_out
     if judged is None:
@@ -165,7 +170,7 @@ def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
         f"held out: {judged.prompts} prompts ({' and '.join(request.forms)}) that the fit did not read: "
         f"{judged.right} decided rightly ({judged.right / judged.prompts:.1%})"
     )
-    for own, chosen, count in found.confusions:
+    for own, chosen, count in confusions:
         yield f"  {count} of {own} went to {chosen}"
     if judged.own_left is None or judged.general_left is None:
         reason = "none was asked for" if request.quantiles else "too few were held out to know a threshold"

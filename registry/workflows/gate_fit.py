@@ -7,7 +7,7 @@ and the new bundle is verified against the members' own files like one that was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -98,15 +98,20 @@ class FitRequest:
     @property
     def options(self) -> FitOptions:
         """How the gates are fitted."""
-        traits = SCOPES[self.scope]
-        return FitOptions(
-            concatenated=traits.fits_concatenated,
-            skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
-            form=self.form,
-            requests=traits.decides_requests,
-            segments=traits.observes_answers,
-            abstain=self.abstain,
-        )
+        return fit_options(self.scope, self.form, self.abstain)
+
+
+def fit_options(scope: Scope, form: PromptForm | None, abstain: float | None) -> FitOptions:
+    """Return how gates are fitted for a scope; the other arguments are those of a ``FitRequest``."""
+    traits = SCOPES[scope]
+    return FitOptions(
+        concatenated=traits.fits_concatenated,
+        skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
+        form=form,
+        requests=traits.decides_requests,
+        segments=traits.observes_answers,
+        abstain=abstain,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +228,7 @@ def write_fitted(
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
     fitted = _fit(bundle, request, opened, progress)
-    with members_files(sources, bundle) as files:
+    with members_files(sources, bundle, bundle.config.names) as files:
         verify = partial(
             verify_bundle,
             level=level_of(bundle, files),
@@ -336,18 +341,20 @@ def _writer(
 
 
 @contextmanager
-def members_files(sources: Mapping[str, MemberFiles], bundle: Bundle) -> Iterator[dict[str, MemberFiles]]:
-    """Yield every member's own files: the given ones, else those that are extracted from the old bundle.
+def members_files(
+    sources: Mapping[str, MemberFiles], bundle: Bundle, names: Iterable[str]
+) -> Iterator[dict[str, MemberFiles]]:
+    """Yield the members' own files: the given ones, and those of the other ``names``, out of the old bundle.
 
     The verification accepts extracted files only if they have the digests of the manifest.
     """
     files = dict(sources)
     with temporary_folder(Purpose.FIT) as scratch:
-        for member in bundle.manifest.members:
-            if member.name not in files:
-                target = below(scratch, member.name)
-                extract_member(bundle, member.name, target)
-                files[member.name] = MemberFiles(
+        for name in names:
+            if name not in files:
+                target = below(scratch, name)
+                extract_member(bundle, name, target)
+                files[name] = MemberFiles(
                     target / CONFIG_FILE, target / WEIGHTS_FILE, came_from="the bundle that was fitted"
                 )
         yield files
