@@ -35,7 +35,16 @@ PUBLIC = ERRORS | {
     ),
     *("Bundle", "BundleDifference", "BundleVersion"),
     *("CatalogSource", "Decision", "Evaluation", "EvaluationOptions", "EvaluationSummary", "Examination"),
-    *("Finding", "FusePlan", "MeasuredEvaluation", "Removal", "Removed", "Restored", "TrashedVersion"),
+    *(
+        "ChangedBundle",
+        "Finding",
+        "FusePlan",
+        "MeasuredEvaluation",
+        "Removal",
+        "Removed",
+        "Restored",
+        "TrashedVersion",
+    ),
     *(
         "FusedBundle",
         "Fusion",
