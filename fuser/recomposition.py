@@ -246,7 +246,7 @@ def _kept_factors(
 
 
 def _planned(recomposition: Recomposition, member: Member) -> PlannedMember:
-    return recomposition.plan.members[recomposition.members.index(member)]
+    return next(each for each in recomposition.plan.members if each.name == member.name)
 
 
 def _records(recomposition: Recomposition, loss: CastLoss) -> list[ManifestMember]:

@@ -33,7 +33,6 @@ from .workspace import StrPath, Workspace, path_or_none
 
 if TYPE_CHECKING:
     from ..bundle.signers import Signers
-    from ..fuser.recomposition import MemberChange
     from ..runtime.evaluation import EvaluationOptions
     from ..schemas.difference import AdapterDifference, BundleDifference
     from ..schemas.evaluation import Evaluation
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from .workflows.gate_adoption import GateAdoption
     from .workflows.gate_fit import GateFit
     from .workflows.hub_bundles import Pulled
-    from .workflows.member_change import ChangedBundle
+    from .workflows.member_change import ChangedBundle, ChangeSources
     from .workflows.publication import Pushed
     from .workflows.store_upkeep import Removed
 
@@ -413,12 +412,19 @@ class Registry(Workspace):
         """
         require_torch("fitting gates")
         from ..fuser.recomposition import MemberChange
-        from .workflows.member_change import open_new_member
+        from .workflows.member_change import change_bundle, open_new_member
 
         new, version = open_new_member(self, adapter, called)
-        change = MemberChange("add", new.name, new)
-        return self._change_member(
-            bundle, change, out, version, name, (base, base_folder), statistics, data, progress
+        folder, given = self._prepare_change(bundle, base, base_folder, statistics, data)
+        return change_bundle(
+            self,
+            folder,
+            Path(out),
+            MemberChange("add", new.name, new),
+            given,
+            version=version,
+            name=name or _catalogued_name(bundle),
+            progress=progress,
         )
 
     def remove_member(
@@ -453,10 +459,17 @@ class Registry(Workspace):
         """
         require_torch("fitting gates")
         from ..fuser.recomposition import MemberChange
+        from .workflows.member_change import change_bundle
 
-        change = MemberChange("remove", member)
-        return self._change_member(
-            bundle, change, out, None, name, (base, base_folder), statistics, None, progress
+        folder, given = self._prepare_change(bundle, base, base_folder, statistics)
+        return change_bundle(
+            self,
+            folder,
+            Path(out),
+            MemberChange("remove", member),
+            given,
+            name=name or _catalogued_name(bundle),
+            progress=progress,
         )
 
     def replace_member(
@@ -498,47 +511,42 @@ class Registry(Workspace):
         """
         require_torch("fitting gates")
         from ..fuser.recomposition import MemberChange
-        from .workflows.member_change import open_new_member
+        from .workflows.member_change import change_bundle, open_new_member
 
         called = member.partition("@")[0]
         new, version = open_new_member(self, adapter or member, called)
-        change = MemberChange("replace", called, new)
-        return self._change_member(
-            bundle, change, out, version, name, (base, base_folder), statistics, data, progress
-        )
-
-    def _change_member(
-        self,
-        bundle: StrPath,
-        change: MemberChange,
-        out: StrPath,
-        version: AdapterVersion | None,
-        name: str | None,
-        base: tuple[StrPath | None, StrPath | None],
-        statistics: StrPath | None,
-        data: StrPath | None,
-        progress: Progress,
-    ) -> ChangedBundle:
-        from .workflows.base_place import choose_base_to_run, place_base
-        from .workflows.bundle_folder import find_bundle_folder
-        from .workflows.member_change import ChangeSources, change_bundle
-
-        folder = find_bundle_folder(self, bundle)
-        given = ChangeSources(
-            base=lambda: choose_base_to_run(self, folder, *base),
-            place=place_base(*base),
-            statistics=path_or_none(statistics),
-            data=path_or_none(data),
-        )
+        folder, given = self._prepare_change(bundle, base, base_folder, statistics, data)
         return change_bundle(
             self,
             folder,
             Path(out),
-            change,
+            MemberChange("replace", called, new),
             given,
             version=version,
             name=name or _catalogued_name(bundle),
             progress=progress,
+        )
+
+    def _prepare_change(
+        self,
+        bundle: StrPath,
+        base: StrPath | None,
+        base_folder: StrPath | None,
+        statistics: StrPath | None,
+        data: StrPath | None = None,
+    ) -> tuple[Path, ChangeSources]:
+        """Return a bundle's folder, and what a change of a member has beside it."""
+        from .workflows.base_place import choose_base_to_run, place_base
+        from .workflows.bundle_folder import find_bundle_folder
+        from .workflows.member_change import ChangeSources
+
+        folder = find_bundle_folder(self, bundle)
+        return folder, ChangeSources(
+            # Looked for only if gates are fitted, since the base may have to be downloaded.
+            base=lambda: choose_base_to_run(self, folder, base, base_folder),
+            place=place_base(base, base_folder),
+            statistics=path_or_none(statistics),
+            data=path_or_none(data),
         )
 
     def adopt_gates(

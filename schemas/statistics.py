@@ -99,7 +99,7 @@ class StatisticsDescription(Document):
 
     ``prompts`` are the sources of the inputs that have the moments of prompts alone too; ``observed`` are the
     inputs that have no others. ``held_out`` has the prompts by which request gates are judged: no sum can
-    stand for them, since a decision is made for each prompt.
+    replace them, since a decision is made for each prompt.
     """
 
     meteora_statistics: Literal[2]

@@ -68,7 +68,7 @@ _ANEW = "fuse the members that it should have, and fit them with `meteora-regist
 
 @dataclass(frozen=True, slots=True)
 class ChangeSources:
-    """Where a change has from what it needs beside the bundle.
+    """The sources of a change beside the bundle: base, statistics and data.
 
     Attributes:
         base: returns the base's folder or name to load it from; called only if gates are fitted.
@@ -318,8 +318,9 @@ def _check_given(bundle: Bundle, change: MemberChange, given: ChangeSources) -> 
             f"there are no statistics in `{given.statistics}`: it is not a folder",
             hint="name the folder that `gate fit --statistics FOLDER` kept them in",
         )
-    check_statistics(given.statistics)
-    if change.change == "add" and given.data is None:
+    if given.data is not None:
+        check_statistics(given.statistics)
+    elif change.change == "add":
         raise UsageError(
             f"there are no data of the member `{change.member}`", hint="name a file with `--data FILE.jsonl`"
         )

@@ -1,4 +1,4 @@
-"""What a fit knows of each member: its data, which the base reads, or its part of earlier statistics."""
+"""The members' sides of a fit: data that the base reads, or parts of earlier statistics."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_a_bundle_in_a_folder_changes_without_a_catalog(bundles: Bundles, tmp_pa
     with meteora.FusedBundle.open(tmp_path / "bundle", base=bundles.place / "base") as opened:
         removed = opened.remove("rslora16", statistics=bundles.statistics)
     assert (tmp_path / "bundle").is_dir()
-    # Its members' own files are not at hand, so they are no witnesses.
+    # Its members' own files are not at hand to compare with.
     assert (removed.record.level, removed.record.outcome) == ("integrity", "pass")
     assert same(tensors_of(removed), tensors_of(bundles.removed("rslora16")))
     parent = removed.bundle.config.changed_from
@@ -252,6 +252,19 @@ def test_a_bundle_in_a_folder_changes_without_a_catalog(bundles: Bundles, tmp_pa
         "remove",
         "rslora16",
     )
+
+
+def test_members_of_a_bundle_that_was_cast_keep_the_numbers_that_they_have(workplace: Path) -> None:
+    members = [workplace / "adapters" / name for name in NAMES[:2]]
+    fused = meteora.fuse(members, base_folder=workplace / "base", dtype="bfloat16")
+    data = write_task_data(workplace / "data-of-two", NAMES[:2])
+    fitted = fused.fit(data, scope="token", statistics=workplace / "bfloat16.statistics")
+    replaced = fitted.replace("rank4", workplace / "others" / "rank4")
+    assert same(factors_of(replaced, "rank8"), factors_of(fitted, "rank8"))
+    old, new = (bundle.bundle.manifest.members for bundle in (fitted, replaced))
+    assert new[1] == old[1]
+    assert new[0].cast is not None and new[0].cast.target == "BF16"
+    assert (replaced.record.level, replaced.record.outcome) == ("source", "pass")
 
 
 def test_a_damaged_bundle_is_not_opened(bundles: Bundles, tmp_path: Path) -> None:

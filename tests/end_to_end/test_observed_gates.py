@@ -299,6 +299,40 @@ def test_request_gates_of_an_observed_module_that_were_changed_are_not_adopted(
     assert f"`{OBSERVED}.meteora_request_gate` differs from that of" in result.stderr
 
 
+def test_members_come_and_are_replaced_where_request_gates_observe(
+    run: Run, fitted: Path, workplace: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in NAMES[:2]:
+        shutil.copyfile(workplace / "data" / f"{name}.jsonl", data / f"{name}.jsonl")
+    kept = ("--base", "./base", "--statistics", tmp_path / "statistics")
+    commands = (
+        ("fuse", *NAMES[:2], "--out", tmp_path / "two", "--name", "two"),
+        ("gate", "fit", "two", *kept, "--data", data, "--out", tmp_path / "two-fitted"),
+        (
+            *("bundle", "add", "two", NAMES[2], *kept, "--data", f"data/{NAMES[2]}.jsonl"),
+            *("--out", tmp_path / "three"),
+        ),
+        ("bundle", "replace", "two@3", NAMES[0], "--with", "other", "--out", tmp_path / "replaced"),
+    )
+    options = {"r": 2, "target_modules": ["v_proj"], "layers_to_transform": [LAYERS - 1]}
+    make_adapter(deep_llama, tmp_path / "other", seed=9, base="org/base", **options)
+    assert run("add", tmp_path / "other").returncode == 0
+    for command in commands:
+        result = run(*command)
+        assert result.returncode == 0, result.stderr
+    joint, added, replaced = (
+        load_file(folder / WEIGHTS) for folder in (fitted, tmp_path / "three", tmp_path / "replaced")
+    )
+    assert joint.keys() == added.keys() == replaced.keys()
+    assert all(torch.equal(joint[name], added[name]) for name in joint)
+    gates = [name for name in joint if "gate" in name or "gram" in name]
+    assert any(OBSERVED in name for name in gates)
+    assert all(torch.equal(joint[name], replaced[name]) for name in gates)
+    assert Bundle.open(tmp_path / "three").config.gate == Bundle.open(fitted).config.gate
+
+
 def test_it_is_pushed_and_pulled(fitted: Path, tmp_path: Path) -> None:
     home = Home(tmp_path / "empty")
     Catalog.open(home).close()
