@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import os
 import random
 import shutil
@@ -28,7 +29,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 import torch
@@ -43,11 +44,14 @@ from benchmarks.speed import QUESTIONS, fuse_adapters, make_adapters, write_ques
 from meteora_registry.bundle import Bundle
 from meteora_registry.runtime import load_bundle
 
+T = TypeVar("T")
+
 NAME = "bundle"
 # Behind a bare question the base ends at once.
 FORM = "{}\nAnswer:"
 STAGES = ("agreement", "load", "memory", "throughput")
 MEGABYTE = 1 << 20
+TIMED_TURNS = 3
 ENGINE = "--max-model-len 1024 --dtype float32 --enforce-eager"
 ENGINE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -93,12 +97,11 @@ class Run:
     sizes: Sizes
     vllm: Path | None
 
-    def prompts(self, count: int, *, seed: int = 1) -> list[str]:
-        """Return prompts that the fit has not seen, of every member in turn."""
+    def prompts(self, count: int, *, seed: int = 1, members: int | None = None) -> list[str]:
+        """Return prompts that the fit has not seen, of the first members, or of all, in turn."""
         numbers = random.Random(seed)
-        questions = [
-            QUESTIONS[n % len(self.members)].format(numbers.randrange(32, 100)) for n in range(count)
-        ]
+        members = members or len(self.members)
+        questions = [QUESTIONS[n % members].format(numbers.randrange(32, 100)) for n in range(count)]
         # Without it the base ends at once.
         return [f"{question}\nAnswer:" for question in questions]
 
@@ -370,9 +373,7 @@ async def _many(run: Run, server: Server) -> Row:
             prompts = run.prompts(sizes.sample_every, seed=start)
             outcomes = await _paced(
                 [
-                    lambda prompt=prompt, place=place: _stream(
-                        client, NAME, prompt, 4, 1 if place % 10 == 0 else None
-                    )
+                    functools.partial(_stream, client, NAME, prompt, 4, 1 if place % 10 == 0 else None)
                     for place, prompt in enumerate(prompts)
                 ],
                 at_once=16,
@@ -384,13 +385,11 @@ async def _many(run: Run, server: Server) -> Row:
     return {"server": "serve", "samples": found}
 
 
-async def _paced(
-    calls: Sequence[Callable[[], Coroutine[Any, Any, Outcome]]], *, at_once: int
-) -> list[Outcome]:
+async def _paced(calls: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, at_once: int) -> list[T]:
     """Make calls, so many at a time."""
     slots = asyncio.Semaphore(at_once)
 
-    async def one(call: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
+    async def one(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async with slots:
             return await call()
 
@@ -435,35 +434,44 @@ def _rates(run: Run, places: dict[str, tuple[Server, str]]) -> Iterator[Row]:
     """Yield tokens a second for one request at a time and for eight, the ways in turns."""
     sizes = run.sizes
     for at_once in (1, 8):
-        rates: dict[str, list[float]] = {name: [] for name in places}
+        found: dict[str, list[Rate]] = {name: [] for name in places}
         count = max(1, sizes.timed_requests * at_once // 8)
-        for turn in range(4):
+        for turn in range(1 + TIMED_TURNS):
+            # Of one member, so that all ways write the same answers.
+            prompts = run.prompts(count, seed=turn, members=1)
             for name, (server, model) in places.items():
-                rate = asyncio.run(
-                    _rate(server, model, run.prompts(count, seed=turn), at_once, sizes.timed_tokens)
-                )
+                rate = asyncio.run(_rate(server, model, prompts, at_once, sizes.timed_tokens))
                 # The first turn warms up.
                 if turn:
-                    rates[name].append(rate)
-        for name, found in rates.items():
-            say(name, at_once, found)
-            yield {"way": name, "at_once": at_once, "tokens_per_second": [round(rate, 1) for rate in found]}
+                    found[name].append(rate)
+        for name, rates in found.items():
+            per_second = [round(rate.tokens / rate.seconds, 1) for rate in rates]
+            say(name, at_once, per_second)
+            tokens = [rate.tokens for rate in rates]
+            yield {"way": name, "at_once": at_once, "tokens_per_second": per_second, "tokens": tokens}
 
 
-async def _rate(server: Server, model: str, prompts: Sequence[str], at_once: int, limit: int) -> float:
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """The tokens of some answers, and the seconds until the last of them came."""
+
+    tokens: int
+    seconds: float
+
+
+async def _rate(server: Server, model: str, prompts: Sequence[str], at_once: int, limit: int) -> Rate:
     async with _client(server) as client:
 
-        async def ask(prompt: str) -> Outcome:
-            began = time.perf_counter()
+        async def ask(prompt: str) -> int:
             answer = await client.completions.create(
                 model=model, prompt=prompt, max_tokens=limit, temperature=0
             )
             assert answer.usage is not None
-            return Outcome("answered", time.perf_counter() - began, answer.usage.completion_tokens)
+            return answer.usage.completion_tokens
 
         began = time.perf_counter()
-        outcomes = await _paced([lambda prompt=prompt: ask(prompt) for prompt in prompts], at_once=at_once)
-        return sum(each.tokens for each in outcomes) / (time.perf_counter() - began)
+        counts = await _paced([functools.partial(ask, prompt) for prompt in prompts], at_once=at_once)
+        return Rate(sum(counts), time.perf_counter() - began)
 
 
 def _client(server: Server) -> openai.AsyncOpenAI:

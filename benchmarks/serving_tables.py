@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 from benchmarks.pages import Row, read_rows, with_section
 
@@ -99,7 +100,7 @@ def _memory_lines(rows: list[Row]) -> list[str]:
 
 
 def _throughput_lines(rows: list[Row]) -> list[str]:
-    best = {(row["way"], row["at_once"]): max(row["tokens_per_second"]) for row in rows}
+    middle = {(row["way"], row["at_once"]): median(row["tokens_per_second"]) for row in rows}
     ways = list(dict.fromkeys(row["way"] for row in rows))
     counts = sorted({row["at_once"] for row in rows})
     heads = [f"{count} at once" for count in counts]
@@ -108,7 +109,7 @@ def _throughput_lines(rows: list[Row]) -> list[str]:
         beside = BESIDE.get(way)
         cells = []
         for count in counts:
-            ratio = f" ({best[way, count] / best[beside, count]:.2f})" if (beside, count) in best else ""
-            cells.append(f"{best[way, count]}{ratio}")
+            other = middle.get((beside, count))
+            cells.append(f"{middle[way, count]}" + (f" ({middle[way, count] / other:.2f})" if other else ""))
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return lines

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.routing import FixedRouting, Gate, Routing
-from .scopes.passes import Choice, RoutingPass, as_routing
+from .scopes.passes import Choice, RoutingPass
 from .scopes.routing_rule import RoutingRule
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class BundlePass:
         """Return what serves a module's tokens x [..., in]: its gate, a routing, or None for no member."""
         choice = self.routing.choose(path, x, gate)
         if self.record is not None and choice is not None and not isinstance(choice, Gate):
-            self.record.add(path, as_routing(choice, x))
+            self.record.add(path, choice, x)
         return choice
 
     def observe(self, path: str, x: Tensor) -> None:
@@ -52,7 +52,7 @@ class BundlePass:
         """Pass on the decision of a module's gate for its tokens x [..., in], and record it."""
         self.routing.report(path, routing, x)
         if self.record is not None:
-            self.record.add(path, as_routing(routing, x))
+            self.record.add(path, routing, x)
 
 
 class ModelPass:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..kernels.routing import Routing
+from ..kernels.routing import FixedRouting, Routing
 from .cache_memory import CacheMemory
 from .calls import ForwardCall
 from .scopes.decision import Decision, RequestDecision
@@ -44,14 +46,11 @@ class RoutingRecord:
         request = self._read
         return {} if request is None else request.modules
 
-    def take_modules(self) -> dict[str, Routing]:
-        """Return ``modules`` and forget them, so that a long answer keeps no table for each of its tokens."""
+    def forget_modules(self) -> None:
+        """Forget ``modules``, so that a long answer keeps nothing for each of its tokens."""
         request = self._read
-        if request is None:
-            return {}
-        taken = request.modules
-        request.forget_passes()
-        return taken
+        if request is not None:
+            request.forget_passes()
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -95,7 +94,7 @@ class RecordedRequest:
     def __init__(self) -> None:
         self.decision: RequestDecision | None = None
         self.tokens = 0
-        self._passes: list[dict[str, Routing]] = []
+        self._passes: list[dict[str, _Served]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordedRequest:
         """Return a request that goes on by itself; nothing changes a pass that is recorded."""
@@ -106,19 +105,19 @@ class RecordedRequest:
     @property
     def modules(self) -> dict[str, Routing]:
         """The passes joined, by module path."""
-        steps: dict[str, list[Routing]] = {}
-        for tables in self._passes:
-            for path, routing in tables.items():
-                steps.setdefault(path, []).append(routing)
+        steps: dict[str, list[_Served]] = {}
+        for served in self._passes:
+            for path, step in served.items():
+                steps.setdefault(path, []).append(step)
         return {path: _joined(found) for path, found in steps.items()}
 
     def forget_passes(self) -> None:
-        """Forget the tables; the decision and the count of tokens stay."""
+        """Forget the passes; the decision and the count of tokens stay."""
         self._passes.clear()
 
-    def add(self, tables: dict[str, Routing], tokens: int, decision: RequestDecision | None) -> None:
+    def add(self, served: dict[str, _Served], tokens: int, decision: RequestDecision | None) -> None:
         """Add a pass."""
-        self._passes.append(tables)
+        self._passes.append(served)
         self.tokens += tokens
         self.decision = decision or self.decision
 
@@ -131,7 +130,7 @@ class PassRecord:
         self._record = record
         self._call = call
         self._batch, self._tokens = (1, 0) if call is None else call.leading_shape
-        self._tables: dict[str, Routing] = {}
+        self._served: dict[str, _Served] = {}
         self._is_complete = False
 
     @classmethod
@@ -139,16 +138,18 @@ class PassRecord:
         """Return the record of a module that is called by itself."""
         return None if record is None else cls(record, None)
 
-    def add(self, path: str, routing: Routing) -> None:
-        """Record one module's routing; a layer that a backward pass computes again adds nothing."""
-        if self._is_complete or path in self._tables:
+    def add(self, path: str, choice: Routing | FixedRouting, x: Tensor) -> None:
+        """Record what served one module's tokens x [..., in].
+
+        A layer that a backward pass computes again adds nothing.
+        """
+        if self._is_complete or path in self._served:
             return
-        k = routing.selection.shape[-1]
-        selection, weights = (
-            tensor.detach().reshape(self._batch, -1, k) for tensor in (routing.selection, routing.weights)
-        )
-        is_served = weights.bool().any(dim=-1, keepdim=True)
-        self._tables[path] = Routing(torch.where(is_served, selection, -1), weights)
+        tokens = x.shape[:-1].numel() // max(self._batch, 1)
+        if isinstance(choice, Routing):
+            # The graph of a training step must not outlive the step.
+            choice = Routing(choice.selection.detach(), choice.weights.detach())
+        self._served[path] = _Served(choice, self._batch, tokens, x.device)
         if self._call is None:
             self.commit(None)
 
@@ -160,19 +161,64 @@ class PassRecord:
         request = None if memory is None or is_new else memory.recorded.get(self._record)
         if request is None:
             request = RecordedRequest()
-        request.add(self._tables, self._tokens, self.decision)
+        request.add(self._served, self._tokens, self.decision)
         if memory is not None:
             memory.recorded[self._record] = request
         self._record.turn_to(request)
 
 
-def _joined(steps: list[Routing]) -> Routing:
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """The choice that served a module's tokens in one pass.
+
+    It is kept as it was decided: a table in each of 210 modules takes as long as decoding the token, and most
+    are not read.
+    """
+
+    choice: Routing | FixedRouting
+    batch: int
+    tokens: int
+    device: torch.device
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether one routing serves all tokens."""
+        return isinstance(self.choice, FixedRouting)
+
+    @property
+    def table(self) -> Routing:
+        """The routing [B, T, k]; -1 where the base alone served a token."""
+        choice = self.choice
+        if isinstance(choice, FixedRouting):
+            choice = choice.for_tokens((self.batch, self.tokens), self.device)
+        shape = (self.batch, self.tokens, choice.selection.shape[-1])
+        weights = choice.weights.reshape(shape)
+        is_served = weights.bool().any(dim=-1, keepdim=True)
+        return Routing(torch.where(is_served, choice.selection.reshape(shape), -1), weights)
+
+
+def _joined(steps: Iterable[_Served]) -> Routing:
+    tables = [step.table for step in _merged(steps)]
     # Steps may differ in k: a block with another top_k may be nested within an answer.
-    k = max(step.selection.shape[-1] for step in steps)
+    k = max(table.selection.shape[-1] for table in tables)
     return Routing(
-        torch.cat([_widened(step.selection, k, -1) for step in steps], dim=1),
-        torch.cat([_widened(step.weights, k, 0.0) for step in steps], dim=1),
+        torch.cat([_widened(table.selection, k, -1) for table in tables], dim=1),
+        torch.cat([_widened(table.weights, k, 0.0) for table in tables], dim=1),
     )
+
+
+def _merged(steps: Iterable[_Served]) -> Iterator[_Served]:
+    """Yield the steps, those in a row that have one fixed routing as one."""
+    last: _Served | None = None
+    for step in steps:
+        if last is not None and last.is_fixed and replace(step, tokens=last.tokens) == last:
+            last = replace(last, tokens=last.tokens + step.tokens)
+            continue
+        if last is not None:
+            yield last
+        last = step
+    if last is not None:
+        yield last
 
 
 def _widened(tensor: torch.Tensor, k: int, value: float) -> torch.Tensor:

@@ -96,11 +96,14 @@ class Account:
         """Take in the pass behind the last token of the rows that are still answered."""
         if self._record is None:
             return
-        routings = self._record.take_modules()
-        if self._decides_ahead:
-            return
-        counted = self._mask & torch.tensor(alive)[:, None]
-        for routing in routings.values():
+        if not self._decides_ahead:
+            self._count(self._record, torch.tensor(alive)[:, None])
+        self._record.forget_modules()
+
+    def _count(self, record: RoutingRecord, alive: Tensor) -> None:
+        """Add the shares of the latest tokens of these rows, bool [B, 1]."""
+        counted = self._mask & alive
+        for routing in record.modules.values():
             selection, weights = routing.selection.cpu(), routing.weights.float().cpu() * counted[..., None]
             served = torch.zeros_like(self._shares)
             served.scatter_add_(1, selection.clamp(min=0).flatten(1), weights.flatten(1))

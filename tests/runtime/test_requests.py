@@ -65,7 +65,7 @@ def test_requests_of_a_batch_decide_apart(bundles: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_tables_that_were_taken_are_forgotten_and_the_decisions_stay(
+def test_tables_are_forgotten_where_asked_and_the_decisions_stay(
     bundles: dict[str, Path], scope: str
 ) -> None:
     model = loaded(bundles[scope])
@@ -73,11 +73,15 @@ def test_tables_that_were_taken_are_forgotten_and_the_decisions_stay(
         answers(model, PROMPTS, 3)
     taken: list[dict[str, Routing]] = []
     with routing(model) as record:
-        base = model.base_model.model
-        hook = base.register_forward_pre_hook(lambda *_: taken.append(record.take_modules()))
+
+        def take(*_: object) -> None:
+            taken.append(record.modules)
+            record.forget_modules()
+
+        hook = model.base_model.model.register_forward_pre_hook(take)
         answers(model, PROMPTS, 3)
         hook.remove()
-        taken.append(record.take_modules())
+        take()
     assert record.modules == {}
     assert record.decisions == whole.decisions
     for path, expected in whole.modules.items():

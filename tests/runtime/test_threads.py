@@ -194,7 +194,9 @@ def test_recomputed_gradients_in_threads_are_those_of_each_alone(
     found = [*(backward(tokens) for tokens in batches), *pooled, backward(batches[0], "rank8")]
     for each, expected in zip(found, [*plain, *(plain * 2 if pooled else []), forced], strict=True):
         assert each.keys() == expected.keys()
-        assert all(relative_error(each[name], expected[name]) <= MAX_ERROR for name in expected)
+        # A gradient whose terms cancel is 0 or rounding, so all are measured by the largest.
+        largest = max(gradient.abs().max() for gradient in expected.values())
+        assert all((each[name] - expected[name]).abs().max() <= MAX_ERROR * largest for name in expected)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
