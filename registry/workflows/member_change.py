@@ -231,6 +231,8 @@ def write_changed(
     if not (folder / MANIFEST_FILE).is_file():
         check_target(folder)
     recomposition, renamed = _recompose(bundle, change, given.place)
+    if given.data is None:
+        _check_is_new(bundle, change)
     gates = None
     if change.change == "replace" and given.data is None and recomposition.has_same_modules:
         new = kept_gates(bundle)
@@ -269,7 +271,6 @@ def _recompose(
     """Plan a change, and return it with what the base calls old module paths, as far as it is at hand."""
     _check_base(bundle, change)
     members = change.apply(bundle)
-    _check_is_new(bundle, change)
     named = BasePlace(bundle.config.base_model_name_or_path, place.folder, place.path)
     prepared = plan_members(members, recipe_of(bundle, members), named)
     require_no_conflicts(prepared.plan)
@@ -295,7 +296,7 @@ def _check_is_new(bundle: Bundle, change: MemberChange) -> None:
     if content == (old.weights_sha256, old.config_sha256):
         raise BundleRefused(
             f"the member `{change.member}` is `{change.new.adapter}` already: nothing is replaced",
-            hint="name another version; new data alone are a matter of `gate fit`",
+            hint="name another version with `--with`, or new data with `--data`",
         )
 
 

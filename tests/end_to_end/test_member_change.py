@@ -235,6 +235,16 @@ def test_new_data_of_a_replaced_member_give_the_joint_fit(bundles: Bundles, tmp_
     joint = meteora.fuse(members, base_folder=bundles.place / "base").fit(data, scope=bundles.scope)
     assert same(tensors_of(replaced), tensors_of(joint))
     assert not same(tensors_of(replaced), tensors_of(bundles.fitted))
+    # The adapter may also be the same, with new data alone.
+    renewed = bundles.fitted.replace(
+        "rank4",
+        bundles.place / "adapters" / "rank4",
+        data=data / "rank4.jsonl",
+        statistics=bundles.statistics,
+    )
+    gates = [name for name in tensors_of(joint) if "gate" in name.rpartition(".")[2]]
+    assert all(torch.equal(tensors_of(renewed)[name], tensors_of(joint)[name]) for name in gates)
+    assert same(factors_of(renewed, "rank4"), factors_of(bundles.fitted, "rank4"))
 
 
 def test_a_bundle_in_a_folder_changes_without_a_catalog(bundles: Bundles, tmp_path: Path) -> None:
@@ -465,7 +475,7 @@ def test_a_signature_does_not_go_over_to_the_new_version(run: Run, workplace: Pa
         (
             ("replace", "team@2", "rank4@1"),
             1,
-            "error: the member `rank4` is `rank4@1` already: nothing is replaced\nhint: name another version",
+            "error: the member `rank4` is `rank4@1` already: nothing is replaced\nhint: name",
         ),
         (
             ("replace", "team@2", "rank8", "--with", "rank4@2"),
