@@ -195,9 +195,9 @@ def replace(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Replace a member of a bundle by another adapter, in the same place.
+    """Replace a member of a bundle by another adapter.
 
-    Gates read the base alone, so an adapter of the same modules keeps them bit for bit, and needs neither
+    It takes the member's place. Gates read the base alone, so an adapter of the same modules keeps them bit for bit, and needs neither
     statistics nor the base. With --data, or on other modules, they are fitted as in `bundle add`. The new
     version is verified and catalogued like one that was just fused; the old one is not changed.
     """
