@@ -198,9 +198,9 @@ def replace(
     """Replace a member of a bundle by another adapter.
 
     It takes the member's place. Gates read the base alone, so an adapter of the same modules keeps them bit
-    for bit, and needs neither statistics nor the base. With --data, or on other modules, they are fitted as in
-    `bundle add`. The new version is verified and catalogued like one that was just fused; the old one is not
-    changed.
+    for bit, and needs neither statistics nor the base. With --data, or on other modules, they are fitted as
+    in `bundle add`. The new version is verified and catalogued like one that was just fused; the old one is
+    not changed.
     """
     with progress_bar() as progress:
         found = registry.replace_member(
