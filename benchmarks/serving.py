@@ -66,7 +66,8 @@ class Sizes:
     cancelled: int = 20
     in_all: int = 2000
     sample_every: int = 200
-    timed_requests: int = 16
+    timed_alone: int = 6
+    timed_together: int = 16
     timed_tokens: int = 32
 
 
@@ -432,14 +433,14 @@ def _adapter_with_base(run: Run) -> Path:
 
 def _rates(run: Run, places: dict[str, tuple[Server, str]]) -> Iterator[Row]:
     """Yield tokens a second for one request at a time and for eight, the ways in turns."""
-    sizes = run.sizes
-    for at_once in (1, 8):
+    sizes, order = run.sizes, random.Random(0)
+    for at_once, count in ((1, sizes.timed_alone), (8, sizes.timed_together)):
         found: dict[str, list[Rate]] = {name: [] for name in places}
-        count = max(1, sizes.timed_requests * at_once // 8)
         for turn in range(1 + TIMED_TURNS):
             # Of one member, so that all ways write the same answers.
             prompts = run.prompts(count, seed=turn, members=1)
-            for name, (server, model) in places.items():
+            for name in order.sample([*places], len(places)):
+                server, model = places[name]
                 rate = asyncio.run(_rate(server, model, prompts, at_once, sizes.timed_tokens))
                 # The first turn warms up.
                 if turn:

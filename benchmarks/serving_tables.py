@@ -44,10 +44,9 @@ def section(rows: list[Row]) -> str:
     for stage, lines_of in made.items():
         found = [row for row in rows if row["stage"] == stage]
         if found:
-            lines += [*lines_of(found), ""]
-    return (
-        "\n".join([*lines, f"{rows[-1]['machine']['device']}, {rows[-1]['machine']['cores']} cores."]) + "\n"
-    )
+            machine = found[-1]["machine"]
+            lines += [*lines_of(found), "", f"{machine['device']}, {machine['cores']} cores.", ""]
+    return "\n".join(lines)
 
 
 def _agreement_lines(rows: list[Row]) -> list[str]:
