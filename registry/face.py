@@ -330,7 +330,7 @@ class Registry(Workspace):
         *,
         base: StrPath | None = None,
         base_folder: StrPath | None = None,
-        data: StrPath,
+        data: StrPath | None = None,
         out: StrPath,
         name: str | None = None,
         scope: Scope = "prompt",
@@ -345,19 +345,21 @@ class Registry(Workspace):
             bundle: its folder or its catalogued name.
             base: the base model's name on the Hub, or its folder; needed unless `base_folder` is given.
             base_folder: where the base's files are, apart from what it is called.
-            data: a folder with a file ``MEMBER.jsonl`` for each member.
+            data: a folder with a file ``MEMBER.jsonl`` for each member; those whose part is in `statistics`
+                may be missing.
             out: the new folder.
             name: what the catalog calls the result; by default what it calls the bundle.
             scope: what one decision of the gates serves.
             statistics: a folder that keeps each member's part of what was computed, so that members can be
-                added, removed and replaced without the data of the others.
+                added, removed and replaced without the data of the others. Needed without `data`.
             form: of the prompts; by default both plain and in the base's chat template, if it has one.
             abstain: the share of own prompts that a decision about requests may leave to the base, so that
                 prompts that no member was made for are left to it; None to leave none.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
-            DataRefused: the data cannot be used.
+            DataRefused: the data or the statistics cannot be used, or a member has neither.
+            UsageError: neither data nor statistics are named.
             BundleRefused: the bundle is damaged, or its modules are not those of the base.
         """
         require_torch("fitting gates")
@@ -368,7 +370,12 @@ class Registry(Workspace):
         folder = find_bundle_folder(self, bundle)
         chosen = choose_base_to_run(self, folder, base, base_folder)
         request = FitRequest(
-            chosen, Path(data), scope=scope, statistics=path_or_none(statistics), form=form, abstain=abstain
+            chosen,
+            path_or_none(data),
+            scope=scope,
+            statistics=path_or_none(statistics),
+            form=form,
+            abstain=abstain,
         )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
@@ -598,6 +605,8 @@ class Registry(Workspace):
         base_folder: StrPath | None = None,
         data: StrPath,
         options: EvaluationOptions | None = None,
+        run: StrPath | None = None,
+        processes: int = 1,
         out: StrPath | None = None,
         plots: StrPath | None = None,
         foreign: StrPath | None = None,
@@ -611,8 +620,11 @@ class Registry(Workspace):
             bundle: its folder or its catalogued name.
             base: the base model's name on the Hub, or its folder; needed unless `base_folder` is given.
             base_folder: where the base's files are, apart from what it is called.
-            data: a folder with a file ``MEMBER.jsonl`` for each member.
-            options: modes, metrics, and how many items are asked.
+            data: a folder with a file ``MEMBER.jsonl`` for each member, and maybe ``tasks.toml``.
+            options: modes, tasks, metrics, and how many items are asked.
+            run: a file that keeps answers as they come; what it has is not asked again.
+            processes: how many processes answer, each with the base loaded for itself and one thread. A
+                script that asks for several needs ``if __name__ == "__main__":``.
             out: a file for the evaluation as JSON.
             plots: a folder for figures.
             foreign: a folder of prompts that no member was made for, to count what is left to the base.
@@ -620,6 +632,7 @@ class Registry(Workspace):
 
         Raises:
             DataRefused: the data cannot be used.
+            UsageError: the run is of another bundle or base, or was asked otherwise.
             MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
         """
         require_torch("evaluating")
@@ -635,6 +648,8 @@ class Registry(Workspace):
             choose_base_to_run(self, folder, base, base_folder),
             Path(data),
             options or EvaluationOptions(),
+            run=path_or_none(run),
+            processes=processes,
             out=path_or_none(out),
             plots=path_or_none(plots),
             foreign=path_or_none(foreign),

@@ -181,7 +181,7 @@ class FusedBundle(Closing):
 
     def fit(
         self,
-        data: StrPath,
+        data: StrPath | None = None,
         *,
         base: StrPath | None = None,
         scope: Scope = "prompt",
@@ -191,15 +191,17 @@ class FusedBundle(Closing):
         """Fit the gates on texts of each member, and return the verified result as a bundle of its own.
 
         Args:
-            data: a folder with a file ``MEMBER.jsonl`` for each member.
+            data: a folder with a file ``MEMBER.jsonl`` for each member; those whose part is in `statistics`
+                may be missing.
             base: the base model's folder, or its name on the Hub; by default the one it was fused for.
             scope: what one decision of the gates serves.
             statistics: a folder that keeps each member's part of what was computed, so that members can be
-                added, removed and replaced without the data of the others.
+                added, removed and replaced without the data of the others. Needed without `data`.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
-            DataRefused: the data cannot be used.
+            DataRefused: the data or the statistics cannot be used, or a member has neither.
+            UsageError: neither data nor statistics are named.
             BundleRefused: the bundle's modules are not those of the base.
             SourceUnreadable: a file cannot be read.
         """
@@ -207,7 +209,7 @@ class FusedBundle(Closing):
         from .workflows.gate_fit import FitRequest, write_fitted
 
         chosen = _require_base(self._base if base is None else os.fspath(base))
-        request = FitRequest(chosen, Path(data), scope=scope, statistics=path_or_none(statistics))
+        request = FitRequest(chosen, path_or_none(data), scope=scope, statistics=path_or_none(statistics))
         with ExitStack() as undo:
             scratch = undo.enter_context(_Scratch())
             folder = scratch.folder / "bundle"

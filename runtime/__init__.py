@@ -11,7 +11,7 @@ from __future__ import annotations
 from ..schemas.errors import MissingDependency
 
 try:
-    from .active_bundles import force_adapter, route_as, routing, uniform
+    from .active_bundles import force_adapter, force_tokens, route_as, routing, uniform
     from .answers import Answer, AnswerStream
     from .layer import MeteoraLayer
     from .loaded_bundle import LoadedBundle, generate, load_bundle
@@ -41,6 +41,7 @@ __all__ = [
     "MeteoraModel",
     "RoutingRecord",
     "force_adapter",
+    "force_tokens",
     "generate",
     "load_bundle",
     "register",

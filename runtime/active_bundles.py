@@ -6,11 +6,12 @@ A pass that begins within the block keeps what holds then to its end, its backwa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 
@@ -20,7 +21,7 @@ from .hooks import ModelHooks
 from .layer import MeteoraLayer
 from .router import BundleRouter
 from .routing_record import RoutingRecord
-from .scopes.passes import BasePass, ForcedPass, RoutingPass, UniformPass
+from .scopes.passes import BASE_ALONE, BasePass, ForcedPass, GivenPass, RoutingPass, UniformPass
 from .scopes.routing_rule import changed_rule
 
 
@@ -47,6 +48,58 @@ def force_adapter(model: nn.Module, name: str) -> Iterator[None]:
     """
     with overridden(model, lambda router: ForcedPass(_index_of(router, name))):
         yield
+
+
+@contextmanager
+def force_tokens(
+    model: nn.Module,
+    members: Sequence[Sequence[str | None]],
+    *,
+    beyond: str | Unchanged | None = UNCHANGED,
+) -> Iterator[None]:
+    """Route each token to the member that is given for it within the block, in every module, with weight 1.
+
+    For texts of which it is known who should serve which part, such as several tasks in one prompt: what a
+    routing without a mistake would reach. As with ``force_adapter`` blocks nest, and hold in every thread.
+    The tokens of a pass are found by its cache, so prompt, pieces of a prompt and answer may be passes of
+    their own::
+
+        prompt = ["legal"] * 12 + ["medical"] * 9
+        with force_tokens(model, [prompt], beyond="medical"):
+            model.generate(**inputs)
+
+    Args:
+        model: as for ``force_adapter``.
+        members: [B, T], for each sequence of the batch the member of each token by name, or None for the base
+            alone; padding counts as a token. All sequences have the same number.
+        beyond: who serves the tokens behind those, None for the base alone; by default they are refused.
+
+    Raises:
+        UsageError: the model has no active bundle, or one without such a member; nothing is given, or not as
+            much for each sequence. A pass raises it for another number of sequences, or for more tokens.
+    """
+    lengths = {len(row) for row in members}
+    if len(lengths) != 1 or lengths == {0}:
+        found = ", ".join(str(len(row)) for row in members[:8]) or "none"
+        raise UsageError(
+            f"the members are given for sequences of these lengths: {found}; expected one length, at least 1",
+            hint="padding counts: give None for it",
+        )
+    with overridden(model, lambda router: _given_pass(router, members, beyond)):
+        yield
+
+
+def _given_pass(
+    router: BundleRouter, members: Sequence[Sequence[str | None]], beyond: str | Unchanged | None
+) -> GivenPass:
+    place: dict[str | None, int] = {None: BASE_ALONE}
+    for name in {name for row in members for name in row if name is not None}:
+        place[name] = _index_of(router, name)
+    if isinstance(beyond, Unchanged):
+        behind = None
+    else:
+        behind = BASE_ALONE if beyond is None else _index_of(router, beyond)
+    return GivenPass(torch.tensor([[place[name] for name in row] for row in members]), behind)
 
 
 @contextmanager

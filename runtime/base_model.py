@@ -8,7 +8,6 @@ every failure of transformers becomes one of ours.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,18 +27,13 @@ from transformers import (
 
 from ..files.reading import read_start
 from ..schemas.errors import MeteoraError, SourceUnreadable
+from .config_limits import limit_of
+from .gguf_base import gguf_file_in
 
 CONFIG_FILE = "config.json"
 _MAX_CONFIG_BYTES = 4 << 20
-# The deepest models have a few hundred layers, and the largest vocabularies less than a million labels.
-_MAX_LAYERS = 10_000
-_MAX_REPEATED = 1_000_000
-_MAX_POSITIONS = 1 << 24
 # The largest mixtures of experts in transformers have some ten thousand modules.
 _MAX_MODULES = 200_000
-_LAYERS = re.compile(r"layer|depth|block|stage")
-_POSITIONS = re.compile(r"position|ctx|context|length|seq")
-_REPEATED = re.compile(r"^(n|num)_")
 _MAX_REASON = 300
 _HINT = "name the folder that holds the base's `config.json`"
 
@@ -63,7 +57,7 @@ def check_base_config(folder: Path) -> None:
     if not isinstance(config, dict):
         raise _refused(folder, f"`{CONFIG_FILE}` holds a {type(config).__name__}, expected an object")
     for key, number in _numbers_in(config):
-        limit = _limit_of(key)
+        limit = limit_of(key)
         if limit is not None and number > limit:
             raise _refused(folder, f"its `{key}` is {number:.3g}, expected at most {limit}")
 
@@ -132,26 +126,36 @@ def _as_float(number: float) -> float:
         return float("inf")
 
 
-def _limit_of(key: str) -> int | None:
-    if _POSITIONS.search(key):
-        return _MAX_POSITIONS
-    if _LAYERS.search(key):
-        return _MAX_LAYERS
-    return _MAX_REPEATED if _REPEATED.search(key) else None
-
-
 def _words_of(error: BaseException) -> str:
     return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+
+
+def check_base_folder(folder: Path) -> dict[str, str]:
+    """Check a base's folder, if it is one, and return the argument that names its GGUF file, if it is one.
+
+    Raises:
+        SourceUnreadable, MissingDependency: as ``check_base_config`` and ``gguf_file_in``.
+    """
+    gguf = gguf_file_in(folder)
+    if gguf is not None:
+        return {"gguf_file": gguf}
+    if folder.is_dir():
+        check_base_config(folder)
+    return {}
 
 
 def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
     """Load a base's part by name or folder with one of transformers' auto classes; no code of it is run.
 
+    A folder with one GGUF file and no config is read by transformers, which dequantises it.
+
     Raises:
+        MissingDependency: a GGUF file needs `gguf`, which is not installed.
         SourceUnreadable: there is nothing there that transformers can read.
     """
-    if Path(name).is_dir():
-        check_base_config(Path(name))
+    options |= check_base_folder(Path(name))
+    if "gguf_file" in options:
+        options.pop("use_safetensors", None)
     with translated_failures(
         f"`{name}` cannot be loaded as the base",
         hint="name a folder or a Hub repository with model and tokenizer",

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..schemas.errors import UsageError
 from ..schemas.trained_on import TrainedOn
-from .base_model import bounded_modules, check_base_config, translated_failures
+from .base_model import bounded_modules, check_base_config, check_base_folder, translated_failures
 from .layer import features_of
 
 # Of the weights of all experts of a layer: experts, rows, columns.
@@ -45,14 +45,15 @@ def read_base(source: PretrainedConfig | Path, trained_on: TrainedOn | None = No
     """Build the model that a config, or the folder of a base, describes: on the meta device, without weights.
 
     It is of the class that adapters were ``trained_on``, by default the one that the config names. Only
-    ``config.json`` is read and no code of the folder is run.
+    ``config.json``, or the metadata of a GGUF file, is read and no code of the folder is run.
 
     Raises:
         SourceUnreadable: the folder has no config that transformers can read.
         UsageError: transformers does not have the architecture.
     """
     if isinstance(source, Path):
-        check_base_config(source)
+        if source.is_file() or not check_base_folder(source):
+            check_base_config(source)
         what = f"`{source}` is not a base model"
     else:
         what = "the base's config cannot be used"
@@ -147,7 +148,7 @@ def resolve_paths(paths: Iterable[str], base: PreTrainedModel) -> dict[str, str]
 
 def _read_config(folder: Path) -> PretrainedConfig:
     config: PretrainedConfig = AutoConfig.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
+        folder, local_files_only=True, trust_remote_code=False, **check_base_folder(folder)
     )
     return config
 

@@ -29,7 +29,15 @@ from ..bundle import Bundle
 from ..schemas.bundle import BundleConfig
 from ..schemas.errors import UsageError
 from ..schemas.gate_choices import Scope
-from .active_bundles import UNCHANGED, called_with, force_adapter, only_router, routing
+from .active_bundles import (
+    UNCHANGED,
+    Unchanged,
+    called_with,
+    force_adapter,
+    force_tokens,
+    only_router,
+    routing,
+)
 from .answers import Answer, AnswerStream
 from .base_model import context_of, read_pretrained
 from .loaded_tensors import set_factor_dtype
@@ -186,6 +194,20 @@ class LoadedBundle:
             UsageError: the bundle has no such member.
         """
         return force_adapter(self.model, name)
+
+    def force_tokens(
+        self, members: Sequence[Sequence[str | None]], *, beyond: str | Unchanged | None = UNCHANGED
+    ) -> AbstractContextManager[None]:
+        """Send each token to the member given for it within a ``with`` block; see ``force_tokens``.
+
+        Args:
+            members: [B, T], by name, None for the base alone; padding, on the left, counts.
+            beyond: who serves the tokens behind those; by default they are refused.
+
+        Raises:
+            UsageError: the bundle has no such member, or the rows have unlike lengths.
+        """
+        return force_tokens(self.model, members, beyond=beyond)
 
     def routing(self) -> AbstractContextManager[RoutingRecord]:
         """Record within a ``with`` block which members each token takes; the block gets the record."""

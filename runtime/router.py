@@ -228,7 +228,10 @@ class StartedPass:
         """Return the pass, and what the call's cache is to remember."""
         by_token = self.router.by_token()
         if not self.decides_ahead:
-            routing = self._override or SCOPE_ROUTINGS[self.rule.scope].idle(by_token)
+            if self._override is None:
+                routing = SCOPE_ROUTINGS[self.rule.scope].idle(by_token)
+            else:
+                routing = self._override.for_tokens(self._call.past_tokens, self._call.leading_shape)
             return BundlePass(routing, self.rule, self._record), None
         decision = self._decide(evidence)
         if self._record is not None:

@@ -19,7 +19,18 @@ from .names import Name
 
 MAX_EVALUATION_BYTES = 256 << 20
 
-Metric = Literal["exact", "accuracy", "rouge"]
+Metric = Literal[
+    "exact",
+    "normalised",
+    "contains",
+    "yes-no",
+    "accuracy",
+    "likelihood",
+    "likelihood-per-byte",
+    "rouge",
+    "bleu",
+]
+DEFAULT_METRIC: Metric = "exact"
 # base: no adapter; member: the task's own, for every token; routed: by the bundle's own rule; the scopes:
 # by its gates with another scope; arrow: by gates computed from the factors alone; uniform: all, 1/L each.
 Mode = Literal["base", "member", "routed", Scope, "arrow", "uniform"]
@@ -42,6 +53,7 @@ class EvaluatedTask(Document):
 
     ``stop`` is the text before which an answer was cut, None if there was none. With the form ``both`` every
     line is asked twice: ``lines`` has those of the plain prompts, and then again those in the template.
+    ``header_sha256`` is the digest of a text before every prompt, None if there was none.
     """
 
     member: Name
@@ -52,9 +64,10 @@ class EvaluatedTask(Document):
     max_new_tokens: PositiveCount
     stop: str | None
     form: PromptForm = "given"
+    header_sha256: Digest | None = None
 
     # An evaluation of the lines as they are keeps the bytes it had before there was a choice.
-    _leave_out = leaving_out("form")
+    _leave_out = leaving_out("form", "header_sha256")
 
     @property
     def forms(self) -> tuple[PromptForm, ...]:
@@ -312,17 +325,24 @@ class ScoreDifference(Document):
 
 
 class ModeDifference(Document):
-    """The second evaluation's mode against the first's: over all tasks, and in each."""
+    """The second evaluation's mode against the first's: over all tasks, and in each.
+
+    ``against`` is the mode of the first, None where it is the same.
+    """
 
     mode: Mode
+    against: Mode | None = None
     first: Share
     second: Share
     overall: ScoreDifference
     tasks: dict[Name, ScoreDifference]
 
+    # A comparison of the same modes keeps the bytes it had before there were others.
+    _leave_out = leaving_out("against")
+
 
 class Comparison(Document):
-    """Two evaluations that asked the same, mode by mode."""
+    """Two evaluations that asked the same, or one with itself, mode by mode."""
 
     meteora_comparison: Literal[1]
     first: str

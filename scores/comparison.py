@@ -1,4 +1,4 @@
-"""Two evaluations against each other, item by item.
+"""Two evaluations against each other, or two modes of one, item by item.
 
 Both asked the same items, so the bootstrap runs over the difference of each item's two scores, and has a
 far narrower interval than two intervals side by side, which also contain how hard the items are.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..schemas.digest import Digest
 from ..schemas.errors import UsageError
 from ..schemas.evaluation import (
     Comparison,
     EvaluatedTask,
     Evaluation,
+    Mode,
     ModeDifference,
     ModeScore,
     ScoreDifference,
@@ -20,19 +22,30 @@ from ..schemas.evaluation import (
 from .intervals import interval_of, mean_of_tasks
 
 
-def compare(first: Evaluation, second: Evaluation, *, with_intervals: bool = True) -> Comparison:
+def compare(
+    first: Evaluation,
+    second: Evaluation,
+    *,
+    modes: tuple[Mode, Mode] | None = None,
+    with_intervals: bool = True,
+) -> Comparison:
     """Return how much higher the second scores than the first, in every mode that both have.
 
     Args:
         first: the evaluation that the differences count from.
-        second: the other one.
+        second: the other one; the same one to compare two of its modes.
+        modes: the mode of the first and that of the second to compare in place of all in common.
         with_intervals: whether the differences get intervals, which need scipy.
 
     Raises:
         MissingDependency: intervals were asked for and scipy is not installed.
-        UsageError: other data, items, metrics or lengths of answer, or no mode in common.
+        UsageError: other data, items, metrics or lengths of answer, no mode in common, or none of that name.
     """
     _check_same_questions(first.tasks, second.tasks)
+    if modes is not None:
+        ours, theirs = _mode_of(first, modes[0], "first"), _mode_of(second, modes[1], "second")
+        found = _difference(ours, theirs, with_intervals=with_intervals)
+        return Comparison(meteora_comparison=1, first=first.bundle, second=second.bundle, modes=(found,))
     pairs = [(mode, second.mode(mode.mode)) for mode in first.modes]
     common = [
         _difference(mode, other, with_intervals=with_intervals) for mode, other in pairs if other is not None
@@ -54,30 +67,48 @@ def _check_same_questions(first: Sequence[EvaluatedTask], second: Sequence[Evalu
 
 
 _SAME_DATA = (
-    "evaluate both on the same folder, with the same `--limit`, `--metric`, `--stop` and `--max-new-tokens`"
+    "evaluate both on the same folder, with the same `tasks.toml`, `--limit`, `--metric`, `--stop` and "
+    "`--max-new-tokens`"
 )
 
 
 def _check_same_task(task: EvaluatedTask, other: EvaluatedTask) -> None:
+    if difference := difference_of_tasks(task, other):
+        raise UsageError(
+            f"the evaluations did not ask the same: the task `{task.member}` has {difference}",
+            hint=_SAME_DATA,
+        )
+
+
+def difference_of_tasks(task: EvaluatedTask, other: EvaluatedTask) -> str | None:
+    """Return what two evaluations asked otherwise in one task, to follow its name; None if nothing."""
     for what, ours, theirs in (
         ("data of sha256", task.data_sha256.short, other.data_sha256.short),
         ("the metric", task.metric, other.metric),
         ("answers that end before", repr(task.stop), repr(other.stop)),
         ("prompts read as", task.form, other.form),
+        ("a header of sha256", _short(task.header_sha256), _short(other.header_sha256)),
         ("answers of at most this many tokens:", str(task.max_new_tokens), str(other.max_new_tokens)),
     ):
         if ours != theirs:
-            raise UsageError(
-                f"the evaluations did not ask the same: the task `{task.member}` has {what} `{ours}` in the "
-                f"first and `{theirs}` in the second",
-                hint=_SAME_DATA,
-            )
+            return f"{what} `{ours}` in the first and `{theirs}` in the second"
     if task.lines != other.lines:
-        raise UsageError(
-            f"the evaluations did not ask the same: the task `{task.member}` has {len(task.lines)} items in "
-            f"the first and {len(other.lines)} in the second, or other lines of the same file",
-            hint=_SAME_DATA,
+        return (
+            f"{len(task.lines)} items in the first and {len(other.lines)} in the second, or other lines of "
+            "the same file"
         )
+    return None
+
+
+def _mode_of(evaluation: Evaluation, name: Mode, side: str) -> ModeScore:
+    found = evaluation.mode(name)
+    if found is None:
+        raise UsageError(f"the {side} evaluation has no mode `{name}`, it has {_listed(evaluation)}")
+    return found
+
+
+def _short(digest: Digest | None) -> str:
+    return "none" if digest is None else digest.short
 
 
 def _difference(first: ModeScore, second: ModeScore, *, with_intervals: bool) -> ModeDifference:
@@ -87,7 +118,8 @@ def _difference(first: ModeScore, second: ModeScore, *, with_intervals: bool) ->
         for task in first.tasks
     }
     return ModeDifference(
-        mode=first.mode,
+        mode=second.mode,
+        against=None if first.mode == second.mode else first.mode,
         first=first.score,
         second=second.score,
         overall=_judge(list(differences.values()), with_interval=with_intervals),

@@ -10,6 +10,7 @@ import click
 
 from ...schemas.errors import UsageError, way_to_install
 from ...schemas.evaluation import (
+    DEFAULT_METRIC,
     DEFAULT_MODES,
     MODES,
     Abstention,
@@ -18,6 +19,7 @@ from ...schemas.evaluation import (
     Interval,
     Metric,
     Mode,
+    ModeDifference,
     ModeScore,
     ScoreDifference,
 )
@@ -50,8 +52,9 @@ from .progress import progress_bar
 from .tables import Column, number, print_table
 
 _RUN = "run"
+# Each holds the base in memory.
+MAX_PROCESSES = 64
 _ALL_MODES = "all"
-_DEFAULT_METRIC: Metric = "exact"
 _UNKNOWN = "-"
 
 
@@ -61,6 +64,7 @@ _UNKNOWN = "-"
         "eval run ./bundle --base ./llama --data tasks/",
         "eval run bundle@2 --base ./llama --data tasks/ --modes all --limit 40 --out all.json --plots pngs/",
         "eval run ./bundle --base ./llama --data tasks/ --metric exact --metric summarise=rouge",
+        "eval run ./bundle --base ./llama --data tasks/ --run long.jsonl --processes 2 --tasks sums,dates",
     ),
 )
 @bundle_argument
@@ -74,12 +78,14 @@ _UNKNOWN = "-"
     show_default=True,
     help=f"Who answers: {_ALL_MODES}, or some of {', '.join(MODES)}.",
 )
+@click.option("--tasks", metavar="MEMBER,...", help="Whose tasks are asked. Default: those of all members.")
 @click.option(
     "--metric",
     "metrics",
     metavar="[MEMBER=]METRIC",
     multiple=True,
-    help=f"How answers are judged: {', '.join(get_args(Metric))}. Default: {_DEFAULT_METRIC}. Repeatable.",
+    help=f"How answers are judged: {', '.join(get_args(Metric))}. Repeatable. "
+    f"Default: as `tasks.toml` in the data has it, else {DEFAULT_METRIC}.",
 )
 @click.option(
     "--limit",
@@ -106,6 +112,21 @@ _UNKNOWN = "-"
     show_default=True,
     help="Items answered at once.",
 )
+@click.option(
+    "--processes",
+    metavar="N",
+    type=click.IntRange(1, MAX_PROCESSES),
+    default=1,
+    show_default=True,
+    help="Processes that answer, each with the base loaded for itself and one thread.",
+)
+@click.option(
+    "--run",
+    "run_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Keeps answers as they come (JSON Lines); given again, it is continued.",
+)
 @as_option("given", "How prompts are written: as the lines are, plain, in the chat template, or in both.")
 @click.option(
     "--out", metavar="FILE", type=click.Path(path_type=Path), help="Also write the evaluation as JSON there."
@@ -129,11 +150,14 @@ def run(
     base_folder: Path | None,
     data: Path,
     modes: str,
+    tasks: str | None,
     metrics: tuple[str, ...],
     limit: int | None,
     stop: str | None,
     max_new_tokens: int | None,
     batch_size: int,
+    processes: int,
+    run_file: Path | None,
     form: str,
     out: Path | None,
     plots: Path | None,
@@ -153,6 +177,7 @@ def run(
     metric, metric_of = parse_metrics(metrics)
     options = EvaluationOptions(
         modes=parse_modes(modes),
+        tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
         metric=metric,
         metrics=metric_of,
         limit=limit,
@@ -168,6 +193,8 @@ def run(
             base_folder=base_folder,
             data=data,
             options=options,
+            run=run_file,
+            processes=processes,
             out=out,
             plots=plots,
             foreign=foreign,
@@ -181,17 +208,26 @@ def run(
         print_gate_remark()
 
 
-@click.command("compare", epilog=examples("eval compare before.json after.json"))
+@click.command(
+    "compare",
+    epilog=examples("eval compare before.json after.json", "eval compare all.json --modes member,prompt"),
+)
 @click.argument("first", metavar="FIRST.json", type=click.Path(path_type=Path))
-@click.argument("second", metavar="SECOND.json", type=click.Path(path_type=Path))
+@click.argument("second", metavar="[SECOND.json]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--modes",
+    metavar="MODE,MODE",
+    help="The mode of the first, and the one of the second. Default: all that both have.",
+)
 @format_option
-def compare(first: Path, second: Path, *, as_json: bool) -> None:
+def compare(first: Path, second: Path | None, *, modes: str | None, as_json: bool) -> None:
     """Compare two evaluations item by item.
 
     Prints how much higher the second scores, with a 95 % interval. Both must have asked the same items in
-    the same way. If the interval contains zero, these items do not show a difference.
+    the same way. If the interval contains zero, these items do not show a difference. With one file, two of
+    its modes are compared.
     """
-    found = compare_files(first, second)
+    found = compare_files(first, second, modes=None if modes is None else parse_pair(modes))
     if not can_estimate():
         print_remark(f"note: the intervals need scipy, which is not installed; {way_to_install('eval')}")
     if as_json:
@@ -217,8 +253,20 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
     return tuple(known[word] for word in words)
 
 
-def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
-    """Return the metric of all members, and the metrics of single members.
+def parse_pair(text: str) -> tuple[Mode, Mode]:
+    """Return the two modes in a comma-separated list.
+
+    Raises:
+        UsageError: they are not two, or a word is not a mode.
+    """
+    found = () if text == _ALL_MODES else parse_modes(text)
+    if len(found) != 2:
+        raise UsageError(f"`--modes` is `{text}`, expected two modes such as `member,routed`")
+    return found[0], found[1]
+
+
+def parse_metrics(texts: Sequence[str]) -> tuple[Metric | None, dict[str, Metric]]:
+    """Return the metric of all members, None if there is none, and the metrics of single members.
 
     Raises:
         UsageError: a word is not a metric, or a member has two.
@@ -234,7 +282,7 @@ def parse_metrics(texts: Sequence[str]) -> tuple[Metric, dict[str, Metric]]:
         if member in found:
             raise UsageError(f"`--metric` is stated twice for {f'`{member}`' if member else 'all members'}")
         found[member] = known[metric]
-    return found.pop("", _DEFAULT_METRIC), found
+    return found.pop("", None), found
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -349,7 +397,7 @@ def print_comparison(comparison: Comparison) -> None:
             "SECOND IS",
         ),
         [
-            (mode.mode, _percent(mode.first), _percent(mode.second), *_difference_cells(mode.overall))
+            (_name_modes(mode), _percent(mode.first), _percent(mode.second), *_difference_cells(mode.overall))
             for mode in comparison.modes
         ],
     )
@@ -357,11 +405,15 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(
         ("MODE", "TASK", number("DIFFERENCE"), number("95 % INTERVAL", 1), "SECOND IS"),
         [
-            (mode.mode, member, *_difference_cells(difference))
+            (_name_modes(mode), member, *_difference_cells(difference))
             for mode in comparison.modes
             for member, difference in mode.tasks.items()
         ],
     )
+
+
+def _name_modes(found: ModeDifference) -> str:
+    return found.mode if found.against is None else f"{found.mode} against {found.against}"
 
 
 def _mode_row(mode: ModeScore, member: ModeScore | None) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ from .parameters import (
     base_folder_option,
     base_option,
     bundle_argument,
-    data_option,
     format_option,
     out_option,
     parse_share,
@@ -42,12 +41,18 @@ if TYPE_CHECKING:
         "gate fit bundle --base ./base --data ./data --out fitted",
         "gate fit ./bundle --base org/base --data ./data --out fitted --scope token",
         "gate fit bundle --base ./base --data ./data --out fitted --statistics ./statistics",
+        "gate fit bundle --base ./base --out fitted --statistics ./statistics",
     ),
 )
 @bundle_argument
 @base_option
 @base_folder_option
-@data_option
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Has a file MEMBER.jsonl for every member of which `--statistics` has no part.",
+)
 @out_option
 @click.option("--name", help="What the catalog calls it. Default: as the bundle it was made from.")
 @click.option(
@@ -85,7 +90,7 @@ def fit(
     *,
     base: str | None,
     base_folder: Path | None,
-    data: Path,
+    data: Path | None,
     out: Path,
     name: str | None,
     scope: str,

@@ -1,4 +1,4 @@
-"""A progress bar for what takes longer than a second, on stderr when that is a terminal."""
+"""The progress of what takes long, on stderr: a bar on a terminal after a second, else a line a minute."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ...files.progress import Bytes, Progress, silent
+from ...files.progress import Bytes, Progress
+from .output import describe_bytes, print_remark
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
 _DELAY_SECONDS = 1.0
+# A log shows that a job of hours goes on, and has a few hundred lines of it.
+_LINE_SECONDS = 60.0
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Yield what a job reports its progress to; each step gets a bar, where one can be shown."""
     if not sys.stderr.isatty():
-        yield silent
+        yield Lines(_LINE_SECONDS)
         return
     bars: dict[str, _DelayedBar] = {}
 
@@ -36,6 +39,25 @@ def progress_bar() -> Iterator[Progress]:
     finally:
         for bar in bars.values():
             bar.stop()
+
+
+class Lines:
+    """Progress as lines on stderr, the first of them after some seconds, and so many seconds between them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Print how far a step is, if it is time for a line."""
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return
+        self._last = now
+        if isinstance(total, Bytes):
+            print_remark(f"{step}: {describe_bytes(done)} of {describe_bytes(total)}")
+        else:
+            print_remark(f"{step}: {done}" + (f" of {total}" if total else ""))
 
 
 class _DelayedBar:

@@ -13,7 +13,17 @@ from ..catalog.records import MeasuredEvaluation
 _SHOWN: tuple[Mode, ...] = ("routed", "member", "base", "uniform", "arrow")
 _TITLES = {"member": "member alone", "base": "base alone"}
 # What the Hub calls them.
-_METRICS: dict[Metric, str] = {"exact": "exact_match", "accuracy": "accuracy", "rouge": "rouge"}
+_METRICS: dict[Metric, str] = {
+    "exact": "exact_match",
+    "normalised": "exact_match",
+    "contains": "contains",
+    "yes-no": "accuracy",
+    "accuracy": "accuracy",
+    "likelihood": "accuracy",
+    "likelihood-per-byte": "accuracy",
+    "rouge": "rouge",
+    "bleu": "sacrebleu",
+}
 
 _STATEMENT = """\
 ## Evaluation

@@ -7,7 +7,7 @@ and the new bundle is verified against the members' own files like one that was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,8 @@ from ...runtime.fitting import (
     FitOptions,
     FittedGates,
     OpenedBase,
+    StatisticsFolder,
+    TaskData,
     check_form,
     check_shapes,
     context_of,
@@ -44,7 +46,7 @@ from ...schemas.bundle import (
     Fitting,
     RequestGates,
 )
-from ...schemas.errors import UsageError
+from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import SCOPES, PromptForm, Scope, check_scope
 from ...schemas.inventory import Dtype
 from ...schemas.manifest import Manifest
@@ -55,7 +57,7 @@ from ..catalog.records import BundleVersion, NewMember
 from ..workspace import Workspace
 from .bundle_folder import check_no_adapter_has, find_member, register_bundle, write_verified
 from .fuse_plan import stored_sources
-from .inference import load_base
+from .inference import load_base, warn_of_strangers
 
 DEFAULT_ABSTAIN = 0.05
 _UNDECIDED_TOKENS = 4
@@ -67,7 +69,8 @@ class FitRequest:
 
     Attributes:
         base: the base model's folder, or its name on the Hub.
-        data: a folder with a file for every member.
+        data: a folder with a file for every member of which the statistics have no part; None where they
+            have one of each.
         scope: what one decision of the new gates serves. For `segment` the fit also reads samples behind
             those of other members, because a segment follows others in use. For `token` and `prompt+token`
             it leaves out the first four tokens of every sample, from which no member can be recognised:
@@ -80,7 +83,7 @@ class FitRequest:
     """
 
     base: str
-    data: Path
+    data: Path | None
     scope: Scope = "prompt"
     statistics: Path | None = None
     form: PromptForm | None = None
@@ -88,6 +91,11 @@ class FitRequest:
 
     def __post_init__(self) -> None:
         check_scope(self.scope)
+        if self.data is None and self.statistics is None:
+            raise UsageError(
+                "there is nothing to fit the gates on",
+                hint="name the members' data with `--data`, or a folder with their parts with `--statistics`",
+            )
         if self.statistics is not None and SCOPES[self.scope].fits_concatenated:
             raise UsageError(
                 f"there are no statistics for the scope `{self.scope}`, whose fit reads samples behind those "
@@ -185,6 +193,8 @@ def fit_bundle(
     bundle_name = choose_name(catalog, name, bundle, folder)
     sources = stored_sources(workspace, manifest)
     written = write_fitted(bundle, folder, request, sources=sources, progress=progress)
+    if request.data is not None:
+        warn_of_strangers(workspace, request.data, bundle.config.names)
     record, gates = written.record, written.gates
     version = register_refit(catalog, folder, bundle_name, manifest, record)
     requests = gates.requests
@@ -289,12 +299,7 @@ def find_version(catalog: Catalog, bundle: Bundle) -> CatalogSource | None:
 def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Progress) -> FittedGates:
     if request.statistics is not None:
         check_statistics(request.statistics)
-    data = read_task_data(
-        request.data,
-        bundle.config.names,
-        tokenizer=opened.tokenizer,
-        context_tokens=context_of(opened.config),
-    )
+    data = _read_data(request, bundle.config.names, opened)
     if request.form is not None:
         check_form(opened.tokenizer, request.form)
     return fit_gates(
@@ -307,6 +312,31 @@ def _fit(bundle: Bundle, request: FitRequest, opened: OpenedBase, progress: Prog
         bundle_bytes=factor_bytes(bundle.config, bundle.shapes, bundle.dtype),
         progress=progress,
     )
+
+
+def _read_data(request: FitRequest, names: Sequence[str], opened: OpenedBase) -> dict[str, TaskData]:
+    """Return the data of the members, but of those that are known from statistics alone.
+
+    Raises:
+        DataRefused: the data cannot be used, or a member has neither data nor a part.
+        SourceUnreadable: a folder cannot be read.
+    """
+    folder = request.statistics
+    kept = () if folder is None else [name for name in names if StatisticsFolder(folder).parts_of(name)]
+    if request.data is not None:
+        return read_task_data(
+            request.data,
+            names,
+            tokenizer=opened.tokenizer,
+            context_tokens=context_of(opened.config),
+            kept=kept,
+        )
+    if lacking := [f"`{name}`" for name in names if name not in kept]:
+        raise DataRefused(
+            f"the statistics in `{folder}` have no part of {', '.join(lacking)}",
+            hint="copy the parts of all members into one folder, or name the others' data with `--data`",
+        )
+    return {}
 
 
 def factor_bytes(config: BundleConfig, shapes: Mapping[str, tuple[int, int]], dtype: Dtype) -> int:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -15,14 +19,24 @@ from ...files.progress import Progress, silent
 from ...files.reading import real_path
 from ...files.writing import check_writable, write_whole
 from ...runtime import GateNotFittedWarning, LoadedBundle, evaluation, load_bundle, tracing
-from ...runtime.evaluation import EvaluationOptions
+from ...runtime.evaluation import (
+    Answerer,
+    EvaluationOptions,
+    ModelAnswerer,
+    Task,
+    answering_processes,
+    read_task_settings,
+)
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
-from ...runtime.fitting import OpenedBase, context_of, open_base, read_task_data
-from ...schemas.errors import SourceUnreadable
+from ...runtime.fitting import OpenedBase, context_of, open_base, read_task_data, strangers_in
+from ...schemas.errors import SourceUnreadable, UsageError
 from ...schemas.evaluation import Evaluation, EvaluationSummary
 from ...schemas.names import CatalogSource
+from ...schemas.quotation import quote_name
 from ...schemas.trace import Trace
 from ..workspace import Workspace
+
+_SHOWN_STRANGERS = 5
 
 
 def evaluate(
@@ -32,6 +46,8 @@ def evaluate(
     data: Path,
     options: EvaluationOptions,
     *,
+    run: Path | None = None,
+    processes: int = 1,
     out: Path | None = None,
     plots: Path | None = None,
     foreign: Path | None = None,
@@ -45,8 +61,10 @@ def evaluate(
         workspace: its catalog keeps the scores, if the bundle is catalogued.
         folder: the bundle.
         base: the name or the folder of its base.
-        data: a folder with a file for each member.
+        data: a folder with a file for each member, and maybe ``tasks.toml`` with settings of the tasks.
         options: modes, metrics, and how much is asked.
+        run: a file that keeps answers as they come; those that it has are not asked again.
+        processes: how many processes answer, each with the base loaded for itself.
         out: a file for the evaluation as JSON; one that is there is replaced.
         plots: a folder for the figures, made if it is not there; files of the same names are replaced.
         foreign: a folder of prompts that no member was made for, to count what is left to the base.
@@ -56,9 +74,13 @@ def evaluate(
         SourceUnreadable: bundle, base or data cannot be read, or a result cannot be written.
         DataRefused: the data cannot be used.
         BundleRefused: it is not a bundle, or was made for another base.
-        UsageError: an option is out of range, or the bundle cannot serve in a mode.
+        InvalidDocument: the run or the tasks' settings are malformed.
+        UsageError: an option is out of range, the bundle cannot serve in a mode, or the run is of another
+            bundle or asked otherwise.
         MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
     """
+    if processes < 1:
+        raise UsageError(f"processes is {processes}, expected at least 1")
     bundle = Bundle.open(folder)
     members, manifest_sha256 = bundle.config.names, bundle.manifest_sha256
     versions = _catalogued_versions(workspace, bundle)
@@ -67,19 +89,36 @@ def evaluate(
     if plots is not None:
         check_can_draw()
         _make_folder(plots)
+    options = replace(options, settings=read_task_settings(data))
     opened = open_base(base)
     context = context_of(opened.config)
-    tasks = read_task_data(data, members, tokenizer=opened.tokenizer, context_tokens=context)
-    others = None if foreign is None else evaluation.read_foreign(foreign, opened.tokenizer, context)
-    evaluation.make_tasks(tasks, members, opened.tokenizer, options, context_tokens=context)
-    found = evaluation.evaluate(
-        load_for_command(folder, opened),
-        tasks,
-        options,
-        bundle=real_path(folder).name,
-        foreign=others,
-        progress=progress,
-    ).model_copy(update={"manifest_sha256": manifest_sha256})
+    asked = options.asked(members)
+    read = read_task_data(data, asked, tokenizer=opened.tokenizer, context_tokens=context)
+    others = None
+    if foreign is not None:
+        # In the folder of the data, the files of no member are the foreign ones.
+        own = members if real_path(foreign) == real_path(data) else ()
+        others = evaluation.read_foreign(foreign, opened.tokenizer, context, members=own)
+    if foreign is None or real_path(foreign) != real_path(data):
+        warn_of_strangers(workspace, data, members)
+    tasks = evaluation.make_tasks(read, members, opened.tokenizer, options, context_tokens=context)
+    with ExitStack() as stack:
+        kept = None if run is None else stack.enter_context(evaluation.opened_run(run))
+        if kept is not None:
+            kept.check(
+                [task.description for task in tasks], evaluation.known_settings(manifest_sha256, options)
+            )
+        found = evaluation.evaluate_tasks(
+            stack.enter_context(_answerer(folder, opened, tasks, processes)),
+            bundle.config,
+            tasks,
+            options,
+            bundle=real_path(folder).name,
+            manifest_sha256=manifest_sha256,
+            run=kept,
+            foreign=others,
+            progress=progress,
+        )
     if out is not None:
         write_whole(out, found.to_bytes())
     if versions:
@@ -89,6 +128,17 @@ def evaluate(
         for name, image in draw_plots(found).items():
             write_whole(plots / name, image)
     return found
+
+
+@contextmanager
+def _answerer(folder: Path, base: OpenedBase, tasks: Sequence[Task], processes: int) -> Iterator[Answerer]:
+    """Yield who answers: a model in this process, or several in processes of their own."""
+    if processes == 1:
+        yield ModelAnswerer(load_for_command(folder, base), tasks)
+        return
+    load = partial(load_in_process, folder, base.name)
+    with answering_processes(processes, load, tasks) as answerer:
+        yield answerer
 
 
 def _catalogued_versions(workspace: Workspace, bundle: Bundle) -> tuple[CatalogSource, ...]:
@@ -102,6 +152,16 @@ def _catalogued_versions(workspace: Workspace, bundle: Bundle) -> tuple[CatalogS
         workspace.warn(f"the scores are not kept in the catalog, for the bundle was changed: {problems[0]}")
         return ()
     return tuple(versions)
+
+
+def warn_of_strangers(workspace: Workspace, data: Path, members: Sequence[str]) -> None:
+    """Report the files in a folder of task data that belong to no member, and were therefore not read."""
+    strangers = [quote_name(name) for name in strangers_in(data, members)]
+    if strangers:
+        more = f" and {len(strangers) - _SHOWN_STRANGERS} more" if len(strangers) > _SHOWN_STRANGERS else ""
+        workspace.warn(
+            f"not read, for they belong to no member: {', '.join(strangers[:_SHOWN_STRANGERS])}{more}"
+        )
 
 
 def _make_folder(path: Path) -> None:
@@ -157,6 +217,15 @@ def draw_progress_for_people() -> None:
     """Let transformers draw its progress on a terminal alone."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+
+
+def load_in_process(folder: Path, base: str) -> LoadedBundle:
+    """Load a bundle on its base in a process that answers for a command.
+
+    Raises:
+        SourceUnreadable, BundleRefused: as ``load_for_command``.
+    """
+    return load_for_command(folder, open_base(base))
 
 
 def load_for_command(folder: Path, base: OpenedBase) -> LoadedBundle:

@@ -14,7 +14,8 @@ from ...schemas.evaluation import Abstention
 from ...schemas.gate_choices import forms_of
 from ...scores.proportions import area_under_curve
 from ..active_bundles import only_router, routing
-from ..fitting import TaskData, read_task_data, write_as
+from ..fitting import TaskData, read_task_data, strangers_in, write_as
+from ..fitting.task_data import SUFFIX
 from ..loaded_bundle import LoadedBundle
 from ..scopes.decision import Decision
 from .confidence import judge_prompts, quartiles_of
@@ -22,16 +23,21 @@ from .tasks import EvaluationOptions, Task
 
 
 def read_foreign(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, context_tokens: int | None
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    context_tokens: int | None,
+    *,
+    members: Sequence[str] = (),
 ) -> dict[str, TaskData]:
-    """Read a folder of foreign prompts: each of its ``.jsonl`` files, of any name, as task data.
+    """Read a folder of foreign prompts: each of its ``.jsonl`` files that is not of a member, as task data.
 
     Raises:
         SourceUnreadable: the folder cannot be read.
         DataRefused: as ``read_task_data``.
         UsageError: it has no such file.
     """
-    names = sorted(path.stem for path in folder.glob("*.jsonl")) if folder.is_dir() else []
+    files = strangers_in(folder, members) if folder.is_dir() else ()
+    names = [name.removesuffix(SUFFIX) for name in files]
     found = read_task_data(folder, names, tokenizer=tokenizer, context_tokens=context_tokens)
     if not found:
         raise UsageError(

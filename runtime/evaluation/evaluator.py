@@ -1,24 +1,27 @@
-"""The evaluator: every mode answers every item of every task; answers are judged, routing counted."""
+"""The evaluator: every mode answers every item of every task; answers are judged, routing counted.
+
+The work is divided into batches. What is reported is put together from all batches in
+their planned order, so it is the same whether they were answered in one go or in several, by one process or
+by several.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
-
-import torch
+from typing import Any
 
 from ...files.progress import Progress, Step, silent
-from ...schemas.evaluation import UNROUTED, Evaluation, Mode, ModeScore, TaskScore
+from ...schemas.bundle import BundleConfig
+from ...schemas.digest import Digest
+from ...schemas.evaluation import UNROUTED, Cost, Evaluation, Mode, ModeScore, TaskScore
+from ...schemas.evaluation_run import AnsweredBatch, RunSettings
 from ...scores.intervals import interval_of, mean_of_tasks
-from ..active_bundles import routing
+from ...scores.metrics import Judge
 from ..fitting import TaskData, context_of
 from ..loaded_bundle import LoadedBundle
-from ..routing_record import RoutingRecord
-from .abstention import check_decides, judge_abstention
-from .generation import Meter, generate_answers
-from .modes import serve_as, serve_task
+from .answering import Answered, Answerer, Batch, ModelAnswerer, plan_batches
+from .run_file import RunFile
 from .tally import RoutingTally
 from .tasks import EvaluationOptions, Task, make_tasks
 
@@ -50,95 +53,172 @@ def evaluate(
         MissingDependency: a library of a metric or of the intervals is not installed.
     """
     options = options or EvaluationOptions()
-    config, model = loaded.config, loaded.model
-    context = context_of(model.config)
+    config = loaded.config
+    context = context_of(loaded.model.config)
     tasks = make_tasks(data, config.names, loaded.tokenizer, options, context_tokens=context)
+    answerer = ModelAnswerer(loaded, tasks)
+    return evaluate_tasks(answerer, config, tasks, options, bundle=bundle, foreign=foreign, progress=progress)
+
+
+def evaluate_tasks(
+    answerer: Answerer,
+    config: BundleConfig,
+    tasks: Sequence[Task],
+    options: EvaluationOptions,
+    *,
+    bundle: str,
+    manifest_sha256: Digest | None = None,
+    run: RunFile | None = None,
+    foreign: Mapping[str, TaskData] | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Score a bundle on tasks that were made for it.
+
+    Args:
+        answerer: who answers.
+        config: of the bundle.
+        tasks: what is asked.
+        options: modes and batch size.
+        bundle: its name in the evaluation.
+        manifest_sha256: of the bundle.
+        run: keeps each batch of answers, and has those that need not be asked again.
+        foreign: as for ``evaluate``.
+        progress: called with a mode, how many of its items are answered, and how many there are.
+
+    Raises:
+        UsageError: the bundle cannot serve in a mode, or the run is another one.
+        SourceUnreadable: the run cannot be written.
+    """
     if foreign is not None:
-        check_decides(loaded)
-    evaluator = _Evaluator(loaded, tasks, options.batch_size, progress)
+        answerer.check_decides()
+    machine = answerer.machine
+    settings = RunSettings(
+        meteora_run=1,
+        base_sha256=machine.base_sha256,
+        device=machine.device,
+        dtype=machine.dtype,
+        **known_settings(manifest_sha256, options),
+    )
+    if run is not None:
+        run.begin([task.description for task in tasks], settings)
+    batches = _answer_all(answerer, tasks, options, run, progress)
     return Evaluation(
         meteora_evaluation=1,
         bundle=bundle,
-        manifest_sha256=None,
+        manifest_sha256=manifest_sha256,
         base=config.base_model_name_or_path,
         members=config.names,
         scope=config.gate.scope,
         gate_fitted=config.gate.is_fitted,
         tasks=tuple(task.description for task in tasks),
-        modes=tuple(evaluator.score(mode) for mode in options.modes),
+        modes=tuple(_score_mode(mode, tasks, batches[mode], config.names) for mode in options.modes),
         batch_size=options.batch_size,
-        device=_describe(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
-        versions={name: version(name) for name in _PACKAGES},
+        device=machine.device,
+        dtype=machine.dtype,
+        versions=settings.versions,
         abstention=None
         if foreign is None
-        else judge_abstention(loaded, tasks, foreign, options, progress=progress),
+        else answerer.judge_abstention(foreign, options, progress=progress),
     )
 
 
-@dataclass(slots=True)
-class _Evaluator:
-    loaded: LoadedBundle
-    tasks: tuple[Task, ...]
-    batch_size: int
-    progress: Progress
-
-    def score(self, mode: Mode) -> ModeScore:
-        """Score one mode on all tasks."""
-        step = Step(mode, sum(len(task.prompts) for task in self.tasks), self.progress)
-        meter = Meter(self.loaded.model.device)
-        tally = None if mode in UNROUTED else RoutingTally(self.loaded.config.names)
-        with serve_as(self.loaded, mode):
-            tasks = tuple(self._score_task(mode, task, meter, tally, step) for task in self.tasks)
-        items = [task.items for task in tasks]
-        return ModeScore(
-            mode=mode,
-            score=mean_of_tasks(items),
-            interval=interval_of(items),
-            tasks=tasks,
-            routing=None if tally is None else tally.result(),
-            cost=meter.result(),
-        )
-
-    def _score_task(
-        self, mode: Mode, task: Task, meter: Meter, tally: RoutingTally | None, step: Step
-    ) -> TaskScore:
-        answers: dict[int, str] = {}
-        # Prompts of like lengths together, so that little is padded.
-        order = sorted(range(len(task.prompts)), key=lambda item: task.prompt_tokens[item])
-        with serve_task(self.loaded, mode, task.member):
-            for start in range(0, len(order), self.batch_size):
-                items = order[start : start + self.batch_size]
-                answers |= zip(items, self._answer(task, items, meter, tally), strict=True)
-                step.advance(len(items))
-        given = tuple(answers[item] for item in range(len(task.prompts)))
-        scores = tuple(map(task.judge, given, task.expected))
-        return TaskScore(
-            member=task.member,
-            score=mean_of_tasks([scores]),
-            interval=interval_of([scores]),
-            items=scores,
-            answers=given,
-        )
-
-    def _answer(
-        self, task: Task, items: Sequence[int], meter: Meter, tally: RoutingTally | None
-    ) -> list[str]:
-        prompts = [task.prompts[item] for item in items]
-        with nullcontext() if tally is None else routing(self.loaded.model) as record:
-            answers = generate_answers(
-                self.loaded,
-                prompts,
-                max_new_tokens=task.description.max_new_tokens,
-                stop=task.description.stop,
-                meter=meter,
-            )
-            if tally is not None and isinstance(record, RoutingRecord):
-                tally.add(task.member, record.modules, answers.read, record.decisions)
-        prompt_tokens = sum(task.prompt_tokens[item] for item in items)
-        meter.count(prompt_tokens=prompt_tokens, new_tokens=answers.new_tokens)
-        return answers.texts
+def known_settings(manifest_sha256: Digest | None, options: EvaluationOptions) -> dict[str, Any]:
+    """Return the settings of a run that are known before a base is loaded."""
+    return {
+        "manifest_sha256": manifest_sha256,
+        "batch_size": options.batch_size,
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
 
 
-def _describe(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+def _answer_all(
+    answerer: Answerer,
+    tasks: Sequence[Task],
+    options: EvaluationOptions,
+    run: RunFile | None,
+    progress: Progress,
+) -> dict[Mode, list[AnsweredBatch]]:
+    """Return the answers of every mode in their planned order; what the run has is not asked again."""
+    plan = plan_batches(tasks, options.modes, options.batch_size)
+    total = sum(len(task.prompts) for task in tasks)
+    steps = {mode: Step(mode, total, progress) for mode in options.modes}
+    found: dict[Batch, AnsweredBatch] = {}
+    for batch in plan:
+        kept = None if run is None else run.batches.get((batch.mode, tasks[batch.task].member, batch.number))
+        if kept is not None:
+            found[batch] = kept
+            steps[batch.mode].advance(len(batch.items))
+    judges = [task.judge() for task in tasks]
+    for batch, answered in answerer.answer([batch for batch in plan if batch not in found]):
+        found[batch] = _judged(batch, tasks[batch.task], answered, judges[batch.task])
+        if run is not None:
+            run.keep(found[batch])
+        steps[batch.mode].advance(len(batch.items))
+    return {mode: [found[batch] for batch in plan if batch.mode == mode] for mode in options.modes}
+
+
+def _judged(batch: Batch, task: Task, answered: Answered, judge: Judge) -> AnsweredBatch:
+    expected = [task.expected[item] for item in batch.items]
+    return AnsweredBatch(
+        mode=batch.mode,
+        member=task.member,
+        number=batch.number,
+        items=batch.items,
+        answers=answered.texts,
+        scores=tuple(map(judge, answered.texts, expected)),
+        seconds=answered.seconds,
+        prompt_tokens=sum(task.prompt_tokens[item] for item in batch.items),
+        new_tokens=answered.new_tokens,
+        peak_memory_bytes=answered.peak_memory_bytes,
+        routing=answered.routing,
+    )
+
+
+def _score_mode(
+    mode: Mode, tasks: Sequence[Task], batches: Sequence[AnsweredBatch], members: Sequence[str]
+) -> ModeScore:
+    scored = tuple(
+        _score_task(task, [batch for batch in batches if batch.member == task.member]) for task in tasks
+    )
+    items = [task.items for task in scored]
+    tally = RoutingTally(members)
+    for batch in batches:
+        if batch.routing is not None:
+            tally.add(batch.member, batch.routing)
+    return ModeScore(
+        mode=mode,
+        score=mean_of_tasks(items),
+        interval=interval_of(items),
+        tasks=scored,
+        routing=None if mode in UNROUTED else tally.result(),
+        cost=_sum_costs(batches),
+    )
+
+
+def _score_task(task: Task, batches: Sequence[AnsweredBatch]) -> TaskScore:
+    by_item = {
+        item: (score, answer)
+        for batch in batches
+        for item, score, answer in zip(batch.items, batch.scores, batch.answers, strict=True)
+    }
+    scores, answers = zip(*(by_item[item] for item in range(len(task.prompts))), strict=True)
+    return TaskScore(
+        member=task.member,
+        score=mean_of_tasks([scores]),
+        interval=interval_of([scores]),
+        items=scores,
+        answers=answers,
+    )
+
+
+def _sum_costs(batches: Sequence[AnsweredBatch]) -> Cost:
+    seconds = sum(batch.seconds for batch in batches)
+    new_tokens = sum(batch.new_tokens for batch in batches)
+    peaks = [batch.peak_memory_bytes for batch in batches if batch.peak_memory_bytes is not None]
+    return Cost(
+        seconds=round(seconds, 3),
+        prompt_tokens=sum(batch.prompt_tokens for batch in batches),
+        new_tokens=new_tokens,
+        new_tokens_per_second=round(new_tokens / seconds, 3) if seconds else 0.0,
+        peak_memory_bytes=max(peaks, default=None),
+    )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from ...schemas.evaluation import Cost
 from ..loaded_bundle import LoadedBundle, end_tokens, generate_ids
 from .tally import ReadTokens
 
@@ -95,12 +94,11 @@ _RESET_PEAK = "5"
 
 
 class Meter:
-    """The cost of one mode: time, tokens, and the peak of memory since the meter was made."""
+    """The cost of one batch: time, tokens, and the peak of memory since the meter was made."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seconds = 0.0
-        self._prompt_tokens = self._new_tokens = 0
         self._peak_is_own = _reset_peak(device)
 
     @contextmanager
@@ -112,20 +110,15 @@ class Meter:
         self._synchronise()
         self._seconds += time.perf_counter() - began
 
-    def count(self, *, prompt_tokens: int, new_tokens: int) -> None:
-        """Count a batch's tokens."""
-        self._prompt_tokens += prompt_tokens
-        self._new_tokens += new_tokens
+    @property
+    def seconds(self) -> float:
+        """The time of all blocks."""
+        return round(self._seconds, 6)
 
-    def result(self) -> Cost:
-        """Return the totals."""
-        return Cost(
-            seconds=round(self._seconds, 3),
-            prompt_tokens=self._prompt_tokens,
-            new_tokens=self._new_tokens,
-            new_tokens_per_second=round(self._new_tokens / self._seconds, 3) if self._seconds else 0.0,
-            peak_memory_bytes=_peak_bytes(self._device) if self._peak_is_own else None,
-        )
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The peak on a GPU, of the resident set elsewhere; None where the system has no such figure."""
+        return _peak_bytes(self._device) if self._peak_is_own else None
 
     def _synchronise(self) -> None:
         if self._device.type == "cuda":

@@ -6,7 +6,7 @@ tokens that were read count: the prompt's without padding, and the answer's befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...kernels.routing import Routing
 from ...schemas.evaluation import PositionAccuracy, RoutingAccuracy
+from ...schemas.evaluation_run import PositionCount, RoutingCounts
 from ...schemas.trace import ModulePlace
 from ..scopes.decision import Decision
 from .confidence import judge_prompts, quartiles_of
@@ -24,7 +25,7 @@ from .confidence import judge_prompts, quartiles_of
 # only.
 MAX_POSITIONS = 128
 
-Counts = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,59 +47,112 @@ class ReadTokens:
         return torch.cat([self.prompt, self.answer], dim=1)
 
 
+def count_routing(
+    members: Sequence[str],
+    member: str,
+    modules: Mapping[str, Routing],
+    tokens: ReadTokens,
+    decisions: Sequence[Decision] = (),
+) -> RoutingCounts:
+    """Count the routing of a batch of the task of ``member``.
+
+    Args:
+        members: the bundle's.
+        member: whose task it is.
+        modules: the routing of every module, ``[B, T, k]``.
+        tokens: which of them count.
+        decisions: about the batch's prompts, in a scope that decides ahead.
+    """
+    right = members.index(member)
+    counts = tokens.counts.cpu()
+    is_answer = torch.zeros_like(counts)
+    is_answer[:, tokens.prompt.shape[1] :] = True
+    places = tokens.places.cpu()
+    early = counts & (places < MAX_POSITIONS)
+    where = (is_answer.long() * MAX_POSITIONS + places)[early]
+    hits: dict[str, int] = {}
+    position_hits = np.zeros((2, MAX_POSITIONS), dtype=np.int64)
+    weights = np.zeros(len(members))
+    for path, routed in modules.items():
+        hit = (routed.selection[..., 0].cpu() == right) & counts
+        hits[path] = int(hit.sum())
+        position_hits += _count(where[hit[early]])
+        weights += _weights_of(routed, counts, len(members)) / len(modules)
+    judged = judge_prompts(decisions)
+    return RoutingCounts(
+        tokens=int(counts.sum()),
+        hits=hits,
+        weights=tuple(weights.tolist()),
+        positions=tuple(_positions_of(_count(where), position_hits)),
+        confidence=tuple(confidence for confidence, _ in judged),
+        left=sum(is_left for _, is_left in judged),
+    )
+
+
+def sum_counts(counts: Sequence[RoutingCounts]) -> RoutingCounts:
+    """Return the sum of the counts of one task's sequences, at least one, over the same modules."""
+    positions: dict[tuple[bool, int], tuple[int, int]] = {}
+    for each in (position for one in counts for position in one.positions):
+        tokens, hits = positions.get((each.answer, each.position), (0, 0))
+        positions[each.answer, each.position] = tokens + each.tokens, hits + each.hits
+    return RoutingCounts(
+        tokens=sum(each.tokens for each in counts),
+        hits={path: sum(each.hits[path] for each in counts) for path in counts[0].hits},
+        weights=tuple(map(sum, zip(*(each.weights for each in counts), strict=True))),
+        positions=tuple(
+            PositionCount(answer=answer, position=position, tokens=tokens, hits=hits)
+            for (answer, position), (tokens, hits) in sorted(positions.items())
+        ),
+        confidence=tuple(value for each in counts for value in each.confidence),
+        left=sum(each.left for each in counts),
+    )
+
+
+def _positions_of(tokens: Counts, hits: Counts) -> Iterator[PositionCount]:
+    for answer, position in np.argwhere(tokens):
+        yield PositionCount(
+            answer=bool(answer),
+            position=int(position),
+            tokens=int(tokens[answer, position]),
+            hits=int(hits[answer, position]),
+        )
+
+
+def _weights_of(routed: Routing, counts: Tensor, members: int) -> npt.NDArray[np.float64]:
+    selection, weights = routed.selection.cpu()[counts], routed.weights.cpu().double()[counts]
+    served = selection >= 0
+    total = torch.zeros(members, dtype=torch.float64)
+    found: npt.NDArray[np.float64] = total.index_add(0, selection[served], weights[served]).numpy()
+    return found
+
+
 class RoutingTally:
     """Counts of one mode over all tasks; ``members`` are the bundle's."""
 
     def __init__(self, members: Sequence[str]) -> None:
         self._members = tuple(members)
-        self._hits: dict[str, Counts] = {}
+        self._hits: dict[str, npt.NDArray[np.float64]] = {}
         self._tokens = np.zeros(len(members))
         self._weights = np.zeros((len(members), len(members)))
         # By prompt (0) or answer (1), and the position there.
         self._position_hits = np.zeros((2, MAX_POSITIONS))
-        self._position_tokens = np.zeros((2, MAX_POSITIONS))
+        self._position_tokens = np.zeros((2, MAX_POSITIONS), dtype=np.int64)
         self._confidence: list[float] = []
         self._left = 0
 
-    def add(
-        self,
-        member: str,
-        modules: Mapping[str, Routing],
-        tokens: ReadTokens,
-        decisions: Sequence[Decision] = (),
-    ) -> None:
-        """Count a batch of the task of ``member``.
-
-        Args:
-            member: whose task it is.
-            modules: the routing of every module, ``[B, T, k]``.
-            tokens: which of them count.
-            decisions: about the batch's prompts, in a scope that decides ahead.
-        """
-        for confidence, is_left in judge_prompts(decisions):
-            self._confidence.append(confidence)
-            self._left += is_left
+    def add(self, member: str, counts: RoutingCounts) -> None:
+        """Add the counts of a batch of the task of ``member``."""
         right = self._members.index(member)
-        counts = tokens.counts.cpu()
-        is_answer = torch.zeros_like(counts)
-        is_answer[:, tokens.prompt.shape[1] :] = True
-        places = tokens.places.cpu()
-        early = counts & (places < MAX_POSITIONS)
-        where = (is_answer.long() * MAX_POSITIONS + places)[early]
-        self._tokens[right] += int(counts.sum())
-        self._position_tokens += _count(where)
-        for path, routed in modules.items():
-            hits = (routed.selection[..., 0].cpu() == right) & counts
-            self._hits.setdefault(path, np.zeros(len(self._members)))[right] += int(hits.sum())
-            self._position_hits += _count(where[hits[early]]) / len(modules)
-            self._weights[right] += self._weights_of(routed, counts) / len(modules)
-
-    def _weights_of(self, routed: Routing, counts: Tensor) -> Counts:
-        selection, weights = routed.selection.cpu()[counts], routed.weights.cpu().double()[counts]
-        served = selection >= 0
-        total = torch.zeros(len(self._members), dtype=torch.float64)
-        found: Counts = total.index_add(0, selection[served], weights[served]).numpy()
-        return found
+        self._confidence += counts.confidence
+        self._left += counts.left
+        self._tokens[right] += counts.tokens
+        self._weights[right] += counts.weights
+        for path, hits in counts.hits.items():
+            self._hits.setdefault(path, np.zeros(len(self._members)))[right] += hits
+        for each in counts.positions:
+            place = int(each.answer), each.position
+            self._position_tokens[place] += each.tokens
+            self._position_hits[place] += each.hits / len(counts.hits)
 
     def result(self) -> RoutingAccuracy:
         """Return the accuracies; every task has the same weight except in ``positions``."""
@@ -142,7 +196,7 @@ class RoutingTally:
 
 def _count(where: Tensor) -> Counts:
     counted = np.bincount(where.numpy(), minlength=2 * MAX_POSITIONS)
-    return counted.reshape(2, MAX_POSITIONS).astype(np.float64)
+    return counted.reshape(2, MAX_POSITIONS)
 
 
 def _share(value: np.floating | float) -> float:

@@ -6,21 +6,26 @@ model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from ...files.reading import read_start
+from ...schemas.digest import Digest
 from ...schemas.errors import UsageError
-from ...schemas.evaluation import DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
+from ...schemas.evaluation import DEFAULT_METRIC, DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
 from ...schemas.gate_choices import PromptForm, forms_of
+from ...schemas.task_settings import TASK_SETTINGS_FILE, OneTask, TaskSettings
+from ...schemas.toml import MAX_TOML_BYTES
 from ...scores.intervals import check_can_estimate
-from ..fitting import Sample, TaskData, check_form, write_as
+from ...scores.metrics import BY_LIKELIHOOD, Expected, Judge, judge_of, problem_of
+from ..fitting import Sample, TaskData, check_form, write_as, write_behind
 from ..fitting.chat_template import ChatTemplate
 from ..fitting.sequences import choose_samples
 from ..fitting.task_data import refusal_of
-from .metrics import Judge, judge_of
 
 # A right answer that continues must not be cut off to one that counts as exactly right.
 _MORE_THAN_EXPECTED = 8
@@ -32,39 +37,91 @@ class EvaluationOptions:
 
     Attributes:
         modes: see ``schemas.evaluation.Mode``.
-        metric: how answers are judged, except for the members in ``metrics``.
+        tasks: the members whose tasks are asked; None for all.
+        metric: how answers are judged, except for the members in ``metrics``; by default as ``settings``
+            have it, else ``exact``.
         metrics: the metric of single members.
         limit: at most so many items of each task, spread evenly over its file; None for all.
-        stop: text before which an answer ends, such as a new line; None if the model itself ends it.
-        max_new_tokens: the longest answer; by default eight tokens more than the longest one expected.
+        stop: text before which an answer ends, such as a new line; by default as ``settings`` have it, else
+            the model itself ends it.
+        max_new_tokens: the longest answer; by default as ``settings`` have it, else eight tokens more than
+            the longest one expected.
         batch_size: items that are answered at once.
         form: of the prompts; as ``both``, every item is asked plain and then in the base's chat template.
+        settings: of the tasks, as ``tasks.toml`` beside their data has them.
     """
 
     modes: Sequence[Mode] = DEFAULT_MODES
-    metric: Metric = "exact"
+    tasks: Sequence[str] | None = None
+    metric: Metric | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     limit: int | None = None
     stop: str | None = None
     max_new_tokens: int | None = None
     batch_size: int = 8
     form: PromptForm = "given"
+    settings: TaskSettings = field(default_factory=TaskSettings)
+
+    def asked(self, members: Sequence[str]) -> tuple[str, ...]:
+        """Return which of the members' tasks are asked, in their order.
+
+        Raises:
+            UsageError: a task is of no member, or none is named.
+        """
+        if self.tasks is None:
+            return tuple(members)
+        if strangers := [task for task in self.tasks if task not in members]:
+            raise UsageError(
+                f"the task `{strangers[0]}` is asked for, the bundle has the members {_listed(members)}"
+            )
+        if not self.tasks:
+            raise UsageError("there are no tasks to evaluate")
+        return tuple(member for member in members if member in self.tasks)
+
+    def of_task(self, member: str) -> OneTask:
+        """Return how a member's task is asked and judged: these options come before the settings."""
+        general = {"metric": self.metric, "stop": self.stop, "max_new_tokens": self.max_new_tokens}
+        stated = {key: value for key, value in general.items() if value is not None}
+        if member in self.metrics:
+            stated["metric"] = self.metrics[member]
+        return self.settings.of(member).model_copy(update=stated)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The items of one member's task, their lengths in tokens, and the judge of their answers."""
+    """The items of one member's task, their lengths in tokens, what is right, and the labels of the task."""
 
     description: EvaluatedTask
     prompts: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
-    expected: tuple[str, ...]
-    judge: Judge
+    expected: tuple[Expected, ...]
+    labels: tuple[str, ...]
 
     @property
     def member(self) -> str:
         """The member whose task it is."""
         return self.description.member
+
+    def judge(self) -> Judge:
+        """Return the judge of the answers.
+
+        Raises:
+            MissingDependency: the library of the metric is not installed.
+        """
+        return judge_of(self.description.metric, self.labels)
+
+
+def read_task_settings(folder: Path) -> TaskSettings:
+    """Return what ``tasks.toml`` in a folder of task data states; without the file, nothing.
+
+    Raises:
+        SourceUnreadable: it cannot be read.
+        InvalidDocument: it is malformed.
+    """
+    path = folder / TASK_SETTINGS_FILE
+    if not path.is_file():
+        return TaskSettings()
+    return TaskSettings.from_toml(read_start(path, MAX_TOML_BYTES), what=path.name)
 
 
 def make_tasks(
@@ -78,7 +135,7 @@ def make_tasks(
     """Return the tasks in the members' order.
 
     Args:
-        data: of every member.
+        data: of every member whose task is asked.
         members: of the bundle.
         tokenizer: of the base.
         options: which items, metrics and lengths.
@@ -96,7 +153,10 @@ def make_tasks(
     problems: list[str] = []
     with ChatTemplate(tokenizer):
         check_form(tokenizer, options.form)
-        tasks = [_make_task(data[member], tokenizer, options, context_tokens, problems) for member in members]
+        tasks = [
+            _make_task(data[member], tokenizer, options, context_tokens, problems)
+            for member in options.asked(members)
+        ]
     if problems:
         raise refusal_of(
             "the data cannot be evaluated",
@@ -115,7 +175,7 @@ def _check_options(options: EvaluationOptions, members: Sequence[str]) -> None:
     if len(set(options.modes)) < len(options.modes):
         raise UsageError(f"a mode is named twice: {_listed(options.modes)}")
     for metric in (options.metric, *options.metrics.values()):
-        if metric not in get_args(Metric):
+        if metric is not None and metric not in get_args(Metric):
             raise UsageError(f"the metric is `{metric}`, expected one of {_listed(get_args(Metric))}")
     for member in options.metrics:
         if member not in members:
@@ -143,21 +203,20 @@ def _make_task(
             f"`{data.path.name}:{sample.line}` has no answer to compare with" for sample in unanswered
         ]
         return None
-    chosen = choose_samples(data.samples, options.limit or len(data.samples))
-    # Every item is asked in each form, and not in turn as in a fit.
-    samples = [sample for form in forms_of(options.form) for sample in write_as(chosen, form, tokenizer)]
-    expected = tuple(_expected_of(sample) for sample in samples)
+    settings = options.of_task(data.member)
+    metric = settings.metric or DEFAULT_METRIC
+    samples = _asked_samples(data, tokenizer, options, settings.header)
+    expected = tuple(map(_expected_of, samples))
+    found = [
+        f"`{data.path.name}:{sample.line}` {problem}"
+        for sample, each in zip(samples, expected, strict=True)
+        if (problem := problem_of(metric, each)) is not None
+    ]
     prompt_tokens = _lengths([sample.prompt for sample in samples], tokenizer, special=True)
-    room = max(_lengths(expected, tokenizer, special=False)) + _MORE_THAN_EXPECTED
-    max_new_tokens = options.max_new_tokens or room
-    for sample, tokens in zip(samples, prompt_tokens, strict=True):
-        if context_tokens is not None and tokens + max_new_tokens > context_tokens:
-            problems.append(
-                f"`{data.path.name}:{sample.line}` has a prompt of {tokens} tokens and its answer up to "
-                f"{max_new_tokens}, the base takes {context_tokens} together"
-            )
-    metric = options.metrics.get(data.member, options.metric)
-    return Task(
+    max_new_tokens = _longest_answer(expected, metric, settings.max_new_tokens, tokenizer)
+    found += _without_room(data, samples, prompt_tokens, max_new_tokens, context_tokens)
+    problems += dict.fromkeys(found)
+    task = Task(
         description=EvaluatedTask(
             member=data.member,
             data_sha256=data.sha256,
@@ -165,18 +224,60 @@ def _make_task(
             lines=tuple(sample.line for sample in samples),
             metric=metric,
             max_new_tokens=max_new_tokens,
-            stop=options.stop,
+            stop=settings.stop,
             form=options.form,
+            header_sha256=None if settings.header is None else Digest.of_bytes(settings.header.encode()),
         ),
         prompts=tuple(sample.prompt for sample in samples),
         prompt_tokens=prompt_tokens,
         expected=expected,
-        judge=judge_of(metric, (_expected_of(sample) for sample in data.samples)),
+        labels=tuple({right: None for sample in data.samples for right in _expected_of(sample).answers}),
     )
+    # A library that is missing is reported now.
+    task.judge()
+    return task
 
 
-def _expected_of(sample: Sample) -> str:
-    return sample.response or ""
+def _asked_samples(
+    data: TaskData, tokenizer: PreTrainedTokenizerBase, options: EvaluationOptions, header: str | None
+) -> list[Sample]:
+    """Return the samples that are asked, in each form one after another, and not in turn as in a fit."""
+    chosen = choose_samples(data.samples, options.limit or len(data.samples))
+    if header is not None:
+        chosen = write_behind(header, chosen, tokenizer)
+    return [sample for form in forms_of(options.form) for sample in write_as(chosen, form, tokenizer)]
+
+
+def _longest_answer(
+    expected: Sequence[Expected], metric: Metric, stated: int | None, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Return how many tokens an answer may have, or by likelihood how many the longest choice has."""
+    if metric in BY_LIKELIHOOD:
+        texts = [text for each in expected for text in (*each.choices, *each.answers)]
+        return max(_lengths(texts, tokenizer, special=False))
+    if stated is not None:
+        return stated
+    texts = [text for each in expected for text in each.answers]
+    return max(_lengths(texts, tokenizer, special=False)) + _MORE_THAN_EXPECTED
+
+
+def _without_room(
+    data: TaskData,
+    samples: Sequence[Sample],
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    context_tokens: int | None,
+) -> Iterator[str]:
+    for sample, tokens in zip(samples, prompt_tokens, strict=True):
+        if context_tokens is not None and tokens + max_new_tokens > context_tokens:
+            yield (
+                f"`{data.path.name}:{sample.line}` has a prompt of {tokens} tokens and its answer up to "
+                f"{max_new_tokens}, the base takes {context_tokens} together"
+            )
+
+
+def _expected_of(sample: Sample) -> Expected:
+    return Expected((sample.response or "", *sample.references), sample.choices)
 
 
 def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool) -> tuple[int, ...]:

@@ -6,10 +6,10 @@ from ..base_model import OpenedBase, context_of, open_base
 from .evidence import ChosenEvidence
 from .fit import FittedGates, fit_gates, method_of
 from .fit_options import FitOptions
-from .forms import check_form, write_as
+from .forms import check_form, write_as, write_behind
 from .inputs import check_shapes
 from .statistics_file import StatisticsFolder
-from .task_data import Sample, TaskData, read_member_data, read_task_data
+from .task_data import Sample, TaskData, read_member_data, read_task_data, strangers_in
 
 __all__ = [
     "ChosenEvidence",
@@ -27,5 +27,7 @@ __all__ = [
     "open_base",
     "read_member_data",
     "read_task_data",
+    "strangers_in",
     "write_as",
+    "write_behind",
 ]

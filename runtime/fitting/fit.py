@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...files.progress import Progress, Step, silent
 from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate
 from ...schemas.digest import Digest
-from ...schemas.errors import UsageError
+from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import FittedKind, PromptForm, Scope
 from ...schemas.statistics import (
     MAX_FEATURES,
@@ -116,7 +117,9 @@ def fit_gates(
         options: how; the defaults are those measured best.
         statistics: a folder of statistics. Members whose part is in it are taken from there, without reading
             their data again; the parts of the others are kept in it.
-        known: the digest of the data of each member that is missing in ``data``.
+        known: the digests of the data of members that are missing in ``data``. A member that is in neither
+            comes from its part, if the statistics have exactly one that was made on this base, with these
+            settings, for these modules.
         bundle_bytes: of the bundle's factors, of which request gates may be a small part; None for no bound.
         progress: called with a step's name, how much of it is done, and how much there is.
 
@@ -124,11 +127,12 @@ def fit_gates(
         UsageError: the model carries adapters, a module has more inputs than a gate can be fitted for, or
             statistics were asked for of samples behind those of other members.
         BundleRefused: the base does not fit the bundle's modules.
-        DataRefused: a member has no data, the data are too short, or the statistics do not fit.
+        DataRefused: a member has no data or several parts, the data are too short, or the statistics do not
+            fit.
         SourceUnreadable: the statistics cannot be read or written.
     """
     check_plain(base)
-    options = options or FitOptions()
+    options = _cut_to_context(options or FitOptions(), base)
     folder = None if statistics is None else StatisticsFolder(statistics)
     if folder is not None and options.concatenated:
         raise UsageError(
@@ -138,8 +142,11 @@ def fit_gates(
     # One process for all the prompts of the fit, each part of which opens the template.
     with ChatTemplate(tokenizer):
         with ExitStack() as stack:
-            parts = open_parts(stack, folder, config.names, data, known or {})
-            fit = _prepare(base, tokenizer, config, data, options, parts, progress)
+            inputs = find_inputs(base, config.target_modules)
+            _check_features(inputs)
+            usable = partial(_is_usable, base, inputs, options)
+            parts = open_parts(stack, folder, config.names, data, known or {}, usable)
+            fit = _prepare(base, tokenizer, config, data, options, inputs, parts, progress)
             # The files are moved to their places when all of them are whole.
             writers = _writers(stack, folder, fit)
             values = _solve_gates(fit, writers)
@@ -225,13 +232,12 @@ def _prepare(
     config: BundleConfig,
     data: Mapping[str, TaskData],
     options: FitOptions,
+    inputs: Sequence[ModuleInput],
     parts: Mapping[str, StatisticsFile],
     progress: Progress,
 ) -> _Fit:
     """Check that base, data and statistics fit together, and encode the data."""
-    options = _settle(options, base, tokenizer, parts)
-    inputs = find_inputs(base, config.target_modules)
-    _check_features(inputs)
+    options = replace(options, form=form_of_fit(tokenizer, options.form or _form_of(parts)))
     if parts:
         digest = digest_of_base(base)
         for part in parts.values():
@@ -263,19 +269,28 @@ def _held_out(
     }
 
 
-def _settle(
-    options: FitOptions,
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    parts: Mapping[str, StatisticsFile],
-) -> FitOptions:
-    """Return the options cut to the base's context, with the form that the fit reads."""
-    form = options.form
-    if form is None and parts:
-        form = next(iter(parts.values())).description.settings.form
+def _cut_to_context(options: FitOptions, base: PreTrainedModel) -> FitOptions:
     context = context_of(base.config)
-    max_tokens = options.max_tokens if context is None else min(options.max_tokens, context)
-    return replace(options, max_tokens=max_tokens, form=form_of_fit(tokenizer, form))
+    return options if context is None else replace(options, max_tokens=min(options.max_tokens, context))
+
+
+def _form_of(parts: Mapping[str, StatisticsFile]) -> PromptForm | None:
+    """Return the form of the prompts that the parts were made in; None without a part."""
+    return next((part.description.settings.form for part in parts.values()), None)
+
+
+def _is_usable(
+    base: PreTrainedModel, inputs: Sequence[ModuleInput], options: FitOptions, part: StatisticsFile
+) -> bool:
+    """Return whether a part was made on this base, with these settings, for these inputs."""
+    form = options.form or part.description.settings.form
+    try:
+        part.check_fits(digest_of_base(base), replace(options, form=form).settings)
+        for each in inputs:
+            part.input_of(each)
+    except DataRefused:
+        return False
+    return True
 
 
 def _request_reader(

@@ -98,6 +98,29 @@ def write_as(
         )
 
 
+def write_behind(
+    header: str, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Sample, ...]:
+    """Return the samples with a text before each question, inside the template where they are in it.
+
+    Raises:
+        DataRefused: a sample is a conversation of several messages, or the template refuses a prompt.
+    """
+    with ChatTemplate(tokenizer) as template:
+        return tuple(_behind(header, sample, template) for sample in samples)
+
+
+def _behind(header: str, sample: Sample, template: ChatTemplate) -> Sample:
+    if sample.question is None:
+        raise DataRefused(
+            f"line {sample.line} is a conversation of several messages, which takes no `header`",
+            hint="write the worked examples into its first message",
+        )
+    question = header + sample.question
+    plain = replace(sample, prompt=question, question=question, in_chat=False)
+    return _in_chat(plain, template) if sample.in_chat else plain
+
+
 def _is_in_chat(place: int, form: PromptForm) -> bool:
     return form == "chat" or (form == "both" and place % 2 == 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ def open_parts(
     names: Sequence[str],
     data: Mapping[str, TaskData],
     known: Mapping[str, Digest],
+    is_usable: Callable[[StatisticsFile], bool],
 ) -> dict[str, StatisticsFile]:
     """Open the parts of those members that the statistics have, by name, until ``stack`` ends.
 
@@ -58,16 +59,21 @@ def open_parts(
         statistics: the folder; None if none is used.
         names: of the members.
         data: of the members whose data are at hand.
-        known: the digests of the others' data.
+        known: the digests of others' data. A member that is in neither comes from its only usable part.
+        is_usable: whether this fit can use a part.
 
     Raises:
-        DataRefused: a member's data are neither at hand nor in the statistics, or a part is damaged.
+        DataRefused: a member's data are neither at hand nor in the statistics, several parts of it could be
+            used, or a part is damaged.
         SourceUnreadable: a part cannot be read.
     """
     found = {}
     for name in names:
         digest = data[name].sha256 if name in data else known.get(name)
-        place = None if statistics is None or digest is None else statistics.find(name, digest)
+        if digest is None:
+            found[name] = _only_part(stack, statistics, name, is_usable)
+            continue
+        place = None if statistics is None else statistics.find(name, digest)
         if place is not None:
             found[name] = _open_part(stack, place, name, digest)
         elif name not in data:
@@ -75,10 +81,31 @@ def open_parts(
     return found
 
 
+def _only_part(
+    stack: ExitStack,
+    statistics: StatisticsFolder | None,
+    name: str,
+    is_usable: Callable[[StatisticsFile], bool],
+) -> StatisticsFile:
+    """Open the part of a member of whose data nothing is known; one that cannot be used if all are such."""
+    places = [] if statistics is None else statistics.parts_of(name)
+    if not places:
+        raise _lacks(name, None, statistics)
+    parts = [_open_part(stack, place, name, None) for place in places]
+    usable = [place for place, part in zip(places, parts, strict=True) if is_usable(part)]
+    if len(usable) > 1:
+        raise DataRefused(
+            f"there are {len(usable)} parts of the member `{name}`, each of other data: "
+            + ", ".join(f"`{place}`" for place in usable),
+            hint="keep one of them in the folder, or name the data with `--data`",
+        )
+    return parts[places.index(usable[0])] if usable else parts[0]
+
+
 def _open_part(stack: ExitStack, place: Path, name: str, digest: Digest | None) -> StatisticsFile:
     part = stack.enter_context(StatisticsFile(place))
     stated = part.description.part
-    if (stated.member, stated.sha256) != (name, digest):
+    if stated.member != name or digest not in (stated.sha256, None):
         raise DataRefused(
             f"the statistics in `{place}` are of `{stated.member}` on data with the digest "
             f"`{stated.sha256.short}`, expected `{name}`"
@@ -90,7 +117,10 @@ def _open_part(stack: ExitStack, place: Path, name: str, digest: Digest | None) 
 
 def _lacks(name: str, digest: Digest | None, statistics: StatisticsFolder | None) -> DataRefused:
     if statistics is None or digest is None:
-        return DataRefused(f"there is no data for the member `{name}`")
+        return DataRefused(
+            f"there is no data for the member `{name}`",
+            hint="name its data with `--data`, or a folder with its part with `--statistics`",
+        )
     return DataRefused(
         f"the statistics in `{statistics.path}` have nothing of the member `{name}` on its data with the "
         f"digest `{digest.short}`",

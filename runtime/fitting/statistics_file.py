@@ -8,6 +8,7 @@ before anything is read, and one input is in memory at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...files.reading import read_errors
 from ...files.writing import whole_file, write_errors
 from ...fuser.tensor_files import TensorFile, WeightsWriter
 from ...inspection.header import Header, read_header
@@ -64,6 +66,19 @@ class StatisticsFolder:
         """Return the part of a member with this data; None if there is none."""
         place = self.place_of(member, data_sha256)
         return place if place.is_file() else None
+
+    def parts_of(self, member: Name) -> list[Path]:
+        """Return every part of a member, one for each of its data, sorted; none if there is no folder.
+
+        Raises:
+            SourceUnreadable: the folder cannot be read.
+        """
+        if not self.path.is_dir():
+            return []
+        # Without the digits, a part of the member `legal-more` would be one of `legal` too.
+        name = re.compile(re.escape(member) + r"-[0-9a-f]{12}\.safetensors")
+        with read_errors(self.path):
+            return sorted(place for place in self.path.iterdir() if name.fullmatch(place.name))
 
     def make(self) -> None:
         """Make the folder where it is missing.
@@ -167,10 +182,6 @@ class StatisticsFile:
                 hint=ANEW,
             )
         return self._read(found, TENSOR_PROMPT_MEAN, TENSOR_PROMPT_SECOND_MOMENT)
-
-    def has_prompts(self, wanted: ModuleInput) -> bool:
-        """Return whether the file has the moments of the prompts alone at an input."""
-        return self._prompts_of(wanted) is not None
 
     def held_out(self, form: PromptForm, vocabulary: int) -> tuple[LabelledTokens, ...]:
         """Return the member's held-out prompts in a form, those tokens that count labelled 0.

@@ -1,15 +1,16 @@
 """Task data: one JSONL file per member, from which a gate learns which member a text is for.
 
 A line is ``{"prompt": ..., "response": ...}``, ``{"messages": [...]}`` (written out by the base's chat
-template) or ``{"text": ...}``; other keys are ignored. Everything that is wrong in the whole folder is
-found before a model is loaded, and reported with file and line.
+template) or ``{"text": ...}``. An evaluation also reads ``references``, further right answers, and
+``choices``, what there is to choose from; other keys are ignored. Everything that is wrong in the whole
+folder is found before a model is loaded, and reported with file and line.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ MAX_LINE_BYTES = 1 << 20
 MAX_SAMPLES = 100_000
 SUFFIX = ".jsonl"
 _MAX_MESSAGES = 1000
+_MAX_ANSWERS = 1000
 _SHOWN_PROBLEMS = 50
+_SHOWN_NAMES = 5
 # Prompts whose tokens are in memory at once.
 _COUNTED_TOGETHER = 64
 _SHAPES = {
@@ -50,6 +53,8 @@ class Sample:
         line: the number of the line.
         question: what a user wrote, without a template; None for a conversation of several messages.
         in_chat: whether the prompt is in the base's chat template.
+        references: further right answers.
+        choices: the answers that the item offers.
     """
 
     prompt: str
@@ -57,6 +62,8 @@ class Sample:
     line: int
     question: str | None = None
     in_chat: bool = False
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +82,21 @@ def read_task_data(
     *,
     tokenizer: PreTrainedTokenizerBase,
     context_tokens: int | None,
+    kept: Collection[str] | None = None,
 ) -> dict[str, TaskData]:
-    """Read the data of every member, in the members' order.
+    """Read the data of every member, in the members' order; those that are ``kept`` may have none.
 
     Args:
-        folder: has a file ``MEMBER.jsonl`` for each member and no other file of that ending.
+        folder: has a file ``MEMBER.jsonl`` for each member; those of other names are not read.
         members: their names.
         tokenizer: of the base; it writes messages out and measures prompts.
         context_tokens: the longest prompt that the base takes, in tokens; None without a bound.
+        kept: the members whose part statistics have; None where none are taken from there.
 
     Raises:
         SourceUnreadable: the folder cannot be read.
-        DataRefused: with every problem: a file that is missing, one too many, empty, too large, not regular
-            or not UTF-8; a line that is too long, not JSON, of another shape or longer than the context.
+        DataRefused: with every problem: a file that is missing, empty, too large, not regular or not UTF-8; a
+            line that is too long, not JSON, of another shape or longer than the context.
     """
     if not folder.is_dir():
         raise SourceUnreadable(
@@ -95,10 +104,9 @@ def read_task_data(
         )
     problems: list[str] = []
     with open_folder(folder) as descriptor, ChatTemplate(tokenizer) as template:
-        with os.scandir(descriptor) as entries:
-            present = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
+        present = _data_files(descriptor)
         files = {member: f"{member}{SUFFIX}" for member in members}
-        problems += _misplaced(present, files)
+        problems += _missing(present, files, kept or ())
         data = {
             member: _read_file(folder / name, descriptor, member, template, context_tokens, problems)
             for member, name in files.items()
@@ -108,7 +116,8 @@ def read_task_data(
         raise refusal_of(
             f"the data in `{folder}` cannot be used",
             problems,
-            hint=f"every member has a file `MEMBER{SUFFIX}`, each line one of {', '.join(_SHAPES.values())}",
+            hint=f"every member has a file `MEMBER{SUFFIX}`, each line one of {', '.join(_SHAPES.values())}"
+            + ("" if kept is None else ", or its part in the folder of `--statistics`"),
         )
     return data
 
@@ -134,6 +143,21 @@ def read_member_data(
     return data
 
 
+def strangers_in(folder: Path, members: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the data files in a folder that belong to none of the members, sorted.
+
+    Raises:
+        SourceUnreadable: the folder cannot be read.
+    """
+    with open_folder(folder) as descriptor:
+        return tuple(name for name in _data_files(descriptor) if name.removesuffix(SUFFIX) not in members)
+
+
+def _data_files(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
+
+
 def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefused:
     """Return the refusal of data for all its problems; it lists the first ``_SHOWN_PROBLEMS``."""
     count, shown = len(problems), problems[:_SHOWN_PROBLEMS]
@@ -143,13 +167,14 @@ def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefus
     )
 
 
-def _misplaced(present: Sequence[str], files: dict[str, str]) -> Iterator[str]:
-    for member, name in files.items():
-        if name not in present:
-            yield f"`{name}` is missing: there is no data for the member `{member}`"
-    for name in present:
-        if name not in files.values():
-            yield f"{quote_name(name)} belongs to no member, they are {', '.join(f'`{m}`' for m in files)}"
+def _missing(present: Sequence[str], files: dict[str, str], kept: Collection[str]) -> Iterator[str]:
+    lacking = [member for member, name in files.items() if name not in present and member not in kept]
+    for member in lacking:
+        yield f"`{files[member]}` is missing: there is no data for the member `{member}`"
+    strangers = [quote_name(name) for name in present if name not in files.values()]
+    if lacking and strangers:
+        more = f" and {len(strangers) - _SHOWN_NAMES} more" if len(strangers) > _SHOWN_NAMES else ""
+        yield f"of no member, and maybe misnamed: {', '.join(strangers[:_SHOWN_NAMES])}{more}"
 
 
 def _read_file(
@@ -202,10 +227,15 @@ def _parse_line(line: bytes, place: str, number: int, template: ChatTemplate) ->
         keys = ", ".join(f"`{key}`" for key in found) or "none of them"
         raise DataRefused(f"`{place}` is of no known shape: found {keys}, expected one of {_listed_shapes()}")
     if found == ["messages"]:
-        return _from_messages(value["messages"], place, number, template)
-    prompt = _text(value, found[0], place)
-    response = None if found == ["text"] else _text(value, "response", place)
-    return Sample(prompt, response, number, question=prompt)
+        sample = _from_messages(value["messages"], place, number, template)
+    else:
+        prompt = _text(value, found[0], place)
+        response = None if found == ["text"] else _text(value, "response", place)
+        sample = Sample(prompt, response, number, question=prompt)
+    if sample.response is None:
+        return sample
+    references, choices = (_texts(value, key, place) for key in ("references", "choices"))
+    return replace(sample, references=references, choices=choices)
 
 
 def _listed_shapes() -> str:
@@ -217,6 +247,17 @@ def _text(value: dict[str, Any], key: str, place: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise DataRefused(f"`{place}` has no text in `{key}`, expected a string that is not empty")
     return text
+
+
+def _texts(value: dict[str, Any], key: str, place: str) -> tuple[str, ...]:
+    texts = value.get(key, [])
+    if not isinstance(texts, list) or len(texts) > _MAX_ANSWERS:
+        raise DataRefused(f"`{place}` has no list of at most {_MAX_ANSWERS} texts in `{key}`")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataRefused(f"`{place}` has an entry in `{key}` that is not a text, or an empty one")
+    if len(set(texts)) < len(texts):
+        raise DataRefused(f"`{place}` has a text in `{key}` twice")
+    return tuple(texts)
 
 
 def _from_messages(messages: Any, place: str, number: int, template: ChatTemplate) -> Sample:

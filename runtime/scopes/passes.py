@@ -22,6 +22,9 @@ from ...kernels.routing import FixedRouting, Gate, Routing, fixed_routings, gate
 from ...schemas.errors import UsageError
 from ...schemas.trace import ModulePlace
 
+# In place of a member's number: the base alone serves a token.
+BASE_ALONE = -1
+
 # Who serves a module's tokens: its own gate decides, or a routing that was decided elsewhere.
 Choice = Gate | Routing | FixedRouting
 
@@ -37,6 +40,14 @@ class RoutingPass(ABC):
     @abstractmethod
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Choice | None:
         """Answer a module with input x [..., in] and its own gate, where it has one."""
+
+    def for_tokens(self, past_tokens: int | None, shape: tuple[int, int]) -> RoutingPass:
+        """Return the pass over tokens ``shape`` [B, T] behind the first ``past_tokens``.
+
+        Asked of a pass that replaces every other, most of which serve all tokens alike. ``past_tokens`` is
+        None if the cache does not count them.
+        """
+        return self
 
     def observe(self, path: str, x: Tensor) -> None:  # noqa: B027 (as for ``report``)
         """Take in the input x [..., in] of a module that no member touches."""
@@ -104,6 +115,58 @@ class DecidedPass(RoutingPass):
     def choose(self, path: str, x: Tensor, gate: Gate | None) -> Routing:
         """Return the decision for the module's tokens [B, T] or [B * T]."""
         return fit_tokens(self.routing, x, path)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenPass(RoutingPass):
+    """The passes over sequences whose members are given token by token.
+
+    Attributes:
+        members: int64 [B, T], the place of each token's member, ``BASE_ALONE`` for none.
+        beyond: who serves the tokens behind them; None to refuse any.
+    """
+
+    members: Tensor
+    beyond: int | None
+
+    def for_tokens(self, past_tokens: int | None, shape: tuple[int, int]) -> RoutingPass:
+        """Return the pass over these tokens.
+
+        Raises:
+            UsageError: there are more sequences or tokens than were given, or the cache does not count them.
+        """
+        sequences, given = self.members.shape
+        if shape[0] != sequences:
+            raise UsageError(
+                f"the members of {sequences} sequences are given, the pass has {shape[0]}",
+                hint="give those of each row of the batch; each beam is a row too",
+            )
+        if past_tokens is None:
+            raise UsageError(
+                "members are given token by token, but the base's cache does not count its tokens",
+                hint="read the whole sequence in one pass",
+            )
+        end = past_tokens + shape[1]
+        members = self.members[:, past_tokens:end]
+        if end > given:
+            if self.beyond is None:
+                raise UsageError(
+                    f"the members of {given} tokens are given, the pass reads {end}",
+                    hint="give those of prompt and answer, padding included, or state who is `beyond`",
+                )
+            more = torch.full((sequences, shape[1] - members.shape[1]), self.beyond, dtype=torch.int64)
+            members = torch.cat([members, more], dim=1)
+        served = members != BASE_ALONE
+        selection = torch.where(served, members, 0).unsqueeze(-1)
+        return decided_pass(Routing(selection, served.float().unsqueeze(-1)))
+
+    def choose(self, path: str, x: Tensor, gate: Gate | None) -> NoReturn:
+        """Refuse: a module that is called by itself does not know its tokens' places."""
+        raise UsageError(
+            f"`{path}` was called outside a forward pass of its model, but the members are given token by "
+            "token",
+            hint="call the model itself",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ PUBLIC = ERRORS | {
         "Registry",
     ),
     *("RoutingRecord", "Severity", "SignedBy", "Signers", "SigningKey", "Verdict", "VerificationRecord"),
-    *("force_adapter", "fuse", "load"),
+    *("force_adapter", "force_tokens", "fuse", "load"),
     *("route_as", "routing", "uniform"),
 }
 

@@ -133,12 +133,12 @@ def test_wrong_data_are_refused_with_every_problem(run: Run, workplace: Path, tm
     assert result.stderr.splitlines() == [
         f"error: the data in `{folder}` cannot be used: 4 problems",
         "  `rslora16.jsonl` is missing: there is no data for the member `rslora16`",
-        "  `stranger.jsonl` belongs to no member, they are `rank4`, `rank8`, `rslora16`",
+        "  of no member, and maybe misnamed: `stranger.jsonl`",
         "  `rank8.jsonl:2` is of no known shape: found none of them, expected one of "
         '`{"prompt": ..., "response": ...}`, `{"messages": [...]}`, `{"text": ...}`',
         "  `rank8.jsonl:1` has a prompt of 70 tokens, the base takes at most 64",
         'hint: every member has a file `MEMBER.jsonl`, each line one of {"prompt": ..., "response": ...}, '
-        '{"messages": [...]}, {"text": ...}',
+        '{"messages": [...]}, {"text": ...}, or its part in the folder of `--statistics`',
     ]
     assert sorted(workplace.iterdir()) == before
 
@@ -226,6 +226,48 @@ def test_statistics_that_cannot_be_kept_are_refused(
         [line.format(workplace=workplace) for line in lines],
     )
     assert sorted(workplace.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "lines"),
+    [
+        (
+            (),
+            2,
+            [
+                "error: there is nothing to fit the gates on",
+                "hint: name the members' data with `--data`, or a folder with their parts with "
+                "`--statistics`",
+            ],
+        ),
+        (
+            ("--statistics", "parts"),
+            1,
+            [
+                "error: the statistics in `parts` have no part of `rank4`, `rank8`, `rslora16`",
+                "hint: copy the parts of all members into one folder, or name the others' data with `--data`",
+            ],
+        ),
+        (
+            ("--statistics", "parts", "--data", "base"),
+            1,
+            [
+                "error: the data in `base` cannot be used: 3 problems",
+                *(f"  `{name}.jsonl` is missing: there is no data for the member `{name}`" for name in NAMES),
+                'hint: every member has a file `MEMBER.jsonl`, each line one of {"prompt": ..., '
+                '"response": ...}, {"messages": [...]}, {"text": ...}, or its part in the folder of '
+                "`--statistics`",
+            ],
+        ),
+    ],
+    ids=["neither", "no-parts", "no-data"],
+)
+def test_members_without_data_and_parts_are_refused(
+    run: Run, workplace: Path, arguments: tuple[str, ...], code: int, lines: list[str]
+) -> None:
+    result = run("gate", "fit", "bundle@1", "--base", "./base", "--out", "x", *arguments)
+    assert (result.returncode, result.stderr.splitlines()) == (code, lines)
+    assert not (workplace / "x").exists()
 
 
 def test_fit_prints_json_with_scope_token(run: Run, tmp_path: Path) -> None:

@@ -133,6 +133,22 @@ def test_eval_draws_its_figures(run: Run, workplace: Workplace, tmp_path: Path) 
     assert all(path.read_bytes().startswith(PNG) for path in plots.iterdir())
 
 
+def test_settings_beside_the_data_are_read(run: Run, workplace: Workplace, tmp_path: Path) -> None:
+    data = shutil.copytree(workplace.bundle.parent / "data", tmp_path / "data")
+    (data / "tasks.toml").write_text('[tasks.two]\nmetric = "contains"\n')
+    arguments = [workplace.bundle, "--base", workplace.base, "--data", data, "--modes", "base", "--limit", 1]
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    metrics = [line.split()[1] for line in result.stdout.splitlines() if line.split()[:1] == ["two"]]
+    assert metrics == ["contains"]
+    (data / "tasks.toml").write_text('metrik = "contains"\n')
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert "`tasks.toml` breaks its schema: metrik: there is no such key, did you mean `metric`?" in (
+        refused.stderr
+    )
+
+
 def test_data_is_refused_before_the_base_is_loaded(run: Run, workplace: Workplace, tmp_path: Path) -> None:
     write_lines(tmp_path / "one.jsonl", [{"text": "w1"}])
     weights = workplace.base / "model.safetensors"
@@ -143,6 +159,22 @@ def test_data_is_refused_before_the_base_is_loaded(run: Run, workplace: Workplac
         hidden.rename(weights)
     assert result.returncode == 1
     assert "`two.jsonl` is missing: there is no data for the member `two`" in result.stderr
+
+
+def test_files_of_no_member_are_named_and_not_read_or_foreign(
+    run: Run, workplace: Workplace, tmp_path: Path
+) -> None:
+    data = shutil.copytree(workplace.bundle.parent / "data", tmp_path / "data")
+    write_lines(data / "stranger.jsonl", [{"text": "w50 w51"}, {"text": "w52"}])
+    arguments = [workplace.bundle, "--base", workplace.base, "--data", data, "--modes", "base", "--limit", 1]
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "warning: not read, for they belong to no member: `stranger.jsonl`\n" in result.stderr
+    # This bundle decides token by token, so its foreign prompts are read, and then refused.
+    refused = run(*arguments, "--foreign", data)
+    assert refused.returncode == 2
+    assert "not read" not in refused.stderr
+    assert "decides token by token, so no prompt is left to the base" in refused.stderr
 
 
 def test_item_without_an_answer_is_refused_with_its_line(
@@ -163,8 +195,8 @@ def test_item_without_an_answer_is_refused_with_its_line(
             "error: `--modes` is `base,oracle`, expected some of `all`, `base`, `member`",
         ),
         (
-            ["--metric", "bleu"],
-            "error: `--metric` is `bleu`, expected one of `exact`, `accuracy`, `rouge`",
+            ["--metric", "best"],
+            "error: `--metric` is `best`, expected one of `exact`, `normalised`, `contains`",
         ),
         (["--metric", "exact", "--metric", "rouge"], "error: `--metric` is stated twice for all members"),
         (
@@ -210,6 +242,36 @@ def test_compare_prints_differences(run: Run, tmp_path: Path) -> None:
     ]
     as_json = run("compare", first, second, "--format", "json")
     assert json.loads(as_json.stdout)["modes"][0]["overall"]["difference"] == 0.5
+
+
+def test_compare_prints_the_difference_of_two_modes(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    scores = {"member": {"one": [1.0] * 8}, "routed": {"one": [0.0] * 8}}
+    file.write_bytes(make_evaluation(scores).to_bytes())
+    result = run("compare", file, "--modes", "member,routed")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[4].split("  ")[0] == "routed against member"
+    assert "-100.0 to -100.0  lower" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "error: there is one evaluation, expected a second one, or two modes of it"),
+        (["--modes", "member"], "error: `--modes` is `member`, expected two modes such as `member,routed`"),
+        (["--modes", "all"], "error: `--modes` is `all`, expected two modes such as `member,routed`"),
+        (["--modes", "member,best"], "error: `--modes` is `member,best`, expected some of `all`, `base`"),
+    ],
+    ids=["none", "one", "all", "unknown"],
+)
+def test_compare_of_one_file_wants_two_modes(
+    run: Run, tmp_path: Path, options: list[str], message: str
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(make_evaluation({"member": {"one": [1.0]}}).to_bytes())
+    result = run("compare", file, *options)
+    assert result.returncode == 2
+    assert result.stderr.startswith(message)
 
 
 def test_both_forms_are_shown_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:

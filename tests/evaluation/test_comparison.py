@@ -66,6 +66,24 @@ def test_only_modes_of_both_are_compared() -> None:
     )
 
 
+def test_two_modes_of_one_evaluation_are_compared_item_by_item() -> None:
+    better = [1.0 if item < 10 else score for item, score in enumerate(HARD_AND_EASY)]
+    both = make_evaluation({"member": {"one": better}, "routed": {"one": HARD_AND_EASY}})
+    (found,) = compare(both, both, modes=("member", "routed")).modes
+    assert (found.mode, found.against, found.first, found.second) == ("routed", "member", 0.55, 0.5)
+    assert found.overall.verdict == "lower"
+    (other,) = compare(both, both, modes=("routed", "member")).modes
+    assert other.overall.difference == -found.overall.difference
+    assert "against" not in compare(both, both).modes[0].model_dump()
+
+
+def test_mode_that_was_not_evaluated_is_refused() -> None:
+    both = make_evaluation({"member": {"one": [1.0]}, "routed": {"one": [1.0]}})
+    with pytest.raises(UsageError) as caught:
+        compare(both, both, modes=("member", "arrow"))
+    assert str(caught.value) == "the second evaluation has no mode `arrow`, it has `member`, `routed`"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

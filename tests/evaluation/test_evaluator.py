@@ -21,11 +21,14 @@ from meteora_registry.runtime import (
     routing,
     uniform,
 )
-from meteora_registry.runtime.evaluation import EvaluationOptions, evaluate
+from meteora_registry.runtime.evaluation import EvaluationOptions, evaluate, read_task_settings
+from meteora_registry.runtime.evaluation.likelihood import log_probabilities, read_prompt
 from meteora_registry.runtime.evaluation.modes import arrow
 from meteora_registry.runtime.fitting import TaskData, context_of, read_task_data
 from meteora_registry.schemas.errors import DataRefused, UsageError
-from meteora_registry.schemas.evaluation import Evaluation, Mode
+from meteora_registry.schemas.evaluation import Evaluation, Metric, Mode
+from meteora_registry.schemas.gate_choices import Scope
+from meteora_registry.schemas.task_settings import TaskSettings
 from support.answering import MEMBERS, make_workplace
 from support.bundles import read_factors
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, some_tokens
@@ -192,6 +195,119 @@ def test_metric_is_that_of_the_member(loaded: LoadedBundle, data: dict[str, Task
     assert found.modes[0].score == 1.0
 
 
+CHOICES = ("w20", "w21 w22 w23", "w24 w25")
+
+
+@pytest.fixture(scope="module")
+def with_choices(tmp_path_factory: pytest.TempPathFactory, loaded: LoadedBundle) -> dict[str, TaskData]:
+    """Items with choices; the right one is always the first."""
+    folder = tmp_path_factory.mktemp("choices")
+    lines = [{"prompt": prompt, "response": CHOICES[0], "choices": CHOICES} for prompt in PROMPTS]
+    for member in MEMBERS:
+        write_lines(folder / f"{member}.jsonl", lines)
+    return read(folder, loaded)
+
+
+def log_probability_of(loaded: LoadedBundle, prompt: str, choice: str) -> float:
+    """Return what one pass over prompt and choice together makes of the choice."""
+    ids = loaded.encode(f"{prompt} {choice}")["input_ids"]
+    with torch.no_grad():
+        logs = torch.log_softmax(loaded.model(input_ids=ids).logits[0].double(), dim=-1)
+    start = len(prompt.split())
+    return sum(float(logs[place - 1, ids[0, place]]) for place in range(start, ids.shape[1]))
+
+
+@pytest.mark.parametrize("metric", ["likelihood", "likelihood-per-byte"])
+def test_likeliest_choice_is_that_of_one_pass_over_prompt_and_choice(
+    loaded: LoadedBundle, with_choices: dict[str, TaskData], metric: Metric
+) -> None:
+    (found,) = run(loaded, with_choices, "member", metric=metric).modes
+    for task in found.tasks:
+        for prompt, answer in zip(PROMPTS, task.answers, strict=True):
+            with force_adapter(loaded.model, task.member):
+                logs = [log_probability_of(loaded, prompt, choice) for choice in CHOICES]
+            sizes = [len(choice) if metric == "likelihood-per-byte" else 1 for choice in CHOICES]
+            shares = [each / size for each, size in zip(logs, sizes, strict=True)]
+            assert answer == CHOICES[shares.index(max(shares))]
+        assert task.items == tuple(float(answer == CHOICES[0]) for answer in task.answers)
+    assert found.cost.new_tokens == 0
+
+
+@pytest.mark.parametrize("scope", ["token", "prompt", "segment"])
+def test_choice_is_read_by_the_decision_of_its_prompt(loaded: LoadedBundle, scope: Scope) -> None:
+    prompt, choice = PROMPTS[2], CHOICES[1]
+    with route_as(loaded.model, scope=scope):
+        read = read_prompt(loaded, prompt)
+        (found,) = log_probabilities(loaded, read, [choice])
+        # As `generate` would write it: a token at a time behind the prompt's cache.
+        with torch.no_grad():
+            step = loaded.model(**loaded.encode(prompt), use_cache=True)
+            expected = 0.0
+            for token in loaded.encode(choice)["input_ids"][0]:
+                expected += float(torch.log_softmax(step.logits[0, -1].double(), dim=-1)[token])
+                step = loaded.model(
+                    input_ids=token.reshape(1, 1), past_key_values=step.past_key_values, use_cache=True
+                )
+        again = log_probabilities(loaded, read, [choice])
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert again == [found]
+
+
+def test_routing_of_choices_is_counted_on_their_prompts(
+    loaded: LoadedBundle, with_choices: dict[str, TaskData]
+) -> None:
+    (found,) = run(loaded, with_choices, "prompt", metric="likelihood").modes
+    assert found.routing is not None
+    assert {each.answer for each in found.routing.positions} == {False}
+    assert found.routing.left == 0
+
+
+def test_settings_of_the_tasks_hold_unless_an_option_says_otherwise(
+    loaded: LoadedBundle, data: dict[str, TaskData], tmp_path: Path
+) -> None:
+    (tmp_path / "tasks.toml").write_text(
+        'metric = "contains"\nstop = "w9"\n[tasks.two]\nmetric = "normalised"\nmax_new_tokens = 2\n'
+        'header = "w30 w31 "\n[tasks.stranger]\nmetric = "bleu"\n'
+    )
+    settings = read_task_settings(tmp_path)
+    found = run(loaded, data, "base", settings=settings, limit=2, max_new_tokens=None)
+    assert [task.metric for task in found.tasks] == ["contains", "normalised", "contains"]
+    assert [task.stop for task in found.tasks] == ["w9"] * 3
+    assert found.tasks[1].max_new_tokens == 2
+    assert [task.header_sha256 is None for task in found.tasks] == [True, False, True]
+    stated = run(loaded, data, "base", settings=settings, limit=2, metric="exact", stop="w8")
+    assert {(task.metric, task.stop) for task in stated.tasks} == {("exact", "w8")}
+
+
+def test_header_is_read_before_every_prompt(loaded: LoadedBundle, data: dict[str, TaskData]) -> None:
+    settings = TaskSettings(header="w30 w31 ")
+    (found,) = run(loaded, data, "base", settings=settings).modes
+    with loaded.model.disable_adapter():
+        alone = generate(loaded, [f"w30 w31 {prompt}" for prompt in PROMPTS], max_new_tokens=NEW_TOKENS)
+    assert list(found.tasks[0].answers) == alone
+
+
+def test_any_right_answer_counts(loaded: LoadedBundle, tmp_path: Path) -> None:
+    with force_adapter(loaded.model, "one"):
+        answer = generate(loaded, PROMPTS[0], max_new_tokens=NEW_TOKENS)
+    for member in MEMBERS:
+        line = {"prompt": PROMPTS[0], "response": "w1", "references": ["w2 w2", answer]}
+        write_lines(tmp_path / f"{member}.jsonl", [line])
+    (found,) = run(loaded, read(tmp_path, loaded), "member").modes
+    assert found.tasks[0].score == 1.0
+
+
+def test_items_that_a_metric_cannot_judge_are_refused_with_their_lines(
+    loaded: LoadedBundle, data: dict[str, TaskData]
+) -> None:
+    with pytest.raises(DataRefused) as caught:
+        run(loaded, data, "base", metric="likelihood", limit=1)
+    assert caught.value.problems[0] == (
+        "`one.jsonl:1` has no `choices`, which the metric `likelihood` compares: expected a list of two or "
+        "more"
+    )
+
+
 def test_longest_answer_is_that_of_the_data_and_some_more(
     loaded: LoadedBundle, data: dict[str, TaskData]
 ) -> None:
@@ -222,7 +338,7 @@ def test_answer_ends_before_the_stop_text_and_is_not_counted_beyond(
         ),
         ({"modes": ("base", "base")}, "a mode is named twice: `base`, `base`"),
         ({"modes": ()}, "there are no modes to evaluate"),
-        ({"metric": "bleu"}, "the metric is `bleu`, expected one of `exact`, `accuracy`, `rouge`"),
+        ({"metric": "best"}, "the metric is `best`, expected one of `exact`, `normalised`, `contains`"),
         (
             {"metrics": {"four": "exact"}},
             "a metric is stated for `four`, the bundle has the members `one`, `two`, `three`",

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from meteora_registry.kernels.routing import Routing
-from meteora_registry.runtime.evaluation.tally import MAX_POSITIONS, ReadTokens, RoutingTally
+from meteora_registry.runtime.evaluation.tally import (
+    MAX_POSITIONS,
+    ReadTokens,
+    RoutingTally,
+    count_routing,
+    sum_counts,
+)
 from meteora_registry.runtime.scopes.decision import Decision
 from meteora_registry.schemas.evaluation import PositionAccuracy
 
@@ -37,7 +43,7 @@ def tally() -> RoutingTally:
         Q: route([0, 1, 0, 0, 0], [0, 0, 1, 0, 0], second=0.25),
         V: route([1, 1, 1, 1, 1], [0, 1, 1, -1, 0]),
     }
-    tally.add("one", modules, tokens)
+    tally.add("one", count_routing(MEMBERS, "one", modules, tokens))
     return tally
 
 
@@ -66,8 +72,8 @@ def test_shares_sum_the_weights_and_what_nobody_took(tally: RoutingTally) -> Non
 
 def test_every_task_weighs_the_same_in_a_module() -> None:
     tally = RoutingTally(MEMBERS)
-    tally.add("one", {Q: route([0, 0, 0])}, read([[1, 1, 1]], [[]]))
-    tally.add("two", {Q: route([0])}, read([[1]], [[]]))
+    tally.add("one", count_routing(MEMBERS, "one", {Q: route([0, 0, 0])}, read([[1, 1, 1]], [[]])))
+    tally.add("two", count_routing(MEMBERS, "two", {Q: route([0])}, read([[1]], [[]])))
     result = tally.result()
     assert result.modules == {Q: 0.5}
     assert result.shares == {"one": (1.0, 0.0, 0.0), "two": (1.0, 0.0, 0.0)}
@@ -76,7 +82,8 @@ def test_every_task_weighs_the_same_in_a_module() -> None:
 def test_places_beyond_the_last_are_counted_in_the_modules_alone() -> None:
     length = MAX_POSITIONS + 2
     tally = RoutingTally(MEMBERS)
-    tally.add("one", {Q: route([1] * (length - 1) + [0])}, read([[1] * length], [[]]))
+    modules = {Q: route([1] * (length - 1) + [0])}
+    tally.add("one", count_routing(MEMBERS, "one", modules, read([[1] * length], [[]])))
     result = tally.result()
     assert len(result.positions) == MAX_POSITIONS
     assert {position.accuracy for position in result.positions} == {0.0}
@@ -92,7 +99,7 @@ def test_prompts_left_to_the_base_are_counted_with_their_confidence() -> None:
         Decision(2, 0, 1, (), (), 0.1),
         Decision(2, 1, 2, ("two",), (1.0,), 0.5),
     ]
-    tally.add("one", {Q: route([0], [0], [0])}, tokens, decisions)
+    tally.add("one", count_routing(MEMBERS, "one", {Q: route([0], [0], [0])}, tokens, decisions))
     result = tally.result()
     assert (result.left, result.confidence) == (1, pytest.approx((0.26, 0.5, 0.7)))
 
@@ -100,3 +107,22 @@ def test_prompts_left_to_the_base_are_counted_with_their_confidence() -> None:
 def test_tally_by_token_has_no_decisions(tally: RoutingTally) -> None:
     assert (tally.result().left, tally.result().confidence) == (None, None)
     assert "confidence" not in tally.result().model_dump()
+
+
+def test_sum_of_two_batches_counts_as_both() -> None:
+    batches = [
+        count_routing(MEMBERS, "one", {Q: route([0, 1, 0]), V: route([0, 0, 1])}, read([[1, 1, 1]], [[]])),
+        count_routing(
+            MEMBERS,
+            "one",
+            {Q: route([0, 0]), V: route([1, 1])},
+            read([[1, 0]], [[]]),
+            [Decision(0, 0, 1, (), (), 0.25)],
+        ),
+    ]
+    apart, together = RoutingTally(MEMBERS), RoutingTally(MEMBERS)
+    for batch in batches:
+        apart.add("one", batch)
+    together.add("one", sum_counts(batches))
+    assert together.result() == apart.result()
+    assert together.result().left == 1

@@ -275,6 +275,96 @@ def test_statistics_give_the_joint_fit_of_any_members_bit_for_bit(
     assert same(removed, first)
 
 
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskData]:
+    """Data of which enough is held out to know a threshold."""
+    return read_data(write_task_data(tmp_path_factory.mktemp("owned"), NAMES, samples=48), NAMES)
+
+
+@pytest.fixture(scope="module")
+def made_apart(owned: dict[str, TaskData], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder with the parts that members made, each of its own data in a bundle of its own; read only."""
+    folder = tmp_path_factory.mktemp("apart")
+    for name, own in owned.items():
+        alone = make_config(folder / f"{name}-alone", [name], modules="all-linear")
+        make_part(folder / f"{name}-statistics", alone, own)
+        shutil.copytree(folder / f"{name}-statistics", folder / "statistics", dirs_exist_ok=True)
+    return folder / "statistics"
+
+
+def make_part(folder: Path, config: BundleConfig, own: TaskData, *, skip_tokens: int = 0) -> None:
+    options = FitOptions(requests=True, skip_tokens=skip_tokens)
+    fit_gates(tiny_llama(), tiny_tokenizer(), config, {own.member: own}, statistics=folder, options=options)
+
+
+@pytest.mark.parametrize("at_hand", [(), ("medical",)], ids=["no-data", "data-of-one"])
+def test_parts_that_were_made_apart_give_the_joint_fit(
+    config: BundleConfig, owned: dict[str, TaskData], made_apart: Path, at_hand: tuple[str, ...]
+) -> None:
+    options = FitOptions(requests=True, abstain=0.05)
+    joint = fit(config, owned, options)
+    given = {name: owned[name] for name in at_hand}
+    apart = fit_gates(tiny_llama(), tiny_tokenizer(), config, given, statistics=made_apart, options=options)
+    assert close(joint, apart, 1e-4)
+    assert joint.fitting == apart.fitting
+    assert joint.requests is not None and apart.requests is not None
+    assert joint.requests.values.keys() == apart.requests.values.keys()
+    for path, expected in joint.requests.values.items():
+        for one, other in zip(expected, apart.requests.values[path], strict=True):
+            assert (one - other).abs().max() <= 1e-4 * one.abs().max()
+    # Thresholds and figures on held-out prompts included, which no sum has.
+    assert joint.describe("prompt") == apart.describe("prompt")
+    assert joint.abstain == apart.abstain == 0.05
+
+
+def test_the_one_part_that_fits_is_taken_and_two_are_refused(
+    config: BundleConfig, owned: dict[str, TaskData], made_apart: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(made_apart, tmp_path / "statistics")
+    other = read_data(write_task_data(tmp_path / "other", NAMES, samples=48, seed=5), NAMES)["legal"]
+    own, options = (
+        StatisticsFolder(folder).place_of("legal", owned["legal"].sha256),
+        FitOptions(requests=True),
+    )
+
+    def fit_without_data() -> FittedGates:
+        return fit_gates(tiny_llama(), tiny_tokenizer(), config, {}, statistics=folder, options=options)
+
+    # Parts of another member, other settings or fewer inputs are passed by.
+    shutil.copyfile(own, folder / f"legal-more-{owned['legal'].sha256.short}.safetensors")
+    wide = make_config(tmp_path / "wide", ["legal"], modules="all-linear")
+    narrow = make_config(tmp_path / "narrow", ["legal"], modules=["q_proj"])
+    for alone, skipped in ((wide, 4), (narrow, 0)):
+        make_part(folder, alone, other, skip_tokens=skipped)
+        assert fit_without_data().fitting.data[0].sha256 == owned["legal"].sha256
+        StatisticsFolder(folder).place_of("legal", other.sha256).unlink()
+    make_part(folder, wide, other)
+    with pytest.raises(DataRefused) as caught:
+        fit_without_data()
+    places = sorted(
+        StatisticsFolder(folder).place_of("legal", each.sha256) for each in (owned["legal"], other)
+    )
+    assert str(caught.value) == (
+        f"there are 2 parts of the member `legal`, each of other data: `{places[0]}`, `{places[1]}`"
+    )
+    assert caught.value.hint == "keep one of them in the folder, or name the data with `--data`"
+    # The only part, if it does not fit, is refused for its reason.
+    own.unlink()
+    StatisticsFolder(folder).place_of("legal", other.sha256).unlink()
+    make_part(folder, narrow, other)
+    with pytest.raises(DataRefused, match="have no input of"):
+        fit_without_data()
+
+
+def test_a_member_without_data_and_part_is_refused(
+    config: BundleConfig, made_apart: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataRefused) as caught:
+        fit_gates(tiny_llama(), tiny_tokenizer(), config, {}, statistics=tmp_path)
+    assert str(caught.value) == "there is no data for the member `legal`"
+    assert caught.value.hint == "name its data with `--data`, or a folder with its part with `--statistics`"
+
+
 def same(first: FittedGates, second: FittedGates) -> bool:
     """Return whether two fits are one, with their request gates, thresholds and confusions."""
     assert first.requests is not None and second.requests is not None

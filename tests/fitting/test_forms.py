@@ -154,4 +154,4 @@ def test_an_evaluation_of_both_forms_asks_every_line_twice(tmp_path: Path) -> No
     (task,) = make_tasks(data, ["legal"], tokenizer_with(TEMPLATE), options, context_tokens=None)
     assert task.prompts == ("w1", "w3", *CHAT[:2])
     assert (task.description.lines, task.description.forms) == ((1, 2, 1, 2), ("plain", "chat"))
-    assert task.expected == ("w2", "w4", "w2", "w4")
+    assert [each.answers for each in task.expected] == [("w2",), ("w4",)] * 2

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from meteora_registry.files.digests import hash_file
-from meteora_registry.runtime.fitting import read_member_data, read_task_data
+from meteora_registry.runtime.fitting import read_member_data, read_task_data, strangers_in, write_behind
 from meteora_registry.runtime.fitting import task_data as limits
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
@@ -47,6 +48,32 @@ def test_every_shape_is_read_with_its_line_and_the_digest_of_the_file(tmp_path: 
         ("<user> w7 <assistant> ", None, 5),
     ]
     assert data.sha256 == hash_file(path)
+
+
+def test_further_answers_and_choices_are_read_beside_a_response(tmp_path: Path) -> None:
+    more = {"references": ["w4", "w5"], "choices": ["w3", "w6"]}
+    question = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]
+    write_lines(
+        tmp_path / "legal.jsonl",
+        [{"prompt": "w1", "response": "w3", **more}, {"messages": question, **more}, {"text": "w4", **more}],
+    )
+    found = [(each.references, each.choices) for each in read(tmp_path, "legal")["legal"].samples]
+    assert found == [(("w4", "w5"), ("w3", "w6"))] * 2 + [((), ())]
+
+
+def test_a_header_is_before_the_question_in_either_form(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(chat_template=TEMPLATE)
+    write_lines(
+        tmp_path / "legal.jsonl",
+        [{"prompt": "w1", "response": "w3"}, {"messages": [{"role": "user", "content": "w5"}]}],
+    )
+    samples = read(tmp_path, "legal")["legal"].samples
+    found = write_behind("w9 ", samples, tokenizer)
+    assert [each.prompt for each in found] == ["w9 w1", "<user> w9 w5 <assistant> "]
+    conversation = replace(samples[0], question=None)
+    with pytest.raises(DataRefused) as caught:
+        write_behind("w9 ", [conversation], tokenizer)
+    assert str(caught.value) == "line 1 is a conversation of several messages, which takes no `header`"
 
 
 def test_a_template_does_not_put_the_first_token_there_twice(tmp_path: Path) -> None:
@@ -96,6 +123,18 @@ def test_data_that_are_missing_are_reported_with_their_name(tmp_path: Path) -> N
             "`legal.jsonl:1` has no text in `response`, expected a string that is not empty",
         ),
         (b'{"text": " "}', "`legal.jsonl:1` has no text in `text`, expected a string that is not empty"),
+        (
+            b'{"prompt": "w1", "response": "w2", "references": "w3"}',
+            "`legal.jsonl:1` has no list of at most 1000 texts in `references`",
+        ),
+        (
+            b'{"prompt": "w1", "response": "w2", "choices": ["w3", " "]}',
+            "`legal.jsonl:1` has an entry in `choices` that is not a text, or an empty one",
+        ),
+        (
+            b'{"prompt": "w1", "response": "w2", "choices": ["w3", "w3"]}',
+            "`legal.jsonl:1` has a text in `choices` twice",
+        ),
         (b'{"text": 5}', "`legal.jsonl:1` has no text in `text`, expected a string that is not empty"),
         (
             b'{"text": "\\ud800"}',
@@ -126,6 +165,9 @@ def test_data_that_are_missing_are_reported_with_their_name(tmp_path: Path) -> N
         "two-shapes",
         "no-response",
         "blank",
+        "references",
+        "empty-choice",
+        "choice-twice",
         "no-string",
         "surrogate",
         "no-messages",
@@ -170,7 +212,7 @@ def test_every_problem_of_the_folder_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("ignored")
     assert problems_of(tmp_path, "missing", "empty", "linked", "pipe", "target") == [
         "`missing.jsonl` is missing: there is no data for the member `missing`",
-        "`stranger.jsonl` belongs to no member, they are `missing`, `empty`, `linked`, `pipe`, `target`",
+        "of no member, and maybe misnamed: `stranger.jsonl`",
         "`empty.jsonl` is empty, expected at least one line",
         "`linked.jsonl` is a symbolic link, which is never followed",
         "`pipe.jsonl` is not a regular file",
@@ -189,6 +231,13 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "`lines.jsonl` has more than 3 lines",
         "`file.jsonl` has more than 100 bytes",
     ]
+
+
+def test_files_of_no_member_are_not_read(tmp_path: Path) -> None:
+    write_lines(tmp_path / "legal.jsonl", [{"text": "w1"}])
+    (tmp_path / "stranger.jsonl").write_text("not JSON")
+    assert list(read(tmp_path, "legal")) == ["legal"]
+    assert strangers_in(tmp_path, ["legal"]) == ("stranger.jsonl",)
 
 
 def test_no_more_problems_are_shown_than_a_person_reads(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from meteora_registry.files.progress import Bytes, silent
+from meteora_registry.files.progress import Bytes
 from meteora_registry.registry.cli import progress
 
 
@@ -43,7 +43,17 @@ def test_quick_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert show_progress(monkeypatch, 1000) == "END"
 
 
-def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_quick_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress_bar() as report:
-        assert report is silent
+        report("storing", 500, 1000)
     assert capsys.readouterr() == ("", "")
+
+
+def test_without_a_terminal_long_work_prints_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    now_and_then = progress.Lines(seconds=0.0)
+    now_and_then("routed", 8, 40)
+    now_and_then("downloading", 5_000_000, Bytes(10_000_000))
+    now_and_then("reading", 3, 0)
+    seldom = progress.Lines(seconds=float("inf"))
+    seldom("routed", 16, 40)
+    assert capsys.readouterr() == ("", "routed: 8 of 40\ndownloading: 5.0 MB of 10.0 MB\nreading: 3\n")

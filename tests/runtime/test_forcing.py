@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from meteora_registry.runtime import force_adapter, routing
+from meteora_registry.runtime import force_adapter, force_tokens, route_as, routing
 from meteora_registry.schemas.errors import UsageError
 from support.bundles import write_bundle
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, logits_of, make_adapter, tiny_llama
@@ -125,3 +125,93 @@ def test_model_with_hooks_is_not_walked_for_its_bundles(
 
     monkeypatch.setattr(nn.Module, "modules", refuse)
     assert forced_logits(model, "two").equal(expected)
+
+
+TOKENS = torch.arange(1, 13).reshape(2, 6)
+# Of a batch of two sequences; None is the base alone.
+GIVEN = [["one", "one", "two", "two", "three", None], [None, "two", "two", "one", "one", "one"]]
+
+
+def test_every_module_serves_each_token_with_the_member_given_for_it(bundle: Path) -> None:
+    model = in_peft(bundle)
+    with torch.no_grad(), force_tokens(model, GIVEN), routing(model) as record:
+        model(input_ids=TOKENS)
+    names = ("one", "two", "three")
+    for routed in record.modules.values():
+        found = [
+            [names[place] if weight else None for place, weight in zip(places, weights, strict=True)]
+            for places, weights in zip(
+                routed.selection[..., 0].tolist(), routed.weights[..., 0].tolist(), strict=True
+            )
+        ]
+        assert found == GIVEN
+
+
+@every_model
+@pytest.mark.parametrize("name", ["one", None])
+def test_one_member_given_for_every_token_is_that_member_forced(
+    bundle: Path, load: Load, name: str | None
+) -> None:
+    model = load(bundle)
+    if name is None:
+        with torch.no_grad():
+            expected = tiny_llama()(input_ids=TOKENS).logits
+    else:
+        with torch.no_grad(), force_adapter(model, name):
+            expected = model(input_ids=TOKENS).logits
+    with torch.no_grad(), force_tokens(model, [[name] * 6] * 2):
+        found = model(input_ids=TOKENS).logits
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(logits_of(model), logits_of(tiny_llama()))
+
+
+@pytest.mark.parametrize("scope", ["token", "prompt", "segment"])
+def test_passes_behind_a_cache_go_on_where_it_ends(bundle: Path, scope: str) -> None:
+    model = in_peft(bundle)
+    with torch.no_grad(), route_as(model, scope=scope), force_tokens(model, GIVEN):
+        whole = model(input_ids=TOKENS).logits
+        begun = model(input_ids=TOKENS[:, :4], use_cache=True)
+        rest = model(input_ids=TOKENS[:, 4:], past_key_values=begun.past_key_values, use_cache=True)
+    assert torch.allclose(torch.cat([begun.logits, rest.logits], dim=1), whole, atol=1e-5)
+
+
+def test_tokens_behind_the_given_ones_go_to_who_is_named(bundle: Path) -> None:
+    model = in_peft(bundle)
+    short = [row[:4] for row in GIVEN]
+    whole = [[*row[:4], "three", "three"] for row in GIVEN]
+    with torch.no_grad(), force_tokens(model, whole):
+        expected = model(input_ids=TOKENS).logits
+    with torch.no_grad(), force_tokens(model, short, beyond="three"):
+        assert torch.equal(model(input_ids=TOKENS).logits, expected)
+        answer = model.generate(input_ids=TOKENS, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert answer.shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            [["one"] * 6, ["one"] * 5],
+            "the members are given for sequences of these lengths: 6, 5; expected one length, at least 1",
+        ),
+        ([], "the members are given for sequences of these lengths: none; expected one length, at least 1"),
+        ([["one"] * 6], "the members of 1 sequences are given, the pass has 2"),
+        ([["one"] * 5] * 2, "the members of 5 tokens are given, the pass reads 6"),
+        ([["four"] * 6] * 2, "bundle `default` has no member `four`, it has `one`, `two`, `three`"),
+    ],
+    ids=["unlike", "nothing", "sequences", "tokens", "stranger"],
+)
+def test_members_that_do_not_fit_the_tokens_are_refused(
+    bundle: Path, members: list[list[str]], message: str
+) -> None:
+    model = in_peft(bundle)
+    with pytest.raises(UsageError) as caught, force_tokens(model, members):
+        model(input_ids=TOKENS)
+    assert str(caught.value) == message
+
+
+def test_module_called_by_itself_has_no_tokens_given(bundle: Path) -> None:
+    model = in_peft(bundle)
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    with force_tokens(model, GIVEN), pytest.raises(UsageError, match="called outside a forward pass"):
+        layer(torch.zeros(1, 1, 32))

@@ -100,7 +100,7 @@ def make_config(folder: Path, names: Sequence[str], *, modules: str | list[str])
         name: make_adapter(tiny_llama, folder / name, seed=seed, r=4, target_modules=modules)
         for seed, name in enumerate(names)
     }
-    bundle = write_bundle(folder / "bundle", adapters)
+    bundle = write_bundle(folder / "bundle", adapters, top_k=min(2, len(names)))
     return BundleConfig.read((bundle / "adapter_config.json").read_bytes())
 
 
