@@ -177,4 +177,5 @@ def embed(loaded: LoadedBundle, prompts: Sequence[str]) -> torch.Tensor:
 
 def nearest(embeddings: torch.Tensor, centres: torch.Tensor) -> list[int]:
     """Return for each of the embeddings ``[B, h]`` the place of the centre ``[L, h]`` nearest by cosine."""
-    return (embeddings @ torch.nn.functional.normalize(centres, dim=-1).T).argmax(dim=1).tolist()
+    cosines = embeddings @ torch.nn.functional.normalize(centres, dim=-1).T
+    return [int(place) for place in cosines.argmax(dim=1)]

@@ -23,7 +23,7 @@ from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_i
 from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
 from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
 from benchmarks.paper.rows import RowsFile, of_kind
-from benchmarks.paper.summary import interval, largest_set, means_of, scores_of
+from benchmarks.paper.summary import Tasks, interval, largest_set, means_of, scores_of
 from benchmarks.paper.tables import PAGE, ROWS, page_of, sections
 from benchmarks.paper.tasks import MISSING, TASKS, PaperTask, chosen_tasks
 from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
@@ -341,9 +341,9 @@ def test_nearest_centre_is_that_of_the_least_angle() -> None:
 
 
 def test_way_is_compared_with_the_member_on_the_same_items_alone() -> None:
-    own = {"parity": {"scores": [0.0, 1.0], "items_sha256": "two items"}}
-    way = {"parity": {"scores": [1.0, 1.0], "items_sha256": "two items"}}
-    fewer = {"parity": {"scores": [1.0], "items_sha256": "one item"}}
+    own: Tasks = {"parity": {"scores": [0.0, 1.0], "items_sha256": "two items"}}
+    way: Tasks = {"parity": {"scores": [1.0, 1.0], "items_sha256": "two items"}}
+    fewer: Tasks = {"parity": {"scores": [1.0], "items_sha256": "one item"}}
     assert means_of(way, own) == (1.0, 0.5)
     assert means_of(fewer, own) == (1.0, None)
     assert means_of(way, {}) == (1.0, None)
