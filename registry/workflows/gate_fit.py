@@ -254,7 +254,7 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
     answers = answer_order(opened.tokenizer) if request.answers == "in-order" else None
-    data = _read_data(bundle, request, opened)
+    data = _read_data(bundle, folder, request, opened)
     if request.form is not None:
         check_form(opened.tokenizer, request.form)
     training = request.training
@@ -263,7 +263,7 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
             _fit(bundle, request, opened, data, load_base(opened), progress), None, meta, answers
         )
     if training.checkpoint is not None:
-        _check_place(training.checkpoint, "--checkpoint")
+        _check_checkpoint(training.checkpoint, folder, request.statistics)
     # Before the base is loaded, whose place depends on it.
     join_processes()
     base = load_base(opened)
@@ -380,10 +380,10 @@ def _factor_bytes(bundle: Bundle) -> int:
     return numbers * bundle.dtype.size_bytes
 
 
-def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:
+def _read_data(bundle: Bundle, folder: Path, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:
     known: tuple[str, ...] = ()
     if request.statistics is not None:
-        _check_place(request.statistics, "--statistics")
+        _check_place(request.statistics, "--statistics", folder)
         # A training reads the data of every member, whatever is known of it.
         known = names_in(request.statistics) if request.training is None else ()
     return read_task_data(
@@ -395,14 +395,28 @@ def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[
     )
 
 
-def _check_place(path: Path, option: str) -> None:
-    """Pass if a file that is named with an option can be kept there.
+def _check_checkpoint(path: Path, folder: Path, statistics: Path | None) -> None:
+    _check_place(path, "--checkpoint", folder)
+    if statistics is not None and real_path(path) == real_path(statistics):
+        raise UsageError(
+            f"`{path}` is named for the checkpoint and for the statistics",
+            hint="choose another path with `--checkpoint`",
+        )
+
+
+def _check_place(path: Path, option: str, folder: Path) -> None:
+    """Pass if a file that is named with an option can be kept there; ``folder`` is the new bundle's.
 
     Raises:
         SourceUnreadable: the folder does not exist or may not be written to.
-        UsageError: it is that of a bundle, which may have only what its manifest lists.
+        UsageError: it is that of a bundle, which may have only what its manifest lists, or becomes one.
     """
     check_writable(path)
+    if real_path(folder) in real_path(path).parents:
+        raise UsageError(
+            f"`{path}` is inside `{folder}`, where the new bundle is to be",
+            hint=f"choose another path with `{option}`",
+        )
     around = bundle_around(path)
     if around is not None:
         raise UsageError(
