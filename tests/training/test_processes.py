@@ -56,7 +56,7 @@ def same_gates(folder: Path, out: str) -> bool:
     return one.keys() == other.keys() and all(relative_error(other[name], one[name]) <= 1e-4 for name in one)
 
 
-# `accelerate launch` has the base loaded once by default. Where each process loads it, FSDP ends a training below.
+# `accelerate launch` loads the base once by default; where each process loads it, FSDP ends a training below.
 @pytest.mark.parametrize(
     ("environment", "kind"),
     [({}, "MULTI_CPU"), (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "FSDP")],
