@@ -288,7 +288,7 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
     check_shapes(meta, bundle.shapes)
     answers = answer_order(opened.tokenizer) if request.answers == "in-order" else None
     if request.statistics is not None:
-        check_statistics(request.statistics)
+        check_statistics(request.statistics, folder)
     data = _read_data(request, bundle.config.names, opened)
     if request.form is not None:
         check_form(opened.tokenizer, request.form)
@@ -298,8 +298,7 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
             _fit(bundle, request, opened, data, load_base(opened), progress), None, meta, answers
         )
     if training.checkpoint is not None:
-        check_writable(training.checkpoint)
-        _check_outside_bundles(training.checkpoint, training.checkpoint, "--checkpoint")
+        _check_checkpoint(training.checkpoint, folder, request.statistics)
     # Before the base is loaded, whose place depends on it.
     join_processes()
     base = load_base(opened)
@@ -443,18 +442,33 @@ def factor_bytes(config: BundleConfig, shapes: Mapping[str, tuple[int, int]], dt
     return numbers * dtype.size_bytes
 
 
-def check_statistics(folder: Path) -> None:
-    """Pass if statistics can be kept in a folder.
+def check_statistics(statistics: Path, folder: Path) -> None:
+    """Pass if statistics can be kept in a folder; ``folder`` is the new bundle's.
 
     Raises:
         SourceUnreadable: it cannot be made, or may not be written to.
-        UsageError: it is inside a bundle, which may have only what its manifest lists.
+        UsageError: it is inside a bundle, which may have only what its manifest lists, or inside the new one.
     """
-    check_writable(folder / "a part" if folder.is_dir() else folder)
-    _check_outside_bundles(folder / "a part", folder, "--statistics")
+    check_writable(statistics / "a part" if statistics.is_dir() else statistics)
+    _check_outside_bundles(statistics / "a part", statistics, "--statistics", folder)
 
 
-def _check_outside_bundles(path: Path, named: Path, option: str) -> None:
+def _check_checkpoint(path: Path, folder: Path, statistics: Path | None) -> None:
+    check_writable(path)
+    _check_outside_bundles(path, path, "--checkpoint", folder)
+    if statistics is not None and real_path(path) == real_path(statistics):
+        raise UsageError(
+            f"`{path}` is named for the checkpoint and for the statistics",
+            hint="choose another path with `--checkpoint`",
+        )
+
+
+def _check_outside_bundles(path: Path, named: Path, option: str, folder: Path) -> None:
+    if real_path(folder) in real_path(path).parents:
+        raise UsageError(
+            f"`{named}` is inside `{folder}`, where the new bundle is to be",
+            hint=f"choose another path with `{option}`",
+        )
     around = bundle_around(path)
     if around is not None:
         raise UsageError(

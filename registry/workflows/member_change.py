@@ -237,7 +237,7 @@ def write_changed(
     if change.change == "replace" and given.data is None and recomposition.has_same_modules:
         new = kept_gates(bundle)
     else:
-        _check_given(bundle, change, given)
+        _check_given(bundle, change, given, folder)
         opened = open_base(given.base())
         meta = read_base(opened.config)
         check_shapes(meta, recomposition.shapes)
@@ -300,7 +300,7 @@ def _check_is_new(bundle: Bundle, change: MemberChange) -> None:
         )
 
 
-def _check_given(bundle: Bundle, change: MemberChange, given: ChangeSources) -> None:
+def _check_given(bundle: Bundle, change: MemberChange, given: ChangeSources, folder: Path) -> None:
     """Pass if gates can be fitted for the bundle's scope from what was given."""
     scope = bundle.config.gate.scope
     if SCOPES[scope].fits_concatenated:
@@ -320,7 +320,7 @@ def _check_given(bundle: Bundle, change: MemberChange, given: ChangeSources) -> 
             hint="name the folder that `gate fit --statistics FOLDER` kept them in",
         )
     if given.data is not None:
-        check_statistics(given.statistics)
+        check_statistics(given.statistics, folder)
     elif change.change == "add":
         raise UsageError(
             f"there are no data of the member `{change.member}`", hint="name a file with `--data FILE.jsonl`"
