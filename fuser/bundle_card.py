@@ -14,7 +14,16 @@ from pathlib import Path
 
 import yaml
 
-from ..schemas.bundle import IMPORTED, TRAINED, VERIFICATION_FILE, BundleConfig, Fitting, Gate, HeldOut
+from ..schemas.bundle import (
+    IMPORTED,
+    TRAINED,
+    VERIFICATION_FILE,
+    BundleConfig,
+    ChangedFrom,
+    Fitting,
+    Gate,
+    HeldOut,
+)
 from ..schemas.gate_choices import SCOPES
 from ..schemas.inventory import Dtype
 from ..schemas.manifest import ManifestMember
@@ -128,6 +137,8 @@ def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMemb
         f"{storage.size_bytes} bytes of tensors, {storage.padding_bytes} of them padding: each member's rank "
         "is stored rounded up to a multiple of 8, the rest zero.\n"
     )
+    if (made := config.changed_from) is not None:
+        facts += f"\nMade from the bundle with the manifest `{made.manifest_sha256}`: {_changed(made)}.\n"
     rows = "".join(_row(config, index, member) for index, member in enumerate(members))
     table = (
         "## Members\n\n| name | rank | modules | license | from | weights |\n|---|---|---|---|---|---|\n"
@@ -147,6 +158,11 @@ def _body(config: BundleConfig, storage: Storage, members: Sequence[ManifestMemb
         "## Loading and generating\n\n" + loading,
     ]
     return "\n".join(parts)
+
+
+def _changed(made_from: ChangedFrom) -> str:
+    done = {"add": "added", "remove": "removed", "replace": "replaced"}[made_from.change]
+    return f"`{made_from.member}` was {done}"
 
 
 def _describe_recipe(

@@ -75,13 +75,13 @@ def write_bundle(
     """
     require_no_conflicts(plan)
     config = bundle_config(plan, given_gate)
-    casts = [_CastLoss() for _ in members]
+    casts = [CastLoss() for _ in members]
     files = {names.WEIGHTS_FILE: _write_weights(plan, config, members, casts, folder, given_gate, progress)}
     (folder / names.CONFIG_FILE).write_bytes(config.to_bytes())
-    if plan.with_experts:
-        _copy_experts(members, folder)
+    for member in members if plan.with_experts else ():
+        copy_expert(member, folder)
     records = [
-        _manifest_member(*entry, plan.dtype) for entry in zip(plan.members, members, casts, strict=True)
+        manifest_member(*entry, plan.dtype) for entry in zip(plan.members, members, casts, strict=True)
     ]
     storage = Storage(plan.dtype, plan.size_bytes, plan.padding_bytes)
     write_card(folder / names.CARD_FILE, config, storage, records, with_experts=plan.with_experts)
@@ -162,7 +162,7 @@ def _write_weights(
     plan: FusePlan,
     config: BundleConfig,
     members: Sequence[Member],
-    casts: Sequence[_CastLoss],
+    casts: Sequence[CastLoss],
     folder: Path,
     given_gate: GivenGate | None,
     progress: Progress,
@@ -180,7 +180,7 @@ def _write_weights(
         stack.enter_context(writer)
         for path, layout in config.layouts.items():
             factors = [
-                _read_factors(path, source, own.get(path), plan.dtype, loss)
+                read_factors(path, source, own.get(path), plan.dtype, loss)
                 for source, own, loss in zip(sources, own_modules, casts, strict=True)
             ]
             A, Bt = pack(layout, factors)
@@ -195,9 +195,10 @@ def _write_weights(
     return FileRecord(sha256=writer.sha256, size_bytes=writer.size_bytes)
 
 
-def _read_factors(
-    path: str, source: TensorFile, module: ModuleFactors | None, dtype: Dtype, loss: _CastLoss
+def read_factors(
+    path: str, source: TensorFile, module: ModuleFactors | None, dtype: Dtype, loss: CastLoss
 ) -> tuple[Tensor, Tensor] | None:
+    """Return a member's A ``[r, in]`` and B ``[out, r]`` of a module in the bundle's element type."""
     if module is None:
         return None
     return (
@@ -219,12 +220,17 @@ def pack(layout: ModuleLayout, factors: Sequence[tuple[Tensor, Tensor] | None]) 
 
 
 @dataclass(slots=True)
-class _CastLoss:
+class CastLoss:
     """The loss of casting one member's factors, kept while they are written."""
 
     max_relative_error: float = 0.0
 
     def cast(self, tensor: Tensor, dtype: Dtype, path: str) -> Tensor:
+        """Return a tensor of a module in another element type, and keep what that lost.
+
+        Raises:
+            FuseRefused: the type cannot hold its values.
+        """
         result = tensor.to(TORCH_DTYPES[dtype])
         if result.dtype == tensor.dtype:
             return result
@@ -238,7 +244,8 @@ class _CastLoss:
         return result
 
 
-def _manifest_member(planned: PlannedMember, member: Member, loss: _CastLoss, dtype: Dtype) -> ManifestMember:
+def manifest_member(planned: PlannedMember, member: Member, loss: CastLoss, dtype: Dtype) -> ManifestMember:
+    """Return the entry of a member that was written, for the manifest."""
     cast = Cast(source=planned.cast_from, target=dtype, max_relative_error=loss.max_relative_error)
     return ManifestMember(
         name=member.name,
@@ -256,9 +263,9 @@ def _manifest_member(planned: PlannedMember, member: Member, loss: _CastLoss, dt
     )
 
 
-def _copy_experts(members: Sequence[Member], folder: Path) -> None:
-    for member in members:
-        expert = below(folder / names.EXPERTS_FOLDER, member.name)
-        expert.mkdir(parents=True)
-        shutil.copyfile(member.config_path, expert / names.CONFIG_FILE)
-        shutil.copyfile(member.weights_path, expert / names.WEIGHTS_FILE)
+def copy_expert(member: Member, folder: Path) -> None:
+    """Copy a member's own two files into a bundle."""
+    expert = below(folder / names.EXPERTS_FOLDER, member.name)
+    expert.mkdir(parents=True)
+    shutil.copyfile(member.config_path, expert / names.CONFIG_FILE)
+    shutil.copyfile(member.weights_path, expert / names.WEIGHTS_FILE)

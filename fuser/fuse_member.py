@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from ..bundle.member import QuotedMember, modules_by_path
 from ..inspection.header import Header
 from ..inspection.inspection import LoraInspection
-from ..schemas.bundle import CONFIG_FILE
+from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
 from ..schemas.digest import Digest
-from ..schemas.document import load_json
+from ..schemas.document import canonical_json, load_json
 from ..schemas.finding import Finding, Verdict
-from ..schemas.inventory import Inventory
+from ..schemas.inventory import Inventory, ModuleFactors
 from ..schemas.manifest import Origin
 from ..schemas.trained_on import TrainedOn, transformers_mapping
 
@@ -91,6 +93,47 @@ class Member:
             auto_mapping=None if facts.task_type else transformers_mapping(mapping),
             trained_on=TrainedOn.read(facts.task_type, mapping),
         )
+
+    @classmethod
+    def quoted(cls, member: QuotedMember) -> Self:
+        """Return a member of a bundle as its manifest quotes it, without files of its own.
+
+        Its modules have the bundle's names for them. Nothing is found of it: it was inspected when it came.
+
+        Raises:
+            MeteoraError: its config or its header cannot be read.
+        """
+        entry, inventory = member.entry, member.inventory
+        config, mapping = member.config, member.config.value.get("auto_mapping")
+        task_type = config.text("task_type")
+        present = [
+            module.model_copy(update={"path": path}) for path, module in sorted(member.modules.items())
+        ]
+        return cls(
+            name=entry.name,
+            adapter=entry.name,
+            config_path=Path(CONFIG_FILE),
+            weights_path=Path(WEIGHTS_FILE),
+            config_text=entry.config_text,
+            config_sha256=entry.config_sha256,
+            canonical_config_sha256=Digest.of_bytes(canonical_json(config.value)),
+            weights_sha256=entry.weights_sha256,
+            header=member.header,
+            inventory=inventory.model_copy(update={"modules": tuple(present)}),
+            findings=(),
+            origin=entry.origin,
+            license=entry.license,
+            base=entry.base,
+            spelled_base=entry.base,
+            base_revision=config.text("revision"),
+            task_type=task_type,
+            auto_mapping=None if task_type else transformers_mapping(mapping),
+            trained_on=TrainedOn.read(task_type, mapping),
+        )
+
+    def modules(self, renamed: Mapping[str, str]) -> dict[str, ModuleFactors]:
+        """Return the modules by what a bundle calls them; ``renamed`` has the new names of old paths."""
+        return modules_by_path(self.inventory, renamed)
 
 
 @dataclass(frozen=True, slots=True)

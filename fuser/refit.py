@@ -8,9 +8,9 @@ bounded by one module. The bytes are a function of the bundle and the new gates 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from ..files.progress import Progress, Step, silent
 from ..schemas import bundle as names
 from ..schemas.bundle import BundleConfig, Gate
 from ..schemas.errors import BundleRefused
+from ..schemas.inventory import Dtype
 from ..schemas.manifest import FileRecord, Manifest
 from ..schemas.names import below
 from .bundle_card import Storage, write_card
@@ -64,20 +65,40 @@ def refit_bundle(bundle: Bundle, new: NewGates, folder: Path, *, progress: Progr
         SourceUnreadable: a file cannot be read.
     """
     manifest = bundle.manifest
-    if problems := check_files(bundle.folder, manifest):
+    require_undamaged(bundle)
+    config = refitted_config(bundle.config, new)
+    check_values(config, new)
+    with BundleTensors(bundle) as old:
+        files = {
+            names.WEIGHTS_FILE: write_weights(
+                folder / names.WEIGHTS_FILE,
+                config,
+                bundle.shapes,
+                bundle.dtype,
+                partial(_read_flat, old, config),
+                new,
+                progress,
+            )
+        }
+    (folder / names.CONFIG_FILE).write_bytes(config.to_bytes())
+    experts = _copy_experts(bundle, manifest, folder)
+    files |= experts
+    storage = storage_of(config, bundle.shapes, bundle.dtype)
+    write_card(folder / names.CARD_FILE, config, storage, manifest.members, with_experts=bool(experts))
+    return write_manifest(folder, files, manifest.members)
+
+
+def require_undamaged(bundle: Bundle) -> None:
+    """Check that every file of a bundle is the one that its manifest lists.
+
+    Raises:
+        BundleRefused: one is not.
+    """
+    if problems := check_files(bundle.folder, bundle.manifest):
         raise BundleRefused(
             f"the bundle in `{bundle.folder}` is damaged: {problems[0]}",
             hint="run `meteora-registry verify` on it",
         )
-    config = refitted_config(bundle.config, new)
-    _check_values(config, new)
-    files = {names.WEIGHTS_FILE: _write_weights(bundle, config, new, folder, progress)}
-    (folder / names.CONFIG_FILE).write_bytes(config.to_bytes())
-    experts = _copy_experts(bundle, manifest, folder)
-    files |= experts
-    storage = _storage(bundle, config)
-    write_card(folder / names.CARD_FILE, config, storage, manifest.members, with_experts=bool(experts))
-    return write_manifest(folder, files, manifest.members)
 
 
 def refitted_config(config: BundleConfig, new: NewGates) -> BundleConfig:
@@ -95,7 +116,12 @@ def refitted_config(config: BundleConfig, new: NewGates) -> BundleConfig:
     return BundleConfig.from_value(config.model_dump(mode="json") | changes, what="the new config")
 
 
-def _check_values(config: BundleConfig, new: NewGates) -> None:
+def check_values(config: BundleConfig, new: NewGates) -> None:
+    """Check that every gate of a bundle gets values.
+
+    Raises:
+        BundleRefused: one gets none.
+    """
     wanted = {path for path in config.target_modules if config.has_gate(path)}
     if missing := sorted(wanted - new.values.keys()):
         raise BundleRefused(f"there are no new values for the gate of `{missing[0]}`")
@@ -104,32 +130,50 @@ def _check_values(config: BundleConfig, new: NewGates) -> None:
         raise BundleRefused(f"there are no new values for the request gate of `{missing[0]}`")
 
 
-def _write_weights(
-    bundle: Bundle, config: BundleConfig, new: NewGates, folder: Path, progress: Progress
+def write_weights(
+    path: Path,
+    config: BundleConfig,
+    shapes: Mapping[str, tuple[int, int]],
+    dtype: Dtype,
+    factors: Callable[[str], tuple[Tensor, Tensor]],
+    new: NewGates,
+    progress: Progress,
 ) -> FileRecord:
+    """Write the weights of a bundle, one module at a time.
+
+    Args:
+        path: the new file.
+        config: of the bundle.
+        shapes: ``(in_features, out_features)`` of every target module.
+        dtype: of the factors.
+        factors: returns a module's flat factors, A ``[rows, in]`` and B transposed ``[rows, out]``.
+        new: the gates.
+        progress: called with a step's name, how much of it is done, and how much there is.
+    """
     step = Step("writing", len(config.module_paths), progress)
-    with ExitStack() as stack:
-        old = stack.enter_context(BundleTensors(bundle))
-        specs = config.all_tensors(bundle.shapes, bundle.dtype)
-        writer = WeightsWriter(folder / names.WEIGHTS_FILE, specs, metadata=WEIGHTS_METADATA)
-        stack.enter_context(writer)
-        for path, layout in config.layouts.items():
-            for tensor in (names.TENSOR_A, names.TENSOR_B):
-                writer.write(
-                    names.tensor_name(path, tensor), old.read_factor(path, tensor, slice(0, layout.rows))
-                )
-            if config.has_gate(path):
-                rows, bias = new.values[path]
-                writer.write(names.tensor_name(path, names.TENSOR_GATE), rows)
+    specs = config.all_tensors(shapes, dtype)
+    with WeightsWriter(path, specs, metadata=WEIGHTS_METADATA) as writer:
+        for module in config.target_modules:
+            for tensor, flat in zip(names.FACTORS, factors(module), strict=True):
+                writer.write(names.tensor_name(module, tensor), flat)
+            if config.has_gate(module):
+                rows, bias = new.values[module]
+                writer.write(names.tensor_name(module, names.TENSOR_GATE), rows)
                 if config.gate.bias:
-                    writer.write(names.tensor_name(path, names.TENSOR_GATE_BIAS), bias)
-            if config.request_classes(path):
-                _write_request_gate(writer, path, new)
+                    writer.write(names.tensor_name(module, names.TENSOR_GATE_BIAS), bias)
+            if config.request_classes(module):
+                _write_request_gate(writer, module, new)
             step.advance()
-        for path in config.observed:
-            _write_request_gate(writer, path, new)
+        for module in config.observed:
+            _write_request_gate(writer, module, new)
             step.advance()
     return FileRecord(sha256=writer.sha256, size_bytes=writer.size_bytes)
+
+
+def _read_flat(tensors: BundleTensors, config: BundleConfig, path: str) -> tuple[Tensor, Tensor]:
+    rows = slice(0, config.layouts[path].rows)
+    A, Bt = (tensors.read_factor(path, tensor, rows) for tensor in names.FACTORS)
+    return A, Bt
 
 
 def _write_request_gate(writer: WeightsWriter, path: str, new: NewGates) -> None:
@@ -148,13 +192,13 @@ def _copy_experts(bundle: Bundle, manifest: Manifest, folder: Path) -> dict[str,
     return experts
 
 
-def _storage(bundle: Bundle, config: BundleConfig) -> Storage:
+def storage_of(config: BundleConfig, shapes: Mapping[str, tuple[int, int]], dtype: Dtype) -> Storage:
+    """Return the size of the tensors of a bundle whose modules have these ``(in, out)`` features."""
     padding = sum(
-        (layout.rows - sum(layout.ranks)) * sum(bundle.shapes[path])
-        for path, layout in config.layouts.items()
+        (layout.rows - sum(layout.ranks)) * sum(shapes[path]) for path, layout in config.layouts.items()
     )
     return Storage(
-        dtype=bundle.dtype,
-        size_bytes=sum(spec.size_bytes for spec in config.all_tensors(bundle.shapes, bundle.dtype)),
-        padding_bytes=padding * bundle.dtype.size_bytes,
+        dtype=dtype,
+        size_bytes=sum(spec.size_bytes for spec in config.all_tensors(shapes, dtype)),
+        padding_bytes=padding * dtype.size_bytes,
     )

@@ -7,7 +7,7 @@ looking into a catalog does not import torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from ..schemas.evaluation import Evaluation
     from ..schemas.recipe import Recipe, RecipeOptions
     from ..schemas.signers import SigningKey
-    from ..schemas.statistics import StatisticsDescription
     from .catalog.query import AdapterQuery, Page
     from .catalog.records import AdapterSummary, AdapterVersion, BundleVersion, Restored, TrashedVersion
     from .workflows.additions import Addition
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from .workflows.gate_adoption import GateAdoption
     from .workflows.gate_fit import GateFit
     from .workflows.hub_bundles import Pulled
+    from .workflows.member_change import ChangedBundle, ChangeSources
     from .workflows.publication import Pushed
     from .workflows.store_upkeep import Removed
 
@@ -331,7 +331,7 @@ class Registry(Workspace):
         *,
         base: StrPath | None = None,
         base_folder: StrPath | None = None,
-        data: StrPath,
+        data: StrPath | None = None,
         out: StrPath,
         name: str | None = None,
         scope: Scope | None = None,
@@ -348,11 +348,13 @@ class Registry(Workspace):
             bundle: its folder or its catalogued name.
             base: the base model's name on the Hub, or its folder; needed unless `base_folder` is given.
             base_folder: where the base's files are, apart from what it is called.
-            data: a folder with a file ``MEMBER.jsonl`` for each member.
+            data: a folder with a file ``MEMBER.jsonl`` for each member; those whose part is in `statistics`
+                may be missing.
             out: the new folder.
             name: what the catalog calls the result; by default what it calls the bundle.
             scope: what one decision of the gates serves; by default `prompt`, and `token` for a training.
-            statistics: a file that keeps what was computed; members in it need no data again.
+            statistics: a folder that keeps each member's part of what was computed, so that members can be
+                added, removed and replaced without the data of the others. Needed without `data`.
             form: of the prompts; by default both plain and in the base's chat template, if it has one.
             abstain: the share of own prompts that a decision about requests may leave to the base, so that
                 prompts that no member was made for are left to it; None to leave none.
@@ -363,7 +365,9 @@ class Registry(Workspace):
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
-            DataRefused: the data cannot be used, or the loss of a training is not finite.
+            DataRefused: the data or the statistics cannot be used, a member has neither, or the loss of a
+                training is not finite.
+            UsageError: neither data nor statistics are named.
             BundleRefused: the bundle is damaged, or its modules are not those of the base.
         """
         require_torch("fitting gates")
@@ -375,7 +379,7 @@ class Registry(Workspace):
         chosen = choose_base_to_run(self, folder, base, base_folder)
         request = FitRequest(
             chosen,
-            Path(data),
+            path_or_none(data),
             scope=scope or ("prompt" if training is None else "token"),
             statistics=path_or_none(statistics),
             form=form,
@@ -386,23 +390,181 @@ class Registry(Workspace):
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)
 
-    def merge_statistics(self, files: Sequence[StrPath], *, out: StrPath) -> StatisticsDescription:
-        """Merge the statistics that several fits kept, each from its own members' data, into one file.
+    def add_member(
+        self,
+        bundle: StrPath,
+        adapter: str,
+        *,
+        data: StrPath,
+        out: StrPath,
+        statistics: StrPath | None = None,
+        called: str | None = None,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
+        name: str | None = None,
+        progress: Progress = silent,
+    ) -> ChangedBundle:
+        """Add a catalogued adapter to a bundle as its last member, and record the result as a new version.
 
-        A fit of the bundle of all these members with ``statistics=out`` needs none of their data.
+        The gates are those of a fit of all members together; the other members' data are not needed.
 
         Args:
-            files: two or more, made on one base for the same modules.
-            out: the new file.
+            bundle: its folder or its catalogued name; its gates are fitted.
+            adapter: a name such as ``legal``, ``legal@3`` or ``legal@champion``, or a repository on the Hub
+                that it was added from.
+            data: a file with texts of the new member, as ``fit`` reads them.
+            out: the new folder.
+            statistics: the folder that ``fit`` kept each member's part in; the new member's comes into it.
+            called: what the bundle calls the member; by default what the catalog calls the adapter.
+            base: the base model's name on the Hub, or its folder; by default the one it was fused for.
+            base_folder: where the base's files are, apart from what it is called.
+            name: what the catalog calls the result; by default what it calls the bundle.
+            progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
-            DataRefused: a file is damaged, or they do not fit together.
-            UsageError: there are fewer than two, or something is at `out`.
+            BundleRefused: the gates are not fitted, or a member has the name.
+            FuseRefused: the adapter does not go with the members, such as one of another base.
+            DataRefused: the data or the statistics cannot be used.
+            NotInCatalog: the adapter is not catalogued.
         """
-        require_torch("merging statistics")
-        from ..runtime.fitting import merge_statistics
+        require_torch("fitting gates")
+        from ..fuser.recomposition import MemberChange
+        from .workflows.member_change import change_bundle, open_new_member
 
-        return merge_statistics([Path(file) for file in files], Path(out))
+        new, version = open_new_member(self, adapter, called)
+        folder, given = self._prepare_change(bundle, base, base_folder, statistics, data)
+        return change_bundle(
+            self,
+            folder,
+            Path(out),
+            MemberChange("add", new.name, new),
+            given,
+            version=version,
+            name=name or _catalogued_name(bundle),
+            progress=progress,
+        )
+
+    def remove_member(
+        self,
+        bundle: StrPath,
+        member: str,
+        *,
+        out: StrPath,
+        statistics: StrPath | None = None,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
+        name: str | None = None,
+        progress: Progress = silent,
+    ) -> ChangedBundle:
+        """Remove a member from a bundle, and record the result as a new version.
+
+        The gates are those of a fit of the remaining members, whose data are not needed.
+
+        Args:
+            bundle: its folder or its catalogued name; its gates are fitted.
+            member: what the bundle calls it.
+            out: the new folder.
+            statistics: the folder that ``fit`` kept each member's part in; it is not changed.
+            base: the base model's name on the Hub, or its folder; by default the one it was fused for.
+            base_folder: where the base's files are, apart from what it is called.
+            name: what the catalog calls the result; by default what it calls the bundle.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the gates are not fitted, there is no such member, or it is the only one.
+            DataRefused: the statistics cannot be used.
+        """
+        require_torch("fitting gates")
+        from ..fuser.recomposition import MemberChange
+        from .workflows.member_change import change_bundle
+
+        folder, given = self._prepare_change(bundle, base, base_folder, statistics)
+        return change_bundle(
+            self,
+            folder,
+            Path(out),
+            MemberChange("remove", member),
+            given,
+            name=name or _catalogued_name(bundle),
+            progress=progress,
+        )
+
+    def replace_member(
+        self,
+        bundle: StrPath,
+        member: str,
+        *,
+        out: StrPath,
+        adapter: str | None = None,
+        data: StrPath | None = None,
+        statistics: StrPath | None = None,
+        base: StrPath | None = None,
+        base_folder: StrPath | None = None,
+        name: str | None = None,
+        progress: Progress = silent,
+    ) -> ChangedBundle:
+        """Replace a member of a bundle by another adapter, and record the result as a new version.
+
+        The gates are kept bit for bit if the members touch the same modules as before and no data are given;
+        then neither statistics nor the base are needed. If not, they are fitted as by ``add_member``.
+
+        Args:
+            bundle: its folder or its catalogued name; its gates are fitted.
+            member: what the bundle calls it, with the version that comes: ``legal``, ``legal@3``.
+            out: the new folder.
+            adapter: the catalogued adapter that comes, if it is not the one of the member's name.
+            data: a file with new texts of the member; by default those that it was fitted on still hold.
+            statistics: the folder that ``fit`` kept each member's part in.
+            base: the base model's name on the Hub, or its folder; by default the one it was fused for.
+            base_folder: where the base's files are, apart from what it is called.
+            name: what the catalog calls the result; by default what it calls the bundle.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the gates are not fitted, there is no such member, or it is that adapter already.
+            FuseRefused: the adapter does not go with the members, such as one of another base.
+            DataRefused: the data or the statistics cannot be used.
+            NotInCatalog: the adapter is not catalogued.
+        """
+        require_torch("fitting gates")
+        from ..fuser.recomposition import MemberChange
+        from .workflows.member_change import change_bundle, open_new_member
+
+        called = member.partition("@")[0]
+        new, version = open_new_member(self, adapter or member, called)
+        folder, given = self._prepare_change(bundle, base, base_folder, statistics, data)
+        return change_bundle(
+            self,
+            folder,
+            Path(out),
+            MemberChange("replace", called, new),
+            given,
+            version=version,
+            name=name or _catalogued_name(bundle),
+            progress=progress,
+        )
+
+    def _prepare_change(
+        self,
+        bundle: StrPath,
+        base: StrPath | None,
+        base_folder: StrPath | None,
+        statistics: StrPath | None,
+        data: StrPath | None = None,
+    ) -> tuple[Path, ChangeSources]:
+        """Return a bundle's folder, and what a change of a member has beside it."""
+        from .workflows.base_place import choose_base_to_run, place_base
+        from .workflows.bundle_folder import find_bundle_folder
+        from .workflows.member_change import ChangeSources
+
+        folder = find_bundle_folder(self, bundle)
+        return folder, ChangeSources(
+            # Looked for only if gates are fitted, since the base may have to be downloaded.
+            base=lambda: choose_base_to_run(self, folder, base, base_folder),
+            place=place_base(base, base_folder),
+            statistics=path_or_none(statistics),
+            data=path_or_none(data),
+        )
 
     def adopt_gates(
         self,

@@ -12,7 +12,7 @@ import shutil
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -20,8 +20,8 @@ from ..bundle import Bundle
 from ..bundle.files import staged_target
 from ..files.progress import Progress, silent
 from ..files.scratch import Purpose, temporary_folder
-from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE
-from ..schemas.errors import UsageError
+from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE, Change
+from ..schemas.errors import BundleRefused, UsageError
 from ..schemas.gate_choices import Scope
 from ..schemas.limits import MAX_ADAPTER_FILE_BYTES
 from ..schemas.names import (
@@ -63,9 +63,11 @@ class _Scratch(Closing):
 class _Downloads(_Scratch):
     """Members of one bundle, of which those from the Hub are downloaded into a temporary folder."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, earlier: _Downloads | None = None) -> None:
         super().__init__()
         self._max_bytes = max_bytes
+        # Kept as long as these: members of the bundle that a new one was made from.
+        self._earlier = earlier
 
     @cached_property
     def _hub(self) -> Hub:
@@ -111,12 +113,14 @@ class _Downloads(_Scratch):
 class FusedBundle(Closing):
     """A verified bundle that is in no catalog.
 
-    It is in a temporary folder until ``save``; the folder is deleted with the handle, or at the end of a
-    ``with`` block. The handle is a path, so that ``load``, ``Registry`` and PEFT take it like a folder.
+    One that was made here is in a temporary folder until ``save``; the folder is deleted with the handle, or
+    at the end of a ``with`` block. ``open`` takes one that is in a folder already. The handle is a path, so
+    that ``load``, ``Registry`` and PEFT take it like a folder.
 
     Attributes:
         bundle: the opened bundle: its config, manifest and members.
-        record: the verification at level `source` that it passed when it was written.
+        record: the verification that it passed: at level `source` when it was written from its members' own
+            files, at level `integrity` when it was opened, or made from one that was.
     """
 
     def __init__(
@@ -127,7 +131,7 @@ class FusedBundle(Closing):
         base: str | None,
         sources: Mapping[str, MemberFiles],
         renamed: Mapping[str, str],
-        scratch: _Scratch,
+        scratch: _Scratch | None,
         downloads: _Downloads | None,
     ) -> None:
         self.bundle = bundle
@@ -139,6 +143,37 @@ class FusedBundle(Closing):
         # Shared with the bundles that are fitted from this one; the last of them deletes the files.
         self._downloads = downloads
 
+    @classmethod
+    def open(
+        cls, folder: StrPath, *, base: StrPath | None = None, progress: Progress = silent
+    ) -> FusedBundle:
+        """Return the handle of a bundle in a folder, after it was found to be intact.
+
+        The folder stays when the handle is closed.
+
+        Args:
+            folder: the bundle.
+            base: the base model's folder, or its name on the Hub; by default the one it was fused for.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: it does not verify at level `integrity`.
+            SourceUnreadable: a file is missing or cannot be read.
+            InvalidDocument: its config or its manifest breaks the schema.
+        """
+        require_torch("verifying")
+        from ..fuser.verifier import verify_bundle
+
+        bundle = Bundle.open(folder)
+        record = verify_bundle(bundle.folder, level=Level.INTEGRITY, progress=progress)
+        if record.problems:
+            raise BundleRefused(
+                f"the bundle in `{folder}` is damaged: {record.problems[0]}",
+                hint="run `meteora-registry verify` on it",
+            )
+        named = bundle.config.base_model_name_or_path if base is None else os.fspath(base)
+        return cls(bundle, record, base=named, sources={}, renamed={}, scratch=None, downloads=None)
+
     @property
     def folder(self) -> Path:
         """Where the bundle is: a temporary folder, or where it was saved."""
@@ -146,7 +181,7 @@ class FusedBundle(Closing):
 
     def fit(
         self,
-        data: StrPath,
+        data: StrPath | None = None,
         *,
         base: StrPath | None = None,
         scope: Scope = "prompt",
@@ -156,24 +191,25 @@ class FusedBundle(Closing):
         """Fit the gates on texts of each member, and return the verified result as a bundle of its own.
 
         Args:
-            data: a folder with a file ``MEMBER.jsonl`` for each member.
+            data: a folder with a file ``MEMBER.jsonl`` for each member; those whose part is in `statistics`
+                may be missing.
             base: the base model's folder, or its name on the Hub; by default the one it was fused for.
             scope: what one decision of the gates serves.
-            statistics: a file that keeps what was computed; members in it need no data again.
+            statistics: a folder that keeps each member's part of what was computed, so that members can be
+                added, removed and replaced without the data of the others. Needed without `data`.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
-            DataRefused: the data cannot be used.
+            DataRefused: the data or the statistics cannot be used, or a member has neither.
+            UsageError: neither data nor statistics are named.
             BundleRefused: the bundle's modules are not those of the base.
             SourceUnreadable: a file cannot be read.
         """
         require_torch("fitting gates")
         from .workflows.gate_fit import FitRequest, write_fitted
 
-        chosen = self._base if base is None else os.fspath(base)
-        if chosen is None:
-            raise UsageError("the bundle names no base model to fit on", hint="name one with `base=...`")
-        request = FitRequest(chosen, Path(data), scope=scope, statistics=path_or_none(statistics))
+        chosen = _require_base(self._base if base is None else os.fspath(base))
+        request = FitRequest(chosen, path_or_none(data), scope=scope, statistics=path_or_none(statistics))
         with ExitStack() as undo:
             scratch = undo.enter_context(_Scratch())
             folder = scratch.folder / "bundle"
@@ -190,6 +226,147 @@ class FusedBundle(Closing):
             )
             undo.pop_all()
         return fitted
+
+    def add(
+        self,
+        member: StrPath,
+        data: StrPath,
+        *,
+        statistics: StrPath,
+        name: str | None = None,
+        base: StrPath | None = None,
+        max_bytes: int = MAX_ADAPTER_FILE_BYTES,
+        progress: Progress = silent,
+    ) -> FusedBundle:
+        """Return a bundle with one member more, whose gates are those of a fit of all members together.
+
+        Args:
+            member: an adapter, in a folder or on the Hub.
+            data: a file with texts of it, as ``fit`` reads them.
+            statistics: the folder that ``fit`` kept each member's part in; the new member's comes into it.
+            name: what the bundle calls it; by default after its folder or repository.
+            base: the base model's folder, or its name on the Hub; by default the one it was fused for.
+            max_bytes: larger files of a repository are refused before they are downloaded.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the gates are not fitted, or a member has the name.
+            AdapterRefused, FuseRefused: the adapter is broken, or does not go with the members.
+            DataRefused: the data or the statistics cannot be used.
+            HubRefused, HubUnavailable, HubMismatch: an adapter on the Hub cannot be had.
+            SourceUnreadable: a file cannot be read.
+        """
+        return self._change("add", name, member, base, statistics, data, max_bytes, progress)
+
+    def remove(
+        self,
+        name: str,
+        *,
+        statistics: StrPath,
+        base: StrPath | None = None,
+        progress: Progress = silent,
+    ) -> FusedBundle:
+        """Return a bundle without a member, whose gates are those of a fit of the remaining members.
+
+        Args:
+            name: of the member.
+            statistics: the folder that ``fit`` kept each member's part in; it is not changed.
+            base: the base model's folder, or its name on the Hub; by default the one it was fused for.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the gates are not fitted, there is no such member, or it is the only one.
+            DataRefused: the statistics cannot be used.
+            SourceUnreadable: a file cannot be read.
+        """
+        return self._change("remove", name, None, base, statistics, None, 0, progress)
+
+    def replace(
+        self,
+        name: str,
+        member: StrPath,
+        *,
+        data: StrPath | None = None,
+        statistics: StrPath | None = None,
+        base: StrPath | None = None,
+        max_bytes: int = MAX_ADAPTER_FILE_BYTES,
+        progress: Progress = silent,
+    ) -> FusedBundle:
+        """Return a bundle with another adapter in the place of a member.
+
+        The gates are kept bit for bit if the members touch the same modules as before and no data are given;
+        if not, they are fitted as by ``add``.
+
+        Args:
+            name: of the member.
+            member: the adapter that comes, in a folder or on the Hub.
+            data: a file with new texts of it; by default those that the member was fitted on still hold.
+            statistics: the folder that ``fit`` kept each member's part in.
+            base: the base model's folder, or its name on the Hub; by default the one it was fused for.
+            max_bytes: larger files of a repository are refused before they are downloaded.
+            progress: called with a step's name, how much of it is done, and how much there is.
+
+        Raises:
+            BundleRefused: the gates are not fitted, there is no such member, or it is that adapter already.
+            AdapterRefused, FuseRefused, DataRefused, SourceUnreadable: as ``add``.
+            HubRefused, HubUnavailable, HubMismatch: an adapter on the Hub cannot be had.
+        """
+        return self._change("replace", name, member, base, statistics, data, max_bytes, progress)
+
+    def _change(
+        self,
+        change: Change,
+        name: str | None,
+        member: StrPath | None,
+        base: StrPath | None,
+        statistics: StrPath | None,
+        data: StrPath | None,
+        max_bytes: int,
+        progress: Progress,
+    ) -> FusedBundle:
+        require_torch("fitting gates")
+        from ..fuser.fuse_member import MemberFiles
+        from ..fuser.recomposition import MemberChange
+        from .workflows.base_place import place_base
+        from .workflows.member_change import ChangeSources, write_changed
+
+        chosen = self._base if base is None else os.fspath(base)
+        given = ChangeSources(
+            partial(_require_base, chosen), place_base(chosen), path_or_none(statistics), path_or_none(data)
+        )
+        with ExitStack() as undo:
+            downloads = self._downloads
+            opened = None
+            if member is not None:
+                # Those of this bundle and the new one: either handle may outlive the other.
+                downloads = undo.enter_context(_Downloads(max_bytes, self._downloads))
+                place = downloads.find(member)
+                opened = downloads.open(name or _name_of(place), place, progress)
+            called = opened.name if opened else check_name(name or "")
+            scratch = undo.enter_context(_Scratch())
+            folder = scratch.folder / "bundle"
+            written = write_changed(
+                self.bundle,
+                folder,
+                MemberChange(change, called, opened),
+                given,
+                sources=self._own_files(),
+                progress=progress,
+            )
+            sources = {own: files for own, files in self._sources.items() if own != called}
+            if opened is not None:
+                sources[called] = MemberFiles(opened.config_path, opened.weights_path)
+            changed = FusedBundle(
+                Bundle.open(folder),
+                written.record,
+                base=chosen,
+                sources=sources,
+                renamed={**self._renamed, **written.renamed},
+                scratch=scratch,
+                downloads=downloads,
+            )
+            undo.pop_all()
+        return changed
 
     def verify(self, *, level: Level | str = Level.SOURCE, progress: Progress = silent) -> VerificationRecord:
         """Verify the bundle again, by default against the members' own files.
@@ -220,13 +397,17 @@ class FusedBundle(Closing):
         with staged_target(target) as staging:
             shutil.copytree(self.folder, staging, dirs_exist_ok=True)
         self.bundle = Bundle.open(target.absolute())
-        self._scratch.close()
+        self._delete_scratch()
         return target
 
     def close(self) -> None:
         """Delete the temporary folder and what was downloaded; a saved bundle stays."""
-        self._scratch.close()
+        self._delete_scratch()
         self._downloads = None
+
+    def _delete_scratch(self) -> None:
+        if self._scratch is not None:
+            self._scratch.close()
 
     def _own_files(self) -> dict[str, MemberFiles]:
         """Return the members' own files, as far as they are still there."""
@@ -237,6 +418,12 @@ class FusedBundle(Closing):
 
     def __repr__(self) -> str:
         return f"FusedBundle({str(self.folder)!r}, members={list(self.bundle.config.names)!r})"
+
+
+def _require_base(base: str | None) -> str:
+    if base is None:
+        raise UsageError("the bundle names no base model to fit on", hint="name one with `base=...`")
+    return base
 
 
 def fuse(

@@ -49,6 +49,7 @@ class MeteoraConfig(PeftConfig):
     top_k: Any = None
     temperature: Any = None
     gate: Any = None
+    changed_from: Any = None
 
     def __post_init__(self) -> None:
         value = {entry.name: getattr(self, entry.name) for entry in fields(self)}

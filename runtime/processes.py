@@ -9,16 +9,20 @@ from typing import TypeVar
 
 import torch
 
+from ..schemas.errors import UsageError
+
 Value = TypeVar("Value")
 # The others wait while the first reads a base, or verifies a bundle. The libraries' own 10 to 30 minutes
 # are for collectives within a step.
 _PATIENCE = timedelta(days=1)
+# What torch needs to connect processes.
+_FROM_LAUNCHER = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def process_count() -> int:
     """Return how many processes the launcher started; 1 without one."""
     found = os.environ.get("WORLD_SIZE", "1")
-    return int(found) if found.isdecimal() else 1
+    return max(1, int(found)) if found.isdecimal() else 1
 
 
 def is_first() -> bool:
@@ -27,11 +31,22 @@ def is_first() -> bool:
 
 
 def join_processes() -> None:
-    """Connect the processes, if there are several; once or more often is the same."""
-    if process_count() > 1:
-        from accelerate import PartialState  # type: ignore[import-untyped]  # it has no types
+    """Connect the processes, if there are several; once or more often is the same.
 
-        PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+    Raises:
+        UsageError: ``WORLD_SIZE`` was not set by a launcher, as in some containers.
+    """
+    if process_count() == 1:
+        return
+    if missing := [name for name in _FROM_LAUNCHER if name not in os.environ]:
+        raise UsageError(
+            f"`WORLD_SIZE` is {process_count()}, but `{missing[0]}` is not set: no launcher started this "
+            "process",
+            hint="start it with `accelerate launch` or `torchrun`, or unset `WORLD_SIZE`",
+        )
+    from accelerate import PartialState  # type: ignore[import-untyped]  # it has no types
+
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
 
 
 def place_of_base() -> str | dict[str, int] | None:

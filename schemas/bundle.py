@@ -477,6 +477,20 @@ class Gate(Document):
         return self
 
 
+Change = Literal["add", "remove", "replace"]
+
+
+class ChangedFrom(Document):
+    """The bundle that one with other members was made from: its manifest, and the change of one member.
+
+    Nothing that is computed depends on it; a reader that does not know it leaves it out.
+    """
+
+    manifest_sha256: Digest
+    change: Change
+    member: Name
+
+
 class BundleConfig(Document):
     """A bundle's config, format 1; ``layouts`` is the flat storage that follows from it."""
 
@@ -499,14 +513,15 @@ class BundleConfig(Document):
     gate: Gate
     # Any: PEFT writes one of its own when it saves, and nothing here follows from it.
     auto_mapping: Any = None
+    changed_from: ChangedFrom | None = None
 
     @property
     def trained_on(self) -> TrainedOn:
         """The model that the members were trained on, as far as the bundle names it."""
         return TrainedOn.read(self.task_type, transformers_mapping(self.auto_mapping))
 
-    # Bundles of members that state a task keep the bytes that they had before there was this field.
-    _leave_out = leaving_out("auto_mapping")
+    # Bundles without these fields keep the bytes that they had before there were any.
+    _leave_out = leaving_out("auto_mapping", "changed_from")
 
     @classmethod
     def read(cls, data: bytes, *, what: str = CONFIG_FILE, max_bytes: int = MAX_BUNDLE_CONFIG_BYTES) -> Self:

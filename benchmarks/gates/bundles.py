@@ -79,7 +79,7 @@ def fit_by_workflow(bundle: Path, request: FitRequest, home: Home, folder: Path)
 
 
 def fit_with(
-    bundle: Path, base: Path, data: Path, folder: Path, options: FitOptions, statistics: Path
+    bundle: Path, base: Path, data: Path, folder: Path, options: FitOptions, statistics: Path | None
 ) -> None:
     """Fit a bundle's gates with options that `gate fit` does not offer, to compare them.
 

@@ -109,7 +109,8 @@ class Measurement:
         if not folder.exists():
             say(f"fitting {name}")
             mark = digest_of(options.settings.model_dump())[:12]
-            statistics = self._folder / f"{mark}.statistics"
+            # Samples behind those of other members have no statistics.
+            statistics = None if options.concatenated else self._folder / f"{mark}.statistics"
             fit_with(self.bundles["arrow"], self._base, self._data, folder, options, statistics)
         self.bundles[name] = folder
 

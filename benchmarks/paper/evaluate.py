@@ -22,7 +22,7 @@ from meteora_registry.schemas.names import PLAIN_BASE
 from meteora_registry.scores.metrics import Expected, judge_of
 
 from .items import END, Item, Split, digest_of_items, prompts_in
-from .ways import Models, Way, embed, served
+from .ways import Models, Way, embed, nearest, served
 
 BATCH_ITEMS = 8
 # A right answer that continues must not be cut off to one that counts as right.
@@ -159,9 +159,9 @@ class _Asked:
         with _meter_of(self._meter).running():
             prompts = [item.prompt for item in unit.items]
             found = torch.cat([embed(loaded, prompts[at : at + BATCH_ITEMS]) for at in _steps(prompts)])
-            nearest = [names[place] for place in (found @ centres.T).argmax(dim=1).tolist()]
-        self._decided.update(nearest)
-        return list(nearest)
+            chosen = [names[place] for place in nearest(found, centres)]
+        self._decided.update(chosen)
+        return list(chosen)
 
     def _batches(
         self, loaded: LoadedBundle, members: Sequence[str | None]

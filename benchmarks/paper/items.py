@@ -67,8 +67,8 @@ def read_items(task: PaperTask, folder: Path) -> dict[Split, list[Item]]:
 
     The test is of BIG-bench's own validation split: the last fifth of each file, at least 16 items, after its
     examples were shuffled with the seed 42. Of its training split ``VALIDATION_ITEMS`` of a task are for
-    choosing among ways. Items that are too long are left out, and so are those of other splits whose question
-    is in the test.
+    choosing among ways. Items that are too long are left out, and so are those of other splits whose
+    question, with the choices that it shows, is in the test.
 
     Raises:
         ValueError: a file has no list of items, or too few are short enough.
@@ -126,7 +126,7 @@ def item_of(task: PaperTask, example: Mapping[str, Any]) -> Item | None:
         targets = [choice for choice, score in scores.items() if score == best > 0]
     if not isinstance(targets, list):
         targets = [targets]
-    answers = tuple(dict.fromkeys(_one_line(str(each)) for each in targets))
+    answers = tuple(dict.fromkeys(_one_line(str(each)) for each in targets if each is not None))
     if not answers or not all(answers):
         return None
     if task.shows_choices:

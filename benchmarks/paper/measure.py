@@ -120,7 +120,7 @@ class Measurement:
     def _describe(self, name: str) -> None:
         folder, recipe = self._folders[name], self._recipes[name]
         sha256 = str(hash_file(folder / "adapter_model.safetensors"))
-        if of_kind(self.rows.read(), "adapter", members=self.members, weights_sha256=sha256):
+        if of_kind(self.rows.read(), "adapter", members=self.members, name=name, weights_sha256=sha256):
             return
         log = json.loads((folder / LOG).read_text(encoding="utf-8"))
         learned = self._learned_by(name)
@@ -243,6 +243,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number from 1 on")
+    return int(text)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run some stages, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run paper", description=__doc__)
@@ -250,8 +256,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--tasks", nargs="+", default=["core"], help="names, `core` for the sixteen short ones, or `all`"
     )
-    parser.add_argument("--test-items", type=int, default=Sizes().test_items, help="of each task")
-    parser.add_argument("--processes", type=int, default=Sizes().processes, help="of one thread each")
+    parser.add_argument("--test-items", type=_count, default=Sizes().test_items, help="of each task")
+    parser.add_argument("--processes", type=_count, default=Sizes().processes, help="of one thread each")
     parser.add_argument(
         "--cache", type=Path, default=platformdirs.user_cache_path("meteora-registry") / "paper"
     )

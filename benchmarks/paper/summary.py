@@ -76,8 +76,10 @@ def _summary(stage: str, way: str, tasks: Tasks, member: Tasks | None) -> Row:
 
 
 def _differences(tasks: Tasks, member: Tasks | None) -> list[list[float]] | None:
-    """Return for each task the items' scores minus those of its own member; None where it lacks one."""
-    if member is None or not tasks.keys() <= member.keys():
+    """Return for each task the items' scores minus its own member's; None where that was asked others."""
+    if member is None or not all(
+        task in member and row["items_sha256"] == member[task]["items_sha256"] for task, row in tasks.items()
+    ):
         return None
     return [
         [score - own for score, own in zip(row["scores"], member[task]["scores"], strict=True)]

@@ -1,8 +1,9 @@
 """The paper's 28 tasks: where each is in BIG-bench's source package, how it is asked and how it is judged.
 
-Data and nothing else. The judges follow the paper's: `normalised` where the whole answer has to be right,
-`contains` where the right answer has to be in it, both without regard to case. Which items are left out is
-this benchmark's own choice, so that two CPU cores can train and ask all tasks.
+Data and nothing else. The judges are the nearest of this project's to the paper's: `normalised` where the
+paper compares the whole answer, `contains` where it looks for the right answer within the text (here as whole
+words), `yes-no` and `bleu` where it has BLEU and ROUGE. Which items are left out is this benchmark's own
+choice, so that two CPU cores can train and ask all tasks.
 """
 
 from __future__ import annotations

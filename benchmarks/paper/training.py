@@ -154,16 +154,26 @@ def draw(
     """Yield samples without end: every item once in a new order, then all again.
 
     ``balanced`` takes the tasks in turn, however many items each has; else the items of all are one pool.
+
+    Raises:
+        ValueError: no item is short enough.
     """
     pools = (
         [list(own) for own in items.values()] if balanced else [[i for own in items.values() for i in own]]
     )
     sources = [_shuffled(pool, random.Random(f"{seed}:{place}")) for place, pool in enumerate(pools)]
+    # Between a pool's one short item and the same in its next order can be nearly all others twice.
+    skipped, enough = 0, 2 * len(pools) * max(map(len, pools))
     while True:
         for source in sources:
             sample = sample_of(next(source), tokenizer)
             if len(sample.ids) <= MAX_SAMPLE_TOKENS:
+                skipped = 0
                 yield sample
+                continue
+            skipped += 1
+            if skipped >= enough:
+                raise ValueError(f"no item of {', '.join(items)} has at most {MAX_SAMPLE_TOKENS} tokens")
 
 
 def _shuffled(pool: Sequence[Item], numbers: random.Random) -> Iterator[Item]:

@@ -173,3 +173,9 @@ def embed(loaded: LoadedBundle, prompts: Sequence[str]) -> torch.Tensor:
         hidden = inner(**batch, use_cache=False).last_hidden_state.float()
     weights = batch["attention_mask"].unsqueeze(-1).float()
     return torch.nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+
+
+def nearest(embeddings: torch.Tensor, centres: torch.Tensor) -> list[int]:
+    """Return for each of the embeddings ``[B, h]`` the place of the centre ``[L, h]`` nearest by cosine."""
+    cosines = embeddings @ torch.nn.functional.normalize(centres, dim=-1).T
+    return [int(place) for place in cosines.argmax(dim=1)]

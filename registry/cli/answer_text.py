@@ -17,6 +17,7 @@ from .output import describe_share, escape_answer
 _MAX_BAR, _MIN_BAR = 40, 10
 # More rows than this say nothing that the first do not.
 _MAX_ROWS = 20
+_LEAST_SHOWN = 0.005
 _NO_MEMBER = "(no member)"
 
 
@@ -55,7 +56,13 @@ def describe_served(served: Served) -> str:
 def _describe_decision(decision: Decision) -> str:
     if not decision.members:
         return PLAIN_BASE
-    return f"{' + '.join(decision.members)} {decision.confidence:.2f}"
+    return f"{_those_who_served(decision)} {decision.confidence:.2f}"
+
+
+def _those_who_served(decision: Decision) -> str:
+    """Return the members of a decision, without those whose share of the answer rounds to 0.00."""
+    shared = zip(decision.members, decision.weights, strict=True)
+    return " + ".join(member for member, weight in shared if weight >= _LEAST_SHOWN)
 
 
 def explain(served: Served, loaded: LoadedBundle) -> Iterator[str]:
@@ -84,7 +91,7 @@ def _explain_decision(decision: Decision, served: Served, loaded: LoadedBundle) 
     yield from _bars(evidence)
     confidence = decision.confidence
     if decision.members:
-        yield f"{' + '.join(decision.members)} answered, confidence {confidence:.2f}"
+        yield f"{_those_who_served(decision)} answered, confidence {confidence:.2f}"
     else:
         yield f"left to the base: confidence {confidence:.2f}, below {gate.abstain:g}"
     if is_by_request:

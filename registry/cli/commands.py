@@ -34,6 +34,7 @@ _CI = {
 }
 _BUNDLES = {
     "fuse": Listed("Fuse catalogued adapters into one routed bundle", ".fuse"),
+    "bundle": Listed("Add, remove or replace one member of a bundle", ".commands", "bundle"),
     "verify": Listed("Check a bundle: its files, its structure, and its arithmetic", ".verify"),
     "push": Listed("Publish a verified bundle, or one catalogued adapter", ".push"),
     "pull": Listed("Fetch a bundle from the Hub, verify it, and catalogue it", ".pull"),
@@ -78,11 +79,24 @@ ci = LazyGroup(
     "`action.yml` and the template for GitLab call these.",
     epilog=examples("ci github --policy policy.toml", "ci gitlab --lock adapters.lock"),
 )
+bundle = LazyGroup(
+    "bundle",
+    table={
+        "add": Listed("Add a member to a bundle, without the others' data", ".bundle", "add"),
+        "remove": Listed("Remove a member from a bundle, without any data", ".bundle", "remove"),
+        "replace": Listed("Replace a member of a bundle by another adapter", ".bundle", "replace"),
+    },
+    help="Add, remove or replace one member of a bundle.\n\nThe other members' data are not needed.",
+    epilog=examples(
+        "bundle add bundle sports --data sports.jsonl --statistics ./statistics --out more",
+        "bundle remove bundle sports --statistics ./statistics --out fewer",
+        "bundle replace bundle sports@3 --out newer",
+    ),
+)
 gate = LazyGroup(
     "gate",
     table={
         "fit": Listed("Fit the gates of a bundle on a few texts of each member", ".gate", "fit"),
-        "merge": Listed("Merge statistics that members made apart, each of its own data", ".gate", "merge"),
         "adopt": Listed("Make a bundle of a routed model that PEFT saved", ".gate", "adopt"),
     },
     help="Fit the gates of a bundle, or adopt trained ones.\n\nThey choose a member for every token.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -21,7 +21,6 @@ from .parameters import (
     base_folder_option,
     base_option,
     bundle_argument,
-    data_option,
     format_option,
     out_option,
     parse_share,
@@ -43,7 +42,8 @@ if TYPE_CHECKING:
     epilog=examples(
         "gate fit bundle --base ./base --data ./data --out fitted",
         "gate fit ./bundle --base org/base --data ./data --out fitted --scope token",
-        "gate fit bundle --base ./base --data ./new --out fitted --statistics bundle.statistics",
+        "gate fit bundle --base ./base --data ./data --out fitted --statistics ./statistics",
+        "gate fit bundle --base ./base --out fitted --statistics ./statistics",
         "gate fit bundle --base ./base --data ./data --out fitted --scope segment --answers in-order",
         "gate fit bundle --base ./base --data ./data --out trained --method sgd --checkpoint training.state",
     ),
@@ -51,7 +51,12 @@ if TYPE_CHECKING:
 @bundle_argument
 @base_option
 @base_folder_option
-@data_option
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Has a file MEMBER.jsonl for every member of which `--statistics` has no part.",
+)
 @out_option
 @click.option("--name", help="What the catalog calls it. Default: as the bundle it was made from.")
 @click.option(
@@ -61,8 +66,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--statistics",
+    metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="A file that keeps what was worked out; members that it has need no data again.",
+    help="A folder that keeps what `bundle add`, `remove` and `replace` need in place of the members' data.",
 )
 @as_option(
     None,
@@ -95,7 +101,7 @@ def fit(
     *,
     base: str | None,
     base_folder: Path | None,
-    data: Path,
+    data: Path | None,
     out: Path,
     name: str | None,
     scope: str | None,
@@ -157,8 +163,7 @@ def _print_fit(found: GateFit) -> None:
         print_line(_describe_training(found.training))
     if found.request is not None:
         print_line()
-        for line in _describe_decisions(found, found.request):
-            print_line(line)
+        print_decisions(found.request, found.confusions)
     if found.evidence is not None:
         print_line()
         print_line(_describe_evidence(found.evidence, found.gates))
@@ -191,7 +196,13 @@ def _describe_evidence(evidence: ChosenEvidence, gates: int) -> str:
     )
 
 
-def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
+def print_decisions(request: RequestGates, confusions: Iterable[tuple[str, str, int]]) -> None:
+    """Print what is known of the decisions about requests, and who was taken for whom."""
+    for line in _describe_decisions(request, confusions):
+        print_line(line)
+
+
+def _describe_decisions(request: RequestGates, confusions: Iterable[tuple[str, str, int]]) -> Iterator[str]:
     """Yield what is known of the decisions from prompts that the fit did not read."""
     judged = request.held_out
     if judged is None:
@@ -201,7 +212,7 @@ def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
         f"held out: {judged.prompts} prompts ({' and '.join(request.forms)}) that the fit did not read: "
         f"{judged.right} decided rightly ({judged.right / judged.prompts:.1%})"
     )
-    for own, chosen, count in found.confusions:
+    for own, chosen, count in confusions:
         yield f"  {count} of {own} went to {chosen}"
     if judged.own_left is None or judged.general_left is None:
         reason = "none was asked for" if request.quantiles else "too few were held out to know a threshold"
@@ -212,31 +223,6 @@ def _describe_decisions(found: GateFit, request: RequestGates) -> Iterator[str]:
         f"abstention: {judged.own_left} of them ({judged.own_left / judged.prompts:.1%}, 95 % interval "
         f"{low:.1%} to {high:.1%}) and {judged.general_left} of {judged.general_prompts} general prompts are "
         "left to the base"
-    )
-
-
-@click.command(
-    "merge",
-    epilog=examples("gate merge legal.statistics medical.statistics --out both.statistics"),
-)
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", metavar="FILE", required=True, type=click.Path(path_type=Path), help="The new file.")
-@format_option
-@pass_registry
-def merge(registry: Registry, /, files: tuple[Path, ...], *, out: Path, as_json: bool) -> None:
-    """Merge statistics that members made apart, each of its own data.
-
-    Each FILE was kept by `gate fit --statistics` on one base for the same modules. `gate fit` of the bundle
-    of all members then takes the new file and needs none of their data.
-    """
-    found = registry.merge_statistics(files, out=out)
-    if as_json:
-        print_json(found)
-        return
-    print_line(f"merged: {out}, {len(found.members)} members, {len(found.inputs)} inputs")
-    print_table(
-        ("MEMBER", number("SAMPLES"), Column("DATA", gives_way=1)),
-        [(each.member, str(each.samples), each.sha256.short) for each in found.members],
     )
 
 

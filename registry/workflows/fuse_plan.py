@@ -67,7 +67,7 @@ def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
         SourceUnreadable: the base's folder has no config that transformers can read.
     """
     place = place_base(recipe.base, recipe.base_folder)
-    versions = tuple(_find_version(workspace, entry.adapter) for entry in recipe.members)
+    versions = tuple(find_adapter(workspace, entry.adapter) for entry in recipe.members)
     members = tuple(
         open_member(workspace.store, version, name=entry.name)
         for version, entry in zip(versions, recipe.members, strict=True)
@@ -75,7 +75,7 @@ def prepare_fuse(workspace: Workspace, recipe: Recipe) -> Prepared:
     return plan_members(members, recipe, place, versions=versions)
 
 
-def _find_version(workspace: Workspace, adapter: str) -> AdapterVersion:
+def find_adapter(workspace: Workspace, adapter: str) -> AdapterVersion:
     """Return the catalogued version that a member of a recipe names, by its name or by where it is from."""
     if "/" not in adapter:
         return workspace.catalog.find(parse_catalog_source(adapter))

@@ -86,7 +86,7 @@ def adopt_gates(
         bundle=None if version is None else str(version), manifest_sha256=bundle.manifest_sha256
     )
     gates = read_trained_gates(model, bundle, trained_from, progress=progress)
-    with members_files(stored_sources(workspace, manifest), bundle) as files:
+    with members_files(stored_sources(workspace, manifest), bundle, bundle.config.names) as files:
         verify = partial(
             verify_bundle,
             level=level_of(bundle, files),

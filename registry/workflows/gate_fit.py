@@ -7,7 +7,7 @@ and the new bundle is verified against the members' own files like one that was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,22 +32,31 @@ from ...runtime.fitting import (
     FitOptions,
     FittedGates,
     OpenedBase,
+    StatisticsFolder,
     TaskData,
     answer_order,
     check_form,
     check_shapes,
     context_of,
     fit_gates,
-    names_in,
     open_base,
     read_task_data,
 )
 from ...runtime.processes import from_first, is_first, join_processes
 from ...runtime.training import TrainingOptions, TrainingOutcome
 from ...schemas.answer_order import AnswerOrder
-from ...schemas.bundle import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Fitting, Gate, RequestGates
-from ...schemas.errors import UsageError
+from ...schemas.bundle import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    BundleConfig,
+    Fitting,
+    Gate,
+    RequestGates,
+)
+from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import SCOPES, Answers, PromptForm, Scope, check_answers, check_scope
+from ...schemas.inventory import Dtype
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
 from ...schemas.verification import Level, VerificationRecord
@@ -71,12 +80,14 @@ class FitRequest:
 
     Attributes:
         base: the base model's folder, or its name on the Hub.
-        data: a folder with a file for every member.
+        data: a folder with a file for every member of which the statistics have no part; None where they
+            have one of each.
         scope: what one decision of the new gates serves. For `segment` the fit also reads samples behind
             those of other members, because a segment follows others in use. For `token` and `prompt+token`
             it leaves out the first four tokens of every sample, from which no member can be recognised:
             measured, that raises the weakest member from 62 to 77 % of its own score (docs/gates-tables.md).
-        statistics: where the statistics are read and kept, if anywhere.
+        statistics: the folder in which each member's part is kept, so that members can be added, removed and
+            replaced without the data of the others. What is in it already is not worked out again.
         form: of the prompts; by default both plain and in the base's chat template, if it has one.
         abstain: the share of own prompts that a decision about requests may leave to the base; None for no
             abstention.
@@ -87,7 +98,7 @@ class FitRequest:
     """
 
     base: str
-    data: Path
+    data: Path | None
     scope: Scope = "prompt"
     statistics: Path | None = None
     form: PromptForm | None = None
@@ -97,25 +108,46 @@ class FitRequest:
 
     def __post_init__(self) -> None:
         check_answers(self.answers, check_scope(self.scope))
+        if self.data is None and self.statistics is None:
+            raise UsageError(
+                "there is nothing to fit the gates on",
+                hint="name the members' data with `--data`, or a folder with their parts with `--statistics`",
+            )
+        if self.statistics is not None and SCOPES[self.scope].fits_concatenated:
+            raise UsageError(
+                f"there are no statistics for the scope `{self.scope}`, whose fit reads samples behind those "
+                "of other members",
+                hint="leave out `--statistics`: members of such a bundle change with the data of all",
+            )
         if self.training is not None and self.scope != "token":
             raise UsageError(
                 f"gates are trained for the scope `token`, found `{self.scope}`: in others it is not each "
                 "gate that decides for its own tokens, so their gradient is not that of the decisions",
                 hint="fit gates of that scope in closed form, without `--method sgd`",
             )
+        if self.training is not None and self.data is None:
+            raise UsageError(
+                "gates are trained on the data of every member, whatever statistics there are",
+                hint="name the members' data with `--data`",
+            )
 
     @property
     def options(self) -> FitOptions:
         """How the gates are fitted."""
-        traits = SCOPES[self.scope]
-        return FitOptions(
-            concatenated=traits.fits_concatenated,
-            skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
-            form=self.form,
-            requests=traits.decides_requests,
-            segments=traits.observes_answers,
-            abstain=self.abstain,
-        )
+        return fit_options(self.scope, self.form, self.abstain)
+
+
+def fit_options(scope: Scope, form: PromptForm | None, abstain: float | None) -> FitOptions:
+    """Return how gates are fitted for a scope; the other arguments are those of a ``FitRequest``."""
+    traits = SCOPES[scope]
+    return FitOptions(
+        concatenated=traits.fits_concatenated,
+        skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
+        form=form,
+        requests=traits.decides_requests,
+        segments=traits.observes_answers,
+        abstain=abstain,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +219,8 @@ def fit_bundle(
     def write() -> GateFit:
         sources = stored_sources(workspace, bundle.manifest)
         record = _write(bundle, folder, request, found, sources, progress)
-        warn_of_strangers(workspace, request.data, bundle.config.names)
+        if request.data is not None:
+            warn_of_strangers(workspace, request.data, bundle.config.names)
         version = register_refit(catalog, folder, bundle_name, bundle.manifest, record)
         return _result(folder, version, record, found, bundle)
 
@@ -254,7 +287,9 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
     meta = read_base(opened.config)
     check_shapes(meta, bundle.shapes)
     answers = answer_order(opened.tokenizer) if request.answers == "in-order" else None
-    data = _read_data(bundle, request, opened)
+    if request.statistics is not None:
+        check_statistics(request.statistics, folder)
+    data = _read_data(request, bundle.config.names, opened)
     if request.form is not None:
         check_form(opened.tokenizer, request.form)
     training = request.training
@@ -263,7 +298,7 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
             _fit(bundle, request, opened, data, load_base(opened), progress), None, meta, answers
         )
     if training.checkpoint is not None:
-        _check_place(training.checkpoint, "--checkpoint")
+        _check_checkpoint(training.checkpoint, folder, request.statistics)
     # Before the base is loaded, whose place depends on it.
     join_processes()
     base = load_base(opened)
@@ -280,7 +315,7 @@ def _write(
     sources: Mapping[str, MemberFiles],
     progress: Progress,
 ) -> VerificationRecord:
-    with members_files(sources, bundle) as files:
+    with members_files(sources, bundle, bundle.config.names) as files:
         verify = partial(
             verify_bundle,
             level=level_of(bundle, files),
@@ -353,7 +388,7 @@ def _fit(
         data,
         options=request.options,
         statistics=request.statistics,
-        bundle_bytes=_factor_bytes(bundle),
+        bundle_bytes=factor_bytes(bundle.config, bundle.shapes, bundle.dtype),
         progress=progress,
     )
 
@@ -374,39 +409,70 @@ def _train(
     return train_gates(base, opened.tokenizer, bundle, fitted, data, options=training, progress=shown)
 
 
-def _factor_bytes(bundle: Bundle) -> int:
-    layouts = bundle.config.layouts
-    numbers = sum(layouts[path].rows * sum(shape) for path, shape in bundle.shapes.items())
-    return numbers * bundle.dtype.size_bytes
-
-
-def _read_data(bundle: Bundle, request: FitRequest, opened: OpenedBase) -> dict[str, TaskData]:
-    known: tuple[str, ...] = ()
-    if request.statistics is not None:
-        _check_place(request.statistics, "--statistics")
-        # A training reads the data of every member, whatever is known of it.
-        known = names_in(request.statistics) if request.training is None else ()
-    return read_task_data(
-        request.data,
-        bundle.config.names,
-        tokenizer=opened.tokenizer,
-        context_tokens=context_of(opened.config),
-        may_lack=known,
-    )
-
-
-def _check_place(path: Path, option: str) -> None:
-    """Pass if a file that is named with an option can be kept there.
+def _read_data(request: FitRequest, names: Sequence[str], opened: OpenedBase) -> dict[str, TaskData]:
+    """Return the data of the members, but of those that are known from statistics alone.
 
     Raises:
-        SourceUnreadable: the folder does not exist or may not be written to.
-        UsageError: it is that of a bundle, which may have only what its manifest lists.
+        DataRefused: the data cannot be used, or a member has neither data nor a part.
+        SourceUnreadable: a folder cannot be read.
     """
+    folder = request.statistics
+    # A training reads the data of every member, whatever is known of it.
+    parts = None if folder is None or request.training is not None else StatisticsFolder(folder)
+    kept = [name for name in names if parts is not None and parts.parts_of(name)]
+    if request.data is not None:
+        return read_task_data(
+            request.data,
+            names,
+            tokenizer=opened.tokenizer,
+            context_tokens=context_of(opened.config),
+            kept=kept,
+        )
+    if lacking := [f"`{name}`" for name in names if name not in kept]:
+        raise DataRefused(
+            f"the statistics in `{folder}` have no part of {', '.join(lacking)}",
+            hint="copy the parts of all members into one folder, or name the others' data with `--data`",
+        )
+    return {}
+
+
+def factor_bytes(config: BundleConfig, shapes: Mapping[str, tuple[int, int]], dtype: Dtype) -> int:
+    """Return the bytes of the factors of a bundle whose modules have these ``(in, out)`` features."""
+    numbers = sum(config.layouts[path].rows * sum(shape) for path, shape in shapes.items())
+    return numbers * dtype.size_bytes
+
+
+def check_statistics(statistics: Path, folder: Path) -> None:
+    """Pass if statistics can be kept in a folder; ``folder`` is the new bundle's.
+
+    Raises:
+        SourceUnreadable: it cannot be made, or may not be written to.
+        UsageError: it is inside a bundle, which may have only what its manifest lists, or inside the new one.
+    """
+    check_writable(statistics / "a part" if statistics.is_dir() else statistics)
+    _check_outside_bundles(statistics / "a part", statistics, "--statistics", folder)
+
+
+def _check_checkpoint(path: Path, folder: Path, statistics: Path | None) -> None:
     check_writable(path)
+    _check_outside_bundles(path, path, "--checkpoint", folder)
+    if statistics is not None and real_path(path) == real_path(statistics):
+        raise UsageError(
+            f"`{path}` is named for the checkpoint and for the statistics",
+            hint="choose another path with `--checkpoint`",
+        )
+
+
+def _check_outside_bundles(path: Path, named: Path, option: str, folder: Path) -> None:
+    if real_path(folder) in real_path(path).parents:
+        raise UsageError(
+            f"`{named}` is inside `{folder}`, where the new bundle is to be",
+            hint=f"choose another path with `{option}`",
+        )
     around = bundle_around(path)
     if around is not None:
         raise UsageError(
-            f"`{path}` is inside the bundle `{around}`, which may have only what its manifest lists",
+            f"`{named}` is inside the bundle `{around}`, which may have only what its manifest lists",
             hint=f"choose another path with `{option}`",
         )
 
@@ -420,18 +486,20 @@ def _writer(
 
 
 @contextmanager
-def members_files(sources: Mapping[str, MemberFiles], bundle: Bundle) -> Iterator[dict[str, MemberFiles]]:
-    """Yield every member's own files: the given ones, else those that are extracted from the old bundle.
+def members_files(
+    sources: Mapping[str, MemberFiles], bundle: Bundle, names: Iterable[str]
+) -> Iterator[dict[str, MemberFiles]]:
+    """Yield the members' own files: the given ones, and those of the other ``names``, out of the old bundle.
 
     The verification accepts extracted files only if they have the digests of the manifest.
     """
     files = dict(sources)
     with temporary_folder(Purpose.FIT) as scratch:
-        for member in bundle.manifest.members:
-            if member.name not in files:
-                target = below(scratch, member.name)
-                extract_member(bundle, member.name, target)
-                files[member.name] = MemberFiles(
+        for name in names:
+            if name not in files:
+                target = below(scratch, name)
+                extract_member(bundle, name, target)
+                files[name] = MemberFiles(
                     target / CONFIG_FILE, target / WEIGHTS_FILE, came_from="the bundle that was fitted"
                 )
         yield files

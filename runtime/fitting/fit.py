@@ -7,20 +7,24 @@ modules with the very label that is to be learned, and a routed model has no suc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...files.progress import Progress, Step, silent
 from ...schemas.answer_order import AnswerOrder
-from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate, TemplateTokens
+from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate
+from ...schemas.digest import Digest
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import FittedKind, PromptForm, Scope
 from ...schemas.statistics import (
     MAX_FEATURES,
+    HeldOutPrompts,
     StatisticsDescription,
     StatisticsInput,
     StatisticsMember,
@@ -32,23 +36,23 @@ from .evidence import ChosenEvidence, candidate_gates, choose_evidence
 from .fit_options import EPS, FitOptions
 from .forms import form_of_fit, template_tokens, write_as
 from .inputs import ModuleInput, check_plain, find_inputs, find_layer_inputs
+from .member_data import Reading, encode_members, open_parts, read_samples
 from .moments import Moments, collect_moments, scaling_of, split_inputs
-from .request_gates import FittedRequests, RequestReader, candidate_inputs, fit_request_gates
-from .sequences import (
-    Batch,
-    choose_samples,
-    concatenate,
-    count_tokens,
-    encode_samples,
-    hold_out,
-    make_batches,
+from .request_gates import (
+    FittedRequests,
+    MemberPrompts,
+    RequestReader,
+    candidate_inputs,
+    fit_request_gates,
 )
+from .sequences import Batch, LabelledTokens, concatenate, encode_samples, hold_out, make_batches
 from .solve import solve_gate
 from .statistics_file import (
     StatisticsFile,
+    StatisticsFolder,
     StatisticsWriter,
     digest_of_base,
-    merge_moments,
+    held_out_prompts,
     written_statistics,
 )
 from .task_data import Sample, TaskData
@@ -99,41 +103,58 @@ def fit_gates(
     *,
     options: FitOptions | None = None,
     statistics: Path | None = None,
+    known: Mapping[str, Digest] | None = None,
     bundle_bytes: int | None = None,
     progress: Progress = silent,
 ) -> FittedGates:
     """Fit the gates of every module of a bundle.
 
-    Memory beside the base: ``max_memory_bytes``, or one second moment if that is larger, and for the solve
-    two matrices of the widest input in float64. Request gates take the second moments of all their candidate
-    inputs at once, of the members' prompts and of the general ones.
+    Memory beside the base: twice ``max_memory_bytes``, or two second moments if one is larger, and for the
+    solve two matrices of the widest input in float64. Request gates take the second moments of all their
+    candidate inputs at once, of the members' prompts and of the general ones.
 
     Args:
         base: the plain base.
         tokenizer: the base's.
         config: of the bundle, for its members and modules.
-        data: of the members. One that the statistics have already may be missing; if it is there, it must
-            be the same.
+        data: of the members; those that the statistics have may be missing.
         options: how; the defaults are those measured best.
-        statistics: a file of statistics. If it exists the members in it are taken from there; the new
-            sums are kept in it.
+        statistics: a folder of statistics. Members whose part is in it are taken from there, without reading
+            their data again; the parts of the others are kept in it.
+        known: the digests of the data of members that are missing in ``data``. A member that is in neither
+            comes from its part, if the statistics have exactly one that was made on this base, with these
+            settings, for these modules.
         bundle_bytes: of the bundle's factors, of which request gates may be a small part; None for no bound.
         progress: called with a step's name, how much of it is done, and how much there is.
 
     Raises:
-        UsageError: the model carries adapters, or a module has more inputs than a gate can be fitted for.
+        UsageError: the model carries adapters, a module has more inputs than a gate can be fitted for, or
+            statistics were asked for of samples behind those of other members.
         BundleRefused: the base does not fit the bundle's modules.
-        DataRefused: a member has no data, the data are too short, or the statistics do not fit.
+        DataRefused: a member has no data or several parts, the data are too short, or the statistics do not
+            fit.
         SourceUnreadable: the statistics cannot be read or written.
     """
     check_plain(base)
+    options = _cut_to_context(options or FitOptions(), base)
+    folder = None if statistics is None else StatisticsFolder(statistics)
+    if folder is not None and options.concatenated:
+        raise UsageError(
+            "there are no statistics of samples behind those of other members: no member's part is its own",
+            hint="fit without statistics, or for another scope than `segment`",
+        )
     # One process for all the prompts of the fit, each part of which opens the template.
     with ChatTemplate(tokenizer):
-        with _opened(statistics) as old:
-            fit = _prepare(base, tokenizer, config, data, options or FitOptions(), old, progress)
-            with _kept(statistics, fit) as writer:
-                values = _solve_gates(fit, writer)
-                prompts = _read_prompts(fit, writer)
+        with ExitStack() as stack:
+            inputs = find_inputs(base, config.target_modules)
+            _check_features(inputs)
+            usable = partial(_is_usable, base, inputs, options)
+            parts = open_parts(stack, folder, config.names, data, known or {}, usable)
+            fit = _prepare(base, tokenizer, config, data, options, inputs, parts, progress)
+            # The files are moved to their places when all of them are whole.
+            writers = _writers(stack, folder, fit)
+            values = _solve_gates(fit, writers)
+            prompts = _read_prompts(fit, writers)
         requests = _request_gates(fit, prompts, bundle_bytes)
         evidence = _evidence(fit, values)
     has_threshold = requests is not None and requests.description.quantiles is not None
@@ -142,8 +163,8 @@ def fit_gates(
         eps=EPS,
         values=values,
         sources={path: each.source for each in fit.inputs for path in each.modules[1:]},
-        fitting=_fitting(fit.description, fit.options),
-        tokens=fit.description.settings,
+        fitting=_fitting(fit),
+        tokens=fit.options.settings,
         requests=requests,
         abstain=fit.options.abstain if has_threshold else None,
         evidence=evidence,
@@ -151,20 +172,14 @@ def fit_gates(
 
 
 @dataclass(frozen=True, slots=True)
-class _NewData:
-    """The data that the base reads: the new members' tokens in batches, labelled by index in ``names``."""
-
-    names: tuple[str, ...]
-    parts: dict[str, StatisticsMember]
-    batches: list[Batch]
-    tokens: dict[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class _Fit:
-    """A fit that was checked: what is read, with which options, and what is known from statistics (``old``).
+    """A fit that was checked.
 
-    ``reader`` reads the prompts of request gates; None if none are fitted.
+    Attributes:
+        parts: of those members that are known from statistics, by name.
+        readings: what the base reads of the others.
+        reader: reads the prompts of request gates; None if none are fitted.
+        held_out: by name and form, the prompts by which request gates are judged; none without a reader.
     """
 
     base: PreTrainedModel
@@ -174,36 +189,46 @@ class _Fit:
     options: FitOptions
     progress: Progress
     inputs: Sequence[ModuleInput]
-    old: StatisticsFile | None
-    new: _NewData
+    parts: Mapping[str, StatisticsFile]
+    readings: tuple[Reading, ...]
     reader: RequestReader | None
-    description: StatisticsDescription
+    held_out: MemberPrompts
 
-    def merged(self, old: Moments | None, new: Moments | None) -> Moments:
-        """Return the moments of all members, from those of the statistics and those of the new data."""
-        old_names = self.old.description.names if self.old else ()
-        return merge_moments(old, old_names, new, self.new.names, self.description.names)
+    @property
+    def described(self) -> dict[str, StatisticsMember]:
+        """Every member's data, and how much of it was read, in order."""
+        read = {part.member: part for reading in self.readings for part in reading.parts}
+        read |= {name: each.description.part for name, each in self.parts.items()}
+        return {name: read[name] for name in self.config.names}
 
-    def held_out(self) -> dict[str, tuple[Sample, ...]]:
-        """Return the samples of each member that the moments do not contain, by name.
+    @property
+    def sources(self) -> list[StatisticsFile | Reading]:
+        """Where the members' moments come from, in the members' order."""
+        own = {reading.parts[0].member: reading for reading in self.readings}
+        found = (self.parts.get(name) or own.get(name) for name in self.config.names)
+        # Members that are read together have the place of the first.
+        return [each for each in found if each is not None]
 
-        Those of statistics do not contain them either: their settings have ``holds_out`` too.
-        """
+    def held_out_samples(self) -> dict[str, tuple[Sample, ...]]:
+        """Return the samples of each member that the moments do not contain, by name."""
         return {
             name: hold_out(self.data[name].samples, self.options.max_samples)[1] if name in self.data else ()
             for name in self.config.names
         }
 
 
-def _opened(statistics: Path | None) -> AbstractContextManager[StatisticsFile | None]:
-    return nullcontext() if statistics is None or not statistics.exists() else StatisticsFile(statistics)
-
-
-def _kept(statistics: Path | None, fit: _Fit) -> AbstractContextManager[StatisticsWriter | None]:
-    """Return the writer of the sums; None if no file was named, or nothing is new."""
-    if statistics is None or not fit.new.names:
-        return nullcontext()
-    return written_statistics(statistics, fit.description)
+def _writers(stack: ExitStack, folder: StatisticsFolder | None, fit: _Fit) -> dict[str, StatisticsWriter]:
+    """Return a writer for each member whose part is new, by name; none if no folder was named."""
+    if folder is None or not fit.readings:
+        return {}
+    folder.make()
+    return {
+        part.member: stack.enter_context(
+            written_statistics(folder.place_of(part.member, part.sha256), _describe(fit, part))
+        )
+        for reading in fit.readings
+        for part in reading.parts
+    }
 
 
 def _prepare(
@@ -212,33 +237,65 @@ def _prepare(
     config: BundleConfig,
     data: Mapping[str, TaskData],
     options: FitOptions,
-    old: StatisticsFile | None,
+    inputs: Sequence[ModuleInput],
+    parts: Mapping[str, StatisticsFile],
     progress: Progress,
 ) -> _Fit:
     """Check that base, data and statistics fit together, and encode the data."""
-    options = _settle(options, base, tokenizer, old)
-    inputs = find_inputs(base, config.target_modules)
-    _check_features(inputs)
-    if old is not None:
-        old.check_fits(digest_of_base(base), options.settings)
-    known = _known_members(old, config, data)
-    reader = _request_reader(base, tokenizer, inputs, options, old) if options.requests else None
+    options = replace(options, form=form_of_fit(tokenizer, options.form or _form_of(parts)))
+    if parts:
+        digest = digest_of_base(base)
+        for part in parts.values():
+            part.check_fits(digest, options.settings)
+    reader = _request_reader(base, tokenizer, inputs, options) if options.requests else None
     template = None if reader is None else reader.template
-    new = _read_new(config, data, known, tokenizer, template, options)
-    description = _describe(base, config, inputs, reader, {**known, **new.parts}, options)
-    return _Fit(base, tokenizer, config, data, options, progress, inputs, old, new, reader, description)
+    new = [data[name] for name in config.names if name not in parts]
+    readings = encode_members(new, tokenizer, template, options) if new else ()
+    held_out = {} if reader is None else _held_out(config, data, parts, reader, options)
+    return _Fit(base, tokenizer, config, data, options, progress, inputs, parts, readings, reader, held_out)
 
 
-def _settle(
-    options: FitOptions, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old: StatisticsFile | None
-) -> FitOptions:
-    """Return the options cut to the base's context, with the form that the fit reads."""
-    form = options.form
-    if form is None and old is not None:
-        form = old.description.settings.form
+def _held_out(
+    config: BundleConfig,
+    data: Mapping[str, TaskData],
+    parts: Mapping[str, StatisticsFile],
+    reader: RequestReader,
+    options: FitOptions,
+) -> MemberPrompts:
+    vocabulary = int(cast(Tensor, reader.base.get_input_embeddings().weight).shape[0])
+    return {
+        name: {
+            form: parts[name].held_out(form, vocabulary)
+            if name in parts
+            else reader.encode(hold_out(data[name].samples, options.max_samples)[1], form)
+            for form in reader.forms
+        }
+        for name in config.names
+    }
+
+
+def _cut_to_context(options: FitOptions, base: PreTrainedModel) -> FitOptions:
     context = context_of(base.config)
-    max_tokens = options.max_tokens if context is None else min(options.max_tokens, context)
-    return replace(options, max_tokens=max_tokens, form=form_of_fit(tokenizer, form))
+    return options if context is None else replace(options, max_tokens=min(options.max_tokens, context))
+
+
+def _form_of(parts: Mapping[str, StatisticsFile]) -> PromptForm | None:
+    """Return the form of the prompts that the parts were made in; None without a part."""
+    return next((part.description.settings.form for part in parts.values()), None)
+
+
+def _is_usable(
+    base: PreTrainedModel, inputs: Sequence[ModuleInput], options: FitOptions, part: StatisticsFile
+) -> bool:
+    """Return whether a part was made on this base, with these settings, for these inputs."""
+    form = options.form or part.description.settings.form
+    try:
+        part.check_fits(digest_of_base(base), replace(options, form=form).settings)
+        for each in inputs:
+            part.input_of(each)
+    except DataRefused:
+        return False
+    return True
 
 
 def _request_reader(
@@ -246,13 +303,10 @@ def _request_reader(
     tokenizer: PreTrainedTokenizerBase,
     inputs: Sequence[ModuleInput],
     options: FitOptions,
-    old: StatisticsFile | None,
 ) -> RequestReader:
     own = [path for each in inputs for path in each.modules]
     readable = find_layer_inputs(base, own) or tuple(inputs)
-    known = tuple(each for each in readable if old is not None and old.has_prompts(each))
-    # Sums of other inputs cannot be made without the data of the members that the statistics have.
-    candidates = known or candidate_inputs(readable, base.config)
+    candidates = candidate_inputs(readable, base.config)
     _check_features(candidates)
     return RequestReader(
         base,
@@ -276,97 +330,16 @@ def _check_features(inputs: Sequence[ModuleInput]) -> None:
             )
 
 
-def _known_members(
-    old: StatisticsFile | None, config: BundleConfig, data: Mapping[str, TaskData]
-) -> dict[str, StatisticsMember]:
-    """Return the members whose part the statistics have, by name."""
-    if old is None:
-        return {}
-    known = {part.member: part for part in old.description.members}
-    if strangers := sorted(known.keys() - set(config.names)):
-        raise DataRefused(
-            f"the statistics have data of `{strangers[0]}`, which is not a member of the bundle",
-            hint="their sums cannot be taken apart: fit without them, with the data of every member",
-        )
-    for name, part in known.items():
-        if name in data and data[name].sha256 != part.sha256:
-            raise DataRefused(
-                f"`{data[name].path.name}` has the digest `{data[name].sha256.short}`, the statistics were "
-                f"made of one with `{part.sha256.short}`",
-                hint="fit without these statistics, with the data of every member",
-            )
-    return known
-
-
-def _read_new(
-    config: BundleConfig,
-    data: Mapping[str, TaskData],
-    known: Mapping[str, StatisticsMember],
-    tokenizer: PreTrainedTokenizerBase,
-    template: TemplateTokens | None,
-    options: FitOptions,
-) -> _NewData:
-    names = tuple(name for name in config.names if name not in known)
-    if missing := [name for name in names if name not in data]:
-        raise DataRefused(f"there is no data for the member `{missing[0]}`")
-    if options.concatenated and known and names:
-        raise DataRefused(
-            "samples behind those of other members cannot be added to statistics: they need all the data",
-            hint="fit without these statistics, with the data of every member",
-        )
-    chosen = {
-        name: write_as(_read_samples(data[name].samples, options), options.form or "given", tokenizer)
-        for name in names
-    }
-    sequences = [
-        encode_samples(
-            chosen[name],
-            tokenizer,
-            place,
-            max_tokens=options.max_tokens,
-            skip_tokens=options.skip_tokens,
-            template=template,
-        )
-        for place, name in enumerate(names)
-    ]
-    alone = [sequence for own in sequences for sequence in own]
-    joined = concatenate(sequences, max_tokens=options.max_tokens) if options.concatenated else []
-    tokens = count_tokens(alone + joined)
-    parts = {name: _part_of(data[name], len(chosen[name]), tokens.get(i, 0)) for i, name in enumerate(names)}
-    return _NewData(names, parts, make_batches(alone + joined), dict(tokens))
-
-
-def _read_samples(samples: Sequence[Sample], options: FitOptions) -> tuple[Sample, ...]:
-    if options.holds_out:
-        samples = hold_out(samples, options.max_samples)[0]
-    return choose_samples(samples, options.max_samples)
-
-
-def _part_of(data: TaskData, samples: int, tokens: int) -> StatisticsMember:
-    if tokens == 0:
-        raise DataRefused(
-            f"no token of `{data.path.name}` counts: all are among the first of their sample, "
-            "which are left out"
-        )
-    return StatisticsMember(member=data.member, sha256=data.sha256, samples=samples, tokens=tokens)
-
-
-def _describe(
-    base: PreTrainedModel,
-    config: BundleConfig,
-    inputs: Sequence[ModuleInput],
-    reader: RequestReader | None,
-    parts: Mapping[str, StatisticsMember],
-    options: FitOptions,
-) -> StatisticsDescription:
+def _describe(fit: _Fit, part: StatisticsMember) -> StatisticsDescription:
     return StatisticsDescription(
-        meteora_statistics=1,
-        base_sha256=digest_of_base(base),
-        settings=options.settings,
-        members=tuple(parts[name] for name in config.names),
-        inputs=tuple(map(_describe_input, inputs)),
-        prompts=() if reader is None else tuple(each.source for each in reader.inputs),
-        observed=() if reader is None else tuple(map(_describe_input, reader.observed_inputs)),
+        meteora_statistics=2,
+        base_sha256=digest_of_base(fit.base),
+        settings=fit.options.settings,
+        part=part,
+        inputs=tuple(map(_describe_input, fit.inputs)),
+        prompts=() if fit.reader is None else tuple(each.source for each in fit.reader.inputs),
+        observed=() if fit.reader is None else tuple(map(_describe_input, fit.reader.observed_inputs)),
+        held_out=_describe_held_out(fit.held_out.get(part.member, {})),
     )
 
 
@@ -374,40 +347,60 @@ def _describe_input(each: ModuleInput) -> StatisticsInput:
     return StatisticsInput(source=each.source, modules=each.modules, features=each.features)
 
 
-def _solve_gates(fit: _Fit, writer: StatisticsWriter | None) -> dict[str, tuple[Tensor, Tensor]]:
+def _describe_held_out(
+    prompts: Mapping[PromptForm, Sequence[LabelledTokens]],
+) -> tuple[HeldOutPrompts, ...]:
+    return tuple(held_out_prompts(form, own) for form, own in prompts.items())
+
+
+def _solve_gates(fit: _Fit, writers: Mapping[str, StatisticsWriter]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the rows and bias of every input's gate by source, after the base read the new data."""
     values: dict[str, tuple[Tensor, Tensor]] = {}
-    options, batches = fit.options, fit.new.batches
+    options = fit.options
     groups = list(split_inputs(fit.inputs, options.max_memory_bytes))
     solving = Step("solving", len(fit.inputs), fit.progress)
+    batches = sum(len(reading.batches) for reading in fit.readings)
     for turn, group in enumerate(groups, start=1):
         name = "reading" if len(groups) == 1 else f"reading, pass {turn} of {len(groups)}"
-        collected = _collect(fit, group, Step(name, len(batches), fit.progress))
+        moments = _join_members(fit, group, writers, Step(name, batches, fit.progress))
         for each in group:
-            moments = fit.merged(fit.old.read(each) if fit.old else None, collected.pop(each.source, None))
-            if writer:
-                writer.write(each.source, moments)
             values[each.source] = solve_gate(
-                moments, options.method, shrinkage=options.shrinkage, what=f"the input of `{each.source}`"
+                moments.pop(each.source),
+                options.method,
+                shrinkage=options.shrinkage,
+                what=f"the input of `{each.source}`",
             )
             solving.advance()
     return values
 
 
-def _collect(fit: _Fit, group: Sequence[ModuleInput], step: Step) -> dict[str, Moments]:
-    if not fit.new.names:
-        return {}
+def _join_members(
+    fit: _Fit, group: Sequence[ModuleInput], writers: Mapping[str, StatisticsWriter], step: Step
+) -> dict[str, Moments]:
+    """Return the moments of all members at each input, summed up in the members' order."""
+    joined: dict[str, Moments] = {}
+    for source in fit.sources:
+        read = {} if isinstance(source, StatisticsFile) else _collect(fit, group, source, step)
+        for each in group:
+            own = source.read(each) if isinstance(source, StatisticsFile) else read.pop(each.source)
+            if isinstance(source, Reading) and (writer := writers.get(source.parts[0].member)):
+                writer.write(each.source, own)
+            joined[each.source] = Moments.join([*filter(None, [joined.get(each.source)]), own])
+    return joined
+
+
+def _collect(fit: _Fit, group: Sequence[ModuleInput], reading: Reading, step: Step) -> dict[str, Moments]:
     return collect_moments(
         fit.base,
         group,
-        fit.new.batches,
-        fit.new.tokens,
+        reading.batches,
+        reading.tokens,
         scale_input=scaling_of(fit.options.kind, EPS),
         step=step,
     )
 
 
-def _read_prompts(fit: _Fit, writer: StatisticsWriter | None) -> dict[str, Moments]:
+def _read_prompts(fit: _Fit, writers: Mapping[str, StatisticsWriter]) -> dict[str, Moments]:
     """Return the moments of all members' prompts, without answers, at each input of request gates, by source.
 
     Raises:
@@ -415,16 +408,21 @@ def _read_prompts(fit: _Fit, writer: StatisticsWriter | None) -> dict[str, Momen
     """
     if fit.reader is None:
         return {}
-    samples = [_read_samples(fit.data[name].samples, fit.options) for name in fit.new.names]
-    found = fit.reader.moments(samples, fit.progress) if samples else {}
-    prompts = {
-        each.source: fit.merged(fit.old.read_prompts(each) if fit.old else None, found.get(each.source))
-        for each in fit.reader.inputs
-    }
-    if writer:
-        for source, moments in prompts.items():
-            writer.write_prompts(source, moments)
-    return prompts
+    joined: dict[str, Moments] = {}
+    for name in fit.config.names:
+        part = fit.parts.get(name)
+        read = {} if part else _collect_prompts(fit, fit.reader, name)
+        for each in fit.reader.inputs:
+            own = part.read_prompts(each) if part else read[each.source]
+            if name in writers:
+                writers[name].write_prompts(each.source, own)
+            joined[each.source] = Moments.join([*filter(None, [joined.get(each.source)]), own])
+    return joined
+
+
+def _collect_prompts(fit: _Fit, reader: RequestReader, name: str) -> dict[str, Moments]:
+    samples = read_samples(fit.data[name].samples, fit.options)
+    return reader.moments([samples], fit.progress)
 
 
 def _request_gates(
@@ -435,7 +433,7 @@ def _request_gates(
     return fit_request_gates(
         fit.reader,
         prompts,
-        fit.held_out(),
+        fit.held_out,
         shrinkage=fit.options.shrinkage,
         abstain=fit.options.abstain,
         bundle_bytes=bundle_bytes,
@@ -462,7 +460,7 @@ def _held_out_texts(fit: _Fit) -> list[Batch]:
             skip_tokens=0,
             template=template,
         )
-        for place, samples in enumerate(fit.held_out().values())
+        for place, samples in enumerate(fit.held_out_samples().values())
     ]
     return make_batches(concatenate(sequences, max_tokens=max_tokens))
 
@@ -482,12 +480,17 @@ def describe_tokens(settings: TokenSettings) -> str:
     return skipped + joined + _FORMS[settings.form]
 
 
-def _fitting(description: StatisticsDescription, options: FitOptions) -> Fitting:
+def method_of(options: FitOptions) -> str:
+    """Return how gates of these options are fitted, as a bundle's config has it; ``form`` is settled."""
     how = f"{options.method}, shrinkage {options.shrinkage:g}, on the plain base"
+    return how + describe_tokens(options.settings)
+
+
+def _fitting(fit: _Fit) -> Fitting:
     return Fitting(
-        method=how + describe_tokens(description.settings),
+        method=method_of(fit.options),
         data=tuple(
             FittingData(member=part.member, sha256=part.sha256, samples=part.samples)
-            for part in description.members
+            for part in fit.described.values()
         ),
     )

@@ -6,24 +6,29 @@ and those without letters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from ...schemas.answer_order import MAX_LINE_TEXT, SYMBOL, WORD, AnswerOrder
+from ...schemas.answer_order import MAX_LINE_TEXT, MAX_LINE_TOKENS, SYMBOL, WORD, AnswerOrder
 from ...schemas.errors import UsageError
 
 _MARKS = ".):"
 _AT_ONCE = 4096
+_WITHOUT = "fit without answers in order"
 # What decoders put for a part of a character, nearly always of a letter.
 _PART = "\ufffd"
+# Tokenizers have tokens of dozens of line breaks, and one empty line means what several do.
+_EMPTY_LINES = re.compile(r"\n ?(?:\n ?)+\n")
 
 
 def answer_order(tokenizer: PreTrainedTokenizerBase) -> AnswerOrder:
     """Return the rule that answers are in order, with what the tokenizer's tokens mean for it.
 
     Raises:
-        UsageError: the tokenizer has no token for a line break, or for a number and its mark.
+        UsageError: the tokenizer has no token for a line break, or for a number and its mark, or more tokens
+            that matter than a config may have.
     """
     found: dict[str, list[int]] = {}
     borders = _borders(tokenizer)
@@ -35,15 +40,25 @@ def answer_order(tokenizer: PreTrainedTokenizerBase) -> AnswerOrder:
         if not any(character in text for text in found for character in needed):
             raise UsageError(
                 f"the base's tokenizer has no token with {what}, so that no numbered line can be found",
-                hint="fit without answers in order",
+                hint=_WITHOUT,
             )
+    count = sum(map(len, found.values()))
+    if count > MAX_LINE_TOKENS:
+        raise UsageError(
+            f"the base's tokenizer has {count} tokens that matter for numbered lines, expected at most "
+            f"{MAX_LINE_TOKENS}",
+            hint=_WITHOUT,
+        )
     return AnswerOrder(
         rule="in-order", tokens={text: tuple(tokens) for text, tokens in sorted(found.items())}
     )
 
 
 def line_text(text: str) -> str:
-    """Return what a text means for numbered lines, each run of blanks, letters or other symbols once."""
+    """Return what a text means for numbered lines.
+
+    Each run of blanks, letters or other symbols is there once, and of three or more line breaks two.
+    """
     found: list[str] = []
     for character in text:
         if character == "\n" or character in _MARKS or (character.isascii() and character.isdigit()):
@@ -53,7 +68,7 @@ def line_text(text: str) -> str:
         kind = " " if character.isspace() else WORD if is_letter else SYMBOL
         if found[-1:] != [kind]:
             found.append(kind)
-    return "".join(found)
+    return _EMPTY_LINES.sub("\n\n", "".join(found))
 
 
 def _borders(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

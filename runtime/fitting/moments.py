@@ -1,17 +1,19 @@
 """First and second moments of the inputs, summed up while the base passes over the data.
 
 For one input x in R^h: the mean of x over each member's tokens, float64, and the sum over members of the
-mean of x x^T, float32. Each token has the weight one over its member's number of tokens, so every member
-counts the same however long its data. A second moment takes nearly all the memory and all the work, and
-float32 suffices: it is a sum of a few hundred products, each exact to float32, and what is solved has a
-multiple of the identity added to it that is far above their rounding. The means are subtracted from it,
-squared, and cost nothing, hence float64.
+mean of x x^T, float32. Each member is read by itself, so that its part can be kept, added and left out; only
+where samples follow those of other members are all of them read together. Each token has the weight one over
+its member's number of tokens, so every member counts the same however long its data. A second moment takes
+nearly all the memory and all the work, and float32 suffices: it is a sum of a few hundred products, each
+exact to float32, and what is solved has a multiple of the identity added to it that is far above their
+rounding. The means are subtracted from it, squared, and cost nothing, hence float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,6 +33,14 @@ class Moments:
 
     means: Tensor
     second: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Return the moments of disjoint sets of classes together, in this order, on the CPU."""
+        total = parts[0].second.cpu().clone()
+        for part in parts[1:]:
+            total += part.second.cpu()
+        return cls(torch.cat([part.means.cpu() for part in parts]), total)
 
 
 def split_inputs(inputs: Sequence[ModuleInput], max_bytes: int) -> Iterator[tuple[ModuleInput, ...]]:
@@ -135,5 +145,7 @@ class _Sums:
         return self._moments
 
     def moments(self) -> Moments:
-        """Return the sums so far."""
-        return self._on(torch.device("cpu"))
+        """Return the sums so far; of a product's two halves, which differ in rounding, the upper is taken."""
+        found = self._on(torch.device("cpu"))
+        upper = found.second.triu_()
+        return Moments(found.means, upper.add_(upper.triu(1).T))

@@ -30,7 +30,6 @@ from .inputs import ModuleInput, run, watched
 from .moments import Moments, collect_moments, scaling_of
 from .sequences import Batch, LabelledTokens, count_tokens, encode_samples, make_batches
 from .solve import solve_request_gate
-from .statistics_file import merge_moments
 from .task_data import Sample
 
 GENERAL_PROMPTS = Path(__file__).with_name("general_prompts.txt")
@@ -47,6 +46,9 @@ LEAST_HELD_OUT = 19
 _RISK = 0.05
 # Every so many general prompts one is kept for the estimate.
 _KEPT_OUT = 4
+
+# Prompts that no fit reads, by member and form.
+MemberPrompts = Mapping[str, Mapping[PromptForm, Sequence[LabelledTokens]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +165,18 @@ class RequestReader:
         scaling = scaling_of(self.kind, self.eps)
         return collect_moments(self.base, self.inputs, batches, tokens, scale_input=scaling, step=step)
 
-    def evidence(
-        self, samples: Sequence[Sample], form: PromptForm, gates: Mapping[str, RequestGate]
-    ) -> Tensor:
-        """Return what each gate of G reads of prompts in a form, float32 [G, N, L + C + 1].
+    def encode(self, samples: Sequence[Sample], form: PromptForm) -> tuple[LabelledTokens, ...]:
+        """Return the prompts of samples in a form, those tokens that count labelled 0."""
+        return tuple(self._encode(self._questions(samples, form), 0))
+
+    def evidence(self, prompts: Sequence[LabelledTokens], gates: Mapping[str, RequestGate]) -> Tensor:
+        """Return what each gate of G reads of prompts, float32 [G, N, L + C + 1].
 
         Their mean over G is the evidence that a routed model finds.
         """
-        found = torch.zeros(len(gates), len(samples), next(iter(gates.values())).classes + 1)
-        questions = self._questions(samples, form)
+        found = torch.zeros(len(gates), len(prompts), next(iter(gates.values())).classes + 1)
         # The label is the prompt's place: batches are sorted by length.
-        sequences = [
-            sequence for place, each in enumerate(questions) for sequence in self._encode([each], place)
-        ]
+        sequences = [prompt.relabelled(place) for place, prompt in enumerate(prompts)]
         for batch in make_batches(sequences):
             found[:, batch.labels.amax(dim=1)] = self._evidence_of(batch, gates)
         return found
@@ -215,7 +216,7 @@ class RequestReader:
 def fit_request_gates(
     reader: RequestReader,
     prompts: Mapping[str, Moments],
-    held_out: Mapping[str, Sequence[Sample]],
+    held_out: MemberPrompts,
     *,
     shrinkage: float,
     abstain: float | None,
@@ -227,7 +228,7 @@ def fit_request_gates(
     Args:
         reader: reads the prompts.
         prompts: the moments of the members' prompts at each input, by source.
-        held_out: samples of every member, in their order, that are not fitted on; they may be none.
+        held_out: prompts of every member, in their order, that are not fitted on; they may be none.
         shrinkage: as for ``solve_gate``.
         abstain: the threshold that the estimate is for; None for no abstention.
         bundle_bytes: of the bundle's factors, of which the gates may be a small part; None for no bound.
@@ -276,10 +277,8 @@ def _with_background(
     progress: Progress,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield each input's source and the moments of members and background there."""
-    background = [f"background {place}" for place in range(len(general))]
     for source, foreign in reader.moments(general, progress).items():
-        members = [f"member {place}" for place in range(prompts[source].means.shape[0])]
-        yield source, merge_moments(prompts[source], members, foreign, background, (*members, *background))
+        yield source, Moments.join([prompts[source], foreign])
 
 
 def _split_general() -> tuple[list[list[Sample]], list[Sample]]:
@@ -327,18 +326,20 @@ class _Judged:
 def _judge(
     reader: RequestReader,
     gates: Mapping[str, RequestGate],
-    held_out: Mapping[str, Sequence[Sample]],
+    held_out: MemberPrompts,
     general: Sequence[Sample],
     size: int,
 ) -> tuple[tuple[str, ...], _Judged]:
     """Choose at most ``size`` gates, and return their paths and their decisions."""
     count = len(held_out)
-    own = [sample for samples in held_out.values() for sample in samples]
-    places = [place for place, samples in enumerate(held_out.values()) for _ in samples]
-    members = torch.tensor(places * len(reader.forms), dtype=torch.int64)
-    found = [reader.evidence(own, form, gates) for form in reader.forms]
+    own = [[prompt for forms in held_out.values() for prompt in forms[form]] for form in reader.forms]
+    places = [
+        place for form in reader.forms for place, forms in enumerate(held_out.values()) for _ in forms[form]
+    ]
+    members = torch.tensor(places, dtype=torch.int64)
+    found = [reader.evidence(prompts, gates) for prompts in own]
     chosen = choose_inputs(torch.cat(found, dim=1)[..., :count], members, size)
-    foreign = [reader.evidence(general, form, gates) for form in reader.forms]
+    foreign = [reader.evidence(reader.encode(general, form), gates) for form in reader.forms]
     own_evidence, foreign_evidence = (
         [evidence[list(chosen)].mean(dim=0) for evidence in forms] for forms in (found, foreign)
     )

@@ -34,6 +34,11 @@ class LabelledTokens:
     def __add__(self, other: LabelledTokens) -> LabelledTokens:
         return LabelledTokens(self.ids + other.ids, self.labels + other.labels)
 
+    def relabelled(self, label: int) -> LabelledTokens:
+        """Return the same tokens with another label for those that count."""
+        labels = tuple(each if each == NO_MEMBER else label for each in self.labels)
+        return LabelledTokens(self.ids, labels)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

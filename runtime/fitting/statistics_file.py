@@ -1,13 +1,17 @@
-"""The file of statistics: what a later fit needs from the members' data, without the data.
+"""The statistics of a fit: a folder with a file for each member, which stands for the member's data.
 
-The file is not trusted: the description is checked against the tensors, sizes are bounded before anything is
-read, and one input is in memory at a time.
+A fit needs sums over its members, so a member is added by its own data and left out without any. A file is
+named by its member and the digest of its data, so it never has to change, and the versions of a bundle share
+the folder. The files are not trusted: the description is checked against the tensors, sizes are bounded
+before anything is read, and one input is in memory at a time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...files.reading import read_errors
 from ...files.writing import whole_file, write_errors
 from ...fuser.tensor_files import TensorFile, WeightsWriter
 from ...inspection.header import Header, read_header
@@ -23,13 +28,17 @@ from ...schemas.bundle import TensorSpec
 from ...schemas.digest import Digest
 from ...schemas.document import canonical_json
 from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument, UsageError
+from ...schemas.gate_choices import PromptForm
 from ...schemas.inventory import Dtype
+from ...schemas.names import Name, below
 from ...schemas.statistics import (
     STATISTICS_KEY,
-    TENSOR_MEANS,
-    TENSOR_PROMPT_MEANS,
+    TENSOR_MEAN,
+    TENSOR_PROMPT_MEAN,
     TENSOR_PROMPT_SECOND_MOMENT,
     TENSOR_SECOND_MOMENT,
+    HeldOutPrompt,
+    HeldOutPrompts,
     StatisticsDescription,
     StatisticsInput,
     TokenSettings,
@@ -37,13 +46,58 @@ from ...schemas.statistics import (
 )
 from .inputs import ModuleInput
 from .moments import Moments
+from .sequences import NO_MEMBER, LabelledTokens
 
 _SHOWN_VALUES = 32
-_ANEW = "fit without these statistics, with the data of every member"
+ANEW = "fit with the data of every member, and keep the statistics in a new folder"
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsFolder:
+    """The folder in which the parts of members are kept; it need not exist yet."""
+
+    path: Path
+
+    def place_of(self, member: Name, data_sha256: Digest) -> Path:
+        """Return where the part of a member with this data is, or would be."""
+        return below(self.path, f"{member}-{data_sha256.short}.safetensors")
+
+    def find(self, member: Name, data_sha256: Digest) -> Path | None:
+        """Return the part of a member with this data; None if there is none."""
+        place = self.place_of(member, data_sha256)
+        return place if place.is_file() else None
+
+    def parts_of(self, member: Name) -> list[Path]:
+        """Return every part of a member, one for each of its data, sorted; none if there is no folder.
+
+        Raises:
+            SourceUnreadable: the folder cannot be read.
+        """
+        if not self.path.is_dir():
+            return []
+        # Without the digits, a part of the member `legal-more` would be one of `legal` too.
+        name = re.compile(re.escape(member) + r"-[0-9a-f]{12}\.safetensors")
+        with read_errors(self.path):
+            return sorted(place for place in self.path.iterdir() if name.fullmatch(place.name))
+
+    def make(self) -> None:
+        """Make the folder where it is missing.
+
+        Raises:
+            UsageError: a file is there.
+            SourceUnreadable: it cannot be made.
+        """
+        if self.path.is_file():
+            raise UsageError(
+                f"`{self.path}` is a file, expected a folder with a file for each member",
+                hint="name another path with `--statistics`",
+            )
+        with write_errors(self.path):
+            self.path.mkdir(exist_ok=True)
 
 
 class StatisticsFile:
-    """An open file of statistics whose description and header were checked."""
+    """An open part of a member whose description and header were checked."""
 
     def __init__(self, path: Path) -> None:
         """Open the file.
@@ -52,7 +106,7 @@ class StatisticsFile:
             SourceUnreadable: it is missing or cannot be read.
             DataRefused: it is not a file of statistics, or a damaged one.
         """
-        self.path = path
+        self._path = path
         header = _header_of(path)
         self.description = _description_of(header, path)
         _check_tensors(self.description, header, path)
@@ -81,17 +135,17 @@ class StatisticsFile:
         """
         if self.description.base_sha256 != base_sha256:
             raise DataRefused(
-                f"the statistics in `{self.path}` were made with another base: its digest is "
+                f"the statistics in `{self._path}` were made with another base: its digest is "
                 f"`{self.description.base_sha256.short}`, this one's `{base_sha256.short}`",
-                hint=_ANEW,
+                hint=ANEW,
             )
         ours, theirs = settings.model_dump(), self.description.settings.model_dump()
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             key = differing[0]
             raise DataRefused(
-                f"the statistics in `{self.path}` were made with {key} `{theirs[key]}`, "
+                f"the statistics in `{self._path}` were made with {key} `{theirs[key]}`, "
                 f"this fit asks for `{ours[key]}`",
-                hint=_ANEW,
+                hint=ANEW,
             )
 
     def input_of(self, wanted: ModuleInput) -> StatisticsInput:
@@ -103,22 +157,19 @@ class StatisticsFile:
         found = next((self._inputs[path] for path in wanted.modules if path in self._inputs), None)
         if found is None or found.features != wanted.features:
             raise DataRefused(
-                f"the statistics in `{self.path}` have no input of `{wanted.source}` with "
+                f"the statistics in `{self._path}` have no input of `{wanted.source}` with "
                 f"{wanted.features} features",
-                hint=_ANEW,
+                hint=ANEW,
             )
         return found
 
     def read(self, wanted: ModuleInput) -> Moments:
-        """Read the moments of an input, the means in the order of the description's members."""
-        source = self.input_of(wanted).source
-        return Moments(
-            self._file.read(statistics_tensor(source, TENSOR_MEANS)),
-            self._file.read(statistics_tensor(source, TENSOR_SECOND_MOMENT)),
-        )
+        """Read the member's moments of an input, means ``[1, h]``."""
+        found = self.input_of(wanted)
+        return self._read(found, TENSOR_MEAN, TENSOR_SECOND_MOMENT)
 
     def read_prompts(self, wanted: ModuleInput) -> Moments:
-        """Read the moments of the prompts alone at an input of request gates, in the same order.
+        """Read the member's moments of the prompts alone at an input of request gates.
 
         Raises:
             DataRefused: the file has none there.
@@ -126,18 +177,36 @@ class StatisticsFile:
         found = self._prompts_of(wanted)
         if found is None:
             raise DataRefused(
-                f"the statistics in `{self.path}` have no sums of prompts alone at `{wanted.source}`, which "
+                f"the statistics in `{self._path}` have no sums of prompts alone at `{wanted.source}`, which "
                 "request gates need",
-                hint=_ANEW,
+                hint=ANEW,
             )
-        return Moments(
-            self._file.read(statistics_tensor(found.source, TENSOR_PROMPT_MEANS)),
-            self._file.read(statistics_tensor(found.source, TENSOR_PROMPT_SECOND_MOMENT)),
-        )
+        return self._read(found, TENSOR_PROMPT_MEAN, TENSOR_PROMPT_SECOND_MOMENT)
 
-    def has_prompts(self, wanted: ModuleInput) -> bool:
-        """Return whether the file has the moments of the prompts alone at an input."""
-        return self._prompts_of(wanted) is not None
+    def held_out(self, form: PromptForm, vocabulary: int) -> tuple[LabelledTokens, ...]:
+        """Return the member's held-out prompts in a form, those tokens that count labelled 0.
+
+        Raises:
+            DataRefused: the file has none of this form, or tokens that a base of ``vocabulary`` lacks.
+        """
+        found = next((each for each in self.description.held_out if each.form == form), None)
+        if found is None:
+            raise DataRefused(
+                f"the statistics in `{self._path}` have no held-out prompts in the form `{form}`", hint=ANEW
+            )
+        if any(token >= vocabulary for prompt in found.prompts for token in prompt.ids):
+            raise DataRefused(
+                f"the statistics in `{self._path}` are damaged: a held-out prompt has a token that the base "
+                f"lacks, which knows {vocabulary}",
+                hint=ANEW,
+            )
+        return tuple(map(_labelled, found.prompts))
+
+    def _read(self, found: StatisticsInput, mean: str, second: str) -> Moments:
+        return Moments(
+            self._file.read(statistics_tensor(found.source, mean))[None],
+            unpack(self._file.read(statistics_tensor(found.source, second)), found.features),
+        )
 
     def _prompts_of(self, wanted: ModuleInput) -> StatisticsInput | None:
         found = next((self._prompts[path] for path in wanted.modules if path in self._prompts), None)
@@ -152,116 +221,65 @@ class StatisticsWriter:
 
     def write(self, source: str, moments: Moments) -> None:
         """Append an input's moments, in the order of the description."""
-        self._writer.write(statistics_tensor(source, TENSOR_MEANS), moments.means.cpu())
-        self._writer.write(statistics_tensor(source, TENSOR_SECOND_MOMENT), moments.second.cpu())
+        self._write(source, moments, TENSOR_MEAN, TENSOR_SECOND_MOMENT)
 
     def write_prompts(self, source: str, moments: Moments) -> None:
         """Append the moments of the prompts alone at an input, behind all of the others."""
-        self._writer.write(statistics_tensor(source, TENSOR_PROMPT_MEANS), moments.means.cpu())
-        self._writer.write(statistics_tensor(source, TENSOR_PROMPT_SECOND_MOMENT), moments.second.cpu())
+        self._write(source, moments, TENSOR_PROMPT_MEAN, TENSOR_PROMPT_SECOND_MOMENT)
+
+    def _write(self, source: str, moments: Moments, mean: str, second: str) -> None:
+        self._writer.write(statistics_tensor(source, mean), moments.means[0].cpu())
+        self._writer.write(statistics_tensor(source, second), pack(moments.second.cpu()))
 
 
 @contextmanager
-def written_statistics(
-    path: Path, description: StatisticsDescription, *, overwrite: bool = True
-) -> Iterator[StatisticsWriter]:
+def written_statistics(path: Path, description: StatisticsDescription) -> Iterator[StatisticsWriter]:
     """Yield the writer of a file of statistics, which is in its place after a clean end, or not at all.
 
     Raises:
-        UsageError: something is there, and is not to be replaced.
         SourceUnreadable: it cannot be written.
     """
     specs = _specs(description)
     metadata = {STATISTICS_KEY: canonical_json(description.model_dump(mode="json")).decode("ascii")}
     with (
-        whole_file(path, overwrite=overwrite) as place,
+        whole_file(path) as place,
         write_errors(path),
         WeightsWriter(place, specs, metadata=metadata) as writer,
     ):
         yield StatisticsWriter(writer)
 
 
-def merge_statistics(paths: Sequence[Path], out: Path) -> StatisticsDescription:
-    """Write one file of statistics with the members of several, each of which was made from its data alone.
-
-    The means are listed and the second moments added, so a fit on it is that on all data at once, up to the
-    rounding of sums in float32. One input of each file is in memory at a time.
-
-    Args:
-        paths: at least two files, made on one base with the same settings for the same modules.
-        out: the new file.
-
-    Raises:
-        SourceUnreadable: a file cannot be read, or the new one not written.
-        DataRefused: a file is damaged, or they do not fit together.
-        UsageError: there are fewer than two files, or something is at ``out``.
-    """
-    if len(paths) < 2:
-        raise UsageError(f"there are {len(paths)} files of statistics to merge, expected at least two")
-    with ExitStack() as stack:
-        files = [stack.enter_context(StatisticsFile(path)) for path in paths]
-        description = _merged(files)
-        with written_statistics(out, description, overwrite=False) as writer:
-            for each in description.inputs:
-                writer.write(each.source, _sum_of(files, [file.read(_module_input(each)) for file in files]))
-            found = {each.source: each for each in (*description.inputs, *description.observed)}
-            for source in description.prompts:
-                wanted = _module_input(found[source])
-                writer.write_prompts(source, _sum_of(files, [file.read_prompts(wanted) for file in files]))
-    return description
+def pack(second: Tensor) -> Tensor:
+    """Return the upper triangle of a symmetric matrix ``[h, h]``, row by row: ``[h (h + 1) / 2]``."""
+    # Row by row, because the places of all entries would take four times the matrix.
+    return torch.cat([row[place:] for place, row in enumerate(second)])
 
 
-def _merged(files: Sequence[StatisticsFile]) -> StatisticsDescription:
-    """Return the description of several files together, which must fit."""
-    first = files[0].description
-    owners: dict[str, StatisticsFile] = {}
-    for file in files:
-        file.check_fits(first.base_sha256, first.settings)
-        if file.description.settings.concatenated:
-            raise DataRefused(
-                f"the statistics in `{file.path}` were made for the scope `segment`, with samples behind "
-                "those of other members, and cannot be merged",
-                hint="fit that scope with the data of every member",
-            )
-        for what in ("inputs", "prompts", "observed"):
-            if getattr(file.description, what) != getattr(first, what):
-                raise DataRefused(
-                    f"the statistics in `{file.path}` are of other modules than those in `{files[0].path}`",
-                    hint="make each from a bundle that has the same modules, such as the whole one",
-                )
-        for name in file.description.names:
-            if name in owners:
-                raise DataRefused(f"`{owners[name].path}` and `{file.path}` both have data of `{name}`")
-            owners[name] = file
-    members = tuple(member for file in files for member in file.description.members)
-    return first.model_copy(update={"members": members})
+def unpack(upper: Tensor, size: int) -> Tensor:
+    """Return the symmetric matrix ``[size, size]`` of which ``pack`` returned the upper triangle."""
+    second, start = torch.zeros(size, size, dtype=upper.dtype), 0
+    for place in range(size):
+        row = upper[start : start + size - place]
+        second[place, place:] = row
+        second[place:, place] = row
+        start += len(row)
+    return second
 
 
-def _sum_of(files: Sequence[StatisticsFile], moments: Sequence[Moments]) -> Moments:
-    names: tuple[str, ...] = files[0].description.names
-    total = moments[0]
-    for file, found in zip(files[1:], moments[1:], strict=True):
-        together = (*names, *file.description.names)
-        total = merge_moments(total, names, found, file.description.names, together)
-        names = together
-    return total
+def held_out_prompts(form: PromptForm, prompts: Sequence[LabelledTokens]) -> HeldOutPrompts:
+    """Return held-out prompts as a description has them."""
+    return HeldOutPrompts(form=form, prompts=tuple(map(_described, prompts)))
 
 
-def _module_input(each: StatisticsInput) -> ModuleInput:
-    return ModuleInput(each.modules, each.features)
+def _described(prompt: LabelledTokens) -> HeldOutPrompt:
+    counted = [place for place, label in enumerate(prompt.labels) if label != NO_MEMBER]
+    start, end = (counted[0], counted[-1] + 1) if counted else (0, 0)
+    return HeldOutPrompt(ids=prompt.ids, start=start, end=end)
 
 
-def names_in(path: Path) -> tuple[str, ...]:
-    """Return the members whose part a file of statistics has; empty if the file is missing.
-
-    Raises:
-        SourceUnreadable: it cannot be read.
-        DataRefused: it is not a file of statistics, or a damaged one.
-    """
-    if not path.exists():
-        return ()
-    with StatisticsFile(path) as file:
-        return file.description.names
+def _labelled(prompt: HeldOutPrompt) -> LabelledTokens:
+    labels = (0 if prompt.start <= place < prompt.end else NO_MEMBER for place in range(len(prompt.ids)))
+    return LabelledTokens(prompt.ids, tuple(labels))
 
 
 def digest_of_base(base: PreTrainedModel) -> Digest:
@@ -278,39 +296,21 @@ def digest_of_base(base: PreTrainedModel) -> Digest:
     return Digest.of_bytes("".join(lines).encode())
 
 
-def merge_moments(
-    old: Moments | None,
-    old_names: Sequence[str],
-    new: Moments | None,
-    new_names: Sequence[str],
-    members: Sequence[str],
-) -> Moments:
-    """Merge the moments of two disjoint sets of members, in the order of ``members``."""
-    rows: dict[str, Tensor] = {}
-    for moments, names in ((old, old_names), (new, new_names)):
-        if moments is not None:
-            rows |= dict(zip(names, moments.means.cpu(), strict=True))
-    seconds = [moments.second.cpu() for moments in (old, new) if moments is not None]
-    return Moments(torch.stack([rows[name] for name in members]), sum(seconds[1:], start=seconds[0]))
-
-
 def _specs(description: StatisticsDescription) -> list[TensorSpec]:
     found = []
     for each in description.inputs:
-        found += _pair(description, each, TENSOR_MEANS, TENSOR_SECOND_MOMENT)
+        found += _pair(each, TENSOR_MEAN, TENSOR_SECOND_MOMENT)
     by_source = {each.source: each for each in (*description.inputs, *description.observed)}
     for source in description.prompts:
-        found += _pair(description, by_source[source], TENSOR_PROMPT_MEANS, TENSOR_PROMPT_SECOND_MOMENT)
+        found += _pair(by_source[source], TENSOR_PROMPT_MEAN, TENSOR_PROMPT_SECOND_MOMENT)
     return found
 
 
-def _pair(
-    description: StatisticsDescription, each: StatisticsInput, means: str, second: str
-) -> list[TensorSpec]:
-    size, members = each.features, len(description.members)
+def _pair(each: StatisticsInput, mean: str, second: str) -> list[TensorSpec]:
+    size = each.features
     return [
-        TensorSpec(statistics_tensor(each.source, means), Dtype.F64, (members, size)),
-        TensorSpec(statistics_tensor(each.source, second), Dtype.F32, (size, size)),
+        TensorSpec(statistics_tensor(each.source, mean), Dtype.F64, (size,)),
+        TensorSpec(statistics_tensor(each.source, second), Dtype.F32, (size * (size + 1) // 2,)),
     ]
 
 
@@ -318,7 +318,7 @@ def _header_of(path: Path) -> Header:
     try:
         return read_header(path)
     except AdapterRefused as error:
-        raise DataRefused(f"the statistics in `{path}` are damaged: {error}", hint=_ANEW) from error
+        raise DataRefused(f"the statistics in `{path}` are damaged: {error}", hint=ANEW) from error
 
 
 def _description_of(header: Header, path: Path) -> StatisticsDescription:
@@ -330,7 +330,7 @@ def _description_of(header: Header, path: Path) -> StatisticsDescription:
             text.encode("utf-8"), what=path.name, max_bytes=len(header.text)
         )
     except InvalidDocument as error:
-        raise DataRefused(f"the statistics in `{path}` are damaged: {error}", hint=_ANEW) from error
+        raise DataRefused(f"the statistics in `{path}` are damaged: {error}", hint=ANEW) from error
 
 
 def _check_tensors(description: StatisticsDescription, header: Header, path: Path) -> None:
@@ -340,5 +340,5 @@ def _check_tensors(description: StatisticsDescription, header: Header, path: Pat
         raise DataRefused(
             f"the statistics in `{path}` are damaged: `{wrong[0]}` is {found.get(wrong[0], 'missing')}, "
             f"expected {expected.get(wrong[0], 'nothing of that name')}",
-            hint=_ANEW,
+            hint=ANEW,
         )

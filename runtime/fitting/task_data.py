@@ -82,16 +82,16 @@ def read_task_data(
     *,
     tokenizer: PreTrainedTokenizerBase,
     context_tokens: int | None,
-    may_lack: Collection[str] = (),
+    kept: Collection[str] | None = None,
 ) -> dict[str, TaskData]:
-    """Read the data of every member, in the members' order; those in ``may_lack`` may have none.
+    """Read the data of every member, in the members' order; those that are ``kept`` may have none.
 
     Args:
         folder: has a file ``MEMBER.jsonl`` for each member; those of other names are not read.
         members: their names.
         tokenizer: of the base; it writes messages out and measures prompts.
         context_tokens: the longest prompt that the base takes, in tokens; None without a bound.
-        may_lack: members whose file may be missing.
+        kept: the members whose part statistics have; None where none are taken from there.
 
     Raises:
         SourceUnreadable: the folder cannot be read.
@@ -106,7 +106,7 @@ def read_task_data(
     with open_folder(folder) as descriptor, ChatTemplate(tokenizer) as template:
         present = _data_files(descriptor)
         files = {member: f"{member}{SUFFIX}" for member in members}
-        problems += _missing(present, files, may_lack)
+        problems += _missing(present, files, kept or ())
         data = {
             member: _read_file(folder / name, descriptor, member, template, context_tokens, problems)
             for member, name in files.items()
@@ -116,7 +116,29 @@ def read_task_data(
         raise refusal_of(
             f"the data in `{folder}` cannot be used",
             problems,
-            hint=f"every member has a file `MEMBER{SUFFIX}`, each line one of {', '.join(_SHAPES.values())}",
+            hint=f"every member has a file `MEMBER{SUFFIX}`, each line one of {', '.join(_SHAPES.values())}"
+            + ("" if kept is None else ", or its part in the folder of `--statistics`"),
+        )
+    return data
+
+
+def read_member_data(
+    path: Path, member: str, *, tokenizer: PreTrainedTokenizerBase, context_tokens: int | None
+) -> TaskData:
+    """Read the data of one member from a file of any name.
+
+    Raises:
+        SourceUnreadable: its folder cannot be read.
+        DataRefused: with every problem, as ``read_task_data``.
+    """
+    problems: list[str] = []
+    with open_folder(path.parent) as descriptor, ChatTemplate(tokenizer) as template:
+        data = _read_file(path, descriptor, member, template, context_tokens, problems)
+    if problems:
+        raise refusal_of(
+            f"the data of `{member}` cannot be used",
+            problems,
+            hint=f"each line of `{path.name}` is one of {', '.join(_SHAPES.values())}",
         )
     return data
 
@@ -145,8 +167,8 @@ def refusal_of(message: str, problems: Sequence[str], *, hint: str) -> DataRefus
     )
 
 
-def _missing(present: Sequence[str], files: dict[str, str], may_lack: Collection[str]) -> Iterator[str]:
-    lacking = [member for member, name in files.items() if name not in present and member not in may_lack]
+def _missing(present: Sequence[str], files: dict[str, str], kept: Collection[str]) -> Iterator[str]:
+    lacking = [member for member, name in files.items() if name not in present and member not in kept]
     for member in lacking:
         yield f"`{files[member]}` is missing: there is no data for the member `{member}`"
     strangers = [quote_name(name) for name in present if name not in files.values()]

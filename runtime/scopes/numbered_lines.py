@@ -21,7 +21,8 @@ from ...schemas.answer_order import SYMBOL, WORD, AnswerOrder
 # A head is over after this many tokens, blanks included.
 HEAD_TOKENS = 12
 _MARKS = frozenset(".):")
-# Runs of letters or symbols before a number: "Answer 1:" has one, "[INST] 1." three.
+# Tokens of letters, or of symbols, before a number: "Answer 1:" has one, "[INST] 1." three. Each token of a
+# word counts, since the blank before a word is not in its text.
 _MAX_LABEL = 3
 _MAX_DIGITS = 4
 

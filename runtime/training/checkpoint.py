@@ -21,6 +21,7 @@ from ...files.writing import whole_file, write_errors
 from ...fuser.tensor_files import TensorFile, WeightsWriter
 from ...inspection.header import Header, read_header
 from ...schemas.bundle import TensorSpec
+from ...schemas.digest import Digest
 from ...schemas.document import canonical_json
 from ...schemas.errors import AdapterRefused, DataRefused, InvalidDocument
 from ...schemas.inventory import Dtype
@@ -32,7 +33,8 @@ from ...schemas.training import (
     moment_name,
 )
 
-_ANEW = "name another file with `--checkpoint`, or delete this one to begin anew"
+_ANOTHER = "name another file with `--checkpoint`"
+_ANEW = f"{_ANOTHER}, or delete this one to begin anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,12 @@ def read_state(path: Path, expected: TrainingDescription, gates: Mapping[str, Te
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise DataRefused(f"the checkpoint `{path}` is damaged: `{name}` is not finite", hint=_ANEW)
+    for name, squares in state.second.items():
+        # Adam takes their root.
+        if bool((squares < 0).any()):
+            raise DataRefused(
+                f"the checkpoint `{path}` is damaged: the second moment of `{name}` is negative", hint=_ANEW
+            )
     return state
 
 
@@ -108,7 +116,7 @@ def _description_of(header: Header, path: Path) -> TrainingDescription:
     text = header.metadata.get(TRAINING_KEY)
     if text is None:
         raise DataRefused(
-            f"`{path}` is not a checkpoint: it has no `{TRAINING_KEY}` in its metadata", hint=_ANEW
+            f"`{path}` is not a checkpoint: it has no `{TRAINING_KEY}` in its metadata", hint=_ANOTHER
         )
     try:
         return TrainingDescription.from_bytes(
@@ -124,8 +132,8 @@ def _check_same_training(found: TrainingDescription, expected: TrainingDescripti
     if differing:
         key = differing[0]
         raise DataRefused(
-            f"the checkpoint `{path}` is of another training: its {key} is `{theirs.get(key)}`, "
-            f"this one's `{ours.get(key)}`",
+            f"the checkpoint `{path}` is of another training: its {key} is `{_shown(theirs.get(key))}`, "
+            f"this one's `{_shown(ours.get(key))}`",
             hint=_ANEW,
         )
     if found.step > expected.settings.steps:
@@ -137,9 +145,13 @@ def _check_same_training(found: TrainingDescription, expected: TrainingDescripti
 
 def _facts(description: TrainingDescription) -> dict[str, object]:
     value = description.model_dump(mode="json")
-    data = {f"data of `{each.member}`": each.sha256.short for each in description.data}
-    digests = {"bundle": description.bundle_sha256.short, "base": description.base_sha256.short}
+    data = {f"data of `{each.member}`": each.sha256 for each in description.data}
+    digests = {"bundle": description.bundle_sha256, "base": description.base_sha256}
     return {**value["settings"], **value["tokens"], **data, **digests}
+
+
+def _shown(fact: object) -> object:
+    return fact.short if isinstance(fact, Digest) else fact
 
 
 def _check_tensors(header: Header, gates: Mapping[str, Tensor], path: Path) -> None:

@@ -26,13 +26,21 @@ def balanced_order(counts: Sequence[int], draws: int, seed: int) -> np.ndarray:
     # numpy's legacy generator, whose stream is frozen: a resumed training may run under another release.
     random = np.random.RandomState(seed)
     rounds = -(-draws // len(counts))
-    members = np.concatenate([random.permutation(len(counts)) for _ in range(rounds)])
-    order = np.empty((len(members), 2), dtype=np.int32)
-    order[:, 0] = members
+    order = np.empty((rounds * len(counts), 2), dtype=np.int32)
+    order[:, 0] = _permutations(random, len(counts), rounds)
     for member, count in enumerate(counts):
-        passes = [random.permutation(count) for _ in range(-(-rounds // count))]
-        order[members == member, 1] = np.concatenate(passes)[:rounds]
+        passes = _permutations(random, count, -(-rounds // count))
+        order[order[:, 0] == member, 1] = passes[:rounds]
     return order[:draws]
+
+
+def _permutations(random: np.random.RandomState, count: int, passes: int) -> np.ndarray:
+    """Return orders of ``count`` things one behind the other, int32."""
+    # A list of ten million small arrays takes 1.6 GB.
+    drawn = np.empty((passes, count), dtype=np.int32)
+    for place in range(passes):
+        drawn[place] = random.permutation(count)
+    return drawn.reshape(-1)
 
 
 class OrderedSamples(Dataset[LabelledTokens]):

@@ -277,6 +277,12 @@ def _arguments(options: TrainingOptions, done: int, folder: Path) -> TrainingArg
     )
     # One process with several GPUs would divide the batch among threads, in which no pass is known.
     arguments._n_gpu = min(1, arguments.n_gpu)
+    if arguments.mixed_precision not in ("no", "bf16"):
+        # That of float16 leaves out steps whose gradient overflows, and a checkpoint does not have its scale.
+        raise UsageError(
+            f"gates are trained with mixed precision `no` or `bf16`, found `{arguments.mixed_precision}`",
+            hint="launch with `--mixed_precision no`",
+        )
     return arguments
 
 

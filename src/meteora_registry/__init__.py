@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .registry.workflows.gate_adoption import GateAdoption
     from .registry.workflows.gate_fit import GateFit
     from .registry.workflows.hub_bundles import Pulled
+    from .registry.workflows.member_change import ChangedBundle
     from .registry.workflows.problem import Mending, Problem
     from .registry.workflows.publication import Pushed
     from .registry.workflows.store_upkeep import Removed
@@ -109,6 +110,7 @@ _MODULES = {
     "BundleVersion": "registry.catalog.records",
     "CatalogSource": "schemas.names",
     "CatalogUnusable": "schemas.errors",
+    "ChangedBundle": "registry.workflows.member_change",
     "DataRefused": "schemas.errors",
     "Decision": "runtime",
     "Evaluation": "schemas.evaluation",
@@ -191,6 +193,7 @@ __all__ = [
     "BundleVersion",
     "CatalogSource",
     "CatalogUnusable",
+    "ChangedBundle",
     "DataRefused",
     "Decision",
     "Evaluation",

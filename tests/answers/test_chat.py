@@ -13,7 +13,9 @@ from subprocess import CompletedProcess
 import pytest
 
 from meteora_registry.registry.cli import chat
-from meteora_registry.runtime import LoadedBundle, load_bundle
+from meteora_registry.registry.cli.answer_text import describe_served
+from meteora_registry.registry.workflows.conversation import Served
+from meteora_registry.runtime import Decision, LoadedBundle, load_bundle
 from support import warm
 from support.conversations import (
     MEMBERS,
@@ -227,3 +229,14 @@ def test_closed_stdin_ends_at_once(place: Place, tmp_path: Path) -> None:
     environment = os.environ | {"METEORA_HOME": str(tmp_path / "home")}
     result = warm.run(command, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("weights", "shown"), [((0.996, 0.004), "legal 0.98"), ((0.6, 0.4), "legal + medical 0.98")]
+)
+def test_members_whose_share_rounds_to_nothing_are_not_named(
+    weights: tuple[float, float], shown: str
+) -> None:
+    decision = Decision(0, 0, 5, ("legal", "medical"), weights, 0.98, (0.9, 0.1))
+    served = Served("legal", 0.98, forced=False, scope="prompt", decisions=(decision,), shares={})
+    assert describe_served(served) == shown

@@ -23,11 +23,11 @@ from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_i
 from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
 from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
 from benchmarks.paper.rows import RowsFile, of_kind
-from benchmarks.paper.summary import interval, largest_set, means_of, scores_of
+from benchmarks.paper.summary import Tasks, interval, largest_set, means_of, scores_of
 from benchmarks.paper.tables import PAGE, ROWS, page_of, sections
 from benchmarks.paper.tasks import MISSING, TASKS, PaperTask, chosen_tasks
 from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
-from benchmarks.paper.ways import CENTROID, FITTED_SCOPES, LIKELIHOOD, MAJORITY, MEMBER, WAYS
+from benchmarks.paper.ways import CENTROID, FITTED_SCOPES, LIKELIHOOD, MAJORITY, MEMBER, WAYS, nearest
 from meteora_registry.schemas.gate_choices import Scope
 from support.byte_tokens import byte_tokenizer
 from support.patience import PATIENCE_SECONDS
@@ -297,6 +297,7 @@ def test_item_has_every_right_answer_and_its_own_choices() -> None:
     assert free is not None
     assert (free.targets, free.choices) == (("7", "it is 7"), ())
     assert item_of(other, {"input": "?", "target": []}) is None
+    assert item_of(other, {"input": "?"}) is None
 
 
 def test_half_of_the_lines_that_a_fit_reads_are_messages(items_folder: Path, tmp_path: Path) -> None:
@@ -320,6 +321,40 @@ def test_steps_have_the_stated_tokens_and_joint_samples_are_balanced(items_folde
     assert abs(2 * sum(own) - len(own)) <= 1
     pooled = [next(each) for each in [draw(unequal, TOKENIZER, 0, balanced=False)] * 60]
     assert sum(TOKENIZER.decode(sample.ids).startswith("Is") for sample in pooled) > 45
+
+
+def test_training_on_items_that_are_all_too_long_ends(items_folder: Path) -> None:
+    item = read_items(TINY_TASKS[0], items_folder)["train"][0]
+    long = replace(item, question="a" * 600)
+    with pytest.raises(ValueError, match="no item of long, other has at most 512 tokens"):
+        next(draw({"long": [long], "other": [long] * 3}, TOKENIZER, 0, balanced=True))
+    some = {"long": [long] * 9, "short": [item]}
+    for balanced in (True, False):
+        samples = draw(some, TOKENIZER, 0, balanced=balanced)
+        assert all(len(next(samples).ids) < 600 for _ in range(20))
+
+
+def test_nearest_centre_is_that_of_the_least_angle() -> None:
+    prompts = torch.nn.functional.normalize(torch.tensor([[0.8, 0.6], [1.0, 0.1]]), dim=-1)
+    # The mean of prompts that differ is short.
+    assert nearest(prompts, torch.tensor([[0.95, 0.0], [0.3, 0.3]])) == [1, 0]
+
+
+def test_way_is_compared_with_the_member_on_the_same_items_alone() -> None:
+    own: Tasks = {"parity": {"scores": [0.0, 1.0], "items_sha256": "two items"}}
+    way: Tasks = {"parity": {"scores": [1.0, 1.0], "items_sha256": "two items"}}
+    fewer: Tasks = {"parity": {"scores": [1.0], "items_sha256": "one item"}}
+    assert means_of(way, own) == (1.0, 0.5)
+    assert means_of(fewer, own) == (1.0, None)
+    assert means_of(way, {}) == (1.0, None)
+
+
+@pytest.mark.parametrize("option", ["--test-items", "--processes"])
+@pytest.mark.parametrize("value", ["0", "-1", "two"])
+def test_number_below_one_is_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", f"{option}={value}"])
+    assert f"`{value}` is not a number from 1 on" in capsys.readouterr().err
 
 
 def test_items_change_the_digest(items_folder: Path) -> None:

@@ -146,7 +146,7 @@ assert meteora.Bundle.open({str(BUNDLE)!r}).is_fitted
         "fusing needs torch, which is not installed",
         "verifying needs torch, which is not installed",
         "fusing needs torch, which is not installed",
-        "loading a bundle needs `peft`, which is not installed",
+        "loading a bundle needs `torch`, which is not installed",
         "`Fusion` needs `torch`, which is not installed",
     ]
 

@@ -35,8 +35,8 @@ PUBLIC = ERRORS | {
     ),
     *("Bundle", "BundleDifference", "BundleVersion"),
     *("CatalogSource", "Decision", "Evaluation", "EvaluationOptions", "EvaluationSummary", "Examination"),
-    *("Finding", "FusePlan", "MeasuredEvaluation", "Removal", "Removed", "Restored", "TrainingOptions"),
-    *("TrainingOutcome", "TrashedVersion"),
+    *("ChangedBundle", "Finding", "FusePlan", "MeasuredEvaluation", "Removal", "Removed", "Restored"),
+    *("TrainingOptions", "TrainingOutcome", "TrashedVersion"),
     *(
         "FusedBundle",
         "Fusion",

@@ -123,26 +123,6 @@ def test_what_a_killed_fit_left_is_taken_over(run: Run, workplace: Path) -> None
     assert not left.exists()
 
 
-def test_statistics_let_a_member_be_added_without_the_old_data(
-    run: Run, fitted: Path, workplace: Path
-) -> None:
-    file = ("--statistics", "both.statistics")
-    assert run("fuse", *NAMES[:2], "--out", "two").returncode == 0
-    shutil.copytree(workplace / "data", workplace / "first")
-    (workplace / "first" / "rslora16.jsonl").rename(workplace / "new.jsonl")
-    (workplace / "new").mkdir()
-    (workplace / "new.jsonl").rename(workplace / "new" / "rslora16.jsonl")
-    arguments = ("--base", "./base", *file)
-    assert run("gate", "fit", "two", *arguments, "--data", "first", "--out", "two-fitted").returncode == 0
-    assert run("gate", "fit", "bundle@1", *arguments, "--data", "new", "--out", "three").returncode == 0
-    joint, added = (
-        load_file(folder / "adapter_model.safetensors") for folder in (fitted, workplace / "three")
-    )
-    gates = [name for name in joint if "meteora_gate" in name or "meteora_request" in name]
-    assert sum("meteora_request" in name for name in gates) == 3
-    assert all((joint[name] - added[name]).abs().max() <= 1e-4 * joint[name].abs().max() for name in gates)
-
-
 def test_wrong_data_are_refused_with_every_problem(run: Run, workplace: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_task_data(folder, [*NAMES[:2], "stranger"])
@@ -158,7 +138,7 @@ def test_wrong_data_are_refused_with_every_problem(run: Run, workplace: Path, tm
         '`{"prompt": ..., "response": ...}`, `{"messages": [...]}`, `{"text": ...}`',
         "  `rank8.jsonl:1` has a prompt of 70 tokens, the base takes at most 64",
         'hint: every member has a file `MEMBER.jsonl`, each line one of {"prompt": ..., "response": ...}, '
-        '{"messages": [...]}, {"text": ...}',
+        '{"messages": [...]}, {"text": ...}, or its part in the folder of `--statistics`',
     ]
     assert sorted(workplace.iterdir()) == before
 
@@ -203,17 +183,91 @@ def test_fit_keeps_to_the_name_that_was_asked_for(run: Run, workplace: Path) -> 
     assert run("show", "twin-fitted").returncode == 1
 
 
-def test_statistics_are_not_put_into_a_bundle(run: Run, workplace: Path) -> None:
-    arguments = ("--out", "x", "--statistics", "bundle/statistics")
-    result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, *arguments)
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            ("--statistics", "bundle/statistics"),
+            [
+                "error: `bundle/statistics` is inside the bundle `{workplace}/bundle`, which may have only "
+                "what its manifest lists",
+                "hint: choose another path with `--statistics`",
+            ],
+        ),
+        (
+            ("--statistics", "no/statistics"),
+            ["error: cannot write `no/statistics`: there is no folder `no`", "hint: make it first"],
+        ),
+        (
+            ("--statistics", "base/config.json"),
+            [
+                "error: `base/config.json` is a file, expected a folder with a file for each member",
+                "hint: name another path with `--statistics`",
+            ],
+        ),
+        (
+            ("--statistics", "statistics", "--scope", "segment"),
+            [
+                "error: there are no statistics for the scope `segment`, whose fit reads samples behind "
+                "those of other members",
+                "hint: leave out `--statistics`: members of such a bundle change with the data of all",
+            ],
+        ),
+    ],
+    ids=["in-a-bundle", "no-parent", "a-file", "segment"],
+)
+def test_statistics_that_cannot_be_kept_are_refused(
+    run: Run, workplace: Path, arguments: tuple[str, ...], lines: list[str]
+) -> None:
+    before = sorted(workplace.rglob("*"))
+    result = run("gate", "fit", "bundle@1", *BASE_ARGUMENTS, "--out", "x", *arguments)
     assert (result.returncode, result.stderr.splitlines()) == (
         2,
-        [
-            f"error: `bundle/statistics` is inside the bundle `{workplace / 'bundle'}`, "
-            "which may have only what its manifest lists",
-            "hint: choose another path with `--statistics`",
-        ],
+        [line.format(workplace=workplace) for line in lines],
     )
+    assert sorted(workplace.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "lines"),
+    [
+        (
+            (),
+            2,
+            [
+                "error: there is nothing to fit the gates on",
+                "hint: name the members' data with `--data`, or a folder with their parts with "
+                "`--statistics`",
+            ],
+        ),
+        (
+            ("--statistics", "parts"),
+            1,
+            [
+                "error: the statistics in `parts` have no part of `rank4`, `rank8`, `rslora16`",
+                "hint: copy the parts of all members into one folder, or name the others' data with `--data`",
+            ],
+        ),
+        (
+            ("--statistics", "parts", "--data", "base"),
+            1,
+            [
+                "error: the data in `base` cannot be used: 3 problems",
+                *(f"  `{name}.jsonl` is missing: there is no data for the member `{name}`" for name in NAMES),
+                'hint: every member has a file `MEMBER.jsonl`, each line one of {"prompt": ..., '
+                '"response": ...}, {"messages": [...]}, {"text": ...}, or its part in the folder of '
+                "`--statistics`",
+            ],
+        ),
+    ],
+    ids=["neither", "no-parts", "no-data"],
+)
+def test_members_without_data_and_parts_are_refused(
+    run: Run, workplace: Path, arguments: tuple[str, ...], code: int, lines: list[str]
+) -> None:
+    result = run("gate", "fit", "bundle@1", "--base", "./base", "--out", "x", *arguments)
+    assert (result.returncode, result.stderr.splitlines()) == (code, lines)
+    assert not (workplace / "x").exists()
 
 
 def test_fit_prints_json_with_scope_token(run: Run, tmp_path: Path) -> None:

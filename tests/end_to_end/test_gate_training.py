@@ -96,17 +96,37 @@ def test_statistics_of_a_training_serve_a_fit_without_data(run: Run, workplace: 
         (("--method", "sgd", "--scope", "prompt"), 2, "trained for the scope `token`, found `prompt`"),
         (("--method", "sgd", "--checkpoint", "no/such"), 2, "there is no folder `no`"),
         (("--method", "sgd", "--checkpoint", "trained/state"), 2, "is inside the bundle `"),
+        (("--method", "sgd", "--checkpoint", "empty/state", "--out", "empty"), 2, "is inside `empty`"),
+        (("--statistics", "empty/sums", "--out", "empty"), 2, "is inside `empty`"),
+        (
+            ("--method", "sgd", "--checkpoint", "new", "--statistics", "./new"),
+            2,
+            "`new` is named for the checkpoint and for the statistics",
+        ),
         (("--method", "sgd", "--checkpoint", "sums"), 1, "`sums` is not a checkpoint"),
     ],
-    ids=["no-method", "checkpoint", "rate", "scope", "no-folder", "in-a-bundle", "other-file"],
+    ids=[
+        "no-method",
+        "checkpoint",
+        "rate",
+        "scope",
+        "no-folder",
+        "in-a-bundle",
+        "in-the-new-bundle",
+        "statistics-in-the-new-bundle",
+        "statistics",
+        "other-file",
+    ],
 )
 def test_training_that_cannot_be_is_refused(
     run: Run, workplace: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
+    (workplace / "empty").mkdir(exist_ok=True)
     result = run(*FIT, "--out", "refused", *arguments)
     assert (result.returncode, result.stdout) == (code, "")
     assert message in result.stderr
     assert not (workplace / "refused").exists()
+    assert not list((workplace / "empty").iterdir())
 
 
 def test_registry_trains_gates(run: Run, workplace: Path) -> None:

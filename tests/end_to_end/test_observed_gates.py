@@ -299,20 +299,38 @@ def test_request_gates_of_an_observed_module_that_were_changed_are_not_adopted(
     assert f"`{OBSERVED}.meteora_request_gate` differs from that of" in result.stderr
 
 
-def test_a_member_is_added_from_statistics(run: Run, fitted: Path, workplace: Path, tmp_path: Path) -> None:
-    old, new = tmp_path / "old", tmp_path / "new"
-    for folder, names in ((old, NAMES[:2]), (new, NAMES[2:])):
-        folder.mkdir()
-        for name in names:
-            shutil.copyfile(workplace / "data" / f"{name}.jsonl", folder / f"{name}.jsonl")
-    assert run("fuse", *NAMES[:2], "--out", tmp_path / "two", "--name", "two").returncode == 0
-    options = ("--base", "./base", "--statistics", tmp_path / "sums")
-    for bundle, data, out in ((tmp_path / "two", old, "two-fitted"), ("bundle@1", new, "added")):
-        result = run("gate", "fit", bundle, *options, "--data", data, "--out", tmp_path / out)
+def test_members_come_and_are_replaced_where_request_gates_observe(
+    run: Run, fitted: Path, workplace: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in NAMES[:2]:
+        shutil.copyfile(workplace / "data" / f"{name}.jsonl", data / f"{name}.jsonl")
+    kept = ("--base", "./base", "--statistics", tmp_path / "statistics")
+    commands = (
+        ("fuse", *NAMES[:2], "--out", tmp_path / "two", "--name", "two"),
+        ("gate", "fit", "two", *kept, "--data", data, "--out", tmp_path / "two-fitted"),
+        (
+            *("bundle", "add", "two", NAMES[2], *kept, "--data", f"data/{NAMES[2]}.jsonl"),
+            *("--out", tmp_path / "three"),
+        ),
+        ("bundle", "replace", "two@3", NAMES[0], "--with", "other", "--out", tmp_path / "replaced"),
+    )
+    options = {"r": 2, "target_modules": ["v_proj"], "layers_to_transform": [LAYERS - 1]}
+    make_adapter(deep_llama, tmp_path / "other", seed=9, base="org/base", **options)
+    assert run("add", tmp_path / "other").returncode == 0
+    for command in commands:
+        result = run(*command)
         assert result.returncode == 0, result.stderr
-    joint, added = (load_file(folder / WEIGHTS) for folder in (fitted, tmp_path / "added"))
-    assert joint.keys() == added.keys()
-    assert all((joint[name] - added[name]).abs().max() <= 1e-4 * joint[name].abs().max() for name in joint)
+    joint, added, replaced = (
+        load_file(folder / WEIGHTS) for folder in (fitted, tmp_path / "three", tmp_path / "replaced")
+    )
+    assert joint.keys() == added.keys() == replaced.keys()
+    assert all(torch.equal(joint[name], added[name]) for name in joint)
+    gates = [name for name in joint if "gate" in name or "gram" in name]
+    assert any(OBSERVED in name for name in gates)
+    assert all(torch.equal(joint[name], replaced[name]) for name in gates)
+    assert Bundle.open(tmp_path / "three").config.gate == Bundle.open(fitted).config.gate
 
 
 def test_it_is_pushed_and_pulled(fitted: Path, tmp_path: Path) -> None:

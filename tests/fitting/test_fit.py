@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,17 +13,17 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-import meteora_registry as meteora
 from meteora_registry.kernels.routing import gate_logits
 from meteora_registry.runtime.fitting import FitOptions, FittedGates, fit_gates, read_task_data
 from meteora_registry.runtime.fitting.inputs import find_inputs
 from meteora_registry.runtime.fitting.moments import Moments
 from meteora_registry.runtime.fitting.sequences import encode_samples
 from meteora_registry.runtime.fitting.solve import solve_gate
-from meteora_registry.runtime.fitting.statistics_file import StatisticsFile, merge_statistics
+from meteora_registry.runtime.fitting.statistics_file import StatisticsFile, StatisticsFolder
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.bundle import BundleConfig
-from meteora_registry.schemas.errors import BundleRefused, DataRefused, MeteoraError, UsageError
+from meteora_registry.schemas.digest import Digest
+from meteora_registry.schemas.errors import BundleRefused, DataRefused, UsageError
 from meteora_registry.schemas.gate_choices import FittedKind
 from support.bundles import make_config, write_bundle
 from support.gate_definitions import defined_logits
@@ -243,153 +244,211 @@ def test_another_number_of_threads_changes_no_more_than_the_last_digits(
     assert close(fits[0], fits[2], 0)
 
 
-def test_a_member_added_to_statistics_gives_the_joint_fit(tmp_path: Path) -> None:
-    folder = write_task_data(tmp_path / "data", NAMES)
-    everyone = read_data(folder, NAMES)
-    joint = fit(make_config(tmp_path / "three", NAMES, modules="all-linear"), everyone)
-    file = tmp_path / "statistics.safetensors"
-    first = {name: everyone[name] for name in NAMES[:2]}
-    fit_gates(
-        tiny_llama(),
-        tiny_tokenizer(),
-        make_config(tmp_path / "two", NAMES[:2], modules="all-linear"),
-        first,
-        statistics=file,
-    )
-    # The new member comes first, so that the order is not that of the file.
-    config = make_config(tmp_path / "added", (NAMES[2], *NAMES[:2]), modules="all-linear")
-    added = fit_gates(tiny_llama(), tiny_tokenizer(), config, {NAMES[2]: everyone[NAMES[2]]}, statistics=file)
-    assert [part.member for part in added.fitting.data] == [NAMES[2], *NAMES[:2]]
-    turned = {path: (rows[[1, 2, 0]], bias[[1, 2, 0]]) for path, (rows, bias) in added.values.items()}
-    assert close(joint, replace(added, values=turned), 1e-4)
+def known(data: dict[str, TaskData], *names: str) -> dict[str, Digest]:
+    """Return the digests of members' data, as a fitted bundle states them."""
+    return {name: data[name].sha256 for name in names}
 
 
-def make_statistics_apart(
-    folder: Path, everyone: dict[str, TaskData], options: FitOptions | None = None, **parts: Any
-) -> list[Path]:
-    """Return the statistics that each member makes of its own data alone, in a bundle of its own."""
-    files = []
-    for name, data in everyone.items():
-        config = make_config(folder / f"{name}-alone", [name], modules=parts.get("modules", "all-linear"))
-        files.append(folder / f"{name}.statistics")
-        own = {name: data}
-        fit_gates(tiny_llama(), tiny_tokenizer(), config, own, statistics=files[-1], options=options)
-    return files
-
-
-@pytest.mark.parametrize("requests", [False, True], ids=["by-token", "with-request-gates"])
-def test_statistics_made_apart_and_merged_give_the_joint_fit(tmp_path: Path, requests: bool) -> None:
-    everyone = read_data(write_task_data(tmp_path / "data", NAMES, samples=20), NAMES)
-    options, modules = FitOptions(requests=requests), ["q_proj"] if requests else "all-linear"
-    config = make_config(tmp_path / "three", NAMES, modules=modules)
-    joint = fit(config, everyone, options)
-    merged = tmp_path / "merged.statistics"
-    # In another order than the members'.
-    files = make_statistics_apart(tmp_path, everyone, options, modules=modules)[::-1]
-    with meteora.Registry(tmp_path / "home") as registry:
-        found = registry.merge_statistics(files, out=merged)
-    assert found.names == tuple(NAMES[::-1])
-    apart = fit_gates(tiny_llama(), tiny_tokenizer(), config, {}, statistics=merged, options=options)
-    assert close(joint, apart, 1e-4)
-    if requests:
-        assert joint.requests is not None and apart.requests is not None
-        assert joint.requests.values.keys() == apart.requests.values.keys()
-        for path, expected in joint.requests.values.items():
-            for one, other in zip(expected, apart.requests.values[path], strict=True):
-                torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * one.abs().max().item())
-        assert apart.abstain is None
-
-
-def test_statistics_that_do_not_fit_together_are_not_merged(tmp_path: Path) -> None:
-    everyone = read_data(write_task_data(tmp_path / "data", NAMES[:2]), NAMES[:2])
-    one, two = make_statistics_apart(tmp_path, everyone)
-    (tmp_path / "other").mkdir()
-    (q_alone,) = make_statistics_apart(tmp_path / "other", {NAMES[0]: everyone[NAMES[0]]}, modules=["q_proj"])
-    (tmp_path / "skipping").mkdir()
-    (skipping,) = make_statistics_apart(
-        tmp_path / "skipping", {NAMES[0]: everyone[NAMES[0]]}, FitOptions(skip_tokens=4)
-    )
-    out = tmp_path / "merged"
-    for files, message in (
-        ([one, one], f"both have data of `{NAMES[0]}`"),
-        ([two, q_alone], "are of other modules than those in"),
-        ([two, skipping], "were made with skip_tokens `4`, this fit asks for `0`"),
-        ([two, two.parent / "nothing"], "nothing"),
-        ([two], "there are 1 files of statistics to merge, expected at least two"),
-    ):
-        with pytest.raises(MeteoraError) as caught:
-            merge_statistics(files, out)
-        assert message in str(caught.value)
-        assert not out.exists()
-    merge_statistics([one, two], out)
-    before = out.read_bytes()
-    with pytest.raises(UsageError, match="exists already"):
-        merge_statistics([one, two], out)
-    assert out.read_bytes() == before
-
-
-def test_request_gates_of_a_member_added_to_statistics_are_those_of_the_joint_fit(tmp_path: Path) -> None:
-    everyone = read_data(write_task_data(tmp_path / "data", NAMES, samples=20), NAMES)
-    config = make_config(tmp_path / "three", NAMES, modules=["q_proj"])
-    two = make_config(tmp_path / "two", NAMES[:2], modules=["q_proj"])
-    file, options = tmp_path / "statistics", FitOptions(requests=True)
-    old = {name: everyone[name] for name in NAMES[:2]}
-    fit_gates(tiny_llama(), tiny_tokenizer(), two, old, statistics=file, options=options)
-    joint = fit(config, everyone, options)
-    new = {NAMES[2]: everyone[NAMES[2]]}
-    added = fit_gates(tiny_llama(), tiny_tokenizer(), config, new, statistics=file, options=options)
-    assert joint.requests is not None and added.requests is not None
-    assert joint.requests.values.keys() == added.requests.values.keys()
-    for path, expected in joint.requests.values.items():
-        for one, other in zip(expected, added.requests.values[path], strict=True):
-            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * one.abs().max().item())
-
-
-def test_statistics_keep_the_places_of_request_gates_when_the_members_touch_other_modules(
-    tmp_path: Path,
+def test_statistics_give_the_joint_fit_of_any_members_bit_for_bit(
+    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path
 ) -> None:
+    folder, options = tmp_path / "statistics", FitOptions(requests=True)
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    two = make_config(tmp_path / "two", NAMES[:2], modules="all-linear")
+    old = {name: data[name] for name in NAMES[:2]}
+    first = fit_gates(model, tokenizer, two, old, statistics=folder, options=options)
+    # A member more, from its own data alone.
+    added = fit_gates(
+        model,
+        tokenizer,
+        config,
+        {NAMES[2]: data[NAMES[2]]},
+        statistics=folder,
+        known=known(data, *NAMES[:2]),
+        options=options,
+    )
+    assert same(added, fit_gates(model, tokenizer, config, data, options=options))
+    # A member less, without any data.
+    removed = fit_gates(
+        model, tokenizer, two, {}, statistics=folder, known=known(data, *NAMES[:2]), options=options
+    )
+    assert same(removed, first)
+
+
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskData]:
+    """Data of which enough is held out to know a threshold."""
+    return read_data(write_task_data(tmp_path_factory.mktemp("owned"), NAMES, samples=48), NAMES)
+
+
+@pytest.fixture(scope="module")
+def made_apart(owned: dict[str, TaskData], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder with the parts that members made, each of its own data in a bundle of its own; read only."""
+    folder = tmp_path_factory.mktemp("apart")
+    for name, own in owned.items():
+        alone = make_config(folder / f"{name}-alone", [name], modules="all-linear")
+        make_part(folder / f"{name}-statistics", alone, own)
+        shutil.copytree(folder / f"{name}-statistics", folder / "statistics", dirs_exist_ok=True)
+    return folder / "statistics"
+
+
+def make_part(folder: Path, config: BundleConfig, own: TaskData, *, skip_tokens: int = 0) -> None:
+    options = FitOptions(requests=True, skip_tokens=skip_tokens)
+    fit_gates(tiny_llama(), tiny_tokenizer(), config, {own.member: own}, statistics=folder, options=options)
+
+
+@pytest.mark.parametrize("at_hand", [(), ("medical",)], ids=["no-data", "data-of-one"])
+def test_parts_that_were_made_apart_give_the_joint_fit(
+    config: BundleConfig, owned: dict[str, TaskData], made_apart: Path, at_hand: tuple[str, ...]
+) -> None:
+    options = FitOptions(requests=True, abstain=0.05)
+    joint = fit(config, owned, options)
+    given = {name: owned[name] for name in at_hand}
+    apart = fit_gates(tiny_llama(), tiny_tokenizer(), config, given, statistics=made_apart, options=options)
+    assert close(joint, apart, 1e-4)
+    assert joint.fitting == apart.fitting
+    assert joint.requests is not None and apart.requests is not None
+    assert joint.requests.values.keys() == apart.requests.values.keys()
+    for path, expected in joint.requests.values.items():
+        for one, other in zip(expected, apart.requests.values[path], strict=True):
+            assert (one - other).abs().max() <= 1e-4 * one.abs().max()
+    # Thresholds and figures on held-out prompts included, which no sum has.
+    assert joint.describe("prompt") == apart.describe("prompt")
+    assert joint.abstain == apart.abstain == 0.05
+
+
+def test_the_one_part_that_fits_is_taken_and_two_are_refused(
+    config: BundleConfig, owned: dict[str, TaskData], made_apart: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(made_apart, tmp_path / "statistics")
+    other = read_data(write_task_data(tmp_path / "other", NAMES, samples=48, seed=5), NAMES)["legal"]
+    own, options = (
+        StatisticsFolder(folder).place_of("legal", owned["legal"].sha256),
+        FitOptions(requests=True),
+    )
+
+    def fit_without_data() -> FittedGates:
+        return fit_gates(tiny_llama(), tiny_tokenizer(), config, {}, statistics=folder, options=options)
+
+    # Parts of another member, other settings or fewer inputs are passed by.
+    shutil.copyfile(own, folder / f"legal-more-{owned['legal'].sha256.short}.safetensors")
+    wide = make_config(tmp_path / "wide", ["legal"], modules="all-linear")
+    narrow = make_config(tmp_path / "narrow", ["legal"], modules=["q_proj"])
+    for alone, skipped in ((wide, 4), (narrow, 0)):
+        make_part(folder, alone, other, skip_tokens=skipped)
+        assert fit_without_data().fitting.data[0].sha256 == owned["legal"].sha256
+        StatisticsFolder(folder).place_of("legal", other.sha256).unlink()
+    make_part(folder, wide, other)
+    with pytest.raises(DataRefused) as caught:
+        fit_without_data()
+    places = sorted(
+        StatisticsFolder(folder).place_of("legal", each.sha256) for each in (owned["legal"], other)
+    )
+    assert str(caught.value) == (
+        f"there are 2 parts of the member `legal`, each of other data: `{places[0]}`, `{places[1]}`"
+    )
+    assert caught.value.hint == "keep one of them in the folder, or name the data with `--data`"
+    # The only part, if it does not fit, is refused for its reason.
+    own.unlink()
+    StatisticsFolder(folder).place_of("legal", other.sha256).unlink()
+    make_part(folder, narrow, other)
+    with pytest.raises(DataRefused, match="have no input of"):
+        fit_without_data()
+
+
+def test_a_member_without_data_and_part_is_refused(
+    config: BundleConfig, made_apart: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataRefused) as caught:
+        fit_gates(tiny_llama(), tiny_tokenizer(), config, {}, statistics=tmp_path)
+    assert str(caught.value) == "there is no data for the member `legal`"
+    assert caught.value.hint == "name its data with `--data`, or a folder with its part with `--statistics`"
+
+
+def same(first: FittedGates, second: FittedGates) -> bool:
+    """Return whether two fits are one, with their request gates, thresholds and confusions."""
+    assert first.requests is not None and second.requests is not None
+    return (
+        close(first, second, 0)
+        and first.describe("prompt") == second.describe("prompt")
+        and first.requests.confusions == second.requests.confusions
+        and all(
+            torch.equal(one, other)
+            for path, values in first.requests.values.items()
+            for one, other in zip(values, second.requests.values[path], strict=True)
+        )
+    )
+
+
+def test_statistics_know_an_input_by_any_module_that_reads_it(tmp_path: Path) -> None:
     everyone = read_data(write_task_data(tmp_path / "data", NAMES, samples=50), NAMES)
     late = make_config(tmp_path / "late", NAMES[:2], modules=["v_proj"])
-    file, options = tmp_path / "statistics", FitOptions(requests=True)
+    folder, options = tmp_path / "statistics", FitOptions(requests=True)
     old = {name: everyone[name] for name in NAMES[:2]}
-    fit_gates(tiny_llama(), tiny_tokenizer(), late, old, statistics=file, options=options)
-    with StatisticsFile(file) as opened:
+    fit_gates(tiny_llama(), tiny_tokenizer(), late, old, statistics=folder, options=options)
+    with StatisticsFile(StatisticsFolder(folder).place_of(NAMES[0], everyone[NAMES[0]].sha256)) as opened:
         (place,) = opened.description.prompts
     # The same tensor as `q_proj` reads, which the base calls first, and which no member touched so far.
     assert place == f"{LAYER}.self_attn.v_proj"
     both = make_config(tmp_path / "both", NAMES, modules=["q_proj", "v_proj"])
     new = {NAMES[2]: everyone[NAMES[2]]}
-    added = fit_gates(tiny_llama(), tiny_tokenizer(), both, new, statistics=file, options=options)
+    added = fit_gates(
+        tiny_llama(),
+        tiny_tokenizer(),
+        both,
+        new,
+        statistics=folder,
+        known=known(everyone, *NAMES[:2]),
+        options=options,
+    )
     joint = fit(both, everyone, options)
     assert added.requests is not None and joint.requests is not None
-    assert added.requests.description.modules == joint.requests.description.modules
-    assert added.requests.description.observed is None
+    assert added.requests.description == joint.requests.description
+
+
+@pytest.fixture(scope="module")
+def kept(config: BundleConfig, data: dict[str, TaskData], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The statistics of a fit of all members; read only."""
+    folder = tmp_path_factory.mktemp("kept") / "statistics"
+    fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=folder)
+    return folder
+
+
+def from_statistics(
+    kept: Path,
+    config: BundleConfig,
+    known: dict[str, Digest],
+    options: FitOptions | None = None,
+    base: PreTrainedModel | None = None,
+) -> FittedGates:
+    return fit_gates(
+        base or tiny_llama(), tiny_tokenizer(), config, {}, statistics=kept, known=known, options=options
+    )
 
 
 def test_statistics_without_prompts_are_refused_for_request_gates(
     config: BundleConfig, data: dict[str, TaskData], tmp_path: Path
 ) -> None:
-    file = tmp_path / "statistics"
+    folder = tmp_path / "statistics"
     fit_gates(
-        tiny_llama(), tiny_tokenizer(), config, data, statistics=file, options=FitOptions(segments=True)
+        tiny_llama(), tiny_tokenizer(), config, data, statistics=folder, options=FitOptions(segments=True)
     )
-    problem = r"have no sums of prompts alone at `model\.layers\.0\.self_attn\.q_proj`"
-    with pytest.raises(DataRefused, match=problem):
-        fit_gates(
-            tiny_llama(), tiny_tokenizer(), config, data, statistics=file, options=FitOptions(requests=True)
-        )
+    with pytest.raises(DataRefused, match="have no held-out prompts in the form `given`"):
+        from_statistics(folder, config, known(data, *NAMES), FitOptions(requests=True))
 
 
-def test_all_statistics_at_hand_need_no_data(
-    tmp_path: Path, config: BundleConfig, data: dict[str, TaskData]
+def test_a_fit_whose_parts_are_all_kept_reads_and_writes_no_data(
+    kept: Path, config: BundleConfig, data: dict[str, TaskData]
 ) -> None:
-    file = tmp_path / "statistics.safetensors"
-    first = fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file)
-    before = file.read_bytes()
-    again = fit_gates(tiny_llama(), tiny_tokenizer(), config, {}, statistics=file)
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert set(before) == {f"{name}-{data[name].sha256.short}.safetensors" for name in NAMES}
+    # The samples are gone, their digests suffice.
+    unread = {name: replace(own, samples=()) for name, own in data.items()}
+    first = fit(config, data)
+    again = fit_gates(tiny_llama(), tiny_tokenizer(), config, unread, statistics=kept)
     assert close(first, again, 0)
     assert first.fitting == again.fitting
-    assert file.read_bytes() == before
+    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == before
 
 
 def close(first: FittedGates, second: FittedGates, tolerance: float) -> bool:
@@ -409,57 +468,56 @@ def close(first: FittedGates, second: FittedGates, tolerance: float) -> bool:
     ids=["kind", "skip-tokens"],
 )
 def test_statistics_in_other_units_are_refused(
-    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path, changed: FitOptions, message: str
+    config: BundleConfig, data: dict[str, TaskData], kept: Path, changed: FitOptions, message: str
 ) -> None:
-    file = tmp_path / "statistics.safetensors"
-    fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file)
     with pytest.raises(DataRefused, match=message):
-        fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file, options=changed)
+        from_statistics(kept, config, known(data, *NAMES), changed)
 
 
 def test_statistics_of_another_base_are_refused(
-    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path
+    config: BundleConfig, data: dict[str, TaskData], kept: Path
 ) -> None:
-    file = tmp_path / "statistics.safetensors"
-    fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file)
     other = tiny_llama()
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight[0, 0] += 1
     with pytest.raises(DataRefused, match="were made with another base"):
-        fit_gates(other, tiny_tokenizer(), config, data, statistics=file)
+        from_statistics(kept, config, known(data, *NAMES), base=other)
 
 
-def test_statistics_of_other_data_or_members_are_refused(
-    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path
+def test_statistics_of_other_data_are_not_found(
+    config: BundleConfig, data: dict[str, TaskData], kept: Path
 ) -> None:
-    file = tmp_path / "statistics.safetensors"
-    fit_gates(tiny_llama(), tiny_tokenizer(), config, data, statistics=file)
-    changed = read_data(write_task_data(tmp_path / "changed", NAMES, seed=3), NAMES)
-    with pytest.raises(DataRefused, match=r"`legal.jsonl` has the digest"):
-        fit_gates(tiny_llama(), tiny_tokenizer(), config, changed, statistics=file)
-    fewer = make_config(tmp_path / "fewer", NAMES[1:], modules="all-linear")
-    with pytest.raises(DataRefused, match="the statistics have data of `legal`, which is not a member"):
-        fit_gates(tiny_llama(), tiny_tokenizer(), fewer, data, statistics=file)
+    digests = known(data, *NAMES) | {"medical": Digest.of_bytes(b"other")}
+    with pytest.raises(DataRefused) as caught:
+        from_statistics(kept, config, digests)
+    assert str(caught.value) == (
+        f"the statistics in `{kept}` have nothing of the member `medical` on its data with the digest "
+        f"`{digests['medical'].short}`"
+    )
 
 
-def test_concatenated_samples_change_the_fit_and_are_not_added_later(
+def test_a_part_under_the_name_of_another_member_is_refused(
+    config: BundleConfig, data: dict[str, TaskData], kept: Path, tmp_path: Path
+) -> None:
+    folder = StatisticsFolder(shutil.copytree(kept, tmp_path / "statistics"))
+    legal, sports = (folder.place_of(name, data[name].sha256) for name in ("legal", "sports"))
+    shutil.copyfile(legal, sports)
+    with pytest.raises(DataRefused, match=r"are of `legal` on data with .* expected `sports` on"):
+        from_statistics(folder.path, config, known(data, *NAMES))
+
+
+def test_concatenated_samples_change_the_fit_and_have_no_statistics(
     tmp_path: Path, data: dict[str, TaskData]
 ) -> None:
     options = FitOptions(concatenated=True)
     two = {name: data[name] for name in NAMES[:2]}
     config = make_config(tmp_path / "two", NAMES[:2], modules="all-linear")
-    file = tmp_path / "statistics.safetensors"
-    joined = fit_gates(tiny_llama(), tiny_tokenizer(), config, two, options=options, statistics=file)
-    assert not close(joined, fit(config, two), 1e-3)
-    with pytest.raises(DataRefused, match="cannot be added to statistics"):
+    assert not close(fit(config, two, options), fit(config, two), 1e-3)
+    with pytest.raises(UsageError, match="there are no statistics of samples behind those of other members"):
         fit_gates(
-            tiny_llama(),
-            tiny_tokenizer(),
-            make_config(tmp_path / "three", NAMES, modules="all-linear"),
-            data,
-            options=options,
-            statistics=file,
+            tiny_llama(), tiny_tokenizer(), config, two, options=options, statistics=tmp_path / "statistics"
         )
+    assert not (tmp_path / "statistics").exists()
 
 
 def test_samples_end_where_the_context_of_the_base_ends(tmp_path: Path) -> None:
@@ -473,11 +531,12 @@ def test_samples_end_where_the_context_of_the_base_ends(tmp_path: Path) -> None:
     config = BundleConfig.read((bundle / "adapter_config.json").read_bytes())
     # Prompts fit into the context of 64, prompt and response together do not.
     data = read_data(write_task_data(tmp_path / "data", NAMES, length=100), NAMES)
-    file = tmp_path / "statistics"
-    fit_gates(tiny_gpt2(), tiny_tokenizer(), config, data, statistics=file)
-    with StatisticsFile(file) as opened:
-        assert opened.description.settings.max_tokens == 64
-        assert [part.tokens for part in opened.description.members] == [12 * 64] * 3
+    folder = StatisticsFolder(tmp_path / "statistics")
+    fit_gates(tiny_gpt2(), tiny_tokenizer(), config, data, statistics=folder.path)
+    for name, own in data.items():
+        with StatisticsFile(folder.place_of(name, own.sha256)) as opened:
+            assert opened.description.settings.max_tokens == 64
+            assert opened.description.part.tokens == 12 * 64
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,9 @@ def test_statistics_keep_their_form_and_refuse_another(config: BundleConfig, tmp
     data = read(write_task_data(tmp_path / "data", NAMES), *NAMES)
     file = tmp_path / "statistics"
     fit(config, data, "given", statistics=file)
-    assert "chat template" not in fit(config, {}, statistics=file).fitting.method
+    assert "chat template" not in fit(config, data, statistics=file).fitting.method
     with pytest.raises(DataRefused, match="were made with form `given`, this fit asks for `both`"):
-        fit(config, {}, "both", statistics=file)
+        fit(config, data, "both", statistics=file)
 
 
 def test_an_evaluation_of_both_forms_asks_every_line_twice(tmp_path: Path) -> None:
@@ -154,4 +154,4 @@ def test_an_evaluation_of_both_forms_asks_every_line_twice(tmp_path: Path) -> No
     (task,) = make_tasks(data, ["legal"], tokenizer_with(TEMPLATE), options, context_tokens=None)
     assert task.prompts == ("w1", "w3", *CHAT[:2])
     assert (task.description.lines, task.description.forms) == ((1, 2, 1, 2), ("plain", "chat"))
-    assert task.expected == ("w2", "w4", "w2", "w4")
+    assert [each.answers for each in task.expected] == [("w2",), ("w4",)] * 2

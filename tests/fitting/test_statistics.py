@@ -14,7 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from meteora_registry.runtime.fitting.inputs import ModuleInput
 from meteora_registry.runtime.fitting.moments import Moments
-from meteora_registry.runtime.fitting.statistics_file import StatisticsFile, names_in, written_statistics
+from meteora_registry.runtime.fitting.sequences import LabelledTokens
+from meteora_registry.runtime.fitting.statistics_file import (
+    StatisticsFile,
+    held_out_prompts,
+    written_statistics,
+)
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
 from meteora_registry.schemas.statistics import StatisticsDescription
@@ -22,13 +27,10 @@ from support.tampering import flip_byte
 
 INPUT = ModuleInput(("layer.q", "layer.k"), 4)
 VALUE: dict[str, Any] = {
-    "meteora_statistics": 1,
+    "meteora_statistics": 2,
     "base_sha256": "a" * 64,
     "settings": {"kind": "normalised", "eps": 1e-6, "max_tokens": 8, "skip_tokens": 0, "concatenated": False},
-    "members": [
-        {"member": name, "sha256": Digest.of_bytes(name.encode()), "samples": 3, "tokens": 9}
-        for name in ("legal", "medical")
-    ],
+    "part": {"member": "legal", "sha256": Digest.of_bytes(b"legal"), "samples": 3, "tokens": 9},
     "inputs": [{"source": "layer.q", "modules": ["layer.q", "layer.k"], "features": 4}],
 }
 
@@ -38,12 +40,13 @@ OBSERVED: dict[str, Any] = {"source": "early.q", "modules": ["early.q", "early.v
 
 @pytest.fixture
 def moments() -> Moments:
-    return Moments(torch.randn(2, 4, dtype=torch.float64), torch.eye(4))
+    product = torch.arange(16.0).reshape(4, 4)
+    return Moments(torch.randn(1, 4, dtype=torch.float64), product + product.T)
 
 
 @pytest.fixture
 def file(tmp_path: Path, moments: Moments) -> Path:
-    path = tmp_path / "bundle.statistics"
+    path = tmp_path / "legal.safetensors"
     with written_statistics(path, describe()) as writer:
         writer.write("layer.q", moments)
     return path
@@ -69,13 +72,12 @@ def test_statistics_come_back_by_any_module_of_an_input(file: Path, moments: Mom
             assert torch.equal(found.means, moments.means)
             assert torch.equal(found.second, moments.second)
         assert opened.description == describe()
-    assert names_in(file) == ("legal", "medical")
 
 
 def test_a_file_of_statistics_is_a_safetensors_file(file: Path) -> None:
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in load_file(file).items()} == {
-        "layer.q.means": (torch.float64, (2, 4)),
-        "layer.q.second_moment": (torch.float32, (4, 4)),
+        "layer.q.mean": (torch.float64, (4,)),
+        "layer.q.second_moment": (torch.float32, (10,)),
     }
 
 
@@ -86,16 +88,42 @@ def test_an_observed_input_has_the_sums_of_prompts_alone(tmp_path: Path, moments
         writer.write_prompts("early.q", moments)
     wanted = ModuleInput(("early.k", "early.v"), 4)
     with StatisticsFile(path) as opened:
-        assert opened.has_prompts(wanted)
         assert torch.equal(opened.read_prompts(wanted).means, moments.means)
-        assert not any(map(opened.has_prompts, (INPUT, ModuleInput(("early.q",), 5))))
+        for other in (INPUT, ModuleInput(("early.q",), 5)):
+            with pytest.raises(DataRefused, match="have no sums of prompts alone at"):
+                opened.read_prompts(other)
         with pytest.raises(DataRefused, match=r"have no input of `early\.k`"):
             opened.read(wanted)
 
 
-def test_statistics_without_observed_inputs_keep_their_description(file: Path) -> None:
-    with safe_open(file, framework="pt") as opened:
-        assert "observed" not in opened.metadata()["meteora_statistics"]
+@pytest.mark.parametrize(
+    "prompt",
+    [LabelledTokens((5, 6, 7, 8), (-1, 0, 0, -1)), LabelledTokens((5,), (-1,)), LabelledTokens((), ())],
+    ids=["template-around", "nothing-counts", "empty"],
+)
+def test_held_out_prompts_come_back_with_the_tokens_that_count(
+    tmp_path: Path, moments: Moments, prompt: LabelledTokens
+) -> None:
+    path = tmp_path / "legal.safetensors"
+    held_out = held_out_prompts("chat", [prompt]).model_dump(mode="json")
+    with written_statistics(path, describe(held_out=[held_out])) as writer:
+        writer.write("layer.q", moments)
+    with StatisticsFile(path) as opened:
+        assert opened.held_out("chat", 9) == (prompt,)
+        with pytest.raises(DataRefused, match="have no held-out prompts in the form `plain`"):
+            opened.held_out("plain", 9)
+
+
+def test_a_held_out_prompt_of_tokens_that_the_base_lacks_is_refused(tmp_path: Path, moments: Moments) -> None:
+    path = tmp_path / "legal.safetensors"
+    held_out = {"form": "given", "prompts": [{"ids": [3, 9], "start": 0, "end": 2}]}
+    with written_statistics(path, describe(held_out=[held_out])) as writer:
+        writer.write("layer.q", moments)
+    with (
+        StatisticsFile(path) as opened,
+        pytest.raises(DataRefused, match="a token that the base lacks, which knows 9"),
+    ):
+        opened.held_out("given", 9)
 
 
 @pytest.mark.parametrize(
@@ -109,26 +137,31 @@ def test_an_input_that_is_not_in_it_is_refused(file: Path, wanted: ModuleInput) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors, value: tensors.pop("layer.q.means"), "`layer.q.means` is missing"),
+        (lambda tensors, value: tensors.pop("layer.q.mean"), "`layer.q.mean` is missing"),
         (
-            lambda tensors, value: tensors.update({"layer.q.means": torch.zeros(3, 4, dtype=torch.float64)}),
-            r"`layer.q.means` is \('F64', \(3, 4\)\), expected \('F64', \(2, 4\)\)",
+            lambda tensors, value: tensors.update({"layer.q.mean": torch.zeros(3, dtype=torch.float64)}),
+            r"`layer.q.mean` is \('F64', \(3,\)\), expected \('F64', \(4,\)\)",
         ),
         (lambda tensors, value: tensors.update({"x": torch.zeros(1)}), "expected nothing of that name"),
-        (lambda tensors, value: value["members"].append(value["members"][0]), "a member is in it twice"),
+        (
+            lambda tensors, value: value.update(
+                held_out=[{"form": "given", "prompts": [{"ids": [1], "start": 0, "end": 2}]}]
+            ),
+            "tokens 0 to 2 of a prompt of 1 cannot count",
+        ),
         (lambda tensors, value: value["inputs"][0].update(features=1 << 20), "less than or equal to 32768"),
         (
             lambda tensors, value: value["inputs"][0].update(source="layer.o"),
             "is none of the input's modules",
         ),
-        (lambda tensors, value: value.update(meteora_statistics=2), "breaks its schema: meteora_statistics"),
+        (lambda tensors, value: value.update(meteora_statistics=1), "breaks its schema: meteora_statistics"),
         (
             lambda tensors, value: value.update(observed=[OBSERVED]),
             "the observed input `early.q` is none of the prompts' inputs",
         ),
         (
             lambda tensors, value: value.update(observed=[OBSERVED], prompts=["early.q"]),
-            "`early.q.prompt_means` is missing",
+            "`early.q.prompt_mean` is missing",
         ),
         (
             lambda tensors, value: value.update(observed=VALUE["inputs"], prompts=["layer.q"]),
@@ -139,7 +172,7 @@ def test_an_input_that_is_not_in_it_is_refused(file: Path, wanted: ModuleInput) 
         "missing",
         "shape",
         "stranger",
-        "member-twice",
+        "prompt-too-short",
         "too-wide",
         "no-source",
         "other-version",
@@ -168,10 +201,6 @@ def test_a_damaged_header_is_refused(file: Path) -> None:
         StatisticsFile(file)
 
 
-def test_a_missing_file_has_no_members(tmp_path: Path) -> None:
-    assert names_in(tmp_path / "nothing") == ()
-
-
 def test_an_interrupted_write_leaves_what_was_there(file: Path, moments: Moments) -> None:
     before = file.read_bytes()
     with pytest.raises(KeyboardInterrupt), written_statistics(file, describe()) as writer:
@@ -188,7 +217,8 @@ def test_two_fits_that_write_the_same_statistics_do_not_disturb_each_other(
         first.write("layer.q", moments)
         with written_statistics(file, describe()) as second:
             second.write("layer.q", moments)
-    assert names_in(file) == ("legal", "medical")
+    with StatisticsFile(file) as opened:
+        assert opened.description == describe()
     assert list(file.parent.iterdir()) == [file]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meteora_registry.files.digests import hash_file
-from meteora_registry.runtime.fitting import read_task_data, strangers_in, write_behind
+from meteora_registry.runtime.fitting import read_member_data, read_task_data, strangers_in, write_behind
 from meteora_registry.runtime.fitting import task_data as limits
 from meteora_registry.runtime.fitting.task_data import TaskData
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable
@@ -88,13 +88,20 @@ def test_a_template_does_not_put_the_first_token_there_twice(tmp_path: Path) -> 
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "<user>", "w5", "<assistant>"]
 
 
-def test_a_member_that_may_lack_data_is_left_out(tmp_path: Path) -> None:
-    write_lines(tmp_path / "legal.jsonl", [{"text": "w1"}])
-    tokenizer = tiny_tokenizer()
-    found = read_task_data(
-        tmp_path, ["sports", "legal"], tokenizer=tokenizer, context_tokens=8, may_lack=["sports"]
-    )
-    assert list(found) == ["legal"]
+def test_data_of_one_member_are_read_from_a_file_of_any_name(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "anything.txt", [{"text": "w1"}])
+    found = read_member_data(path, "legal", tokenizer=tiny_tokenizer(), context_tokens=8)
+    assert (found.member, found.sha256, len(found.samples)) == ("legal", hash_file(path), 1)
+    write_lines(path, [{"text": "w1"}, {"question": "w1"}])
+    with pytest.raises(DataRefused, match="the data of `legal` cannot be used: 1 problem") as caught:
+        read_member_data(path, "legal", tokenizer=tiny_tokenizer(), context_tokens=8)
+    assert caught.value.problems[0].startswith("`anything.txt:2` is of no known shape")
+
+
+def test_data_that_are_missing_are_reported_with_their_name(tmp_path: Path) -> None:
+    with pytest.raises(DataRefused, match="the data of `legal` cannot be used") as caught:
+        read_member_data(tmp_path / "x.jsonl", "legal", tokenizer=tiny_tokenizer(), context_tokens=8)
+    assert "x.jsonl" in caught.value.problems[0]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import re
 
 import pytest
 
+from meteora_registry.runtime.fitting import line_tokens
 from meteora_registry.runtime.fitting.line_tokens import answer_order, line_text
 from meteora_registry.runtime.scopes.numbered_lines import HEAD_TOKENS, LineReader, LineTexts, read_prompt
+from meteora_registry.schemas.answer_order import MAX_LINE_TEXT
 from meteora_registry.schemas.errors import UsageError
 from support.byte_tokens import byte_tokenizer
 from support.task_data import tiny_tokenizer
@@ -162,6 +164,22 @@ def test_special_tokens_are_line_breaks_and_unknown_words_are_not() -> None:
     # The last item ends with its message.
     found = read_prompt(texts.read(tokenizer("<s>1. a\n2. b</s>\n<|user|>c")["input_ids"]))
     assert [len(item) for item in found.items] == [3, 4]
+
+
+@pytest.mark.parametrize("breaks", ["\n" * 3, "\n" * 40, "\r\n" * 20, "\n \t\n" * 12])
+def test_many_line_breaks_in_one_token_are_an_empty_line(breaks: str) -> None:
+    texts = ["1", ".", "x", line_text(breaks), "2", ".", "x", line_text(breaks), "x"]
+    assert max(map(len, texts)) <= MAX_LINE_TEXT
+    assert read_prompt(texts).items == (range(2, 4), range(6, 8))
+
+
+def test_tokenizer_with_too_many_tokens_that_matter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_tokens, "MAX_LINE_TOKENS", 20)
+    with pytest.raises(
+        UsageError, match="tokens that matter for numbered lines, expected at most 20"
+    ) as caught:
+        answer_order(byte_tokenizer())
+    assert caught.value.hint == "fit without answers in order"
 
 
 def test_tokenizer_without_line_breaks_is_refused() -> None:

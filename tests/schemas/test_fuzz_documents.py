@@ -76,7 +76,7 @@ MANIFEST: dict[str, Any] = {
     ],
 }
 STATISTICS: dict[str, Any] = {
-    "meteora_statistics": 1,
+    "meteora_statistics": 2,
     "base_sha256": DIGEST,
     "settings": {
         "kind": "normalised",
@@ -85,7 +85,8 @@ STATISTICS: dict[str, Any] = {
         "skip_tokens": 0,
         "concatenated": True,
     },
-    "members": [{"member": "one", "sha256": DIGEST, "samples": 1, "tokens": 2}],
+    "part": {"member": "one", "sha256": DIGEST, "samples": 1, "tokens": 2},
+    "held_out": [{"form": "given", "prompts": [{"ids": [1, 2], "start": 0, "end": 2}]}],
     "inputs": [{"source": "a.q", "modules": ["a.q"], "features": 8}],
 }
 RECORD: dict[str, Any] = {

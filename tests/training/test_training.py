@@ -18,6 +18,7 @@ from meteora_registry.files.progress import Progress
 from meteora_registry.runtime.training import TrainingOptions
 from meteora_registry.runtime.training.samples import balanced_order
 from meteora_registry.runtime.training.train import TrainedGates
+from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import DataRefused, SourceUnreadable, UsageError
 
 from .conftest import NAMES, Workplace
@@ -147,8 +148,10 @@ def test_checkpoint_of_another_training_is_refused(
 
 def test_checkpoint_of_other_data_is_refused(training_workplace: Workplace, checkpoint: Path) -> None:
     data = dict(training_workplace.data)
-    data["legal"] = replace(data["legal"], sha256=data["medical"].sha256)
-    with pytest.raises(DataRefused, match="is of another training: its data of `legal` is"):
+    old = data["legal"].sha256
+    # The whole digest counts, of which a message has twelve digits.
+    data["legal"] = replace(data["legal"], sha256=Digest(old[:12] + data["medical"].sha256[12:]))
+    with pytest.raises(DataRefused, match=f"is of another training: its data of `legal` is `{old.short}`, "):
         replace(training_workplace, data=data).train(replace(SHORT, checkpoint=checkpoint))
 
 
@@ -168,6 +171,10 @@ def add_a_tensor(tensors: dict[str, torch.Tensor]) -> None:
     tensors["other"] = torch.zeros(1)
 
 
+def negate_a_square(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{gate_names(tensors)[0]}.second_moment"][0, 0] = -1.0
+
+
 def break_a_number(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{gate_names(tensors)[0]}.second_moment"][0, 0] = float("nan")
 
@@ -179,8 +186,9 @@ def break_a_number(tensors: dict[str, torch.Tensor]) -> None:
         (lose_a_moment, "first_moment` is missing, expected"),
         (add_a_tensor, "`other` is ('F32', (1,)), expected nothing of that name"),
         (break_a_number, "is not finite"),
+        (negate_a_square, "the second moment of `"),
     ],
-    ids=["shape", "missing", "unexpected", "not-finite"],
+    ids=["shape", "missing", "unexpected", "not-finite", "negative"],
 )
 def test_damaged_checkpoint_is_refused(
     training_workplace: Workplace, checkpoint: Path, change: object, reason: str
@@ -208,9 +216,11 @@ def test_file_that_is_not_a_checkpoint_is_refused(
     training_workplace: Workplace, tmp_path: Path, data: bytes, reason: str
 ) -> None:
     (tmp_path / "state").write_bytes(data)
-    with pytest.raises(DataRefused, match=reason):
+    with pytest.raises(DataRefused, match=reason) as caught:
         training_workplace.train(replace(SHORT, checkpoint=tmp_path / "state"))
     assert (tmp_path / "state").read_bytes() == data
+    # A file of something else is not one to delete.
+    assert ("delete" in str(caught.value.hint)) == (reason == "is damaged: ")
 
 
 def base_that_fails_at(workplace: Workplace, step: int, options: TrainingOptions) -> PreTrainedModel:
@@ -264,6 +274,26 @@ def test_batch_that_cannot_be_divided_is_refused(
     with pytest.raises(UsageError) as caught:
         training_workplace.train(SHORT)
     assert str(caught.value) == "a batch of 6 samples cannot be divided among 4 processes"
+
+
+def test_number_of_processes_that_no_launcher_set_is_refused(
+    training_workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError) as caught:
+        training_workplace.train(SHORT)
+    assert str(caught.value) == ("`WORLD_SIZE` is 2, but `RANK` is not set: no launcher started this process")
+    monkeypatch.setenv("WORLD_SIZE", "0")
+    assert training_workplace.train(replace(SHORT, steps=1)).outcome.steps == 1
+
+
+def test_mixed_precision_that_leaves_out_steps_is_refused(
+    training_workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UsageError) as caught:
+        training_workplace.train(SHORT)
+    assert str(caught.value) == "gates are trained with mixed precision `no` or `bf16`, found `fp16`"
 
 
 @pytest.mark.parametrize(
