@@ -36,7 +36,8 @@ test-more: $(STAMP)
 		tests/registry/test_agreement.py tests/registry/test_catalog_benchmark.py tests/registry/test_search.py \
 		tests/registry/test_cli_environment.py tests/registry/test_cli_secrets.py tests/runtime/test_loading.py \
 		tests/runtime/test_threads.py tests/inspection tests/schemas tests/fitting/test_sequences.py \
-		tests/fuser/test_gates.py tests/tracing/test_token_texts.py tests/end_to_end/test_member_change.py
+		tests/fuser/test_gates.py tests/tracing/test_token_texts.py tests/training \
+		tests/end_to_end/test_gate_training.py tests/end_to_end/test_member_change.py
 
 # lm_eval is large, so this command alone installs it; `make test` runs the same tests from then on.
 test-lm-eval: $(LM_EVAL)
