@@ -7,13 +7,14 @@ holds no code. A folder with a ``config.json`` is read by that, whatever else is
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import os
 import struct
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..files.reading import read_start
+from ..files.reading import open_regular, read_errors, read_start
 from ..schemas.errors import MissingDependency, SourceUnreadable
 from .config_limits import limit_of
 
@@ -25,6 +26,11 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_TENSORS = 200_000
 _MAX_ENTRIES = 10_000
+# Three times what the largest vocabularies take; for each of them the reader makes an array of its own.
+_MAX_ELEMENTS = 4_000_000
+# The bytes of a value by the number of its kind, as the format has them; the other two kinds are longer.
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
 _HINT = "expected one GGUF file, and no `config.json` beside it"
 
 
@@ -71,6 +77,7 @@ def _check_numbers(path: Path, size: int, changed: int) -> None:
     """Refuse metadata that ask for more than any model has; once for a file, whose vocabulary is long."""
     from gguf import GGUFReader
 
+    _check_lengths(path)
     try:
         fields: Any = GGUFReader(path).fields
     # The reader checks little, and its parts may be anything.
@@ -87,3 +94,73 @@ def _check_numbers(path: Path, size: int, changed: int) -> None:
                 f"`{path}` is not a base model: its `{name}` is {value:.3g}, expected at most {limit}",
                 hint=_HINT,
             )
+
+
+def _check_lengths(path: Path) -> None:
+    """Refuse lists that are longer than the file, or than any model's: the reader fills memory for them."""
+    with (
+        read_errors(path),
+        open_regular(path, follows_links=True) as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        try:
+            _Metadata(data).skip_all()
+        except ValueError as error:
+            raise SourceUnreadable(
+                f"`{path}` is not a GGUF file that can be read: {error}", hint=_HINT
+            ) from error
+
+
+class _Metadata:
+    """A walk over the metadata of a file, which builds nothing."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._place = _HEADER.size
+        self._elements = 0
+
+    def skip_all(self) -> None:
+        """Skip all entries.
+
+        Raises:
+            ValueError: they end behind the file, or have more elements than any model, an array of arrays, or
+                values of an unknown kind.
+        """
+        entries = _HEADER.unpack_from(self._data)[3]
+        for _ in range(entries):
+            self._skip_string()
+            self._skip_value(self._number("<I"))
+        self._check_end(self._place)
+
+    def _skip_value(self, kind: int) -> None:
+        if kind != _ARRAY:
+            self._skip(kind, 1)
+            return
+        kind, length = self._number("<I"), self._number("<Q")
+        self._elements += length
+        if self._elements > _MAX_ELEMENTS:
+            raise ValueError(f"its lists have more than {_MAX_ELEMENTS} elements")
+        self._skip(kind, length)
+
+    def _skip(self, kind: int, count: int) -> None:
+        if kind == _STRING:
+            for _ in range(count):
+                self._skip_string()
+        elif kind in _SIZES:
+            self._place += _SIZES[kind] * count
+        else:
+            raise ValueError(f"an entry has values of the kind {kind}")
+
+    def _skip_string(self) -> None:
+        # Reading the number moves the place, too.
+        length = self._number("<Q")
+        self._place += length
+
+    def _number(self, form: str) -> int:
+        start, self._place = self._place, self._place + struct.calcsize(form)
+        self._check_end(self._place)
+        return int(struct.unpack_from(form, self._data, start)[0])
+
+    def _check_end(self, place: int) -> None:
+        if place > len(self._data):
+            raise ValueError("its metadata end within an entry")

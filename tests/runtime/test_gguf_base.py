@@ -72,6 +72,35 @@ def test_malformed_gguf_file_is_refused(tmp_path: Path, data: bytes, message: st
     assert message in str(caught.value)
 
 
+def entries(*values: bytes) -> bytes:
+    """Return a file of metadata alone, whose entries have these kinds and values."""
+    header = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(values))
+    return header + b"".join(
+        struct.pack("<Q", 1) + b"%d" % number + each for number, each in enumerate(values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (entries(struct.pack("<IIQ", 9, 0, 1 << 62)), "its lists have more than 4000000 elements"),
+        (entries(*[struct.pack("<IIQ", 9, 0, 2_500_000) + bytes(2_500_000)] * 2), "its lists have more than"),
+        (entries(struct.pack("<IIQ", 9, 8, 3_000_000)), "its metadata end within an entry"),
+        (entries(struct.pack("<IQ", 8, 1 << 63), b""), "its metadata end within an entry"),
+        (entries(struct.pack("<IIQ", 9, 0, 9)), "its metadata end within an entry"),
+        (entries(struct.pack("<IIQ", 9, 9, 1)), "an entry has values of the kind 9"),
+    ],
+    ids=["endless", "together", "strings", "string", "last", "nested"],
+)
+def test_lists_longer_than_the_file_or_any_model_are_refused(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(data)
+    with pytest.raises(SourceUnreadable) as caught:
+        open_base(str(tmp_path))
+    assert message in str(caught.value)
+
+
 def test_gguf_file_that_asks_for_more_than_any_model_is_refused(tmp_path: Path) -> None:
     folder = save_gguf_base(tmp_path / "base", layers=2_000_000_000)
     with pytest.raises(SourceUnreadable, match=r"its `llama.block_count` is 2e\+09, expected at most 10000"):
