@@ -88,7 +88,10 @@ def read_state(path: Path, expected: TrainingDescription, gates: Mapping[str, Te
     try:
         header = read_header(path)
     except AdapterRefused as error:
-        raise DataRefused(f"the checkpoint `{path}` is damaged: {error}", hint=_ANEW) from error
+        # A file of the user's own may have been named, so nothing is advised to be deleted.
+        raise DataRefused(
+            f"`{path}` is not a checkpoint, or a damaged one: {error}", hint=_ANOTHER
+        ) from error
     found = _description_of(header, path)
     _check_same_training(found, expected, path)
     _check_tensors(header, gates, path)

@@ -103,7 +103,7 @@ def test_statistics_of_a_training_serve_a_fit_without_data(run: Run, workplace: 
             2,
             "`new` is named for the checkpoint and for the statistics",
         ),
-        (("--method", "sgd", "--checkpoint", "sums"), 1, "`sums` is not a checkpoint"),
+        (("--method", "sgd", "--checkpoint", "base/config.json"), 1, "is not a checkpoint"),
     ],
     ids=[
         "no-method",

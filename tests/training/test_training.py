@@ -207,7 +207,7 @@ def test_damaged_checkpoint_is_refused(
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\x80\x04.", "is damaged: "),
+        (b"\x80\x04.", "is not a checkpoint, or a damaged one: "),
         (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", "is not a checkpoint: it has no `meteora_training`"),
     ],
     ids=["pickle", "other-file"],
@@ -220,7 +220,7 @@ def test_file_that_is_not_a_checkpoint_is_refused(
         training_workplace.train(replace(SHORT, checkpoint=tmp_path / "state"))
     assert (tmp_path / "state").read_bytes() == data
     # A file of something else is not one to delete.
-    assert ("delete" in str(caught.value.hint)) == (reason == "is damaged: ")
+    assert "delete" not in str(caught.value.hint)
 
 
 def base_that_fails_at(workplace: Workplace, step: int, options: TrainingOptions) -> PreTrainedModel:
