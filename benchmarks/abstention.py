@@ -147,7 +147,11 @@ def measure_stage(
     fitted = {name: samples[:FITTED] for name, samples in own.items()}
     held_out = {name: samples[FITTED : FITTED + HELD_OUT] for name, samples in own.items()}
     prompts = reader.moments(list(fitted.values()), silent)
-    found = fit_request_gates(reader, prompts, held_out, shrinkage=0.1, abstain=0.05)
+    judged = {
+        name: {form: reader.encode(samples, form) for form in reader.forms}
+        for name, samples in held_out.items()
+    }
+    found = fit_request_gates(reader, prompts, judged, shrinkage=0.1, abstain=0.05)
     gates = {path: reader.gate(tensors) for path, tensors in found.values.items()}
     yield {"stage": stage, "group": "fit", "modules": found.description.modules, "members": list(own)}
     groups: dict[str, dict[str, list[Sample]]] = {
@@ -159,7 +163,7 @@ def measure_stage(
     for group, tasks in groups.items():
         for name, samples in tasks.items():
             for form in FORMS:
-                evidence = reader.evidence(samples, form, gates).mean(dim=0)
+                evidence = reader.evidence(reader.encode(samples, form), gates).mean(dim=0)
                 yield row_of(stage, group, name, form, evidence, list(own))
 
 
