@@ -20,6 +20,11 @@ from .names import Name
 RUN_BEGINS = b'{"meteora_run":1'
 # Of the longest answers, with the counts of thousands of modules.
 MAX_RUN_LINE_BYTES = 64 << 20
+# Positions of the prompt, and of the answer, that are counted one by one; later ones count in the totals
+# only.
+MAX_POSITIONS = 128
+# Sums of float32 weights may miss the number of tokens by their last digits.
+_WEIGHT_TOLERANCE = 1e-3
 
 
 class RunSettings(Document):
@@ -38,7 +43,7 @@ class PositionCount(Document):
     """Tokens at one place of prompt or answer, and how often a module chose rightly there."""
 
     answer: bool
-    position: Count
+    position: Annotated[Count, Field(lt=MAX_POSITIONS)]
     tokens: PositiveCount
     hits: Count
 
@@ -56,12 +61,26 @@ class RoutingCounts(Document):
         left: how many prompts were left to the base.
     """
 
-    tokens: Count
-    hits: dict[ModulePath, Count]
-    weights: tuple[FiniteFloat, ...]
+    tokens: PositiveCount
+    hits: dict[ModulePath, Count] = Field(min_length=1)
+    weights: tuple[Annotated[FiniteFloat, Field(ge=0)], ...]
     positions: tuple[PositionCount, ...]
     confidence: tuple[Share, ...]
     left: Count
+
+    @model_validator(mode="after")
+    def _check_no_token_counts_twice(self) -> Self:
+        by_place = sum(each.tokens for each in self.positions)
+        for what, found, most in (
+            ("hits in a module", max(self.hits.values()), self.tokens),
+            ("tokens by position", by_place, self.tokens),
+            ("hits by position", sum(each.hits for each in self.positions), by_place * len(self.hits)),
+            ("weight", sum(self.weights), self.tokens * (1 + _WEIGHT_TOLERANCE)),
+            ("prompts left to the base", self.left, len(self.confidence)),
+        ):
+            if found > most:
+                raise ValueError(f"{self.tokens} tokens have {what} of {found}, expected at most {most}")
+        return self
 
 
 class AnsweredBatch(Document):

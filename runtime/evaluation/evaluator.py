@@ -86,7 +86,7 @@ def evaluate_tasks(
         progress: called with a mode, how many of its items are answered, and how many there are.
 
     Raises:
-        UsageError: the bundle cannot serve in a mode, or the run is another one.
+        UsageError: the bundle cannot serve in a mode, or the run is another one or was damaged.
         SourceUnreadable: the run cannot be written.
     """
     if foreign is not None:
@@ -101,7 +101,7 @@ def evaluate_tasks(
     )
     if run is not None:
         run.begin([task.description for task in tasks], settings)
-    batches = _answer_all(answerer, tasks, options, run, progress)
+    batches = _answer_all(answerer, config.names, tasks, options, run, progress)
     return Evaluation(
         meteora_evaluation=1,
         bundle=bundle,
@@ -133,6 +133,7 @@ def known_settings(manifest_sha256: Digest | None, options: EvaluationOptions) -
 
 def _answer_all(
     answerer: Answerer,
+    members: Sequence[str],
     tasks: Sequence[Task],
     options: EvaluationOptions,
     run: RunFile | None,
@@ -144,7 +145,7 @@ def _answer_all(
     steps = {mode: Step(mode, total, progress) for mode in options.modes}
     found: dict[Batch, AnsweredBatch] = {}
     for batch in plan:
-        kept = None if run is None else run.batches.get((batch.mode, tasks[batch.task].member, batch.number))
+        kept = None if run is None else run.find(batch, tasks[batch.task], members)
         if kept is not None:
             found[batch] = kept
             steps[batch.mode].advance(len(batch.items))
@@ -167,7 +168,7 @@ def _judged(batch: Batch, task: Task, answered: Answered, judge: Judge) -> Answe
         answers=answered.texts,
         scores=tuple(map(judge, answered.texts, expected)),
         seconds=answered.seconds,
-        prompt_tokens=sum(task.prompt_tokens[item] for item in batch.items),
+        prompt_tokens=task.prompt_tokens_of(batch.items),
         new_tokens=answered.new_tokens,
         peak_memory_bytes=answered.peak_memory_bytes,
         routing=answered.routing,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ...files.lines import GrowingLines, growing_lines
 from ...schemas.document import Document
-from ...schemas.errors import UsageError
-from ...schemas.evaluation import EvaluatedTask, Mode
+from ...schemas.errors import InvalidDocument, SourceUnreadable, UsageError
+from ...schemas.evaluation import UNROUTED, EvaluatedTask, Mode
 from ...schemas.evaluation_run import (
     MAX_RUN_LINE_BYTES,
     RUN_BEGINS,
@@ -20,6 +20,9 @@ from ...schemas.evaluation_run import (
     to_line,
 )
 from ...scores.comparison import difference_of_tasks
+from ...scores.metrics import BY_LIKELIHOOD
+from .answering import Batch
+from .tasks import Task
 
 _ANEW = "name a new file with `--run`, or ask as that run did"
 _NAMES = {
@@ -37,19 +40,20 @@ class RunFile:
 
     Attributes:
         settings: None in a new file.
-        batches: what was answered, by ``AnsweredBatch.key``.
     """
 
     def __init__(self, file: GrowingLines) -> None:
         """Read the lines of an open file.
 
         Raises:
-            InvalidDocument: a line is malformed.
+            InvalidDocument: a line is malformed, or has answers of a task whose line is missing.
         """
         self._file = file
         self._tasks: dict[str, EvaluatedTask] = {}
         self.settings: RunSettings | None = None
-        self.batches: dict[tuple[Mode, str, int], AnsweredBatch] = {}
+        self._batches: dict[tuple[Mode, str, int], AnsweredBatch] = {}
+        # The modules that routed in the first answers of each mode.
+        self._modules: dict[Mode, Set[str]] = {}
         for number, line in enumerate(file.lines, start=1):
             self._read(line, f"{file.path.name}:{number}", is_first=number == 1)
 
@@ -58,10 +62,16 @@ class RunFile:
             self.settings = RunSettings.from_bytes(line, what=what)
             return
         found = RunLine.from_bytes(line, what=what, max_bytes=MAX_RUN_LINE_BYTES)
-        if found.task is not None:
-            self._tasks[found.task.member] = found.task
+        if found.task is not None and self._tasks.setdefault(found.task.member, found.task) != found.task:
+            raise InvalidDocument(
+                f"`{what}` asks the task `{found.task.member}` otherwise than a line before it"
+            )
         if found.batch is not None:
-            self.batches.setdefault(found.batch.key, found.batch)
+            if found.batch.member not in self._tasks:
+                raise InvalidDocument(
+                    f"`{what}` has answers of the task `{found.batch.member}`, which no line before it asks"
+                )
+            self._batches.setdefault(found.batch.key, found.batch)
 
     def check(self, tasks: Sequence[EvaluatedTask], settings: Mapping[str, Any]) -> None:
         """Pass if the run asked the same, as far as it asked these tasks.
@@ -108,17 +118,70 @@ class RunFile:
                 self._tasks[task.member] = task
                 self._append(RunLine(task=task))
 
+    def find(self, batch: Batch, task: Task, members: Sequence[str]) -> AnsweredBatch | None:
+        """Return the answers to a planned batch, None if the file does not have them.
+
+        Args:
+            batch: of the plan.
+            task: whose items it has.
+            members: of the bundle.
+
+        Raises:
+            UsageError: the file has others than the plan asks for.
+        """
+        found = self._batches.get((batch.mode, task.member, batch.number))
+        if found is None:
+            return None
+        if misfit := self._misfit_of(found, batch, task, members):
+            raise UsageError(
+                f"`{self._file.path}` has answers that do not fit what is asked: batch {found.number} of "
+                f"`{found.member}` in the mode `{found.mode}` has {misfit}",
+                hint="the file was changed or damaged: name a new one with `--run`",
+            )
+        return found
+
+    def _misfit_of(
+        self, found: AnsweredBatch, batch: Batch, task: Task, members: Sequence[str]
+    ) -> str | None:
+        if found.items != batch.items:
+            return "other items"
+        if found.prompt_tokens != (expected := task.prompt_tokens_of(batch.items)):
+            return f"prompts of {found.prompt_tokens} tokens, expected {expected}"
+        longest = 0 if task.description.metric in BY_LIKELIHOOD else task.description.max_new_tokens
+        if found.new_tokens > (most := len(batch.items) * longest):
+            return f"answers of {found.new_tokens} tokens, expected at most {most}"
+        if batch.mode in UNROUTED:
+            return None if found.routing is None else "routing, which the mode has not"
+        if found.routing is None:
+            return "no routing, which the mode has"
+        routing, most = found.routing, found.prompt_tokens + found.new_tokens
+        if not found.prompt_tokens <= routing.tokens <= most:
+            return f"routing of {routing.tokens} tokens, expected {found.prompt_tokens} to {most}"
+        if len(routing.weights) != len(members):
+            return f"weights of {len(routing.weights)} members, expected {len(members)}"
+        if len(routing.confidence) > len(batch.items):
+            return f"decisions about {len(routing.confidence)} prompts, expected at most {len(batch.items)}"
+        if self._modules.setdefault(found.mode, routing.hits.keys()) != routing.hits.keys():
+            return "other modules than the answers before it"
+        return None
+
     def keep(self, batch: AnsweredBatch) -> None:
         """Append a batch of answers.
 
         Raises:
-            SourceUnreadable: the file cannot be written.
+            SourceUnreadable: the file cannot be written, or could not be read again with them.
         """
         self._append(RunLine(batch=batch))
-        self.batches[batch.key] = batch
 
     def _append(self, document: Document) -> None:
-        self._file.append(to_line(document))
+        line = to_line(document)
+        if len(line) > MAX_RUN_LINE_BYTES:
+            raise SourceUnreadable(
+                f"a line of `{self._file.path}` would have {len(line)} bytes, expected at most "
+                f"{MAX_RUN_LINE_BYTES}",
+                hint="ask with a smaller `--batch-size`",
+            )
+        self._file.append(line)
 
 
 @contextmanager

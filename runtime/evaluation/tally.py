@@ -16,14 +16,10 @@ from torch import Tensor
 
 from ...kernels.routing import Routing
 from ...schemas.evaluation import PositionAccuracy, RoutingAccuracy
-from ...schemas.evaluation_run import PositionCount, RoutingCounts
+from ...schemas.evaluation_run import MAX_POSITIONS, PositionCount, RoutingCounts
 from ...schemas.trace import ModulePlace
 from ..scopes.decision import Decision
 from .confidence import judge_prompts, quartiles_of
-
-# Positions of the prompt, and of the answer, that are counted one by one; later ones count in the totals
-# only.
-MAX_POSITIONS = 128
 
 Counts = npt.NDArray[np.int64]
 

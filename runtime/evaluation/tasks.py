@@ -102,6 +102,10 @@ class Task:
         """The member whose task it is."""
         return self.description.member
 
+    def prompt_tokens_of(self, items: Sequence[int]) -> int:
+        """Return how many tokens the prompts of some items have together."""
+        return sum(self.prompt_tokens[item] for item in items)
+
     def judge(self) -> Judge:
         """Return the judge of the answers.
 

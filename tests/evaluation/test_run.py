@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from meteora_registry.runtime.evaluation import (
     evaluate_tasks,
     make_tasks,
     opened_run,
+    run_file,
 )
 from meteora_registry.runtime.evaluation.answering import Answered, Batch
 from meteora_registry.runtime.fitting import read_task_data
 from meteora_registry.schemas.digest import Digest
-from meteora_registry.schemas.errors import InvalidDocument, UsageError
+from meteora_registry.schemas.errors import InvalidDocument, SourceUnreadable, UsageError
 from meteora_registry.schemas.evaluation import Evaluation
 from support.answering import MEMBERS, Workplace, make_workplace
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
@@ -189,6 +191,126 @@ def test_answers_of_another_bundle_base_or_machine_are_refused(
     with pytest.raises(UsageError, match="has answers of another run"):
         ask(path, ModelAnswerer(loaded, tasks), tasks)
     assert path.read_bytes().startswith(changed + b"\n")
+
+
+ROUTED = EvaluationOptions(modes=("prompt",), tasks=("two",), max_new_tokens=2, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def routed(workplace: Workplace, loaded: LoadedBundle, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a run of two batches: the settings, a task, and the answers with their routing."""
+    path = tmp_path_factory.mktemp("routed") / "run.jsonl"
+    tasks = tasks_of(workplace, loaded, ROUTED)
+    ask(path, ModelAnswerer(loaded, tasks), tasks, ROUTED)
+    return path.read_bytes()
+
+
+def with_last_batch(run: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """Return the file of a run whose last batch of answers was changed."""
+    *lines, last = run.splitlines()
+    line = json.loads(last)
+    change(line["batch"])
+    return b"\n".join([*lines, json.dumps(line).encode(), b""])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: batch.update(items=batch["items"][::-1]), "other items"),
+        (lambda batch: batch.update(prompt_tokens=1), r"prompts of 1 tokens, expected \d+"),
+        (lambda batch: batch.update(new_tokens=5), "answers of 5 tokens, expected at most 4"),
+        (lambda batch: batch.update(routing=None), "no routing, which the mode has"),
+        (lambda batch: batch["routing"].update(tokens=10**6), r"routing of 1000000 tokens, expected \d+ to"),
+        (lambda batch: batch["routing"]["weights"].pop(), "weights of 2 members, expected 3"),
+        (
+            lambda batch: batch["routing"].update(confidence=[0.5] * 3),
+            "decisions about 3 prompts, expected at most 2",
+        ),
+        (lambda batch: batch["routing"]["hits"].popitem(), "other modules than the answers before it"),
+    ],
+    ids=["items", "prompts", "answers", "no-routing", "tokens", "weights", "decisions", "modules"],
+)
+def test_kept_answers_that_do_not_fit_the_plan_are_refused(
+    workplace: Workplace,
+    loaded: LoadedBundle,
+    routed: bytes,
+    tmp_path: Path,
+    change: Callable[[dict[str, Any]], None],
+    message: str,
+) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(with_last_batch(routed, change))
+    tasks = tasks_of(workplace, loaded, ROUTED)
+    expected = f"that do not fit what is asked: batch 1 of `two` in the mode `prompt` has {message}"
+    with pytest.raises(UsageError, match=expected):
+        ask(path, ModelAnswerer(loaded, tasks), tasks, ROUTED)
+
+
+def test_routing_of_a_mode_that_does_not_route_is_refused(
+    workplace: Workplace, loaded: LoadedBundle, routed: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(with_last_batch(routed, lambda batch: batch.update(mode="member")))
+    options = replace(ROUTED, modes=("member",))
+    tasks = tasks_of(workplace, loaded, options)
+    with pytest.raises(UsageError, match="in the mode `member` has routing, which the mode has not"):
+        ask(path, ModelAnswerer(loaded, tasks), tasks, options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 0}, "greater than or equal to 1"),
+        ({"hits": {}}, "at least 1 item"),
+        ({"hits": {"q": 10**6}}, "have hits in a module of 1000000, expected at most"),
+        ({"weights": [1e300] * 3}, "have weight of 3e[+]300, expected at most"),
+        ({"positions": [{"answer": False, "position": 128, "tokens": 1, "hits": 0}]}, "less than 128"),
+        (
+            {"positions": [{"answer": False, "position": 0, "tokens": 10**6, "hits": 0}]},
+            "have tokens by position of 1000000, expected at most",
+        ),
+        (
+            {"positions": [{"answer": False, "position": 0, "tokens": 1, "hits": 10**6}]},
+            "have hits by position of 1000000, expected at most",
+        ),
+        ({"left": 3}, "have prompts left to the base of 3, expected at most 2"),
+    ],
+    ids=["tokens", "no-hits", "hits", "weights", "position", "position-tokens", "position-hits", "left"],
+)
+def test_routing_that_cannot_be_is_refused_with_its_line(
+    routed: bytes, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(with_last_batch(routed, lambda batch: batch["routing"].update(change)))
+    with (
+        pytest.raises(InvalidDocument, match=rf"`run.jsonl:4` breaks its schema.*{message}"),
+        opened_run(path),
+    ):
+        pass
+
+
+def test_answers_of_a_task_without_its_line_are_refused(routed: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    settings, task, *answers = routed.splitlines(keepends=True)
+    path.write_bytes(b"".join([settings, *answers]))
+    expected = "`run.jsonl:2` has answers of the task `two`, which no line before it asks"
+    with pytest.raises(InvalidDocument, match=expected), opened_run(path):
+        pass
+    path.write_bytes(b"".join([settings, task, task.replace(b'"exact"', b'"contains"')]))
+    expected = "`run.jsonl:3` asks the task `two` otherwise than a line before it"
+    with pytest.raises(InvalidDocument, match=expected), opened_run(path):
+        pass
+
+
+def test_line_that_could_not_be_read_again_is_not_written(
+    workplace: Workplace, loaded: LoadedBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_file, "MAX_RUN_LINE_BYTES", 600)
+    path = tmp_path / "run.jsonl"
+    tasks = tasks_of(workplace, loaded, ROUTED)
+    with pytest.raises(SourceUnreadable, match="expected at most 600"):
+        ask(path, ModelAnswerer(loaded, tasks), tasks, ROUTED)
+    assert [next(iter(json.loads(line))) for line in path.read_text().splitlines()] == ["meteora_run", "task"]
 
 
 def test_malformed_line_is_refused_with_its_number(kept: bytes, tmp_path: Path) -> None:

@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from meteora_registry.kernels.routing import Routing
-from meteora_registry.runtime.evaluation.tally import (
-    MAX_POSITIONS,
-    ReadTokens,
-    RoutingTally,
-    count_routing,
-    sum_counts,
-)
+from meteora_registry.runtime.evaluation.tally import ReadTokens, RoutingTally, count_routing, sum_counts
 from meteora_registry.runtime.scopes.decision import Decision
 from meteora_registry.schemas.evaluation import PositionAccuracy
+from meteora_registry.schemas.evaluation_run import MAX_POSITIONS
 
 MEMBERS = ("one", "two")
 Q, V = "model.layers.0.q", "model.layers.0.v"
