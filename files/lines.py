@@ -16,6 +16,7 @@ from pathlib import Path
 from ..schemas.errors import SourceUnreadable, UsageError
 from .writing import check_writable, confirm_name, flush_open, write_errors
 
+# Of the whole file, whose lines are held in memory when it is opened.
 MAX_LINES_BYTES = 1 << 30
 
 
@@ -31,10 +32,11 @@ class GrowingLines:
         """Write a line without its end, and have it on the disk.
 
         Raises:
-            SourceUnreadable: the disk does not take it.
+            SourceUnreadable: the disk does not take it, or the file would be too large to be opened again.
         """
+        rest = memoryview(line + b"\n")
         with write_errors(self.path):
-            rest = memoryview(line + b"\n")
+            _check_size(self.path, os.fstat(self._descriptor).st_size + len(rest))
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
             flush_open(self._descriptor)
@@ -76,8 +78,7 @@ def _take(path: Path, descriptor: int, begins: bytes) -> tuple[bytes, ...]:
         raise UsageError(
             f"another process is writing `{path}`", hint="wait for it, or name another file"
         ) from error
-    if os.fstat(descriptor).st_size > MAX_LINES_BYTES:
-        raise SourceUnreadable(f"`{path}` has more than {MAX_LINES_BYTES} bytes", hint="name another file")
+    _check_size(path, os.fstat(descriptor).st_size)
     with os.fdopen(os.dup(descriptor), "rb") as file:
         data = file.read()
     if data[: len(begins)] != begins[: len(data)]:
@@ -89,3 +90,11 @@ def _take(path: Path, descriptor: int, begins: bytes) -> tuple[bytes, ...]:
     if len(whole) + 1 < len(data) or (data and not whole):
         os.ftruncate(descriptor, len(whole) + 1 if whole else 0)
     return tuple(whole.split(b"\n")) if whole else ()
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > MAX_LINES_BYTES:
+        raise SourceUnreadable(
+            f"`{path}` has more than {MAX_LINES_BYTES} bytes, or would have with one line more",
+            hint="name another file",
+        )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from meteora_registry.files import lines as files_lines
 from meteora_registry.files.lines import growing_lines
 from meteora_registry.schemas.errors import SourceUnreadable, UsageError
 
@@ -52,6 +53,20 @@ def test_another_kind_of_file_is_refused_and_stays(tmp_path: Path, text: bytes) 
 def test_two_do_not_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     with growing_lines(path, begins=BEGINS), pytest.raises(UsageError, match="another process is writing"):
+        lines_of(path)
+
+
+def test_file_does_not_grow_beyond_what_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.jsonl"
+    monkeypatch.setattr(files_lines, "MAX_LINES_BYTES", 15)
+    with growing_lines(path, begins=BEGINS) as file:
+        file.append(b'{"kind":1}')
+        with pytest.raises(SourceUnreadable, match="more than 15 bytes"):
+            file.append(b"four")
+        file.append(b"two")
+    assert lines_of(path) == (b'{"kind":1}', b"two")
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(SourceUnreadable, match="more than 15 bytes"):
         lines_of(path)
 
 
