@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...schemas.errors import DataRefused
 from ...schemas.evaluation import Metric
+from ...schemas.quotation import quote
 from ..loaded_bundle import LoadedBundle
 
 
@@ -55,7 +58,18 @@ def log_probabilities(loaded: LoadedBundle, read: ReadPrompt, choices: Sequence[
 
 
 def likeliest(choices: Sequence[str], of_choice: Sequence[float], metric: Metric) -> str:
-    """Return the likeliest choice by one of the metrics ``BY_LIKELIHOOD``; of equal ones the first."""
+    """Return the likeliest choice by one of the metrics ``BY_LIKELIHOOD``; of equal ones the first.
+
+    Raises:
+        DataRefused: the model's probability of a choice is not a number.
+    """
+    for choice, score in zip(choices, of_choice, strict=True):
+        # `max` would take the first choice, or skip this one, by its place alone.
+        if math.isnan(score):
+            raise DataRefused(
+                f"the model's probability of the choice {quote(choice)} is not a number",
+                hint="look for values that are not finite in base and bundle; in float16 a base may overflow",
+            )
     scores = list(of_choice)
     if metric == "likelihood-per-byte":
         scores = [score / len(text.encode()) for score, text in zip(scores, choices, strict=True)]

@@ -6,6 +6,7 @@ model is loaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from ...schemas.digest import Digest
 from ...schemas.errors import UsageError
 from ...schemas.evaluation import DEFAULT_METRIC, DEFAULT_MODES, MODES, EvaluatedTask, Metric, Mode
 from ...schemas.gate_choices import PromptForm, forms_of
+from ...schemas.quotation import quote
 from ...schemas.task_settings import TASK_SETTINGS_FILE, OneTask, TaskSettings
 from ...schemas.toml import MAX_TOML_BYTES
 from ...scores.intervals import check_can_estimate
@@ -123,7 +125,8 @@ def read_task_settings(folder: Path) -> TaskSettings:
         InvalidDocument: it is malformed.
     """
     path = folder / TASK_SETTINGS_FILE
-    if not path.is_file():
+    # A link that leads nowhere, or a folder of that name, is read and refused.
+    if not os.path.lexists(path):
         return TaskSettings()
     return TaskSettings.from_toml(read_start(path, MAX_TOML_BYTES), what=path.name)
 
@@ -216,6 +219,8 @@ def _make_task(
         for sample, each in zip(samples, expected, strict=True)
         if (problem := problem_of(metric, each)) is not None
     ]
+    if metric in BY_LIKELIHOOD:
+        found += _unreadable_choices(data, samples, expected, tokenizer)
     prompt_tokens = _lengths([sample.prompt for sample in samples], tokenizer, special=True)
     max_new_tokens = _longest_answer(expected, metric, settings.max_new_tokens, tokenizer)
     found += _without_room(data, samples, prompt_tokens, max_new_tokens, context_tokens)
@@ -265,6 +270,24 @@ def _longest_answer(
     return max(_lengths(texts, tokenizer, special=False)) + _MORE_THAN_EXPECTED
 
 
+def _unreadable_choices(
+    data: TaskData,
+    samples: Sequence[Sample],
+    expected: Sequence[Expected],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[str]:
+    """Yield the items with a choice of no tokens, which has no probability."""
+    choices = sorted({choice for each in expected for choice in each.choices})
+    lengths = dict(zip(choices, _lengths(choices, tokenizer, special=False), strict=True))
+    for sample, each in zip(samples, expected, strict=True):
+        for choice in each.choices:
+            if not lengths[choice]:
+                yield (
+                    f"`{data.path.name}:{sample.line}` has the choice {quote(choice)}, which the base's "
+                    "tokenizer encodes as nothing"
+                )
+
+
 def _without_room(
     data: TaskData,
     samples: Sequence[Sample],
@@ -285,6 +308,9 @@ def _expected_of(sample: Sample) -> Expected:
 
 
 def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool) -> tuple[int, ...]:
+    if not texts:
+        # The tokenizers of transformers fail on an empty list.
+        return ()
     encoded = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
     return tuple(map(len, encoded))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers.normalizers import BertNormalizer
 
 from meteora_registry.fuser.gates import arrow_gate
 from meteora_registry.runtime import (
@@ -21,18 +24,18 @@ from meteora_registry.runtime import (
     routing,
     uniform,
 )
-from meteora_registry.runtime.evaluation import EvaluationOptions, evaluate, read_task_settings
-from meteora_registry.runtime.evaluation.likelihood import log_probabilities, read_prompt
+from meteora_registry.runtime.evaluation import EvaluationOptions, evaluate, make_tasks, read_task_settings
+from meteora_registry.runtime.evaluation.likelihood import likeliest, log_probabilities, read_prompt
 from meteora_registry.runtime.evaluation.modes import arrow
 from meteora_registry.runtime.fitting import TaskData, context_of, read_task_data
-from meteora_registry.schemas.errors import DataRefused, UsageError
+from meteora_registry.schemas.errors import DataRefused, SourceUnreadable, UsageError
 from meteora_registry.schemas.evaluation import Evaluation, Metric, Mode
 from meteora_registry.schemas.gate_choices import Scope
 from meteora_registry.schemas.task_settings import TaskSettings
 from support.answering import MEMBERS, make_workplace
 from support.bundles import read_factors
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, some_tokens
-from support.task_data import write_lines
+from support.task_data import tiny_tokenizer, write_lines
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 NEW_TOKENS = 4
@@ -233,6 +236,33 @@ def test_likeliest_choice_is_that_of_one_pass_over_prompt_and_choice(
     assert found.cost.new_tokens == 0
 
 
+def test_choice_that_is_encoded_as_nothing_is_refused_with_its_line(
+    loaded: LoadedBundle, tmp_path: Path
+) -> None:
+    for member, other in zip(MEMBERS, ("w21", "\u200b", "w22"), strict=True):
+        line = {"prompt": PROMPTS[0], "response": "w20", "choices": ["w20", other]}
+        write_lines(tmp_path / f"{member}.jsonl", [line])
+    data = read(tmp_path, loaded)
+    # BERT's normaliser drops characters without a width.
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = BertNormalizer()
+    make = partial(make_tasks, data, MEMBERS, tokenizer, context_tokens=64)
+    with pytest.raises(DataRefused) as caught:
+        make(EvaluationOptions(metric="likelihood-per-byte"))
+    assert caught.value.problems == (
+        '`two.jsonl:1` has the choice `"\\u200b"`, which the base\'s tokenizer encodes as nothing',
+    )
+    assert len(make(EvaluationOptions(metric="accuracy"))) == 3
+
+
+@pytest.mark.parametrize("metric", ["likelihood", "likelihood-per-byte"])
+def test_probability_that_is_not_a_number_chooses_nothing(metric: Metric) -> None:
+    for found in ([math.nan, -1.0], [-1.0, math.nan]):
+        with pytest.raises(DataRefused, match="is not a number"):
+            likeliest(["w1", "w2"], found, metric)
+    assert likeliest(["w1", "w2"], [-math.inf, -1.0], metric) == "w2"
+
+
 @pytest.mark.parametrize("scope", ["token", "prompt", "segment"])
 def test_choice_is_read_by_the_decision_of_its_prompt(loaded: LoadedBundle, scope: Scope) -> None:
     prompt, choice = PROMPTS[2], CHOICES[1]
@@ -277,6 +307,18 @@ def test_settings_of_the_tasks_hold_unless_an_option_says_otherwise(
     assert [task.header_sha256 is None for task in found.tasks] == [True, False, True]
     stated = run(loaded, data, "base", settings=settings, limit=2, metric="exact", stop="w8")
     assert {(task.metric, task.stop) for task in stated.tasks} == {("exact", "w8")}
+
+
+def test_settings_that_cannot_be_read_are_not_taken_for_none(tmp_path: Path) -> None:
+    assert read_task_settings(tmp_path) == TaskSettings()
+    settings = tmp_path / "tasks.toml"
+    settings.symlink_to(tmp_path / "moved.toml")
+    with pytest.raises(SourceUnreadable, match=r"tasks.toml` is a symbolic link"):
+        read_task_settings(tmp_path)
+    settings.unlink()
+    settings.mkdir()
+    with pytest.raises(SourceUnreadable, match=r"tasks.toml` is not a regular file"):
+        read_task_settings(tmp_path)
 
 
 def test_header_is_read_before_every_prompt(loaded: LoadedBundle, data: dict[str, TaskData]) -> None:
