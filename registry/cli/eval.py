@@ -39,11 +39,11 @@ from .output import (
     print_remark,
 )
 from .parameters import (
-    MAX_COUNT,
     as_option,
     base_folder_option,
     base_option,
     bundle_argument,
+    count_option,
     data_option,
     format_option,
     pass_registry,
@@ -87,38 +87,22 @@ _UNKNOWN = "-"
     help=f"How answers are judged: {', '.join(get_args(Metric))}. Repeatable. "
     f"Default: as `tasks.toml` in the data has it, else {DEFAULT_METRIC}.",
 )
-@click.option(
-    "--limit",
-    metavar="N",
-    type=click.IntRange(1, MAX_COUNT),
-    help="At most N items of each task, spread over its file.",
-)
+@count_option("--limit", "At most N items of each task, spread over its file.")
 @click.option(
     "--stop",
     metavar="TEXT",
     help="An answer ends before this text; \\n in it is a new line. Default: as the model ends it.",
 )
-@click.option(
+@count_option(
     "--max-new-tokens",
-    metavar="N",
-    type=click.IntRange(1, MAX_COUNT),
-    help="The longest answer. Default: eight tokens more than the longest expected one of the task.",
+    "The longest answer. Default: eight tokens more than the longest expected one of the task.",
 )
-@click.option(
-    "--batch-size",
-    metavar="N",
-    type=click.IntRange(1, MAX_COUNT),
-    default=8,
-    show_default=True,
-    help="Items answered at once.",
-)
-@click.option(
+@count_option("--batch-size", "Items answered at once.", default=8)
+@count_option(
     "--processes",
-    metavar="N",
-    type=click.IntRange(1, MAX_PROCESSES),
+    "Processes that answer, each with the base loaded for itself and one thread.",
     default=1,
-    show_default=True,
-    help="Processes that answer, each with the base loaded for itself and one thread.",
+    most=MAX_PROCESSES,
 )
 @click.option(
     "--run",

@@ -108,6 +108,20 @@ def complete_name_or_folder(
     return [*complete_folder(context, parameter, beginning), *complete_name(context, parameter, beginning)]
 
 
+def count_option(
+    flag: str, text: str, *, default: int | None = None, most: int = MAX_COUNT, metavar: str = "N"
+) -> Callable[[Function], Function]:
+    """Return an option that takes a number from 1 to ``most``."""
+    return click.option(
+        flag,
+        metavar=metavar,
+        type=click.IntRange(1, most),
+        default=default,
+        show_default=default is not None,
+        help=text,
+    )
+
+
 bundle_argument = click.argument(
     "bundle", metavar="FOLDER|NAME[@VERSION|@ALIAS]", shell_complete=complete_name_or_folder
 )

@@ -21,7 +21,7 @@ from ..workflows.base_place import choose_base_to_run
 from ..workflows.bundle_folder import find_bundle_folder
 from .groups import examples
 from .output import print_gate_remark, print_remark
-from .parameters import MAX_COUNT, base_folder_option, base_option, bundle_argument, pass_registry
+from .parameters import base_folder_option, base_option, bundle_argument, count_option, pass_registry
 
 if TYPE_CHECKING:
     from ...serving.app import Backend
@@ -81,37 +81,15 @@ _MIN_KEY_CHARACTERS = 8
     type=click.Path(path_type=Path),
     help=f"Holds the key that clients must send. Default: {API_KEY_VARIABLE}, else no key.",
 )
-@click.option(
-    "--max-tokens",
-    metavar="N",
-    type=click.IntRange(1, MAX_COUNT),
-    default=1024,
-    show_default=True,
-    help="The longest answer that a request may ask for.",
-)
-@click.option(
-    "--batch-size",
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    default=8,
-    show_default=True,
-    help="Prompts that are answered together.",
-)
-@click.option(
-    "--queue",
-    metavar="N",
-    type=click.IntRange(1, MAX_COUNT),
-    default=256,
-    show_default=True,
-    help="Prompts that may wait; further ones are refused with 429.",
-)
-@click.option(
+@count_option("--max-tokens", "The longest answer that a request may ask for.", default=1024)
+@count_option("--batch-size", "Prompts that are answered together.", default=8, most=1024)
+@count_option("--queue", "Prompts that may wait; further ones are refused with 429.", default=256)
+@count_option(
     "--timeout",
-    metavar="SECONDS",
-    type=click.IntRange(1, 86400),
+    "The longest time from a request to the end of its answer.",
     default=600,
-    show_default=True,
-    help="The longest time from a request to the end of its answer.",
+    most=86400,
+    metavar="SECONDS",
 )
 @pass_registry
 def command(
