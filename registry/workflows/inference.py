@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ from ...runtime.evaluation import (
     read_task_settings,
 )
 from ...runtime.evaluation.plots import check_can_draw, draw_plots
-from ...runtime.fitting import OpenedBase, context_of, open_base, read_task_data, strangers_in
+from ...runtime.fitting import OpenedBase, TaskData, context_of, open_base, read_task_data, strangers_in
 from ...schemas.errors import SourceUnreadable, UsageError
 from ...schemas.evaluation import Evaluation, EvaluationSummary
 from ...schemas.names import CatalogSource
@@ -82,7 +82,7 @@ def evaluate(
     if processes < 1:
         raise UsageError(f"processes is {processes}, expected at least 1")
     bundle = Bundle.open(folder)
-    members, manifest_sha256 = bundle.config.names, bundle.manifest_sha256
+    manifest_sha256 = bundle.manifest_sha256
     versions = _catalogued_versions(workspace, bundle)
     if out is not None:
         check_writable(out)
@@ -91,17 +91,7 @@ def evaluate(
         _make_folder(plots)
     options = replace(options, settings=read_task_settings(data))
     opened = open_base(base)
-    context = context_of(opened.config)
-    asked = options.asked(members)
-    read = read_task_data(data, asked, tokenizer=opened.tokenizer, context_tokens=context)
-    others = None
-    if foreign is not None:
-        # In the folder of the data, the files of no member are the foreign ones.
-        own = members if real_path(foreign) == real_path(data) else ()
-        others = evaluation.read_foreign(foreign, opened.tokenizer, context, members=own)
-    if foreign is None or real_path(foreign) != real_path(data):
-        warn_of_strangers(workspace, data, members)
-    tasks = evaluation.make_tasks(read, members, opened.tokenizer, options, context_tokens=context)
+    tasks, others = _read_prompts(workspace, bundle.config.names, opened, options, data, foreign)
     with ExitStack() as stack:
         kept = None if run is None else stack.enter_context(evaluation.opened_run(run))
         if kept is not None:
@@ -130,14 +120,35 @@ def evaluate(
     return found
 
 
+def _read_prompts(
+    workspace: Workspace,
+    members: Sequence[str],
+    base: OpenedBase,
+    options: EvaluationOptions,
+    data: Path,
+    foreign: Path | None,
+) -> tuple[tuple[Task, ...], dict[str, TaskData] | None]:
+    """Return the tasks that are asked, and the foreign prompts, None where none are named."""
+    context = context_of(base.config)
+    read = read_task_data(data, options.asked(members), tokenizer=base.tokenizer, context_tokens=context)
+    others = None
+    # In the folder of the data, the files of no member are the foreign ones.
+    is_same_folder = foreign is not None and real_path(foreign) == real_path(data)
+    if foreign is not None:
+        own = members if is_same_folder else ()
+        others = evaluation.read_foreign(foreign, base.tokenizer, context, members=own)
+    if not is_same_folder:
+        warn_of_strangers(workspace, data, members)
+    return evaluation.make_tasks(read, members, base.tokenizer, options, context_tokens=context), others
+
+
 @contextmanager
 def _answerer(folder: Path, base: OpenedBase, tasks: Sequence[Task], processes: int) -> Iterator[Answerer]:
     """Yield who answers: a model in this process, or several in processes of their own."""
     if processes == 1:
         yield ModelAnswerer(load_for_command(folder, base), tasks)
         return
-    load = partial(load_in_process, folder, base.name)
-    with answering_processes(processes, load, tasks) as answerer:
+    with answering_processes(processes, loader_for_processes(folder, base), tasks) as answerer:
         yield answerer
 
 
@@ -219,12 +230,16 @@ def draw_progress_for_people() -> None:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
 
-def load_in_process(folder: Path, base: str) -> LoadedBundle:
-    """Load a bundle on its base in a process that answers for a command.
+def loader_for_processes(folder: Path, base: OpenedBase) -> Callable[[], LoadedBundle]:
+    """Return what loads a bundle on its base in another process, wherever that one runs.
 
-    Raises:
-        SourceUnreadable, BundleRefused: as ``load_for_command``.
+    Calling it raises what ``open_base`` and ``load_for_command`` do.
     """
+    place = Path(base.name)
+    return partial(_open_and_load, folder.absolute(), str(place.absolute()) if place.is_dir() else base.name)
+
+
+def _open_and_load(folder: Path, base: str) -> LoadedBundle:
     return load_for_command(folder, open_base(base))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 
 import meteora_registry as meteora
 from meteora_registry.registry.cli import main
+from meteora_registry.registry.workflows.inference import loader_for_processes
 from meteora_registry.runtime import LoadedBundle, load_bundle
 from meteora_registry.runtime.evaluation import (
     EvaluationOptions,
@@ -26,7 +28,7 @@ from meteora_registry.runtime.evaluation import (
     run_file,
 )
 from meteora_registry.runtime.evaluation.answering import Answered, Batch
-from meteora_registry.runtime.fitting import read_task_data
+from meteora_registry.runtime.fitting import open_base, read_task_data
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import InvalidDocument, SourceUnreadable, UsageError
 from meteora_registry.schemas.evaluation import Evaluation
@@ -350,6 +352,15 @@ def test_two_processes_answer_what_one_does(workplace: Workplace, whole: Evaluat
         )
     assert without_cost(found)["modes"] == without_cost(whole)["modes"]
     assert (tmp_path / "run.jsonl").read_bytes().count(b'{"batch":') == BATCHES
+
+
+def test_processes_load_what_was_named_from_where_it_was_named(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace.bundle.parent)
+    load = loader_for_processes(Path(workplace.bundle.name), open_base(workplace.base.name))
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(pickle.dumps(load))().config.names == MEMBERS
 
 
 def test_killed_command_is_given_again(
