@@ -86,10 +86,10 @@ def _take(path: Path, descriptor: int, begins: bytes) -> tuple[bytes, ...]:
             f"`{path}` has other contents: it does not begin with `{begins.decode()}`",
             hint="name a new file, or one of an earlier run",
         )
-    whole = data.rpartition(b"\n")[0]
-    if len(whole) + 1 < len(data) or (data and not whole):
-        os.ftruncate(descriptor, len(whole) + 1 if whole else 0)
-    return tuple(whole.split(b"\n")) if whole else ()
+    *lines, unfinished = data.split(b"\n")
+    if unfinished:
+        os.ftruncate(descriptor, len(data) - len(unfinished))
+    return tuple(lines)
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -23,6 +23,8 @@ MAX_RUN_LINE_BYTES = 64 << 20
 # Positions of the prompt, and of the answer, that are counted one by one; later ones count in the totals
 # only.
 MAX_POSITIONS = 128
+# Thirty years, so that sums of them are finite.
+_MAX_SECONDS = 1e9
 # Sums of float32 weights may miss the number of tokens by their last digits.
 _WEIGHT_TOLERANCE = 1e-3
 
@@ -106,7 +108,7 @@ class AnsweredBatch(Document):
     items: tuple[Count, ...] = Field(min_length=1)
     answers: tuple[str, ...]
     scores: tuple[Share, ...]
-    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    seconds: Annotated[FiniteFloat, Field(ge=0, le=_MAX_SECONDS)]
     prompt_tokens: PositiveCount
     new_tokens: Count
     peak_memory_bytes: Count | None

@@ -1,1 +1,1 @@
-"""Scores of an evaluation: intervals, AUROC, and the difference of two evaluations; needs no torch."""
+"""Scores: metrics of answers, intervals, AUROC, and the difference of two evaluations; needs no torch."""

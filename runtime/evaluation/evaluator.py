@@ -213,7 +213,8 @@ def _score_task(task: Task, batches: Sequence[AnsweredBatch]) -> TaskScore:
 
 
 def _sum_costs(batches: Sequence[AnsweredBatch]) -> Cost:
-    seconds = sum(batch.seconds for batch in batches)
+    # To microseconds, as each was measured: by less time the speed could be infinite.
+    seconds = round(sum(batch.seconds for batch in batches), 6)
     new_tokens = sum(batch.new_tokens for batch in batches)
     peaks = [batch.peak_memory_bytes for batch in batches if batch.peak_memory_bytes is not None]
     return Cost(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -289,6 +290,20 @@ def test_routing_that_cannot_be_is_refused_with_its_line(
         opened_run(path),
     ):
         pass
+
+
+def test_time_without_bounds_is_refused_and_of_no_length_has_no_speed(
+    workplace: Workplace, loaded: LoadedBundle, routed: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(with_last_batch(routed, lambda batch: batch.update(seconds=1e308)))
+    with pytest.raises(InvalidDocument, match=r"`run.jsonl:4` breaks its schema.*seconds"), opened_run(path):
+        pass
+    changed = routed.replace(b'"seconds":', b'"seconds":5e-324,"was":')
+    path.write_bytes(re.sub(rb'"was":[0-9.e-]+,', b"", changed))
+    tasks = tasks_of(workplace, loaded, ROUTED)
+    (mode,) = ask(path, ModelAnswerer(loaded, tasks), tasks, ROUTED).modes
+    assert (mode.cost.seconds, mode.cost.new_tokens_per_second) == (0, 0)
 
 
 def test_answers_of_a_task_without_its_line_are_refused(routed: bytes, tmp_path: Path) -> None:
