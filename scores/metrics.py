@@ -83,8 +83,11 @@ def judge_of(metric: Metric, labels: Iterable[str] = ()) -> Judge:
             return _rouge()
         case "bleu":
             return _bleu()
-        case "exact" | "likelihood" | "likelihood-per-byte":
+        case "exact":
             return _best_of(lambda answer, right: answer.strip() == right.strip())
+        case "likelihood" | "likelihood-per-byte":
+            # The answer is a choice, and two choices may differ by a space alone.
+            return _best_of(lambda answer, right: answer == right)
 
 
 def problem_of(metric: Metric, expected: Expected) -> str | None:

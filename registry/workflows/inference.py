@@ -76,7 +76,7 @@ def evaluate(
         BundleRefused: it is not a bundle, or was made for another base.
         InvalidDocument: the run or the tasks' settings are malformed.
         UsageError: an option is out of range, the bundle cannot serve in a mode, or the run is of another
-            bundle or asked otherwise.
+            bundle, asked otherwise, or was damaged.
         MissingDependency: a library of a metric, of the intervals or of the figures is not installed.
     """
     if processes < 1:

@@ -78,6 +78,7 @@ def test_rouge_is_the_f_measure_of_the_longest_common_subsequence(
         ("yes-no", "It is. Yes.", "yes", 0),
         ("yes-no", "nothing", "no", 0),
         ("likelihood", "b", "b", 1),
+        ("likelihood", "b ", "b", 0),
         ("likelihood-per-byte", "a", "b", 0),
     ],
 )
