@@ -256,7 +256,16 @@ class FusedBundle(Closing):
             HubRefused, HubUnavailable, HubMismatch: an adapter on the Hub cannot be had.
             SourceUnreadable: a file cannot be read.
         """
-        return self._change("add", name, member, base, statistics, data, max_bytes, progress)
+        return self._change(
+            "add",
+            name,
+            member,
+            base=base,
+            statistics=statistics,
+            data=data,
+            max_bytes=max_bytes,
+            progress=progress,
+        )
 
     def remove(
         self,
@@ -279,7 +288,7 @@ class FusedBundle(Closing):
             DataRefused: the statistics cannot be used.
             SourceUnreadable: a file cannot be read.
         """
-        return self._change("remove", name, None, base, statistics, None, 0, progress)
+        return self._change("remove", name, base=base, statistics=statistics, progress=progress)
 
     def replace(
         self,
@@ -311,17 +320,27 @@ class FusedBundle(Closing):
             AdapterRefused, FuseRefused, DataRefused, SourceUnreadable: as ``add``.
             HubRefused, HubUnavailable, HubMismatch: an adapter on the Hub cannot be had.
         """
-        return self._change("replace", name, member, base, statistics, data, max_bytes, progress)
+        return self._change(
+            "replace",
+            name,
+            member,
+            base=base,
+            statistics=statistics,
+            data=data,
+            max_bytes=max_bytes,
+            progress=progress,
+        )
 
     def _change(
         self,
         change: Change,
         name: str | None,
-        member: StrPath | None,
+        member: StrPath | None = None,
+        *,
         base: StrPath | None,
         statistics: StrPath | None,
-        data: StrPath | None,
-        max_bytes: int,
+        data: StrPath | None = None,
+        max_bytes: int = MAX_ADAPTER_FILE_BYTES,
         progress: Progress,
     ) -> FusedBundle:
         require_torch("fitting gates")

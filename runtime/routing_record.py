@@ -180,10 +180,13 @@ class _Served:
     tokens: int
     device: torch.device
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether one routing serves all tokens."""
-        return isinstance(self.choice, FixedRouting)
+    def goes_on(self, earlier: _Served) -> bool:
+        """Return whether one fixed routing serves the tokens of both, so that one table can have them."""
+        return (
+            isinstance(self.choice, FixedRouting)
+            and self.choice == earlier.choice
+            and (self.batch, self.device) == (earlier.batch, earlier.device)
+        )
 
     @property
     def table(self) -> Routing:
@@ -211,7 +214,7 @@ def _merged(steps: Iterable[_Served]) -> Iterator[_Served]:
     """Yield the steps, those in a row that have one fixed routing as one."""
     last: _Served | None = None
     for step in steps:
-        if last is not None and last.is_fixed and replace(step, tokens=last.tokens) == last:
+        if last is not None and step.goes_on(last):
             last = replace(last, tokens=last.tokens + step.tokens)
             continue
         if last is not None:

@@ -35,8 +35,8 @@ from meteora_registry.registry import secrets
 from support.examples import examples
 from support.program import Run, run_here
 
-# One server of each for all folders; and what pytest need not do again for every test.
-pytest_plugins = ("support.postgres", "support.pgbouncer", "support.quick_pytest")
+# One server of each for all folders.
+pytest_plugins = ("support.postgres", "support.pgbouncer")
 
 # Python would look through everything again and again while the tests are collected, which takes two seconds.
 gc.disable()

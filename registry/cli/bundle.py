@@ -30,15 +30,27 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., object])
 
 _WORDS = {"add": "added", "remove": "removed", "replace": "replaced"}
-_statistics_option = click.option(
-    "--statistics",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="The folder that `gate fit --statistics` kept each member's part in.",
-)
-_name_option = click.option(
-    "--name", help="What the catalog calls it. Default: as the bundle it was made from."
-)
+
+
+def _change_options(function: Function) -> Function:
+    """Add the options that every change of a member has."""
+    options = (
+        click.option(
+            "--statistics",
+            metavar="FOLDER",
+            type=click.Path(path_type=Path),
+            help="The folder that `gate fit --statistics` kept each member's part in.",
+        ),
+        out_option,
+        base_option,
+        base_folder_option,
+        click.option("--name", help="What the catalog calls it. Default: as the bundle it was made from."),
+        format_option,
+        pass_registry,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def _member_argument(metavar: str) -> Callable[[Function], Function]:
@@ -61,16 +73,10 @@ def _data_option(text: str, *, required: bool) -> Callable[[Function], Function]
 @bundle_argument
 @_member_argument("NAME[@VERSION|@ALIAS]")
 @_data_option("Texts of the member, a line each, as `gate fit` reads them.", required=True)
-@_statistics_option
-@out_option
 @click.option(
     "--member", "called", metavar="NAME", help="What the bundle calls it. Default: the adapter's name."
 )
-@base_option
-@base_folder_option
-@_name_option
-@format_option
-@pass_registry
+@_change_options
 def add(
     registry: Registry,
     /,
@@ -117,13 +123,7 @@ def add(
 )
 @bundle_argument
 @click.argument("member", metavar="MEMBER")
-@_statistics_option
-@out_option
-@base_option
-@base_folder_option
-@_name_option
-@format_option
-@pass_registry
+@_change_options
 def remove(
     registry: Registry,
     /,
@@ -173,13 +173,7 @@ def remove(
     help="The adapter that comes. Default: the one that is catalogued under the member's name.",
 )
 @_data_option("New texts of the member. Default: those that it was fitted on still hold.", required=False)
-@_statistics_option
-@out_option
-@base_option
-@base_folder_option
-@_name_option
-@format_option
-@pass_registry
+@_change_options
 def replace(
     registry: Registry,
     /,

@@ -71,6 +71,7 @@ def test_what_was_written_before_ctrl_c_is_part_of_the_conversation(terminal: Co
 
 def test_ctrl_c_at_the_prompt_says_how_to_leave(terminal: Conversation) -> None:
     for typed in ("", "half a line"):
+        terminal.wait_for_the_line_editor()
         terminal.type(f"{typed}\x03")
         assert terminal.read_until(PROMPT).endswith("\n/exit or Ctrl-D leaves\n> ")
     assert "[`base` answers from now on]" in enter(terminal, "/force base")

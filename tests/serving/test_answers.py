@@ -11,6 +11,7 @@ import pytest
 from meteora_registry.runtime import LoadedBundle, generate, route_as
 from meteora_registry.serving.limits import Limits
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
+from support.patience import wait_until
 from support.scopes import SCOPES
 from support.serving import (
     MEMBERS,
@@ -23,7 +24,6 @@ from support.serving import (
     post,
     running,
     serving_bundle,
-    wait_until,
 )
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]

@@ -16,8 +16,8 @@ from meteora_registry.runtime import LoadedBundle
 from meteora_registry.serving.limits import Limits
 from meteora_registry.serving.rows import Row
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
-from support.patience import PATIENCE_SECONDS
-from support.serving import NAME, Serving, asking, held, metric, post, running, serving_bundle, wait_until
+from support.patience import PATIENCE_SECONDS, wait_until
+from support.serving import NAME, Serving, asking, held, metric, post, running, serving_bundle
 
 pytestmark = [LOADS_UNFITTED, LOADS_WITH_PEFT]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -135,14 +134,6 @@ def metric(served: Serving, name: str, **labels: str) -> float:
     text = httpx2.get(f"{served.url}/metrics", timeout=PATIENCE_SECONDS).text
     samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
     return next((each.value for each in samples if each.name == name and each.labels == labels), 0.0)
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    """Wait for what must come to hold."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @contextmanager

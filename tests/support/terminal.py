@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from support.patience import PATIENCE_SECONDS
+from support.patience import PATIENCE_SECONDS, wait_until
 from support.warm import Popen, RuntimePopen
 
 _LINES = 40
@@ -90,6 +90,10 @@ class Conversation:
     def type(self, keys: str) -> None:
         """Press keys; `\\x03` is Ctrl-C and `\\x04` Ctrl-D."""
         os.write(self._ours, keys.encode())
+
+    def wait_for_the_line_editor(self) -> None:
+        """Return when the program reads keys; a Ctrl-C between its prompt and that is lost by `input`."""
+        wait_until(lambda: not termios.tcgetattr(self._ours)[3] & termios.ICANON)
 
     def read_until(self, text: str) -> str:
         """Return what is shown up to a text, which must come."""
