@@ -1,10 +1,13 @@
-"""The processes of a job that ``torchrun`` or ``accelerate launch`` started; one without a launcher."""
+"""Processes: those of a job that ``torchrun`` or ``accelerate launch`` started, and those of a pool."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import connection
 from typing import TypeVar
 
 import torch
@@ -76,3 +79,16 @@ def from_first(make: Callable[[], Value]) -> Value:
     shared = [make() if is_first() else None]
     broadcast_object_list(shared)
     return shared[0]  # type: ignore[return-value]  # the first has put it there
+
+
+def end_with_parent() -> None:
+    """Have this process, which ``multiprocessing`` started, end when its parent does, however that ends."""
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def _end_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        # A process that waits for its next piece of work would wait for ever.
+        os._exit(1)
