@@ -33,6 +33,11 @@ def is_first() -> bool:
     return process_count() == 1 or os.environ.get("RANK", "0") == "0"
 
 
+def uses_fsdp() -> bool:
+    """Return whether the launcher asks for FSDP, which divides a model among the processes."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def join_processes() -> None:
     """Connect the processes, if there are several; once or more often is the same.
 
@@ -61,8 +66,7 @@ def place_of_base() -> str | dict[str, int] | None:
         return None
     if process_count() == 1:
         return "auto"
-    is_divided = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return None if is_divided else {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    return None if uses_fsdp() else {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
 def from_first(make: Callable[[], Value]) -> Value:
