@@ -78,9 +78,9 @@ def same_gates(folder: Path, out: str) -> bool:
 
 
 def test_two_processes_of_a_launcher_train_the_gates_of_one(workplace: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, SCRIPT, str(workplace), "whole", *OPTIONS]
-    found = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+    found = warm.run(command, cwd=workplace, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     check_two(workplace, "whole", "MULTI_CPU", found.stdout.splitlines())
 
