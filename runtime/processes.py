@@ -1,10 +1,13 @@
-"""The processes of a job that ``torchrun`` or ``accelerate launch`` started; one without a launcher."""
+"""Processes: those of a job that ``torchrun`` or ``accelerate launch`` started, and those of a pool."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import connection
 from typing import TypeVar
 
 import torch
@@ -28,6 +31,11 @@ def process_count() -> int:
 def is_first() -> bool:
     """Return whether this is the process that writes and prints."""
     return process_count() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def uses_fsdp() -> bool:
+    """Return whether the launcher asks for FSDP, which divides a model among the processes."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def join_processes() -> None:
@@ -58,8 +66,7 @@ def place_of_base() -> str | dict[str, int] | None:
         return None
     if process_count() == 1:
         return "auto"
-    is_divided = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return None if is_divided else {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    return None if uses_fsdp() else {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
 def from_first(make: Callable[[], Value]) -> Value:
@@ -76,3 +83,16 @@ def from_first(make: Callable[[], Value]) -> Value:
     shared = [make() if is_first() else None]
     broadcast_object_list(shared)
     return shared[0]  # type: ignore[return-value]  # the first has put it there
+
+
+def end_with_parent() -> None:
+    """Have this process, which ``multiprocessing`` started, end when its parent does, however that ends."""
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def _end_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        # A process that waits for its next piece of work would wait for ever.
+        os._exit(1)

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.gates.rows import digest_of
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.files.writing import whole_file
@@ -31,13 +32,17 @@ CHUNK_BYTES = 1 << 20
 def prepare_items(cache: Path) -> Path:
     """Return the folder of the tasks' ``task.json`` files, made on the first call.
 
-    The source package is in the cache until they are copied, so that a run that was killed need not fetch it
-    again; one that was put there is taken.
+    It is named by a digest of their names, so that a task that is added has its items. The source package is
+    in the cache until they are copied, so that a run that was killed need not fetch it again; one that was
+    put there is taken.
 
     Raises:
         ValueError: the package cannot be fetched, or is not the one that this measurement is made with.
     """
-    folder = cache / "bigbench"
+    wanted = {
+        f"{INSIDE}/{each}/{ITEMS_FILE}": Path(each, ITEMS_FILE) for task in TASKS for each in task.folders
+    }
+    folder = cache / f"bigbench-{digest_of(sorted(wanted))[:12]}"
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
@@ -46,9 +51,6 @@ def prepare_items(cache: Path) -> Path:
         with whole_file(sdist) as file:
             fetch_sdist(file)
     check_digest(sdist, SDIST_SHA256)
-    wanted = {
-        f"{INSIDE}/{each}/{ITEMS_FILE}": Path(each, ITEMS_FILE) for task in TASKS for each in task.folders
-    }
     with staged_folder(folder) as staging:
         copy_members(sdist, wanted, staging)
     sdist.unlink()

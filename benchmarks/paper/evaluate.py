@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.gates.rows import digest_of
 from benchmarks.pages import Row
+from meteora_registry.files.digests import hash_file
 from meteora_registry.runtime.evaluation.generation import Meter, generate_answers
 from meteora_registry.runtime.evaluation.likelihood import likeliest, log_probabilities, read_prompt
 from meteora_registry.runtime.evaluation.tally import RoutingTally, count_routing, sum_counts
@@ -21,7 +23,7 @@ from meteora_registry.schemas.evaluation_run import RoutingCounts
 from meteora_registry.schemas.names import PLAIN_BASE
 from meteora_registry.scores.metrics import Expected, judge_of
 
-from .items import END, Item, Split, digest_of_items, prompts_in
+from .items import ARROW, END, Item, Split, digest_of_items, prompts_in
 from .ways import Models, Way, embed, nearest, served
 
 BATCH_ITEMS = 8
@@ -56,27 +58,54 @@ class Prepared:
             return way.folder in dict(self.joint)
         return way.kind in ("majority", "weighted") or way.folder in dict(self.bundles)
 
+    def recipe_of(self, way: Way) -> str:
+        """Return a digest of what answers in a way that is there, file by file, and of how it is asked."""
+        files = sorted(path for folder in self._folders_of(way) for path in folder.rglob("*"))
+        digests = [(path.name, str(hash_file(path))) for path in files if path.is_file()]
+        return digest_of([asdict(way), ARROW, END, BATCH_ITEMS, MORE_THAN_EXPECTED, CENTROID_ITEMS, digests])
+
+    def _folders_of(self, way: Way) -> list[Path]:
+        if way.kind == "majority":
+            return []
+        if way.kind == "weighted":
+            return [folder for _, folder in self.adapters]
+        if way.kind == "adapter":
+            return [dict(self.joint)[way.folder]]
+        return [dict(self.bundles)[way.folder], *([self.data] if way.kind == "centroid" else [])]
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One way on one task: the items that are asked, and the most frequent answer in training."""
+    """One way on one task: its recipe, the items that are asked, and the most frequent answer in training."""
 
     stage: Split
     way: Way
+    recipe: str
     task: str
     metric: Metric
     items: tuple[Item, ...]
     most_frequent: str
 
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        """By which its row is found again."""
-        return self.stage, self.way.name, self.task, digest_of_items(self.items)
+    def is_answered_by(self, row: Row | None) -> bool:
+        """Return whether a row of this stage, way and task is of the same recipe, judge and items."""
+        own = self.facts()
+        return row is not None and all(row.get(name) == own[name] for name in own)
+
+    def facts(self) -> Row:
+        """Return the facts of its row that are known before it is answered."""
+        return {
+            "stage": self.stage,
+            "way": self.way.name,
+            "task": self.task,
+            "recipe_sha256": self.recipe,
+            "items_sha256": digest_of_items(self.items),
+            "items": len(self.items),
+            "metric": self.metric,
+        }
 
 
 def score_unit(prepared: Prepared, unit: Unit) -> Row:
     """Return the row of a unit; the model is kept for the next unit of this process."""
-    stage, way, task, digest = unit.key
     judge = judge_of(unit.metric)
     asked = _Asked(prepared, unit)
     answers = asked.answer()
@@ -86,17 +115,11 @@ def score_unit(prepared: Prepared, unit: Unit) -> Row:
     ]
     row: Row = {
         "kind": "score",
-        "stage": stage,
         "members": prepared.members,
-        "way": way,
-        "task": task,
-        "items_sha256": digest,
-        "items": len(scores),
-        "metric": unit.metric,
         "scores": [round(score, 4) for score in scores],
         "settings": asdict(unit.way),
     }
-    return row | asked.facts()
+    return row | unit.facts() | asked.facts()
 
 
 class _Asked:

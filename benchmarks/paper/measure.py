@@ -30,15 +30,15 @@ from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.gate_fit import FitRequest
-from meteora_registry.schemas.gate_choices import Scope
+from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_options
+from meteora_registry.schemas.gate_choices import PromptForm, Scope
 
 from .archive import prepare_items
 from .evaluate import Prepared, Unit, score_unit
 from .items import Item, Split, digest_of_items, fit_lines, read_items
 from .pool import run_units
 from .rows import RowsFile, of_kind
-from .summary import summaries
+from .summary import scores_of, summaries
 from .tables import ROWS, write_page
 from .tasks import PaperTask, chosen_tasks
 from .training import JOINT_RECIPES, LOG, RECIPES, AdapterRecipe, adapter_folder, train
@@ -47,6 +47,9 @@ from .ways import FITTED_SCOPES, UNFITTED, WAYS, Way
 STAGES = ("train", "fit", "validation", "test", "page")
 # Half of them are read by the fit, the others held out.
 FIT_ITEMS = 64
+# The data have both forms of a prompt already. No prompt is left to the base: all belong to a member.
+FORM: PromptForm = "given"
+ABSTAIN = None
 TRAINED_ELSEWHERE = "trained"
 
 
@@ -98,7 +101,10 @@ class Measurement:
             for name, recipe in self._recipes.items()
         }
         self.members = digest_of([self._folders[name].name for name in self.tasks])[:12]
+        self._fit_lines = {name: fit_lines(own["train"][:FIT_ITEMS]) for name, own in self._items.items()}
+        options = [asdict(fit_options(scope, FORM, ABSTAIN)) for scope in FITTED_SCOPES]
         self._bundles = cache / "bundles" / self.members
+        self._fits = self._bundles / f"fits-{digest_of([self._fit_lines, options])[:12]}"
         self._elsewhere = cache / TRAINED_ELSEWHERE / self.members
 
     def _learned_by(self, name: str) -> dict[str, list[Item]]:
@@ -144,44 +150,44 @@ class Measurement:
         home = Home(self._cache / "home")
         home.folder.mkdir(parents=True, exist_ok=True)
         adapters = {name: self._folders[name] for name in self.tasks}
-        self._bundles.mkdir(parents=True, exist_ok=True)
+        self._fits.mkdir(parents=True, exist_ok=True)
         bundle = fuse_adapters(adapters, self._base, home, self._bundles / UNFITTED)
         self._write_fit_data()
-        missing = [scope for scope in self._sizes.scopes if not (self._bundles / scope).exists()]
+        missing = [scope for scope in self._sizes.scopes if not (self._fits / scope).exists()]
         work = partial(fit_unit, self._base, self._data, bundle, home)
         for scope, cost in run_units(
-            work, [(scope, self._bundles / scope) for scope in missing], self._sizes.processes
+            work, [(scope, self._fits / scope) for scope in missing], self._sizes.processes
         ):
             self._write({"kind": "fit", "scope": scope[0], "adapters": len(adapters), **asdict(cost)})
 
     @property
     def _data(self) -> Path:
-        return self._bundles / "data"
+        return self._fits / "data"
 
     def _write_fit_data(self) -> None:
         if self._data.exists():
             return
         with staged_folder(self._data) as staging:
-            for name, items in self._items.items():
-                lines = [json.dumps(line) + "\n" for line in fit_lines(items["train"][:FIT_ITEMS])]
-                (staging / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+            for name, lines in self._fit_lines.items():
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+                (staging / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
     def ask(self, stage: Split, ways: Sequence[Way] = WAYS) -> None:
-        """Write a row for each way and task of a stage that has none yet.
+        """Write a row for each way and task of a stage whose last one is not of these items and this recipe.
 
         Ways whose bundle or adapter is not there are left out, and named on standard error.
         """
         prepared = self._prepared()
         for way in ways:
             if not prepared.has(way):
-                where = self._elsewhere if way.is_trained_elsewhere else self._bundles
+                where = self._elsewhere if way.is_trained_elsewhere else self._fits
                 say(f"{way.name}: left out, there is no `{where / way.folder}`")
-        known = {
-            (row["stage"], row["way"], row["task"], row["items_sha256"])
-            for row in of_kind(self.rows.read(), "score", members=self.members)
-        }
-        units = [unit for unit in self._units(stage, ways) if prepared.has(unit.way)]
-        units = [unit for unit in units if unit.key not in known]
+        asked = scores_of(self.rows.read(), stage, self.members)
+        units = [
+            unit
+            for unit in self._units(stage, [way for way in ways if prepared.has(way)], prepared)
+            if not unit.is_answered_by(asked.get(unit.way.name, {}).get(unit.task))
+        ]
         for unit, row in run_units(partial(score_unit, prepared), units, self._sizes.processes):
             self._write(row)
             mean = 100 * sum(row["scores"]) / len(row["scores"])
@@ -189,19 +195,22 @@ class Measurement:
         for row in summaries(self.rows.read(), stage, self.members):
             self._write(row)
 
-    def _units(self, stage: Split, ways: Sequence[Way]) -> list[Unit]:
+    def _units(self, stage: Split, ways: Sequence[Way], prepared: Prepared) -> list[Unit]:
         units = []
         for way in ways:
+            recipe = prepared.recipe_of(way)
             for name, task in self.tasks.items():
                 items = tuple(self._items[name][stage][: self._sizes.of(stage)])
                 if way.kind == "likelihood" and not all(item.choices for item in items):
                     continue
                 answers = Counter(item.targets[0] for item in self._items[name]["train"])
-                units.append(Unit(stage, way, name, task.metric, items, answers.most_common(1)[0][0]))
+                most_frequent = answers.most_common(1)[0][0]
+                units.append(Unit(stage, way, recipe, name, task.metric, items, most_frequent))
         return units
 
     def _prepared(self) -> Prepared:
-        bundles = {path.name: path for path in self._bundles.iterdir() if path.name != "data"}
+        places = {UNFITTED: self._bundles / UNFITTED} | {scope: self._fits / scope for scope in FITTED_SCOPES}
+        bundles = {name: folder for name, folder in places.items() if folder.exists()}
         joint = {name: folder for name, folder in self._folders.items() if name not in self.tasks}
         for way in WAYS:
             folder = self._elsewhere / way.folder
@@ -229,12 +238,9 @@ def train_unit(base: Path, unit: tuple[AdapterRecipe, dict[str, list[Item]], Pat
 
 
 def fit_unit(base: Path, data: Path, bundle: Path, home: Home, unit: tuple[Scope, Path]) -> FitCost:
-    """Fit gates for one scope in this process.
-
-    The data have both forms of a prompt already. No prompt is left to the base: all belong to a member.
-    """
+    """Fit gates for one scope in this process."""
     scope, folder = unit
-    request = FitRequest(str(base), data, scope, form="given", abstain=None)
+    request = FitRequest(str(base), data, scope, form=FORM, abstain=ABSTAIN)
     return fit_by_workflow(bundle, request, home, folder)
 
 
@@ -261,9 +267,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--cache", type=Path, default=platformdirs.user_cache_path("meteora-registry") / "paper"
     )
-    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument(
+        "--rows", type=Path, default=ROWS, help="of another file than the default no page is written"
+    )
     parsed = parser.parse_args(arguments)
-    stages = parsed.stages or list(STAGES)
+    has_own_rows = parsed.rows.resolve() != ROWS.resolve()
+    if has_own_rows and "page" in parsed.stages:
+        parser.error(f"the page shows the rows of `{ROWS}` alone, found `--rows {parsed.rows}`")
+    stages = parsed.stages or [stage for stage in STAGES if stage != "page" or not has_own_rows]
     if stages != ["page"]:
         quiet()
         try:
@@ -277,7 +288,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         run_stages(measurement, stages)
     if "page" in stages:
-        write_page(parsed.rows)
+        write_page()
 
 
 def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:

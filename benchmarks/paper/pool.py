@@ -8,16 +8,14 @@ that wait for work for ever.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import connection
 from typing import TypeVar
 
 import torch
 
 from benchmarks.gates.measure import quiet
+from meteora_registry.runtime.processes import end_with_parent
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -51,11 +49,4 @@ def run_units(
 def _begin() -> None:
     quiet()
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    end_with_parent()

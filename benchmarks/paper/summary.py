@@ -39,17 +39,14 @@ def is_complete(tasks: Tasks) -> bool:
 
 
 def summaries(rows: Sequence[Row], stage: str, members: str) -> list[Row]:
-    """Return a row for each way that has answered every task, but for those that are there already."""
+    """Return a row for each way that has answered every task, but for those whose last one has its means."""
     found = scores_of(rows, stage, members)
-    known = {
-        (row["way"], row["mean"], row["difference"])
-        for row in of_kind(rows, "summary", stage=stage, members=members)
-    }
+    last = last_by(of_kind(rows, "summary", stage=stage, members=members), ("way",))
     made = []
     for way, tasks in found.items():
         if is_complete(tasks):
-            mean, difference = means_of(tasks, found.get(MEMBER))
-            if (way, mean, difference) not in known:
+            known = last.get((way,))
+            if known is None or (known["mean"], known["difference"]) != means_of(tasks, found.get(MEMBER)):
                 made.append(_summary(stage, way, tasks, found.get(MEMBER)))
     return made
 

@@ -43,7 +43,7 @@ from ...runtime.fitting import (
     read_task_data,
 )
 from ...runtime.processes import from_first, is_first, join_processes
-from ...runtime.training import TrainingOptions, TrainingOutcome
+from ...runtime.training import TrainingOptions, TrainingOutcome, check_launch
 from ...schemas.answer_order import AnswerOrder
 from ...schemas.bundle import (
     CONFIG_FILE,
@@ -299,6 +299,7 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
         )
     if training.checkpoint is not None:
         _check_checkpoint(training.checkpoint, folder, request.statistics)
+    check_launch(training)
     # Before the base is loaded, whose place depends on it.
     join_processes()
     base = load_base(opened)

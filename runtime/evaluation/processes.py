@@ -7,15 +7,12 @@ that ends. Which process answers a batch changes nothing: the answers are put to
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cached_property
-from multiprocessing.connection import wait
 
 import torch
 from transformers.utils import logging
@@ -25,6 +22,7 @@ from ...schemas.errors import SourceUnreadable
 from ...schemas.evaluation import Abstention
 from ..fitting import TaskData
 from ..loaded_bundle import LoadedBundle
+from ..processes import end_with_parent
 from .answering import Answered, Batch, Machine, ModelAnswerer
 from .tasks import EvaluationOptions, Task
 
@@ -122,18 +120,10 @@ def _begin(load: Load, tasks: Sequence[Task]) -> None:
     global _worker  # noqa: PLW0603 (what a process of a pool has, it has here)
     # The parent alone answers to Ctrl-C: it lets each process end its batch.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     _worker = _Worker(load, tasks)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        # A process that waits for its next batch would wait for ever.
-        os._exit(1)
 
 
 def _describe() -> Machine:

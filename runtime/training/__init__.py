@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
+from .launch import check_launch
 from .options import TrainingOptions
 from .outcome import TrainingOutcome
 
-__all__ = ["TrainingOptions", "TrainingOutcome"]
+__all__ = ["TrainingOptions", "TrainingOutcome", "check_launch"]

@@ -16,15 +16,16 @@ from ...files.progress import Progress, Step, silent
 from ...files.scratch import Purpose, temporary_folder
 from ...fuser.refit import NewGates
 from ...schemas.bundle import TENSOR_GATE, TENSOR_GATE_BIAS, Fitting, FittingData
-from ...schemas.errors import DataRefused, UsageError
+from ...schemas.errors import DataRefused
 from ...schemas.training import TrainingDescription
 from ..fitting import FittedGates, TaskData, write_as
 from ..fitting.fit import describe_tokens
 from ..fitting.forms import template_tokens
 from ..fitting.sequences import LabelledTokens, count_tokens, encode_samples
 from ..fitting.statistics_file import digest_of_base
-from ..processes import from_first, is_first, process_count
+from ..processes import from_first, is_first
 from .checkpoint import TrainingState, read_state, write_state
+from .launch import check_launch
 from .options import TrainingOptions
 from .outcome import TrainingOutcome
 from .routed_model import routed_model
@@ -76,11 +77,7 @@ def train_gates(
             cannot be trained in.
         SourceUnreadable: the checkpoint cannot be read or written.
     """
-    if options.batch_size % process_count():
-        raise UsageError(
-            f"a batch of {options.batch_size} samples cannot be divided among {process_count()} processes",
-            hint="choose a multiple with `--batch-size`",
-        )
+    check_launch(options)
     names = bundle.config.names
     samples = [_encode(data[name], place, fitted, tokenizer) for place, name in enumerate(names)]
     order = balanced_order([len(own) for own in samples], options.steps * options.batch_size, options.seed)

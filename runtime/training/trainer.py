@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ...files.progress import Step
-from ...schemas.errors import DataRefused, UsageError
+from ...schemas.errors import DataRefused
 from ..active_bundles import overridden
 from ..processes import process_count
 from .checkpoint import TrainingState
@@ -72,7 +72,6 @@ class GateTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # `compute_loss` is a mean over the batch already.
         self.model_accepts_loss_kwargs = False
-        _check_launch(self)
 
     @property
     def outcome(self) -> TrainingOutcome:
@@ -277,29 +276,4 @@ def _arguments(options: TrainingOptions, done: int, folder: Path) -> TrainingArg
     )
     # One process with several GPUs would divide the batch among threads, in which no pass is known.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    if arguments.mixed_precision not in ("no", "bf16"):
-        # That of float16 leaves out steps whose gradient overflows, and a checkpoint does not have its scale.
-        raise UsageError(
-            f"gates are trained with mixed precision `no` or `bf16`, found `{arguments.mixed_precision}`",
-            hint="launch with `--mixed_precision no`",
-        )
     return arguments
-
-
-def _check_launch(trainer: GateTrainer) -> None:
-    """Refuse ways of dividing a model from which gates cannot be read back whole."""
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if trainer.is_deepspeed_enabled:
-        raise UsageError("gates are not trained with DeepSpeed", hint="launch with FSDP, version 2")
-    if plugin is not None and plugin.fsdp_version != 2:
-        raise UsageError(
-            f"gates are trained with FSDP of version 2, found version {plugin.fsdp_version}",
-            hint="launch with `--fsdp_version 2`",
-        )
-    precision = trainer.accelerator.mixed_precision
-    if plugin is not None and precision != "no":
-        # It would give each layer its gates in that type.
-        raise UsageError(
-            f"gates are trained in float32, found FSDP with mixed precision `{precision}`",
-            hint="launch with `--mixed_precision no`; the base keeps the element type of its files",
-        )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gates import measure
 from benchmarks.gates.figure import FIGURE, OURS, draw
@@ -20,7 +19,7 @@ from benchmarks.gates.tables import END, PAGE, START, percent, ratio, scores, se
 from benchmarks.gates.tasks import TASK_NAMES, TASKS, spell, split_of
 from benchmarks.gates.training import IGNORED, RECIPES, pack, samples_of
 from benchmarks.gates.ways import Models, Way, served
-from support.byte_tokens import byte_tokenizer
+from support.byte_tokens import byte_tokenizer, save_byte_llama
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::meteora_registry.runtime.GateNotFittedWarning",
@@ -33,22 +32,7 @@ POOLS = {task.name: task.items("train", 20, 0) for task in TASKS}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
+    return save_byte_llama(tmp_path_factory.mktemp("base"), TOKENIZER)
 
 
 @pytest.fixture(scope="module")

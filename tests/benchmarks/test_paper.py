@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.paper import archive, tables
+from benchmarks.paper import measure as paper_measure
 from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
 from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
 from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
@@ -28,8 +29,9 @@ from benchmarks.paper.tables import PAGE, ROWS, page_of, sections
 from benchmarks.paper.tasks import MISSING, TASKS, PaperTask, chosen_tasks
 from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
 from benchmarks.paper.ways import CENTROID, FITTED_SCOPES, LIKELIHOOD, MAJORITY, MEMBER, WAYS, nearest
+from meteora_registry.files.digests import hash_file
 from meteora_registry.schemas.gate_choices import Scope
-from support.byte_tokens import byte_tokenizer
+from support.byte_tokens import byte_tokenizer, save_byte_llama
 from support.patience import PATIENCE_SECONDS
 from support.task_data import TEMPLATE
 
@@ -73,22 +75,7 @@ def items_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
+    return save_byte_llama(tmp_path_factory.mktemp("base"), TOKENIZER)
 
 
 def tiny_recipe(name: str, rank: int = 4) -> AdapterRecipe:
@@ -192,6 +179,35 @@ def test_measurement_that_was_killed_goes_on_where_it_stopped(
     settled = rows.path.read_bytes()
     measure_few(measure("few.jsonl", "prompt"))
     assert rows.path.read_bytes() == settled
+
+
+def test_way_with_another_recipe_is_asked_again(
+    measured: Measurement, measure: Callable[..., Measurement]
+) -> None:
+    rows = measure("again.jsonl").rows
+    rows.path.write_bytes(measured.rows.path.read_bytes())
+    changed = [replace(way, abstain=0.9) if way.name == "prompt" else way for way in WAYS if way.name in FEW]
+    # The last row counts, so going back to the first recipe writes its rows again.
+    for ways in (changed, [way for way in WAYS if way.name in FEW]):
+        before = rows.read()
+        measure("again.jsonl", "prompt").ask("test", ways)
+        asked = of_kind(rows.read()[len(before) :], "score")
+        assert [(row["way"], row["task"]) for row in asked] == [("prompt", "parity"), ("prompt", "sums")]
+        measure("again.jsonl", "prompt").ask("test", ways)
+        assert of_kind(rows.read(), "score") == [*of_kind(before, "score"), *asked]
+
+
+def test_gates_fitted_on_other_items_are_not_taken(
+    measured: Measurement,
+    measure: Callable[..., Measurement],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(paper_measure, "FIT_ITEMS", 32)
+    measurement = measure("other-items.jsonl", "prompt")
+    measurement.ask("test", [way for way in WAYS if way.name in (MAJORITY, "prompt")])
+    assert {row["way"] for row in of_kind(measurement.rows.read(), "score")} == {MAJORITY}
+    assert "prompt: left out, there is no `" in capsys.readouterr().err
 
 
 def test_page_follows_from_rows(measured: Measurement) -> None:
@@ -349,6 +365,14 @@ def test_way_is_compared_with_the_member_on_the_same_items_alone() -> None:
     assert means_of(way, {}) == (1.0, None)
 
 
+def test_page_of_other_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = PAGE.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main(["page", "--rows", str(tmp_path / "rows.jsonl")])
+    assert f"the page shows the rows of `{ROWS}` alone" in capsys.readouterr().err
+    assert PAGE.read_bytes() == before
+
+
 @pytest.mark.parametrize("option", ["--test-items", "--processes"])
 @pytest.mark.parametrize("value", ["0", "-1", "two"])
 def test_number_below_one_is_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,7 +429,22 @@ def test_another_source_package_is_refused(tmp_path: Path) -> None:
     (tmp_path / archive.SDIST).write_bytes(b"another package")
     with pytest.raises(ValueError, match="has sha256 `"):
         prepare_items(tmp_path)
-    assert not (tmp_path / "bigbench").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [archive.SDIST]
+
+
+def test_task_that_was_added_has_its_items(
+    sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "SDIST_SHA256", str(hash_file(sdist)))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for names in (["parity"], ["parity", "other"]):
+        monkeypatch.setattr(archive, "TASKS", [PaperTask(name, "contains") for name in names])
+        shutil.copy(sdist, cache / archive.SDIST)
+        folder = prepare_items(cache)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+        assert prepare_items(cache) == folder
+        assert not (cache / archive.SDIST).exists()
 
 
 def test_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:

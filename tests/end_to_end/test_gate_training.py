@@ -87,6 +87,16 @@ def test_statistics_of_a_training_serve_a_fit_without_data(run: Run, workplace: 
     assert not (workplace / "none").exists()
 
 
+def test_launch_that_is_refused_costs_no_closed_form(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    refused = run(*TRAIN, "--out", "none", "--statistics", "no-sums")
+    assert (refused.returncode, (workplace / "no-sums").exists()) == (2, False)
+    assert "gates are trained with FSDP of version 2, found version 1" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from meteora_registry.kernels.reference import relative_error
-from support import training_process
+from support import training_process, warm
+from support.patience import PATIENCE_SECONDS
 from support.program import PROGRAM
 from support.task_data import make_fit_workplace
 
 NAMES = ("rank4", "rank8", "rslora16")
+SCRIPT = training_process.__file__
 OPTIONS = ("steps=8", "batch_size=4", "learning_rate=0.01", "checkpoint_steps=3")
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -35,19 +40,35 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["add", *(f"adapters/{name}" for name in NAMES)],
         ["fuse", *NAMES, "--out", "bundle"],
     ):
-        subprocess.run([PROGRAM, "--home", "home", *command], cwd=folder, check=True, capture_output=True)
-    found = launch(folder, "one", processes=1)
-    assert (found.returncode, found.stdout) == (0, "NO bundle@2 0\n"), found.stderr
+        warm.run([PROGRAM, "--home", "home", *command], cwd=folder, check=True, capture_output=True)
+    (printed,) = train(folder, "one", {})
+    assert printed == "NO bundle@2 0\n"
     return folder
 
 
-def launch(folder: Path, out: str, *, processes: int, **environment: str) -> subprocess.CompletedProcess[str]:
-    script = [training_process.__file__, str(folder), out, *OPTIONS]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), *script]
-    return subprocess.run(
-        command, env=os.environ | environment, cwd=folder, capture_output=True, text=True, check=False
-    )
+def train(folder: Path, out: str, *environments: dict[str, str]) -> list[str]:
+    """Train in a process for each environment, which has everything imported; return what each printed."""
+    command = [sys.executable, "-P", SCRIPT, str(folder), out, *OPTIONS]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(warm.RuntimePopen(command, cwd=folder, env=os.environ | each, **streams))
+            for each in environments
+        ]
+        # Else one would wait for another that ended for as long as the first may read a base: a day.
+        stack.callback(lambda: [process.kill() for process in started])
+        found = [process.communicate(timeout=PATIENCE_SECONDS) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), found
+    return [out for out, _ in found]
+
+
+def divided(**environment: str) -> list[dict[str, str]]:
+    """Return the environments that a launcher gives two processes, with FSDP."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"} for rank in ("0", "1")]
+    return [FSDP | place | rank | environment for rank in ranks]
 
 
 def same_gates(folder: Path, out: str) -> bool:
@@ -56,36 +77,34 @@ def same_gates(folder: Path, out: str) -> bool:
     return one.keys() == other.keys() and all(relative_error(other[name], one[name]) <= 1e-4 for name in one)
 
 
-# `accelerate launch` loads the base once by default; where each process loads it, FSDP ends a training below.
-@pytest.mark.parametrize(
-    ("environment", "kind"),
-    [({}, "MULTI_CPU"), (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "FSDP")],
-    ids=["whole", "fsdp-loaded-once"],
-)
-def test_two_processes_train_the_gates_of_one(
-    workplace: Path, request: pytest.FixtureRequest, environment: dict[str, str], kind: str
-) -> None:
-    out = request.node.callspec.id
-    found = launch(workplace, out, processes=2, **environment)
+def test_two_processes_of_a_launcher_train_the_gates_of_one(workplace: Path) -> None:
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, SCRIPT, str(workplace), "whole", *OPTIONS]
+    found = warm.run(command, cwd=workplace, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    first, second = found.stdout.splitlines()
+    check_two(workplace, "whole", "MULTI_CPU", found.stdout.splitlines())
+
+
+# `accelerate launch` loads the base once by default; where each process loads it, FSDP ends a training below.
+def test_two_processes_divide_a_base_that_is_loaded_once(workplace: Path) -> None:
+    found = train(workplace, "divided", *divided(FSDP_CPU_RAM_EFFICIENT_LOADING="true"))
+    check_two(workplace, "divided", "FSDP", [each.rstrip("\n") for each in found])
+
+
+def check_two(folder: Path, out: str, kind: str, printed: list[str]) -> None:
+    first, second = printed
     # Both processes get the version that the first one registered.
     assert first == second
     assert first.startswith(f"{kind} bundle@")
-    assert same_gates(workplace, out)
+    assert same_gates(folder, out)
 
 
 def test_two_processes_go_on_from_a_checkpoint(workplace: Path) -> None:
     # Begun whole and killed at the fourth step; ended by FSDP.
-    begun = subprocess.run(
-        [sys.executable, "-c", KILLED, training_process.__file__, str(workplace), "both", *OPTIONS],
-        capture_output=True,
-        check=False,
-    )
-    assert begun.returncode == -9
-    found = launch(workplace, "both", processes=2, **FSDP)
-    assert found.returncode == 0, found.stderr
-    assert {line.split()[2] for line in found.stdout.splitlines()} == {"3"}
+    command = [sys.executable, "-c", KILLED, SCRIPT, str(workplace), "both", *OPTIONS]
+    with warm.RuntimePopen(command, cwd=workplace) as begun:
+        assert begun.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+    assert {line.split()[2] for line in train(workplace, "both", *divided())} == {"3"}
     assert same_gates(workplace, "both")
 
 
@@ -104,23 +123,3 @@ trainer._Keeper = Killing
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"FSDP_VERSION": "1"}, "gates are trained with FSDP of version 2, found version 1"),
-        (
-            {"ACCELERATE_MIXED_PRECISION": "bf16"},
-            "gates are trained in float32, found FSDP with mixed precision `bf16`",
-        ),
-    ],
-    ids=["version", "precision"],
-)
-def test_division_that_gates_cannot_be_trained_in_is_refused(
-    workplace: Path, setting: dict[str, str], message: str
-) -> None:
-    found = launch(workplace, "refused", processes=2, **FSDP | setting)
-    assert found.returncode != 0
-    assert f"refused: {message}" in found.stderr
-    assert not (workplace / "refused").exists()

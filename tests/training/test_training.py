@@ -287,13 +287,36 @@ def test_number_of_processes_that_no_launcher_set_is_refused(
     assert training_workplace.train(replace(SHORT, steps=1)).outcome.steps == 1
 
 
-def test_mixed_precision_that_leaves_out_steps_is_refused(
-    training_workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "gates are not trained with DeepSpeed"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "fp16"},
+            "gates are trained with mixed precision `no` or `bf16`, found `fp16`",
+        ),
+        (FSDP | {"FSDP_VERSION": "1"}, "gates are trained with FSDP of version 2, found version 1"),
+        (
+            FSDP | {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            "gates are trained in float32, found FSDP with mixed precision `bf16`",
+        ),
+    ],
+    ids=["deepspeed", "fp16", "fsdp-version", "fsdp-precision"],
+)
+def test_launch_in_which_gates_cannot_be_trained_is_refused(
+    training_workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    message: str,
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UsageError) as caught:
         training_workplace.train(SHORT)
-    assert str(caught.value) == "gates are trained with mixed precision `no` or `bf16`, found `fp16`"
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
