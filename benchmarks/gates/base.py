@@ -50,6 +50,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def native_type() -> torch.dtype:
+    """Return bfloat16 where this processor multiplies it, else float32, which is then three times as fast."""
+    has_bfloat16 = any(value for name, value in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
 def load_model(folder: Path) -> PreTrainedModel:
     """Return the base in bfloat16, in which adapters are trained and everything is scored.
 

@@ -188,9 +188,9 @@ def pool_size(task: str, wanted: int) -> int:
     return min(wanted, 1200) if task in ("pair", "name") else wanted
 
 
-def adapter_on(base: Path, recipe: AdapterShape) -> PeftModel:
-    """Return the base in bfloat16 with a fresh float32 adapter."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="eager")
+def adapter_on(base: Path, recipe: AdapterShape, dtype: torch.dtype = torch.bfloat16) -> PeftModel:
+    """Return the base in an element type with a fresh float32 adapter."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="eager")
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,

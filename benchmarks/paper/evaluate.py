@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.gates.base import native_type
 from benchmarks.gates.rows import digest_of
 from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
@@ -168,6 +169,7 @@ class _Asked:
                 "prompt_tokens": self._prompt_tokens,
                 "new_tokens": self._new_tokens,
                 "peak_bytes": self._meter.peak_memory_bytes,
+                "element_type": str(native_type()).removeprefix("torch."),
             }
         return facts
 
@@ -245,7 +247,7 @@ def _steps(items: Sequence[object]) -> range:
 
 @lru_cache(maxsize=1)
 def _models(prepared: Prepared) -> Models:
-    base = AutoModelForCausalLM.from_pretrained(prepared.base, dtype=torch.bfloat16).eval()
+    base = AutoModelForCausalLM.from_pretrained(prepared.base, dtype=native_type()).eval()
     return Models(base, dict(prepared.bundles), dict(prepared.adapters), dict(prepared.joint))
 
 

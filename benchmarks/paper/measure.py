@@ -65,7 +65,7 @@ class Sizes:
     """
 
     validation_items: int = 20
-    test_items: int = 100
+    test_items: int = 40
     processes: int = 2
     scopes: tuple[Scope, ...] = FITTED_SCOPES
 
@@ -114,8 +114,6 @@ class Measurement:
     def train(self) -> None:
         """Train the adapters that are not there, and write a row for each that has none."""
         missing = [name for name, folder in self._folders.items() if not folder.exists()]
-        # The longest first, so that no process ends long before the other.
-        missing.sort(key=lambda name: -self._recipes[name].tokens)
         work = partial(train_unit, self._base)
         units = [(self._recipes[name], self._learned_by(name), self._folders[name]) for name in missing]
         for (recipe, _, _), _ in run_units(work, units, self._sizes.processes):
@@ -138,6 +136,7 @@ class Measurement:
                 "items": {task: len(own) for task, own in learned.items()},
                 "items_sha256": {task: digest_of_items(own) for task, own in learned.items()},
                 "weights_sha256": sha256,
+                "element_type": log["element_type"],
                 "steps": log["steps"],
                 "tokens": log["tokens"],
                 "processor_seconds": log["processor_seconds"],

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.gates.base import load_tokenizer
+from benchmarks.gates.base import load_tokenizer, native_type
 from benchmarks.gates.training import (
     ATTENTION,
     FEED_FORWARD,
@@ -40,9 +40,9 @@ from .tasks import TASKS
 
 LORA_F, LORA_B = "lora-f", "lora-b"
 MAX_SAMPLE_TOKENS = 512
-MAX_STEP_SAMPLES, MAX_STEP_TOKENS = 12, 1536
+MAX_STEP_SAMPLES, MAX_STEP_TOKENS = 8, 720
 PACKED_ROWS = 3
-ENOUGH_RIGHT, ENOUGH_STEPS, LEAST_STEPS = 0.985, 40, 80
+ENOUGH_RIGHT, ENOUGH_STEPS, LEAST_STEPS = 0.985, 40, 60
 LOG = "training.json"
 
 
@@ -55,7 +55,7 @@ class AdapterRecipe:
     targets: tuple[str, ...]
     rslora: bool = False
     layers: tuple[int, int] = (10, 30)
-    tokens: int = 160_000
+    tokens: int = 60_000
     learning_rate: float = 2e-3
     seed: int = 0
 
@@ -80,7 +80,7 @@ RECIPES = {
 }
 # Of all tasks at once, with a larger rank and more tokens than any one member has.
 JOINT_RECIPES = {
-    name: AdapterRecipe(name, 16, (*ATTENTION, *FEED_FORWARD), tokens=360_000) for name in (LORA_F, LORA_B)
+    name: AdapterRecipe(name, 16, (*ATTENTION, *FEED_FORWARD), tokens=240_000) for name in (LORA_F, LORA_B)
 }
 
 
@@ -109,7 +109,7 @@ def train(recipe: AdapterRecipe, items: Mapping[str, Sequence[Item]], base: Path
 
 def _train_into(recipe: AdapterRecipe, batches: Sequence[Sequence[Sample]], base: Path, folder: Path) -> None:
     torch.manual_seed(recipe.seed)
-    model = adapter_on(base, recipe)
+    model = adapter_on(base, recipe, native_type())
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], recipe.learning_rate, weight_decay=0.0
     )
@@ -140,6 +140,7 @@ def _train_into(recipe: AdapterRecipe, batches: Sequence[Sequence[Sample]], base
     model.save_pretrained(folder, save_embedding_layers=False)
     log: dict[str, Any] = {
         "steps": len(right),
+        "element_type": str(native_type()).removeprefix("torch."),
         "tokens": tokens,
         "processor_seconds": round(time.process_time() - began, 1),
         "losses": losses,
