@@ -45,10 +45,11 @@ def test_the_example_runs_and_prints_who_answered(
         assert "http://127.0.0.1:8000/v1" in example
         exec(example.replace("http://127.0.0.1:8000", served.url), {})
     routed, forced, plain, streamed = capsys.readouterr().out.split("\n")
-    assert routed.split(" ")[1] in MEMBERS
+    _, member, _, text = routed.split(" ", 3)
+    assert member in MEMBERS
     assert forced.startswith("bundle/legal legal None w")
     assert plain.startswith("bundle/base None None w")
-    assert len(streamed.split()) == 16
+    assert streamed == text != ""
 
 
 def test_every_metric_is_on_the_page() -> None:
