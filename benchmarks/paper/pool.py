@@ -14,9 +14,6 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.gates.measure import quiet
-from meteora_registry.runtime.processes import end_with_parent
-
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
@@ -47,6 +44,10 @@ def run_units(
 
 
 def _begin() -> None:
+    # Seconds of imports, which the parent of such processes has no use for.
+    from benchmarks.gates.measure import quiet
+    from meteora_registry.runtime.processes import end_with_parent
+
     quiet()
     torch.set_num_threads(1)
     end_with_parent()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import serving, serving_tables
+from benchmarks import servers, serving, serving_tables
 from benchmarks.pages import read_rows
+from support import warm
 from support.task_data import save_text_base
 
 
@@ -36,6 +39,11 @@ def test_committed_rows_say_that_the_server_answers_as_the_runtime_does() -> Non
 @pytest.mark.slow
 def test_benchmark_measures_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "QUESTIONS", ("w40 w{} w41", "w42 w{} w43 w44"))
+    # A process for each stage, which would import the same again.
+    start = SimpleNamespace(
+        Popen=warm.RuntimePopen, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    monkeypatch.setattr(servers, "subprocess", start)
     setup = serving.prepare(save_text_base(tmp_path / "base"), tmp_path / "made")
     sizes = serving.Sizes(2, 3, at_once=6, cancelled=2, in_all=4, sample_every=2)
     rows = {
