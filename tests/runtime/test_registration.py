@@ -36,12 +36,13 @@ def test_import_registers_the_type_once_and_for_all() -> None:
     assert entries() == [MeteoraConfig, MeteoraModel, "meteora_"]
 
 
-@pytest.mark.parametrize("library", ["torch", "peft", "transformers"])
+# PEFT itself needs accelerate, so it is imported again, too.
+@pytest.mark.parametrize("library", ["torch", "peft", "transformers", "accelerate"])
 def test_missing_library_is_named_with_the_way_out(tmp_path: Path, library: str) -> None:
     code = f"""
 import sys
 from meteora_registry.schemas.errors import MissingDependency
-for name in [name for name in sys.modules if name.startswith("meteora_registry.runtime")]:
+for name in [name for name in sys.modules if name.startswith(("meteora_registry.runtime", "peft"))]:
     del sys.modules[name]
 sys.modules[{library!r}] = None
 try:
