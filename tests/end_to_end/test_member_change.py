@@ -48,6 +48,7 @@ class Bundles:
     joint: Callable[[str], meteora.FusedBundle]
     removed: Callable[[str], meteora.FusedBundle]
     again: Callable[[str], meteora.FusedBundle]
+    replaced: Callable[[str], meteora.FusedBundle]
 
     @property
     def statistics(self) -> Path:
@@ -100,7 +101,12 @@ def bundles(request: pytest.FixtureRequest, workplace: Path) -> Bundles:
         return removed(name).add(adapter, data, statistics=statistics_of(workplace, scope))
 
     others = {name: workplace / "others" / name for name in NAMES}
-    return Bundles(workplace, scope, fitted, others, joint, removed, again)
+
+    @cache
+    def replaced(name: str) -> meteora.FusedBundle:
+        return fitted.replace(name, others[name])
+
+    return Bundles(workplace, scope, fitted, others, joint, removed, again, replaced)
 
 
 def tensors_of(bundle: meteora.FusedBundle) -> Tensors:
@@ -139,7 +145,7 @@ def same(first: Tensors, second: Tensors) -> bool:
 @pytest.mark.parametrize("member", NAMES)
 def test_the_others_keep_their_factors_bit_for_bit_and_their_order(bundles: Bundles, member: str) -> None:
     others = [name for name in NAMES if name != member]
-    replaced = bundles.fitted.replace(member, bundles.others[member])
+    replaced = bundles.replaced(member)
     changed = (bundles.removed(member), bundles.again(member), replaced)
     for bundle in changed:
         for name in others:
@@ -173,7 +179,7 @@ def test_a_member_that_went_and_came_again_gives_the_bundle_as_it_was(bundles: B
 
 @pytest.mark.parametrize("member", NAMES)
 def test_an_adapter_of_the_same_modules_keeps_every_gate_bit_for_bit(bundles: Bundles, member: str) -> None:
-    replaced = bundles.fitted.replace(member, bundles.others[member])
+    replaced = bundles.replaced(member)
     gates = {
         name: value for name, value in tensors_of(bundles.fitted).items() if "gate" in name.rpartition(".")[2]
     }
@@ -182,18 +188,14 @@ def test_an_adapter_of_the_same_modules_keeps_every_gate_bit_for_bit(bundles: Bu
     assert replaced.bundle.config.gate == bundles.fitted.bundle.config.gate
 
 
-def test_the_others_prompts_still_go_to_their_member(workplace: Path) -> None:
-    scope: Scope = "prompt"
-    adapters = [workplace / "adapters" / name for name in NAMES]
-    fitted = meteora.fuse(adapters, base_folder=workplace / "base").fit(
-        workplace / "data", scope=scope, statistics=statistics_of(workplace, scope)
-    )
+@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
+def test_the_others_prompts_still_go_to_their_member(bundles: Bundles, workplace: Path) -> None:
     write_task_data(workplace / "new-prompts", NAMES, samples=12, seed=4)
     files = [workplace / "new-prompts" / f"{name}.jsonl" for name in NAMES]
     prompts = [prompt for file in files for prompt in prompts_in(file)]
-    before = decide(fitted, workplace, prompts)
+    before = decide(bundles.fitted, workplace, prompts)
     for member in NAMES:
-        after = decide(fitted.remove(member, statistics=statistics_of(workplace, scope)), workplace, prompts)
+        after = decide(bundles.removed(member), workplace, prompts)
         own = {place: NAMES[place // 12] for place in range(len(prompts)) if NAMES[place // 12] != member}
         assert [before[place].likeliest for place in own] == [after[place].likeliest for place in own]
         assert sum(after[place].likeliest == name for place, name in own.items()) >= 23

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from support.models import (
     LOADS_UNFITTED,
     LOADS_WITH_PEFT,
     logits_alone,
+    logits_of,
     make_llama_adapters,
     needs_corpus,
     some_tokens,
@@ -34,17 +34,15 @@ def assert_members_compute_what_they_do_alone(
     make_base: Callable[[], PreTrainedModel], adapters: Mapping[str, Path], bundle: Path
 ) -> None:
     tokens, base = some_tokens(), make_base()
-    with torch.no_grad():
-        plain = base(tokens).logits
-    # A copy costs a tenth of what random weights do.
-    model = PeftModel.from_pretrained(copy.deepcopy(base), bundle).eval()
-    for name, folder in adapters.items():
-        alone = logits_alone(copy.deepcopy(base), folder, tokens)
+    plain = logits_of(base, tokens)
+    alone = {name: logits_alone(base, folder, tokens).double() for name, folder in adapters.items()}
+    assert torch.equal(logits_of(base, tokens), plain)
+    model = PeftModel.from_pretrained(base, bundle).eval()
+    for name, expected in alone.items():
         # Else forcing could do nothing and still agree.
-        assert relative_error(plain, alone.double()) > 100 * TOLERANCE, name
-        with runtime.force_adapter(model, name), torch.no_grad():
-            forced = model(tokens).logits
-        assert relative_error(forced, alone.double()) <= TOLERANCE, name
+        assert relative_error(plain, expected) > 100 * TOLERANCE, name
+        with runtime.force_adapter(model, name):
+            assert relative_error(logits_of(model, tokens), expected) <= TOLERANCE, name
 
 
 @pytest.mark.corpus
