@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,6 +67,28 @@ def inputs_of(base: PreTrainedModel, path: str, data: dict[str, TaskData]) -> li
                 base(torch.tensor([sequence.ids]))
         result.append(torch.cat(kept).double().numpy())
     return result
+
+
+Inputs = Callable[[str], list[np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def inputs(data: dict[str, TaskData]) -> Inputs:
+    """The inputs of a module on the data."""
+    return cache(lambda path: inputs_of(tiny_llama(), path, data))
+
+
+@pytest.fixture(scope="module")
+def new_inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """The inputs of a module on samples that no fit has read."""
+    data = read_data(write_task_data(tmp_path_factory.mktemp("new"), NAMES, seed=1), NAMES)
+    return cache(lambda path: inputs_of(tiny_llama(), path, data))
+
+
+@pytest.fixture(scope="module")
+def reference(config: BundleConfig, data: dict[str, TaskData]) -> FittedGates:
+    """The fit of the data with no options; read only."""
+    return fit(config, data)
 
 
 def plain_lda(inputs: list[np.ndarray], shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
@@ -134,27 +158,29 @@ def test_a_module_that_is_not_called_is_refused() -> None:
 @pytest.mark.parametrize("kind", get_args(FittedKind))
 @pytest.mark.parametrize("module", ["self_attn.q_proj", "mlp.down_proj"])
 def test_lda_is_that_of_a_plain_computation_in_float64(
-    config: BundleConfig, data: dict[str, TaskData], kind: str, module: str
+    config: BundleConfig, data: dict[str, TaskData], inputs: Inputs, kind: str, module: str
 ) -> None:
-    inputs = inputs_of(tiny_llama(), f"{LAYER}.{module}", data)
     # A gate of ones on the diagonal gives back what the kind makes of its input.
-    inputs = [defined_logits(torch.from_numpy(x), torch.eye(x.shape[1]), None, kind).numpy() for x in inputs]
-    expected = plain_lda(inputs, 0.1)
+    own = [
+        defined_logits(torch.from_numpy(x), torch.eye(x.shape[1]), None, kind).numpy()
+        for x in inputs(f"{LAYER}.{module}")
+    ]
+    expected = plain_lda(own, 0.1)
     gates = fit(config, data, FitOptions(kind=kind))
     rows, bias = (tensor.double().numpy() for tensor in gates.values[f"{LAYER}.{module}"])
-    x = np.concatenate(inputs)
+    x = np.concatenate(own)
     found, wanted = differences(rows, bias, x), differences(*expected, x)
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 def test_ridge_is_least_squares_with_a_penalty_but_for_one_factor(
-    config: BundleConfig, data: dict[str, TaskData]
+    config: BundleConfig, data: dict[str, TaskData], inputs: Inputs
 ) -> None:
-    inputs = inputs_of(tiny_llama(), f"{LAYER}.mlp.down_proj", data)
-    wanted = differences(*plain_ridge(inputs, 0.1), np.concatenate(inputs))
+    own = inputs(f"{LAYER}.mlp.down_proj")
+    wanted = differences(*plain_ridge(own, 0.1), np.concatenate(own))
     gates = fit(config, data, FitOptions(method="ridge", kind="linear"))
     rows, bias = (tensor.double().numpy() for tensor in gates.values[f"{LAYER}.mlp.down_proj"])
-    found = differences(rows, bias, np.concatenate(inputs))
+    found = differences(rows, bias, np.concatenate(own))
     factor = (found * wanted).sum() / (wanted * wanted).sum()
     assert factor > 0
     assert np.abs(found - factor * wanted).max() < 1e-4 * np.abs(found).max()
@@ -173,41 +199,40 @@ def test_logits_are_log_posteriors_where_the_model_is_true(method: str) -> None:
 @pytest.mark.parametrize("method", ["lda", "ridge"])
 @pytest.mark.parametrize("kind", get_args(FittedKind))
 def test_fitted_gates_tell_new_samples_apart(
-    config: BundleConfig, data: dict[str, TaskData], tmp_path: Path, method: str, kind: str
+    config: BundleConfig, data: dict[str, TaskData], new_inputs: Inputs, method: str, kind: str
 ) -> None:
     gates = fit(config, data, FitOptions(method=method, kind=kind))
-    new = read_data(write_task_data(tmp_path, NAMES, seed=1), NAMES)
     for path in (f"{LAYER}.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         rows, bias = gates.values[path]
-        for place, x in enumerate(inputs_of(tiny_llama(), path, new)):
+        for place, x in enumerate(new_inputs(path)):
             logits = gate_logits(torch.from_numpy(x).float(), rows, bias, kind=kind)
             # Each sample's ten tokens together.
             chosen = torch.log_softmax(logits, dim=-1).reshape(-1, 10, len(NAMES)).sum(dim=1).argmax(dim=1)
             assert (chosen == place).float().mean() > 0.9
 
 
-def test_every_module_has_a_gate_or_a_source_with_one(
-    config: BundleConfig, data: dict[str, TaskData]
-) -> None:
-    gates = fit(config, data)
+def test_every_module_has_a_gate_or_a_source_with_one(config: BundleConfig, reference: FittedGates) -> None:
+    gates = reference
     assert gates.values.keys().isdisjoint(gates.sources)
     assert gates.values.keys() | gates.sources.keys() == set(config.target_modules)
     assert set(gates.sources.values()) <= gates.values.keys()
     assert gates.sources[f"{LAYER}.self_attn.v_proj"] == f"{LAYER}.self_attn.q_proj"
 
 
-def test_a_member_counts_the_same_however_long_its_data(config: BundleConfig, tmp_path: Path) -> None:
+def test_a_member_counts_the_same_however_long_its_data(
+    config: BundleConfig, reference: FittedGates, tmp_path: Path
+) -> None:
     folder = write_task_data(tmp_path, NAMES)
-    once = fit(config, read_data(folder, NAMES))
     doubled = folder / "legal.jsonl"
     doubled.write_text(doubled.read_text() * 2)
     twice = fit(config, read_data(folder, NAMES))
-    assert close(once, twice, 1e-4)
+    assert [each.samples for each in twice.fitting.data] == [24, 12, 12]
+    assert close(reference, twice, 1e-4)
 
 
 @pytest.mark.parametrize("limit", [1, 40 * 32 * 32, 1 << 30], ids=["one-at-a-time", "some", "all"])
 def test_gates_do_not_depend_on_how_many_passes_there_are(
-    config: BundleConfig, data: dict[str, TaskData], limit: int
+    config: BundleConfig, data: dict[str, TaskData], reference: FittedGates, limit: int
 ) -> None:
     steps: list[str] = []
     gates = fit_gates(
@@ -221,7 +246,6 @@ def test_gates_do_not_depend_on_how_many_passes_there_are(
     passes = {1: 8, 1 << 30: 1}
     if limit in passes:
         assert len({step for step in steps if step.startswith("reading")}) == passes[limit]
-    reference = fit(config, data)
     assert all(
         torch.equal(a, b)
         for path in gates.values
@@ -297,14 +321,27 @@ def make_part(folder: Path, config: BundleConfig, own: TaskData, *, skip_tokens:
     fit_gates(tiny_llama(), tiny_tokenizer(), config, {own.member: own}, statistics=folder, options=options)
 
 
+ABSTAINING = FitOptions(requests=True, abstain=0.05)
+
+
+@pytest.fixture(scope="module")
+def joint(config: BundleConfig, owned: dict[str, TaskData]) -> FittedGates:
+    """The fit of all members together; read only."""
+    return fit(config, owned, ABSTAINING)
+
+
 @pytest.mark.parametrize("at_hand", [(), ("medical",)], ids=["no-data", "data-of-one"])
 def test_parts_that_were_made_apart_give_the_joint_fit(
-    config: BundleConfig, owned: dict[str, TaskData], made_apart: Path, at_hand: tuple[str, ...]
+    config: BundleConfig,
+    owned: dict[str, TaskData],
+    joint: FittedGates,
+    made_apart: Path,
+    at_hand: tuple[str, ...],
 ) -> None:
-    options = FitOptions(requests=True, abstain=0.05)
-    joint = fit(config, owned, options)
     given = {name: owned[name] for name in at_hand}
-    apart = fit_gates(tiny_llama(), tiny_tokenizer(), config, given, statistics=made_apart, options=options)
+    apart = fit_gates(
+        tiny_llama(), tiny_tokenizer(), config, given, statistics=made_apart, options=ABSTAINING
+    )
     assert close(joint, apart, 1e-4)
     assert joint.fitting == apart.fitting
     assert joint.requests is not None and apart.requests is not None
@@ -438,16 +475,15 @@ def test_statistics_without_prompts_are_refused_for_request_gates(
 
 
 def test_a_fit_whose_parts_are_all_kept_reads_and_writes_no_data(
-    kept: Path, config: BundleConfig, data: dict[str, TaskData]
+    kept: Path, config: BundleConfig, data: dict[str, TaskData], reference: FittedGates
 ) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
     assert set(before) == {f"{name}-{data[name].sha256.short}.safetensors" for name in NAMES}
     # The samples are gone, their digests suffice.
     unread = {name: replace(own, samples=()) for name, own in data.items()}
-    first = fit(config, data)
     again = fit_gates(tiny_llama(), tiny_tokenizer(), config, unread, statistics=kept)
-    assert close(first, again, 0)
-    assert first.fitting == again.fitting
+    assert close(reference, again, 0)
+    assert reference.fitting == again.fitting
     assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == before
 
 
