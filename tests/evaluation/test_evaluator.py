@@ -108,10 +108,15 @@ def test_mode_answers_what_the_model_answers_to_each_prompt_alone(
 ) -> None:
     found = evaluation.mode(mode)
     assert found is not None
+    # Every task has the same prompts, and the member alone answers them in another way in each.
+    alone: dict[str, list[str]] = {}
     for task in found.tasks:
-        with block_of(loaded.model, mode, task.member):
-            alone = [generate(loaded, [prompt], max_new_tokens=NEW_TOKENS)[0] for prompt in PROMPTS]
-        assert list(task.answers) == alone
+        who = task.member if mode == "member" else ""
+        if who not in alone:
+            with block_of(loaded.model, mode, task.member):
+                alone[who] = [generate(loaded, [each], max_new_tokens=NEW_TOKENS)[0] for each in PROMPTS]
+        assert list(task.answers) == alone[who]
+    assert len(found.tasks) == len(MEMBERS)
 
 
 def test_member_alone_scores_what_it_was_expected_to_and_others_less(evaluation: Evaluation) -> None:
