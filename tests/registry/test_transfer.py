@@ -9,7 +9,7 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -282,23 +282,29 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "catalog.jsonl"
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
+    """A catalog that every damaged document leaves empty."""
+    with Catalog.open(Home(tmp_path_factory.mktemp("empty"))) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_document_is_refused_and_leaves_the_catalog_empty(
-    document: Path, tmp_path: Path, damage: str
+    document: Path, empty: Catalog, tmp_path: Path, damage: str
 ) -> None:
     change, message = DAMAGES[damage]
     path = tmp_path / "catalog.jsonl"
     lines = [json.loads(line) for line in document.read_text().splitlines()]
     change(lines)
     write(path, lines, sealed=damage not in ("a wrong count", "a row less"))
-    with Catalog.open(Home(tmp_path / "new")) as empty:
-        with pytest.raises(MeteoraError) as caught:
-            import_catalog(empty, path)
-        assert message in str(caught.value)
-        assert str(caught.value).startswith(
-            "`catalog.jsonl, line " if "`catalog.jsonl," in str(caught.value) else "`catalog.jsonl`, line "
-        )
-        assert not any(rows_of(empty).values())
+    with pytest.raises(MeteoraError) as caught:
+        import_catalog(empty, path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(
+        "`catalog.jsonl, line " if "`catalog.jsonl," in str(caught.value) else "`catalog.jsonl`, line "
+    )
+    assert not any(rows_of(empty).values())
 
 
 def write(path: Path, lines: Lines, *, sealed: bool) -> None:
