@@ -60,18 +60,26 @@ def test_answer_is_drawn_unless_the_request_asks_for_the_likeliest(served: Servi
     assert text_of(served, **unstated) != text_of(served, **unstated)
 
 
+@pytest.fixture(scope="module")
+def likeliest(served: Serving) -> str:
+    """The greedy answer of twelve tokens."""
+    return text_of(served, max_tokens=12)
+
+
 @pytest.mark.parametrize(
     "narrow",
     [{"top_p": 1e-6}, {"top_p": 1e-300}, *({"temperature": each} for each in (1e-4, 1e-5, 1e-40, 1e-320))],
     ids=str,
 )
-def test_narrowest_draw_is_the_likeliest_token(served: Serving, narrow: dict[str, float]) -> None:
-    assert text_of(served, **DRAWN | narrow) == text_of(served, max_tokens=12)
+def test_narrowest_draw_is_the_likeliest_token(
+    served: Serving, likeliest: str, narrow: dict[str, float]
+) -> None:
+    assert text_of(served, **DRAWN | narrow) == likeliest
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
-def test_answer_ends_before_its_stop_text(served: Serving, is_stream: bool) -> None:
-    words = text_of(served, max_tokens=12).split()
+def test_answer_ends_before_its_stop_text(served: Serving, likeliest: str, is_stream: bool) -> None:
+    words = likeliest.split()
     stop = f"{words[3]} {words[4]}"
     whole = " ".join(words).partition(stop)[0]
     answer = post(served, max_tokens=12, stop=["nothing", stop], stream=is_stream)
