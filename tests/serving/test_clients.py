@@ -11,7 +11,6 @@ from typing import Any
 
 import openai
 import pytest
-from langchain_openai import ChatOpenAI
 
 from meteora_registry.runtime import LoadedBundle
 from meteora_registry.runtime.chat_prompt import chat_prompt
@@ -143,6 +142,9 @@ def test_models_are_listed_and_found_by_name(client: openai.OpenAI) -> None:
 
 
 def test_langchain_asks_and_streams(served: Serving, loaded: LoadedBundle) -> None:
+    # Imported here, because that takes two seconds in every worker that collects this file.
+    from langchain_openai import ChatOpenAI
+
     model = ChatOpenAI(
         base_url=f"{served.url}/v1", api_key="none", model=NAME, temperature=0, max_tokens=6, max_retries=0
     )
