@@ -21,7 +21,7 @@ from support.conversations import (
     MEMBERS,
     Place,
     abstaining_bundle,
-    fit_bundle,
+    fitted_bundle,
     save_chat_base,
     written,
 )
@@ -108,18 +108,16 @@ def test_why_says_why_the_base_answered(chat_with: Chat, place: Place, tmp_path:
     assert re.search(r"^left to the base: confidence 0\.00, below 0\.05$", result.stdout, re.MULTILINE)
 
 
-def test_why_of_a_scope_that_decides_by_token_shows_shares(
-    chat_with: Chat, place: Place, tmp_path: Path
-) -> None:
-    result = chat_with("w1 w2", "/why", bundle=fit_bundle(place, tmp_path / "bundle", scope="token"))
+def test_why_of_a_scope_that_decides_by_token_shows_shares(chat_with: Chat, place: Place) -> None:
+    result = chat_with("w1 w2", "/why", bundle=fitted_bundle(place, scope="token"))
     assert "scope `token`: every module decides for each token; shares of the answer:" in result.stdout
     bars = bars_in(result.stdout)
     assert set(bars) == {*MEMBERS, "base"}
     assert sum(share for share, _ in bars.values()) == pytest.approx(1, abs=0.011)
 
 
-def test_why_of_segments_shows_each(chat_with: Chat, place: Place, tmp_path: Path) -> None:
-    result = chat_with("w1 w2", "/why", bundle=fit_bundle(place, tmp_path / "bundle", scope="segment"))
+def test_why_of_segments_shows_each(chat_with: Chat, place: Place) -> None:
+    result = chat_with("w1 w2", "/why", bundle=fitted_bundle(place, scope="segment"))
     assert re.search(r"^how likely each member is by tokens \d+ to \d+:$", result.stdout, re.MULTILINE)
     assert "(no member)" not in result.stdout
 
@@ -145,6 +143,14 @@ def test_help_names_every_command_and_exit_ends(chat_with: Chat) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.fixture(scope="module")
+def two_answers(loaded: LoadedBundle) -> str:
+    """The lines that answer `w1`, and `w2` after it."""
+    first = loaded.answer(written(("user", "w1")), max_new_tokens=4).text
+    turns = (("user", "w1"), ("assistant", first), ("user", "w2"))
+    return f"{first}\n{loaded.answer(written(*turns), max_new_tokens=4).text}\n"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -164,11 +170,10 @@ def test_help_names_every_command_and_exit_ends(chat_with: Chat) -> None:
     ids=["member", "command", "control", "not UTF-8", "too long"],
 )
 def test_line_that_is_refused_leaves_the_conversation_as_it_was(
-    chat_with: Chat, line: str | bytes, message: str
+    chat_with: Chat, two_answers: str, line: str | bytes, message: str
 ) -> None:
-    whole = chat_with("w1", "w2")
     result = chat_with("w1", line, "w2")
-    assert (result.returncode, result.stdout) == (2, whole.stdout)
+    assert (result.returncode, result.stdout) == (2, two_answers)
     assert f"]\nerror: {message}" in result.stderr
 
 

@@ -16,7 +16,7 @@ from support.conversations import (
     Place,
     abstaining_bundle,
     changed_bundle,
-    fit_bundle,
+    fitted_bundle,
     save_chat_base,
     written,
 )
@@ -98,8 +98,8 @@ def test_json_has_the_answer_and_who_gave_it(run: Run, place: Place, loaded: Loa
     }
 
 
-def test_json_names_the_member_of_the_longest_segment(run: Run, place: Place, tmp_path: Path) -> None:
-    bundle = fit_bundle(place, tmp_path / "bundle", scope="segment")
+def test_json_names_the_member_of_the_longest_segment(run: Run, place: Place) -> None:
+    bundle = fitted_bundle(place, scope="segment")
     several = False
     for prompt in ("w1 w2 w3", "w40 w55 w31 w46", "w9 w12 w50", "w3 w44 w7 w41"):
         found = json.loads(run("generate", bundle, prompt, "--max-tokens", "20", "--format", "json").stdout)
@@ -120,9 +120,9 @@ def test_json_names_the_member_of_the_longest_segment(run: Run, place: Place, tm
     ids=["token", "segment", "two members"],
 )
 def test_who_answered_is_named_in_every_scope(
-    run: Run, place: Place, tmp_path: Path, scope: Scope, top_k: int, shown: str
+    run: Run, place: Place, scope: Scope, top_k: int, shown: str
 ) -> None:
-    bundle = fit_bundle(place, tmp_path / "bundle", scope=scope, top_k=top_k)
+    bundle = fitted_bundle(place, scope=scope, top_k=top_k)
     result = run("generate", bundle, "w1 w2 w3", "--max-tokens", "5")
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(shown, result.stderr.splitlines()[0])

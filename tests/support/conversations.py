@@ -48,6 +48,12 @@ def fit_bundle(place: Place, folder: Path, *, scope: Scope = "prompt", top_k: in
     return fused.fit(place.folder / "data", scope=scope).save(folder)
 
 
+def fitted_bundle(place: Place, *, scope: Scope, top_k: int = 1) -> Path:
+    """Return such a bundle that several tests read, made at the first call."""
+    folder = place.folder / f"{scope}-{top_k}"
+    return folder if folder.exists() else fit_bundle(place, folder, scope=scope, top_k=top_k)
+
+
 def abstaining_bundle(place: Place, folder: Path) -> Path:
     """Return a copy of the bundle that leaves every prompt to the base: no score reaches its threshold."""
 
