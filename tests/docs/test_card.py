@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import meteora_registry as meteora
+from support import warm
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT, make_adapter, tiny_llama
 from support.task_data import save_text_base
 
@@ -39,7 +40,7 @@ def test_card_loads_and_generates(bundle: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.startswith("w1 w2")
 
 
-# In a process of its own, whose PEFT has not met this package; importing it takes seconds.
+# In a process of its own, whose PEFT has not met this package: the warm server has not imported it.
 WITHOUT_FIRST_LINE = """
 import sys, traceback
 import peft, peft.mapping, peft.tuners.tuners_utils as t
@@ -61,8 +62,9 @@ def without_first_line(bundle: Path) -> subprocess.CompletedProcess[str]:
     """Run the example without its first line, and then that line."""
     first, _, rest = example_of(bundle).partition("\n")
     assert first.startswith("import meteora_registry.runtime")
-    command = [sys.executable, "-c", WITHOUT_FIRST_LINE, first, rest]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return warm.run(
+        [sys.executable, "-c", WITHOUT_FIRST_LINE, first, rest], capture_output=True, text=True
+    )
 
 
 def test_card_without_its_first_line_stops_as_it_says(
