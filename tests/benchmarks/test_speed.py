@@ -25,6 +25,7 @@ def test_committed_rows_hold_every_variant_that_has_a_goal() -> None:
 
 def test_benchmark_measures_every_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "PROMPT_TOKENS", 6)
+    monkeypatch.setattr(speed, "DECODED_TOKENS", 2)
     monkeypatch.setattr(speed, "MEMBERS", 2)
     monkeypatch.setattr(speed, "QUESTIONS", ("w40 w{} w41", "w42 w{} w43 w44"))
     threads = torch.get_num_threads()
