@@ -22,7 +22,7 @@ from typing import get_args
 import platformdirs
 
 from benchmarks.gates.base import prepare_base
-from benchmarks.gates.bundles import FitCost, fit_by_workflow, fuse_adapters
+from benchmarks.gates.bundles import FitCost, fuse_adapters
 from benchmarks.gates.measure import quiet
 from benchmarks.gates.rows import digest_of
 from benchmarks.machine import description, version_of
@@ -30,11 +30,10 @@ from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_options
-from meteora_registry.schemas.gate_choices import PromptForm, Scope
 
 from .archive import prepare_items
 from .evaluate import Prepared, Unit, score_unit
+from .fits import FITS, Fit, fit_folder, make_fit, training_of
 from .items import Item, Split, digest_of_items, fit_lines, read_items
 from .pool import run_units
 from .rows import RowsFile, of_kind
@@ -42,15 +41,11 @@ from .summary import scores_of, summaries
 from .tables import ROWS, write_page
 from .tasks import PaperTask, chosen_tasks
 from .training import JOINT_RECIPES, LOG, RECIPES, AdapterRecipe, adapter_folder, train
-from .ways import FITTED_SCOPES, UNFITTED, WAYS, Way
+from .ways import UNFITTED, WAYS, Way
 
 STAGES = ("train", "fit", "validation", "test", "page")
 # Half of them are read by the fit, the others held out.
 FIT_ITEMS = 64
-# The data have both forms of a prompt already. No prompt is left to the base: all belong to a member.
-FORM: PromptForm = "given"
-ABSTAIN = None
-TRAINED_ELSEWHERE = "trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +56,11 @@ class Sizes:
         validation_items: asked of each task on the validation items.
         test_items: the same on the test items.
         processes: of one thread each.
-        scopes: for which gates are fitted; ways that need another are left out.
     """
 
     validation_items: int = 20
     test_items: int = 40
     processes: int = 2
-    scopes: tuple[Scope, ...] = FITTED_SCOPES
 
     def of(self, stage: Split) -> int:
         """Return how many items of each task a stage asks."""
@@ -87,6 +80,7 @@ class Measurement:
         *,
         sizes: Sizes | None = None,
         recipes: Sequence[AdapterRecipe] | None = None,
+        fits: Sequence[Fit] = FITS,
     ) -> None:
         self._base = base
         self._cache = cache
@@ -102,10 +96,9 @@ class Measurement:
         }
         self.members = digest_of([self._folders[name].name for name in self.tasks])[:12]
         self._fit_lines = {name: fit_lines(own["train"][:FIT_ITEMS]) for name, own in self._items.items()}
-        options = [asdict(fit_options(scope, FORM, ABSTAIN)) for scope in FITTED_SCOPES]
         self._bundles = cache / "bundles" / self.members
-        self._fits = self._bundles / f"fits-{digest_of([self._fit_lines, options])[:12]}"
-        self._elsewhere = cache / TRAINED_ELSEWHERE / self.members
+        self._data = self._bundles / f"data-{digest_of(self._fit_lines)[:12]}"
+        self._fits = {fit: fit_folder(fit, self._fit_lines, self._bundles) for fit in fits}
 
     def _learned_by(self, name: str) -> dict[str, list[Item]]:
         names = [name] if name in self.tasks else list(self.tasks)
@@ -145,23 +138,23 @@ class Measurement:
         )
 
     def fit(self) -> None:
-        """Fuse the adapters and fit gates for each scope, as a user does."""
+        """Fuse the adapters and fit the gates of every bundle, as a user does."""
         home = Home(self._cache / "home")
         home.folder.mkdir(parents=True, exist_ok=True)
         adapters = {name: self._folders[name] for name in self.tasks}
-        self._fits.mkdir(parents=True, exist_ok=True)
-        bundle = fuse_adapters(adapters, self._base, home, self._bundles / UNFITTED)
+        self._bundles.mkdir(parents=True, exist_ok=True)
+        for top_k in sorted({1, *(fit.top_k for fit in self._fits)}):
+            fuse_adapters(adapters, self._base, home, self._fused(top_k), top_k=top_k)
         self._write_fit_data()
-        missing = [scope for scope in self._sizes.scopes if not (self._fits / scope).exists()]
-        work = partial(fit_unit, self._base, self._data, bundle, home)
-        for scope, cost in run_units(
-            work, [(scope, self._fits / scope) for scope in missing], self._sizes.processes
-        ):
-            self._write({"kind": "fit", "scope": scope[0], "adapters": len(adapters), **asdict(cost)})
+        missing = {fit: folder for fit, folder in self._fits.items() if not folder.exists()}
+        units = [(fit, self._fused(fit.top_k), folder) for fit, folder in missing.items()]
+        work = partial(fit_unit, self._base, self._data, home)
+        for (fit, _, _), cost in run_units(work, units, self._sizes.processes):
+            row: Row = {"kind": "fit", "bundle": fit.name, "scope": fit.scope, "adapters": len(adapters)}
+            self._write(row | {"training": training_of(fit), **asdict(cost)})
 
-    @property
-    def _data(self) -> Path:
-        return self._fits / "data"
+    def _fused(self, top_k: int) -> Path:
+        return self._bundles / f"{UNFITTED}-top-{top_k}"
 
     def _write_fit_data(self) -> None:
         if self._data.exists():
@@ -179,8 +172,7 @@ class Measurement:
         prepared = self._prepared()
         for way in ways:
             if not prepared.has(way):
-                where = self._elsewhere if way.is_trained_elsewhere else self._fits
-                say(f"{way.name}: left out, there is no `{where / way.folder}`")
+                say(f"{way.name}: left out, there is no `{way.folder}`")
         asked = scores_of(self.rows.read(), stage, self.members)
         units = [
             unit
@@ -208,13 +200,9 @@ class Measurement:
         return units
 
     def _prepared(self) -> Prepared:
-        places = {UNFITTED: self._bundles / UNFITTED} | {scope: self._fits / scope for scope in FITTED_SCOPES}
+        places = {UNFITTED: self._fused(1)} | {fit.name: folder for fit, folder in self._fits.items()}
         bundles = {name: folder for name, folder in places.items() if folder.exists()}
         joint = {name: folder for name, folder in self._folders.items() if name not in self.tasks}
-        for way in WAYS:
-            folder = self._elsewhere / way.folder
-            if way.is_trained_elsewhere and folder.exists():
-                (joint if way.kind == "adapter" else bundles)[way.folder] = folder
         return Prepared(
             base=self._base,
             members=self.members,
@@ -236,11 +224,9 @@ def train_unit(base: Path, unit: tuple[AdapterRecipe, dict[str, list[Item]], Pat
     train(recipe, items, base, folder)
 
 
-def fit_unit(base: Path, data: Path, bundle: Path, home: Home, unit: tuple[Scope, Path]) -> FitCost:
-    """Fit gates for one scope in this process."""
-    scope, folder = unit
-    request = FitRequest(str(base), data, scope, form=FORM, abstain=ABSTAIN)
-    return fit_by_workflow(bundle, request, home, folder)
+def fit_unit(base: Path, data: Path, home: Home, unit: tuple[Fit, Path, Path]) -> FitCost:
+    """Fit the gates of one bundle in this process: how, the fused bundle, the new folder."""
+    return make_fit(base, data, home, *unit)
 
 
 def say(text: str) -> None:

@@ -159,13 +159,14 @@ def _adapters(rows: Sequence[Row], members: str | None) -> list[str]:
 
 
 def _fits(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = last_by(of_kind(rows, "fit", members=members), ("scope",)).values()
+    found = last_by(of_kind(rows, "fit", members=members), ("bundle",)).values()
     if not found:
         return [NOT_MEASURED]
-    lines = table("scope", "members", "wall", "processor time", "peak memory of the process")
+    lines = table("bundle", "scope", "members", "wall", "processor time", "peak memory of the process")
     for row in found:
-        seconds = [f"{row[key]:.0f} s" for key in ("wall_seconds", "processor_seconds")]
-        lines.append(line(row["scope"], row["adapters"], *seconds, f"{row['peak_bytes'] / 1e9:.2f} GB"))
+        cost = [f"{row[key]:.0f} s" for key in ("wall_seconds", "processor_seconds")]
+        cost.append(f"{row['peak_bytes'] / 1e9:.2f} GB")
+        lines.append(line(row["bundle"], row["scope"], row["adapters"], *cost))
     return lines
 
 

@@ -21,6 +21,7 @@ import torch
 from benchmarks.paper import archive, tables
 from benchmarks.paper import measure as paper_measure
 from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
+from benchmarks.paper.fits import FITS, SGD_TOP_1, SGD_TOP_2, Fit
 from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
 from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
 from benchmarks.paper.rows import RowsFile, of_kind
@@ -28,9 +29,8 @@ from benchmarks.paper.summary import Tasks, interval, largest_set, means_of, sco
 from benchmarks.paper.tables import PAGE, ROWS, page_of, sections
 from benchmarks.paper.tasks import MISSING, TASKS, PaperTask, chosen_tasks
 from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
-from benchmarks.paper.ways import CENTROID, FITTED_SCOPES, LIKELIHOOD, MAJORITY, MEMBER, WAYS, nearest
+from benchmarks.paper.ways import CENTROID, LIKELIHOOD, MAJORITY, MEMBER, WAYS, nearest
 from meteora_registry.files.digests import hash_file
-from meteora_registry.schemas.gate_choices import Scope
 from support.byte_tokens import byte_tokenizer, save_byte_llama
 from support.patience import PATIENCE_SECONDS
 from support.task_data import TEMPLATE
@@ -82,6 +82,10 @@ def tiny_recipe(name: str, rank: int = 4) -> AdapterRecipe:
     return AdapterRecipe(name, rank, ("q_proj", "down_proj"), layers=(0, 2), tokens=600)
 
 
+def tiny_fit(fit: Fit) -> Fit:
+    return replace(fit, training=fit.training and replace(fit.training, steps=2, batch_size=2))
+
+
 @pytest.fixture(scope="module")
 def measure(
     base: Path, items_folder: Path, tmp_path_factory: pytest.TempPathFactory
@@ -91,10 +95,11 @@ def measure(
     names = [*(task.name for task in TINY_TASKS), LORA_F, LORA_B]
     recipes = [tiny_recipe(name, 4 + 4 * place) for place, name in enumerate(names)]
 
-    def make(rows: str, *scopes: Scope) -> Measurement:
-        sizes = Sizes(validation_items=2, test_items=3, processes=1, scopes=scopes)
+    def make(rows: str, *bundles: str) -> Measurement:
+        sizes = Sizes(validation_items=2, test_items=3, processes=1)
+        fits = [tiny_fit(fit) for fit in FITS if fit.name in bundles]
         return Measurement(
-            base, items_folder, TINY_TASKS, folder, folder / rows, sizes=sizes, recipes=recipes
+            base, items_folder, TINY_TASKS, folder, folder / rows, sizes=sizes, recipes=recipes, fits=fits
         )
 
     return make
@@ -116,14 +121,14 @@ def measured(measure: Callable[..., Measurement]) -> Measurement:
 @pytest.fixture(scope="module")
 def whole(measured: Measurement, measure: Callable[..., Measurement]) -> Measurement:
     """All stages but the page, with every way."""
-    measurement = measure("whole.jsonl", *FITTED_SCOPES)
+    measurement = measure("whole.jsonl", *(fit.name for fit in FITS))
     run_stages(measurement, ["train", "fit", "validation", "test"])
     return measurement
 
 
 @pytest.mark.slow
 def test_measurement_writes_a_row_for_every_way_and_task(whole: Measurement) -> None:
-    there = [way.name for way in WAYS if not way.is_trained_elsewhere]
+    there = [way.name for way in WAYS]
     wanted = {(way, task.name) for way in there for task in TINY_TASKS}
     # An item of the other task has no choices.
     rows = whole.rows.read()
@@ -135,7 +140,9 @@ def test_measurement_writes_a_row_for_every_way_and_task(whole: Measurement) -> 
             assert len(row["scores"]) == row["items"] == items
             assert row["way"] == MAJORITY or row["seconds"] > 0
     # One of the four was fitted before.
-    assert {row["scope"] for row in of_kind(rows, "fit")} == set(FITTED_SCOPES) - {"prompt"}
+    fits = {row["bundle"]: row for row in of_kind(rows, "fit")}
+    assert {*fits} == {fit.name for fit in FITS} - {"prompt"}
+    assert [name for name, row in fits.items() if row["training"] is not None] == [SGD_TOP_1, SGD_TOP_2]
 
 
 def test_rows_have_recipe_cost_and_routing(measured: Measurement) -> None:
