@@ -141,7 +141,7 @@ class _Asked:
         if unit.way.kind == "majority":
             return [unit.most_frequent] * len(unit.items)
         torch.manual_seed(0)
-        loaded = _models(self._prepared).loaded_for(unit.way)
+        loaded = models_of(self._prepared).loaded_for(unit.way)
         self._names = loaded.config.names
         self._meter = Meter(loaded.model.device)
         if unit.way.kind == "likelihood":
@@ -246,7 +246,8 @@ def _steps(items: Sequence[object]) -> range:
 
 
 @lru_cache(maxsize=1)
-def _models(prepared: Prepared) -> Models:
+def models_of(prepared: Prepared) -> Models:
+    """Return the models that this process keeps, on a base that is loaded once."""
     base = AutoModelForCausalLM.from_pretrained(prepared.base, dtype=native_type()).eval()
     return Models(base, dict(prepared.bundles), dict(prepared.adapters), dict(prepared.joint))
 

@@ -1,10 +1,11 @@
 """The paper's tasks on a real base: ``python -m benchmarks.run paper [STAGE ...]``.
 
 Stages: `train` fetches the base and the items and trains the adapters, `fit` fuses them and fits gates,
-`validation` and `test` ask every way and write a row for each task, `page` writes the tables of
-docs/reproduction.md from the rows. What is slow is kept in the cache by a digest of what it was made from,
-and rows are appended as they come, so a run that was killed goes on where it stopped. Ways are compared on
-the validation items; the test items are asked once, by every way.
+`validation` and `test` ask every way and write a row for each task, `decisions` lets the gates decide about
+own prompts and those of no member, `page` writes the tables of docs/reproduction.md from the rows. What is
+slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so a run
+that was killed goes on where it stopped. Ways are compared on the validation items; the test items are asked
+once, by every way.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
 
 from .archive import prepare_items
+from .decisions import decide_unit, decision_units
 from .evaluate import Prepared, Unit, score_unit
 from .fits import FITS, Fit, fit_folder, make_fit, training_of
 from .items import Item, Split, digest_of_items, fit_lines, read_items
@@ -41,9 +43,9 @@ from .summary import scores_of, summaries
 from .tables import ROWS, write_page
 from .tasks import PaperTask, chosen_tasks
 from .training import JOINT_RECIPES, LOG, RECIPES, AdapterRecipe, adapter_folder, train
-from .ways import UNFITTED, WAYS, Way
+from .ways import PROMPT, UNFITTED, WAYS, Way
 
-STAGES = ("train", "fit", "validation", "test", "page")
+STAGES = ("train", "fit", "validation", "test", "decisions", "page")
 # Half of them are read by the fit, the others held out.
 FIT_ITEMS = 64
 
@@ -83,6 +85,7 @@ class Measurement:
         fits: Sequence[Fit] = FITS,
     ) -> None:
         self._base = base
+        self._folder = items
         self._cache = cache
         self._sizes = sizes or Sizes()
         self.rows = RowsFile(rows)
@@ -186,6 +189,20 @@ class Measurement:
         for row in summaries(self.rows.read(), stage, self.members):
             self._write(row)
 
+    def decide(self, way: Way = PROMPT) -> None:
+        """Write a row for each group of prompts and each form about which this way has not decided yet."""
+        prepared = self._prepared()
+        own = {name: items["test"][: self._sizes.test_items] for name, items in self._items.items()}
+        known = of_kind(self.rows.read(), "decisions", members=self.members)
+        units = [
+            unit
+            for unit in decision_units(way, prepared.recipe_of(way), own, self._folder)
+            if not any(unit.facts().items() <= row.items() for row in known)
+        ]
+        for unit, row in run_units(partial(decide_unit, prepared), units, self._sizes.processes):
+            self._write(row)
+            say(f"decisions, {unit.way.name}, {unit.task}, {unit.form}: {len(row['confidences'])}")
+
     def _units(self, stage: Split, ways: Sequence[Way], prepared: Prepared) -> list[Unit]:
         units = []
         for way in ways:
@@ -284,3 +301,5 @@ def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
     for stage in get_args(Split):
         if stage in stages and stage != "train":
             measurement.ask(stage)
+    if "decisions" in stages:
+        measurement.decide()

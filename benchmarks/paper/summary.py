@@ -32,6 +32,24 @@ def scores_of(rows: Iterable[Row], stage: str, members: str | None) -> dict[str,
     return found
 
 
+def summaries_of(rows: Iterable[Row], members: str | None, stage: str) -> dict[str, Row]:
+    """Return the last summary of each way of a stage and a set of members."""
+    return {row["way"]: row for row in of_kind(rows, "summary", stage=stage, members=members)}
+
+
+def confidences_of(rows: Iterable[Row], members: str | None) -> dict[tuple[str, str], list[float]]:
+    """Return the confidences of all decisions about prompts alone, by group and form."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in last_decisions(rows, members):
+        found.setdefault((row["group"], row["form"]), []).extend(row["confidences"])
+    return found
+
+
+def last_decisions(rows: Iterable[Row], members: str | None) -> list[Row]:
+    """Return the rows of decisions about prompts alone, of repeated ones the last."""
+    return [*last_by(of_kind(rows, "decisions", members=members), ("way", "task", "form")).values()]
+
+
 def is_complete(tasks: Tasks) -> bool:
     """Return whether a way has answered every task; by likelihood, those of which all items have choices."""
     (wanted,) = {row["tasks"] for row in tasks.values()}

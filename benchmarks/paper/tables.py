@@ -9,17 +9,30 @@ import numpy as np
 
 from benchmarks.gates.tables import line, percent, table
 from benchmarks.pages import Row, with_section
+from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
+from .figures import write_figures
 from .rows import RowsFile, last_by, of_kind
-from .summary import Tasks, is_complete, largest_set, scores_of
+from .summary import (
+    Tasks,
+    confidences_of,
+    is_complete,
+    largest_set,
+    last_decisions,
+    scores_of,
+    summaries_of,
+)
 from .tasks import MISSING, TASKS
 from .training import JOINT_RECIPES
-from .ways import BASE, LIKELIHOOD, MAJORITY, MEMBER, WAYS
+from .ways import ABSTAIN, BASE, LIKELIHOOD, MAJORITY, MEMBER, WAYS
 
 ROWS = Path(__file__).parents[1] / "results" / "paper.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
 START, END = "<!-- rows: {} -->", "<!-- end of {} -->"
 NOT_MEASURED = "Not measured yet."
+
+_GROUPS = {"own": "of a member's task", "foreign": "of other tasks", "general": "general questions"}
+_ASKED = {"plain": "in plain text", "chat": "in the chat template"}
 
 NEEDS = (
     ("a prompt is one task, and decoding should cost what one LoRA costs", "prompt"),
@@ -33,8 +46,10 @@ NEEDS = (
 
 
 def write_page(rows: Path = ROWS, page: Path = PAGE) -> None:
-    """Write every generated section of the page anew."""
-    page.write_text(page_of(RowsFile(rows).read(), page.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write every generated section of the page and every figure anew."""
+    read = RowsFile(rows).read()
+    page.write_text(page_of(read, page.read_text(encoding="utf-8")), encoding="utf-8")
+    write_figures(read)
 
 
 def page_of(rows: Sequence[Row], page: str) -> str:
@@ -58,6 +73,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "test": lambda found, own: _ways(found, own, "test"),
         "tasks": _tasks,
         "confusions": _confusions,
+        "decisions": _decisions,
         "validation": lambda found, own: _ways(found, own, "validation"),
         "adapters": _adapters,
         "fits": _fits,
@@ -82,7 +98,7 @@ def _state(rows: Sequence[Row], members: str | None) -> list[str]:
 
 
 def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = _summaries(rows, members, "test")
+    found = summaries_of(rows, members, "test")
     lines = table("need", "gate or adapter", "score on the paper's tasks", "minus the member forced")
     for need, way in NEEDS:
         row = found.get(way)
@@ -92,7 +108,7 @@ def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
 
 
 def _ways(rows: Sequence[Row], members: str | None, stage: str) -> list[str]:
-    found = _summaries(rows, members, stage)
+    found = summaries_of(rows, members, stage)
     if not found:
         return [NOT_MEASURED]
     asked = scores_of(rows, stage, members)
@@ -170,8 +186,23 @@ def _fits(rows: Sequence[Row], members: str | None) -> list[str]:
     return lines
 
 
-def _summaries(rows: Sequence[Row], members: str | None, stage: str) -> dict[str, Row]:
-    return {row["way"]: row for row in of_kind(rows, "summary", stage=stage, members=members)}
+def _decisions(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = last_decisions(rows, members)
+    if not found:
+        return [NOT_MEASURED]
+    lines = table("prompts", "asked", "tasks", "prompts", "decided rightly", "left to the base", "AUROC")
+    confidences = confidences_of(found, members)
+    for group, form in confidences:
+        own = [row for row in found if (row["group"], row["form"]) == (group, form)]
+        values = confidences[group, form]
+        left = sum(value < ABSTAIN for value in values)
+        low, high = wilson_interval(left, len(values))
+        share = f"{percent(left / len(values))} ({100 * low:.1f} to {100 * high:.1f})"
+        right, area = "", f"{area_under_curve(confidences['own', form], values):.3f}"
+        if group == "own":
+            right, area = percent(sum(row["decided"].get(row["task"], 0) for row in own) / len(values)), ""
+        lines.append(line(_GROUPS[group], _ASKED[form], len(own), len(values), right, share, area))
+    return lines
 
 
 def _mean(row: Row) -> str:

@@ -87,6 +87,26 @@ MISSING = {
 }
 """Tasks of the paper that are data sets of their own, which BIG-bench lacks: no source package has them."""
 
+FOREIGN = (
+    "anachronisms",
+    "causal_judgment",
+    "date_understanding",
+    "disambiguation_qa",
+    "emoji_movie",
+    "english_proverbs",
+    "general_knowledge",
+    "logical_fallacy_detection",
+    "metaphor_boolean",
+    "misconceptions",
+    "navigate",
+    "penguins_in_a_table",
+    "physical_intuition",
+    "ruin_names",
+    "social_iqa",
+    "sports_understanding",
+)
+"""Tasks whose prompts no member is for: neither the paper's, nor used when abstention was developed."""
+
 
 def chosen_tasks(names: list[str]) -> tuple[PaperTask, ...]:
     """Return the tasks of these names in the order of ``TASKS``; `core` and `all` stand for several.

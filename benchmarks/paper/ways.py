@@ -60,13 +60,16 @@ class Way:
 
 MAJORITY, BASE, LIKELIHOOD, MEMBER = "majority class", "base", "base by likelihood", "member forced"
 CENTROID = "nearest centroid"
+# Of `gate fit`, by default.
+ABSTAIN = 0.05
+PROMPT = Way("prompt", "routed", "prompt", "prompt")
 WAYS = (
     Way(MAJORITY, "majority"),
     Way(BASE, "base"),
     Way(LIKELIHOOD, "likelihood"),
     Way(MEMBER, "member"),
-    Way("prompt", "routed", "prompt", "prompt"),
-    Way("prompt (5 % to the base)", "routed", "prompt", "prompt", abstain=0.05),
+    PROMPT,
+    Way("prompt (5 % to the base)", "routed", "prompt", "prompt", abstain=ABSTAIN),
     Way("prompt+token", "routed", "prompt+token", "prompt+token"),
     Way("segment", "routed", "segment", "segment"),
     Way("token", "routed", "token", "token"),

@@ -21,16 +21,19 @@ import torch
 from benchmarks.paper import archive, tables
 from benchmarks.paper import measure as paper_measure
 from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
+from benchmarks.paper.decisions import FORMS, QUESTIONS
+from benchmarks.paper.figures import ROC, SCORES, curve_of, figures_of
 from benchmarks.paper.fits import FITS, SGD_TOP_1, SGD_TOP_2, Fit
 from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
 from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
 from benchmarks.paper.rows import RowsFile, of_kind
-from benchmarks.paper.summary import Tasks, interval, largest_set, means_of, scores_of
+from benchmarks.paper.summary import Tasks, confidences_of, interval, largest_set, means_of, scores_of
 from benchmarks.paper.tables import PAGE, ROWS, page_of, sections
-from benchmarks.paper.tasks import MISSING, TASKS, PaperTask, chosen_tasks
+from benchmarks.paper.tasks import FOREIGN, MISSING, TASKS, PaperTask, chosen_tasks
 from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
 from benchmarks.paper.ways import CENTROID, LIKELIHOOD, MAJORITY, MEMBER, WAYS, nearest
 from meteora_registry.files.digests import hash_file
+from meteora_registry.scores.proportions import area_under_curve
 from support.byte_tokens import byte_tokenizer, save_byte_llama
 from support.patience import PATIENCE_SECONDS
 from support.task_data import TEMPLATE
@@ -69,6 +72,10 @@ def items_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("items")
     for name, examples in EXAMPLES.items():
         (folder / name).mkdir(parents=True)
+        (folder / name / ITEMS_FILE).write_text(json.dumps({"examples": examples}))
+    for place, name in enumerate(FOREIGN):
+        (folder / name).mkdir()
+        examples = [{"input": f"Colour {place} of {number}: red"} for number in range(3)]
         (folder / name / ITEMS_FILE).write_text(json.dumps({"examples": examples}))
     return folder
 
@@ -160,6 +167,41 @@ def test_rows_have_recipe_cost_and_routing(measured: Measurement) -> None:
         assert sum(row["shares"]) == pytest.approx(1)
     # The inputs differ in form, so even a base of random weights tells the tasks apart.
     assert [row["decided"] for row in of_kind(rows, "score", way="prompt", task="sums")] == [{"sums": 3}]
+
+
+def test_decisions_about_prompts_alone_have_confidences(
+    measured: Measurement, measure: Callable[..., Measurement]
+) -> None:
+    measurement = measure("decisions.jsonl", "prompt")
+    measurement.decide()
+    before = measurement.rows.path.read_bytes()
+    measurement.decide()
+    assert measurement.rows.path.read_bytes() == before
+    rows = measurement.rows.read()
+    counts = {"own": 2 * 3, "foreign": 3 * len(FOREIGN), "general": len(QUESTIONS)}
+    found = confidences_of(rows, measured.members)
+    assert {key: len(values) for key, values in found.items()} == {
+        (group, form): count for group, count in counts.items() for form in FORMS
+    }
+    assert all(0 <= value <= 1 for values in found.values() for value in values)
+    # Own prompts are more like those of the fit.
+    assert area_under_curve(found["own", "plain"], found["general", "plain"]) > 0.6
+    asked = RowsFile(measured.rows.path).read() + rows
+    page = page_of(asked, PAGE.read_text(encoding="utf-8"))
+    assert "| of a member's task | in plain text | 2 | 6 | " in page
+    figures = figures_of(asked)
+    assert {*figures} == {SCORES, ROC}
+    assert figures[SCORES].count("<rect") == 1 + len({MEMBER, "prompt", CENTROID})
+    assert figures[ROC].count("<path d") == 1 + 2 * 4
+
+
+def test_curve_reaches_from_nothing_to_everything() -> None:
+    assert curve_of([0.5, 0.9], [0.1, 0.5]) == [(0, 0), (0, 0.5), (0.5, 1), (1, 1)]
+
+
+def test_figures_are_those_of_the_committed_rows() -> None:
+    found = figures_of(RowsFile(ROWS).read())
+    assert {path: path.read_text(encoding="utf-8") for path in (SCORES, ROC) if path.exists()} == found
 
 
 def test_rows_have_no_item(measured: Measurement) -> None:
