@@ -184,7 +184,7 @@ def break_a_number(tensors: dict[str, torch.Tensor]) -> None:
     [
         (cut_a_row, "is ('F32', (2, 32)), expected ('F32', (3, 32))"),
         (lose_a_moment, "first_moment` is missing, expected"),
-        (add_a_tensor, "`other` is ('F32', (1,)), expected nothing of that name"),
+        (add_a_tensor, "`other` is F32 [1], expected nothing of that name"),
         (break_a_number, "is not finite"),
         (negate_a_square, "the second moment of `"),
     ],
