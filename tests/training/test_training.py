@@ -182,7 +182,7 @@ def break_a_number(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (cut_a_row, "is ('F32', (2, 32)), expected ('F32', (3, 32))"),
+        (cut_a_row, "is F32 [2, 32], expected F32 [3, 32]"),
         (lose_a_moment, "first_moment` is missing, expected"),
         (add_a_tensor, "`other` is F32 [1], expected nothing of that name"),
         (break_a_number, "is not finite"),
