@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import meteora_registry as meteora
+from meteora_registry.bundle import Bundle
 from meteora_registry.registry.cli.gate_training import _OPTIONS
 from support.program import Run
 from support.task_data import make_fit_workplace
@@ -152,6 +153,9 @@ def test_registry_trains_gates(run: Run, workplace: Path) -> None:
     assert found.training is not None
     assert (found.training.steps, found.version.gate_scope) == (2, "token")
     assert found.fitting.method.startswith("sgd (c 1, learning rate 0.001, 2 steps of 2, seed 0) from zero")
+    with meteora.FusedBundle.open(workplace / "bundle", base=workplace / "base") as fused:
+        trained = fused.fit(workplace / "data", training=options)
+    assert trained.bundle.config.gate == Bundle.open(workplace / "from-python").config.gate
 
 
 def test_help_states_the_defaults() -> None:
