@@ -367,7 +367,7 @@ class Registry(Workspace):
         Raises:
             DataRefused: the data or the statistics cannot be used, a member has neither, or the loss of a
                 training is not finite.
-            UsageError: neither data nor statistics are named.
+            UsageError: neither data nor statistics are named, or two choices exclude each other.
             BundleRefused: the bundle is damaged, or its modules are not those of the base.
         """
         require_torch("fitting gates")

@@ -214,11 +214,19 @@ class FusedBundle(Closing):
         Raises:
             DataRefused: the data or the statistics cannot be used, a member has neither, or the loss of a
                 training is not finite.
-            UsageError: neither data nor statistics are named.
+            UsageError: neither data nor statistics are named, two choices exclude each other, or a launcher
+                started several processes, of which each would have a bundle of its own.
             BundleRefused: the bundle's modules are not those of the base.
             SourceUnreadable: a file cannot be read.
         """
         require_torch("fitting gates")
+        from ..runtime.processes import process_count
+
+        if process_count() > 1:
+            raise UsageError(
+                f"a bundle without a catalog is fitted in one process, found {process_count()}",
+                hint="use `Registry.fit`, whose processes write one folder together",
+            )
         from .workflows.gate_fit import FitRequest, scope_of, write_fitted
 
         chosen = _require_base(self._base if base is None else os.fspath(base))

@@ -162,14 +162,13 @@ def _splits_word(letter: str, following: str) -> bool:
 
 
 def _is_without_spaces(letter: str) -> bool:
-    """Return whether a letter is of a script that does not put spaces between words.
+    """Return whether a letter is of a script in which no space shows where a word ends.
 
-    Chinese and Japanese letters are wide, as are Korean ones, whose words have endings that nobody splits
-    off; Thai, Lao, Burmese and Khmer are known by their blocks. No list of words is needed: the border of a
-    word cannot be seen, so none is asked for.
+    Chinese and Japanese letters are wide. So are Korean ones: its particles follow a word without a space.
+    Thai, Lao, Burmese and Khmer are known by their blocks.
     """
     in_block = any(first <= letter <= last for first, last in _BLOCKS_WITHOUT_SPACES)
-    return in_block or east_asian_width(letter) in ("W", "F")
+    return letter.isalpha() and (in_block or east_asian_width(letter) == "W")
 
 
 def _rouge() -> Judge:

@@ -40,10 +40,12 @@ def fuse_adapters(
 ) -> Path:
     """Return the folder of these adapters' bundle, made on the first call."""
     if not folder.exists():
-        members = tuple(RecipeMember(adapter=name) for name in adapters)
         with Workspace(home) as workspace:
-            for name, adapter in adapters.items():
-                add_folder(workspace, adapter, name=name)
+            # The home may have a later version of an adapter's name, from another recipe.
+            added = [add_folder(workspace, adapter, name=name) for name, adapter in adapters.items()]
+            members = tuple(
+                RecipeMember(adapter=str(each.version.source), name=each.version.name) for each in added
+            )
             recipe = Recipe(members=members, base=str(base), top_k=top_k)
             fuse(workspace, prepare_fuse(workspace, recipe), folder)
     return folder

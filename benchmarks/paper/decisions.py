@@ -1,7 +1,7 @@
 """Decisions about prompts alone: own ones, those of other tasks and general questions, each in two forms.
 
 No answer is written. A row has the confidence of every decision, from which follows what any threshold leaves
-to the base. The bundle's own threshold is that of its fit.
+to the base.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Literal
 
 import torch
 
+from benchmarks.gates.base import native_name
 from benchmarks.gates.out_of_domain import QUESTIONS
 from benchmarks.gates.rows import digest_of
 from benchmarks.pages import Row
 from meteora_registry.runtime.loaded_bundle import LoadedBundle
+from meteora_registry.schemas.names import PLAIN_BASE
 
 from .archive import ITEMS_FILE
 from .evaluate import BATCH_ITEMS, Prepared, models_of
@@ -29,8 +31,8 @@ from .tasks import FOREIGN
 from .ways import Way, served
 
 Group = Literal["own", "foreign", "general"]
-PromptForm = Literal["plain", "chat"]
-FORMS: tuple[PromptForm, ...] = ("plain", "chat")
+Asked = Literal["plain", "chat"]
+FORMS: tuple[Asked, ...] = ("plain", "chat")
 
 FOREIGN_PROMPTS, MAX_LETTERS = 20, 700
 GENERAL = "general questions"
@@ -44,7 +46,7 @@ class DecisionUnit:
     recipe: str
     group: Group
     task: str
-    form: PromptForm
+    form: Asked
     questions: tuple[str, ...]
 
     def facts(self) -> Row:
@@ -106,13 +108,18 @@ def decide_unit(prepared: Prepared, unit: DecisionUnit) -> Row:
         if record is None:
             raise ValueError(f"`{unit.way.name}` does not decide")
         found = sorted(record.decisions, key=lambda each: each.sequence)
-        decided.update(each.members[0] for each in found)
+        decided.update(each.members[0] if each.members else PLAIN_BASE for each in found)
         confidences += [round(each.confidence, 4) for each in found]
-    row: Row = {"kind": "decisions", "members": prepared.members, "settings": asdict(unit.way)}
+    row: Row = {
+        "kind": "decisions",
+        "members": prepared.members,
+        "element_type": native_name(),
+        "settings": asdict(unit.way),
+    }
     return row | unit.facts() | {"decided": dict(decided.most_common()), "confidences": confidences}
 
 
-def _prompt(loaded: LoadedBundle, question: str, *, form: PromptForm) -> str:
+def _prompt(loaded: LoadedBundle, question: str, *, form: Asked) -> str:
     if form == "plain":
         return question + ARROW
     turns = [{"role": "user", "content": question}]

@@ -23,7 +23,7 @@ from typing import get_args
 import platformdirs
 
 from benchmarks.gates.base import prepare_base
-from benchmarks.gates.bundles import FitCost, fuse_adapters
+from benchmarks.gates.bundles import fuse_adapters
 from benchmarks.gates.measure import quiet
 from benchmarks.gates.rows import digest_of
 from benchmarks.machine import description, version_of
@@ -31,23 +31,22 @@ from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
+from meteora_registry.runtime.training import TrainingOptions
 
 from .archive import prepare_items
 from .decisions import decide_unit, decision_units
 from .evaluate import Prepared, Unit, score_unit
-from .fits import FITS, Fit, fit_folder, make_fit, training_of
+from .fits import FIT_ITEMS, FITS, Fit, cost_file, fit_folder, make_fit, training_of
 from .items import Item, Split, digest_of_items, fit_lines, read_items
 from .pool import run_units
 from .rows import RowsFile, of_kind
-from .summary import scores_of, summaries
+from .summary import last_decisions, scores_of, summaries
 from .tables import ROWS, write_page
 from .tasks import PaperTask, chosen_tasks
 from .training import JOINT_RECIPES, LOG, RECIPES, AdapterRecipe, adapter_folder, train
 from .ways import PROMPT, UNFITTED, WAYS, Way
 
 STAGES = ("train", "fit", "validation", "test", "decisions", "page")
-# Half of them are read by the fit, the others held out.
-FIT_ITEMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +92,9 @@ class Measurement:
         self._items = {task.name: read_items(task, items) for task in tasks}
         stated = recipes or [*(RECIPES[name] for name in self.tasks), *JOINT_RECIPES.values()]
         self._recipes = {recipe.name: recipe for recipe in stated}
+        self._base_sha256 = str(hash_file(base / "model.safetensors"))
         self._folders = {
-            name: adapter_folder(recipe, self._learned_by(name), cache)
+            name: adapter_folder(recipe, self._learned_by(name), self._base_sha256, cache)
             for name, recipe in self._recipes.items()
         }
         self.members = digest_of([self._folders[name].name for name in self.tasks])[:12]
@@ -149,12 +149,33 @@ class Measurement:
         for top_k in sorted({1, *(fit.top_k for fit in self._fits)}):
             fuse_adapters(adapters, self._base, home, self._fused(top_k), top_k=top_k)
         self._write_fit_data()
-        missing = {fit: folder for fit, folder in self._fits.items() if not folder.exists()}
-        units = [(fit, self._fused(fit.top_k), folder) for fit, folder in missing.items()]
+        units = [
+            (fit, training_of(fit, len(self.tasks)), self._fused(fit.top_k), folder)
+            for fit, folder in self._fits.items()
+            if not cost_file(folder).exists()
+        ]
         work = partial(fit_unit, self._base, self._data, home)
-        for (fit, _, _), cost in run_units(work, units, self._sizes.processes):
-            row: Row = {"kind": "fit", "bundle": fit.name, "scope": fit.scope, "adapters": len(adapters)}
-            self._write(row | {"training": training_of(fit), **asdict(cost)})
+        for (fit, *_), _ in run_units(work, units, self._sizes.processes):
+            self._describe_fit(fit)
+        for fit in self._fits:
+            self._describe_fit(fit)
+
+    def _describe_fit(self, fit: Fit) -> None:
+        folder = self._fits[fit]
+        if of_kind(self.rows.read(), "fit", members=self.members, folder=folder.name):
+            return
+        training = training_of(fit, len(self.tasks))
+        self._write(
+            {
+                "kind": "fit",
+                "bundle": fit.name,
+                "folder": folder.name,
+                "scope": fit.scope,
+                "adapters": len(self.tasks),
+                "training": training and training.settings.model_dump(mode="json"),
+                **json.loads(cost_file(folder).read_text(encoding="utf-8")),
+            }
+        )
 
     def _fused(self, top_k: int) -> Path:
         return self._bundles / f"{UNFITTED}-top-{top_k}"
@@ -168,14 +189,14 @@ class Measurement:
                 (staging / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
     def ask(self, stage: Split, ways: Sequence[Way] = WAYS) -> None:
-        """Write a row for each way and task of a stage whose last one is not of these items and this recipe.
+        """Write a row for each way and task of a stage, but for those that have one of this recipe and items.
 
-        Ways whose bundle or adapter is not there are left out, and named on standard error.
+        Ways whose bundle or adapter is missing are left out, and named on standard error.
         """
         prepared = self._prepared()
         for way in ways:
             if not prepared.has(way):
-                say(f"{way.name}: left out, there is no `{way.folder}`")
+                say(f"{way.name}: left out, because `{way.folder}` was not made")
         asked = scores_of(self.rows.read(), stage, self.members)
         units = [
             unit
@@ -193,7 +214,7 @@ class Measurement:
         """Write a row for each group of prompts and each form about which this way has not decided yet."""
         prepared = self._prepared()
         own = {name: items["test"][: self._sizes.test_items] for name, items in self._items.items()}
-        known = of_kind(self.rows.read(), "decisions", members=self.members)
+        known = last_decisions(self.rows.read(), self.members)
         units = [
             unit
             for unit in decision_units(way, prepared.recipe_of(way), own, self._folder)
@@ -222,6 +243,7 @@ class Measurement:
         joint = {name: folder for name, folder in self._folders.items() if name not in self.tasks}
         return Prepared(
             base=self._base,
+            base_sha256=self._base_sha256,
             members=self.members,
             adapters=tuple((name, self._folders[name]) for name in self.tasks),
             bundles=tuple(sorted(bundles.items())),
@@ -241,7 +263,9 @@ def train_unit(base: Path, unit: tuple[AdapterRecipe, dict[str, list[Item]], Pat
     train(recipe, items, base, folder)
 
 
-def fit_unit(base: Path, data: Path, home: Home, unit: tuple[Fit, Path, Path]) -> FitCost:
+def fit_unit(
+    base: Path, data: Path, home: Home, unit: tuple[Fit, TrainingOptions | None, Path, Path]
+) -> Path:
     """Fit the gates of one bundle in this process: how, the fused bundle, the new folder."""
     return make_fit(base, data, home, *unit)
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from benchmarks.gates.tables import line, percent, table
 from benchmarks.pages import Row, with_section
+from meteora_registry.registry.workflows.gate_fit import DEFAULT_ABSTAIN
 from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
-from .figures import write_figures
+from .figures import ROC, write_figures
 from .rows import RowsFile, last_by, of_kind
 from .summary import (
     Tasks,
@@ -24,10 +25,11 @@ from .summary import (
 )
 from .tasks import MISSING, TASKS
 from .training import JOINT_RECIPES
-from .ways import ABSTAIN, BASE, LIKELIHOOD, MAJORITY, MEMBER, WAYS
+from .ways import BASE, LIKELIHOOD, MAJORITY, MEMBER, PROMPT, WAYS
 
 ROWS = Path(__file__).parents[1] / "results" / "paper.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
+README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- rows: {} -->", "<!-- end of {} -->"
 NOT_MEASURED = "Not measured yet."
 
@@ -45,11 +47,38 @@ NEEDS = (
 """Needs of a user, and the way of ``WAYS`` for each."""
 
 
-def write_page(rows: Path = ROWS, page: Path = PAGE) -> None:
-    """Write every generated section of the page and every figure anew."""
-    read = RowsFile(rows).read()
-    page.write_text(page_of(read, page.read_text(encoding="utf-8")), encoding="utf-8")
+def write_page() -> None:
+    """Write every generated section of the page and of the README, and every figure, anew."""
+    read = RowsFile(ROWS).read()
+    for path, text_of in ((PAGE, page_of), (README, readme_of)):
+        path.write_text(text_of(read, path.read_text(encoding="utf-8")), encoding="utf-8")
     write_figures(read)
+
+
+def readme_of(rows: Sequence[Row], readme: str) -> str:
+    """Return the README with its sentence made from these rows.
+
+    Raises:
+        ValueError: the README does not have the sentence's marks once.
+    """
+    text = "\n".join(_claim(rows, largest_set(rows))) + "\n"
+    return with_section(readme, START.format("paper"), END.format("paper"), text)
+
+
+def _claim(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = summaries_of(rows, members, "test")
+    if MEMBER not in found or PROMPT.name not in found:
+        return [NOT_MEASURED]
+    tasks = scores_of(rows, "test", members)[PROMPT.name]
+    asked = sum(row["items"] for row in tasks.values())
+    routed, named = found[PROMPT.name], found[MEMBER]
+    return [
+        f"With an adapter for each of {len(tasks)} of the paper's tasks, and {asked} test questions,",
+        f"one decision for a prompt scores {_mean(routed)};",
+        f"naming the right adapter each time {_mean(named)}.",
+        f"The difference is {_difference(routed)}, and {_decided(tasks)} of the decisions were right.",
+        "In brackets are 95 % intervals.",
+    ]
 
 
 def page_of(rows: Sequence[Row], page: str) -> str:
@@ -195,14 +224,14 @@ def _decisions(rows: Sequence[Row], members: str | None) -> list[str]:
     for group, form in confidences:
         own = [row for row in found if (row["group"], row["form"]) == (group, form)]
         values = confidences[group, form]
-        left = sum(value < ABSTAIN for value in values)
+        left = sum(value < DEFAULT_ABSTAIN for value in values)
         low, high = wilson_interval(left, len(values))
         share = f"{percent(left / len(values))} ({100 * low:.1f} to {100 * high:.1f})"
         right, area = "", f"{area_under_curve(confidences['own', form], values):.3f}"
         if group == "own":
             right, area = percent(sum(row["decided"].get(row["task"], 0) for row in own) / len(values)), ""
         lines.append(line(_GROUPS[group], _ASKED[form], len(own), len(values), right, share, area))
-    return lines
+    return [*lines, "", f"![ROC: own prompts lost, and others left to the base](images/{ROC.name})"]
 
 
 def _mean(row: Row) -> str:

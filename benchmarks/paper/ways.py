@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from benchmarks.gates.base import load_tokenizer
 from benchmarks.gates.ways import average_by_peft
 from meteora_registry.bundle import Bundle
+from meteora_registry.registry.workflows.gate_fit import DEFAULT_ABSTAIN
 from meteora_registry.runtime import RoutingRecord, force_adapter, load_bundle, route_as, routing, uniform
 from meteora_registry.runtime.loaded_bundle import LoadedBundle
 from meteora_registry.schemas.gate_choices import Scope
@@ -60,8 +61,6 @@ class Way:
 
 MAJORITY, BASE, LIKELIHOOD, MEMBER = "majority class", "base", "base by likelihood", "member forced"
 CENTROID = "nearest centroid"
-# Of `gate fit`, by default.
-ABSTAIN = 0.05
 PROMPT = Way("prompt", "routed", "prompt", "prompt")
 WAYS = (
     Way(MAJORITY, "majority"),
@@ -69,7 +68,7 @@ WAYS = (
     Way(LIKELIHOOD, "likelihood"),
     Way(MEMBER, "member"),
     PROMPT,
-    Way("prompt (5 % to the base)", "routed", "prompt", "prompt", abstain=ABSTAIN),
+    Way("prompt (5 % to the base)", "routed", "prompt", "prompt", abstain=DEFAULT_ABSTAIN),
     Way("prompt+token", "routed", "prompt+token", "prompt+token"),
     Way("segment", "routed", "segment", "segment"),
     Way("token", "routed", "token", "token"),

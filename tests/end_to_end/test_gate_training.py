@@ -158,6 +158,19 @@ def test_registry_trains_gates(run: Run, workplace: Path) -> None:
     assert trained.bundle.config.gate == Bundle.open(workplace / "from-python").config.gate
 
 
+def test_handle_takes_the_choices_of_a_catalogued_fit(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with meteora.FusedBundle.open(workplace / "bundle", base=workplace / "base") as fused:
+        segments = fused.fit(workplace / "data", scope="segment", form="plain", answers="in-order")
+        prompts = fused.fit(workplace / "data", abstain=None)
+        assert segments.bundle.config.gate.answers is not None
+        assert prompts.bundle.config.gate.abstain is None
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(meteora.UsageError, match="in one process, found 2"):
+            fused.fit(workplace / "data")
+
+
 def test_help_states_the_defaults() -> None:
     fields = {each.name: each.default for each in dataclasses.fields(meteora.TrainingOptions)}
     assert list(_OPTIONS) == list(fields)

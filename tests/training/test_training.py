@@ -299,12 +299,13 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
             "gates are trained with mixed precision `no` or `bf16`, found `fp16`",
         ),
         (FSDP | {"FSDP_VERSION": "1"}, "gates are trained with FSDP of version 2, found version 1"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "gates are trained with FSDP of version 2, found version 1"),
         (
             FSDP | {"ACCELERATE_MIXED_PRECISION": "bf16"},
             "gates are trained in float32, found FSDP with mixed precision `bf16`",
         ),
     ],
-    ids=["deepspeed", "fp16", "fsdp-version", "fsdp-precision"],
+    ids=["deepspeed", "fp16", "fsdp-version", "fsdp-default", "fsdp-precision"],
 )
 def test_launch_in_which_gates_cannot_be_trained_is_refused(
     training_workplace: Workplace,
