@@ -158,14 +158,17 @@ def test_registry_trains_gates(run: Run, workplace: Path) -> None:
     assert trained.bundle.config.gate == Bundle.open(workplace / "from-python").config.gate
 
 
+@pytest.mark.usefixtures("run")
 def test_handle_takes_the_choices_of_a_catalogued_fit(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with meteora.FusedBundle.open(workplace / "bundle", base=workplace / "base") as fused:
-        segments = fused.fit(workplace / "data", scope="segment", form="plain", answers="in-order")
-        prompts = fused.fit(workplace / "data", abstain=None)
-        assert segments.bundle.config.gate.answers is not None
-        assert prompts.bundle.config.gate.abstain is None
+        assert fused.fit(workplace / "data", abstain=None).bundle.config.gate.abstain is None
+        # What is refused has arrived: this base has no lines, and no template.
+        with pytest.raises(meteora.UsageError, match="no token with a line break"):
+            fused.fit(workplace / "data", scope="segment", answers="in-order")
+        with pytest.raises(meteora.UsageError, match="template"):
+            fused.fit(workplace / "data", form="chat")
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(meteora.UsageError, match="in one process, found 2"):
             fused.fit(workplace / "data")
