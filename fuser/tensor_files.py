@@ -95,6 +95,20 @@ class TensorFile:
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
 
+def first_difference(header: Header, specs: Sequence[TensorSpec]) -> str | None:
+    """Return how the first tensor by name differs from what a file should have; None where all are alike."""
+    found = {entry.name: (entry.dtype, entry.shape) for entry in header.tensors}
+    expected = {spec.name: (spec.dtype.value, spec.shape) for spec in specs}
+    differing = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+    if not differing:
+        return None
+    name = differing[0]
+    was, wanted = (
+        f"{each[name][0]} {list(each[name][1])}" if name in each else "" for each in (found, expected)
+    )
+    return f"`{name}` is {was or 'missing'}, expected {wanted or 'nothing of that name'}"
+
+
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous CPU tensor, without a copy."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

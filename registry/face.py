@@ -367,20 +367,20 @@ class Registry(Workspace):
         Raises:
             DataRefused: the data or the statistics cannot be used, a member has neither, or the loss of a
                 training is not finite.
-            UsageError: neither data nor statistics are named.
+            UsageError: neither data nor statistics are named, or two choices exclude each other.
             BundleRefused: the bundle is damaged, or its modules are not those of the base.
         """
         require_torch("fitting gates")
         from .workflows.base_place import choose_base_to_run
         from .workflows.bundle_folder import find_bundle_folder
-        from .workflows.gate_fit import FitRequest, fit_bundle
+        from .workflows.gate_fit import FitRequest, fit_bundle, scope_of
 
         folder = find_bundle_folder(self, bundle)
         chosen = choose_base_to_run(self, folder, base, base_folder)
         request = FitRequest(
             chosen,
             path_or_none(data),
-            scope=scope or ("prompt" if training is None else "token"),
+            scope=scope_of(scope, training),
             statistics=path_or_none(statistics),
             form=form,
             abstain=abstain,

@@ -22,7 +22,7 @@ from ..files.progress import Progress, silent
 from ..files.scratch import Purpose, temporary_folder
 from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE, Change
 from ..schemas.errors import BundleRefused, UsageError
-from ..schemas.gate_choices import Scope
+from ..schemas.gate_choices import Answers, PromptForm, Scope
 from ..schemas.limits import MAX_ADAPTER_FILE_BYTES
 from ..schemas.names import (
     FolderSource,
@@ -41,6 +41,7 @@ from .workspace import StrPath, path_or_none
 
 if TYPE_CHECKING:
     from ..fuser.fuse_member import Member, MemberFiles
+    from ..runtime.training import TrainingOptions
     from ..schemas.manifest import Origin
     from .hub.client import Hub
     from .hub.listing import Candidate
@@ -184,8 +185,12 @@ class FusedBundle(Closing):
         data: StrPath | None = None,
         *,
         base: StrPath | None = None,
-        scope: Scope = "prompt",
+        scope: Scope | None = None,
         statistics: StrPath | None = None,
+        form: PromptForm | None = None,
+        abstain: float | None = 0.05,
+        answers: Answers = "by-text",
+        training: TrainingOptions | None = None,
         progress: Progress = silent,
     ) -> FusedBundle:
         """Fit the gates on texts of each member, and return the verified result as a bundle of its own.
@@ -194,22 +199,47 @@ class FusedBundle(Closing):
             data: a folder with a file ``MEMBER.jsonl`` for each member; those whose part is in `statistics`
                 may be missing.
             base: the base model's folder, or its name on the Hub; by default the one it was fused for.
-            scope: what one decision of the gates serves.
+            scope: what one decision of the gates serves; by default `prompt`, and `token` for a training.
             statistics: a folder that keeps each member's part of what was computed, so that members can be
                 added, removed and replaced without the data of the others. Needed without `data`.
+            form: of the prompts; by default both plain and in the base's chat template, if it has one.
+            abstain: the share of own prompts that a decision about requests may leave to the base; None to
+                leave none.
+            answers: for the scope `segment`, who decides for the numbered lines of an answer; see
+                ``Registry.fit``.
+            training: how the gates are trained by gradient descent, as the paper does it; None for gates in
+                closed form.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
-            DataRefused: the data or the statistics cannot be used, or a member has neither.
-            UsageError: neither data nor statistics are named.
+            DataRefused: the data or the statistics cannot be used, a member has neither, or the loss of a
+                training is not finite.
+            UsageError: neither data nor statistics are named, two choices exclude each other, or a launcher
+                started several processes, of which each would have a bundle of its own.
             BundleRefused: the bundle's modules are not those of the base.
             SourceUnreadable: a file cannot be read.
         """
         require_torch("fitting gates")
-        from .workflows.gate_fit import FitRequest, write_fitted
+        from ..runtime.processes import process_count
+
+        if process_count() > 1:
+            raise UsageError(
+                f"a bundle without a catalog is fitted in one process, found {process_count()}",
+                hint="use `Registry.fit`, whose processes write one folder together",
+            )
+        from .workflows.gate_fit import FitRequest, scope_of, write_fitted
 
         chosen = _require_base(self._base if base is None else os.fspath(base))
-        request = FitRequest(chosen, path_or_none(data), scope=scope, statistics=path_or_none(statistics))
+        request = FitRequest(
+            chosen,
+            path_or_none(data),
+            scope=scope_of(scope, training),
+            statistics=path_or_none(statistics),
+            form=form,
+            abstain=abstain,
+            answers=answers,
+            training=training,
+        )
         with ExitStack() as undo:
             scratch = undo.enter_context(_Scratch())
             folder = scratch.folder / "bundle"

@@ -5,8 +5,8 @@ Of all of an item's right answers the best counts.
 - ``exact``: 1 if the answer is the expected text, white space at both ends aside. For answers that are one
   string and no other: an extraction, a conversion, a number.
 - ``normalised``: the same with case, the width of white space, quotes, brackets and final punctuation aside.
-- ``contains``: 1 if the expected text is in the answer, as whole words, with the same aside. For a base that
-  talks around its answer.
+- ``contains``: 1 if the expected text is in the answer, as whole words, with the same aside; anywhere in a
+  script without spaces between words. For a base that talks around its answer.
 - ``yes-no``: 1 if the first word of the answer is yes or no, as that of the expected one. For answers that
   go on with a reason.
 - ``accuracy``: 1 if the answer begins with the expected label and with no longer one of the labels: the
@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import east_asian_width
 
 from ..schemas.errors import MissingDependency
 from ..schemas.evaluation import Metric
@@ -36,6 +37,8 @@ from ..schemas.evaluation import Metric
 # Judged by the probability of the choices, so that no answer is written.
 BY_LIKELIHOOD: frozenset[Metric] = frozenset({"likelihood", "likelihood-per-byte"})
 
+# Of Unicode: Thai and Lao, Myanmar, Khmer.
+_BLOCKS_WITHOUT_SPACES = (("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"))
 _OPENING = "\"'`([{*\u201c\u2018"
 _CLOSING = "\"'`)]}*.,:;!?\u201d\u2019"
 
@@ -153,7 +156,19 @@ def _contains(answer: str, right: str) -> bool:
 
 
 def _splits_word(letter: str, following: str) -> bool:
-    return letter.isalnum() and following.isalnum()
+    """Return whether a border between two characters is within a word."""
+    within = letter.isalnum() and following.isalnum()
+    return within and not (_is_without_spaces(letter) or _is_without_spaces(following))
+
+
+def _is_without_spaces(letter: str) -> bool:
+    """Return whether a letter is of a script in which no space shows where a word ends.
+
+    Chinese and Japanese letters are wide. So are Korean ones: its particles follow a word without a space.
+    Thai, Lao, Burmese and Khmer are known by their blocks.
+    """
+    in_block = any(first <= letter <= last for first, last in _BLOCKS_WITHOUT_SPACES)
+    return letter.isalpha() and (in_block or east_asian_width(letter) == "W")
 
 
 def _rouge() -> Judge:

@@ -56,6 +56,11 @@ def native_type() -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
+def native_name() -> str:
+    """Return the name of ``native_type`` for rows."""
+    return str(native_type()).removeprefix("torch.")
+
+
 def load_model(folder: Path) -> PreTrainedModel:
     """Return the base in bfloat16, in which adapters are trained and everything is scored.
 

@@ -35,14 +35,18 @@ class FitCost:
     peak_bytes: int
 
 
-def fuse_adapters(adapters: Mapping[str, Path], base: Path, home: Home, folder: Path) -> Path:
+def fuse_adapters(
+    adapters: Mapping[str, Path], base: Path, home: Home, folder: Path, *, top_k: int = 1
+) -> Path:
     """Return the folder of these adapters' bundle, made on the first call."""
     if not folder.exists():
-        members = tuple(RecipeMember(adapter=name) for name in adapters)
         with Workspace(home) as workspace:
-            for name, adapter in adapters.items():
-                add_folder(workspace, adapter, name=name)
-            recipe = Recipe(members=members, base=str(base), top_k=1)
+            # The home may have a later version of an adapter's name, from another recipe.
+            added = [add_folder(workspace, adapter, name=name) for name, adapter in adapters.items()]
+            members = tuple(
+                RecipeMember(adapter=str(each.version.source), name=each.version.name) for each in added
+            )
+            recipe = Recipe(members=members, base=str(base), top_k=top_k)
             fuse(workspace, prepare_fuse(workspace, recipe), folder)
     return folder
 

@@ -17,7 +17,7 @@ from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.files.writing import whole_file
 
-from .tasks import TASKS
+from .tasks import FOREIGN, TASKS
 
 PROJECT = "bigbench"
 SDIST = "bigbench-1.0.0.tar.gz"
@@ -39,9 +39,8 @@ def prepare_items(cache: Path) -> Path:
     Raises:
         ValueError: the package cannot be fetched, or is not the one that this measurement is made with.
     """
-    wanted = {
-        f"{INSIDE}/{each}/{ITEMS_FILE}": Path(each, ITEMS_FILE) for task in TASKS for each in task.folders
-    }
+    folders = [*(each for task in TASKS for each in task.folders), *FOREIGN]
+    wanted = {f"{INSIDE}/{each}/{ITEMS_FILE}": Path(each, ITEMS_FILE) for each in folders}
     folder = cache / f"bigbench-{digest_of(sorted(wanted))[:12]}"
     if folder.exists():
         return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gates.base import native_type
+from benchmarks.gates.base import native_name, native_type
 from benchmarks.gates.rows import digest_of
 from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
@@ -22,6 +22,7 @@ from meteora_registry.runtime.loaded_bundle import LoadedBundle
 from meteora_registry.schemas.evaluation import Metric
 from meteora_registry.schemas.evaluation_run import RoutingCounts
 from meteora_registry.schemas.names import PLAIN_BASE
+from meteora_registry.scores import metrics
 from meteora_registry.scores.metrics import Expected, judge_of
 
 from .items import ARROW, END, Item, Split, digest_of_items, prompts_in
@@ -39,6 +40,7 @@ class Prepared:
 
     Attributes:
         base: the base's folder.
+        base_sha256: of its weights.
         members: a digest of the members, under which the rows are kept.
         adapters: the members' folders by task, in the bundle's order.
         bundles: folders by name, the unfitted one among them.
@@ -47,6 +49,7 @@ class Prepared:
     """
 
     base: Path
+    base_sha256: str
     members: str
     adapters: tuple[tuple[str, Path], ...]
     bundles: tuple[tuple[str, Path], ...]
@@ -60,10 +63,16 @@ class Prepared:
         return way.kind in ("majority", "weighted") or way.folder in dict(self.bundles)
 
     def recipe_of(self, way: Way) -> str:
-        """Return a digest of what answers in a way that is there, file by file, and of how it is asked."""
+        """Return a digest of everything that scores depend on but the items.
+
+        That is the base, the files of the way's folders, which must exist, how it is asked, and the code of
+        the judges.
+        """
         files = sorted(path for folder in self._folders_of(way) for path in folder.rglob("*"))
         digests = [(path.name, str(hash_file(path))) for path in files if path.is_file()]
-        return digest_of([asdict(way), ARROW, END, BATCH_ITEMS, MORE_THAN_EXPECTED, CENTROID_ITEMS, digests])
+        asked = (ARROW, END, BATCH_ITEMS, MORE_THAN_EXPECTED, CENTROID_ITEMS)
+        judges = str(hash_file(Path(metrics.__file__)))
+        return digest_of([asdict(way), asked, digests, self.base_sha256, native_name(), judges])
 
     def _folders_of(self, way: Way) -> list[Path]:
         if way.kind == "majority":
@@ -141,7 +150,7 @@ class _Asked:
         if unit.way.kind == "majority":
             return [unit.most_frequent] * len(unit.items)
         torch.manual_seed(0)
-        loaded = _models(self._prepared).loaded_for(unit.way)
+        loaded = models_of(self._prepared).loaded_for(unit.way)
         self._names = loaded.config.names
         self._meter = Meter(loaded.model.device)
         if unit.way.kind == "likelihood":
@@ -169,7 +178,7 @@ class _Asked:
                 "prompt_tokens": self._prompt_tokens,
                 "new_tokens": self._new_tokens,
                 "peak_bytes": self._meter.peak_memory_bytes,
-                "element_type": str(native_type()).removeprefix("torch."),
+                "element_type": native_name(),
             }
         return facts
 
@@ -246,22 +255,23 @@ def _steps(items: Sequence[object]) -> range:
 
 
 @lru_cache(maxsize=1)
-def _models(prepared: Prepared) -> Models:
+def models_of(prepared: Prepared) -> Models:
+    """Return the models that this process keeps, on a base that is loaded once."""
     base = AutoModelForCausalLM.from_pretrained(prepared.base, dtype=native_type()).eval()
     return Models(base, dict(prepared.bundles), dict(prepared.adapters), dict(prepared.joint))
 
 
-_CENTROIDS: dict[str, tuple[tuple[str, ...], torch.Tensor]] = {}
+_CENTROIDS: dict[Path, tuple[tuple[str, ...], torch.Tensor]] = {}
 
 
 def _centroids(prepared: Prepared, loaded: LoadedBundle) -> tuple[tuple[str, ...], torch.Tensor]:
     """Return the tasks, and the centre of the embeddings of each one's prompts, ``[L, h]``."""
-    if prepared.members not in _CENTROIDS:
+    if prepared.data not in _CENTROIDS:
         names = tuple(name for name, _ in prepared.adapters)
         centres = []
         for name in names:
             prompts = prompts_in(prepared.data / f"{name}.jsonl")[:CENTROID_ITEMS]
             found = [embed(loaded, prompts[at : at + BATCH_ITEMS]) for at in _steps(prompts)]
             centres.append(torch.cat(found).mean(dim=0))
-        _CENTROIDS[prepared.members] = names, torch.stack(centres)
-    return _CENTROIDS[prepared.members]
+        _CENTROIDS[prepared.data] = names, torch.stack(centres)
+    return _CENTROIDS[prepared.data]

@@ -1,10 +1,11 @@
 """The paper's tasks on a real base: ``python -m benchmarks.run paper [STAGE ...]``.
 
 Stages: `train` fetches the base and the items and trains the adapters, `fit` fuses them and fits gates,
-`validation` and `test` ask every way and write a row for each task, `page` writes the tables of
-docs/reproduction.md from the rows. What is slow is kept in the cache by a digest of what it was made from,
-and rows are appended as they come, so a run that was killed goes on where it stopped. Ways are compared on
-the validation items; the test items are asked once, by every way.
+`validation` and `test` ask every way and write a row for each task, `decisions` lets the gates decide about
+own prompts and those of no member, `page` writes the tables of docs/reproduction.md from the rows. What is
+slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so a run
+that was killed goes on where it stopped. Ways are compared on the validation items; the test items are asked
+once, by every way.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import get_args
 import platformdirs
 
 from benchmarks.gates.base import prepare_base
-from benchmarks.gates.bundles import FitCost, fit_by_workflow, fuse_adapters
+from benchmarks.gates.bundles import fuse_adapters
 from benchmarks.gates.measure import quiet
 from benchmarks.gates.rows import digest_of
 from benchmarks.machine import description, version_of
@@ -30,27 +31,22 @@ from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
-from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_options
-from meteora_registry.schemas.gate_choices import PromptForm, Scope
+from meteora_registry.runtime.training import TrainingOptions
 
 from .archive import prepare_items
+from .decisions import decide_unit, decision_units
 from .evaluate import Prepared, Unit, score_unit
+from .fits import FIT_ITEMS, FITS, Fit, cost_file, fit_folder, make_fit, training_of
 from .items import Item, Split, digest_of_items, fit_lines, read_items
 from .pool import run_units
 from .rows import RowsFile, of_kind
-from .summary import scores_of, summaries
+from .summary import last_decisions, scores_of, summaries
 from .tables import ROWS, write_page
 from .tasks import PaperTask, chosen_tasks
 from .training import JOINT_RECIPES, LOG, RECIPES, AdapterRecipe, adapter_folder, train
-from .ways import FITTED_SCOPES, UNFITTED, WAYS, Way
+from .ways import PROMPT, UNFITTED, WAYS, Way
 
-STAGES = ("train", "fit", "validation", "test", "page")
-# Half of them are read by the fit, the others held out.
-FIT_ITEMS = 64
-# The data have both forms of a prompt already. No prompt is left to the base: all belong to a member.
-FORM: PromptForm = "given"
-ABSTAIN = None
-TRAINED_ELSEWHERE = "trained"
+STAGES = ("train", "fit", "validation", "test", "decisions", "page")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +57,11 @@ class Sizes:
         validation_items: asked of each task on the validation items.
         test_items: the same on the test items.
         processes: of one thread each.
-        scopes: for which gates are fitted; ways that need another are left out.
     """
 
     validation_items: int = 20
     test_items: int = 40
     processes: int = 2
-    scopes: tuple[Scope, ...] = FITTED_SCOPES
 
     def of(self, stage: Split) -> int:
         """Return how many items of each task a stage asks."""
@@ -87,8 +81,10 @@ class Measurement:
         *,
         sizes: Sizes | None = None,
         recipes: Sequence[AdapterRecipe] | None = None,
+        fits: Sequence[Fit] = FITS,
     ) -> None:
         self._base = base
+        self._folder = items
         self._cache = cache
         self._sizes = sizes or Sizes()
         self.rows = RowsFile(rows)
@@ -96,16 +92,16 @@ class Measurement:
         self._items = {task.name: read_items(task, items) for task in tasks}
         stated = recipes or [*(RECIPES[name] for name in self.tasks), *JOINT_RECIPES.values()]
         self._recipes = {recipe.name: recipe for recipe in stated}
+        self._base_sha256 = str(hash_file(base / "model.safetensors"))
         self._folders = {
-            name: adapter_folder(recipe, self._learned_by(name), cache)
+            name: adapter_folder(recipe, self._learned_by(name), self._base_sha256, cache)
             for name, recipe in self._recipes.items()
         }
         self.members = digest_of([self._folders[name].name for name in self.tasks])[:12]
         self._fit_lines = {name: fit_lines(own["train"][:FIT_ITEMS]) for name, own in self._items.items()}
-        options = [asdict(fit_options(scope, FORM, ABSTAIN)) for scope in FITTED_SCOPES]
         self._bundles = cache / "bundles" / self.members
-        self._fits = self._bundles / f"fits-{digest_of([self._fit_lines, options])[:12]}"
-        self._elsewhere = cache / TRAINED_ELSEWHERE / self.members
+        self._data = self._bundles / f"data-{digest_of(self._fit_lines)[:12]}"
+        self._fits = {fit: fit_folder(fit, self._fit_lines, self._bundles) for fit in fits}
 
     def _learned_by(self, name: str) -> dict[str, list[Item]]:
         names = [name] if name in self.tasks else list(self.tasks)
@@ -145,23 +141,44 @@ class Measurement:
         )
 
     def fit(self) -> None:
-        """Fuse the adapters and fit gates for each scope, as a user does."""
+        """Fuse the adapters and fit the gates of every bundle, as a user does."""
         home = Home(self._cache / "home")
         home.folder.mkdir(parents=True, exist_ok=True)
         adapters = {name: self._folders[name] for name in self.tasks}
-        self._fits.mkdir(parents=True, exist_ok=True)
-        bundle = fuse_adapters(adapters, self._base, home, self._bundles / UNFITTED)
+        self._bundles.mkdir(parents=True, exist_ok=True)
+        for top_k in sorted({1, *(fit.top_k for fit in self._fits)}):
+            fuse_adapters(adapters, self._base, home, self._fused(top_k), top_k=top_k)
         self._write_fit_data()
-        missing = [scope for scope in self._sizes.scopes if not (self._fits / scope).exists()]
-        work = partial(fit_unit, self._base, self._data, bundle, home)
-        for scope, cost in run_units(
-            work, [(scope, self._fits / scope) for scope in missing], self._sizes.processes
-        ):
-            self._write({"kind": "fit", "scope": scope[0], "adapters": len(adapters), **asdict(cost)})
+        units = [
+            (fit, training_of(fit, len(self.tasks)), self._fused(fit.top_k), folder)
+            for fit, folder in self._fits.items()
+            if not cost_file(folder).exists()
+        ]
+        work = partial(fit_unit, self._base, self._data, home)
+        for (fit, *_), _ in run_units(work, units, self._sizes.processes):
+            self._describe_fit(fit)
+        for fit in self._fits:
+            self._describe_fit(fit)
 
-    @property
-    def _data(self) -> Path:
-        return self._fits / "data"
+    def _describe_fit(self, fit: Fit) -> None:
+        folder = self._fits[fit]
+        if of_kind(self.rows.read(), "fit", members=self.members, folder=folder.name):
+            return
+        training = training_of(fit, len(self.tasks))
+        self._write(
+            {
+                "kind": "fit",
+                "bundle": fit.name,
+                "folder": folder.name,
+                "scope": fit.scope,
+                "adapters": len(self.tasks),
+                "training": training and training.settings.model_dump(mode="json"),
+                **json.loads(cost_file(folder).read_text(encoding="utf-8")),
+            }
+        )
+
+    def _fused(self, top_k: int) -> Path:
+        return self._bundles / f"{UNFITTED}-top-{top_k}"
 
     def _write_fit_data(self) -> None:
         if self._data.exists():
@@ -172,15 +189,14 @@ class Measurement:
                 (staging / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
     def ask(self, stage: Split, ways: Sequence[Way] = WAYS) -> None:
-        """Write a row for each way and task of a stage whose last one is not of these items and this recipe.
+        """Write a row for each way and task of a stage, but for those that have one of this recipe and items.
 
-        Ways whose bundle or adapter is not there are left out, and named on standard error.
+        Ways whose bundle or adapter is missing are left out, and named on standard error.
         """
         prepared = self._prepared()
         for way in ways:
             if not prepared.has(way):
-                where = self._elsewhere if way.is_trained_elsewhere else self._fits
-                say(f"{way.name}: left out, there is no `{where / way.folder}`")
+                say(f"{way.name}: left out, because `{way.folder}` was not made")
         asked = scores_of(self.rows.read(), stage, self.members)
         units = [
             unit
@@ -193,6 +209,20 @@ class Measurement:
             say(f"{stage}, {unit.way.name}, {unit.task}: {mean:.1f}, {row.get('seconds', 0)} s")
         for row in summaries(self.rows.read(), stage, self.members):
             self._write(row)
+
+    def decide(self, way: Way = PROMPT) -> None:
+        """Write a row for each group of prompts and each form about which this way has not decided yet."""
+        prepared = self._prepared()
+        own = {name: items["test"][: self._sizes.test_items] for name, items in self._items.items()}
+        known = last_decisions(self.rows.read(), self.members)
+        units = [
+            unit
+            for unit in decision_units(way, prepared.recipe_of(way), own, self._folder)
+            if not any(unit.facts().items() <= row.items() for row in known)
+        ]
+        for unit, row in run_units(partial(decide_unit, prepared), units, self._sizes.processes):
+            self._write(row)
+            say(f"decisions, {unit.way.name}, {unit.task}, {unit.form}: {len(row['confidences'])}")
 
     def _units(self, stage: Split, ways: Sequence[Way], prepared: Prepared) -> list[Unit]:
         units = []
@@ -208,15 +238,12 @@ class Measurement:
         return units
 
     def _prepared(self) -> Prepared:
-        places = {UNFITTED: self._bundles / UNFITTED} | {scope: self._fits / scope for scope in FITTED_SCOPES}
+        places = {UNFITTED: self._fused(1)} | {fit.name: folder for fit, folder in self._fits.items()}
         bundles = {name: folder for name, folder in places.items() if folder.exists()}
         joint = {name: folder for name, folder in self._folders.items() if name not in self.tasks}
-        for way in WAYS:
-            folder = self._elsewhere / way.folder
-            if way.is_trained_elsewhere and folder.exists():
-                (joint if way.kind == "adapter" else bundles)[way.folder] = folder
         return Prepared(
             base=self._base,
+            base_sha256=self._base_sha256,
             members=self.members,
             adapters=tuple((name, self._folders[name]) for name in self.tasks),
             bundles=tuple(sorted(bundles.items())),
@@ -236,11 +263,11 @@ def train_unit(base: Path, unit: tuple[AdapterRecipe, dict[str, list[Item]], Pat
     train(recipe, items, base, folder)
 
 
-def fit_unit(base: Path, data: Path, bundle: Path, home: Home, unit: tuple[Scope, Path]) -> FitCost:
-    """Fit gates for one scope in this process."""
-    scope, folder = unit
-    request = FitRequest(str(base), data, scope, form=FORM, abstain=ABSTAIN)
-    return fit_by_workflow(bundle, request, home, folder)
+def fit_unit(
+    base: Path, data: Path, home: Home, unit: tuple[Fit, TrainingOptions | None, Path, Path]
+) -> Path:
+    """Fit the gates of one bundle in this process: how, the fused bundle, the new folder."""
+    return make_fit(base, data, home, *unit)
 
 
 def say(text: str) -> None:
@@ -298,3 +325,5 @@ def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
     for stage in get_args(Split):
         if stage in stages and stage != "train":
             measurement.ask(stage)
+    if "decisions" in stages:
+        measurement.decide()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from benchmarks.gates.rows import digest_of
 from benchmarks.pages import Row
 from meteora_registry.scores.intervals import interval_of, mean_of_tasks
 
@@ -32,6 +33,26 @@ def scores_of(rows: Iterable[Row], stage: str, members: str | None) -> dict[str,
     return found
 
 
+def summaries_of(rows: Iterable[Row], members: str | None, stage: str) -> dict[str, Row]:
+    """Return the last summary of each way of a stage and a set of members."""
+    return {row["way"]: row for row in of_kind(rows, "summary", stage=stage, members=members)}
+
+
+def confidences_of(rows: Iterable[Row], members: str | None) -> dict[tuple[str, str], list[float]]:
+    """Return the confidences of all decisions about prompts alone, by group and form."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in last_decisions(rows, members):
+        found.setdefault((row["group"], row["form"]), []).extend(row["confidences"])
+    return found
+
+
+def last_decisions(rows: Iterable[Row], members: str | None) -> list[Row]:
+    """Return the rows of decisions about prompts alone that are of one recipe, that of the last."""
+    found = of_kind(rows, "decisions", members=members)
+    same = of_kind(found, "decisions", recipe_sha256=found[-1]["recipe_sha256"]) if found else []
+    return [*last_by(same, ("way", "task", "form")).values()]
+
+
 def is_complete(tasks: Tasks) -> bool:
     """Return whether a way has answered every task; by likelihood, those of which all items have choices."""
     (wanted,) = {row["tasks"] for row in tasks.values()}
@@ -39,16 +60,20 @@ def is_complete(tasks: Tasks) -> bool:
 
 
 def summaries(rows: Sequence[Row], stage: str, members: str) -> list[Row]:
-    """Return a row for each way that has answered every task, but for those whose last one has its means."""
+    """Return a row for each way that has answered every task, unless its last one is of the same scores."""
     found = scores_of(rows, stage, members)
     last = last_by(of_kind(rows, "summary", stage=stage, members=members), ("way",))
     made = []
     for way, tasks in found.items():
         if is_complete(tasks):
-            known = last.get((way,))
-            if known is None or (known["mean"], known["difference"]) != means_of(tasks, found.get(MEMBER)):
-                made.append(_summary(stage, way, tasks, found.get(MEMBER)))
+            digest = _digest_of_scores(tasks, found.get(MEMBER))
+            if last.get((way,), {}).get("scores_sha256") != digest:
+                made.append(_summary(stage, way, tasks, found.get(MEMBER)) | {"scores_sha256": digest})
     return made
+
+
+def _digest_of_scores(*both: Tasks | None) -> str:
+    return digest_of([{task: row["scores"] for task, row in (own or {}).items()} for own in both])
 
 
 def means_of(tasks: Tasks, member: Tasks | None) -> tuple[float, float | None]:

@@ -9,17 +9,32 @@ import numpy as np
 
 from benchmarks.gates.tables import line, percent, table
 from benchmarks.pages import Row, with_section
+from meteora_registry.registry.workflows.gate_fit import DEFAULT_ABSTAIN
+from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
+from .figures import ROC, write_figures
 from .rows import RowsFile, last_by, of_kind
-from .summary import Tasks, is_complete, largest_set, scores_of
+from .summary import (
+    Tasks,
+    confidences_of,
+    is_complete,
+    largest_set,
+    last_decisions,
+    scores_of,
+    summaries_of,
+)
 from .tasks import MISSING, TASKS
 from .training import JOINT_RECIPES
-from .ways import BASE, LIKELIHOOD, MAJORITY, MEMBER, WAYS
+from .ways import BASE, LIKELIHOOD, MAJORITY, MEMBER, PROMPT, WAYS
 
 ROWS = Path(__file__).parents[1] / "results" / "paper.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
+README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- rows: {} -->", "<!-- end of {} -->"
 NOT_MEASURED = "Not measured yet."
+
+_GROUPS = {"own": "of a member's task", "foreign": "of other tasks", "general": "general questions"}
+_ASKED = {"plain": "in plain text", "chat": "in the chat template"}
 
 NEEDS = (
     ("a prompt is one task, and decoding should cost what one LoRA costs", "prompt"),
@@ -32,9 +47,38 @@ NEEDS = (
 """Needs of a user, and the way of ``WAYS`` for each."""
 
 
-def write_page(rows: Path = ROWS, page: Path = PAGE) -> None:
-    """Write every generated section of the page anew."""
-    page.write_text(page_of(RowsFile(rows).read(), page.read_text(encoding="utf-8")), encoding="utf-8")
+def write_page() -> None:
+    """Write every generated section of the page and of the README, and every figure, anew."""
+    read = RowsFile(ROWS).read()
+    for path, text_of in ((PAGE, page_of), (README, readme_of)):
+        path.write_text(text_of(read, path.read_text(encoding="utf-8")), encoding="utf-8")
+    write_figures(read)
+
+
+def readme_of(rows: Sequence[Row], readme: str) -> str:
+    """Return the README with its sentence made from these rows.
+
+    Raises:
+        ValueError: the README does not have the sentence's marks once.
+    """
+    text = "\n".join(_claim(rows, largest_set(rows))) + "\n"
+    return with_section(readme, START.format("paper"), END.format("paper"), text)
+
+
+def _claim(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = summaries_of(rows, members, "test")
+    if MEMBER not in found or PROMPT.name not in found:
+        return [NOT_MEASURED]
+    tasks = scores_of(rows, "test", members)[PROMPT.name]
+    asked = sum(row["items"] for row in tasks.values())
+    routed, named = found[PROMPT.name], found[MEMBER]
+    return [
+        f"With an adapter for each of {len(tasks)} of the paper's tasks, and {asked} test questions,",
+        f"one decision for a prompt scores {_mean(routed)};",
+        f"naming the right adapter each time {_mean(named)}.",
+        f"The difference is {_difference(routed)}, and {_decided(tasks)} of the decisions were right.",
+        "In brackets are 95 % intervals.",
+    ]
 
 
 def page_of(rows: Sequence[Row], page: str) -> str:
@@ -58,6 +102,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "test": lambda found, own: _ways(found, own, "test"),
         "tasks": _tasks,
         "confusions": _confusions,
+        "decisions": _decisions,
         "validation": lambda found, own: _ways(found, own, "validation"),
         "adapters": _adapters,
         "fits": _fits,
@@ -82,7 +127,7 @@ def _state(rows: Sequence[Row], members: str | None) -> list[str]:
 
 
 def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = _summaries(rows, members, "test")
+    found = summaries_of(rows, members, "test")
     lines = table("need", "gate or adapter", "score on the paper's tasks", "minus the member forced")
     for need, way in NEEDS:
         row = found.get(way)
@@ -92,7 +137,7 @@ def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
 
 
 def _ways(rows: Sequence[Row], members: str | None, stage: str) -> list[str]:
-    found = _summaries(rows, members, stage)
+    found = summaries_of(rows, members, stage)
     if not found:
         return [NOT_MEASURED]
     asked = scores_of(rows, stage, members)
@@ -159,18 +204,34 @@ def _adapters(rows: Sequence[Row], members: str | None) -> list[str]:
 
 
 def _fits(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = last_by(of_kind(rows, "fit", members=members), ("scope",)).values()
+    found = last_by(of_kind(rows, "fit", members=members), ("bundle",)).values()
     if not found:
         return [NOT_MEASURED]
-    lines = table("scope", "members", "wall", "processor time", "peak memory of the process")
+    lines = table("bundle", "scope", "members", "wall", "processor time", "peak memory of the process")
     for row in found:
-        seconds = [f"{row[key]:.0f} s" for key in ("wall_seconds", "processor_seconds")]
-        lines.append(line(row["scope"], row["adapters"], *seconds, f"{row['peak_bytes'] / 1e9:.2f} GB"))
+        cost = [f"{row[key]:.0f} s" for key in ("wall_seconds", "processor_seconds")]
+        cost.append(f"{row['peak_bytes'] / 1e9:.2f} GB")
+        lines.append(line(row["bundle"], row["scope"], row["adapters"], *cost))
     return lines
 
 
-def _summaries(rows: Sequence[Row], members: str | None, stage: str) -> dict[str, Row]:
-    return {row["way"]: row for row in of_kind(rows, "summary", stage=stage, members=members)}
+def _decisions(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = last_decisions(rows, members)
+    if not found:
+        return [NOT_MEASURED]
+    lines = table("prompts", "asked", "tasks", "prompts", "decided rightly", "left to the base", "AUROC")
+    confidences = confidences_of(found, members)
+    for group, form in confidences:
+        own = [row for row in found if (row["group"], row["form"]) == (group, form)]
+        values = confidences[group, form]
+        left = sum(value < DEFAULT_ABSTAIN for value in values)
+        low, high = wilson_interval(left, len(values))
+        share = f"{percent(left / len(values))} ({100 * low:.1f} to {100 * high:.1f})"
+        right, area = "", f"{area_under_curve(confidences['own', form], values):.3f}"
+        if group == "own":
+            right, area = percent(sum(row["decided"].get(row["task"], 0) for row in own) / len(values)), ""
+        lines.append(line(_GROUPS[group], _ASKED[form], len(own), len(values), right, share, area))
+    return [*lines, "", f"![ROC: own prompts lost, and others left to the base](images/{ROC.name})"]
 
 
 def _mean(row: Row) -> str:

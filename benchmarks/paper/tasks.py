@@ -87,6 +87,26 @@ MISSING = {
 }
 """Tasks of the paper that are data sets of their own, which BIG-bench lacks: no source package has them."""
 
+FOREIGN = (
+    "anachronisms",
+    "bridging_anaphora_resolution_barqa",
+    "causal_judgment",
+    "crass_ai",
+    "date_understanding",
+    "emoji_movie",
+    "general_knowledge",
+    "logical_fallacy_detection",
+    "metaphor_boolean",
+    "misconceptions",
+    "navigate",
+    "operators",
+    "physical_intuition",
+    "ruin_names",
+    "social_iqa",
+    "temporal_sequences",
+)
+"""Tasks whose prompts no member is for: neither the paper's, nor among those of benchmarks/abstention.py."""
+
 
 def chosen_tasks(names: list[str]) -> tuple[PaperTask, ...]:
     """Return the tasks of these names in the order of ``TASKS``; `core` and `all` stand for several.

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.gates.base import load_tokenizer, native_type
+from benchmarks.gates.base import load_tokenizer, native_name, native_type
 from benchmarks.gates.training import (
     ATTENTION,
     FEED_FORWARD,
@@ -84,10 +84,14 @@ JOINT_RECIPES = {
 }
 
 
-def adapter_folder(recipe: AdapterRecipe, items: Mapping[str, Sequence[Item]], cache: Path) -> Path:
-    """Return where the adapter that this recipe gives on these items is kept."""
-    bounds = (ARROW, END, MAX_SAMPLE_TOKENS, MAX_STEP_SAMPLES, MAX_STEP_TOKENS, ENOUGH_RIGHT, LEAST_STEPS)
-    made_from = [asdict(recipe), {name: digest_of_items(own) for name, own in items.items()}, bounds]
+def adapter_folder(
+    recipe: AdapterRecipe, items: Mapping[str, Sequence[Item]], base_sha256: str, cache: Path
+) -> Path:
+    """Return the folder of the adapter that this recipe gives on these items and this base."""
+    bounds = (ARROW, END, MAX_SAMPLE_TOKENS, MAX_STEP_SAMPLES, MAX_STEP_TOKENS, PACKED_ROWS)
+    ends = (ENOUGH_RIGHT, ENOUGH_STEPS, LEAST_STEPS)
+    digests = {name: digest_of_items(own) for name, own in items.items()}
+    made_from = [asdict(recipe), recipe.alpha, digests, base_sha256, str(native_type()), bounds, ends]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return cache / "adapters" / f"{recipe.name}-{digest[:16]}"
 
@@ -140,7 +144,7 @@ def _train_into(recipe: AdapterRecipe, batches: Sequence[Sequence[Sample]], base
     model.save_pretrained(folder, save_embedding_layers=False)
     log: dict[str, Any] = {
         "steps": len(right),
-        "element_type": str(native_type()).removeprefix("torch."),
+        "element_type": native_name(),
         "tokens": tokens,
         "processor_seconds": round(time.process_time() - began, 1),
         "losses": losses,

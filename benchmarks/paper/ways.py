@@ -1,9 +1,7 @@
 """The ways of serving that are compared, and the model that each of them needs.
 
 Most run on a bundle, with its own gates or others in their place. Three are merges or adapters that PEFT
-alone serves. What another program trains (gates by stochastic gradient descent, X-LoRA) is put into the
-cache's folder ``trained``, below a folder for the set of members, under the name of ``Way.folder``; without
-it these ways are not measured.
+alone serves.
 """
 
 from __future__ import annotations
@@ -21,10 +19,12 @@ from transformers import PreTrainedModel
 from benchmarks.gates.base import load_tokenizer
 from benchmarks.gates.ways import average_by_peft
 from meteora_registry.bundle import Bundle
+from meteora_registry.registry.workflows.gate_fit import DEFAULT_ABSTAIN
 from meteora_registry.runtime import RoutingRecord, force_adapter, load_bundle, route_as, routing, uniform
 from meteora_registry.runtime.loaded_bundle import LoadedBundle
 from meteora_registry.schemas.gate_choices import Scope
 
+from .fits import SGD_TOP_1, SGD_TOP_2
 from .training import LORA_B, LORA_F
 
 Kind = Literal[
@@ -45,7 +45,6 @@ class Way:
         folder: of the bundle or the adapter, by its name in the cache.
         scope: what one decision serves.
         abstain: the confidence below which the base answers.
-        is_trained_elsewhere: whether another program puts the folder there.
     """
 
     name: str
@@ -53,7 +52,6 @@ class Way:
     folder: str = UNFITTED
     scope: Scope | None = None
     abstain: float | None = None
-    is_trained_elsewhere: bool = False
 
     @property
     def is_routed(self) -> bool:
@@ -61,18 +59,16 @@ class Way:
         return self.kind == "routed"
 
 
-FITTED_SCOPES: tuple[Scope, ...] = ("prompt", "prompt+token", "token", "segment")
-"""A bundle is fitted for each of these, and named for it."""
-
 MAJORITY, BASE, LIKELIHOOD, MEMBER = "majority class", "base", "base by likelihood", "member forced"
 CENTROID = "nearest centroid"
+PROMPT = Way("prompt", "routed", "prompt", "prompt")
 WAYS = (
     Way(MAJORITY, "majority"),
     Way(BASE, "base"),
     Way(LIKELIHOOD, "likelihood"),
     Way(MEMBER, "member"),
-    Way("prompt", "routed", "prompt", "prompt"),
-    Way("prompt (5 % to the base)", "routed", "prompt", "prompt", abstain=0.05),
+    PROMPT,
+    Way("prompt (5 % to the base)", "routed", "prompt", "prompt", abstain=DEFAULT_ABSTAIN),
     Way("prompt+token", "routed", "prompt+token", "prompt+token"),
     Way("segment", "routed", "segment", "segment"),
     Way("token", "routed", "token", "token"),
@@ -83,9 +79,8 @@ WAYS = (
     Way(CENTROID, "centroid"),
     Way("LoRA-F", "adapter", LORA_F),
     Way("LoRA-B", "adapter", LORA_B),
-    Way("trained gates top-1", "routed", "sgd-top-1", "token", is_trained_elsewhere=True),
-    Way("trained gates top-2", "routed", "sgd-top-2", "token", is_trained_elsewhere=True),
-    Way("X-LoRA", "adapter", "x-lora", is_trained_elsewhere=True),
+    Way("trained gates top-1", "routed", SGD_TOP_1, "token"),
+    Way("trained gates top-2", "routed", SGD_TOP_2, "token"),
 )
 
 

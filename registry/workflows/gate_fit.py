@@ -150,6 +150,11 @@ def fit_options(scope: Scope, form: PromptForm | None, abstain: float | None) ->
     )
 
 
+def scope_of(scope: Scope | None, training: TrainingOptions | None) -> Scope:
+    """Return the scope of a fit: if none is named, `token` for gates that are trained, else `prompt`."""
+    return scope or ("prompt" if training is None else "token")
+
+
 @dataclass(frozen=True, slots=True)
 class GateFit:
     """The result of a fit.

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ...files.reading import read_errors
 from ...files.writing import whole_file, write_errors
-from ...fuser.tensor_files import TensorFile, WeightsWriter
+from ...fuser.tensor_files import TensorFile, WeightsWriter, first_difference
 from ...inspection.header import Header, read_header
 from ...schemas.bundle import TensorSpec
 from ...schemas.digest import Digest
@@ -334,11 +334,5 @@ def _description_of(header: Header, path: Path) -> StatisticsDescription:
 
 
 def _check_tensors(description: StatisticsDescription, header: Header, path: Path) -> None:
-    expected = {spec.name: (spec.dtype.value, spec.shape) for spec in _specs(description)}
-    found = {entry.name: (entry.dtype, entry.shape) for entry in header.tensors}
-    if wrong := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
-        raise DataRefused(
-            f"the statistics in `{path}` are damaged: `{wrong[0]}` is {found.get(wrong[0], 'missing')}, "
-            f"expected {expected.get(wrong[0], 'nothing of that name')}",
-            hint=ANEW,
-        )
+    if wrong := first_difference(header, _specs(description)):
+        raise DataRefused(f"the statistics in `{path}` are damaged: {wrong}", hint=ANEW)

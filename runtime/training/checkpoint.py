@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...files.writing import whole_file, write_errors
-from ...fuser.tensor_files import TensorFile, WeightsWriter
+from ...fuser.tensor_files import TensorFile, WeightsWriter, first_difference
 from ...inspection.header import Header, read_header
 from ...schemas.bundle import TensorSpec
 from ...schemas.digest import Digest
@@ -158,14 +158,8 @@ def _shown(fact: object) -> object:
 
 
 def _check_tensors(header: Header, gates: Mapping[str, Tensor], path: Path) -> None:
-    expected = {spec.name: (spec.dtype.value, spec.shape) for spec in _specs(gates)}
-    found = {entry.name: (entry.dtype, entry.shape) for entry in header.tensors}
-    if wrong := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
-        raise DataRefused(
-            f"the checkpoint `{path}` is damaged: `{wrong[0]}` is {found.get(wrong[0], 'missing')}, "
-            f"expected {expected.get(wrong[0], 'nothing of that name')}",
-            hint=_ANEW,
-        )
+    if wrong := first_difference(header, _specs(gates)):
+        raise DataRefused(f"the checkpoint `{path}` is damaged: {wrong}", hint=_ANEW)
 
 
 def _specs(gates: Mapping[str, Tensor]) -> list[TensorSpec]:

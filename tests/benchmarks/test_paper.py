@@ -21,16 +21,27 @@ import torch
 from benchmarks.paper import archive, tables
 from benchmarks.paper import measure as paper_measure
 from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
+from benchmarks.paper.decisions import FORMS, QUESTIONS
+from benchmarks.paper.figures import ROC, SCORES, curve_of, figures_of
+from benchmarks.paper.fits import FITS, SGD_TOP_1, SGD_TOP_2, cost_file
 from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
 from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
 from benchmarks.paper.rows import RowsFile, of_kind
-from benchmarks.paper.summary import Tasks, interval, largest_set, means_of, scores_of
-from benchmarks.paper.tables import PAGE, ROWS, page_of, sections
-from benchmarks.paper.tasks import MISSING, TASKS, PaperTask, chosen_tasks
+from benchmarks.paper.summary import (
+    Tasks,
+    confidences_of,
+    interval,
+    largest_set,
+    last_decisions,
+    means_of,
+    scores_of,
+)
+from benchmarks.paper.tables import PAGE, README, ROWS, page_of, readme_of, sections
+from benchmarks.paper.tasks import FOREIGN, MISSING, TASKS, PaperTask, chosen_tasks
 from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
-from benchmarks.paper.ways import CENTROID, FITTED_SCOPES, LIKELIHOOD, MAJORITY, MEMBER, WAYS, nearest
+from benchmarks.paper.ways import CENTROID, LIKELIHOOD, MAJORITY, MEMBER, PROMPT, WAYS, nearest
 from meteora_registry.files.digests import hash_file
-from meteora_registry.schemas.gate_choices import Scope
+from meteora_registry.scores.proportions import area_under_curve
 from support.byte_tokens import byte_tokenizer, save_byte_llama
 from support.patience import PATIENCE_SECONDS
 from support.task_data import TEMPLATE
@@ -70,6 +81,10 @@ def items_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, examples in EXAMPLES.items():
         (folder / name).mkdir(parents=True)
         (folder / name / ITEMS_FILE).write_text(json.dumps({"examples": examples}))
+    for place, name in enumerate(FOREIGN):
+        (folder / name).mkdir()
+        examples = [{"input": f"Colour {place} of {number}: red"} for number in range(3)]
+        (folder / name / ITEMS_FILE).write_text(json.dumps({"examples": examples}))
     return folder
 
 
@@ -91,10 +106,11 @@ def measure(
     names = [*(task.name for task in TINY_TASKS), LORA_F, LORA_B]
     recipes = [tiny_recipe(name, 4 + 4 * place) for place, name in enumerate(names)]
 
-    def make(rows: str, *scopes: Scope) -> Measurement:
-        sizes = Sizes(validation_items=2, test_items=3, processes=1, scopes=scopes)
+    def make(rows: str, *bundles: str) -> Measurement:
+        sizes = Sizes(validation_items=2, test_items=3, processes=1)
+        fits = [fit for fit in FITS if fit.name in bundles]
         return Measurement(
-            base, items_folder, TINY_TASKS, folder, folder / rows, sizes=sizes, recipes=recipes
+            base, items_folder, TINY_TASKS, folder, folder / rows, sizes=sizes, recipes=recipes, fits=fits
         )
 
     return make
@@ -116,14 +132,14 @@ def measured(measure: Callable[..., Measurement]) -> Measurement:
 @pytest.fixture(scope="module")
 def whole(measured: Measurement, measure: Callable[..., Measurement]) -> Measurement:
     """All stages but the page, with every way."""
-    measurement = measure("whole.jsonl", *FITTED_SCOPES)
+    measurement = measure("whole.jsonl", *(fit.name for fit in FITS))
     run_stages(measurement, ["train", "fit", "validation", "test"])
     return measurement
 
 
 @pytest.mark.slow
 def test_measurement_writes_a_row_for_every_way_and_task(whole: Measurement) -> None:
-    there = [way.name for way in WAYS if not way.is_trained_elsewhere]
+    there = [way.name for way in WAYS]
     wanted = {(way, task.name) for way in there for task in TINY_TASKS}
     # An item of the other task has no choices.
     rows = whole.rows.read()
@@ -134,8 +150,9 @@ def test_measurement_writes_a_row_for_every_way_and_task(whole: Measurement) -> 
         for row in found:
             assert len(row["scores"]) == row["items"] == items
             assert row["way"] == MAJORITY or row["seconds"] > 0
-    # One of the four was fitted before.
-    assert {row["scope"] for row in of_kind(rows, "fit")} == set(FITTED_SCOPES) - {"prompt"}
+    fits = {row["bundle"]: row for row in of_kind(rows, "fit")}
+    assert {*fits} == {fit.name for fit in FITS}
+    assert [name for name, row in fits.items() if row["training"] is not None] == [SGD_TOP_1, SGD_TOP_2]
 
 
 def test_rows_have_recipe_cost_and_routing(measured: Measurement) -> None:
@@ -153,6 +170,76 @@ def test_rows_have_recipe_cost_and_routing(measured: Measurement) -> None:
         assert sum(row["shares"]) == pytest.approx(1)
     # The inputs differ in form, so even a base of random weights tells the tasks apart.
     assert [row["decided"] for row in of_kind(rows, "score", way="prompt", task="sums")] == [{"sums": 3}]
+
+
+def test_decisions_about_prompts_alone_have_confidences(
+    measured: Measurement, measure: Callable[..., Measurement]
+) -> None:
+    measurement = measure("decisions.jsonl", "prompt")
+    measurement.decide()
+    before = measurement.rows.path.read_bytes()
+    measurement.decide()
+    assert measurement.rows.path.read_bytes() == before
+    rows = measurement.rows.read()
+    counts = {"own": 2 * 3, "foreign": 3 * len(FOREIGN), "general": len(QUESTIONS)}
+    found = confidences_of(rows, measured.members)
+    assert {key: len(values) for key, values in found.items()} == {
+        (group, form): count for group, count in counts.items() for form in FORMS
+    }
+    assert all(0 <= value <= 1 for values in found.values() for value in values)
+    # Own prompts are more like those of the fit.
+    assert area_under_curve(found["own", "plain"], found["general", "plain"]) > 0.6
+    asked = RowsFile(measured.rows.path).read() + rows
+    page = page_of(asked, PAGE.read_text(encoding="utf-8"))
+    assert "| of a member's task | in plain text | 2 | 6 | " in page
+    figures = figures_of(asked)
+    assert {*figures} == {SCORES, ROC}
+    assert figures[SCORES].count("<rect") == 1 + len({MEMBER, "prompt", CENTROID})
+    assert figures[ROC].count("<path d") == 1 + 2 * 4
+
+
+def test_decisions_of_one_recipe_are_shown_together(
+    measured: Measurement, measure: Callable[..., Measurement]
+) -> None:
+    measurement = measure("two-recipes.jsonl", "prompt")
+    measurement.decide()
+    count = len(last_decisions(measurement.rows.read(), measured.members))
+    other = replace(PROMPT, abstain=0.5)
+    # Going back to the first recipe writes its rows again. Of a new one only what was written is shown.
+    for way, begun in ((other, 3), (PROMPT, count)):
+        before = len(measurement.rows.read())
+        measurement.decide(way)
+        rows = measurement.rows.read()
+        assert len(rows) - before == count == len(last_decisions(rows, measured.members))
+        assert len(last_decisions(rows[: before + 3], measured.members)) == begun
+
+
+def test_fit_that_was_killed_before_its_cost_was_written_is_made_again(
+    measured: Measurement, measure: Callable[..., Measurement]
+) -> None:
+    measurement = measure("killed-fit.jsonl", "prompt")
+    (place,) = measurement._fits.values()
+    weights = (place / "adapter_model.safetensors").read_bytes()
+    cost = cost_file(place).read_bytes()
+    # The rows of other tests know the record of the first verification.
+    kept = shutil.copytree(place, place.with_name("kept"))
+    cost_file(place).unlink()
+    measurement.fit()
+    (row,) = of_kind(measurement.rows.read(), "fit")
+    assert row["folder"] == place.name
+    assert (place / "adapter_model.safetensors").read_bytes() == weights
+    shutil.rmtree(place)
+    kept.rename(place)
+    cost_file(place).write_bytes(cost)
+
+
+def test_curve_reaches_from_nothing_to_everything() -> None:
+    assert curve_of([0.5, 0.9], [0.1, 0.5]) == [(0, 0), (0, 0.5), (0.5, 1), (1, 1)]
+
+
+def test_figures_are_those_of_the_committed_rows() -> None:
+    found = figures_of(RowsFile(ROWS).read())
+    assert {path: path.read_text(encoding="utf-8") for path in (SCORES, ROC) if path.exists()} == found
 
 
 def test_rows_have_no_item(measured: Measurement) -> None:
@@ -207,7 +294,7 @@ def test_gates_fitted_on_other_items_are_not_taken(
     measurement = measure("other-items.jsonl", "prompt")
     measurement.ask("test", [way for way in WAYS if way.name in (MAJORITY, "prompt")])
     assert {row["way"] for row in of_kind(measurement.rows.read(), "score")} == {MAJORITY}
-    assert "prompt: left out, there is no `" in capsys.readouterr().err
+    assert "prompt: left out, because `prompt` was not made" in capsys.readouterr().err
 
 
 def test_page_follows_from_rows(measured: Measurement) -> None:
@@ -217,11 +304,15 @@ def test_page_follows_from_rows(measured: Measurement) -> None:
     answered = ", ".join(f"`{way.name}`" for way in WAYS if way.name in FEW)
     assert f"- Ways that answered every task: {answered}." in page
     assert page_of(rows, page) == page
+    readme = readme_of(rows, README.read_text(encoding="utf-8"))
+    assert "of 2 of the paper's tasks, and 6 test questions" in " ".join(readme.split())
 
 
 def test_page_shows_the_committed_rows() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page == page_of(RowsFile(ROWS).read(), page)
+    readme = README.read_text(encoding="utf-8")
+    assert readme == readme_of(RowsFile(ROWS).read(), readme)
 
 
 def test_committed_summaries_are_those_of_the_committed_scores() -> None:
@@ -436,6 +527,7 @@ def test_task_that_was_added_has_its_items(
     sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "SDIST_SHA256", str(hash_file(sdist)))
+    monkeypatch.setattr(archive, "FOREIGN", ())
     cache = tmp_path / "cache"
     cache.mkdir()
     for names in (["parity"], ["parity", "other"]):

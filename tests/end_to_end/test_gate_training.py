@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import meteora_registry as meteora
+from meteora_registry.bundle import Bundle
 from meteora_registry.registry.cli.gate_training import _OPTIONS
 from support.program import Run
 from support.task_data import make_fit_workplace
@@ -150,6 +151,25 @@ def test_registry_trains_gates(run: Run, workplace: Path) -> None:
     assert found.training is not None
     assert (found.training.steps, found.version.gate_scope) == (2, "token")
     assert found.fitting.method.startswith("sgd (c 1, learning rate 0.001, 2 steps of 2, seed 0) from zero")
+    with meteora.FusedBundle.open(workplace / "bundle", base=workplace / "base") as fused:
+        trained = fused.fit(workplace / "data", training=options)
+    assert trained.bundle.config.gate == Bundle.open(workplace / "from-python").config.gate
+
+
+@pytest.mark.usefixtures("run")
+def test_handle_takes_the_choices_of_a_catalogued_fit(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with meteora.FusedBundle.open(workplace / "bundle", base=workplace / "base") as fused:
+        assert fused.fit(workplace / "data", abstain=None).bundle.config.gate.abstain is None
+        # What is refused has arrived: this base has no lines, and no template.
+        with pytest.raises(meteora.UsageError, match="no token with a line break"):
+            fused.fit(workplace / "data", scope="segment", answers="in-order")
+        with pytest.raises(meteora.UsageError, match="template"):
+            fused.fit(workplace / "data", form="chat")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(meteora.UsageError, match="in one process, found 2"):
+            fused.fit(workplace / "data")
 
 
 def test_help_states_the_defaults() -> None:

@@ -140,7 +140,7 @@ def test_an_input_that_is_not_in_it_is_refused(file: Path, wanted: ModuleInput) 
         (lambda tensors, value: tensors.pop("layer.q.mean"), "`layer.q.mean` is missing"),
         (
             lambda tensors, value: tensors.update({"layer.q.mean": torch.zeros(3, dtype=torch.float64)}),
-            r"`layer.q.mean` is \('F64', \(3,\)\), expected \('F64', \(4,\)\)",
+            r"`layer.q.mean` is F64 \[3\], expected F64 \[4\]",
         ),
         (lambda tensors, value: tensors.update({"x": torch.zeros(1)}), "expected nothing of that name"),
         (

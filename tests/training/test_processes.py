@@ -55,7 +55,7 @@ def train(folder: Path, out: str, *environments: dict[str, str]) -> list[str]:
             stack.enter_context(warm.RuntimePopen(command, cwd=folder, env=os.environ | each, **streams))
             for each in environments
         ]
-        # Else one would wait for another that ended for as long as the first may read a base: a day.
+        # One whose partner ended waits for it, for as long as loading a base may take: a day.
         stack.callback(lambda: [process.kill() for process in started])
         found = [process.communicate(timeout=PATIENCE_SECONDS) for process in started]
     assert [process.returncode for process in started] == [0] * len(started), found

@@ -182,9 +182,9 @@ def break_a_number(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (cut_a_row, "is ('F32', (2, 32)), expected ('F32', (3, 32))"),
+        (cut_a_row, "is F32 [2, 32], expected F32 [3, 32]"),
         (lose_a_moment, "first_moment` is missing, expected"),
-        (add_a_tensor, "`other` is ('F32', (1,)), expected nothing of that name"),
+        (add_a_tensor, "`other` is F32 [1], expected nothing of that name"),
         (break_a_number, "is not finite"),
         (negate_a_square, "the second moment of `"),
     ],
@@ -299,12 +299,13 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
             "gates are trained with mixed precision `no` or `bf16`, found `fp16`",
         ),
         (FSDP | {"FSDP_VERSION": "1"}, "gates are trained with FSDP of version 2, found version 1"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "gates are trained with FSDP of version 2, found version 1"),
         (
             FSDP | {"ACCELERATE_MIXED_PRECISION": "bf16"},
             "gates are trained in float32, found FSDP with mixed precision `bf16`",
         ),
     ],
-    ids=["deepspeed", "fp16", "fsdp-version", "fsdp-precision"],
+    ids=["deepspeed", "fp16", "fsdp-version", "fsdp-default", "fsdp-precision"],
 )
 def test_launch_in_which_gates_cannot_be_trained_is_refused(
     training_workplace: Workplace,

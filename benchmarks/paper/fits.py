@@ -1,0 +1,94 @@
+"""The bundles that are compared: one for each scope in closed form, and two whose gates are trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gates.bundles import fit_by_workflow
+from benchmarks.gates.rows import digest_of
+from meteora_registry.files.writing import whole_file
+from meteora_registry.registry.home import Home
+from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_options
+from meteora_registry.runtime.training import TrainingOptions
+from meteora_registry.schemas.gate_choices import PromptForm, Scope
+
+# The data have both forms of a prompt already. No prompt is left to the base: all belong to a member.
+FORM: PromptForm = "given"
+ABSTAIN = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One bundle and how `gate fit` finds its gates.
+
+    Attributes:
+        name: of the bundle.
+        scope: what one decision of its gates serves.
+        top_k: of the bundle.
+        is_trained: whether the gates in closed form are then trained.
+    """
+
+    name: str
+    scope: Scope
+    top_k: int = 1
+    is_trained: bool = False
+
+
+# Of each task. A fit in closed form is solved on half of them and holds the others out; a training reads all.
+FIT_ITEMS = 64
+SGD_TOP_1, SGD_TOP_2 = "sgd-top-1", "sgd-top-2"
+FITS = (
+    Fit("prompt", "prompt"),
+    Fit("prompt+token", "prompt+token"),
+    Fit("segment", "segment"),
+    Fit("token", "token"),
+    Fit(SGD_TOP_1, "token", 1, is_trained=True),
+    Fit(SGD_TOP_2, "token", 2, is_trained=True),
+)
+
+
+def fit_folder(fit: Fit, lines: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path:
+    """Return the folder of a fit's bundle; ``lines`` are the data of each member."""
+    training = training_of(fit, len(lines))
+    options = asdict(fit_options(fit.scope, FORM, ABSTAIN))
+    facts = [lines, options, fit.top_k, training and training.settings.model_dump(mode="json")]
+    return folder / f"{fit.name}-{digest_of(facts)[:12]}"
+
+
+def training_of(fit: Fit, members: int) -> TrainingOptions | None:
+    """Return how gates are trained: each step reads one line of every member, and all lines are read once."""
+    if not fit.is_trained:
+        return None
+    return TrainingOptions(start="closed-form", steps=FIT_ITEMS, batch_size=members, checkpoint_steps=8)
+
+
+def cost_file(folder: Path) -> Path:
+    """Return the file beside a bundle that has the cost of its fit; without it the fit is not done."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def make_fit(
+    base: Path, data: Path, home: Home, fit: Fit, training: TrainingOptions | None, bundle: Path, folder: Path
+) -> Path:
+    """Fit a fused bundle's gates as a user does; return the file with the cost.
+
+    A training that was killed goes on from its checkpoint beside the folder; its cost is then that of the
+    rest, and says so.
+    """
+    checkpoint = folder.with_name(f"{folder.name}.safetensors")
+    is_resumed = training is not None and checkpoint.exists()
+    if folder.exists():
+        # The process was killed before the cost was written.
+        shutil.rmtree(folder)
+    if training is not None:
+        training = replace(training, checkpoint=checkpoint)
+    request = FitRequest(str(base), data, fit.scope, form=FORM, abstain=ABSTAIN, training=training)
+    cost = asdict(fit_by_workflow(bundle, request, home, folder)) | {"is_resumed": is_resumed}
+    with whole_file(cost_file(folder)) as staging:
+        staging.write_text(json.dumps(cost) + "\n", encoding="utf-8")
+    return cost_file(folder)
