@@ -62,9 +62,7 @@ def without_first_line(bundle: Path) -> subprocess.CompletedProcess[str]:
     """Run the example without its first line, and then that line."""
     first, _, rest = example_of(bundle).partition("\n")
     assert first.startswith("import meteora_registry.runtime")
-    return warm.run(
-        [sys.executable, "-c", WITHOUT_FIRST_LINE, first, rest], capture_output=True, text=True
-    )
+    return warm.run([sys.executable, "-c", WITHOUT_FIRST_LINE, first, rest], capture_output=True, text=True)
 
 
 def test_card_without_its_first_line_stops_as_it_says(
