@@ -1,4 +1,4 @@
-"""The figure of the README: the test's scores on single questions, from the committed rows and nothing else.
+"""The figure of docs/gates.md: scores on single questions of the test, from the committed rows alone.
 
 It is written as text and not by a plotting library, so that the same rows give the same bytes everywhere.
 """

@@ -78,7 +78,7 @@ def make_fit(
     """Fit a fused bundle's gates as a user does; return the file with the cost.
 
     A training that was killed goes on from its checkpoint beside the folder; its cost is then that of the
-    rest, and says so.
+    rest, and is marked as such.
     """
     checkpoint = folder.with_name(f"{folder.name}.safetensors")
     is_resumed = training is not None and checkpoint.exists()

@@ -60,7 +60,7 @@ class Sizes:
     """
 
     validation_items: int = 20
-    test_items: int = 40
+    test_items: int = 32
     processes: int = 2
 
     def of(self, stage: Split) -> int:

@@ -33,6 +33,8 @@ README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- rows: {} -->", "<!-- end of {} -->"
 NOT_MEASURED = "Not measured yet."
 
+# Set before anything was measured: the part of the mean of the member forced.
+GOALS = {"prompt": 0.99, "token": 0.95, "trained gates top-1": 0.97}
 _GROUPS = {"own": "of a member's task", "foreign": "of other tasks", "general": "general questions"}
 _ASKED = {"plain": "in plain text", "chat": "in the chat template"}
 
@@ -99,6 +101,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
     made: dict[str, Callable[[Sequence[Row], str | None], list[str]]] = {
         "state": _state,
         "needs": _needs,
+        "goals": _goals,
         "test": lambda found, own: _ways(found, own, "test"),
         "tasks": _tasks,
         "confusions": _confusions,
@@ -133,6 +136,17 @@ def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
         row = found.get(way)
         cells = [NOT_MEASURED, ""] if row is None else [_mean(row), _difference(row)]
         lines.append(line(need, f"`{way}`", *cells))
+    return lines
+
+
+def _goals(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = summaries_of(rows, members, "test")
+    lines = table("gates", "goal: of the member forced", "measured")
+    for way, goal in GOALS.items():
+        measured = NOT_MEASURED
+        if way in found and MEMBER in found and found[MEMBER]["mean"] > 0:
+            measured = percent(found[way]["mean"] / found[MEMBER]["mean"])
+        lines.append(line(f"`{way}`", f"at least {100 * goal:.0f} %", measured))
     return lines
 
 
