@@ -92,8 +92,17 @@ class Conversation:
         os.write(self._ours, keys.encode())
 
     def wait_for_the_line_editor(self) -> None:
-        """Return when the program reads keys; a Ctrl-C between its prompt and that is lost by `input`."""
+        """Return when the program waits for keys; a Ctrl-C between its prompt and that is lost by `input`.
+
+        The line editor sets the terminal first, and then sleeps until a key or a signal comes.
+        """
         wait_until(lambda: not termios.tcgetattr(self._ours)[3] & termios.ICANON)
+        wait_until(self._sleeps)
+
+    def _sleeps(self) -> bool:
+        # Of its first thread, behind the name of the program; only Linux shows it.
+        state = Path(f"/proc/{self._process.pid}/stat")
+        return not state.exists() or state.read_text().rpartition(") ")[2].startswith("S")
 
     def read_until(self, text: str) -> str:
         """Return what is shown up to a text, which must come."""
