@@ -1,16 +1,12 @@
-"""The figures of the measurement, from the committed rows and nothing else.
-
-They are written as text and not by a plotting library, so that the same rows give the same bytes everywhere.
-"""
+"""The figures of the measurement, from the committed rows and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
-from benchmarks.gates.tables import percent
 from benchmarks.pages import Row
+from benchmarks.svg import BLUE, GREY, bars, drawing
 
 from .decisions import FORMS
 from .summary import confidences_of, largest_set, summaries_of
@@ -32,10 +28,8 @@ SHOWN = {
     "weighted adapter": "merged by PEFT's add_weighted_adapter",
     BASE: "the base alone",
 }
-_WIDTH, _ROW, _LEFT, _BAR = 760, 26, 330, 320
 _SIDE, _MARGIN = 320, 60
-_BLUE, _GREY, _DARK = "#2f6db5", "#a9b8c9", "#222"
-_STROKES = {"foreign": _BLUE, "general": "#c2571a"}
+_STROKES = {"foreign": BLUE, "general": "#c2571a"}
 _DASHES = {"plain": "", "chat": ' stroke-dasharray="6 4"'}
 _ASKED = {"plain": "in plain text", "chat": "in the chat template"}
 _NAMES = {"foreign": "other tasks", "general": "general questions"}
@@ -57,28 +51,17 @@ def figures_of(rows: Sequence[Row]) -> dict[Path, str]:
 def draw_scores(rows: Sequence[Row], members: str | None) -> str:
     """Return a bar for the mean of each way that has answered every test item; empty without any."""
     found = summaries_of(rows, members, "test")
-    shown = [way for way in SHOWN if way in found]
-    if not shown:
+    ways = [way for way in SHOWN if way in found]
+    if PROMPT.name not in ways:
         return ""
-    height = 44 + _ROW * len(shown) + 8
     title = "Mean score of the paper's tasks on their test items, in %; line: 95 % interval"
-    bars = [line for place, way in enumerate(shown) for line in _bar(place, way, found[way])]
-    return _svg(_WIDTH, height, title, bars)
+    shown = [(SHOWN[way], found[way]["mean"], _ends(found[way])) for way in ways]
+    return bars(title, shown, blue=ways.index(PROMPT.name))
 
 
-def _bar(place: int, way: str, row: Row) -> list[str]:
-    top = 40 + place * _ROW
-    middle = top + _ROW / 2
-    low, high = (_LEFT + _BAR * bound for bound in row["interval"] or (row["mean"], row["mean"]))
-    colour = _BLUE if way == PROMPT.name else _GREY
-    text = middle + 4.5
-    return [
-        f'<text x="{_LEFT - 8}" y="{text}" text-anchor="end">{escape(SHOWN[way])}</text>',
-        f'<rect x="{_LEFT}" y="{top + 4}" width="{_BAR * row["mean"]:.1f}" height="{_ROW - 8}" '
-        f'fill="{colour}"/>',
-        f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="{_DARK}" stroke-width="1.5"/>',
-        f'<text x="{max(high, _LEFT + _BAR * row["mean"]) + 8:.1f}" y="{text}">{percent(row["mean"])}</text>',
-    ]
+def _ends(row: Row) -> tuple[float, float]:
+    low, high = row["interval"] or (row["mean"], row["mean"])
+    return low, high
 
 
 def draw_roc(rows: Sequence[Row], members: str | None) -> str:
@@ -90,8 +73,8 @@ def draw_roc(rows: Sequence[Row], members: str | None) -> str:
     height = _SIDE + 2 * _MARGIN + 20 * 4
     left, bottom = _MARGIN, _MARGIN + _SIDE
     lines = [
-        f'<rect x="{left}" y="{_MARGIN}" width="{_SIDE}" height="{_SIDE}" fill="none" stroke="{_GREY}"/>',
-        f'<path d="M{left} {bottom}L{left + _SIDE} {_MARGIN}" stroke="{_GREY}" stroke-dasharray="2 3"/>',
+        f'<rect x="{left}" y="{_MARGIN}" width="{_SIDE}" height="{_SIDE}" fill="none" stroke="{GREY}"/>',
+        f'<path d="M{left} {bottom}L{left + _SIDE} {_MARGIN}" stroke="{GREY}" stroke-dasharray="2 3"/>',
         f'<text x="{left + _SIDE / 2}" y="{bottom + 20}" text-anchor="middle">'
         "own prompts lost, 0 to 100 %</text>",
         f'<text x="{left - 12}" y="{_MARGIN + _SIDE / 2}" text-anchor="middle" '
@@ -108,7 +91,7 @@ def draw_roc(rows: Sequence[Row], members: str | None) -> str:
             f'<path d="M{left} {at - 4}h36" {style}/>',
             f'<text x="{left + 44}" y="{at}">{_NAMES[group]}, {_ASKED[form]}</text>',
         ]
-    return _svg(_SIDE + 2 * _MARGIN, height, title, lines)
+    return drawing(_SIDE + 2 * _MARGIN, height, title, lines)
 
 
 def curve_of(own: Sequence[float], others: Sequence[float]) -> list[tuple[float, float]]:
@@ -116,17 +99,3 @@ def curve_of(own: Sequence[float], others: Sequence[float]) -> list[tuple[float,
     ends = sorted({*own, *others})
     parts = [[sum(each < end for each in group) / len(group) for end in ends] for group in (own, others)]
     return [*zip(*parts, strict=True), (1.0, 1.0)]
-
-
-def _svg(width: int, height: int, title: str, lines: Sequence[str]) -> str:
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'height="{height}" font-family="sans-serif" font-size="13" fill="{_DARK}">',
-            f"<title>{escape(title)}</title>",
-            f'<rect width="{width}" height="{height}" fill="#fff"/>',
-            f'<text x="{width // 2}" y="24" text-anchor="middle">{escape(title)}</text>',
-            *lines,
-            "</svg>\n",
-        ]
-    )
