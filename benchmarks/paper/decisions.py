@@ -32,7 +32,8 @@ from .ways import Way, served
 
 Group = Literal["own", "foreign", "general"]
 Asked = Literal["plain", "chat"]
-FORMS: tuple[Asked, ...] = ("plain", "chat")
+FORMS: dict[Asked, str] = {"plain": "in plain text", "chat": "in the chat template"}
+"""How a prompt is asked, in words for tables and figures."""
 
 FOREIGN_PROMPTS, MAX_LETTERS = 20, 700
 GENERAL = "general questions"

@@ -96,11 +96,6 @@ class Unit:
     items: tuple[Item, ...]
     most_frequent: str
 
-    def is_answered_by(self, row: Row | None) -> bool:
-        """Return whether a row of this stage, way and task is of the same recipe, judge and items."""
-        own = self.facts()
-        return row is not None and all(row.get(name) == own[name] for name in own)
-
     def facts(self) -> Row:
         """Return the facts of its row that are known before it is answered."""
         return {

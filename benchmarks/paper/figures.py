@@ -31,7 +31,6 @@ SHOWN = {
 _SIDE, _MARGIN = 320, 60
 _STROKES = {"foreign": BLUE, "general": "#c2571a"}
 _DASHES = {"plain": "", "chat": ' stroke-dasharray="6 4"'}
-_ASKED = {"plain": "in plain text", "chat": "in the chat template"}
 _NAMES = {"foreign": "other tasks", "general": "general questions"}
 
 
@@ -80,8 +79,10 @@ def draw_roc(rows: Sequence[Row], members: str | None) -> str:
         f'<text x="{left - 12}" y="{_MARGIN + _SIDE / 2}" text-anchor="middle" '
         f'transform="rotate(-90 {left - 12} {_MARGIN + _SIDE / 2})">left to the base, 0 to 100 %</text>',
     ]
-    curves = [(group, form) for group in _STROKES for form in FORMS if (group, form) in found]
-    for place, (group, form) in enumerate(curves):
+    curves = [
+        (group, form, words) for group in _STROKES for form, words in FORMS.items() if (group, form) in found
+    ]
+    for place, (group, form, words) in enumerate(curves):
         style = f'stroke="{_STROKES[group]}" stroke-width="2" fill="none"{_DASHES[form]}'
         points = curve_of(found["own", form], found[group, form])
         path = "L".join(f"{left + _SIDE * x:.1f} {bottom - _SIDE * y:.1f}" for x, y in points)
@@ -89,7 +90,7 @@ def draw_roc(rows: Sequence[Row], members: str | None) -> str:
         lines += [
             f'<path d="M{path}" {style}/>',
             f'<path d="M{left} {at - 4}h36" {style}/>',
-            f'<text x="{left + 44}" y="{at}">{_NAMES[group]}, {_ASKED[form]}</text>',
+            f'<text x="{left + 44}" y="{at}">{_NAMES[group]}, {words}</text>',
         ]
     return drawing(_SIDE + 2 * _MARGIN, height, title, lines)
 

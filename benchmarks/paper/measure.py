@@ -4,8 +4,8 @@ Stages: `train` fetches the base and the items and trains the adapters, `fit` fu
 `validation` and `test` ask every way and write a row for each task, `decisions` lets the gates decide about
 own prompts and those of no member, `page` writes the tables of docs/reproduction.md from the rows. What is
 slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so a run
-that was killed goes on where it stopped. Ways are compared on the validation items; the test items are asked
-once, by every way.
+that was killed goes on where it stopped. What is to be chosen is chosen on the validation items; a test row
+is written again only if something that it depends on has changed.
 """
 
 from __future__ import annotations
@@ -197,11 +197,15 @@ class Measurement:
         for way in ways:
             if not prepared.has(way):
                 say(f"{way.name}: left out, because `{way.folder}` was not made")
-        asked = scores_of(self.rows.read(), stage, self.members)
+        asked = [
+            row
+            for tasks in scores_of(self.rows.read(), stage, self.members).values()
+            for row in tasks.values()
+        ]
         units = [
             unit
             for unit in self._units(stage, [way for way in ways if prepared.has(way)], prepared)
-            if not unit.is_answered_by(asked.get(unit.way.name, {}).get(unit.task))
+            if not of_kind(asked, "score", **unit.facts())
         ]
         for unit, row in run_units(partial(score_unit, prepared), units, self._sizes.processes):
             self._write(row)
@@ -218,7 +222,7 @@ class Measurement:
         units = [
             unit
             for unit in decision_units(way, prepared.recipe_of(way), own, self._folder)
-            if not any(unit.facts().items() <= row.items() for row in known)
+            if not of_kind(known, "decisions", **unit.facts())
         ]
         for unit, row in run_units(partial(decide_unit, prepared), units, self._sizes.processes):
             self._write(row)

@@ -12,6 +12,7 @@ from benchmarks.pages import Row, with_section
 from meteora_registry.registry.workflows.gate_fit import DEFAULT_ABSTAIN
 from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
+from .decisions import FORMS
 from .figures import ROC, write_figures
 from .rows import RowsFile, last_by, of_kind
 from .summary import (
@@ -36,7 +37,6 @@ NOT_MEASURED = "Not measured yet."
 # Set before anything was measured: the part of the mean of the member forced.
 GOALS = {"prompt": 0.99, "token": 0.95, "trained gates top-1": 0.97}
 _GROUPS = {"own": "of a member's task", "foreign": "of other tasks", "general": "general questions"}
-_ASKED = {"plain": "in plain text", "chat": "in the chat template"}
 
 NEEDS = (
     ("a prompt is one task, and decoding should cost what one LoRA costs", "prompt"),
@@ -193,7 +193,8 @@ def _confusions(rows: Sequence[Row], members: str | None) -> list[str]:
     if not tasks:
         return [NOT_MEASURED]
     lines = table("task", "prompts", "decided rightly", "taken for")
-    for name, row in tasks.items():
+    for name in [task.name for task in TASKS if task.name in tasks]:
+        row = tasks[name]
         others = [f"{other} ({count})" for other, count in row["decided"].items() if other != name]
         right = row["decided"].get(name, 0)
         lines.append(line(name, row["items"], right, ", ".join(others)))
@@ -235,16 +236,15 @@ def _decisions(rows: Sequence[Row], members: str | None) -> list[str]:
         return [NOT_MEASURED]
     lines = table("prompts", "asked", "tasks", "prompts", "decided rightly", "left to the base", "AUROC")
     confidences = confidences_of(found, members)
-    for group, form in confidences:
-        own = [row for row in found if (row["group"], row["form"]) == (group, form)]
-        values = confidences[group, form]
+    for (group, form), values in confidences.items():
+        own = of_kind(found, "decisions", group=group, form=form)
         left = sum(value < DEFAULT_ABSTAIN for value in values)
         low, high = wilson_interval(left, len(values))
         share = f"{percent(left / len(values))} ({100 * low:.1f} to {100 * high:.1f})"
         right, area = "", f"{area_under_curve(confidences['own', form], values):.3f}"
         if group == "own":
             right, area = percent(sum(row["decided"].get(row["task"], 0) for row in own) / len(values)), ""
-        lines.append(line(_GROUPS[group], _ASKED[form], len(own), len(values), right, share, area))
+        lines.append(line(_GROUPS[group], FORMS[form], len(own), len(values), right, share, area))
     return [*lines, "", f"![ROC: own prompts lost, and others left to the base](images/{ROC.name})"]
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.abstention_tables import ROWS as ABSTENTION_ROWS
+from benchmarks.pages import read_rows
 from benchmarks.paper import archive, tables
 from benchmarks.paper import measure as paper_measure
 from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
@@ -231,6 +233,12 @@ def test_fit_that_was_killed_before_its_cost_was_written_is_made_again(
     shutil.rmtree(place)
     kept.rename(place)
     cost_file(place).write_bytes(cost)
+
+
+def test_foreign_tasks_are_neither_the_papers_nor_those_of_abstention() -> None:
+    developed = {row.get("task", "").partition("/")[0] for row in read_rows(ABSTENTION_ROWS)}
+    assert len({*FOREIGN}) == 16
+    assert not {*FOREIGN} & (developed | {task.name for task in TASKS} | {*MISSING})
 
 
 def test_curve_reaches_from_nothing_to_everything() -> None:
