@@ -30,41 +30,45 @@ class Fit:
         name: of the bundle.
         scope: what one decision of its gates serves.
         top_k: of the bundle.
-        is_trained: whether the gates in closed form are then trained.
+        training: how the gates in closed form are then trained; None if they are not.
     """
 
     name: str
     scope: Scope
     top_k: int = 1
-    is_trained: bool = False
+    training: TrainingOptions | None = None
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What determines trained gates, for digests and rows."""
+        return None if self.training is None else self.training.settings.model_dump(mode="json")
 
 
 # Of each task. A fit in closed form is solved on half of them and holds the others out; a training reads all.
 FIT_ITEMS = 64
 SGD_TOP_1, SGD_TOP_2 = "sgd-top-1", "sgd-top-2"
-FITS = (
-    Fit("prompt", "prompt"),
-    Fit("prompt+token", "prompt+token"),
-    Fit("segment", "segment"),
-    Fit("token", "token"),
-    Fit(SGD_TOP_1, "token", 1, is_trained=True),
-    Fit(SGD_TOP_2, "token", 2, is_trained=True),
-)
+
+
+def fits_for(members: int) -> tuple[Fit, ...]:
+    """Return the fits of a bundle of so many members.
+
+    A training reads one line of every member in each step, and every line once.
+    """
+    training = TrainingOptions(start="closed-form", steps=FIT_ITEMS, batch_size=members, checkpoint_steps=8)
+    return (
+        Fit("prompt", "prompt"),
+        Fit("prompt+token", "prompt+token"),
+        Fit("segment", "segment"),
+        Fit("token", "token"),
+        Fit(SGD_TOP_1, "token", 1, training),
+        Fit(SGD_TOP_2, "token", 2, training),
+    )
 
 
 def fit_folder(fit: Fit, lines: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path:
     """Return the folder of a fit's bundle; ``lines`` are the data of each member."""
-    training = training_of(fit, len(lines))
     options = asdict(fit_options(fit.scope, FORM, ABSTAIN))
-    facts = [lines, options, fit.top_k, training and training.settings.model_dump(mode="json")]
-    return folder / f"{fit.name}-{digest_of(facts)[:12]}"
-
-
-def training_of(fit: Fit, members: int) -> TrainingOptions | None:
-    """Return how gates are trained: each step reads one line of every member, and all lines are read once."""
-    if not fit.is_trained:
-        return None
-    return TrainingOptions(start="closed-form", steps=FIT_ITEMS, batch_size=members, checkpoint_steps=8)
+    return folder / f"{fit.name}-{digest_of([lines, options, fit.top_k, fit.settings])[:12]}"
 
 
 def cost_file(folder: Path) -> Path:
@@ -72,23 +76,19 @@ def cost_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
-def make_fit(
-    base: Path, data: Path, home: Home, fit: Fit, training: TrainingOptions | None, bundle: Path, folder: Path
-) -> Path:
-    """Fit a fused bundle's gates as a user does; return the file with the cost.
+def make_fit(base: Path, data: Path, home: Home, fit: Fit, bundle: Path, folder: Path) -> None:
+    """Fit a fused bundle's gates as a user does, into a new folder with its cost beside it.
 
     A training that was killed goes on from its checkpoint beside the folder; its cost is then that of the
     rest, and is marked as such.
     """
     checkpoint = folder.with_name(f"{folder.name}.safetensors")
-    is_resumed = training is not None and checkpoint.exists()
+    is_resumed = checkpoint.exists()
     if folder.exists():
         # The process was killed before the cost was written.
         shutil.rmtree(folder)
-    if training is not None:
-        training = replace(training, checkpoint=checkpoint)
+    training = None if fit.training is None else replace(fit.training, checkpoint=checkpoint)
     request = FitRequest(str(base), data, fit.scope, form=FORM, abstain=ABSTAIN, training=training)
     cost = asdict(fit_by_workflow(bundle, request, home, folder)) | {"is_resumed": is_resumed}
     with whole_file(cost_file(folder)) as staging:
         staging.write_text(json.dumps(cost) + "\n", encoding="utf-8")
-    return cost_file(folder)

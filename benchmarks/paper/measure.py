@@ -31,12 +31,11 @@ from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
-from meteora_registry.runtime.training import TrainingOptions
 
 from .archive import prepare_items
 from .decisions import decide_unit, decision_units
 from .evaluate import Prepared, Unit, score_unit
-from .fits import FIT_ITEMS, FITS, Fit, cost_file, fit_folder, make_fit, training_of
+from .fits import FIT_ITEMS, Fit, cost_file, fit_folder, fits_for, make_fit
 from .items import Item, Split, digest_of_items, fit_lines, read_items
 from .pool import run_units
 from .rows import RowsFile, of_kind
@@ -81,7 +80,7 @@ class Measurement:
         *,
         sizes: Sizes | None = None,
         recipes: Sequence[AdapterRecipe] | None = None,
-        fits: Sequence[Fit] = FITS,
+        fits: Sequence[Fit] | None = None,
     ) -> None:
         self._base = base
         self._folder = items
@@ -101,7 +100,8 @@ class Measurement:
         self._fit_lines = {name: fit_lines(own["train"][:FIT_ITEMS]) for name, own in self._items.items()}
         self._bundles = cache / "bundles" / self.members
         self._data = self._bundles / f"data-{digest_of(self._fit_lines)[:12]}"
-        self._fits = {fit: fit_folder(fit, self._fit_lines, self._bundles) for fit in fits}
+        wanted = fits_for(len(tasks)) if fits is None else fits
+        self._fits = {fit: fit_folder(fit, self._fit_lines, self._bundles) for fit in wanted}
 
     def _learned_by(self, name: str) -> dict[str, list[Item]]:
         names = [name] if name in self.tasks else list(self.tasks)
@@ -150,7 +150,7 @@ class Measurement:
             fuse_adapters(adapters, self._base, home, self._fused(top_k), top_k=top_k)
         self._write_fit_data()
         units = [
-            (fit, training_of(fit, len(self.tasks)), self._fused(fit.top_k), folder)
+            (fit, self._fused(fit.top_k), folder)
             for fit, folder in self._fits.items()
             if not cost_file(folder).exists()
         ]
@@ -164,7 +164,6 @@ class Measurement:
         folder = self._fits[fit]
         if of_kind(self.rows.read(), "fit", members=self.members, folder=folder.name):
             return
-        training = training_of(fit, len(self.tasks))
         self._write(
             {
                 "kind": "fit",
@@ -172,7 +171,7 @@ class Measurement:
                 "folder": folder.name,
                 "scope": fit.scope,
                 "adapters": len(self.tasks),
-                "training": training and training.settings.model_dump(mode="json"),
+                "training": fit.settings,
                 **json.loads(cost_file(folder).read_text(encoding="utf-8")),
             }
         )
@@ -267,11 +266,9 @@ def train_unit(base: Path, unit: tuple[AdapterRecipe, dict[str, list[Item]], Pat
     train(recipe, items, base, folder)
 
 
-def fit_unit(
-    base: Path, data: Path, home: Home, unit: tuple[Fit, TrainingOptions | None, Path, Path]
-) -> Path:
+def fit_unit(base: Path, data: Path, home: Home, unit: tuple[Fit, Path, Path]) -> None:
     """Fit the gates of one bundle in this process: how, the fused bundle, the new folder."""
-    return make_fit(base, data, home, *unit)
+    make_fit(base, data, home, *unit)
 
 
 def say(text: str) -> None:

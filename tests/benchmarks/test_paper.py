@@ -25,7 +25,7 @@ from benchmarks.paper import measure as paper_measure
 from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
 from benchmarks.paper.decisions import FORMS, QUESTIONS
 from benchmarks.paper.figures import ROC, SCORES, curve_of, figures_of
-from benchmarks.paper.fits import FITS, SGD_TOP_1, SGD_TOP_2, cost_file
+from benchmarks.paper.fits import SGD_TOP_1, SGD_TOP_2, cost_file, fits_for
 from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
 from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
 from benchmarks.paper.rows import RowsFile, of_kind
@@ -59,6 +59,7 @@ TINY_TASKS = (
 )
 
 
+FITS = fits_for(len(TINY_TASKS))
 FEW = {MAJORITY, LIKELIHOOD, MEMBER, "prompt", CENTROID, "LoRA-B"}
 
 
