@@ -32,7 +32,7 @@ def bars(title: str, shown: Sequence[tuple[str, float, tuple[float, float]]], bl
     Args:
         title: above the bars.
         shown: words, share and interval of each, from the top.
-        blue: the place of the one that stands out.
+        blue: the number of the blue bar, from 0; the others are grey.
     """
     lines = [
         line
