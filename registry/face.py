@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from ..files.progress import Progress, silent
 from ..schemas.errors import UsageError
-from ..schemas.gate_choices import Answers, PromptForm, Scope
+from ..schemas.gate_choices import DEFAULT_ABSTAIN, Answers, PromptForm, Scope
 from ..schemas.limits import MAX_ADAPTER_FILE_BYTES, MAX_BUNDLE_BYTES
 from ..schemas.names import (
     CatalogSource,
@@ -337,7 +337,7 @@ class Registry(Workspace):
         scope: Scope | None = None,
         statistics: StrPath | None = None,
         form: PromptForm | None = None,
-        abstain: float | None = 0.05,
+        abstain: float | None = DEFAULT_ABSTAIN,
         answers: Answers = "by-text",
         training: TrainingOptions | None = None,
         progress: Progress = silent,

@@ -22,7 +22,7 @@ from ..files.progress import Progress, silent
 from ..files.scratch import Purpose, temporary_folder
 from ..schemas.bundle import CONFIG_FILE, WEIGHTS_FILE, Change
 from ..schemas.errors import BundleRefused, UsageError
-from ..schemas.gate_choices import Answers, PromptForm, Scope
+from ..schemas.gate_choices import DEFAULT_ABSTAIN, Answers, PromptForm, Scope
 from ..schemas.limits import MAX_ADAPTER_FILE_BYTES
 from ..schemas.names import (
     FolderSource,
@@ -188,7 +188,7 @@ class FusedBundle(Closing):
         scope: Scope | None = None,
         statistics: StrPath | None = None,
         form: PromptForm | None = None,
-        abstain: float | None = 0.05,
+        abstain: float | None = DEFAULT_ABSTAIN,
         answers: Answers = "by-text",
         training: TrainingOptions | None = None,
         progress: Progress = silent,
@@ -221,14 +221,13 @@ class FusedBundle(Closing):
         """
         require_torch("fitting gates")
         from ..runtime.processes import process_count
+        from .workflows.gate_fit import FitRequest, scope_of, write_fitted
 
         if process_count() > 1:
             raise UsageError(
                 f"a bundle without a catalog is fitted in one process, found {process_count()}",
                 hint="use `Registry.fit`, whose processes write one folder together",
             )
-        from .workflows.gate_fit import FitRequest, scope_of, write_fitted
-
         chosen = _require_base(self._base if base is None else os.fspath(base))
         request = FitRequest(
             chosen,

@@ -87,10 +87,10 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 def end_with_parent() -> None:
     """Have this process, which ``multiprocessing`` started, end when its parent does, however that ends."""
-    threading.Thread(target=_end_after_parent, daemon=True).start()
+    threading.Thread(target=_wait_for_parent_and_end, daemon=True).start()
 
 
-def _end_after_parent() -> None:
+def _wait_for_parent_and_end() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

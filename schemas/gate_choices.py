@@ -29,6 +29,9 @@ InitialGate = Literal["arrow", "normal"]
 # The kind of a gate that still has the values of its initialisation.
 INITIAL_GATE_KINDS: dict[InitialGate, GateKind] = {"arrow": "absolute", "normal": "linear"}
 
+# The share of own prompts that a fit lets a decision about requests leave to the base.
+DEFAULT_ABSTAIN = 0.05
+
 Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
 # Who decides for the numbered lines of an answer: their own text, or the item of the prompt with that number.
 Answers = Literal["by-text", "in-order"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.gates.tables import line, percent, table
 from benchmarks.pages import Row, with_section
-from meteora_registry.registry.workflows.gate_fit import DEFAULT_ABSTAIN
+from meteora_registry.schemas.gate_choices import DEFAULT_ABSTAIN
 from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
 from .decisions import FORMS

@@ -19,10 +19,9 @@ from transformers import PreTrainedModel
 from benchmarks.gates.base import load_tokenizer
 from benchmarks.gates.ways import average_by_peft
 from meteora_registry.bundle import Bundle
-from meteora_registry.registry.workflows.gate_fit import DEFAULT_ABSTAIN
 from meteora_registry.runtime import RoutingRecord, force_adapter, load_bundle, route_as, routing, uniform
 from meteora_registry.runtime.loaded_bundle import LoadedBundle
-from meteora_registry.schemas.gate_choices import Scope
+from meteora_registry.schemas.gate_choices import DEFAULT_ABSTAIN, Scope
 
 from .fits import SGD_TOP_1, SGD_TOP_2
 from .training import LORA_B, LORA_F

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from ...schemas.gate_choices import Answers, PromptForm, Scope
+from ...schemas.gate_choices import DEFAULT_ABSTAIN, Answers, PromptForm, Scope
 from ...scores.proportions import wilson_interval
 from ..face import Registry
 from .gate_training import training_options
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     "--abstain",
     callback=parse_share,
     metavar="SHARE|none",
-    default="5%",
+    default=f"{DEFAULT_ABSTAIN:.0%}",
     show_default=True,
     help="At most this share of own prompts is left to the base, as are prompts that no member was made for. "
     "For the scopes `prompt` and `prompt+token`.",

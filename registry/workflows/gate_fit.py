@@ -55,7 +55,15 @@ from ...schemas.bundle import (
     RequestGates,
 )
 from ...schemas.errors import DataRefused, UsageError
-from ...schemas.gate_choices import SCOPES, Answers, PromptForm, Scope, check_answers, check_scope
+from ...schemas.gate_choices import (
+    DEFAULT_ABSTAIN,
+    SCOPES,
+    Answers,
+    PromptForm,
+    Scope,
+    check_answers,
+    check_scope,
+)
 from ...schemas.inventory import Dtype
 from ...schemas.manifest import Manifest
 from ...schemas.names import CatalogSource, below, check_name, suggest_name
@@ -70,7 +78,6 @@ from .inference import load_base, warn_of_strangers
 if TYPE_CHECKING:
     from ...runtime.training.train import TrainedGates
 
-DEFAULT_ABSTAIN = 0.05
 _UNDECIDED_TOKENS = 4
 
 

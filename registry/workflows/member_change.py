@@ -44,7 +44,7 @@ from ...schemas.base_name import is_other_base
 from ...schemas.bundle import IMPORTED, MANIFEST_FILE, TRAINED, ChangedFrom, Fitting, Gate, RequestGates
 from ...schemas.digest import Digest
 from ...schemas.errors import BundleRefused, DataRefused, FuseRefused, UsageError
-from ...schemas.gate_choices import SCOPES
+from ...schemas.gate_choices import DEFAULT_ABSTAIN, SCOPES
 from ...schemas.verification import VerificationRecord
 from ..catalog.records import AdapterVersion, BundleVersion, NewMember
 from ..workspace import Workspace
@@ -53,7 +53,6 @@ from .bundle_folder import find_member, register_bundle, write_verified
 from .bundle_verification import renaming_by
 from .fuse_plan import find_adapter, open_member, plan_members, stored_sources
 from .gate_fit import (
-    DEFAULT_ABSTAIN,
     check_statistics,
     choose_name,
     factor_bytes,
