@@ -34,12 +34,14 @@ def test_exact_match_leaves_nothing_out_but_space_at_the_ends(
         ("", "no", 0),
         ("+ is it", "+", 1),
         ("-1", "1", 0),
+        ("17", "1", 0),
+        ("北京是首都", "北京", 1),
     ],
 )
 def test_accuracy_is_of_the_longest_label_that_the_answer_begins_with(
     answer: str, expected: str, score: float
 ) -> None:
-    labels = ["Yes", "no", "not", "not sure", "+", "-1", "1"]
+    labels = ["Yes", "no", "not", "not sure", "+", "-1", "1", "北京"]
     assert judge_of("accuracy", labels)(answer, Expected((expected,))) == score
 
 
