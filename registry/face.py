@@ -340,6 +340,7 @@ class Registry(Workspace):
         abstain: float | None = DEFAULT_ABSTAIN,
         answers: Answers = "by-text",
         training: TrainingOptions | None = None,
+        samples: int | None = None,
         progress: Progress = silent,
     ) -> GateFit:
         """Fit the gates of a bundle on texts of each member, and record the result as a new version.
@@ -362,6 +363,8 @@ class Registry(Workspace):
                 (``by-text``), or the item with that number of the prompt's list (``in-order``).
             training: how the gates are trained by gradient descent, as the paper does it; None for gates in
                 closed form.
+            samples: how many of a member are read at most, spread evenly over its file; by default 32, and
+                all of them in a training.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -386,6 +389,7 @@ class Registry(Workspace):
             abstain=abstain,
             answers=answers,
             training=training,
+            samples=samples,
         )
         called = name or _catalogued_name(bundle)
         return fit_bundle(self, folder, Path(out), request, name=called, progress=progress)

@@ -191,6 +191,7 @@ class FusedBundle(Closing):
         abstain: float | None = DEFAULT_ABSTAIN,
         answers: Answers = "by-text",
         training: TrainingOptions | None = None,
+        samples: int | None = None,
         progress: Progress = silent,
     ) -> FusedBundle:
         """Fit the gates on texts of each member, and return the verified result as a bundle of its own.
@@ -209,6 +210,8 @@ class FusedBundle(Closing):
                 ``Registry.fit``.
             training: how the gates are trained by gradient descent, as the paper does it; None for gates in
                 closed form.
+            samples: how many of a member are read at most, spread evenly over its file; by default 32, and
+                all of them in a training.
             progress: called with a step's name, how much of it is done, and how much there is.
 
         Raises:
@@ -238,6 +241,7 @@ class FusedBundle(Closing):
             abstain=abstain,
             answers=answers,
             training=training,
+            samples=samples,
         )
         with ExitStack() as undo:
             scratch = undo.enter_context(_Scratch())

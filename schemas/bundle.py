@@ -256,12 +256,14 @@ class Fitting(Document):
 
     ``imported`` values came with another layout, which does not state on what they were fitted, or
     whether they were; ``trained`` ones were changed by a training loop, which does not state its data, and
-    ``trained_from`` is the bundle that was trained, where it is known.
+    ``trained_from`` is the bundle that was trained, where it is known. ``samples`` is how many samples of a
+    member were read at most; None for the default.
     """
 
     method: str = Field(min_length=1, max_length=200)
     data: tuple[FittingData, ...]
     trained_from: TrainedFrom | None = None
+    samples: PositiveCount | None = None
 
     @property
     def summary(self) -> str:
@@ -270,8 +272,8 @@ class Fitting(Document):
             return self.method
         return f"{self.method} from {self.trained_from.bundle or self.trained_from.manifest_sha256.short}"
 
-    # A fit keeps the bytes it had before there were trained gates.
-    _leave_out = leaving_out("trained_from")
+    # A fit keeps the bytes it had before there were trained gates, and a choice of samples.
+    _leave_out = leaving_out("trained_from", "samples")
 
     @model_validator(mode="after")
     def _check_only_trained_gates_name_a_bundle(self) -> Self:

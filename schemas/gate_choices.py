@@ -31,6 +31,8 @@ INITIAL_GATE_KINDS: dict[InitialGate, GateKind] = {"arrow": "absolute", "normal"
 
 # The share of own prompts that a fit lets a decision about requests leave to the base.
 DEFAULT_ABSTAIN = 0.05
+# So many samples of a member are read at most.
+DEFAULT_SAMPLES = 32
 
 Scope = Literal["token", "layer", "prompt", "prompt+token", "segment"]
 # Who decides for the numbered lines of an answer: their own text, or the item of the prompt with that number.

@@ -16,6 +16,7 @@ from .groups import examples
 from .json_output import print_json
 from .output import describe_bytes, print_line, print_verified
 from .parameters import (
+    MAX_COUNT,
     BaseName,
     as_option,
     base_folder_option,
@@ -91,6 +92,13 @@ if TYPE_CHECKING:
     help="Who decides for the numbered lines of an answer, for the scope `segment`: their own text, or the "
     "item with that number of the prompt's list.",
 )
+@click.option(
+    "--samples",
+    metavar="N",
+    type=click.IntRange(1, MAX_COUNT),
+    help="At most so many samples of a member are read, spread evenly over its file. Default: 32; all with "
+    "`--method sgd`.",
+)
 @training_options
 @format_option
 @pass_registry
@@ -109,6 +117,7 @@ def fit(
     form: str | None,
     abstain: float | None,
     answers: str,
+    samples: int | None,
     training: TrainingOptions | None,
     as_json: bool,
 ) -> None:
@@ -136,6 +145,7 @@ def fit(
             abstain=abstain,
             answers=cast("Answers", answers),
             training=training,
+            samples=samples,
             progress=progress,
         )
     if not is_first():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ from ...runtime.fitting import (
     answer_order,
     check_form,
     check_shapes,
+    choose_samples,
     context_of,
     fit_gates,
     open_base,
@@ -57,6 +58,7 @@ from ...schemas.bundle import (
 from ...schemas.errors import DataRefused, UsageError
 from ...schemas.gate_choices import (
     DEFAULT_ABSTAIN,
+    DEFAULT_SAMPLES,
     SCOPES,
     Answers,
     PromptForm,
@@ -102,6 +104,8 @@ class FitRequest:
             with that number of the prompt's list.
         training: how the gates are trained by gradient descent, for the scope `token` alone; None for those
             in closed form.
+        samples: how many of a member are read at most, spread evenly over its file; None for 32, and for all
+            of them in a training.
     """
 
     base: str
@@ -112,8 +116,11 @@ class FitRequest:
     abstain: float | None = DEFAULT_ABSTAIN
     answers: Answers = "by-text"
     training: TrainingOptions | None = None
+    samples: int | None = None
 
     def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"`samples` is {self.samples}, expected at least 1")
         check_answers(self.answers, check_scope(self.scope))
         if self.data is None and self.statistics is None:
             raise UsageError(
@@ -141,13 +148,16 @@ class FitRequest:
     @property
     def options(self) -> FitOptions:
         """How the gates are fitted."""
-        return fit_options(self.scope, self.form, self.abstain)
+        return fit_options(self.scope, self.form, self.abstain, self.samples)
 
 
-def fit_options(scope: Scope, form: PromptForm | None, abstain: float | None) -> FitOptions:
+def fit_options(
+    scope: Scope, form: PromptForm | None, abstain: float | None, samples: int | None = None
+) -> FitOptions:
     """Return how gates are fitted for a scope; the other arguments are those of a ``FitRequest``."""
     traits = SCOPES[scope]
     return FitOptions(
+        max_samples=DEFAULT_SAMPLES if samples is None else samples,
         concatenated=traits.fits_concatenated,
         skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
         form=form,
@@ -315,9 +325,15 @@ def _find_gates(bundle: Bundle, folder: Path, request: FitRequest, progress: Pro
     # Before the base is loaded, whose place depends on it.
     join_processes()
     base = load_base(opened)
+    if request.samples is not None:
+        data = {name: _cut(each, request.samples) for name, each in data.items()}
     fitted = from_first(lambda: _fit(bundle, request, opened, data, base, progress))
     trained = _train(bundle, training, opened, data, base, fitted, progress)
     return _FoundGates(trained.gates, trained.outcome, meta, answers)
+
+
+def _cut(data: TaskData, samples: int) -> TaskData:
+    return replace(data, samples=choose_samples(data.samples, samples))
 
 
 def _write(

@@ -9,6 +9,7 @@ from .fit_options import FitOptions
 from .forms import check_form, write_as, write_behind
 from .inputs import check_shapes
 from .line_tokens import answer_order
+from .sequences import choose_samples
 from .statistics_file import StatisticsFolder
 from .task_data import Sample, TaskData, read_member_data, read_task_data, strangers_in
 
@@ -23,6 +24,7 @@ __all__ = [
     "answer_order",
     "check_form",
     "check_shapes",
+    "choose_samples",
     "context_of",
     "fit_gates",
     "method_of",

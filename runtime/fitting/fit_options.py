@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...schemas.errors import UsageError
-from ...schemas.gate_choices import FittedKind, PromptForm
+from ...schemas.gate_choices import DEFAULT_SAMPLES, FittedKind, PromptForm
 from ...schemas.statistics import TokenSettings
 from .solve import Method
 
@@ -38,7 +38,7 @@ class FitOptions:
     method: Method = "lda"
     kind: FittedKind = "normalised"
     shrinkage: float = 0.1
-    max_samples: int = 32
+    max_samples: int = DEFAULT_SAMPLES
     max_tokens: int = 1024
     skip_tokens: int = 0
     concatenated: bool = False

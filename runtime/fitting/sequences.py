@@ -18,6 +18,7 @@ NO_MEMBER = -1
 MAX_BATCH_TOKENS = 2048
 # One sample of so many is held out where there are few.
 _HELD_OUT_OF = 5
+_MAX_HELD_OUT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,9 @@ def choose_samples(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
 def hold_out(samples: Sequence[Sample], limit: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """Divide samples into those that a fit may read and those held out from it, in their order.
 
-    All that a fit of ``limit`` samples leaves over, and at least a fifth, are held out, at most ``limit``.
+    All that a fit of ``limit`` samples leaves over, and at least a fifth, are held out, at most 32.
     """
-    count = min(limit, max(len(samples) - limit, len(samples) // _HELD_OUT_OF))
+    count = min(_MAX_HELD_OUT, max(len(samples) - limit, len(samples) // _HELD_OUT_OF))
     held = {sample.line for sample in choose_samples(samples, count)} if count else set()
     return (
         tuple(sample for sample in samples if sample.line not in held),

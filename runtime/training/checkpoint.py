@@ -149,8 +149,9 @@ def _check_same_training(found: TrainingDescription, expected: TrainingDescripti
 def _facts(description: TrainingDescription) -> dict[str, object]:
     value = description.model_dump(mode="json")
     data = {f"data of `{each.member}`": each.sha256 for each in description.data}
+    samples = {f"number of samples of `{each.member}`": each.samples for each in description.data}
     digests = {"bundle": description.bundle_sha256, "base": description.base_sha256}
-    return {**value["settings"], **value["tokens"], **data, **digests}
+    return {**value["settings"], **value["tokens"], **data, **samples, **digests}
 
 
 def _shown(fact: object) -> object:

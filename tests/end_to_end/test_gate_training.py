@@ -86,6 +86,18 @@ def test_statistics_of_a_training_serve_a_fit_without_data(run: Run, workplace: 
     assert not (workplace / "none").exists()
 
 
+def test_samples_bound_what_a_training_reads(run: Run, workplace: Path) -> None:
+    result = run(*TRAIN, "--samples", "5", "--out", "few", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    fitted = json.loads((workplace / "few" / "adapter_config.json").read_bytes())["gate"]["fitted"]
+    assert [each["samples"] for each in fitted["data"]] == [5, 5]
+    assert fitted["samples"] == 5
+    # A state of all samples is another training's.
+    refused = run(*TRAIN, "--samples", "5", "--out", "none", "--checkpoint", "state")
+    assert refused.returncode == 1
+    assert "its number of samples of `rank4` is `12`, this one's `5`" in refused.stderr
+
+
 def test_launch_that_is_refused_costs_no_closed_form(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import meteora_registry as meteora
 from meteora_registry.bundle import Bundle
+from meteora_registry.schemas.errors import DataRefused
 from meteora_registry.schemas.gate_choices import Scope
 from support.models import LOADS_WITH_PEFT, make_adapter, tiny_llama
 from support.program import Run
@@ -247,6 +248,39 @@ def test_new_data_of_a_replaced_member_give_the_joint_fit(bundles: Bundles, tmp_
     gates = [name for name in tensors_of(joint) if "gate" in name.rpartition(".")[2]]
     assert all(torch.equal(tensors_of(renewed)[name], tensors_of(joint)[name]) for name in gates)
     assert same(factors_of(renewed, "rank4"), factors_of(bundles.fitted, "rank4"))
+
+
+@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
+def test_a_member_that_comes_is_read_to_as_many_samples_as_the_others(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    adapters = [bundles.place / "adapters" / name for name in NAMES]
+    data, statistics = bundles.place / "data", tmp_path / "statistics"
+    few = meteora.fuse(adapters, base_folder=bundles.place / "base").fit(
+        data, statistics=statistics, samples=10
+    )
+    assert described_samples(few) == (10, [10, 10, 10])
+    fewer = few.remove("rslora16", statistics=statistics)
+    (part,) = statistics.glob("rslora16-*")
+    part.unlink()
+    again = fewer.add(adapters[2], data / "rslora16.jsonl", statistics=statistics)
+    assert described_samples(again) == (10, [10, 10, 10])
+    assert same(tensors_of(again), tensors_of(few))
+    # By default nothing is stated, so that earlier readers read the bundle.
+    assert described_samples(bundles.fitted) == (None, [32, 32, 32])
+    assert (
+        "samples"
+        not in json.loads((bundles.fitted.folder / "adapter_config.json").read_bytes())["gate"]["fitted"]
+    )
+    with pytest.raises(DataRefused, match="are of 10 samples of `rank4`, this fit reads 32") as refused:
+        bundles.fitted.fit(data, statistics=statistics)
+    assert "in a folder of their own" in str(refused.value.hint)
+
+
+def described_samples(bundle: meteora.FusedBundle) -> tuple[int | None, list[int]]:
+    fitted = bundle.bundle.config.gate.fitted
+    assert fitted is not None
+    return fitted.samples, [each.samples for each in fitted.data]
 
 
 def test_a_bundle_in_a_folder_changes_without_a_catalog(bundles: Bundles, tmp_path: Path) -> None:

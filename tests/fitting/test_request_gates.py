@@ -50,7 +50,17 @@ def samples(count: int) -> list[Sample]:
 
 @pytest.mark.parametrize(
     ("count", "limit", "held"),
-    [(4, 32, 0), (5, 32, 1), (12, 32, 2), (40, 32, 8), (80, 32, 32), (48, 32, 16), (500, 32, 32)],
+    [
+        (4, 32, 0),
+        (5, 32, 1),
+        (12, 32, 2),
+        (40, 32, 8),
+        (80, 32, 32),
+        (48, 32, 16),
+        (500, 32, 32),
+        (20, 4, 16),
+        (200, 100, 32),
+    ],
 )
 def test_what_a_fit_leaves_over_is_held_out_and_at_least_a_fifth(count: int, limit: int, held: int) -> None:
     read, kept = hold_out(samples(count), limit)
