@@ -31,6 +31,7 @@ from .document import Count, Document, PositiveCount, leaving_out, load_json
 from .errors import BundleRefused, InvalidDocument
 from .gate_choices import (
     DECISION_SCOPES,
+    DEFAULT_SAMPLES,
     INITIAL_GATE_KINDS,
     SCOPES,
     GateKind,
@@ -256,14 +257,14 @@ class Fitting(Document):
 
     ``imported`` values came with another layout, which does not state on what they were fitted, or
     whether they were; ``trained`` ones were changed by a training loop, which does not state its data, and
-    ``trained_from`` is the bundle that was trained, where it is known. ``samples`` is how many samples of a
-    member were read at most; None for the default.
+    ``trained_from`` is the bundle that was trained, where it is known. A fit in closed form read at most
+    ``max_samples`` samples of a member.
     """
 
     method: str = Field(min_length=1, max_length=200)
     data: tuple[FittingData, ...]
     trained_from: TrainedFrom | None = None
-    samples: PositiveCount | None = None
+    max_samples: PositiveCount = DEFAULT_SAMPLES
 
     @property
     def summary(self) -> str:
@@ -273,7 +274,7 @@ class Fitting(Document):
         return f"{self.method} from {self.trained_from.bundle or self.trained_from.manifest_sha256.short}"
 
     # A fit keeps the bytes it had before there were trained gates, and a choice of samples.
-    _leave_out = leaving_out("trained_from", "samples")
+    _leave_out = leaving_out("trained_from", "max_samples")
 
     @model_validator(mode="after")
     def _check_only_trained_gates_name_a_bundle(self) -> Self:

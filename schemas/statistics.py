@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 
 from .bundle import MAX_MODULES, Eps, ModulePath
 from .digest import Digest
-from .document import Count, Document, PositiveCount
-from .gate_choices import FittedKind, PromptForm
+from .document import Count, Document, PositiveCount, leaving_out
+from .gate_choices import DEFAULT_SAMPLES, FittedKind, PromptForm
 from .names import Name
 
 STATISTICS_KEY = "meteora_statistics"
@@ -61,7 +61,8 @@ class TokenSettings(Document):
     ``normalised`` inputs were divided by their length plus ``eps``. ``skip_tokens`` at the beginning of
     every sample were not counted; tokens beyond ``max_tokens`` were cut off. ``concatenated`` means that
     samples were also read behind those of other members. ``form`` is that of the prompts;
-    with ``holds_out`` a part of each member's samples was not read, to judge the gates by.
+    with ``holds_out`` a part of each member's samples was not read, to judge the gates by. At most
+    ``max_samples`` of a member were read.
     """
 
     kind: FittedKind
@@ -71,6 +72,10 @@ class TokenSettings(Document):
     concatenated: bool
     form: PromptForm = "given"
     holds_out: bool = False
+    max_samples: PositiveCount = DEFAULT_SAMPLES
+
+    # Statistics of the default keep the bytes that they had before there was a choice.
+    _leave_out = leaving_out("max_samples")
 
 
 class HeldOutPrompt(Document):

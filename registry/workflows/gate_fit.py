@@ -148,16 +148,17 @@ class FitRequest:
     @property
     def options(self) -> FitOptions:
         """How the gates are fitted."""
-        return fit_options(self.scope, self.form, self.abstain, self.samples)
+        samples = DEFAULT_SAMPLES if self.samples is None else self.samples
+        return fit_options(self.scope, self.form, self.abstain, samples)
 
 
 def fit_options(
-    scope: Scope, form: PromptForm | None, abstain: float | None, samples: int | None = None
+    scope: Scope, form: PromptForm | None, abstain: float | None, max_samples: int = DEFAULT_SAMPLES
 ) -> FitOptions:
     """Return how gates are fitted for a scope; the other arguments are those of a ``FitRequest``."""
     traits = SCOPES[scope]
     return FitOptions(
-        max_samples=DEFAULT_SAMPLES if samples is None else samples,
+        max_samples=max_samples,
         concatenated=traits.fits_concatenated,
         skip_tokens=0 if traits.fits_first_tokens else _UNDECIDED_TOKENS,
         form=form,

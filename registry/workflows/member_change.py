@@ -346,7 +346,7 @@ def _fit(
         opened.tokenizer,
         config,
         data,
-        options=fit_options(gate.scope, None, _abstain_of(gate), fitting.samples),
+        options=fit_options(gate.scope, None, _abstain_of(gate), fitting.max_samples),
         statistics=given.statistics,
         known=known,
         bundle_bytes=factor_bytes(config, recomposition.shapes, recomposition.plan.dtype),

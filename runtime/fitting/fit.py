@@ -21,7 +21,7 @@ from ...schemas.answer_order import AnswerOrder
 from ...schemas.bundle import BundleConfig, Fitting, FittingData, Gate
 from ...schemas.digest import Digest
 from ...schemas.errors import DataRefused, UsageError
-from ...schemas.gate_choices import DEFAULT_SAMPLES, FittedKind, PromptForm, Scope
+from ...schemas.gate_choices import FittedKind, PromptForm, Scope
 from ...schemas.statistics import (
     MAX_FEATURES,
     HeldOutPrompts,
@@ -149,7 +149,7 @@ def fit_gates(
             inputs = find_inputs(base, config.target_modules)
             _check_features(inputs)
             usable = partial(_is_usable, base, inputs, options)
-            parts = open_parts(stack, folder, config.names, data, known or {}, usable, options)
+            parts = open_parts(stack, folder, config.names, data, known or {}, usable)
             fit = _prepare(base, tokenizer, config, data, options, inputs, parts, progress)
             # The files are moved to their places when all of them are whole.
             writers = _writers(stack, folder, fit)
@@ -493,5 +493,5 @@ def _fitting(fit: _Fit) -> Fitting:
             FittingData(member=part.member, sha256=part.sha256, samples=part.samples)
             for part in fit.described.values()
         ),
-        samples=None if fit.options.max_samples == DEFAULT_SAMPLES else fit.options.max_samples,
+        max_samples=fit.options.max_samples,
     )

@@ -75,4 +75,5 @@ class FitOptions:
             concatenated=self.concatenated,
             form=self.form or "given",
             holds_out=self.holds_out,
+            max_samples=self.max_samples,
         )

@@ -51,7 +51,6 @@ def open_parts(
     data: Mapping[str, TaskData],
     known: Mapping[str, Digest],
     is_usable: Callable[[StatisticsFile], bool],
-    options: FitOptions,
 ) -> dict[str, StatisticsFile]:
     """Open the parts of those members that the statistics have, by name, until ``stack`` ends.
 
@@ -62,11 +61,10 @@ def open_parts(
         data: of the members whose data are at hand.
         known: the digests of others' data. A member that is in neither comes from its only usable part.
         is_usable: whether this fit can use a part.
-        options: of the fit.
 
     Raises:
         DataRefused: a member's data are neither at hand nor in the statistics, several parts of it could be
-            used, or a part is damaged or of another number of samples.
+            used, or a part is damaged.
         SourceUnreadable: a part cannot be read.
     """
     found = {}
@@ -78,8 +76,6 @@ def open_parts(
         place = None if statistics is None else statistics.find(name, digest)
         if place is not None:
             found[name] = _open_part(stack, place, name, digest)
-            if name in data:
-                _check_samples(found[name], place, len(read_samples(data[name].samples, options)))
         elif name not in data:
             raise _lacks(name, digest, statistics)
     return found
@@ -117,16 +113,6 @@ def _open_part(stack: ExitStack, place: Path, name: str, digest: Digest | None) 
             hint=ANEW,
         )
     return part
-
-
-def _check_samples(part: StatisticsFile, place: Path, samples: int) -> None:
-    stated = part.description.part
-    if stated.samples != samples:
-        raise DataRefused(
-            f"the statistics in `{place}` are of {stated.samples} samples of `{stated.member}`, "
-            f"this fit reads {samples}",
-            hint="keep those of another number of samples in a folder of their own, with `--statistics`",
-        )
 
 
 def _lacks(name: str, digest: Digest | None, statistics: StatisticsFolder | None) -> DataRefused:

@@ -139,7 +139,7 @@ class StatisticsFile:
                 f"`{self.description.base_sha256.short}`, this one's `{base_sha256.short}`",
                 hint=ANEW,
             )
-        ours, theirs = settings.model_dump(), self.description.settings.model_dump()
+        ours, theirs = dict(settings), dict(self.description.settings)
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             key = differing[0]
             raise DataRefused(

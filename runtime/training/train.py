@@ -188,5 +188,4 @@ def _fitting(
     )
     is_zero = options.start == "zero"
     how += f"zero{describe_tokens(fitted.tokens)}" if is_zero else fitted.fitting.method
-    used = tuple(_data_of(data[name]) for name in names)
-    return Fitting(method=how, data=used, samples=fitted.fitting.samples)
+    return Fitting(method=how, data=tuple(_data_of(data[name]) for name in names))

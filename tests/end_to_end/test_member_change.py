@@ -267,20 +267,26 @@ def test_a_member_that_comes_is_read_to_as_many_samples_as_the_others(
     assert described_samples(again) == (10, [10, 10, 10])
     assert same(tensors_of(again), tensors_of(few))
     # By default nothing is stated, so that earlier readers read the bundle.
-    assert described_samples(bundles.fitted) == (None, [32, 32, 32])
-    assert (
-        "samples"
-        not in json.loads((bundles.fitted.folder / "adapter_config.json").read_bytes())["gate"]["fitted"]
-    )
-    with pytest.raises(DataRefused, match="are of 10 samples of `rank4`, this fit reads 32") as refused:
-        bundles.fitted.fit(data, statistics=statistics)
-    assert "in a folder of their own" in str(refused.value.hint)
+    assert described_samples(bundles.fitted) == (32, [32, 32, 32])
+    assert "max_samples" not in (bundles.fitted.folder / "adapter_config.json").read_text()
 
 
-def described_samples(bundle: meteora.FusedBundle) -> tuple[int | None, list[int]]:
+@pytest.mark.parametrize("has_data", [True, False])
+@pytest.mark.parametrize("bundles", ["token"], indirect=True)
+def test_statistics_of_another_number_of_samples_are_refused(bundles: Bundles, has_data: bool) -> None:
+    with pytest.raises(DataRefused, match="made with max_samples `32`, this fit asks for `64`"):
+        bundles.fitted.fit(
+            bundles.place / "data" if has_data else None,
+            scope="token",
+            statistics=bundles.statistics,
+            samples=64,
+        )
+
+
+def described_samples(bundle: meteora.FusedBundle) -> tuple[int, list[int]]:
     fitted = bundle.bundle.config.gate.fitted
     assert fitted is not None
-    return fitted.samples, [each.samples for each in fitted.data]
+    return fitted.max_samples, [each.samples for each in fitted.data]
 
 
 def test_a_bundle_in_a_folder_changes_without_a_catalog(bundles: Bundles, tmp_path: Path) -> None:
