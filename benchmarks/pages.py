@@ -1,4 +1,4 @@
-"""Committed rows, and the section of a page that is made from them."""
+"""Committed rows, the section of a page that is made from them, and the lines of its tables."""
 
 from __future__ import annotations
 
@@ -33,3 +33,18 @@ def with_section(page: str, start: str, end: str, section: str) -> str:
     before, rest = page.split(start)
     _, after = rest.split(end)
     return f"{before}{start}\n{section}{end}{after}"
+
+
+def table(*headings: str) -> list[str]:
+    """Return the first two lines of a table."""
+    return [line(*headings), "|---" * len(headings) + "|"]
+
+
+def line(*cells: object) -> str:
+    """Return one line of a table."""
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def percent(part: float) -> str:
+    """Return a part in per cent."""
+    return f"{100 * part:.1f} %"

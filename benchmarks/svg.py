@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from benchmarks.gates.tables import percent
+from benchmarks.pages import percent
 
 BLUE, GREY, DARK = "#2f6db5", "#a9b8c9", "#222"
 _WIDTH, _ROW, _LEFT, _BAR = 760, 26, 330, 320

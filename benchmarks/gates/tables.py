@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.pages import line, percent, table
+
 from .rows import Row, by_task, interval_of, mean_of, read_rows, whole_of
 
 PAGE = Path("docs/gates-tables.md")
@@ -195,16 +197,6 @@ def draw(rows: Sequence[Row], plot: Path) -> None:
     plt.close(figure)
 
 
-def table(*headings: str) -> list[str]:
-    """Return the first two lines of a table."""
-    return [line(*headings), "|---" * len(headings) + "|"]
-
-
-def line(*cells: object) -> str:
-    """Return one line of a table."""
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
 def oracle_of(rows: Iterable[Row]) -> Row | None:
     """Return the oracle's row of one set, None before it was measured."""
     return next((row for row in rows if row["way"] == "oracle"), None)
@@ -219,11 +211,6 @@ def tokens_rightly(row: Row) -> str:
 def ratio(row: Row, oracle: Row) -> float:
     """Return a row's mean as a part of the oracle's."""
     return mean_of(row) / max(mean_of(oracle), 1e-9)
-
-
-def percent(part: float) -> str:
-    """Return a part in per cent."""
-    return f"{100 * part:.1f} %"
 
 
 def with_interval(part: float, interval: tuple[float, float]) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gates.tables import line, percent, table
-from benchmarks.pages import Row, with_section
+from benchmarks.pages import Row, line, percent, table, with_section
 from meteora_registry.schemas.gate_choices import DEFAULT_ABSTAIN
 from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 

@@ -15,10 +15,11 @@ from benchmarks.gates.measure import Measurement, Sizes
 from benchmarks.gates.prompts import composites, pieces_of, prompt_of, response_of
 from benchmarks.gates.rows import by_task, interval_of, mean_of, read_rows, whole_of
 from benchmarks.gates.scoring import EncodedText, encode_text, pad_left, score_texts
-from benchmarks.gates.tables import END, PAGE, START, percent, ratio, scores, sections, write_tables
+from benchmarks.gates.tables import END, PAGE, START, ratio, scores, sections, write_tables
 from benchmarks.gates.tasks import TASK_NAMES, TASKS, spell, split_of
 from benchmarks.gates.training import IGNORED, RECIPES, pack, samples_of
 from benchmarks.gates.ways import Models, Way, served
+from benchmarks.pages import percent
 from support.byte_tokens import byte_tokenizer, save_byte_llama
 
 pytestmark = pytest.mark.filterwarnings(
