@@ -12,6 +12,7 @@ import click
 import pytest
 import yaml
 
+from meteora_registry.registry.cli.main import cli
 from meteora_registry.registry.cli.serve import command as serve
 from support.source_tree import ROOT
 
@@ -75,7 +76,8 @@ def commands() -> dict[str, list[str]]:
 def test_routers_of_the_deployments_have_options_of_serve(name: str) -> None:
     program, *arguments = commands()[name]
     assert program == "serve"
-    with click.Context(serve) as context:
+    # Click keeps a command's option for help by the names of the first context that asks for it.
+    with click.Context(serve, **cli.context_settings) as context:
         options, rest, _ = serve.make_parser(context).parse_args(arguments)
     assert rest == []
     assert len(options["engine_urls"]) == 2
