@@ -10,7 +10,6 @@ import pytest
 import sqlalchemy as sa
 
 from meteora_registry.files.digests import hash_file
-from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import engine_for, parse_catalog_url, sqlite_url
 from meteora_registry.registry.home import Home
@@ -35,9 +34,8 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
         pytest.skip(reason)
     if request.param == "sqlite":
         return Home(tmp_path / "home")
-    url = request.getfixturevalue("postgres_url" if request.param == "postgresql" else "pgbouncer_url")
-    database.upgrade(parse_catalog_url(url))
-    return Home(tmp_path / "home", url)
+    fixture = {"postgresql": "postgres_catalog_url", "pgbouncer": "pgbouncer_catalog_url"}[request.param]
+    return Home(tmp_path / "home", request.getfixturevalue(fixture))
 
 
 def test_nothing_is_lost_and_nothing_doubled_when_many_add_at_once(

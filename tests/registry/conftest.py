@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
-from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.home import CATALOG_VARIABLE, HOME_VARIABLE, Home
 from support.small_adapters import make_adapter
 
@@ -56,12 +54,9 @@ def open_empty(request: pytest.FixtureRequest, home: Home, empty_catalog: Path) 
     if request.param == "sqlite":
         home.folder.mkdir()
         shutil.copy(empty_catalog, home.catalog_file)
-    elif request.param == "postgresql":
-        home = Home(home.folder, request.getfixturevalue("postgres_catalog_url"))
     else:
-        url = request.getfixturevalue("pgbouncer_url")
-        database.upgrade(parse_catalog_url(url))
-        home = Home(home.folder, url)
+        fixture = {"postgresql": "postgres_catalog_url", "pgbouncer": "pgbouncer_catalog_url"}[request.param]
+        home = Home(home.folder, request.getfixturevalue(fixture))
     with Catalog.open(home) as catalog:
         yield catalog
 

@@ -31,10 +31,9 @@ COMMIT = b"COMMIT\0"
 
 
 @pytest.fixture
-def proxy(postgres_url: str) -> Iterator[Proxy]:
+def proxy(postgres_catalog_url: str) -> Iterator[Proxy]:
     """A way to an empty catalog on PostgreSQL that can be cut."""
-    database.upgrade(parse_catalog_url(postgres_url))
-    with proxy_to(postgres_url) as proxy:
+    with proxy_to(postgres_catalog_url) as proxy:
         yield proxy
 
 

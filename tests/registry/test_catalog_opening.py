@@ -296,9 +296,9 @@ def test_option_of_a_url_that_cannot_be_is_refused(home: Home, query: str, messa
     assert "secret" not in str(caught.value)
 
 
-@pytest.fixture(params=["SQL_ASCII", "LATIN1", "UTF8"])
+@pytest.fixture(scope="module", params=["SQL_ASCII", "LATIN1", "UTF8"])
 def encoded_url(request: pytest.FixtureRequest, postgres_server: str) -> Iterator[tuple[str, str]]:
-    """An encoding, and the URL of an empty database in it."""
+    """An encoding, and the URL of a database in it."""
     server = parse_catalog_url(postgres_server)
     name = f"in_{request.param.lower()}"
     create = (
@@ -326,7 +326,7 @@ def test_database_that_is_not_in_utf8_is_refused_with_a_way_out(
     if encoding == "UTF8":
         database.upgrade(parse_catalog_url(url))
         with Catalog.open(Home(home.folder, url)) as catalog:
-            catalog.add_version(new_adapter(license="漢字"))
+            catalog.add_version(new_adapter(content=str(client_encoding), license="漢字"))
             assert [each.license for each in catalog.list_adapters()] == ["漢字"]
         return
     for use in (database.upgrade, lambda url: Catalog.open(Home(home.folder, url.render_as_string(False)))):

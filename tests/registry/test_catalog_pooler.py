@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog import engine as engines
 from meteora_registry.registry.catalog.catalog import Catalog
 from meteora_registry.registry.catalog.engine import connection_to, engine_for, parse_catalog_url, transaction
@@ -26,9 +25,9 @@ READS = ("1min", "2min", "1h", "repeatable read")
 WRITES = ("1min", "2min", "1h", "read committed")
 
 
-@pytest.fixture(params=["postgres_url", "pgbouncer_url"], ids=["direct", "pgbouncer"])
+@pytest.fixture(params=["postgres_catalog_url", "pgbouncer_catalog_url"], ids=["direct", "pgbouncer"])
 def url(request: pytest.FixtureRequest) -> str:
-    """The URL of an empty database."""
+    """The URL of an empty catalog."""
     url: str = request.getfixturevalue(request.param)
     return url
 
@@ -82,10 +81,10 @@ def test_stated_options_take_precedence(
 
 
 def test_option_that_no_transaction_can_have_is_sent_with_the_connection(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres_catalog_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGOPTIONS", "-S 1234 -c lock_timeout=9s")
-    with engine_for(parse_catalog_url(postgres_url)) as engine, connection_to(engine) as connection:
+    with engine_for(parse_catalog_url(postgres_catalog_url)) as engine, connection_to(engine) as connection:
         assert shown(connection)[0] == "9s"
         assert connection.exec_driver_sql("SHOW work_mem").scalar() == "1234kB"
 
@@ -100,7 +99,6 @@ def test_option_that_does_not_exist_is_an_error_of_the_catalog(url: str) -> None
 
 
 def test_writer_that_waits_too_long_is_refused(url: str, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    database.upgrade(parse_catalog_url(url))
     monkeypatch.setattr(engines, "BUSY_TIMEOUT_SECONDS", 0.2)
     with (
         Catalog.open(Home(home.folder, url)) as catalog,
@@ -111,7 +109,6 @@ def test_writer_that_waits_too_long_is_refused(url: str, home: Home, monkeypatch
 
 
 def test_reader_sees_one_state_while_others_write(url: str, home: Home) -> None:
-    database.upgrade(parse_catalog_url(url))
     count = sa.text("SELECT count(*) FROM versions")
     with Catalog.open(Home(home.folder, url)) as catalog, connection_to(catalog._engine) as connection:
         assert connection.scalar(count) == 0
@@ -120,9 +117,9 @@ def test_reader_sees_one_state_while_others_write(url: str, home: Home) -> None:
 
 
 def test_database_in_another_encoding_is_refused_by_upgrade_in_one_sentence(
-    url: str, postgres_url: str, home: Home, capsys: pytest.CaptureFixture[str]
+    url: str, postgres_server: str, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    administrator = parse_catalog_url(postgres_url)
+    administrator = parse_catalog_url(postgres_server)
     create = "CREATE DATABASE in_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     with engine_for(administrator) as engine:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -18,7 +18,6 @@ import pytest
 
 from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog.catalog import Catalog
-from meteora_registry.registry.catalog.engine import parse_catalog_url
 from meteora_registry.registry.catalog.query import AdapterQuery
 from meteora_registry.registry.cli.main import run
 from meteora_registry.registry.home import Home
@@ -72,8 +71,7 @@ def other_catalog(any_catalog: Catalog, request: pytest.FixtureRequest, tmp_path
     """An empty catalog on the database that ``any_catalog`` is not on."""
     home = Home(tmp_path / "other")
     if any_catalog._engine.dialect.name == "sqlite":
-        home = Home(home.folder, request.getfixturevalue("postgres_url"))
-        database.upgrade(parse_catalog_url(home.catalog_url or ""))
+        home = Home(home.folder, request.getfixturevalue("postgres_catalog_url"))
     catalog = Catalog.open(home)
     request.addfinalizer(catalog.close)
     return catalog
@@ -460,10 +458,12 @@ def test_a_backup_taken_while_others_write_is_a_whole_catalog(
 
 
 def test_a_catalog_on_postgresql_is_backed_up_by_its_own_tools(
-    home: Home, postgres_url: str, tmp_path: Path
+    home: Home, postgres_catalog_url: str, tmp_path: Path
 ) -> None:
-    database.upgrade(parse_catalog_url(postgres_url))
-    with Catalog.open(Home(home.folder, postgres_url)) as catalog, pytest.raises(UsageError) as caught:
+    with (
+        Catalog.open(Home(home.folder, postgres_catalog_url)) as catalog,
+        pytest.raises(UsageError) as caught,
+    ):
         backup_catalog(catalog, tmp_path / "backup.db")
     assert str(caught.value) == "a catalog on PostgreSQL is backed up with the server's own `pg_dump`"
     assert not (tmp_path / "backup.db").exists()

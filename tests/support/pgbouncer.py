@@ -65,9 +65,12 @@ def pgbouncer_server(postgres_server: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def pgbouncer_url(postgres_url: str, pgbouncer_server: str) -> str:
-    """The URL of a database that holds nothing, through the pooler."""
-    return pgbouncer_server
+def pgbouncer_catalog_url(postgres_catalog_url: str, pgbouncer_server: str) -> str:
+    """The URL of a database with an empty catalog, through the pooler."""
+    from sqlalchemy.engine import make_url
+
+    database = make_url(postgres_catalog_url).database
+    return make_url(pgbouncer_server).set(database=database).render_as_string(hide_password=False)
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
