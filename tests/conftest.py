@@ -149,9 +149,9 @@ def _nothing_waits_for_the_disk() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _catalogs_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from support.new_catalogs import copied_catalogs, shared_statements
+    from support.new_catalogs import copied_catalogs, remembered_schemas, shared_statements
 
-    with copied_catalogs(tmp_path_factory.mktemp("catalogs")), shared_statements():
+    with copied_catalogs(tmp_path_factory.mktemp("catalogs")), shared_statements(), remembered_schemas():
         yield
 
 

@@ -247,7 +247,7 @@ def test_golden_catalog_is_upgraded_and_shows_the_same(catalog: Path, home: Path
 def test_golden_export_is_imported_and_shows_the_same(
     export: Path, database: str, home: Path, run: Run, request: pytest.FixtureRequest
 ) -> None:
-    options = ("--catalog", request.getfixturevalue("postgres_url")) if database == "postgresql" else ()
+    options = ["--catalog", request.getfixturevalue("postgres_catalog_url")] * (database == "postgresql")
     assert run(*options, "db", "upgrade").returncode == 0
     imported = run(*options, "db", "import", str(export))
     assert imported.returncode == 0, imported.stderr

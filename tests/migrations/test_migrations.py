@@ -32,10 +32,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> sa.URL:
     return parse_catalog_url(request.getfixturevalue("postgres_url"))
 
 
-@pytest.fixture
-def engine(url: sa.URL) -> Iterator[sa.Engine]:
-    """An empty catalog with the newest schema."""
-    database.upgrade(url)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """An empty catalog with the newest schema, as the revisions made it once."""
+    if request.param == "sqlite":
+        url = sqlite_url(tmp_path / "catalog.db")
+        database.upgrade(url)
+    else:
+        url = parse_catalog_url(request.getfixturevalue("postgres_catalog_url"))
     with engine_for(url) as engine:
         yield engine
 

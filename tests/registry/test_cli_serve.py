@@ -53,9 +53,16 @@ def started(
             process.kill()
 
 
-def test_serve_answers_and_stops_in_order(folder: Path) -> None:
-    # Also what an interpreter prints while it imports and ends.
-    with started(folder, program=subprocess.Popen) as (process, url, printed):
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(warm.RuntimePopen, id="warm"),
+        # Also what an interpreter prints while it imports and ends.
+        pytest.param(subprocess.Popen, id="cold", marks=pytest.mark.slow),
+    ],
+)
+def test_serve_answers_and_stops_in_order(folder: Path, program: type[subprocess.Popen[str]]) -> None:
+    with started(folder, program=program) as (process, url, printed):
         body = {"model": "pair/rank4", "prompt": "w1 w2", "max_tokens": 4, "temperature": 0}
         answer = httpx2.post(f"{url}/completions", json=body, timeout=PATIENCE_SECONDS)
         process.send_signal(signal.SIGTERM)

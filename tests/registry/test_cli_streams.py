@@ -31,6 +31,14 @@ for number, target in re.findall(r"(\\d)[<>](\\S+)", sys.argv[1]):
 open_streams()
 run_as_program(sys.argv[2:])
 """
+WITHOUT_FOLDER = """
+import os, sys
+from support.warm import run_as_program
+os.mkdir("gone")
+os.chdir("gone")
+os.rmdir("../gone")
+run_as_program(sys.argv[1:])
+"""
 # Read by an interpreter when it starts.
 LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
@@ -41,7 +49,8 @@ def run_redirected(
     """Run a command with its streams redirected as bash does, the cheapest ones indeed by bash."""
     command: list[str | Path] = [sys.executable, "-c", REDIRECTED, redirection, PROGRAM, *arguments]
     run = warm.run
-    if (redirection and arguments in (["--help"], FAILING)) or LOCALE.items() <= variables.items():
+    is_closed = redirection.endswith("&-")
+    if (is_closed and arguments in (["--help"], FAILING)) or LOCALE.items() <= variables.items():
         command = ["bash", "-c", f'exec "$0" "$@" {redirection}', PROGRAM, *arguments]
         run = subprocess.run
     return run(
@@ -110,7 +119,6 @@ def test_reader_that_left_ends_a_command_quietly(folder: Path, arguments: list[s
 @pytest.mark.parametrize(
     "variables",
     [
-        LOCALE,
         {"PYTHONIOENCODING": "ascii"},
         {"PYTHONIOENCODING": "latin-1:strict"},
         {"COLUMNS": "0"},
@@ -131,14 +139,23 @@ def test_locale_and_terminal_stop_no_command(
     assert done.stdout
 
 
+def test_locale_of_an_interpreter_stops_no_report(folder: Path) -> None:
+    (folder / "summarise").rename(folder / "ä漢")
+    done = run_redirected(folder, ["validate", "ä漢"], **LOCALE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
 def test_deleted_current_folder_stops_only_what_needs_one(folder: Path) -> None:
-    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" "$@"'
     listed = subprocess.run(
-        ["bash", "-c", script, str(PROGRAM), *TEXT], cwd=folder, capture_output=True, text=True
+        ["bash", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$0" "$@"', PROGRAM, *TEXT],
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
     assert (listed.returncode, listed.stderr) == (0, "")
-    relative = subprocess.run(
-        ["bash", "-c", script, str(PROGRAM), "--home", "here", *TEXT],
+    relative = warm.run(
+        [sys.executable, "-c", WITHOUT_FOLDER, PROGRAM, "--home", "here", *TEXT],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,17 @@ from support.small_adapters import make_adapter
 # Peak memory is that of a whole process, so it is asked for in one of its own; not by `getrusage`, which
 # also counts the process that started it.
 PROGRAM = """
-import re, sys
+import json, re, sys
 from pathlib import Path
 from meteora_registry.registry.cli.main import run
-code = run(sys.argv[1:])
-peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
-print(code, 1024 * int(peak), file=sys.stderr)
+for arguments in json.loads(sys.argv[1]):
+    run(arguments)
+    print()
+    peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
+    print(1024 * int(peak), file=sys.stderr)
 """
 MODULES = 1000
-FEW, MORE = 5, 20
+FEW, MORE = 3, 10
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +55,31 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def peak_bytes(folders: Path, count: int, *more: object) -> int:
-    """Return the peak memory of a run on the first ``count`` adapters."""
-    paths = sorted((folders / "adapters").iterdir())[:count]
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        "validate",
-        *map(str, paths),
-        *map(str, more),
-        "--format",
-        "json",
-    ]
+def peak_bytes(folders: Path, counts: Sequence[int], *more: object) -> list[int]:
+    """Return the peak memory of one process after a run on the first adapters for each of these counts."""
+    paths = [str(path) for path in sorted((folders / "adapters").iterdir())]
+    commands = [["validate", *paths[:count], *map(str, more), "--format", "json"] for count in counts]
     environment = os.environ | {"METEORA_HOME": str(folders / "home")}
-    done = subprocess.run(command, cwd=folders, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(commands)],
+        cwd=folders,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout, done.stderr
-    assert len(json.loads(done.stdout)["adapters"]) == count
-    return int(done.stderr.split()[-1])
+    decoder, found, end = json.JSONDecoder(), [], 0
+    while rest := done.stdout[end:].lstrip():
+        end = len(done.stdout) - len(rest)
+        document, end = decoder.raw_decode(done.stdout, end)
+        found.append(len(document["adapters"]))
+    assert found == list(counts)
+    return [int(line) for line in done.stderr.splitlines() if line.isdecimal()]
 
 
 @pytest.mark.parametrize("more", [(), ("--with", f"adapters/{FEW + MORE}")], ids=["alone", "with another"])
 def test_peak_memory_does_not_depend_on_the_number_of_adapters(folders: Path, more: tuple[str, ...]) -> None:
-    few, many = (peak_bytes(folders, count, *more) for count in (FEW, FEW + MORE))
+    few, many = peak_bytes(folders, (FEW, FEW + MORE), *more)
     # What could be kept of each such adapter, its header or its inventory, takes more than a MB.
     assert many - few < MORE * 300_000, f"{few} bytes for {FEW} adapters, {many} for {FEW + MORE}"

@@ -1,20 +1,23 @@
-"""New catalogs on SQLite are copies of one, and the statements of all catalogs are compiled once."""
+"""New catalogs on SQLite are copies of one, and what is the same for all catalogs is worked out once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, MetaData
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.util import LRUCache
 
 from meteora_registry.registry.catalog import database
 from meteora_registry.registry.catalog import engine as engines
 from meteora_registry.registry.catalog.engine import sqlite_url
+
+if TYPE_CHECKING:
+    from alembic.migration import MigrationContext
 
 
 @contextmanager
@@ -37,6 +40,45 @@ def copied_catalogs(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "_run_revisions", copy_or_apply)
         yield
+
+
+@contextmanager
+def remembered_schemas() -> Iterator[None]:
+    """Compare each schema with the models once within the block, which takes most of the time of a check."""
+    # Imported with the first upgrade anyway.
+    from alembic import autogenerate
+
+    found: dict[tuple[object, ...], list[Any]] = {}
+    compare = autogenerate.compare_metadata
+
+    def compare_or_remember(context: MigrationContext, metadata: MetaData) -> list[Any]:
+        connection = context.connection
+        assert connection is not None
+        statement = _SCHEMAS[connection.dialect.name]
+        schema = tuple(tuple(row) for row in connection.exec_driver_sql(statement))
+        if schema not in found:
+            found[schema] = compare(context, metadata)
+        return found[schema]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autogenerate, "compare_metadata", compare_or_remember)
+        yield
+
+
+# All of a schema as the database itself keeps it.
+_SCHEMAS = {
+    "sqlite": "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name",
+    "postgresql": " UNION ALL ".join(
+        f"SELECT md5(string_agg(row::text, ' ' ORDER BY row::text)) FROM {table} row WHERE {key} >= 16384"
+        for table, key in (
+            ("(SELECT oid, relname, relnamespace, relkind FROM pg_class)", "oid"),
+            ("pg_attribute", "attrelid"),
+            ("pg_attrdef", "adrelid"),
+            ("pg_constraint", "conrelid"),
+            ("pg_index", "indrelid"),
+        )
+    ),
+}
 
 
 @contextmanager
