@@ -119,25 +119,25 @@ def test_content_is_found_under_every_name(catalog: Catalog) -> None:
     assert [str(source) for source in found] == ["legal@1", "copy@1"]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nothing", "the catalog has no adapter `nothing`"),
-        ("legal@7", "`legal` has no version 7, it has `1`, `2`"),
-        ("legal@best", "`legal` has no alias `best`, it has `champion`"),
-        ("plain@best", "`plain` has no alias `best`, it has none"),
-        ("team", "`team` is a bundle, expected an adapter"),
-    ],
-)
-def test_what_is_not_there_is_named_with_what_is(catalog: Catalog, text: str, message: str) -> None:
+MISSING = {
+    "nothing": "the catalog has no adapter `nothing`",
+    "legal@7": "`legal` has no version 7, it has `1`, `2`",
+    "legal@best": "`legal` has no alias `best`, it has `champion`",
+    "plain@best": "`plain` has no alias `best`, it has none",
+    "team": "`team` is a bundle, expected an adapter",
+}
+
+
+def test_what_is_not_there_is_named_with_what_is(catalog: Catalog) -> None:
     catalog.add_version(new_adapter(content="1"))
     catalog.add_version(new_adapter(content="2"))
     catalog.set_alias(CatalogSource("legal"), "champion")
     plain = catalog.add_version(new_adapter("plain", content="3")).version
     catalog.register_bundle(new_bundle(plain))
-    with pytest.raises(NotInCatalog) as caught:
-        find(catalog, text)
-    assert str(caught.value) == message
+    for text, message in MISSING.items():
+        with pytest.raises(NotInCatalog) as caught:
+            find(catalog, text)
+        assert str(caught.value) == message
 
 
 def test_adapter_is_found_by_where_it_is_from_and_never_by_a_claim(any_catalog: Catalog) -> None:
@@ -188,6 +188,7 @@ def test_tags_are_added_and_removed(any_catalog: Catalog) -> None:
         pytest.param(lambda c: c.set_alias(CatalogSource("legal"), "3"), id="alias"),
     ],
 )
+@pytest.mark.parametrize("any_catalog", ["sqlite"], indirect=True)
 def test_a_malformed_word_is_refused_and_changes_nothing(catalog: Catalog, act: object) -> None:
     catalog.add_version(new_adapter())
     before = (catalog.list_adapters(), catalog.history().items)
@@ -458,40 +459,37 @@ LLAMA, MIRROR = "meta-llama/Llama-2-7b-hf", "mirror/llama-2-7b"
 QUANTISED = "mirror/llama-2-7b-bnb-4bit"
 
 
-@pytest.mark.parametrize(
-    ("stated", "declared", "base_model"),
-    [
-        pytest.param(None, LLAMA, LLAMA, id="declared"),
-        pytest.param(None, LLAMA.upper(), LLAMA, id="whatever the case"),
-        pytest.param(None, MIRROR, LLAMA, id="a spelling it learned"),
-        pytest.param(None, QUANTISED, QUANTISED, id="a quantised copy was never learned"),
-        pytest.param("org/base", MIRROR, "org/base", id="what is stated comes first"),
-        pytest.param(None, "/content/llama", None, id="a path was never learned"),
-        pytest.param(LLAMA, "D:\\models\\llama", LLAMA, id="stated for a path"),
-        pytest.param(None, None, None, id="nobody says"),
-    ],
-)
-def test_a_base_is_known_by_its_spellings(
-    catalog: Catalog, stated: str | None, declared: str | None, base_model: str | None
-) -> None:
+# What is stated and declared, and the base that it is; none is learned for those after it.
+SPELLINGS = {
+    "declared": (None, LLAMA, LLAMA),
+    "whatever the case": (None, LLAMA.upper(), LLAMA),
+    "a spelling it learned": (None, MIRROR, LLAMA),
+    "a quantised copy was never learned": (None, QUANTISED, QUANTISED),
+    "a path was never learned": (None, "/content/llama", None),
+    "stated for a path": (LLAMA, "D:\\models\\llama", LLAMA),
+    "nobody says": (None, None, None),
+    "what is stated comes first": ("org/base", MIRROR, "org/base"),
+}
+
+
+def test_a_base_is_known_by_its_spellings(catalog: Catalog) -> None:
     catalog.add_version(new_adapter("a", "1", declared_base=LLAMA))
     catalog.add_version(new_adapter("b", "2", declared_base=MIRROR, stated_base=LLAMA))
     catalog.add_version(new_adapter("q", "5", declared_base=QUANTISED, stated_base=LLAMA))
     catalog.add_version(new_adapter("c", "3", declared_base="/content/llama", stated_base=LLAMA))
-    added = catalog.add_version(new_adapter("d", "4", declared_base=declared, stated_base=stated))
-    assert added.version.base_model == base_model
+    for content, (stated, declared, base_model) in SPELLINGS.items():
+        new = new_adapter("d", content, declared_base=declared, stated_base=stated)
+        assert catalog.add_version(new).version.base_model == base_model, content
 
 
-@pytest.mark.parametrize(
-    "spelling", ["gpt2", "GPT2", "openai-community/gpt2", "/hub/models--gpt2/snapshots/" + "0a" * 20]
-)
-def test_known_spellings_are_one_base_without_being_learned(catalog: Catalog, spelling: str) -> None:
+def test_known_spellings_are_one_base_without_being_learned(catalog: Catalog) -> None:
     catalog.add_version(new_adapter("a", "1", declared_base="gpt2"))
-    added = catalog.add_version(new_adapter("b", "2", declared_base=spelling))
-    assert added.version.base_model == "openai-community/gpt2"
-    assert catalog.name_of_base(spelling) == "openai-community/gpt2"
-    found = catalog.search(AdapterQuery(base=spelling)).items
-    assert [each.name for each in found] == ["a", "b"]
+    for spelling in ("gpt2", "GPT2", "openai-community/gpt2", "/hub/models--gpt2/snapshots/" + "0a" * 20):
+        added = catalog.add_version(new_adapter("b", spelling, declared_base=spelling))
+        assert added.version.base_model == "openai-community/gpt2"
+        assert catalog.name_of_base(spelling) == "openai-community/gpt2"
+        found = catalog.search(AdapterQuery(base=spelling)).items
+        assert [each.name for each in found] == ["a", "b"]
 
 
 def test_quantised_copy_is_not_learned_as_a_spelling(catalog: Catalog) -> None:
