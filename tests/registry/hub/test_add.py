@@ -191,7 +191,8 @@ def test_private_and_gated_repositories_need_the_usual_token(
 def test_a_download_of_more_than_a_second_shows_its_progress_and_no_signature(
     hub: LoopbackHub, here: Workplace, tmp_path: Path
 ) -> None:
-    hub.create("org/large", make_adapter(tmp_path / "large", rank=1 << 15))
+    # Weights of its own: the machine's cache has what other tests downloaded.
+    hub.create("org/large", make_adapter(tmp_path / "large", rank=1 << 14, seed=191))
     hub.fault("GET", "^/storage/", action="slow", skip=1)
     code, drawn = here.run_in_terminal("add", "org/large")
     assert code == 0

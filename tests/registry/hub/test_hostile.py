@@ -305,7 +305,7 @@ def test_a_download_that_starts_again_and_again_comes_to_an_end(
     hub: LoopbackHub, here: Workplace, tmp_path: Path
 ) -> None:
     # A repository of its own: the machine's cache has what other tests downloaded.
-    hub.create("org/restarted", make_adapter(tmp_path / "restarted", rank=1 << 15, seed=304))
+    hub.create("org/restarted", make_adapter(tmp_path / "restarted", rank=1 << 14, seed=304))
     weights = hub.repositories["org/restarted"].head.files["adapter_model.safetensors"].data
 
     def send_most(file: object) -> None:
