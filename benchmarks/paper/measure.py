@@ -2,7 +2,8 @@
 
 Stages: `train` fetches the base and the items and trains the adapters, `fit` fuses them and fits gates,
 `validation` and `test` ask every way and write a row for each task, `decisions` lets the gates decide about
-own prompts and those of no member, `page` writes the tables of docs/reproduction.md from the rows. What is
+own prompts and those of no member, `changes` removes each member, adds it again and replaces it, `page`
+writes the tables of docs/reproduction.md from the rows. What is
 slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so a run
 that was killed goes on where it stopped. What is to be chosen is chosen on the validation items; a test row
 is written again only if something that it depends on has changed.
@@ -31,8 +32,10 @@ from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
+from meteora_registry.schemas.gate_choices import Scope
 
 from .archive import prepare_items
+from .changes import CHANGED, DECIDED_ITEMS, ChangeUnit, change_unit, keep_statistics
 from .decisions import decide_unit, decision_units
 from .evaluate import Prepared, Unit, score_unit
 from .fits import FIT_ITEMS, Fit, cost_file, fit_folder, fits_for, make_fit
@@ -45,7 +48,7 @@ from .tasks import PaperTask, chosen_tasks
 from .training import JOINT_RECIPES, LOG, RECIPES, AdapterRecipe, adapter_folder, train
 from .ways import PROMPT, UNFITTED, WAYS, Way
 
-STAGES = ("train", "fit", "validation", "test", "decisions", "page")
+STAGES = ("train", "fit", "validation", "test", "decisions", "changes", "page")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +230,42 @@ class Measurement:
             self._write(row)
             say(f"decisions, {unit.way.name}, {unit.task}, {unit.form}: {len(row['confidences'])}")
 
+    def change(self) -> None:
+        """Write a row for each member that goes, comes again and is replaced, in each scope that changes."""
+        bundles = {fit.name: folder for fit, folder in self._fits.items() if fit.name in CHANGED}
+        known = self.rows.read()
+        units = [
+            unit
+            for scope in CHANGED
+            if scope in bundles and bundles[scope].exists()
+            for unit in self._change_units(scope, bundles[scope])
+            if not of_kind(known, "change", members=self.members, **unit.facts())
+        ]
+        for statistics, scope in {unit.statistics: unit.scope for unit in units}.items():
+            keep_statistics(self._fused(1), self._base, self._data, scope, statistics)
+        for unit, row in run_units(change_unit, units, self._sizes.processes):
+            self._write(row)
+            say(f"changes, {unit.scope}, {unit.member}: {row['seconds']}")
+
+    def _change_units(self, scope: Scope, fitted: Path) -> list[ChangeUnit]:
+        prompts = {
+            name: tuple(item.prompt for item in own["test"][:DECIDED_ITEMS])
+            for name, own in self._items.items()
+        }
+        return [
+            ChangeUnit(
+                scope,
+                member,
+                fitted,
+                fitted.with_name(f"{fitted.name}.statistics"),
+                self._base,
+                tuple((name, self._folders[name]) for name in self.tasks),
+                self._data,
+                tuple((name, asked) for name, asked in prompts.items() if name != member),
+            )
+            for member in self.tasks
+        ]
+
     def _units(self, stage: Split, ways: Sequence[Way], prepared: Prepared) -> list[Unit]:
         units = []
         for way in ways:
@@ -328,3 +367,5 @@ def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
             measurement.ask(stage)
     if "decisions" in stages:
         measurement.decide()
+    if "changes" in stages:
+        measurement.change()

@@ -105,6 +105,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "tasks": _tasks,
         "confusions": _confusions,
         "decisions": _decisions,
+        "changes": _changes,
         "validation": lambda found, own: _ways(found, own, "validation"),
         "adapters": _adapters,
         "fits": _fits,
@@ -245,6 +246,39 @@ def _decisions(rows: Sequence[Row], members: str | None) -> list[str]:
             right, area = percent(sum(row["decided"].get(row["task"], 0) for row in own) / len(values)), ""
         lines.append(line(_GROUPS[group], FORMS[form], len(own), len(values), right, share, area))
     return [*lines, "", f"![ROC: own prompts lost, and others left to the base](images/{ROC.name})"]
+
+
+def _changes(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = last_by(of_kind(rows, "change", members=members), ("scope", "member")).values()
+    if not found:
+        return [NOT_MEASURED]
+    lines = table(
+        "scope",
+        "members",
+        "the others' factors bit for bit",
+        "gates kept when replaced",
+        "farthest after it came again",
+        "decisions kept while it was away",
+        "seconds to remove",
+        "to add",
+        "to replace",
+    )
+    for scope in dict.fromkeys(row["scope"] for row in found):
+        own = [row for row in found if row["scope"] == scope]
+        kept, asked = (sum(row[key] for row in own) for key in ("decisions_kept", "decisions"))
+        cells = [
+            f"{sum(row['factors_kept'] for row in own)} of {len(own)}",
+            f"{sum(row['gates_kept_by_replace'] for row in own)} of {len(own)}",
+            f"{max(row['farthest_after_add'] for row in own):.1e}",
+            f"{kept} of {asked}" if asked else "",
+            *(_median_seconds(own, change) for change in ("remove", "add", "replace")),
+        ]
+        lines.append(line(scope, len(own), *cells))
+    return lines
+
+
+def _median_seconds(rows: Sequence[Row], change: str) -> str:
+    return f"{np.median([row['seconds'][change] for row in rows]):.0f} s"
 
 
 def _mean(row: Row) -> str:

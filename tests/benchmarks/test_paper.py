@@ -23,6 +23,7 @@ from benchmarks.pages import read_rows
 from benchmarks.paper import archive, tables
 from benchmarks.paper import measure as paper_measure
 from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
+from benchmarks.paper.changes import DECIDED_ITEMS
 from benchmarks.paper.decisions import FORMS, QUESTIONS
 from benchmarks.paper.figures import ROC, SCORES, curve_of, figures_of
 from benchmarks.paper.fits import SGD_TOP_1, SGD_TOP_2, cost_file, fits_for
@@ -215,6 +216,24 @@ def test_decisions_of_one_recipe_are_shown_together(
         rows = measurement.rows.read()
         assert len(rows) - before == count == len(last_decisions(rows, measured.members))
         assert len(last_decisions(rows[: before + 3], measured.members)) == begun
+
+
+def test_members_come_and_go(measured: Measurement, measure: Callable[..., Measurement]) -> None:
+    measurement = measure("changes.jsonl", "prompt")
+    measurement.change()
+    before = measurement.rows.path.read_bytes()
+    measurement.change()
+    assert measurement.rows.path.read_bytes() == before
+    rows = of_kind(measurement.rows.read(), "change", scope="prompt")
+    assert [row["member"] for row in rows] == ["parity", "sums"]
+    for row in rows:
+        assert {*row["seconds"]} == {"remove", "add", "replace"}
+        assert row["factors_kept"] and row["gates_kept_by_replace"]
+        # The order of the members is another, and so is that of the sums.
+        assert row["farthest_after_add"] <= 1e-4
+        assert row["decisions_kept"] == row["decisions"] == DECIDED_ITEMS
+    page = page_of(RowsFile(measured.rows.path).read() + rows, PAGE.read_text(encoding="utf-8"))
+    assert "| prompt | 2 | 2 of 2 | 2 of 2 | " in page
 
 
 def test_fit_that_was_killed_before_its_cost_was_written_is_made_again(
