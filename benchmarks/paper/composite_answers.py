@@ -33,7 +33,7 @@ from .ways import Way
 
 @dataclass(frozen=True, slots=True)
 class CompositeWay:
-    """Who serves composites.
+    """One way of serving composites.
 
     Attributes:
         name: in rows and tables.

@@ -62,7 +62,7 @@ class Composite:
         return [*asked, Piece("\n", len(asked) - 1), *self.head(0)]
 
     def head(self, place: int) -> list[Piece]:
-        """Return what stands before an answer and behind the answer before it."""
+        """Return the text between the last answer and this one."""
         if self.form == "turns":
             return [Piece(self.items[place].prompt, place)]
         return [Piece(f"{place + 1}.", place)]

@@ -260,7 +260,7 @@ def composite_sample(
 ) -> Sample:
     """Return the text up to the own answer and the number behind it.
 
-    The own answer is learned, and the number of every line: whoever answers must go on to the next.
+    The own answer is learned, and the number of every line, because every member has to go on to the next.
     """
     (own,) = (place for place, item in enumerate(composite.items) if item.task == recipe.name)
     ids: list[int] = []
