@@ -71,6 +71,21 @@ def keep_statistics(fused: Path, base: Path, data: Path, scope: Scope, statistic
         bundle.fit(data, scope=scope, form=FORM, abstain=ABSTAIN, statistics=statistics).close()
 
 
+def parts_row(fused: Path, base: Path, statistics: Path, fitted: Path, scope: Scope) -> Row:
+    """Return whether the parts alone, each of one member's own texts, give the gates of the joint fit."""
+    with (
+        meteora.FusedBundle.open(fused, base=base) as bundle,
+        bundle.fit(scope=scope, form=FORM, abstain=ABSTAIN, statistics=statistics) as apart,
+    ):
+        joint, found = tensors_by_member(fitted), tensors_by_member(apart)
+    return {
+        "kind": "parts",
+        "scope": scope,
+        "gates": sum(not is_factor(key) for key in joint),
+        "same_gates": joint.keys() == found.keys() and _same(joint, found, {*joint}),
+    }
+
+
 def change_unit(unit: ChangeUnit) -> Row:
     """Return the row of a member."""
     name, adapter = unit.member, dict(unit.adapters)[unit.member]

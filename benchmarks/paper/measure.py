@@ -36,7 +36,7 @@ from meteora_registry.registry.home import Home
 from meteora_registry.schemas.gate_choices import Scope
 
 from .archive import prepare_items
-from .changes import CHANGED, DECIDED_ITEMS, ChangeUnit, change_unit, keep_statistics
+from .changes import CHANGED, DECIDED_ITEMS, ChangeUnit, change_unit, keep_statistics, parts_row
 from .composite_answers import COMPOSITE_WAYS, CompositeUnit, composite_unit
 from .composites import COMPOSITE_TASKS, FORMS, PROMPTS, composites, shorter_half
 from .decisions import decide_unit, decision_units
@@ -259,6 +259,7 @@ class Measurement:
         ]
         for statistics, scope in {unit.statistics: unit.scope for unit in units}.items():
             keep_statistics(self._fused(1), self._base, self._data, scope, statistics)
+            self._write(parts_row(self._fused(1), self._base, statistics, bundles[scope], scope))
         for unit, row in run_units(change_unit, units, self._sizes.processes):
             self._write(row)
             say(f"changes, {unit.scope}, {unit.member}: {row['seconds']}")

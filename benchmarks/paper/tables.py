@@ -294,6 +294,12 @@ def _changes(rows: Sequence[Row], members: str | None) -> list[str]:
             *(_median_seconds(own, change) for change in ("remove", "add", "replace")),
         ]
         lines.append(line(scope, len(own), *cells))
+    for row in last_by(of_kind(rows, "parts", members=members), ("scope",)).values():
+        same = "the same bit for bit as" if row["same_gates"] else "others than"
+        lines += [
+            "",
+            f"From the parts alone the gates of `{row['scope']}` are {same} those of the joint fit.",
+        ]
     return lines
 
 

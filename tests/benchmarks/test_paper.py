@@ -254,8 +254,10 @@ def test_members_come_and_go(measured: Measurement, measure: Callable[..., Measu
         # The order of the members is another, and so is that of the sums.
         assert row["farthest_after_add"] <= 1e-4
         assert row["decisions_kept"] == row["decisions"] == DECIDED_ITEMS
-    page = page_of(RowsFile(measured.rows.path).read() + rows, PAGE.read_text(encoding="utf-8"))
+    asked = RowsFile(measured.rows.path).read() + measurement.rows.read()
+    page = page_of(asked, PAGE.read_text(encoding="utf-8"))
     assert "| prompt | 2 | 2 of 2 | 2 of 2 | " in page
+    assert "the gates of `prompt` are the same bit for bit as those of the joint fit" in page
 
 
 @pytest.mark.slow
