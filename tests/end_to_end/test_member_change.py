@@ -236,6 +236,7 @@ def decide(bundle: meteora.FusedBundle, workplace: Path, prompts: list[str]) -> 
     ]
 
 
+@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
 def test_new_data_of_a_replaced_member_give_the_joint_fit(bundles: Bundles, tmp_path: Path) -> None:
     data = shutil.copytree(bundles.place / "data", tmp_path / "data")
     write_task_data(tmp_path / "new", NAMES, samples=48, seed=7)
@@ -298,6 +299,7 @@ def described_samples(bundle: meteora.FusedBundle) -> tuple[int, list[int]]:
     return fitted.max_samples, [each.samples for each in fitted.data]
 
 
+@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
 def test_a_bundle_in_a_folder_changes_without_a_catalog(bundles: Bundles, tmp_path: Path) -> None:
     shutil.copytree(bundles.fitted.folder, tmp_path / "bundle")
     with meteora.FusedBundle.open(tmp_path / "bundle", base=bundles.place / "base") as opened:
@@ -328,6 +330,7 @@ def test_members_of_a_bundle_that_was_cast_keep_the_numbers_that_they_have(workp
     assert (replaced.record.level, replaced.record.outcome) == ("source", "pass")
 
 
+@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
 def test_a_damaged_bundle_is_not_opened(bundles: Bundles, tmp_path: Path) -> None:
     shutil.copytree(bundles.fitted.folder, tmp_path / "bundle")
     flip_byte(tmp_path / "bundle" / "adapter_model.safetensors", -1)
@@ -335,6 +338,7 @@ def test_a_damaged_bundle_is_not_opened(bundles: Bundles, tmp_path: Path) -> Non
         meteora.FusedBundle.open(tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
 def test_the_last_members_can_go_down_to_one(bundles: Bundles) -> None:
     one = bundles.removed("rank8").remove("rank4", statistics=bundles.statistics)
     assert (one.bundle.config.names, one.bundle.config.top_k) == (("rslora16",), 1)
@@ -342,6 +346,7 @@ def test_the_last_members_can_go_down_to_one(bundles: Bundles) -> None:
         one.remove("rslora16", statistics=bundles.statistics)
 
 
+@pytest.mark.parametrize("bundles", ["token"], indirect=True)
 def test_a_member_that_brings_modules_of_which_the_statistics_know_nothing_is_refused(
     bundles: Bundles, tmp_path: Path
 ) -> None:
