@@ -15,20 +15,25 @@ export PYTHONSAFEPATH := 1
 # Else pytest rewrites the assertions of every test again in every run, seven seconds for each worker.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-faults test-more test-lm-eval test-vllm lint types docs clean
+.PHONY: demo test test-engines test-faults test-more test-lm-eval test-vllm lint types docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python examples/demo.py
 
+# Without paths in ARGS, all but what `make test-engines` runs.
 test: $(STAMP) $(BROWSER)
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --part library $(ARGS)
 
-# The tests of faults with a kill at every call that changes the disk, where `make test` takes a sample.
+# What serves, chats, trains and compiles for a GPU, the CI jobs, the benchmarks, and a sample of the faults.
+test-engines: $(STAMP) $(BROWSER)
+	$(PYTEST) --part engines $(ARGS)
+
+# The tests of faults with a kill at every call that changes the disk, where `make test-engines` takes a sample.
 # One scene at a time to whoever is free: its trials are hundreds, and a file of them is most of the job.
 test-faults: $(STAMP)
 	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep $(ARGS) tests/faults
 
-# And all else of which `make test` takes a sample.
+# And all else of which `make test` and `make test-engines` take a sample.
 test-more: export METEORA_EXAMPLES ?= 10
 test-more: $(STAMP)
 	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 --slow $(ARGS) \
@@ -39,7 +44,7 @@ test-more: $(STAMP)
 		tests/fuser/test_gates.py tests/tracing/test_token_texts.py tests/training \
 		tests/end_to_end/test_gate_training.py tests/end_to_end/test_member_change.py
 
-# lm_eval is large, so this command alone installs it; `make test` runs the same tests from then on.
+# lm_eval is large, so this command alone installs it; the two above run the same tests from then on.
 test-lm-eval: $(LM_EVAL)
 	$(PYTEST) -n 0 $(ARGS) tests/runtime/test_lm_eval.py tests/serving/test_lm_eval_completions.py
 

@@ -65,7 +65,16 @@ LONGEST = (
 )
 
 
+# Folders that `make test-engines` runs, so that `make test` stays short.
+ENGINES = {"answers", "benchmarks", "ci", "faults", "kernels", "serving", "training", "vllm"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part",
+        choices=("library", "engines"),
+        help="without paths: leave out what `make test-engines` runs, or run that alone",
+    )
     parser.addoption(
         "--faults",
         choices=("sample", "sweep"),
@@ -107,10 +116,28 @@ def _ignore_the_users_settings(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Give all workers one server of warm processes, begun while they collect; few tests may need none."""
-    is_every_test = node.config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    is_every_test = _is_every_test(node.config)
     if is_every_test:
         from support import warm
     node.workerinput["warm_server"] = warm.start_shared() if is_every_test else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    part = config.getoption("--part")
+    if part is None or not _is_every_test(config) or collection_path.parent != Path(__file__).parent:
+        return None
+    return (collection_path.name in ENGINES) != (part == "engines") or None
+
+
+def _is_every_test(config: pytest.Config) -> bool:
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and config.getoption("--part"):
+        terminalreporter.write_line(
+            "No test of this half was chosen; `make test` and `make test-engines` run one half each."
+        )
 
 
 def _turn_of(item: pytest.Item) -> int:

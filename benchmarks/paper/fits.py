@@ -15,7 +15,7 @@ from meteora_registry.files.writing import whole_file
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_options
 from meteora_registry.runtime.training import TrainingOptions
-from meteora_registry.schemas.gate_choices import PromptForm, Scope
+from meteora_registry.schemas.gate_choices import Answers, PromptForm, Scope
 
 # The data have both forms of a prompt already. No prompt is left to the base: all belong to a member.
 FORM: PromptForm = "given"
@@ -31,12 +31,14 @@ class Fit:
         scope: what one decision of its gates serves.
         top_k: of the bundle.
         training: how the gates in closed form are then trained; None if they are not.
+        answers: who decides for the numbered lines of an answer.
     """
 
     name: str
     scope: Scope
     top_k: int = 1
     training: TrainingOptions | None = None
+    answers: Answers = "by-text"
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -47,6 +49,12 @@ class Fit:
 # Of each task. A fit in closed form is solved on half of them and holds the others out; a training reads all.
 FIT_ITEMS = 64
 SGD_TOP_1, SGD_TOP_2 = "sgd-top-1", "sgd-top-2"
+SEGMENT_IN_ORDER = "segment-in-order"
+COMPOSITE_FITS = (
+    Fit("prompt", "prompt"),
+    Fit("token", "token"),
+    Fit(SEGMENT_IN_ORDER, "segment", answers="in-order"),
+)
 
 
 def fits_for(members: int) -> tuple[Fit, ...]:
@@ -68,7 +76,10 @@ def fits_for(members: int) -> tuple[Fit, ...]:
 def fit_folder(fit: Fit, lines: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path:
     """Return the folder of a fit's bundle; ``lines`` are the data of each member."""
     options = asdict(fit_options(fit.scope, FORM, ABSTAIN))
-    return folder / f"{fit.name}-{digest_of([lines, options, fit.top_k, fit.settings])[:12]}"
+    made_from = [lines, options, fit.top_k, fit.settings]
+    if fit.answers != "by-text":
+        made_from.append(fit.answers)
+    return folder / f"{fit.name}-{digest_of(made_from)[:12]}"
 
 
 def cost_file(folder: Path) -> Path:
@@ -88,7 +99,9 @@ def make_fit(base: Path, data: Path, home: Home, fit: Fit, bundle: Path, folder:
         # The process was killed before the cost was written.
         shutil.rmtree(folder)
     training = None if fit.training is None else replace(fit.training, checkpoint=checkpoint)
-    request = FitRequest(str(base), data, fit.scope, form=FORM, abstain=ABSTAIN, training=training)
+    request = FitRequest(
+        str(base), data, fit.scope, form=FORM, abstain=ABSTAIN, answers=fit.answers, training=training
+    )
     cost = asdict(fit_by_workflow(bundle, request, home, folder)) | {"is_resumed": is_resumed}
     with whole_file(cost_file(folder)) as staging:
         staging.write_text(json.dumps(cost) + "\n", encoding="utf-8")

@@ -2,7 +2,9 @@
 
 Stages: `train` fetches the base and the items and trains the adapters, `fit` fuses them and fits gates,
 `validation` and `test` ask every way and write a row for each task, `decisions` lets the gates decide about
-own prompts and those of no member, `page` writes the tables of docs/reproduction.md from the rows. What is
+own prompts and those of no member, `changes` removes each member, adds it again and replaces it, `composites`
+trains other adapters of eight tasks and asks several tasks in one prompt, `page` writes the tables of
+docs/reproduction.md from the rows. What is
 slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so a run
 that was killed goes on where it stopped. What is to be chosen is chosen on the validation items; a test row
 is written again only if something that it depends on has changed.
@@ -14,7 +16,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,21 +33,34 @@ from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
+from meteora_registry.schemas.gate_choices import Scope
 
 from .archive import prepare_items
+from .changes import CHANGED, DECIDED_ITEMS, ChangeUnit, change_unit, keep_statistics, parts_row
+from .composite_answers import COMPOSITE_WAYS, CompositeUnit, composite_unit
+from .composites import COMPOSITE_TASKS, FORMS, PROMPTS, composites, shorter_half
 from .decisions import decide_unit, decision_units
 from .evaluate import Prepared, Unit, score_unit
-from .fits import FIT_ITEMS, Fit, cost_file, fit_folder, fits_for, make_fit
+from .fits import COMPOSITE_FITS, FIT_ITEMS, Fit, cost_file, fit_folder, fits_for, make_fit
 from .items import Item, Split, digest_of_items, fit_lines, read_items
 from .pool import run_units
 from .rows import RowsFile, of_kind
 from .summary import last_decisions, scores_of, summaries
 from .tables import ROWS, write_page
 from .tasks import PaperTask, chosen_tasks
-from .training import JOINT_RECIPES, LOG, RECIPES, AdapterRecipe, adapter_folder, train
+from .training import (
+    COMPOSITE_RECIPES,
+    JOINT_RECIPES,
+    LOG,
+    RECIPES,
+    AdapterRecipe,
+    CompositeRecipe,
+    adapter_folder,
+    train,
+)
 from .ways import PROMPT, UNFITTED, WAYS, Way
 
-STAGES = ("train", "fit", "validation", "test", "decisions", "page")
+STAGES = ("train", "fit", "validation", "test", "decisions", "changes", "composites", "page")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,7 @@ class Measurement:
         self._recipes = {recipe.name: recipe for recipe in stated}
         self._base_sha256 = str(hash_file(base / "model.safetensors"))
         self._folders = {
-            name: adapter_folder(recipe, self._learned_by(name), self._base_sha256, cache)
+            name: adapter_folder(recipe, self._learned_by(recipe), self._base_sha256, cache)
             for name, recipe in self._recipes.items()
         }
         self.members = digest_of([self._folders[name].name for name in self.tasks])[:12]
@@ -103,15 +118,19 @@ class Measurement:
         wanted = fits_for(len(tasks)) if fits is None else fits
         self._fits = {fit: fit_folder(fit, self._fit_lines, self._bundles) for fit in wanted}
 
-    def _learned_by(self, name: str) -> dict[str, list[Item]]:
-        names = [name] if name in self.tasks else list(self.tasks)
+    def _learned_by(self, recipe: AdapterRecipe) -> dict[str, list[Item]]:
+        is_alone = recipe.name in self.tasks and not isinstance(recipe, CompositeRecipe)
+        names = [recipe.name] if is_alone else list(self.tasks)
         return {each: self._items[each]["train"] for each in names}
 
     def train(self) -> None:
         """Train the adapters that are not there, and write a row for each that has none."""
         missing = [name for name, folder in self._folders.items() if not folder.exists()]
         work = partial(train_unit, self._base)
-        units = [(self._recipes[name], self._learned_by(name), self._folders[name]) for name in missing]
+        units = [
+            (self._recipes[name], self._learned_by(self._recipes[name]), self._folders[name])
+            for name in missing
+        ]
         for (recipe, _, _), _ in run_units(work, units, self._sizes.processes):
             self._describe(recipe.name)
         for name in self._folders:
@@ -123,7 +142,7 @@ class Measurement:
         if of_kind(self.rows.read(), "adapter", members=self.members, name=name, weights_sha256=sha256):
             return
         log = json.loads((folder / LOG).read_text(encoding="utf-8"))
-        learned = self._learned_by(name)
+        learned = self._learned_by(recipe)
         self._write(
             {
                 "kind": "adapter",
@@ -227,6 +246,73 @@ class Measurement:
             self._write(row)
             say(f"decisions, {unit.way.name}, {unit.task}, {unit.form}: {len(row['confidences'])}")
 
+    def change(self) -> None:
+        """Write a row for each member that goes, comes again and is replaced, in each scope that changes."""
+        bundles = {fit.name: folder for fit, folder in self._fits.items() if fit.name in CHANGED}
+        known = self.rows.read()
+        units = [
+            unit
+            for scope in CHANGED
+            if scope in bundles and bundles[scope].exists()
+            for unit in self._change_units(scope, bundles[scope])
+            if not of_kind(known, "change", members=self.members, **unit.facts())
+        ]
+        for statistics, scope in {unit.statistics: unit.scope for unit in units}.items():
+            keep_statistics(self._fused(1), self._base, self._data, scope, statistics)
+            self._write(parts_row(self._fused(1), self._base, statistics, bundles[scope], scope))
+        for unit, row in run_units(change_unit, units, self._sizes.processes):
+            self._write(row)
+            say(f"changes, {unit.scope}, {unit.member}: {row['seconds']}")
+
+    def _change_units(self, scope: Scope, fitted: Path) -> list[ChangeUnit]:
+        prompts = {
+            name: tuple(item.prompt for item in own["test"][:DECIDED_ITEMS])
+            for name, own in self._items.items()
+        }
+        return [
+            ChangeUnit(
+                scope,
+                member,
+                fitted,
+                fitted.with_name(f"{fitted.name}.statistics"),
+                self._base,
+                tuple((name, self._folders[name]) for name in self.tasks),
+                self._data,
+                tuple((name, asked) for name, asked in prompts.items() if name != member),
+            )
+            for member in self.tasks
+        ]
+
+    def ask_composites(self, prompts: Mapping[tuple[str, ...], int] = PROMPTS) -> None:
+        """Write a row for each way, size and form of composites, but for those that have one.
+
+        Args:
+            prompts: how many there are of one question of each of these tasks.
+        """
+        prepared = self._prepared()
+        metrics = tuple((name, task.metric) for name, task in self.tasks.items())
+        pools = {name: shorter_half(items["test"]) for name, items in self._items.items()}
+        units = [
+            CompositeUnit(
+                way,
+                prepared.recipe_of(Way(way.name, "routed", way.bundle, way.scope)),
+                form,
+                composites({name: pools[name] for name in names}, form, count),
+                metrics,
+            )
+            for names, count in prompts.items()
+            for form in FORMS
+            for way in COMPOSITE_WAYS
+        ]
+        known = self.rows.read()
+        missing = [
+            unit for unit in units if not of_kind(known, "composite", members=self.members, **unit.facts())
+        ]
+        for unit, row in run_units(partial(composite_unit, prepared), missing, self._sizes.processes):
+            self._write(row)
+            mean = 100 * sum(row["scores"]) / len(row["scores"])
+            say(f"composites of {unit.size}, {unit.form}, {unit.way.name}: {mean:.1f}, {row['seconds']} s")
+
     def _units(self, stage: Split, ways: Sequence[Way], prepared: Prepared) -> list[Unit]:
         units = []
         for way in ways:
@@ -310,12 +396,28 @@ def main(arguments: Sequence[str]) -> None:
         except ValueError as error:
             parser.error(str(error))
         sizes = replace(Sizes(), test_items=parsed.test_items, processes=parsed.processes)
-        measurement = Measurement(
-            prepare_base(parsed.cache), items, tasks, parsed.cache, parsed.rows, sizes=sizes
-        )
-        run_stages(measurement, stages)
+        measure = partial(Measurement, prepare_base(parsed.cache), items, sizes=sizes)
+        if {*stages} - {"composites", "page"}:
+            run_stages(measure(tasks, parsed.cache, parsed.rows), stages)
+        if "composites" in stages:
+            run_composites(
+                measure(
+                    chosen_tasks(list(COMPOSITE_TASKS)),
+                    parsed.cache,
+                    parsed.rows,
+                    recipes=[*COMPOSITE_RECIPES.values()],
+                    fits=COMPOSITE_FITS,
+                )
+            )
     if "page" in stages:
         write_page()
+
+
+def run_composites(measurement: Measurement) -> None:
+    """Measure composites; the adapters and bundles that they need are made if they are missing."""
+    measurement.train()
+    measurement.fit()
+    measurement.ask_composites()
 
 
 def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
@@ -328,3 +430,5 @@ def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
             measurement.ask(stage)
     if "decisions" in stages:
         measurement.decide()
+    if "changes" in stages:
+        measurement.change()

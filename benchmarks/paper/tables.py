@@ -11,12 +11,14 @@ from benchmarks.pages import Row, line, percent, table, with_section
 from meteora_registry.schemas.gate_choices import DEFAULT_ABSTAIN
 from meteora_registry.scores.proportions import area_under_curve, wilson_interval
 
+from .composite_answers import IN_ORDER, ORACLE
 from .decisions import FORMS
 from .figures import ROC, write_figures
 from .rows import RowsFile, last_by, of_kind
 from .summary import (
     Tasks,
     confidences_of,
+    interval,
     is_complete,
     largest_set,
     last_decisions,
@@ -35,6 +37,8 @@ NOT_MEASURED = "Not measured yet."
 
 # Set before anything was measured: the part of the mean of the member forced.
 GOALS = {"prompt": 0.99, "token": 0.95, "trained gates top-1": 0.97}
+# The same of composites of three questions: of the oracle.
+COMPOSITE_GOALS = {"paper": 0.90, "restated": 0.95}
 _GROUPS = {"own": "of a member's task", "foreign": "of other tasks", "general": "general questions"}
 
 NEEDS = (
@@ -105,6 +109,8 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "tasks": _tasks,
         "confusions": _confusions,
         "decisions": _decisions,
+        "changes": _changes,
+        "composites": lambda found, _: _composites(found),
         "validation": lambda found, own: _ways(found, own, "validation"),
         "adapters": _adapters,
         "fits": _fits,
@@ -140,12 +146,27 @@ def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
 
 def _goals(rows: Sequence[Row], members: str | None) -> list[str]:
     found = summaries_of(rows, members, "test")
-    lines = table("gates", "goal: of the member forced", "measured")
+    lines = table("gates", "goal", "measured")
     for way, goal in GOALS.items():
         measured = NOT_MEASURED
         if way in found and MEMBER in found and found[MEMBER]["mean"] > 0:
             measured = percent(found[way]["mean"] / found[MEMBER]["mean"])
-        lines.append(line(f"`{way}`", f"at least {100 * goal:.0f} %", measured))
+        lines.append(line(f"`{way}`", f"at least {100 * goal:.0f} % of the member forced", measured))
+    for form, goal in COMPOSITE_GOALS.items():
+        asked = {
+            row["way"]: row
+            for row in last_by(of_kind(rows, "composite", size=3, form=form), ("way",)).values()
+        }
+        measured = NOT_MEASURED
+        if IN_ORDER in asked and ORACLE in asked and _score(asked[ORACLE]) > 0:
+            measured = percent(_score(asked[IN_ORDER]) / _score(asked[ORACLE]))
+        lines.append(
+            line(
+                f"`{IN_ORDER}`",
+                f"at least {100 * goal:.0f} % of the oracle, composites of 3, {form}",
+                measured,
+            )
+        )
     return lines
 
 
@@ -245,6 +266,73 @@ def _decisions(rows: Sequence[Row], members: str | None) -> list[str]:
             right, area = percent(sum(row["decided"].get(row["task"], 0) for row in own) / len(values)), ""
         lines.append(line(_GROUPS[group], FORMS[form], len(own), len(values), right, share, area))
     return [*lines, "", f"![ROC: own prompts lost, and others left to the base](images/{ROC.name})"]
+
+
+def _changes(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = last_by(of_kind(rows, "change", members=members), ("scope", "member")).values()
+    if not found:
+        return [NOT_MEASURED]
+    lines = table(
+        "scope",
+        "members",
+        "the others' factors bit for bit",
+        "gates kept when replaced",
+        "farthest after it came again",
+        "decisions kept while it was away",
+        "seconds to remove",
+        "to add",
+        "to replace",
+    )
+    for scope in dict.fromkeys(row["scope"] for row in found):
+        own = [row for row in found if row["scope"] == scope]
+        kept, asked = (sum(row[key] for row in own) for key in ("decisions_kept", "decisions"))
+        cells = [
+            f"{sum(row['factors_kept'] for row in own)} of {len(own)}",
+            f"{sum(row['gates_kept_by_replace'] for row in own)} of {len(own)}",
+            f"{max(row['farthest_after_add'] for row in own):.1e}",
+            f"{kept} of {asked}" if asked else "",
+            *(_median_seconds(own, change) for change in ("remove", "add", "replace")),
+        ]
+        lines.append(line(scope, len(own), *cells))
+    for row in last_by(of_kind(rows, "parts", members=members), ("scope",)).values():
+        same = "the same bit for bit as" if row["same_gates"] else "others than"
+        lines += [
+            "",
+            f"From the parts alone the gates of `{row['scope']}` are {same} those of the joint fit.",
+        ]
+    return lines
+
+
+def _composites(rows: Sequence[Row]) -> list[str]:
+    """Return the composites of the set of members that was asked last."""
+    asked = of_kind(rows, "composite")
+    if not asked:
+        return [NOT_MEASURED]
+    last = last_by(of_kind(asked, "composite", members=asked[-1]["members"]), ("size", "form", "way"))
+    lines = table(
+        "questions", "form", "served by", "prompts", "score", "of the oracle", "answers", "seconds a prompt"
+    )
+    for (size, form, way), row in sorted(
+        last.items(), key=lambda each: (each[0][0], each[0][1], -_score(each[1]))
+    ):
+        oracle = last.get((size, form, ORACLE))
+        found = interval([row["scores"]])
+        cells = [_with_interval(_score(row), found, percent(_score(row)))]
+        cells.append(
+            percent(_score(row) / _score(oracle)) if oracle and _score(oracle) > 0 and way != ORACLE else ""
+        )
+        cells.append(percent(row["answered"] / (size * row["prompts"])))
+        cells.append(f"{row['seconds'] / row['prompts']:.1f} s")
+        lines.append(line(size, form, way, row["prompts"], *cells))
+    return lines
+
+
+def _score(row: Row) -> float:
+    return float(np.mean(row["scores"]))
+
+
+def _median_seconds(rows: Sequence[Row], change: str) -> str:
+    return f"{np.median([row['seconds'][change] for row in rows]):.0f} s"
 
 
 def _mean(row: Row) -> str:

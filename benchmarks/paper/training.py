@@ -35,6 +35,7 @@ from benchmarks.gates.training import (
 )
 from meteora_registry.files.staging import staged_folder
 
+from .composites import COMPOSITE_TASKS, FORMS, RESTATED_WORDS, Composite, Form, Piece, shorter_half
 from .items import ARROW, END, Item, digest_of_items
 from .tasks import TASKS
 
@@ -84,6 +85,32 @@ JOINT_RECIPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class CompositeRecipe(AdapterRecipe):
+    """An adapter that learns its task alone and among others, so that it can answer in a composite.
+
+    Attributes:
+        isolated: the part of the samples that are one item alone.
+        switched_off: the part of the others whose leading stretch the adapter does not serve: in a routed
+            model the text before an answer was read by others.
+        most: questions of a sample.
+        forms: of the composites.
+        restated_words: with which a restated answer begins.
+    """
+
+    isolated: float = 0.5
+    switched_off: float = 0.5
+    most: int = 3
+    forms: tuple[Form, ...] = FORMS
+    restated_words: int = RESTATED_WORDS
+
+
+COMPOSITE_RECIPES = {
+    name: CompositeRecipe(name, RECIPES[name].rank, RECIPES[name].targets, RECIPES[name].rslora)
+    for name in COMPOSITE_TASKS
+}
+
+
 def adapter_folder(
     recipe: AdapterRecipe, items: Mapping[str, Sequence[Item]], base_sha256: str, cache: Path
 ) -> Path:
@@ -101,11 +128,15 @@ def train(recipe: AdapterRecipe, items: Mapping[str, Sequence[Item]], base: Path
 
     Args:
         recipe: its shape and length; ``LORA_F`` draws every item with one probability, all others every task.
-        items: for training, by task; of one task, or of all for the joint adapters.
+        items: for training, by task; of one task, or of all for the joint adapters and for composites.
         base: its folder.
         folder: where the adapter is to be; ``adapter_folder`` of the same.
     """
-    samples = draw(items, load_tokenizer(base), recipe.seed, balanced=recipe.name != LORA_F)
+    tokenizer = load_tokenizer(base)
+    if isinstance(recipe, CompositeRecipe):
+        samples = draw_composites(recipe, items, tokenizer)
+    else:
+        samples = draw(items, tokenizer, recipe.seed, balanced=recipe.name != LORA_F)
     batches = list(batches_of(samples, recipe.tokens))
     with staged_folder(folder) as staging:
         _train_into(recipe, batches, base, staging)
@@ -191,6 +222,69 @@ def sample_of(item: Item, tokenizer: PreTrainedTokenizerBase) -> Sample:
     prompt = tokenizer(item.prompt, add_special_tokens=False).input_ids
     answer = tokenizer(item.response, add_special_tokens=False).input_ids
     return Sample([*prompt, *answer], [IGNORED] * len(prompt) + answer, 0)
+
+
+def draw_composites(
+    recipe: CompositeRecipe, items: Mapping[str, Sequence[Item]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Sample]:
+    """Yield samples of a task without end, alone and among items of the other tasks.
+
+    Raises:
+        ValueError: the items are so long that hardly any composite is short enough.
+    """
+    numbers = random.Random(f"{recipe.seed}:{recipe.name}:composites")
+    pools = {name: shorter_half(own) for name, own in items.items()}
+    others = [name for name in pools if name != recipe.name]
+    while True:
+        for _ in range(1000):
+            if numbers.random() < recipe.isolated:
+                sample = sample_of(numbers.choice(items[recipe.name]), tokenizer)
+            else:
+                among = numbers.sample(others, numbers.randint(1, min(recipe.most - 1, len(others))))
+                names = numbers.sample([recipe.name, *among], len(among) + 1)
+                chosen = tuple(numbers.choice(pools[name]) for name in names)
+                composite = Composite(chosen, numbers.choice(recipe.forms))
+                sample = composite_sample(composite, recipe, numbers, tokenizer)
+            if len(sample.ids) <= MAX_SAMPLE_TOKENS:
+                break
+        else:
+            raise ValueError(f"no composite with `{recipe.name}` has at most {MAX_SAMPLE_TOKENS} tokens")
+        yield sample
+
+
+def composite_sample(
+    composite: Composite,
+    recipe: CompositeRecipe,
+    numbers: random.Random,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Sample:
+    """Return the text up to the own answer and the number behind it.
+
+    The own answer is learned, and the number of every line, because every member has to go on to the next.
+    """
+    (own,) = (place for place, item in enumerate(composite.items) if item.task == recipe.name)
+    ids: list[int] = []
+    labels: list[int] = []
+    first = 0
+
+    def add(pieces: Sequence[Piece], *, learned: bool) -> None:
+        # As one text: a line's end and an empty line behind it can be one token.
+        tokens = tokenizer("".join(piece.text for piece in pieces), add_special_tokens=False).input_ids
+        ids.extend(tokens)
+        labels.extend(tokens if learned else [IGNORED] * len(tokens))
+
+    add(composite.begin(), learned=False)
+    is_numbered = composite.form != "turns"
+    for place in range(own + 1):
+        if place:
+            add(composite.head(place), learned=is_numbered)
+        first = len(ids)
+        line = composite.line(place, composite.items[place].targets[0])
+        add([Piece(line, place)], learned=place == own)
+    if is_numbered and own + 1 < len(composite.items):
+        add(composite.head(own + 1), learned=True)
+    on = numbers.randrange(first) if numbers.random() < recipe.switched_off else 0
+    return Sample(ids, labels, on)
 
 
 def batches_of(samples: Iterator[Sample], tokens: int) -> Iterator[list[Sample]]:

@@ -23,10 +23,23 @@ from benchmarks.pages import read_rows
 from benchmarks.paper import archive, tables
 from benchmarks.paper import measure as paper_measure
 from benchmarks.paper.archive import INSIDE, ITEMS_FILE, copy_members, prepare_items
+from benchmarks.paper.changes import DECIDED_ITEMS
+from benchmarks.paper.composite_answers import COMPOSITE_WAYS, members_of
+from benchmarks.paper.composites import FORMS as COMPOSITE_FORMS
+from benchmarks.paper.composites import Composite, Form, Piece
 from benchmarks.paper.decisions import FORMS, QUESTIONS
+from benchmarks.paper.evaluate import models_of
 from benchmarks.paper.figures import ROC, SCORES, curve_of, figures_of
-from benchmarks.paper.fits import SGD_TOP_1, SGD_TOP_2, cost_file, fits_for
-from benchmarks.paper.items import MIN_TEST_ITEMS, digest_of_items, fit_lines, item_of, prompts_in, read_items
+from benchmarks.paper.fits import COMPOSITE_FITS, SGD_TOP_1, SGD_TOP_2, cost_file, fits_for
+from benchmarks.paper.items import (
+    MIN_TEST_ITEMS,
+    Item,
+    digest_of_items,
+    fit_lines,
+    item_of,
+    prompts_in,
+    read_items,
+)
 from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
 from benchmarks.paper.rows import RowsFile, of_kind
 from benchmarks.paper.summary import (
@@ -40,7 +53,17 @@ from benchmarks.paper.summary import (
 )
 from benchmarks.paper.tables import PAGE, README, ROWS, page_of, readme_of, sections
 from benchmarks.paper.tasks import FOREIGN, MISSING, TASKS, PaperTask, chosen_tasks
-from benchmarks.paper.training import JOINT_RECIPES, LORA_B, LORA_F, RECIPES, AdapterRecipe, batches_of, draw
+from benchmarks.paper.training import (
+    JOINT_RECIPES,
+    LORA_B,
+    LORA_F,
+    RECIPES,
+    AdapterRecipe,
+    CompositeRecipe,
+    batches_of,
+    composite_sample,
+    draw,
+)
 from benchmarks.paper.ways import CENTROID, LIKELIHOOD, MAJORITY, MEMBER, PROMPT, WAYS, nearest
 from meteora_registry.files.digests import hash_file
 from meteora_registry.scores.proportions import area_under_curve
@@ -215,6 +238,104 @@ def test_decisions_of_one_recipe_are_shown_together(
         rows = measurement.rows.read()
         assert len(rows) - before == count == len(last_decisions(rows, measured.members))
         assert len(last_decisions(rows[: before + 3], measured.members)) == begun
+
+
+def test_members_come_and_go(measured: Measurement, measure: Callable[..., Measurement]) -> None:
+    measurement = measure("changes.jsonl", "prompt")
+    measurement.change()
+    before = measurement.rows.path.read_bytes()
+    measurement.change()
+    assert measurement.rows.path.read_bytes() == before
+    rows = of_kind(measurement.rows.read(), "change", scope="prompt")
+    assert [row["member"] for row in rows] == ["parity", "sums"]
+    for row in rows:
+        assert {*row["seconds"]} == {"remove", "add", "replace"}
+        assert row["factors_kept"] and row["gates_kept_by_replace"]
+        # The order of the members is another, and so is that of the sums.
+        assert row["farthest_after_add"] <= 1e-4
+        assert row["decisions_kept"] == row["decisions"] == DECIDED_ITEMS
+    asked = RowsFile(measured.rows.path).read() + measurement.rows.read()
+    page = page_of(asked, PAGE.read_text(encoding="utf-8"))
+    assert "| prompt | 2 | 2 of 2 | 2 of 2 | " in page
+    assert "the gates of `prompt` are the same bit for bit as those of the joint fit" in page
+
+
+@pytest.mark.slow
+def test_composites_are_asked_in_every_form(base: Path, items_folder: Path, tmp_path: Path) -> None:
+    names = [task.name for task in TINY_TASKS]
+    recipes = [CompositeRecipe(name, 4, ("q_proj", "down_proj"), layers=(0, 2), tokens=600) for name in names]
+    measurement = Measurement(
+        base,
+        items_folder,
+        TINY_TASKS,
+        tmp_path,
+        tmp_path / "rows.jsonl",
+        sizes=Sizes(processes=1),
+        recipes=recipes,
+        fits=COMPOSITE_FITS,
+    )
+    measurement.train()
+    measurement.fit()
+    measurement.ask_composites({tuple(names): 2})
+    before = measurement.rows.path.read_bytes()
+    measurement.ask_composites({tuple(names): 2})
+    assert measurement.rows.path.read_bytes() == before
+    rows = of_kind(measurement.rows.read(), "composite")
+    assert {(row["form"], row["way"]) for row in rows} == {
+        (form, way.name) for form in COMPOSITE_FORMS for way in COMPOSITE_WAYS
+    }
+    assert {(row["size"], row["prompts"], len(row["scores"])) for row in rows} == {(2, 2, 2)}
+    page = page_of([*RowsFile(ROWS).read(), *rows], PAGE.read_text(encoding="utf-8"))
+    assert page.count("| oracle | 2 |") == len(COMPOSITE_FORMS)
+
+
+COMPOSITE = Composite(
+    (Item("sums", "1 and 1", ("2",)), Item("parity", "Is 3 odd?\nchoice: yes", ("yes",), ("yes", "no"))),
+    "paper",
+)
+
+
+def test_composite_is_numbered_questions_and_then_numbered_answers() -> None:
+    text = "".join(piece.text for piece in COMPOSITE.begin())
+    assert text == "1. 1 and 1\n2. Is 3 odd?\nchoice: yes\n\n1."
+    assert COMPOSITE.line(0, "2") == " 2\n"
+    again = replace(COMPOSITE, form="restated")
+    assert again.line(1, "yes") == " Is 3 odd? choice: yes -> yes\n"
+    assert "".join(piece.text for piece in replace(COMPOSITE, form="turns").begin()) == "1 and 1 ->"
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "answers"),
+    [
+        ("paper", " 2\n2. yes\n", ["2", "yes"]),
+        ("paper", " 2", ["2", ""]),
+        ("paper", " 2\nyes\n3. no", ["2", ""]),
+        ("paper", " 2\n2. yes\n2. no", ["2", "yes"]),
+        ("paper", "", ["", ""]),
+        ("restated", " 1 and 1 -> 2\n2. yes", ["2", ""]),
+    ],
+)
+def test_answers_of_a_composite_are_found_by_their_numbers(form: Form, text: str, answers: list[str]) -> None:
+    assert replace(COMPOSITE, form=form).answers_in(text) == answers
+
+
+def test_each_token_of_a_composite_has_its_questions_member(measured: Measurement) -> None:
+    pieces = [*COMPOSITE.begin(), Piece(" 2\n", 0), *COMPOSITE.head(1)]
+    loaded = models_of(measured._prepared()).loaded_for(PROMPT)
+    found = members_of(loaded, pieces, [item.task for item in COMPOSITE.items])
+    # One token for each letter.
+    assert found == [COMPOSITE.items[piece.place].task for piece in pieces for _ in piece.text]
+
+
+@pytest.mark.parametrize("form", COMPOSITE_FORMS)
+def test_own_answer_and_numbers_of_a_composite_are_learned(form: Form) -> None:
+    recipe = CompositeRecipe("sums", 4, ("q_proj",), switched_off=0.0)
+    sample = composite_sample(replace(COMPOSITE, form=form), recipe, random.Random(0), TOKENIZER)
+    learned = TOKENIZER.decode([label for label in sample.labels if label >= 0])
+    assert learned == {"paper": " 2\n2.", "restated": " 1 and 1 -> 2\n2.", "turns": " 2\n"}[form]
+    off = replace(recipe, switched_off=1.0)
+    sample = composite_sample(replace(COMPOSITE, form=form), off, random.Random(0), TOKENIZER)
+    assert 0 < sample.on < len(sample.ids)
 
 
 def test_fit_that_was_killed_before_its_cost_was_written_is_made_again(

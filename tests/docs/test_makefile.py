@@ -1,9 +1,11 @@
-"""``make test-more`` runs every test that takes a sample in ``make test``."""
+"""The commands of the Makefile that run tests leave none out."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+import pytest
 
 from support.source_tree import ROOT
 
@@ -20,3 +22,11 @@ def test_every_file_that_takes_a_sample_is_run_whole_by_the_longer_command() -> 
     assert len(sampled) > 10
     left_out = [file for file in sampled if not any(file.is_relative_to(path) for path in paths)]
     assert left_out == []
+
+
+def test_two_commands_run_one_half_of_the_tests_each(request: pytest.FixtureRequest) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "\ntest: $(STAMP) $(BROWSER)\n\t$(PYTEST) --part library $(ARGS)\n" in makefile
+    assert "\ntest-engines: $(STAMP) $(BROWSER)\n\t$(PYTEST) --part engines $(ARGS)\n" in makefile
+    conftest = request.config.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    assert all((ROOT / "tests" / folder).is_dir() for folder in conftest.ENGINES)
