@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections import Counter
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from support import warm
 from support.models import make_adapter, tiny_llama
 from support.pages import examples_of
-from support.program import PROGRAM
+from support.program import PROGRAM, Run
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -53,17 +51,11 @@ def commands_of(page: str, name: str) -> list[str]:
     return [line for text in examples_of(page, name) for line in text.splitlines()]
 
 
-def run_session(commands: list[str], folder: Path, environment: dict[str, str]) -> None:
+def run_session(run: Run, commands: list[str]) -> None:
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == PROGRAM.name
-        result = warm.run(
-            [PROGRAM, *arguments],
-            cwd=folder,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-        )
+        result = run(*arguments)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 
@@ -76,25 +68,24 @@ def adapters(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_commands_for_a_team_run_in_their_order(adapters: Path, postgres_catalog_url: str) -> None:
+def test_commands_for_a_team_run_in_their_order(
+    run: Run, adapters: Path, postgres_catalog_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     catalog, store, *commands = commands_of("docs/team.md", "session")
     assert catalog.startswith("export METEORA_CATALOG=postgresql://")
     assert store.startswith("export METEORA_STORE=/")
     (adapters / "store").mkdir()
-    environment = {
-        "METEORA_HOME": str(adapters / "home"),
-        "METEORA_CATALOG": postgres_catalog_url,
-        "METEORA_STORE": str(adapters / "store"),
-    }
+    monkeypatch.setenv("METEORA_CATALOG", postgres_catalog_url)
+    monkeypatch.setenv("METEORA_STORE", str(adapters / "store"))
     (upgrade,) = commands_of("docs/team.md", "owner")
     owner = upgrade.replace("postgresql://meteora_owner@host/meteora", postgres_catalog_url)
-    run_session([owner, *commands], adapters, environment)
+    run_session(run, [owner, *commands])
 
 
-def test_commands_for_the_authors_layout_run(adapters: Path) -> None:
-    environment = {"METEORA_HOME": str(adapters / "home")}
+@pytest.mark.usefixtures("adapters")
+def test_commands_for_the_authors_layout_run(run: Run) -> None:
     before = [
         f"{PROGRAM.name} add adapters/legal adapters/medical --base org/base",
         f"{PROGRAM.name} fuse legal medical --out bundle",
     ]
-    run_session(before + commands_of("docs/paper.md", "session"), adapters, environment)
+    run_session(run, before + commands_of("docs/paper.md", "session"))

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from support import warm
 from support.models import LOADS_WITH_PEFT, make_adapter, tiny_llama
 from support.pages import example_of
-from support.program import PROGRAM
+from support.program import PROGRAM, Run
 from support.task_data import save_text_base, write_task_data
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_session_has_five_commands_and_runs_as_it_stands(tmp_path: Path) -> None:
+def test_the_session_has_five_commands_and_runs_as_it_stands(run: Run, tmp_path: Path) -> None:
     for seed, name in enumerate(("legal", "medical")):
         make_adapter(
             tiny_llama, tmp_path / "adapters" / name, seed=seed, r=4 + seed, target_modules=["q_proj"]
         )
-    environment = os.environ | {"METEORA_HOME": str(tmp_path / "home")}
     commands = example_of("README.md", "session").splitlines()
     assert len(commands) == 5
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == PROGRAM.name
-        result = warm.run(
-            [PROGRAM, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        result = run(*arguments)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import pickle
 import re
 import time
@@ -33,6 +32,7 @@ from meteora_registry.runtime.fitting import open_base, read_task_data
 from meteora_registry.schemas.digest import Digest
 from meteora_registry.schemas.errors import InvalidDocument, SourceUnreadable, UsageError
 from meteora_registry.schemas.evaluation import Evaluation
+from support import warm
 from support.answering import MEMBERS, Workplace, make_workplace
 from support.models import LOADS_UNFITTED, LOADS_WITH_PEFT
 from support.patience import PATIENCE_SECONDS
@@ -356,7 +356,7 @@ def arguments_for(workplace: Workplace, run: Path, *more: object) -> list[object
 
 
 def test_two_processes_answer_what_one_does(workplace: Workplace, whole: Evaluation, tmp_path: Path) -> None:
-    with meteora.Registry(tmp_path / "home") as registry:
+    with meteora.Registry(tmp_path / "home") as registry, warm.runtime_processes():
         found = registry.evaluate(
             workplace.bundle,
             base=workplace.base,
@@ -383,11 +383,9 @@ def test_killed_command_is_given_again(
 ) -> None:
     kept, out = tmp_path / "run.jsonl", tmp_path / "out.json"
     arguments = arguments_for(workplace, kept)
-    # The server of processes that the evaluation itself uses.
-    process = multiprocessing.get_context("forkserver").Process(
-        target=main.run, args=([*map(str, arguments)],)
-    )
-    process.start()
+    process = warm.warm_context().Process(target=main.run, args=([*map(str, arguments)],))
+    with warm.runtime_processes():
+        process.start()
     began = time.monotonic()
     # The settings, three tasks, and some batches.
     while not kept.exists() or kept.read_bytes().count(b"\n") < 6:

@@ -59,7 +59,9 @@ def test_batch_gives_each_adapter_the_answer_that_it_gets_alone(tree: Path, base
     paths = find_adapters([tree])
     # One defect leaves no file, and one has its adapter a folder further down.
     assert len(paths) >= len(DEFECTS)
+    # One after the other they do not meet, so a third of them show it.
+    paths = paths[:: 3 if jobs == 1 else 1]
     together = {report.name: report for report in judge(paths, options, companions)}
     assert len(together) == len(paths)
-    for path in paths[::12]:
+    for path in paths[:: 4 if jobs == 1 else 12]:
         assert judge([path], replace(options, jobs=1), companions) == [together[str(path)]]

@@ -28,7 +28,7 @@ from meteora_registry.schemas.verification import VerificationRecord
 from support.evaluations import make_evaluation
 from support.examples import examples
 
-LENIENT = settings(examples(50), suppress_health_check=list(HealthCheck))
+LENIENT = settings(examples(20), suppress_health_check=list(HealthCheck))
 DIGEST = str(Digest.of_bytes(b"{}"))
 CONFIG: dict[str, Any] = {
     "peft_type": "METEORA",

@@ -118,7 +118,7 @@ def padded(prompts: list[list[int]]) -> dict[str, Tensor]:
 
 
 def answers(
-    model: nn.Module, prompts: list[list[int]], tokens: int = 6, **options: object
+    model: nn.Module, prompts: list[list[int]], tokens: int = 4, **options: object
 ) -> list[list[int]]:
     """Return the tokens of the greedy answer to each prompt, as one batch."""
     batch = padded(prompts)

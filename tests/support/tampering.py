@@ -29,9 +29,14 @@ def copy_bundle(bundle: Path, target: Path) -> Path:
 
 def flip_byte(path: Path, offset: int) -> None:
     """Change one bit of one byte."""
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
+    path.write_bytes(with_flipped_byte(path.read_bytes(), offset))
+
+
+def with_flipped_byte(data: bytes, offset: int) -> bytes:
+    """Return bytes of which one bit of one byte is changed."""
+    changed = bytearray(data)
+    changed[offset] ^= 1
+    return bytes(changed)
 
 
 def change_config(bundle: Path, change: Callable[[Json], None]) -> None:

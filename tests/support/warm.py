@@ -8,6 +8,7 @@ locale of the server, and calls nothing that was registered with ``atexit``.
 
 from __future__ import annotations
 
+import contextlib
 import locale
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
@@ -167,15 +168,26 @@ def _serve_forks(listener: int, alive: int) -> None:
     forkserver.main(listener, alive, ["support.warm_runtime"])
 
 
+_runtime_server = _RuntimeServer()
+
+
+@contextlib.contextmanager
+def runtime_processes() -> Iterator[None]:
+    """Have every process that starts within the block be forked from the server of what answers.
+
+    For code that itself asks `multiprocessing` for processes of a fork server, as an evaluation does.
+    """
+    _runtime_server.ensure_running()
+    # Read when a process starts.
+    with mock.patch.object(forkserver, "connect_to_new_process", _runtime_server.connect_to_new_process):
+        yield
+
+
 class RuntimePopen(Popen):
     """The same, of a server that has also imported what loads a bundle and answers."""
 
-    _server = _RuntimeServer()
-
     def _start(self) -> None:
-        self._server.ensure_running()
-        # Read when a process starts.
-        with mock.patch.object(forkserver, "connect_to_new_process", self._server.connect_to_new_process):
+        with runtime_processes():
             super()._start()
 
 

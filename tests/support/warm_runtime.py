@@ -20,6 +20,8 @@ for _name in (
     "registry.workflows.base_place",
     "registry.workflows.conversation",
     "registry.workflows.engine_backend",
+    "registry.workflows.inference",
+    "runtime.evaluation.processes",
     "serving.app",
     "serving.batches",
     "serving.server",
