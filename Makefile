@@ -24,7 +24,8 @@ demo: $(STAMP)
 test: $(STAMP) $(BROWSER)
 	$(PYTEST) --part library $(ARGS)
 
-# What serves, chats, trains and compiles for a GPU, the CI jobs, the benchmarks, and a sample of the faults.
+# What serves, chats, trains and compiles for a GPU, the CI jobs, the benchmarks, the tables of evidence, and a
+# sample of the faults.
 test-engines: $(STAMP) $(BROWSER)
 	$(PYTEST) --part engines $(ARGS)
 
@@ -39,6 +40,7 @@ test-more: $(STAMP)
 	$(PYTEST) --dist load --maxschedchunk 1 --faults sweep --matrix whole --pairs 600 --slow $(ARGS) \
 		tests/faults tests/matrix tests/forgeries tests/kernels tests/ci tests/benchmarks \
 		tests/registry/test_agreement.py tests/registry/test_catalog_benchmark.py tests/registry/test_search.py \
+		tests/registry/test_catalog_chain.py tests/serving/test_cli_serve.py \
 		tests/registry/test_cli_environment.py tests/registry/test_cli_secrets.py tests/runtime/test_loading.py \
 		tests/runtime/test_threads.py tests/inspection tests/schemas tests/fitting/test_sequences.py \
 		tests/fuser/test_gates.py tests/tracing/test_token_texts.py tests/training \

@@ -65,8 +65,25 @@ LONGEST = (
 )
 
 
-# Folders that `make test-engines` runs, so that `make test` stays short.
-ENGINES = {"answers", "benchmarks", "ci", "faults", "kernels", "serving", "training", "vllm"}
+TESTS = Path(__file__).parent
+# What `make test-engines` runs, so that `make test` stays short: what serves, trains and compiles, the CI
+# jobs, the benchmarks, faults of the system and of services, and the tables of evidence that are made again.
+ENGINES = (
+    "answers",
+    "benchmarks",
+    "ci",
+    "end_to_end/test_gate_training.py",
+    "evaluation/test_run.py",
+    "faults",
+    "forgeries",
+    "kernels",
+    "matrix",
+    "registry/hub/test_faults.py",
+    "registry/test_store_faults.py",
+    "serving",
+    "training",
+    "vllm",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -88,7 +105,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="make a sample of the rows of verdicts and forgeries again (default), or every one",
     )
     parser.addoption(
-        "--pairs", type=int, default=60, help="the pairs of random adapters that validate and fuse judge"
+        "--pairs", type=int, default=30, help="the pairs of random adapters that validate and fuse judge"
     )
     parser.addoption(
         "--slow", action="store_true", help="also install the checker with pip, and run benchmarks in small"
@@ -124,9 +141,14 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     part = config.getoption("--part")
-    if part is None or not _is_every_test(config) or collection_path.parent != Path(__file__).parent:
+    if part is None or not _is_every_test(config) or collection_path == TESTS:
         return None
-    return (collection_path.name in ENGINES) != (part == "engines") or None
+    path = collection_path.relative_to(TESTS)
+    is_engine = any(each.as_posix() in ENGINES for each in (path, *path.parents))
+    if part == "library":
+        return is_engine or None
+    leads_to_one = any(each.startswith(f"{path.as_posix()}/") for each in ENGINES)
+    return not (is_engine or leads_to_one) or None
 
 
 def _is_every_test(config: pytest.Config) -> bool:

@@ -38,8 +38,10 @@ def add_adapter(session: Session, new: NewAdapterVersion, tags: Iterable[str]) -
     session.flush()
     if known is None:
         index_version(session, row.id, new.name)
-    change_tags(session, source_of(row), add=tags, remove=())
-    session.flush()
+    wanted = tuple(tags)
+    if wanted:
+        change_tags(session, source_of(row), add=wanted, remove=())
+        session.flush()
     # Read the record back from the database: foreign text may have been cut or cleaned.
     session.expire_all()
     return Added(adapter_record(row), created=known is None)

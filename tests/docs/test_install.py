@@ -20,7 +20,11 @@ def texts() -> dict[str, str]:
     """Return the files of the tree that a person may read."""
     found = {}
     for folder, subfolders, names in os.walk(ROOT):
-        subfolders[:] = [name for name in subfolders if name not in PRUNED and name not in (".git", ".venv")]
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if name not in PRUNED and name != ".git" and not name.startswith(".venv")
+        ]
         for name in names:
             path = Path(folder, name).relative_to(ROOT).as_posix()
             if name.endswith(SUFFIXES) and not path.startswith(SKIPPED):
