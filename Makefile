@@ -24,8 +24,8 @@ demo: $(STAMP)
 test: $(STAMP) $(BROWSER)
 	$(PYTEST) --part library $(ARGS)
 
-# What serves, chats, trains and compiles for a GPU, the CI jobs, the benchmarks, the tables of evidence, and a
-# sample of the faults.
+# What serves, evaluates, trains, signs and compiles for a GPU, the CI jobs, object stores, benchmarks, the tables
+# of evidence, and a sample of the faults: the list is in tests/conftest.py.
 test-engines: $(STAMP) $(BROWSER)
 	$(PYTEST) --part engines $(ARGS)
 

@@ -48,12 +48,14 @@ settings.register_profile(
 settings.load_profile("untimed")
 
 
-# What takes longest is begun first, so that no worker is busy long after the others are done.
+# What takes longest is begun first, so that no worker is busy long after the others are done; and before that
+# what needs no warm process, whose server is still starting.
 LONGEST = (
+    "tests/runtime/test_requests.py",
+    "tests/runtime/test_threads.py",
     "tests/faults/",
     "tests/kernels/test_triton.py",
     "tests/registry/hub/",
-    "tests/runtime/test_threads.py",
     "tests/matrix/",
     "tests/forgeries/",
     "tests/end_to_end/",
@@ -66,23 +68,31 @@ LONGEST = (
 
 
 TESTS = Path(__file__).parent
-# What `make test-engines` runs, so that `make test` stays short: what serves, trains and compiles, the CI
-# jobs, the benchmarks, faults of the system and of services, and the tables of evidence that are made again.
+# What `make test-engines` runs, so that `make test` stays short.
 ENGINES = (
+    # What serves, evaluates, trains and compiles, the jobs of CI, and benchmarks.
     "answers",
     "benchmarks",
     "ci",
     "end_to_end/test_gate_training.py",
-    "evaluation/test_run.py",
-    "faults",
-    "forgeries",
+    "end_to_end/test_member_change.py",
+    "evaluation",
     "kernels",
-    "matrix",
-    "registry/hub/test_faults.py",
-    "registry/test_store_faults.py",
+    "registry/test_catalog_benchmark.py",
     "serving",
     "training",
     "vllm",
+    # Faults of the system and of services, and every command with bad environments and values.
+    "faults",
+    "registry/hub/test_faults.py",
+    "registry/test_cli_environment.py",
+    "registry/test_cli_secrets.py",
+    "registry/test_store_faults.py",
+    # Signatures, object stores, and the tables of evidence that are made again.
+    "forgeries",
+    "matrix",
+    "registry/hub/test_signing.py",
+    "registry/test_store_remote.py",
 )
 
 

@@ -30,3 +30,18 @@ def test_two_commands_run_one_half_of_the_tests_each(request: pytest.FixtureRequ
     assert "\ntest-engines: $(STAMP) $(BROWSER)\n\t$(PYTEST) --part engines $(ARGS)\n" in makefile
     conftest = request.config.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
     assert all((ROOT / "tests" / path).exists() for path in conftest.ENGINES)
+
+
+def test_what_is_slow_is_in_the_half_that_ci_runs_with_it(request: pytest.FixtureRequest) -> None:
+    assert "\nmake test\nmake test-engines ARGS=--slow\n" in (ROOT / ".ci" / "run").read_text(
+        encoding="utf-8"
+    )
+    conftest = request.config.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    engines = [ROOT / "tests" / path for path in conftest.ENGINES]
+    slow = [
+        file
+        for file in (ROOT / "tests").rglob("test_*.py")
+        if "mark.slow\n" in file.read_text(encoding="utf-8")
+    ]
+    assert slow
+    assert [file for file in slow if not any(file.is_relative_to(path) for path in engines)] == []
