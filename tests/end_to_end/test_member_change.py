@@ -18,7 +18,6 @@ import meteora_registry as meteora
 from meteora_registry.bundle import Bundle
 from meteora_registry.schemas.errors import DataRefused
 from meteora_registry.schemas.gate_choices import Scope
-from support.examples import TIMES
 from support.models import LOADS_WITH_PEFT, make_adapter, tiny_llama
 from support.program import Run
 from support.tampering import flip_byte
@@ -29,14 +28,6 @@ pytestmark = [LOADS_WITH_PEFT]
 # `rank8` alone touches most modules: without it there are fewer, and with it again there are more.
 NAMES = ("rank4", "rank8", "rslora16")
 SCOPES: tuple[Scope, ...] = ("prompt", "token")
-# Each member once, and each scope; with METEORA_EXAMPLES every member in every scope.
-MEMBERS_OF_SCOPES = [
-    pytest.param(scope, name, id=f"{scope}-{name}")
-    for place, scope in enumerate(SCOPES)
-    for number, name in enumerate(NAMES)
-    if TIMES > 1 or place == number % len(SCOPES)
-]
-EVERY_MEMBER = pytest.mark.parametrize(("bundles", "member"), MEMBERS_OF_SCOPES, indirect=["bundles"])
 TOLERANCE = 1e-4
 Tensors = dict[str, torch.Tensor]
 
@@ -152,7 +143,7 @@ def same(first: Tensors, second: Tensors) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@EVERY_MEMBER
+@pytest.mark.parametrize("member", NAMES)
 def test_the_others_keep_their_factors_bit_for_bit_and_their_order(bundles: Bundles, member: str) -> None:
     others = [name for name in NAMES if name != member]
     replaced = bundles.replaced(member)
@@ -167,7 +158,7 @@ def test_the_others_keep_their_factors_bit_for_bit_and_their_order(bundles: Bund
         assert (bundle.record.level, bundle.record.outcome) == ("source", "pass")
 
 
-@EVERY_MEMBER
+@pytest.mark.parametrize("member", NAMES)
 def test_a_bundle_without_a_member_is_the_fit_of_the_others_together(bundles: Bundles, member: str) -> None:
     joint, removed = bundles.joint(member), bundles.removed(member)
     assert same(tensors_of(removed), tensors_of(joint))
@@ -178,7 +169,7 @@ def test_a_bundle_without_a_member_is_the_fit_of_the_others_together(bundles: Bu
         assert removed.bundle.config.model_copy(update={"changed_from": None}) == joint.bundle.config
 
 
-@EVERY_MEMBER
+@pytest.mark.parametrize("member", NAMES)
 def test_a_member_that_went_and_came_again_gives_the_bundle_as_it_was(bundles: Bundles, member: str) -> None:
     before, after = by_member(bundles.fitted), by_member(bundles.again(member))
     assert before.keys() == after.keys()
@@ -187,7 +178,7 @@ def test_a_member_that_went_and_came_again_gives_the_bundle_as_it_was(bundles: B
     assert bundles.again(member).bundle.config.gate.abstain == bundles.fitted.bundle.config.gate.abstain
 
 
-@EVERY_MEMBER
+@pytest.mark.parametrize("member", NAMES)
 def test_an_adapter_of_the_same_modules_keeps_every_gate_bit_for_bit(bundles: Bundles, member: str) -> None:
     replaced = bundles.replaced(member)
     gates = {
@@ -236,7 +227,6 @@ def decide(bundle: meteora.FusedBundle, workplace: Path, prompts: list[str]) -> 
     ]
 
 
-@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
 def test_new_data_of_a_replaced_member_give_the_joint_fit(bundles: Bundles, tmp_path: Path) -> None:
     data = shutil.copytree(bundles.place / "data", tmp_path / "data")
     write_task_data(tmp_path / "new", NAMES, samples=48, seed=7)
@@ -299,7 +289,6 @@ def described_samples(bundle: meteora.FusedBundle) -> tuple[int, list[int]]:
     return fitted.max_samples, [each.samples for each in fitted.data]
 
 
-@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
 def test_a_bundle_in_a_folder_changes_without_a_catalog(bundles: Bundles, tmp_path: Path) -> None:
     shutil.copytree(bundles.fitted.folder, tmp_path / "bundle")
     with meteora.FusedBundle.open(tmp_path / "bundle", base=bundles.place / "base") as opened:
@@ -330,7 +319,6 @@ def test_members_of_a_bundle_that_was_cast_keep_the_numbers_that_they_have(workp
     assert (replaced.record.level, replaced.record.outcome) == ("source", "pass")
 
 
-@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
 def test_a_damaged_bundle_is_not_opened(bundles: Bundles, tmp_path: Path) -> None:
     shutil.copytree(bundles.fitted.folder, tmp_path / "bundle")
     flip_byte(tmp_path / "bundle" / "adapter_model.safetensors", -1)
@@ -338,7 +326,6 @@ def test_a_damaged_bundle_is_not_opened(bundles: Bundles, tmp_path: Path) -> Non
         meteora.FusedBundle.open(tmp_path / "bundle")
 
 
-@pytest.mark.parametrize("bundles", ["prompt"], indirect=True)
 def test_the_last_members_can_go_down_to_one(bundles: Bundles) -> None:
     one = bundles.removed("rank8").remove("rank4", statistics=bundles.statistics)
     assert (one.bundle.config.names, one.bundle.config.top_k) == (("rslora16",), 1)
@@ -346,7 +333,6 @@ def test_the_last_members_can_go_down_to_one(bundles: Bundles) -> None:
         one.remove("rslora16", statistics=bundles.statistics)
 
 
-@pytest.mark.parametrize("bundles", ["token"], indirect=True)
 def test_a_member_that_brings_modules_of_which_the_statistics_know_nothing_is_refused(
     bundles: Bundles, tmp_path: Path
 ) -> None:
