@@ -2,9 +2,9 @@
 
 Stages: `train` fetches the base and the items and trains the adapters, `fit` fuses them and fits gates,
 `validation` and `test` ask every way and write a row for each task, `decisions` lets the gates decide about
-own prompts and those of no member, `changes` removes each member, adds it again and replaces it, `composites`
-trains other adapters of eight tasks and asks several tasks in one prompt, `page` writes the tables of
-docs/reproduction.md from the rows. What is
+own prompts and those of no member, `changes` removes each member, adds it again and replaces it, and kills a
+training that goes on, `composites` trains other adapters of eight tasks and asks several tasks in one prompt,
+`page` writes the tables of docs/reproduction.md from the rows. What is
 slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so a run
 that was killed goes on where it stopped. What is to be chosen is chosen on the validation items; a test row
 is written again only if something that it depends on has changed.
@@ -33,6 +33,7 @@ from benchmarks.pages import Row
 from meteora_registry.files.digests import hash_file
 from meteora_registry.files.staging import staged_folder
 from meteora_registry.registry.home import Home
+from meteora_registry.runtime.training import TrainingOptions
 from meteora_registry.schemas.gate_choices import Scope
 
 from .archive import prepare_items
@@ -43,6 +44,7 @@ from .decisions import decide_unit, decision_units
 from .evaluate import Prepared, Unit, score_unit
 from .fits import COMPOSITE_FITS, FIT_ITEMS, Fit, cost_file, fit_folder, fits_for, make_fit
 from .items import Item, Split, digest_of_items, fit_lines, read_items
+from .killed import KILLED_AT, OPTIONS, killed_row
 from .pool import run_units
 from .rows import RowsFile, of_kind
 from .summary import last_decisions, scores_of, summaries
@@ -264,6 +266,12 @@ class Measurement:
             self._write(row)
             say(f"changes, {unit.scope}, {unit.member}: {row['seconds']}")
 
+    def kill(self, options: TrainingOptions = OPTIONS, killed_at: int = KILLED_AT) -> None:
+        """Write a row for a training that is killed and goes on, unless there is one of this training."""
+        facts = {"settings": options.settings.model_dump(mode="json"), "killed_at": killed_at}
+        if not of_kind(self.rows.read(), "killed", members=self.members, **facts):
+            self._write(killed_row(self._fused(1), self._base, self._data, options, killed_at))
+
     def _change_units(self, scope: Scope, fitted: Path) -> list[ChangeUnit]:
         prompts = {
             name: tuple(item.prompt for item in own["test"][:DECIDED_ITEMS])
@@ -432,3 +440,4 @@ def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
         measurement.decide()
     if "changes" in stages:
         measurement.change()
+        measurement.kill()

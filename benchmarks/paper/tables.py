@@ -110,6 +110,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "confusions": _confusions,
         "decisions": _decisions,
         "changes": _changes,
+        "killed": _killed,
         "composites": lambda found, _: _composites(found),
         "validation": lambda found, own: _ways(found, own, "validation"),
         "adapters": _adapters,
@@ -329,6 +330,19 @@ def _composites(rows: Sequence[Row]) -> list[str]:
 
 def _score(row: Row) -> float:
     return float(np.mean(row["scores"]))
+
+
+def _killed(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = of_kind(rows, "killed", members=members)
+    if not found:
+        return [NOT_MEASURED]
+    row = found[-1]
+    same = "the same bit for bit as" if row["same_gates"] else "others than"
+    return [
+        f"A training of {row['settings']['steps']} steps with a checkpoint every {row['checkpoint_steps']}",
+        f"was killed at step {row['killed_at']} and went on behind step {row['resumed_at']};",
+        f"its gates are {same} those of the training that was not killed.",
+    ]
 
 
 def _median_seconds(rows: Sequence[Row], change: str) -> str:

@@ -66,6 +66,7 @@ from benchmarks.paper.training import (
 )
 from benchmarks.paper.ways import CENTROID, LIKELIHOOD, MAJORITY, MEMBER, PROMPT, WAYS, nearest
 from meteora_registry.files.digests import hash_file
+from meteora_registry.runtime.training import TrainingOptions
 from meteora_registry.scores.proportions import area_under_curve
 from support.byte_tokens import byte_tokenizer, save_byte_llama
 from support.patience import PATIENCE_SECONDS
@@ -258,6 +259,19 @@ def test_members_come_and_go(measured: Measurement, measure: Callable[..., Measu
     page = page_of(asked, PAGE.read_text(encoding="utf-8"))
     assert "| prompt | 2 | 2 of 2 | 2 of 2 | " in page
     assert "the gates of `prompt` are the same bit for bit as those of the joint fit" in page
+
+
+@pytest.mark.slow
+def test_training_is_killed_and_goes_on(measured: Measurement, measure: Callable[..., Measurement]) -> None:
+    measurement = measure("killed.jsonl", "prompt")
+    options = TrainingOptions(start="zero", steps=5, batch_size=2, checkpoint_steps=2)
+    measurement.kill(options, killed_at=3)
+    measurement.kill(options, killed_at=3)
+    (row,) = measurement.rows.read()
+    assert (row["exit_code"], row["killed_at"], row["resumed_at"]) == (-9, 3, 2)
+    assert row["same_gates"]
+    page = page_of([*RowsFile(measured.rows.path).read(), row], PAGE.read_text(encoding="utf-8"))
+    assert "was killed at step 3 and went on behind step 2;\nits gates are the same bit for bit as" in page
 
 
 @pytest.mark.slow
