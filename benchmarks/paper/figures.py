@@ -9,7 +9,7 @@ from benchmarks.pages import Row
 from benchmarks.svg import BLUE, GREY, bars, drawing
 
 from .decisions import FORMS
-from .summary import confidences_of, largest_set, summaries_of
+from .summary import confidences_of, shown_set, summaries_of
 from .ways import BASE, MEMBER, PROMPT
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -42,7 +42,7 @@ def write_figures(rows: Sequence[Row]) -> None:
 
 def figures_of(rows: Sequence[Row]) -> dict[Path, str]:
     """Return the figures as SVG by the file that each belongs in; none without its rows."""
-    members = largest_set(rows)
+    members = shown_set(rows)
     found = {SCORES: draw_scores(rows, members), ROC: draw_roc(rows, members)}
     return {path: text for path, text in found.items() if text}
 

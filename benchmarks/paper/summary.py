@@ -18,10 +18,25 @@ from .ways import LIKELIHOOD, MEMBER
 Tasks = dict[str, Row]
 
 
-def largest_set(rows: Iterable[Row]) -> str | None:
-    """Return the set of members with the most tasks that was asked anything, the last of equal ones."""
-    asked = [(row["tasks"], place, row["members"]) for place, row in enumerate(of_kind(rows, "score"))]
-    return max(asked)[2] if asked else None
+def sets_of(rows: Iterable[Row]) -> list[str]:
+    """Return the sets of members that have answered test items, the one with the most tasks last.
+
+    Of equally many tasks the one that was asked last is behind.
+    """
+    asked = {row["members"]: (row["tasks"], place) for place, row in enumerate(of_kind(rows, "score"))}
+    return sorted(asked, key=asked.__getitem__)
+
+
+def shown_set(rows: Sequence[Row]) -> str | None:
+    """Return the set of members for which most ways have answered every task, of equal ones the largest."""
+    found = sets_of(rows)
+    return max(reversed(found), key=lambda members: len(summaries_of(rows, members, "test")), default=None)
+
+
+def compared_set(rows: Sequence[Row], way: str) -> str | None:
+    """Return the largest set of which both the members and a way have answered every task."""
+    found = [own for own in sets_of(rows) if {MEMBER, way} <= {*summaries_of(rows, own, "test")}]
+    return found[-1] if found else None
 
 
 def scores_of(rows: Iterable[Row], stage: str, members: str | None) -> dict[str, Tasks]:

@@ -17,12 +17,14 @@ from .figures import ROC, write_figures
 from .rows import RowsFile, last_by, of_kind
 from .summary import (
     Tasks,
+    compared_set,
     confidences_of,
     interval,
     is_complete,
-    largest_set,
     last_decisions,
     scores_of,
+    sets_of,
+    shown_set,
     summaries_of,
 )
 from .tasks import MISSING, TASKS
@@ -66,7 +68,7 @@ def readme_of(rows: Sequence[Row], readme: str) -> str:
     Raises:
         ValueError: the README does not have the sentence's marks once.
     """
-    text = "\n".join(_claim(rows, largest_set(rows))) + "\n"
+    text = "\n".join(_claim(rows, compared_set(rows, PROMPT.name))) + "\n"
     return with_section(readme, START.format("paper"), END.format("paper"), text)
 
 
@@ -100,11 +102,12 @@ def page_of(rows: Sequence[Row], page: str) -> str:
 
 def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return the lines of each section by its name."""
-    members = largest_set(rows)
+    members = shown_set(rows)
     made: dict[str, Callable[[Sequence[Row], str | None], list[str]]] = {
         "state": _state,
+        "sets": lambda found, _: _sets(found),
         "needs": _needs,
-        "goals": _goals,
+        "goals": lambda found, _: _goals(found),
         "test": lambda found, own: _ways(found, own, "test"),
         "tasks": _tasks,
         "confusions": _confusions,
@@ -135,6 +138,28 @@ def _state(rows: Sequence[Row], members: str | None) -> list[str]:
     ]
 
 
+def _sets(rows: Sequence[Row]) -> list[str]:
+    """Return each set of members of which some way has answered every task."""
+    lines = table(
+        "members",
+        "test items",
+        "ways",
+        "member forced",
+        "prompt",
+        "minus the member forced",
+        "decided rightly",
+    )
+    for members in sets_of(rows):
+        found = summaries_of(rows, members, "test")
+        if MEMBER not in found or PROMPT.name not in found:
+            continue
+        tasks = scores_of(rows, "test", members)[PROMPT.name]
+        asked = sum(row["items"] for row in tasks.values())
+        scores = (_mean(found[MEMBER]), _mean(found[PROMPT.name]), _difference(found[PROMPT.name]))
+        lines.append(line(len(tasks), asked, len(found), *scores, _decided(tasks)))
+    return lines if len(lines) > 2 else [NOT_MEASURED]
+
+
 def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
     found = summaries_of(rows, members, "test")
     lines = table("need", "gate or adapter", "score on the paper's tasks", "minus the member forced")
@@ -145,14 +170,16 @@ def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
     return lines
 
 
-def _goals(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = summaries_of(rows, members, "test")
-    lines = table("gates", "goal", "measured")
+def _goals(rows: Sequence[Row]) -> list[str]:
+    lines = table("gates", "goal", "measured", "members")
     for way, goal in GOALS.items():
-        measured = NOT_MEASURED
-        if way in found and MEMBER in found and found[MEMBER]["mean"] > 0:
+        measured, count = NOT_MEASURED, ""
+        members = compared_set(rows, way)
+        found = summaries_of(rows, members, "test")
+        if members is not None and found[MEMBER]["mean"] > 0:
             measured = percent(found[way]["mean"] / found[MEMBER]["mean"])
-        lines.append(line(f"`{way}`", f"at least {100 * goal:.0f} % of the member forced", measured))
+            count = str(found[way]["tasks"])
+        lines.append(line(f"`{way}`", f"at least {100 * goal:.0f} % of the member forced", measured, count))
     for form, goal in COMPOSITE_GOALS.items():
         asked = {
             row["way"]: row
@@ -166,6 +193,7 @@ def _goals(rows: Sequence[Row], members: str | None) -> list[str]:
                 f"`{IN_ORDER}`",
                 f"at least {100 * goal:.0f} % of the oracle, composites of 3, {form}",
                 measured,
+                "",
             )
         )
     return lines

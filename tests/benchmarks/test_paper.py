@@ -44,12 +44,14 @@ from benchmarks.paper.measure import Measurement, Sizes, main, run_stages
 from benchmarks.paper.rows import RowsFile, of_kind
 from benchmarks.paper.summary import (
     Tasks,
+    compared_set,
     confidences_of,
     interval,
-    largest_set,
     last_decisions,
     means_of,
     scores_of,
+    sets_of,
+    shown_set,
 )
 from benchmarks.paper.tables import PAGE, README, ROWS, page_of, readme_of, sections
 from benchmarks.paper.tasks import FOREIGN, MISSING, TASKS, PaperTask, chosen_tasks
@@ -459,17 +461,27 @@ def test_page_shows_the_committed_rows() -> None:
     assert readme == readme_of(RowsFile(ROWS).read(), readme)
 
 
+def test_sentence_about_the_missed_goal_is_that_of_the_rows() -> None:
+    rows = RowsFile(ROWS).read()
+    tasks = scores_of(rows, "test", compared_set(rows, PROMPT.name))[PROMPT.name]
+    missed = {name: row["items"] - row["decided"].get(name, 0) for name, row in tasks.items()}
+    assert (len(tasks), sum(row["items"] for row in tasks.values())) == (22, 704)
+    assert (sum(missed.values()), missed["vitaminc_fact_verification"]) == (10, 5)
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert "ten prompts of 704 went to another member, five of them of `vitaminc_fact_verification`" in page
+
+
 def test_committed_summaries_are_those_of_the_committed_scores() -> None:
     """The means of all, and one interval, because an interval takes long."""
     rows = RowsFile(ROWS).read()
     for stage in ("validation", "test"):
-        members = largest_set(rows)
-        scores = scores_of(rows, stage, members)
-        for row in of_kind(rows, "summary", stage=stage, members=members):
-            tasks = scores[row["way"]]
-            assert (row["mean"], row["difference"]) == means_of(tasks, scores.get(MEMBER))
-            if row["way"] == MEMBER:
-                assert row["interval"] == interval([each["scores"] for each in tasks.values()])
+        for members in sets_of(rows):
+            scores = scores_of(rows, stage, members)
+            for row in of_kind(rows, "summary", stage=stage, members=members):
+                tasks = scores[row["way"]]
+                assert (row["mean"], row["difference"]) == means_of(tasks, scores.get(MEMBER))
+                if row["way"] == MEMBER and members == shown_set(rows):
+                    assert row["interval"] == interval([each["scores"] for each in tasks.values()])
 
 
 def test_page_without_rows_names_what_is_missing() -> None:
