@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from support import warm
 from support.command_tree import Command, arguments_of, every_command
 from support.examples import a_third_of
 from support.laboratory import Laboratory, make_laboratory
+from support.program import PROGRAM
 
 SENTINEL = "Sentinel-0123456789"
 
@@ -138,7 +139,7 @@ HUB_ENVIRONMENTS = {
 
 @pytest.fixture(scope="module")
 def additions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
-    """What `add` does in each environment, without the seconds for which it waits before it tries again."""
+    """What `add` does in each environment, all at once: it waits for seconds before it tries again."""
     homes = {name: str(tmp_path_factory.mktemp("home")) for name in HUB_ENVIRONMENTS}
 
     def add(name: str) -> subprocess.CompletedProcess[str]:
@@ -146,18 +147,11 @@ def additions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.
         environment = {**os.environ, **own, **HUB_ENVIRONMENTS[name]}
         environment.pop(CATALOG_VARIABLE, None)
         return warm.run(
-            [sys.executable, "-c", ADD_WITHOUT_PAUSES], env=environment, capture_output=True, text=True
+            [PROGRAM, "add", "org/name"], env=environment, capture_output=True, text=True, timeout=200
         )
 
-    return {name: add(name) for name in HUB_ENVIRONMENTS}
-
-
-ADD_WITHOUT_PAUSES = """
-import time
-time.sleep = lambda seconds: None
-from meteora_registry.registry.cli.main import run
-raise SystemExit(run(["add", "org/name"]))
-"""
+    with ThreadPoolExecutor(len(HUB_ENVIRONMENTS)) as pool:
+        return dict(zip(HUB_ENVIRONMENTS, pool.map(add, HUB_ENVIRONMENTS), strict=True))
 
 
 @pytest.mark.parametrize("name", HUB_ENVIRONMENTS)
