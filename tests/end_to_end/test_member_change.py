@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 import meteora_registry as meteora
-from benchmarks.paper.changes import tensors_by_member
 from meteora_registry.bundle import Bundle
 from meteora_registry.schemas.errors import DataRefused
 from meteora_registry.schemas.gate_choices import Scope
@@ -127,6 +126,19 @@ def factors_of(bundle: meteora.FusedBundle, member: str) -> Tensors:
     }
 
 
+def by_member(bundle: meteora.FusedBundle) -> dict[tuple[str, ...], torch.Tensor]:
+    """Return every tensor of a bundle taken apart by its members, in whichever order they are."""
+    names = bundle.bundle.config.names
+    found = {(name, member): value for member in names for name, value in factors_of(bundle, member).items()}
+    for name, tensor in tensors_of(bundle).items():
+        if name.endswith("gram"):
+            found |= {(name, a, b): tensor[i, j] for i, a in enumerate(names) for j, b in enumerate(names)}
+        elif "gate" in name.rpartition(".")[2]:
+            classes = (*names, *(f"background {place}" for place in range(len(tensor) - len(names))))
+            found |= {(name, each): tensor[place] for place, each in enumerate(classes)}
+    return found
+
+
 def same(first: Tensors, second: Tensors) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -159,7 +171,7 @@ def test_a_bundle_without_a_member_is_the_fit_of_the_others_together(bundles: Bu
 
 @pytest.mark.parametrize("member", NAMES)
 def test_a_member_that_went_and_came_again_gives_the_bundle_as_it_was(bundles: Bundles, member: str) -> None:
-    before, after = tensors_by_member(bundles.fitted), tensors_by_member(bundles.again(member))
+    before, after = by_member(bundles.fitted), by_member(bundles.again(member))
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert (value - after[name]).abs().max() <= TOLERANCE * max(1.0, value.abs().max().item()), name
