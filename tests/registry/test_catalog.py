@@ -467,7 +467,7 @@ SPELLINGS = {
     "a quantised copy was never learned": (None, QUANTISED, QUANTISED),
     "a path was never learned": (None, "/content/llama", None),
     "stated for a path": (LLAMA, "D:\\models\\llama", LLAMA),
-    "nobody says": (None, None, None),
+    "neither is there": (None, None, None),
     "what is stated comes first": ("org/base", MIRROR, "org/base"),
 }
 

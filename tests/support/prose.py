@@ -145,9 +145,7 @@ def read_python(source: str, *, literals: bool = True) -> Iterator[Passage]:
             yield from _docstring(node, docstrings)
     if literals:
         yield from _literals(tree, docstrings)
-    # Most of the time is that of finding the tokens.
-    if "#" in source:
-        yield from _comments(source)
+    yield from _comments(source)
 
 
 def read_markdown(text: str) -> Iterator[Passage]:
