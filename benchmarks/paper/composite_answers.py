@@ -28,6 +28,7 @@ from .composites import RESTATED_WORDS, Composite, Form, Piece
 from .evaluate import MORE_THAN_EXPECTED, Prepared, models_of
 from .fits import SEGMENT_IN_ORDER as SEGMENT
 from .items import END
+from .summary import interval
 from .ways import Way
 
 
@@ -48,6 +49,11 @@ class CompositeWay:
     scope: Scope | None
     answers: Answers | None = None
     kind: Literal["base", "oracle", "routed"] = "routed"
+
+    @property
+    def loaded(self) -> Way:
+        """The way of single prompts whose bundle it runs on."""
+        return Way(self.name, "routed", self.bundle, self.scope)
 
 
 ORACLE, IN_ORDER = "oracle", "segment, answers in order"
@@ -92,8 +98,7 @@ class CompositeUnit:
 def composite_unit(prepared: Prepared, unit: CompositeUnit) -> Row:
     """Return the row of a unit: for each prompt the mean score of its answers."""
     torch.manual_seed(0)
-    bundle = Way(unit.way.name, "routed", unit.way.bundle, unit.way.scope)
-    loaded = models_of(prepared).loaded_for(bundle)
+    loaded = models_of(prepared).loaded_for(unit.way.loaded)
     meter = Meter(loaded.model.device)
     metrics = dict(unit.metrics)
     scores, answered = [], 0
@@ -110,6 +115,7 @@ def composite_unit(prepared: Prepared, unit: CompositeUnit) -> Row:
         "members": prepared.members,
         **unit.facts(),
         "scores": scores,
+        "interval": interval([scores]),
         "answered": answered,
         "seconds": round(meter.seconds, 3),
         "element_type": native_name(),

@@ -261,12 +261,13 @@ class Measurement:
         ]
         for statistics, scope in {unit.statistics: unit.scope for unit in units}.items():
             keep_statistics(self._fused(1), self._base, self._data, scope, statistics)
-            self._write(parts_row(self._fused(1), self._base, statistics, bundles[scope], scope))
+            if not of_kind(known, "parts", members=self.members, scope=scope):
+                self._write(parts_row(self._fused(1), self._base, statistics, bundles[scope], scope))
         for unit, row in run_units(change_unit, units, self._sizes.processes):
             self._write(row)
             say(f"changes, {unit.scope}, {unit.member}: {row['seconds']}")
 
-    def kill(self, options: TrainingOptions = OPTIONS, killed_at: int = KILLED_AT) -> None:
+    def kill_training(self, options: TrainingOptions = OPTIONS, killed_at: int = KILLED_AT) -> None:
         """Write a row for a training that is killed and goes on, unless there is one of this training."""
         facts = {"settings": options.settings.model_dump(mode="json"), "killed_at": killed_at}
         if not of_kind(self.rows.read(), "killed", members=self.members, **facts):
@@ -303,7 +304,7 @@ class Measurement:
         units = [
             CompositeUnit(
                 way,
-                prepared.recipe_of(Way(way.name, "routed", way.bundle, way.scope)),
+                prepared.recipe_of(way.loaded),
                 form,
                 composites({name: pools[name] for name in names}, form, count),
                 metrics,
@@ -440,4 +441,4 @@ def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
         measurement.decide()
     if "changes" in stages:
         measurement.change()
-        measurement.kill()
+        measurement.kill_training()

@@ -19,7 +19,6 @@ from .summary import (
     Tasks,
     compared_set,
     confidences_of,
-    interval,
     is_complete,
     last_decisions,
     scores_of,
@@ -185,9 +184,7 @@ def _goals(rows: Sequence[Row]) -> list[str]:
             row["way"]: row
             for row in last_by(of_kind(rows, "composite", size=3, form=form), ("way",)).values()
         }
-        measured = NOT_MEASURED
-        if IN_ORDER in asked and ORACLE in asked and _score(asked[ORACLE]) > 0:
-            measured = percent(_score(asked[IN_ORDER]) / _score(asked[ORACLE]))
+        measured = _of_oracle(asked.get(IN_ORDER), asked.get(ORACLE)) or NOT_MEASURED
         lines.append(
             line(
                 f"`{IN_ORDER}`",
@@ -341,19 +338,24 @@ def _composites(rows: Sequence[Row]) -> list[str]:
     lines = table(
         "questions", "form", "served by", "prompts", "score", "of the oracle", "answers", "seconds a prompt"
     )
-    for (size, form, way), row in sorted(
-        last.items(), key=lambda each: (each[0][0], each[0][1], -_score(each[1]))
-    ):
-        oracle = last.get((size, form, ORACLE))
-        found = interval([row["scores"]])
-        cells = [_with_interval(_score(row), found, percent(_score(row)))]
-        cells.append(
-            percent(_score(row) / _score(oracle)) if oracle and _score(oracle) > 0 and way != ORACLE else ""
+    ranked = sorted(last.values(), key=lambda row: (row["size"], row["form"], -_score(row)))
+    for row in ranked:
+        oracle = last.get((row["size"], row["form"], ORACLE))
+        cells = (
+            _with_interval(_score(row), row["interval"], percent(_score(row))),
+            "" if row["way"] == ORACLE else _of_oracle(row, oracle),
+            percent(row["answered"] / (row["size"] * row["prompts"])),
+            f"{row['seconds'] / row['prompts']:.1f} s",
         )
-        cells.append(percent(row["answered"] / (size * row["prompts"])))
-        cells.append(f"{row['seconds'] / row['prompts']:.1f} s")
-        lines.append(line(size, form, way, row["prompts"], *cells))
+        lines.append(line(row["size"], row["form"], row["way"], row["prompts"], *cells))
     return lines
+
+
+def _of_oracle(row: Row | None, oracle: Row | None) -> str:
+    """Return the part of the oracle's score, or nothing where there is none."""
+    if row is None or oracle is None or _score(oracle) == 0:
+        return ""
+    return percent(_score(row) / _score(oracle))
 
 
 def _score(row: Row) -> float:

@@ -267,8 +267,8 @@ def test_members_come_and_go(measured: Measurement, measure: Callable[..., Measu
 def test_training_is_killed_and_goes_on(measured: Measurement, measure: Callable[..., Measurement]) -> None:
     measurement = measure("killed.jsonl", "prompt")
     options = TrainingOptions(start="zero", steps=5, batch_size=2, checkpoint_steps=2)
-    measurement.kill(options, killed_at=3)
-    measurement.kill(options, killed_at=3)
+    measurement.kill_training(options, killed_at=3)
+    measurement.kill_training(options, killed_at=3)
     (row,) = measurement.rows.read()
     assert (row["exit_code"], row["killed_at"], row["resumed_at"]) == (-9, 3, 2)
     assert row["same_gates"]
@@ -441,6 +441,20 @@ def test_gates_fitted_on_other_items_are_not_taken(
     measurement.ask("test", [way for way in WAYS if way.name in (MAJORITY, "prompt")])
     assert {row["way"] for row in of_kind(measurement.rows.read(), "score")} == {MAJORITY}
     assert "prompt: left out, because `prompt` was not made" in capsys.readouterr().err
+
+
+def test_set_with_the_most_ways_is_shown_and_the_largest_compared() -> None:
+    rows = [
+        {"kind": kind, "members": members, "tasks": tasks, "way": way, "stage": "test"}
+        for members, tasks, ways in (("few", 2, (MEMBER, "prompt", "token")), ("all", 3, (MEMBER, "prompt")))
+        for way in ways
+        for kind in ("score", "summary")
+    ]
+    assert sets_of(rows) == ["few", "all"]
+    assert shown_set(rows) == "few"
+    assert [compared_set(rows, way) for way in ("prompt", "token", "arrow")] == ["all", "few", None]
+    # Of equally many ways it is the larger one.
+    assert shown_set([row for row in rows if row["way"] != "token"]) == "all"
 
 
 def test_page_follows_from_rows(measured: Measurement) -> None:
