@@ -34,6 +34,7 @@ from hypothesis import HealthCheck, settings
 from meteora_registry.registry import secrets
 from support.examples import examples
 from support.program import Run, run_here
+from support.random_numbers import same_random_numbers as same_random_numbers
 
 # One server of each for all folders.
 pytest_plugins = ("support.postgres", "support.pgbouncer")

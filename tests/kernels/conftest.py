@@ -9,4 +9,5 @@ TESTS = str(Path(__file__).parents[1])
 if TESTS not in sys.path:
     sys.path.insert(0, TESTS)
 
+from support.random_numbers import same_random_numbers as same_random_numbers  # noqa: E402
 from support.triton_interpreter import interpreter_is_quick as interpreter_is_quick  # noqa: E402
