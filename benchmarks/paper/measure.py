@@ -3,11 +3,11 @@
 Stages: `train` fetches the base and the items and trains the adapters, `fit` fuses them and fits gates,
 `validation` and `test` ask every way and write a row for each task, `decisions` lets the gates decide about
 own prompts and those of no member, `changes` removes each member, adds it again and replaces it, and kills a
-training that goes on, `composites` trains other adapters of eight tasks and asks several tasks in one prompt,
-`page` writes the tables of docs/reproduction.md from the rows. What is
-slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so a run
-that was killed goes on where it stopped. What is to be chosen is chosen on the validation items; a test row
-is written again only if something that it depends on has changed.
+training that goes on, `xlora` takes a few steps of PEFT's X-LoRA, `composites` trains other adapters of eight
+tasks and asks several tasks in one prompt, `page` writes the tables of docs/reproduction.md from the rows.
+What is slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so
+a run that was killed goes on where it stopped. What is to be chosen is chosen on the validation items; a test
+row is written again only if something that it depends on has changed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import get_args
 
@@ -61,8 +62,9 @@ from .training import (
     train,
 )
 from .ways import PROMPT, UNFITTED, WAYS, Way
+from .xlora import xlora_row
 
-STAGES = ("train", "fit", "validation", "test", "decisions", "changes", "composites", "page")
+STAGES = ("train", "fit", "validation", "test", "decisions", "changes", "xlora", "composites", "page")
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +275,17 @@ class Measurement:
         if not of_kind(self.rows.read(), "killed", members=self.members, **facts):
             self._write(killed_row(self._fused(1), self._base, self._data, options, killed_at))
 
+    def cost_xlora(self) -> None:
+        """Write a row of what X-LoRA costs with these members, unless there is one."""
+        if of_kind(self.rows.read(), "xlora", members=self.members):
+            return
+        adapters = {name: self._folders[name] for name in self.tasks}
+        read = [own["train"][:FIT_ITEMS] for own in self._items.values()]
+        # In turn, so that the first batch has an item of each of several tasks.
+        learned = [item for together in zip_longest(*read) for item in together if item is not None]
+        asked = [own["test"][0] for own in self._items.values()]
+        self._write(xlora_row(self._base, adapters, learned, asked))
+
     def _change_units(self, scope: Scope, fitted: Path) -> list[ChangeUnit]:
         prompts = {
             name: tuple(item.prompt for item in own["test"][:DECIDED_ITEMS])
@@ -442,3 +455,5 @@ def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
     if "changes" in stages:
         measurement.change()
         measurement.kill_training()
+    if "xlora" in stages:
+        measurement.cost_xlora()

@@ -113,6 +113,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "decisions": _decisions,
         "changes": _changes,
         "killed": _killed,
+        "xlora": _xlora,
         "composites": lambda found, _: _composites(found),
         "validation": lambda found, own: _ways(found, own, "validation"),
         "adapters": _adapters,
@@ -372,6 +373,33 @@ def _killed(rows: Sequence[Row], members: str | None) -> list[str]:
         f"A training of {row['settings']['steps']} steps with a checkpoint every {row['checkpoint_steps']}",
         f"was killed at step {row['killed_at']} and went on behind step {row['resumed_at']};",
         f"its gates are {same} those of the training that was not killed.",
+    ]
+
+
+def _xlora(rows: Sequence[Row], members: str | None) -> list[str]:
+    """Return what a few steps cost, and what all would if each cost the same."""
+    found = of_kind(rows, "xlora")
+    if not found:
+        return [NOT_MEASURED]
+    row = found[-1]
+    training = row["step_seconds"] / row["step_tokens"] * row["learned_tokens"]
+    lines = [
+        f"With {row['adapters']} adapters a training step of {row['step_tokens']} tokens takes",
+        f"{row['step_seconds']:.0f} processor seconds, and so",
+        f"the {row['learned_tokens']:,} tokens of the gates' data {training / 3600:.1f} hours.",
+        f"{row['new_tokens']} tokens of answers to {row['prompts']} prompts take",
+    ]
+    named = scores_of(rows, "test", row["members"]).get(MEMBER, {})
+    answered = sum(score["new_tokens"] for score in named.values())
+    if not answered:
+        return [*lines, f"{row['answer_seconds']:.0f} processor seconds."]
+    asking = row["answer_seconds"] / row["new_tokens"] * answered
+    seconds = sum(score["seconds"] for score in named.values())
+    return [
+        *lines,
+        f"{row['answer_seconds']:.0f} processor seconds, and so",
+        f"the {answered:,} that the members forced write",
+        f"{asking / 3600:.0f} hours; the members forced took {seconds / 3600:.1f}.",
     ]
 
 

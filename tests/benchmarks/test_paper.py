@@ -276,6 +276,19 @@ def test_training_is_killed_and_goes_on(measured: Measurement, measure: Callable
     assert "was killed at step 3 and went on behind step 2;\nits gates are the same bit for bit as" in page
 
 
+def test_cost_of_xlora_is_measured(measured: Measurement, measure: Callable[..., Measurement]) -> None:
+    measurement = measure("xlora.jsonl", "prompt")
+    measurement.cost_xlora()
+    measurement.cost_xlora()
+    (row,) = measurement.rows.read()
+    assert (row["adapters"], row["prompts"], row["new_tokens"]) == (2, 2, 8)
+    assert row["step_seconds"] > 0 < row["answer_seconds"]
+    # 64 items of each task are far more than the eight of a step.
+    assert row["learned_tokens"] > 4 * row["step_tokens"]
+    page = page_of([*RowsFile(measured.rows.path).read(), row], PAGE.read_text(encoding="utf-8"))
+    assert "With 2 adapters a training step of" in page and "the members forced took" in page
+
+
 @pytest.mark.slow
 def test_composites_are_asked_in_every_form(base: Path, items_folder: Path, tmp_path: Path) -> None:
     names = [task.name for task in TINY_TASKS]
