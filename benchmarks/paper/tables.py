@@ -105,7 +105,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
     made: dict[str, Callable[[Sequence[Row], str | None], list[str]]] = {
         "state": _state,
         "sets": lambda found, _: _sets(found),
-        "needs": _needs,
+        "needs": lambda found, _: _needs(found),
         "goals": lambda found, _: _goals(found),
         "test": lambda found, own: _ways(found, own, "test"),
         "tasks": _tasks,
@@ -139,33 +139,43 @@ def _state(rows: Sequence[Row], members: str | None) -> list[str]:
 
 
 def _sets(rows: Sequence[Row]) -> list[str]:
-    """Return each set of members of which some way has answered every task."""
+    """Return the mean of each way with each set of members of which it has answered every task."""
+    asked = {members: summaries_of(rows, members, "test") for members in sets_of(rows)}
+    asked = {members: found for members, found in asked.items() if MEMBER in found}
+    if not asked:
+        return [NOT_MEASURED]
+    heads = [
+        head
+        for members, found in asked.items()
+        for head in (f"{found[MEMBER]['tasks']} members, {_items_of(rows, members)} items", "minus forced")
+    ]
+    lines = table("served by", *heads)
+    for way in WAYS:
+        both = [found.get(way.name) for found in asked.values()]
+        if any(both):
+            cells = [cell for row in both for cell in (("", "") if row is None else _scored(row))]
+            lines.append(line(way.name, *cells))
+    return lines
+
+
+def _items_of(rows: Sequence[Row], members: str | None) -> int:
+    return sum(row["items"] for row in scores_of(rows, "test", members)[MEMBER].values())
+
+
+def _scored(row: Row) -> tuple[str, str]:
+    return _mean(row), _difference(row)
+
+
+def _needs(rows: Sequence[Row]) -> list[str]:
     lines = table(
-        "members",
-        "test items",
-        "ways",
-        "member forced",
-        "prompt",
-        "minus the member forced",
-        "decided rightly",
+        "need", "gate or adapter", "score on the paper's tasks", "minus the member forced", "members"
     )
-    for members in sets_of(rows):
-        found = summaries_of(rows, members, "test")
-        if MEMBER not in found or PROMPT.name not in found:
-            continue
-        tasks = scores_of(rows, "test", members)[PROMPT.name]
-        asked = sum(row["items"] for row in tasks.values())
-        scores = (_mean(found[MEMBER]), _mean(found[PROMPT.name]), _difference(found[PROMPT.name]))
-        lines.append(line(len(tasks), asked, len(found), *scores, _decided(tasks)))
-    return lines if len(lines) > 2 else [NOT_MEASURED]
-
-
-def _needs(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = summaries_of(rows, members, "test")
-    lines = table("need", "gate or adapter", "score on the paper's tasks", "minus the member forced")
     for need, way in NEEDS:
-        row = found.get(way)
-        cells = [NOT_MEASURED, ""] if row is None else [_mean(row), _difference(row)]
+        members = compared_set(rows, way)
+        cells = [NOT_MEASURED, "", ""]
+        if members is not None:
+            row = summaries_of(rows, members, "test")[way]
+            cells = [*_scored(row), str(row["tasks"])]
         lines.append(line(need, f"`{way}`", *cells))
     return lines
 

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -52,6 +53,7 @@ from benchmarks.paper.summary import (
     scores_of,
     sets_of,
     shown_set,
+    summaries_of,
 )
 from benchmarks.paper.tables import PAGE, README, ROWS, page_of, readme_of, sections
 from benchmarks.paper.tasks import FOREIGN, MISSING, TASKS, PaperTask, chosen_tasks
@@ -481,6 +483,19 @@ def test_page_follows_from_rows(measured: Measurement) -> None:
     assert "of 2 of the paper's tasks, and 6 test questions" in " ".join(readme.split())
 
 
+def test_ways_of_all_sets_of_members_stand_side_by_side(measured: Measurement) -> None:
+    rows = measured.rows.read()
+    more = [row | {"members": "more", "tasks": 3} for row in rows if row.get("way") in (MEMBER, "prompt")]
+    heads, _, *lines = sections([*rows, *more])["sets"]
+    assert heads == "| served by | 2 members, 6 items | minus forced | 3 members, 6 items | minus forced |"
+    cells = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in lines}
+    assert [*cells] == [way.name for way in WAYS if way.name in FEW]
+    assert [name for name, own in cells.items() if own[2:] != ["", " |"]] == [MEMBER, "prompt"]
+    # Each need is met by a row of the largest set that has one.
+    needs = {line.split(" | ")[1]: line.split(" | ")[-1] for line in sections([*rows, *more])["needs"][2:]}
+    assert (needs["`prompt`"], needs["`LoRA-B`"], needs["`arrow`"]) == ("3 |", "2 |", " |")
+
+
 def test_page_shows_the_committed_rows() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page == page_of(RowsFile(ROWS).read(), page)
@@ -488,7 +503,7 @@ def test_page_shows_the_committed_rows() -> None:
     assert readme == readme_of(RowsFile(ROWS).read(), readme)
 
 
-def test_sentence_about_the_missed_goal_is_that_of_the_rows() -> None:
+def test_sentences_about_missed_goals_are_those_of_the_rows() -> None:
     rows = RowsFile(ROWS).read()
     tasks = scores_of(rows, "test", compared_set(rows, PROMPT.name))[PROMPT.name]
     missed = {name: row["items"] - row["decided"].get(name, 0) for name, row in tasks.items()}
@@ -496,6 +511,14 @@ def test_sentence_about_the_missed_goal_is_that_of_the_rows() -> None:
     assert (sum(missed.values()), missed["vitaminc_fact_verification"]) == (10, 5)
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     assert "ten prompts of 704 went to another member, five of them of `vitaminc_fact_verification`" in page
+    few, all_of_them = (scores_of(rows, "test", members)["token"] for members in sets_of(rows))
+    rightly = [mean(row["tokens_rightly"] for row in own.values()) for own in (all_of_them, few)]
+    found = summaries_of(rows, sets_of(rows)[0], "test")
+    assert (
+        f"after {100 * found['token']['mean'] / found[MEMBER]['mean']:.1f} % with {len(few)} members" in page
+    )
+    told = "{:.1f} % of a task's tokens were decided rightly, where it had been {:.1f} %"
+    assert told.format(*(100 * part for part in rightly)) in page
 
 
 def test_committed_summaries_are_those_of_the_committed_scores() -> None:
