@@ -30,7 +30,7 @@ from .items import ARROW, Item
 from .tasks import FOREIGN
 from .ways import Way, served
 
-Group = Literal["own", "foreign", "general"]
+Group = Literal["own", "foreign", "general", "validation"]
 Asked = Literal["plain", "chat"]
 FORMS: dict[Asked, str] = {"plain": "in plain text", "chat": "in the chat template"}
 """How a prompt is asked, in words for tables and figures."""
@@ -83,6 +83,14 @@ def decision_units(
         for group, tasks in groups.items()
         for name, questions in tasks.items()
         for form in FORMS
+    ]
+
+
+def validation_units(way: Way, recipe: str, own: Mapping[str, Sequence[Item]]) -> list[DecisionUnit]:
+    """Return the units of a way that is chosen among: the own tasks' items, asked as the test items are."""
+    return [
+        DecisionUnit(way, recipe, "validation", name, "plain", tuple(item.question for item in items))
+        for name, items in own.items()
     ]
 
 

@@ -25,7 +25,7 @@ from meteora_registry.schemas.names import PLAIN_BASE
 from meteora_registry.scores import metrics
 from meteora_registry.scores.metrics import Expected, judge_of
 
-from .items import ARROW, END, Item, Split, digest_of_items, prompts_in
+from .items import ARROW, END, Item, digest_of_items, prompts_in
 from .ways import Models, Way, embed, nearest, served
 
 BATCH_ITEMS = 8
@@ -88,7 +88,6 @@ class Prepared:
 class Unit:
     """One way on one task: its recipe, the items that are asked, and the most frequent answer in training."""
 
-    stage: Split
     way: Way
     recipe: str
     task: str
@@ -99,7 +98,6 @@ class Unit:
     def facts(self) -> Row:
         """Return the facts of its row that are known before it is answered."""
         return {
-            "stage": self.stage,
             "way": self.way.name,
             "task": self.task,
             "recipe_sha256": self.recipe,

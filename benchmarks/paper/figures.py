@@ -49,7 +49,7 @@ def figures_of(rows: Sequence[Row]) -> dict[Path, str]:
 
 def draw_scores(rows: Sequence[Row], members: str | None) -> str:
     """Return a bar for the mean of each way that has answered every test item; empty without any."""
-    found = summaries_of(rows, members, "test")
+    found = summaries_of(rows, members)
     ways = [way for way in SHOWN if way in found]
     if PROMPT.name not in ways:
         return ""

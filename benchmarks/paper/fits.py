@@ -15,7 +15,7 @@ from meteora_registry.files.writing import whole_file
 from meteora_registry.registry.home import Home
 from meteora_registry.registry.workflows.gate_fit import FitRequest, fit_options
 from meteora_registry.runtime.training import TrainingOptions
-from meteora_registry.schemas.gate_choices import Answers, PromptForm, Scope
+from meteora_registry.schemas.gate_choices import DEFAULT_SAMPLES, Answers, PromptForm, Scope
 
 # The data have both forms of a prompt already. No prompt is left to the base: all belong to a member.
 FORM: PromptForm = "given"
@@ -32,6 +32,7 @@ class Fit:
         top_k: of the bundle.
         training: how the gates in closed form are then trained; None if they are not.
         answers: who decides for the numbered lines of an answer.
+        samples: of a member that are read; None for the default of `gate fit`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Fit:
     top_k: int = 1
     training: TrainingOptions | None = None
     answers: Answers = "by-text"
+    samples: int | None = None
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -46,10 +48,12 @@ class Fit:
         return None if self.training is None else self.training.settings.model_dump(mode="json")
 
 
-# Of each task. A fit in closed form is solved on half of them and holds the others out; a training reads all.
+# Of each task. A fit in closed form is solved on half of them and holds the others out, or on four fifths
+# with `--samples` of this number; a training reads all.
 FIT_ITEMS = 64
 SGD_TOP_1, SGD_TOP_2 = "sgd-top-1", "sgd-top-2"
 SEGMENT_IN_ORDER = "segment-in-order"
+MORE_SAMPLES = "prompt-more-samples"
 COMPOSITE_FITS = (
     Fit("prompt", "prompt"),
     Fit("token", "token"),
@@ -65,6 +69,7 @@ def fits_for(members: int) -> tuple[Fit, ...]:
     training = TrainingOptions(start="closed-form", steps=FIT_ITEMS, batch_size=members, checkpoint_steps=8)
     return (
         Fit("prompt", "prompt"),
+        Fit(MORE_SAMPLES, "prompt", samples=FIT_ITEMS),
         Fit("prompt+token", "prompt+token"),
         Fit("segment", "segment"),
         Fit("token", "token"),
@@ -75,7 +80,8 @@ def fits_for(members: int) -> tuple[Fit, ...]:
 
 def fit_folder(fit: Fit, lines: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path:
     """Return the folder of a fit's bundle; ``lines`` are the data of each member."""
-    options = asdict(fit_options(fit.scope, FORM, ABSTAIN))
+    samples = DEFAULT_SAMPLES if fit.samples is None else fit.samples
+    options = asdict(fit_options(fit.scope, FORM, ABSTAIN, samples))
     made_from = [lines, options, fit.top_k, fit.settings]
     if fit.answers != "by-text":
         made_from.append(fit.answers)
@@ -100,7 +106,14 @@ def make_fit(base: Path, data: Path, home: Home, fit: Fit, bundle: Path, folder:
         shutil.rmtree(folder)
     training = None if fit.training is None else replace(fit.training, checkpoint=checkpoint)
     request = FitRequest(
-        str(base), data, fit.scope, form=FORM, abstain=ABSTAIN, answers=fit.answers, training=training
+        str(base),
+        data,
+        fit.scope,
+        form=FORM,
+        abstain=ABSTAIN,
+        answers=fit.answers,
+        samples=fit.samples,
+        training=training,
     )
     cost = asdict(fit_by_workflow(bundle, request, home, folder)) | {"is_resumed": is_resumed}
     with whole_file(cost_file(folder)) as staging:

@@ -1,13 +1,13 @@
 """The paper's tasks on a real base: ``python -m benchmarks.run paper [STAGE ...]``.
 
 Stages: `train` fetches the base and the items and trains the adapters, `fit` fuses them and fits gates,
-`validation` and `test` ask every way and write a row for each task, `decisions` lets the gates decide about
-own prompts and those of no member, `changes` removes each member, adds it again and replaces it, and kills a
-training that goes on, `xlora` takes a few steps of PEFT's X-LoRA, `composites` trains other adapters of eight
-tasks and asks several tasks in one prompt, `page` writes the tables of docs/reproduction.md from the rows.
-What is slow is kept in the cache by a digest of what it was made from, and rows are appended as they come, so
-a run that was killed goes on where it stopped. What is to be chosen is chosen on the validation items; a test
-row is written again only if something that it depends on has changed.
+`validation` lets the bundles that are chosen among decide about the validation items, `test` asks every way
+and writes a row for each task, `decisions` lets the gates decide about own prompts and those of no member,
+`changes` removes each member, adds it again and replaces it, and kills a training that goes on, `xlora` takes
+a few steps of PEFT's X-LoRA, `composites` trains other adapters of eight tasks and asks several tasks in one
+prompt, `page` writes the tables of docs/reproduction.md from the rows. What is slow is kept in the cache by a
+digest of what it was made from, and rows are appended as they come, so a run that was killed goes on where it
+stopped. A test row is written again only if something that it depends on has changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import get_args
 
 import platformdirs
 
@@ -41,10 +40,10 @@ from .archive import prepare_items
 from .changes import CHANGED, DECIDED_ITEMS, ChangeUnit, change_unit, keep_statistics, parts_row
 from .composite_answers import COMPOSITE_WAYS, CompositeUnit, composite_unit
 from .composites import COMPOSITE_TASKS, FORMS, PROMPTS, composites, shorter_half
-from .decisions import decide_unit, decision_units
+from .decisions import decide_unit, decision_units, validation_units
 from .evaluate import Prepared, Unit, score_unit
 from .fits import COMPOSITE_FITS, FIT_ITEMS, Fit, cost_file, fit_folder, fits_for, make_fit
-from .items import Item, Split, digest_of_items, fit_lines, read_items
+from .items import Item, digest_of_items, fit_lines, read_items
 from .killed import KILLED_AT, OPTIONS, killed_row
 from .pool import run_units
 from .rows import RowsFile, of_kind
@@ -61,7 +60,7 @@ from .training import (
     adapter_folder,
     train,
 )
-from .ways import PROMPT, UNFITTED, WAYS, Way
+from .ways import CANDIDATES, PROMPT, UNFITTED, WAYS, Way
 from .xlora import xlora_row
 
 STAGES = ("train", "fit", "validation", "test", "decisions", "changes", "xlora", "composites", "page")
@@ -72,18 +71,12 @@ class Sizes:
     """The extent of a measurement.
 
     Attributes:
-        validation_items: asked of each task on the validation items.
-        test_items: the same on the test items.
+        test_items: asked of each task.
         processes: of one thread each.
     """
 
-    validation_items: int = 20
     test_items: int = 32
     processes: int = 2
-
-    def of(self, stage: Split) -> int:
-        """Return how many items of each task a stage asks."""
-        return self.validation_items if stage == "validation" else self.test_items
 
 
 class Measurement:
@@ -210,8 +203,24 @@ class Measurement:
                 text = "".join(json.dumps(line) + "\n" for line in lines)
                 (staging / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
-    def ask(self, stage: Split, ways: Sequence[Way] = WAYS) -> None:
-        """Write a row for each way and task of a stage, but for those that have one of this recipe and items.
+    def choose(self) -> None:
+        """Write a row for each candidate and task: what it decides about all validation items."""
+        prepared = self._prepared()
+        own = {name: items["validation"] for name, items in self._items.items()}
+        known = self.rows.read()
+        units = [
+            unit
+            for way in CANDIDATES
+            if prepared.has(way)
+            for unit in validation_units(way, prepared.recipe_of(way), own)
+            if not of_kind(known, "choice", members=self.members, **unit.facts())
+        ]
+        for unit, row in run_units(partial(decide_unit, prepared), units, self._sizes.processes):
+            self._write(row | {"kind": "choice"})
+            say(f"choices, {unit.way.name}, {unit.task}: {row['decided']}")
+
+    def ask(self, ways: Sequence[Way] = WAYS) -> None:
+        """Write a row for each way and task on the test items, unless there is one of this recipe and items.
 
         Ways whose bundle or adapter is missing are left out, and named on standard error.
         """
@@ -220,20 +229,18 @@ class Measurement:
             if not prepared.has(way):
                 say(f"{way.name}: left out, because `{way.folder}` was not made")
         asked = [
-            row
-            for tasks in scores_of(self.rows.read(), stage, self.members).values()
-            for row in tasks.values()
+            row for tasks in scores_of(self.rows.read(), self.members).values() for row in tasks.values()
         ]
         units = [
             unit
-            for unit in self._units(stage, [way for way in ways if prepared.has(way)], prepared)
+            for unit in self._units([way for way in ways if prepared.has(way)], prepared)
             if not of_kind(asked, "score", **unit.facts())
         ]
         for unit, row in run_units(partial(score_unit, prepared), units, self._sizes.processes):
             self._write(row)
             mean = 100 * sum(row["scores"]) / len(row["scores"])
-            say(f"{stage}, {unit.way.name}, {unit.task}: {mean:.1f}, {row.get('seconds', 0)} s")
-        for row in summaries(self.rows.read(), stage, self.members):
+            say(f"{unit.way.name}, {unit.task}: {mean:.1f}, {row.get('seconds', 0)} s")
+        for row in summaries(self.rows.read(), self.members):
             self._write(row)
 
     def decide(self, way: Way = PROMPT) -> None:
@@ -335,17 +342,17 @@ class Measurement:
             mean = 100 * sum(row["scores"]) / len(row["scores"])
             say(f"composites of {unit.size}, {unit.form}, {unit.way.name}: {mean:.1f}, {row['seconds']} s")
 
-    def _units(self, stage: Split, ways: Sequence[Way], prepared: Prepared) -> list[Unit]:
+    def _units(self, ways: Sequence[Way], prepared: Prepared) -> list[Unit]:
         units = []
         for way in ways:
             recipe = prepared.recipe_of(way)
             for name, task in self.tasks.items():
-                items = tuple(self._items[name][stage][: self._sizes.of(stage)])
+                items = tuple(self._items[name]["test"][: self._sizes.test_items])
                 if way.kind == "likelihood" and not all(item.choices for item in items):
                     continue
                 answers = Counter(item.targets[0] for item in self._items[name]["train"])
                 most_frequent = answers.most_common(1)[0][0]
-                units.append(Unit(stage, way, recipe, name, task.metric, items, most_frequent))
+                units.append(Unit(way, recipe, name, task.metric, items, most_frequent))
         return units
 
     def _prepared(self) -> Prepared:
@@ -447,9 +454,10 @@ def run_stages(measurement: Measurement, stages: Sequence[str]) -> None:
     measurement.train()
     if stages != ["train"]:
         measurement.fit()
-    for stage in get_args(Split):
-        if stage in stages and stage != "train":
-            measurement.ask(stage)
+    if "validation" in stages:
+        measurement.choose()
+    if "test" in stages:
+        measurement.ask()
     if "decisions" in stages:
         measurement.decide()
     if "changes" in stages:

@@ -1,4 +1,4 @@
-"""Summaries of a way over all tasks of a stage: its mean, and its distance from each task's own member.
+"""Summaries of a way over all tasks: its mean, and its distance from each task's own member.
 
 A summary is worked out once, when a way has answered all tasks, and is a row like any other: intervals take
 a while, and pages are made from rows alone.
@@ -30,27 +30,27 @@ def sets_of(rows: Iterable[Row]) -> list[str]:
 def shown_set(rows: Sequence[Row]) -> str | None:
     """Return the set of members for which most ways have answered every task, of equal ones the largest."""
     found = sets_of(rows)
-    return max(reversed(found), key=lambda members: len(summaries_of(rows, members, "test")), default=None)
+    return max(reversed(found), key=lambda members: len(summaries_of(rows, members)), default=None)
 
 
 def compared_set(rows: Sequence[Row], way: str) -> str | None:
     """Return the largest set of which both the members and a way have answered every task."""
-    found = [own for own in sets_of(rows) if {MEMBER, way} <= {*summaries_of(rows, own, "test")}]
+    found = [own for own in sets_of(rows) if {MEMBER, way} <= {*summaries_of(rows, own)}]
     return found[-1] if found else None
 
 
-def scores_of(rows: Iterable[Row], stage: str, members: str | None) -> dict[str, Tasks]:
-    """Return the score rows of a stage and a set of members by way and task, of repeated ones the last."""
+def scores_of(rows: Iterable[Row], members: str | None) -> dict[str, Tasks]:
+    """Return the score rows of a set of members by way and task, of repeated ones the last."""
     found: dict[str, Tasks] = {}
-    last = last_by(of_kind(rows, "score", stage=stage, members=members), ("way", "task"))
+    last = last_by(of_kind(rows, "score", members=members), ("way", "task"))
     for row in last.values():
         found.setdefault(row["way"], {})[row["task"]] = row
     return found
 
 
-def summaries_of(rows: Iterable[Row], members: str | None, stage: str) -> dict[str, Row]:
-    """Return the last summary of each way of a stage and a set of members."""
-    return {row["way"]: row for row in of_kind(rows, "summary", stage=stage, members=members)}
+def summaries_of(rows: Iterable[Row], members: str | None) -> dict[str, Row]:
+    """Return the last summary of each way of a set of members."""
+    return {row["way"]: row for row in of_kind(rows, "summary", members=members)}
 
 
 def confidences_of(rows: Iterable[Row], members: str | None) -> dict[tuple[str, str], list[float]]:
@@ -74,16 +74,16 @@ def is_complete(tasks: Tasks) -> bool:
     return len(tasks) == wanted or LIKELIHOOD in {row["way"] for row in tasks.values()}
 
 
-def summaries(rows: Sequence[Row], stage: str, members: str) -> list[Row]:
+def summaries(rows: Sequence[Row], members: str) -> list[Row]:
     """Return a row for each way that has answered every task, unless its last one is of the same scores."""
-    found = scores_of(rows, stage, members)
-    last = last_by(of_kind(rows, "summary", stage=stage, members=members), ("way",))
+    found = scores_of(rows, members)
+    last = last_by(of_kind(rows, "summary", members=members), ("way",))
     made = []
     for way, tasks in found.items():
         if is_complete(tasks):
             digest = _digest_of_scores(tasks, found.get(MEMBER))
             if last.get((way,), {}).get("scores_sha256") != digest:
-                made.append(_summary(stage, way, tasks, found.get(MEMBER)) | {"scores_sha256": digest})
+                made.append(_summary(way, tasks, found.get(MEMBER)) | {"scores_sha256": digest})
     return made
 
 
@@ -98,12 +98,11 @@ def means_of(tasks: Tasks, member: Tasks | None) -> tuple[float, float | None]:
     return round(mean, 6), None if differences is None else round(mean_of_tasks(differences), 6)
 
 
-def _summary(stage: str, way: str, tasks: Tasks, member: Tasks | None) -> Row:
+def _summary(way: str, tasks: Tasks, member: Tasks | None) -> Row:
     mean, difference = means_of(tasks, member)
     differences = _differences(tasks, member)
     return {
         "kind": "summary",
-        "stage": stage,
         "way": way,
         "mean": mean,
         "interval": interval([row["scores"] for row in tasks.values()]),

@@ -28,7 +28,7 @@ from .summary import (
 )
 from .tasks import MISSING, TASKS
 from .training import JOINT_RECIPES
-from .ways import BASE, LIKELIHOOD, MAJORITY, MEMBER, PROMPT, WAYS
+from .ways import BASE, CANDIDATES, LIKELIHOOD, MAJORITY, MEMBER, PROMPT, PROMPT_MORE, WAYS
 
 ROWS = Path(__file__).parents[1] / "results" / "paper.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
@@ -37,7 +37,7 @@ START, END = "<!-- rows: {} -->", "<!-- end of {} -->"
 NOT_MEASURED = "Not measured yet."
 
 # Set before anything was measured: the part of the mean of the member forced.
-GOALS = {"prompt": 0.99, "token": 0.95, "trained gates top-1": 0.97}
+GOALS = {"prompt": 0.99, PROMPT_MORE.name: 0.99, "token": 0.95, "trained gates top-1": 0.97}
 # The same of composites of three questions: of the oracle.
 COMPOSITE_GOALS = {"paper": 0.90, "restated": 0.95}
 _GROUPS = {"own": "of a member's task", "foreign": "of other tasks", "general": "general questions"}
@@ -72,10 +72,10 @@ def readme_of(rows: Sequence[Row], readme: str) -> str:
 
 
 def _claim(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = summaries_of(rows, members, "test")
+    found = summaries_of(rows, members)
     if MEMBER not in found or PROMPT.name not in found:
         return [NOT_MEASURED]
-    tasks = scores_of(rows, "test", members)[PROMPT.name]
+    tasks = scores_of(rows, members)[PROMPT.name]
     asked = sum(row["items"] for row in tasks.values())
     routed, named = found[PROMPT.name], found[MEMBER]
     return [
@@ -107,7 +107,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "sets": lambda found, _: _sets(found),
         "needs": lambda found, _: _needs(found),
         "goals": lambda found, _: _goals(found),
-        "test": lambda found, own: _ways(found, own, "test"),
+        "test": _ways,
         "tasks": _tasks,
         "confusions": _confusions,
         "decisions": _decisions,
@@ -115,7 +115,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "killed": _killed,
         "xlora": _xlora,
         "composites": lambda found, _: _composites(found),
-        "validation": lambda found, own: _ways(found, own, "validation"),
+        "validation": _choices,
         "adapters": _adapters,
         "fits": _fits,
     }
@@ -124,7 +124,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 def _state(rows: Sequence[Row], members: str | None) -> list[str]:
     """Return which tasks and ways have rows and which have none."""
-    asked = scores_of(rows, "test", members)
+    asked = scores_of(rows, members)
     tasks = {task for found in asked.values() for task in found}
     ways = [way.name for way in WAYS if way.name in asked and is_complete(asked[way.name])]
     begun = [way.name for way in WAYS if way.name in asked and way.name not in ways]
@@ -140,7 +140,7 @@ def _state(rows: Sequence[Row], members: str | None) -> list[str]:
 
 def _sets(rows: Sequence[Row]) -> list[str]:
     """Return the mean of each way with each set of members of which it has answered every task."""
-    asked = {members: summaries_of(rows, members, "test") for members in sets_of(rows)}
+    asked = {members: summaries_of(rows, members) for members in sets_of(rows)}
     asked = {members: found for members, found in asked.items() if MEMBER in found}
     if not asked:
         return [NOT_MEASURED]
@@ -159,7 +159,7 @@ def _sets(rows: Sequence[Row]) -> list[str]:
 
 
 def _items_of(rows: Sequence[Row], members: str | None) -> int:
-    return sum(row["items"] for row in scores_of(rows, "test", members)[MEMBER].values())
+    return sum(row["items"] for row in scores_of(rows, members)[MEMBER].values())
 
 
 def _scored(row: Row) -> tuple[str, str]:
@@ -174,7 +174,7 @@ def _needs(rows: Sequence[Row]) -> list[str]:
         members = compared_set(rows, way)
         cells = [NOT_MEASURED, "", ""]
         if members is not None:
-            row = summaries_of(rows, members, "test")[way]
+            row = summaries_of(rows, members)[way]
             cells = [*_scored(row), str(row["tasks"])]
         lines.append(line(need, f"`{way}`", *cells))
     return lines
@@ -185,7 +185,7 @@ def _goals(rows: Sequence[Row]) -> list[str]:
     for way, goal in GOALS.items():
         measured, count = NOT_MEASURED, ""
         members = compared_set(rows, way)
-        found = summaries_of(rows, members, "test")
+        found = summaries_of(rows, members)
         if members is not None and found[MEMBER]["mean"] > 0:
             measured = percent(found[way]["mean"] / found[MEMBER]["mean"])
             count = str(found[way]["tasks"])
@@ -207,11 +207,11 @@ def _goals(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _ways(rows: Sequence[Row], members: str | None, stage: str) -> list[str]:
-    found = summaries_of(rows, members, stage)
+def _ways(rows: Sequence[Row], members: str | None) -> list[str]:
+    found = summaries_of(rows, members)
     if not found:
         return [NOT_MEASURED]
-    asked = scores_of(rows, stage, members)
+    asked = scores_of(rows, members)
     lines = table(
         "served by",
         "tasks",
@@ -230,7 +230,7 @@ def _ways(rows: Sequence[Row], members: str | None, stage: str) -> list[str]:
 
 
 def _tasks(rows: Sequence[Row], members: str | None) -> list[str]:
-    asked = scores_of(rows, "test", members)
+    asked = scores_of(rows, members)
     routed = [way.name for way in WAYS if way.is_routed or way.kind == "adapter"]
     shown = [name for name in (MAJORITY, BASE, LIKELIHOOD, MEMBER, *routed) if name in asked]
     names = [task.name for task in TASKS if any(task.name in asked[way] for way in shown)]
@@ -246,7 +246,7 @@ def _tasks(rows: Sequence[Row], members: str | None) -> list[str]:
 
 
 def _confusions(rows: Sequence[Row], members: str | None) -> list[str]:
-    tasks = scores_of(rows, "test", members).get("prompt", {})
+    tasks = scores_of(rows, members).get("prompt", {})
     if not tasks:
         return [NOT_MEASURED]
     lines = table("task", "prompts", "decided rightly", "taken for")
@@ -386,6 +386,23 @@ def _killed(rows: Sequence[Row], members: str | None) -> list[str]:
     ]
 
 
+def _choices(rows: Sequence[Row], members: str | None) -> list[str]:
+    """Return what the candidates decided, with the largest set of members that has such rows."""
+    asked = [own for own in sets_of(rows) if of_kind(rows, "choice", members=own)]
+    if not asked:
+        return [NOT_MEASURED]
+    lines = table("served by", "members", "validation prompts", "decided rightly")
+    for way in CANDIDATES:
+        found = last_by(of_kind(rows, "choice", members=asked[-1], way=way.name), ("task",)).values()
+        if found:
+            prompts = sum(sum(row["decided"].values()) for row in found)
+            right = sum(row["decided"].get(row["task"], 0) for row in found)
+            low, high = wilson_interval(right, prompts)
+            share = f"{percent(right / prompts)} ({100 * low:.1f} to {100 * high:.1f})"
+            lines.append(line(way.name, len(found), prompts, share))
+    return lines
+
+
 def _xlora(rows: Sequence[Row], members: str | None) -> list[str]:
     """Return what a few steps cost, and what all would if each cost the same."""
     found = of_kind(rows, "xlora")
@@ -399,7 +416,7 @@ def _xlora(rows: Sequence[Row], members: str | None) -> list[str]:
         f"the {row['learned_tokens']:,} tokens of the gates' data {training / 3600:.1f} hours.",
         f"{row['new_tokens']} tokens of answers to {row['prompts']} prompts take",
     ]
-    named = scores_of(rows, "test", row["members"]).get(MEMBER, {})
+    named = scores_of(rows, row["members"]).get(MEMBER, {})
     answered = sum(score["new_tokens"] for score in named.values())
     if not answered:
         return [*lines, f"{row['answer_seconds']:.0f} processor seconds."]

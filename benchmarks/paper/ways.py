@@ -23,7 +23,7 @@ from meteora_registry.runtime import RoutingRecord, force_adapter, load_bundle, 
 from meteora_registry.runtime.loaded_bundle import LoadedBundle
 from meteora_registry.schemas.gate_choices import DEFAULT_ABSTAIN, Scope
 
-from .fits import SGD_TOP_1, SGD_TOP_2
+from .fits import FIT_ITEMS, MORE_SAMPLES, SGD_TOP_1, SGD_TOP_2
 from .training import LORA_B, LORA_F
 
 Kind = Literal[
@@ -61,12 +61,17 @@ class Way:
 MAJORITY, BASE, LIKELIHOOD, MEMBER = "majority class", "base", "base by likelihood", "member forced"
 CENTROID = "nearest centroid"
 PROMPT = Way("prompt", "routed", "prompt", "prompt")
+PROMPT_MORE = Way(f"prompt (--samples {FIT_ITEMS})", "routed", MORE_SAMPLES, "prompt")
+CANDIDATES = (PROMPT, PROMPT_MORE)
+"""Ways of which the better one is chosen on the validation items."""
+
 WAYS = (
     Way(MAJORITY, "majority"),
     Way(BASE, "base"),
     Way(LIKELIHOOD, "likelihood"),
     Way(MEMBER, "member"),
     PROMPT,
+    PROMPT_MORE,
     Way("prompt (5 % to the base)", "routed", "prompt", "prompt", abstain=DEFAULT_ABSTAIN),
     Way("prompt+token", "routed", "prompt+token", "prompt+token"),
     Way("segment", "routed", "segment", "segment"),

@@ -34,6 +34,7 @@ from benchmarks.paper.figures import ROC, SCORES, curve_of, figures_of
 from benchmarks.paper.fits import COMPOSITE_FITS, SGD_TOP_1, SGD_TOP_2, cost_file, fits_for
 from benchmarks.paper.items import (
     MIN_TEST_ITEMS,
+    VALIDATION_ITEMS,
     Item,
     digest_of_items,
     fit_lines,
@@ -68,7 +69,17 @@ from benchmarks.paper.training import (
     composite_sample,
     draw,
 )
-from benchmarks.paper.ways import CENTROID, LIKELIHOOD, MAJORITY, MEMBER, PROMPT, WAYS, nearest
+from benchmarks.paper.ways import (
+    CANDIDATES,
+    CENTROID,
+    LIKELIHOOD,
+    MAJORITY,
+    MEMBER,
+    PROMPT,
+    PROMPT_MORE,
+    WAYS,
+    nearest,
+)
 from meteora_registry.files.digests import hash_file
 from meteora_registry.runtime.training import TrainingOptions
 from meteora_registry.scores.proportions import area_under_curve
@@ -138,7 +149,7 @@ def measure(
     recipes = [tiny_recipe(name, 4 + 4 * place) for place, name in enumerate(names)]
 
     def make(rows: str, *bundles: str) -> Measurement:
-        sizes = Sizes(validation_items=2, test_items=3, processes=1)
+        sizes = Sizes(test_items=3, processes=1)
         fits = [fit for fit in FITS if fit.name in bundles]
         return Measurement(
             base, items_folder, TINY_TASKS, folder, folder / rows, sizes=sizes, recipes=recipes, fits=fits
@@ -150,7 +161,7 @@ def measure(
 def measure_few(measurement: Measurement) -> Measurement:
     measurement.train()
     measurement.fit()
-    measurement.ask("test", [way for way in WAYS if way.name in FEW])
+    measurement.ask([way for way in WAYS if way.name in FEW])
     return measurement
 
 
@@ -174,13 +185,20 @@ def test_measurement_writes_a_row_for_every_way_and_task(whole: Measurement) -> 
     wanted = {(way, task.name) for way in there for task in TINY_TASKS}
     # An item of the other task has no choices.
     rows = whole.rows.read()
-    for stage, items in (("validation", 2), ("test", 3)):
-        found = of_kind(rows, "score", stage=stage)
-        assert {(row["way"], row["task"]) for row in found} == wanted - {(LIKELIHOOD, "sums")}
-        assert {row["way"] for row in of_kind(rows, "summary", stage=stage)} == set(there)
-        for row in found:
-            assert len(row["scores"]) == row["items"] == items
-            assert row["way"] == MAJORITY or row["seconds"] > 0
+    found = of_kind(rows, "score")
+    assert {(row["way"], row["task"]) for row in found} == wanted - {(LIKELIHOOD, "sums")}
+    assert {row["way"] for row in of_kind(rows, "summary")} == set(there)
+    for row in found:
+        assert len(row["scores"]) == row["items"] == 3
+        assert row["way"] == MAJORITY or row["seconds"] > 0
+    chosen = of_kind(rows, "choice")
+    assert [(row["way"], row["task"]) for row in chosen] == [
+        (way.name, task.name) for way in CANDIDATES for task in TINY_TASKS
+    ]
+    assert {sum(row["decided"].values()) for row in chosen} == {VALIDATION_ITEMS}
+    first, second = sections(rows)["validation"][2:]
+    assert first.startswith(f"| prompt | 2 | {2 * VALIDATION_ITEMS} | ")
+    assert second.startswith(f"| {PROMPT_MORE.name} | 2 | {2 * VALIDATION_ITEMS} | ")
     fits = {row["bundle"]: row for row in of_kind(rows, "fit")}
     assert {*fits} == {fit.name for fit in FITS}
     assert [name for name, row in fits.items() if row["training"] is not None] == [SGD_TOP_1, SGD_TOP_2]
@@ -438,10 +456,10 @@ def test_way_with_another_recipe_is_asked_again(
     # The last row counts, so going back to the first recipe writes its rows again.
     for ways in (changed, [way for way in WAYS if way.name in FEW]):
         before = rows.read()
-        measure("again.jsonl", "prompt").ask("test", ways)
+        measure("again.jsonl", "prompt").ask(ways)
         asked = of_kind(rows.read()[len(before) :], "score")
         assert [(row["way"], row["task"]) for row in asked] == [("prompt", "parity"), ("prompt", "sums")]
-        measure("again.jsonl", "prompt").ask("test", ways)
+        measure("again.jsonl", "prompt").ask(ways)
         assert of_kind(rows.read(), "score") == [*of_kind(before, "score"), *asked]
 
 
@@ -453,14 +471,14 @@ def test_gates_fitted_on_other_items_are_not_taken(
 ) -> None:
     monkeypatch.setattr(paper_measure, "FIT_ITEMS", 32)
     measurement = measure("other-items.jsonl", "prompt")
-    measurement.ask("test", [way for way in WAYS if way.name in (MAJORITY, "prompt")])
+    measurement.ask([way for way in WAYS if way.name in (MAJORITY, "prompt")])
     assert {row["way"] for row in of_kind(measurement.rows.read(), "score")} == {MAJORITY}
     assert "prompt: left out, because `prompt` was not made" in capsys.readouterr().err
 
 
 def test_set_with_the_most_ways_is_shown_and_the_largest_compared() -> None:
     rows = [
-        {"kind": kind, "members": members, "tasks": tasks, "way": way, "stage": "test"}
+        {"kind": kind, "members": members, "tasks": tasks, "way": way}
         for members, tasks, ways in (("few", 2, (MEMBER, "prompt", "token")), ("all", 3, (MEMBER, "prompt")))
         for way in ways
         for kind in ("score", "summary")
@@ -505,15 +523,15 @@ def test_page_shows_the_committed_rows() -> None:
 
 def test_sentences_about_missed_goals_are_those_of_the_rows() -> None:
     rows = RowsFile(ROWS).read()
-    tasks = scores_of(rows, "test", compared_set(rows, PROMPT.name))[PROMPT.name]
+    tasks = scores_of(rows, compared_set(rows, PROMPT.name))[PROMPT.name]
     missed = {name: row["items"] - row["decided"].get(name, 0) for name, row in tasks.items()}
     assert (len(tasks), sum(row["items"] for row in tasks.values())) == (22, 704)
     assert (sum(missed.values()), missed["vitaminc_fact_verification"]) == (10, 5)
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     assert "ten prompts of 704 went to another member, five of them of `vitaminc_fact_verification`" in page
-    few, all_of_them = (scores_of(rows, "test", members)["token"] for members in sets_of(rows))
+    few, all_of_them = (scores_of(rows, members)["token"] for members in sets_of(rows))
     rightly = [mean(row["tokens_rightly"] for row in own.values()) for own in (all_of_them, few)]
-    found = summaries_of(rows, sets_of(rows)[0], "test")
+    found = summaries_of(rows, sets_of(rows)[0])
     assert (
         f"after {100 * found['token']['mean'] / found[MEMBER]['mean']:.1f} % with {len(few)} members" in page
     )
@@ -524,14 +542,13 @@ def test_sentences_about_missed_goals_are_those_of_the_rows() -> None:
 def test_committed_summaries_are_those_of_the_committed_scores() -> None:
     """The means of all, and one interval, because an interval takes long."""
     rows = RowsFile(ROWS).read()
-    for stage in ("validation", "test"):
-        for members in sets_of(rows):
-            scores = scores_of(rows, stage, members)
-            for row in of_kind(rows, "summary", stage=stage, members=members):
-                tasks = scores[row["way"]]
-                assert (row["mean"], row["difference"]) == means_of(tasks, scores.get(MEMBER))
-                if row["way"] == MEMBER and members == shown_set(rows):
-                    assert row["interval"] == interval([each["scores"] for each in tasks.values()])
+    for members in sets_of(rows):
+        scores = scores_of(rows, members)
+        for row in of_kind(rows, "summary", members=members):
+            tasks = scores[row["way"]]
+            assert (row["mean"], row["difference"]) == means_of(tasks, scores.get(MEMBER))
+            if row["way"] == MEMBER and members == shown_set(rows):
+                assert row["interval"] == interval([each["scores"] for each in tasks.values()])
 
 
 def test_page_without_rows_names_what_is_missing() -> None:
