@@ -29,7 +29,7 @@ from .launch import check_launch
 from .options import TrainingOptions
 from .outcome import TrainingOutcome
 from .routed_model import routed_model
-from .samples import OrderedSamples, balanced_order
+from .samples import OrderedSamples, balanced_order, longest_first
 from .trainer import GateTrainer, state_of
 
 
@@ -80,7 +80,8 @@ def train_gates(
     check_launch(options)
     names = bundle.config.names
     samples = [_encode(data[name], place, fitted, tokenizer) for place, name in enumerate(names)]
-    order = balanced_order([len(own) for own in samples], options.steps * options.batch_size, options.seed)
+    drawn = balanced_order([len(own) for own in samples], options.steps * options.batch_size, options.seed)
+    order = longest_first(drawn, samples, options.batch_size)
     start = _start(fitted, options)
     description = _describe(base, bundle, fitted, data, options)
     state = from_first(lambda: _open_state(description, start, options))

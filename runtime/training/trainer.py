@@ -32,6 +32,9 @@ from .samples import OrderedSamples, collate
 
 # Of how many of the last steps the losses are reported.
 _REPORTED_STEPS = 20
+# Samples in one pass of a process. A step of more takes several passes, whose gradients are added: all of it at
+# once would be padded to its longest sample, and its logits alone can be larger than the base.
+MAX_PASS_SAMPLES = 4
 
 
 class GateTrainer(Trainer):
@@ -62,6 +65,7 @@ class GateTrainer(Trainer):
         self._options = options
         self._start = state
         self.losses: list[tuple[float, float, float]] = []
+        self._measured: list[Tensor] = []
         super().__init__(
             model=model,
             args=_arguments(options, state.step, folder),
@@ -112,10 +116,10 @@ class GateTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return the mean over a batch of the language model's loss plus c times the gates'.
+        """Return the mean over the samples of a pass of the language model's loss plus c times the gates'.
 
         Raises:
-            DataRefused: it is not finite, in this process or another.
+            DataRefused: that of a step is not finite, in this process or another.
         """
         # The base's dropout would only blur what gates read, and a resumed training would need its random
         # numbers.
@@ -131,13 +135,15 @@ class GateTrainer(Trainer):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         language = language_losses(logits, ids, mask, inputs["prompt_tokens"]).mean()
         gates = passes[0].loss.to(language.device).mean()
-        self._note(
-            torch.stack([language.detach(), gates.detach(), passes[0].right.mean().to(language.device)])
-        )
+        right = passes[0].right.mean().to(language.device)
+        self._measured.append(torch.stack([language.detach(), gates.detach(), right]))
+        if len(self._measured) == self.args.gradient_accumulation_steps:
+            self._note(torch.stack(self._measured).mean(dim=0))
+            self._measured.clear()
         return language + self._options.gate_loss * gates
 
     def _note(self, measured: Tensor) -> None:
-        """Note the losses and the share of a step: the means over all processes, whose batches are equal."""
+        """Note the losses and the share of a step: the means over all processes, whose passes are equal."""
         found = self.accelerator.gather(measured[None]).mean(dim=0).tolist()
         if not all(map(math.isfinite, found)):
             step = self._start.step + self.state.global_step + 1
@@ -253,9 +259,12 @@ def _like(values: Tensor, gate: Tensor) -> Tensor:
 
 
 def _arguments(options: TrainingOptions, done: int, folder: Path) -> TrainingArguments:
+    samples = options.batch_size // process_count()
+    of_a_pass = max(size for size in range(1, MAX_PASS_SAMPLES + 1) if samples % size == 0)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=options.batch_size // process_count(),
+        per_device_train_batch_size=of_a_pass,
+        gradient_accumulation_steps=samples // of_a_pass,
         max_steps=options.steps - done,
         learning_rate=options.learning_rate,
         optim="adamw_torch",

@@ -21,7 +21,7 @@ from support.task_data import make_fit_workplace
 
 NAMES = ("rank4", "rank8", "rslora16")
 SCRIPT = training_process.__file__
-OPTIONS = ("steps=8", "batch_size=4", "learning_rate=0.01", "checkpoint_steps=3")
+OPTIONS = ("steps=8", "batch_size=12", "learning_rate=0.01", "checkpoint_steps=3")
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "ACCELERATE_TORCH_DEVICE": "cpu",

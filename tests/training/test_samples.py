@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meteora_registry.runtime.fitting.sequences import LabelledTokens, encode_samples
 from meteora_registry.runtime.fitting.task_data import Sample
-from meteora_registry.runtime.training.samples import OrderedSamples, balanced_order, collate
+from meteora_registry.runtime.training.samples import OrderedSamples, balanced_order, collate, longest_first
 from support.task_data import tiny_tokenizer
 
 
@@ -44,6 +44,17 @@ def test_order_is_that_of_its_seed() -> None:
 
 def test_more_draws_begin_with_the_same_members() -> None:
     assert Counter(balanced_order([9, 2, 4], 30, 0)[:, 0].tolist()) == {0: 10, 1: 10, 2: 10}
+
+
+def test_samples_of_a_step_are_read_longest_first() -> None:
+    members = [[LabelledTokens((1,) * size, (0,) * size) for size in sizes] for sizes in ((2, 9), (5, 5, 1))]
+    order = balanced_order([2, 3], 12, 0)
+    sorted_order = longest_first(order, members, 4)
+    for begin in range(0, 12, 4):
+        step, of_length = order[begin : begin + 4].tolist(), sorted_order[begin : begin + 4].tolist()
+        # Of equally long ones the one that was drawn first.
+        assert of_length == sorted(step, key=lambda each: -len(members[each[0]][each[1]].ids))
+    assert sorted_order.tolist() != order.tolist()
 
 
 def test_batch_has_the_tokens_in_order_and_states_where_answers_begin() -> None:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from meteora_registry.files.progress import Progress
-from meteora_registry.runtime.training import TrainingOptions
+from meteora_registry.kernels.reference import relative_error
+from meteora_registry.runtime.training import TrainingOptions, trainer
 from meteora_registry.runtime.training.samples import balanced_order
 from meteora_registry.runtime.training.train import TrainedGates
 from meteora_registry.schemas.digest import Digest
@@ -70,6 +71,23 @@ def test_training_from_zero_reaches_most_choices(training_workplace: Workplace) 
 def test_same_training_gives_the_same_bits(training_workplace: Workplace, short: TrainedGates) -> None:
     assert same_bits(training_workplace.train(SHORT), short)
     assert not same_bits(training_workplace.train(replace(SHORT, seed=1)), short)
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+def test_samples_of_a_pass_do_not_show_in_the_gates(
+    training_workplace: Workplace, short: TrainedGates, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "MAX_PASS_SAMPLES", samples)
+    found = training_workplace.train(SHORT)
+    for path, values in found.gates.values.items():
+        for value, expected in zip(values, short.gates.values[path], strict=True):
+            # Adam divides by the root of a mean of squares: a rounding of a tiny gradient shows in the gate.
+            assert relative_error(value, expected) <= 1e-4
+    first, second = found.outcome, short.outcome
+    assert first.reported_steps == second.reported_steps == 12
+    assert (first.language_loss, first.gate_loss, first.right) == pytest.approx(
+        (second.language_loss, second.gate_loss, second.right), rel=1e-5
+    )
 
 
 def test_record_states_how_and_on_what(training_workplace: Workplace, short: TrainedGates) -> None:
