@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,30 +21,40 @@ import meteora_registry as meteora
 from benchmarks.pages import Row
 from meteora_registry.runtime.training import TrainingOptions
 
+from .fits import FORM
+
 OPTIONS = TrainingOptions(start="zero", steps=12, batch_size=8, checkpoint_steps=4)
 KILLED_AT = 7
 
 
-def killed_row(fused: Path, base: Path, data: Path, options: TrainingOptions, killed_at: int) -> Row:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The folders of a training: the fused bundle, the base, the data and the parts of its closed form."""
+
+    fused: Path
+    base: Path
+    data: Path
+    statistics: Path
+
+
+def killed_row(place: Place, options: TrainingOptions, killed_at: int) -> Row:
     """Return how many steps the kill cost, and whether the gates are the same bit for bit.
 
     Args:
-        fused: the folder of a bundle.
-        base: the base's folder.
-        data: the folder with the texts of its members.
+        place: its folders.
         options: of the training, without a checkpoint.
         killed_at: the process dies when this step is done.
     """
     with TemporaryDirectory(prefix="meteora-killed-") as scratch:
         kept = replace(options, checkpoint=Path(scratch) / "state")
         process = multiprocessing.get_context("spawn").Process(
-            target=_train, args=(fused, base, data, kept, Path(scratch) / "killed", _Killer(killed_at))
+            target=_train, args=(place, kept, Path(scratch) / "killed", _Killer(killed_at))
         )
         process.start()
         process.join()
         steps = _Steps()
-        _train(fused, base, data, kept, Path(scratch) / "resumed", steps)
-        _train(fused, base, data, options, Path(scratch) / "whole", lambda *_: None)
+        _train(place, kept, Path(scratch) / "resumed", steps)
+        _train(place, options, Path(scratch) / "whole", lambda *_: None)
         resumed, whole = (
             load_file(Path(scratch) / name / "adapter_model.safetensors") for name in ("resumed", "whole")
         )
@@ -61,15 +71,13 @@ def killed_row(fused: Path, base: Path, data: Path, options: TrainingOptions, ki
 
 
 def _train(
-    fused: Path,
-    base: Path,
-    data: Path,
-    options: TrainingOptions,
-    folder: Path,
-    progress: Callable[[str, int, int], None],
+    place: Place, options: TrainingOptions, folder: Path, progress: Callable[[str, int, int], None]
 ) -> None:
-    with meteora.FusedBundle.open(fused, base=base) as bundle:
-        bundle.fit(data, training=options, progress=progress).save(folder)
+    with meteora.FusedBundle.open(place.fused, base=place.base) as bundle:
+        # They spare each run the closed form, which is computed whatever the gates begin with.
+        bundle.fit(
+            place.data, form=FORM, training=options, statistics=place.statistics, progress=progress
+        ).save(folder)
 
 
 class _Killer:

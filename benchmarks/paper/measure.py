@@ -44,7 +44,7 @@ from .decisions import decide_unit, decision_units, validation_units
 from .evaluate import Prepared, Unit, score_unit
 from .fits import COMPOSITE_FITS, FIT_ITEMS, Fit, cost_file, fit_folder, fits_for, make_fit
 from .items import Item, digest_of_items, fit_lines, read_items
-from .killed import KILLED_AT, OPTIONS, killed_row
+from .killed import KILLED_AT, OPTIONS, Place, killed_row
 from .pool import run_units
 from .rows import RowsFile, of_kind
 from .summary import last_decisions, scores_of, summaries
@@ -279,8 +279,13 @@ class Measurement:
     def kill_training(self, options: TrainingOptions = OPTIONS, killed_at: int = KILLED_AT) -> None:
         """Write a row for a training that is killed and goes on, unless there is one of this training."""
         facts = {"settings": options.settings.model_dump(mode="json"), "killed_at": killed_at}
-        if not of_kind(self.rows.read(), "killed", members=self.members, **facts):
-            self._write(killed_row(self._fused(1), self._base, self._data, options, killed_at))
+        if of_kind(self.rows.read(), "killed", members=self.members, **facts):
+            return
+        # Those that members come and go with, if they are there.
+        statistics = next(_statistics_of(folder) for fit, folder in self._fits.items() if fit.name == "token")
+        keep_statistics(self._fused(1), self._base, self._data, "token", statistics)
+        place = Place(self._fused(1), self._base, self._data, statistics)
+        self._write(killed_row(place, options, killed_at))
 
     def cost_xlora(self) -> None:
         """Write a row of what X-LoRA costs with these members, unless there is one."""
@@ -303,7 +308,7 @@ class Measurement:
                 scope,
                 member,
                 fitted,
-                fitted.with_name(f"{fitted.name}.statistics"),
+                _statistics_of(fitted),
                 self._base,
                 tuple((name, self._folders[name]) for name in self.tasks),
                 self._data,
@@ -373,6 +378,11 @@ class Measurement:
         machine = description("cpu") | {name: version_of(name) for name in ("transformers", "peft")}
         facts = {"members": self.members, "tasks": len(self.tasks), "machine": machine}
         self.rows.append(row | facts)
+
+
+def _statistics_of(fitted: Path) -> Path:
+    """Return the folder of each member's part in the gates of a bundle."""
+    return fitted.with_name(f"{fitted.name}.statistics")
 
 
 def train_unit(base: Path, unit: tuple[AdapterRecipe, dict[str, list[Item]], Path]) -> None:

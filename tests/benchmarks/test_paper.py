@@ -285,7 +285,7 @@ def test_members_come_and_go(measured: Measurement, measure: Callable[..., Measu
 
 @pytest.mark.slow
 def test_training_is_killed_and_goes_on(measured: Measurement, measure: Callable[..., Measurement]) -> None:
-    measurement = measure("killed.jsonl", "prompt")
+    measurement = measure("killed.jsonl", "token")
     options = TrainingOptions(start="zero", steps=5, batch_size=2, checkpoint_steps=2)
     measurement.kill_training(options, killed_at=3)
     measurement.kill_training(options, killed_at=3)
