@@ -39,6 +39,12 @@ def compared_set(rows: Sequence[Row], way: str) -> str | None:
     return found[-1] if found else None
 
 
+def largest_of(rows: Sequence[Row], kind: str) -> list[Row]:
+    """Return the rows of a kind that are of the largest set of members that has any."""
+    found = [of_kind(rows, kind, members=members) for members in sets_of(rows)]
+    return next((own for own in reversed(found) if own), [])
+
+
 def scores_of(rows: Iterable[Row], members: str | None) -> dict[str, Tasks]:
     """Return the score rows of a set of members by way and task, of repeated ones the last."""
     found: dict[str, Tasks] = {}
@@ -124,6 +130,7 @@ def _differences(tasks: Tasks, member: Tasks | None) -> list[list[float]] | None
 
 
 def interval(tasks: Sequence[Sequence[float]]) -> list[float] | None:
-    """Return the two ends of the 95 % interval of the mean of the tasks' means."""
-    found = interval_of(tasks)
+    """Return the two ends of the 95 % interval of the mean of the tasks' means, whatever their order."""
+    # The bootstrap takes its random numbers in the order of the tasks, which is that of their answers.
+    found = interval_of(sorted(tasks))
     return None if found is None else [round(found.low, 6), round(found.high, 6)]

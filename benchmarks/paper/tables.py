@@ -20,6 +20,7 @@ from .summary import (
     compared_set,
     confidences_of,
     is_complete,
+    largest_of,
     last_decisions,
     scores_of,
     sets_of,
@@ -111,11 +112,11 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "tasks": _tasks,
         "confusions": _confusions,
         "decisions": _decisions,
-        "changes": _changes,
-        "killed": _killed,
-        "xlora": _xlora,
+        "changes": lambda found, _: _changes(found),
+        "killed": lambda found, _: _killed(found),
+        "xlora": lambda found, _: _xlora(found),
         "composites": lambda found, _: _composites(found),
-        "validation": _choices,
+        "validation": lambda found, _: _choices(found),
         "adapters": _adapters,
         "fits": _fits,
     }
@@ -305,8 +306,8 @@ def _decisions(rows: Sequence[Row], members: str | None) -> list[str]:
     return [*lines, "", f"![ROC: own prompts lost, and others left to the base](images/{ROC.name})"]
 
 
-def _changes(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = last_by(of_kind(rows, "change", members=members), ("scope", "member")).values()
+def _changes(rows: Sequence[Row]) -> list[str]:
+    found = last_by(largest_of(rows, "change"), ("scope", "member")).values()
     if not found:
         return [NOT_MEASURED]
     lines = table(
@@ -331,7 +332,7 @@ def _changes(rows: Sequence[Row], members: str | None) -> list[str]:
             *(_median_seconds(own, change) for change in ("remove", "add", "replace")),
         ]
         lines.append(line(scope, len(own), *cells))
-    for row in last_by(of_kind(rows, "parts", members=members), ("scope",)).values():
+    for row in last_by(largest_of(rows, "parts"), ("scope",)).values():
         same = "the same bit for bit as" if row["same_gates"] else "others than"
         lines += [
             "",
@@ -373,8 +374,8 @@ def _score(row: Row) -> float:
     return float(np.mean(row["scores"]))
 
 
-def _killed(rows: Sequence[Row], members: str | None) -> list[str]:
-    found = of_kind(rows, "killed", members=members)
+def _killed(rows: Sequence[Row]) -> list[str]:
+    found = largest_of(rows, "killed")
     if not found:
         return [NOT_MEASURED]
     row = found[-1]
@@ -386,14 +387,14 @@ def _killed(rows: Sequence[Row], members: str | None) -> list[str]:
     ]
 
 
-def _choices(rows: Sequence[Row], members: str | None) -> list[str]:
-    """Return what the candidates decided, with the largest set of members that has such rows."""
-    asked = [own for own in sets_of(rows) if of_kind(rows, "choice", members=own)]
+def _choices(rows: Sequence[Row]) -> list[str]:
+    """Return what the candidates decided."""
+    asked = largest_of(rows, "choice")
     if not asked:
         return [NOT_MEASURED]
     lines = table("served by", "members", "validation prompts", "decided rightly")
     for way in CANDIDATES:
-        found = last_by(of_kind(rows, "choice", members=asked[-1], way=way.name), ("task",)).values()
+        found = last_by(of_kind(asked, "choice", way=way.name), ("task",)).values()
         if found:
             prompts = sum(sum(row["decided"].values()) for row in found)
             right = sum(row["decided"].get(row["task"], 0) for row in found)
@@ -403,9 +404,9 @@ def _choices(rows: Sequence[Row], members: str | None) -> list[str]:
     return lines
 
 
-def _xlora(rows: Sequence[Row], members: str | None) -> list[str]:
+def _xlora(rows: Sequence[Row]) -> list[str]:
     """Return what a few steps cost, and what all would if each cost the same."""
-    found = of_kind(rows, "xlora")
+    found = largest_of(rows, "xlora")
     if not found:
         return [NOT_MEASURED]
     row = found[-1]

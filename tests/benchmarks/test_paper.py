@@ -529,6 +529,14 @@ def test_sentences_about_missed_goals_are_those_of_the_rows() -> None:
     assert (sum(missed.values()), missed["vitaminc_fact_verification"]) == (10, 5)
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     assert "ten prompts of 704 went to another member, five of them of `vitaminc_fact_verification`" in page
+    more = scores_of(rows, compared_set(rows, PROMPT_MORE.name))[PROMPT_MORE.name]
+    assert sum(row["decided"].get(name, 0) for name, row in more.items()) == 704 - 10
+    chosen = {
+        way: sum(row["decided"].get(row["task"], 0) for row in of_kind(rows, "choice", way=way.name))
+        for way in CANDIDATES
+    }
+    assert chosen[PROMPT_MORE] > chosen[PROMPT]
+    assert "rightly, and the same number of the test items" in page
     few, all_of_them = (scores_of(rows, members)["token"] for members in sets_of(rows))
     rightly = [mean(row["tokens_rightly"] for row in own.values()) for own in (all_of_them, few)]
     found = summaries_of(rows, sets_of(rows)[0])
