@@ -19,7 +19,6 @@ from .summary import (
     Tasks,
     compared_set,
     confidences_of,
-    is_complete,
     largest_of,
     last_decisions,
     scores_of,
@@ -104,7 +103,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return the lines of each section by its name."""
     members = shown_set(rows)
     made: dict[str, Callable[[Sequence[Row], str | None], list[str]]] = {
-        "state": _state,
+        "state": lambda found, _: _state(found),
         "sets": lambda found, _: _sets(found),
         "needs": lambda found, _: _needs(found),
         "goals": lambda found, _: _goals(found),
@@ -123,19 +122,16 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: lines_of(rows, members) for name, lines_of in made.items()}
 
 
-def _state(rows: Sequence[Row], members: str | None) -> list[str]:
-    """Return which tasks and ways have rows and which have none."""
-    asked = scores_of(rows, members)
-    tasks = {task for found in asked.values() for task in found}
-    ways = [way.name for way in WAYS if way.name in asked and is_complete(asked[way.name])]
-    begun = [way.name for way in WAYS if way.name in asked and way.name not in ways]
+def _state(rows: Sequence[Row]) -> list[str]:
+    """Return which tasks and ways have rows, with any set of members, and which have none."""
+    asked = [scores_of(rows, members) for members in sets_of(rows)]
+    tasks = {task for found in asked for own in found.values() for task in own}
+    ways = {way for found in asked for way in found}
     return [
         f"- Tasks on the test items: {_listed([task.name for task in TASKS if task.name in tasks])}.",
         f"- Tasks without rows: {_listed([task.name for task in TASKS if task.name not in tasks])}.",
         f"- Tasks of the paper that cannot be measured here: {_listed(list(MISSING))}.",
-        f"- Ways that answered every task: {_listed(ways)}.",
-        f"- Ways that answered some: {_listed(begun)}.",
-        f"- Ways without rows: {_listed([way.name for way in WAYS if way.name not in asked])}.",
+        f"- Ways without rows: {_listed([way.name for way in WAYS if way.name not in ways])}.",
     ]
 
 
