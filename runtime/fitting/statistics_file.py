@@ -257,13 +257,9 @@ def pack(second: Tensor) -> Tensor:
 
 def unpack(upper: Tensor, size: int) -> Tensor:
     """Return the symmetric matrix ``[size, size]`` of which ``pack`` returned the upper triangle."""
-    second, start = torch.zeros(size, size, dtype=upper.dtype), 0
-    for place in range(size):
-        row = upper[start : start + size - place]
-        second[place, place:] = row
-        second[place:, place] = row
-        start += len(row)
-    return second
+    is_upper = torch.ones(size, size, dtype=torch.bool).triu_()
+    second = torch.zeros(size, size, dtype=upper.dtype).masked_scatter_(is_upper, upper)
+    return second + second.triu(1).T
 
 
 def held_out_prompts(form: PromptForm, prompts: Sequence[LabelledTokens]) -> HeldOutPrompts:

@@ -19,6 +19,7 @@ from ...schemas.bundle import TENSOR_GATE, TENSOR_GATE_BIAS, Fitting, FittingDat
 from ...schemas.errors import DataRefused
 from ...schemas.training import TrainingDescription
 from ..fitting import FittedGates, TaskData, write_as
+from ..fitting.chat_template import ChatTemplate
 from ..fitting.fit import describe_tokens
 from ..fitting.forms import template_tokens
 from ..fitting.sequences import LabelledTokens, count_tokens, encode_samples
@@ -79,7 +80,8 @@ def train_gates(
     """
     check_launch(options)
     names = bundle.config.names
-    samples = [_encode(data[name], place, fitted, tokenizer) for place, name in enumerate(names)]
+    with ChatTemplate(tokenizer):
+        samples = [_encode(data[name], place, fitted, tokenizer) for place, name in enumerate(names)]
     drawn = balanced_order([len(own) for own in samples], options.steps * options.batch_size, options.seed)
     order = longest_first(drawn, samples, options.batch_size)
     start = _start(fitted, options)
