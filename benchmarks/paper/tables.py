@@ -111,6 +111,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "tasks": _tasks,
         "confusions": _confusions,
         "decisions": _decisions,
+        "parts": lambda found, _: _parts(found),
         "changes": lambda found, _: _changes(found),
         "killed": lambda found, _: _killed(found),
         "xlora": lambda found, _: _xlora(found),
@@ -328,12 +329,18 @@ def _changes(rows: Sequence[Row]) -> list[str]:
             *(_median_seconds(own, change) for change in ("remove", "add", "replace")),
         ]
         lines.append(line(scope, len(own), *cells))
-    for row in last_by(largest_of(rows, "parts"), ("scope",)).values():
-        same = "the same bit for bit as" if row["same_gates"] else "others than"
-        lines += [
-            "",
-            f"From the parts alone the gates of `{row['scope']}` are {same} those of the joint fit.",
-        ]
+    return lines
+
+
+def _parts(rows: Sequence[Row]) -> list[str]:
+    """Return for each scope whether the members' parts alone give the gates of the joint fit."""
+    found = last_by(largest_of(rows, "parts"), ("scope",)).values()
+    if not found:
+        return [NOT_MEASURED]
+    lines = table("scope", "members", "rows of gates", "as in the joint fit")
+    for row in found:
+        same = "bit for bit" if row["same_gates"] else "not the same"
+        lines.append(line(row["scope"], row["tasks"], row["gates"], same))
     return lines
 
 

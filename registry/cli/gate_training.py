@@ -38,7 +38,7 @@ _OPTIONS = {
         "--learning-rate",
         metavar="RATE",
         type=float,
-        help="With sgd: of Adam, at the first step; it falls linearly to zero. Default: 0.001.",
+        help="With sgd: of Adam, at the first step; it falls linearly to zero. Default: 0.1.",
     ),
     "steps": click.option("--steps", metavar="N", type=_COUNT, help="With sgd: how many. Default: 500."),
     "batch_size": click.option(

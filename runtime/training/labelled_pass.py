@@ -32,8 +32,8 @@ class LabelledPass(TokenPass):
             return super().choose(path, x, gate)
         logits = gate_logits(x, gate.weight, gate.bias, kind=gate.kind, eps=gate.eps)
         self._compare(logits)
-        # The softmax over one logit is 1 whatever that is. Its gradient, zero, would take a backward pass through
-        # the whole base.
+        # The softmax over one logit is 1 whatever that is. Its gradient, zero, would take a backward pass
+        # through the whole base.
         chosen = logits if gate.top_k > 1 else logits.detach()
         routing = select_top_k(chosen, gate.top_k, temperature=gate.temperature)
         self.report(path, routing, x)

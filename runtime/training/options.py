@@ -23,7 +23,9 @@ class TrainingOptions:
     Attributes:
         start: the gates in closed form, or gates that are zero.
         gate_loss: c, the weight of the gates' cross-entropy beside the loss of the language model.
-        learning_rate: of Adam, at the first step; it falls linearly to zero.
+        learning_rate: of Adam, at the first step; it falls linearly to zero. Gates read inputs of length 1,
+            so their weights are large, about 5 in a closed form, and a rate as for a model's own weights
+            moves nothing.
         steps: how many there are.
         batch_size: samples in each step, of all processes together; every member has the same share.
         seed: of the order of the samples.
@@ -33,7 +35,7 @@ class TrainingOptions:
 
     start: Start = "closed-form"
     gate_loss: float = 1.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.1
     steps: int = 500
     batch_size: int = 8
     seed: int = 0

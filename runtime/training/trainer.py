@@ -32,8 +32,8 @@ from .samples import OrderedSamples, collate
 
 # Of how many of the last steps the losses are reported.
 _REPORTED_STEPS = 20
-# Samples in one pass of a process. A step of more takes several passes, whose gradients are added: all of it at
-# once would be padded to its longest sample, and its logits alone can be larger than the base.
+# Samples in one pass of a process. A step of more takes several passes, whose gradients are added: all of it
+# at once would be padded to its longest sample, and its logits alone can be larger than the base.
 MAX_PASS_SAMPLES = 4
 
 

@@ -49,7 +49,7 @@ def test_training_registers_a_verified_version_that_states_it(run: Run, workplac
         printed,
     )
     shown = json.loads(run("show", "bundle@2", "--format", "json").stdout)
-    assert shown["gate_fitted"].startswith("sgd (c 1, learning rate 0.001, 4 steps of 2, seed 0) from lda, ")
+    assert shown["gate_fitted"].startswith("sgd (c 1, learning rate 0.1, 4 steps of 2, seed 0) from lda, ")
     assert [(each["level"], each["outcome"]) for each in shown["verifications"]] == [("source", "pass")]
     config = json.loads((workplace / "trained" / "adapter_config.json").read_bytes())
     assert config["gate"]["scope"] == "token"
@@ -161,7 +161,7 @@ def test_registry_trains_gates(run: Run, workplace: Path) -> None:
         )
     assert found.training is not None
     assert (found.training.steps, found.version.gate_scope) == (2, "token")
-    assert found.fitting.method.startswith("sgd (c 1, learning rate 0.001, 2 steps of 2, seed 0) from zero")
+    assert found.fitting.method.startswith("sgd (c 1, learning rate 0.1, 2 steps of 2, seed 0) from zero")
     with meteora.FusedBundle.open(workplace / "bundle", base=workplace / "base") as fused:
         trained = fused.fit(workplace / "data", training=options)
     assert trained.bundle.config.gate == Bundle.open(workplace / "from-python").config.gate
