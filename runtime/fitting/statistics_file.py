@@ -49,6 +49,8 @@ from .moments import Moments
 from .sequences import NO_MEMBER, LabelledTokens
 
 _SHOWN_VALUES = 32
+# Rows of a symmetric matrix whose other half is written at once.
+_MIRRORED_ROWS = 512
 ANEW = "fit with the data of every member, and keep the statistics in a new folder"
 
 
@@ -257,9 +259,15 @@ def pack(second: Tensor) -> Tensor:
 
 def unpack(upper: Tensor, size: int) -> Tensor:
     """Return the symmetric matrix ``[size, size]`` of which ``pack`` returned the upper triangle."""
-    is_upper = torch.ones(size, size, dtype=torch.bool).triu_()
-    second = torch.zeros(size, size, dtype=upper.dtype).masked_scatter_(is_upper, upper)
-    return second + second.triu(1).T
+    second = torch.zeros(size, size, dtype=upper.dtype)
+    second.masked_scatter_(torch.ones(size, size, dtype=torch.bool).triu_(), upper)
+    # A block at a time: a whole transposed copy would take as much memory as the matrix.
+    for start in range(0, size, _MIRRORED_ROWS):
+        end = start + _MIRRORED_ROWS
+        corner = second[start:end, start:end]
+        corner += corner.triu(1).T
+        second[end:, start:end] = second[start:end, end:].T
+    return second
 
 
 def held_out_prompts(form: PromptForm, prompts: Sequence[LabelledTokens]) -> HeldOutPrompts:

@@ -18,6 +18,8 @@ from meteora_registry.runtime.fitting.sequences import LabelledTokens
 from meteora_registry.runtime.fitting.statistics_file import (
     StatisticsFile,
     held_out_prompts,
+    pack,
+    unpack,
     written_statistics,
 )
 from meteora_registry.schemas.digest import Digest
@@ -63,6 +65,15 @@ def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
         value = json.loads(opened.metadata()["meteora_statistics"])
     change(tensors, value)
     save_file(tensors, file, metadata={"meteora_statistics": json.dumps(value)})
+
+
+@pytest.mark.parametrize("size", [1, 2, 511, 512, 513, 1100])
+def test_symmetric_matrix_comes_back_from_its_triangle(size: int) -> None:
+    drawn = torch.randn(size, size)
+    matrix = drawn + drawn.T
+    upper = pack(matrix)
+    assert upper.shape == (size * (size + 1) // 2,)
+    assert torch.equal(unpack(upper, size), matrix)
 
 
 def test_statistics_come_back_by_any_module_of_an_input(file: Path, moments: Moments) -> None:
