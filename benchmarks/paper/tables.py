@@ -102,25 +102,29 @@ def page_of(rows: Sequence[Row], page: str) -> str:
 def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return the lines of each section by its name."""
     members = shown_set(rows)
-    made: dict[str, Callable[[Sequence[Row], str | None], list[str]]] = {
-        "state": lambda found, _: _state(found),
-        "sets": lambda found, _: _sets(found),
-        "needs": lambda found, _: _needs(found),
-        "goals": lambda found, _: _goals(found),
+    of_all: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+        "state": _state,
+        "sets": _sets,
+        "needs": _needs,
+        "goals": _goals,
+        "parts": _parts,
+        "changes": _changes,
+        "killed": _killed,
+        "xlora": _xlora,
+        "composites": _composites,
+        "validation": _choices,
+    }
+    of_one: dict[str, Callable[[Sequence[Row], str | None], list[str]]] = {
         "test": _ways,
         "tasks": _tasks,
         "confusions": _confusions,
         "decisions": _decisions,
-        "parts": lambda found, _: _parts(found),
-        "changes": lambda found, _: _changes(found),
-        "killed": lambda found, _: _killed(found),
-        "xlora": lambda found, _: _xlora(found),
-        "composites": lambda found, _: _composites(found),
-        "validation": lambda found, _: _choices(found),
         "adapters": _adapters,
         "fits": _fits,
     }
-    return {name: lines_of(rows, members) for name, lines_of in made.items()}
+    return {name: lines_of(rows) for name, lines_of in of_all.items()} | {
+        name: lines_of(rows, members) for name, lines_of in of_one.items()
+    }
 
 
 def _state(rows: Sequence[Row]) -> list[str]:
@@ -294,8 +298,7 @@ def _decisions(rows: Sequence[Row], members: str | None) -> list[str]:
     for (group, form), values in confidences.items():
         own = of_kind(found, "decisions", group=group, form=form)
         left = sum(value < DEFAULT_ABSTAIN for value in values)
-        low, high = wilson_interval(left, len(values))
-        share = f"{percent(left / len(values))} ({100 * low:.1f} to {100 * high:.1f})"
+        share = _share(left, len(values))
         right, area = "", f"{area_under_curve(confidences['own', form], values):.3f}"
         if group == "own":
             right, area = percent(sum(row["decided"].get(row["task"], 0) for row in own) / len(values)), ""
@@ -357,7 +360,7 @@ def _composites(rows: Sequence[Row]) -> list[str]:
     for row in ranked:
         oracle = last.get((row["size"], row["form"], ORACLE))
         cells = (
-            _with_interval(_score(row), row["interval"], percent(_score(row))),
+            _with_interval(percent(_score(row)), row["interval"]),
             "" if row["way"] == ORACLE else _of_oracle(row, oracle),
             percent(row["answered"] / (row["size"] * row["prompts"])),
             f"{row['seconds'] / row['prompts']:.1f} s",
@@ -401,9 +404,7 @@ def _choices(rows: Sequence[Row]) -> list[str]:
         if found:
             prompts = sum(sum(row["decided"].values()) for row in found)
             right = sum(row["decided"].get(row["task"], 0) for row in found)
-            low, high = wilson_interval(right, prompts)
-            share = f"{percent(right / prompts)} ({100 * low:.1f} to {100 * high:.1f})"
-            lines.append(line(way.name, len(found), prompts, share))
+            lines.append(line(way.name, len(found), prompts, _share(right, prompts)))
     return lines
 
 
@@ -439,16 +440,20 @@ def _median_seconds(rows: Sequence[Row], change: str) -> str:
 
 
 def _mean(row: Row) -> str:
-    return _with_interval(row["mean"], row["interval"], percent(row["mean"]))
+    return _with_interval(percent(row["mean"]), row["interval"])
 
 
 def _difference(row: Row) -> str:
     if row["difference"] is None or row["way"] == MEMBER:
         return ""
-    return _with_interval(row["difference"], row["difference_interval"], f"{100 * row['difference']:+.1f}")
+    return _with_interval(f"{100 * row['difference']:+.1f}", row["difference_interval"])
 
 
-def _with_interval(value: float, ends: list[float] | None, text: str) -> str:
+def _share(count: int, total: int) -> str:
+    return _with_interval(percent(count / total), wilson_interval(count, total))
+
+
+def _with_interval(text: str, ends: Sequence[float] | None) -> str:
     return text if ends is None else f"{text} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
 
 
