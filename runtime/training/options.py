@@ -24,8 +24,7 @@ class TrainingOptions:
         start: the gates in closed form, or gates that are zero.
         gate_loss: c, the weight of the gates' cross-entropy beside the loss of the language model.
         learning_rate: of Adam, at the first step; it falls linearly to zero. Gates read inputs of length 1,
-            so their weights are large, about 5 in a closed form, and a rate as for a model's own weights
-            moves nothing.
+            so their weights are large, and a rate as for a model's own weights hardly changes them.
         steps: how many there are.
         batch_size: samples in each step, of all processes together; every member has the same share.
         seed: of the order of the samples.
