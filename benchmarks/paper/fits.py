@@ -80,8 +80,7 @@ def fits_for(members: int) -> tuple[Fit, ...]:
 
 def fit_folder(fit: Fit, lines: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path:
     """Return the folder of a fit's bundle; ``lines`` are the data of each member."""
-    samples = DEFAULT_SAMPLES if fit.samples is None else fit.samples
-    options = asdict(fit_options(fit.scope, FORM, ABSTAIN, samples))
+    options = asdict(fit_options(fit.scope, FORM, ABSTAIN, fit.samples or DEFAULT_SAMPLES))
     made_from = [lines, options, fit.top_k, fit.settings]
     if fit.answers != "by-text":
         made_from.append(fit.answers)

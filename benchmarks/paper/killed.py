@@ -28,7 +28,7 @@ KILLED_AT = 7
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Folders:
     """The folders of a training: the fused bundle, the base, the data and the parts of its closed form."""
 
     fused: Path
@@ -37,24 +37,24 @@ class Place:
     statistics: Path
 
 
-def killed_row(place: Place, options: TrainingOptions, killed_at: int) -> Row:
+def killed_row(folders: Folders, options: TrainingOptions, killed_at: int) -> Row:
     """Return how many steps the kill cost, and whether the gates are the same bit for bit.
 
     Args:
-        place: its folders.
+        folders: where its files are.
         options: of the training, without a checkpoint.
         killed_at: the process dies when this step is done.
     """
     with TemporaryDirectory(prefix="meteora-killed-") as scratch:
         kept = replace(options, checkpoint=Path(scratch) / "state")
         process = multiprocessing.get_context("spawn").Process(
-            target=_train, args=(place, kept, Path(scratch) / "killed", _Killer(killed_at))
+            target=_train, args=(folders, kept, Path(scratch) / "killed", _Killer(killed_at))
         )
         process.start()
         process.join()
         steps = _Steps()
-        _train(place, kept, Path(scratch) / "resumed", steps)
-        _train(place, options, Path(scratch) / "whole", lambda *_: None)
+        _train(folders, kept, Path(scratch) / "resumed", steps)
+        _train(folders, options, Path(scratch) / "whole", lambda *_: None)
         resumed, whole = (
             load_file(Path(scratch) / name / "adapter_model.safetensors") for name in ("resumed", "whole")
         )
@@ -71,12 +71,12 @@ def killed_row(place: Place, options: TrainingOptions, killed_at: int) -> Row:
 
 
 def _train(
-    place: Place, options: TrainingOptions, folder: Path, progress: Callable[[str, int, int], None]
+    folders: Folders, options: TrainingOptions, folder: Path, progress: Callable[[str, int, int], None]
 ) -> None:
-    with meteora.FusedBundle.open(place.fused, base=place.base) as bundle:
+    with meteora.FusedBundle.open(folders.fused, base=folders.base) as bundle:
         # They spare each run the closed form, which is computed whatever the gates begin with.
         bundle.fit(
-            place.data, form=FORM, training=options, statistics=place.statistics, progress=progress
+            folders.data, form=FORM, training=options, statistics=folders.statistics, progress=progress
         ).save(folder)
 
 

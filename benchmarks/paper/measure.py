@@ -44,7 +44,7 @@ from .decisions import decide_unit, decision_units, validation_units
 from .evaluate import Prepared, Unit, score_unit
 from .fits import COMPOSITE_FITS, FIT_ITEMS, Fit, cost_file, fit_folder, fits_for, make_fit
 from .items import Item, digest_of_items, fit_lines, read_items
-from .killed import KILLED_AT, OPTIONS, Place, killed_row
+from .killed import KILLED_AT, OPTIONS, Folders, killed_row
 from .pool import run_units
 from .rows import RowsFile, of_kind
 from .summary import last_decisions, scores_of, summaries
@@ -284,8 +284,8 @@ class Measurement:
         # Those that members come and go with, if they are there.
         statistics = next(_statistics_of(folder) for fit, folder in self._fits.items() if fit.name == "token")
         keep_statistics(self._fused(1), self._base, self._data, "token", statistics)
-        place = Place(self._fused(1), self._base, self._data, statistics)
-        self._write(killed_row(place, options, killed_at))
+        folders = Folders(self._fused(1), self._base, self._data, statistics)
+        self._write(killed_row(folders, options, killed_at))
 
     def cost_xlora(self) -> None:
         """Write a row of what X-LoRA costs with these members, unless there is one."""

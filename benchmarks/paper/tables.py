@@ -340,7 +340,7 @@ def _parts(rows: Sequence[Row]) -> list[str]:
     found = last_by(largest_of(rows, "parts"), ("scope",)).values()
     if not found:
         return [NOT_MEASURED]
-    lines = table("scope", "members", "rows of gates", "as in the joint fit")
+    lines = table("scope", "members", "rows and numbers of gates", "as in the joint fit")
     for row in found:
         same = "bit for bit" if row["same_gates"] else "not the same"
         lines.append(line(row["scope"], row["tasks"], row["gates"], same))
