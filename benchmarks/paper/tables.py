@@ -107,6 +107,7 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
         "sets": _sets,
         "needs": _needs,
         "goals": _goals,
+        "confusions": _confusions,
         "parts": _parts,
         "changes": _changes,
         "killed": _killed,
@@ -117,7 +118,6 @@ def sections(rows: Sequence[Row]) -> dict[str, list[str]]:
     of_one: dict[str, Callable[[Sequence[Row], str | None], list[str]]] = {
         "test": _ways,
         "tasks": _tasks,
-        "confusions": _confusions,
         "decisions": _decisions,
         "adapters": _adapters,
         "fits": _fits,
@@ -247,10 +247,11 @@ def _tasks(rows: Sequence[Row], members: str | None) -> list[str]:
     return lines
 
 
-def _confusions(rows: Sequence[Row], members: str | None) -> list[str]:
-    tasks = scores_of(rows, members).get("prompt", {})
-    if not tasks:
+def _confusions(rows: Sequence[Row]) -> list[str]:
+    members = compared_set(rows, PROMPT.name)
+    if members is None:
         return [NOT_MEASURED]
+    tasks = scores_of(rows, members)[PROMPT.name]
     lines = table("task", "prompts", "decided rightly", "taken for")
     for name in [task.name for task in TASKS if task.name in tasks]:
         row = tasks[name]
